@@ -1,0 +1,178 @@
+"""Every option: frozen, typed, strict. A TOML file or a recipe by name, then command-line overrides."""
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hpcphotoz.errors import BadInput
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Model(_Section):
+    """The network and its redshift bins."""
+
+    name: Literal["compact", "cnn", "inception"] = Field(
+        "compact", description="compact: for laptops; cnn, inception: Campagne 2020 / Pasquet et al. 2019"
+    )
+    bins: int = Field(180, ge=2, description="number of uniform redshift bins")
+    z_min: float = Field(0.0, description="lower edge of the first bin (redshift)")
+    z_max: float = Field(0.4, description="upper edge of the last bin (redshift)")
+    normalisation: Literal["asinh", "sqrt"] = Field(
+        "asinh", description="first layer: asinh(x / scale of the band), or Pasquet's sign(x)(sqrt(|x|+1)-1)"
+    )
+    relu_logits: bool = Field(False, description="keep the public code's ReLU on the logits (cnn, inception)")
+    pool_counts_padding: bool = Field(
+        True, description="inception: stride-1 pooling counts padded zeros (True: torch; False: TensorFlow SAME)"
+    )
+    width: int = Field(32, ge=8, description="compact: channels of the first stage")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Model":
+        if self.z_min >= self.z_max:
+            raise ValueError(f"z_min {self.z_min} must be below z_max {self.z_max}")
+        return self
+
+
+class Data(_Section):
+    """How shards are streamed."""
+
+    block_rows: int = Field(32, ge=1, description="objects a block: neighbours on disk shuffled as one")
+    window_blocks: int = Field(64, ge=1, description="blocks shuffled together, object by object")
+    read_threads: int = Field(2, ge=1, description="threads that read ahead, per rank")
+    read_ahead: int = Field(4, ge=1, description="batches read ahead, per rank")
+    validation: float = Field(0.05, ge=0, lt=1, description="fraction held out by object id, never trained on")
+
+
+class Training(_Section):
+    """Optimisation."""
+
+    seed: int = Field(0, ge=0, lt=2**31, description="the seed of everything random")
+    epochs: int = Field(12, ge=1, description="passes over the data")
+    global_batch: int = Field(128, ge=1, description="objects an optimiser step, over all ranks")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's peak learning rate")
+    schedule: Literal["cosine", "constant", "halfway"] = Field(
+        "cosine", description="cosine to zero; constant; halfway: divided by 5 at half of the steps (Pasquet)"
+    )
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
+    augment: bool = Field(True, description="random flips and right-angle rotations")
+    label_width: float = Field(
+        0.0, ge=0, description="sigma of a Gaussian label in units of a bin; 0: cross-entropy on the one bin"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast of forward passes and attack")
+    checkpoint_steps: int = Field(200, ge=1, description="optimiser steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
+    log_steps: int = Field(10, ge=1, description="optimiser steps between lines of progress")
+    max_steps: int = Field(0, ge=0, description="stop the run after this many steps; 0: after all epochs")
+    wall_minutes: float = Field(0, ge=0, description="save and stop cleanly after this long (minutes); 0: never")
+
+
+class Attack(_Section):
+    """Adversarial samples injected into training; fraction 0 is standard training."""
+
+    fraction: float = Field(0.0, ge=0, le=1, description="fraction of each global batch that is attacked")
+    method: Literal["fgsm", "pgd"] = Field("pgd", description="one signed step, or several with projection")
+    eps: float = Field(0.1, ge=0, description="L-infinity radius in sky sigmas of each band")
+    steps: int = Field(3, ge=1, description="PGD steps")
+    step_size: float = Field(0.0, ge=0, description="step in sky sigmas; 0: 2.5 eps / steps")
+    random_start: bool = Field(True, description="start at a random point of the ball (PGD)")
+    loss: Literal["cross_entropy", "shift"] = Field(
+        "cross_entropy", description="what the attack raises: cross-entropy over bins, or |<z> - z_spec|"
+    )
+
+
+class Config(_Section):
+    """A whole run."""
+
+    model: Model = Model()
+    data: Data = Data()
+    training: Training = Training()
+    attack: Attack = Attack()
+
+
+def recipes() -> list[str]:
+    """Names of the ready configurations."""
+    folder = resources.files("hpcphotoz") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def options() -> dict[str, tuple[str, str]]:
+    """Every option as `section.key` -> (default, description)."""
+    return {
+        f"{section}.{key}": (str(field.default), field.description or "")
+        for section, outer in Config.model_fields.items()
+        for key, field in type(outer.default).model_fields.items()
+    }
+
+
+def load(source: str, overrides: Mapping[str, str] | None = None) -> Config:
+    """Read a configuration and apply overrides.
+
+    Args:
+        source: path of a TOML file, or the name of a recipe.
+        overrides: `section.key` -> text, as given on the command line.
+
+    Raises:
+        BadInput: no such file or recipe, not TOML, an unknown key (valid ones are listed), a value out of range.
+    """
+    tree = _read(source)
+    for name, text in (overrides or {}).items():
+        section, _, key = name.partition(".")
+        if name not in options():
+            raise BadInput(f"--{name}: unknown option; valid: {_valid(section)}")
+        tree.setdefault(section, {})[key] = text
+    return parse(tree, source)
+
+
+def parse(tree: Mapping[str, Any], where: str) -> Config:
+    """Validate a nested mapping; `where` names it in the message of a `BadInput`."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise BadInput(f"{where}: unknown key '{name}'; valid: {_valid(name.split('.')[0])}") from None
+        raise BadInput(f"{where}: {name} = {first.get('input')!r}: {first['msg']}") from None
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML text that `load` reads back to an equal one."""
+    lines = []
+    for section, values in config.model_dump().items():
+        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml(value: bool | int | float | str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _valid(section: str) -> str:
+    names = [name for name in options() if name.startswith(section + ".")] or list(Config.model_fields)
+    return ", ".join(names)
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    try:
+        if source in recipes() and not path.is_file():
+            text = (resources.files("hpcphotoz") / "recipes" / f"{source}.toml").read_text()
+        else:
+            text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(recipes())
+        raise BadInput(f"{source}: not a readable TOML file nor a recipe ({known}): {error}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{source}: not TOML: {error}") from None

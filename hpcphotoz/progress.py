@@ -1,0 +1,48 @@
+"""Progress of long work: a bar at a terminal, plain lines elsewhere. Writes to standard error only."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+_LINE_EVERY_S = 10.0
+
+
+def track(items: Iterable[T], what: str, total: int, weight: int = 1) -> Iterator[T]:
+    """Yield the items while showing how far it is.
+
+    Args:
+        items: what to go through.
+        what: a few words on the work, with its unit: "simulating galaxies".
+        total: number of units in all.
+        weight: units an item stands for; the last one may stand for fewer.
+    """
+    if sys.stderr.isatty():
+        yield from _bar(items, what, total, weight)
+    else:
+        yield from _lines(items, what, total, weight)
+
+
+def _bar(items: Iterable[T], what: str, total: int, weight: int) -> Iterator[T]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        for item in items:
+            yield item
+            progress.update(task, advance=weight)
+
+
+def _lines(items: Iterable[T], what: str, total: int, weight: int) -> Iterator[T]:
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done = min(done + weight, total)
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S or done == total:
+            last = now
+            print(f"{what}: {done}/{total} in {now - start:.0f} s", file=sys.stderr, flush=True)
