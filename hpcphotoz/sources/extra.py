@@ -1,0 +1,19 @@
+"""The libraries that only reading and simulating images needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hpcphotoz.errors import BadInput
+
+
+@contextmanager
+def sources_extra() -> Iterator[None]:
+    """Turn a failing import in its body into one line that says what to install.
+
+    Raises:
+        BadInput: a library of the `sources` extra is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise BadInput(f"{error}: this command needs `pip install 'hpcphotoz[sources]'`") from None
