@@ -129,7 +129,8 @@ def _transform(profile: Any, radius: float, axis_ratio: float, angle: float, siz
     shaped = profile.dilate(pixels * math.sqrt(axis_ratio)).shear(q=axis_ratio, beta=angle * galsim.radians)
     half = size // 2
     image = galsim.ImageCD(galsim.BoundsI(0, half, -half, half - 1))
-    shaped.drawKImage(image=image, scale=2 * math.pi / size)
+    # Without recenter=False GalSim puts k = 0 in the middle of this half plane.
+    shaped.drawKImage(image=image, scale=2 * math.pi / size, recenter=False)
     return np.fft.ifftshift(image.array.real, axes=0)
 
 
