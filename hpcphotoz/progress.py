@@ -12,7 +12,7 @@ T = TypeVar("T")
 _LINE_EVERY_S = 10.0
 
 
-def track(items: Iterable[T], what: str, total: int, weight: int = 1) -> Iterator[T]:
+def track(items: Iterable[T], what: str, total: int, weight: int = 1, done: int = 0) -> Iterator[T]:
     """Yield the items while showing how far it is.
 
     Args:
@@ -20,25 +20,25 @@ def track(items: Iterable[T], what: str, total: int, weight: int = 1) -> Iterato
         what: a few words on the work, with its unit: "simulating galaxies".
         total: number of units in all.
         weight: units an item stands for; the last one may stand for fewer.
+        done: units done before, by a run that this one resumes.
     """
     if sys.stderr.isatty():
-        yield from _bar(items, what, total, weight)
+        yield from _bar(items, what, total, weight, done)
     else:
-        yield from _lines(items, what, total, weight)
+        yield from _lines(items, what, total, weight, done)
 
 
-def _bar(items: Iterable[T], what: str, total: int, weight: int) -> Iterator[T]:
+def _bar(items: Iterable[T], what: str, total: int, weight: int, done: int) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(what, total=total, completed=done)
         for item in items:
             yield item
             progress.update(task, advance=weight)
 
 
-def _lines(items: Iterable[T], what: str, total: int, weight: int) -> Iterator[T]:
+def _lines(items: Iterable[T], what: str, total: int, weight: int, done: int) -> Iterator[T]:
     start = last = time.monotonic()
-    done = 0
     for item in items:
         yield item
         done = min(done + weight, total)

@@ -1,0 +1,245 @@
+"""The command line: one thin function a command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hpcphotoz import __version__, config
+from hpcphotoz.errors import BadInput
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse a command line and run its command; returns the exit status.
+
+    Raises:
+        BadInput: words that are not understood, or what a command cannot use.
+    """
+    words, after = list(arguments), None
+    if words[:1] == ["launch"] and "--" in words:
+        cut = words.index("--")
+        words, after = words[:cut], words[cut + 1 :]
+    options, rest = _parser().parse_known_args(words)
+    if rest and options.command != "train":
+        raise BadInput(f"{' '.join(rest)}: not understood (see hpcphotoz {options.command} --help)")
+    options.rest, options.after = rest, after
+    status: int = options.function(options)
+    return status
+
+
+def simulate(options: argparse.Namespace) -> int:
+    """Make labelled galaxies of known redshift."""
+    from hpcphotoz.sources.simulate import simulate
+
+    manifest = simulate(
+        options.out, options.n, seed=options.seed, shard_rows=options.shard_rows, processes=options.processes
+    )
+    print(f"{options.out}: {manifest.rows} galaxies in {len(manifest.shards)} shards")
+    return 0
+
+
+def ingest_sdss_frames(options: argparse.Namespace) -> int:
+    """Cut stamps of real objects out of SDSS frames."""
+    from hpcphotoz.sources.frames import ingest_frames
+
+    manifest = ingest_frames(
+        options.out, options.frames, options.objects, stamp=options.stamp, shard_rows=options.shard_rows
+    )
+    print(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards")
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Say what a dataset holds, and check it byte by byte if asked."""
+    from hpcphotoz.data import shards
+
+    manifest = shards.read_manifest(options.dataset)
+    if options.verify:
+        shards.verify(options.dataset, manifest)
+    known = [shard for shard in manifest.shards if shard.z_min is not None]
+    facts = {
+        "rows": manifest.rows,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "bands": list(manifest.header.bands),
+        "stamp_px": manifest.header.stamp,
+        "pixel_scale_arcsec": manifest.header.pixel_scale,
+        "z_spec_min": min((shard.z_min for shard in known if shard.z_min is not None), default=None),
+        "z_spec_max": max((shard.z_max for shard in known if shard.z_max is not None), default=None),
+        "unlabelled": sum(shard.unlabelled for shard in manifest.shards),
+        "sky_sigma_nmgy": list(manifest.statistics.sky_sigma),
+        "pixel_mean_nmgy": list(manifest.statistics.mean),
+        "pixel_std_nmgy": list(manifest.statistics.std),
+        "provenance": dict(manifest.provenance),
+    }
+    if options.verify:
+        facts["verified"] = True
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    for name, value in facts.items():
+        text = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, list) else value
+        print(f"{name:20s} {json.dumps(text) if isinstance(text, dict) else text}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train one network on this process's share of the ranks."""
+    from hpcphotoz.training.trainer import Diverged, train
+
+    settings = config.load(options.config, _overrides(options))
+    try:
+        train(settings, options.data, options.out)
+    except Diverged as error:
+        print(f"hpcphotoz: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def attack(options: argparse.Namespace) -> int:
+    """Write an attacked copy of a dataset."""
+    from hpcphotoz.evaluation.adversarial import write_adversarial
+    from hpcphotoz.training.checkpoint import load_network
+
+    chosen = config.parse({"attack": _attack_options(options)}, "attack").attack
+    network = load_network(options.run, _device())
+    manifest = write_adversarial(network, options.data, options.out, chosen, seed=options.seed)
+    print(f"{options.out}: {manifest.rows} attacked stamps, {chosen.method}, eps {chosen.eps:g} sky sigma")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Measure runs clean and attacked, and write a report."""
+    from hpcphotoz.evaluation.baseline import knn_colours
+    from hpcphotoz.evaluation.report import write_report
+    from hpcphotoz.evaluation.robustness import evaluate
+    from hpcphotoz.training.checkpoint import load_network
+
+    networks = [load_network(run, _device()) for run in options.runs]
+    result = evaluate(
+        networks,
+        options.data,
+        eps=options.eps,
+        methods=options.attacks,
+        steps=options.steps,
+        headline_eps=options.headline_eps,
+    )
+    if options.knn_train:
+        knn_colours(options.knn_train, options.data, networks[0].bins)
+    write_report(result, options.out)
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Write redshift PDFs for a catalogue."""
+    from hpcphotoz.predict import predict
+    from hpcphotoz.training.checkpoint import load_network
+
+    networks = [load_network(run, _device()) for run in options.runs]
+    count = predict(networks, options.data, options.out, tta=options.tta)
+    print(f"{options.out}: {count} PDFs")
+    return 0
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    given = {name: value for name, value in vars(options).items() if "." in name}
+    rest = list(options.rest)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or not (equals or rest):
+            raise BadInput(f"{word}: not understood; options of the configuration are --section.key value")
+        given[name[2:]] = value if equals else rest.pop(0)
+    return given
+
+
+def _attack_options(options: argparse.Namespace) -> dict[str, object]:
+    names = ("method", "eps", "steps", "step_size", "random_start", "loss")
+    return {name: getattr(options, name) for name in names}
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="hpcphotoz", description="Adversarially trained photometric redshifts.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"hpcphotoz {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    p = _command(commands, "simulate", simulate)
+    p.add_argument("out", type=Path, help="dataset folder to make")
+    p.add_argument("--n", type=int, required=True, help="number of galaxies")
+    p.add_argument("--seed", type=int, default=0, help="galaxy k of a seed is always the same (default 0)")
+    p.add_argument("--shard-rows", type=int, default=1024, help="galaxies a shard (default 1024)")
+    p.add_argument("--processes", type=int, help="processes (default: one a core)")
+
+    p = commands.add_parser("ingest", help="make shards of existing images", allow_abbrev=False)
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
+    p = _command(kinds, "sdss-frames", ingest_sdss_frames)
+    p.add_argument("out", type=Path, help="dataset folder to make")
+    p.add_argument("--frames", type=Path, required=True, help="folder with SDSS fpC frames, searched below too")
+    p.add_argument("--objects", type=Path, required=True, help="CSV with object_id, ra_deg, dec_deg; z_spec, ebv if known")
+    p.add_argument("--stamp", type=int, default=64, help="pixels a side (default 64)")
+    p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard (default 1024)")
+
+    p = _command(commands, "inspect", inspect)
+    p.add_argument("dataset", type=Path, help="dataset folder")
+    p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
+    p.add_argument("--json", action="store_true", help="figures as JSON")
+
+    p = _command(commands, "train", train)
+    p.add_argument("config", help=f"TOML file, or a recipe: {', '.join(config.recipes())}")
+    p.add_argument("--data", type=Path, required=True, help="dataset folder")
+    p.add_argument("--out", type=Path, required=True, help="run folder; one that holds this run is resumed")
+    group = p.add_argument_group("configuration (overrides the TOML file)")
+    for name, (default, text) in config.options().items():
+        help_text = f"{text} (default {default})".replace("%", "%%")
+        group.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, metavar="X", help=help_text)
+
+    p = _command(commands, "attack", attack)
+    p.add_argument("run", type=Path, help="run folder, or one checkpoint file")
+    p.add_argument("--data", type=Path, required=True, help="dataset folder")
+    p.add_argument("--out", type=Path, required=True, help="dataset folder to make")
+    p.add_argument("--method", choices=("fgsm", "pgd"), default="pgd", help="attack (default pgd)")
+    p.add_argument("--eps", type=float, default=0.1, help="L-infinity radius in sky sigmas of each band (default 0.1)")
+    p.add_argument("--steps", type=int, default=10, help="PGD steps (default 10)")
+    p.add_argument("--step-size", type=float, default=0.0, help="step in sky sigmas (default 2.5 eps / steps)")
+    p.add_argument("--no-random-start", dest="random_start", action="store_false", help="start at the image itself")
+    p.add_argument("--loss", choices=("cross_entropy", "shift"), default="cross_entropy", help="what the attack raises")
+    p.add_argument("--seed", type=int, default=0, help="of the random starts (default 0)")
+
+    p = _command(commands, "evaluate", evaluate)
+    p.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; names are the folders' names")
+    p.add_argument("--data", type=Path, required=True, help="dataset folder, not the one trained on")
+    p.add_argument("--out", type=Path, required=True, help="folder for report.html and summary.json")
+    p.add_argument("--attacks", nargs="+", choices=("fgsm", "pgd"), default=["fgsm", "pgd"], help="default: both")
+    p.add_argument("--eps", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5], help="sky sigmas of each band")
+    p.add_argument("--headline-eps", type=float, default=0.1, help="epsilon of summary.json and the table (sky sigmas)")
+    p.add_argument("--steps", type=int, default=10, help="PGD steps (default 10)")
+    p.add_argument("--knn-train", type=Path, help="dataset for the nearest-neighbour baseline on aperture colours")
+
+    p = _command(commands, "predict", predict)
+    p.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several are averaged")
+    p.add_argument("--data", type=Path, required=True, help="dataset folder")
+    p.add_argument("--out", type=Path, required=True, help="qp HDF5 file to make")
+    p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
+    return parser
+
+
+def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, function: object) -> argparse.ArgumentParser:
+    text = (getattr(function, "__doc__", "") or "").strip()
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(function=function)
+    return parser

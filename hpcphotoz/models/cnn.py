@@ -1,0 +1,60 @@
+"""Campagne's small CNN (arXiv:2002.10154) and a compact one for laptops."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpcphotoz.models.layers import Conv, Linear, Normalise, pool, with_ebv
+
+
+_EBV_GAIN = 10.0  # E(B-V) is a few hundredths of a magnitude: brought to the order of the other features
+
+
+class SmallCNN(nn.Module):
+    """13.5 million parameters at 64x64x5 with 180 bins; names as in Campagne's public code, so its weights load."""
+
+    def __init__(self, normalise: Normalise, bands: int, stamp: int, bins: int, *, relu_logits: bool) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.conv0, self.conv1, self.conv2 = Conv(bands, 64, 5, 2), Conv(64, 92, 3, 2), Conv(92, 128, 3, 2)
+        side = -(-stamp // 2)
+        for _ in range(2):
+            side = -(-(side + 2) // 2)  # padding 2 around a 3x3 kernel grows the image by 2
+        self.fc0 = Linear(128 * side * side + 1, 1024)
+        self.fc1 = Linear(1024, bins, relu=relu_logits)
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
+        x = pool(self.conv0(self.normalise(images)))
+        x = pool(self.conv2(pool(self.conv1(x))))
+        out: Tensor = self.fc1(self.fc0(with_ebv(x, ebv)))
+        return out
+
+
+class CompactCNN(nn.Module):
+    """A few hundred thousand parameters: trains in minutes on two cores; no batch normalisation, hence no rank effect.
+
+    Args:
+        width: channels of the first stage; the later ones have 2 and 4 times as many.
+    """
+
+    def __init__(self, normalise: Normalise, bands: int, stamp: int, bins: int, *, width: int) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.stem = nn.Conv2d(bands, width, 5, stride=2, padding=2)
+        self.conv1 = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.conv2 = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
+        self.conv3 = nn.Conv2d(4 * width, 4 * width, 3, padding=1)
+        side = -(-stamp // 16)
+        self.hidden = nn.Linear(4 * width * side * side + 1, 256)
+        self.head = nn.Linear(256, bins)
+        for layer in (self.stem, self.conv1, self.conv2, self.conv3, self.hidden):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
+        x = functional.gelu(self.stem(self.normalise(images)))
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = pool(functional.gelu(conv(x)))
+        out: Tensor = self.head(functional.gelu(self.hidden(with_ebv(x, _EBV_GAIN * ebv))))
+        return out

@@ -1,0 +1,74 @@
+"""The Inception network of Pasquet et al. 2019 (arXiv:1806.06607) in the form that Campagne 2020 attacked.
+
+Parameter names are those of Campagne's public code, so that its weights load.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpcphotoz.models.layers import Conv, Linear, Normalise, pool, with_ebv
+
+
+class Module(nn.Module):
+    """One inception module: branches 1x1; 1x1 -> 5x5; 1x1 -> 3x3; 1x1 -> 2x2 average, concatenated in this order.
+
+    Args:
+        inputs: channels in.
+        a: channels of the reducing 1x1 convolutions.
+        b: channels of the branches.
+        large: whether there is a 5x5 branch.
+        counts_padding: the stride-1 average counts the padded zeros (torch); TensorFlow's SAME does not.
+    """
+
+    def __init__(self, inputs: int, a: int, b: int, *, large: bool = True, counts_padding: bool = True) -> None:
+        super().__init__()
+        self.s1_0, self.s2_0 = Conv(inputs, a, 1, 0), Conv(a, b, 3, 1)
+        if large:
+            self.s1_1, self.s2_1 = Conv(inputs, a, 1, 0), Conv(a, b, 5, 2)
+        self.s1_2, self.s2_2 = Conv(inputs, a, 1, 0), Conv(inputs, b, 1, 0)
+        self._large, self._counts_padding = large, counts_padding
+        self.outputs = b * (3 if large else 2) + a
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H, W)."""
+        branches = [self.s2_2(x)]
+        if self._large:
+            branches.append(self.s2_1(self.s1_1(x)))
+        branches += [self.s2_0(self.s1_0(x)), self._smooth(self.s1_2(x))]
+        return torch.cat(branches, dim=1)
+
+    def _smooth(self, x: Tensor) -> Tensor:
+        if self._counts_padding:
+            return functional.avg_pool2d(functional.pad(x, (0, 1, 0, 1)), 2, 1)
+        # Repeating the edge gives the mean over the true pixels only: at the border each is counted twice.
+        return functional.avg_pool2d(functional.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
+
+
+class Inception(nn.Module):
+    """27.6 million parameters at 64x64x5 with 180 bins; input (N, B, H, W) nMgy and E(B-V) (N,), output logits."""
+
+    def __init__(
+        self, normalise: Normalise, bands: int, stamp: int, bins: int, *, relu_logits: bool, counts_padding: bool
+    ) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.conv0 = Conv(bands, 64, 5, 2)
+        self.i0 = Module(64, 48, 64, counts_padding=counts_padding)
+        self.i1 = Module(self.i0.outputs, 64, 92, counts_padding=counts_padding)
+        self.i2 = Module(self.i1.outputs, 92, 128, counts_padding=counts_padding)
+        self.i3 = Module(self.i2.outputs, 92, 128, counts_padding=counts_padding)
+        self.i4 = Module(self.i3.outputs, 92, 128, large=False, counts_padding=counts_padding)
+        side = -(-stamp // 8)  # three halvings, each rounded up
+        self.fc0 = Linear(self.i4.outputs * side * side + 1, 1096)
+        self.fc1 = Linear(1096, 1096)
+        self.fc2 = Linear(1096, bins, relu=relu_logits)
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        """Logits (N, bins)."""
+        x = pool(self.conv0(self.normalise(images)))
+        x = pool(self.i1(self.i0(x)))
+        x = pool(self.i3(self.i2(x)))
+        x = self.fc1(self.fc0(with_ebv(self.i4(x), ebv)))
+        out: Tensor = self.fc2(x)
+        return out

@@ -1,0 +1,70 @@
+"""Layers that the networks share."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Normalise(nn.Module):
+    """The first layer: compress flux so that the network sees numbers of order one, and attacks still work on flux.
+
+    Args:
+        kind: "asinh": asinh(x / scale); "sqrt": sign(x)(sqrt(|x| + 1) - 1), as Pasquet et al. 2019, no scale.
+        scale: per band, nMgy.
+    """
+
+    scale: Tensor
+
+    def __init__(self, kind: str, scale: tuple[float, ...]) -> None:
+        super().__init__()
+        self._kind = kind
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, B, H, W) nMgy -> same shape, float32."""
+        if self._kind == "asinh":
+            return torch.asinh(images / self.scale)
+        # Written so that the gradient at 0 is 1/2: sign(x) alone would have none there.
+        return images / (torch.sqrt(images.abs() + 1) + 1)
+
+
+class Conv(nn.Module):
+    """Convolution and per-channel PReLU, initialised as Campagne's code: Xavier uniform, bias 0.1, slope 0.25."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, size, padding=padding)
+        self.activ = nn.PReLU(outputs, init=0.25)
+        nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.constant_(self.conv.bias, 0.1)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H', W')."""
+        out: Tensor = self.activ(self.conv(x))
+        return out
+
+
+class Linear(nn.Module):
+    """Linear layer, with ReLU unless it is the last; initialised as `Conv`."""
+
+    def __init__(self, inputs: int, outputs: int, relu: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self._relu = relu
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) -> (N, outputs)."""
+        out: Tensor = self.linear(x)
+        return functional.relu(out) if self._relu else out
+
+
+def pool(x: Tensor) -> Tensor:
+    """Average over 2x2 with stride 2, odd sizes rounded up."""
+    return functional.avg_pool2d(x, 2, 2, ceil_mode=True)
+
+
+def with_ebv(features: Tensor, ebv: Tensor) -> Tensor:
+    """Flatten features and put E(B-V) beside them: (N, features + 1)."""
+    return torch.cat([features.flatten(1), ebv[:, None].to(features.dtype)], dim=1)

@@ -1,0 +1,117 @@
+"""Checkpoints: written whole or not at all, found again by the same command line, loaded without unpickling code."""
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcphotoz.config import Config, parse
+from hpcphotoz.errors import BadInput
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.build import bins_of, build
+
+FORMAT = 1
+_log = logging.getLogger(__name__)
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, ready to predict."""
+
+    name: str  # the run folder's name
+    module: nn.Module  # in evaluation mode
+    bins: RedshiftBins
+    bands: tuple[str, ...]
+    stamp: int  # pixels a side
+    config: Config
+    step: int  # optimiser steps taken
+
+
+def save(run: Path, state: State, keep: int) -> Path:
+    """Write `checkpoints/step-N.pt` under a temporary name, flush, rename; then drop all but the newest `keep`.
+
+    A process killed at any instant leaves the earlier checkpoints as they were.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{state['step']:08d}.pt"
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as file:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+    _sync(folder)
+    for old in _found(run)[keep:]:
+        old.unlink()
+    for left in folder.glob("*.tmp"):
+        left.unlink()
+    return path
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint that loads; torn ones are skipped with a warning; None: there is none."""
+    for path in _found(run):
+        try:
+            load(path)
+        except BadInput as error:
+            _log.warning("%s; trying the one before", error)
+            continue
+        return path
+    return None
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> State:
+    """Read one checkpoint, tensors and plain values only.
+
+    Raises:
+        BadInput: unreadable, torn, or of another format.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, UnpicklingError ... for a torn file
+        raise BadInput(f"{path}: not a readable checkpoint ({type(error).__name__}): use an earlier one") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise BadInput(f"{path}: not a checkpoint of format {FORMAT}")
+    return state
+
+
+def load_network(run: Path, device: torch.device | str = "cpu") -> Network:
+    """The network of a run's newest checkpoint.
+
+    Args:
+        run: a run folder, or one checkpoint file in it.
+        device: where to put it.
+
+    Raises:
+        BadInput: no such run, no checkpoint in it, or one that does not load.
+    """
+    path = run if run.is_file() else latest(run)
+    if path is None:
+        raise BadInput(f"{run}: no checkpoint to load: give a run folder that `hpcphotoz train --out` made")
+    state = load(path, device)
+    config = parse(state["config"], str(path))
+    module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
+    module.load_state_dict(state["model"])
+    module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
+    bands = tuple(state["bands"])
+    return Network(name, module, bins_of(config.model), bands, state["stamp"], config, state["step"])
+
+
+def _found(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,156 @@
+"""The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log, checkpoints/."""
+
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hpcphotoz
+from hpcphotoz import config as configuration
+from hpcphotoz.config import Config
+from hpcphotoz.errors import BadInput
+from hpcphotoz.world import World
+
+# These may differ between a run and its continuation: none of them touches the loss curve.
+_MAY_CHANGE = {
+    "data": {"read_threads", "read_ahead"},
+    "training": {"checkpoint_steps", "keep_checkpoints", "log_steps", "max_steps", "wall_minutes"},
+}
+_PACKAGES = ("torch", "numpy", "h5py", "triton")
+
+
+def prepare(run: Path, config: Config, world: World) -> None:
+    """Make the folder and check that it belongs to this configuration; rank 0 writes the resolved config.toml.
+
+    Raises:
+        BadInput: the folder cannot be made, or holds a run with other options.
+    """
+    path = run / "config.toml"
+    try:
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoints").mkdir(exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{run}: cannot make the run folder: {error.strerror}") from None
+    if path.is_file() and list((run / "checkpoints").glob("step-*.pt")):
+        differing = _differing(configuration.load(str(path)), config)
+        if differing:
+            raise BadInput(f"{run}: holds a run with another {differing}: give the same options, or a new --out")
+    if world.is_first:
+        write_text(path, configuration.to_toml(config))
+
+
+def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
+    """Add this start to provenance.json: versions, commit, host, command, world, and the given facts."""
+    path = run / "provenance.json"
+    try:
+        starts = json.loads(path.read_text())["starts"]
+    except (OSError, ValueError, KeyError):
+        starts = []
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "hpcphotoz": hpcphotoz.__version__,
+            "commit": commit(),
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "host": socket.gethostname(),
+            "command": sys.argv,
+            "launcher": world.launcher,
+            "world_size": world.size,
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            **facts,
+        }
+    )
+    write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+@contextmanager
+def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
+    """Log of this rank: logs/rank-N.log; warnings of rank 0 go to standard error too."""
+    logger = logging.getLogger("hpcphotoz")
+    handler = logging.FileHandler(run / "logs" / f"rank-{world.rank}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    handlers: list[logging.Handler] = [handler, console] if world.is_first else [handler]
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for each in handlers:
+        logger.addHandler(each)
+    try:
+        yield logger
+    finally:
+        for each in handlers:
+            logger.removeHandler(each)
+        handler.close()
+        logger.setLevel(level)
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a line, flushed as written; lines after a resumed step are dropped.
+
+    Args:
+        run: run folder.
+        step: step the run continues from; 0: a new run.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._path = run / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= step] if step else []
+        write_text(self._path, "".join(line + "\n" for line in kept))
+
+    def write(self, **values: Any) -> None:
+        """Append one line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _lines(self) -> list[str]:
+        # A killed process can leave its last line without an end: not JSON, and written again after the resume.
+        text = self._path.read_text() if self._path.exists() else ""
+        return text[: text.rfind("\n") + 1].splitlines()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def commit() -> str | None:
+    """Commit of the source tree this package runs from; None outside a repository."""
+    folder = Path(hpcphotoz.__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _differing(old: Config, new: Config) -> str:
+    before, after = old.model_dump(), new.model_dump()
+    for section, values in after.items():
+        for key, value in values.items():
+            if before[section][key] != value and key not in _MAY_CHANGE.get(section, ()):
+                return f"{section}.{key} ({before[section][key]!r}, now {value!r})"
+    return ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,48 @@
+"""A request to stop: signals and the wall-time budget feed one flag, read between steps."""
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Self
+
+_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+_log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Collects SIGUSR2, SIGTERM, SIGINT and the end of the time budget; nothing is done inside the handler.
+
+    Ranks must agree on the flag before they act on it: a signal reaches them at different steps. Earlier handlers are
+    put back on leaving.
+
+    Args:
+        wall_minutes: budget from now (minutes); 0: none.
+    """
+
+    def __init__(self, wall_minutes: float = 0) -> None:
+        self._deadline = time.monotonic() + 60 * wall_minutes if wall_minutes else float("inf")
+        self._reason = ""
+
+    def __enter__(self) -> Self:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        else:
+            _log.warning("not in the main thread: signals will not stop this run cleanly")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def reason(self) -> str:
+        """Why this process should stop; empty: it should not."""
+        if not self._reason and time.monotonic() > self._deadline:
+            self._reason = "wall-time budget spent"
+        return self._reason
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._reason = f"{signal.Signals(number).name} received"

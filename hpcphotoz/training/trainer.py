@@ -1,0 +1,277 @@
+"""The loop: batches in, steps, metrics and checkpoints out, on any number of ranks."""
+
+import enum
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hpcphotoz.config import Config
+from hpcphotoz.data import shards
+from hpcphotoz.data.stream import Batch, Part, Stream
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation import metrics
+from hpcphotoz.models.build import bins_of, build
+from hpcphotoz.progress import track
+from hpcphotoz.training import checkpoint, group, runfolder
+from hpcphotoz.training.step import autocast, learning_rate, optimisation_step, to_device
+from hpcphotoz.training.stop import StopRequest
+from hpcphotoz.world import World, detect
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(enum.Enum):
+    """How a call of `train` ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"  # saved at a step all ranks agreed on; the same call resumes
+
+
+class Diverged(Exception):
+    """The loss is not finite."""
+
+
+def train(config: Config, data: Path, out: Path) -> Outcome:
+    """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
+
+    Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR2, TERM, INT) on any rank, or the
+    wall-time budget, stops all ranks after the same step with a checkpoint.
+
+    Args:
+        config: every option.
+        data: dataset folder.
+        out: run folder; made where it does not exist.
+
+    Raises:
+        BadInput: unusable data, or a run folder that holds another run.
+        Diverged: the loss became NaN or infinite; the last checkpoint is from before.
+    """
+    world = detect()
+    with group.process_group(world) as device, StopRequest(config.training.wall_minutes) as stop:
+        trainer, problem = None, None
+        try:
+            runfolder.prepare(out, config, world)
+            trainer = _Trainer(config, data, out, world, device)
+        except BadInput as error:
+            problem = str(error)
+        group.agree(problem, world)
+        assert trainer is not None
+        with runfolder.rank_log(out, world):
+            trainer.resume()
+            return trainer.run(stop)
+
+
+class _Trainer:
+    def __init__(self, config: Config, data: Path, out: Path, world: World, device: torch.device) -> None:
+        self._config, self._out, self._world, self._device = config, out, world, device
+        self._data, self._bins = data, bins_of(config.model)
+        self._stream = self._open("train")
+        self._validation = self._open("validation") if config.data.validation else None
+        manifest = self._stream.manifest
+        check_labels(data, manifest, config)
+        self._scale = manifest.statistics.sky_sigma
+        torch.manual_seed(config.training.seed)
+        model = build(config.model, stamp=manifest.header.stamp, scale=self._scale)
+        self._module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimiser = torch.optim.AdamW(
+            self._module.parameters(), lr=config.training.learning_rate, weight_decay=config.training.weight_decay
+        )
+        self._total = config.training.epochs * self._stream.batches
+        self._last = min(self._total, config.training.max_steps or self._total)
+        self._step = 0
+        self._sums = torch.zeros(4, dtype=torch.float64)  # since the last line of metrics, all ranks
+        self._waited, self._since = 0.0, time.monotonic()
+        self._seen = 0
+
+    def resume(self) -> None:
+        """Load the newest checkpoint, the same on every rank."""
+        found = group.gather(str(checkpoint.latest(self._out) or "") if self._world.is_first else None, self._world)[0]
+        state: checkpoint.State | None = None
+        problem = None
+        try:
+            state = checkpoint.load(Path(found), self._device) if found else None
+            if state is not None and state["rows"] != self._stream.rows:
+                problem = (
+                    f"{self._out}: was trained on {state['rows']} objects, {self._data} has {self._stream.rows}: "
+                    "resume on the same dataset"
+                )
+        except BadInput as error:
+            problem = str(error)
+        group.agree(problem, self._world)
+        if state is not None:
+            self._module.load_state_dict(state["model"])
+            self._optimiser.load_state_dict(state["optimiser"])
+            self._step, self._sums = state["step"], state["sums"].cpu()
+            _log.info("resumed at step %d of %d from %s", self._step, self._last, found)
+        if self._world.is_first:
+            digest = hashlib.sha256((self._data / shards.MANIFEST).read_bytes()).hexdigest()
+            facts = {"data": str(self._data.resolve()), "manifest_sha256": digest, "step": self._step}
+            runfolder.record_start(self._out, self._world, {**facts, "device": str(self._device)})
+
+    def run(self, stop: StopRequest) -> Outcome:
+        """Take steps until the end or until the ranks agree to stop."""
+        self._metrics = runfolder.Metrics(self._out, self._step) if self._world.is_first else None
+        if self._step >= self._last:
+            self._say(f"{self._out}: finished already, at step {self._step}")
+            return Outcome.FINISHED
+        model = self._wrapped()
+        batches = self._batches()
+        name = f"training {self._out.name} (steps)"
+        steps: Iterator[int] = iter(range(self._step, self._last))
+        if self._world.is_first:
+            steps = track(steps, name, self._last, done=self._step)
+        for step in steps:
+            epoch, batch = self._next(batches)
+            for entry in self._optimiser.param_groups:
+                entry["lr"] = learning_rate(step, self._total, self._config.training)
+            sums = optimisation_step(
+                model, self._optimiser, batch, self._config, self._bins, epoch=epoch, world_size=self._world.size
+            )
+            asked = self._account(sums, batch.size, stop)
+            self._step = step + 1
+            if self._step % self._config.training.log_steps == 0 or self._step == self._last:
+                self._write_line(epoch)
+            if self._step % self._stream.batches == 0 and self._validation is not None:
+                self._validate(epoch)
+            # After the lines of metrics: what is in the checkpoint must not be reported a second time on resuming.
+            if asked or self._step == self._last or self._step % self._config.training.checkpoint_steps == 0:
+                self._save()
+            if asked and self._step < self._last:
+                reason = next(text for text in group.gather(stop.reason, self._world) if text)
+                _log.info("stopped after step %d: %s", self._step, reason)
+                self._say(f"{self._out}: {reason}: saved and stopped after step {self._step} of {self._last}")
+                return Outcome.STOPPED
+        self._say(f"{self._out}: finished at step {self._step}")
+        return Outcome.FINISHED
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        epoch, start = divmod(self._step, self._stream.batches)
+        for number in range(epoch, self._config.training.epochs):
+            for batch in self._stream.epoch(number, start if number == epoch else 0):
+                yield number, batch
+
+    def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch]:
+        start = time.monotonic()
+        epoch, batch = next(batches)
+        self._waited += time.monotonic() - start
+        return epoch, to_device(batch, self._device)
+
+    def _account(self, sums: Tensor, size: int, stop: StopRequest) -> bool:
+        """Add up the step's sums over ranks; whether any rank asks to stop. One small collective a step."""
+        flag = torch.tensor([float(bool(stop.reason))], dtype=torch.float64, device=self._device)
+        both = group.add_up(torch.cat([sums, flag]), self._world).cpu()
+        if not math.isfinite(both[:4].sum()):
+            raise Diverged(
+                f"{self._out}: the loss is not finite at step {self._step + 1}: lower training.learning_rate; "
+                "the last checkpoint is from before"
+            )
+        self._sums += both[:4]
+        self._seen += size
+        return bool(both[4] > 0)
+
+    def _save(self) -> None:
+        if not self._world.is_first:
+            return
+        header = self._stream.manifest.header
+        state = {
+            "model": self._module.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "step": self._step,
+            "sums": self._sums.clone(),
+            "rows": self._stream.rows,
+            "config": self._config.model_dump(),
+            "bands": list(header.bands),
+            "stamp": header.stamp,
+            "pixel_scale": header.pixel_scale,
+            "scale": list(self._scale),
+        }
+        checkpoint.save(self._out, state, self._config.training.keep_checkpoints)
+
+    def _write_line(self, epoch: int) -> None:
+        clean, n_clean, attacked, n_attacked = self._sums.tolist()
+        now = time.monotonic()
+        if self._metrics is not None:
+            self._metrics.write(
+                step=self._step,
+                epoch=epoch,
+                loss=(clean + attacked) / (n_clean + n_attacked),
+                loss_clean=clean / n_clean if n_clean else None,
+                loss_adversarial=attacked / n_attacked if n_attacked else None,
+                learning_rate=self._optimiser.param_groups[0]["lr"],
+                images_per_s=self._seen / (now - self._since),
+                data_wait=self._waited / (now - self._since),
+            )
+        self._sums.zero_()
+        self._waited, self._since, self._seen = 0.0, now, 0
+
+    @torch.no_grad()
+    def _validate(self, epoch: int) -> None:
+        assert self._validation is not None
+        start = time.monotonic()
+        self._module.eval()
+        rows = [torch.zeros(0, 2, device=self._device)]
+        for batch in self._validation.epoch(0):
+            moved = to_device(batch, self._device)
+            with autocast(self._config.training, self._device):
+                logits = self._module(moved.images, moved.ebv)
+            rows.append(torch.stack([self._bins.mean(logits), moved.z_spec], dim=1))
+        self._module.train()
+        z_phot, z_spec = group.collect(torch.cat(rows), self._world).cpu().double().numpy().T
+        if self._metrics is not None:
+            dz = (z_phot - z_spec) / (1 + z_spec)
+            figures = {"bias": metrics.bias(dz), "sigma_mad": metrics.sigma_mad(dz), "eta": metrics.eta(dz)}
+            figures = {name: float(value) for name, value in figures.items()}
+            self._metrics.write(step=self._step, epoch=epoch, part="validation", n=len(z_spec), **figures)
+            text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            self._say(f"{self._out.name}: epoch {epoch + 1} of {self._config.training.epochs}: validation {text}")
+        self._since += time.monotonic() - start  # not part of the training rate
+
+    def _wrapped(self) -> nn.Module:
+        self._module.train()
+        if self._world.size == 1:
+            return self._module
+        devices = [self._device.index] if self._device.type == "cuda" else None
+        return DistributedDataParallel(self._module, device_ids=devices)
+
+    def _open(self, part: Part) -> Stream:
+        training = self._config.training
+        return Stream(
+            self._data,
+            self._config.data,
+            global_batch=training.global_batch,
+            seed=training.seed,
+            part=part,
+            world=self._world,
+            shuffle=part == "train",
+        )
+
+    def _say(self, text: str) -> None:
+        if self._world.is_first:
+            print(text, flush=True)
+
+
+def check_labels(data: Path, manifest: shards.Manifest, config: Config) -> None:
+    """Refuse objects that cannot be trained on, by the manifest alone.
+
+    Raises:
+        BadInput: a z_spec that is unknown or outside the bins; names the shard.
+    """
+    low, high = config.model.z_min, config.model.z_max
+    for shard in manifest.shards:
+        if shard.unlabelled:
+            raise BadInput(
+                f"{data / shard.file}: {shard.unlabelled} of {shard.rows} objects have no z_spec: training needs all"
+            )
+        assert shard.z_min is not None and shard.z_max is not None
+        if shard.z_min < low or shard.z_max >= high:
+            raise BadInput(
+                f"{data / shard.file}: z_spec from {shard.z_min:.4f} to {shard.z_max:.4f} leaves the bins "
+                f"[{low}, {high}): widen model.z_min, model.z_max, or drop those objects"
+            )
