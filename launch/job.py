@@ -1,0 +1,168 @@
+"""What runs on every rank of a launched job: join the others, train, and on a preemption come back.
+
+Slurm sends SIGUSR2 to all tasks ahead of the time limit and on a preemption. The trainer then saves and all
+ranks leave it after the same step; only then is the signal handed to submitit, whose rank 0 requeues the job.
+"""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import hpcphotoz
+from hpcphotoz.config import Config, parse, to_toml
+from hpcphotoz.errors import BadInput
+
+# A signal reaches the nodes one after the other: rank 0 may stop by another rank's flag before its own.
+_STRAGGLING_SIGNAL_S = 10.0
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A training run as a callable for submitit; tiny when pickled, and importing neither torch nor submitit.
+
+    A signal that arrives before submitit's handlers are in place is lost (`slurm.py` has it ignored), so
+    unpickling must stay quick: torch is imported inside the call.
+
+    Args:
+        config: the resolved configuration as TOML text.
+        data: dataset folder, absolute.
+        out: run folder, absolute.
+        code: folder that holds the package's snapshot; empty: run whatever is installed.
+        max_requeues: restarts of any kind after which a stopped job is not requeued.
+    """
+
+    config: str
+    data: str
+    out: str
+    code: str = ""
+    max_requeues: int = 10
+
+    @classmethod
+    def of(cls, config: Config, data: Path, out: Path) -> Self:
+        """The job that trains `config` on the dataset `data` into the run folder `out`."""
+        return cls(to_toml(config), str(data.absolute()), str(out.absolute()))
+
+    def __call__(self) -> str:
+        """Train on this rank; return "finished" or "stopped".
+
+        A stop that asks for a requeue does not return: the process ends once rank 0 has requeued.
+
+        Raises:
+            BadInput: the package was not imported from the snapshot; whatever the trainer refuses.
+        """
+        rank = self._join()
+        if "SLURM_JOB_ID" not in os.environ:
+            # submitit ignores SIGTERM. Until the trainer handles it there is nothing to save; on a cluster it
+            # may be a preemption, and a rank that dies of it fails the job.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        from hpcphotoz.training.trainer import Outcome, train
+
+        with _SignalsSeen() as signals:
+            outcome = train(
+                parse(tomllib.loads(self.config), "configuration"), Path(self.data), Path(self.out)
+            )
+            if outcome is Outcome.FINISHED:
+                return "finished"
+            if rank:
+                # Success, without a result pickle: with --kill-on-bad-exit=1 a failure here would end the job
+                # before rank 0 has requeued it. Nobody waits for this rank any more.
+                sys.exit(0)
+            seen = signals.seen() or signals.seen(wait_s=_STRAGGLING_SIGNAL_S)
+        if _asks_for_requeue(seen):
+            print("saved on all ranks; handing SIGUSR2 to submitit", flush=True)
+            signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
+        return "stopped"
+
+    def checkpoint(self) -> Any:
+        """What to run after the requeue: the same again, or None once `max_requeues` is reached.
+
+        Called by submitit on rank 0 inside its signal handler; the trainer has saved by then.
+        """
+        import submitit
+
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.max_requeues:
+            return None
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _join(self) -> int:
+        import submitit
+
+        found = Path(hpcphotoz.__file__).resolve().parents[1]
+        if self.code and found != Path(self.code).resolve():
+            raise BadInput(
+                f"hpcphotoz was imported from {found}, the submitted code is in {self.code}: "
+                "unset PYTHONSAFEPATH and launch again"
+            )
+        world = submitit.helpers.TorchDistributedEnvironment()
+        # CUDA_VISIBLE_DEVICES stays Slurm's: overwritten by the local rank, it would name another job's GPU.
+        world.export(set_cuda_visible_devices=False, overwrite=True)
+        os.environ["MASTER_ADDR"] = _master_address(world.master_addr, os.environ)
+        print(
+            f"rank {world.rank} of {world.world_size} on {socket.gethostname()}, code {found}, "
+            f"restart {os.environ.get('SLURM_RESTART_COUNT', 0)}",
+            flush=True,
+        )
+        return int(world.rank)
+
+
+def _master_address(first_node: str, env: Mapping[str, str]) -> str:
+    """Where rank 0 listens: its node's name, or Slurm's address of that node if the name does not resolve."""
+    if "SLURM_JOB_ID" not in env:
+        return "127.0.0.1"  # a laptop's own name often does not resolve
+    try:
+        socket.getaddrinfo(first_node, None)
+    except OSError:
+        # The batch script, hence srun, runs on the first node. `scontrol show node` would be a call a rank.
+        return env.get("SLURM_LAUNCH_NODE_IPADDR", first_node)
+    return first_node
+
+
+def _asks_for_requeue(seen: set[int]) -> bool:
+    """Whether the stop is to be followed by a restart.
+
+    SIGUSR2 asks for it (time limit, preemption). SIGTERM is a preemption where Slurm is not told to send the
+    user's signal, and otherwise a cancellation, as SIGINT is; Slurm knows which.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return signal.SIGUSR2 in seen and not seen & {signal.SIGTERM, signal.SIGINT}
+    command = ["scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"]]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"cannot ask Slurm why the job was stopped: {error}", flush=True)
+        text = ""
+    if "JobState=CANCELLED" in text:
+        return False
+    preempted = "PreemptTime=" in text and "PreemptTime=None" not in text
+    return signal.SIGUSR2 in seen or (signal.SIGTERM in seen and preempted)
+
+
+class _SignalsSeen:
+    """Records this process's signals, whoever's handlers are installed (the trainer's only set a flag)."""
+
+    def __enter__(self) -> Self:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._earlier = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._seen: set[int] = set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._earlier)
+        os.close(self._read)
+        os.close(self._write)
+
+    def seen(self, wait_s: float = 0.0) -> set[int]:
+        """Numbers of the signals so far; waits up to `wait_s` seconds for a further one."""
+        if select.select([self._read], [], [], wait_s)[0]:
+            self._seen |= set(os.read(self._read, 4096))
+        return self._seen

@@ -1,0 +1,57 @@
+"""A copy of the package beside the run, so that a job runs the code that was submitted."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import hpcphotoz
+
+_LEFT_OUT = ("__pycache__", "*.pyc")
+
+
+def folder(launch: Path) -> Path:
+    """Where the snapshot of the present code lies or would lie under the folder `launch`; writes nothing.
+
+    The name holds the code's SHA-256: submissions of the same code share one copy, which never changes.
+    """
+    package = Path(hpcphotoz.__file__).parent
+    digest = hashlib.sha256()
+    for path in _files(package):
+        digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return launch / f"code-{digest.hexdigest()[:12]}"
+
+
+def take(launch: Path) -> Path:
+    """Copy the package, its linked folders included, and return the folder to start Python in.
+
+    Snapshots (some hundred kB each) are kept as long as the run folder: a requeued job starts from its own.
+    """
+    final = folder(launch)
+    if final.is_dir():
+        return final
+    launch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=launch, prefix=final.name + ".") as partial:
+        copy = Path(partial) / "code"
+        shutil.copytree(
+            Path(hpcphotoz.__file__).parent,
+            copy / "hpcphotoz",
+            symlinks=False,  # `kernels` and `launch` are links in a checkout and folders in an installation
+            ignore=shutil.ignore_patterns(*_LEFT_OUT),
+        )
+        try:
+            os.replace(copy, final)
+        except OSError:  # another submission of the same code was quicker
+            if not final.is_dir():
+                raise
+    return final
+
+
+def _files(package: Path) -> list[Path]:
+    found = []
+    for base, folders, names in os.walk(package, followlinks=True):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        found += [Path(base) / name for name in names if not name.endswith(".pyc")]
+    return sorted(found)
