@@ -35,7 +35,7 @@ from hpcphotoz.sources.rendering import (
 with sources_extra():
     import galsim
 
-CHUNK = 32  # objects a task: 10 MB of images at most on their way between processes
+CHUNK = 32  # objects a task: 3 MB of images
 FOOTPRINT = (120.0, 240.0, 0.0, 60.0)  # ra and dec ranges, deg
 _CAMERA = Camera()
 
