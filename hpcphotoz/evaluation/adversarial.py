@@ -1,0 +1,85 @@
+"""An attacked copy of a dataset, in the same format, so that any other program can be tested on it."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hpcphotoz.attacks import perturb
+from hpcphotoz.config import Attack
+from hpcphotoz.data.shards import MANIFEST, DatasetWriter, read_manifest
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.network import Network, batches, check_fits, pdfs, tensors
+from hpcphotoz.evaluation.robustness import check_redshifts, labels
+
+
+def write_adversarial(
+    network: Network,
+    data: Path,
+    out: Path,
+    attack: Attack,
+    *,
+    seed: int = 0,
+    batch: int = 128,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+) -> int:
+    """Attack every galaxy of a dataset and write the result as a dataset: same objects, order and labels.
+
+    Objects of unknown z_spec are attacked away from the network's own clean prediction, and stay unlabelled.
+    The manifest's provenance holds the SHA-256 of the source's manifest, the run, its step and the attack's
+    options.
+
+    Args:
+        network: whom to fool.
+        data: source dataset.
+        out: folder to create; a failure leaves it without a manifest, that is, unfinished.
+        attack: method, epsilon in sky sigmas, steps, start and loss; its fraction is not used.
+        seed: key of the random starts.
+        batch: objects at a time.
+        device: where the network is and the attack runs.
+        limit: only the first so many objects.
+
+    Returns:
+        Number of objects written.
+
+    Raises:
+        BadInput: bands, stamp size or a z_spec that the network does not take, an output that is not finite,
+            or `out` in use.
+    """
+    if batch < 1 or (limit is not None and limit < 1):
+        raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
+    manifest = read_manifest(data)
+    check_fits(network, manifest.header, data)
+    check_redshifts(network.bins, data, manifest, f"run '{network.name}'")
+    provenance = {
+        "made_by": "hpcphotoz attack",
+        "source": data.resolve().name,
+        "source_manifest_sha256": hashlib.sha256((data / MANIFEST).read_bytes()).hexdigest(),
+        "source_provenance": dict(manifest.provenance),
+        "run": network.name,
+        "step": network.step,
+        "attack": attack.model_dump(exclude={"fraction"}),
+        "seed": seed,
+    }
+    shard_rows = max((shard.rows for shard in manifest.shards), default=1)
+    written = 0
+    with DatasetWriter(out, manifest.header, shard_rows, provenance) as writer:
+        for stamps in batches(data, manifest, batch, "attacking galaxies", limit):
+            tensor = tensors(stamps, device)
+            clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
+            attacked = perturb(
+                network.module,
+                tensor["images"],
+                tensor["ebv"],
+                labels(network.bins, clean, tensor["z_spec"]),
+                tensor["sky_sigma"],
+                tensor["object_id"],
+                attack=attack,
+                bins=network.bins,
+                seed=seed,
+            )
+            writer.append(replace(stamps, images=attacked.cpu().numpy()))
+            written += len(stamps)
+    return written

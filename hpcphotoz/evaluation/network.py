@@ -1,0 +1,115 @@
+"""What evaluation and prediction ask of a trained network, and its PDFs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.data.shards import Header, Manifest, Stamps, read_rows
+from hpcphotoz.errors import BadInput
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.progress import track
+
+
+class Network(Protocol):
+    """A trained network: what `training.checkpoint.load_network` returns, or anything that looks like it."""
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Called as module(images, ebv); returns logits (N, bins)."""
+
+    @property
+    def bins(self) -> RedshiftBins:
+        """What the logits mean."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Bands in the order in which the network takes them."""
+
+    @property
+    def stamp(self) -> int:
+        """Pixels a side of the images it takes."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+
+
+def check_fits(network: Network, header: Header, where: object) -> None:
+    """Refuse a dataset in other bands or of another stamp size than the network was trained on."""
+    if network.bands != header.bands:
+        ours, theirs = ",".join(network.bands), ",".join(header.bands)
+        raise BadInput(f"{where}: holds bands {theirs} but run '{network.name}' takes {ours}, in that order")
+    if network.stamp != header.stamp:
+        raise BadInput(
+            f"{where}: stamps of {header.stamp} pixels but run '{network.name}' takes {network.stamp}: "
+            "cut the stamps again at that size"
+        )
+
+
+def edges(bins: RedshiftBins) -> npt.NDArray[np.float64]:
+    """Bin edges, (n + 1,) float64."""
+    return np.linspace(bins.z_min, bins.z_max, bins.n + 1)
+
+
+@torch.no_grad()
+def pdfs(network: Network, images: Tensor, ebv: Tensor, object_id: Tensor) -> Tensor:
+    """The PDF of each object, (N, bins) float32 probabilities, in evaluation mode.
+
+    Args:
+        network: the trained network.
+        images: (N, B, H, W) float32, nMgy.
+        ebv: (N,) float32, mag.
+        object_id: (N,) int64, for the message below.
+
+    Raises:
+        BadInput: logits of the wrong shape, or not finite for some object.
+    """
+    network.module.eval()
+    logits = network.module(images, ebv).float()
+    if logits.shape != (len(images), network.bins.n):
+        raise BadInput(
+            f"run '{network.name}': logits of shape {tuple(logits.shape)} for {len(images)} objects and "
+            f"{network.bins.n} bins: the network and its configuration do not belong together"
+        )
+    bad = ~torch.isfinite(logits).all(dim=1)
+    if bad.any():
+        raise BadInput(
+            f"run '{network.name}': the output for object {int(object_id[bad][0])} is not finite: "
+            "has the training diverged? use an earlier checkpoint"
+        )
+    return torch.softmax(logits, dim=1)
+
+
+def tensors(stamps: Stamps, device: torch.device | str) -> dict[str, Tensor]:
+    """Images, E(B-V), z_spec, sky sigma and object id of some objects, on a device."""
+    names = ("images", "ebv", "z_spec", "sky_sigma", "object_id")
+    return {name: torch.from_numpy(np.ascontiguousarray(getattr(stamps, name))).to(device) for name in names}
+
+
+def batches(
+    data: Path, manifest: Manifest, batch: int, what: str, limit: int | None = None
+) -> Iterator[Stamps]:
+    """The first `limit` objects of a dataset (all by default) in stored order, with a progress bar.
+
+    Args:
+        data, manifest: the dataset's folder and its manifest.
+        batch: objects at most at a time; the last batch of a shard may hold fewer.
+        what: the verb of the progress line, as in "predicting".
+        limit: number of objects to read.
+    """
+    sizes = [min(batch, shard.rows - at) for shard in manifest.shards for at in range(0, shard.rows, batch)]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    left = [min(size, limit - start) if limit else size for size, start in zip(sizes, starts, strict=False)]
+    wanted = [n for n in left if n > 0]
+    pairs = zip(wanted, read_rows(data, manifest, batch), strict=False)
+    for n, stamps in track(pairs, f"{what}, batches of {batch}", total=len(wanted)):
+        yield stamps[:n]

@@ -1,0 +1,100 @@
+"""What an evaluation measured: per network and condition, numbers per object and their summary."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data.shards import Header
+from hpcphotoz.models.bins import RedshiftBins
+
+Floats = npt.NDArray[np.float32]
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One network on all objects, clean or under one attack."""
+
+    method: str  # "clean", "fgsm" or "pgd"
+    eps: float  # sky sigmas
+    z_phot: Floats  # (N,) mean of the PDF
+    pit: Floats  # (N,) NaN where z_spec is unknown
+    metrics: dict[str, float]  # over objects of known z_spec; empty if there is none
+    shift_median: float  # of |<z> attacked - <z> clean|, over all objects
+    shift_p90: float
+
+    def figures(self) -> dict[str, float]:
+        """Everything measured, for a summary: the metrics, `eps_sky_sigma` and the change of <z>."""
+        shift = {"shift_median": self.shift_median, "shift_p90": self.shift_p90}
+        return {**self.metrics, "eps_sky_sigma": self.eps, **shift, "n_attacked": len(self.z_phot)}
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """One network under every condition."""
+
+    name: str
+    step: int
+    bins: RedshiftBins
+    conditions: tuple[Condition, ...]  # clean first, then by method and growing epsilon
+
+    @property
+    def clean(self) -> Condition:
+        """The condition without an attack."""
+        return self.conditions[0]
+
+    def at(self, method: str, eps: float) -> Condition:
+        """The condition of an attack; raises KeyError if it was not measured."""
+        for condition in self.conditions:
+            if condition.method == method and condition.eps == eps:
+                return condition
+        raise KeyError(f"{method} at {eps}")
+
+    def curve(self, method: str) -> list[Condition]:
+        """Clean and then the attack at growing epsilon."""
+        return [self.clean, *(condition for condition in self.conditions if condition.method == method)]
+
+    def shift_curve(self, method: str) -> list[tuple[float, float, float]]:
+        """(eps, median, 90th percentile) of |<z> attacked - <z> clean| over all objects; needs no z_spec."""
+        return [(c.eps, c.shift_median, c.shift_p90) for c in self.curve(method)]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One galaxy, and what the headline attack made of it for each network."""
+
+    object_id: int
+    z_spec: float  # NaN: unknown
+    image: Floats  # (B, H, W) nMgy
+    sky_sigma: Floats  # (B,) nMgy
+    attacked: dict[str, Floats] = field(default_factory=dict)  # network -> (B, H, W) nMgy
+    pdf_clean: dict[str, Floats] = field(default_factory=dict)  # network -> (bins,)
+    pdf_attacked: dict[str, Floats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything a report needs."""
+
+    data: Path
+    header: Header
+    object_id: npt.NDArray[np.int64]  # (N,)
+    z_spec: Floats  # (N,) NaN: unknown
+    methods: tuple[str, ...]
+    eps: tuple[float, ...]  # sky sigmas, growing, without 0
+    headline_eps: float
+    steps: int
+    loss: str
+    seed: int
+    networks: tuple[NetworkResult, ...]
+    transfer: dict[
+        str, dict[str, dict[str, float]]
+    ]  # attacked network -> network shown the images -> metrics
+    example: Example
+
+    @property
+    def unlabelled(self) -> int:
+        """Number of objects of unknown z_spec: attacked, but left out of the metrics."""
+        return int(np.isnan(self.z_spec).sum())

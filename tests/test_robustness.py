@@ -1,0 +1,254 @@
+"""Robustness against linear networks, on which an attack does what can be written down."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.config import parse
+from hpcphotoz.data.shards import DatasetWriter, Header, Stamps, read_manifest, read_rows, verify
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.adversarial import write_adversarial
+from hpcphotoz.evaluation.network import batches, edges
+from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.models.bins import RedshiftBins
+
+BANDS = ("g", "r", "i")
+BINS = RedshiftBins(2, 0.0, 0.4)
+SIDE = 8
+
+
+class Linear(nn.Module):
+    """Logits (0, w . x + b): the mean redshift is 0.1 + 0.2 sigmoid(w . x + b)."""
+
+    def __init__(self, scale: float = 0.02, seed: int = 0) -> None:
+        super().__init__()
+        draw = torch.randn(len(BANDS), SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+        self.w = nn.Parameter(scale * draw)
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        logit = (images * self.w).sum(dim=(1, 2, 3)) + 0 * ebv
+        return torch.stack([torch.zeros_like(logit), logit], dim=1)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The least that evaluation asks of a network."""
+
+    name: str = "standard"
+    module: nn.Module = field(default_factory=Linear)
+    bins: RedshiftBins = BINS
+    bands: tuple[str, ...] = BANDS
+    stamp: int = SIDE
+    step: int = 3
+
+
+def stamps(n: int = 50, unknown: int = 0) -> Stamps:
+    rng = np.random.default_rng(7)
+    z = rng.uniform(0.01, 0.39, n).astype(np.float32)
+    z[:unknown] = np.nan
+    return Stamps(
+        images=rng.normal(0, 1, (n, len(BANDS), SIDE, SIDE)).astype(np.float32),
+        z_spec=z,
+        ebv=np.zeros(n, np.float32),
+        object_id=np.arange(100, 100 + n, dtype=np.int64),
+        sky_sigma=rng.uniform(0.5, 2, (n, len(BANDS))).astype(np.float32),
+        ra=np.zeros(n),
+        dec=np.zeros(n),
+    )
+
+
+def write(folder: Path, content: Stamps, shard_rows: int = 16) -> Path:
+    with DatasetWriter(folder, Header(BANDS, SIDE, 0.396), shard_rows, {"made": "here"}) as writer:
+        writer.append(content)
+    return folder
+
+
+def mean_redshift(
+    logit: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return 0.1 + 0.2 / (1 + np.exp(-logit))
+
+
+def test_fgsm_on_a_linear_network_moves_each_redshift_by_the_analytic_amount(tmp_path: Path) -> None:
+    content, toy = stamps(), Toy()
+    result = evaluate([toy], write(tmp_path / "d", content), eps=(0, 0.05, 0.2), headline_eps=0.1, batch=7)
+    w = next(toy.module.parameters()).detach().double().numpy()
+    logit = (content.images * w).sum(axis=(1, 2, 3))
+    # sign(gradient) is +sign(w) where the label is the lower bin: the loss rises with the upper logit.
+    away = np.where(content.z_spec < 0.2, 1, -1)
+    reach = (content.sky_sigma * np.abs(w).sum(axis=(1, 2))).sum(axis=1)
+    assert result.eps == (0.05, 0.1, 0.2)
+    one = result.networks[0]
+    np.testing.assert_allclose(one.clean.z_phot, mean_redshift(logit), atol=1e-6)
+    for eps in result.eps:
+        moved = mean_redshift(logit + eps * away * reach)
+        # PGD on a linear function ends in the same corner: 10 steps of eps/4 reach it from anywhere.
+        for method in ("fgsm", "pgd"):
+            condition = one.at(method, eps)
+            np.testing.assert_allclose(condition.z_phot, moved, atol=2e-6)
+            change = np.abs(moved - mean_redshift(logit))
+            assert condition.shift_median == pytest.approx(np.median(change), abs=2e-6)
+            assert condition.shift_p90 == pytest.approx(np.percentile(change, 90), abs=2e-6)
+            assert condition.figures()["eps_sky_sigma"] == eps
+    assert [point[0] for point in one.shift_curve("pgd")] == [0, 0.05, 0.1, 0.2]
+
+
+def test_metrics_are_those_of_the_pdfs(tmp_path: Path) -> None:
+    content, toy = stamps(), Toy()
+    one = evaluate([toy], write(tmp_path / "d", content), eps=()).networks[0]
+    with torch.no_grad():
+        pdf = torch.softmax(toy.module(torch.from_numpy(content.images), torch.zeros(50)), dim=1).numpy()
+    expected = metrics.summary(
+        pdf @ BINS.centres().numpy(),
+        content.z_spec,
+        metrics.crps(pdf, edges(BINS), content.z_spec),
+        metrics.cde_loss(pdf, edges(BINS), content.z_spec),
+    )
+    assert one.clean.metrics == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, edges(BINS), content.z_spec), atol=1e-6)
+    assert one.at("pgd", 0.1).metrics["crps"] > one.clean.metrics["crps"]
+
+
+def test_the_batch_size_and_the_shards_change_nothing(tmp_path: Path) -> None:
+    few = evaluate([Toy()], write(tmp_path / "a", stamps(), 50), eps=(0.3,), steps=1, batch=50)
+    many = evaluate([Toy()], write(tmp_path / "b", stamps(), 9), eps=(0.3,), steps=1, batch=4)
+    for a, b in zip(few.networks[0].conditions, many.networks[0].conditions, strict=True):
+        np.testing.assert_allclose(a.z_phot, b.z_phot, atol=1e-6)
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-4)
+
+
+def test_unknown_redshifts_are_attacked_but_not_scored(tmp_path: Path) -> None:
+    part = evaluate([Toy()], write(tmp_path / "part", stamps(50, unknown=20)), eps=(0.1,))
+    assert part.unlabelled == 20
+    assert part.networks[0].clean.metrics["n"] == 30
+    assert np.isnan(part.networks[0].clean.pit).sum() == 20
+    known = stamps(50, unknown=20)[20:]
+    alone = evaluate([Toy()], write(tmp_path / "alone", known), eps=(0.1,))
+    for a, b in zip(part.networks[0].conditions, alone.networks[0].conditions, strict=True):
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "shift"])
+def test_without_any_redshift_the_change_of_the_mean_is_still_measured(tmp_path: Path, loss: str) -> None:
+    result = evaluate([Toy()], write(tmp_path / "d", stamps(30, unknown=30)), eps=(0.02, 0.3), loss=loss)
+    one = result.networks[0]
+    assert one.clean.metrics == {}
+    assert np.isnan(result.example.z_spec)
+    for method in ("fgsm", "pgd"):
+        medians = [median for _, median, _ in one.shift_curve(method)]
+        assert medians[0] == 0 and medians == sorted(medians) and medians[-1] > 0.02
+
+
+def test_transfer_to_the_same_weights_is_the_attack_itself_and_to_opposite_ones_a_gift(
+    tmp_path: Path,
+) -> None:
+    opposite = Linear()
+    opposite.w.data.neg_()
+    networks = [Toy(), Toy("twin"), Toy("opposite", opposite)]
+    result = evaluate(networks, write(tmp_path / "d", stamps()), eps=(0.1,))
+    own = result.networks[0].at("pgd", 0.1).metrics
+    assert result.transfer["standard"]["twin"] == pytest.approx(own)
+    gift, clean = result.transfer["standard"]["opposite"], result.networks[2].clean.metrics
+    assert own["crps"] > result.networks[0].clean.metrics["crps"]
+    assert gift["crps"] < clean["crps"]
+
+
+def test_the_example_is_a_galaxy_of_the_set_and_its_attack_stays_in_the_ball(tmp_path: Path) -> None:
+    content = stamps()
+    example = evaluate([Toy(), Toy("b", Linear(seed=1))], write(tmp_path / "d", content), eps=()).example
+    i = int(np.flatnonzero(content.object_id == example.object_id)[0])
+    np.testing.assert_array_equal(example.image, content.images[i])
+    assert set(example.attacked) == {"standard", "b"}
+    for attacked in example.attacked.values():
+        sigmas = np.abs(attacked - example.image) / example.sky_sigma[:, None, None]
+        # One rounding of x + eps sigma, |x| < 5, in units of a sky sigma of at least 0.5.
+        assert 0.099 < sigmas.max() <= 0.1 + 5 * 2**-23 / 0.5
+
+
+def test_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    toy = Toy()
+    before = {name: value.clone() for name, value in toy.module.state_dict().items()}
+    evaluate([toy], write(tmp_path / "d", stamps()), eps=())
+    assert all(torch.equal(value, before[name]) for name, value in toy.module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in toy.module.parameters())
+
+
+def test_limit_takes_the_first_objects(tmp_path: Path) -> None:
+    data = write(tmp_path / "d", stamps())
+    assert evaluate([Toy()], data, eps=(), limit=21, batch=5).object_id.tolist() == list(range(100, 121))
+    manifest = read_manifest(data)
+    assert sum(map(len, batches(data, manifest, 5, "reading"))) == 50
+    assert sum(map(len, batches(data, manifest, 5, "reading", limit=1000))) == 50
+
+
+class Diverged(Linear):
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        logits = super().forward(images, ebv)
+        return logits / (images[:, 0, 0, 0] != images[-1, 0, 0, 0]).float()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("networks", "options", "message"),
+    [
+        ([], {}, "no network"),
+        ([Toy(), Toy()], {}, "two runs are called 'standard'"),
+        ([Toy(bands=("r", "g", "i"))], {}, "g,r,i but run 'standard' takes r,g,i"),
+        ([Toy(stamp=64)], {}, "stamps of 8 pixels"),
+        ([Toy(bins=RedshiftBins(2, 0.0, 0.2))], {}, "object 1[0-9][0-9] has z_spec"),
+        ([Toy(bins=RedshiftBins(3, 0.0, 0.4))], {}, "logits of shape"),
+        ([Toy(module=Diverged())], {"batch": 16}, "output for object 115 is not finite"),
+        ([Toy()], {"methods": ("apgd",)}, "attack.method"),
+        ([Toy()], {"methods": ()}, "no attack method"),
+        ([Toy()], {"eps": (-0.1,)}, "attack.eps"),
+        ([Toy()], {"steps": 0}, "attack.steps"),
+        ([Toy()], {"headline_eps": 0.0}, "headline"),
+        ([Toy()], {"batch": 0}, "batch"),
+        ([Toy()], {"limit": 0}, "limit"),
+    ],
+)
+def test_unusable_input_is_refused(
+    tmp_path: Path, networks: list[Toy], options: dict[str, object], message: str
+) -> None:
+    data = write(tmp_path / "d", stamps())
+    with pytest.raises(BadInput, match=message):
+        evaluate(networks, data, **options)  # type: ignore[arg-type]
+
+
+def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Path) -> None:
+    content = stamps(50, unknown=5)
+    data, out, toy = write(tmp_path / "d", content), tmp_path / "out", Toy()
+    attack = parse({"attack": {"method": "pgd", "eps": 0.3, "steps": 4}}, "test").attack
+    assert write_adversarial(toy, data, out, attack, seed=5, batch=7) == 50
+    manifest = read_manifest(out)
+    verify(out, manifest)
+    written = Stamps.concatenate(list(read_rows(out, manifest)))
+    for name in ("object_id", "z_spec", "ebv", "sky_sigma", "ra", "dec"):
+        np.testing.assert_array_equal(getattr(written, name), getattr(content, name))
+    sigmas = np.abs(written.images - content.images) / content.sky_sigma[:, :, None, None]
+    assert 0.299 < sigmas.max() <= 0.3 + 5 * 2**-23 / 0.5
+    assert (sigmas.max(axis=(1, 2, 3)) > 0.1).all()  # those of unknown redshift too
+    provenance = manifest.provenance
+    digest = hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
+    assert provenance["source_manifest_sha256"] == digest
+    assert provenance["run"] == "standard" and provenance["step"] == 3 and provenance["seed"] == 5
+    assert provenance["attack"]["eps"] == 0.3 and provenance["attack"]["steps"] == 4
+    # A network sees in the attacked set what evaluation saw in its own attack.
+    seen = evaluate([toy], data, eps=(0.3,), steps=4, seed=5).networks[0].at("pgd", 0.3)
+    np.testing.assert_allclose(evaluate([toy], out, eps=()).networks[0].clean.z_phot, seen.z_phot, atol=1e-6)
+
+
+def test_a_failed_attack_leaves_no_finished_dataset(tmp_path: Path) -> None:
+    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
+    attack = parse({"attack": {"eps": 0.1}}, "test").attack
+    with pytest.raises(BadInput, match="not finite"):
+        write_adversarial(Toy(module=Diverged()), data, out, attack, batch=16)
+    with pytest.raises(BadInput, match="manifest.json"):
+        read_manifest(out)
+    with pytest.raises(BadInput, match="finished dataset"):
+        write_adversarial(Toy(), data, data, attack)
