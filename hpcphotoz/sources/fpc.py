@@ -107,8 +107,8 @@ def resample(frame: Frame, x: Floats, y: Floats) -> Floats:
 def sky_sigma(frame: Frame, x: float, y: float) -> float:
     """Noise per pixel of the frame itself around a position, sources clipped at 3 sigma.
 
-    Resampling smooths noise, so this is larger than the scatter in a resampled stamp. The answer is a standard
-    deviation and not a MAD: with counts in whole DN and a noise of 3 to 5 DN, a MAD comes in steps of 20 to 30 %.
+    Resampling smooths noise, so this is larger than the scatter in a resampled stamp. It is a standard
+    deviation, not a MAD: counts are whole DN and the noise is 3 to 7 DN, so a MAD would come in coarse steps.
 
     Returns:
         nanomaggies; 0 where the frame is constant.
