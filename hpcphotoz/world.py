@@ -58,7 +58,8 @@ def detect(env: Mapping[str, str] | None = None) -> World:
     for launcher, rank, size, local_rank, local_size in _LAUNCHERS:
         if rank not in env or size not in env:
             continue
-        if launcher == "slurm" and "SLURM_STEP_ID" in env and "SLURM_PROCID" not in env:
+        # A batch script outside `srun` has SLURM_NTASKS too, and would wait for ranks that never come.
+        if launcher == "slurm" and env.get("SLURM_STEP_ID", "batch") in ("batch", "4294967291"):
             continue
         # SLURM_TASKS_PER_NODE reads "2(x3),1": the first figure is this kind's usual count.
         local = env.get(local_size, "1").split("(")[0].split(",")[0]

@@ -162,7 +162,7 @@ class Stream:
 
     def _check(self, images: npt.NDArray[np.float32], shard: Ints, row: Ints) -> None:
         # One sum an image: NaN and infinity survive it.
-        bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1).sum(axis=1)))
+        bad = np.flatnonzero(~np.isfinite(images.sum(axis=(1, 2, 3))))
         if len(bad):
             path = self._folder / self.manifest.shards[shard[bad[0]]].file
             raise BadInput(

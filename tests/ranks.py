@@ -1,0 +1,69 @@
+"""Real ranks: processes of `python -m hpcphotoz train` that meet on this machine, always with a timeout."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+TIMEOUT_S = 120
+
+
+def start(world_size: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """Start `python -m hpcphotoz ARGUMENTS` on every rank of a world of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "hpcphotoz", *arguments],
+            env={
+                **shared,
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(world_size),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+
+
+def finish(ranks: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Exit status, standard output and error of every rank; all are killed when one exceeds the timeout."""
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        texts = [rank.communicate(timeout=max(deadline - time.monotonic(), 1)) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, out, err) for rank, (out, err) in zip(ranks, texts, strict=True)]
+
+
+def run(world_size: int, arguments: Sequence[str]) -> list[tuple[int, str, str]]:
+    """`start` and `finish`."""
+    return finish(start(world_size, arguments))
+
+
+def wait_until(condition: Callable[[], bool], ranks: Sequence[subprocess.Popen[str]]) -> None:
+    """Poll until the condition holds; fails when the ranks end first or the timeout passes."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        ended = all(rank.poll() is not None for rank in ranks)
+        assert condition() or not ended, f"ranks ended early: {[rank.communicate() for rank in ranks]}"
+        assert time.monotonic() < deadline, "timed out"
+
+
+def curve(run_folder: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every training line of metrics.jsonl."""
+    path = run_folder / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]

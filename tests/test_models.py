@@ -1,0 +1,103 @@
+"""The published networks have their published sizes, names and quirks."""
+
+import pytest
+import torch
+from torch import nn
+
+from hpcphotoz.config import Model
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.build import build
+from hpcphotoz.models.inception import Module
+from hpcphotoz.models.layers import Normalise
+
+SCALE = (0.05, 0.02, 0.03, 0.04, 0.2)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("inception", 27_596_372), ("cnn", 13_461_292)])
+def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
+    network = build(Model(name=name), stamp=64, scale=SCALE)  # type: ignore[arg-type]
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def test_parameter_names_are_those_of_the_public_code() -> None:
+    names = set(build(Model(name="inception"), stamp=64, scale=SCALE).state_dict())
+    branches = {f"i{k}.{b}" for k in range(5) for b in ("s1_0", "s2_0", "s1_1", "s2_1", "s1_2", "s2_2")}
+    convolutions = {"conv0"} | branches - {"i4.s1_1", "i4.s2_1"}
+    expected = {f"{c}.{p}" for c in convolutions for p in ("conv.weight", "conv.bias", "activ.weight")}
+    expected |= {f"fc{k}.linear.{p}" for k in range(3) for p in ("weight", "bias")}
+    assert names == expected | {"normalise.scale"}
+
+
+@pytest.mark.parametrize("name", ["compact", "cnn", "inception"])
+@pytest.mark.parametrize(("stamp", "bands"), [(64, 5), (33, 3)])
+def test_any_stamp_and_any_bands(name: str, stamp: int, bands: int) -> None:
+    network = build(Model(name=name, bins=30), stamp=stamp, scale=SCALE[:bands])  # type: ignore[arg-type]
+    images, ebv = torch.randn(2, bands, stamp, stamp, requires_grad=True), torch.rand(2)
+    logits = network(images, ebv)
+    assert logits.shape == (2, 30)
+    logits.logsumexp(1).sum().backward()
+    assert images.grad is not None and images.grad.abs().amax((2, 3)).min() > 0, "every band reaches the output"
+    assert not torch.equal(network(images, ebv + 1), logits), "E(B-V) reaches the output"
+
+
+@pytest.mark.parametrize("name", ["cnn", "inception"])
+def test_relu_on_the_logits_is_an_option(name: str) -> None:
+    torch.manual_seed(0)
+    images, ebv = torch.randn(8, 5, 32, 32), torch.rand(8)
+    torch.manual_seed(1)
+    plain = build(Model(name=name), stamp=32, scale=SCALE)  # type: ignore[arg-type]
+    clamped = build(Model(name=name, relu_logits=True), stamp=32, scale=SCALE)  # type: ignore[arg-type]
+    clamped.load_state_dict(plain.state_dict())
+    assert plain(images, ebv).min() < 0
+    torch.testing.assert_close(clamped(images, ebv), plain(images, ebv).relu())
+
+
+def test_padded_zeros_count_or_not_at_the_right_and_lower_edge_only() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1, 4, 6, 6)
+    torch_like = Module(4, 3, 2, counts_padding=True)
+    tf_like = Module(4, 3, 2, counts_padding=False)
+    tf_like.load_state_dict(torch_like.state_dict())
+    a, b = torch_like(x)[:, -3:], tf_like(x)[:, -3:]
+    torch.testing.assert_close(a[..., :-1, :-1], b[..., :-1, :-1])
+    # A constant input: SAME pooling keeps it constant, counting zeros halves the edge and quarters the corner.
+    torch.testing.assert_close(b, b[..., :1, :1].expand_as(b))
+    torch.testing.assert_close(a[..., -1, :-1], b[..., -1, :-1] / 2)
+    torch.testing.assert_close(a[..., -1, -1], b[..., -1, -1] / 4)
+
+
+def test_initialisation_is_the_published_one() -> None:
+    network = build(Model(name="cnn"), stamp=64, scale=SCALE)
+    for name, value in network.named_parameters():
+        if name.endswith("bias"):
+            assert (value == 0.1).all()
+        if name.endswith("activ.weight"):
+            assert (value == 0.25).all()
+    weight = network.fc0.linear.weight  # type: ignore[union-attr]
+    bound = (6 / sum(weight.shape)) ** 0.5  # type: ignore[arg-type]
+    assert weight.abs().max() <= bound and weight.abs().max() > 0.99 * bound  # type: ignore[operator]
+
+
+def test_normalisations() -> None:
+    flux = torch.tensor([-3.0, 0.0, 8.0]).reshape(1, 1, 1, 3).requires_grad_()
+    root = Normalise("sqrt", (1.0,))(flux)
+    torch.testing.assert_close(root.flatten(), torch.tensor([-1.0, 0.0, 2.0]))
+    (grad,) = torch.autograd.grad(root.sum(), flux)
+    torch.testing.assert_close(grad.flatten()[1], torch.tensor(0.5))
+    torch.testing.assert_close(Normalise("asinh", (2.0,))(flux), torch.asinh(flux / 2))
+
+
+def test_no_layer_depends_on_the_batch() -> None:
+    # Batch normalisation would make the loss curve depend on how many ranks share a batch.
+    for name in ("compact", "cnn", "inception"):
+        network = build(Model(name=name), stamp=16, scale=SCALE)  # type: ignore[arg-type]
+        assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+
+
+def test_bins() -> None:
+    bins = RedshiftBins(4, 0.0, 0.4)
+    torch.testing.assert_close(bins.centres(), torch.tensor([0.05, 0.15, 0.25, 0.35]))
+    assert bins.index(torch.tensor([0.0, 0.0999, 0.11, 0.399])).tolist() == [0, 0, 1, 3]
+    spike = torch.full((1, 4), -1e9)
+    spike[0, 2] = 0
+    torch.testing.assert_close(bins.mean(spike), torch.tensor([0.25]))

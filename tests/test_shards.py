@@ -1,0 +1,159 @@
+"""The shard format: what is written is what is read, and nothing half-written or altered passes for whole."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcphotoz.data import shards
+from hpcphotoz.data.shards import ALIGNMENT, COLUMNS, DatasetWriter, Header, Stamps
+from hpcphotoz.errors import BadInput
+from tests.datasets import make_dataset, make_stamps
+
+HEADER = Header(tuple("ugriz"), 16, 0.396)
+
+
+def read(folder: Path) -> Stamps:
+    return Stamps.concatenate(list(shards.read_rows(folder, shards.read_manifest(folder))))
+
+
+def test_what_is_written_is_read_back_bit_for_bit(dataset: Path) -> None:
+    written, found = make_stamps(75), read(dataset)
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(written, name), strict=True)
+    assert [shard.rows for shard in shards.read_manifest(dataset).shards] == [32, 32, 11]
+
+
+def test_appending_in_other_portions_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
+    stamps = make_stamps(75)
+    with DatasetWriter(tmp_path / "d", HEADER, 32, {}) as writer:
+        for start in range(0, 75, 10):
+            writer.append(stamps[start : start + 10])
+    ours, theirs = shards.read_manifest(tmp_path / "d"), shards.read_manifest(dataset)
+    assert [s.sha256 for s in ours.shards] == [s.sha256 for s in theirs.shards]
+
+
+def test_h5py_alone_reads_a_shard(dataset: Path) -> None:
+    with h5py.File(dataset / "shard-00001.h5") as file:
+        assert file["images"].shape == (32, 5, 16, 16)
+        assert list(file.attrs["bands"]) == list("ugriz")
+        assert file.attrs["flux_unit"] == "nanomaggy"
+        assert file.attrs["pixel_scale"] == 0.396
+        assert file["images"].chunks is None
+
+
+def test_large_arrays_are_contiguous_and_aligned(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "d", n=300, shard_rows=300, size=32)
+    with h5py.File(folder / "shard-00000.h5") as file:
+        assert file["images"].id.get_offset() % ALIGNMENT == 0
+
+
+def test_band_statistics_are_those_of_all_pixels(dataset: Path) -> None:
+    statistics, images = shards.read_manifest(dataset).statistics, make_stamps(75).images.astype(np.float64)
+    np.testing.assert_allclose(statistics.mean, images.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(statistics.std, images.std(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_an_interrupted_writer_leaves_no_manifest_and_can_start_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), DatasetWriter(tmp_path / "d", HEADER, 8, {}) as writer:
+        writer.append(make_stamps(20))
+        raise KeyboardInterrupt
+    assert not list((tmp_path / "d").glob("*.tmp"))
+    with pytest.raises(BadInput, match="unfinished dataset"):
+        shards.read_manifest(tmp_path / "d")
+    make_dataset(tmp_path / "d", n=5, shard_rows=8)
+    assert len(read(tmp_path / "d")) == 5
+
+
+def test_a_finished_dataset_is_not_overwritten(dataset: Path) -> None:
+    with pytest.raises(BadInput, match="finished dataset"):
+        DatasetWriter(dataset, HEADER, 8, {})
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(BadInput, match=r"thesis\.tex"):
+        DatasetWriter(tmp_path, HEADER, 8, {})
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pixel_that_is_not_finite_is_refused_by_name(tmp_path: Path, value: float) -> None:
+    stamps = make_stamps(4)
+    stamps.images[2, 1, 3, 3] = value
+    with pytest.raises(BadInput, match=str(stamps.object_id[2])), DatasetWriter(tmp_path / "d", HEADER, 8, {}) as w:
+        w.append(stamps)
+    assert not (tmp_path / "d" / "manifest.json").exists()
+
+
+def test_stamps_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="bands ugriz"), DatasetWriter(tmp_path / "d", HEADER, 8, {}) as writer:
+        writer.append(make_stamps(4, bands=4))
+    with pytest.raises(BadInput, match="sky"), DatasetWriter(tmp_path / "d", HEADER, 8, {}) as writer:
+        writer.append(replace(make_stamps(4), sky_sigma=np.zeros((4, 5), np.float32)))
+
+
+def copy(dataset: Path, to: Path) -> Path:
+    to.mkdir()
+    for path in dataset.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def test_a_truncated_shard_is_named(dataset: Path, tmp_path: Path) -> None:
+    folder = copy(dataset, tmp_path / "d")
+    with (folder / "shard-00001.h5").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(BadInput, match=r"shard-00001\.h5: 1000 bytes"):
+        shards.read_manifest(folder)
+
+
+def test_a_missing_shard_is_named(dataset: Path, tmp_path: Path) -> None:
+    folder = copy(dataset, tmp_path / "d")
+    (folder / "shard-00002.h5").unlink()
+    with pytest.raises(BadInput, match=r"shard-00002\.h5: listed in the manifest but missing"):
+        shards.read_manifest(folder)
+
+
+def test_verify_finds_one_flipped_bit(dataset: Path, tmp_path: Path) -> None:
+    folder = copy(dataset, tmp_path / "d")
+    manifest = shards.read_manifest(folder)
+    shards.verify(folder, manifest)
+    path = folder / "shard-00000.h5"
+    data = bytearray(path.read_bytes())
+    data[-5000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"shard-00000\.h5: checksum"):
+        shards.verify(folder, manifest)
+
+
+def test_a_shard_outside_the_folder_is_refused(dataset: Path, tmp_path: Path) -> None:
+    folder = copy(dataset, tmp_path / "d")
+    tree = json.loads((folder / "manifest.json").read_text())
+    for path in ("../secret.h5", "/etc/passwd", "sub/../../secret.h5"):
+        tree["shards"][0]["file"] = path
+        (folder / "manifest.json").write_text(json.dumps(tree))
+        with pytest.raises(BadInput, match="outside the dataset's folder"):
+            shards.read_manifest(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "hpcphotoz-shards", "version": 99}', "\x00"])
+def test_a_manifest_that_is_none_is_refused(dataset: Path, tmp_path: Path, text: str) -> None:
+    folder = copy(dataset, tmp_path / "d")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(BadInput, match=r"manifest\.json: not a manifest"):
+        shards.read_manifest(folder)
+
+
+def test_a_shard_that_disagrees_with_the_manifest_is_named(dataset: Path, tmp_path: Path) -> None:
+    folder = copy(dataset, tmp_path / "d")
+    manifest = shards.read_manifest(folder)
+    four = replace(manifest, header=replace(manifest.header, bands=tuple("ugri")))
+    with pytest.raises(BadInput, match=r"'images' is float32"):
+        list(shards.read_rows(folder, four))
+    swapped = replace(manifest, header=replace(manifest.header, bands=tuple("zirgu")))
+    with pytest.raises(BadInput, match="bands"):
+        list(shards.read_rows(folder, swapped))
