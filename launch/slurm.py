@@ -203,7 +203,7 @@ def _take_snapshot(launch: Path) -> Path:
 
 
 def _placed(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:
-    return replace(job, code=str(code), max_requeues=plan.max_requeues)
+    return replace(job, code=str(code), cpus=plan.cpus_per_task, max_requeues=plan.max_requeues)
 
 
 def _executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, with its own folder, ports and munge; it changes nothing here."""
+"""A real Slurm of two nodes on this machine, with its own folder, ports and munge."""
 
 import contextlib
 import os

@@ -1,0 +1,338 @@
+"""Launching: the sbatch script by golden text, refusals, and real two-rank runs on this machine."""
+
+import json
+import os
+import pickle
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpcphotoz.config import Config, parse
+from hpcphotoz.errors import BadInput
+from hpcphotoz.launch import slurm, snapshot
+from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.launch.slurm import LaunchPlan
+from tests.slurm import until
+
+GOLDEN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=cosmo
+#SBATCH --chdir={code}
+#SBATCH --constraint=h100
+#SBATCH --cpus-per-task=8
+#SBATCH --exclude=node7
+#SBATCH --exclusive
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=hpcphotoz
+#SBATCH --mem=131072M
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output={launch}/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --qos=long
+#SBATCH --requeue
+#SBATCH --reservation=photoz
+#SBATCH --signal=USR2@300
+#SBATCH --time=1200
+
+# setup
+module load cuda
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=8 --wait=0 \
+sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
+"""
+PLAN = LaunchPlan(
+    nodes=2,
+    gpus_per_node=4,
+    cpus_per_task=8,
+    mem_gb=128,
+    time_minutes=1200,
+    signal_delay_s=300,
+    partition="gpu",
+    account="cosmo",
+    qos="long",
+    constraint="h100",
+    exclude="node7",
+    setup=("module load cuda",),
+    extra=("reservation=photoz", "--exclusive"),
+)
+GOLDEN_MINIMAL = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --chdir={code}
+#SBATCH --cpus-per-task=2
+#SBATCH --job-name=hpcphotoz
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output={launch}/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=60
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=2 --wait=0 \
+sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
+"""
+TWO_RANKS = LaunchPlan(tasks_per_node=2, cpus_per_task=1)
+Install = Callable[[str, str], None]
+
+
+def small(max_steps: int, **model: object) -> Config:
+    """About 10 ms a step on two ranks; a line of metrics every step; no checkpoint but the last one."""
+    training = {"epochs": 2000, "global_batch": 16, "max_steps": max_steps, "log_steps": 1}
+    return parse(
+        {
+            "model": {"width": 8, "bins": 20, **model},
+            "data": {"validation": 0, "read_threads": 1},
+            "training": {**training, "checkpoint_steps": 10**6},
+        },
+        "test",
+    )
+
+
+def starts(run: Path) -> list[dict[str, int]]:
+    """What each start of a run recorded of itself."""
+    found: list[dict[str, int]] = json.loads((run / "provenance.json").read_text())["starts"]
+    return found
+
+
+def steps_logged(run: Path) -> list[int]:
+    """The steps of metrics.jsonl; empty before the first."""
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.is_file() else ""
+    return [json.loads(line)["step"] for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def stopped_after(run: Path, ranks: int) -> set[str]:
+    """The steps after which the ranks stopped, by their own logs."""
+    logs = [(run / "logs" / f"rank-{rank}.log").read_text() for rank in range(ranks)]
+    return {step for log in logs for step in re.findall(r"stopped after step (\d+)", log) or ["never"]}
+
+
+@pytest.fixture
+def job(dataset: Path, tmp_path: Path) -> TrainJob:
+    return TrainJob.of(small(3), dataset, tmp_path / "a run")
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Put a shell script of a given name first in PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def write(name: str, text: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+
+    return write
+
+
+@pytest.mark.parametrize(("plan", "text"), [(PLAN, GOLDEN), (LaunchPlan(), GOLDEN_MINIMAL)])
+def test_dry_run_prints_the_script_without_slurm_and_writes_nothing(
+    plan: LaunchPlan, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    job = TrainJob.of(Config(), tmp_path / "data", tmp_path / "run")
+    launch = tmp_path / "run" / "launch"
+    expected = text.format(launch=launch, code=snapshot.folder(launch), python=shlex.quote(sys.executable))
+    assert slurm.dry_run(plan, job) == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_with_spaces_is_quoted(job: TrainJob) -> None:
+    script = slurm.dry_run(LaunchPlan(), job)
+    assert f"#SBATCH --output='{job.out}/launch/%j_0_log.out'\n" in script
+    assert shlex.split(script.splitlines()[-1])[-1] == f"{job.out}/launch"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": 0}, "--nodes 0: must be at least 1"),
+        ({"gpus_per_node": -1}, "--gpus-per-node -1: must be at least 0"),
+        ({"cpus_per_task": 0}, "--cpus-per-task 0"),
+        ({"time_minutes": 2, "signal_delay_s": 120}, "longer than the job's 2 minutes"),
+        ({"extra": ("=3",)}, "write key=value"),
+        ({"extra": ("a b=3",)}, "write key=value"),
+        ({"extra": ("cpus_per_task=3",)}, "set by the launcher's own options"),
+        ({"extra": ("--signal=USR1@5",)}, "set by the launcher's own options"),
+    ],
+)
+def test_plan_refuses(options: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(message)):
+        LaunchPlan(**options)  # type: ignore[arg-type]
+
+
+def test_refusals_before_anything_is_queued(
+    job: TrainJob, tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("sbatch", "echo 'Submitted batch job 7'")
+    install("srun", "exit 1")
+    with pytest.raises(BadInput, match="unfinished|not a dataset"):
+        slurm.submit(LaunchPlan(), TrainJob.of(small(3), tmp_path, tmp_path / "run"))
+    with pytest.raises(BadInput, match="a local launch has one node"):
+        slurm.run_local(LaunchPlan(nodes=2), job)
+    with pytest.raises(BadInput, match="choose another run folder"):
+        slurm.dry_run(LaunchPlan(), TrainJob.of(small(3), tmp_path, tmp_path / "100%"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="sbatch: not found"):
+        slurm.submit(LaunchPlan(), job)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    for launch in (slurm.submit, slurm.dry_run, slurm.run_local):
+        with pytest.raises(BadInput, match=re.escape("pip install 'hpcphotoz[launch]'")):
+            launch(LaunchPlan(), job)
+    assert not Path(job.out).exists()
+
+
+def test_a_refusal_of_sbatch_is_one_line_and_leaves_no_job_behind(
+    job: TrainJob, install: Install, capfd: pytest.CaptureFixture[str]
+) -> None:
+    install("srun", "exit 1")
+    install("sbatch", "echo 'sbatch: error: invalid partition\nsbatch: error: Batch job failed' >&2; exit 1")
+    with pytest.raises(BadInput) as refusal:
+        slurm.submit(LaunchPlan(), job)
+    expected = "sbatch refused the job: sbatch: error: invalid partition sbatch: error: Batch job failed"
+    assert str(refusal.value) == expected
+    assert capfd.readouterr().err == ""
+    assert [path.name[:5] for path in (Path(job.out) / "launch").iterdir()] == ["code-"]
+
+
+def test_what_is_submitted(
+    job: TrainJob, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("srun", "exit 1")
+    install("sbatch", f"env > '{tmp_path}/env'; echo 'Submitted batch job 7'")
+    for name in (
+        "RANK",
+        "MASTER_ADDR",
+        "SLURM_NTASKS",
+        "SLURM_CPUS_PER_TASK",
+        "SLURM_CONF",
+        "SBATCH_ACCOUNT",
+    ):
+        monkeypatch.setenv(name, "1")
+    submitted = slurm.submit(PLAN, job)
+    assert submitted == slurm.Submitted("7", Path(job.out) / "launch")
+    assert (submitted.logs / "7_submission.sh").read_text() == slurm.dry_run(PLAN, job)
+    names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
+    assert {"SLURM_CONF", "SBATCH_ACCOUNT"} <= names
+    assert not names & {"RANK", "MASTER_ADDR", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK"}
+    assert os.environ["RANK"] == "1"
+    stored = (submitted.logs / "7_submitted.pkl").read_bytes()
+    assert len(stored) < 4096
+    placed = pickle.loads(stored).function
+    assert (placed.code, placed.cpus) == (str(snapshot.folder(submitted.logs)), 8)
+
+
+def test_snapshot_is_a_copy_of_the_whole_package(tmp_path: Path) -> None:
+    code = snapshot.take(tmp_path)
+    assert code == snapshot.folder(tmp_path) == snapshot.take(tmp_path)
+    for name in ("__main__.py", "launch/job.py", "kernels/reference.py", "recipes/standard.toml", "py.typed"):
+        assert (code / "hpcphotoz" / name).is_file()
+    assert not [path for path in code.rglob("*") if path.is_symlink() or path.name == "__pycache__"]
+    assert list(tmp_path.iterdir()) == [code]
+
+
+def test_the_job_unpickles_without_torch(job: TrainJob, tmp_path: Path) -> None:
+    # A signal during these imports would be lost.
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    check = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check, tmp_path / "job"], check=True, timeout=60)
+
+
+def test_requeues_are_bounded(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job.checkpoint().function == job
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "9")
+    assert job.checkpoint() is not None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "10")
+    assert job.checkpoint() is None
+
+
+def test_two_local_ranks_train_from_the_snapshot(job: TrainJob) -> None:
+    said: list[str] = []
+    assert slurm.run_local(TWO_RANKS, job, said.append) == 0
+    run = Path(job.out)
+    assert steps_logged(run) == [1, 2, 3]
+    assert [start["world_size"] for start in starts(run)] == [2]
+    (code,) = (run / "launch").glob("code-*")
+    for rank in range(2):
+        (log,) = (run / "launch").glob(f"*_{rank}_log.out")
+        assert f"rank {rank} of 2 " in log.read_text()
+        assert f"code {code}, restart 0" in log.read_text()
+    assert f"logs in {run / 'launch'}" in said[0]
+
+
+def test_a_failing_rank_is_reported(dataset: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    job = TrainJob.of(small(3, z_max=0.1), dataset, tmp_path / "run")
+    assert slurm.run_local(TWO_RANKS, job, said.append) == 1
+    assert re.search(r"rank \d failed: .*leaves the bins \[0.0, 0.1\)", said[-1])
+    assert f"{tmp_path}/run/launch" in said[-1]
+
+
+START = """import pickle, sys
+from hpcphotoz.launch import slurm
+from tests.test_launch import TWO_RANKS
+sys.exit(slurm.run_local(TWO_RANKS, pickle.load(open(sys.argv[1], "rb"))))
+"""
+
+
+def started(job: TrainJob, folder: Path) -> subprocess.Popen[bytes]:
+    """`run_local` in a process group of its own, as a shell would start it."""
+    (folder / "job").write_bytes(pickle.dumps(job))
+    root = Path(__file__).parents[1]
+    return subprocess.Popen([sys.executable, "-c", START, folder / "job"], cwd=root, process_group=0)
+
+
+def pid_of_rank(rank: int, folder: Path) -> int:
+    """The process of one local rank, found by what submitit put into its environment."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "environ").read_bytes().split(b"\0")
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"SUBMITIT_LOCAL_GLOBALID={rank}".encode() in words and str(folder).encode() in command:
+            return int(process.name)
+    raise LookupError(f"no process of rank {rank}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the rank's process in /proc")
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on(
+    dataset: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    launched = started(TrainJob.of(small(400), dataset, run), tmp_path)
+    until("steps", lambda: len(steps_logged(run)) > 3, 60)
+    os.kill(pid_of_rank(0, run), signal.SIGUSR2)
+    assert launched.wait(timeout=90) == 0
+    (step,) = stopped_after(run, 2)
+    assert [(start["step"], start["world_size"]) for start in starts(run)] == [(0, 2), (int(step), 2)]
+    assert 3 < int(step) < 400
+    assert steps_logged(run) == list(range(1, 401))
+
+
+def test_ctrl_c_saves_and_stops(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launched = started(TrainJob.of(small(20_000), dataset, run), tmp_path)
+    until("steps", lambda: len(steps_logged(run)) > 3, 60)
+    os.killpg(launched.pid, signal.SIGINT)
+    assert launched.wait(timeout=60) == 130
+    (step,) = stopped_after(run, 2)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{int(step):08d}.pt"]
+    assert len(starts(run)) == 1

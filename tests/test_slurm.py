@@ -1,0 +1,104 @@
+"""A real Slurm of two nodes: train to the end, come back after a preemption, stop when cancelled."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.launch.slurm import LaunchPlan, Submitted, submit
+from tests.slurm import Cluster, missing, until
+from tests.test_launch import small, starts, steps_logged, stopped_after
+
+PLAN = LaunchPlan(nodes=2, tasks_per_node=2, cpus_per_task=1)
+
+
+def cluster_or_skip(preempt_signal: bool) -> Iterator[Cluster]:
+    """The cluster; where it cannot run, a skip, or a failure with HPCPHOTOZ_REQUIRE_SLURM=1."""
+    if reason := missing():
+        if os.environ.get("HPCPHOTOZ_REQUIRE_SLURM") == "1":
+            pytest.fail(f"no Slurm, though HPCPHOTOZ_REQUIRE_SLURM=1: {reason}")
+        pytest.skip(f"no Slurm: {reason}")
+    with Cluster(preempt_signal) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    yield from cluster_or_skip(preempt_signal=True)
+
+
+def training(cluster: Cluster, dataset: Path, run: Path, max_steps: int) -> Submitted:
+    """Submit a run of four ranks on two nodes and wait until it trains."""
+    submitted = submit(PLAN, TrainJob.of(small(max_steps), dataset, run))
+
+    def trains() -> bool:
+        assert cluster.job(submitted.job_id)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), log(
+            submitted, 0
+        )
+        return len(steps_logged(run)) > 3
+
+    until("steps", trains, 60)
+    return submitted
+
+
+def log(submitted: Submitted, rank: int) -> str:
+    """What one rank has printed so far."""
+    path = submitted.logs / f"{submitted.job_id}_{rank}_log.out"
+    return path.read_text() if path.exists() else ""
+
+
+def preempted(cluster: Cluster, dataset: Path, run: Path, signal: str) -> None:
+    """Preempt a run by another job, and check that it ends as if nothing had happened."""
+    submitted = training(cluster, dataset, run, 300)
+    words = "sbatch --parsable --partition high --nodes 2 --exclusive --output /dev/null --wrap true"
+    cluster.command(*words.split())
+    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 120)
+    assert facts["Restarts"] == "1"
+    (step,) = stopped_after(run, 4)
+    assert f"{signal} received: saved and stopped after step {step} of 300" in log(submitted, 0)
+    assert [(start["step"], start["world_size"]) for start in starts(run)] == [(0, 4), (int(step), 4)]
+    assert steps_logged(run) == list(range(1, 301))
+    for rank in range(4):
+        seen = re.findall(rf"rank {rank} of 4 on .*, code (\S+), restart (\d)", log(submitted, rank))
+        assert [restart for _, restart in seen] == ["0", "1"]
+        assert {Path(code).parent for code, _ in seen} == {submitted.logs}
+
+
+def test_two_nodes_train_to_the_end(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
+    submitted = training(cluster, dataset, tmp_path / "run", 10)
+    cluster.wait_for(submitted.job_id, "COMPLETED", 60)
+    assert steps_logged(tmp_path / "run") == list(range(1, 11))
+    assert [start["world_size"] for start in starts(tmp_path / "run")] == [4]
+    nodes = [re.findall(r"node=(\d)\(2\)", log(submitted, rank)) for rank in range(4)]
+    assert nodes == [["0"], ["0"], ["1"], ["1"]]
+
+
+def test_a_preempted_job_comes_back(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
+    preempted(cluster, dataset, tmp_path / "run", "SIGUSR2")
+
+
+@pytest.mark.slow
+def test_a_job_preempted_by_sigterm_comes_back(dataset: Path, tmp_path: Path) -> None:
+    for cluster in cluster_or_skip(preempt_signal=False):
+        preempted(cluster, dataset, tmp_path / "run", "SIGTERM")
+
+
+def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    submitted = training(cluster, dataset, run, 20_000)
+    cluster.command("scancel", submitted.job_id)
+    until("the end", lambda: cluster.job(submitted.job_id)["JobState"] == "CANCELLED", 60)
+    (step,) = stopped_after(run, 4)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{int(step):08d}.pt"]
+    assert cluster.job(submitted.job_id)["Restarts"] == "0"
+    assert cluster.command("squeue", "--noheader") == ""
+
+
+def test_slurms_refusal_is_told(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
+    plan = LaunchPlan(partition="nowhere")
+    with pytest.raises(BadInput, match=r"sbatch refused the job: .*invalid partition.*nowhere"):
+        submit(plan, TrainJob.of(small(3), dataset, tmp_path / "run"))
