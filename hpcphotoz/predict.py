@@ -148,7 +148,7 @@ def _create(file: h5py.File, rows: int, bins: RedshiftBins) -> None:
     file["meta/pdf_name"] = np.array([b"hist"])
     file["meta/pdf_version"] = np.array([0])
     file["meta/bins"] = edges(bins)[None]
-    file.create_dataset("data/pdfs", (rows, bins.n), np.float64)
+    file.create_dataset("data/pdfs", (rows, bins.n), np.float32)
     for name, dtype in ANCIL.items():
         file.create_dataset(f"ancil/{name}", (rows,), dtype)
 
@@ -156,6 +156,8 @@ def _create(file: h5py.File, rows: int, bins: RedshiftBins) -> None:
 @contextmanager
 def _replacing(out: Path) -> Iterator[str]:
     """A temporary name beside `out` that takes its place if all goes well, and vanishes otherwise."""
+    if out.is_dir():
+        raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
     try:
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=out.name + ".", suffix=".tmp")
     except OSError as error:

@@ -1,0 +1,202 @@
+"""Prediction: the file qp reads, streamed, averaged, whole or absent."""
+
+import tempfile
+import tracemalloc
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.data.shards import DatasetWriter, Header, Stamps
+from hpcphotoz.errors import BadInput
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.predict import average, point_estimates, predict
+
+BANDS = ("g", "r", "i")
+BINS = RedshiftBins(20, 0.0, 0.4)
+SIDE = 8
+
+
+class Probe(nn.Module):
+    """Logits linear in the pixels, so that a flipped image has another PDF."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        draw = torch.randn(len(BANDS), SIDE, SIDE, BINS.n, generator=torch.Generator().manual_seed(seed))
+        self.w = nn.Parameter(0.1 * draw)
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        return torch.einsum("nbyx,byxk->nk", images, self.w) + ebv[:, None]
+
+
+class Fails(Probe):
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        if images.shape[0] < 16:
+            raise RuntimeError("the node went away")
+        return super().forward(images, ebv)
+
+
+@dataclass(frozen=True)
+class Toy:
+    name: str = "standard"
+    module: nn.Module = field(default_factory=Probe)
+    bins: RedshiftBins = BINS
+    bands: tuple[str, ...] = BANDS
+    stamp: int = SIDE
+    step: int = 3
+
+
+def stamps(n: int) -> Stamps:
+    rng = np.random.default_rng(7)
+    return Stamps(
+        images=rng.normal(0, 1, (n, len(BANDS), SIDE, SIDE)).astype(np.float32),
+        z_spec=np.full(n, np.nan, np.float32),
+        ebv=rng.uniform(0, 0.1, n).astype(np.float32),
+        object_id=np.arange(n, dtype=np.int64) + (1 << 60),
+        sky_sigma=np.ones((n, len(BANDS)), np.float32),
+        ra=rng.uniform(0, 360, n),
+        dec=rng.uniform(-90, 90, n),
+    )
+
+
+def write(folder: Path, content: Stamps, shard_rows: int = 24) -> Path:
+    with DatasetWriter(folder, Header(BANDS, SIDE, 0.396), shard_rows, {}) as writer:
+        writer.append(content)
+    return folder
+
+
+def softmax(module: nn.Module, content: Stamps) -> Tensor:
+    with torch.no_grad():
+        logits = module(torch.from_numpy(content.images), torch.from_numpy(content.ebv))
+    return torch.softmax(logits, dim=1)
+
+
+@pytest.fixture
+def qp() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its import warns of what is none of ours
+        module: ModuleType = pytest.importorskip(
+            "qp", reason="needs qp-prob: pip install hpcphotoz[dev]", exc_type=ImportError
+        )
+    return module
+
+
+def test_qp_reads_the_file_and_agrees_on_the_means(tmp_path: Path, qp: ModuleType) -> None:
+    content, out = stamps(50), tmp_path / "pz.hdf5"
+    assert predict([Toy()], write(tmp_path / "d", content), out, batch=16) == 50
+    ensemble = qp.read(str(out))
+    assert ensemble.npdf == 50
+    # float32 densities: seven digits.
+    np.testing.assert_allclose(np.squeeze(ensemble.mean()), ensemble.ancil["zmean"], rtol=1e-5)
+    np.testing.assert_allclose(np.squeeze(ensemble.median()), ensemble.ancil["zmedian"], rtol=1e-4)
+    np.testing.assert_array_equal(ensemble.ancil["object_id"], content.object_id)
+    chunks = list(qp.iterator(str(out), chunk_size=20))
+    assert sum(chunk[2].npdf for chunk in chunks) == 50
+
+
+def test_the_file_holds_the_pdfs_in_order(tmp_path: Path) -> None:
+    content, out, toy = stamps(50), tmp_path / "pz.hdf5", Toy()
+    predict([toy], write(tmp_path / "d", content), out, batch=7)
+    expected = softmax(toy.module, content).double().numpy()
+    with h5py.File(out) as file:
+        pdf = file["data/pdfs"][:] * BINS.width
+        np.testing.assert_allclose(pdf, expected, atol=1e-6)
+        assert file["meta/pdf_name"][0] == b"hist" and file["meta/pdf_version"][0] == 0
+        np.testing.assert_allclose(file["meta/bins"], np.linspace(0, 0.4, 21)[None])
+        for name in ("object_id", "ra", "dec", "ebv", "z_spec"):
+            np.testing.assert_array_equal(file["ancil"][name], getattr(content, name))
+        np.testing.assert_allclose(file["ancil/zmean"], expected @ BINS.centres().double().numpy(), atol=1e-6)
+        assert file.attrs["runs"].tolist() == ["standard step 3"]
+
+
+def test_several_runs_are_averaged_as_pdfs(tmp_path: Path) -> None:
+    content, one, two = stamps(20), Toy(), Toy("other", Probe(1))
+    predict([one, two], write(tmp_path / "d", content), tmp_path / "pz.hdf5")
+    mean = (softmax(one.module, content) + softmax(two.module, content)) / 2
+    with h5py.File(tmp_path / "pz.hdf5") as file:
+        np.testing.assert_allclose(file["data/pdfs"][:] * BINS.width, mean, atol=1e-6)
+
+
+def test_tta_averages_eight_views_and_so_ignores_the_orientation() -> None:
+    content = stamps(12)
+    images, ebv = torch.from_numpy(content.images), torch.from_numpy(content.ebv)
+    ids, networks = torch.from_numpy(content.object_id), [Toy()]
+    pdf = average(networks, images, ebv, ids, tta=True)
+    views = [v for r in range(4) for v in (images.rot90(r, (2, 3)), images.rot90(r, (2, 3)).flip(3))]
+    expected = sum(average(networks, view, ebv, ids) for view in views) / 8
+    torch.testing.assert_close(pdf, expected)
+    turned = average(networks, images.rot90(1, (2, 3)), ebv, ids, tta=True)
+    torch.testing.assert_close(turned, pdf)
+    assert not torch.allclose(average(networks, images, ebv, ids), pdf, atol=1e-3)
+
+
+def test_point_estimates_by_hand() -> None:
+    bins = RedshiftBins(4, 0.0, 0.4)
+    cases = [[0.25, 0.5, 0.25, 0.0], [0.0, 0.0, 0.0, 1.0], [0.6, 0.0, 0.0, 0.4]]
+    found = point_estimates(np.array(cases), bins)
+    np.testing.assert_allclose(found["zmode"], [0.15, 0.35, 0.05])
+    np.testing.assert_allclose(found["zmean"], [0.15, 0.35, 0.6 * 0.05 + 0.4 * 0.35])
+    np.testing.assert_allclose(found["zmedian"], [0.15, 0.35, 0.1 * 0.5 / 0.6])
+
+
+def test_an_interrupted_prediction_leaves_nothing_and_keeps_the_earlier_file(tmp_path: Path) -> None:
+    data, out = write(tmp_path / "d", stamps(40)), tmp_path / "out" / "pz.hdf5"
+    out.parent.mkdir()
+    broken = Toy(module=Fails())  # its second batch, the rest of the first shard, is smaller
+    with pytest.raises(RuntimeError, match="went away"):
+        predict([broken], data, out, batch=16)
+    assert list(out.parent.iterdir()) == []
+    predict([Toy()], data, out)
+    before = out.read_bytes()
+    with pytest.raises(RuntimeError, match="went away"):
+        predict([broken], data, out, batch=16)
+    assert out.read_bytes() == before and list(out.parent.iterdir()) == [out]
+
+
+def test_memory_does_not_grow_with_the_catalogue(tmp_path: Path) -> None:
+    def peak(n: int) -> int:
+        data = write(Path(tempfile.mkdtemp(dir=tmp_path)), stamps(n), shard_rows=n)
+        tracemalloc.start()
+        predict([Toy()], data, tmp_path / "pz.hdf5", batch=8)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    peak(32)  # imports and caches
+    # Reading it whole would add 768 bytes a stamp, 368 kB; objects that await garbage collection add 80 kB.
+    assert peak(512) - peak(32) < 180_000
+
+
+@pytest.mark.parametrize(
+    ("networks", "options", "message"),
+    [
+        ([], {}, "no network"),
+        ([Toy(), Toy("b", bins=RedshiftBins(20, 0.0, 0.5))], {}, "'standard' and 'b' have different"),
+        ([Toy(bands=("g", "r", "z"))], {}, "bands"),
+        ([Toy(stamp=64)], {}, "stamps of 8"),
+        ([Toy()], {"batch": 0}, "batch"),
+    ],
+)
+def test_unusable_input_is_refused(
+    tmp_path: Path, networks: list[Toy], options: dict[str, int], message: str
+) -> None:
+    data = write(tmp_path / "d", stamps(5))
+    with pytest.raises(BadInput, match=message):
+        predict(networks, data, tmp_path / "pz.hdf5", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "pz.hdf5").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    data = write(tmp_path / "d", stamps(5))
+    with pytest.raises(BadInput, match="cannot write"):
+        predict([Toy()], data, tmp_path / "nowhere" / "pz.hdf5")
+    with pytest.raises(BadInput, match="is a folder"):
+        predict([Toy()], data, tmp_path)
+    with pytest.raises(BadInput, match="holds no object"):
+        predict([Toy()], write(tmp_path / "empty", stamps(0)), tmp_path / "pz.hdf5")
