@@ -1,7 +1,10 @@
 """Simulated galaxies: reproducible to the bit, fluxes that add up, a believable survey."""
 
 import json
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -268,6 +271,48 @@ def test_interrupted_simulation_is_not_a_dataset(tmp_path: Path, monkeypatch: py
         read_manifest(tmp_path / "d")
     monkeypatch.undo()
     assert simulate(tmp_path / "d", 3, processes=1).rows == 3
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_work", leave)
+    with pytest.raises(BadInput, match="simulation process died"):
+        simulate(tmp_path / "d", 64, processes=2)
+    assert not (tmp_path / "d" / MANIFEST).exists()
+
+
+def leave(task: object) -> Stamps:
+    os._exit(9)
+
+
+def test_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert running(worker)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+PARENT = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from hpcphotoz.sources.simulate import _start_worker
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (None,)) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(300)
+"""
+
+
+def running(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.strip().startswith("Z")
 
 
 def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

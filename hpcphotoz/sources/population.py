@@ -16,12 +16,6 @@ import numpy.typing as npt
 
 from hpcphotoz.sources.extra import sources_extra
 
-with sources_extra():
-    import galsim
-    import speclite.filters
-    from astropy import units
-    from astropy.cosmology import FlatLambdaCDM
-
 Floats = npt.NDArray[np.floating[Any]]
 
 BANDS = ("u", "g", "r", "i", "z")
@@ -115,7 +109,14 @@ class Tables:
 
 
 def make_tables(survey: Survey | None = None) -> Tables:
-    """Tabulate distances, K corrections and the distribution of (class, z)."""
+    """Tabulate distances, K corrections and the distribution of (class, z).
+
+    Raises:
+        BadInput: a library of the `sources` extra is missing.
+    """
+    with sources_extra():  # here and below: worker processes get the tables and need not import these
+        from astropy.cosmology import FlatLambdaCDM
+
     survey = survey or Survey()
     z = np.linspace(survey.z_min, survey.z_max, 256)
     cosmology = FlatLambdaCDM(H0=survey.h0, Om0=survey.omega_m)
@@ -151,6 +152,11 @@ def band_fluxes(z: Floats) -> Floats:
     Returns:
         (nz, 4, 5): AB flux ratios at one luminosity distance; -2.5 log10 of the r column is the K correction.
     """
+    with sources_extra():
+        import galsim
+        import speclite.filters
+        from astropy import units
+
     curves = speclite.filters.load_filters("sdss2010-*")
     wavelength = np.arange(2800.0, 11400.0, 4.0)  # Angstrom: covers the five curves
     answer = np.empty((len(z), len(TEMPLATES), len(BANDS)))

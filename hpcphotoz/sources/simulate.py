@@ -7,6 +7,7 @@ numbers come from a Philox generator with the key (s, k).
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -58,7 +59,7 @@ def simulate(
     Raises:
         BadInput: an argument out of range, a folder that cannot be used, or a worker process that died.
     """
-    processes = len(os.sched_getaffinity(0)) if processes is None else processes
+    processes = _usable_cores() if processes is None else processes
     _check(n, seed, processes)
     tables = make_tables()
     header = Header(BANDS, STAMP, PIXEL_SCALE)
@@ -119,6 +120,13 @@ def _version(name: str) -> str:
         return "unknown"
 
 
+def _usable_cores() -> int:
+    # A batch system gives a job a part of the node; only Linux tells which.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _check(n: int, seed: int, processes: int) -> None:
     if not 1 <= n <= 1 << 32:
         raise BadInput(f"n {n}: must be at least 1 and at most 2^32")
@@ -160,7 +168,16 @@ def _start_worker(tables: Tables) -> None:
     # Ctrl-C reaches the whole process group: the parent ends the workers, which need not print tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     galsim.set_omp_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker_tables.append(tables)
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone: a worker whose parent was killed otherwise waits for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(task: tuple[int, int, int]) -> Stamps:
