@@ -1,0 +1,215 @@
+"""One run, any machine: the same loss curve on 1, 2 and 3 ranks, and for a run killed anywhere and resumed."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcphotoz.config import Config, parse
+from hpcphotoz.errors import BadInput
+from hpcphotoz.training import checkpoint
+from hpcphotoz.training.trainer import Diverged, Outcome, train
+from tests import ranks
+from tests.datasets import make_dataset, make_stamps
+
+# 75 objects, 67 or so to train on, batches of 16: the last batch of an epoch is a partial one, and 3 ranks share unevenly.
+OPTIONS = {
+    "model": {"bins": 20, "width": 8},
+    "data": {"block_rows": 8, "window_blocks": 3, "validation": 0.1},
+    "training": {"epochs": 4, "global_batch": 16, "log_steps": 1, "checkpoint_steps": 3, "warmup_steps": 2, "learning_rate": 3e-3},
+    "attack": {"fraction": 0.5, "eps": 0.3, "steps": 2},
+}
+
+# Sums over 16 objects in another order and in several parts: a few float32 roundings (6e-8) a step in the loss, fed
+# back through Adam, whose first steps divide tiny gradients by their own size. Seen: 2e-6 after 20 steps. A wrong sample,
+# augmentation, start or weight changes the loss of a step by more than 1e-2.
+SAME = 1e-4
+
+
+def config(**training: object) -> Config:
+    return parse({**OPTIONS, "training": {**OPTIONS["training"], **training}}, "test")
+
+
+def arguments(dataset: Path, out: Path, tmp_path: Path, **training: object) -> list[str]:
+    from hpcphotoz.config import to_toml
+
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config(**training)))
+    return ["train", str(path), "--data", str(dataset), "--out", str(out)]
+
+
+def assert_same_curve(run: Path, reference: Path, tolerance: float) -> None:
+    ours, theirs = ranks.curve(run), ranks.curve(reference)
+    assert [step for step, _ in ours] == [step for step, _ in theirs]
+    assert max(abs(a - b) for (_, a), (_, b) in zip(ours, theirs, strict=True)) <= tolerance
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run on one rank that the others are compared with."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    assert train(config(), dataset, out) is Outcome.FINISHED
+    return out
+
+
+def test_training_lowers_the_loss_and_attacks_the_asked_fraction(alone: Path) -> None:
+    lines = [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    per_epoch = len(steps) // 4
+    first, last = steps[:per_epoch], steps[-per_epoch:]
+    # Both epochs hold the same objects, so the difference is learning: 0.11 nats were seen, none without updates.
+    assert sum(line["loss"] for line in last) < sum(line["loss"] for line in first) - 0.05 * per_epoch
+    assert all(line["loss_adversarial"] is not None and 0 <= line["data_wait"] <= 1 for line in steps)
+    assert [line["epoch"] for line in lines if line.get("part") == "validation"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_same_loss_curve_on_more_ranks(world_size: int, alone: Path, dataset: Path, tmp_path: Path) -> None:
+    for status, _, error in ranks.run(world_size, arguments(dataset, tmp_path / "run", tmp_path)):
+        assert status == 0, error
+    assert_same_curve(tmp_path / "run", alone, SAME)
+    assert len(list((tmp_path / "run" / "logs").glob("rank-*.log"))) == world_size
+
+
+def test_ranks_that_get_no_object_of_a_batch_take_part(dataset: Path, tmp_path: Path) -> None:
+    one, three = tmp_path / "one", tmp_path / "three"
+    train(config(global_batch=2, max_steps=6, log_steps=1), dataset, one)
+    for status, _, error in ranks.run(3, arguments(dataset, three, tmp_path, global_batch=2, max_steps=6)):
+        assert status == 0, error
+    assert_same_curve(three, one, SAME)
+
+
+@pytest.mark.parametrize("stop_at", range(1, 20, 6))
+def test_stopped_at_a_step_and_resumed_gives_the_same_bits(
+    stop_at: int, alone: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(config(max_steps=stop_at), dataset, out)
+    assert len(ranks.curve(out)) == stop_at
+    train(config(), dataset, out)
+    assert_same_curve(out, alone, 0.0)
+    ours, theirs = (checkpoint.load_network(run).module.state_dict() for run in (out, alone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("logged", [2, 7])
+def test_killed_at_any_instant_and_resumed_on_another_world(
+    logged: int, alone: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = arguments(dataset, out, tmp_path)
+    running = ranks.start(2, words)
+    ranks.wait_until(lambda: len(ranks.curve(out)) >= logged, running)
+    for process in running:
+        process.send_signal(signal.SIGKILL)
+    ranks.finish(running)
+    train(config(), dataset, out)
+    assert_same_curve(out, alone, SAME)
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(alone: Path, dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = arguments(dataset, out, tmp_path, epochs=4)
+    running = ranks.start(2, words)
+    ranks.wait_until(lambda: len(ranks.curve(out)) >= 1, running)
+    running[1].send_signal(signal.SIGUSR2)
+    results = ranks.finish(running)
+    assert [status for status, _, _ in results] == [0, 0], results
+    if "finished at step" not in results[0][1]:  # the signal may come too late to matter on a fast machine
+        assert "SIGUSR2 received: saved and stopped after step" in results[0][1]
+        steps = [step for step, _ in ranks.curve(out)]
+        state = checkpoint.load(checkpoint.latest(out))  # type: ignore[arg-type]
+        assert state["step"] == steps[-1]
+    train(config(), dataset, out)
+    assert_same_curve(out, alone, SAME)
+
+
+def test_the_wall_time_budget_stops_cleanly(dataset: Path, tmp_path: Path) -> None:
+    assert train(config(wall_minutes=1e-6), dataset, tmp_path / "run") is Outcome.STOPPED
+    assert len(ranks.curve(tmp_path / "run")) == 1
+
+
+def test_signal_handlers_are_put_back(dataset: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    train(config(max_steps=1), dataset, tmp_path / "run")
+    assert signal.getsignal(signal.SIGUSR2) is before
+
+
+def test_a_torn_checkpoint_is_passed_over(alone: Path, dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(config(max_steps=6), dataset, out)
+    newest = checkpoint.latest(out)
+    assert newest is not None and newest.name == "step-00000006.pt"
+    with newest.open("r+b") as file:
+        file.truncate(newest.stat().st_size // 2)
+    train(config(), dataset, out)
+    assert_same_curve(out, alone, 0.0)
+
+
+def test_only_the_newest_checkpoints_are_kept(alone: Path) -> None:
+    names = sorted(p.name for p in (alone / "checkpoints").iterdir())
+    assert len(names) == 2 and names[-1] == f"step-{len(ranks.curve(alone)):08d}.pt"
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, {"step": 1}, 2)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(tmp_path, {"step": 2}, 2)
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None and checkpoint.load(newest)["step"] == 1
+
+
+def test_the_run_folder_is_complete(alone: Path, dataset: Path) -> None:
+    from hpcphotoz import config as configuration
+
+    assert configuration.load(str(alone / "config.toml")) == config()
+    start = json.loads((alone / "provenance.json").read_text())["starts"][0]
+    assert start["world_size"] == 1 and start["data"] == str(dataset.resolve()) and start["torch"]
+
+
+def test_another_configuration_does_not_continue_a_run(alone: Path, dataset: Path) -> None:
+    with pytest.raises(BadInput, match=r"another training.learning_rate \(0.003, now 0.5\)"):
+        train(config(learning_rate=0.5), dataset, alone)
+
+
+def test_another_dataset_does_not_continue_a_run(dataset: Path, tmp_path: Path) -> None:
+    train(config(max_steps=2), dataset, tmp_path / "run")
+    other = make_dataset(tmp_path / "other", n=40, shard_rows=20)
+    with pytest.raises(BadInput, match="resume on the same dataset"):
+        train(config(), other, tmp_path / "run")
+
+
+def test_labels_must_lie_in_the_bins(dataset: Path, tmp_path: Path) -> None:
+    narrow = parse({**OPTIONS, "model": {"bins": 20, "z_max": 0.2}}, "test")
+    with pytest.raises(BadInput, match=r"shard-00000\.h5: z_spec from .* leaves the bins \[0.0, 0.2\)"):
+        train(narrow, dataset, tmp_path / "run")
+
+
+def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    import numpy as np
+
+    from hpcphotoz.data.shards import DatasetWriter, Header
+
+    stamps = make_stamps(20)
+    with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 16, 0.396), 32, {}) as writer:
+        writer.append(replace(stamps, z_spec=np.where(np.arange(20) < 3, np.nan, stamps.z_spec)))
+    with pytest.raises(BadInput, match="3 of 20 objects have no z_spec"):
+        train(config(), tmp_path / "d", tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"not finite at step \d+: lower training.learning_rate"):
+        train(config(learning_rate=1e30, warmup_steps=0), dataset, tmp_path / "run")
+
+
+def test_bad_input_on_several_ranks_is_said_once(dataset: Path, tmp_path: Path) -> None:
+    words = [*arguments(dataset, tmp_path / "run", tmp_path), "--model.z_max", "0.2"]
+    results = ranks.run(2, words)
+    assert [status for status, _, _ in results] == [2, 2]
+    assert sum(error.count("leaves the bins") for _, _, error in results) == 1
