@@ -38,7 +38,7 @@ class TrainJob:
         out: run folder, absolute.
         code: folder that holds the package's snapshot; empty: run whatever is installed.
         cpus: CPUs of this rank; 0: torch decides.
-        max_requeues: restarts of any kind after which a stopped job is not requeued.
+        max_requeues: restarts of any kind after which a stopped job is not requeued, and fails.
     """
 
     config: str
@@ -72,6 +72,8 @@ class TrainJob:
             outcome = train(
                 parse(tomllib.loads(self.config), "configuration"), Path(self.data), Path(self.out)
             )
+            if outcome is Outcome.FINISHED or rank:
+                _ignore_stops()
             if outcome is Outcome.FINISHED:
                 return "finished"
             if rank:
@@ -82,6 +84,7 @@ class TrainJob:
         if _asks_for_requeue(seen):
             print("saved on all ranks; handing SIGUSR2 to submitit", flush=True)
             signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
+        _ignore_stops()
         return "stopped"
 
     def checkpoint(self) -> Any:
@@ -92,6 +95,7 @@ class TrainJob:
         import submitit
 
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.max_requeues:
+            print(f"restarted {self.max_requeues} times: not again; launch again to go on", flush=True)
             return None
         return submitit.helpers.DelayedSubmission(self)
 
@@ -118,6 +122,15 @@ class TrainJob:
             flush=True,
         )
         return int(world.rank)
+
+
+def _ignore_stops() -> None:
+    """For a rank with nothing left to save: as it shuts down, Python lets SIGUSR2 kill the process again.
+
+    Seen: the time-limit signal in the last 4 s of a finished run, and Slurm called the job FAILED.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _master_address(first_node: str, env: Mapping[str, str]) -> str:

@@ -49,12 +49,12 @@ class LaunchPlan:
 
     nodes: int = 1
     tasks_per_node: int = 0  # ranks a node; 0: one a GPU, or one without GPUs
-    gpus_per_node: int = 0
+    gpus_per_node: int = 0  # 0: train on CPUs, on this machine too
     cpus_per_task: int = 2  # the reading threads of a rank run on them
     mem_gb: float = 0.0  # GB a node; 0: the partition's default
     time_minutes: int = 60  # below 11 every preemption counts as a time-out in submitit
     signal_delay_s: int = 120  # seconds before the limit at which to save; Slurm may be 60 s early
-    max_requeues: int = 10  # restarts, after time-outs and preemptions together
+    max_requeues: int = 10  # restarts, after time-outs and preemptions together; then the job fails
     partition: str = ""
     account: str = ""
     qos: str = ""
@@ -139,7 +139,7 @@ def submit(plan: LaunchPlan, job: TrainJob) -> Submitted:
 def run_local(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = print) -> int:
     """Train on this machine with one process a rank, wait for the end, and return the exit status.
 
-    Ctrl-C, or SIGTERM to this process, saves on all ranks and stops; a second Ctrl-C is not needed.
+    Ctrl-C, or SIGTERM to this process, saves and stops all ranks after the same step. Main thread only.
 
     Args:
         plan: nodes must be 1; time, memory and queue are ignored.
@@ -150,18 +150,21 @@ def run_local(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = pri
         0: finished; 130: stopped by the user, saved; 1: failed.
 
     Raises:
-        BadInput: submitit is missing, more than one node, no such dataset.
+        BadInput: submitit is missing, more than one node, more GPUs than visible, no such dataset.
     """
     submitit, launch = _submitit(), _launch_folder(job)
     if plan.nodes != 1:
         raise BadInput(f"--nodes {plan.nodes}: a local launch has one node; use `launch slurm`")
     read_manifest(Path(job.data))
+    visible = _visible_gpus()
+    if visible and plan.gpus_per_node > len(visible):
+        raise BadInput(f"--gpus-per-node {plan.gpus_per_node}: CUDA_VISIBLE_DEVICES names {len(visible)}")
     code = _take_snapshot(launch)
     executor = submitit.LocalExecutor(launch, max_num_timeout=plan.max_requeues)
     executor.update_parameters(
         tasks_per_node=plan.ranks_per_node,
         gpus_per_node=plan.gpus_per_node,
-        visible_gpus=_visible_gpus(),
+        visible_gpus=visible,
         timeout_min=_LOCAL_MINUTES,
         stderr_to_stdout=True,
     )

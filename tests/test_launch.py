@@ -263,6 +263,29 @@ def test_requeues_are_bounded(job: TrainJob, monkeypatch: pytest.MonkeyPatch) ->
     assert job.checkpoint() is None
 
 
+LEAVING = """\
+import os, signal, sys
+from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.training import trainer
+
+class Late:  # deleted after Python has taken its signal handlers down
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR2):
+        kill(pid, number)
+
+late = Late()
+signal.signal(signal.SIGUSR2, print)
+trainer.train = lambda *_: trainer.Outcome[sys.argv[1]]
+TrainJob("", "", "")()
+"""
+
+
+@pytest.mark.parametrize(("rank", "outcome"), [(0, "FINISHED"), (1, "STOPPED")])
+def test_a_rank_that_is_leaving_does_not_die_of_the_signal(rank: int, outcome: str) -> None:
+    world = {"JOB_ID": "1", "NTASKS": "2", "GLOBALID": str(rank), "LOCALID": str(rank)}
+    env = {**os.environ, "SUBMITIT_EXECUTOR": "local", **{f"SUBMITIT_LOCAL_{k}": v for k, v in world.items()}}
+    subprocess.run([sys.executable, "-c", LEAVING, outcome], env=env, check=True, timeout=60)
+
+
 def test_two_local_ranks_train_from_the_snapshot(job: TrainJob) -> None:
     said: list[str] = []
     assert slurm.run_local(TWO_RANKS, job, said.append) == 0
