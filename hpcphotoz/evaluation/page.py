@@ -1,0 +1,138 @@
+"""The HTML page of a report: self-contained, pictures inside, no request to anywhere."""
+
+import base64
+import html
+from collections.abc import Mapping
+
+from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.result import Result
+
+_SUMMARY = f"""&Delta;z = (z_phot &minus; z_spec), divided by 1 + z_spec: its mean (bias), its scatter
+(sigma_MAD = 1.4826 &times; median absolute deviation) and the fraction beyond {OUTLIER} (eta); CRPS, in
+redshift, scores the whole PDF. All are better when nearer to zero. Attacks change each pixel by at most
+EPS sky sigma of its band; the last column is the median change of the PDF's mean, &lt;z&gt;."""
+_REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its spectroscopic one, clean
+and under STRONGEST at EPS sky sigma. Solid: equality; dotted: the outlier limit, |&Delta;z/(1+z)| =
+{OUTLIER}."""
+_ROBUSTNESS = """Scatter, outlier fraction and absolute bias as the attack may change each pixel by more,
+in units of the sky noise of its band. A broken network's scatter can fall again at large &epsilon;, when
+all redshifts are pushed the same way: read it beside the outliers and the bias."""
+_SHIFT = """How far the attack moves the mean of the PDF from where it was on the clean image. It needs no
+spectroscopic redshift, so it can be measured on any survey's images."""
+_CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs,
+U-shaped for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude the
+true redshift."""
+_TRANSFER = """sigma_MAD / outliers when the images made against one network by STRONGEST at EPS sky sigma
+(row) are shown to another (column): do attacks fool networks they were not made for?"""
+_GALAXY = """Galaxy OBJECT, for which the attack on &lsquo;FIRST&rsquo; has about the median effect, as
+&lsquo;NETWORK&rsquo; sees it. The STRONGEST perturbation, at most EPS sky sigma a pixel, is drawn band by
+band on a scale of its own: on that of the galaxy it cannot be seen."""
+
+
+def page(result: Result, table: list[list[str]], baseline: Mapping[str, float] | None, footer: str) -> str:
+    """The whole page.
+
+    Args:
+        result: what was measured.
+        table: rows of the summary table, its head first.
+        baseline: metrics of the kNN baseline, if there is one.
+        footer: versions of the software.
+
+    Raises:
+        BadInput: matplotlib is not installed.
+    """
+    from hpcphotoz.evaluation import plots  # here, so that all else works without matplotlib
+
+    sections = [_section("Summary", _SUMMARY, _table(table), result)]
+
+    def picture(title: str, text: str, png: bytes) -> None:
+        sections.append(_section(title, text, _image(png, title), result))
+
+    if result.unlabelled < len(result.z_spec):
+        picture("Redshifts", _REDSHIFTS, plots.scatter(result))
+        picture("Robustness", _ROBUSTNESS, plots.curves(result, baseline))
+        picture("Calibration", _CALIBRATION, plots.pits(result))
+        if result.transfer:
+            sections.append(_section("Transfer", _TRANSFER, _table(_transfer(result)), result))
+    picture("Change of redshift", _SHIFT, plots.shifts(result))
+    for network in result.networks:
+        text = _GALAXY.replace("NETWORK", html.escape(network.name))
+        picture(f"One galaxy: {network.name}", text, plots.galaxy(result, network.name))
+    return _TEMPLATE.format(
+        data=html.escape(result.data.resolve().name),
+        objects=len(result.z_spec),
+        unlabelled=f", {result.unlabelled} of them without z_spec (attacked, but left out of the metrics)"
+        if result.unlabelled
+        else "",
+        bands=html.escape(", ".join(result.header.bands)),
+        steps=result.steps,
+        loss=html.escape(result.loss.replace("_", "-")),
+        sections="\n".join(sections),
+        footer=html.escape(footer),
+    )
+
+
+def _transfer(result: Result) -> list[list[str]]:
+    names = [network.name for network in result.networks]
+    rows = [["images made against", *(f"shown to {name}" for name in names)]]
+    for network in result.networks:
+        own = network.at(result.methods[-1], result.headline_eps).metrics
+        shown = {**result.transfer[network.name], network.name: own}
+        cells = [f"{shown[name]['sigma_mad']:.4f} / {100 * shown[name]['eta']:.1f} %" for name in names]
+        rows.append([network.name, *cells])
+    return rows
+
+
+def _section(title: str, text: str, body: str, result: Result) -> str:
+    words = {
+        "STRONGEST": result.methods[-1].upper(),
+        "EPS": f"{result.headline_eps:g}",
+        "OBJECT": str(result.example.object_id),
+        "FIRST": html.escape(result.networks[0].name),
+    }
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return f"<section><h2>{html.escape(title)}</h2><p>{text}</p>{body}</section>"
+
+
+def _image(png: bytes, alt: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *body = ([html.escape(cell) for cell in row] for row in rows)
+    title = "".join(f"<th>{cell}</th>" for cell in head)
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
+    return f'<div class="wide"><table><thead><tr>{title}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+_TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Photometric redshifts under attack: {data}</title>
+<style>
+:root {{ color-scheme: light; }}
+body {{ margin: 0; background: #f5f6f8; color: #1c2430; font: 16px/1.55 system-ui, sans-serif; }}
+main {{ max-width: 1040px; margin: 0 auto; padding: 2.2rem 1.2rem 3rem; }}
+h1 {{ font-size: 1.7rem; margin: 0 0 .3rem; }}
+h2 {{ font-size: 1.15rem; margin: 0 0 .4rem; }}
+section {{ background: #fff; border: 1px solid #e1e5ea; border-radius: 8px; margin: 1.1rem 0;
+  padding: 1.2rem 1.4rem; }}
+p {{ margin: 0 0 .9rem; max-width: 75ch; }}
+header p, footer {{ color: #566273; }}
+img {{ display: block; max-width: 100%; height: auto; margin: 0 auto; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #e8ebef; white-space: nowrap; }}
+th {{ color: #566273; font-weight: 600; }}
+th:first-child, td:first-child {{ text-align: left; }}
+footer {{ font-size: .85rem; }}
+</style></head><body><main>
+<header><h1>Photometric redshifts under attack</h1>
+<p>{objects} galaxies of {data} in {bands}{unlabelled}. FGSM is one signed gradient step, PGD
+{steps} projected ones; both raise the {loss} loss of each network through its own gradients.</p></header>
+{sections}
+<footer>{footer}</footer>
+</main></body></html>
+"""

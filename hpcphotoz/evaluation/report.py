@@ -1,0 +1,153 @@
+"""The report of an evaluation: one self-contained HTML page, a JSON summary, and a table for the terminal."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.page import page
+from hpcphotoz.evaluation.result import CLEAN, Result
+
+BASELINE = "knn_colours"
+_PACKAGES = ("hpcphotoz", "torch", "numpy", "h5py", "matplotlib")
+_RESERVED = (BASELINE, "robustness_curves", "transfer", "data", "attack", "versions")
+
+
+def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What `summary.json` holds.
+
+    Keys are the runs' names, each with `clean` and the methods' names, each with `bias`, `sigma_mad`, `eta`,
+    `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z>, at the headline epsilon; then
+    `knn_colours` (the same metrics), `robustness_curves` (per run and method, every epsilon), `transfer`
+    (attacked run, then shown run), `data`, `attack` and `versions`.
+
+    Args:
+        result: from `evaluate`.
+        baseline: from `knn_colours`, if there is one.
+
+    Raises:
+        BadInput: a run whose name is one of the other keys.
+    """
+    tree: dict[str, Any] = {}
+    for network in result.networks:
+        if network.name in _RESERVED:
+            raise BadInput(f"run '{network.name}': its name is a key of the summary: rename the run folder")
+        tree[network.name] = {
+            CLEAN: network.clean.figures(),
+            **{method: network.at(method, result.headline_eps).figures() for method in result.methods},
+            "step": network.step,
+        }
+    if baseline:
+        tree[BASELINE] = dict(baseline)
+    tree["robustness_curves"] = {
+        network.name: {
+            method: [condition.figures() for condition in network.curve(method)] for method in result.methods
+        }
+        for network in result.networks
+    }
+    tree["transfer"] = result.transfer
+    tree["data"] = {
+        "name": result.data.resolve().name,
+        "objects": len(result.z_spec),
+        "unlabelled": result.unlabelled,
+        "bands": list(result.header.bands),
+        "stamp": result.header.stamp,
+        "pixel_scale_arcsec": result.header.pixel_scale,
+    }
+    tree["attack"] = {
+        "methods": list(result.methods),
+        "eps_sky_sigma": list(result.eps),
+        "headline_eps_sky_sigma": result.headline_eps,
+        "pgd_steps": result.steps,
+        "loss": result.loss,
+        "seed": result.seed,
+        "outlier_threshold": OUTLIER,
+    }
+    tree["versions"] = _versions()
+    return tree
+
+
+def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Write `report.html` and `summary.json` into a folder, each under its name only when complete.
+
+    Args:
+        result: from `evaluate`.
+        out: folder; made where it does not exist.
+        baseline: metrics from `knn_colours`, drawn and listed beside the networks.
+
+    Returns:
+        The summary.
+
+    Raises:
+        BadInput: no matplotlib, or a folder that cannot be written.
+    """
+    tree = summary(result, baseline)
+    footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
+    text = page(result, _rows(result, baseline), baseline, footer)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / "report.html", text)
+        _write(out / "summary.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise BadInput(f"{out}: cannot write the report: {error.strerror}") from None
+    return tree
+
+
+def print_table(result: Result, baseline: Mapping[str, float] | None = None) -> None:
+    """Print the metrics, clean and at the headline epsilon, to standard output."""
+    table = Table(title=f"{len(result.z_spec)} galaxies of {result.data}")
+    head, *rows = _rows(result, baseline)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="left" if i < 2 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _rows(result: Result, baseline: Mapping[str, float] | None) -> list[list[str]]:
+    rows = [["run", "attack", "eps", "bias", "sigma_MAD", "eta", "CRPS", "|d<z>|"]]
+    for network in result.networks:
+        conditions = [network.clean, *(network.at(method, result.headline_eps) for method in result.methods)]
+        for c in conditions:
+            rows.append([network.name, c.method, f"{c.eps:g}", *_cells(c.metrics), f"{c.shift_median:.4f}"])
+    if baseline:
+        rows.append(["kNN colours", CLEAN, "0", *_cells(baseline), ""])
+    return rows
+
+
+def _cells(m: Mapping[str, float]) -> list[str]:
+    if not m:
+        return ["no z_spec"] * 4
+    return [f"{m['bias']:+.4f}", f"{m['sigma_mad']:.4f}", f"{100 * m['eta']:.1f} %", f"{m['crps']:.4f}"]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
