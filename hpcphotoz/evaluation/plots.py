@@ -47,13 +47,18 @@ def scatter(result: Result) -> bytes:
     """z_phot against z_spec: a row a network; clean, and under the last method at the headline epsilon."""
     known = np.isfinite(result.z_spec)
     rows = len(result.networks)
+    shown = [n.clean for n in result.networks]
+    shown += [n.at(result.methods[-1], result.headline_eps) for n in result.networks]
+    top = max(float(z[known].max()) for z in (result.z_spec, *(c.z_phot for c in shown)))
+    low = min(network.bins.z_min for network in result.networks)
+    limits = low, low + 1.1 * (top - low)
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True)
         for pair, network in zip(axes, result.networks, strict=True):
             attacked = network.at(result.methods[-1], result.headline_eps)
             for ax, condition in zip(pair, (network.clean, attacked), strict=True):
-                _scatter(ax, result.z_spec[known], condition, known, network)
+                _scatter(ax, result.z_spec[known], condition, known, limits)
             pair[0].set_ylabel(f"{network.name}\n$z_{{phot}}$ (mean of PDF)")
         for ax in axes[-1]:
             ax.set_xlabel("$z_{spec}$")
@@ -61,13 +66,15 @@ def scatter(result: Result) -> bytes:
     return _png(draw, 8.4, 3.9 * rows)
 
 
-def _scatter(ax: Any, z_spec: Floats, condition: Condition, known: Floats, network: NetworkResult) -> None:
-    lo, hi = network.bins.z_min, network.bins.z_max
+def _scatter(
+    ax: Any, z_spec: Floats, condition: Condition, known: Floats, limits: tuple[float, float]
+) -> None:
+    lo, hi = limits
     z_phot = condition.z_phot[known]
     if len(z_spec) > 3000:
         ax.hist2d(z_spec, z_phot, bins=120, range=[[lo, hi]] * 2, norm=LogNorm(), cmap="viridis")
     else:
-        ax.plot(z_spec, z_phot, ".", ms=3.5, alpha=0.6, color="#0072B2", mec="none")
+        ax.plot(z_spec, z_phot, ".", ms=5, alpha=0.6, color="#0072B2", mec="none")
     line = np.array([lo, hi])
     ax.plot(line, line, color="black", lw=1)
     for sign in (-1, 1):
@@ -120,7 +127,8 @@ def shifts(result: Result) -> bytes:
                 ax.plot(eps, median, "s-", color=shade, ms=4, label=f"{network.name}, median galaxy")
                 ax.plot(eps, p90, "^--", color=shade, ms=4, label=f"{network.name}, 90th percentile")
             _epsilon_axis(ax, result)
-            ax.set(title=method.upper(), ylim=(0, None))
+            ax.set_title(method.upper())
+        axes[0].set_ylim(0, None)  # after the last curve: it freezes the shared upper limit
         axes[0].set_ylabel("|change of <z>| (redshift)")
         _legend_below(figure, axes[0])
 
@@ -238,7 +246,9 @@ def _epsilon_axis(ax: Any, result: Result) -> None:
 
 def _legend_below(figure: Any, ax: Any) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+    inches = 0.085 * max(map(len, labels)) + 0.7  # of a label of 10 points and its handle
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _png(draw: Any, width: float, height: float) -> bytes:
