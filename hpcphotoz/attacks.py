@@ -1,8 +1,10 @@
-"""Adversarial attacks on redshift networks: loops over kernels. Flux is in nanomaggies, epsilon in sky sigmas.
+"""Adversarial attacks on redshift networks: loops over kernels. Flux is in nanomaggies, epsilon in sky
+sigmas.
 
-Everything takes any `model(images, ebv) -> logits`. Only input gradients are computed: parameters are frozen while
-an attack runs, the model is in evaluation mode, and a DistributedDataParallel wrapper is taken off (through it each
-step would cost a collective). Losses are summed over objects: a mean would push bfloat16 gradients into underflow.
+Everything takes any `model(images, ebv) -> logits`. Only input gradients are computed: parameters are frozen
+while an attack runs, the model is in evaluation mode, and a DistributedDataParallel wrapper is taken off
+(through it each step would cost a collective). Losses are summed over objects: a mean would push bfloat16
+gradients into underflow.
 """
 
 import importlib.util
@@ -20,6 +22,7 @@ from hpcphotoz.config import Attack
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, bins), redshift (N,) -> (N,)
 _log = logging.getLogger(__name__)
 
@@ -40,7 +43,8 @@ def loss_of(name: str, bins: RedshiftBins) -> Loss:
 
 
 def fgsm(model: nn.Module, images: Tensor, ebv: Tensor, z: Tensor, eps: Tensor, *, loss: Loss) -> Tensor:
-    """Fast gradient sign method: one step to the corner of the ball (Goodfellow et al. 2015, arXiv:1412.6572).
+    """Fast gradient sign method: one step to the corner of the ball (Goodfellow et al. 2015,
+    arXiv:1412.6572).
 
     Arguments, errors and result as `pgd`.
     """
@@ -133,7 +137,8 @@ def perturb(
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """The bare module in evaluation mode with no parameter requiring a gradient; everything is put back after.
+    """The bare module in evaluation mode with no parameter requiring a gradient; everything is put back
+    after.
 
     Freezing matters even with `autograd.grad`: torch.compile would compute the weight gradients all the same.
     """
@@ -171,11 +176,12 @@ def _per_object(radius: Tensor, images: Tensor) -> Tensor:
 
 
 @cache
-def _step_on(device: str) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+def _step_on(device: str) -> Step:
     if importlib.util.find_spec("triton") is None:
         if device == "cuda":
             _log.warning("triton is not installed: attack steps run unfused, about four times slower each")
         return reference.pgd
     from hpcphotoz.kernels.pgd import pgd as fused
 
-    return fused
+    step: Step = fused
+    return step

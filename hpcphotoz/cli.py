@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hpcphotoz import __version__, config
 from hpcphotoz.errors import BadInput
@@ -87,7 +87,11 @@ def inspect(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
         return 0
     for name, value in facts.items():
-        text = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, list) else value
+        text = (
+            ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+            if isinstance(value, list)
+            else value
+        )
         print(f"{name:20s} {json.dumps(text) if isinstance(text, dict) else text}")
     return 0
 
@@ -111,31 +115,41 @@ def attack(options: argparse.Namespace) -> int:
     from hpcphotoz.training.checkpoint import load_network
 
     chosen = config.parse({"attack": _attack_options(options)}, "attack").attack
-    network = load_network(options.run, _device())
-    manifest = write_adversarial(network, options.data, options.out, chosen, seed=options.seed)
-    print(f"{options.out}: {manifest.rows} attacked stamps, {chosen.method}, eps {chosen.eps:g} sky sigma")
+    device = _device()
+    network = load_network(options.run, device)
+    count = write_adversarial(network, options.data, options.out, chosen, seed=options.seed, device=device)
+    print(f"{options.out}: {count} attacked stamps, {chosen.method}, eps {chosen.eps:g} sky sigma")
     return 0
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
     from hpcphotoz.evaluation.baseline import knn_colours
-    from hpcphotoz.evaluation.report import write_report
+    from hpcphotoz.evaluation.report import print_table, write_report
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.checkpoint import load_network
 
-    networks = [load_network(run, _device()) for run in options.runs]
+    device = _device()
+    networks = [load_network(run, device) for run in options.runs]
     result = evaluate(
         networks,
         options.data,
         eps=options.eps,
         methods=options.attacks,
         steps=options.steps,
+        loss=options.loss,
         headline_eps=options.headline_eps,
+        device=device,
+        limit=options.limit,
+        seed=options.seed,
     )
-    if options.knn_train:
-        knn_colours(options.knn_train, options.data, networks[0].bins)
-    write_report(result, options.out)
+    baseline = knn_colours(options.knn_train, options.data, networks[0].bins) if options.knn_train else None
+    tree = write_report(result, options.out, baseline)
+    if options.json:
+        print(json.dumps(tree, indent=1))
+    else:
+        print_table(result, baseline)
+        print(f"{options.out / 'report.html'}, {options.out / 'summary.json'}")
     return 0
 
 
@@ -144,9 +158,45 @@ def predict(options: argparse.Namespace) -> int:
     from hpcphotoz.predict import predict
     from hpcphotoz.training.checkpoint import load_network
 
-    networks = [load_network(run, _device()) for run in options.runs]
-    count = predict(networks, options.data, options.out, tta=options.tta)
+    device = _device()
+    networks = [load_network(run, device) for run in options.runs]
+    count = predict(networks, options.data, options.out, device=device, tta=options.tta)
     print(f"{options.out}: {count} PDFs")
+    return 0
+
+
+def launch(options: argparse.Namespace) -> int:
+    """Run `train` on a cluster, or here with one process a rank: launch [...] -- train CONFIG --data D --out
+    RUN.
+    """
+    from dataclasses import fields
+
+    from hpcphotoz.launch import slurm
+    from hpcphotoz.launch.job import TrainJob
+
+    if not options.after or options.after[0] != "train":
+        raise BadInput(
+            "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
+        )
+    words, rest = _parser().parse_known_args(options.after)
+    words.rest = rest
+    job = TrainJob.of(config.load(words.config, _overrides(words)), words.data, words.out)
+    given = {field.name: getattr(options, field.name) for field in fields(slurm.LaunchPlan)}
+    chosen: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
+    }
+    plan = slurm.LaunchPlan(**chosen)
+    if options.dry_run:
+        if options.where == "local":
+            raise BadInput(
+                "launch local --dry-run: nothing to show; `launch slurm --dry-run` prints the sbatch script"
+            )
+        print(slurm.dry_run(plan, job), end="")
+        return 0
+    if options.where == "local":
+        return slurm.run_local(plan, job)
+    submitted = slurm.submit(plan, job)
+    print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
     return 0
 
 
@@ -162,7 +212,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
     return given
 
 
-def _attack_options(options: argparse.Namespace) -> dict[str, object]:
+def _attack_options(options: argparse.Namespace) -> dict[str, Any]:
     names = ("method", "eps", "steps", "step_size", "random_start", "loss")
     return {name: getattr(options, name) for name in names}
 
@@ -173,8 +223,10 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="hpcphotoz", description="Adversarially trained photometric redshifts.", allow_abbrev=False)
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="hpcphotoz", description="Adversarially trained photometric redshifts.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"hpcphotoz {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -189,8 +241,15 @@ def _parser() -> argparse.ArgumentParser:
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
     p = _command(kinds, "sdss-frames", ingest_sdss_frames)
     p.add_argument("out", type=Path, help="dataset folder to make")
-    p.add_argument("--frames", type=Path, required=True, help="folder with SDSS fpC frames, searched below too")
-    p.add_argument("--objects", type=Path, required=True, help="CSV with object_id, ra_deg, dec_deg; z_spec, ebv if known")
+    p.add_argument(
+        "--frames", type=Path, required=True, help="folder with SDSS fpC frames, searched below too"
+    )
+    p.add_argument(
+        "--objects",
+        type=Path,
+        required=True,
+        help="CSV with object_id, ra_deg, dec_deg; z_spec, ebv if known",
+    )
     p.add_argument("--stamp", type=int, default=64, help="pixels a side (default 64)")
     p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard (default 1024)")
 
@@ -213,32 +272,80 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="dataset folder to make")
     p.add_argument("--method", choices=("fgsm", "pgd"), default="pgd", help="attack (default pgd)")
-    p.add_argument("--eps", type=float, default=0.1, help="L-infinity radius in sky sigmas of each band (default 0.1)")
+    p.add_argument(
+        "--eps", type=float, default=0.1, help="L-infinity radius in sky sigmas of each band (default 0.1)"
+    )
     p.add_argument("--steps", type=int, default=10, help="PGD steps (default 10)")
-    p.add_argument("--step-size", type=float, default=0.0, help="step in sky sigmas (default 2.5 eps / steps)")
-    p.add_argument("--no-random-start", dest="random_start", action="store_false", help="start at the image itself")
-    p.add_argument("--loss", choices=("cross_entropy", "shift"), default="cross_entropy", help="what the attack raises")
+    p.add_argument(
+        "--step-size", type=float, default=0.0, help="step in sky sigmas (default 2.5 eps / steps)"
+    )
+    p.add_argument(
+        "--no-random-start", dest="random_start", action="store_false", help="start at the image itself"
+    )
+    p.add_argument(
+        "--loss", choices=("cross_entropy", "shift"), default="cross_entropy", help="what the attack raises"
+    )
     p.add_argument("--seed", type=int, default=0, help="of the random starts (default 0)")
 
     p = _command(commands, "evaluate", evaluate)
-    p.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; names are the folders' names")
+    p.add_argument(
+        "runs", type=Path, nargs="+", metavar="run", help="run folders; names are the folders' names"
+    )
     p.add_argument("--data", type=Path, required=True, help="dataset folder, not the one trained on")
     p.add_argument("--out", type=Path, required=True, help="folder for report.html and summary.json")
-    p.add_argument("--attacks", nargs="+", choices=("fgsm", "pgd"), default=["fgsm", "pgd"], help="default: both")
-    p.add_argument("--eps", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5], help="sky sigmas of each band")
-    p.add_argument("--headline-eps", type=float, default=0.1, help="epsilon of summary.json and the table (sky sigmas)")
+    p.add_argument(
+        "--attacks", nargs="+", choices=("fgsm", "pgd"), default=["fgsm", "pgd"], help="default: both"
+    )
+    p.add_argument(
+        "--eps", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5], help="sky sigmas of each band"
+    )
+    p.add_argument(
+        "--headline-eps", type=float, default=0.1, help="epsilon of summary.json and the table (sky sigmas)"
+    )
     p.add_argument("--steps", type=int, default=10, help="PGD steps (default 10)")
-    p.add_argument("--knn-train", type=Path, help="dataset for the nearest-neighbour baseline on aperture colours")
+    p.add_argument(
+        "--loss", choices=("cross_entropy", "shift"), default="cross_entropy", help="what attacks raise"
+    )
+    p.add_argument("--limit", type=int, help="only the first so many objects")
+    p.add_argument("--seed", type=int, default=0, help="of the random starts (default 0)")
+    p.add_argument("--json", action="store_true", help="print summary.json instead of the table")
+    p.add_argument(
+        "--knn-train", type=Path, help="dataset for the nearest-neighbour baseline on aperture colours"
+    )
 
     p = _command(commands, "predict", predict)
     p.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several are averaged")
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="qp HDF5 file to make")
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
+
+    p = _command(commands, "launch", launch)
+    p.add_argument(
+        "where", choices=("local", "slurm"), help="local: this machine; slurm: sbatch, one task a rank"
+    )
+    p.add_argument("--nodes", type=int, help="nodes (default 1)")
+    p.add_argument("--tasks-per-node", type=int, help="ranks a node (default: one a GPU, or one)")
+    p.add_argument("--gpus-per-node", type=int, help="GPUs a node (default 0: train on CPUs)")
+    p.add_argument("--cpus-per-task", type=int, help="CPUs a rank (default 2)")
+    p.add_argument("--mem-gb", type=float, help="memory a node in GB (default: the partition's)")
+    p.add_argument(
+        "--time-minutes", type=int, help="time limit in minutes (default 60); a run goes on after it"
+    )
+    p.add_argument(
+        "--signal-delay-s", type=int, help="seconds before the limit at which to save (default 120)"
+    )
+    p.add_argument("--max-requeues", type=int, help="restarts after time limits and preemptions (default 10)")
+    for name in ("partition", "account", "qos", "constraint", "exclude", "job-name"):
+        p.add_argument(f"--{name}", help=f"Slurm's {name}")
+    p.add_argument(
+        "--setup", action="append", help="a shell line before the start, e.g. 'module load cuda'; repeatable"
+    )
+    p.add_argument("--extra", action="append", help="a further sbatch option as key=value; repeatable")
+    p.add_argument("--dry-run", action="store_true", help="print the sbatch script; submit and write nothing")
     return parser
 
 
-def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, function: object) -> argparse.ArgumentParser:
+def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, function: object) -> _Parser:
     text = (getattr(function, "__doc__", "") or "").strip()
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(function=function)

@@ -29,7 +29,8 @@ class Model(_Section):
     )
     relu_logits: bool = Field(False, description="keep the public code's ReLU on the logits (cnn, inception)")
     pool_counts_padding: bool = Field(
-        True, description="inception: stride-1 pooling counts padded zeros (True: torch; False: TensorFlow SAME)"
+        True,
+        description="inception: stride-1 pooling counts padded zeros (True: torch; False: TensorFlow SAME)",
     )
     width: int = Field(32, ge=8, description="compact: channels of the first stage")
 
@@ -47,7 +48,9 @@ class Data(_Section):
     window_blocks: int = Field(64, ge=1, description="blocks shuffled together, object by object")
     read_threads: int = Field(2, ge=1, description="threads that read ahead, per rank")
     read_ahead: int = Field(4, ge=1, description="batches read ahead, per rank")
-    validation: float = Field(0.05, ge=0, lt=1, description="fraction held out by object id, never trained on")
+    validation: float = Field(
+        0.05, ge=0, lt=1, description="fraction held out by object id, never trained on"
+    )
 
 
 class Training(_Section):
@@ -71,7 +74,9 @@ class Training(_Section):
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
     log_steps: int = Field(10, ge=1, description="optimiser steps between lines of progress")
     max_steps: int = Field(0, ge=0, description="stop the run after this many steps; 0: after all epochs")
-    wall_minutes: float = Field(0, ge=0, description="save and stop cleanly after this long (minutes); 0: never")
+    wall_minutes: float = Field(
+        0, ge=0, description="save and stop cleanly after this long (minutes); 0: never"
+    )
 
 
 class Attack(_Section):
@@ -100,7 +105,9 @@ class Config(_Section):
 def recipes() -> list[str]:
     """Names of the ready configurations."""
     folder = resources.files("hpcphotoz") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def options() -> dict[str, tuple[str, str]]:
@@ -120,7 +127,8 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> Config:
         overrides: `section.key` -> text, as given on the command line.
 
     Raises:
-        BadInput: no such file or recipe, not TOML, an unknown key (valid ones are listed), a value out of range.
+        BadInput: no such file or recipe, not TOML, an unknown key (valid ones are listed), a value out of
+            range.
     """
     tree = _read(source)
     for name, text in (overrides or {}).items():

@@ -68,7 +68,11 @@ def detect(env: Mapping[str, str] | None = None) -> World:
         except ValueError as error:
             raise BadInput(f"{launcher} gives {rank}={env[rank]!r}, {size}={env[size]!r}: {error}") from None
         # Open MPI under a srun without PMI becomes N singletons that would each train the whole run.
-        if launcher in ("openmpi", "pmix", "mpich") and world.size == 1 and int(env.get("SLURM_NTASKS", 1)) > 1:
+        if (
+            launcher in ("openmpi", "pmix", "mpich")
+            and world.size == 1
+            and int(env.get("SLURM_NTASKS", 1)) > 1
+        ):
             raise BadInput(
                 f"{launcher} sees one process, SLURM {env['SLURM_NTASKS']}: start it with "
                 "`srun --mpi=pmix` (or pmi2), or with `hpcphotoz launch slurm`"

@@ -7,14 +7,16 @@ _MASK = 0xFFFFFFFF
 
 
 def pgd(adv: Tensor, x0: Tensor, grad: Tensor, eps: Tensor, step: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """One signed ascent step, projected onto the L-infinity ball and the bounds (Madry et al. 2018, arXiv:1706.06083).
+    """One signed ascent step, projected onto the L-infinity ball and the bounds (Madry et al. 2018,
+    arXiv:1706.06083).
 
     x' = clamp(clamp(adv + step sign(grad), x0 - eps, x0 + eps), lo, hi)
 
     The bounds win over the ball where x0 lies outside them. A NaN gradient counts as zero; sign(0) = 0.
 
     Args:
-        adv, x0, grad: (N, B, H, W), the current and the original images (float32, nMgy) and the loss gradient.
+        adv, x0, grad: (N, B, H, W), the current and the original images (float32, nMgy) and the loss
+            gradient.
         eps, step: (N, B) float32, radius and step per object and band, nMgy.
         lo, hi: (B,) float32, smallest and largest flux allowed per band, nMgy; may be infinite.
     """
@@ -37,13 +39,17 @@ def uniform(shape: torch.Size, object_id: Tensor, seed: int, epoch: int) -> Tens
     n, pixels = shape[0], shape[1:].numel()
     index = torch.arange((pixels + 3) // 4, device=object_id.device)
     low, high = (object_id & _MASK)[:, None], ((object_id >> 32) & _MASK)[:, None]
-    words = torch.stack(philox((index, low, high, torch.tensor(epoch).to(index)), (seed & _MASK, seed >> 32)), -1)
+    words = torch.stack(
+        philox((index, low, high, torch.tensor(epoch).to(index)), (seed & _MASK, seed >> 32)), -1
+    )
     return ((words >> 8).float() * 2.0**-23 - 1).reshape(n, -1)[:, :pixels].reshape(shape)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405): four 32-bit words held in int64 tensors."""
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    """Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405): four 32-bit words held in int64
+    tensors.
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
     k0, k1 = key
     for _ in range(10):
         low0, high0 = _multiply(0xD2511F53, c0)

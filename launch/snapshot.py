@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import hpcphotoz
+from hpcphotoz.revision import RECORD, commit
 
 _LEFT_OUT = ("__pycache__", "*.pyc")
 
@@ -41,6 +42,7 @@ def take(launch: Path) -> Path:
             symlinks=False,  # `kernels` and `launch` are links in a checkout and folders in an installation
             ignore=shutil.ignore_patterns(*_LEFT_OUT),
         )
+        (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
         try:
             os.replace(copy, final)
         except OSError:  # another submission of the same code was quicker

@@ -44,7 +44,9 @@ def test_attacks_raise_the_loss_of_every_object_and_stay_in_the_ball(name: str) 
     ):
         assert (loss(model(adv, ebv), z) > before).all()
         # One rounding of x0 + eps: 2^-23 (|x0| + eps) covers it and that of the difference.
-        assert ((adv - images).abs() <= eps[:, None, None] + 2.0**-23 * (images.abs() + eps[:, None, None])).all()
+        assert (
+            (adv - images).abs() <= eps[:, None, None] + 2.0**-23 * (images.abs() + eps[:, None, None])
+        ).all()
 
 
 def test_fgsm_of_a_linear_loss_is_the_analytic_optimum() -> None:
@@ -68,7 +70,7 @@ def test_fgsm_of_a_linear_loss_is_the_analytic_optimum() -> None:
 def test_a_model_is_left_as_it_was() -> None:
     model, images, ebv, z, eps = problem()
     model.train()
-    model.head.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    model.head.weight.requires_grad_(False)  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     wanted = [p.requires_grad for p in model.parameters()]
     attacks.pgd(model, images, ebv, z, eps, loss=attacks.cross_entropy(BINS), steps=2)
@@ -85,9 +87,9 @@ def test_a_failing_model_is_left_as_it_was_too() -> None:
     assert model.training and all(p.requires_grad for p in model.parameters())
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.backward_of_weights = self.convolutions = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -121,7 +123,8 @@ def test_perturb_speaks_in_sky_sigmas_and_keys_starts_by_object() -> None:
     assert ((adv - images).abs().amax((2, 3)) <= 0.2 * sky + 1e-6).all()
     order = torch.tensor([4, 1, 5])
     some = attacks.perturb(model, images[order], ebv[order], z[order], sky[order], ids[order], **run)  # type: ignore[arg-type]
-    # Matrix products of other batch sizes round differently: a pixel's sign may flip only where its gradient is ~0.
+    # Matrix products of other batch sizes round differently: a pixel's sign may flip only where its gradient
+    # is ~0.
     assert (some == adv[order]).float().mean() > 0.999
     last = attacks.perturb(model, images, ebv, z, sky, ids, **{**run, "epoch": 3})  # type: ignore[arg-type]
     assert not torch.equal(last, adv)
@@ -141,7 +144,9 @@ def test_channels_last_and_contiguous_images_give_the_same_attack() -> None:
     model, images, ebv, z, eps = problem()
     loss = attacks.cross_entropy(BINS)
     plain = attacks.pgd(model, images, ebv, z, eps, loss=loss, steps=3)
-    last = attacks.pgd(model, images.contiguous(memory_format=torch.channels_last), ebv, z, eps, loss=loss, steps=3)
+    last = attacks.pgd(
+        model, images.contiguous(memory_format=torch.channels_last), ebv, z, eps, loss=loss, steps=3
+    )
     assert torch.equal(plain, last)
     assert last.is_contiguous(memory_format=torch.channels_last)
 

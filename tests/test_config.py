@@ -16,7 +16,9 @@ def test_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> Non
 
 
 def test_overrides_are_typed() -> None:
-    loaded = config.load("standard", {"training.epochs": "3", "attack.eps": "0.25", "training.augment": "false"})
+    loaded = config.load(
+        "standard", {"training.epochs": "3", "attack.eps": "0.25", "training.augment": "false"}
+    )
     assert (loaded.training.epochs, loaded.attack.eps, loaded.training.augment) == (3, 0.25, False)
 
 
@@ -42,7 +44,9 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, text: str, says: str)
 
 
 def test_unknown_override_lists_the_valid_ones() -> None:
-    with pytest.raises(BadInput, match=r"--attack.epsilon: unknown option; valid: attack.fraction, .*attack.eps"):
+    with pytest.raises(
+        BadInput, match=r"--attack.epsilon: unknown option; valid: attack.fraction, .*attack.eps"
+    ):
         config.load("standard", {"attack.epsilon": "1"})
 
 

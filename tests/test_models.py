@@ -15,7 +15,7 @@ SCALE = (0.05, 0.02, 0.03, 0.04, 0.2)
 
 @pytest.mark.parametrize(("name", "parameters"), [("inception", 27_596_372), ("cnn", 13_461_292)])
 def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
-    network = build(Model(name=name), stamp=64, scale=SCALE)  # type: ignore[arg-type]
+    network = build(Model(name=name), stamp=64, scale=SCALE)
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
@@ -31,12 +31,14 @@ def test_parameter_names_are_those_of_the_public_code() -> None:
 @pytest.mark.parametrize("name", ["compact", "cnn", "inception"])
 @pytest.mark.parametrize(("stamp", "bands"), [(64, 5), (33, 3)])
 def test_any_stamp_and_any_bands(name: str, stamp: int, bands: int) -> None:
-    network = build(Model(name=name, bins=30), stamp=stamp, scale=SCALE[:bands])  # type: ignore[arg-type]
+    network = build(Model(name=name, bins=30), stamp=stamp, scale=SCALE[:bands])
     images, ebv = torch.randn(2, bands, stamp, stamp, requires_grad=True), torch.rand(2)
     logits = network(images, ebv)
     assert logits.shape == (2, 30)
     logits.logsumexp(1).sum().backward()
-    assert images.grad is not None and images.grad.abs().amax((2, 3)).min() > 0, "every band reaches the output"
+    assert images.grad is not None and images.grad.abs().amax((2, 3)).min() > 0, (
+        "every band reaches the output"
+    )
     assert not torch.equal(network(images, ebv + 1), logits), "E(B-V) reaches the output"
 
 
@@ -45,8 +47,8 @@ def test_relu_on_the_logits_is_an_option(name: str) -> None:
     torch.manual_seed(0)
     images, ebv = torch.randn(8, 5, 32, 32), torch.rand(8)
     torch.manual_seed(1)
-    plain = build(Model(name=name), stamp=32, scale=SCALE)  # type: ignore[arg-type]
-    clamped = build(Model(name=name, relu_logits=True), stamp=32, scale=SCALE)  # type: ignore[arg-type]
+    plain = build(Model(name=name), stamp=32, scale=SCALE)
+    clamped = build(Model(name=name, relu_logits=True), stamp=32, scale=SCALE)
     clamped.load_state_dict(plain.state_dict())
     assert plain(images, ebv).min() < 0
     torch.testing.assert_close(clamped(images, ebv), plain(images, ebv).relu())
@@ -60,7 +62,8 @@ def test_padded_zeros_count_or_not_at_the_right_and_lower_edge_only() -> None:
     tf_like.load_state_dict(torch_like.state_dict())
     a, b = torch_like(x)[:, -3:], tf_like(x)[:, -3:]
     torch.testing.assert_close(a[..., :-1, :-1], b[..., :-1, :-1])
-    # A constant input: SAME pooling keeps it constant, counting zeros halves the edge and quarters the corner.
+    # A constant input: SAME pooling keeps it constant, counting zeros halves the edge and quarters the
+    # corner.
     torch.testing.assert_close(b, b[..., :1, :1].expand_as(b))
     torch.testing.assert_close(a[..., -1, :-1], b[..., -1, :-1] / 2)
     torch.testing.assert_close(a[..., -1, -1], b[..., -1, -1] / 4)
@@ -90,7 +93,7 @@ def test_normalisations() -> None:
 def test_no_layer_depends_on_the_batch() -> None:
     # Batch normalisation would make the loss curve depend on how many ranks share a batch.
     for name in ("compact", "cnn", "inception"):
-        network = build(Model(name=name), stamp=16, scale=SCALE)  # type: ignore[arg-type]
+        network = build(Model(name=name), stamp=16, scale=SCALE)
         assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
 
 

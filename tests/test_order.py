@@ -24,7 +24,8 @@ def test_permute_computes_single_places_of_a_huge_range() -> None:
 
 
 def test_permute_mixes() -> None:
-    # Neighbours of a uniform permutation of n lie n/3 apart on average; 10 % is more than 5 standard errors at n = 4096.
+    # Neighbours of a uniform permutation of n lie n/3 apart on average; 10 % is more than 5 standard errors
+    # at n = 4096.
     n = 4096
     apart = np.abs(np.diff(order.permute(np.arange(n), n, 1))).mean()
     assert apart == pytest.approx(n / 3, rel=0.1)
@@ -67,7 +68,8 @@ def test_a_thousand_ranks_share_a_batch_evenly() -> None:
 def test_the_adversarial_fraction_is_exact_and_even(fraction: float) -> None:
     chosen = order.adversarial(np.arange(1000), fraction)
     counts = np.cumsum(chosen)
-    # floor(n f) after n positions, for any n: within one of the exact share everywhere, so in any contiguous slice too.
+    # floor(n f) after n positions, for any n: within one of the exact share everywhere, so in any contiguous
+    # slice too.
     assert np.all(np.abs(counts - fraction * np.arange(1, 1001)) <= 1)
     assert chosen.sum() == pytest.approx(1000 * fraction, abs=1e-6 if fraction in (0, 0.5, 1) else 1)
 

@@ -1,4 +1,6 @@
-"""The PGD step: the Triton kernel equals the reference bit for bit, and both have the properties of the step."""
+"""The PGD step: the Triton kernel equals the reference bit for bit, and both have the properties of the
+step.
+"""
 
 import os
 import subprocess
@@ -15,7 +17,8 @@ triton = pytest.importorskip("triton", reason="triton is not installed: the kern
 from hpcphotoz.kernels import pgd as kernel  # noqa: E402
 
 CASES = [
-    # n, bands, height, width: smaller than a block, exactly one block (16 x 64 x 1), larger, odd, other band counts
+    # n, bands, height, width: smaller than a block, exactly one block (16 x 64 x 1), larger, odd, other band
+    # counts
     (2, 5, 3, 3),
     (1, 1, 16, 64),
     (3, 5, 16, 17),
@@ -65,19 +68,21 @@ def test_projection_is_idempotent_and_zero_gradient_a_fixed_point(shape: tuple[i
     assert torch.equal(reference.pgd(once, x0, torch.zeros_like(grad), eps, step, lo, hi), once)
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the subprocess of the test below")
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the subprocess of the test below"
+)
 @pytest.mark.parametrize("shape", CASES)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_kernel_equals_reference_bit_for_bit(
     shape: tuple[int, int, int, int], channels_last: bool, dtype: torch.dtype
 ) -> None:
-    adv, x0, grad, *rest = problem(*shape)
+    adv, x0, grad, eps, step, lo, hi = problem(*shape)
     grad = grad.to(dtype)
     if channels_last:
         adv, x0, grad = (t.contiguous(memory_format=torch.channels_last) for t in (adv, x0, grad))
-    out = kernel.launch(adv, x0, grad, *rest)
-    assert torch.equal(out, reference.pgd(adv, x0, grad, *rest))
+    out = kernel.launch(adv, x0, grad, eps, step, lo, hi)
+    assert torch.equal(out, reference.pgd(adv, x0, grad, eps, step, lo, hi))
     assert out.stride() == x0.stride()
 
 

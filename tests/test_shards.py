@@ -84,7 +84,10 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 def test_a_pixel_that_is_not_finite_is_refused_by_name(tmp_path: Path, value: float) -> None:
     stamps = make_stamps(4)
     stamps.images[2, 1, 3, 3] = value
-    with pytest.raises(BadInput, match=str(stamps.object_id[2])), DatasetWriter(tmp_path / "d", HEADER, 8, {}) as w:
+    with (
+        pytest.raises(BadInput, match=str(stamps.object_id[2])),
+        DatasetWriter(tmp_path / "d", HEADER, 8, {}) as w,
+    ):
         w.append(stamps)
     assert not (tmp_path / "d" / "manifest.json").exists()
 

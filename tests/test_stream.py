@@ -1,4 +1,6 @@
-"""The stream: what is on disk, in the planned order, at any world size, from any point; bad files are named."""
+"""The stream: what is on disk, in the planned order, at any world size, from any point; bad files are
+named.
+"""
 
 from pathlib import Path
 
@@ -61,7 +63,7 @@ def test_resuming_goes_on_where_it_stopped(dataset: Path, start: int) -> None:
 
 
 def test_validation_and_training_parts_make_the_whole(dataset: Path) -> None:
-    parts = [set(ids(list(stream(dataset, part=part).epoch(0)))) for part in ("train", "validation")]  # type: ignore[arg-type]
+    parts = [set(ids(list(stream(dataset, part=part).epoch(0)))) for part in ("train", "validation")]
     assert parts[0] | parts[1] == set(make_stamps(75).object_id.tolist()) and not parts[0] & parts[1]
     assert stream(dataset, part="train").rows == len(parts[0]) and parts[1]
 

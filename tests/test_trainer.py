@@ -1,4 +1,6 @@
-"""One run, any machine: the same loss curve on 1, 2 and 3 ranks, and for a run killed anywhere and resumed."""
+"""One run, any machine: the same loss curve on 1, 2 and 3 ranks, and for a run killed anywhere and
+resumed.
+"""
 
 import json
 import os
@@ -15,17 +17,25 @@ from hpcphotoz.training.trainer import Diverged, Outcome, train
 from tests import ranks
 from tests.datasets import make_dataset, make_stamps
 
-# 75 objects, 67 or so to train on, batches of 16: the last batch of an epoch is a partial one, and 3 ranks share unevenly.
-OPTIONS = {
+# 75 objects, 67 or so to train on, batches of 16: the last batch of an epoch is a partial one, and 3 ranks
+# share unevenly.
+OPTIONS: dict[str, dict[str, object]] = {
     "model": {"bins": 20, "width": 8},
     "data": {"block_rows": 8, "window_blocks": 3, "validation": 0.1},
-    "training": {"epochs": 4, "global_batch": 16, "log_steps": 1, "checkpoint_steps": 3, "warmup_steps": 2, "learning_rate": 3e-3},
+    "training": {
+        "epochs": 4,
+        "global_batch": 16,
+        "log_steps": 1,
+        "checkpoint_steps": 3,
+        "warmup_steps": 2,
+        "learning_rate": 3e-3,
+    },
     "attack": {"fraction": 0.5, "eps": 0.3, "steps": 2},
 }
 
-# Sums over 16 objects in another order and in several parts: a few float32 roundings (6e-8) a step in the loss, fed
-# back through Adam, whose first steps divide tiny gradients by their own size. Seen: 2e-6 after 20 steps. A wrong sample,
-# augmentation, start or weight changes the loss of a step by more than 1e-2.
+# Sums over 16 objects in another order and in several parts: a few float32 roundings (6e-8) a step in the
+# loss, fed back through Adam, whose first steps divide tiny gradients by their own size. Seen: 2e-6 after 20
+# steps. A wrong sample, augmentation, start or weight changes the loss of a step by more than 1e-2.
 SAME = 1e-4
 
 
@@ -60,7 +70,8 @@ def test_training_lowers_the_loss_and_attacks_the_asked_fraction(alone: Path) ->
     steps = [line for line in lines if "loss" in line]
     per_epoch = len(steps) // 4
     first, last = steps[:per_epoch], steps[-per_epoch:]
-    # Both epochs hold the same objects, so the difference is learning: 0.11 nats were seen, none without updates.
+    # Both epochs hold the same objects, so the difference is learning: 0.11 nats were seen, none without
+    # updates.
     assert sum(line["loss"] for line in last) < sum(line["loss"] for line in first) - 0.05 * per_epoch
     assert all(line["loss_adversarial"] is not None and 0 <= line["data_wait"] <= 1 for line in steps)
     assert [line["epoch"] for line in lines if line.get("part") == "validation"] == [0, 1, 2, 3]
@@ -110,7 +121,9 @@ def test_killed_at_any_instant_and_resumed_on_another_world(
     assert_same_curve(out, alone, SAME)
 
 
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(alone: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(
+    alone: Path, dataset: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     words = arguments(dataset, out, tmp_path, epochs=4)
     running = ranks.start(2, words)
@@ -154,7 +167,9 @@ def test_only_the_newest_checkpoints_are_kept(alone: Path) -> None:
     assert len(names) == 2 and names[-1] == f"step-{len(ranks.curve(alone)):08d}.pt"
 
 
-def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(tmp_path, {"step": 1}, 2)
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):

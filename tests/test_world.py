@@ -39,7 +39,8 @@ def test_detect(env: dict[str, str], world: World) -> None:
 
 
 def test_a_batch_script_outside_a_step_is_one_process() -> None:
-    # sbatch sets SLURM_NTASKS and SLURM_PROCID=0 for the script itself: it would wait for ranks that never come.
+    # sbatch sets SLURM_NTASKS and SLURM_PROCID=0 for the script itself: it would wait for ranks that never
+    # come.
     env = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_TASKS_PER_NODE": "4(x2)"}
     assert detect(env) == World()
 

@@ -1,7 +1,8 @@
-"""The order of objects in an epoch, as pure functions: index bijection, windows of blocks, global batches, slices.
+"""The order of objects in an epoch, as pure functions: index bijection, windows of blocks, global batches,
+slices.
 
-Nothing here holds an array of the data set's length, and nothing depends on a rank until `rank_slice`, the last
-step: the global sequence is the same for any number of ranks.
+Nothing here holds an array of the data set's length, and nothing depends on a rank until `rank_slice`, the
+last step: the global sequence is the same for any number of ranks.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ def key_of(*words: int) -> int:
 
 
 def permute(index: Ints, n: int, key: int) -> Ints:
-    """A keyed bijection of [0, n): a Feistel network that walks its cycle back into range (Black & Rogaway 2002).
+    """A keyed bijection of [0, n): a Feistel network that walks its cycle back into range (Black & Rogaway
+    2002).
 
     Args:
         index: int64 in [0, n), any shape; only these are computed: memory does not grow with n.
@@ -56,7 +58,9 @@ def permute(index: Ints, n: int, key: int) -> Ints:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the blocks of a dataset lie: each shard is cut into blocks of `block_rows`, its last may be shorter."""
+    """Where the blocks of a dataset lie: each shard is cut into blocks of `block_rows`, its last may be
+    shorter.
+    """
 
     shard_rows: tuple[int, ...]
     block_rows: int
@@ -79,8 +83,12 @@ class Layout:
 Wanted = Callable[[Ints, Ints], npt.NDArray[np.bool_]]  # (shard, row) -> which objects belong to the subset
 
 
-def windows(layout: Layout, window_blocks: int, key: int, wanted: Wanted | None = None) -> Iterator[tuple[Ints, Ints]]:
-    """Shard and row of every wanted object, window by window: blocks in bijective order, objects shuffled within."""
+def windows(
+    layout: Layout, window_blocks: int, key: int, wanted: Wanted | None = None
+) -> Iterator[tuple[Ints, Ints]]:
+    """Shard and row of every wanted object, window by window: blocks in bijective order, objects shuffled
+    within.
+    """
     n_blocks = int(layout.starts()[-1])
     for window, start in enumerate(range(0, n_blocks, window_blocks)):
         positions = np.arange(start, min(start + window_blocks, n_blocks))
@@ -106,17 +114,26 @@ def global_batches(parts: Iterator[tuple[Ints, Ints]], size: int) -> Iterator[tu
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:
-    """The contiguous positions of a global batch of `size` that a rank takes; lengths differ by at most one."""
+    """The contiguous positions of a global batch of `size` that a rank takes; lengths differ by at most
+    one.
+    """
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
 
 
 def adversarial(position: Ints, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which positions p of a global batch are attacked: floor((p+1) f) > floor(p f), an exact, even fraction."""
-    # In 2^-32 units: floor of a float product would differ between f = 0.1 (p = 9: 0.9999...) and the exact rule.
+    """Which positions p of a global batch are attacked: floor((p+1) f) > floor(p f), an exact, even
+    fraction.
+    """
+    # In 2^-32 units: floor of a float product would differ between f = 0.1 (p = 9: 0.9999...) and the exact
+    # rule.
     units = round(fraction * 2**32)
     return ((position + 1) * units >> 32) > (position * units >> 32)
 
 
 def held_out(object_id: Ints, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which objects belong to the validation part: by hash of (seed, object id), so it is stable as shards are added."""
-    return mix(object_id.astype(np.uint64), key_of(seed, 3)) < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
+    """Which objects belong to the validation part: by hash of (seed, object id), so it is stable as shards
+    are added.
+    """
+    return mix(object_id.astype(np.uint64), key_of(seed, 3)) < np.uint64(
+        min(int(fraction * 2**64), 2**64 - 1)
+    )

@@ -1,8 +1,8 @@
 """The shard format, version 1: schema, write, read, verify.
 
-A dataset is a folder: `manifest.json` beside `shard-00000.h5`, `shard-00001.h5` ... Every array of a shard is a
-contiguous, 1 MiB-aligned HDF5 dataset that h5py alone can read. The manifest is written last and atomically: a
-folder without one is an unfinished dataset.
+A dataset is a folder: `manifest.json` beside `shard-00000.h5`, `shard-00001.h5` ... Every array of a shard
+is a contiguous, 1 MiB-aligned HDF5 dataset that h5py alone can read. The manifest is written last and
+atomically: a folder without one is an unfinished dataset.
 """
 
 import hashlib
@@ -112,7 +112,8 @@ class Manifest:
 class DatasetWriter:
     """Writes a dataset shard by shard; memory is bounded by one shard.
 
-    Use as a context manager: leaving it normally writes the manifest, leaving it by an exception does not, so that
+    Use as a context manager: leaving it normally writes the manifest, leaving it by an exception does not,
+        so that
     nothing half-written looks finished.
 
     Args:
@@ -122,7 +123,8 @@ class DatasetWriter:
         provenance: JSON-serialisable record of how the stamps were made.
 
     Raises:
-        BadInput: `out` holds a finished dataset or something that is not one; stamps of the wrong shape, not finite
+        BadInput: `out` holds a finished dataset or something that is not one; stamps of the wrong shape, not
+            finite
             or with a sky sigma that is not positive.
     """
 
@@ -181,8 +183,9 @@ class DatasetWriter:
         bad |= ~np.isfinite(stamps.ebv)
         if bad.any():
             raise BadInput(
-                f"{self._out}: object {stamps.object_id[bad][0]} has a pixel or E(B-V) that is not finite, or a sky "
-                f"sigma that is not positive ({bad.sum()} such of {n}): mask or drop it before writing"
+                f"{self._out}: object {stamps.object_id[bad][0]} has a pixel or E(B-V) that is not finite, "
+                f"or a sky sigma that is not positive ({bad.sum()} such of {n}): "
+                "mask or drop it before writing"
             )
         return stamps
 
@@ -225,7 +228,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a dataset's manifest and check that its shards are there with the sizes it lists.
 
     Raises:
-        BadInput: no manifest (an unfinished dataset), one that cannot be read, a shard that is missing, truncated or
+        BadInput: no manifest (an unfinished dataset), one that cannot be read, a shard that is missing,
+            truncated or
             outside the folder.
     """
     path = folder / MANIFEST
@@ -235,7 +239,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         tree = json.loads(path.read_text())
         if tree["format"] != _FORMAT or tree["version"] != FORMAT_VERSION:
-            raise ValueError(f"format {tree['format']} version {tree['version']}, not {_FORMAT} {FORMAT_VERSION}")
+            raise ValueError(
+                f"format {tree['format']} version {tree['version']}, not {_FORMAT} {FORMAT_VERSION}"
+            )
         manifest = Manifest(
             Header(tuple(tree["bands"]), tree["stamp"], tree["pixel_scale"]),
             tuple(Shard(**entry) for entry in tree["shards"]),
@@ -286,7 +292,9 @@ def read_rows(folder: Path, manifest: Manifest, batch: int = 256) -> Iterator[St
 
 
 def check_finite(images: Array, where: str, first_row: int = 0) -> None:
-    """Refuse a NaN or infinite pixel, naming its row after `where`. One sum an image: NaN and infinity survive it."""
+    """Refuse a NaN or infinite pixel, naming its row after `where`. One sum an image: NaN and infinity
+    survive it.
+    """
     sums = images.reshape(len(images), -1).sum(axis=1, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(sums))
     if len(bad):
@@ -319,7 +327,9 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> h5py.File:
                 what = "is missing" if found is None else f"is {found.dtype}{found.shape}"
                 raise BadInput(f"{path}: '{name}' {what}, the manifest says {np.dtype(dtype)}{shape}")
         if tuple(file.attrs.get("bands", ())) != h.bands:
-            raise BadInput(f"{path}: bands {list(file.attrs.get('bands', ()))}, the manifest says {list(h.bands)}")
+            raise BadInput(
+                f"{path}: bands {list(file.attrs.get('bands', ()))}, the manifest says {list(h.bands)}"
+            )
     except BaseException:
         file.close()
         raise
@@ -334,7 +344,9 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """
     for shard in manifest.shards:
         if _sha256(folder / shard.file) != shard.sha256:
-            raise BadInput(f"{folder / shard.file}: checksum differs from the manifest: copy or write it again")
+            raise BadInput(
+                f"{folder / shard.file}: checksum differs from the manifest: copy or write it again"
+            )
     for _ in read_rows(folder, manifest):
         continue
 
@@ -362,7 +374,9 @@ class _Moments:
 
 
 def _fill(file: h5py.File, header: Header, stamps: Stamps) -> None:
-    file.attrs.update(format=_FORMAT, version=FORMAT_VERSION, flux_unit=FLUX_UNIT, pixel_scale=header.pixel_scale)
+    file.attrs.update(
+        format=_FORMAT, version=FORMAT_VERSION, flux_unit=FLUX_UNIT, pixel_scale=header.pixel_scale
+    )
     file.attrs["bands"] = list(header.bands)
     for name in COLUMNS:
         data = getattr(stamps, name)
@@ -393,12 +407,15 @@ def _prepare_folder(out: Path) -> None:
 def _check_size(folder: Path, shard: Shard) -> None:
     path = folder / shard.file
     if Path(shard.file).name != shard.file or path.resolve().parent != folder.resolve():
-        raise BadInput(f"{folder / MANIFEST}: shard '{shard.file}' lies outside the dataset's folder: refused")
+        raise BadInput(
+            f"{folder / MANIFEST}: shard '{shard.file}' lies outside the dataset's folder: refused"
+        )
     if not path.is_file():
         raise BadInput(f"{path}: listed in the manifest but missing: copy it again")
     if path.stat().st_size != shard.bytes:
         raise BadInput(
-            f"{path}: {path.stat().st_size} bytes, the manifest says {shard.bytes}: truncated or changed, copy it again"
+            f"{path}: {path.stat().st_size} bytes, the manifest says {shard.bytes}: truncated or changed, "
+            "copy it again"
         )
 
 

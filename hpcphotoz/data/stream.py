@@ -1,6 +1,8 @@
-"""Shards in, batches out: rows read ahead by threads, in an order that no rank changes, resumable at any batch.
+"""Shards in, batches out: rows read ahead by threads, in an order that no rank changes, resumable at any
+batch.
 
-Contiguous shards are read by `os.preadv` outside HDF5's global lock, each row straight into its place in the batch.
+Contiguous shards are read by `os.preadv` outside HDF5's global lock, each row straight into its place in the
+batch.
 """
 
 import logging
@@ -49,8 +51,9 @@ class Batch:
 class Stream:
     """Batches of a dataset, shuffled over blocks and then within windows of blocks.
 
-    Every object of the part is seen exactly once an epoch over all ranks, at any world size; the global sequence
-    depends on (seed, epoch) alone. The state of a stream is (epoch, batch index): pass them to `epoch` to resume.
+    Every object of the part is seen exactly once an epoch over all ranks, at any world size; the global
+    sequence depends on (seed, epoch) alone. The state of a stream is (epoch, batch index): pass them to
+    `epoch` to resume.
 
     Args:
         folder: the dataset.
@@ -147,7 +150,9 @@ class Stream:
         header = self.manifest.header
         images = np.empty((len(row), len(header.bands), header.stamp, header.stamp), np.float32)
         labels = {
-            name: np.empty((len(row), len(header.bands)) if name == "sky_sigma" else len(row), shards.COLUMNS[name])
+            name: np.empty(
+                (len(row), len(header.bands)) if name == "sky_sigma" else len(row), shards.COLUMNS[name]
+            )
             for name in _LABELS
         }
         for number in np.unique(shard):
@@ -158,7 +163,9 @@ class Stream:
                 column[here] = file.labels[name][row[here]]
         self._check(images, shard, row)
         tensors = {name: torch.from_numpy(column) for name, column in labels.items()}
-        return Batch(torch.from_numpy(images), **tensors, position=torch.from_numpy(position), size=size, index=index)
+        return Batch(
+            torch.from_numpy(images), **tensors, position=torch.from_numpy(position), size=size, index=index
+        )
 
     def _check(self, images: npt.NDArray[np.float32], shard: Ints, row: Ints) -> None:
         # One sum an image: NaN and infinity survive it.
@@ -166,12 +173,15 @@ class Stream:
         if len(bad):
             path = self._folder / self.manifest.shards[shard[bad[0]]].file
             raise BadInput(
-                f"{path}: row {row[bad[0]]} has a pixel that is not finite: drop the object and write the shard again"
+                f"{path}: row {row[bad[0]]} has a pixel that is not finite: "
+                "drop the object and write the shard again"
             )
 
 
 class _Files:
-    """Open shards, the least recently used closed beyond a limit: a survey has more shards than file handles."""
+    """Open shards, the least recently used closed beyond a limit: a survey has more shards than file
+    handles.
+    """
 
     def __init__(self, folder: Path, manifest: shards.Manifest) -> None:
         self._folder, self._manifest = folder, manifest
@@ -183,7 +193,8 @@ class _Files:
             if number not in self._open:
                 self._open[number] = _ShardFile(self._folder, self._manifest, number)
                 if len(self._open) > _OPEN_SHARDS:
-                    # Closed when the last reader drops it, not here: another thread may be in the middle of a read.
+                    # Closed when the last reader drops it, not here: another thread may be in the middle of
+                    # a read.
                     self._open.popitem(last=False)
             self._open.move_to_end(number)
             return self._open[number]
@@ -226,15 +237,15 @@ class _ShardFile:
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         for run in np.split(np.arange(len(rows)), breaks):
             for part in np.array_split(run, -(-len(run) // _IOV_MAX)):
-                self._pread([images[place] for place in places[part]], int(rows[part[0]]))
+                self._pread([images[place].data for place in places[part]], int(rows[part[0]]))
 
-    def _pread(self, views: list[npt.NDArray[np.float32]], row: int) -> None:
+    def _pread(self, views: list[memoryview], row: int) -> None:
         want = self._row_bytes * len(views)
         got = os.preadv(self._handle.fileno(), views, self._offset + row * self._row_bytes)
         if got != want:
             # The kernel may return less than asked near 2 GiB or on a signal; finish row by row.
             for k, view in enumerate(views):
-                self._finish(memoryview(view).cast("B"), row + k)
+                self._finish(view.cast("B"), row + k)
 
     def _finish(self, view: memoryview, row: int) -> None:
         done = 0
@@ -243,4 +254,3 @@ class _ShardFile:
             if got == 0:
                 raise BadInput(f"{self.path}: ends inside row {row}: truncated while in use, copy it again")
             done += got
-

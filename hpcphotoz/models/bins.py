@@ -20,7 +20,9 @@ class RedshiftBins:
         return (self.z_max - self.z_min) / self.n
 
     def centres(self, device: torch.device | str = "cpu") -> Tensor:
-        """Bin centres, (n,) float32. Left edges would bias every mean by half a bin (0.0011 for 180 on [0, 0.4))."""
+        """Bin centres, (n,) float32. Left edges would bias every mean by half a bin (0.0011 for 180 on [0,
+        0.4)).
+        """
         centres = self.z_min + (torch.arange(self.n, dtype=torch.float64) + 0.5) * self.width
         return centres.float().to(device)
 

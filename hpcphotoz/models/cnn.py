@@ -5,12 +5,13 @@ from torch.nn import functional
 
 from hpcphotoz.models.layers import Conv, Linear, Normalise, pool, with_ebv
 
-
 _EBV_GAIN = 10.0  # E(B-V) is a few hundredths of a magnitude: brought to the order of the other features
 
 
 class SmallCNN(nn.Module):
-    """13.5 million parameters at 64x64x5 with 180 bins; names as in Campagne's public code, so its weights load."""
+    """13.5 million parameters at 64x64x5 with 180 bins; names as in Campagne's public code, so its weights
+    load.
+    """
 
     def __init__(self, normalise: Normalise, bands: int, stamp: int, bins: int, *, relu_logits: bool) -> None:
         super().__init__()
@@ -31,7 +32,8 @@ class SmallCNN(nn.Module):
 
 
 class CompactCNN(nn.Module):
-    """A few hundred thousand parameters: trains in minutes on two cores; no batch normalisation, hence no rank effect.
+    """A few hundred thousand parameters: trains in minutes on two cores; no batch normalisation, hence no
+    rank effect.
 
     Args:
         width: channels of the first stage; the later ones have 2 and 4 times as many.

@@ -11,7 +11,8 @@ from hpcphotoz.models.layers import Conv, Linear, Normalise, pool, with_ebv
 
 
 class Module(nn.Module):
-    """One inception module: branches 1x1; 1x1 -> 5x5; 1x1 -> 3x3; 1x1 -> 2x2 average, concatenated in this order.
+    """One inception module: branches 1x1; 1x1 -> 5x5; 1x1 -> 3x3; 1x1 -> 2x2 average, concatenated in this
+    order.
 
     Args:
         inputs: channels in.
@@ -21,7 +22,9 @@ class Module(nn.Module):
         counts_padding: the stride-1 average counts the padded zeros (torch); TensorFlow's SAME does not.
     """
 
-    def __init__(self, inputs: int, a: int, b: int, *, large: bool = True, counts_padding: bool = True) -> None:
+    def __init__(
+        self, inputs: int, a: int, b: int, *, large: bool = True, counts_padding: bool = True
+    ) -> None:
         super().__init__()
         self.s1_0, self.s2_0 = Conv(inputs, a, 1, 0), Conv(a, b, 3, 1)
         if large:
@@ -46,10 +49,19 @@ class Module(nn.Module):
 
 
 class Inception(nn.Module):
-    """27.6 million parameters at 64x64x5 with 180 bins; input (N, B, H, W) nMgy and E(B-V) (N,), output logits."""
+    """27.6 million parameters at 64x64x5 with 180 bins; input (N, B, H, W) nMgy and E(B-V) (N,), output
+    logits.
+    """
 
     def __init__(
-        self, normalise: Normalise, bands: int, stamp: int, bins: int, *, relu_logits: bool, counts_padding: bool
+        self,
+        normalise: Normalise,
+        bands: int,
+        stamp: int,
+        bins: int,
+        *,
+        relu_logits: bool,
+        counts_padding: bool,
     ) -> None:
         super().__init__()
         self.normalise = normalise

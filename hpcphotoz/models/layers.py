@@ -6,7 +6,8 @@ from torch.nn import functional
 
 
 class Normalise(nn.Module):
-    """The first layer: compress flux so that the network sees numbers of order one, and attacks still work on flux.
+    """The first layer: compress flux so that the network sees numbers of order one, and attacks still work
+    on flux.
 
     Args:
         kind: "asinh": asinh(x / scale); "sqrt": sign(x)(sqrt(|x| + 1) - 1), as Pasquet et al. 2019, no scale.
@@ -29,7 +30,9 @@ class Normalise(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution and per-channel PReLU, initialised as Campagne's code: Xavier uniform, bias 0.1, slope 0.25."""
+    """Convolution and per-channel PReLU, initialised as Campagne's code: Xavier uniform, bias 0.1, slope
+    0.25.
+    """
 
     def __init__(self, inputs: int, outputs: int, size: int, padding: int) -> None:
         super().__init__()

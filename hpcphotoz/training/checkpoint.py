@@ -1,4 +1,6 @@
-"""Checkpoints: written whole or not at all, found again by the same command line, loaded without unpickling code."""
+"""Checkpoints: written whole or not at all, found again by the same command line, loaded without unpickling
+code.
+"""
 
 import logging
 import os
@@ -34,7 +36,8 @@ class Network:
 
 
 def save(run: Path, state: State, keep: int) -> Path:
-    """Write `checkpoints/step-N.pt` under a temporary name, flush, rename; then drop all but the newest `keep`.
+    """Write `checkpoints/step-N.pt` under a temporary name, flush, rename; then drop all but the newest
+    `keep`.
 
     A process killed at any instant leaves the earlier checkpoints as they were.
     """
@@ -75,8 +78,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, UnpicklingError ... for a torn file
-        raise BadInput(f"{path}: not a readable checkpoint ({type(error).__name__}): use an earlier one") from None
+    except (
+        Exception
+    ) as error:  # torch raises RuntimeError, EOFError, KeyError, UnpicklingError ... for a torn file
+        raise BadInput(
+            f"{path}: not a readable checkpoint ({type(error).__name__}): use an earlier one"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadInput(f"{path}: not a checkpoint of format {FORMAT}")
     return state

@@ -5,7 +5,6 @@ import logging
 import os
 import platform
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import hpcphotoz
 from hpcphotoz import config as configuration
 from hpcphotoz.config import Config
 from hpcphotoz.errors import BadInput
+from hpcphotoz.revision import commit
 from hpcphotoz.world import World
 
 # These may differ between a run and its continuation: none of them touches the loss curve.
@@ -30,7 +30,8 @@ _PACKAGES = ("torch", "numpy", "h5py", "triton")
 
 
 def prepare(run: Path, config: Config, world: World) -> None:
-    """Make the folder and check that it belongs to this configuration; rank 0 writes the resolved config.toml.
+    """Make the folder and check that it belongs to this configuration; rank 0 writes the resolved
+    config.toml.
 
     Raises:
         BadInput: the folder cannot be made, or holds a run with other options.
@@ -44,7 +45,9 @@ def prepare(run: Path, config: Config, world: World) -> None:
     if path.is_file() and list((run / "checkpoints").glob("step-*.pt")):
         differing = _differing(configuration.load(str(path)), config)
         if differing:
-            raise BadInput(f"{run}: holds a run with another {differing}: give the same options, or a new --out")
+            raise BadInput(
+                f"{run}: holds a run with another {differing}: give the same options, or a new --out"
+            )
     if world.is_first:
         write_text(path, configuration.to_toml(config))
 
@@ -115,7 +118,8 @@ class Metrics:
             file.write(json.dumps(values) + "\n")
 
     def _lines(self) -> list[str]:
-        # A killed process can leave its last line without an end: not JSON, and written again after the resume.
+        # A killed process can leave its last line without an end: not JSON, and written again after the
+        # resume.
         text = self._path.read_text() if self._path.exists() else ""
         return text[: text.rfind("\n") + 1].splitlines()
 
@@ -126,18 +130,6 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
-
-
-def commit() -> str | None:
-    """Commit of the source tree this package runs from; None outside a repository."""
-    folder = Path(hpcphotoz.__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
 
 
 def _differing(old: Config, new: Config) -> str:

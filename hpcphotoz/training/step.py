@@ -22,7 +22,7 @@ _AUGMENT, _START = 10, 11  # purposes of random numbers: streams that must not r
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device."""
     moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return replace(batch, **moved)
+    return replace(batch, **moved)  # type: ignore[arg-type]
 
 
 def augment(images: Tensor, object_id: Tensor, seed: int, epoch: int) -> Tensor:
@@ -32,13 +32,17 @@ def augment(images: Tensor, object_id: Tensor, seed: int, epoch: int) -> Tensor:
     return reference.dihedral(images, code)
 
 
-def inject(model: nn.Module, images: Tensor, batch: Batch, config: Config, bins: RedshiftBins, epoch: int) -> Tensor:
+def inject(
+    model: nn.Module, images: Tensor, batch: Batch, config: Config, bins: RedshiftBins, epoch: int
+) -> Tensor:
     """Replace the adversarial positions of the batch by attacked images.
 
     Returns:
         Which rows were attacked, (n,) bool; `images` is changed in place.
     """
-    chosen = torch.from_numpy(adversarial(batch.position.cpu().numpy(), config.attack.fraction)).to(images.device)
+    chosen = torch.from_numpy(adversarial(batch.position.cpu().numpy(), config.attack.fraction)).to(
+        images.device
+    )
     if chosen.any():
         rows = chosen.nonzero()[:, 0]
         with autocast(config.training, images.device):
@@ -69,19 +73,27 @@ def optimisation_step(
 ) -> Tensor:
     """Attack, forward, backward, update.
 
-    The loss is the mean over the *global* batch, so that ranks with slices of different length (or none) add up to
-    what one rank would compute.
+    The loss is the mean over the *global* batch, so that ranks with slices of different length (or none) add
+    up to what one rank would compute.
 
     Returns:
-        (4,) float64: sum of the losses of this rank's clean objects, their number, the same of the attacked ones.
+        (4,) float64: sum of the losses of this rank's clean objects, their number, the same of the attacked
+        ones.
     """
-    images = augment(batch.images, batch.object_id, config.training.seed, epoch) if config.training.augment else batch.images
+    images = (
+        augment(batch.images, batch.object_id, config.training.seed, epoch)
+        if config.training.augment
+        else batch.images
+    )
     images = images.contiguous(memory_format=torch.channels_last)
     attacked = inject(model, images, batch, config, bins, epoch)
     with autocast(config.training, images.device):
         logits = model(images, batch.ebv)
-    each = functional.cross_entropy(logits.float(), target(batch.z_spec, bins, config.training), reduction="none")
-    # DistributedDataParallel averages gradients over ranks: undo its division, divide by the objects there are.
+    each = functional.cross_entropy(
+        logits.float(), target(batch.z_spec, bins, config.training), reduction="none"
+    )
+    # DistributedDataParallel averages gradients over ranks: undo its division, divide by the objects there
+    # are.
     loss = each.sum() * (world_size / batch.size)
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -92,7 +104,9 @@ def optimisation_step(
 
 
 def target(z: Tensor, bins: RedshiftBins, training: Training) -> Tensor:
-    """The label of each object: the index of its bin (N,), or with `label_width` a Gaussian over bins (N, bins)."""
+    """The label of each object: the index of its bin (N,), or with `label_width` a Gaussian over bins (N,
+    bins).
+    """
     if not training.label_width:
         return bins.index(z)
     distance = (bins.centres(z.device) - z[:, None]) / (training.label_width * bins.width)

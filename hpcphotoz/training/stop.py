@@ -14,7 +14,8 @@ _log = logging.getLogger(__name__)
 class StopRequest:
     """Collects SIGUSR2, SIGTERM, SIGINT and the end of the time budget; nothing is done inside the handler.
 
-    Ranks must agree on the flag before they act on it: a signal reaches them at different steps. Earlier handlers are
+    Ranks must agree on the flag before they act on it: a signal reaches them at different steps. Earlier
+        handlers are
     put back on leaving.
 
     Args:

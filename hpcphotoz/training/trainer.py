@@ -41,8 +41,8 @@ class Diverged(Exception):
 def train(config: Config, data: Path, out: Path) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
-    Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR2, TERM, INT) on any rank, or the
-    wall-time budget, stops all ranks after the same step with a checkpoint.
+    Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR2, TERM, INT) on any
+    rank, or the wall-time budget, stops all ranks after the same step with a checkpoint.
 
     Args:
         config: every option.
@@ -81,7 +81,9 @@ class _Trainer:
         model = build(config.model, stamp=manifest.header.stamp, scale=self._scale)
         self._module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimiser = torch.optim.AdamW(
-            self._module.parameters(), lr=config.training.learning_rate, weight_decay=config.training.weight_decay
+            self._module.parameters(),
+            lr=config.training.learning_rate,
+            weight_decay=config.training.weight_decay,
         )
         self._total = config.training.epochs * self._stream.batches
         self._last = min(self._total, config.training.max_steps or self._total)
@@ -92,15 +94,17 @@ class _Trainer:
 
     def resume(self) -> None:
         """Load the newest checkpoint, the same on every rank."""
-        found = group.gather(str(checkpoint.latest(self._out) or "") if self._world.is_first else None, self._world)[0]
+        found = group.gather(
+            str(checkpoint.latest(self._out) or "") if self._world.is_first else None, self._world
+        )[0]
         state: checkpoint.State | None = None
         problem = None
         try:
             state = checkpoint.load(Path(found), self._device) if found else None
             if state is not None and state["rows"] != self._stream.rows:
                 problem = (
-                    f"{self._out}: was trained on {state['rows']} objects, {self._data} has {self._stream.rows}: "
-                    "resume on the same dataset"
+                    f"{self._out}: was trained on {state['rows']} objects, "
+                    f"{self._data} has {self._stream.rows}: resume on the same dataset"
                 )
         except BadInput as error:
             problem = str(error)
@@ -132,7 +136,13 @@ class _Trainer:
             for entry in self._optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self._total, self._config.training)
             sums = optimisation_step(
-                model, self._optimiser, batch, self._config, self._bins, epoch=epoch, world_size=self._world.size
+                model,
+                self._optimiser,
+                batch,
+                self._config,
+                self._bins,
+                epoch=epoch,
+                world_size=self._world.size,
             )
             asked = self._account(sums, batch.size, stop)
             self._step = step + 1
@@ -140,7 +150,8 @@ class _Trainer:
                 self._write_line(epoch)
             if self._step % self._stream.batches == 0 and self._validation is not None:
                 self._validate(epoch)
-            # After the lines of metrics: what is in the checkpoint must not be reported a second time on resuming.
+            # After the lines of metrics: what is in the checkpoint must not be reported a second time on
+            # resuming.
             if asked or self._step == self._last or self._step % self._config.training.checkpoint_steps == 0:
                 self._save()
             if asked and self._step < self._last:
@@ -169,8 +180,8 @@ class _Trainer:
         both = group.add_up(torch.cat([sums, flag]), self._world).cpu()
         if not math.isfinite(both[:4].sum()):
             raise Diverged(
-                f"{self._out}: the loss is not finite at step {self._step + 1}: lower training.learning_rate; "
-                "the last checkpoint is from before"
+                f"{self._out}: the loss is not finite at step {self._step + 1}: "
+                "lower training.learning_rate; the last checkpoint is from before"
             )
         self._sums += both[:4]
         self._seen += size
@@ -230,15 +241,18 @@ class _Trainer:
             figures = {name: float(value) for name, value in figures.items()}
             self._metrics.write(step=self._step, epoch=epoch, part="validation", n=len(z_spec), **figures)
             text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            self._say(f"{self._out.name}: epoch {epoch + 1} of {self._config.training.epochs}: validation {text}")
+            self._say(
+                f"{self._out.name}: epoch {epoch + 1} of {self._config.training.epochs}: validation {text}"
+            )
         self._since += time.monotonic() - start  # not part of the training rate
 
     def _wrapped(self) -> nn.Module:
-        self._module.train()
+        module: nn.Module = self._module.train()
         if self._world.size == 1:
-            return self._module
+            return module
         devices = [self._device.index] if self._device.type == "cuda" else None
-        return DistributedDataParallel(self._module, device_ids=devices)
+        wrapped: nn.Module = DistributedDataParallel(self._module, device_ids=devices)
+        return wrapped
 
     def _open(self, part: Part) -> Stream:
         training = self._config.training
@@ -267,7 +281,8 @@ def check_labels(data: Path, manifest: shards.Manifest, config: Config) -> None:
     for shard in manifest.shards:
         if shard.unlabelled:
             raise BadInput(
-                f"{data / shard.file}: {shard.unlabelled} of {shard.rows} objects have no z_spec: training needs all"
+                f"{data / shard.file}: {shard.unlabelled} of {shard.rows} objects have no z_spec: "
+                "training needs all"
             )
         assert shard.z_min is not None and shard.z_max is not None
         if shard.z_min < low or shard.z_max >= high:

@@ -1,0 +1,54 @@
+# The two commands of the README: `make demo`, `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+D := demo
+# One thread a rank: two ranks share two cores, and torchrun would otherwise warn about choosing the same.
+TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train
+
+.PHONY: demo test test-slow format clean
+.DELETE_ON_ERROR:
+
+test: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+# Simulate labelled galaxies, train a standard and an adversarial network on two ranks, attack both, report.
+demo: $(D)/.done/report
+	@echo "open $(D)/report.html; figures in $(D)/summary.json"
+
+$(D)/.done/train: $(VENV)/.ready
+	$(BIN)/hpcphotoz simulate $(D)/data/train --n 8192 --seed 1
+	@mkdir -p $(@D) && touch $@
+
+$(D)/.done/test: $(VENV)/.ready
+	$(BIN)/hpcphotoz simulate $(D)/data/test --n 1024 --seed 2
+	@mkdir -p $(@D) && touch $@
+
+$(D)/.done/standard $(D)/.done/adversarial: $(D)/.done/%: $(D)/.done/train
+	$(TRAIN) $* --data $(D)/data/train --out $(D)/runs/$*
+	@touch $@
+
+$(D)/.done/report: $(D)/.done/test $(D)/.done/standard $(D)/.done/adversarial
+	$(BIN)/hpcphotoz evaluate $(D)/runs/standard $(D)/runs/adversarial --data $(D)/data/test \
+	  --out $(D) --knn-train $(D)/data/train
+	@touch $@
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(D) $(VENV)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "hpcphotoz needs Python 3.11 or later; $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,210 @@
+"""The command line: any bad input is one clear line, exit status 2, and leaves nothing that looks done."""
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcphotoz.__main__ import main
+from tests.datasets import make_dataset
+
+TINY = [
+    "--model.width",
+    "8",
+    "--model.bins",
+    "20",
+    "--training.max_steps",
+    "2",
+    "--training.global_batch",
+    "16",
+]
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "standard"
+    assert main(["train", "standard", "--data", str(dataset), "--out", str(out), *TINY]) == 0
+    return out
+
+
+def copy(dataset: Path, to: Path) -> Path:
+    return Path(shutil.copytree(dataset, to))
+
+
+def fails(capsys: pytest.CaptureFixture[str], words: list[object], says: str) -> None:
+    """Exit status 2, and the last line of standard error is the one that says why."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if "error" in line]
+    assert len(errors) == 1 and errors[0].startswith("hpcphotoz: error: ") and says in errors[0], lines
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_missing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["train", "standard", "--data", tmp_path, "--out", tmp_path / "run"], "no manifest.json")
+    fails(capsys, ["inspect", tmp_path / "nowhere"], "not a dataset")
+    assert not (tmp_path / "run" / "checkpoints" / "LATEST").exists()
+
+
+def test_truncated_shard(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy(dataset, tmp_path / "d")
+    with (folder / "shard-00001.h5").open("r+b") as file:
+        file.truncate(20_000)
+    fails(
+        capsys,
+        ["train", "standard", "--data", folder, "--out", tmp_path / "run"],
+        "shard-00001.h5: 20000 bytes",
+    )
+
+
+def test_wrong_band_count(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    four = make_dataset(tmp_path / "four", n=20, shard_rows=20, bands="ugri")
+    for command in ("evaluate", "predict", "attack"):
+        fails(capsys, [command, run, "--data", four, "--out", tmp_path / "out"], "bands")
+        assert not (tmp_path / "out" / "manifest.json").exists() and not (tmp_path / "out").is_file()
+
+
+def test_nan_image(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00002.h5", "r+") as file:
+        file["images"][3, 0, 0, 0] = np.nan
+    words = ["--data", folder, "--out"]
+    fails(
+        capsys, ["train", "standard", *words, tmp_path / "run", *TINY, "--training.max_steps", 9], "row 3 has"
+    )
+    fails(capsys, ["attack", run, *words, tmp_path / "adv"], "shard-00002.h5: row 3 has")
+    assert not (tmp_path / "adv" / "manifest.json").exists()
+    fails(capsys, ["predict", run, *words, tmp_path / "pz.hdf5"], "shard-00002.h5: row 3 has")
+    assert not (tmp_path / "pz.hdf5").exists()
+    fails(capsys, ["inspect", folder, "--verify"], "shard-00002.h5")
+
+
+def test_unknown_configuration_key(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "standard", "--data", dataset, "--out", tmp_path / "run"]
+    fails(
+        capsys,
+        [*words, "--attack.epsilon", "0.3"],
+        "--attack.epsilon: unknown option; valid: attack.fraction",
+    )
+    fails(capsys, [*words, "--training.epochs", "many"], "training.epochs = 'many'")
+    fails(capsys, [*words, "stray"], "stray: not understood")
+    fails(capsys, ["train", "nothing", *words[2:]], "not a readable TOML file nor a recipe")
+    assert not (tmp_path / "run").exists()
+
+
+def test_z_outside_the_bins(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "standard", "--data", dataset, "--out", tmp_path / "run", "--model.z_max", "0.2"]
+    fails(capsys, words, "leaves the bins [0.0, 0.2)")
+
+
+def test_unreadable_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for band in "ugriz":
+        (frames / f"fpC-004192-{band}4-0300.fit.gz").write_bytes(b"not a FITS file")
+    (tmp_path / "objects.csv").write_text("object_id,ra_deg,dec_deg\n1,351.6,0.1\n")
+    words = [
+        "ingest",
+        "sdss-frames",
+        tmp_path / "d",
+        "--frames",
+        frames,
+        "--objects",
+        tmp_path / "objects.csv",
+    ]
+    fails(capsys, words, ".fit.gz")
+    assert not (tmp_path / "d" / "manifest.json").exists()
+
+
+def test_unusable_words(capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, [], "required: COMMAND")
+    fails(capsys, ["simulat"], "invalid choice: 'simulat'")
+    fails(capsys, ["simulate", "/tmp/x", "--n", "ten"], "invalid int value: 'ten'")
+    fails(capsys, ["inspect", "/tmp/x", "--deep"], "--deep: not understood (see hpcphotoz inspect --help)")
+    fails(capsys, ["launch", "slurm", "--nodes", "2"], "give the run after `--`")
+
+
+def test_no_run(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(
+        capsys,
+        ["predict", tmp_path, "--data", dataset, "--out", tmp_path / "p.hdf5"],
+        "no checkpoint to load",
+    )
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import os
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    path = tmp_path / "run" / "checkpoints" / "step-00000009.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(Evil()))
+    fails(
+        capsys,
+        ["predict", path, "--data", dataset, "--out", tmp_path / "p.hdf5"],
+        "not a readable checkpoint",
+    )
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_inspect_tells_what_is_there(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(dataset), "--verify", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rows"], facts["shards"], facts["bands"], facts["verified"]) == (75, 3, list("ugriz"), True)
+    assert main(["inspect", str(dataset)]) == 0
+    assert "ugriz" not in (out := capsys.readouterr().out) and "u, g, r, i, z" in out
+
+
+def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Path) -> None:
+    from hpcphotoz.data import shards
+
+    out = tmp_path / "adv"
+    assert (
+        main(["attack", str(run), "--data", str(dataset), "--out", str(out), "--eps", "0.5", "--steps", "3"])
+        == 0
+    )
+    pairs = [
+        shards.Stamps.concatenate(list(shards.read_rows(d, shards.read_manifest(d)))) for d in (dataset, out)
+    ]
+    np.testing.assert_array_equal(pairs[0].object_id, pairs[1].object_id)
+    np.testing.assert_array_equal(pairs[0].z_spec, pairs[1].z_spec)
+    change = np.abs(pairs[1].images - pairs[0].images).max(axis=(2, 3)) / pairs[0].sky_sigma
+    assert change.max() <= 0.5 * (1 + 1e-5) and change.max() > 0.45
+    assert shards.read_manifest(out).provenance
+
+
+@pytest.mark.parametrize(
+    "command", ["simulate", "ingest", "inspect", "train", "attack", "evaluate", "predict", "launch"]
+)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0 and "usage: hpcphotoz" in capsys.readouterr().out
+
+
+def test_dry_run_prints_a_script_and_writes_nothing(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    words = ["launch", "slurm", "--nodes", "2", "--gpus-per-node", "4", "--dry-run", "--"]
+    words += ["train", "standard", "--data", str(dataset), "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert (
+        text.startswith("#!/bin/bash")
+        and "#SBATCH --nodes=2" in text
+        and "#SBATCH --ntasks-per-node=4" in text
+    )
+    assert not (tmp_path / "run").exists()

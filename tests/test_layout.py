@@ -1,0 +1,161 @@
+"""The architecture stays visible: links, direction of imports, a README that tells the truth of the tree."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hpcphotoz"
+
+# Floors, from the top: a module may import from its own floor and from those below, but for what NEVER says.
+FLOORS = [
+    ["cli", "__main__"],
+    ["launch", "predict"],
+    ["training"],
+    ["evaluation"],
+    ["sources"],
+    ["attacks", "data"],
+    ["kernels", "models", "world", "config", "progress", "errors", "revision", "__init__"],
+]
+ALONE = ["data/order.py", "evaluation/metrics.py"]  # nothing of ours
+ONLY_IN = {
+    "galsim": "sources",
+    "astropy": "sources",
+    "speclite": "sources",
+    "submitit": "launch",
+    "matplotlib": "evaluation",
+    "mpi4py": "sources",
+    "triton": "kernels",
+}
+
+
+def modules() -> list[Path]:
+    names = [p for p in PACKAGE.glob("**/*.py")]
+    names += [p for link in ("kernels", "launch") for p in (PACKAGE / link).glob("*.py")]
+    return sorted({p.relative_to(PACKAGE) for p in names})
+
+
+def imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(k for k, names in enumerate(FLOORS) if name in names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_imports_go_down(path: Path) -> None:
+    ours = {name for name in imported(path) if name.split(".")[0] == "hpcphotoz"}
+    for name in ours:
+        parts = name.split(".")
+        target = parts[1] if len(parts) > 1 and any(parts[1] in names for names in FLOORS) else "__init__"
+        if target != part(path):
+            assert floor(target) >= floor(part(path)), f"{path} imports {name}: upwards"
+        if target == "launch" and part(path) != "launch":
+            assert path.name == "cli.py", f"{path} imports launch; only cli may"
+        assert target != "cli" or path.name == "__main__.py"
+    if part(path) == "kernels":
+        assert all(name.startswith("hpcphotoz.kernels") for name in ours), f"{path}: only torch and triton"
+    if str(path) in ALONE:
+        assert not ours, f"{path} imports nothing of ours"
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_heavy_libraries_stay_where_they_belong(path: Path) -> None:
+    for name in imported(path):
+        home = ONLY_IN.get(name.split(".")[0])
+        assert home is None or part(path) == home, f"{path} imports {name}; only {home} may"
+
+
+def test_training_needs_no_library_of_the_sources() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('galsim', 'astropy', 'speclite', 'submitit', 'matplotlib', 'mpi4py', 'scipy', 'triton'):\n"
+        "    sys.modules[name] = None\n"
+        "import hpcphotoz.cli, hpcphotoz.training.trainer, hpcphotoz.predict, hpcphotoz.attacks\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_links_are_relative_and_have_no_init() -> None:
+    for name in ("kernels", "launch"):
+        assert (PACKAGE / name).is_symlink() and (PACKAGE / name).readlink() == Path("..") / name
+        assert not (ROOT / name / "__init__.py").exists()
+
+
+def test_a_lost_link_is_said_clearly(tmp_path: Path) -> None:
+    (tmp_path / "hpcphotoz").mkdir()
+    (tmp_path / "hpcphotoz" / "__init__.py").write_text((PACKAGE / "__init__.py").read_text())
+    (tmp_path / "hpcphotoz" / "kernels").write_text("../kernels")  # what a source zip leaves of a link
+    found = subprocess.run(
+        [sys.executable, "-c", "import hpcphotoz"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "the link to ../kernels was lost" in found.stderr
+
+
+def tracked() -> set[str]:
+    try:
+        found = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout: the tree cannot be compared")
+    return set(found.stdout.split())
+
+
+def test_the_tree_of_the_readme_is_that_of_the_repository() -> None:
+    text = (ROOT / "README.md").read_text()
+    tree = text[text.index("```tree") + len("```tree") :].split("```")[0]
+    told, folders = set(), [""]
+    for line in filter(str.strip, tree.splitlines()):
+        names, _, _ = line.partition("  #")
+        depth = (len(line) - len(line.lstrip())) // 2
+        for name in names.split():
+            path = "".join(folders[: depth + 1]) + name
+            told.add(path)
+            if name.endswith("/"):
+                folders[depth + 1 :] = [name]
+    for path in told:
+        assert (ROOT / path).exists(), f"README names {path}, which is not there"
+    for path in tracked():
+        if Path(path).name in ("__init__.py", ".gitignore", ".gitkeep") or path in (
+            "hpcphotoz/kernels",
+            "hpcphotoz/launch",
+        ):
+            continue
+        covered = path in told or any(
+            t.endswith("/") and path.startswith(t) and not _listed(t, told) for t in told
+        )
+        assert covered, f"{path} is in the repository and not in the README's tree"
+
+
+def _listed(folder: str, told: set[str]) -> bool:
+    return any(path.startswith(folder) and path != folder for path in told)
+
+
+def test_nothing_speaks_of_a_place_or_machine() -> None:
+    pattern = re.compile(r"/wor[k]/|/roo[t]/|/hom[e]/")
+    for name in tracked():
+        path = ROOT / name
+        if path.is_file() and path.suffix in (".py", ".md", ".toml", ".json", ".txt", ""):
+            assert not pattern.search(path.read_text()), f"{name} names a path of some machine"
