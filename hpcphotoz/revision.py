@@ -14,11 +14,12 @@ def commit() -> str | None:
     record = folder.parent / RECORD
     if record.is_file():
         return record.read_text().strip() or None
-    # An installation inside some project's folder must not report that project's commit: is this file tracked?
+    # An installation inside some project's folder must not report that project's commit: is this tracked?
     if not _git(folder, "ls-files", "__init__.py"):
         return None
     head = _git(folder, "rev-parse", "HEAD")
-    return head + "-dirty" if head and _git(folder, "status", "--porcelain", "-uno") else head or None
+    dirty = head and _git(folder, "status", "--porcelain", "-uno")
+    return f"{head}-dirty" if dirty else head or None
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -152,7 +152,10 @@ def features(data: Photometry, radius: int, noise: Floats) -> tuple[Floats, Floa
 
 
 def tune(known: Photometry, bins: RedshiftBins, k: int) -> Options:
-    """The options with the smallest CRPS on a held-out fifth of the training set."""
+    """The best options on a held-out part of the training set, never on the test set.
+
+    Aperture, scaling and weights by sigma_MAD of the mean, then the width of the PDF's kernel by CRPS.
+    """
     order = np.random.default_rng(0).permutation(len(known.z_spec))
     cut = min(_TUNE_TEST, len(order) // 5)
     asked, rest = _take(known, order[:cut]), _take(known, order[cut : cut + _TUNE_TRAIN])
