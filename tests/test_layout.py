@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hpcphotoz.config import recipes
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hpcphotoz"
 
@@ -112,6 +114,21 @@ def test_a_lost_link_is_said_clearly(tmp_path: Path) -> None:
         check=False,
     )
     assert "the link to ../kernels was lost" in found.stderr
+
+
+@pytest.mark.slow
+def test_a_plain_installation_is_whole(tmp_path: Path) -> None:
+    """Not editable: links become folders, recipes and the type marker come along."""
+    clone, target = tmp_path / "clone", tmp_path / "installed"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True, timeout=60)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(target), str(clone)], check=True, timeout=200)
+    names = {
+        str(p.relative_to(target / "hpcphotoz")) for p in (target / "hpcphotoz").rglob("*") if p.is_file()
+    }
+    missing = {str(p) for p in modules()} | {"py.typed"} | {f"recipes/{n}.toml" for n in recipes()}
+    assert not missing - names
+    assert not (target / "hpcphotoz" / "kernels").is_symlink()
 
 
 def tracked() -> set[str]:

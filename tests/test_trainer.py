@@ -228,3 +228,18 @@ def test_bad_input_on_several_ranks_is_said_once(dataset: Path, tmp_path: Path) 
     results = ranks.run(2, words)
     assert [status for status, _, _ in results] == [2, 2]
     assert sum(error.count("leaves the bins") for _, _, error in results) == 1
+
+
+def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import h5py
+    import numpy as np
+
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        file["images"][5, 0, 0, 0] = np.nan
+    results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path))
+    assert [status for status, _, _ in results] == [2, 2], results
+    assert sum(error.count("row 5 has a pixel that is not finite") for _, _, error in results) == 1
+    assert not any("Traceback" in error for _, _, error in results)

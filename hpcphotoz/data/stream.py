@@ -113,6 +113,11 @@ class Stream:
                 for future in waiting:
                     future.cancel()
 
+    def empty(self) -> Batch:
+        """A batch of no objects, for a rank that has to take part in a step with nothing."""
+        none = np.zeros(0, np.int64)
+        return self._read(0, none, none)
+
     def plan(self, epoch: int) -> Iterator[tuple[Ints, Ints]]:
         """Shard and row of every object of each global batch of an epoch; the same on every rank."""
         wanted = None if self._part == "all" else self._wanted

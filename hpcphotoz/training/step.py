@@ -94,7 +94,7 @@ def optimisation_step(
     )
     # DistributedDataParallel averages gradients over ranks: undo its division, divide by the objects there
     # are.
-    loss = each.sum() * (world_size / batch.size)
+    loss = each.sum() * (world_size / max(batch.size, 1))
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()

@@ -132,7 +132,7 @@ class _Trainer:
         if self._world.is_first:
             steps = track(steps, name, self._last, done=self._step)
         for step in steps:
-            epoch, batch = self._next(batches)
+            epoch, batch, problem = self._next(batches, step)
             for entry in self._optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self._total, self._config.training)
             sums = optimisation_step(
@@ -144,7 +144,7 @@ class _Trainer:
                 epoch=epoch,
                 world_size=self._world.size,
             )
-            asked = self._account(sums, batch.size, stop)
+            asked = self._account(sums, batch.size, stop, problem)
             self._step = step + 1
             if self._step % self._config.training.log_steps == 0 or self._step == self._last:
                 self._write_line(epoch)
@@ -168,16 +168,28 @@ class _Trainer:
             for batch in self._stream.epoch(number, start if number == epoch else 0):
                 yield number, batch
 
-    def _next(self, batches: Iterator[tuple[int, Batch]]) -> tuple[int, Batch]:
-        start = time.monotonic()
-        epoch, batch = next(batches)
-        self._waited += time.monotonic() - start
-        return epoch, to_device(batch, self._device)
+    def _next(self, batches: Iterator[tuple[int, Batch]], step: int) -> tuple[int, Batch, str | None]:
+        """The next batch; an empty one beside the reason if it cannot be read.
 
-    def _account(self, sums: Tensor, size: int, stop: StopRequest) -> bool:
+        The other ranks are about to average gradients: a rank that left here would end them with an error of
+        their own, so it takes this step with nothing and says why after it.
+        """
+        start, problem = time.monotonic(), None
+        try:
+            epoch, batch = next(batches)
+        except BadInput as error:
+            epoch, batch, problem = step // self._stream.batches, self._stream.empty(), str(error)
+        self._waited += time.monotonic() - start
+        return epoch, to_device(batch, self._device), problem
+
+    def _account(self, sums: Tensor, size: int, stop: StopRequest, problem: str | None) -> bool:
         """Add up the step's sums over ranks; whether any rank asks to stop. One small collective a step."""
-        flag = torch.tensor([float(bool(stop.reason))], dtype=torch.float64, device=self._device)
-        both = group.add_up(torch.cat([sums, flag]), self._world).cpu()
+        flags = torch.tensor(
+            [bool(stop.reason), problem is not None], dtype=torch.float64, device=self._device
+        )
+        both = group.add_up(torch.cat([sums, flags]), self._world).cpu()
+        if both[5] > 0:
+            group.agree(problem, self._world)
         if not math.isfinite(both[:4].sum()):
             raise Diverged(
                 f"{self._out}: the loss is not finite at step {self._step + 1}: "
