@@ -117,7 +117,9 @@ def attack(options: argparse.Namespace) -> int:
     chosen = config.parse({"attack": _attack_options(options)}, "attack").attack
     device = _device()
     network = load_network(options.run, device)
-    count = write_adversarial(network, options.data, options.out, chosen, seed=options.seed, device=device)
+    count = write_adversarial(
+        network, options.data, options.out, chosen, seed=options.seed, device=device, batch=_batch(device)
+    )
     print(f"{options.out}: {count} attacked stamps, {chosen.method}, eps {chosen.eps:g} sky sigma")
     return 0
 
@@ -142,6 +144,8 @@ def evaluate(options: argparse.Namespace) -> int:
         device=device,
         limit=options.limit,
         seed=options.seed,
+        precision=options.precision,
+        batch=_batch(device),
     )
     baseline = knn_colours(options.knn_train, options.data, networks[0].bins) if options.knn_train else None
     tree = write_report(result, options.out, baseline)
@@ -160,7 +164,7 @@ def predict(options: argparse.Namespace) -> int:
 
     device = _device()
     networks = [load_network(run, device) for run in options.runs]
-    count = predict(networks, options.data, options.out, device=device, tta=options.tta)
+    count = predict(networks, options.data, options.out, device=device, batch=_batch(device), tta=options.tta)
     print(f"{options.out}: {count} PDFs")
     return 0
 
@@ -221,6 +225,11 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _batch(device: str) -> int:
+    # On a CPU larger tensors are fetched from the system anew each time: 128 took 1.4 times longer.
+    return 512 if device == "cuda" else 32
 
 
 def _parser() -> _Parser:
@@ -305,6 +314,12 @@ def _parser() -> _Parser:
     p.add_argument("--steps", type=int, default=10, help="PGD steps (default 10)")
     p.add_argument(
         "--loss", choices=("cross_entropy", "shift"), default="cross_entropy", help="what attacks raise"
+    )
+    p.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the attacks' gradients (default fp32)",
     )
     p.add_argument("--limit", type=int, help="only the first so many objects")
     p.add_argument("--seed", type=int, default=0, help="of the random starts (default 0)")

@@ -6,9 +6,7 @@ alone, slice by slice, so that memory does not grow with the catalogue.
 """
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -17,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hpcphotoz.atomic import replacing
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.network import Network, batches, check_fits, edges, pdfs, tensors
@@ -73,7 +72,11 @@ def predict(
         raise BadInput(f"batch {batch}: must be at least 1")
     if manifest.rows == 0:
         raise BadInput(f"{data}: holds no object")
-    with _replacing(out) as temporary, h5py.File(temporary, "w") as file:
+    if out.is_dir():
+        raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
+    if not os.access(out.parent, os.W_OK):
+        raise BadInput(f"{out}: cannot write in its folder: make it, or choose another")
+    with replacing(out) as temporary, h5py.File(temporary, "w") as file:
         _create(file, manifest.rows, bins)
         file.attrs["runs"] = [f"{network.name} step {network.step}" for network in networks]
         done = 0
@@ -151,24 +154,3 @@ def _create(file: h5py.File, rows: int, bins: RedshiftBins) -> None:
     file.create_dataset("data/pdfs", (rows, bins.n), np.float32)
     for name, dtype in ANCIL.items():
         file.create_dataset(f"ancil/{name}", (rows,), dtype)
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[str]:
-    """A temporary name beside `out` that takes its place if all goes well, and vanishes otherwise."""
-    if out.is_dir():
-        raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
-    try:
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=out.name + ".", suffix=".tmp")
-    except OSError as error:
-        raise BadInput(f"{out}: cannot write in its folder: {error.strerror}") from None
-    os.close(handle)
-    try:
-        yield name
-        with open(name, "rb") as raw:
-            os.fsync(raw.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

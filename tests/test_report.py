@@ -60,6 +60,7 @@ def made(names: tuple[str, ...] = ("standard", "adversarial"), *, known: bool = 
         headline_eps=0.1,
         steps=10,
         loss="cross_entropy",
+        precision="fp32",
         seed=0,
         networks=networks,
         transfer={a: {b: own for b in names if b != a} for a in names} if len(names) > 1 else {},

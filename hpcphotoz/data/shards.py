@@ -7,8 +7,6 @@ atomically: a folder without one is an unfinished dataset.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.atomic import replacing, write_text
 from hpcphotoz.errors import BadInput
 
 FORMAT_VERSION = 1
@@ -192,11 +191,9 @@ class DatasetWriter:
 
 def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
     """Write one shard under a temporary name, flush it to the disk, and rename it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         with h5py.File(
-            name,
+            temporary,
             "w",
             libver="v110",
             fs_strategy=None,
@@ -204,14 +201,7 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
             alignment_interval=ALIGNMENT,
         ) as file:
             _fill(file, header, stamps)
-        digest = _sha256(Path(name))
-        with open(name, "rb") as raw:
-            os.fsync(raw.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        digest = _sha256(temporary)
     known = stamps.z_spec[np.isfinite(stamps.z_spec)]
     return Shard(
         file=path.name,
@@ -267,13 +257,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "shards": [asdict(shard) for shard in manifest.shards],
         "provenance": dict(manifest.provenance),
     }
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-        json.dump(tree, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps(tree, indent=1) + "\n")
 
 
 def read_rows(folder: Path, manifest: Manifest, batch: int = 256) -> Iterator[Stamps]:

@@ -1,8 +1,6 @@
 """The report of an evaluation: one self-contained HTML page, a JSON summary, and a table for the terminal."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -12,10 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hpcphotoz.atomic import write_text
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.page import page
 from hpcphotoz.evaluation.result import CLEAN, Result
+from hpcphotoz.revision import commit
 
 BASELINE = "knn_colours"
 _PACKAGES = ("hpcphotoz", "torch", "numpy", "h5py", "matplotlib")
@@ -70,6 +70,7 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
         "pgd_steps": result.steps,
         "loss": result.loss,
         "seed": result.seed,
+        "gradient_precision": result.precision,
         "outlier_threshold": OUTLIER,
     }
     tree["versions"] = _versions()
@@ -95,8 +96,8 @@ def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None
     text = page(result, _rows(result, baseline), baseline, footer)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "report.html", text)
-        _write(out / "summary.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
+        write_text(out / "report.html", text)
+        write_text(out / "summary.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise BadInput(f"{out}: cannot write the report: {error.strerror}") from None
     return tree
@@ -131,23 +132,8 @@ def _cells(m: Mapping[str, float]) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"commit": commit() or "unknown"}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

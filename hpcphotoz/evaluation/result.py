@@ -88,6 +88,7 @@ class Result:
     steps: int
     loss: str
     seed: int
+    precision: str  # of the attacks' gradients
     networks: tuple[NetworkResult, ...]
     transfer: dict[
         str, dict[str, dict[str, float]]

@@ -55,8 +55,8 @@ class CompactCNN(nn.Module):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
-        x = functional.gelu(self.stem(self.normalise(images)))
+        x = functional.relu(self.stem(self.normalise(images)))
         for conv in (self.conv1, self.conv2, self.conv3):
-            x = pool(functional.gelu(conv(x)))
-        out: Tensor = self.head(functional.gelu(self.hidden(with_ebv(x, _EBV_GAIN * ebv))))
+            x = pool(functional.relu(conv(x)))
+        out: Tensor = self.head(functional.relu(self.hidden(with_ebv(x, _EBV_GAIN * ebv))))
         return out

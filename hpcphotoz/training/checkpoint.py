@@ -3,8 +3,6 @@ code.
 """
 
 import logging
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpcphotoz.atomic import replacing
 from hpcphotoz.config import Config, parse
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
@@ -44,13 +43,8 @@ def save(run: Path, state: State, keep: int) -> Path:
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{state['step']:08d}.pt"
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-    _sync(folder)
+    with replacing(path) as temporary:
+        torch.save({"format": FORMAT, **state}, temporary)
     for old in _found(run)[keep:]:
         old.unlink()
     for left in folder.glob("*.tmp"):
@@ -114,11 +108,3 @@ def load_network(run: Path, device: torch.device | str = "cpu") -> Network:
 
 def _found(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

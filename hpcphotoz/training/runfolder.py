@@ -6,7 +6,6 @@ import os
 import platform
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 import hpcphotoz
 from hpcphotoz import config as configuration
+from hpcphotoz.atomic import write_text
 from hpcphotoz.config import Config
 from hpcphotoz.errors import BadInput
 from hpcphotoz.revision import commit
@@ -122,14 +122,6 @@ class Metrics:
         # resume.
         text = self._path.read_text() if self._path.exists() else ""
         return text[: text.rfind("\n") + 1].splitlines()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def _differing(old: Config, new: Config) -> str:
