@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcphotoz.data.shards import DatasetWriter, Header, Stamps
+from hpcphotoz.data.shards import Header, Stamps
+from hpcphotoz.data.writer import DatasetWriter
 
 SKY = np.array([0.05, 0.02, 0.03, 0.04, 0.2])
 

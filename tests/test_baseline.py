@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcphotoz.data.shards import DatasetWriter, Header, Stamps
+from hpcphotoz.data.shards import Header, Stamps
+from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import baseline
 from hpcphotoz.models.bins import RedshiftBins

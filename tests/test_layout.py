@@ -35,10 +35,10 @@ ONLY_IN = {
 }
 
 
-def modules() -> list[Path]:
-    names = [p for p in PACKAGE.glob("**/*.py")]
-    names += [p for link in ("kernels", "launch") for p in (PACKAGE / link).glob("*.py")]
-    return sorted({p.relative_to(PACKAGE) for p in names})
+def modules(package: Path = PACKAGE) -> list[Path]:
+    names = list(package.glob("**/*.py"))
+    names += [p for link in ("kernels", "launch") for p in (package / link).glob("*.py")]
+    return sorted({p.relative_to(package) for p in names})
 
 
 def imported(path: Path) -> set[str]:
@@ -126,7 +126,11 @@ def test_a_plain_installation_is_whole(tmp_path: Path) -> None:
     names = {
         str(p.relative_to(target / "hpcphotoz")) for p in (target / "hpcphotoz").rglob("*") if p.is_file()
     }
-    missing = {str(p) for p in modules()} | {"py.typed"} | {f"recipes/{n}.toml" for n in recipes()}
+    missing = (
+        {str(p) for p in modules(clone / "hpcphotoz")}
+        | {"py.typed"}
+        | {f"recipes/{n}.toml" for n in recipes()}
+    )
     assert not missing - names
     assert not (target / "hpcphotoz" / "kernels").is_symlink()
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.data.shards import DatasetWriter, Header, Stamps
+from hpcphotoz.data.shards import Header, Stamps
+from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.predict import average, point_estimates, predict

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from hpcphotoz.data import shards
-from hpcphotoz.data.shards import ALIGNMENT, COLUMNS, DatasetWriter, Header, Stamps
+from hpcphotoz.data.shards import COLUMNS, Header, Stamps
+from hpcphotoz.data.writer import ALIGNMENT, DatasetWriter
 from hpcphotoz.errors import BadInput
 from tests.datasets import make_dataset, make_stamps
 

@@ -209,7 +209,8 @@ def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
 
     import numpy as np
 
-    from hpcphotoz.data.shards import DatasetWriter, Header
+    from hpcphotoz.data.shards import Header
+    from hpcphotoz.data.writer import DatasetWriter
 
     stamps = make_stamps(20)
     with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 16, 0.396), 32, {}) as writer:

@@ -8,7 +8,8 @@ import torch
 
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Attack
-from hpcphotoz.data.shards import MANIFEST, DatasetWriter, read_manifest
+from hpcphotoz.data.shards import MANIFEST, read_manifest
+from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.network import Network, batches, check_fits, pdfs, tensors
 from hpcphotoz.evaluation.robustness import check_redshifts, labels

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from hpcphotoz.data.shards import DatasetWriter, Header, Manifest, Stamps, read_manifest
+from hpcphotoz.data.shards import Header, Manifest, Stamps, read_manifest
+from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 from hpcphotoz.sources.fpc import Floats, Frame, read_frame, resample, separation, sky_sigma
