@@ -27,12 +27,15 @@ class Model(_Section):
     normalisation: Literal["asinh", "sqrt"] = Field(
         "asinh", description="first layer: asinh(x / scale of the band), or Pasquet's sign(x)(sqrt(|x|+1)-1)"
     )
+    softening: float = Field(
+        10.0, gt=0, description="asinh: the scale of a band in mean sky sigmas of the training set"
+    )
     relu_logits: bool = Field(False, description="keep the public code's ReLU on the logits (cnn, inception)")
     pool_counts_padding: bool = Field(
         True,
         description="inception: stride-1 pooling counts padded zeros (True: torch; False: TensorFlow SAME)",
     )
-    width: int = Field(32, ge=8, description="compact: channels of the first stage")
+    width: int = Field(48, ge=8, description="compact: channels of the first stage")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Model":

@@ -32,8 +32,10 @@ class SmallCNN(nn.Module):
 
 
 class CompactCNN(nn.Module):
-    """A few hundred thousand parameters: trains in minutes on two cores; no batch normalisation, hence no
-    rank effect.
+    """1.3 million parameters at 64x64x5 with 180 bins: trains in minutes on two cores.
+
+    Every stage halves the image by its stride: half the cost of convolving first and pooling after.
+    There is no batch normalisation, hence no effect of how ranks share a batch.
 
     Args:
         width: channels of the first stage; the later ones have 2 and 4 times as many.
@@ -43,10 +45,10 @@ class CompactCNN(nn.Module):
         super().__init__()
         self.normalise = normalise
         self.stem = nn.Conv2d(bands, width, 5, stride=2, padding=2)
-        self.conv1 = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.conv2 = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
-        self.conv3 = nn.Conv2d(4 * width, 4 * width, 3, padding=1)
-        side = -(-stamp // 16)
+        self.conv1 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(4 * width, 4 * width, 3, stride=2, padding=1)
+        side = -(-stamp // 16)  # four halvings, each rounded up
         self.hidden = nn.Linear(4 * width * side * side + 1, 256)
         self.head = nn.Linear(256, bins)
         for layer in (self.stem, self.conv1, self.conv2, self.conv3, self.hidden):
@@ -55,8 +57,8 @@ class CompactCNN(nn.Module):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
-        x = functional.relu(self.stem(self.normalise(images)))
-        for conv in (self.conv1, self.conv2, self.conv3):
-            x = pool(functional.relu(conv(x)))
-        out: Tensor = self.head(functional.relu(self.hidden(with_ebv(x, _EBV_GAIN * ebv))))
+        x = self.normalise(images)
+        for conv in (self.stem, self.conv1, self.conv2, self.conv3):
+            x = functional.silu(conv(x))
+        out: Tensor = self.head(functional.silu(self.hidden(with_ebv(x, _EBV_GAIN * ebv))))
         return out

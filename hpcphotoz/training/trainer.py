@@ -76,7 +76,8 @@ class _Trainer:
         self._validation = self._open("validation") if config.data.validation else None
         manifest = self._stream.manifest
         check_labels(data, manifest, config)
-        self._scale = manifest.statistics.sky_sigma
+        # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
+        self._scale = tuple(config.model.softening * sigma for sigma in manifest.statistics.sky_sigma)
         torch.manual_seed(config.training.seed)
         model = build(config.model, stamp=manifest.header.stamp, scale=self._scale)
         self._module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
