@@ -150,7 +150,7 @@ def test_the_tree_of_the_readme_is_that_of_the_repository() -> None:
     tree = text[text.index("```tree") + len("```tree") :].split("```")[0]
     told, folders = set(), [""]
     for line in filter(str.strip, tree.splitlines()):
-        names, _, _ = line.partition("  #")
+        names = re.split(r"\s{2,}", line.strip())[0]
         depth = (len(line) - len(line.lstrip())) // 2
         for name in names.split():
             path = "".join(folders[: depth + 1]) + name
