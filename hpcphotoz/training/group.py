@@ -44,8 +44,8 @@ def process_group(world: World) -> Iterator[torch.device]:
     try:
         yield device
     finally:
-        # DistributedDataParallel lies in reference cycles: collected after its group, at the interpreter's end, it
-        # aborted one run in 15 ("terminate called without an active exception").
+        # DistributedDataParallel lies in reference cycles: collected after its group, at the interpreter's
+        # end, it aborted one run in 15 ("terminate called without an active exception").
         gc.collect()
         dist.destroy_process_group()
 
