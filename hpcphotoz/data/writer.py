@@ -168,6 +168,7 @@ def _fill(file: h5py.File, header: Header, stamps: Stamps) -> None:
         # Early allocation: a contiguous dataset then has its file offset from the start, readable by preadv.
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        layout.set_obj_track_times(False)  # a time of writing would give equal shards other checksums
         space = h5py.h5s.create_simple(data.shape)
         h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(data.dtype), space, layout)
         file[name][...] = data
