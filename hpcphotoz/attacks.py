@@ -22,6 +22,7 @@ from hpcphotoz.config import Attack
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
+Model = Callable[[Tensor, Tensor], Tensor]  # (images, ebv) -> logits; usually an nn.Module
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, bins), redshift (N,) -> (N,)
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def loss_of(name: str, bins: RedshiftBins) -> Loss:
     return {"cross_entropy": cross_entropy, "shift": shift}[name](bins)
 
 
-def fgsm(model: nn.Module, images: Tensor, ebv: Tensor, z: Tensor, eps: Tensor, *, loss: Loss) -> Tensor:
+def fgsm(model: Model, images: Tensor, ebv: Tensor, z: Tensor, eps: Tensor, *, loss: Loss) -> Tensor:
     """Fast gradient sign method: one step to the corner of the ball (Goodfellow et al. 2015,
     arXiv:1412.6572).
 
@@ -52,7 +53,7 @@ def fgsm(model: nn.Module, images: Tensor, ebv: Tensor, z: Tensor, eps: Tensor, 
 
 
 def pgd(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     ebv: Tensor,
     z: Tensor,
@@ -68,7 +69,7 @@ def pgd(
     """Projected gradient ascent in an L-infinity ball (Madry et al. 2018, arXiv:1706.06083).
 
     Args:
-        model: any module called as model(images, ebv) that returns logits; left as it was found.
+        model: anything called as model(images, ebv) that returns logits; a module is left as it was found.
         images: (N, B, H, W) float32, nMgy.
         ebv: (N,) float32, mag.
         z: (N,) float32, the redshift to move away from.
@@ -104,7 +105,7 @@ def pgd(
 
 
 def perturb(
-    model: nn.Module,
+    model: Model,
     images: Tensor,
     ebv: Tensor,
     z: Tensor,
@@ -136,13 +137,16 @@ def perturb(
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
+def frozen(model: Model) -> Iterator[Model]:
     """The bare module in evaluation mode with no parameter requiring a gradient; everything is put back
     after.
 
     Freezing matters even with `autograd.grad`: torch.compile would compute the weight gradients all the same.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if not isinstance(inner, nn.Module):  # a plain function: nothing to freeze
+        yield inner
+        return
     was = [(module, module.training) for module in inner.modules()]
     wanted = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     inner.eval()
@@ -157,7 +161,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def _input_gradient(model: nn.Module, adv: Tensor, ebv: Tensor, z: Tensor, loss: Loss) -> Tensor:
+def _input_gradient(model: Model, adv: Tensor, ebv: Tensor, z: Tensor, loss: Loss) -> Tensor:
     with torch.enable_grad():
         x = adv.detach().requires_grad_()
         total = loss(model(x, ebv), z).sum()

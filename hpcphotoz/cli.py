@@ -131,6 +131,10 @@ def evaluate(options: argparse.Namespace) -> int:
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.checkpoint import load_network
 
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of attacks
+    except OSError as error:
+        raise BadInput(f"{options.out}: cannot make the folder: {error.strerror}") from None
     device = _device()
     networks = [load_network(run, device) for run in options.runs]
     result = evaluate(
@@ -306,10 +310,14 @@ def _parser() -> _Parser:
         "--attacks", nargs="+", choices=("fgsm", "pgd"), default=["fgsm", "pgd"], help="default: both"
     )
     p.add_argument(
-        "--eps", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5], help="sky sigmas of each band"
+        "--eps",
+        type=float,
+        nargs="+",
+        default=[0.05, 0.1, 0.2, 0.5],
+        help="in sky sigmas (default 0.05 0.1 0.2 0.5)",
     )
     p.add_argument(
-        "--headline-eps", type=float, default=0.1, help="epsilon of summary.json and the table (sky sigmas)"
+        "--headline-eps", type=float, default=0.1, help="of summary.json, in sky sigmas (default 0.1)"
     )
     p.add_argument("--steps", type=int, default=10, help="PGD steps (default 10)")
     p.add_argument(
@@ -355,7 +363,7 @@ def _parser() -> _Parser:
     p.add_argument(
         "--setup", action="append", help="a shell line before the start, e.g. 'module load cuda'; repeatable"
     )
-    p.add_argument("--extra", action="append", help="a further sbatch option as key=value; repeatable")
+    p.add_argument("--extra", action="append", help="a further sbatch option, key=value or key; repeatable")
     p.add_argument("--dry-run", action="store_true", help="print the sbatch script; submit and write nothing")
     return parser
 

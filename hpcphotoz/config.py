@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -116,10 +116,14 @@ def recipes() -> list[str]:
 def options() -> dict[str, tuple[str, str]]:
     """Every option as `section.key` -> (default, description)."""
     return {
-        f"{section}.{key}": (str(field.default), field.description or "")
+        f"{section}.{key}": (str(field.default), (field.description or "") + _choices(field.annotation))
         for section, outer in Config.model_fields.items()
         for key, field in type(outer.default).model_fields.items()
     }
+
+
+def _choices(annotation: object) -> str:
+    return f" [{', '.join(get_args(annotation))}]" if get_origin(annotation) is Literal else ""
 
 
 def load(source: str, overrides: Mapping[str, str] | None = None) -> Config:

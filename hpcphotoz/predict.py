@@ -5,7 +5,6 @@ Layout of the file (qp's `hist`): group `meta` with `pdf_name`, `pdf_version` an
 alone, slice by slice, so that memory does not grow with the catalogue.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,22 +73,23 @@ def predict(
         raise BadInput(f"{data}: holds no object")
     if out.is_dir():
         raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
-    if not os.access(out.parent, os.W_OK):
-        raise BadInput(f"{out}: cannot write in its folder: make it, or choose another")
-    with replacing(out) as temporary, h5py.File(temporary, "w") as file:
-        _create(file, manifest.rows, bins)
-        file.attrs["runs"] = [f"{network.name} step {network.step}" for network in networks]
-        done = 0
-        for stamps in batches(data, manifest, batch, "predicting"):
-            tensor = tensors(stamps, device)
-            pdf = average(networks, tensor["images"], tensor["ebv"], tensor["object_id"], tta=tta)
-            rows = slice(done, done + len(stamps))
-            p = pdf.double().cpu().numpy()
-            file["data/pdfs"][rows] = p / bins.width
-            points = {**vars(stamps), **point_estimates(p, bins)}
-            for name in ANCIL:
-                file["ancil"][name][rows] = points[name]
-            done += len(stamps)
+    try:
+        with replacing(out) as temporary, h5py.File(temporary, "w") as file:
+            _create(file, manifest.rows, bins)
+            file.attrs["runs"] = [f"{network.name} step {network.step}" for network in networks]
+            done = 0
+            for stamps in batches(data, manifest, batch, "predicting"):
+                tensor = tensors(stamps, device)
+                pdf = average(networks, tensor["images"], tensor["ebv"], tensor["object_id"], tta=tta)
+                rows = slice(done, done + len(stamps))
+                p = pdf.double().cpu().numpy()
+                file["data/pdfs"][rows] = p / bins.width
+                points = {**vars(stamps), **point_estimates(p, bins)}
+                for name in ANCIL:
+                    file["ancil"][name][rows] = points[name]
+                done += len(stamps)
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be written: {error}") from None
     return done
 
 

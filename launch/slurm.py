@@ -304,9 +304,10 @@ def _local_status(
         with open(path, "rb") as file:
             kind, result = pickle.load(file)
         if kind == "error":
-            tell(
-                f"rank {rank} failed: {result.strip().splitlines()[-1]}; see {launch}/{job_id}_{rank}_log.out"
-            )
+            reason = result.strip().splitlines()[-1]
+            if reason.startswith("hpcphotoz.errors.BadInput: "):
+                raise BadInput(reason.partition(": ")[2])
+            tell(f"rank {rank} failed: {reason}; see {launch}/{job_id}_{rank}_log.out")
             return 1
         outcomes.add(result)
     if outcomes == {"finished"}:

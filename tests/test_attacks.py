@@ -160,3 +160,14 @@ def test_a_nan_gradient_does_not_become_a_nan_image() -> None:
 
     adv = attacks.pgd(Broken(), images, ebv, z, eps, loss=lambda logits, _: logits[:, 0], steps=2)
     assert adv.isfinite().all()
+
+
+def test_a_plain_function_can_be_attacked() -> None:
+    _, images, ebv, z, eps = problem()
+
+    def model(x: Tensor, e: Tensor) -> Tensor:
+        return x.flatten(1)[:, :20] + e[:, None]
+
+    loss = attacks.cross_entropy(BINS)
+    adv = attacks.fgsm(model, images, ebv, z, eps, loss=loss)
+    assert (loss(model(adv, ebv), z) > loss(model(images, ebv), z)).all()

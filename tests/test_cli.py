@@ -134,7 +134,7 @@ def test_no_run(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     fails(
         capsys,
         ["predict", tmp_path, "--data", dataset, "--out", tmp_path / "p.hdf5"],
-        "no checkpoint to load",
+        "no checkpoint: give a run folder",
     )
 
 

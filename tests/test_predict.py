@@ -195,7 +195,7 @@ def test_unusable_input_is_refused(
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     data = write(tmp_path / "d", stamps(5))
-    with pytest.raises(BadInput, match="cannot write"):
+    with pytest.raises(BadInput, match="cannot be written"):
         predict([Toy()], data, tmp_path / "nowhere" / "pz.hdf5")
     with pytest.raises(BadInput, match="is a folder"):
         predict([Toy()], data, tmp_path)

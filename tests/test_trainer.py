@@ -244,3 +244,22 @@ def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp
     assert [status for status, _, _ in results] == [2, 2], results
     assert sum(error.count("row 5 has a pixel that is not finite") for _, _, error in results) == 1
     assert not any("Traceback" in error for _, _, error in results)
+
+
+def test_a_run_folder_is_held_by_one_process(dataset: Path, tmp_path: Path) -> None:
+    from hpcphotoz.training import runfolder
+    from hpcphotoz.world import World
+
+    with (
+        runfolder.prepare(tmp_path / "run", config(), World()),
+        pytest.raises(BadInput, match="another process is training in it"),
+    ):
+        train(config(max_steps=1), dataset, tmp_path / "run")
+    assert train(config(max_steps=1), dataset, tmp_path / "run") is Outcome.FINISHED
+
+
+def test_a_run_is_not_written_into_a_dataset(dataset: Path) -> None:
+    before = sorted(p.name for p in dataset.iterdir())
+    with pytest.raises(BadInput, match="is a dataset"):
+        train(config(max_steps=1), dataset, dataset)
+    assert sorted(p.name for p in dataset.iterdir()) == before

@@ -116,6 +116,8 @@ def read_manifest(folder: Path) -> Manifest:
             outside the folder.
     """
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder, or not a dataset: name the one that holds {MANIFEST}")
     if not path.is_file():
         state = "an unfinished dataset" if list(folder.glob("shard-*.h5")) else "not a dataset"
         raise BadInput(f"{folder}: no {MANIFEST}: {state}; write it again, or name the folder that holds one")

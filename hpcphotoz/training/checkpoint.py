@@ -95,7 +95,10 @@ def load_network(run: Path, device: torch.device | str = "cpu") -> Network:
     """
     path = run if run.is_file() else latest(run)
     if path is None:
-        raise BadInput(f"{run}: no checkpoint to load: give a run folder that `hpcphotoz train --out` made")
+        torn = " that loads" if _found(run) else ""
+        raise BadInput(
+            f"{run}: no checkpoint{torn}: give a run folder that `hpcphotoz train --out` has filled"
+        )
     state = load(path, device)
     config = parse(state["config"], str(path))
     module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))

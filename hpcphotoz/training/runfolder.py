@@ -1,5 +1,6 @@
 """The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log, checkpoints/."""
 
+import fcntl
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import hpcphotoz
 from hpcphotoz import config as configuration
 from hpcphotoz.atomic import write_text
 from hpcphotoz.config import Config
+from hpcphotoz.data.shards import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.revision import commit
 from hpcphotoz.world import World
@@ -29,14 +31,18 @@ _MAY_CHANGE = {
 _PACKAGES = ("torch", "numpy", "h5py", "triton")
 
 
-def prepare(run: Path, config: Config, world: World) -> None:
-    """Make the folder and check that it belongs to this configuration; rank 0 writes the resolved
-    config.toml.
+@contextmanager
+def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
+    """Make the folder, check that it belongs to this configuration and to no other process, and hold it.
+
+    Rank 0 writes the resolved config.toml and keeps a lock that the system drops when the process ends.
 
     Raises:
-        BadInput: the folder cannot be made, or holds a run with other options.
+        BadInput: the folder cannot be made, is a dataset, holds a run with other options, or is in use.
     """
     path = run / "config.toml"
+    if (run / MANIFEST).exists():
+        raise BadInput(f"{run}: is a dataset: choose another folder for the run")
     try:
         (run / "logs").mkdir(parents=True, exist_ok=True)
         (run / "checkpoints").mkdir(exist_ok=True)
@@ -48,8 +54,20 @@ def prepare(run: Path, config: Config, world: World) -> None:
             raise BadInput(
                 f"{run}: holds a run with another {differing}: give the same options, or a new --out"
             )
-    if world.is_first:
+    if not world.is_first:
+        yield
+        return
+    with open(run / "logs" / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"{run}: another process is training in it: wait, or choose another --out"
+            ) from None
+        except OSError as error:  # file systems without locks, such as some Lustre mounts
+            logging.getLogger(__name__).info("%s: no lock on this file system: %s", run, error)
         write_text(path, configuration.to_toml(config))
+        yield
 
 
 def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:

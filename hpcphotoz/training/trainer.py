@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -54,11 +55,15 @@ def train(config: Config, data: Path, out: Path) -> Outcome:
         Diverged: the loss became NaN or infinite; the last checkpoint is from before.
     """
     world = detect()
-    with group.process_group(world) as device, StopRequest(config.training.wall_minutes) as stop:
+    with (
+        ExitStack() as lock,
+        group.process_group(world) as device,
+        StopRequest(config.training.wall_minutes) as stop,
+    ):
         trainer, problem = None, None
         try:
-            runfolder.prepare(out, config, world)
             trainer = _Trainer(config, data, out, world, device)
+            lock.enter_context(runfolder.prepare(out, config, world))
         except BadInput as error:
             problem = str(error)
         group.agree(problem, world)
