@@ -91,7 +91,8 @@ def pgd(
     eps = _per_object(eps, images)
     step = _per_object(step_size, images) if step_size is not None else 2.5 / steps * eps
     infinity = torch.full(images.shape[1:2], torch.inf, device=images.device)
-    lo, hi = -infinity if lo is None else lo, infinity if hi is None else hi
+    lo = -infinity if lo is None else lo.to(images).contiguous()
+    hi = infinity if hi is None else hi.to(images).contiguous()
     advance = _step_on(images.device.type)
     adv = images
     if start is not None:

@@ -142,7 +142,10 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> Config:
         section, _, key = name.partition(".")
         if name not in options():
             raise BadInput(f"--{name}: unknown option; valid: {_valid(section)}")
-        tree.setdefault(section, {})[key] = text
+        given = tree.setdefault(section, {})
+        if not isinstance(given, dict):
+            raise BadInput(f"{source}: {section} = {given!r}: want a table [{section}]")
+        given[key] = text
     return parse(tree, source)
 
 

@@ -64,7 +64,13 @@ def detect(env: Mapping[str, str] | None = None) -> World:
         # SLURM_TASKS_PER_NODE reads "2(x3),1": the first figure is this kind's usual count.
         local = env.get(local_size, "1").split("(")[0].split(",")[0]
         try:
-            world = World(int(env[rank]), int(env[size]), int(env.get(local_rank, 0)), int(local), launcher)
+            world = World(
+                int(env[rank]),
+                int(env[size]),
+                int(env.get(local_rank, env.get("SLURM_LOCALID", 0))),
+                int(local),
+                launcher,
+            )
         except ValueError as error:
             raise BadInput(f"{launcher} gives {rank}={env[rank]!r}, {size}={env[size]!r}: {error}") from None
         # Open MPI under a srun without PMI becomes N singletons that would each train the whole run.

@@ -85,8 +85,8 @@ def _check(adv: Tensor, x0: Tensor, grad: Tensor, eps: Tensor, step: Tensor, lo:
         if tensor.shape != shape or not tensor.is_contiguous():
             raise ValueError(f"{name} {tuple(tensor.shape)}: want contiguous (N, B) = {tuple(shape)}")
     for name, tensor in (("lo", lo), ("hi", hi)):
-        if tensor.shape != x0.shape[1:2]:
-            raise ValueError(f"{name} {tuple(tensor.shape)}: want (B,) = ({x0.shape[1]},)")
+        if tensor.shape != x0.shape[1:2] or not tensor.is_contiguous():
+            raise ValueError(f"{name} {tuple(tensor.shape)}: want contiguous (B,) = ({x0.shape[1]},)")
     same = (torch.contiguous_format, torch.channels_last)
     if not any(all(t.is_contiguous(memory_format=f) for t in (adv, x0, grad)) for f in same):
         raise ValueError(

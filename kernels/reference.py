@@ -40,7 +40,7 @@ def uniform(shape: torch.Size, object_id: Tensor, seed: int, epoch: int) -> Tens
     index = torch.arange((pixels + 3) // 4, device=object_id.device)
     low, high = (object_id & _MASK)[:, None], ((object_id >> 32) & _MASK)[:, None]
     words = torch.stack(
-        philox((index, low, high, torch.tensor(epoch).to(index)), (seed & _MASK, seed >> 32)), -1
+        philox((index, low, high, torch.tensor(epoch).to(index)), (seed & _MASK, seed >> 32 & _MASK)), -1
     )
     return ((words >> 8).float() * 2.0**-23 - 1).reshape(n, -1)[:, :pixels].reshape(shape)
 

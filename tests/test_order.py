@@ -71,7 +71,14 @@ def test_the_adversarial_fraction_is_exact_and_even(fraction: float) -> None:
     # floor(n f) after n positions, for any n: within one of the exact share everywhere, so in any contiguous
     # slice too.
     assert np.all(np.abs(counts - fraction * np.arange(1, 1001)) <= 1)
-    assert chosen.sum() == pytest.approx(1000 * fraction, abs=1e-6 if fraction in (0, 0.5, 1) else 1)
+    assert chosen.sum() == int(1000 * fraction + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "n", "expected"), [(0.2, 5, 1), (0.2, 320, 64), (1 / 3, 384, 128), (0.1, 30, 3)]
+)
+def test_whole_shares_are_met_exactly(fraction: float, n: int, expected: int) -> None:
+    assert order.adversarial(np.arange(n), fraction).sum() == expected
 
 
 def test_held_out_is_a_stable_fraction() -> None:

@@ -79,10 +79,13 @@ def test_a_finished_dataset_is_not_overwritten(dataset: Path) -> None:
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(BadInput, match=r"thesis\.tex"):
-        DatasetWriter(tmp_path, HEADER, 8, {})
-    assert (tmp_path / "thesis.tex").exists()
+    for name in ("thesis.tex", "shard-000000.tar", "draft.tmp"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("years of work")
+        with pytest.raises(BadInput, match="holds other files"):
+            DatasetWriter(folder, HEADER, 8, {})
+        assert (folder / name).exists()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -246,6 +246,24 @@ def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp
     assert not any("Traceback" in error for _, _, error in results)
 
 
+def test_a_bad_row_in_the_validation_part_too(dataset: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import h5py
+    import numpy as np
+
+    from hpcphotoz.data.order import held_out
+
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+        row = int(np.flatnonzero(held_out(file["object_id"][...], 0.1, seed=0))[0])
+        file["images"][row, 0, 0, 0] = np.nan
+    results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path))
+    assert [status for status, _, _ in results] == [2, 2], results
+    assert sum(error.count(f"row {row} has a pixel that is not finite") for _, _, error in results) == 1
+    assert not any("Traceback" in error for _, _, error in results)
+
+
 def test_a_run_folder_is_held_by_one_process(dataset: Path, tmp_path: Path) -> None:
     from hpcphotoz.training import runfolder
     from hpcphotoz.world import World

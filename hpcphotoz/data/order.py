@@ -5,6 +5,7 @@ Nothing here holds an array of the data set's length, and nothing depends on a r
 last step: the global sequence is the same for any number of ranks.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -126,7 +127,7 @@ def adversarial(position: Ints, fraction: float) -> npt.NDArray[np.bool_]:
     """
     # In 2^-32 units: floor of a float product would differ between f = 0.1 (p = 9: 0.9999...) and the exact
     # rule.
-    units = round(fraction * 2**32)
+    units = math.ceil(fraction * 2**32)
     return ((position + 1) * units >> 32) > (position * units >> 32)
 
 

@@ -1,5 +1,6 @@
 """Write a dataset of the format that `shards.py` describes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from hpcphotoz.data.shards import (
 from hpcphotoz.errors import BadInput
 
 ALIGNMENT = 1 << 20
+# What an unfinished dataset may hold; a WebDataset's shard-000000.tar is somebody else's.
+_OURS = re.compile(r"shard-\d{5,}\.h5(\..*\.tmp)?|manifest\.json\..*\.tmp")
 
 
 class DatasetWriter:
@@ -181,7 +184,7 @@ def _prepare_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{out}: cannot make the folder: {error.strerror}") from None
-    strangers = [p.name for p in out.iterdir() if not (p.name.startswith("shard-") or p.suffix == ".tmp")]
+    strangers = [p.name for p in out.iterdir() if not _OURS.fullmatch(p.name) or not p.is_file()]
     if strangers:
         raise BadInput(f"{out}: holds other files ({strangers[0]}): choose an empty or new folder")
     for left in out.iterdir():

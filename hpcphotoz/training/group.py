@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,7 +29,12 @@ def process_group(world: World) -> Iterator[torch.device]:
         BadInput: more than one rank but no address to meet at.
     """
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    gpus = torch.cuda.device_count()
+    if gpus and world.launcher == "torchrun" and world.local_size > gpus:
+        # NCCL refuses two ranks on one GPU. (srun may bind one GPU to each task: then each counts one.)
+        if world.is_first:
+            print(f"{world.local_size} ranks on a node with {gpus} GPU(s): training on CPUs", file=sys.stderr)
+    elif gpus:
         device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if world.size == 1:

@@ -1,6 +1,7 @@
 """A request to stop: signals and the wall-time budget feed one flag, read between steps."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -46,4 +47,7 @@ class StopRequest:
         return self._reason
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._reason and number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C means it
+            os.kill(os.getpid(), number)
         self._reason = f"{signal.Signals(number).name} received"

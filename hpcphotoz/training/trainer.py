@@ -64,7 +64,7 @@ def train(config: Config, data: Path, out: Path) -> Outcome:
         try:
             trainer = _Trainer(config, data, out, world, device)
             lock.enter_context(runfolder.prepare(out, config, world))
-        except BadInput as error:
+        except (BadInput, OSError) as error:
             problem = str(error)
         group.agree(problem, world)
         assert trainer is not None
@@ -80,6 +80,7 @@ class _Trainer:
         self._stream = self._open("train")
         self._validation = self._open("validation") if config.data.validation else None
         manifest = self._stream.manifest
+        self._digest = hashlib.sha256((data / shards.MANIFEST).read_bytes()).hexdigest()
         check_labels(data, manifest, config)
         # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
         self._scale = tuple(config.model.softening * sigma for sigma in manifest.statistics.sky_sigma)
@@ -106,11 +107,11 @@ class _Trainer:
         state: checkpoint.State | None = None
         problem = None
         try:
-            state = checkpoint.load(Path(found), self._device) if found else None
-            if state is not None and state["rows"] != self._stream.rows:
+            state = checkpoint.load(Path(found)) if found else None
+            if state is not None and state["manifest_sha256"] != self._digest:
                 problem = (
-                    f"{self._out}: was trained on {state['rows']} objects, "
-                    f"{self._data} has {self._stream.rows}: resume on the same dataset"
+                    f"{self._out}: was trained on another dataset than {self._data}: "
+                    "resume on the same dataset, or choose a new --out"
                 )
         except BadInput as error:
             problem = str(error)
@@ -121,8 +122,7 @@ class _Trainer:
             self._step, self._sums = state["step"], state["sums"].cpu()
             _log.info("resumed at step %d of %d from %s", self._step, self._last, found)
         if self._world.is_first:
-            digest = hashlib.sha256((self._data / shards.MANIFEST).read_bytes()).hexdigest()
-            facts = {"data": str(self._data.resolve()), "manifest_sha256": digest, "step": self._step}
+            facts = {"data": str(self._data.resolve()), "manifest_sha256": self._digest, "step": self._step}
             runfolder.record_start(self._out, self._world, {**facts, "device": str(self._device)})
 
     def run(self, stop: StopRequest) -> Outcome:
@@ -152,7 +152,7 @@ class _Trainer:
             )
             asked = self._account(sums, batch.size, stop, problem)
             self._step = step + 1
-            if self._step % self._config.training.log_steps == 0 or self._step == self._last:
+            if self._step % self._config.training.log_steps == 0 or self._step == self._total:
                 self._write_line(epoch)
             if self._step % self._stream.batches == 0 and self._validation is not None:
                 self._validate(epoch)
@@ -183,7 +183,7 @@ class _Trainer:
         start, problem = time.monotonic(), None
         try:
             epoch, batch = next(batches)
-        except BadInput as error:
+        except (BadInput, OSError) as error:
             epoch, batch, problem = step // self._stream.batches, self._stream.empty(), str(error)
         self._waited += time.monotonic() - start
         return epoch, to_device(batch, self._device), problem
@@ -199,7 +199,7 @@ class _Trainer:
         if not math.isfinite(both[:4].sum()):
             raise Diverged(
                 f"{self._out}: the loss is not finite at step {self._step + 1}: "
-                "lower training.learning_rate; the last checkpoint is from before"
+                "lower training.learning_rate, and start from an earlier checkpoint or anew"
             )
         self._sums += both[:4]
         self._seen += size
@@ -214,7 +214,7 @@ class _Trainer:
             "optimiser": self._optimiser.state_dict(),
             "step": self._step,
             "sums": self._sums.clone(),
-            "rows": self._stream.rows,
+            "manifest_sha256": self._digest,
             "config": self._config.model_dump(),
             "bands": list(header.bands),
             "stamp": header.stamp,
@@ -246,11 +246,16 @@ class _Trainer:
         start = time.monotonic()
         self._module.eval()
         rows = [torch.zeros(0, 2, device=self._device)]
-        for batch in self._validation.epoch(0):
-            moved = to_device(batch, self._device)
-            with autocast(self._config.training, self._device):
-                logits = self._module(moved.images, moved.ebv)
-            rows.append(torch.stack([self._bins.mean(logits), moved.z_spec], dim=1))
+        problem = None
+        try:
+            for batch in self._validation.epoch(0):
+                moved = to_device(batch, self._device)
+                with autocast(self._config.training, self._device):
+                    logits = self._module(moved.images, moved.ebv)
+                rows.append(torch.stack([self._bins.mean(logits), moved.z_spec], dim=1))
+        except (BadInput, OSError) as error:
+            problem = str(error)
+        group.agree(problem, self._world)
         self._module.train()
         z_phot, z_spec = group.collect(torch.cat(rows), self._world).cpu().double().numpy().T
         if self._metrics is not None:
