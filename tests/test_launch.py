@@ -302,10 +302,19 @@ def test_two_local_ranks_train_from_the_snapshot(job: TrainJob) -> None:
 
 def test_a_failing_rank_is_reported(dataset: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    job = TrainJob.of(small(3, z_max=0.1), dataset, tmp_path / "run")
-    assert slurm.run_local(TWO_RANKS, job, said.append) == 1
-    assert re.search(r"rank \d failed: .*leaves the bins \[0.0, 0.1\)", said[-1])
+    tree = small(9).model_dump()
+    diverging = parse(
+        {**tree, "training": {**tree["training"], "learning_rate": 1e30, "warmup_steps": 0}}, "test"
+    )
+    assert slurm.run_local(TWO_RANKS, TrainJob.of(diverging, dataset, tmp_path / "run"), said.append) == 1
+    assert re.search(r"rank \d failed: .*the loss is not finite", said[-1])
     assert f"{tmp_path}/run/launch" in said[-1]
+
+
+def test_bad_input_of_a_rank_is_bad_input(dataset: Path, tmp_path: Path) -> None:
+    job = TrainJob.of(small(3, z_max=0.1), dataset, tmp_path / "run")
+    with pytest.raises(BadInput, match=r"^.*leaves the bins \[0.0, 0.1\)"):
+        slurm.run_local(TWO_RANKS, job, lambda _: None)
 
 
 START = """import pickle, sys
