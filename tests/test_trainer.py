@@ -33,9 +33,9 @@ OPTIONS: dict[str, dict[str, object]] = {
     "attack": {"fraction": 0.5, "eps": 0.3, "steps": 2},
 }
 
-# Sums over 16 objects in another order and in several parts: a few float32 roundings (6e-8) a step in the loss,
-# fed back through Adam. Seen after 20 steps: 2e-7 on 3 ranks. A wrong sample, augmentation, start or weight changes
-# the loss of a step by more than 1e-2.
+# Sums over 16 objects in another order and in several parts: a few float32 roundings (6e-8) a step in the
+# loss, fed back through Adam. Seen after 20 steps: 2e-7 on 3 ranks. A wrong sample, augmentation, start or
+# weight changes the loss of a step by more than 1e-2.
 SAME = 1e-5
 
 
