@@ -5,17 +5,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from hpcphotoz import __version__, config
+from hpcphotoz import __version__, cli_data, config
+from hpcphotoz.cli_parser import Parser, command
 from hpcphotoz.errors import BadInput
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message} (see {self.prog} --help)")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,66 +28,6 @@ def run(arguments: Sequence[str]) -> int:
     options.rest, options.after = rest, after
     status: int = options.function(options)
     return status
-
-
-def simulate(options: argparse.Namespace) -> int:
-    """Make labelled galaxies of known redshift."""
-    from hpcphotoz.sources.simulate import simulate
-
-    manifest = simulate(
-        options.out, options.n, seed=options.seed, shard_rows=options.shard_rows, processes=options.processes
-    )
-    print(f"{options.out}: {manifest.rows} galaxies in {len(manifest.shards)} shards")
-    return 0
-
-
-def ingest_sdss_frames(options: argparse.Namespace) -> int:
-    """Cut stamps of real objects out of SDSS frames."""
-    from hpcphotoz.sources.frames import ingest_frames
-
-    manifest = ingest_frames(
-        options.out, options.frames, options.objects, stamp=options.stamp, shard_rows=options.shard_rows
-    )
-    print(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards")
-    return 0
-
-
-def inspect(options: argparse.Namespace) -> int:
-    """Say what a dataset holds, and check it byte by byte if asked."""
-    from hpcphotoz.data import shards
-
-    manifest = shards.read_manifest(options.dataset)
-    if options.verify:
-        shards.verify(options.dataset, manifest)
-    known = [shard for shard in manifest.shards if shard.z_min is not None]
-    facts = {
-        "rows": manifest.rows,
-        "shards": len(manifest.shards),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
-        "bands": list(manifest.header.bands),
-        "stamp_px": manifest.header.stamp,
-        "pixel_scale_arcsec": manifest.header.pixel_scale,
-        "z_spec_min": min((shard.z_min for shard in known if shard.z_min is not None), default=None),
-        "z_spec_max": max((shard.z_max for shard in known if shard.z_max is not None), default=None),
-        "unlabelled": sum(shard.unlabelled for shard in manifest.shards),
-        "sky_sigma_nmgy": list(manifest.statistics.sky_sigma),
-        "pixel_mean_nmgy": list(manifest.statistics.mean),
-        "pixel_std_nmgy": list(manifest.statistics.std),
-        "provenance": dict(manifest.provenance),
-    }
-    if options.verify:
-        facts["verified"] = True
-    if options.json:
-        print(json.dumps(facts, indent=1))
-        return 0
-    for name, value in facts.items():
-        text = (
-            ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-            if isinstance(value, list)
-            else value
-        )
-        print(f"{name:20s} {json.dumps(text) if isinstance(text, dict) else text}")
-    return 0
 
 
 def train(options: argparse.Namespace) -> int:
@@ -236,42 +170,16 @@ def _batch(device: str) -> int:
     return 512 if device == "cuda" else 32
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="hpcphotoz", description="Adversarially trained photometric redshifts.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"hpcphotoz {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    p = _command(commands, "simulate", simulate)
-    p.add_argument("out", type=Path, help="dataset folder to make")
-    p.add_argument("--n", type=int, required=True, help="number of galaxies")
-    p.add_argument("--seed", type=int, default=0, help="galaxy k of a seed is always the same (default 0)")
-    p.add_argument("--shard-rows", type=int, default=1024, help="galaxies a shard (default 1024)")
-    p.add_argument("--processes", type=int, help="processes (default: one a core)")
+    cli_data.add(commands)
 
-    p = commands.add_parser("ingest", help="make shards of existing images", allow_abbrev=False)
-    kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
-    p = _command(kinds, "sdss-frames", ingest_sdss_frames)
-    p.add_argument("out", type=Path, help="dataset folder to make")
-    p.add_argument(
-        "--frames", type=Path, required=True, help="folder with SDSS fpC frames, searched below too"
-    )
-    p.add_argument(
-        "--objects",
-        type=Path,
-        required=True,
-        help="CSV with object_id, ra_deg, dec_deg; z_spec, ebv if known",
-    )
-    p.add_argument("--stamp", type=int, default=64, help="pixels a side (default 64)")
-    p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard (default 1024)")
-
-    p = _command(commands, "inspect", inspect)
-    p.add_argument("dataset", type=Path, help="dataset folder")
-    p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
-    p.add_argument("--json", action="store_true", help="figures as JSON")
-
-    p = _command(commands, "train", train)
+    p = command(commands, "train", train)
     p.add_argument("config", help=f"TOML file, or a recipe: {', '.join(config.recipes())}")
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="run folder; one that holds this run is resumed")
@@ -280,7 +188,7 @@ def _parser() -> _Parser:
         help_text = f"{text} (default {default})".replace("%", "%%")
         group.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, metavar="X", help=help_text)
 
-    p = _command(commands, "attack", attack)
+    p = command(commands, "attack", attack)
     p.add_argument("run", type=Path, help="run folder, or one checkpoint file")
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="dataset folder to make")
@@ -300,7 +208,7 @@ def _parser() -> _Parser:
     )
     p.add_argument("--seed", type=int, default=0, help="of the random starts (default 0)")
 
-    p = _command(commands, "evaluate", evaluate)
+    p = command(commands, "evaluate", evaluate)
     p.add_argument(
         "runs", type=Path, nargs="+", metavar="run", help="run folders; names are the folders' names"
     )
@@ -336,13 +244,13 @@ def _parser() -> _Parser:
         "--knn-train", type=Path, help="dataset for the nearest-neighbour baseline on aperture colours"
     )
 
-    p = _command(commands, "predict", predict)
+    p = command(commands, "predict", predict)
     p.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several are averaged")
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="qp HDF5 file to make")
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
 
-    p = _command(commands, "launch", launch)
+    p = command(commands, "launch", launch)
     p.add_argument(
         "where", choices=("local", "slurm"), help="local: this machine; slurm: sbatch, one task a rank"
     )
@@ -365,11 +273,4 @@ def _parser() -> _Parser:
     )
     p.add_argument("--extra", action="append", help="a further sbatch option, key=value or key; repeatable")
     p.add_argument("--dry-run", action="store_true", help="print the sbatch script; submit and write nothing")
-    return parser
-
-
-def _command(commands: "argparse._SubParsersAction[_Parser]", name: str, function: object) -> _Parser:
-    text = (getattr(function, "__doc__", "") or "").strip()
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(function=function)
     return parser

@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 FLUX_UNIT = "nanomaggy"
 Array = npt.NDArray[Any]
 FORMAT = "hpcphotoz-shards"
+STORAGE = ("float32", "float16", "int16")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Header:
     bands: tuple[str, ...]  # e.g. ("u", "g", "r", "i", "z")
     stamp: int  # pixels a side
     pixel_scale: float  # arcsec
+    storage: str = "float32"  # of the images: one of STORAGE
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"format {tree['format']} version {tree['version']}, not {FORMAT} {FORMAT_VERSION}"
             )
         manifest = Manifest(
-            Header(tuple(tree["bands"]), tree["stamp"], tree["pixel_scale"]),
+            Header(tuple(tree["bands"]), tree["stamp"], tree["pixel_scale"], tree.get("storage", STORAGE[0])),
             tuple(Shard(**entry) for entry in tree["shards"]),
             BandStatistics(**{k: tuple(v) for k, v in tree["statistics"].items()}),
             tree["provenance"],

@@ -57,7 +57,7 @@ class DatasetWriter:
         self._provenance = provenance
         self._waiting: list[Stamps] = []
         self._shards: list[Shard] = []
-        self._moments = _Moments(len(header.bands))
+        self._moments = Moments(len(header.bands))
         _prepare_folder(out)
 
     def __enter__(self) -> Self:
@@ -137,7 +137,7 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
     )
 
 
-class _Moments:
+class Moments:
     """Band means and variances in float64, merged batch by batch (Chan, Golub & LeVeque 1979)."""
 
     def __init__(self, bands: int) -> None:
@@ -145,6 +145,7 @@ class _Moments:
         self.mean, self.m2, self.sky = np.zeros(bands), np.zeros(bands), np.zeros(bands)
 
     def add(self, stamps: Stamps) -> None:
+        """Add objects."""
         x = stamps.images.astype(np.float64).transpose(1, 0, 2, 3).reshape(len(self.mean), -1)
         n, mean = x.shape[1], x.mean(axis=1)
         delta, total = mean - self.mean, self.pixels + x.shape[1]
@@ -153,7 +154,32 @@ class _Moments:
         self.sky += stamps.sky_sigma.astype(np.float64).sum(axis=0)
         self.pixels, self.objects = total, self.objects + len(stamps)
 
+    def merge(self, other: "Moments") -> None:
+        """Add the objects of another; merged in the order of the shards, the result is the same to the bit."""
+        if not other.pixels:
+            return
+        delta, total = other.mean - self.mean, self.pixels + other.pixels
+        self.m2 += other.m2 + delta**2 * self.pixels * other.pixels / total
+        self.mean += delta * other.pixels / total
+        self.sky += other.sky
+        self.pixels, self.objects = total, self.objects + other.objects
+
+    def record(self) -> dict[str, Any]:
+        """As plain values that JSON keeps exactly."""
+        arrays = {name: getattr(self, name).tolist() for name in ("mean", "m2", "sky")}
+        return {"pixels": self.pixels, "objects": self.objects, **arrays}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Moments":
+        """From what `record` gave."""
+        moments = cls(len(record["mean"]))
+        moments.pixels, moments.objects = record["pixels"], record["objects"]
+        for name in ("mean", "m2", "sky"):
+            setattr(moments, name, np.array(record[name], np.float64))
+        return moments
+
     def result(self) -> BandStatistics:
+        """The figures of all objects added."""
         std = np.sqrt(self.m2 / max(self.pixels, 1))
         sky = self.sky / max(self.objects, 1)
         return BandStatistics(tuple(self.mean.tolist()), tuple(std.tolist()), tuple(sky.tolist()))
