@@ -155,7 +155,7 @@ class Moments:
         self.pixels, self.objects = total, self.objects + len(stamps)
 
     def merge(self, other: "Moments") -> None:
-        """Add the objects of another; merged in the order of the shards, the result is the same to the bit."""
+        """Add the objects of another; in the order of the shards, the result is the same to the bit."""
         if not other.pixels:
             return
         delta, total = other.mean - self.mean, self.pixels + other.pixels
