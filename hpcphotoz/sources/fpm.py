@@ -80,7 +80,9 @@ def _plane(table: Any, shape: tuple[int, int], path: Path) -> Mask:
     if np.any(table["row0"]) or np.any(table["col0"]):
         raise BadInput(f"{path}: a mask with an offset (row0, col0): only masks of whole frames are read")
     row, first, last = spans.reshape(-1, 3).T.astype(np.intp)
-    if row.min() < 0 or first.min() < 0 or row.max() >= shape[0] or last.max() >= shape[1]:
+    # A NOTCHECKED span of run 6377 camcol 4 field 399 in g starts at column -1: that is cut off, not refused.
+    first = np.maximum(first, 0)
+    if row.min() < 0 or row.max() >= shape[0] or last.max() >= shape[1]:
         raise BadInput(f"{path}: a masked pixel outside the frame of {shape[1]} x {shape[0]} pixels")
     for y, start, stop in zip(row, first, last + 1, strict=True):
         mask[y, start:stop] = True
