@@ -3,10 +3,11 @@
 A galaxy is drawn in Fourier space: GalSim's transforms of a de Vaucouleurs bulge and an exponential disc,
 weighted by their fluxes in each band, times the transforms of that band's point spread function and of the
 pixel, then one inverse transform a band. The grid is two or four stamps wide, so that what wraps around stays
-out of the stamp.
+out of the stamp. A point spread function that was measured in pixels has the pixel in it already.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ _BULGE = galsim.DeVaucouleurs(half_light_radius=1.0, trunc=8.0)
 _DISC = galsim.Exponential(half_light_radius=1.0)
 # Half-light radius in pixels above which the grid is four stamps wide instead of two.
 _LARGE = 10.0
+_CORE = 8.0  # pixels: the part of a measured star image that says where its centre is
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,45 @@ def render(galaxy: Galaxy, exposure: Exposure, camera: Camera) -> Floats:
 
     The stamp's centre is the pixel position (31.5, 31.5), counting from 0; `exposure.offset` is from there.
     """
-    radius = max(galaxy.radius_bulge, galaxy.radius_disc) / PIXEL_SCALE
-    size = STAMP * (4 if radius > _LARGE else 2)
-    grid = _grid(size)
-    bulge = _transform(_BULGE, galaxy.radius_bulge, galaxy.axis_ratio_bulge, galaxy.position_angle, size)
-    disc = _transform(_DISC, galaxy.radius_disc, galaxy.axis_ratio_disc, galaxy.position_angle, size)
+    grid = _grid(_grid_size(galaxy))
+    bulge, disc = _transforms(galaxy, grid.size)
     x, y = (STAMP / 2 - 0.5 + d for d in exposure.offset)
-    placed = grid.pixel * np.exp(-1j * grid.kx * x) * np.exp(-1j * grid.ky * y)
+    placed = grid.pixel * grid.shift(x, y)
     images = np.empty((len(BANDS), STAMP, STAMP))
     for band in range(len(BANDS)):
         profile = galaxy.flux_bulge[band] * bulge + galaxy.flux_disc[band] * disc
         psf = _psf(camera, exposure.fwhm[band] / PIXEL_SCALE, grid.k_squared)
-        images[band] = np.fft.irfft2(profile * psf * placed, s=(size, size))[:STAMP, :STAMP]
+        images[band] = grid.image(profile * psf * placed)[:STAMP, :STAMP]
     return images
+
+
+def render_in_pixels(
+    galaxy: Galaxy,
+    psfs: Sequence[Floats],  # a band: (side, side), odd, unit flux, of a star measured in pixels
+    centres: Sequence[tuple[float, float]],  # a band: x, y of the galaxy in pixels from 0
+    side: int,  # of the answer
+) -> Floats:
+    """The noise-free galaxy, (band, side, side) nanomaggies a pixel, seen through measured star images.
+
+    A star image's own centre of light (`centre_of_light`) comes to lie on the galaxy's place.
+    """
+    grid = _grid(_grid_size(galaxy))
+    bulge, disc = _transforms(galaxy, grid.size)
+    images = np.empty((len(psfs), side, side))
+    for band, (psf, (x, y)) in enumerate(zip(psfs, centres, strict=True)):
+        profile = galaxy.flux_bulge[band] * bulge + galaxy.flux_disc[band] * disc
+        padded = np.zeros((grid.size, grid.size))
+        padded[: len(psf), : len(psf)] = psf
+        dx, dy = centre_of_light(psf)
+        images[band] = grid.image(profile * np.fft.rfft2(padded) * grid.shift(x - dx, y - dy))[:side, :side]
+    return images
+
+
+def centre_of_light(image: Floats) -> tuple[float, float]:
+    """First moment x, y (pixels from 0) of a star image within 3.2" of its middle: beyond that is noise."""
+    y, x = np.indices(image.shape)
+    light = np.where(np.hypot(y - image.shape[0] // 2, x - image.shape[1] // 2) <= _CORE, image, 0.0)
+    return float((light * x).sum() / light.sum()), float((light * y).sum() / light.sum())
 
 
 def observe(
@@ -104,10 +132,19 @@ def observe(
 
 @dataclass(frozen=True)
 class _Grid:
+    size: int  # pixels a side
     kx: Floats  # (1, size/2 + 1) rad per pixel
     ky: Floats  # (size, 1)
     k_squared: Floats
     pixel: Floats  # transform of the square pixel
+
+    def shift(self, x: float, y: float) -> npt.NDArray[np.complex128]:
+        """Transform of a point at the pixel position x, y from 0."""
+        return np.asarray(np.exp(-1j * self.kx * x) * np.exp(-1j * self.ky * y))
+
+    def image(self, transform: npt.NDArray[np.complex128]) -> Floats:
+        """Back to pixels (size, size)."""
+        return np.fft.irfft2(transform, s=(self.size, self.size))
 
 
 _GRIDS: dict[int, _Grid] = {}
@@ -118,8 +155,20 @@ def _grid(size: int) -> _Grid:
         kx = 2 * math.pi * np.fft.rfftfreq(size)[None, :]
         ky = 2 * math.pi * np.fft.fftfreq(size)[:, None]
         pixel = np.sinc(kx / (2 * math.pi)) * np.sinc(ky / (2 * math.pi))
-        _GRIDS[size] = _Grid(kx, ky, kx**2 + ky**2, pixel)
+        _GRIDS[size] = _Grid(size, kx, ky, kx**2 + ky**2, pixel)
     return _GRIDS[size]
+
+
+def _grid_size(galaxy: Galaxy) -> int:
+    radius = max(galaxy.radius_bulge, galaxy.radius_disc) / PIXEL_SCALE
+    return STAMP * (4 if radius > _LARGE else 2)
+
+
+def _transforms(galaxy: Galaxy, size: int) -> tuple[Floats, Floats]:
+    """Those of its bulge and its disc, unit flux each."""
+    angle = galaxy.position_angle
+    bulge = _transform(_BULGE, galaxy.radius_bulge, galaxy.axis_ratio_bulge, angle, size)
+    return bulge, _transform(_DISC, galaxy.radius_disc, galaxy.axis_ratio_disc, angle, size)
 
 
 def _transform(profile: Any, radius: float, axis_ratio: float, angle: float, size: int) -> Floats:

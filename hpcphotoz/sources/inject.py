@@ -1,0 +1,219 @@
+"""Simulated galaxies of known redshift in real sky: the images of real frames with a galaxy more in each.
+
+The way of Balrog (Suchyta et al. 2016, MNRAS 457, 786): the galaxy is added to the pixels of each band's
+frame, seen through that frame's own point spread function there and with its photons counted by that frame's
+gain; then the stamp is resampled from those pixels as stamps of real galaxies are. Noise, its correlations,
+neighbours and the sky's unevenness are real.
+
+Galaxy k of seed s is the galaxy k that `simulate` makes of that seed. Where it goes is drawn from the same
+generator, in the field that its index gives, so that it depends on the frames found but not on the number of
+objects, shards or processes.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcphotoz.data.shards import Stamps
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.fitsfile import numbers, read_header
+from hpcphotoz.sources.fpc import Floats, Frame, read_frame, resample, sky_sigma
+from hpcphotoz.sources.fpm import BAD_PLANES, Mask, read_mask
+from hpcphotoz.sources.frames import FrameSet
+from hpcphotoz.sources.population import BANDS, R_BAND, Galaxy, Tables, draw_galaxy
+from hpcphotoz.sources.psfield import FieldPSF, read_psf
+from hpcphotoz.sources.rendering import PIXEL_SCALE, STAMP, render_in_pixels
+
+PATCH = STAMP + 8  # pixels of a frame that a stamp may draw on: half a stamp, a fraction, and Lanczos-3
+FIELDS_IN_MEMORY = 2  # 80 MB each
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a galaxy may go.
+
+    A place is empty enough if no pixel that any band's stamp is resampled from is flagged in `planes`, and
+    the r-band flux within `radius` of the centre is below `sigmas` times its noise. Neighbours farther out
+    stay.
+    """
+
+    radius: float = 3.0  # arcsec
+    sigmas: float = 5.0
+    planes: tuple[str, ...] = BAD_PLANES
+    tries: int = 1000
+    block: int = 64  # so many galaxies in a row share a field, which is read once for them
+
+
+_PLACEMENT = Placement()
+
+
+@dataclass(frozen=True)
+class Field:
+    """One frame set in memory, with what it takes to put a galaxy into it."""
+
+    name: str
+    frames: tuple[Frame, ...]  # in the order of BANDS
+    masks: tuple[Mask, ...]  # (y, x) a band: pixels not to trust
+    psf: FieldPSF
+    electrons: Floats  # (band,) per nanomaggy
+
+
+@dataclass(frozen=True)
+class Injected:
+    """One galaxy in one place, and its stamp."""
+
+    galaxy: Galaxy
+    place: tuple[tuple[float, float], ...]  # x, y in each band's frame, pixels from 0
+    ra: float  # deg
+    dec: float
+    image: Floats  # (band, 64, 64) nanomaggies
+    sky_sigma: Floats  # (band,) of the frames there, nanomaggies per pixel
+
+
+def inject_rows(tables: Tables, sets: list[FrameSet], seed: int, start: int, stop: int) -> Stamps:
+    """The objects `start` to `stop - 1` of a seed, in memory.
+
+    Raises:
+        BadInput: as `load_field` and `find_place`.
+    """
+    objects = [inject(tables, load_field(field_of(sets, index)), seed, index) for index in range(start, stop)]
+    return Stamps(
+        images=np.array([one.image for one in objects], np.float32),
+        z_spec=np.array([one.galaxy.z for one in objects], np.float32),
+        ebv=np.array([one.galaxy.ebv for one in objects], np.float32),
+        object_id=(np.int64(seed) << np.int64(32)) | np.arange(start, stop, dtype=np.int64),
+        sky_sigma=np.array([one.sky_sigma for one in objects], np.float32),
+        ra=np.array([one.ra for one in objects]),
+        dec=np.array([one.dec for one in objects]),
+    )
+
+
+def field_of(sets: list[FrameSet], index: int) -> FrameSet:
+    """The fields take turns, a block of galaxies each."""
+    return sets[index // _PLACEMENT.block % len(sets)]
+
+
+def inject(tables: Tables, field: Field, seed: int, index: int) -> Injected:
+    """Put object `index` of a seed into a field.
+
+    Raises:
+        BadInput: no place for it (`find_place`).
+    """
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+    galaxy = draw_galaxy(tables, rng)
+    place = find_place(field, rng)
+    corners = [_corner(x, y) for x, y in place]
+    psfs = [field.psf.bands[b].at(*place[b]) for b in range(len(BANDS))]
+    centres = [(x - x0, y - y0) for (x, y), (x0, y0) in zip(place, corners, strict=True)]
+    light = detect(render_in_pixels(galaxy, psfs, centres, PATCH), field.electrons, rng)
+    reference = field.frames[R_BAND]
+    along_y, along_x = np.mgrid[:STAMP, :STAMP] - (STAMP - 1) / 2
+    grid = place[R_BAND][0] + along_x, place[R_BAND][1] + along_y
+    image = np.empty((len(BANDS), STAMP, STAMP))
+    for b, (frame, (x0, y0)) in enumerate(zip(field.frames, corners, strict=True)):
+        x, y = grid if b == R_BAND else _carried(reference, frame, *grid)
+        pixels = frame.image[y0 : y0 + PATCH, x0 : x0 + PATCH] + light[b]
+        patch = replace(frame, image=np.asarray(pixels, np.float32))
+        image[b] = resample(patch, x - x0, y - y0) * (reference.pixel_area / frame.pixel_area)
+    ra, dec = reference.wcs.wcs_pix2world(*place[R_BAND], 0)
+    noise = np.array([sky_sigma(frame, *at) for frame, at in zip(field.frames, place, strict=True)])
+    return Injected(galaxy, tuple(place), float(ra), float(dec), image, noise)
+
+
+def detect(
+    light: Floats,  # (band, y, x) nanomaggies
+    electrons: Floats,  # (band,) per nanomaggy
+    rng: np.random.Generator,
+) -> Floats:
+    """The same light counted in electrons; where a measured PSF's wing is below zero it stays as it is."""
+    scale = electrons[:, None, None]
+    expected = np.maximum(light, 0) * scale
+    return np.asarray(light + (rng.poisson(expected) - expected) / scale)
+
+
+def find_place(field: Field, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Draw places until one is empty enough; its x, y in each band's frame.
+
+    Raises:
+        BadInput: the field is too crowded.
+    """
+    reference = field.frames[R_BAND]
+    height, width = reference.image.shape
+    offset_y, offset_x = np.indices((2 * _REACH + 1, 2 * _REACH + 1)) - _REACH
+    disc = np.hypot(offset_y, offset_x) * PIXEL_SCALE <= _PLACEMENT.radius
+    half = PATCH / 2
+    for _ in range(_PLACEMENT.tries if min(height, width) > PATCH else 0):
+        x, y = rng.uniform(half, width - half), rng.uniform(half, height - half)
+        place = [(x, y) if f is reference else _carried(reference, f, x, y) for f in field.frames]
+        if not all(_clean(mask, *at) for mask, at in zip(field.masks, place, strict=True)):
+            continue
+        cx, cy = round(x), round(y)
+        around = reference.image[cy - _REACH : cy + _REACH + 1, cx - _REACH : cx + _REACH + 1]
+        noise = sky_sigma(reference, x, y) * np.sqrt(disc.sum())
+        if around[disc].sum(dtype=np.float64) < _PLACEMENT.sigmas * noise:
+            return [(float(x), float(y)) for x, y in place]
+    raise BadInput(
+        f"{field.name}: no empty place for a {STAMP}-pixel stamp in {_PLACEMENT.tries} tries: too crowded or "
+        "too much of it is masked: take its frames out of the folder"
+    )
+
+
+_REACH = int(_PLACEMENT.radius / PIXEL_SCALE) + 1
+
+
+@lru_cache(maxsize=FIELDS_IN_MEMORY)
+def load_field(frame_set: FrameSet) -> Field:
+    """Read a field's frames, and the psField and fpM files beside its r frame.
+
+    Raises:
+        BadInput: a file that is missing or cannot be read.
+    """
+    frames = tuple(read_frame(path) for path in frame_set.paths)
+    masks = tuple(
+        read_mask(mask_path(path), frame.image.shape, _PLACEMENT.planes)
+        for path, frame in zip(frame_set.paths, frames, strict=True)
+    )
+    psf = read_psf(psf_path(frame_set))
+    flux20 = [
+        numbers(read_header(path), ("FLUX20",), path, "an fpC frame of SDSS DR7")["FLUX20"]
+        for path in frame_set.paths
+    ]
+    return Field(frame_set.name, frames, masks, psf, psf.gain * np.array(flux20) / 10)
+
+
+def psf_path(frame_set: FrameSet) -> Path:
+    """Where the set's psField file is."""
+    name = f"psField-{frame_set.run:06d}-{frame_set.camcol}-{frame_set.field:04d}.fit"
+    return frame_set.paths[R_BAND].parent / name
+
+
+def mask_path(frame: Path) -> Path:
+    """Where a frame's fpM file is: plain, or packed as the frame is."""
+    packed = frame.parent / frame.name.replace("fpC-", "fpM-", 1)
+    plain = packed.parent / packed.name.removesuffix(".gz")
+    return plain if plain.is_file() else packed
+
+
+def _corner(x: float, y: float) -> tuple[int, int]:
+    """First column and row of the patch around a place."""
+    return int(np.floor(x)) - PATCH // 2 + 1, int(np.floor(y)) - PATCH // 2 + 1
+
+
+def _clean(mask: Mask, x: float, y: float) -> bool:
+    """Whether the patch lies whole in the frame and none of its pixels is flagged."""
+    x0, y0 = _corner(x, y)
+    height, width = mask.shape
+    if x0 < 0 or y0 < 0 or x0 + PATCH > width or y0 + PATCH > height:
+        return False
+    return not mask[y0 : y0 + PATCH, x0 : x0 + PATCH].any()
+
+
+def _carried(source: Frame, target: Frame, x: Any, y: Any) -> Any:
+    """The target's pixel positions of the sky that the source has at these."""
+    shape = np.shape(x)
+    ra, dec = source.wcs.wcs_pix2world(np.ravel(x), np.ravel(y), 0)
+    tx, ty = target.wcs.wcs_world2pix(ra, dec, 0)
+    return tx.reshape(shape), ty.reshape(shape)
