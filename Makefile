@@ -6,7 +6,7 @@ D := demo
 # One thread a rank: two ranks share two cores, and torchrun would otherwise warn about choosing the same.
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train
 
-.PHONY: demo test test-slow format clean
+.PHONY: demo test test-slow peers format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/.ready
@@ -36,6 +36,14 @@ $(D)/.done/standard $(D)/.done/adversarial: $(D)/.done/%: $(D)/data/train/manife
 $(D)/.done/report: $(D)/data/test/manifest.json $(D)/.done/standard $(D)/.done/adversarial
 	$(BIN)/hpcphotoz evaluate $(D)/runs/standard $(D)/runs/adversarial --data $(D)/data/test \
 	  --out $(D) --knn-train $(D)/data/train
+	@touch $@
+
+# Packages that benchmarks measure against, in an environment of their own: never dependencies.
+peers: .venv-peers/.ready
+
+.venv-peers/.ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 format: $(VENV)/.ready

@@ -31,15 +31,28 @@ def in_turn(rivals: Mapping[str, Callable[[], object]], repeat: int) -> Times:
 
     Taking turns lets a change of the machine's speed fall on all: ratios hold where single times do not.
     """
-    times: Times = {name: [] for name in rivals}
-    for round_ in range(repeat + 1):
-        for name, work in rivals.items():
+
+    def timed(work: Callable[[], object]) -> Callable[[], float]:
+        def measure() -> float:
             start = time.perf_counter()
             work()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
+            return time.perf_counter() - start
+
+        return measure
+
+    return rounds({name: timed(work) for name, work in rivals.items()}, repeat)
+
+
+def rounds(rivals: Mapping[str, Callable[[], float]], repeat: int) -> Times:
+    """The same for rivals that time themselves, for instance in another process, and return their seconds."""
+    times: Times = {name: [] for name in rivals}
+    for round_ in range(repeat + 1):
+        for name, measure in rivals.items():
+            seconds = measure()
             if round_:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds)
     return times
 
 
@@ -62,11 +75,18 @@ def record(name: str, figures: Mapping[str, object], path: Path | None) -> None:
         "device": gpu or f"{os.cpu_count()} cores of {_processor()}",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in packages},
+        "versions": {package: _version(package) for package in packages},
         "command": "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(f" {w}" for w in sys.argv[1:]),
         "figures": figures,
     }
     path.write_text(json.dumps(tree, indent=1) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # triton on a Mac
 
 
 def _processor() -> str:

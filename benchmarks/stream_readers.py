@@ -1,0 +1,171 @@
+"""The readers that bench_stream compares, each a function that gives the seconds of one shuffled pass."""
+
+import itertools
+import os
+import subprocess
+import tempfile
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hpcphotoz.config import Data
+from hpcphotoz.data.stream import Batch, Stream
+
+BATCH = 256
+LABELS = ("z_spec", "ebv", "object_id", "sky_sigma")
+ROOT = Path(__file__).parent.parent
+PEERS_PYTHON = ROOT / ".venv-peers/bin/python"
+Reader = Callable[[], float]
+T = TypeVar("T")
+
+
+def ours(folder: Path, options: Data, *, fresh: bool = False) -> Reader:
+    """`Stream`, another epoch every call; `fresh`: a new stream each time, so every epoch is its first."""
+    kept, epochs = open_stream(folder, options), itertools.count()
+
+    def read() -> float:
+        stream = open_stream(folder, options) if fresh else kept
+        return timed(lambda: stream.epoch(next(epochs)), _tensors, stream.rows)
+
+    return read
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [batch.images, *(getattr(batch, name) for name in LABELS)]
+
+
+def open_stream(folder: Path, options: Data) -> Stream:
+    """All of a dataset in batches of `BATCH`."""
+    return Stream(folder, options, global_batch=BATCH, seed=0, part="all")
+
+
+def timed(
+    start_pass: Callable[[], Iterable[T]], tensors_of: Callable[[T], Iterable[Tensor]], rows: int
+) -> float:
+    """Seconds from asking for a pass until all its batches came; one element of each tensor is read.
+
+    Raises:
+        RuntimeError: not as many objects as there are.
+    """
+    start, seen = time.perf_counter(), 0
+    for batch in start_pass():
+        for k, tensor in enumerate(tensors_of(batch)):
+            tensor[(0,) * tensor.ndim].item()
+            seen += len(tensor) if k == 0 else 0
+    seconds = time.perf_counter() - start
+    if seen != rows:
+        raise RuntimeError(f"{seen} of {rows} objects came")
+    return seconds
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """Rows of HDF5 shards as a good training script reads them: files opened once in each worker and kept
+    open, labels in memory, one h5py read an image.
+    """
+
+    def __init__(self, shards: list[Path]) -> None:
+        self._shards = shards
+        self._starts = [0]
+        for path in shards:
+            with h5py.File(path, locking=False) as file:
+                self._starts.append(self._starts[-1] + len(file["images"]))
+        self._images: list[h5py.Dataset] | None = None
+        self._labels: dict[str, np.ndarray[Any, Any]] = {}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._images is None:
+            files = [h5py.File(path, locking=False) for path in self._shards]
+            self._images = [file["images"] for file in files]
+            self._labels = {name: np.concatenate([file[name][...] for file in files]) for name in LABELS}
+        shard = bisect_right(self._starts, index) - 1
+        image = self._images[shard][index - self._starts[shard]]
+        return {"images": image, **{name: column[index] for name, column in self._labels.items()}}
+
+
+def h5py_dataloader(folder: Path, workers: int) -> Reader:
+    """torch's DataLoader over `Rows`, its workers kept from pass to pass."""
+    dataset = Rows(sorted(folder.glob("*.h5")))
+    loader = DataLoader(
+        dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    return lambda: timed(lambda: loader, lambda batch: batch.values(), len(dataset))
+
+
+def preadv(folder: Path, block_rows: int, threads: int) -> Reader:
+    """`os.preadv` of the images alone, block by block in shuffled order, into one buffer a thread."""
+    blocks: list[tuple[int, int, int]] = []
+    for path in sorted(folder.glob("*.h5")):
+        with h5py.File(path, locking=False) as file:
+            images = file["images"]
+            offset, rows, size = images.id.get_offset(), len(images), images.nbytes // len(images)
+        handle = os.open(path, os.O_RDONLY)  # closed with the process
+        for first in range(0, rows, block_rows):
+            blocks.append((handle, offset + first * size, min(block_rows, rows - first) * size))
+    buffers = [memoryview(bytearray(max(size for *_, size in blocks))) for _ in range(threads)]
+    pool, rng = ThreadPoolExecutor(threads), np.random.default_rng(0)
+
+    def work(thread: int, order: list[int]) -> int:
+        return sum(os.preadv(h, [buffers[thread][:n]], at) for h, at, n in (blocks[k] for k in order))
+
+    def read() -> float:
+        order = rng.permutation(len(blocks)).tolist()
+        start = time.perf_counter()
+        got = sum(pool.map(work, range(threads), [order[k::threads] for k in range(threads)]))
+        seconds = time.perf_counter() - start
+        if got != sum(size for *_, size in blocks):
+            raise RuntimeError(f"preadv gave {got} bytes: a short read")
+        return seconds
+
+    return read
+
+
+class Mds:
+    """mosaicml-streaming in `.venv-peers`, kept alive and asked for one pass at a time."""
+
+    def __init__(self, shards: Path, out: Path) -> None:
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [PEERS_PYTHON, ROOT / "benchmarks/peers/mds.py", shards, out],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self.version = self._answer().removeprefix("ready").strip()
+
+    def reader(self, workers: int) -> Reader:
+        """One pass by a DataLoader with that many workers."""
+
+        def read() -> float:
+            assert self._process.stdin
+            self._process.stdin.write(f"pass {workers}\n")
+            self._process.stdin.flush()
+            return float(self._answer())
+
+        return read
+
+    def close(self) -> None:
+        """End of input: the peer frees its shared memory and leaves."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait(timeout=60)
+            self._errors.seek(0)
+            raise RuntimeError(f"mosaicml-streaming ended early:\n{self._errors.read()[-2000:]}")
+        return line
