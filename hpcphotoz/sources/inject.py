@@ -20,8 +20,9 @@ import numpy as np
 from hpcphotoz.data.shards import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.fitsfile import numbers, read_header
-from hpcphotoz.sources.fpc import Floats, Frame, read_frame, resample, sky_sigma
+from hpcphotoz.sources.fpc import read_frame
 from hpcphotoz.sources.fpm import BAD_PLANES, Mask, read_mask
+from hpcphotoz.sources.frame import Floats, Frame, resample, sky_sigma
 from hpcphotoz.sources.frames import FrameSet
 from hpcphotoz.sources.population import BANDS, R_BAND, Galaxy, Tables, draw_galaxy
 from hpcphotoz.sources.psfield import FieldPSF, read_psf
@@ -117,8 +118,8 @@ def inject(tables: Tables, field: Field, seed: int, index: int) -> Injected:
         x, y = grid if b == R_BAND else _carried(reference, frame, *grid)
         pixels = frame.image[y0 : y0 + PATCH, x0 : x0 + PATCH] + light[b]
         patch = replace(frame, image=np.asarray(pixels, np.float32))
-        image[b] = resample(patch, x - x0, y - y0) * (reference.pixel_area / frame.pixel_area)
-    ra, dec = reference.wcs.wcs_pix2world(*place[R_BAND], 0)
+        image[b] = resample(patch, x - x0, y - y0) * (reference.geometry.pixel_area / frame.geometry.pixel_area)
+    ((ra, dec),) = reference.geometry.sky(np.array([place[R_BAND]]))
     noise = np.array([sky_sigma(frame, *at) for frame, at in zip(field.frames, place, strict=True)])
     return Injected(galaxy, tuple(place), float(ra), float(dec), image, noise)
 
@@ -213,7 +214,5 @@ def _clean(mask: Mask, x: float, y: float) -> bool:
 
 def _carried(source: Frame, target: Frame, x: Any, y: Any) -> Any:
     """The target's pixel positions of the sky that the source has at these."""
-    shape = np.shape(x)
-    ra, dec = source.wcs.wcs_pix2world(np.ravel(x), np.ravel(y), 0)
-    tx, ty = target.wcs.wcs_world2pix(ra, dec, 0)
-    return tx.reshape(shape), ty.reshape(shape)
+    there = target.geometry.pixels(*source.geometry.sky(np.stack([np.ravel(x), np.ravel(y)], axis=1)).T)
+    return there[:, 0].reshape(np.shape(x)), there[:, 1].reshape(np.shape(x))
