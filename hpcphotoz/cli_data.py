@@ -9,11 +9,15 @@ from hpcphotoz.cli_parser import Parser, command
 
 def simulate(options: argparse.Namespace) -> int:
     """Make labelled galaxies of known redshift."""
-    from hpcphotoz.sources.simulate import simulate
+    how = {"seed": options.seed, "shard_rows": options.shard_rows, "processes": options.processes}
+    if options.onto is not None:
+        from hpcphotoz.sources.inject import simulate_onto
 
-    manifest = simulate(
-        options.out, options.n, seed=options.seed, shard_rows=options.shard_rows, processes=options.processes
-    )
+        manifest = simulate_onto(options.out, options.n, options.onto, **how)
+    else:
+        from hpcphotoz.sources.simulate import simulate
+
+        manifest = simulate(options.out, options.n, **how)
     print(f"{options.out}: {manifest.rows} galaxies in {len(manifest.shards)} shards")
     return 0
 
@@ -73,6 +77,13 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p.add_argument("out", type=Path, help="dataset folder to make")
     p.add_argument("--n", type=int, required=True, help="number of galaxies")
     p.add_argument("--seed", type=int, default=0, help="galaxy k of a seed is always the same (default 0)")
+    p.add_argument(
+        "--onto",
+        type=Path,
+        metavar="FRAMES",
+        help="put the galaxies into real sky: a folder, searched below too, with SDSS DR7 fpC frames "
+        "and their fpM and psField files (default: simulated sky)",
+    )
     p.add_argument("--shard-rows", type=int, default=1024, help="galaxies a shard (default 1024)")
     p.add_argument("--processes", type=int, help="processes (default: one a core)")
 

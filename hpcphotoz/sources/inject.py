@@ -10,23 +10,24 @@ generator, in the field that its index gives, so that it depends on the frames f
 objects, shards or processes.
 """
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpcphotoz.data.shards import Stamps
+from hpcphotoz.data.shards import Manifest, Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.fitsfile import numbers, read_header
 from hpcphotoz.sources.fpc import read_frame
 from hpcphotoz.sources.fpm import BAD_PLANES, Mask, read_mask
 from hpcphotoz.sources.frame import Floats, Frame, resample, sky_sigma
-from hpcphotoz.sources.frames import FrameSet
-from hpcphotoz.sources.population import BANDS, R_BAND, Galaxy, Tables, draw_galaxy
+from hpcphotoz.sources.framesets import FrameSet, find_frame_sets
+from hpcphotoz.sources.population import BANDS, R_BAND, Galaxy, Tables, draw_galaxy, make_tables
 from hpcphotoz.sources.psfield import FieldPSF, read_psf
 from hpcphotoz.sources.rendering import PIXEL_SCALE, STAMP, render_in_pixels
+from hpcphotoz.sources.simulate import check, provenance, write
 
 PATCH = STAMP + 8  # pixels of a frame that a stamp may draw on: half a stamp, a fraction, and Lanczos-3
 FIELDS_IN_MEMORY = 2  # 80 MB each
@@ -74,6 +75,44 @@ class Injected:
     sky_sigma: Floats  # (band,) of the frames there, nanomaggies per pixel
 
 
+def simulate_onto(
+    out: Path,
+    n: int,
+    frames: Path,
+    *,
+    seed: int = 0,
+    shard_rows: int = 1024,
+    processes: int | None = None,
+) -> Manifest:
+    """Write a dataset of `n` simulated galaxies in real sky: ugriz stamps of 64 x 64 pixels, nanomaggies.
+
+    `ebv` is the simulated galaxy's, by which its fluxes are dimmed; `ra` and `dec` are where it was put;
+    `sky_sigma` is that of the frames there before it was.
+
+    Args:
+        out: folder to create.
+        n: number of galaxies.
+        frames: folder searched at any depth for fpC frames with their fpM and psField files.
+        seed, shard_rows, processes: as `simulate`; a process holds up to 150 MB of frames.
+
+    Returns:
+        The manifest of the finished dataset.
+
+    Raises:
+        BadInput: an argument out of range, no frames, a file that is missing or cannot be read, a field
+            without an empty place, a folder that cannot be used, or a worker process that died.
+    """
+    check(n, seed, processes)
+    sets = _sets(frames)
+    tables = make_tables()
+    record = provenance(n, seed, tables.survey) | {
+        "onto": [path.name for one in sets for path in (*one.paths, psf_path(one))],
+        "placement": asdict(_PLACEMENT),
+        "resampling": "Lanczos-3 onto the r frame's grid",
+    }
+    return write(out, partial(inject_rows, tables, sets), n, seed, shard_rows, processes, record)
+
+
 def inject_rows(tables: Tables, sets: list[FrameSet], seed: int, start: int, stop: int) -> Stamps:
     """The objects `start` to `stop - 1` of a seed, in memory.
 
@@ -118,7 +157,9 @@ def inject(tables: Tables, field: Field, seed: int, index: int) -> Injected:
         x, y = grid if b == R_BAND else _carried(reference, frame, *grid)
         pixels = frame.image[y0 : y0 + PATCH, x0 : x0 + PATCH] + light[b]
         patch = replace(frame, image=np.asarray(pixels, np.float32))
-        image[b] = resample(patch, x - x0, y - y0) * (reference.geometry.pixel_area / frame.geometry.pixel_area)
+        image[b] = resample(patch, x - x0, y - y0) * (
+            reference.geometry.pixel_area / frame.geometry.pixel_area
+        )
     ((ra, dec),) = reference.geometry.sky(np.array([place[R_BAND]]))
     noise = np.array([sky_sigma(frame, *at) for frame, at in zip(field.frames, place, strict=True)])
     return Injected(galaxy, tuple(place), float(ra), float(dec), image, noise)
@@ -167,15 +208,15 @@ _REACH = int(_PLACEMENT.radius / PIXEL_SCALE) + 1
 
 @lru_cache(maxsize=FIELDS_IN_MEMORY)
 def load_field(frame_set: FrameSet) -> Field:
-    """Read a field's frames, and the psField and fpM files beside its r frame.
+    """Read a field's frames, their masks, and the psField file beside its r frame.
 
     Raises:
         BadInput: a file that is missing or cannot be read.
     """
     frames = tuple(read_frame(path) for path in frame_set.paths)
     masks = tuple(
-        read_mask(mask_path(path), frame.image.shape, _PLACEMENT.planes)
-        for path, frame in zip(frame_set.paths, frames, strict=True)
+        read_mask(path, frame.image.shape, _PLACEMENT.planes)
+        for path, frame in zip(_masks(frame_set), frames, strict=True)
     )
     psf = read_psf(psf_path(frame_set))
     flux20 = [
@@ -191,11 +232,37 @@ def psf_path(frame_set: FrameSet) -> Path:
     return frame_set.paths[R_BAND].parent / name
 
 
-def mask_path(frame: Path) -> Path:
-    """Where a frame's fpM file is: plain, or packed as the frame is."""
-    packed = frame.parent / frame.name.replace("fpC-", "fpM-", 1)
-    plain = packed.parent / packed.name.removesuffix(".gz")
-    return plain if plain.is_file() else packed
+def _masks(frame_set: FrameSet) -> list[Path]:
+    """The set's five fpM files.
+
+    Raises:
+        BadInput: one is missing.
+    """
+    found = [path for path in frame_set.masks if path is not None]
+    if len(found) < len(BANDS):
+        where = frame_set.paths[R_BAND].parent
+        raise BadInput(
+            f"{where}: {frame_set.name} lacks an fpM file: one a band is needed, to keep off bad pixels"
+        )
+    return found
+
+
+def _sets(frames: Path) -> list[FrameSet]:
+    """All frame sets below a folder, each with what injection needs beside its frames.
+
+    Raises:
+        BadInput: none, or one that lacks something.
+    """
+    sets = find_frame_sets(frames)
+    for one in sets:
+        if one.kind != "fpC":
+            raise BadInput(f"{one.paths[R_BAND]}: galaxies are put into fpC frames (SDSS DR7) only")
+        _masks(one)
+        if not psf_path(one).is_file():
+            raise BadInput(
+                f"{psf_path(one)}: missing: the field's psField file is needed for its PSF and gain"
+            )
+    return sets
 
 
 def _corner(x: float, y: float) -> tuple[int, int]:
