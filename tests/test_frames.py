@@ -18,9 +18,10 @@ from astropy.wcs import WCS  # noqa: E402
 
 from hpcphotoz.data.shards import MANIFEST, Manifest, Stamps, read_rows  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
-from hpcphotoz.sources.fpc import read_frame, resample, sky_sigma  # noqa: E402
+from hpcphotoz.sources.fpc import read_frame  # noqa: E402
+from hpcphotoz.sources.frame import resample, sky_sigma  # noqa: E402
 from hpcphotoz.sources.frames import BANDS, ingest_frames  # noqa: E402
-from hpcphotoz.sources.objects import LARGEST_ID, RUNS, read_objects  # noqa: E402
+from hpcphotoz.sources.objects import RUNS  # noqa: E402
 
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 STRIPE82 = DATA / "sdss-stripe82"
@@ -126,7 +127,7 @@ def test_flux_and_place_are_kept_in_every_band(tmp_path: Path, frames: Path) -> 
     manifest = ingest_frames(out, frames, table, stamp=40)
     stamps = load(out, manifest)
     assert stamps.images.shape == (2, 5, 40, 40)
-    assert stamps.object_id.tolist() == [7 * RUNS + 94, 8 * RUNS + 94]
+    assert stamps.object_id.tolist() == [7, 8]
     np.testing.assert_allclose(stamps.z_spec, [0.12, np.nan])
     np.testing.assert_allclose(stamps.ebv, [0.03, 0.0])
     y, x = np.mgrid[:40, :40] - 19.5
@@ -179,7 +180,7 @@ def test_skipped_objects_are_listed_with_the_reason(
     manifest = ingest_frames(tmp_path / "out", frames, table)
     reasons = {one["object_id"]: one["reason"] for one in manifest.provenance["skipped"]}
     assert manifest.rows == 1 and set(reasons) == {2, 3}
-    assert "edge of the u frame of run 94 camcol 4 field 12" in reasons[2]
+    assert "edge of the r frame of run 94 camcol 4 field 12" in reasons[2]
     assert reasons[3] == "outside every frame"
     assert "skipped 2: 1 outside every frame, 1 too near an edge" in capsys.readouterr().err
 
@@ -188,8 +189,10 @@ def test_one_stamp_a_run_and_one_only_of_overlapping_fields(tmp_path: Path, fram
     write_set(frames / "run-000094", [(RA, DEC)], field=13)
     write_set(frames / "run-000752", [(RA, DEC)], run=752)
     table = write_table(tmp_path / "t.csv", [{"object_id": 5, "ra": RA, "dec": DEC}])
-    manifest = ingest_frames(tmp_path / "out", frames, table, stamp=32)
-    assert load(tmp_path / "out", manifest).object_id.tolist() == [5 * RUNS + 94, 5 * RUNS + 752]
+    manifest = ingest_frames(tmp_path / "all", frames, table, stamp=32, epochs="all")
+    assert load(tmp_path / "all", manifest).object_id.tolist() == [5 * RUNS + 94, 5 * RUNS + 752]
+    manifest = ingest_frames(tmp_path / "one", frames, table, stamp=32)
+    assert load(tmp_path / "one", manifest).object_id.tolist() == [5]
 
 
 def damage_truncate(folder: Path) -> str:
@@ -274,31 +277,6 @@ def test_bad_frames_are_named(tmp_path: Path, frames: Path, damage: Callable[[Pa
     assert not (tmp_path / "out" / MANIFEST).exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("object_id,ra\n1,2\n", "no column dec or dec_deg: it has object_id, ra"),
-        ("ra,dec\n1,2\n", "no column object_id"),
-        ("", "it has none"),
-        ("object_id,ra,dec\n", "lists no object"),
-        ("object_id,ra,dec\n1,351,x\n", "line 2: dec 'x' is not a number"),
-        ("object_id,ra,dec\n1,351\n", "line 2: dec '' is not a number"),
-        ("object_id,ra,dec\n1,351,0\n2,351,95\n", "line 3: dec 95 is not between"),
-        ("object_id,ra,dec\n1,nan,0\n", "line 2: ra nan"),
-        ("object_id,ra,dec\n1.5,351,0\n", "object_id '1.5' is not a whole number"),
-        (f"object_id,ra,dec\n{LARGEST_ID + 1},351,0\n", "must be from 0 to"),
-        ("object_id,ra,dec\n4,351,0\n4,350,0\n", "object_id 4 is there twice"),
-        ("object_id,ra,dec,ebv\n4,351,0,inf\n", "ebv inf is not between"),
-    ],
-)
-def test_bad_tables_are_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "objects.csv"
-    path.write_text(text)
-    with pytest.raises(BadInput) as caught:
-        read_objects(path)
-    assert message in str(caught.value) and str(path) in str(caught.value)
-
-
 def test_nothing_in_the_frames_is_an_error(tmp_path: Path, frames: Path) -> None:
     table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": 10.0, "dec": 10.0}])
     with pytest.raises(BadInput, match="none of its 1 objects"):
@@ -307,8 +285,10 @@ def test_nothing_in_the_frames_is_an_error(tmp_path: Path, frames: Path) -> None
         ingest_frames(tmp_path / "out", tmp_path / "elsewhere", table)
     with pytest.raises(BadInput, match="objects.csv: not a readable"):
         ingest_frames(tmp_path / "out", frames, tmp_path / "objects.csv")
-    with pytest.raises(BadInput, match="stamp 2"):
-        ingest_frames(tmp_path / "out", frames, table, stamp=2)
+    wrong: list[dict[str, Any]] = [{"stamp": 2}, {"bands": "rr"}, {"bands": "ux"}, {"epochs": "two"}]
+    for options in [*wrong, {"masked_fraction": 1.5}, {"shard_rows": 0}]:
+        with pytest.raises(BadInput, match=next(iter(options)).replace("_", " ")):
+            ingest_frames(tmp_path / "out", frames, table, **options)
 
 
 @pytest.mark.skipif(
@@ -322,7 +302,7 @@ def test_real_frames_of_two_runs(tmp_path: Path) -> None:
             dict(row) for row in csv.DictReader(file) if row["object_id"] in wanted
         ]
     table = write_table(tmp_path / "t.csv", rows)
-    manifest = ingest_frames(tmp_path / "out", STRIPE82, table)
+    manifest = ingest_frames(tmp_path / "out", STRIPE82, table, epochs="all")
     stamps = load(tmp_path / "out", manifest)
     runs = stamps.object_id % RUNS
     assert (runs == 4192).sum() == 8 and (runs == 6377).sum() == 9

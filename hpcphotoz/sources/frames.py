@@ -1,195 +1,253 @@
-"""SDSS DR7 frames plus an object table in, a dataset of stamps out.
+"""SDSS frames plus an object table in, a dataset of stamps out.
 
-The five bands of a run, camera column and field are one frame set. A stamp has the orientation and scale of
-the set's r frame (TAN, 0.396"/px), which moves the sky by no more than the survey's drift between bands, and
-its centre (pixel position (S - 1)/2) is on the object. The other bands are resampled onto it by Lanczos-3;
-the r band too, by the fraction of a pixel that centring takes. No background beyond the frame's own SKY is
+The bands of a run, camera column and field are one frame set. A stamp has the orientation and scale of the
+set's r frame (TAN, 0.396"/px), which moves the sky by no more than the survey's drift between bands, and its
+centre (pixel position (S - 1)/2) is on the object. The other bands are resampled onto it by Lanczos-3; the r
+band too, by the fraction of a pixel that centring takes. No background beyond the frame's own sky is
 subtracted.
 """
 
-import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hpcphotoz.data.shards import Header, Manifest, Stamps, read_manifest
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
-from hpcphotoz.sources.fpc import Floats, Frame, read_frame, resample, separation, sky_sigma
-from hpcphotoz.sources.objects import RUNS, Objects, read_objects
+from hpcphotoz.sources import dr8, fpc
+from hpcphotoz.sources.fpm import BAD_PLANES, read_planes
+from hpcphotoz.sources.frame import Floats, Frame, Geometry, resample, sky_sigma
+from hpcphotoz.sources.framesets import (
+    BANDS,
+    EPOCHS,
+    PIXEL_SCALE,
+    FrameSet,
+    Piece,
+    find_frame_sets,
+    make_plan,
+)
+from hpcphotoz.sources.objects import read_objects
 
-BANDS = ("u", "g", "r", "i", "z")
-PIXEL_SCALE = 0.396  # arcsec
-_NAME = re.compile(r"fpC-(\d{6})-([ugriz])(\d)-(\d{4})\.fit(?:\.gz)?")
-_FAR = 1.0  # deg; a frame's diagonal is 0.28
+__all__ = ["BANDS", "MASKED_FRACTION", "PIXEL_SCALE", "FrameSet", "find_frame_sets", "ingest_frames"]
 
-
-@dataclass(frozen=True, order=True)
-class FrameSet:
-    """Five frames of the same sky."""
-
-    run: int
-    camcol: int
-    field: int
-    paths: tuple[Path, ...]  # in the order of BANDS
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"run {self.run} camcol {self.camcol} field {self.field}"
+MASKED_FRACTION = 0.005
+_COUNTED = {
+    "outside": "outside every frame",
+    "edge": "too near an edge",
+    "masked": "masked",
+    "finite": "not finite",
+}
+_READ = {"fpC": fpc.read_frame, "frame": dr8.read_frame}
 
 
 def ingest_frames(
-    out: Path, frames: Path, objects: Path, *, stamp: int = 64, shard_rows: int = 1024
+    out: Path,
+    frames: Path,
+    objects: Path,
+    *,
+    stamp: int = 64,
+    shard_rows: int = 1024,
+    bands: Sequence[str] = BANDS,
+    columns: Mapping[str, str] | None = None,
+    masked_fraction: float = MASKED_FRACTION,
+    epochs: str = "one",
+    storage: str = "float32",
+    processes: int | None = None,
 ) -> Manifest:
     """Cut stamps of a table's objects out of all frame sets below a folder.
 
-    An object that several runs saw gives one stamp a run, with `object_id` = the table's id * 1,000,000 +
-    run; within a run the first field that holds it whole is taken. Objects that no frame holds whole are
-    listed, with the reason, in the manifest's provenance and counted on standard error.
+    An object is cut from the field in which it lies farthest from the frame's edge. What cannot be cut, since
+    it comes too near an edge or is masked, is listed with the reason in the manifest's provenance and counted
+    on standard error.
 
     Args:
         out: folder to create.
-        frames: folder searched at any depth for `fpC-*.fit` and `fpC-*.fit.gz`.
-        objects: CSV with `object_id`, `ra_deg` or `ra`, `dec_deg` or `dec` (deg), and optionally `z_spec` or
-            `z` (empty or absent: unknown) and `ebv` (mag; empty or absent: 0).
+        frames: folder searched at any depth for `fpC-*.fit[.gz]` (DR7), `frame-*.fits[.bz2|.gz]` (DR8 and
+            later) and the mask planes of either, `fpM-*.fit[.gz]`.
+        objects: CSV, FITS or VOTable, as `read_objects` describes.
         stamp: pixels a side.
-        shard_rows: objects a shard.
+        shard_rows: stamps a shard at most.
+        bands: of u, g, r, i, z, in the order that the images are to have. The stamps' grid is the r frame's,
+            or the first band's without r.
+        columns: the table's names for object_id, ra, dec, z_spec, ebv, where they differ.
+        masked_fraction: largest part of a stamp's pixels, in any one band, that BAD_PLANES may flag.
+        epochs: "one": one stamp an object, with the table's `object_id`; "all": one an object and run, with
+            ids by `epoch_ids`.
+        storage: of the images, as `Header`.
+        processes: worker processes; None: one a core.
 
     Returns:
         The manifest of the finished dataset.
 
     Raises:
-        BadInput: a frame that cannot be read, a set without one of its bands, a table without a column or
-        with a bad
-            value, or no stamp at all.
+        BadInput: an option out of range, a frame that cannot be read, a set without one of its bands, a table
+            without a column or with a bad value, or no stamp at all.
     """
-    if not 4 <= stamp <= 1024:
-        raise BadInput(f"stamp {stamp}: must be from 4 to 1024 pixels")
-    table, sets = read_objects(objects), find_frame_sets(frames)
-    skipped: list[dict[str, Any]] = []
-    provenance = {
+    bands = tuple(bands)
+    _check(stamp, shard_rows, bands, masked_fraction, epochs)
+    table, sets = read_objects(objects, columns), find_frame_sets(frames, bands)
+    _say_unmasked(sets)
+    reference = bands.index("r") if "r" in bands else 0
+    plan = make_plan(sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs)
+    if not plan.units:
+        raise BadInput(f"{objects}: none of its {len(table)} objects lies whole in a frame below {frames}")
+    used = {piece.frame_set for unit in plan.units for piece in unit}
+    provenance: dict[str, Any] = {
         "command": "ingest sdss-frames",
-        "frames": [path.name for one in sets for path in one.paths],
+        "frames": [path.name for one in sorted(used) for path in one.paths],
         "objects": objects.name,
-        "object_id": f"table's object_id * {RUNS} + run",
-        "resampling": "Lanczos-3 onto the r frame's grid",
-        "skipped": skipped,  # filled before the manifest is written
+        "epochs": epochs,
+        "object_id": plan.rule,
+        "resampling": f"Lanczos-3 onto the {bands[reference]} frame's grid",
+        "masks": {
+            "planes": list(BAD_PLANES),
+            "masked_fraction": masked_fraction,
+            "frames_without": sum(mask is None for one in used for mask in one.masks),
+        },
     }
-    taken: set[int] = set()
-    with DatasetWriter(out, Header(BANDS, stamp, PIXEL_SCALE), shard_rows, provenance) as writer:
-        for one in track(sets, "cutting stamps, frame sets", total=len(sets)):
-            stamps = cut_stamps(one, table, stamp, taken, skipped)
-            taken.update(stamps.object_id.tolist())
-            if len(stamps):
-                writer.append(stamps)
-        if not taken:
-            raise BadInput(
-                f"{objects}: none of its {len(table.ra)} objects lies whole in a frame below {frames}"
-            )
-        _finish(skipped, table, taken)
-    _report(skipped, len(taken))
-    return read_manifest(out)
+    make = Cut(bands, reference, stamp, masked_fraction)
+    header = Header(bands, stamp, PIXEL_SCALE, storage)
+    skipped: list[dict[str, Any]] = list(plan.skipped)
+    provenance["skipped"] = skipped
+    with DatasetWriter(out, header, shard_rows, provenance) as writer:
+        for unit in track(plan.units, "cutting stamps, shards", total=len(plan.units)):
+            made = make(unit)
+            skipped += made.skipped
+            if made.stamps is not None:
+                writer.append(made.stamps)
+    manifest = read_manifest(out)
+    _report(manifest.rows, skipped)
+    return manifest
 
 
-def cut_stamps(
-    frame_set: FrameSet, table: Objects, stamp: int, taken: set[int], skipped: list[dict[str, Any]]
-) -> Stamps:
-    """The stamps of one frame set, one band in memory at a time.
+@dataclass(frozen=True)
+class Made:
+    """What a unit gave."""
+
+    stamps: Stamps | None
+    skipped: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Makes the stamps of a unit: one frame in memory at a time, each read once."""
+
+    bands: tuple[str, ...]
+    reference: int  # place of the band whose grid the stamps have
+    stamp: int  # pixels a side
+    masked_fraction: float
+
+    def __call__(self, unit: Any) -> Made:
+        """Stamps of a unit's pieces, and what could not be cut with the reason."""
+        done = [self._cut(piece) for piece in unit]
+        kept = [stamps for stamps, _ in done if len(stamps)]
+        skipped = tuple(entry for _, entries in done for entry in entries)
+        return Made(Stamps.concatenate(kept) if kept else None, skipped)
+
+    def _cut(self, piece: Piece) -> tuple[Stamps, list[dict[str, Any]]]:
+        objects, count = piece.objects, len(piece.objects)
+        images = np.zeros((count, len(self.bands), self.stamp, self.stamp), np.float32)
+        sigma = np.zeros((count, len(self.bands)), np.float32)
+        reasons: dict[int, str] = {}
+        order = sorted(range(len(self.bands)), key=lambda b: b != self.reference)
+        base: Geometry | None = None
+        for b in order:
+            frame = _READ[piece.frame_set.kind](piece.frame_set.paths[b])
+            flags = _flags(piece.frame_set, b, frame.image.shape)
+            base = base or frame.geometry
+            scale = base.pixel_area / frame.pixel_area
+            name = f"the {self.bands[b]} frame of {piece.frame_set.name}"
+            centres, turns = carried(base, frame.geometry, objects.ra, objects.dec, self.stamp / 2)
+            for k in range(count):
+                if k in reasons:
+                    continue
+                x, y = grid(centres[k], turns[k], self.stamp)
+                reason = self._refusal(frame, flags, x, y)
+                if reason is None:
+                    images[k, b] = resample(frame, x, y) * scale
+                    sigma[k, b] = _sky_sigma(frame, *centres[k]) * scale
+                    if not np.isfinite(images[k, b]).all():
+                        reason = "a pixel is not finite in"
+                if reason is not None:
+                    reasons[k] = f"{reason} {name}"
+        kept = np.array([k not in reasons for k in range(count)])
+        good = objects[np.flatnonzero(kept)]
+        stamps = Stamps(
+            images=images[kept],
+            z_spec=good.z_spec.astype(np.float32),
+            ebv=good.ebv.astype(np.float32),
+            object_id=piece.stamp_id[kept],
+            sky_sigma=sigma[kept],
+            ra=good.ra,
+            dec=good.dec,
+        )
+        run, ids = piece.frame_set.run, objects.object_id.tolist()
+        return stamps, [{"object_id": ids[k], "run": run, "reason": reasons[k]} for k in sorted(reasons)]
+
+    def _refusal(self, frame: Frame, flags: "Flags | None", x: Floats, y: Floats) -> str | None:
+        """Why the stamp at these positions is not cut, if it is not."""
+        if not frame.holds(x, y):
+            return "stamp crosses the edge of"
+        if flags is None:
+            return None
+        near = flags[np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)]
+        masked = np.count_nonzero(near) / near.size
+        if masked <= self.masked_fraction:
+            return None
+        shares = [np.count_nonzero(near & (1 << k)) for k in range(len(BAD_PLANES))]
+        return f"{100 * masked:.2g} % of the stamp masked ({BAD_PLANES[int(np.argmax(shares))]}) in"
+
+
+Flags = npt.NDArray[np.uint8]  # (y, x), bit k: plane k of BAD_PLANES
+
+
+def carried(
+    source: Geometry, target: Geometry, ra: Floats, dec: Floats, half: float
+) -> tuple[Floats, Floats]:
+    """Where the target has objects, and how a step in the source's pixels goes there.
+
+    A frame's projection is so nearly linear over a stamp that central differences over its width carry its
+    corners to 1e-4 px for 64 pixels and tangent points a degree apart.
 
     Args:
-        frame_set: where from.
-        table: all objects.
-        stamp: pixels a side.
-        taken: stamp ids that an earlier field of the run gave; not cut again.
-        skipped: gets an entry for each object in this frame that comes too near an edge.
+        source, target: the two frames' geometries.
+        ra, dec: (N,) deg.
+        half: half a stamp's width, pixels.
+
+    Returns:
+        x, y in the target (N, 2), and d(target x, y)/d(source x, y) (N, 2, 2).
     """
-    reference = read_frame(frame_set.paths[BANDS.index("r")])
-    rows = np.array(
-        [k for k in _in_frame(reference, table) if table.object_id[k] * RUNS + frame_set.run not in taken],
-        np.intp,
-    )
-    grids = _grids(reference, table.ra[rows], table.dec[rows], stamp)
-    images = np.zeros((len(rows), len(BANDS), stamp, stamp), np.float32)
-    sigma = np.zeros((len(rows), len(BANDS)), np.float32)
-    kept = np.ones(len(rows), np.bool_)
-    for b, band in enumerate(BANDS):
-        frame = reference if band == "r" else read_frame(frame_set.paths[b])
-        for k in np.flatnonzero(kept):
-            x, y = grids[k] if band == "r" else _carried(reference, frame, *grids[k])
-            if frame.holds(x, y):
-                images[k, b] = resample(frame, x, y) * (reference.pixel_area / frame.pixel_area)
-                sigma[k, b] = _sky_sigma(frame, float(x.mean()), float(y.mean()))
-                continue
-            kept[k] = False
-            reason = f"stamp crosses the edge of the {band} frame of {frame_set.name}"
-            skipped.append(
-                {"object_id": int(table.object_id[rows[k]]), "run": frame_set.run, "reason": reason}
-            )
-    index = rows[kept]
-    return Stamps(
-        images=images[kept],
-        z_spec=table.z_spec[index].astype(np.float32),
-        ebv=table.ebv[index].astype(np.float32),
-        object_id=table.object_id[index] * RUNS + frame_set.run,
-        sky_sigma=sigma[kept],
-        ra=table.ra[index],
-        dec=table.dec[index],
-    )
+    xy = source.pixels(ra, dec)
+    steps = [
+        (target.pixels(*source.sky(xy + step).T) - target.pixels(*source.sky(xy - step).T)) / (2 * half)
+        for step in half * np.eye(2)
+    ]
+    return target.pixels(ra, dec), np.stack(steps, axis=-1)
 
 
-def find_frame_sets(frames: Path) -> list[FrameSet]:
-    """All frame sets below a folder, in order of run, camera column and field.
-
-    Raises:
-        BadInput: no frame, the same frame twice, or a set that lacks a band.
-    """
-    if not frames.is_dir():
-        raise BadInput(f"{frames}: no such folder")
-    found: dict[tuple[int, int, int], dict[str, Path]] = {}
-    for path in sorted(frames.rglob("fpC-*")):
-        match = _NAME.fullmatch(path.name)
-        if match is None:
-            continue
-        run, band, camcol, field = match.groups()
-        bands = found.setdefault((int(run), int(camcol), int(field)), {})
-        if band in bands:
-            raise BadInput(f"{path}: the same frame as {bands[band]}: remove one of them")
-        bands[band] = path
-    if not found:
-        raise BadInput(f"{frames}: no fpC-RRRRRR-BC-FFFF.fit or .fit.gz below it")
-    for key, bands in found.items():
-        lacking = [band for band in BANDS if band not in bands]
-        if lacking:
-            where = next(iter(bands.values())).parent
-            raise BadInput(
-                f"{where}: run {key[0]} camcol {key[1]} field {key[2]} lacks its {', '.join(lacking)} frame: "
-                "all of u, g, r, i, z are needed"
-            )
-    return [FrameSet(*key, tuple(found[key][band] for band in BANDS)) for key in sorted(found)]
-
-
-def _in_frame(frame: Frame, table: Objects) -> list[int]:
-    """Rows of the table whose position lies on the frame."""
-    ra0, dec0 = frame.wcs.wcs.crval
-    # A tangent plane has no place for the other half of the sky: only what is near is projected.
-    near = np.flatnonzero(separation(table.ra, table.dec, float(ra0), float(dec0)) < _FAR)
-    height, width = frame.image.shape
-    inside = []
-    for k, (x, y) in zip(near, _pixels(frame, table.ra[near], table.dec[near]), strict=True):
-        if -0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5:
-            inside.append(int(k))
-    return inside
-
-
-def _grids(frame: Frame, ra: Floats, dec: Floats, stamp: int) -> list[tuple[Floats, Floats]]:
-    """Pixel positions x, y (stamp, stamp) of the stamps centred on these positions of the sky."""
+def grid(centre: Floats, turn: Floats, stamp: int) -> tuple[Floats, Floats]:
+    """Pixel positions x, y (stamp, stamp) of a stamp's pixels in a frame, from what `carried` gives."""
     along_y, along_x = np.mgrid[:stamp, :stamp] - (stamp - 1) / 2
-    return [(x + along_x, y + along_y) for x, y in _pixels(frame, ra, dec)]
+    return (
+        centre[0] + turn[0, 0] * along_x + turn[0, 1] * along_y,
+        centre[1] + turn[1, 0] * along_x + turn[1, 1] * along_y,
+    )
+
+
+def _flags(frame_set: FrameSet, b: int, shape: tuple[int, ...]) -> Flags | None:
+    path = frame_set.masks[b]
+    if path is None:
+        return None
+    flags = np.zeros(shape, np.uint8)
+    for k, mask in enumerate(read_planes(path, (shape[0], shape[1])).values()):
+        flags |= mask.astype(np.uint8) << k
+    return flags
 
 
 def _sky_sigma(frame: Frame, x: float, y: float) -> float:
@@ -199,34 +257,34 @@ def _sky_sigma(frame: Frame, x: float, y: float) -> float:
     return sigma
 
 
-def _pixels(frame: Frame, ra: Floats, dec: Floats) -> Floats:
-    """Pixel positions (N, 2) as x, y."""
-    if not len(ra):
-        return np.zeros((0, 2))
-    return np.stack(frame.wcs.wcs_world2pix(ra, dec, 0), axis=1)
+def _check(stamp: int, shard_rows: int, bands: tuple[str, ...], masked_fraction: float, epochs: str) -> None:
+    if not 4 <= stamp <= 1024:
+        raise BadInput(f"stamp {stamp}: must be from 4 to 1024 pixels")
+    if shard_rows < 1:
+        raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+    if not bands or len(set(bands)) < len(bands) or not set(bands) <= set(BANDS):
+        raise BadInput(f"bands '{''.join(bands)}': must be some of {''.join(BANDS)}, each once")
+    if not 0 <= masked_fraction <= 1:
+        raise BadInput(f"masked fraction {masked_fraction:g}: must be from 0 to 1")
+    if epochs not in EPOCHS:
+        raise BadInput(f"epochs '{epochs}': must be one of {', '.join(EPOCHS)}")
 
 
-def _carried(source: Frame, target: Frame, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """The target's pixel positions of the sky that the source has at these."""
-    ra, dec = source.wcs.wcs_pix2world(x.ravel(), y.ravel(), 0)
-    tx, ty = target.wcs.wcs_world2pix(ra, dec, 0)
-    return tx.reshape(x.shape), ty.reshape(y.shape)
-
-
-def _finish(skipped: list[dict[str, Any]], table: Objects, taken: set[int]) -> None:
-    """Drop entries of objects that another field of the run gave after all; add those that no frame saw."""
-    skipped[:] = [one for one in skipped if one["object_id"] * RUNS + one["run"] not in taken]
-    seen = {one // RUNS for one in taken} | {one["object_id"] for one in skipped}
-    for object_id in table.object_id.tolist():
-        if object_id not in seen:
-            skipped.append({"object_id": object_id, "run": None, "reason": "outside every frame"})
-
-
-def _report(skipped: list[dict[str, Any]], stamps: int) -> None:
-    if skipped:
-        outside = sum(one["run"] is None for one in skipped)
+def _say_unmasked(sets: Sequence[FrameSet]) -> None:
+    without = sum(any(mask is None for mask in one.masks) for one in sets)
+    if without:
         print(
-            f"{stamps} stamps; skipped {len(skipped)}: {outside} outside every frame, "
-            f"{len(skipped) - outside} too near an edge (listed in the manifest's provenance)",
+            f"{without} of {len(sets)} frame sets have no fpM mask planes in some band: there, saturated "
+            "stars and cosmic rays are not looked for",
+            file=sys.stderr,
+        )
+
+
+def _report(stamps: int, skipped: Sequence[Mapping[str, Any]]) -> None:
+    if skipped:
+        counts = {what: sum(what in one["reason"] for one in skipped) for what in _COUNTED}
+        named = ", ".join(f"{count} {_COUNTED[what]}" for what, count in counts.items() if count)
+        print(
+            f"{stamps} stamps; skipped {len(skipped)}: {named} (listed in the manifest's provenance)",
             file=sys.stderr,
         )

@@ -1,10 +1,9 @@
-"""The object table that says where stamps are cut: a CSV file."""
+"""The object table that says where stamps are cut: CSV, FITS or VOTable, its columns named by the user."""
 
 import csv
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,98 +11,261 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.extra import sources_extra
+from hpcphotoz.sources.fitsfile import open_fits
+
+with sources_extra():
+    from astropy.io import fits
+    from astropy.table import Table
+    from astropy.units import UnitsWarning
 
 Floats = npt.NDArray[np.floating[Any]]
+Ids = npt.NDArray[np.int64]
 
-RUNS = 1_000_000  # run numbers have six digits: a stamp's object_id is the table's times this plus the run
-LARGEST_ID = 2**63 // RUNS - 1
+RUNS = 1_000_000  # run numbers have six digits
 
 
 @dataclass(frozen=True)
 class Objects:
     """The object table."""
 
-    object_id: npt.NDArray[np.int64]  # (N,)
+    object_id: Ids  # (N,) unique, not negative
     ra: Floats  # (N,) deg
     dec: Floats  # (N,) deg
     z_spec: Floats  # (N,) NaN: unknown
     ebv: Floats  # (N,) mag
 
+    def __len__(self) -> int:
+        return len(self.object_id)
 
-def read_objects(path: Path) -> Objects:
-    """Read the object table; with the columns that `ingest_frames` describes.
+    def __getitem__(self, rows: npt.NDArray[np.intp]) -> "Objects":
+        return Objects(*(getattr(self, field.name)[rows] for field in fields(Objects)))
+
+
+# The names looked for when none is given; what stands for a missing value (None: it may not be); limits.
+_NAMES = {
+    "object_id": ("object_id",),
+    "ra": ("ra_deg", "ra"),
+    "dec": ("dec_deg", "dec"),
+    "z_spec": ("z_spec", "z"),
+    "ebv": ("ebv",),
+}
+_MISSING = {"ra": None, "dec": None, "z_spec": np.nan, "ebv": 0.0}
+_LIMITS = {"ra": (-360.0, 360.0), "dec": (-90.0, 90.0), "z_spec": (-1.0, 20.0), "ebv": (-1.0, 100.0)}
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column as the file has it, and how to name its rows in a message."""
+
+    path: Path
+    name: str
+    values: list[str] | npt.NDArray[Any]  # text of a CSV file, or a masked array
+    unit: str  # "line" or "row"
+    rows: Sequence[int]  # their numbers
+
+    def fail(self, k: int, what: str) -> BadInput:
+        value = self.values[k]
+        text = "" if value is np.ma.masked else str(value).strip()
+        return BadInput(f"{self.path}: {self.unit} {self.rows[k]}: {self.name} {text or '(empty)'} {what}")
+
+
+def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> Objects:
+    """Read the object table, whole, into memory.
+
+    Args:
+        path: CSV, FITS (the first table in it, also packed by gzip or bzip2) or VOTable.
+        columns: the file's name for any of object_id, ra, dec (deg), z_spec and ebv (mag); without one,
+            `object_id`, `ra_deg` or `ra`, `dec_deg` or `dec`, `z_spec` or `z`, `ebv` are looked for. An
+            empty, masked or NaN z_spec, or no such column, is an unknown redshift; the same for ebv is 0.
 
     Raises:
-        BadInput: unreadable, a column missing, a value that is no number or out of range (named by its line),
-            an id twice.
+        BadInput: unreadable, a column missing, a value that is no number or out of range (named by its line
+            or row), an id twice.
     """
+    wanted = dict(columns or {})
+    unknown = [key for key in wanted if key not in _NAMES]
+    if unknown:
+        raise BadInput(f"columns: '{unknown[0]}' is none of {', '.join(_NAMES)}")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns, lines = list(reader.fieldnames or ()), list(reader)
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise BadInput(f"{path}: not a readable table: {error.strerror}") from None
+    is_fits = head.startswith((b"SIMPLE", b"\x1f\x8b", b"BZh"))
+    if is_fits or b"<VOTABLE" in head or head.lstrip().startswith(b"<?xml"):
+        found = _read_table(path, wanted, is_fits)
+    else:
+        found = _read_csv(path, wanted)
+    return _checked(path, found)
+
+
+def epoch_ids(object_id: Ids, run: Ids) -> tuple[Ids, str]:
+    """Ids of stamps of the same objects in several runs, and the rule in words.
+
+    `object_id * 1,000,000 + run` where all of these fit 63 bits; otherwise (SDSS's own ids have 19 digits)
+    the upper 63 bits of `mix(mix(object_id) + run)`, where mix is the finaliser of SplitMix64 (Steele et al.
+    2014, Vigna's constants).
+
+    Args:
+        object_id: (N,) of the table, the same object once a run.
+        run: (N,)
+
+    Raises:
+        BadInput: two stamps would have the same id.
+    """
+    if not len(object_id) or int(object_id.max()) <= 2**63 // RUNS - 1:
+        ids, rule = object_id * RUNS + run, f"table's object_id * {RUNS} + run"
+    else:
+        mixed = _mix(_mix(object_id.astype(np.uint64)) + run.astype(np.uint64))
+        ids, rule = (mixed >> np.uint64(1)).astype(np.int64), "mix(mix(table's object_id) + run) >> 1"
+        rule += ", mix: SplitMix64's finaliser"
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(same):
+        a, b = order[same[0]], order[same[0] + 1]
+        raise BadInput(
+            f"object_id {object_id[a]} in run {run[a]} and {object_id[b]} in run {run[b]} would have one "
+            "stamp id: renumber the table's objects"
+        )
+    return ids, rule
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
+
+
+def _read_csv(path: Path, wanted: Mapping[str, str]) -> dict[str, _Column]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            header = [name.strip() for name in next(reader, [])]
+            names = _names(path, header, wanted)
+            places = {key: header.index(name) for key, name in names.items()}
+            values: dict[str, list[str]] = {key: [] for key in names}
+            lines = []
+            for line in reader:
+                if line:
+                    lines.append(reader.line_num)
+                    for key, place in places.items():
+                        values[key].append(line[place] if place < len(line) else "")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path}: not a readable CSV table: {error}") from None
-    names = {
-        "object_id": _column(columns, ("object_id",)),
-        "ra": _column(columns, ("ra_deg", "ra")),
-        "dec": _column(columns, ("dec_deg", "dec")),
-    }
-    for wanted, name in names.items():
-        if name is None:
-            also = "" if wanted == "object_id" else f" or {wanted}_deg"
-            raise BadInput(f"{path}: no column {wanted}{also}: it has {', '.join(columns) or 'none'}")
-    if not lines:
+    return {key: _Column(path, names[key], values[key], "line", lines) for key in names}
+
+
+def _read_table(path: Path, wanted: Mapping[str, str], is_fits: bool) -> dict[str, _Column]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnitsWarning)  # units that astropy does not know; ours are documented
+        table = _read_fits(path) if is_fits else _read_votable(path)
+    names = _names(path, table.colnames, wanted)
+    rows = range(1, len(table) + 1)
+    columns = {key: _Column(path, names[key], table[names[key]].data, "row", rows) for key in names}
+    for column in columns.values():
+        if np.ndim(column.values) != 1:
+            raise BadInput(f"{path}: column {column.name} holds more than one value a row")
+    return columns
+
+
+def _read_fits(path: Path) -> Any:
+    with open_fits(path) as hdus:
+        tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
+        if not tables:
+            raise BadInput(f"{path}: a FITS file without a table")
+        warnings.simplefilter("ignore", UnitsWarning)
+        return Table.read(tables[0])
+
+
+def _read_votable(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # most services' VOTables deviate from the standard
+            return Table.read(path, format="votable", table_id=0)
+    except Exception as error:  # what the XML parser raises depends on what is wrong
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BadInput(f"{path}: not a readable VOTable ({reason})") from None
+
+
+def _names(path: Path, header: list[str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """The file's name for each column it has."""
+    found: dict[str, str] = {}
+    has = f"it has {', '.join(header) or 'none'}"
+    for key, usual in _NAMES.items():
+        if key in wanted:
+            if wanted[key] not in header:
+                raise BadInput(f"{path}: no column {wanted[key]} for {key}: {has}")
+            found[key] = wanted[key]
+            continue
+        name = next((name for name in usual if name in header), None)
+        if name is not None:
+            found[key] = name
+        elif _MISSING.get(key) is None:
+            either = " or ".join(reversed(usual))
+            raise BadInput(f"{path}: no column {either}: {has}; --columns {key}=NAME names another")
+    return found
+
+
+def _checked(path: Path, found: Mapping[str, _Column]) -> Objects:
+    if not len(found["object_id"].values):
         raise BadInput(f"{path}: lists no object")
-    names |= {"z_spec": _column(columns, ("z_spec", "z")), "ebv": _column(columns, ("ebv",))}
-    ids = [_identifier(line[names["object_id"]], path, k + 2) for k, line in enumerate(lines)]
-    twice = [one for one, times in Counter(ids).items() if times > 1]
-    if twice:
-        raise BadInput(f"{path}: object_id {twice[0]} is there twice: ids must be unique")
-    limits = {"ra": (-360.0, 360.0), "dec": (-90.0, 90.0), "z_spec": (-1.0, 20.0), "ebv": (-1.0, 100.0)}
-    missing = {"ra": None, "dec": None, "z_spec": math.nan, "ebv": 0.0}
-    values = {
-        wanted: np.array(
-            [
-                _number(x, names[wanted], missing[wanted], limits[wanted], path, k + 2)
-                for k, x in enumerate(lines)
-            ]
-        )
-        for wanted in limits
+    ids = _identifiers(found["object_id"])
+    numbers = {
+        key: _numbers(found[key], missing, _LIMITS[key]) if key in found else np.full(len(ids), missing)
+        for key, missing in _MISSING.items()
     }
-    return Objects(np.array(ids, np.int64), values["ra"], values["dec"], values["z_spec"], values["ebv"])
+    return Objects(ids, numbers["ra"], numbers["dec"], numbers["z_spec"], numbers["ebv"])
 
 
-def _column(columns: Iterable[str], accepted: tuple[str, ...]) -> str | None:
-    return next((name for name in accepted if name in columns), None)
+def _identifiers(column: _Column) -> Ids:
+    values = column.values
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and not np.ma.is_masked(values):
+        numbers = [int(value) for value in values.tolist()]
+    else:
+        numbers = [_identifier(column, k) for k in range(len(values))]
+    for k, number in enumerate(numbers):
+        if not 0 <= number < 2**63:
+            raise column.fail(k, f"must be from 0 to {2**63 - 1}: renumber")
+    ids = np.array(numbers, np.int64)
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(same):
+        raise column.fail(int(order[same[0] + 1]), "is there twice: ids must be unique")
+    return ids
 
 
-def _identifier(text: str | None, path: Path, line: int) -> int:
+def _identifier(column: _Column, k: int) -> int:
+    # Through text, never through a float: 1237661971724599442 has 19 digits, a float keeps 16.
+    value = column.values[k]
     try:
-        value = int(text or "")
-    except ValueError:
-        raise BadInput(f"{path}: line {line}: object_id '{text or ''}' is not a whole number") from None
-    if not 0 <= value <= LARGEST_ID:
-        raise BadInput(f"{path}: line {line}: object_id {value}: must be from 0 to {LARGEST_ID}: renumber")
-    return value
+        return int(value.decode() if isinstance(value, bytes) else str(value))
+    except (ValueError, UnicodeDecodeError):
+        raise column.fail(k, "is not a whole number") from None
 
 
-def _number(
-    line: Mapping[str, str | None],
-    name: str | None,
-    missing: float | None,
-    limits: tuple[float, float],
-    path: Path,
-    number: int,
-) -> float:
-    text = (line[name] or "").strip() if name is not None else ""
-    if not text and missing is not None:
-        return missing
+def _numbers(column: _Column, missing: float | None, limits: tuple[float, float]) -> Floats:
+    values = column.values
+    masked = np.ma.getmaskarray(np.ma.asarray(values))
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        empty = masked
+        numbers = np.array(np.ma.getdata(values), np.float64)
+    else:
+        text = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
+        empty = masked | [not one.strip() for one in text]
+        numbers = np.array([_number(column, k, one) if not empty[k] else 0.0 for k, one in enumerate(text)])
+    if missing is None and empty.any():
+        raise column.fail(int(np.argmax(empty)), "is not a number")
+    if missing is not None:
+        numbers[empty | np.isnan(numbers)] = missing
+    allowed = (numbers >= limits[0]) & (numbers <= limits[1]) | (np.isnan(numbers) & (missing is not None))
+    if not allowed.all():
+        raise column.fail(int(np.argmin(allowed)), f"is not between {limits[0]:g} and {limits[1]:g}")
+    return numbers
+
+
+def _number(column: _Column, k: int, text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        raise BadInput(f"{path}: line {number}: {name} '{text}' is not a number") from None
-    if math.isnan(value) and missing is not None:
-        return missing
-    if not limits[0] <= value <= limits[1]:
-        raise BadInput(f"{path}: line {number}: {name} {text} is not between {limits[0]:g} and {limits[1]:g}")
-    return value
+        raise column.fail(k, "is not a number") from None

@@ -1,0 +1,213 @@
+"""Which frames are there, and which of them each object is cut from: decided by file names and headers."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.progress import track
+from hpcphotoz.sources.fitsfile import read_header
+from hpcphotoz.sources.frame import LANCZOS, Geometry, read_geometry, separation
+from hpcphotoz.sources.objects import Ids, Objects, epoch_ids
+
+BANDS = ("u", "g", "r", "i", "z")
+PIXEL_SCALE = 0.396  # arcsec
+EPOCHS = ("one", "all")
+
+_FPC = re.compile(r"fpC-(?P<run>\d{6})-(?P<band>[ugriz])(?P<camcol>\d)-(?P<field>\d{4})\.fit(\.gz)?")
+_FPM = re.compile(r"fpM-(?P<run>\d{6})-(?P<band>[ugriz])(?P<camcol>\d)-(?P<field>\d{4})\.fit(\.gz)?")
+_DR8 = re.compile(
+    r"frame-(?P<band>[ugriz])-(?P<run>\d{6})-(?P<camcol>\d)-(?P<field>\d{4})\.fits(\.gz|\.bz2)?"
+)
+_HEADERS_AT_ONCE = 8  # unpacking releases the interpreter lock
+_Key = tuple[int, int, int]
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, order=True)
+class FrameSet:
+    """Frames of the same sky, one a band."""
+
+    run: int
+    camcol: int
+    field: int
+    paths: tuple[Path, ...]  # in the order of the bands asked for
+    masks: tuple[Path | None, ...] = dataclasses.field(
+        default=(), compare=False
+    )  # fpM files, in the same order
+    kind: str = "fpC"  # or "frame": DR8 and later
+    bands: tuple[str, ...] = BANDS
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"run {self.run} camcol {self.camcol} field {self.field}"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Objects to cut out of one frame set."""
+
+    frame_set: FrameSet
+    objects: Objects
+    stamp_id: Ids  # (N,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to cut: the same for any number of workers."""
+
+    units: tuple[tuple[Piece, ...], ...]  # one a shard
+    skipped: tuple[dict[str, Any], ...]
+    rule: str  # of the stamps' object_id, in words
+
+
+def find_frame_sets(frames: Path, bands: Sequence[str] = BANDS) -> list[FrameSet]:
+    """All frame sets below a folder, in order of run, camera column and field.
+
+    Raises:
+        BadInput: no frame, the same frame twice (also once of DR7 and once of DR8), or a set without one of
+            the bands.
+    """
+    if not frames.is_dir():
+        raise BadInput(f"{frames}: no such folder")
+    found: dict[str, dict[_Key, dict[str, Path]]] = {"fpC": {}, "fpM": {}, "frame": {}}
+    for path in sorted(frames.rglob("f*")):
+        for kind, pattern in (("fpC", _FPC), ("fpM", _FPM), ("frame", _DR8)):
+            match = pattern.fullmatch(path.name)
+            if match is None or match["band"] not in bands:
+                continue
+            key = int(match["run"]), int(match["camcol"]), int(match["field"])
+            paths = found[kind].setdefault(key, {})
+            if match["band"] in paths:
+                raise BadInput(f"{path}: the same frame as {paths[match['band']]}: remove one of them")
+            paths[match["band"]] = path
+    both = sorted(found["fpC"].keys() & found["frame"].keys())
+    if both:
+        one, other = (next(iter(found[kind][both[0]].values())) for kind in ("fpC", "frame"))
+        raise BadInput(f"{one}: the same field as {other}, in another calibration: remove one of the kinds")
+    sets = []
+    for kind in ("fpC", "frame"):
+        for key, paths in found[kind].items():
+            lacking = [band for band in bands if band not in paths]
+            if lacking:
+                where = next(iter(paths.values())).parent
+                raise BadInput(
+                    f"{where}: run {key[0]} camcol {key[1]} field {key[2]} lacks its {', '.join(lacking)} "
+                    f"frame: all of {', '.join(bands)} are needed"
+                )
+            masks = tuple(found["fpM"].get(key, {}).get(band) for band in bands)
+            sets.append(FrameSet(*key, tuple(paths[band] for band in bands), masks, kind, tuple(bands)))
+    if not sets:
+        raise BadInput(f"{frames}: no fpC-RRRRRR-BC-FFFF.fit[.gz] or frame-B-RRRRRR-C-FFFF.fits[.bz2] below")
+    return sorted(sets)
+
+
+def make_plan(
+    sets: Sequence[FrameSet], table: Objects, *, reference: int, stamp: int, shard_rows: int, epochs: str
+) -> Plan:
+    """Decide what each object is cut from: the field in which it lies farthest from the frame's edge.
+
+    Args:
+        sets: all frame sets; the header of each reference frame is read.
+        table: all objects.
+        reference: place of the reference band in the sets' paths.
+        stamp: pixels a side.
+        shard_rows: objects a unit at most; a set with more is split, so no other set is read twice.
+        epochs: "one": a stamp an object, of whichever run; "all": a stamp an object and run.
+
+    Raises:
+        BadInput: a header that cannot be used, or stamps whose ids would be equal.
+    """
+    chosen, skipped = _choose(sets, table, reference, stamp, epochs)
+    rows = np.concatenate([np.zeros(0, np.intp), *chosen])
+    ids, rule = table.object_id[rows], "the table's object_id"
+    if epochs == "all":
+        runs = np.repeat([one.run for one in sets], [len(one) for one in chosen]).astype(np.int64)
+        ids, rule = epoch_ids(ids, runs)
+    units: list[list[Piece]] = []
+    free, start = 0, 0
+    for frame_set, mine in zip(sets, chosen, strict=True):
+        parts = max(-(-len(mine) // shard_rows), 1)
+        for part in np.array_split(np.arange(start, start + len(mine)), parts):
+            if len(part) > free:
+                units.append([])
+                free = shard_rows
+            if len(part):
+                units[-1].append(Piece(frame_set, table[rows[part]], ids[part]))
+                free -= len(part)
+        start += len(mine)
+    return Plan(tuple(tuple(unit) for unit in units), tuple(skipped), rule)
+
+
+def _choose(
+    sets: Sequence[FrameSet], table: Objects, reference: int, stamp: int, epochs: str
+) -> tuple[list[Rows], list[dict[str, Any]]]:
+    """The rows of the table to cut out of each set, and what lies in frames but too near an edge of all."""
+    order = np.argsort(table.dec, kind="stable")
+    dec = table.dec[order]
+    chosen: list[Rows] = [np.zeros(0, np.intp) for _ in sets]
+    skipped: list[dict[str, Any]] = []
+    seen = np.zeros(len(table), np.bool_)
+    margin, best = np.full(len(table), -1.0), np.full(len(table), -1)
+    with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+        geometries = pool.map(_geometry, sets, [reference] * len(sets))
+        for k, geometry in enumerate(track(geometries, "reading headers", total=len(sets))):
+            rows, distance = _inside(geometry, table, order, dec)
+            better = distance > margin[rows]
+            margin[rows[better]], best[rows[better]] = distance[better], k
+            if k + 1 < len(sets) and (epochs == "one" or sets[k + 1].run == sets[k].run):
+                continue
+            held = margin >= (stamp - 1) / 2 + LANCZOS
+            taken = np.flatnonzero(held)
+            for group in np.unique(best[taken]):
+                chosen[group] = taken[best[taken] == group]
+            for row in np.flatnonzero((best >= 0) & ~held):
+                one = sets[best[row]]
+                reason = f"stamp crosses the edge of the {one.bands[reference]} frame of {one.name}"
+                skipped.append({"object_id": int(table.object_id[row]), "run": one.run, "reason": reason})
+            seen |= best >= 0
+            margin[:], best[:] = -1.0, -1
+    for object_id in table.object_id[~seen].tolist():
+        skipped.append({"object_id": object_id, "run": None, "reason": "outside every frame"})
+    return chosen, skipped
+
+
+def _geometry(frame_set: FrameSet, reference: int) -> Geometry:
+    path = frame_set.paths[reference]
+    geometry = read_geometry(read_header(path), path, "an SDSS frame")
+    scale = 3600 * geometry.pixel_area**0.5
+    if not abs(scale / PIXEL_SCALE - 1) < 0.01:
+        raise BadInput(f'{path}: {scale:.4g}" a pixel, not {PIXEL_SCALE}": expected an SDSS frame')
+    return geometry
+
+
+def _inside(
+    geometry: Geometry, table: Objects, order: Rows, dec: npt.NDArray[Any]
+) -> tuple[Rows, npt.NDArray[Any]]:
+    """Rows of the table that lie on a frame, and how far from its outermost pixels' centres, pixels.
+
+    Args:
+        geometry: of the frame.
+        table: all objects.
+        order: its rows by declination.
+        dec: (N,) deg, in that order.
+    """
+    height, width = geometry.shape
+    ra0, dec0 = geometry.sky(np.array([[(width - 1) / 2, (height - 1) / 2]]))[0]
+    # A tangent plane has no place for the other half of the sky: only what is near is projected.
+    radius = (geometry.pixel_area**0.5) * np.hypot(width, height) * 0.55
+    first, stop = np.searchsorted(dec, [dec0 - radius, dec0 + radius])
+    rows = order[first:stop]
+    rows = rows[separation(table.ra[rows], table.dec[rows], float(ra0), float(dec0)) < radius]
+    x, y = geometry.pixels(table.ra[rows], table.dec[rows]).T
+    distance = np.min([x, width - 1 - x, y, height - 1 - y], axis=0)
+    # Half a pixel beyond the last centre is still the frame.
+    return rows[distance >= -0.5], np.maximum(distance[distance >= -0.5], 0.0)
