@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from hpcphotoz.cli_parser import Parser, command
+from hpcphotoz.errors import BadInput
 
 
 def simulate(options: argparse.Namespace) -> int:
@@ -24,13 +25,30 @@ def simulate(options: argparse.Namespace) -> int:
 
 def ingest_sdss_frames(options: argparse.Namespace) -> int:
     """Cut stamps of real objects out of SDSS frames."""
-    from hpcphotoz.sources.frames import ingest_frames
+    from hpcphotoz.sources.frames import MASKED_FRACTION, ingest_frames
 
+    columns = dict(_column(word) for word in options.columns)
+    masked = MASKED_FRACTION if options.masked_fraction is None else options.masked_fraction
     manifest = ingest_frames(
-        options.out, options.frames, options.objects, stamp=options.stamp, shard_rows=options.shard_rows
+        options.out,
+        options.frames,
+        options.objects,
+        stamp=options.stamp,
+        shard_rows=options.shard_rows,
+        bands=options.bands,
+        columns=columns,
+        masked_fraction=masked,
+        epochs=options.epochs,
     )
     print(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards")
     return 0
+
+
+def _column(word: str) -> tuple[str, str]:
+    key, equals, name = word.partition("=")
+    if not (key and equals and name):
+        raise BadInput(f"--columns {word}: must be of the form ra=RAJ2000")
+    return key, name
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -92,16 +110,43 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p = command(kinds, "sdss-frames", ingest_sdss_frames)
     p.add_argument("out", type=Path, help="dataset folder to make")
     p.add_argument(
-        "--frames", type=Path, required=True, help="folder with SDSS fpC frames, searched below too"
+        "--frames",
+        type=Path,
+        required=True,
+        help="folder with SDSS frames, searched below too: fpC-*.fit[.gz] (DR7), frame-*.fits[.bz2] (DR8 and "
+        "later), and their mask planes fpM-*.fit[.gz]",
     )
     p.add_argument(
         "--objects",
         type=Path,
         required=True,
-        help="CSV with object_id, ra_deg, dec_deg; z_spec, ebv if known",
+        help="CSV, FITS or VOTable with object_id, ra_deg or ra, dec_deg or dec (deg), and, if known, z_spec "
+        "or z, ebv (mag)",
     )
-    p.add_argument("--stamp", type=int, default=64, help="pixels a side (default 64)")
-    p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard (default 1024)")
+    p.add_argument(
+        "--columns",
+        nargs="+",
+        default=(),
+        metavar="OURS=THEIRS",
+        help="the table's names for object_id, ra, dec, z_spec, ebv: ra=RAJ2000 dec=DEJ2000",
+    )
+    p.add_argument("--bands", default="ugriz", help="such as gri (default ugriz); r gives the stamps' grid")
+    p.add_argument("--stamp", type=int, default=64, help='pixels of 0.396" a side (default 64)')
+    p.add_argument(
+        "--epochs",
+        choices=("one", "all"),
+        default="one",
+        help="one: a stamp an object, with the table's object_id, from the frame in which it lies farthest "
+        "from the edge (default); all: one from every run that saw it, with object_id * 1000000 + run, or a "
+        "hash of both where that exceeds 63 bits",
+    )
+    p.add_argument(
+        "--masked-fraction",
+        type=float,
+        help="skip a stamp with more of its pixels (0 to 1) flagged saturated, cosmic ray or ghost in any "
+        "band (default 0.005)",
+    )
+    p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard at most (default 1024)")
 
     p = command(commands, "inspect", inspect)
     p.add_argument("dataset", type=Path, help="dataset folder")
