@@ -1,0 +1,279 @@
+"""Galaxies in real sky: flux and place right in every band, photons counted, places empty, sky untouched."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("astropy")
+pytest.importorskip("galsim")
+pytest.importorskip("speclite")
+
+from astropy.io import fits  # noqa: E402
+
+from hpcphotoz.__main__ import main  # noqa: E402
+from hpcphotoz.data.shards import COLUMNS, MANIFEST, Stamps, read_manifest, read_rows  # noqa: E402
+from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.sources import inject as module  # noqa: E402
+from hpcphotoz.sources.frame import resample  # noqa: E402
+from hpcphotoz.sources.framesets import find_frame_sets  # noqa: E402
+from hpcphotoz.sources.inject import (  # noqa: E402
+    PATCH,
+    Field,
+    detect,
+    field_of,
+    find_place,
+    inject,
+    inject_rows,
+    load_field,
+    simulate_onto,
+)
+from hpcphotoz.sources.population import BANDS, R_BAND, Galaxy, Tables, make_tables  # noqa: E402
+from hpcphotoz.sources.rendering import PIXEL_SCALE, STAMP, render_in_pixels  # noqa: E402
+from hpcphotoz.sources.simulate import simulate_object  # noqa: E402
+from tests.test_fpm import write_mask  # noqa: E402
+from tests.test_psfield import GAIN, gaussian, write_psfield  # noqa: E402
+
+DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
+STRIPE82 = DATA / "sdss-stripe82"
+real_files = pytest.mark.skipif(not STRIPE82.is_dir(), reason=f"no SDSS frames in {STRIPE82}")
+Array = npt.NDArray[Any]
+SHAPE = (200, 230)  # y, x
+FLUX20 = (950.0, 2700.0, 1980.0, 1590.0, 264.0)
+OFFSET = ((3.3, -2.6), (-1.7, 0.45), (0.0, 0.0), (0.5, 0.5), (-4.25, 6.1))  # of each band's frame, pixels
+SKY_DN, NOISE_DN = 120, 4.0
+
+
+def write_set(folder: Path, run: int = 94, field: int = 12) -> Path:
+    """Frames, masks and PSF of one field of empty sky, as SDSS writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(run)
+    for band, flux20, (dx, dy) in zip(BANDS, FLUX20, OFFSET, strict=True):
+        scale = PIXEL_SCALE / 3600
+        header = {
+            **{"SOFTBIAS": 1000, "SKY": SKY_DN, "FLUX20": flux20, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"},
+            **{"CRPIX1": SHAPE[1] / 2 + dx, "CRPIX2": SHAPE[0] / 2 + dy, "CRVAL1": 351.65, "CRVAL2": 0.1},
+            **{"CD1_1": 0.0, "CD1_2": scale, "CD2_1": scale, "CD2_2": 0.0},
+        }
+        counts = np.rint(SKY_DN + 1000 + NOISE_DN * rng.standard_normal(SHAPE)).astype(np.uint16)
+        name = f"{run:06d}-{band}4-{field:04d}.fit"
+        fits.PrimaryHDU(counts, fits.Header(header)).writeto(folder / f"fpC-{name}")
+        write_mask(folder / f"fpM-{name}", {"CR": [[(10, 11, 12)]]})
+    write_psfield(folder / f"psField-{run:06d}-4-{field:04d}.fit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frames")
+    write_set(folder / "run-000094")
+    write_set(folder / "run-000125", run=125)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables() -> Tables:
+    return make_tables()
+
+
+@pytest.fixture
+def field(frames: Path) -> Field:
+    return load_field(find_frame_sets(frames)[0])
+
+
+def disc(radius: float = 1.0) -> Galaxy:
+    flux = np.array([10.0, 40.0, 90.0, 130.0, 160.0])
+    return Galaxy(0.1, 0.0, 17.5, 1, 0 * flux, flux, radius, radius, 1.0, 0.6, 0.7)
+
+
+def quiet(field: Field) -> Field:
+    """The same field without noise to speak of, and with countless photons."""
+    rng = np.random.default_rng(0)
+    images = [1e-7 * rng.standard_normal(SHAPE).astype(np.float32) for _ in BANDS]
+    silent = tuple(replace(f, image=image) for f, image in zip(field.frames, images, strict=True))
+    return replace(field, frames=silent, electrons=np.full(len(BANDS), 1e14))
+
+
+def moments(image: Array, radius: float) -> tuple[Array, Array]:
+    """Flux (band,) and centre of light (band, 2) as x, y from the stamp's centre, within a radius, pixels."""
+    y, x = np.indices(image.shape[-2:]) - (image.shape[-1] - 1) / 2
+    light = np.where(np.hypot(y, x) <= radius, image, 0.0)
+    total = light.sum(axis=(1, 2))
+    return total, np.stack([(light * axis).sum(axis=(1, 2)) / total for axis in (x, y)], axis=1)
+
+
+def load(folder: Path) -> Stamps:
+    return Stamps.concatenate(list(read_rows(folder, read_manifest(folder))))
+
+
+def test_flux_and_place_are_right_in_every_band(
+    field: Field, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "draw_galaxy", lambda tables, rng: disc())
+    silent = quiet(field)
+    for index in range(4):
+        one = inject(tables, silent, 5, index)
+        flux, _ = moments(one.image, 31.0)
+        np.testing.assert_allclose(flux, one.galaxy.flux_disc, rtol=5e-3)
+        _, centre = moments(one.image, 12.0)
+        assert np.abs(centre).max() < 0.05
+        xy = silent.frames[R_BAND].geometry.pixels(np.array([one.ra]), np.array([one.dec]))[0]
+        np.testing.assert_allclose(xy, one.place[R_BAND], atol=1e-6)
+        offsets = np.array(one.place) - one.place[R_BAND]
+        np.testing.assert_allclose(offsets, OFFSET, atol=1e-3)
+
+
+def test_a_point_looks_like_the_psf_with_no_second_pixel() -> None:
+    # Half a pixel off in x; a lopsided star image, whose centre of light must come to lie there.
+    star = 0.7 * gaussian(1.4) + 0.3 * gaussian(2.0, 1.0, -0.5)
+    drawn = render_in_pixels(disc(1e-3), [star] * 5, [(35.5, 36.0)] * 5, PATCH)
+    total = drawn.sum(axis=(1, 2))
+    np.testing.assert_allclose(total, disc().flux_disc, rtol=1e-4)
+    y, x = np.indices((PATCH, PATCH))
+    np.testing.assert_allclose((drawn * x).sum(axis=(1, 2)) / total, 35.5, atol=0.01)
+    np.testing.assert_allclose((drawn * y).sum(axis=(1, 2)) / total, 36.0, atol=0.01)
+    # The square pixel would add 1/12 to the variance along x, which is that of the two Gaussians.
+    variance = (drawn[2] * (x - 35.5) ** 2).sum() / total[2]
+    assert variance == pytest.approx(0.7 * 1.4**2 + 0.3 * 2.0**2 + 0.7 * 0.3 * 1.0**2, abs=0.02)
+
+
+def test_photons_are_counted() -> None:
+    electrons = np.array([150.0, 1000.0])
+    light = np.stack([np.full((100, 100), 0.5), np.full((100, 100), 2.0)])
+    seen = detect(light, electrons, np.random.default_rng(1))
+    # 10,000 pixels: the mean to 1 % of the scatter, the scatter to 0.7 %; 4 of those.
+    scatter = np.sqrt(np.array([0.5, 2.0]) / electrons)
+    assert (np.abs(seen.mean(axis=(1, 2)) - [0.5, 2.0]) < 0.04 * scatter).all()
+    np.testing.assert_allclose(seen.std(axis=(1, 2)), scatter, rtol=0.03)
+    np.testing.assert_array_equal(detect(-light, electrons, np.random.default_rng(1)), -light)
+
+
+def test_electrons_per_nanomaggy_are_gain_times_calibration(field: Field) -> None:
+    np.testing.assert_allclose(field.electrons, np.array(GAIN) * FLUX20 / 10, rtol=1e-6)
+
+
+def test_places_are_empty_and_whole(field: Field) -> None:
+    star, speck = (60, 150), (140, 60)  # y, x: a star of r = 20, a bad pixel in u
+    images = [frame.image.copy() for frame in field.frames]
+    images[R_BAND][star] += 10.0
+    bright = tuple(replace(f, image=image) for f, image in zip(field.frames, images, strict=True))
+    masks = [np.zeros(SHAPE, np.bool_) for _ in BANDS]
+    masks[0][speck] = True
+    crowded, rng = replace(field, frames=bright, masks=tuple(masks)), np.random.default_rng(2)
+    places = np.array([find_place(crowded, rng) for _ in range(300)])  # (300, band, 2)
+    from_star = np.hypot(places[:, R_BAND, 0] - star[1], places[:, R_BAND, 1] - star[0])
+    assert from_star.min() > 3.0 / PIXEL_SCALE - 1
+    assert from_star.min() < 3.0 / PIXEL_SCALE + 6  # no farther than asked: neighbours are wanted
+    away = np.abs(places[:, 0] - [speck[1], speck[0]]).max(axis=1)
+    assert away.min() >= STAMP / 2
+    low = places.min(axis=0), np.array(SHAPE[::-1]) - 1 - places.max(axis=0)
+    assert min(edge.min() for edge in low) >= STAMP / 2
+
+
+def test_a_field_without_an_empty_place_is_one_line(field: Field) -> None:
+    full = replace(field, masks=tuple(np.ones(SHAPE, np.bool_) for _ in BANDS))
+    with pytest.raises(BadInput, match="run 94 camcol 4 field 12: no empty place") as caught:
+        find_place(full, np.random.default_rng(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_galaxies_do_not_depend_on_number_shards_or_processes(
+    tmp_path: Path, frames: Path, tables: Tables
+) -> None:
+    simulate_onto(tmp_path / "one", 6, frames, seed=3, shard_rows=4, processes=1)
+    simulate_onto(tmp_path / "two", 36, frames, seed=3, shard_rows=30, processes=2)
+    a, b = load(tmp_path / "one"), load(tmp_path / "two")
+    middle = inject_rows(tables, find_frame_sets(frames), 3, 2, 5)
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b[:6], name))
+        np.testing.assert_array_equal(getattr(a[2:5], name), getattr(middle, name))
+    assert (b.object_id == (3 << 32) + np.arange(36)).all()
+    same = [simulate_object(tables, 3, k)[0] for k in range(6)]
+    np.testing.assert_array_equal(a.z_spec, np.array([g.z for g in same], np.float32))
+    np.testing.assert_array_equal(a.ebv, np.array([g.ebv for g in same], np.float32))
+    assert len({*b.ra.tolist()}) == 36
+    expected = np.array([NOISE_DN * 10 / flux20 for flux20 in FLUX20])
+    np.testing.assert_allclose(b.sky_sigma.mean(axis=0), expected, rtol=0.03)
+
+
+def test_fields_take_turns(frames: Path, tables: Tables) -> None:
+    sets = find_frame_sets(frames)
+    assert [field_of(sets, k).run for k in (0, 63, 64, 127, 128)] == [94, 94, 125, 125, 94]
+    last_first = inject_rows(tables, sets, 1, 63, 65).images
+    assert np.abs(last_first[0] - last_first[1]).max() > 0
+
+
+def test_command_and_provenance(tmp_path: Path, frames: Path) -> None:
+    out = str(tmp_path / "d")
+    assert main(["simulate", out, "--n", "2", "--onto", str(frames), "--processes", "1"]) == 0
+    record = json.loads((tmp_path / "d" / MANIFEST).read_text())["provenance"]
+    assert (record["command"], record["n"], record["seed"]) == ("simulate", 2, 0)
+    assert "psField-000125-4-0012.fit" in record["onto"] and "fpC-000094-z4-0012.fit" in record["onto"]
+    assert record["placement"]["radius"] == 3.0 and "camera" not in record
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("psField-000094-4-0012.fit", Path.unlink, "psField-000094-4-0012.fit: missing"),
+        ("psField-000094-4-0012.fit", lambda p: p.write_bytes(b"no"), "psField-000094-4-0012.fit: not a"),
+        ("fpM-000094-z4-0012.fit", Path.unlink, "run 94 camcol 4 field 12 lacks an fpM file"),
+        ("fpM-000094-z4-0012.fit", lambda p: p.write_bytes(b"no"), "fpM-000094-z4-0012.fit: not a"),
+        ("fpC-000094-i4-0012.fit", Path.unlink, "lacks its i frame"),
+        ("fpC-000094-i4-0012.fit", lambda p: p.write_bytes(b"no"), "fpC-000094-i4-0012.fit: not a"),
+        (".", lambda p: [one.unlink() for one in p.iterdir()], "no fpC-"),
+    ],
+)
+def test_bad_folders_are_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    change: Callable[[Path], object],
+    message: str,
+) -> None:
+    change(write_set(tmp_path / "frames") / name)
+    out = tmp_path / "d"
+    arguments = ["simulate", str(out), "--n", "2", "--onto", str(tmp_path / "frames"), "--processes", "1"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and "Traceback" not in error
+    assert not (out / MANIFEST).exists()
+
+
+@real_files
+def test_real_sky_keeps_its_noise_and_gains_the_light(tables: Tables) -> None:
+    sets = find_frame_sets(STRIPE82)
+    y, x = np.indices((STAMP, STAMP)) - (STAMP - 1) / 2
+    r = np.hypot(y, x)
+    corner, aperture, ring = r > 34, r < 15, (r > 22) & (r < 31)
+    noise, light = [], []
+    for index in range(100):
+        field = load_field(field_of(sets, index))
+        one = inject(tables, field, 0, index)
+        if max(one.galaxy.radius_bulge, one.galaxy.radius_disc) > 2.0:
+            continue
+        reference = field.frames[R_BAND]
+        grid = one.place[R_BAND][0] + x, one.place[R_BAND][1] + y
+        sky = np.stack([resample(f, *module._carried(reference, f, *grid)) for f in field.frames])
+        sky *= [[[reference.geometry.pixel_area / f.geometry.pixel_area]] for f in field.frames]
+        noise.append(one.image[:, corner].std(axis=1) / sky[:, corner].std(axis=1))
+        total = one.galaxy.flux_bulge + one.galaxy.flux_disc
+        flux = one.image[:, aperture].sum(axis=1) - aperture.sum() * np.median(one.image[:, ring], axis=1)
+        light.append(flux / total)
+        added, centre = moments(one.image - sky, 31.0)
+        # Photon noise is below 1 % here; 1.5 % at most lies outside.
+        np.testing.assert_allclose(added[1:4], total[1:4], rtol=0.04)
+        _, centre = moments(one.image - sky, 8.0)
+        assert np.abs(centre[1:4]).max() < 0.1
+    assert len(noise) > 15
+    # What the galaxy's own wing adds to the corners is below 1 %.
+    np.testing.assert_allclose(np.median(noise, axis=0), 1.0, atol=0.01)
+    # 1 to 3 % lies outside the aperture; so few give u to 4 % and the others to 1 %.
+    off = np.abs(np.median(light, axis=0) - 0.98)
+    assert (off < [0.1, 0.025, 0.025, 0.025, 0.04]).all()
