@@ -76,6 +76,11 @@ def inspect(options: argparse.Namespace) -> int:
     }
     if options.verify:
         facts["verified"] = True
+    if options.plot:
+        from hpcphotoz.evaluation.gallery import draw_gallery
+
+        draw_gallery(options.dataset, manifest, options.plot)
+        facts["plot"] = str(options.plot)
     if options.json:
         print(json.dumps(facts, indent=1))
         return 0
@@ -151,4 +156,5 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p = command(commands, "inspect", inspect)
     p.add_argument("dataset", type=Path, help="dataset folder")
     p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
+    p.add_argument("--plot", type=Path, help="draw stamps, n(z), magnitudes and noise to this PNG file")
     p.add_argument("--json", action="store_true", help="figures as JSON")
