@@ -5,11 +5,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcphotoz import __version__, cli_data, config
 from hpcphotoz.cli_parser import Parser, command
 from hpcphotoz.errors import BadInput
+
+if TYPE_CHECKING:
+    from hpcphotoz.data.subset import Subset
+    from hpcphotoz.training.checkpoint import Network
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -52,7 +56,14 @@ def attack(options: argparse.Namespace) -> int:
     device = _device()
     network = load_network(options.run, device)
     count = write_adversarial(
-        network, options.data, options.out, chosen, seed=options.seed, device=device, batch=_batch(device)
+        network,
+        options.data,
+        options.out,
+        chosen,
+        seed=options.seed,
+        device=device,
+        batch=_batch(device),
+        subset=_subset(options, [network]),
     )
     print(f"{options.out}: {count} attacked stamps, {chosen.method}, eps {chosen.eps:g} sky sigma")
     return 0
@@ -84,6 +95,7 @@ def evaluate(options: argparse.Namespace) -> int:
         seed=options.seed,
         precision=options.precision,
         batch=_batch(device),
+        subset=_subset(options, networks),
     )
     baseline = knn_colours(options.knn_train, options.data, networks[0].bins) if options.knn_train else None
     tree = write_report(result, options.out, baseline)
@@ -102,7 +114,15 @@ def predict(options: argparse.Namespace) -> int:
 
     device = _device()
     networks = [load_network(run, device) for run in options.runs]
-    count = predict(networks, options.data, options.out, device=device, batch=_batch(device), tta=options.tta)
+    count = predict(
+        networks,
+        options.data,
+        options.out,
+        device=device,
+        batch=_batch(device),
+        tta=options.tta,
+        subset=_subset(options, networks),
+    )
     print(f"{options.out}: {count} PDFs")
     return 0
 
@@ -159,6 +179,18 @@ def _attack_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
+def _subset(options: argparse.Namespace, networks: "list[Network]") -> "Subset":
+    """The part and predicate of the command line, by the split that the networks were trained with."""
+    from hpcphotoz.data.shards import read_manifest
+    from hpcphotoz.data.subset import Subset
+
+    splits = [n.config.data.model_dump(include={"validation", "test", "split_seed"}) for n in networks]
+    if options.part != "all" and any(split != splits[0] for split in splits):
+        raise BadInput(f"--part {options.part}: the runs split the dataset differently: name one at a time")
+    data = networks[0].config.data.model_copy(update={"where": options.where})
+    return Subset.of(data, options.part, read_manifest(options.data).header.bands)
+
+
 def _device() -> str:
     import torch
 
@@ -183,6 +215,7 @@ def _parser() -> Parser:
     p.add_argument("config", help=f"TOML file, or a recipe: {', '.join(config.recipes())}")
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="run folder; one that holds this run is resumed")
+    p.add_argument("--where", dest="data.where", default=argparse.SUPPRESS, help="short for --data.where")
     group = p.add_argument_group("configuration (overrides the TOML file)")
     for name, (default, text) in config.options().items():
         help_text = f"{text} (default {default})".replace("%", "%%")
@@ -190,6 +223,7 @@ def _parser() -> Parser:
 
     p = command(commands, "attack", attack)
     p.add_argument("run", type=Path, help="run folder, or one checkpoint file")
+    _add_subset(p)
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="dataset folder to make")
     p.add_argument("--method", choices=("fgsm", "pgd"), default="pgd", help="attack (default pgd)")
@@ -212,7 +246,9 @@ def _parser() -> Parser:
     p.add_argument(
         "runs", type=Path, nargs="+", metavar="run", help="run folders; names are the folders' names"
     )
-    p.add_argument("--data", type=Path, required=True, help="dataset folder, not the one trained on")
+    help_text = "dataset folder; of the one trained on, take --part test"
+    p.add_argument("--data", type=Path, required=True, help=help_text)
+    _add_subset(p)
     p.add_argument("--out", type=Path, required=True, help="folder for report.html and summary.json")
     p.add_argument(
         "--attacks", nargs="+", choices=("fgsm", "pgd"), default=["fgsm", "pgd"], help="default: both"
@@ -246,6 +282,7 @@ def _parser() -> Parser:
 
     p = command(commands, "predict", predict)
     p.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several are averaged")
+    _add_subset(p)
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="qp HDF5 file to make")
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
@@ -274,3 +311,14 @@ def _parser() -> Parser:
     p.add_argument("--extra", action="append", help="a further sbatch option, key=value or key; repeatable")
     p.add_argument("--dry-run", action="store_true", help="print the sbatch script; submit and write nothing")
     return parser
+
+
+def _add_subset(parser: Parser) -> None:
+    parts = ("all", "train", "validation", "test")
+    parser.add_argument("--where", default="", help="only objects for which this holds: 'z_spec < 0.3'")
+    parser.add_argument(
+        "--part",
+        choices=parts,
+        default="all",
+        help="part of the split the run was trained with (default all)",
+    )

@@ -1,5 +1,6 @@
 """Every option: frozen, typed, strict. A TOML file or a recipe by name, then command-line overrides."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -45,15 +46,32 @@ class Model(_Section):
 
 
 class Data(_Section):
-    """How shards are streamed."""
+    """Which objects, and how shards are streamed."""
 
-    block_rows: int = Field(32, ge=1, description="objects a block: neighbours on disk shuffled as one")
-    window_blocks: int = Field(64, ge=1, description="blocks shuffled together, object by object")
-    read_threads: int = Field(2, ge=1, description="threads that read ahead, per rank")
-    read_ahead: int = Field(4, ge=1, description="batches read ahead, per rank")
+    where: str = Field("", description="only objects for which this holds, e.g. 'z_spec < 0.3 and ebv < 0.1'")
     validation: float = Field(
         0.05, ge=0, lt=1, description="fraction held out by object id, never trained on"
     )
+    test: float = Field(0.0, ge=0, lt=1, description="fraction kept for evaluation, by object id")
+    split_seed: int = Field(0, ge=0, lt=2**31, description="of the split, apart from training.seed")
+    block_rows: int = Field(32, ge=1, description="neighbours on disk that are read together")
+    window_blocks: int = Field(
+        64, ge=1, description="blocks shuffled together (more where four global batches need more)"
+    )
+    read_threads: int = Field(2, ge=1, description="threads that read, per rank")
+    read_ahead: int = Field(1, ge=1, description="windows read ahead; each is in memory, shared by the ranks")
+    verify: Literal["first", "always", "never"] = Field(
+        "first", description="compare images and labels with their checksums on the first pass of a process"
+    )
+    damaged: Literal["fail", "skip"] = Field(
+        "fail", description="damaged images: name them and stop, or leave them out and count them"
+    )
+
+    @model_validator(mode="after")
+    def _something_left(self) -> "Data":
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
+        return self
 
 
 class Training(_Section):
@@ -170,9 +188,8 @@ def to_toml(config: Config) -> str:
 
 
 def _toml(value: bool | int | float | str) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    # JSON's strings and booleans are TOML's.
+    return json.dumps(value) if isinstance(value, bool | str) else repr(value)
 
 
 def _valid(section: str) -> str:

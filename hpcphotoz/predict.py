@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hpcphotoz.atomic import replacing
 from hpcphotoz.data.shards import read_manifest
+from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.network import Network, batches, check_fits, edges, pdfs, tensors
+from hpcphotoz.evaluation.network import Network, batches, check_fits, edges, pdfs, rows_of, tensors
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
@@ -43,6 +44,7 @@ def predict(
     batch: int = 256,
     device: torch.device | str = "cpu",
     tta: bool = False,
+    subset: Subset = EVERYTHING,
 ) -> int:
     """Write the PDF of every object of a dataset; several networks are averaged.
 
@@ -55,6 +57,7 @@ def predict(
         batch: objects at a time.
         device: where the networks are.
         tta: average over the eight flips and right-angle rotations of each image; costs eight times as much.
+        subset: which objects of the dataset.
 
     Returns:
         Number of objects.
@@ -75,10 +78,10 @@ def predict(
         raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
     try:
         with replacing(out) as temporary, h5py.File(temporary, "w") as file:
-            _create(file, manifest.rows, bins)
+            _create(file, rows_of(data, manifest, subset), bins)
             file.attrs["runs"] = [f"{network.name} step {network.step}" for network in networks]
             done = 0
-            for stamps in batches(data, manifest, batch, "predicting"):
+            for stamps in batches(data, manifest, batch, "predicting", subset=subset):
                 tensor = tensors(stamps, device)
                 pdf = average(networks, tensor["images"], tensor["ebv"], tensor["object_id"], tta=tta)
                 rows = slice(done, done + len(stamps))

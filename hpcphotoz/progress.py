@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,36 +12,39 @@ T = TypeVar("T")
 _LINE_EVERY_S = 10.0
 
 
-def track(items: Iterable[T], what: str, total: int, weight: int = 1, done: int = 0) -> Iterator[T]:
+def track(
+    items: Iterable[T], what: str, total: int, weight: int | Callable[[T], int] = 1, done: int = 0
+) -> Iterator[T]:
     """Yield the items while showing how far it is.
 
     Args:
         items: what to go through.
         what: a few words on the work, with its unit: "simulating galaxies".
         total: number of units in all.
-        weight: units an item stands for; the last one may stand for fewer.
+        weight: units an item stands for, or a function that tells; the last one may stand for fewer.
         done: units done before, by a run that this one resumes.
     """
+    units: Callable[[T], int] = weight if callable(weight) else lambda item: weight
     if sys.stderr.isatty():
-        yield from _bar(items, what, total, weight, done)
+        yield from _bar(items, what, total, units, done)
     else:
-        yield from _lines(items, what, total, weight, done)
+        yield from _lines(items, what, total, units, done)
 
 
-def _bar(items: Iterable[T], what: str, total: int, weight: int, done: int) -> Iterator[T]:
+def _bar(items: Iterable[T], what: str, total: int, units: Callable[[T], int], done: int) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total, completed=done)
         for item in items:
             yield item
-            progress.update(task, advance=weight)
+            progress.update(task, advance=units(item))
 
 
-def _lines(items: Iterable[T], what: str, total: int, weight: int, done: int) -> Iterator[T]:
+def _lines(items: Iterable[T], what: str, total: int, units: Callable[[T], int], done: int) -> Iterator[T]:
     start = last = time.monotonic()
     for item in items:
         yield item
-        done = min(done + weight, total)
+        done = min(done + units(item), total)
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S or done == total:
             last = now

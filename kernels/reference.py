@@ -77,3 +77,26 @@ def dihedral(images: Tensor, code: Tensor) -> Tensor:
     images = torch.where(bit[0], images.flip(-1), images)
     images = torch.where(bit[1], images.flip(-2), images)
     return torch.where(bit[2], images.transpose(-1, -2), images)
+
+
+def load(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
+    """What a network reads, from pixels as they are stored: turned, scaled and cast; always a new tensor.
+
+    Args:
+        images: (N, B, H, W) contiguous float32, float16 or int16.
+        scale: (N, B) float32, nMgy of a unit; None: one.
+        code: (N,) int64, a symmetry of the square each, as in `dihedral` (then H = W); None: as they are.
+
+    Returns:
+        (N, B, H, W) float32 in channels_last memory format.
+    """
+    out = channels_last(images)
+    turned = images if code is None else dihedral(images, code)
+    return out.copy_(turned) if scale is None else torch.mul(turned, scale[:, :, None, None], out=out)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Room for the images as float32 in channels_last memory format."""
+    return torch.empty(
+        images.shape, dtype=torch.float32, device=images.device, memory_format=torch.channels_last
+    )

@@ -8,6 +8,7 @@ last step: the global sequence is the same for any number of ranks.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ def mix(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
     return x
 
 
+@lru_cache(maxsize=4096)
 def key_of(*words: int) -> int:
     """One 64-bit key from several integers, for instance (seed, epoch, purpose)."""
     key = np.zeros(1, np.uint64)
@@ -58,6 +60,20 @@ def permute(index: Ints, n: int, key: int) -> Ints:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Runs of neighbours on disk: `count` rows of `shard` from row `first`; three (n,) int64 arrays."""
+
+    shard: Ints
+    first: Ints
+    count: Ints
+
+    def rows(self) -> tuple[Ints, Ints]:
+        """Shard and row of every object, block after block."""
+        within = np.arange(self.count.sum()) - np.repeat(np.cumsum(self.count) - self.count, self.count)
+        return np.repeat(self.shard, self.count), np.repeat(self.first, self.count) + within
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the blocks of a dataset lie: each shard is cut into blocks of `block_rows`, its last may be
     shorter.
@@ -66,52 +82,89 @@ class Layout:
     shard_rows: tuple[int, ...]
     block_rows: int
 
+    @cached_property
     def starts(self) -> Ints:
         """First block of each shard, and the number of blocks in all: (shards + 1,)."""
         blocks = -(-np.asarray(self.shard_rows, np.int64) // self.block_rows)
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks)])
 
-    def rows(self, blocks: Ints) -> tuple[Ints, Ints]:
-        """Shard and row of every object of these blocks, in order: two arrays of equal length."""
-        starts = self.starts()
-        shard = np.searchsorted(starts, blocks, side="right") - 1
-        first = (blocks - starts[shard]) * self.block_rows
-        count = np.minimum(np.asarray(self.shard_rows, np.int64)[shard] - first, self.block_rows)
-        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        return np.repeat(shard, count), np.repeat(first, count) + within
+    def blocks(self, number: Ints) -> Blocks:
+        """The blocks of these numbers, 0 to `starts[-1] - 1` in the order of the disk."""
+        shard = np.searchsorted(self.starts, number, side="right") - 1
+        first = (number - self.starts[shard]) * self.block_rows
+        rows = np.array([self.shard_rows[k] for k in shard], np.int64)
+        return Blocks(shard, first, np.minimum(rows - first, self.block_rows))
 
 
-Wanted = Callable[[Ints, Ints], npt.NDArray[np.bool_]]  # (shard, row) -> which objects belong to the subset
+Wanted = Callable[[Blocks], npt.NDArray[np.bool_]]  # which of the blocks' rows belong to the subset
 
 
-def windows(
-    layout: Layout, window_blocks: int, key: int, wanted: Wanted | None = None
-) -> Iterator[tuple[Ints, Ints]]:
-    """Shard and row of every wanted object, window by window: blocks in bijective order, objects shuffled
-    within.
+@dataclass(frozen=True)
+class Pool:
+    """Objects that are read together, in the order of their blocks, and their places in the epoch.
+
+    Object k has position `place[k] % size` in global batch `first + place[k] // size`. All batches of a pool
+    are whole, but for the last batch of an epoch.
     """
-    n_blocks = int(layout.starts()[-1])
-    for window, start in enumerate(range(0, n_blocks, window_blocks)):
-        positions = np.arange(start, min(start + window_blocks, n_blocks))
-        shard, row = layout.rows(permute(positions, n_blocks, key_of(key, 1)))
+
+    first: int  # number of the pool's first batch in the epoch
+    shard: Ints  # (n,)
+    row: Ints  # (n,)
+    place: Ints  # (n,) a permutation of 0 .. n - 1
+
+
+def pools(
+    layout: Layout,
+    window_blocks: int,
+    size: int,
+    key: int | None,
+    wanted: Wanted | None = None,
+    start: int = 0,
+) -> Iterator[Pool]:
+    """An epoch: windows of blocks in bijective order, each cut into global batches that take from all of it.
+
+    What a window leaves over joins the next; nothing is dropped. A position of a batch takes its objects from
+    one place of the window, so that the slice of a rank comes from blocks of its own, read whole; which of
+    the window's batches an object goes to is random.
+
+    Args:
+        layout: the blocks.
+        window_blocks: blocks a window.
+        size: objects a global batch.
+        key: of the order; None: that of the disk.
+        wanted: which objects belong to the subset; None: all.
+        start: number of the first batch that is needed; pools before it are counted, not made.
+    """
+    n_blocks, first = int(layout.starts[-1]), 0
+    left = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for window, begin in enumerate(range(0, n_blocks, window_blocks)):
+        number = np.arange(begin, min(begin + window_blocks, n_blocks))
+        blocks = layout.blocks(number if key is None else permute(number, n_blocks, key_of(key, 1)))
+        shard, row = blocks.rows()
         if wanted is not None:
-            keep = wanted(shard, row)
+            keep = wanted(blocks)
             shard, row = shard[keep], row[keep]
-        mixed = permute(np.arange(len(shard)), len(shard), key_of(key, 2, window))
-        yield shard[mixed], row[mixed]
+        shard, row = np.concatenate([left[0], shard]), np.concatenate([left[1], row])
+        batches = len(shard) // size
+        whole = batches * size
+        if batches and first + batches > start:
+            place = np.arange(whole) if key is None else spread(batches, size, key_of(key, 2, window))
+            yield Pool(first, shard[:whole], row[:whole], place)
+        first, left = first + batches, (shard[whole:], row[whole:])
+    if len(left[0]):
+        yield Pool(first, *left, np.arange(len(left[0])))
 
 
-def global_batches(parts: Iterator[tuple[Ints, Ints]], size: int) -> Iterator[tuple[Ints, Ints]]:
-    """Cut a sequence of windows into batches of `size`; the last one may be smaller, nothing is dropped."""
-    shard, row = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for more_shard, more_row in parts:
-        shard, row = np.concatenate([shard, more_shard]), np.concatenate([row, more_row])
-        whole = len(shard) // size * size
-        for start in range(0, whole, size):
-            yield shard[start : start + size], row[start : start + size]
-        shard, row = shard[whole:], row[whole:]
-    if len(shard):
-        yield shard, row
+def spread(batches: int, size: int, key: int) -> Ints:
+    """Places of `batches * size` objects: every `batches` neighbours go to one position, each to another
+    batch, at random.
+
+    Returns:
+        (batches * size,) permutation: object k goes to position `k // batches` of a random batch.
+    """
+    position = np.arange(size)[:, None]
+    words = mix(np.arange(batches * size, dtype=np.uint64), key).reshape(size, batches)
+    return (np.argsort(words, axis=1) * size + position).ravel()
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:
@@ -131,10 +184,22 @@ def adversarial(position: Ints, fraction: float) -> npt.NDArray[np.bool_]:
     return ((position + 1) * units >> 32) > (position * units >> 32)
 
 
-def held_out(object_id: Ints, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which objects belong to the validation part: by hash of (seed, object id), so it is stable as shards
-    are added.
+def part_of(object_id: Ints, validation: float, test: float, seed: int) -> npt.NDArray[np.int8]:
+    """Which part each object belongs to, by a hash of (seed, object id): 0 training, 1 validation, 2 test.
+
+    It is stable as shards are added, and as the fraction of the other part changes.
+
+    Args:
+        object_id: (N,) int64.
+        validation, test: fractions of all objects; together at most 1.
+        seed: of the split.
     """
-    return mix(object_id.astype(np.uint64), key_of(seed, 3)) < np.uint64(
-        min(int(fraction * 2**64), 2**64 - 1)
-    )
+    word = mix(object_id.astype(np.uint64), key_of(seed, 3))
+    part = np.zeros(object_id.shape, np.int8)
+    part[word >= np.uint64(2**64 - 1 - _share(test))] = 2 if test else 0
+    part[word < np.uint64(_share(validation))] = 1
+    return part
+
+
+def _share(fraction: float) -> int:
+    return min(int(fraction * 2**64), 2**64 - 1)

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from hpcphotoz.atomic import replacing
+from hpcphotoz.data import codec
 from hpcphotoz.data.shards import (
     COLUMNS,
     FLUX_UNIT,
@@ -21,7 +22,10 @@ from hpcphotoz.data.shards import (
     Manifest,
     Shard,
     Stamps,
+    columns,
     file_sha256,
+    image_digests,
+    label_digest,
     write_manifest,
 )
 from hpcphotoz.errors import BadInput
@@ -69,7 +73,7 @@ class DatasetWriter:
 
     def append(self, stamps: Stamps) -> None:
         """Add any number of objects; whole shards are written as they fill."""
-        self._waiting.append(self._checked(stamps))
+        self._waiting.append(checked(self._header, stamps, str(self._out)))
         while sum(map(len, self._waiting)) >= self._rows:
             pending = Stamps.concatenate(self._waiting)
             self._waiting = [pending[self._rows :]]
@@ -89,31 +93,50 @@ class DatasetWriter:
         self._shards.append(write_shard(self._out / name, self._header, stamps))
         self._moments.add(stamps)
 
-    def _checked(self, stamps: Stamps) -> Stamps:
-        h, n = self._header, len(stamps)
-        shapes = {"images": (n, len(h.bands), h.stamp, h.stamp), "sky_sigma": (n, len(h.bands))}
-        for name, dtype in COLUMNS.items():
-            array = getattr(stamps, name)
-            if array.shape != shapes.get(name, (n,)):
-                raise BadInput(
-                    f"{self._out}: {name} of shape {array.shape}, but {n} objects in bands "
-                    f"{''.join(h.bands)} of {h.stamp} pixels need {shapes.get(name, (n,))}"
-                )
-            stamps = replace(stamps, **{name: np.ascontiguousarray(array, dtype)})
-        bad = ~np.isfinite(stamps.images).all(axis=(1, 2, 3))
-        bad |= ~(np.isfinite(stamps.sky_sigma) & (stamps.sky_sigma > 0)).all(axis=1)
-        bad |= ~np.isfinite(stamps.ebv)
-        if bad.any():
+
+def checked(header: Header, stamps: Stamps, where: str) -> Stamps:
+    """The stamps with the types of the format, or a reason why they cannot be written.
+
+    Raises:
+        BadInput: a wrong shape, a pixel or E(B-V) that is not finite, or a sky sigma that is not positive;
+            `where` begins the message.
+    """
+    n = len(stamps)
+    for name, (row, _) in columns(header).items():
+        if name == "image_unit":
+            continue
+        array = getattr(stamps, name)
+        if array.shape != (n, *row):
             raise BadInput(
-                f"{self._out}: object {stamps.object_id[bad][0]} has a pixel or E(B-V) that is not finite, "
-                f"or a sky sigma that is not positive ({bad.sum()} such of {n}): "
-                "mask or drop it before writing"
+                f"{where}: {name} of shape {array.shape}, but {n} objects in bands "
+                f"{''.join(header.bands)} of {header.stamp} pixels need {(n, *row)}"
             )
-        return stamps
+        stamps = replace(stamps, **{name: np.ascontiguousarray(array, COLUMNS[name])})
+    bad = ~np.isfinite(stamps.images).all(axis=(1, 2, 3))
+    bad |= ~(np.isfinite(stamps.sky_sigma) & (stamps.sky_sigma > 0)).all(axis=1)
+    bad |= ~np.isfinite(stamps.ebv)
+    if bad.any():
+        raise BadInput(
+            f"{where}: object {stamps.object_id[bad][0]} has a pixel or E(B-V) that is not finite, "
+            f"or a sky sigma that is not positive ({bad.sum()} such of {n}): "
+            "mask or drop it before writing"
+        )
+    return stamps
 
 
 def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
-    """Write one shard under a temporary name, flush it to the disk, and rename it."""
+    """Write one shard under a temporary name, flush it to the disk, and rename it.
+
+    Raises:
+        BadInput: a pixel that the header's storage cannot hold.
+    """
+    try:
+        stored, unit = codec.encode(stamps.images, stamps.sky_sigma, header.storage)
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from None
+    arrays = {**vars(stamps), "images": stored, "image_xxh3": image_digests(stored)}
+    if unit is not None:
+        arrays["image_unit"] = unit
     with replacing(path) as temporary:
         with h5py.File(
             temporary,
@@ -123,7 +146,7 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
             alignment_threshold=ALIGNMENT // 2,
             alignment_interval=ALIGNMENT,
         ) as file:
-            _fill(file, header, stamps)
+            offsets = _fill(file, header, arrays)
         digest = file_sha256(temporary)
     known = stamps.z_spec[np.isfinite(stamps.z_spec)]
     return Shard(
@@ -134,6 +157,8 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
         z_min=float(known.min()) if len(known) else None,
         z_max=float(known.max()) if len(known) else None,
         unlabelled=len(stamps) - len(known),
+        offsets=offsets,
+        labels_xxh3=label_digest(arrays),
     )
 
 
@@ -185,13 +210,14 @@ class Moments:
         return BandStatistics(tuple(self.mean.tolist()), tuple(std.tolist()), tuple(sky.tolist()))
 
 
-def _fill(file: h5py.File, header: Header, stamps: Stamps) -> None:
+def _fill(file: h5py.File, header: Header, arrays: Mapping[str, Any]) -> dict[str, int]:
+    """Write every array; the offsets of their first bytes."""
+    offsets = {}
     file.attrs.update(
         format=FORMAT, version=FORMAT_VERSION, flux_unit=FLUX_UNIT, pixel_scale=header.pixel_scale
     )
     file.attrs["bands"] = list(header.bands)
-    for name in COLUMNS:
-        data = getattr(stamps, name)
+    for name, data in arrays.items():
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_layout(h5py.h5d.CONTIGUOUS)
         # Early allocation: a contiguous dataset then has its file offset from the start, readable by preadv.
@@ -201,6 +227,8 @@ def _fill(file: h5py.File, header: Header, stamps: Stamps) -> None:
         space = h5py.h5s.create_simple(data.shape)
         h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(data.dtype), space, layout)
         file[name][...] = data
+        offsets[name] = file[name].id.get_offset()
+    return offsets
 
 
 def _prepare_folder(out: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Attack
 from hpcphotoz.data.shards import MANIFEST, read_manifest
+from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.network import Network, batches, check_fits, pdfs, tensors
@@ -25,6 +26,7 @@ def write_adversarial(
     batch: int = 128,
     device: torch.device | str = "cpu",
     limit: int | None = None,
+    subset: Subset = EVERYTHING,
 ) -> int:
     """Attack every galaxy of a dataset and write the result as a dataset: same objects, order and labels.
 
@@ -41,6 +43,7 @@ def write_adversarial(
         batch: objects at a time.
         device: where the network is and the attack runs.
         limit: only the first so many objects.
+        subset: which objects of the dataset.
 
     Returns:
         Number of objects written.
@@ -53,7 +56,7 @@ def write_adversarial(
         raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
     manifest = read_manifest(data)
     check_fits(network, manifest.header, data)
-    check_redshifts(network.bins, data, manifest, f"run '{network.name}'")
+    check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
     provenance = {
         "made_by": "hpcphotoz attack",
         "source": data.resolve().name,
@@ -67,7 +70,7 @@ def write_adversarial(
     shard_rows = max((shard.rows for shard in manifest.shards), default=1)
     written = 0
     with DatasetWriter(out, manifest.header, shard_rows, provenance) as writer:
-        for stamps in batches(data, manifest, batch, "attacking galaxies", limit):
+        for stamps in batches(data, manifest, batch, "attacking galaxies", limit, subset):
             tensor = tensors(stamps, device)
             clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
             attacked = perturb(

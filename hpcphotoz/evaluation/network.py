@@ -9,7 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hpcphotoz.data.census import count
+from hpcphotoz.data.files import Files
 from hpcphotoz.data.shards import Header, Manifest, Stamps, read_rows
+from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.progress import track
@@ -96,20 +99,42 @@ def tensors(stamps: Stamps, device: torch.device | str) -> dict[str, Tensor]:
 
 
 def batches(
-    data: Path, manifest: Manifest, batch: int, what: str, limit: int | None = None
+    data: Path,
+    manifest: Manifest,
+    batch: int,
+    what: str,
+    limit: int | None = None,
+    subset: Subset = EVERYTHING,
 ) -> Iterator[Stamps]:
-    """The first `limit` objects of a dataset (all by default) in stored order, with a progress bar.
+    """The first `limit` objects of a subset (all by default) in stored order, with a progress bar.
 
     Args:
         data, manifest: the dataset's folder and its manifest.
         batch: objects at most at a time; the last batch of a shard may hold fewer.
         what: the verb of the progress line, as in "predicting".
-        limit: number of objects to read.
+        limit: number of objects to give.
+        subset: which objects are meant.
     """
-    sizes = [min(batch, shard.rows - at) for shard in manifest.shards for at in range(0, shard.rows, batch)]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    left = [min(size, limit - start) if limit else size for size, start in zip(sizes, starts, strict=False)]
-    wanted = [n for n in left if n > 0]
-    pairs = zip(wanted, read_rows(data, manifest, batch), strict=False)
-    for n, stamps in track(pairs, f"{what}, batches of {batch}", total=len(wanted)):
-        yield stamps[:n]
+    left = min(rows_of(data, manifest, subset), limit or manifest.rows)
+    parts = _first(read_rows(data, manifest, batch, subset if subset.columns else None), left)
+    yield from track(parts, f"{what} (objects)", total=left, weight=len)
+
+
+def rows_of(data: Path, manifest: Manifest, subset: Subset) -> int:
+    """Number of objects that are meant.
+
+    Raises:
+        BadInput: none.
+    """
+    rows = count(manifest, Files(data, manifest), subset).rows
+    if rows == 0:
+        raise BadInput(f"{data}: no object is meant (of {manifest.rows}): change the part or the predicate")
+    return rows
+
+
+def _first(parts: Iterator[Stamps], left: int) -> Iterator[Stamps]:
+    for stamps in parts:
+        yield stamps[:left]
+        left -= len(stamps)
+        if left <= 0:
+            return

@@ -16,6 +16,7 @@ from torch import Tensor
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Attack, parse
 from hpcphotoz.data.shards import Manifest, Stamps, open_shard, read_manifest
+from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.network import Network, batches, check_fits, edges, pdfs, tensors
@@ -39,6 +40,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     precision: str = "fp32",
+    subset: Subset = EVERYTHING,
 ) -> Result:
     """Measure every network on a dataset, clean and attacked.
 
@@ -59,18 +61,19 @@ def evaluate(
         seed: key of the random starts.
         precision: "bf16" computes the attacks' gradients under autocast: faster, and as strong where it was
             compared. What is measured on the attacked images is always float32.
+        subset: which objects of the dataset.
 
     Raises:
         BadInput: no network, two of one name, other bands or stamp size than the dataset, a z_spec outside a
             network's bins, an output that is not finite, an unknown method, or an option out of range.
     """
     manifest = read_manifest(data)
-    _check(networks, data, manifest, batch, limit)
+    _check(networks, data, manifest, batch, limit, subset)
     attacks = _attacks(methods, eps, steps, loss, headline_eps)
     tallies = {network.name: [_Tally() for _ in range(1 + len(attacks))] for network in networks}
     crossed = {source.name: {t.name: _Tally() for t in networks if t is not source} for source in networks}
     object_id, z_spec, example = [], [], None
-    for stamps in batches(data, manifest, batch, "attacking galaxies", limit):
+    for stamps in batches(data, manifest, batch, "attacking galaxies", limit, subset):
         shown: dict[str, _Shown] = {}
         tensor = tensors(stamps, device)
         for network in networks:
@@ -224,7 +227,12 @@ def _attacks(
 
 
 def _check(
-    networks: Sequence[Network], data: Path, manifest: Manifest, batch: int, limit: int | None
+    networks: Sequence[Network],
+    data: Path,
+    manifest: Manifest,
+    batch: int,
+    limit: int | None,
+    subset: Subset,
 ) -> None:
     names = [network.name for network in networks]
     if not names:
@@ -239,10 +247,12 @@ def _check(
         raise BadInput(f"{data}: holds no object")
     for network in networks:
         check_fits(network, manifest.header, data)
-        check_redshifts(network.bins, data, manifest, f"run '{network.name}'")
+        check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
 
 
-def check_redshifts(bins: RedshiftBins, data: Path, manifest: Manifest, who: str) -> None:
+def check_redshifts(
+    bins: RedshiftBins, data: Path, manifest: Manifest, who: str, subset: Subset = EVERYTHING
+) -> None:
     """Refuse a dataset with a known z_spec outside the bins, naming the first such object."""
     for shard in manifest.shards:
         if shard.z_min is None or shard.z_max is None:
@@ -250,9 +260,10 @@ def check_redshifts(bins: RedshiftBins, data: Path, manifest: Manifest, who: str
         if shard.z_min >= bins.z_min and shard.z_max < bins.z_max:
             continue
         with open_shard(data, manifest, shard) as file:
-            z, object_id = file["z_spec"][:], file["object_id"][:]
-        i = np.flatnonzero((z < bins.z_min) | (z >= bins.z_max))[0]
-        raise BadInput(
-            f"{data / shard.file}: object {object_id[i]} has z_spec {z[i]:.4f}, outside "
-            f"[{bins.z_min}, {bins.z_max}) of {who}: leave such objects out of the dataset"
-        )
+            columns = {name: file[name][:] for name in {"z_spec", "object_id"} | subset.columns}
+        z, object_id = columns["z_spec"], columns["object_id"]
+        for i in np.flatnonzero(subset(columns) & ((z < bins.z_min) | (z >= bins.z_max))):
+            raise BadInput(
+                f"{data / shard.file}: object {object_id[i]} has z_spec {z[i]:.4f}, outside "
+                f"[{bins.z_min}, {bins.z_max}) of {who}: leave such objects out, with --where"
+            )

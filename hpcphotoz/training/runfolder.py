@@ -25,10 +25,10 @@ from hpcphotoz.world import World
 
 # These may differ between a run and its continuation: none of them touches the loss curve.
 _MAY_CHANGE = {
-    "data": {"read_threads", "read_ahead"},
+    "data": {"read_threads", "read_ahead", "verify"},
     "training": {"checkpoint_steps", "keep_checkpoints", "log_steps", "max_steps", "wall_minutes"},
 }
-_PACKAGES = ("torch", "numpy", "h5py", "triton")
+_PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """One optimisation step: which objects are attacked, the attack, the mixed batch, the loss."""
 
+import importlib.util
+import logging
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,20 +19,36 @@ from hpcphotoz.data.stream import Batch
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
+_log = logging.getLogger(__name__)
+Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 _AUGMENT, _START = 10, 11  # purposes of random numbers: streams that must not repeat each other
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
-    moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return replace(batch, **moved)  # type: ignore[arg-type]
+def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
+    """The images in nMgy, (n, B, y, x) float32 channels_last: decoded, turned and cast in one pass.
+
+    Args:
+        batch: as the stream gives it.
+        seed, epoch: with (object) they draw one of the eight symmetries of the square; None: not turned.
+    """
+    code = None
+    if seed is not None:
+        ids = batch.object_id.cpu().numpy().astype(np.uint64)
+        words = mix(ids, key_of(seed, epoch, _AUGMENT)) >> np.uint64(61)
+        code = torch.from_numpy(words.astype(np.int64)).to(batch.images.device)
+    return _load_on(batch.images.device.type)(batch.images, batch.image_unit, code)
 
 
-def augment(images: Tensor, object_id: Tensor, seed: int, epoch: int) -> Tensor:
-    """Flip and rotate each image by a symmetry of the square drawn from (seed, epoch, object)."""
-    words = mix(object_id.cpu().numpy().astype(np.uint64), key_of(seed, epoch, _AUGMENT))
-    code = torch.from_numpy((words >> np.uint64(61)).astype(np.int64)).to(images.device)
-    return reference.dihedral(images, code)
+@cache
+def _load_on(device: str) -> Load:
+    if importlib.util.find_spec("triton") is None:
+        if device == "cuda":
+            _log.warning("triton is not installed: images are decoded and turned in several passes")
+        return reference.load
+    from hpcphotoz.kernels.load import load as fused
+
+    load: Load = fused
+    return load
 
 
 def inject(
@@ -80,12 +99,7 @@ def optimisation_step(
         (4,) float64: sum of the losses of this rank's clean objects, their number, the same of the attacked
         ones.
     """
-    images = (
-        augment(batch.images, batch.object_id, config.training.seed, epoch)
-        if config.training.augment
-        else batch.images
-    )
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = flux(batch, config.training.seed if config.training.augment else None, epoch)
     attacked = inject(model, images, batch, config, bins, epoch)
     with autocast(config.training, images.device):
         logits = model(images, batch.ebv)

@@ -2,11 +2,13 @@
 
 import enum
 import hashlib
+import json
 import logging
 import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,13 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpcphotoz.config import Config
 from hpcphotoz.data import shards
-from hpcphotoz.data.stream import Batch, Part, Stream
+from hpcphotoz.data.census import Census
+from hpcphotoz.data.device import on_device, to_device
+from hpcphotoz.data.stream import Batch, Stream
+from hpcphotoz.data.subset import Part
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.progress import track
 from hpcphotoz.training import checkpoint, group, runfolder
-from hpcphotoz.training.step import autocast, learning_rate, optimisation_step, to_device
+from hpcphotoz.training.step import autocast, flux, learning_rate, optimisation_step
 from hpcphotoz.training.stop import StopRequest
 from hpcphotoz.world import World, detect
 
@@ -68,6 +73,7 @@ def train(config: Config, data: Path, out: Path) -> Outcome:
             problem = str(error)
         group.agree(problem, world)
         assert trainer is not None
+        trainer.count()
         with runfolder.rank_log(out, world):
             trainer.resume()
             return trainer.run(stop)
@@ -81,7 +87,6 @@ class _Trainer:
         self._validation = self._open("validation") if config.data.validation else None
         manifest = self._stream.manifest
         self._digest = hashlib.sha256((data / shards.MANIFEST).read_bytes()).hexdigest()
-        check_labels(data, manifest, config)
         # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
         self._scale = tuple(config.model.softening * sigma for sigma in manifest.statistics.sky_sigma)
         torch.manual_seed(config.training.seed)
@@ -92,12 +97,32 @@ class _Trainer:
             lr=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
         )
-        self._total = config.training.epochs * self._stream.batches
-        self._last = min(self._total, config.training.max_steps or self._total)
-        self._step = 0
-        self._sums = torch.zeros(4, dtype=torch.float64)  # since the last line of metrics, all ranks
-        self._waited, self._since = 0.0, time.monotonic()
+        self._total = self._last = self._step = 0
+        # Since the last line of metrics, all ranks: loss and number of clean, of attacked objects; skipped.
+        self._sums = torch.zeros(5, dtype=torch.float64)
+        self._waited, self._since, self._busy = 0.0, time.monotonic(), 0.0
         self._seen = 0
+
+    def count(self) -> None:
+        """Agree on how many objects there are: rank 0 counts, for all.
+
+        Raises:
+            BadInput: an empty part, or labels that cannot be trained on.
+        """
+        streams = [s for s in (self._stream, self._validation) if s is not None]
+        problem, text = None, None
+        try:
+            if self._world.is_first:
+                text = json.dumps([asdict(stream.census) for stream in streams])
+                for stream in streams:
+                    check_labels(self._data, stream.manifest, stream.census, self._config)
+        except (BadInput, OSError) as error:
+            problem = str(error)
+        group.agree(problem, self._world)
+        for stream, found in zip(streams, json.loads(group.gather(text, self._world)[0] or ""), strict=True):
+            stream.census = Census(**found)
+        self._total = self._config.training.epochs * self._stream.batches
+        self._last = min(self._total, self._config.training.max_steps or self._total)
 
     def resume(self) -> None:
         """Load the newest checkpoint, the same on every rank."""
@@ -119,7 +144,8 @@ class _Trainer:
         if state is not None:
             self._module.load_state_dict(state["model"])
             self._optimiser.load_state_dict(state["optimiser"])
-            self._step, self._sums = state["step"], state["sums"].cpu()
+            self._step = state["step"]
+            self._sums[: len(state["sums"])] = state["sums"].cpu()
             _log.info("resumed at step %d of %d from %s", self._step, self._last, found)
         if self._world.is_first:
             facts = {"data": str(self._data.resolve()), "manifest_sha256": self._digest, "step": self._step}
@@ -150,7 +176,7 @@ class _Trainer:
                 epoch=epoch,
                 world_size=self._world.size,
             )
-            asked = self._account(sums, batch.size, stop, problem)
+            asked = self._account(sums, batch, stop, problem)
             self._step = step + 1
             if self._step % self._config.training.log_steps == 0 or self._step == self._total:
                 self._write_line(epoch)
@@ -171,7 +197,8 @@ class _Trainer:
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         epoch, start = divmod(self._step, self._stream.batches)
         for number in range(epoch, self._config.training.epochs):
-            for batch in self._stream.epoch(number, start if number == epoch else 0):
+            host = self._stream.epoch(number, start if number == epoch else 0)
+            for batch in on_device(host, self._device):
                 yield number, batch
 
     def _next(self, batches: Iterator[tuple[int, Batch]], step: int) -> tuple[int, Batch, str | None]:
@@ -184,26 +211,27 @@ class _Trainer:
         try:
             epoch, batch = next(batches)
         except (BadInput, OSError) as error:
-            epoch, batch, problem = step // self._stream.batches, self._stream.empty(), str(error)
+            epoch, batch = step // self._stream.batches, to_device(self._stream.empty(), self._device)
+            problem = str(error)
         self._waited += time.monotonic() - start
-        return epoch, to_device(batch, self._device), problem
+        return epoch, batch, problem
 
-    def _account(self, sums: Tensor, size: int, stop: StopRequest, problem: str | None) -> bool:
+    def _account(self, sums: Tensor, batch: Batch, stop: StopRequest, problem: str | None) -> bool:
         """Add up the step's sums over ranks; whether any rank asks to stop. One small collective a step."""
         flags = torch.tensor(
-            [bool(stop.reason), problem is not None], dtype=torch.float64, device=self._device
+            [batch.skipped, bool(stop.reason), problem is not None], dtype=torch.float64, device=self._device
         )
         both = group.add_up(torch.cat([sums, flags]), self._world).cpu()
-        if both[5] > 0:
+        if both[6] > 0:
             group.agree(problem, self._world)
         if not math.isfinite(both[:4].sum()):
             raise Diverged(
                 f"{self._out}: the loss is not finite at step {self._step + 1}: "
                 "lower training.learning_rate, and start from an earlier checkpoint or anew"
             )
-        self._sums += both[:4]
-        self._seen += size
-        return bool(both[4] > 0)
+        self._sums += both[:5]
+        self._seen += batch.size
+        return bool(both[5] > 0)
 
     def _save(self) -> None:
         if not self._world.is_first:
@@ -224,21 +252,25 @@ class _Trainer:
         checkpoint.save(self._out, state, self._config.training.keep_checkpoints)
 
     def _write_line(self, epoch: int) -> None:
-        clean, n_clean, attacked, n_attacked = self._sums.tolist()
-        now = time.monotonic()
+        clean, n_clean, attacked, n_attacked, skipped = self._sums.tolist()
+        now, busy = time.monotonic(), self._stream.busy_s - self._busy
         if self._metrics is not None:
             self._metrics.write(
                 step=self._step,
                 epoch=epoch,
-                loss=(clean + attacked) / (n_clean + n_attacked),
+                loss=(clean + attacked) / max(n_clean + n_attacked, 1),
                 loss_clean=clean / n_clean if n_clean else None,
                 loss_adversarial=attacked / n_attacked if n_attacked else None,
                 learning_rate=self._optimiser.param_groups[0]["lr"],
                 images_per_s=self._seen / (now - self._since),
                 data_wait=self._waited / (now - self._since),
+                # How many times faster the reading threads could deliver; None: nothing was read since.
+                loader_headroom=(now - self._since) * self._stream.threads / busy if busy else None,
+                skipped=int(skipped),
             )
         self._sums.zero_()
         self._waited, self._since, self._seen = 0.0, now, 0
+        self._busy = self._stream.busy_s
 
     @torch.no_grad()
     def _validate(self, epoch: int) -> None:
@@ -248,11 +280,10 @@ class _Trainer:
         rows = [torch.zeros(0, 2, device=self._device)]
         problem = None
         try:
-            for batch in self._validation.epoch(0):
-                moved = to_device(batch, self._device)
+            for batch in on_device(self._validation.epoch(0), self._device):
                 with autocast(self._config.training, self._device):
-                    logits = self._module(moved.images, moved.ebv)
-                rows.append(torch.stack([self._bins.mean(logits), moved.z_spec], dim=1))
+                    logits = self._module(flux(batch), batch.ebv)
+                rows.append(torch.stack([self._bins.mean(logits), batch.z_spec], dim=1))
         except (BadInput, OSError) as error:
             problem = str(error)
         group.agree(problem, self._world)
@@ -287,6 +318,7 @@ class _Trainer:
             part=part,
             world=self._world,
             shuffle=part == "train",
+            pinned=self._device.type == "cuda",
         )
 
     def _say(self, text: str) -> None:
@@ -294,22 +326,27 @@ class _Trainer:
             print(text, flush=True)
 
 
-def check_labels(data: Path, manifest: shards.Manifest, config: Config) -> None:
-    """Refuse objects that cannot be trained on, by the manifest alone.
+def check_labels(data: Path, manifest: shards.Manifest, census: Census, config: Config) -> None:
+    """Refuse objects that cannot be trained on.
 
     Raises:
-        BadInput: a z_spec that is unknown or outside the bins; names the shard.
+        BadInput: a z_spec that is unknown or outside the bins; names a shard.
     """
     low, high = config.model.z_min, config.model.z_max
-    for shard in manifest.shards:
-        if shard.unlabelled:
-            raise BadInput(
-                f"{data / shard.file}: {shard.unlabelled} of {shard.rows} objects have no z_spec: "
-                "training needs all"
-            )
-        assert shard.z_min is not None and shard.z_max is not None
-        if shard.z_min < low or shard.z_max >= high:
-            raise BadInput(
-                f"{data / shard.file}: z_spec from {shard.z_min:.4f} to {shard.z_max:.4f} leaves the bins "
-                f"[{low}, {high}): widen model.z_min, model.z_max, or drop those objects"
-            )
+    leave_out = "or leave those objects out with data.where"
+    if census.unlabelled:
+        raise BadInput(
+            f"{data / census.example}: {census.unlabelled} of the {census.rows} objects have no z_spec (the "
+            f"first in this shard): training needs all; add them, {leave_out}: isfinite(z_spec)"
+        )
+    assert census.z_min is not None and census.z_max is not None
+    if census.z_min < low or census.z_max >= high:
+        where = next((s.file for s in manifest.shards if _beyond(s, low, high)), "")
+        raise BadInput(
+            f"{data / where}: z_spec from {census.z_min:.4f} to {census.z_max:.4f} leaves the bins "
+            f"[{low}, {high}): widen model.z_min, model.z_max, {leave_out}"
+        )
+
+
+def _beyond(shard: shards.Shard, low: float, high: float) -> bool:
+    return shard.z_min is not None and shard.z_max is not None and (shard.z_min < low or shard.z_max >= high)

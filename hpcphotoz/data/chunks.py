@@ -1,0 +1,136 @@
+"""Chunked and compressed images, as h5py users make them: chunks read and decompressed by threads.
+
+Where every chunk holds whole images and its filters are shuffle and gzip at most, the compressed bytes are
+read outside HDF5's global lock and decompressed by the reading thread. Anything else is read through HDF5,
+slab by slab.
+"""
+
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.errors import BadInput
+
+try:
+    from isal import isal_zlib
+except ImportError:
+    isal_zlib = None  # type: ignore[assignment]
+
+_INFLATE: Any = isal_zlib or zlib
+_SLOW = "" if isal_zlib else " (by zlib; installing isal would double the speed)"
+Array = npt.NDArray[Any]
+Read = Callable[[Sequence[memoryview], int], None]
+_SHUFFLE, _DEFLATE = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE
+
+
+@dataclass(frozen=True)
+class ChunkIndex:
+    """Where the chunks of a dataset lie; chunk k holds the rows from `k * rows` on."""
+
+    rows: int
+    offset: npt.NDArray[np.int64]  # (chunks,) bytes
+    size: npt.NDArray[np.int64]  # (chunks,) bytes
+    mask: npt.NDArray[np.int64]  # (chunks,) filters that were left out
+    filters: tuple[int, ...]
+
+
+def index(data: h5py.Dataset) -> ChunkIndex | None:
+    """The chunks of a dataset; None where they cannot be read without HDF5."""
+    if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
+        return None
+    plist = data.id.get_create_plist()
+    filters = tuple(plist.get_filter(k)[0] for k in range(plist.get_nfilters()))
+    if filters not in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE), (_SHUFFLE,)) or data.dtype.byteorder == ">":
+        return None
+    rows, number = data.chunks[0], -(-data.shape[0] // data.chunks[0])
+    found = np.full((3, number), -1, np.int64)
+
+    def note(chunk: Any) -> None:
+        found[:, chunk.chunk_offset[0] // rows] = (chunk.byte_offset, chunk.size, chunk.filter_mask)
+
+    data.id.chunk_iter(note)
+    if (found < 0).any():  # a chunk that was never written: HDF5 fills it in
+        return None
+    return ChunkIndex(rows, found[0], found[1], found[2], filters)
+
+
+class Chunked:
+    """Images in chunks of whole rows, decompressed by whoever reads."""
+
+    def __init__(self, name: str, read: Read, index: ChunkIndex, row_bytes: int, item: int) -> None:
+        self._name, self._read, self._index = name, read, index
+        self._row_bytes, self._item = row_bytes, item
+        gzip = _DEFLATE in index.filters
+        self.path = "chunked shards, read chunk by chunk" + (
+            f" and decompressed by threads{_SLOW}" if gzip else ""
+        )
+
+    def read(self, first: int, views: Sequence[memoryview]) -> None:
+        """Put the rows from `first` on into `views`, one each."""
+        done = 0
+        while done < len(views):
+            number, start = divmod(first + done, self._index.rows)
+            take = min(self._index.rows - start, len(views) - done)
+            self._chunk(number, start, views[done : done + take])
+            done += take
+
+    def _chunk(self, number: int, start: int, views: Sequence[memoryview]) -> None:
+        raw = bytearray(int(self._index.size[number]))
+        self._read([memoryview(raw)], int(self._index.offset[number]))
+        try:
+            rows = self._decoded(raw, int(self._index.mask[number]))
+        except (zlib.error, _INFLATE.error, ValueError) as error:
+            first = number * self._index.rows
+            raise BadInput(
+                f"{self._name}: rows {first} to {first + self._index.rows - 1}: their chunk is damaged "
+                f"({error}): copy or write the shard again"
+            ) from None
+        for k, view in enumerate(views, start):
+            view[:] = rows[k * self._row_bytes : (k + 1) * self._row_bytes]
+
+    def _decoded(self, data: Any, mask: int) -> memoryview:
+        size, filters = self._index.rows * self._row_bytes, self._index.filters
+        for k in reversed(range(len(filters))):
+            if mask >> k & 1:
+                continue
+            if filters[k] == _DEFLATE:
+                data = _INFLATE.decompress(data, bufsize=size)
+            else:
+                data = _unshuffled(np.frombuffer(data, np.uint8), self._item)
+        if len(data) != size:
+            raise ValueError(f"{len(data)} bytes instead of {size}")
+        return memoryview(data).cast("B")
+
+
+class Slabs:
+    """Images that only HDF5 can read, one slab at a time."""
+
+    path = "shards in a layout or with a filter that only HDF5 reads: slab by slab under its lock, slower"
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file, self._lock = file, threading.Lock()
+
+    def read(self, first: int, views: Sequence[memoryview]) -> None:
+        """Put the rows from `first` on into `views`, one each."""
+        with self._lock:
+            slab = np.ascontiguousarray(self._file["images"][first : first + len(views)])
+        for view, image in zip(views, slab, strict=True):
+            view[:] = memoryview(image).cast("B")
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+def _unshuffled(data: Array, item: int) -> Array:
+    """Undo HDF5's shuffle filter: byte k of every number lies in plane k."""
+    planes = data.reshape(item, -1)
+    out = np.empty((planes.shape[1], item), np.uint8)
+    for k in range(item):  # one strided copy a byte: three times quicker than a transposed copy
+        out[:, k] = planes[k]
+    return out.reshape(-1)

@@ -1,0 +1,69 @@
+"""Batches on their way to a GPU: copied on a CUDA stream of their own while the one before is computed on.
+
+    host      read 1   read 2      read 3
+    copies        copy 1   copy 2      copy 3
+    compute              step 1    step 2     step 3
+
+A pinned buffer must not be written again before its copy has ended, so a host batch is kept until its event
+has passed; memory on the GPU must not be given to another tensor of the copying stream while the computing
+stream reads it, hence `record_stream`.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hpcphotoz.data.stream import Batch
+
+
+def to_device(batch: Batch, device: torch.device, non_blocking: bool = False) -> Batch:
+    """The batch with its tensors on a device."""
+    moved = {
+        name: value.to(device, non_blocking=non_blocking)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(batch, **moved)  # type: ignore[arg-type]
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches on a device; on a GPU the next one is copied while the last one is used.
+
+    Args:
+        batches: in host memory; pinned, or the copies wait for each other.
+        device: where to.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield to_device(batch, device)
+        return
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    coming: deque[tuple[Batch, torch.cuda.Event]] = deque()
+    held: deque[tuple[Batch, torch.cuda.Event]] = deque()
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = to_device(batch, device, non_blocking=True)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(copies)
+        coming.append((moved, done))
+        held.append((batch, done))
+        while held and held[0][1].query():  # type: ignore[no-untyped-call]
+            held.popleft()
+        del batch, moved
+        if len(coming) > 1:
+            yield _usable(*coming.popleft(), device)
+    while coming:
+        yield _usable(*coming.popleft(), device)
+    copies.synchronize()  # before the last host buffers are given back
+
+
+def _usable(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
+    computing = torch.cuda.current_stream(device)
+    computing.wait_event(copied)
+    for value in vars(batch).values():
+        if isinstance(value, Tensor):
+            value.record_stream(computing)
+    return batch

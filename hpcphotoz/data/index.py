@@ -1,0 +1,94 @@
+"""A manifest for shards that somebody else wrote with h5py, in any layout and with any filter."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpcphotoz.data.shards import (
+    COLUMNS,
+    MANIFEST,
+    Header,
+    Manifest,
+    Shard,
+    Stamps,
+    file_sha256,
+    open_shard,
+    write_manifest,
+)
+from hpcphotoz.data.writer import Moments, checked
+from hpcphotoz.errors import BadInput
+from hpcphotoz.progress import track
+
+_ROWS = 256
+
+
+def index_folder(folder: Path) -> Manifest:
+    """Read every `shard-*.h5` of a folder, check it, and write the manifest that makes it a dataset.
+
+    A shard holds the columns of `Stamps` with their types, and the attributes `bands` (list of names) and
+    `pixel_scale` (arcsec). It stays as it is: chunked and compressed images stream, if more slowly.
+
+    Args:
+        folder: with `shard-00000.h5`, `shard-00001.h5` ... and no manifest.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        BadInput: a manifest is there, no shard, or one that does not hold what it must; names it.
+    """
+    if (folder / MANIFEST).exists():
+        raise BadInput(f"{folder}: already has a {MANIFEST}: delete it to have the shards indexed again")
+    paths = sorted(folder.glob("shard-*.h5"))
+    if not paths:
+        raise BadInput(f"{folder}: no shard-*.h5 in it: name the folder that holds them")
+    header = _header(paths[0])
+    moments, entries = Moments(len(header.bands)), []
+    for path in track(paths, "indexing shards", total=len(paths)):
+        entries.append(_entry(path, header, moments))
+    provenance = {"command": "index", "note": "shards written by another program"}
+    manifest = Manifest(header, tuple(entries), moments.result(), provenance)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _header(path: Path) -> Header:
+    try:
+        with h5py.File(path, "r") as file:
+            bands = tuple(str(band) for band in file.attrs["bands"])
+            scale = float(file.attrs["pixel_scale"])
+            images = file["images"]
+            if images.ndim != 4 or images.shape[1] != len(bands) or images.shape[2] != images.shape[3]:
+                raise BadInput(
+                    f"{path}: 'images' {images.shape}: want (N, {len(bands)}, S, S) for {','.join(bands)}"
+                )
+            if images.dtype not in (np.float32, np.float16):
+                raise BadInput(f"{path}: 'images' of type {images.dtype}: want float32 or float16, nMgy")
+            return Header(bands, images.shape[2], scale, str(images.dtype))
+    except (OSError, KeyError) as error:
+        raise BadInput(
+            f"{path}: not a shard ({error}): want the arrays {', '.join(COLUMNS)} and the attributes bands, "
+            "pixel_scale"
+        ) from None
+
+
+def _entry(path: Path, header: Header, moments: Moments) -> Shard:
+    size = path.stat().st_size
+    with h5py.File(path, "r") as file:
+        rows = file["images"].shape[0] if "images" in file else 0
+    if not rows:
+        raise BadInput(f"{path}: holds no image: remove it")
+    shard = Shard(path.name, rows, size, "", None, None, 0)
+    manifest = Manifest(header, (shard,), moments.result(), {})
+    low, high, unlabelled = np.inf, -np.inf, 0
+    with open_shard(path.parent, manifest, shard) as file:
+        for start in range(0, rows, _ROWS):
+            part = {name: file[name][start : start + _ROWS] for name in COLUMNS}
+            stamps = checked(header, Stamps(**part), f"{path}: rows from {start}")
+            moments.add(stamps)
+            known = stamps.z_spec[np.isfinite(stamps.z_spec)]
+            unlabelled += len(stamps) - len(known)
+            low, high = min(low, *known.tolist(), np.inf), max(high, *known.tolist(), -np.inf)
+    ends = (float(low), float(high)) if low <= high else (None, None)
+    return Shard(path.name, rows, size, file_sha256(path), ends[0], ends[1], unlabelled)

@@ -1,0 +1,159 @@
+"""One window of blocks on its way from the shards into the memory of its batches."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+
+from hpcphotoz.data import shards
+from hpcphotoz.data.buffers import Buffers
+from hpcphotoz.data.files import Files, ShardFile
+from hpcphotoz.data.order import Pool
+from hpcphotoz.errors import BadInput
+
+_LABELS = ("z_spec", "ebv", "object_id", "sky_sigma")
+_log = logging.getLogger(__name__)
+
+
+class Window:
+    """A rank's share of a pool: runs of neighbouring rows, which any number of threads read, and its batches.
+
+    Args:
+        files: where from.
+        buffers: where to; each holds this rank's images of one batch.
+        header: of the dataset.
+        pool: which objects, and their places.
+        size: objects a global batch.
+        slots: this rank's positions of it.
+        start: batches before this one of the epoch are left out.
+        verify: compare each image with its checksum.
+        skip: leave out what is damaged instead of raising.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        buffers: Buffers,
+        header: shards.Header,
+        pool: Pool,
+        *,
+        size: int,
+        slots: slice,
+        start: int,
+        verify: bool,
+        skip: bool,
+    ) -> None:
+        self._files, self._header, self._verify, self._skip = files, header, verify, skip
+        self._size, self._slots, self._first = size, slots, pool.first
+        self._begin = max(start - pool.first, 0)
+        batch, position = pool.place // size, pool.place % size
+        mine = np.flatnonzero((position >= slots.start) & (position < slots.stop) & (batch >= self._begin))
+        self._shard, self._row = pool.shard[mine], pool.row[mine]
+        self._batch, self._slot = batch[mine], position[mine] - slots.start
+        self._bad = np.zeros(len(mine), np.bool_)
+        columns = shards.columns(header)
+        names = (*_LABELS, "image_unit") if "image_unit" in columns else _LABELS
+        self._labels = {n: np.empty((len(mine), *columns[n][0]), columns[n][1]) for n in names}
+        self._shape, self._dtype = columns["images"]
+        self._row_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
+        self._batches = len(pool.row) // size if size else 0
+        self._buffers = buffers
+        self._memory = [buffers.take() for _ in range(self._begin, self._batches)]
+        self._runs = deque(self._find_runs())
+
+    def work(self) -> float:
+        """Read runs until none is left; several threads may. Returns the seconds it took.
+
+        Raises:
+            BadInput: damage that is not to be skipped; the other threads then stop too.
+        """
+        start = time.perf_counter()
+        while True:
+            try:
+                low, high = self._runs.popleft()
+            except IndexError:
+                return time.perf_counter() - start
+            try:
+                self._read(low, high)
+            except BadInput as error:
+                if not self._skip:
+                    self.stop()
+                    raise
+                _log.warning("%s; its %d objects are left out", error, high - low)
+                self._bad[low:high] = True
+
+    def stop(self) -> None:
+        """Read nothing more."""
+        self._runs.clear()
+
+    def batches(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """After the work: number, global size and content (the fields of a `Batch`) of each batch."""
+        in_order = np.lexsort((self._slot, self._batch))
+        labels = {name: torch.from_numpy(column[in_order]) for name, column in self._labels.items()}
+        good = ~self._bad[in_order]
+        position = torch.arange(self._slots.start, self._slots.stop)
+        count = len(position)
+        for k in range(self._batches - self._begin):
+            rows = slice(k * count, (k + 1) * count)
+            images = self._buffers.lend(self._memory[k], (count, *self._shape), self._dtype)
+            content = {"images": images, **{name: column[rows] for name, column in labels.items()}}
+            content["position"] = position
+            del images
+            if not good[rows].all():
+                keep = torch.from_numpy(good[rows])
+                content = {name: tensor[keep] for name, tensor in content.items()}
+            skipped = int((~good[rows]).sum())
+            yield self._first + self._begin + k, self._size, {**content, "skipped": skipped}
+
+    def _find_runs(self) -> list[tuple[int, int]]:
+        if not len(self._row):
+            return []
+        broken = (np.diff(self._row) != 1) | (np.diff(self._shard) != 0)
+        ends = [0, *(np.flatnonzero(broken) + 1).tolist(), len(self._row)]
+        return list(zip(ends[:-1], ends[1:], strict=True))
+
+    def _read(self, low: int, high: int) -> None:
+        file, first = self._files.get(int(self._shard[low])), int(self._row[low])
+        if self._verify:
+            self._files.verify_labels(int(self._shard[low]))
+        size, memory, begin = self._row_bytes, self._memory, self._begin
+        places = zip(self._batch[low:high].tolist(), self._slot[low:high].tolist(), strict=True)
+        views = [memory[b - begin].data[s * size : (s + 1) * size] for b, s in places]
+        file.images.read(first, views)
+        for name, column in self._labels.items():
+            file.column(name, first, column[low:high])
+        if not file.has_digests:
+            _check_finite(file, first, views, self._dtype)
+        elif self._verify:
+            self._check(file, low, high, views)
+
+    def _check(self, file: ShardFile, low: int, high: int, views: list[memoryview]) -> None:
+        first = int(self._row[low])
+        stored = np.empty(high - low, np.uint64)
+        file.column("image_xxh3", first, stored)
+        found = [xxhash.xxh3_64_intdigest(view) for view in views]
+        wrong = np.flatnonzero(np.array(found, np.uint64) != stored)
+        if len(wrong):
+            self._bad[low + wrong] = True
+            text = (
+                f"{file.path}: rows {first + wrong[0]} to {first + wrong[-1]}: {len(wrong)} images differ "
+                "from their checksums: copy or write the shard again"
+            )
+            if not self._skip:
+                raise BadInput(text)
+            _log.warning("%s; left out", text)
+
+
+def _check_finite(file: ShardFile, first: int, views: list[memoryview], dtype: npt.DTypeLike) -> None:
+    """For shards of unknown origin: our own writer refuses such pixels. A sum shows NaN and infinity."""
+    for k, view in enumerate(views):
+        if not np.isfinite(np.frombuffer(view, dtype).sum(dtype=np.float64)):
+            raise BadInput(
+                f"{file.path}: row {first + k} has a pixel that is not finite: drop it and write again"
+            )

@@ -1,0 +1,133 @@
+"""From pixels as stored to what a network reads, in one pass over memory: cast, scale, turn, channels_last.
+
+Definition: `reference.load`. The operator `hpcphotoz::load` runs the kernel on CUDA tensors and `on_cpu`
+elsewhere; the kernel itself runs on CPU tensors under TRITON_INTERPRET=1.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import custom_op, triton_op, wrap_triton
+
+from hpcphotoz.kernels import reference
+
+STORED = (torch.float32, torch.float16, torch.int16)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _load_kernel(  # type: ignore[no-untyped-def]
+    out,
+    images,
+    scale,
+    code,
+    bands,
+    height,
+    width,
+    SCALED: tl.constexpr,
+    TURNED: tl.constexpr,
+    BANDS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    # A square of pixels times all bands a program. Neighbouring pixels are read together and the bands of a
+    # pixel written together, whatever the symmetry: both runs are known to the compiler.
+    n = tl.program_id(0).to(tl.int64)  # N B H W passes 2^31 elements at survey batch sizes
+    across = tl.cdiv(width, TILE)
+    i = tl.arange(0, TILE * TILE)
+    y = tl.program_id(1) // across * TILE + i // TILE
+    x = tl.program_id(1) % across * TILE + i % TILE
+    b = tl.arange(0, BANDS)
+    inside = ((y < height) & (x < width))[:, None] & (b < bands)[None, :]
+    image = n * bands * height * width
+    flux = tl.load(images + image + b[None, :] * height * width + (y * width + x)[:, None], inside)
+    flux = flux.to(tl.float32)
+    if SCALED:
+        flux = flux * tl.load(scale + n * bands + b, b < bands)[None, :]
+    if TURNED:
+        turn = tl.load(code + n)
+        x = tl.where((turn & 1) == 1, width - 1 - x, x)
+        y = tl.where((turn & 2) == 2, height - 1 - y, y)
+        at = tl.where((turn & 4) == 4, x * width + y, y * width + x)
+    else:
+        at = y * width + x
+    tl.store(out + image + at[:, None] * bands + b[None, :], flux, inside)
+
+
+def launch(images: Tensor, scale: Tensor | None, code: Tensor | None, tile: int = 16) -> Tensor:
+    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.load`."""
+    n, bands, height, width = images.shape
+    out = reference.channels_last(images)
+    if images.numel() == 0:
+        return out
+    grid = (n, triton.cdiv(height, tile) * triton.cdiv(width, tile))
+    # Triton launches on the current device, not on that of the tensors. Does nothing for CPU tensors.
+    with torch.cuda.device(images.device if images.is_cuda else -1):
+        wrap_triton(_load_kernel)[grid](
+            out,
+            images,
+            images if scale is None else scale,
+            images if code is None else code,
+            bands,
+            height,
+            width,
+            SCALED=scale is not None,
+            TURNED=code is not None,
+            BANDS=triton.next_power_of_2(bands),
+            TILE=tile,
+        )
+    return out
+
+
+@custom_op("hpcphotoz::load_on_cpu", mutates_args=())
+def on_cpu(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
+    """`reference.load` an image at a time, in cache: 7 ms for 256 int16 images of 5 x 64 x 64, not 34."""
+    if code is None:
+        return reference.load(images, scale, None)
+    out = reference.channels_last(images)
+    for k, turn in enumerate(code.tolist()):
+        image = images[k].flip([axis for bit, axis in ((1, 2), (2, 1)) if turn & bit])
+        image = image.transpose(1, 2) if turn & 4 else image
+        if scale is None:
+            out[k].copy_(image)
+        else:
+            torch.mul(image, scale[k, :, None, None], out=out[k])
+    return out
+
+
+@on_cpu.register_fake
+def _like_on_cpu(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
+    return reference.channels_last(images)
+
+
+@triton_op("hpcphotoz::load", mutates_args={})
+def load(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
+    """`reference.load` as a torch operator: the fused kernel on CUDA, `on_cpu` elsewhere.
+
+    Raises:
+        ValueError: shapes or types that do not belong together, tensors that are not contiguous or on several
+            devices, or a symmetry of images that are not square.
+    """
+    _check(images, scale, code)
+    found: Tensor = (on_cpu if images.device.type != "cuda" else launch)(images, scale, code)
+    return found
+
+
+def _check(images: Tensor, scale: Tensor | None, code: Tensor | None) -> None:
+    if images.ndim != 4 or images.dtype not in STORED or not images.is_contiguous():
+        raise ValueError(
+            f"images {tuple(images.shape)} {images.dtype}: want contiguous (N, B, H, W) of "
+            + ", ".join(str(dtype) for dtype in STORED)
+        )
+    n, bands, height, width = images.shape
+    if code is not None and height != width:
+        raise ValueError(f"images {height} x {width}: only squares are flipped and rotated")
+    for name, tensor, shape, dtype in (
+        ("scale", scale, (n, bands), torch.float32),
+        ("code", code, (n,), torch.int64),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(f"{name} {tuple(tensor.shape)} {tensor.dtype}: want contiguous {shape} {dtype}")
+        if tensor.device != images.device:
+            raise ValueError(f"{name} is on {tensor.device} and the images are on {images.device}")
