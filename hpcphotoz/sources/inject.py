@@ -251,17 +251,14 @@ def _sets(frames: Path) -> list[FrameSet]:
     """All frame sets below a folder, each with what injection needs beside its frames.
 
     Raises:
-        BadInput: none, or one that lacks something.
+        BadInput: none, or one that lacks something or has an unreadable psField file.
     """
     sets = find_frame_sets(frames)
     for one in sets:
         if one.kind != "fpC":
             raise BadInput(f"{one.paths[R_BAND]}: galaxies are put into fpC frames (SDSS DR7) only")
         _masks(one)
-        if not psf_path(one).is_file():
-            raise BadInput(
-                f"{psf_path(one)}: missing: the field's psField file is needed for its PSF and gain"
-            )
+        read_psf(psf_path(one))  # a defect in the last field would otherwise show after hours
     return sets
 
 
