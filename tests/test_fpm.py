@@ -1,6 +1,5 @@
 """Mask planes: written spans come back, bad files are named, real masks lie on real saturated stars."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +11,7 @@ from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.fpm import read_mask, read_planes  # noqa: E402
-
-DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
-STRIPE82 = DATA / "sdss-stripe82"
-PLANES = "INTERP SATUR NOTCHECKED OBJECT BRIGHTOBJECT BINOBJECT CATOBJECT SUBTRACTED GHOST CR".split()
-Spans = list[list[tuple[int, int, int]]]  # of each mask: row, first and last column
-
-
-def write_mask(path: Path, planes: dict[str, Spans], row0: int = 0) -> Path:
-    """An fpM file as SDSS writes it."""
-    hdus: list[fits.PrimaryHDU | fits.BinTableHDU] = [fits.PrimaryHDU()]
-    for name in PLANES:
-        masks = planes.get(name, [])
-        blobs = np.empty(len(masks), object)
-        for k, spans in enumerate(masks):
-            blobs[k] = np.frombuffer(np.array(spans, ">i2").tobytes(), np.uint8)
-        columns = [fits.Column("nspan", "1J", array=np.array([len(spans) for spans in masks], np.int32))]
-        columns += [fits.Column(key, "1J", array=np.full(len(masks), row0)) for key in ("row0", "col0")]
-        columns += [fits.Column("s", "1PB()", array=blobs)]
-        hdus.append(fits.BinTableHDU.from_columns(columns))
-    names = [*(f"S_MASK_{name}" for name in PLANES), "S_NMASK_TYPES"]
-    columns = [fits.Column("attributeName", "31A", array=names), fits.Column("Value", "1J", array=range(11))]
-    hdus.append(fits.BinTableHDU.from_columns(columns))
-    fits.HDUList(hdus).writeto(path)
-    return path
+from tests.sdss_files import STRIPE82, real_frames, write_mask  # noqa: E402
 
 
 def test_spans_come_back(tmp_path: Path) -> None:
@@ -76,9 +52,7 @@ def test_bad_masks_are_named(tmp_path: Path) -> None:
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(
-    not STRIPE82.is_dir(), reason=f"no SDSS frames at {STRIPE82} (HPCPHOTOZ_DATA names their parent)"
-)
+@real_frames
 def test_real_masks_lie_on_the_stars(tmp_path: Path) -> None:
     folder = STRIPE82 / "run-004192"
     counts = fits.getdata(folder / "fpC-004192-r4-0300.fit.gz").astype(np.float64)

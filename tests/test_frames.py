@@ -1,112 +1,37 @@
-"""Stamps cut out of SDSS frames: flux and place kept in every band, bad input named, real frames read."""
+"""Stamps cut out of SDSS frames: flux and place kept in every band, masks heeded, real frames read."""
 
 import csv
-import gzip
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 pytest.importorskip("astropy")
 
 from astropy.io import fits  # noqa: E402
-from astropy.wcs import WCS  # noqa: E402
 
-from hpcphotoz.data.shards import MANIFEST, Manifest, Stamps, read_rows  # noqa: E402
-from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.fpc import read_frame  # noqa: E402
 from hpcphotoz.sources.frame import resample, sky_sigma  # noqa: E402
-from hpcphotoz.sources.frames import BANDS, ingest_frames  # noqa: E402
+from hpcphotoz.sources.frames import carried, grid, ingest_frames  # noqa: E402
+from hpcphotoz.sources.framesets import BANDS  # noqa: E402
 from hpcphotoz.sources.objects import RUNS  # noqa: E402
-
-DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
-STRIPE82 = DATA / "sdss-stripe82"
-RA, DEC = 351.65, 0.10
-SCALE = 0.396 / 3600  # deg
-FLUX20 = {"u": 950.0, "g": 2700.0, "r": 1980.0, "i": 1590.0, "z": 264.0}
-FLUX = {"u": 800.0, "g": 900.0, "r": 1000.0, "i": 1100.0, "z": 1200.0}  # nMgy of the injected source
-# How each band's frame lies: pixels of offset, degrees of rotation, scale.
-LIE = {
-    "u": (3.3, -2.6, 0.4, 1.0),
-    "g": (-1.7, 0.45, -0.3, 1.01),
-    "r": (0.0, 0.0, 0.0, 1.0),
-    "i": (0.5, 0.5, 2.0, 0.99),
-    "z": (-4.25, 6.1, -1.0, 1.001),
-}
-SHAPE = (220, 240)  # y, x
-SKY_DN = 120.0
-NOISE_DN = 4.0
-
-
-def header(band: str) -> fits.Header:
-    dx, dy, turn, scale = LIE[band]
-    # The camera's orientation: x runs to the north, y to the east.
-    angle = np.radians(90 + turn)
-    cd = SCALE * scale * np.array([[np.cos(angle), np.sin(angle)], [np.sin(angle), -np.cos(angle)]])
-    values = {
-        "SOFTBIAS": 1000,
-        "SKY": SKY_DN,
-        "FLUX20": FLUX20[band],
-        "CTYPE1": "RA---TAN",
-        "CTYPE2": "DEC--TAN",
-        "CRPIX1": SHAPE[1] / 2 + dx,
-        "CRPIX2": SHAPE[0] / 2 + dy,
-        "CRVAL1": RA,
-        "CRVAL2": DEC,
-        "CD1_1": cd[0, 0],
-        "CD1_2": cd[0, 1],
-        "CD2_1": cd[1, 0],
-        "CD2_2": cd[1, 1],
-        "RADECSYS": "ICRS",
-        "EQUINOX": 2000.0,
-    }
-    return fits.Header(values)
-
-
-def write_set(folder: Path, sources: list[tuple[float, float]], run: int = 94, field: int = 12) -> None:
-    """Five frames of Gaussian sources (FWHM 1.3") at these positions, as SDSS writes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(run)
-    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
-    for band in BANDS:
-        head = header(band)
-        wcs = WCS(naxis=2)
-        wcs.wcs.ctype = [head["CTYPE1"], head["CTYPE2"]]
-        wcs.wcs.crpix, wcs.wcs.crval = [head["CRPIX1"], head["CRPIX2"]], [RA, DEC]
-        wcs.wcs.cd = [[head["CD1_1"], head["CD1_2"]], [head["CD2_1"], head["CD2_2"]]]
-        counts = SKY_DN + 1000 + NOISE_DN * rng.standard_normal(SHAPE)
-        for ra, dec in sources:
-            px, py = wcs.wcs_world2pix(ra, dec, 0)
-            sigma = 1.3 / 0.396 / 2.355 / LIE[band][3]
-            profile = np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
-            counts += FLUX[band] * FLUX20[band] / 10 * profile
-        path = folder / f"fpC-{run:06d}-{band}4-{field:04d}.fit"
-        fits.PrimaryHDU(np.rint(counts).clip(0, 65535).astype(np.uint16), head).writeto(path)
-
-
-def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def load(folder: Path, manifest: Manifest) -> Stamps:
-    return Stamps.concatenate(list(read_rows(folder, manifest)))
-
-
-def centroids(images: npt.NDArray[Any], radius: float) -> npt.NDArray[Any]:
-    """(..., 2): mean x, y from the stamp's centre within a radius, pixels."""
-    size = images.shape[-1]
-    y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    light = np.where(x**2 + y**2 < radius**2, images, 0.0)
-    total = light.sum(axis=(-2, -1))
-    return np.stack([(light * axis).sum(axis=(-2, -1)) / total for axis in (x, y)], axis=-1)
+from tests.sdss_files import (  # noqa: E402
+    DEC,
+    FLUX,
+    FLUX20,
+    NOISE_DN,
+    RA,
+    SCALE,
+    SHAPE,
+    STRIPE82,
+    centroids,
+    load,
+    real_frames,
+    write_dr8,
+    write_mask,
+    write_set,
+    write_table,
+)
 
 
 @pytest.fixture
@@ -141,6 +66,45 @@ def test_flux_and_place_are_kept_in_every_band(tmp_path: Path, frames: Path) -> 
     assert manifest.provenance["skipped"] == []
 
 
+def test_flux_and_place_at_any_fraction_of_a_pixel(tmp_path: Path) -> None:
+    # 12 sources 44 pixels apart, each at another fraction of a pixel in each band; u to z are turned by up
+    # to 2 degrees and scaled by 1 %.
+    places = [
+        (RA + (44.23 * i - 66) * SCALE, DEC + (44.37 * j - 44) * SCALE) for i in range(4) for j in range(3)
+    ]
+    write_set(tmp_path / "frames", places)
+    table = write_table(
+        tmp_path / "t.csv", [{"object_id": k, "ra": ra, "dec": dec} for k, (ra, dec) in enumerate(places)]
+    )
+    stamps = load(tmp_path / "o", ingest_frames(tmp_path / "o", tmp_path / "frames", table, stamp=24))
+    assert len(stamps) == 12
+    y, x = np.mgrid[:24, :24] - 11.5
+    flux = stamps.images[:, :, x**2 + y**2 < 10**2].sum(axis=2, dtype=np.float64)
+    error = flux / np.array([FLUX[band] for band in BANDS]) - 1
+    # One stamp's noise is 0.1 % (z: 0.25 %); the mean of twelve has a third of it.
+    assert np.abs(error[:, :4]).max() < 5e-3 and np.abs(error[:, 4]).max() < 1e-2
+    assert np.abs(error.mean(axis=0)).max() < 2e-3
+    assert np.abs(centroids(stamps.images, 8.0)).max() < 0.05
+
+
+def test_a_frame_is_carried_onto_another_as_its_wcs_says(tmp_path: Path) -> None:
+    # Tangent points a degree apart, and a band that is turned by 2 degrees.
+    write_set(tmp_path, [(RA, DEC)])
+    write_set(tmp_path, [(RA, DEC)], field=13, offset=1.0)
+    source = read_frame(tmp_path / "fpC-000094-r4-0012.fit").geometry
+    for name in ("fpC-000094-i4-0012.fit", "fpC-000094-u4-0013.fit"):
+        target = read_frame(tmp_path / name).geometry
+        for half, limit in ((32, 1e-3), (512, 0.05)):
+            ra, dec = np.array([RA + 0.002]), np.array([DEC - 0.001])
+            (centre,), (turn,) = carried(source, target, ra, dec, half)
+            x, y = grid(centre, turn, 2 * half)
+            (middle,) = source.pixels(ra, dec)
+            along_y, along_x = np.mgrid[: 2 * half, : 2 * half] - (2 * half - 1) / 2
+            sky = source.sky(np.stack([(middle[0] + along_x).ravel(), (middle[1] + along_y).ravel()], axis=1))
+            exact = target.pixels(*sky.T)
+            np.testing.assert_allclose(np.stack([x.ravel(), y.ravel()], axis=1), exact, atol=limit)
+
+
 def test_orientation_is_that_of_the_r_frame(tmp_path: Path) -> None:
     # A second source 8 pixels to the north shows up at +x, one to the east at +y, in every band.
     north, east = (RA, DEC + 8 * SCALE), (RA + 8 * SCALE, DEC)
@@ -152,6 +116,17 @@ def test_orientation_is_that_of_the_r_frame(tmp_path: Path) -> None:
         offset = peak[:, ::-1] - 31.5
         np.testing.assert_allclose(offset[:, axis], 8, atol=1.0)
         np.testing.assert_allclose(offset[:, 1 - axis], 0, atol=1.0)
+
+
+@pytest.mark.parametrize("suffix", ["fits", "fits.gz", "fits.bz2"])
+def test_frames_of_dr8_give_the_stamps_of_dr7(tmp_path: Path, frames: Path, suffix: str) -> None:
+    places = [(RA, DEC), (RA + 0.0031, DEC - 0.0022)]
+    write_set(tmp_path / "dr8", places, dr8=suffix)
+    table = write_table(tmp_path / "t.csv", [{"object_id": 3, "ra": RA, "dec": DEC}])
+    old = load(tmp_path / "o7", ingest_frames(tmp_path / "o7", frames, table, stamp=40))
+    new = load(tmp_path / "o8", ingest_frames(tmp_path / "o8", tmp_path / "dr8", table, stamp=40))
+    np.testing.assert_allclose(new.images, old.images, atol=1e-4)
+    np.testing.assert_allclose(new.sky_sigma, old.sky_sigma, rtol=1e-4)
 
 
 def test_lanczos_is_exact_at_pixels_and_on_a_constant(tmp_path: Path, frames: Path) -> None:
@@ -169,131 +144,60 @@ def test_sky_sigma_ignores_sources(tmp_path: Path, frames: Path) -> None:
     assert sky_sigma(frame, 110, 110) == pytest.approx(before, rel=0.01)
 
 
-def test_skipped_objects_are_listed_with_the_reason(
-    tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
+def mask_of(folder: Path, band: str, plane: str, count: int, place: tuple[float, float]) -> None:
+    """Flag `count` pixels of a row through a place in a band of the set that `write_set` makes."""
+    (x, y) = read_frame(folder / f"fpC-000094-{band}4-0012.fit").geometry.pixels(*np.array(place)[:, None])[0]
+    span = (round(y) + 3, round(x), round(x) + count - 1)
+    write_mask(folder / f"fpM-000094-{band}4-0012.fit", {plane: [[span]]})
+
+
+def test_masked_stamps_are_skipped_with_band_and_plane(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = [(RA, DEC), (RA, DEC + 100 * SCALE), (RA - 180, -DEC)]  # the last is where a tangent plane folds
+    star, galaxy = (RA, DEC), (RA + 0.0050, DEC - 0.0022)
+    write_set(tmp_path / "f", [star, galaxy])
+    mask_of(tmp_path / "f", "i", "SATUR", 12, star)
+    mask_of(tmp_path / "f", "g", "CR", 5, galaxy)
+    mask_of(tmp_path / "f", "u", "INTERP", 12, galaxy)
     rows: list[dict[str, object]] = [
-        {"object_id": k, "ra": ra, "dec": dec} for k, (ra, dec) in enumerate(places, 1)
+        {"object_id": k, "ra": ra, "dec": dec} for k, (ra, dec) in enumerate([star, galaxy], 1)
     ]
     table = write_table(tmp_path / "t.csv", rows)
-    manifest = ingest_frames(tmp_path / "out", frames, table)
-    reasons = {one["object_id"]: one["reason"] for one in manifest.provenance["skipped"]}
-    assert manifest.rows == 1 and set(reasons) == {2, 3}
-    assert "edge of the r frame of run 94 camcol 4 field 12" in reasons[2]
-    assert reasons[3] == "outside every frame"
-    assert "skipped 2: 1 outside every frame, 1 too near an edge" in capsys.readouterr().err
+    manifest = ingest_frames(tmp_path / "out", tmp_path / "f", table, stamp=40)  # 0.005 is 8 pixels
+    assert load(tmp_path / "out", manifest).object_id.tolist() == [2]
+    (skipped,) = manifest.provenance["skipped"]
+    assert skipped == {
+        "object_id": 1,
+        "run": 94,
+        "reason": "0.75 % of the stamp masked (SATUR) in the i frame of run 94 camcol 4 field 12",
+    }
+    said = capsys.readouterr().err
+    assert said.count("have no fpM mask planes in some band") == 1 and "skipped 1: 1 masked" in said
+    manifest = ingest_frames(tmp_path / "strict", tmp_path / "f", table, stamp=40, masked_fraction=0.0075)
+    assert manifest.rows == 2
+    manifest = ingest_frames(tmp_path / "gr", tmp_path / "f", table, stamp=40, bands="gr", masked_fraction=0)
+    assert [one["reason"][:42] for one in manifest.provenance["skipped"]] == [
+        "0.31 % of the stamp masked (CR) in the g f"
+    ]
 
 
-def test_one_stamp_a_run_and_one_only_of_overlapping_fields(tmp_path: Path, frames: Path) -> None:
-    write_set(frames / "run-000094", [(RA, DEC)], field=13)
-    write_set(frames / "run-000752", [(RA, DEC)], run=752)
-    table = write_table(tmp_path / "t.csv", [{"object_id": 5, "ra": RA, "dec": DEC}])
-    manifest = ingest_frames(tmp_path / "all", frames, table, stamp=32, epochs="all")
-    assert load(tmp_path / "all", manifest).object_id.tolist() == [5 * RUNS + 94, 5 * RUNS + 752]
-    manifest = ingest_frames(tmp_path / "one", frames, table, stamp=32)
-    assert load(tmp_path / "one", manifest).object_id.tolist() == [5]
-
-
-def damage_truncate(folder: Path) -> str:
-    path = next(folder.rglob("*-i4-*"))
-    path.write_bytes(path.read_bytes()[:-20_000])
-    return path.name
-
-
-def damage_truncate_gzip(folder: Path) -> str:
-    path = next(folder.rglob("*-i4-*"))
-    packed = path.with_name(path.name + ".gz")
-    packed.write_bytes(gzip.compress(path.read_bytes(), compresslevel=1)[:-5000])
+def test_pixels_that_are_no_number_are_skipped(tmp_path: Path) -> None:
+    near, far = (RA, DEC), (RA + 60 * SCALE, DEC)
+    write_set(tmp_path / "f", [near, far], dr8="fits")
+    path = tmp_path / "f" / "frame-g-000094-4-0012.fits"
+    image, head = fits.getdata(path, header=True)
+    image[SHAPE[0] // 2, SHAPE[1] // 2] = np.nan
     path.unlink()
-    return packed.name
+    write_dr8(path, image, head)
+    rows: list[dict[str, object]] = [
+        {"object_id": k, "ra": ra, "dec": dec} for k, (ra, dec) in enumerate([near, far])
+    ]
+    manifest = ingest_frames(tmp_path / "o", tmp_path / "f", write_table(tmp_path / "t.csv", rows), stamp=32)
+    assert load(tmp_path / "o", manifest).object_id.tolist() == [1]
+    assert "not finite in the g frame" in manifest.provenance["skipped"][0]["reason"]
 
 
-def damage_not_fits(folder: Path) -> str:
-    path = next(folder.rglob("*-u4-*"))
-    path.write_text("<html>404 not found</html>")
-    return path.name
-
-
-def damage_empty(folder: Path) -> str:
-    path = next(folder.rglob("*-u4-*"))
-    path.write_bytes(b"")
-    return path.name
-
-
-def damage_remove_band(folder: Path) -> str:
-    next(folder.rglob("*-z4-*")).unlink()
-    return "field 12 lacks its z frame"
-
-
-def damage_remove_key(folder: Path) -> str:
-    path = next(folder.rglob("*-g4-*"))
-    counts = fits.getdata(path)
-    head = header("g")
-    del head["FLUX20"]
-    fits.PrimaryHDU(counts, head).writeto(path, overwrite=True)
-    return f"{path.name}: its header lacks FLUX20"
-
-
-def damage_blank(folder: Path) -> str:
-    path = next(folder.rglob("*-g4-*"))
-    fits.PrimaryHDU(np.full(SHAPE, 1120, np.uint16), header("g")).writeto(path, overwrite=True)
-    return f"{path.name}: no noise"
-
-
-def damage_twice(folder: Path) -> str:
-    path = next(folder.rglob("*-g4-*"))
-    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes(), compresslevel=1))
-    return "the same frame as"
-
-
-def damage_all(folder: Path) -> str:
-    for path in folder.rglob("fpC-*"):
-        path.unlink()
-    return "no fpC-"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        damage_truncate,
-        damage_truncate_gzip,
-        damage_not_fits,
-        damage_empty,
-        damage_remove_band,
-        damage_remove_key,
-        damage_blank,
-        damage_twice,
-        damage_all,
-    ],
-)
-def test_bad_frames_are_named(tmp_path: Path, frames: Path, damage: Callable[[Path], str]) -> None:
-    table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": RA, "dec": DEC}])
-    expected = damage(frames)
-    with pytest.raises(BadInput) as caught:
-        ingest_frames(tmp_path / "out", frames, table)
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out" / MANIFEST).exists()
-
-
-def test_nothing_in_the_frames_is_an_error(tmp_path: Path, frames: Path) -> None:
-    table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": 10.0, "dec": 10.0}])
-    with pytest.raises(BadInput, match="none of its 1 objects"):
-        ingest_frames(tmp_path / "out", frames, table)
-    with pytest.raises(BadInput, match="no such folder"):
-        ingest_frames(tmp_path / "out", tmp_path / "elsewhere", table)
-    with pytest.raises(BadInput, match="objects.csv: not a readable"):
-        ingest_frames(tmp_path / "out", frames, tmp_path / "objects.csv")
-    wrong: list[dict[str, Any]] = [{"stamp": 2}, {"bands": "rr"}, {"bands": "ux"}, {"epochs": "two"}]
-    for options in [*wrong, {"masked_fraction": 1.5}, {"shard_rows": 0}]:
-        with pytest.raises(BadInput, match=next(iter(options)).replace("_", " ")):
-            ingest_frames(tmp_path / "out", frames, table, **options)
-
-
-@pytest.mark.skipif(
-    not STRIPE82.is_dir(), reason=f"no SDSS frames at {STRIPE82} (HPCPHOTOZ_DATA names their parent)"
-)
+@real_frames
 def test_real_frames_of_two_runs(tmp_path: Path) -> None:
     # Isolated, unsaturated galaxies that were detected in both runs, and one that the first run cuts off.
     with open(STRIPE82 / "objects.csv", newline="") as file:

@@ -31,9 +31,11 @@ def read_frame(path: Path) -> Frame:
             raise BadInput(f"{path}: BUNIT = '{unit}', not nanomaggies: expected {_EXPECTED}")
         if len(hdus) < 3 or np.shape(hdus[1].data) != (geometry.shape[1],):
             raise BadInput(
-                f"{path}: HDU 1 is no calibration of {geometry.shape[1]} columns: expected {_EXPECTED}"
+                f"{path}: HDU 1 is no calibration of {geometry.shape[1]} columns, or HDU 2 is absent: "
+                f"expected {_EXPECTED}"
             )
-        lacking = {"ALLSKY", "XINTERP", "YINTERP"} - set(getattr(hdus[2], "columns", hdus[2].header).names)
+        table = getattr(hdus[2], "columns", None)
+        lacking = {"ALLSKY", "XINTERP", "YINTERP"} - set(table.names if table is not None else ())
         if lacking:
             raise BadInput(f"{path}: HDU 2 lacks {', '.join(sorted(lacking))}: expected {_EXPECTED}")
         return Frame(path, np.asarray(hdus[0].data, np.float32), geometry)

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data.shards import Header, Manifest, Stamps, read_manifest
-from hpcphotoz.data.writer import DatasetWriter
+from hpcphotoz.data.shards import Header, Manifest, Stamps
 from hpcphotoz.errors import BadInput
-from hpcphotoz.progress import track
 from hpcphotoz.sources import dr8, fpc
+from hpcphotoz.sources.assemble import Made, assemble
 from hpcphotoz.sources.fpm import BAD_PLANES, read_planes
 from hpcphotoz.sources.frame import Floats, Frame, Geometry, resample, sky_sigma
 from hpcphotoz.sources.framesets import (
@@ -29,19 +28,23 @@ from hpcphotoz.sources.framesets import (
     PIXEL_SCALE,
     FrameSet,
     Piece,
+    Plan,
     find_frame_sets,
     make_plan,
 )
 from hpcphotoz.sources.objects import read_objects
+from hpcphotoz.sources.parallel import team
 
 __all__ = ["BANDS", "MASKED_FRACTION", "PIXEL_SCALE", "FrameSet", "find_frame_sets", "ingest_frames"]
 
+# 20 pixels of 64 x 64: nearly every saturated star has more, and of cosmic rays, which the survey has filled
+# in, only the longest do. In an average field it takes 1 to 2 % of places; none at all would take half.
 MASKED_FRACTION = 0.005
-_COUNTED = {
+_COUNTED = {  # a word of the reason: what to call it
     "outside": "outside every frame",
     "edge": "too near an edge",
     "masked": "masked",
-    "finite": "not finite",
+    "finite": "with a pixel that is not finite",
 }
 _READ = {"fpC": fpc.read_frame, "frame": dr8.read_frame}
 
@@ -90,17 +93,25 @@ def ingest_frames(
             without a column or with a bad value, or no stamp at all.
     """
     bands = tuple(bands)
-    _check(stamp, shard_rows, bands, masked_fraction, epochs)
-    table, sets = read_objects(objects, columns), find_frame_sets(frames, bands)
-    _say_unmasked(sets)
     reference = bands.index("r") if "r" in bands else 0
-    plan = make_plan(sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs)
-    if not plan.units:
-        raise BadInput(f"{objects}: none of its {len(table)} objects lies whole in a frame below {frames}")
-    used = {piece.frame_set for unit in plan.units for piece in unit}
-    provenance: dict[str, Any] = {
+    ranks = team()
+
+    def plan_here() -> Plan:
+        _check(stamp, shard_rows, bands, masked_fraction, epochs)
+        table, sets = read_objects(objects, columns), find_frame_sets(frames, bands)
+        _say_unmasked(sets)
+        plan = make_plan(sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs)
+        if not plan.units:
+            raise BadInput(
+                f"{objects}: none of its {len(table)} objects lies whole in a frame below {frames}"
+            )
+        return plan
+
+    plan = ranks.from_first(plan_here)
+    used = sorted({piece.frame_set for unit in plan.units for piece in unit})
+    provenance = {
         "command": "ingest sdss-frames",
-        "frames": [path.name for one in sorted(used) for path in one.paths],
+        "frame_sets": [f"{one.kind} {one.run}-{one.camcol}-{one.field}" for one in used],
         "objects": objects.name,
         "epochs": epochs,
         "object_id": plan.rule,
@@ -110,28 +121,20 @@ def ingest_frames(
             "masked_fraction": masked_fraction,
             "frames_without": sum(mask is None for one in used for mask in one.masks),
         },
+        "skipped": list(plan.skipped),
     }
-    make = Cut(bands, reference, stamp, masked_fraction)
-    header = Header(bands, stamp, PIXEL_SCALE, storage)
-    skipped: list[dict[str, Any]] = list(plan.skipped)
-    provenance["skipped"] = skipped
-    with DatasetWriter(out, header, shard_rows, provenance) as writer:
-        for unit in track(plan.units, "cutting stamps, shards", total=len(plan.units)):
-            made = make(unit)
-            skipped += made.skipped
-            if made.stamps is not None:
-                writer.append(made.stamps)
-    manifest = read_manifest(out)
-    _report(manifest.rows, skipped)
+    manifest, skipped = assemble(
+        out,
+        Header(bands, stamp, PIXEL_SCALE, storage),
+        Cut(bands, reference, stamp, masked_fraction),
+        plan.units,
+        provenance=provenance,
+        what="cutting stamps, shards",
+        processes=processes,
+    )
+    if ranks.rank == 0:
+        _report(manifest.rows, skipped)
     return manifest
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a unit gave."""
-
-    stamps: Stamps | None
-    skipped: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -281,10 +284,13 @@ def _say_unmasked(sets: Sequence[FrameSet]) -> None:
 
 
 def _report(stamps: int, skipped: Sequence[Mapping[str, Any]]) -> None:
+    counts = {
+        words: sum(one.get("objects", 1) for one in skipped if what in one["reason"])
+        for what, words in _COUNTED.items()
+    }
     if skipped:
-        counts = {what: sum(what in one["reason"] for one in skipped) for what in _COUNTED}
-        named = ", ".join(f"{count} {_COUNTED[what]}" for what, count in counts.items() if count)
+        named = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
         print(
-            f"{stamps} stamps; skipped {len(skipped)}: {named} (listed in the manifest's provenance)",
+            f"{stamps} stamps; skipped {sum(counts.values())}: {named} (listed in the manifest's provenance)",
             file=sys.stderr,
         )

@@ -27,6 +27,9 @@ _DR8 = re.compile(
     r"frame-(?P<band>[ugriz])-(?P<run>\d{6})-(?P<camcol>\d)-(?P<field>\d{4})\.fits(\.gz|\.bz2)?"
 )
 _HEADERS_AT_ONCE = 8  # unpacking releases the interpreter lock
+# Objects outside every frame that are listed one by one; of a table of the whole survey and a few frames they
+# would be a manifest of 100 MB.
+_LISTED = 1000
 _Key = tuple[int, int, int]
 Rows = npt.NDArray[np.intp]
 
@@ -58,6 +61,7 @@ class Piece:
     frame_set: FrameSet
     objects: Objects
     stamp_id: Ids  # (N,)
+    files: tuple[tuple[int, int], ...]  # bytes and time of change, ns, of the set's frames and masks
 
 
 @dataclass(frozen=True)
@@ -133,15 +137,16 @@ def make_plan(
         runs = np.repeat([one.run for one in sets], [len(one) for one in chosen]).astype(np.int64)
         ids, rule = epoch_ids(ids, runs)
     units: list[list[Piece]] = []
-    free, start = 0, 0
+    free = start = 0
     for frame_set, mine in zip(sets, chosen, strict=True):
+        files = _states(frame_set) if len(mine) else ()
         parts = max(-(-len(mine) // shard_rows), 1)
         for part in np.array_split(np.arange(start, start + len(mine)), parts):
             if len(part) > free:
                 units.append([])
                 free = shard_rows
             if len(part):
-                units[-1].append(Piece(frame_set, table[rows[part]], ids[part]))
+                units[-1].append(Piece(frame_set, table[rows[part]], ids[part], files))
                 free -= len(part)
         start += len(mine)
     return Plan(tuple(tuple(unit) for unit in units), tuple(skipped), rule)
@@ -175,16 +180,27 @@ def _choose(
                 skipped.append({"object_id": int(table.object_id[row]), "run": one.run, "reason": reason})
             seen |= best >= 0
             margin[:], best[:] = -1.0, -1
-    for object_id in table.object_id[~seen].tolist():
-        skipped.append({"object_id": object_id, "run": None, "reason": "outside every frame"})
-    return chosen, skipped
+    return chosen, skipped + _outside(table.object_id[~seen])
+
+
+def _outside(object_id: Ids) -> list[dict[str, Any]]:
+    entry: dict[str, Any] = {"run": None, "reason": "outside every frame"}
+    entries = [{"object_id": one, **entry} for one in object_id[:_LISTED].tolist()]
+    if len(object_id) > _LISTED:
+        entries.append({"object_id": None, **entry, "objects": len(object_id) - _LISTED})
+    return entries
+
+
+def _states(frame_set: FrameSet) -> tuple[tuple[int, int], ...]:
+    states = [path.stat() for path in (*frame_set.paths, *frame_set.masks) if path is not None]
+    return tuple((state.st_size, state.st_mtime_ns) for state in states)
 
 
 def _geometry(frame_set: FrameSet, reference: int) -> Geometry:
     path = frame_set.paths[reference]
     geometry = read_geometry(read_header(path), path, "an SDSS frame")
     scale = 3600 * geometry.pixel_area**0.5
-    if not abs(scale / PIXEL_SCALE - 1) < 0.01:
+    if not abs(scale / PIXEL_SCALE - 1) < 0.02:
         raise BadInput(f'{path}: {scale:.4g}" a pixel, not {PIXEL_SCALE}": expected an SDSS frame')
     return geometry
 

@@ -1,0 +1,269 @@
+"""Which frames are found, what each object is cut from, and bad files named."""
+
+import bz2
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("astropy")
+
+from astropy.io import fits  # noqa: E402
+
+import hpcphotoz.sources.frames  # noqa: E402
+from hpcphotoz.data.shards import MANIFEST  # noqa: E402
+from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.sources.fpc import read_frame  # noqa: E402
+from hpcphotoz.sources.frame import Frame  # noqa: E402
+from hpcphotoz.sources.frames import ingest_frames  # noqa: E402
+from hpcphotoz.sources.framesets import find_frame_sets, make_plan  # noqa: E402
+from hpcphotoz.sources.objects import RUNS, Objects  # noqa: E402
+from tests.sdss_files import (  # noqa: E402
+    DEC,
+    RA,
+    SCALE,
+    SHAPE,
+    header,
+    load,
+    write_dr8,
+    write_set,
+    write_table,
+)
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    write_set(tmp_path / "frames" / "run-000094", [(RA, DEC), (RA + 0.0031, DEC - 0.0022)])
+    return tmp_path / "frames"
+
+
+def test_both_kinds_of_frames_in_one_tree(tmp_path: Path, frames: Path) -> None:
+    write_set(frames / "new", [(RA, DEC)], run=752, dr8="fits.bz2")
+    table = write_table(tmp_path / "t.csv", [{"object_id": 5, "ra": RA, "dec": DEC}])
+    manifest = ingest_frames(tmp_path / "out", frames, table, epochs="all")
+    assert (load(tmp_path / "out", manifest).object_id % RUNS).tolist() == [94, 752]
+    write_set(frames / "again", [(RA, DEC)], dr8="fits")
+    with pytest.raises(BadInput, match="the same field as .*frame-.*another calibration"):
+        ingest_frames(tmp_path / "both", frames, table)
+
+
+def test_bands_are_a_choice(tmp_path: Path, frames: Path) -> None:
+    table = write_table(tmp_path / "t.csv", [{"object_id": 5, "ra": RA, "dec": DEC}])
+    whole = load(tmp_path / "all", ingest_frames(tmp_path / "all", frames, table))
+    for path in frames.rglob("*-[uz]4-*"):
+        path.unlink()
+    manifest = ingest_frames(tmp_path / "irg", frames, table, bands="irg")
+    some = load(tmp_path / "irg", manifest)
+    assert manifest.header.bands == ("i", "r", "g")
+    np.testing.assert_array_equal(some.images, whole.images[:, [3, 2, 1]])
+    np.testing.assert_array_equal(some.sky_sigma, whole.sky_sigma[:, [3, 2, 1]])
+    manifest = ingest_frames(tmp_path / "ig", frames, table, bands="ig")
+    assert "onto the i frame" in manifest.provenance["resampling"]
+
+
+def test_an_object_is_cut_where_it_lies_farthest_from_the_edge(tmp_path: Path) -> None:
+    # Two fields that overlap by half: y runs to the east, so the second one starts 110 pixels farther up.
+    places = [(RA + k * SCALE, DEC) for k in (20, 40, 70, 90)]
+    for field, offset in ((12, 0.0), (13, 110 * SCALE)):
+        write_set(tmp_path / "f", places, field=field, offset=offset)
+    sets = find_frame_sets(tmp_path / "f")
+    ra, dec = np.array(places).T
+    table = Objects(np.arange(4), ra, dec, np.full(4, np.nan), np.zeros(4))
+    for rows, units in (
+        (4, [[[0, 1], [2, 3]]]),
+        (3, [[[0, 1]], [[2, 3]]]),
+        (1, [[[0]], [[1]], [[2]], [[3]]]),
+    ):
+        plan = make_plan(sets, table, reference=2, stamp=32, shard_rows=rows, epochs="one")
+        assert [[piece.objects.object_id.tolist() for piece in unit] for unit in plan.units] == units
+    assert [piece.frame_set.field for unit in plan.units for piece in unit] == [12, 12, 13, 13]
+
+
+def test_a_unit_reads_each_frame_once(tmp_path: Path, frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(frames, [(RA, DEC)], run=752)
+    read: list[str] = []
+
+    def counted(path: Path) -> Frame:
+        read.append(path.name)
+        return read_frame(path)
+
+    monkeypatch.setitem(hpcphotoz.sources.frames._READ, "fpC", counted)
+    rows: list[dict[str, object]] = [
+        {"object_id": k, "ra": RA + k * SCALE, "dec": DEC + k * SCALE} for k in range(6)
+    ]
+    table = write_table(tmp_path / "t.csv", rows)
+    manifest = ingest_frames(tmp_path / "out", frames, table, epochs="all", processes=1)
+    assert manifest.rows == 12 and len(read) == len(set(read)) == 10
+
+
+def test_skipped_objects_are_listed_with_the_reason(
+    tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [(RA, DEC), (RA, DEC + 100 * SCALE), (RA - 180, -DEC)]  # the last is where a tangent plane folds
+    rows: list[dict[str, object]] = [
+        {"object_id": k, "ra": ra, "dec": dec} for k, (ra, dec) in enumerate(places, 1)
+    ]
+    table = write_table(tmp_path / "t.csv", rows)
+    manifest = ingest_frames(tmp_path / "out", frames, table)
+    reasons = {one["object_id"]: one["reason"] for one in manifest.provenance["skipped"]}
+    assert manifest.rows == 1 and set(reasons) == {2, 3}
+    assert "edge of the r frame of run 94 camcol 4 field 12" in reasons[2]
+    assert reasons[3] == "outside every frame"
+    assert "skipped 2: 1 outside every frame, 1 too near an edge" in capsys.readouterr().err
+
+
+def test_one_stamp_a_run_and_one_only_of_overlapping_fields(tmp_path: Path, frames: Path) -> None:
+    write_set(frames / "run-000094", [(RA, DEC)], field=13)
+    write_set(frames / "run-000752", [(RA, DEC)], run=752)
+    table = write_table(tmp_path / "t.csv", [{"object_id": 5, "ra": RA, "dec": DEC}])
+    manifest = ingest_frames(tmp_path / "all", frames, table, stamp=32, epochs="all")
+    assert load(tmp_path / "all", manifest).object_id.tolist() == [5 * RUNS + 94, 5 * RUNS + 752]
+    manifest = ingest_frames(tmp_path / "one", frames, table, stamp=32)
+    assert load(tmp_path / "one", manifest).object_id.tolist() == [5]
+
+
+def damage_truncate(folder: Path) -> str:
+    path = next(folder.rglob("*-i4-*"))
+    path.write_bytes(path.read_bytes()[:-20_000])
+    return path.name
+
+
+def damage_truncate_gzip(folder: Path) -> str:
+    path = next(folder.rglob("*-i4-*"))
+    packed = path.with_name(path.name + ".gz")
+    packed.write_bytes(gzip.compress(path.read_bytes(), compresslevel=1)[:-5000])
+    path.unlink()
+    return packed.name
+
+
+def damage_not_fits(folder: Path) -> str:
+    path = next(folder.rglob("*-u4-*"))
+    path.write_text("<html>404 not found</html>")
+    return path.name
+
+
+def damage_empty(folder: Path) -> str:
+    path = next(folder.rglob("*-u4-*"))
+    path.write_bytes(b"")
+    return path.name
+
+
+def damage_remove_band(folder: Path) -> str:
+    next(folder.rglob("*-z4-*")).unlink()
+    return "field 12 lacks its z frame"
+
+
+def damage_remove_key(folder: Path) -> str:
+    path = next(folder.rglob("*-g4-*"))
+    counts = fits.getdata(path)
+    head = header("g")
+    del head["FLUX20"]
+    fits.PrimaryHDU(counts, head).writeto(path, overwrite=True)
+    return f"{path.name}: its header lacks FLUX20"
+
+
+def damage_blank(folder: Path) -> str:
+    path = next(folder.rglob("*-g4-*"))
+    fits.PrimaryHDU(np.full(SHAPE, 1120, np.uint16), header("g")).writeto(path, overwrite=True)
+    return f"{path.name}: no noise"
+
+
+def damage_twice(folder: Path) -> str:
+    path = next(folder.rglob("*-g4-*"))
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes(), compresslevel=1))
+    return "the same frame as"
+
+
+def damage_all(folder: Path) -> str:
+    for path in folder.rglob("fpC-*"):
+        path.unlink()
+    return "no fpC-"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_truncate,
+        damage_truncate_gzip,
+        damage_not_fits,
+        damage_empty,
+        damage_remove_band,
+        damage_remove_key,
+        damage_blank,
+        damage_twice,
+        damage_all,
+    ],
+)
+def test_bad_frames_are_named(tmp_path: Path, frames: Path, damage: Callable[[Path], str]) -> None:
+    table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": RA, "dec": DEC}])
+    expected = damage(frames)
+    with pytest.raises(BadInput) as caught:
+        ingest_frames(tmp_path / "out", frames, table)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / MANIFEST).exists()
+
+
+def test_nothing_in_the_frames_is_an_error(tmp_path: Path, frames: Path) -> None:
+    table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": 10.0, "dec": 10.0}])
+    with pytest.raises(BadInput, match="none of its 1 objects"):
+        ingest_frames(tmp_path / "out", frames, table)
+    with pytest.raises(BadInput, match="no such folder"):
+        ingest_frames(tmp_path / "out", tmp_path / "elsewhere", table)
+    with pytest.raises(BadInput, match="objects.csv: not a readable"):
+        ingest_frames(tmp_path / "out", frames, tmp_path / "objects.csv")
+    wrong: list[dict[str, Any]] = [{"stamp": 2}, {"bands": "rr"}, {"bands": "ux"}, {"epochs": "two"}]
+    for options in [*wrong, {"masked_fraction": 1.5}, {"shard_rows": 0}]:
+        with pytest.raises(BadInput, match=next(iter(options)).replace("_", " ")):
+            ingest_frames(tmp_path / "out", frames, table, **options)
+
+
+def damage_dr8_truncate(path: Path) -> str:
+    path.write_bytes(path.read_bytes()[:-2000])
+    return path.name
+
+
+def damage_dr8_no_sky(path: Path) -> str:
+    write_dr8(path, np.ones(SHAPE), header("g"), hdus=2)
+    return f"{path.name}: HDU 1 is no calibration of {SHAPE[1]} columns, or HDU 2"
+
+
+def damage_dr8_sky_table(path: Path) -> str:
+    with fits.open(io.BytesIO(bz2.decompress(path.read_bytes()))) as hdus:
+        hdus[2].columns.change_name("YINTERP", "Y")
+        buffer = io.BytesIO()
+        hdus.writeto(buffer)
+    path.write_bytes(bz2.compress(buffer.getvalue()))
+    return f"{path.name}: HDU 2 lacks YINTERP"
+
+
+def damage_dr8_unit(path: Path) -> str:
+    head = header("g")
+    head["BUNIT"] = "DN"
+    write_dr8(path, np.ones(SHAPE), head)
+    return f"{path.name}: BUNIT = 'dn', not nanomaggies"
+
+
+def damage_dr8_wcs(path: Path) -> str:
+    head = header("g")
+    del head["CD2_2"]
+    write_dr8(path, np.ones(SHAPE), head)
+    return f"{path.name}: its header lacks CD2_2"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_dr8_truncate, damage_dr8_no_sky, damage_dr8_sky_table, damage_dr8_unit, damage_dr8_wcs],
+)
+def test_bad_frames_of_dr8_are_named(tmp_path: Path, damage: Callable[[Path], str]) -> None:
+    write_set(tmp_path / "f", [(RA, DEC)], dr8="fits.bz2")
+    table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": RA, "dec": DEC}])
+    expected = damage(tmp_path / "f" / "frame-g-000094-4-0012.fits.bz2")
+    with pytest.raises(BadInput) as caught:
+        ingest_frames(tmp_path / "out", tmp_path / "f", table)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / MANIFEST).exists()
