@@ -39,6 +39,8 @@ def ingest_sdss_frames(options: argparse.Namespace) -> int:
         columns=columns,
         masked_fraction=masked,
         epochs=options.epochs,
+        storage=options.storage,
+        processes=options.processes,
     )
     print(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards")
     return 0
@@ -152,6 +154,13 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "band (default 0.005)",
     )
     p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard at most (default 1024)")
+    p.add_argument(
+        "--storage",
+        choices=("float32", "float16", "int16"),
+        default="float32",
+        help="of the images (default float32); int16: in steps of 1/32 of the sky sigma",
+    )
+    p.add_argument("--processes", type=int, help="processes (default: one a core; under mpiexec its ranks)")
 
     p = command(commands, "inspect", inspect)
     p.add_argument("dataset", type=Path, help="dataset folder")
