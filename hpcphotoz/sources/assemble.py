@@ -29,7 +29,7 @@ from hpcphotoz.data.shards import (
     damage,
     write_manifest,
 )
-from hpcphotoz.data.writer import Moments, write_shard
+from hpcphotoz.data.writer import Moments, checked, write_shard
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 from hpcphotoz.sources.parallel import Team, on_processes, team, usable_cores
@@ -78,8 +78,9 @@ class _Unit:
         shard = record = None
         try:
             if made.stamps is not None and len(made.stamps):
-                shard = write_shard(path, self.header, made.stamps)
-                record = _moments(self.header, made.stamps).record()
+                stamps = checked(self.header, made.stamps, str(path))
+                shard = write_shard(path, self.header, stamps)
+                record = _moments(self.header, stamps).record()
             done = _Done(shard, record, made.skipped)
             entry = {"plan": self.fingerprint, **asdict(done)}
             write_text(path.with_name(path.name + _SIDECAR), json.dumps(entry))
@@ -155,7 +156,7 @@ def _processes(ranks: Team, processes: int | None) -> int:
 
 
 def _shown(results: Iterator[_Done], what: str, total: int, ranks: int) -> Iterator[_Done]:
-    return track(results, what if ranks == 1 else f"{what} (of {ranks} ranks' the first)", total=total)
+    return track(results, what if ranks == 1 else f"{what} (rank 0 of {ranks})", total=total)
 
 
 def _moments(header: Header, stamps: Stamps) -> Moments:
