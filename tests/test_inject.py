@@ -37,7 +37,7 @@ from hpcphotoz.sources.inject import (  # noqa: E402
 from hpcphotoz.sources.population import BANDS, R_BAND, Galaxy, Tables, make_tables  # noqa: E402
 from hpcphotoz.sources.rendering import PIXEL_SCALE, STAMP, render_in_pixels  # noqa: E402
 from hpcphotoz.sources.simulate import simulate_object  # noqa: E402
-from tests.test_fpm import write_mask  # noqa: E402
+from tests.sdss_files import write_mask  # noqa: E402
 from tests.test_psfield import GAIN, gaussian, write_psfield  # noqa: E402
 
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
@@ -187,7 +187,7 @@ def test_galaxies_do_not_depend_on_number_shards_or_processes(
     tmp_path: Path, frames: Path, tables: Tables
 ) -> None:
     simulate_onto(tmp_path / "one", 6, frames, seed=3, shard_rows=4, processes=1)
-    simulate_onto(tmp_path / "two", 36, frames, seed=3, shard_rows=30, processes=2)
+    simulate_onto(tmp_path / "two", 36, frames, seed=3, shard_rows=20, processes=2)
     a, b = load(tmp_path / "one"), load(tmp_path / "two")
     middle = inject_rows(tables, find_frame_sets(frames), 3, 2, 5)
     for name in COLUMNS:

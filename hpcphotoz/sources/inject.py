@@ -10,24 +10,28 @@ generator, in the field that its index gives, so that it depends on the frames f
 objects, shards or processes.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from hpcphotoz.data.shards import Manifest, Stamps
+from hpcphotoz.data.shards import Header, Manifest, Stamps
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.assemble import Made, assemble
 from hpcphotoz.sources.fitsfile import numbers, read_header
 from hpcphotoz.sources.fpc import read_frame
 from hpcphotoz.sources.fpm import BAD_PLANES, Mask, read_mask
 from hpcphotoz.sources.frame import Floats, Frame, resample, sky_sigma
 from hpcphotoz.sources.framesets import FrameSet, find_frame_sets
+from hpcphotoz.sources.parallel import team
 from hpcphotoz.sources.population import BANDS, R_BAND, Galaxy, Tables, draw_galaxy, make_tables
 from hpcphotoz.sources.psfield import FieldPSF, read_psf
 from hpcphotoz.sources.rendering import PIXEL_SCALE, STAMP, render_in_pixels
-from hpcphotoz.sources.simulate import check, provenance, write
+from hpcphotoz.sources.simulate import check, provenance
 
 PATCH = STAMP + 8  # pixels of a frame that a stamp may draw on: half a stamp, a fraction, and Lanczos-3
 FIELDS_IN_MEMORY = 2  # 80 MB each
@@ -71,7 +75,7 @@ class Injected:
     place: tuple[tuple[float, float], ...]  # x, y in each band's frame, pixels from 0
     ra: float  # deg
     dec: float
-    image: Floats  # (band, 64, 64) nanomaggies
+    image: npt.NDArray[np.float32]  # (band, 64, 64) nanomaggies
     sky_sigma: Floats  # (band,) of the frames there, nanomaggies per pixel
 
 
@@ -93,7 +97,9 @@ def simulate_onto(
         out: folder to create.
         n: number of galaxies.
         frames: folder searched at any depth for fpC frames with their fpM and psField files.
-        seed, shard_rows, processes: as `simulate`; a process holds up to 150 MB of frames.
+        seed: as `simulate`.
+        shard_rows: objects a shard; a shard is one process's work, in whose memory it is made.
+        processes: None: one a core; each holds up to 150 MB of frames. Under MPI the ranks are the processes.
 
     Returns:
         The manifest of the finished dataset.
@@ -102,18 +108,50 @@ def simulate_onto(
         BadInput: an argument out of range, no frames, a file that is missing or cannot be read, a field
             without an empty place, a folder that cannot be used, or a worker process that died.
     """
-    check(n, seed, processes)
-    sets = _sets(frames)
-    tables = make_tables()
-    record = provenance(n, seed, tables.survey) | {
-        "onto": [path.name for one in sets for path in (*one.paths, psf_path(one))],
-        "placement": asdict(_PLACEMENT),
-        "resampling": "Lanczos-3 onto the r frame's grid",
-    }
-    return write(out, partial(inject_rows, tables, sets), n, seed, shard_rows, processes, record)
+
+    def plan_here() -> tuple[Inject, dict[str, Any]]:
+        check(n, seed, 1 if processes is None else processes)
+        if shard_rows < 1:
+            raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+        sets = _sets(frames)
+        files = [path for one in sets for path in (*one.paths, *_masks(one), psf_path(one))]
+        sources = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        tables = make_tables()
+        record = provenance(n, seed, tables.survey) | {
+            "onto": [path.name for path in files],
+            "placement": asdict(_PLACEMENT),
+            "resampling": "Lanczos-3 onto the r frame's grid",
+        }
+        return Inject(tables, tuple(sets), seed, sources), record
+
+    make, record = team().from_first(plan_here)
+    manifest, _ = assemble(
+        out,
+        Header(BANDS, STAMP, PIXEL_SCALE),
+        make,
+        [(start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)],
+        provenance=record,
+        what="putting galaxies into frames, shards",
+        processes=processes,
+    )
+    return manifest
 
 
-def inject_rows(tables: Tables, sets: list[FrameSet], seed: int, start: int, stop: int) -> Stamps:
+@dataclass(frozen=True)
+class Inject:
+    """Makes the galaxies of a shard, first and last plus one."""
+
+    tables: Tables
+    sets: tuple[FrameSet, ...]
+    seed: int
+    # Names, bytes and times of the files: with one changed, finished shards are not kept when resuming.
+    sources: tuple[tuple[str, int, int], ...]
+
+    def __call__(self, unit: tuple[int, int]) -> Made:
+        return Made(inject_rows(self.tables, self.sets, self.seed, *unit))
+
+
+def inject_rows(tables: Tables, sets: Sequence[FrameSet], seed: int, start: int, stop: int) -> Stamps:
     """The objects `start` to `stop - 1` of a seed, in memory.
 
     Raises:
@@ -121,7 +159,7 @@ def inject_rows(tables: Tables, sets: list[FrameSet], seed: int, start: int, sto
     """
     objects = [inject(tables, load_field(field_of(sets, index)), seed, index) for index in range(start, stop)]
     return Stamps(
-        images=np.array([one.image for one in objects], np.float32),
+        images=np.stack([one.image for one in objects]),
         z_spec=np.array([one.galaxy.z for one in objects], np.float32),
         ebv=np.array([one.galaxy.ebv for one in objects], np.float32),
         object_id=(np.int64(seed) << np.int64(32)) | np.arange(start, stop, dtype=np.int64),
@@ -131,7 +169,7 @@ def inject_rows(tables: Tables, sets: list[FrameSet], seed: int, start: int, sto
     )
 
 
-def field_of(sets: list[FrameSet], index: int) -> FrameSet:
+def field_of(sets: Sequence[FrameSet], index: int) -> FrameSet:
     """The fields take turns, a block of galaxies each."""
     return sets[index // _PLACEMENT.block % len(sets)]
 
@@ -152,7 +190,7 @@ def inject(tables: Tables, field: Field, seed: int, index: int) -> Injected:
     reference = field.frames[R_BAND]
     along_y, along_x = np.mgrid[:STAMP, :STAMP] - (STAMP - 1) / 2
     grid = place[R_BAND][0] + along_x, place[R_BAND][1] + along_y
-    image = np.empty((len(BANDS), STAMP, STAMP))
+    image = np.empty((len(BANDS), STAMP, STAMP), np.float32)
     for b, (frame, (x0, y0)) in enumerate(zip(field.frames, corners, strict=True)):
         x, y = grid if b == R_BAND else _carried(reference, frame, *grid)
         pixels = frame.image[y0 : y0 + PATCH, x0 : x0 + PATCH] + light[b]

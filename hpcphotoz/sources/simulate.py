@@ -9,10 +9,9 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,39 +60,15 @@ def simulate(
     Raises:
         BadInput: an argument out of range, a folder that cannot be used, or a worker process that died.
     """
+    processes = _usable_cores() if processes is None else processes
     check(n, seed, processes)
     tables = make_tables()
-    record = provenance(n, seed, tables.survey) | {
-        "camera": _CAMERA.record(),
-        "footprint_deg": list(FOOTPRINT),
-    }
-    return write(out, partial(simulate_rows, tables), n, seed, shard_rows, processes, record)
-
-
-def write(
-    out: Path,
-    make: Callable[[int, int, int], Stamps],
-    n: int,
-    seed: int,
-    shard_rows: int,
-    processes: int | None,
-    record: dict[str, Any],
-) -> Manifest:
-    """Write the dataset of the `n` objects that `make(seed, start, stop)` gives in parts.
-
-    Args:
-        make: called in the worker processes: must pickle.
-        record: the provenance.
-        out, n, seed, shard_rows, processes: as `simulate`.
-
-    Raises:
-        BadInput: as `simulate`, and what `make` raises.
-    """
-    processes = _usable_cores() if processes is None else processes
     header = Header(BANDS, STAMP, PIXEL_SCALE)
     tasks = [(seed, start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    sky = {"camera": _CAMERA.record(), "footprint_deg": list(FOOTPRINT)}
+    record = provenance(n, seed, tables.survey) | sky
     with DatasetWriter(out, header, shard_rows, record) as writer:
-        chunks = _chunks(make, tasks, min(processes, len(tasks)))
+        chunks = _chunks(tables, tasks, min(processes, len(tasks)))
         for stamps in track(chunks, "simulating galaxies", total=n, weight=CHUNK):
             writer.append(stamps)
     return read_manifest(out)
@@ -153,7 +128,7 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def check(n: int, seed: int, processes: int | None) -> None:
+def check(n: int, seed: int, processes: int) -> None:
     """Refuse arguments out of range.
 
     Raises:
@@ -163,21 +138,19 @@ def check(n: int, seed: int, processes: int | None) -> None:
         raise BadInput(f"n {n}: must be at least 1 and at most 2^32")
     if not 0 <= seed < 1 << 31:
         raise BadInput(f"seed {seed}: must be at least 0 and less than 2^31")
-    if processes is not None and processes < 1:
+    if processes < 1:
         raise BadInput(f"processes {processes}: must be at least 1")
 
 
-def _chunks(
-    make: Callable[[int, int, int], Stamps], tasks: list[tuple[int, int, int]], processes: int
-) -> Iterator[Stamps]:
+def _chunks(tables: Tables, tasks: list[tuple[int, int, int]], processes: int) -> Iterator[Stamps]:
     """The tasks' stamps in order, at most a few tasks a process ahead of the reader."""
     if processes == 1:
         for task in tasks:
-            yield make(*task)
+            yield simulate_rows(tables, *task)
         return
     # spawn, never fork: the caller may hold threads (torch, HDF5), and a forked child may then hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (make,)) as pool:
+    with ProcessPoolExecutor(processes, context, _start_worker, (tables,)) as pool:
         ahead: deque[Future[Stamps]] = deque()
         try:
             for task in tasks:
@@ -194,15 +167,15 @@ def _chunks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_worker_make: list[Callable[[int, int, int], Stamps]] = []
+_worker_tables: list[Tables] = []
 
 
-def _start_worker(make: Callable[[int, int, int], Stamps]) -> None:
+def _start_worker(tables: Tables) -> None:
     # Ctrl-C reaches the whole process group: the parent ends the workers, which need not print tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     galsim.set_omp_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker_make.append(make)
+    _worker_tables.append(tables)
 
 
 def _end_with_parent() -> None:
@@ -214,4 +187,4 @@ def _end_with_parent() -> None:
 
 
 def _work(task: tuple[int, int, int]) -> Stamps:
-    return _worker_make[0](*task)
+    return simulate_rows(_worker_tables[0], *task)
