@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hpcphotoz.config import Data
-from hpcphotoz.data import codec, files, shards
+from hpcphotoz.data import codec, files, order, shards
 from hpcphotoz.data.index import index_folder
 from hpcphotoz.data.shards import COLUMNS, Header
 from hpcphotoz.data.stream import Batch, Stream
@@ -262,6 +262,31 @@ def test_a_truncated_and_a_missing_shard_are_named(dataset: Path, tmp_path: Path
     second = stream(folder, 1, 2)  # only rank 0 looks at every file at the start
     with pytest.raises(BadInput, match="missing"):
         list(second.epoch(0))
+
+
+def test_a_lost_shard_is_left_out_and_counted_if_asked(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    (folder / "shard-00001.h5").unlink()
+    (folder / "shard-00002.h5").write_bytes((folder / "shard-00002.h5").read_bytes()[:-100])
+    options = SMALL.model_copy(update={"damaged": "skip"})
+    first = stream(folder, 0, 2, "train", options)
+    assert first.census.lost == (1, 2) and first.census.lost_rows(first.manifest) == 43
+    assert "missing" in caplog.text and "truncated" in caplog.text
+    second = Stream(
+        folder, options, global_batch=16, seed=1, part="train", world=World(1, 2, 1, 2), census=first.census
+    )
+    seen = ids(list(first.epoch(0))) + ids(list(second.epoch(0)))
+    mine = order.part_of(make_stamps(75).object_id[:32], 0.2, 0.2, 0) == 0
+    assert sorted(seen) == sorted(make_stamps(75).object_id[:32][mine].tolist())
+
+
+def test_a_shard_with_damaged_labels_is_left_out_if_asked(dataset: Path, tmp_path: Path) -> None:
+    folder = damaged(dataset, tmp_path / "d", "shard-00002.h5", 2, "ra")
+    batches = list(stream(folder, options=SMALL.model_copy(update={"damaged": "skip"})).epoch(0))
+    assert sorted(ids(batches)) == sorted(make_stamps(75).object_id[:64].tolist())
+    assert sum(batch.skipped for batch in batches) == 11
 
 
 def test_a_shard_cut_while_in_use_is_named(dataset: Path, tmp_path: Path) -> None:

@@ -23,23 +23,35 @@ class Census:
     z_max: float | None
     unlabelled: int  # objects whose z_spec is unknown
     example: str  # the first shard that holds an unlabelled object; for messages
+    lost: tuple[int, ...] = ()  # shards that are missing or of another size, left out as a whole
+
+    def lost_rows(self, manifest: shards.Manifest) -> int:
+        """Objects of the lost shards, of whatever part."""
+        return sum(manifest.shards[number].rows for number in self.lost)
 
 
-def count(manifest: shards.Manifest, files: Files, subset: Subset) -> Census:
+def count(manifest: shards.Manifest, files: Files, subset: Subset, lost: tuple[int, ...] = ()) -> Census:
     """Count the objects of a part; the manifest alone is enough where all are meant.
+
+    Args:
+        manifest, files: the dataset.
+        subset: the part.
+        lost: shards to leave out.
 
     Raises:
         BadInput: a shard that cannot be read.
     """
-    found = Census(0, None, None, 0, "")
+    found = Census(0, None, None, 0, "", lost)
     if not subset.columns:
-        for shard in manifest.shards:
+        for number, shard in enumerate(manifest.shards):
+            if number in lost:
+                continue
             found = _merged(found, Census(shard.rows, shard.z_min, shard.z_max, shard.unlabelled, shard.file))
         return found
     numbers = range(len(manifest.shards))
     quiet = len(manifest.shards) < _MANY
     for number in numbers if quiet else track(numbers, "counting objects (shards)", len(manifest.shards)):
-        rows = manifest.shards[number].rows
+        rows = 0 if number in lost else manifest.shards[number].rows
         for first in range(0, rows, _ROWS):
             block = Blocks(*(np.array([x]) for x in (number, first, min(_ROWS, rows - first))))
             columns = files.columns(block, subset.columns | {"z_spec"})

@@ -146,7 +146,7 @@ class Files:
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         self._said: set[str] = set()
-        self._verified: set[int] = set()
+        self._verified: dict[int, str | None] = {}  # what is wrong, by shard
 
     def get(self, number: int) -> ShardFile:
         """The shard of this number, opened if need be."""
@@ -169,8 +169,13 @@ class Files:
             BadInput: a byte has changed since the shard was written.
         """
         if number not in self._verified:
-            self.get(number).verify_labels()
-            self._verified.add(number)
+            try:
+                self.get(number).verify_labels()
+                self._verified[number] = None
+            except BadInput as error:
+                self._verified[number] = str(error)
+        if problem := self._verified[number]:
+            raise BadInput(problem)
 
     def columns(self, blocks: Blocks, names: Iterable[str]) -> dict[str, Array]:
         """Labels of all rows of these blocks, (rows, ...) each, block after block."""

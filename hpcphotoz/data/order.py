@@ -137,9 +137,8 @@ def pools(
     """
     n_blocks, first = int(layout.starts[-1]), 0
     left = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    for window, begin in enumerate(range(0, n_blocks, window_blocks)):
-        number = np.arange(begin, min(begin + window_blocks, n_blocks))
-        blocks = layout.blocks(number if key is None else permute(number, n_blocks, key_of(key, 1)))
+    for window, number in enumerate(_windows(n_blocks, window_blocks, key)):
+        blocks = layout.blocks(number)
         shard, row = blocks.rows()
         if wanted is not None:
             keep = wanted(blocks)
@@ -153,6 +152,17 @@ def pools(
         first, left = first + batches, (shard[whole:], row[whole:])
     if len(left[0]):
         yield Pool(first, *left, np.arange(len(left[0])))
+
+
+def _windows(n_blocks: int, window_blocks: int, key: int | None) -> Iterator[Ints]:
+    """The blocks of each window; permuted many windows at a time: a call costs as much as a thousand blocks."""
+    some = window_blocks * -(-4096 // window_blocks)
+    for begin in range(0, n_blocks, some):
+        number = np.arange(begin, min(begin + some, n_blocks))
+        if key is not None:
+            number = permute(number, n_blocks, key_of(key, 1))
+        for first in range(0, len(number), window_blocks):
+            yield number[first : first + window_blocks]
 
 
 def spread(batches: int, size: int, key: int) -> Ints:

@@ -5,6 +5,7 @@ A window of blocks is read at a time, each block by one `os.preadv` that scatter
 the window's batches: the only copy is the kernel's.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
 
 _BATCHES = 4  # a window holds at least so many global batches: with fewer, a batch is one stretch of the disk
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,14 @@ class Stream:
     ) -> None:
         self._world = world or World()
         # One rank looks at every file: all ranks at ten thousand shards would stall a metadata server.
-        self.manifest = shards.read_manifest(folder, check=self._world.is_first)
+        check = self._world.is_first and options.damaged == "fail"
+        self.manifest = shards.read_manifest(folder, check)
         self._folder, self._options, self._seed, self._part = folder, options, seed, part
         self._global_batch, self._shuffle = global_batch, shuffle
         self._subset = Subset.of(options, part, self.manifest.header.bands)
         self.files = Files(folder, self.manifest)
-        rows = tuple(s.rows for s in self.manifest.shards)
-        self._layout = order.Layout(rows, self._block_rows(options.block_rows))
-        at_least = -(-_BATCHES * global_batch // self._layout.block_rows)
+        self._block_rows = self._whole_chunks(options.block_rows)
+        at_least = -(-_BATCHES * global_batch // self._block_rows)
         self._window_blocks = max(options.window_blocks, at_least)
         header = self.manifest.header
         shape, dtype = shards.columns(header)["images"]
@@ -108,7 +110,8 @@ class Stream:
             BadInput: no object at all.
         """
         if self._census is None:
-            self._census = count(self.manifest, self.files, self._subset)
+            lost = self._find_lost() if self._options.damaged == "skip" else ()
+            self._census = count(self.manifest, self.files, self._subset, lost)
         if self._census.rows == 0:
             raise BadInput(
                 f"{self._folder}: no object in its {self._part} part ({self.manifest.rows} in all): "
@@ -189,7 +192,10 @@ class Stream:
         """What is read together, and where in the epoch it goes; the same on every rank."""
         key = order.key_of(self._seed, epoch) if self._shuffle else None
         wanted = self._wanted if self._subset.columns else None
-        return order.pools(self._layout, self._window_blocks, self._global_batch, key, wanted, start)
+        lost = set(self.census.lost)  # no rows: no blocks
+        rows = tuple(0 if k in lost else shard.rows for k, shard in enumerate(self.manifest.shards))
+        layout = order.Layout(rows, self._block_rows)
+        return order.pools(layout, self._window_blocks, self._global_batch, key, wanted, start)
 
     def _wanted(self, blocks: order.Blocks) -> npt.NDArray[np.bool_]:
         return self._subset(self.files.columns(blocks, self._subset.columns))
@@ -208,7 +214,15 @@ class Stream:
             skip=self._options.damaged == "skip",
         )
 
-    def _block_rows(self, wanted: int) -> int:
+    def _find_lost(self) -> tuple[int, ...]:
+        found = []
+        for number, shard in enumerate(self.manifest.shards):
+            if problem := shards.damage(self._folder, shard):
+                _log.warning("%s; its %d objects are left out", problem, shard.rows)
+                found.append(number)
+        return tuple(found)
+
+    def _whole_chunks(self, wanted: int) -> int:
         """A block that is not whole chunks would have its first and last chunk decompressed twice."""
         first = self.manifest.shards[:1]
         chunk = self.files.get(0).chunk_rows if first and first[0].offsets is None else 1

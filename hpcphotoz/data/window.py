@@ -18,6 +18,8 @@ from hpcphotoz.data.order import Pool
 from hpcphotoz.errors import BadInput
 
 _LABELS = ("z_spec", "ebv", "object_id", "sky_sigma")
+# Bytes read between checksums: still in the processor's cache, which costs a tenth less than after 2.6 MB.
+_CACHED = 1 << 19
 _log = logging.getLogger(__name__)
 
 
@@ -120,34 +122,39 @@ class Window:
 
     def _read(self, low: int, high: int) -> None:
         file, first = self._files.get(int(self._shard[low])), int(self._row[low])
-        if self._verify:
-            self._files.verify_labels(int(self._shard[low]))
         size, memory, begin = self._row_bytes, self._memory, self._begin
         places = zip(self._batch[low:high].tolist(), self._slot[low:high].tolist(), strict=True)
         views = [memory[b - begin].data[s * size : (s + 1) * size] for b, s in places]
-        file.images.read(first, views)
+        if self._verify:
+            self._files.verify_labels(int(self._shard[low]))
         for name, column in self._labels.items():
             file.column(name, first, column[low:high])
         if not file.has_digests:
+            file.images.read(first, views)
             _check_finite(file, first, views, self._dtype)
         elif self._verify:
-            self._check(file, low, high, views)
+            self._read_verified(file, low, high, views)
+        else:
+            file.images.read(first, views)
 
-    def _check(self, file: ShardFile, low: int, high: int, views: list[memoryview]) -> None:
-        first = int(self._row[low])
-        stored = np.empty(high - low, np.uint64)
+    def _read_verified(self, file: ShardFile, low: int, high: int, views: list[memoryview]) -> None:
+        first, step = int(self._row[low]), max(1, _CACHED // self._row_bytes)
+        stored, found = np.empty(high - low, np.uint64), []
         file.column("image_xxh3", first, stored)
-        found = [xxhash.xxh3_64_intdigest(view) for view in views]
+        for k in range(0, len(views), step):
+            file.images.read(first + k, views[k : k + step])
+            found += [xxhash.xxh3_64_intdigest(view) for view in views[k : k + step]]
         wrong = np.flatnonzero(np.array(found, np.uint64) != stored)
-        if len(wrong):
-            self._bad[low + wrong] = True
-            text = (
-                f"{file.path}: rows {first + wrong[0]} to {first + wrong[-1]}: {len(wrong)} images differ "
-                "from their checksums: copy or write the shard again"
-            )
-            if not self._skip:
-                raise BadInput(text)
-            _log.warning("%s; left out", text)
+        if not len(wrong):
+            return
+        self._bad[low + wrong] = True
+        text = (
+            f"{file.path}: rows {first + wrong[0]} to {first + wrong[-1]}: {len(wrong)} images differ "
+            "from their checksums: copy or write the shard again"
+        )
+        if not self._skip:
+            raise BadInput(text)
+        _log.warning("%s; left out", text)
 
 
 def _check_finite(file: ShardFile, first: int, views: list[memoryview], dtype: npt.DTypeLike) -> None:

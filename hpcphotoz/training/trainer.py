@@ -120,7 +120,7 @@ class _Trainer:
             problem = str(error)
         group.agree(problem, self._world)
         for stream, found in zip(streams, json.loads(group.gather(text, self._world)[0] or ""), strict=True):
-            stream.census = Census(**found)
+            stream.census = Census(**{**found, "lost": tuple(found["lost"])})
         self._total = self._config.training.epochs * self._stream.batches
         self._last = min(self._total, self._config.training.max_steps or self._total)
 
@@ -147,8 +147,15 @@ class _Trainer:
             self._step = state["step"]
             self._sums[: len(state["sums"])] = state["sums"].cpu()
             _log.info("resumed at step %d of %d from %s", self._step, self._last, found)
+            if tuple(state.get("lost", ())) != self._stream.census.lost:
+                _log.warning("other shards are damaged than before: the rest of this epoch is ordered anew")
         if self._world.is_first:
             facts = {"data": str(self._data.resolve()), "manifest_sha256": self._digest, "step": self._step}
+            census, manifest = self._stream.census, self._stream.manifest
+            facts |= {
+                "lost_shards": [manifest.shards[number].file for number in census.lost],
+                "lost_objects": census.lost_rows(manifest),
+            }
             runfolder.record_start(self._out, self._world, {**facts, "device": str(self._device)})
 
     def run(self, stop: StopRequest) -> Outcome:
@@ -243,6 +250,7 @@ class _Trainer:
             "step": self._step,
             "sums": self._sums.clone(),
             "manifest_sha256": self._digest,
+            "lost": list(self._stream.census.lost),
             "config": self._config.model_dump(),
             "bands": list(header.bands),
             "stamp": header.stamp,
@@ -267,6 +275,7 @@ class _Trainer:
                 # How many times faster the reading threads could deliver; None: nothing was read since.
                 loader_headroom=(now - self._since) * self._stream.threads / busy if busy else None,
                 skipped=int(skipped),
+                lost=self._stream.census.lost_rows(self._stream.manifest),
             )
         self._sums.zero_()
         self._waited, self._since, self._seen = 0.0, now, 0
