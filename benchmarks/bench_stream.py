@@ -5,6 +5,8 @@ python -m benchmarks.bench_stream [--quick] [--json PATH]
 8192 stamps of 64x64x5 float32 as batches of 256 with labels, in one run, the readers taking turns, the page
 cache warm. Run `make peers` first for mosaicml-streaming; without it its figures are null. `ours_float16` and
 `ours_int16` deliver the stored numbers, half the bytes, as training takes them; all others float32.
+`ours_first_epoch` is a new stream each time: checksums, labels not yet read, and memory not yet touched, which
+weighs heavily in so short an epoch; `ours_verify_always` has the checksums alone.
 """
 
 import json
@@ -124,11 +126,10 @@ def readers(folder: Path, peer: Mds | None) -> dict[str, Reader]:
     """Everything that takes part, by name."""
     data = Data()
     found: dict[str, Reader] = {"ours": ours(folder / "float32", data)}
-    if "verify" in Data.model_fields:
-        first = parse({"data": {"verify": "first"}}, "benchmark").data
-        always = parse({"data": {"verify": "always"}}, "benchmark").data
-        found["ours_first_epoch"] = ours(folder / "float32", first, fresh=True)
-        found["ours_verify_always"] = ours(folder / "float32", always)
+    first = parse({"data": {"verify": "first"}}, "benchmark").data
+    always = parse({"data": {"verify": "always"}}, "benchmark").data
+    found["ours_first_epoch"] = ours(folder / "float32", first, fresh=True)
+    found["ours_verify_always"] = ours(folder / "float32", always)
     for storage in ("float16", "int16", "gzip"):
         found[f"ours_{storage}"] = ours(folder / storage, data)
     for workers in WORKERS:
@@ -155,7 +156,8 @@ def summary(times: Times, rows: int) -> dict[str, Any]:
         "ratio_gzip": ("ours_gzip", best["h5py_dataloader_gzip"]),
         "fraction_of_preadv": ("ours", f"preadv_{threads}"),
         "fraction_of_preadv_1_thread": ("ours", "preadv_1"),
-        "fraction_first_epoch": ("ours_first_epoch" if "ours_first_epoch" in rates else None, "ours"),
+        "fraction_first_epoch": ("ours_first_epoch", "ours"),
+        "fraction_verify_always": ("ours_verify_always", "ours"),
     }
     ratios: dict[str, float | None] = dict.fromkeys(pairs)
     per_round: dict[str, dict[str, float] | None] = dict.fromkeys(pairs)
