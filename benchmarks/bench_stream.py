@@ -5,8 +5,8 @@ python -m benchmarks.bench_stream [--quick] [--json PATH]
 8192 stamps of 64x64x5 float32 as batches of 256 with labels, in one run, the readers taking turns, the page
 cache warm. Run `make peers` first for mosaicml-streaming; without it its figures are null. `ours_float16` and
 `ours_int16` deliver the stored numbers, half the bytes, as training takes them; all others float32.
-`ours_first_epoch` is a new stream each time: checksums, labels not yet read, and memory not yet touched, which
-weighs heavily in so short an epoch; `ours_verify_always` has the checksums alone.
+`ours_first_epoch` is a new stream each time: checksums, labels not yet read, and memory not yet touched, all
+of which weigh heavily in so short an epoch; `ours_verify_always` has the checksums alone.
 """
 
 import json
