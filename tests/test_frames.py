@@ -133,6 +133,12 @@ def test_lanczos_is_exact_at_pixels_and_on_a_constant(tmp_path: Path, frames: Pa
     frame = read_frame(next(frames.rglob("*-r4-*")))
     y, x = np.mgrid[20:40, 30:50].astype(float)
     np.testing.assert_allclose(resample(frame, x, y), frame.image[20:40, 30:50], atol=1e-6)
+    # The definition: sinc(d) sinc(d/3) of the six nearest pixels of an axis, normalised.
+    for fx, fy in ((0.37, 0.81), (1e-12, 0.5), (0.999, 1 - 1e-12)):
+        at = [np.arange(-2, 4) - f for f in (fx, fy)]
+        wx, wy = [(w := np.sinc(d) * np.sinc(d / 3)) / w.sum() for d in at]
+        (value,) = resample(frame, np.array([110 + fx]), np.array([105 + fy]))
+        assert value == pytest.approx(wy @ frame.image[103:109, 108:114] @ wx, rel=1e-6)
     frame.image[:] = 3.5
     np.testing.assert_allclose(resample(frame, x + 0.37, y - 0.81), 3.5, rtol=1e-6)
 

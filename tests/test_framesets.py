@@ -15,7 +15,8 @@ pytest.importorskip("astropy")
 from astropy.io import fits  # noqa: E402
 
 import hpcphotoz.sources.frames  # noqa: E402
-from hpcphotoz.data.shards import MANIFEST  # noqa: E402
+from hpcphotoz.__main__ import main  # noqa: E402
+from hpcphotoz.data.shards import MANIFEST, read_manifest  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.fpc import read_frame  # noqa: E402
 from hpcphotoz.sources.frame import Frame  # noqa: E402
@@ -267,3 +268,37 @@ def test_bad_frames_of_dr8_are_named(tmp_path: Path, damage: Callable[[Path], st
         ingest_frames(tmp_path / "out", tmp_path / "f", table)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out" / MANIFEST).exists()
+
+
+def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, frames: Path) -> None:
+    write_set(frames, [(RA, DEC)], run=752)
+    rows: list[dict[str, object]] = [
+        {"object_id": k, "ra": RA + 3 * k * SCALE, "dec": DEC + 2 * k * SCALE} for k in range(5)
+    ]
+    table = write_table(tmp_path / "t.csv", rows)
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        ingest_frames(out, frames, table, stamp=32, shard_rows=2, epochs="all", processes=processes)
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert names == [MANIFEST, *(f"shard-{k:05d}.h5" for k in range(6))]
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_the_command_line(tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sdss = 1237661971724599442
+    table = write_table(tmp_path / "t.csv", [{"objID": sdss, "RA": RA, "DE": DEC, "zsp": 0.2}])
+    out = tmp_path / "out"
+    words = ["ingest", "sdss-frames", str(out), "--frames", str(frames), "--objects", str(table)]
+    assert main([*words, "--columns", "ra=RA", "dec"]) == 2
+    assert capsys.readouterr().err.endswith("--columns dec: must be of the form ra=RAJ2000\n")
+    names = ["--columns", "ra=RA", "dec=DE", "object_id=objID", "z_spec=zsp"]
+    options = ["--bands", "gri", "--stamp", "32", "--epochs", "one", "--masked-fraction", "0.1"]
+    assert main([*words, *names, *options, "--shard-rows", "8", "--processes", "1"]) == 0
+    manifest = read_manifest(out)
+    stamps = load(out, manifest)
+    assert stamps.images.shape == (1, 3, 32, 32) and stamps.object_id.tolist() == [sdss]
+    np.testing.assert_allclose(stamps.z_spec, [0.2])
+    assert manifest.provenance["masks"]["masked_fraction"] == 0.1
+    assert main([*words, *names]) == 2
+    assert "already holds a finished dataset" in capsys.readouterr().err

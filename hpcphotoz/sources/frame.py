@@ -164,9 +164,17 @@ def separation(ra: Floats, dec: Floats, ra0: float, dec0: float) -> Floats:
     return np.asarray(np.degrees(2 * np.arcsin(np.sqrt(np.clip(square, 0, 1)))))
 
 
-def _weights(fraction: Floats) -> list[Floats]:
-    """Lanczos-3 weights of the six pixels from 2 before to 3 after, for positions a fraction past one."""
-    taps = np.arange(1 - LANCZOS, LANCZOS + 1).reshape(-1, *[1] * fraction.ndim)
-    offset = fraction - taps
-    weights = np.sinc(offset) * np.sinc(offset / LANCZOS)
-    return list(weights / weights.sum(axis=0))
+def _weights(fraction: Floats) -> Floats:
+    """Lanczos-3 weights (6, ...) of the pixels from 2 before to 3 after, for positions a fraction past one.
+
+    sinc(d) sinc(d/3) of d = fraction - k is sin(pi fraction) (-1)^k sin(pi d/3) / d^2 but for a constant. Its
+    first factor drops out when the weights are normalised, and sin(pi d/3) comes from one sine and cosine.
+    Calling sinc instead took 40 % of the whole ingest.
+    """
+    f = np.clip(fraction, 1e-9, 1 - 1e-9)  # at a pixel itself its weight is 1 to 1e-9, not 0/0
+    sine, cosine = np.sin(f * (np.pi / LANCZOS)), np.cos(f * (np.pi / LANCZOS))
+    weights = np.empty((2 * LANCZOS, *f.shape))
+    for j, k in enumerate(range(1 - LANCZOS, LANCZOS + 1)):
+        turn = np.pi * k / LANCZOS
+        weights[j] = (-1) ** k * (sine * np.cos(turn) - cosine * np.sin(turn)) / (f - k) ** 2
+    return np.asarray(weights / weights.sum(axis=0))
