@@ -5,12 +5,19 @@ import json
 from pathlib import Path
 
 from hpcphotoz.cli_parser import Parser, command
+from hpcphotoz.data.shards import STORAGE
 from hpcphotoz.errors import BadInput
+from hpcphotoz.world import detect
 
 
 def simulate(options: argparse.Namespace) -> int:
     """Make labelled galaxies of known redshift."""
-    how = {"seed": options.seed, "shard_rows": options.shard_rows, "processes": options.processes}
+    how = {
+        "seed": options.seed,
+        "shard_rows": options.shard_rows,
+        "processes": options.processes,
+        "storage": options.storage,
+    }
     if options.onto is not None:
         from hpcphotoz.sources.inject import simulate_onto
 
@@ -18,8 +25,10 @@ def simulate(options: argparse.Namespace) -> int:
     else:
         from hpcphotoz.sources.simulate import simulate
 
+        if detect().size > 1:
+            raise BadInput("simulate without --onto uses the cores of one machine: start one process")
         manifest = simulate(options.out, options.n, **how)
-    print(f"{options.out}: {manifest.rows} galaxies in {len(manifest.shards)} shards")
+    _say(f"{options.out}: {manifest.rows} galaxies in {len(manifest.shards)} shards")
     return 0
 
 
@@ -42,7 +51,7 @@ def ingest_sdss_frames(options: argparse.Namespace) -> int:
         storage=options.storage,
         processes=options.processes,
     )
-    print(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards")
+    _say(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards")
     return 0
 
 
@@ -51,6 +60,40 @@ def _column(word: str) -> tuple[str, str]:
     if not (key and equals and name):
         raise BadInput(f"--columns {word}: must be of the form ra=RAJ2000")
     return key, name
+
+
+def ingest_table(options: argparse.Namespace) -> int:
+    """Make shards of a published HDF5 or npz set."""
+    from hpcphotoz import world
+    from hpcphotoz.sources.tables import ingest_table
+
+    manifest, skipped = ingest_table(
+        options.out,
+        options.sources,
+        options.format,
+        shard_rows=options.shard_rows,
+        crop=options.crop,
+        redshifts=options.redshifts,
+        keep_unlabelled=options.keep_unlabelled,
+        zero_point=options.zero_point,
+        limit=options.limit,
+        storage=options.storage,
+        processes=options.processes,
+    )
+    if world.detect().is_first:
+        left_out = sum(entry.get("count", 1) for entry in skipped)
+        more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
+        _say(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards{more}")
+    return 0
+
+
+def index(options: argparse.Namespace) -> int:
+    """Make a dataset of shards that another program wrote: check them and write their manifest."""
+    from hpcphotoz.data.index import index_folder
+
+    manifest = index_folder(options.folder)
+    print(f"{options.folder}: {manifest.rows} objects in {len(manifest.shards)} shards")
+    return 0
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -109,6 +152,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         help="put the galaxies into real sky: a folder, searched below too, with SDSS DR7 fpC frames "
         "and their fpM and psField files (default: simulated sky)",
     )
+    _add_storage(p)
     p.add_argument("--shard-rows", type=int, default=1024, help="galaxies a shard (default 1024)")
     p.add_argument("--processes", type=int, help="processes (default: one a core)")
 
@@ -154,16 +198,58 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "band (default 0.005)",
     )
     p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard at most (default 1024)")
-    p.add_argument(
-        "--storage",
-        choices=("float32", "float16", "int16"),
-        default="float32",
-        help="of the images (default float32); int16: in steps of 1/32 of the sky sigma",
-    )
+    _add_storage(p)
     p.add_argument("--processes", type=int, help="processes (default: one a core; under mpiexec its ranks)")
+
+    p = command(kinds, "table", ingest_table)
+    p.add_argument(
+        "out", type=Path, help="dataset folder to make; an unfinished one of this ingest is continued"
+    )
+    p.add_argument(
+        "sources", type=Path, nargs="+", metavar="SRC", help="files, or folders searched below too"
+    )
+    p.add_argument(
+        "--format",
+        required=True,
+        choices=("pasquet", "hayat", "galaxiesml", "mmu", "ssl-legacy"),
+        help="whose: Pasquet et al. 2019 (npz, or a folder with cube.npy and labels.npy), Hayat et al. 2021, "
+        "GalaxiesML, Multimodal Universe, ssl-legacysurvey",
+    )
+    p.add_argument("--shard-rows", type=int, default=8192, help="source rows a shard (default 8192)")
+    p.add_argument("--crop", type=int, help="centre of so many pixels a side (default: as in the files)")
+    p.add_argument(
+        "--redshifts",
+        type=Path,
+        help="mmu: CSV, FITS or VOTable with object_id and z_spec or z, joined by id",
+    )
+    p.add_argument("--keep-unlabelled", action="store_true", help="mmu: keep objects without a redshift")
+    p.add_argument(
+        "--zero-point", type=float, help="AB mag of one unit of the pixels (default: the format's)"
+    )
+    p.add_argument("--limit", type=int, help="only the first so many rows")
+    _add_storage(p)
+    p.add_argument("--processes", type=int, help="processes (default: one a core; with mpiexec, one a rank)")
+
+    p = command(commands, "index", index)
+    p.add_argument("folder", type=Path, help="with shard-*.h5, in any layout and with any filter of HDF5")
 
     p = command(commands, "inspect", inspect)
     p.add_argument("dataset", type=Path, help="dataset folder")
     p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
     p.add_argument("--plot", type=Path, help="draw stamps, n(z), magnitudes and noise to this PNG file")
     p.add_argument("--json", action="store_true", help="figures as JSON")
+
+
+def _add_storage(parser: Parser) -> None:
+    parser.add_argument(
+        "--storage",
+        choices=STORAGE,
+        default=STORAGE[0],
+        help="of the images (default float32); int16: in steps of 1/32 sky sigma, half the bytes",
+    )
+
+
+def _say(text: str) -> None:
+    """One rank speaks for all."""
+    if detect().is_first:
+        print(text)

@@ -1,0 +1,190 @@
+"""Rows of published files read, cropped, calibrated and judged: the stamps of a shard."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data.shards import Header, Stamps
+from hpcphotoz.sources.assemble import Made
+from hpcphotoz.sources.layouts import BANDS, IVAR, LAYOUTS, MASKS, SCALE, Layout, Table, open_table
+from hpcphotoz.sources.noise import sky_sigma
+from hpcphotoz.sources.redshifts import identifiers
+
+Array = npt.NDArray[Any]
+
+MASKED_FRACTION = 0.005  # largest part of a stamp's pixels, in any one band, that may be masked
+_BLOCK_BYTES = 16 << 20  # read at a time: fits a cache's neighbourhood and holds 200 stamps of 64 x 64 x 5
+_FLOAT16 = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, and what tells that it has changed."""
+
+    path: Path
+    name: str  # as the provenance calls it
+    bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start` to `stop - 1` of a file."""
+
+    source: int  # which
+    start: int
+    stop: int
+    z_spec: npt.NDArray[np.float32] | None  # (stop - start,) from a table of redshifts
+    twice: tuple[int, ...]  # of these rows: whose object an earlier row has
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """Makes the stamps of a unit: the rows of its pieces, a block of them in memory at a time."""
+
+    layout: str
+    sources: tuple[Source, ...]
+    header: Header
+    size: int  # of the images in the files, pixels a side
+    flux: float  # nanomaggies per unit of their pixels
+    keep_unlabelled: bool
+
+    def __call__(self, unit: Any) -> Made:
+        """Stamps of a unit's pieces, and what was left out with the reason."""
+        count = sum(piece.stop - piece.start for piece in unit)
+        bands, stamp = len(self.header.bands), self.header.stamp
+        images = np.empty((count, bands, stamp, stamp), np.float32)
+        sigma = np.empty((count, bands), np.float32)
+        labels: dict[str, list[Array]] = {name: [] for name in ("z_spec", "ebv", "object_id", "ra", "dec")}
+        skipped: list[dict[str, Any]] = []
+        at = unknown = 0
+        for piece in unit:
+            source, layout = self.sources[piece.source], LAYOUTS[self.layout]
+            with open_table(source.path, self.layout) as table:
+                found = _labels(table, layout, piece)
+                reasons = self._first_reasons(found, piece)
+                for start, stop in _blocks(table[layout.images], piece.start, piece.stop):
+                    rows = slice(start - piece.start, stop - piece.start)
+                    block, sky = self._read(table, layout, start, stop, reasons[rows])
+                    good = np.array([reason is None for reason in reasons[rows]])
+                    kept = slice(at, at + int(good.sum()))
+                    images[kept], sigma[kept] = block[good], sky[good]
+                    at = kept.stop
+            used = np.array([reason is None for reason in reasons])
+            for name, values in found.items():
+                labels[name].append(values[used])
+            unknown += sum(reason == "" for reason in reasons)
+            for k in np.flatnonzero(~used).tolist():
+                if reasons[k]:
+                    entry = {"object_id": int(found["object_id"][k]), "file": source.name}
+                    skipped.append({**entry, "row": piece.start + k, "reason": reasons[k]})
+        if unknown:
+            skipped.append({"count": unknown, "reason": "no redshift in the table"})
+        columns = {name: np.concatenate(parts) for name, parts in labels.items()}
+        return Made(Stamps(images=images[:at], sky_sigma=sigma[:at], **columns), tuple(skipped))
+
+    def _first_reasons(self, found: dict[str, Array], piece: Piece) -> "npt.NDArray[np.object_]":
+        """Why a row is not used, as far as labels tell; "": counted, not listed; None: it may be used."""
+        reasons = np.full(piece.stop - piece.start, None, np.object_)
+        if piece.z_spec is not None and not self.keep_unlabelled:
+            reasons[np.isnan(piece.z_spec)] = ""
+        reasons[~np.isfinite(found["ebv"])] = "E(B-V) is not finite"
+        reasons[list(piece.twice)] = "an earlier row has this object"
+        return reasons
+
+    def _read(
+        self, table: Table, layout: Layout, start: int, stop: int, reasons: "npt.NDArray[np.object_]"
+    ) -> tuple[Array, Array]:
+        """Stamps and sky sigmas of rows, in nanomaggies; adds to the reasons why one cannot be used."""
+        raw = table.rows(layout.images, start, stop)
+        with np.errstate(over="ignore", invalid="ignore"):
+            full = np.ascontiguousarray(
+                raw.transpose(0, 3, 1, 2) if layout.channels_last else raw, np.float32
+            )
+            if self.flux != 1:
+                full = full * np.float32(self.flux)
+            finite = np.isfinite(full.sum(axis=(2, 3), dtype=np.float64))
+        if not finite.all():
+            full = np.where(finite[:, :, None, None], full, np.float32(0))
+        sigma = sky_sigma(full)
+        corner = (self.size - self.header.stamp) // 2
+        crop = slice(corner, corner + self.header.stamp)
+        stamps = full[:, :, crop, crop]
+        self._refuse(reasons, ~finite, "a pixel is not finite in {}")
+        self._refuse(reasons, finite & ~(sigma > 0), "no noise in the outer pixels of {}")
+        if self.header.storage == "float16":
+            over = np.abs(stamps).max(axis=(2, 3)) > _FLOAT16
+            self._refuse(reasons, over, "a pixel is beyond float16's 65504 nMgy in {}")
+        if not layout.bands:
+            self._judge(table, start, stop, crop, reasons)
+        return stamps, sigma
+
+    def _judge(
+        self, table: Table, start: int, stop: int, crop: slice, reasons: "npt.NDArray[np.object_]"
+    ) -> None:
+        """What rows of the Multimodal Universe say of themselves: bands, scale, masks, inverse variance."""
+        named = table.rows(BANDS, start, stop)
+        bands = np.array([v.encode() for v in self.header.bands], np.bytes_)
+        other = np.array([[_bytes(v) for v in row] for row in named.tolist()], np.bytes_) != bands
+        self._refuse(reasons, other, "another band in place of {}")
+        scale = table.rows(SCALE, start, stop)
+        self._refuse(
+            reasons, ~(np.abs(scale / self.header.pixel_scale - 1) < 1e-3), "another pixel scale in {}"
+        )
+        shape = (stop - start, len(bands), self.size, self.size)
+        bad = np.zeros((*shape[:2], self.header.stamp, self.header.stamp), np.bool_)
+        mask = table.first(MASKS, optional=True)
+        if mask is not None:
+            clean = table.rows(mask, start, stop).astype(np.bool_)
+            clean = clean[:, None] if clean.ndim == 3 else clean
+            bad |= ~np.broadcast_to(clean, shape)[:, :, crop, crop]
+        if IVAR in table:
+            bad |= ~(table.rows(IVAR, start, stop)[:, :, crop, crop] > 0)
+        masked = bad.mean(axis=(2, 3)) > MASKED_FRACTION
+        self._refuse(reasons, masked, "too many pixels are masked or without inverse variance in {}")
+
+    def _refuse(self, reasons: "npt.NDArray[np.object_]", bad: npt.NDArray[np.bool_], why: str) -> None:
+        """Note a reason for rows with a bad band (N, band) that have none yet, with the first such band."""
+        for k in np.flatnonzero(bad.any(axis=1)).tolist():
+            if reasons[k] is None:
+                reasons[k] = why.format(f"the {self.header.bands[int(np.argmax(bad[k]))]} band")
+
+
+def _labels(table: Table, layout: Layout, piece: Piece) -> dict[str, Array]:
+    """What belongs to the rows beside their images."""
+    start, stop = piece.start, piece.stop
+    ids, _ = identifiers(table.rows(layout.object_id, start, stop), f"{table.path}: '{layout.object_id}'")
+    found: dict[str, Array] = {"object_id": ids}
+    for what, absent in (("ebv", 0.0), ("ra", np.nan), ("dec", np.nan)):
+        names = getattr(layout, what)
+        name = table.first(names, what in layout.optional) if names else None
+        values = np.full(stop - start, absent) if name is None else table.rows(name, start, stop)
+        found[what] = values.astype(np.float64)
+    if layout.per_band:
+        found["ebv"] = (found["ebv"] / np.array(layout.per_band)).mean(axis=1)
+    if layout.z_spec is not None:
+        z = table.rows(layout.z_spec, start, stop).astype(np.float32)
+    else:
+        z = np.full(stop - start, np.nan, np.float32) if piece.z_spec is None else piece.z_spec
+    # Catalogues write -1, -99 or -9999 for a redshift that is not known.
+    found["z_spec"] = np.where(np.isfinite(z) & (z > -1), z, np.float32(np.nan))
+    return found
+
+
+def _blocks(images: Any, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into blocks that end where HDF5 chunks do: a chunk cut in two is unpacked twice."""
+    chunk = (getattr(images, "chunks", None) or (1,))[0]
+    row = max(int(np.prod(images.shape[1:])) * images.dtype.itemsize, 1)
+    step = chunk * max(_BLOCK_BYTES // (row * chunk), 1)
+    while start < stop:
+        end = min((start // step + 1) * step, stop)
+        yield start, end
+        start = end
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()

@@ -1,0 +1,149 @@
+"""Object identifiers of any kind as int64, and redshifts of objects from a table of their own."""
+
+import csv
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.errors import BadInput
+
+Array = npt.NDArray[Any]
+Ids = npt.NDArray[np.int64]
+
+AS_THEY_ARE = "as in the files"
+HASHED = "whole numbers below 2^63 as they are; of others the upper 63 bits of BLAKE2b-64 of the text"
+_Z_NAMES = ("z_spec", "z")
+
+
+def identifiers(values: Array, where: str) -> tuple[Ids, str]:
+    """Identifiers as int64, and the rule by which.
+
+    Args:
+        values: (N,) integers, or text as bytes, str or Python objects of these.
+        where: begins the message: file and field.
+
+    Raises:
+        BadInput: of another type, or floating-point numbers that may have lost digits.
+    """
+    kind = values.dtype.kind
+    if kind == "f":
+        whole = np.isfinite(values).all() and (np.abs(values) < 2**53).all() and (values % 1 == 0).all()
+        if not whole:
+            raise BadInput(f"{where}: ids kept as {values.dtype} have lost digits: write them as integers")
+        return values.astype(np.int64), AS_THEY_ARE
+    if kind == "i" or (kind == "u" and (not len(values) or int(values.max()) < 2**63)):
+        return values.astype(np.int64), AS_THEY_ARE
+    if kind not in "uSUOT":
+        raise BadInput(f"{where}: ids of type {values.dtype}: integers or text are read")
+    try:
+        return np.array([identifier(value) for value in values.tolist()], np.int64), HASHED
+    except UnicodeDecodeError:
+        raise BadInput(f"{where}: an id is not text") from None
+
+
+def identifier(value: bytes | str | int) -> int:
+    """The same of one identifier, for which the number 7 and the text "7" are the same."""
+    text = (value.decode() if isinstance(value, bytes) else str(value)).strip()
+    number = int(text) if text.isdecimal() and len(text) < 20 else -1
+    if str(number) == text and number < 2**63:
+        return number
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Redshifts:
+    """Known redshifts by object."""
+
+    object_id: Ids  # (N,) ascending, unique
+    z: npt.NDArray[np.float32]  # (N,) finite
+
+    def of(self, object_id: Ids) -> npt.NDArray[np.float32]:
+        """The redshift of each object, NaN where the table has none, (M,)."""
+        if not len(self.z):
+            return np.full(len(object_id), np.nan, np.float32)
+        place = np.minimum(np.searchsorted(self.object_id, object_id), len(self.z) - 1)
+        return np.where(self.object_id[place] == object_id, self.z[place], np.float32(np.nan))
+
+
+def read_redshifts(path: Path) -> Redshifts:
+    """Read a table with columns `object_id` and `z_spec` or `z`: CSV, FITS or VOTable.
+
+    Raises:
+        BadInput: unreadable, a column missing, a value that is no number, an object with two redshifts.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise BadInput(f"{path}: not a readable table: {error.strerror}") from None
+    is_fits = head.startswith((b"SIMPLE", b"\x1f\x8b", b"BZh"))
+    if is_fits or b"<VOTABLE" in head or head.lstrip().startswith(b"<?xml"):
+        ids, z = _from_table(path, "fits" if is_fits else "votable")
+    else:
+        ids, z = _from_csv(path)
+    known = np.isfinite(z) & (z > -1)
+    ids, z = ids[known], z[known]
+    order = np.argsort(ids, kind="stable")
+    ids, z = ids[order], z[order]
+    same = np.flatnonzero(np.diff(ids) == 0)
+    bad = same[z[same] != z[same + 1]]
+    if len(bad):
+        raise BadInput(
+            f"{path}: object_id {ids[bad[0]]} has redshifts {z[bad[0]]:g} and {z[bad[0] + 1]:g}: keep one"
+        )
+    once = np.ones(len(ids), np.bool_)
+    once[same + 1] = False
+    return Redshifts(ids[once], z[once].astype(np.float32))
+
+
+def _from_csv(path: Path) -> tuple[Ids, Array]:
+    ids, values = [], []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            header = [name.strip() for name in next(reader, [])]
+            id_place, z_place = (header.index(name) for name in _names(path, header))
+            for line in reader:
+                if not line:
+                    continue
+                try:
+                    ids.append(identifier(line[id_place]))
+                    values.append(float(line[z_place].strip() or "nan"))
+                except (IndexError, ValueError):
+                    raise BadInput(f"{path}: line {reader.line_num}: no object_id and redshift") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path}: not a readable CSV table: {error}") from None
+    return np.array(ids, np.int64), np.array(values, np.float64)
+
+
+def _from_table(path: Path, kind: str) -> tuple[Ids, Array]:
+    from hpcphotoz.sources.extra import sources_extra
+
+    with sources_extra():
+        from astropy.table import Table
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # most services' VOTables deviate from the standard
+            table = Table.read(path, format=kind)
+    except Exception as error:  # what the parsers raise depends on what is wrong
+        raise BadInput(f"{path}: not a readable {kind} table: {' '.join(str(error).split())[:200]}") from None
+    id_name, z_name = _names(path, table.colnames)
+    try:
+        z = np.ma.filled(np.ma.asarray(table[z_name].data, np.float64), np.nan)
+    except (TypeError, ValueError):
+        raise BadInput(f"{path}: column {z_name} is not of numbers") from None
+    return identifiers(np.asarray(table[id_name].data), f"{path}: {id_name}")[0], z
+
+
+def _names(path: Path, header: list[str]) -> tuple[str, str]:
+    z_name = next((name for name in _Z_NAMES if name in header), None)
+    if "object_id" not in header or z_name is None:
+        raise BadInput(
+            f"{path}: needs columns object_id and z_spec or z; it has {', '.join(header) or 'none'}"
+        )
+    return "object_id", z_name

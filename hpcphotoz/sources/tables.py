@@ -1,0 +1,314 @@
+"""Published image sets in, a dataset of stamps out.
+
+The rows of all files, in the order of the files' names, are numbered through; shard k holds what can be used
+of the rows k R to (k + 1) R - 1. Rows are read in contiguous slabs; a stamp is the centre of the image in
+the file. What cannot be used is listed in the manifest's provenance with the reason.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data.shards import Header, Manifest
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.assemble import assemble
+from hpcphotoz.sources.layouts import (
+    BANDS,
+    IVAR,
+    LAYOUTS,
+    MASKS,
+    SCALE,
+    ZERO_POINTS,
+    Layout,
+    Table,
+    open_table,
+)
+from hpcphotoz.sources.parallel import team
+from hpcphotoz.sources.readrows import MASKED_FRACTION, Piece, ReadRows, Source
+from hpcphotoz.sources.redshifts import AS_THEY_ARE, HASHED, Redshifts, identifiers, read_redshifts
+
+__all__ = ["LAYOUTS", "ingest_table"]
+
+
+def ingest_table(
+    out: Path,
+    sources: Sequence[Path],
+    layout: str,
+    *,
+    shard_rows: int = 8192,
+    crop: int | None = None,
+    redshifts: Path | None = None,
+    keep_unlabelled: bool = False,
+    zero_point: float | None = None,
+    limit: int | None = None,
+    storage: str = "float32",
+    processes: int | None = None,
+) -> tuple[Manifest, list[dict[str, Any]]]:
+    """Write a dataset of what published files hold.
+
+    Object identifiers of all rows are read first, 8 bytes each, to find those that are there twice: the
+    first row is used. The sky sigma is measured in the outer eighth of the uncropped image (`noise.py`).
+
+    Args:
+        out: folder to create, or with an unfinished run of the same ingest, which is continued.
+        sources: files, or folders of `.hdf5`, `.h5` files searched at any depth; for `pasquet` an npz file or
+            a folder with `cube.npy` and `labels.npy`.
+        layout: one of LAYOUTS.
+        shard_rows: source rows a shard; a process holds as many stamps in memory.
+        crop: stamp size in pixels, cut about the centre; None: as in the files.
+        redshifts: `mmu` only: CSV, FITS or VOTable with `object_id` and `z_spec` or `z`. Objects without a
+            redshift are counted and left out.
+        keep_unlabelled: `mmu` only: keep these, with z_spec NaN.
+        zero_point: AB magnitude of one unit of the pixels; None: the layout's own.
+        limit: use only the first so many rows.
+        storage: of the images, as `Header`.
+        processes: see `assemble`.
+
+    Returns:
+        The manifest, and what was skipped.
+
+    Raises:
+        BadInput: an option out of range, a file that is not of the layout or differs from the first one in
+            bands, size or pixel scale, a folder that cannot be used, or no usable object.
+    """
+    _check(layout, shard_rows, crop, redshifts, keep_unlabelled, limit)
+    plan = team().from_first(
+        lambda: _plan(sources, layout, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
+    )
+    make, units, header, provenance = plan
+    header = replace(header, storage=storage)
+    return assemble(
+        out,
+        header,
+        replace(make, header=header),
+        units,
+        provenance=provenance,
+        what="reading tables, shards",
+        processes=processes,
+    )
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What every file of a set must agree on."""
+
+    bands: tuple[str, ...]
+    size: int
+    pixel_scale: float
+
+
+Plan = tuple[ReadRows, list[tuple[Piece, ...]], Header, dict[str, Any]]
+
+
+def _plan(
+    paths: Sequence[Path],
+    name: str,
+    shard_rows: int,
+    crop: int | None,
+    redshifts: Path | None,
+    keep_unlabelled: bool,
+    zero_point: float | None,
+    limit: int | None,
+) -> Plan:
+    layout = LAYOUTS[name]
+    table = read_redshifts(redshifts) if redshifts is not None else None
+    sources: list[Source] = []
+    ids: list[npt.NDArray[np.int64]] = []
+    rules: set[str] = set()
+    first: tuple[Path, _Kind] | None = None
+    lacking: Counter[str] = Counter()
+    for path, shown in _files(paths, name):
+        left = None if limit is None else limit - sum(map(len, ids))
+        if left == 0:
+            break
+        with open_table(path, name) as opened:
+            kind, rows = _look(opened, layout)
+            rows = rows if left is None else min(rows, left)
+            if kind is None or not rows:
+                continue
+            first = first or (path, kind)
+            if kind != first[1]:
+                raise BadInput(f"{path}: {_words(kind)}, but {first[0]} has {_words(first[1])}")
+            found, rule = identifiers(opened.rows(layout.object_id, 0, rows), f"{path}: '{layout.object_id}'")
+            if not layout.bands:
+                lacking[MASKS[0]] += opened.first(MASKS, optional=True) is None
+                lacking[IVAR] += IVAR not in opened
+        state = (path / "cube.npy" if path.is_dir() else path).stat()
+        sources.append(Source(path, shown, state.st_size, state.st_mtime_ns))
+        ids.append(found)
+        rules.add(rule)
+    if first is None:
+        raise BadInput(f"{', '.join(map(str, paths))}: no object in it")
+    kind = first[1]
+    stamp = kind.size if crop is None else crop
+    if stamp > kind.size:
+        raise BadInput(f"crop {stamp}: {first[0]} has images of {kind.size} pixels: crop to at most that")
+    unit = zero_point if zero_point is not None else _zero_point(layout, kind.bands, first[0])
+    header = Header(kind.bands, stamp, kind.pixel_scale)
+    make = ReadRows(name, tuple(sources), header, kind.size, 10 ** (0.4 * (22.5 - unit)), keep_unlabelled)
+    provenance = {
+        "command": "ingest table",
+        "format": name,
+        "sources": [{"name": one.name, "bytes": one.bytes} for one in sources],
+        "rows": sum(map(len, ids)),
+        "crop": crop,
+        "zero_point_ab": unit,
+        "nanomaggies_per_unit": make.flux,
+        "ebv": _ebv_rule(layout),
+        "object_id": HASHED if HASHED in rules else AS_THEY_ARE,
+        "sky_sigma": "clipped standard deviation of the image's outer eighth, before cropping",
+    }
+    if not layout.bands:
+        provenance |= {
+            "redshifts": None if redshifts is None else redshifts.name,
+            "masked_fraction": MASKED_FRACTION,
+            "files_without": dict(lacking),
+        }
+    return make, _units(ids, table, shard_rows), header, provenance
+
+
+def _units(
+    ids: Sequence[npt.NDArray[np.int64]], table: Redshifts | None, shard_rows: int
+) -> list[tuple[Piece, ...]]:
+    """What each shard is made of: rows of one file or of several."""
+    every = np.concatenate(ids)
+    order = np.argsort(every, kind="stable")
+    again = np.zeros(len(every), np.bool_)
+    again[order[1:]] = every[order[1:]] == every[order[:-1]]
+    ends = np.cumsum([len(part) for part in ids])
+    units = []
+    for start in range(0, len(every), shard_rows):
+        stop, pieces = min(start + shard_rows, len(every)), []
+        while start < stop:
+            k = int(np.searchsorted(ends, start, side="right"))
+            base, until = int(ends[k]) - len(ids[k]), min(stop, int(ends[k]))
+            z = None if table is None else table.of(every[start:until])
+            twice = tuple(np.flatnonzero(again[start:until]).tolist())
+            pieces.append(Piece(k, start - base, until - base, z, twice))
+            start = until
+        units.append(tuple(pieces))
+    return units
+
+
+def _files(paths: Sequence[Path], name: str) -> list[tuple[Path, str]]:
+    """Every file once, in the order of the resolved paths, and how the provenance calls it."""
+    found: dict[Path, str] = {}
+    for path in paths:
+        if not path.exists():
+            raise BadInput(f"{path}: no such file or folder")
+        if name == "pasquet" or path.is_file():
+            found.setdefault(path.resolve(), path.name)
+            continue
+        below = [p for p in path.rglob("*") if p.suffix.lower() in (".hdf5", ".h5") and p.is_file()]
+        if not below:
+            raise BadInput(f"{path}: no .hdf5 or .h5 file in it")
+        for one in below:
+            found.setdefault(one.resolve(), one.relative_to(path).as_posix())
+    return sorted(found.items())
+
+
+def _look(table: Table, layout: Layout) -> tuple[_Kind | None, int]:
+    """What a file holds, and how many rows; all fields checked but not read. None: no rows."""
+    images = table[layout.images]
+    if len(images.shape) != 4 or images.dtype.kind not in "fiu":
+        raise BadInput(
+            f"{table.path}: '{layout.images}' is {images.dtype}{images.shape}, not images (N, band, y, x)"
+        )
+    rows, *row = images.shape
+    bands, height, width = (row[2], row[0], row[1]) if layout.channels_last else row
+    expected: dict[str, tuple[int, ...]] = {layout.object_id: ()}
+    if layout.z_spec is not None:
+        expected[layout.z_spec] = ()
+    for what in ("ebv", "ra", "dec"):
+        names = getattr(layout, what)
+        field = table.first(names, what in layout.optional) if names else None
+        if field is not None:
+            expected[field] = (len(layout.per_band),) if what == "ebv" and layout.per_band else ()
+    if not layout.bands:
+        expected |= {BANDS: (bands,), SCALE: (bands,)}
+        mask = table.first(MASKS, optional=True)
+        if mask is not None:
+            expected[mask] = (bands, height, width) if len(table[mask].shape) == 4 else (height, width)
+        if IVAR in table:
+            expected[IVAR] = (bands, height, width)
+    for field, shape in expected.items():
+        if table[field].shape != (rows, *shape):
+            raise BadInput(
+                f"{table.path}: '{field}' has shape {table[field].shape}, "
+                f"but {rows} images in '{layout.images}' need {(rows, *shape)}"
+            )
+        if field not in (layout.object_id, BANDS) and table[field].dtype.kind not in "fiub":
+            raise BadInput(f"{table.path}: '{field}' is {table[field].dtype}, not numbers")
+    if layout.bands and bands != len(layout.bands):
+        raise BadInput(
+            f"{table.path}: '{layout.images}' has shape {images.shape}: {bands} bands, "
+            f"not {len(layout.bands)} ({', '.join(layout.bands)})"
+        )
+    if height != width or height < 4:
+        raise BadInput(
+            f"{table.path}: '{layout.images}' holds images of {height} x {width} pixels: need squares"
+        )
+    if not rows:
+        return None, 0
+    if layout.bands:
+        return _Kind(layout.bands, height, layout.pixel_scale), rows
+    named = tuple(v.decode() if isinstance(v, bytes) else str(v) for v in table.rows(BANDS, 0, 1)[0].tolist())
+    scale = round(float(table.rows(SCALE, 0, 1)[0, 0]), 6)
+    if len(set(named)) < len(named) or not scale > 0:
+        raise BadInput(f"{table.path}: bands {named} of {scale:g} arcsec a pixel in its first row")
+    return _Kind(named, height, scale), rows
+
+
+def _words(kind: _Kind) -> str:
+    return f"{','.join(kind.bands)} of {kind.size} pixels of {kind.pixel_scale:g} arcsec"
+
+
+def _zero_point(layout: Layout, bands: tuple[str, ...], path: Path) -> float:
+    if layout.zero_point is not None:
+        return layout.zero_point
+    surveys = {band.lower().split("-")[0] for band in bands}
+    found = {ZERO_POINTS.get(survey) for survey in surveys}
+    unit = found.pop()
+    if found or unit is None:
+        raise BadInput(
+            f"{path}: bands {', '.join(bands)}: give the pixels' --zero-point (AB mag of one unit)"
+        )
+    return unit
+
+
+def _ebv_rule(layout: Layout) -> str:
+    if not layout.ebv:
+        return "not in the files: 0"
+    if layout.per_band:
+        return f"mean over bands of '{layout.ebv[0]}' over {list(layout.per_band)}"
+    return f"'{layout.ebv[0]}'" + (", 0 in files without it" if "ebv" in layout.optional else "")
+
+
+def _check(
+    layout: str,
+    shard_rows: int,
+    crop: int | None,
+    redshifts: Path | None,
+    keep_unlabelled: bool,
+    limit: int | None,
+) -> None:
+    if layout not in LAYOUTS:
+        raise BadInput(f"format '{layout}': must be one of {', '.join(LAYOUTS)}")
+    if shard_rows < 1:
+        raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+    if crop is not None and crop < 4:
+        raise BadInput(f"crop {crop}: must be at least 4 pixels")
+    if limit is not None and limit < 1:
+        raise BadInput(f"limit {limit}: must be at least 1")
+    has_own = LAYOUTS[layout].z_spec is not None
+    if has_own and (redshifts is not None or keep_unlabelled):
+        raise BadInput(
+            f"format {layout} holds redshifts: --redshifts, --keep-unlabelled are for those without"
+        )
+    if not has_own and redshifts is None and not keep_unlabelled:
+        raise BadInput(f"format {layout} holds no redshifts: give --redshifts TABLE, or --keep-unlabelled")
