@@ -246,14 +246,17 @@ def _identifier(column: _Column, k: int) -> int:
 
 def _numbers(column: _Column, missing: float | None, limits: tuple[float, float]) -> Floats:
     values = column.values
-    masked = np.ma.getmaskarray(np.ma.asarray(values))
+    empty = np.array(np.ma.getmaskarray(values)) if isinstance(values, np.ndarray) else np.bool_(False)
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        empty = masked
         numbers = np.array(np.ma.getdata(values), np.float64)
     else:
         text = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
-        empty = masked | [not one.strip() for one in text]
-        numbers = np.array([_number(column, k, one) if not empty[k] else 0.0 for k, one in enumerate(text)])
+        empty = empty | np.array([not one.strip() for one in text])
+        text = ["0" if blank else one for one, blank in zip(text, empty.tolist(), strict=True)]
+        try:
+            numbers = np.array(text, np.float64)
+        except ValueError:
+            raise column.fail(_first_no_number(text), "is not a number") from None
     if missing is None and empty.any():
         raise column.fail(int(np.argmax(empty)), "is not a number")
     if missing is not None:
@@ -264,8 +267,10 @@ def _numbers(column: _Column, missing: float | None, limits: tuple[float, float]
     return numbers
 
 
-def _number(column: _Column, k: int, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise column.fail(k, "is not a number") from None
+def _first_no_number(text: list[str]) -> int:
+    for k, one in enumerate(text):
+        try:
+            np.array([one], np.float64)
+        except ValueError:
+            return k
+    return 0
