@@ -135,7 +135,7 @@ def sky_sigma(frame: Frame, x: float, y: float) -> float:
 
     Resampling smooths noise, so this is larger than the scatter in a resampled stamp. It is a standard
     deviation, not a MAD: counts of DR7 are whole DN and the noise is 5 to 7 DN, so a MAD comes in steps of
-    1.48 DN (4.45 DN in u, where it is 5.2). The cut is corrected for: a cut at 2.5 sigma that is not comes out
+    1.48 DN (4.45 DN in u, where it is 5.2). The cut is corrected for: one at 2.5 sigma that is not comes out
     6 % low. On run 4192 it agrees with what the frame's SKY, gain and dark variance give to 3 % in u, g, r
     and i and is 7 % above in z, as is the scatter of adjacent pixels' differences.
 
