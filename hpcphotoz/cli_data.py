@@ -64,7 +64,6 @@ def _column(word: str) -> tuple[str, str]:
 
 def ingest_table(options: argparse.Namespace) -> int:
     """Make shards of a published HDF5 or npz set."""
-    from hpcphotoz import world
     from hpcphotoz.sources.tables import ingest_table
 
     manifest, skipped = ingest_table(
@@ -80,10 +79,9 @@ def ingest_table(options: argparse.Namespace) -> int:
         storage=options.storage,
         processes=options.processes,
     )
-    if world.detect().is_first:
-        left_out = sum(entry.get("count", 1) for entry in skipped)
-        more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
-        _say(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards{more}")
+    left_out = sum(entry.get("count", 1) for entry in skipped)
+    more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
+    _say(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards{more}")
     return 0
 
 

@@ -110,8 +110,8 @@ def assemble(
         header: bands, stamp size, pixel scale and storage of every stamp.
         make: gives a unit's stamps. A frozen dataclass; must pickle.
         units: what each shard is made of: must pickle, of plain values, arrays, paths and dataclasses. What
-            the stamps depend on (options, names, sizes and times of the source files) must be in them, in
-            `make` or in `provenance`, for a changed plan not to keep old shards.
+            the stamps depend on must be in them, in `make` or in `provenance`, for a changed plan not to keep
+            old shards; of a `Path` to a file, its size and time count too.
         provenance: JSON-able record of how the stamps are made. `skipped` is appended to.
         what: for the progress line: "cutting stamps, shards".
         processes: None: one a core; 1: none, all is done here. Not with MPI, whose ranks are the processes.
@@ -125,9 +125,12 @@ def assemble(
     """
     ranks = team()
     processes = _processes(ranks, processes)
-    plan = _fingerprint(header, provenance, make, units)
-    seen = ranks.comm.allgather(plan) if ranks.comm is not None else [plan]
-    kept = ranks.from_first(lambda: _prepare(out, plan, seen, len(units)))
+    whole = (header, dict(provenance), make, units)
+    seen = ranks.everyone(_Fingerprint.of(*whole, look=False))
+    if len(set(seen)) > 1:
+        raise ranks.refusal("the ranks see different input files or options: share them among the nodes")
+    plan = ranks.from_first(lambda: _Fingerprint.of(*whole, look=True))
+    kept = ranks.from_first(lambda: _prepare(out, plan, len(units)))
     if kept and ranks.rank == 0:
         print(f"{out}: kept {len(kept)} finished shards of an earlier run", file=sys.stderr)
     tasks = [(k, unit) for k, unit in enumerate(units) if k not in kept]
@@ -147,7 +150,7 @@ def _processes(ranks: Team, processes: int | None) -> int:
     if processes is None:
         return usable_cores()
     if processes < 1:
-        raise BadInput(f"processes {processes}: must be at least 1")
+        raise ranks.refusal(f"processes {processes}: must be at least 1")
     if ranks.comm is not None:
         raise BadInput(
             f"processes {processes}: under MPI every rank is one; leave it out, use `mpiexec -n N`"
@@ -166,13 +169,8 @@ def _moments(header: Header, stamps: Stamps) -> Moments:
     return moments
 
 
-def _prepare(out: Path, plan: str, seen: Sequence[str], count: int) -> dict[int, _Done]:
+def _prepare(out: Path, plan: str, count: int) -> dict[int, _Done]:
     """Make the folder ready; the finished units that it holds."""
-    if len(set(seen)) > 1:
-        other = next(rank for rank, found in enumerate(seen) if found != plan)
-        raise BadInput(
-            f"rank {other} sees other input files or options than rank 0: share them among the nodes"
-        )
     if (out / MANIFEST).exists():
         raise BadInput(f"{out}: already holds a finished dataset: delete it, or choose another folder")
     try:
@@ -241,29 +239,50 @@ def _finish(
     return manifest, skipped
 
 
-def _fingerprint(*plan: Any) -> str:
-    digest = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
-    _digest(digest, plan)
-    return digest.hexdigest()
+class _Fingerprint:
+    """Digest of a plan: types, lengths, contents to the last bit of arrays, and files as they are now."""
 
+    def __init__(self, look: bool) -> None:
+        self._sha256 = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
+        self._look = look  # at the sizes and times of files
+        self._seen: set[Path] = set()
 
-def _digest(digest: Any, value: Any) -> None:
-    """Add a value: its type, its length where it has one, and its content, to the last bit of arrays."""
-    if is_dataclass(value) and not isinstance(value, type):
-        digest.update(f"<{type(value).__qualname__}".encode())
-        for field in fields(value):
-            _digest(digest, (field.name, getattr(value, field.name)))
-    elif isinstance(value, Mapping):
-        _digest(digest, sorted(value.items()))
-    elif isinstance(value, list | tuple):
-        digest.update(f"[{len(value)}".encode())
-        for item in value:
-            _digest(digest, item)
-    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        digest.update(f"#{value.dtype.str}{value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    elif value is None or isinstance(value, str | bytes | int | float | np.generic | Path):
-        text = repr(value).encode()
-        digest.update(b"%d:" % len(text) + text)
-    else:
-        raise TypeError(f"{type(value).__name__} in a plan: only plain values, arrays, paths and dataclasses")
+    @classmethod
+    def of(cls, *plan: Any, look: bool) -> str:
+        """Of header, provenance, make and units; under MPI only rank 0 looks at the files."""
+        one = cls(look)
+        one.add(plan)
+        return one._sha256.hexdigest()
+
+    def add(self, value: Any) -> None:
+        """Add a value and all it holds."""
+        if is_dataclass(value) and not isinstance(value, type):
+            self._text(f"<{type(value).__qualname__}")
+            for field in fields(value):
+                self.add((field.name, getattr(value, field.name)))
+        elif isinstance(value, Mapping):
+            self.add(sorted(value.items()))
+        elif isinstance(value, list | tuple):
+            self._text(f"[{len(value)}")
+            for item in value:
+                self.add(item)
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            self._text(f"#{value.dtype.str}{value.shape}")
+            self._sha256.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, Path):
+            self._file(value)
+        elif value is None or isinstance(value, str | bytes | int | float | np.generic):
+            self._text(repr(value))
+        else:
+            kind = type(value).__name__
+            raise TypeError(f"{kind} in a plan: only plain values, arrays, paths and dataclasses")
+
+    def _text(self, text: str) -> None:
+        self._sha256.update(b"%d:" % len(text.encode()) + text.encode())
+
+    def _file(self, path: Path) -> None:
+        self._text(str(path))
+        if self._look and path not in self._seen and path.is_file():
+            self._seen.add(path)
+            state = path.stat()
+            self._text(f"{state.st_size} {state.st_mtime_ns}")

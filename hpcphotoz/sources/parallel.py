@@ -50,6 +50,14 @@ class Team:
             raise SystemExit(status)
         return value  # type: ignore[no-any-return]
 
+    def everyone(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        return [value] if self.comm is None else list(self.comm.allgather(value))
+
+    def refusal(self, reason: str) -> BaseException:
+        """What to raise on every rank for something that every rank knows: only rank 0 says it."""
+        return BadInput(reason) if self.rank == 0 else SystemExit(2)
+
     def share(
         self,
         work: Callable[[T], R],

@@ -76,7 +76,6 @@ def ingest_table(
         BadInput: an option out of range, a file that is not of the layout or differs from the first one in
             bands, size or pixel scale, a folder that cannot be used, or no usable object.
     """
-    _check(layout, shard_rows, crop, redshifts, keep_unlabelled, limit)
     plan = team().from_first(
         lambda: _plan(sources, layout, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
     )
@@ -115,6 +114,7 @@ def _plan(
     zero_point: float | None,
     limit: int | None,
 ) -> Plan:
+    _check(name, shard_rows, crop, redshifts, keep_unlabelled, limit)
     layout = LAYOUTS[name]
     table = read_redshifts(redshifts) if redshifts is not None else None
     sources: list[Source] = []
