@@ -65,9 +65,9 @@ def ingest_frames(
 ) -> Manifest:
     """Cut stamps of a table's objects out of all frame sets below a folder.
 
-    An object is cut from the field in which it lies farthest from the frame's edge. What cannot be cut, since
-    it comes too near an edge or is masked, is listed with the reason in the manifest's provenance and counted
-    on standard error.
+    An object is cut from the field in which it lies farthest from the frame's edge. What cannot be cut there,
+    since it comes too near an edge or is masked, is listed with the reason in the manifest's provenance and
+    counted on standard error; with one epoch, no other is tried for it.
 
     Args:
         out: folder to create.
