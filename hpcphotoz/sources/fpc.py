@@ -6,9 +6,7 @@ import numpy as np
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.fitsfile import numbers, open_fits
-from hpcphotoz.sources.frame import Floats, Frame, read_geometry, resample, sky_sigma
-
-__all__ = ["Floats", "Frame", "read_frame", "resample", "sky_sigma"]
+from hpcphotoz.sources.frame import Frame, read_geometry
 
 _EXPECTED = "an fpC frame of SDSS DR7"
 

@@ -61,7 +61,6 @@ class Piece:
     frame_set: FrameSet
     objects: Objects
     stamp_id: Ids  # (N,)
-    files: tuple[tuple[int, int], ...]  # bytes and time of change, ns, of the set's frames and masks
 
 
 @dataclass(frozen=True)
@@ -139,14 +138,13 @@ def make_plan(
     units: list[list[Piece]] = []
     free = start = 0
     for frame_set, mine in zip(sets, chosen, strict=True):
-        files = _states(frame_set) if len(mine) else ()
         parts = max(-(-len(mine) // shard_rows), 1)
         for part in np.array_split(np.arange(start, start + len(mine)), parts):
             if len(part) > free:
                 units.append([])
                 free = shard_rows
             if len(part):
-                units[-1].append(Piece(frame_set, table[rows[part]], ids[part], files))
+                units[-1].append(Piece(frame_set, table[rows[part]], ids[part]))
                 free -= len(part)
         start += len(mine)
     return Plan(tuple(tuple(unit) for unit in units), tuple(skipped), rule)
@@ -189,11 +187,6 @@ def _outside(object_id: Ids) -> list[dict[str, Any]]:
     if len(object_id) > _LISTED:
         entries.append({"object_id": None, **entry, "objects": len(object_id) - _LISTED})
     return entries
-
-
-def _states(frame_set: FrameSet) -> tuple[tuple[int, int], ...]:
-    states = [path.stat() for path in (*frame_set.paths, *frame_set.masks) if path is not None]
-    return tuple((state.st_size, state.st_mtime_ns) for state in states)
 
 
 def _geometry(frame_set: FrameSet, reference: int) -> Geometry:
