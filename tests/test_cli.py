@@ -74,7 +74,9 @@ def test_nan_image(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.Capt
         file["images"][3, 0, 0, 0] = np.nan
     words = ["--data", folder, "--out"]
     fails(
-        capsys, ["train", "standard", *words, tmp_path / "run", *TINY, "--training.max_steps", 9], "rows 3 to 3"
+        capsys,
+        ["train", "standard", *words, tmp_path / "run", *TINY, "--training.max_steps", 9],
+        "rows 3 to 3",
     )
     fails(capsys, ["attack", run, *words, tmp_path / "adv"], "shard-00002.h5: row 3 has")
     assert not (tmp_path / "adv" / "manifest.json").exists()

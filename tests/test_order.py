@@ -121,7 +121,7 @@ def test_a_rank_reads_blocks_of_its_own() -> None:
 
 
 def test_neighbours_on_disk_land_far_apart() -> None:
-    """The stated quality of the shuffle: neighbours are as often in one batch as chance in a window has it."""
+    """The stated quality of the shuffle: neighbours share a batch as often as chance in a window has it."""
     layout = order.Layout((1 << 15,), 32)
     where = np.empty(1 << 15, np.int64)
     for pool in order.pools(layout, 64, 128, 11):

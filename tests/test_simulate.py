@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def test_stamp_flux_is_the_catalogue_flux(tables: Tables) -> None:
         ({"n": 4, "processes": 1, "shard_rows": 0}, "shard rows 0"),
     ],
 )
-def test_bad_arguments(tmp_path: Path, arguments: dict[str, int], message: str) -> None:
+def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         simulate(tmp_path / "d", **arguments)
     assert not (tmp_path / "d" / MANIFEST).exists()

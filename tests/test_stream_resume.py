@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +47,7 @@ def unequal(tmp_path: Path) -> Path:
     return folder
 
 
-def run(
-    folder: Path, size: int, epoch: int, start: int, tokens: list[int] | None
-) -> list[list[list[object]]]:
+def run(folder: Path, size: int, epoch: int, start: int, tokens: list[int] | None) -> list[list[list[Any]]]:
     """Batches of each rank; with `tokens`, rank r goes on that often and is then killed with SIGKILL."""
     words = [sys.executable, "-c", RANK, str(folder)]
     ranks = [
@@ -82,7 +81,8 @@ def run(
 @pytest.mark.timeout(3 * TIMEOUT_S)
 def test_killed_on_two_resumed_on_three_killed_resumed_on_one(unequal: Path) -> None:
     whole = run(unequal, 1, 3, 0, None)[0]
-    stages, start = [], 0
+    stages: list[list[Any]] = []
+    start = 0
     for size, tokens in ((2, [3, 5]), (3, [4, 3, 6]), (1, None)):
         found = run(unequal, size, 3, start, tokens)
         # Like a checkpoint: what all ranks have done counts, the rest is done again.

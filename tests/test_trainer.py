@@ -264,6 +264,64 @@ def test_a_bad_row_in_the_validation_part_too(dataset: Path, tmp_path: Path) -> 
     assert not any("Traceback" in error for _, _, error in results)
 
 
+def training_lines(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_damaged_images_are_counted_in_the_metrics_and_trained_around(dataset: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import h5py
+
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+        file["images"][2:6, 0, 0, 0] += 1
+    (folder / "shard-00002.h5").unlink()
+    options = parse(
+        {
+            **OPTIONS,
+            "data": {"block_rows": 8, "window_blocks": 3, "validation": 0.0, "damaged": "skip"},
+            "training": {**OPTIONS["training"], "epochs": 2},
+        },
+        "test",
+    )
+    assert train(options, folder, tmp_path / "run") is Outcome.FINISHED
+    lines = training_lines(tmp_path / "run")
+    assert len(lines) == 2 * 4, "64 objects in batches of 16"
+    assert sum(line["skipped"] for line in lines[:4]) == 4, "checked and left out on the first pass"
+    assert {line["lost"] for line in lines} == {11}
+    assert all(
+        line["loader_headroom"] > 0 and 0 <= line["data_wait"] <= 1
+        for line in lines
+        if line["loader_headroom"]
+    )
+    start = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"][0]
+    assert start["lost_shards"] == ["shard-00002.h5"] and start["lost_objects"] == 11
+
+
+@pytest.mark.parametrize("storage", ["float16", "int16"])
+def test_smaller_storage_trains_to_the_same_loss_but_for_its_rounding(tmp_path: Path, storage: str) -> None:
+    from hpcphotoz.data.shards import Header
+    from hpcphotoz.data.writer import DatasetWriter
+
+    for kind in ("float32", storage):
+        with DatasetWriter(tmp_path / kind, Header(tuple("ugriz"), 16, 0.396, kind), 32, {}) as writer:
+            writer.append(make_stamps(75))
+        train(config(max_steps=6), tmp_path / kind, tmp_path / f"run-{kind}")
+    ours, theirs = (ranks.curve(tmp_path / f"run-{kind}") for kind in (storage, "float32"))
+    # A pixel moves by 1/64 sky sigma at most, a thirtieth of what the attack of 0.3 moves it; seen: 4e-4.
+    assert 0 < max(abs(a - b) for (_, a), (_, b) in zip(ours, theirs, strict=True)) < 5e-3
+
+
+def test_a_predicate_leaves_out_what_cannot_be_trained_on(dataset: Path, tmp_path: Path) -> None:
+    narrow = {**OPTIONS, "model": {**OPTIONS["model"], "z_max": 0.2}}
+    with pytest.raises(BadInput, match="leaves the bins"):
+        train(parse(narrow, "test"), dataset, tmp_path / "run")
+    narrow = {**narrow, "data": {**OPTIONS["data"], "where": "z_spec < 0.2"}}
+    assert train(parse(narrow, "test"), dataset, tmp_path / "run") is Outcome.FINISHED
+
+
 def test_a_run_folder_is_held_by_one_process(dataset: Path, tmp_path: Path) -> None:
     from hpcphotoz.training import runfolder
     from hpcphotoz.world import World

@@ -155,7 +155,7 @@ def pools(
 
 
 def _windows(n_blocks: int, window_blocks: int, key: int | None) -> Iterator[Ints]:
-    """The blocks of each window; permuted many windows at a time: a call costs as much as a thousand blocks."""
+    """The blocks of each window, permuted many windows at a time: a call costs as much as 1000 blocks."""
     some = window_blocks * -(-4096 // window_blocks)
     for begin in range(0, n_blocks, some):
         number = np.arange(begin, min(begin + some, n_blocks))

@@ -156,6 +156,7 @@ class Stream:
 
             def begin(window: Window | None) -> Future[Window | None]:
                 if window is not None:
+                    window.open()
                     work = [threads.submit(window.work) for _ in range(self.threads)]
                     coming.append((window, work))
                 return threads.submit(prepare)

@@ -87,6 +87,7 @@ def simulate_onto(
     seed: int = 0,
     shard_rows: int = 1024,
     processes: int | None = None,
+    storage: str = "float32",
 ) -> Manifest:
     """Write a dataset of `n` simulated galaxies in real sky: ugriz stamps of 64 x 64 pixels, nanomaggies.
 
@@ -100,6 +101,7 @@ def simulate_onto(
         seed: as `simulate`.
         shard_rows: objects a shard; a shard is one process's work, in whose memory it is made.
         processes: None: one a core; each holds up to 150 MB of frames. Under MPI the ranks are the processes.
+        storage: of the images: float32, float16 or int16.
 
     Returns:
         The manifest of the finished dataset.
@@ -127,7 +129,7 @@ def simulate_onto(
     make, record = team().from_first(plan_here)
     manifest, _ = assemble(
         out,
-        Header(BANDS, STAMP, PIXEL_SCALE),
+        Header(BANDS, STAMP, PIXEL_SCALE, storage),
         make,
         [(start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)],
         provenance=record,

@@ -43,7 +43,13 @@ _CAMERA = Camera()
 
 
 def simulate(
-    out: Path, n: int, *, seed: int = 0, shard_rows: int = 1024, processes: int | None = None
+    out: Path,
+    n: int,
+    *,
+    seed: int = 0,
+    shard_rows: int = 1024,
+    processes: int | None = None,
+    storage: str = "float32",
 ) -> Manifest:
     """Write a dataset of `n` simulated galaxies: ugriz stamps of 64 x 64 pixels of 0.396", nanomaggies.
 
@@ -53,6 +59,7 @@ def simulate(
         seed: which universe, 0 to 2^31 - 1; `object_id` is `(seed << 32) | index`.
         shard_rows: objects a shard.
         processes: worker processes; None: one a core that this process may use. 1: none, all is done here.
+        storage: of the images: float32, float16 or int16.
 
     Returns:
         The manifest of the finished dataset.
@@ -63,7 +70,7 @@ def simulate(
     processes = _usable_cores() if processes is None else processes
     check(n, seed, processes)
     tables = make_tables()
-    header = Header(BANDS, STAMP, PIXEL_SCALE)
+    header = Header(BANDS, STAMP, PIXEL_SCALE, storage)
     tasks = [(seed, start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
     sky = {"camera": _CAMERA.record(), "footprint_deg": list(FOOTPRINT)}
     record = provenance(n, seed, tables.survey) | sky
