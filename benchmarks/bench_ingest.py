@@ -1,0 +1,148 @@
+"""Making shards of published sets and of SDSS frames, on 1, 2 and 4 MPI ranks, in turn in one run.
+
+python -m benchmarks.bench_ingest [--quick] [--json PATH]
+
+Stamps a second of the whole ingest: read, noise measured, checked, checksummed, written and flushed to the
+disk, without the interpreter's start. `pasquet`: an npz of 64x64x5 float32; `hayat`: HDF5 of 107x107x5 in
+gzip chunks, cropped to 64; `frames`: stamps cut out of the fpC frames that HPCPHOTOZ_DATA (or ../shared/data)
+holds. Needs mpiexec and mpi4py (`pip install mpich mpi4py`). The page cache is warm.
+"""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from benchmarks.harness import arguments, record, rounds, spread
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("HPCPHOTOZ_DATA", ROOT.parent / "shared" / "data")) / "sdss-stripe82"
+RANKS = (1, 2, 4)
+UNITS = 8  # shards, so that four ranks have equal shares
+COPIES = 8  # positions about each object of the frames' table
+
+
+def main() -> None:
+    """Measure and print a table."""
+    options = arguments(__doc__)
+    rows, repeat = (1024, 2) if options.quick else (4096, 5)
+    beside = Path(sys.executable).with_name("mpiexec")
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        sys.exit("no mpiexec: pip install mpich mpi4py")
+    with tempfile.TemporaryDirectory(prefix="hpcphotoz-ingest-") as name:
+        folder = Path(name)
+        kinds = write_sources(folder, rows)
+        counts: dict[str, int] = {}
+        rivals: dict[str, Callable[[], float]] = {
+            f"{kind}_{ranks}": _measure(mpiexec, kind, ranks, folder, counts)
+            for kind in kinds
+            for ranks in RANKS
+        }
+        times = rounds(rivals, repeat)
+    figures: dict[str, object] = {"cores": os.cpu_count(), "shards": UNITS, "stamps": counts}
+    print(f"{'source':10s} {'ranks':>5s} {'stamps/s':>9s} {'over one rank':>13s}")
+    for kind in kinds:
+        alone = spread([counts[kind] / t for t in times[f"{kind}_1"]])["median"]
+        for ranks in RANKS:
+            rate = spread([counts[kind] / t for t in times[f"{kind}_{ranks}"]])
+            figures[f"{kind}_{ranks}_ranks"] = {"stamps_per_s": rate, "over_one_rank": rate["median"] / alone}
+            print(f"{kind:10s} {ranks:5d} {rate['median']:9.0f} {rate['median'] / alone:13.2f}")
+    record("ingest", figures, options.json)
+
+
+def write_sources(folder: Path, rows: int) -> list[str]:
+    """The files to ingest; the names of their kinds."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros(rows, [(name, "f8") for name in ("z", "EBV", "ra", "dec")] + [("specObjID", "i8")])
+    labels["specObjID"] = np.arange(rows)
+    cube = rng.standard_normal((rows, 64, 64, 5), np.float32)
+    np.savez(folder / "pasquet.npz", cube=cube, labels=labels)
+    with h5py.File(folder / "hayat.h5", "w") as file:
+        images = rng.standard_normal((rows // 2, 5, 107, 107), np.float32)
+        file.create_dataset("images", data=images, chunks=(16, 5, 107, 107), compression="gzip")
+        file["e_bv"] = np.zeros((rows // 2, 5), np.float32)
+        file["ObjID"] = np.arange(rows // 2)
+        for name in ("specz_redshift", "ra", "dec"):
+            file[name] = np.zeros(rows // 2)
+    if not DATA.is_dir():
+        print(f"no SDSS frames at {DATA}: set HPCPHOTOZ_DATA to the folder that holds sdss-stripe82")
+        return ["pasquet", "hayat"]
+    with open(DATA / "objects.csv", newline="") as table:
+        places = [(float(row["ra_deg"]), float(row["dec_deg"])) for row in csv.DictReader(table)]
+    shift = rng.uniform(-30, 30, (COPIES, len(places), 2)) / 3600
+    with open(folder / "objects.csv", "w", newline="") as table:
+        out = csv.writer(table)
+        out.writerow(["object_id", "ra_deg", "dec_deg"])
+        out.writerows(
+            [k, *place] for k, place in enumerate((np.array(places) + shift).reshape(-1, 2).tolist())
+        )
+    return ["pasquet", "hayat", "frames"]
+
+
+def ingest(kind: str, folder: Path, out: Path) -> int:
+    """Make shards of one kind's files on this rank's share of the ranks; the number of stamps."""
+    from hpcphotoz.sources.frames import ingest_frames
+    from hpcphotoz.sources.tables import ingest_table
+
+    if kind == "frames":
+        count = sum(1 for _ in open(folder / "objects.csv")) - 1
+        return ingest_frames(out, DATA, folder / "objects.csv", shard_rows=-(-count // UNITS)).rows
+    source = folder / ("pasquet.npz" if kind == "pasquet" else "hayat.h5")
+    with np.load(folder / "pasquet.npz") as file:
+        count = len(file["labels"]) // (1 if kind == "pasquet" else 2)
+    crop = None if kind == "pasquet" else 64
+    return ingest_table(out, [source], kind, shard_rows=count // UNITS, crop=crop)[0].rows
+
+
+def on_rank(kind: str, folder: str, out: str) -> None:
+    """Print the seconds from the ranks' meeting to the manifest, and the number of stamps."""
+    import hpcphotoz.sources.frames
+    import hpcphotoz.sources.tables  # noqa: F401
+    from hpcphotoz.sources.parallel import team
+
+    ranks = team()
+    ranks.everyone(None)
+    start = time.perf_counter()
+    count = ingest(kind, Path(folder), Path(out))
+    ranks.everyone(None)
+    if ranks.rank == 0:
+        print(time.perf_counter() - start, count)
+
+
+def _measure(
+    mpiexec: str, kind: str, ranks: int, folder: Path, counts: dict[str, int]
+) -> Callable[[], float]:
+    def measure() -> float:
+        out = folder / "out"
+        code = (
+            f"from benchmarks.bench_ingest import on_rank; on_rank({kind!r}, {str(folder)!r}, {str(out)!r})"
+        )
+        done = subprocess.run(
+            [mpiexec, "-n", str(ranks), sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        if done.returncode:
+            sys.exit(done.stderr)
+        seconds, count = done.stdout.split()
+        counts[kind] = int(count)
+        shutil.rmtree(out)
+        return float(seconds)
+
+    return measure
+
+
+if __name__ == "__main__":
+    main()
