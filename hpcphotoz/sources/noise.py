@@ -9,6 +9,7 @@ Array = npt.NDArray[Any]
 
 _PIXELS = 2048  # 1.6 % of noise in the answer; the outer eighth of 152 x 152 has five times as many
 _ROUNDS = 4
+_ROWS = 64  # bands of stamps at a time: 2 MB of sums stay in a core's cache
 # Standard deviation of a unit normal distribution cut at 3 sigma.
 _CLIPPED_STD = 0.98658
 
@@ -35,17 +36,31 @@ def sky_sigma(images: Array) -> npt.NDArray[np.float32]:
         (N, band) in the images' unit; 0 where most of the outer pixels are equal.
     """
     n, bands, size, _ = images.shape
-    x = images.reshape(n, bands, -1)[:, :, outer_pixels(size)]
-    low, middle = int(0.1587 * x.shape[2]), x.shape[2] // 2
-    ordered = np.partition(x, (low, middle), axis=2)
-    x -= ordered[:, :, middle, None]
-    sigma: npt.NDArray[np.float32] = ordered[:, :, middle] - ordered[:, :, low]
-    centre = np.zeros_like(sigma)
+    places, flat = outer_pixels(size), images.reshape(n * bands, -1)
+    sigma = np.empty(n * bands, np.float32)
+    for start in range(0, len(flat), _ROWS):
+        rows = slice(start, start + _ROWS)
+        sigma[rows] = _clipped(np.take(flat[rows], places, axis=1))
+    return sigma.reshape(n, bands)
+
+
+def _clipped(pixels: Array) -> Array:
+    """The standard deviation of each row's pixels (N, pixel), (N,)."""
+    # take, not a fancy index, and sort, not partition: 6 and 38 us a stamp of 64 x 64 x 5, not 56 and 139.
+    x = np.sort(pixels, axis=1)
+    middle, low = x[:, x.shape[1] // 2].copy(), x[:, int(0.1587 * x.shape[1])]
+    sigma = (middle - low).astype(np.float64)
+    x -= middle[:, None]
+    # Sums up to each place: what lies within the limits is then two differences.
+    sums, squares = np.zeros((2, len(x), x.shape[1] + 1))
+    np.cumsum(x, axis=1, dtype=np.float64, out=sums[:, 1:])
+    np.cumsum(x * x, axis=1, dtype=np.float64, out=squares[:, 1:])
+    centre, row = np.zeros(len(x)), np.arange(len(x))
     for _ in range(_ROUNDS):
-        kept = np.where(np.abs(x - centre[:, :, None]) <= 3 * sigma[:, :, None], x, np.float32(np.nan))
-        count = np.isfinite(kept).sum(axis=2)
-        np.nan_to_num(kept, copy=False)
-        centre = kept.sum(axis=2) / np.maximum(count, 1)
-        square = np.einsum("nbp,nbp->nb", kept, kept) / np.maximum(count, 1)
-        sigma = np.sqrt(np.maximum(square - centre**2, 0)).astype(np.float32) / np.float32(_CLIPPED_STD)
-    return sigma
+        limits = (centre + np.array([[-3], [3]]) * sigma).astype(np.float32)[:, :, None]
+        start, stop = np.count_nonzero(x < limits[0], axis=1), np.count_nonzero(x <= limits[1], axis=1)
+        count = np.maximum(stop - start, 1)
+        centre = (sums[row, stop] - sums[row, start]) / count
+        variance = (squares[row, stop] - squares[row, start]) / count - centre**2
+        sigma = np.sqrt(np.maximum(variance, 0)) / _CLIPPED_STD
+    return np.asarray(sigma)
