@@ -21,11 +21,10 @@ from hpcphotoz.data.stream import Batch
 
 def to_device(batch: Batch, device: torch.device, non_blocking: bool = False) -> Batch:
     """The batch with its tensors on a device."""
-    moved = {
-        name: value.to(device, non_blocking=non_blocking)
-        for name, value in vars(batch).items()
-        if isinstance(value, Tensor)
-    }
+    tensors = [(name, value) for name, value in vars(batch).items() if isinstance(value, Tensor)]
+    # Images last: the labels are not pinned, and their copies would wait for the images' on the same stream.
+    tensors.sort(key=lambda pair: pair[1].numel())
+    moved = {name: value.to(device, non_blocking=non_blocking) for name, value in tensors}
     return replace(batch, **moved)  # type: ignore[arg-type]
 
 
