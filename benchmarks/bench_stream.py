@@ -5,6 +5,8 @@ python -m benchmarks.bench_stream [--quick] [--json PATH]
 8192 stamps of 64x64x5 float32 as batches of 256 with labels, in one run, the readers taking turns, the page
 cache warm. Run `make peers` first for mosaicml-streaming; without it its figures are null. `ours_float16` and
 `ours_int16` deliver the stored numbers, half the bytes, as training takes them; all others float32.
+`h5py_dataloader` keeps dataset handles and labels in memory, as well as it can be written;
+`h5py_dataloader_plain` takes every value as `file[name][row]`, as most published scripts do.
 `ours_first_epoch` is a new stream each time: checksums, labels not yet read, and memory not yet touched, all
 of which weigh heavily in so short an epoch; `ours_verify_always` has the checksums alone.
 """
@@ -26,6 +28,7 @@ from benchmarks.stream_readers import (
     PEERS_PYTHON,
     ROOT,
     Mds,
+    PlainRows,
     Reader,
     h5py_dataloader,
     ours,
@@ -40,7 +43,7 @@ BANDS, STAMP = "ugriz", 64
 SKY = np.array([0.05, 0.02, 0.03, 0.04, 0.2], np.float32)  # nMgy a pixel, SDSS
 WORKERS = (0, 2)
 SURVEY_SHARDS, SURVEY_ROWS = 12208, 8192  # 1e8 objects
-PEER_READERS = ("h5py_dataloader", "h5py_dataloader_gzip", "mosaicml_streaming")
+PEER_READERS = ("h5py_dataloader", "h5py_dataloader_plain", "h5py_dataloader_gzip", "mosaicml_streaming")
 
 
 def main() -> None:
@@ -134,6 +137,7 @@ def readers(folder: Path, peer: Mds | None) -> dict[str, Reader]:
         found[f"ours_{storage}"] = ours(folder / storage, data)
     for workers in WORKERS:
         found[f"h5py_dataloader_{workers}"] = h5py_dataloader(folder / "float32", workers)
+        found[f"h5py_dataloader_plain_{workers}"] = h5py_dataloader(folder / "float32", workers, PlainRows)
         found[f"h5py_dataloader_gzip_{workers}"] = h5py_dataloader(folder / "gzip", workers)
         if peer:
             found[f"mosaicml_streaming_{workers}"] = peer.reader(workers)
@@ -152,6 +156,7 @@ def summary(times: Times, rows: int) -> dict[str, Any]:
     threads = Data().read_threads
     pairs = {
         "ratio_h5py_dataloader": ("ours", best["h5py_dataloader"]),
+        "ratio_h5py_dataloader_plain": ("ours", best["h5py_dataloader_plain"]),
         "ratio_mds": ("ours", best["mosaicml_streaming"]),
         "ratio_gzip": ("ours_gzip", best["h5py_dataloader_gzip"]),
         "fraction_of_preadv": ("ours", f"preadv_{threads}"),
