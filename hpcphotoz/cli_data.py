@@ -96,11 +96,11 @@ def index(options: argparse.Namespace) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds, and check it byte by byte if asked."""
-    from hpcphotoz.data import shards
+    from hpcphotoz.data import rows, shards
 
     manifest = shards.read_manifest(options.dataset)
     if options.verify:
-        shards.verify(options.dataset, manifest)
+        rows.verify(options.dataset, manifest)
     known = [shard for shard in manifest.shards if shard.z_min is not None]
     facts = {
         "rows": manifest.rows,

@@ -59,7 +59,7 @@ class Data(_Section):
         64, ge=1, description="blocks shuffled together (more where four global batches need more)"
     )
     read_threads: int = Field(2, ge=1, description="threads that read, per rank")
-    read_ahead: int = Field(1, ge=1, description="windows read ahead; each is in memory, shared by the ranks")
+    windows_ahead: int = Field(1, ge=1, description="windows read ahead; in memory, shared by the ranks")
     verify: Literal["first", "always", "never"] = Field(
         "first", description="compare images and labels with their checksums on the first pass of a process"
     )
@@ -176,7 +176,8 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise BadInput(f"{where}: unknown key '{name}'; valid: {_valid(name.split('.')[0])}") from None
-        raise BadInput(f"{where}: {name} = {first.get('input')!r}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{where}: {name} = {first.get('input')!r}: {said}") from None
 
 
 def to_toml(config: Config) -> str:

@@ -14,7 +14,8 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from hpcphotoz.data.shards import Manifest, Stamps, read_rows
+from hpcphotoz.data.rows import read_rows
+from hpcphotoz.data.shards import Manifest, Stamps
 from hpcphotoz.sources.framesets import BANDS
 
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[1].parent / "shared" / "data"))

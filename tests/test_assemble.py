@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcphotoz.data.shards import Header, Manifest, Stamps, read_manifest, read_rows, verify
+from hpcphotoz.data.rows import read_rows, verify
+from hpcphotoz.data.shards import Header, Manifest, Stamps, read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources import assemble as module
 from hpcphotoz.sources.assemble import Made, assemble

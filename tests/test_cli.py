@@ -76,11 +76,11 @@ def test_nan_image(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.Capt
     fails(
         capsys,
         ["train", "standard", *words, tmp_path / "run", *TINY, "--training.max_steps", 9],
-        "rows 3 to 3",
+        "row 3: pixels differ",
     )
-    fails(capsys, ["attack", run, *words, tmp_path / "adv"], "shard-00002.h5: row 3 has")
+    fails(capsys, ["attack", run, *words, tmp_path / "adv"], "shard-00002.h5: row 3: pixels differ")
     assert not (tmp_path / "adv" / "manifest.json").exists()
-    fails(capsys, ["predict", run, *words, tmp_path / "pz.hdf5"], "shard-00002.h5: row 3 has")
+    fails(capsys, ["predict", run, *words, tmp_path / "pz.hdf5"], "shard-00002.h5: row 3: pixels differ")
     assert not (tmp_path / "pz.hdf5").exists()
     fails(capsys, ["inspect", folder, "--verify"], "shard-00002.h5")
 
@@ -170,7 +170,7 @@ def test_inspect_tells_what_is_there(dataset: Path, capsys: pytest.CaptureFixtur
 
 
 def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Path) -> None:
-    from hpcphotoz.data import shards
+    from hpcphotoz.data import rows, shards
 
     out = tmp_path / "adv"
     assert (
@@ -178,7 +178,7 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         == 0
     )
     pairs = [
-        shards.Stamps.concatenate(list(shards.read_rows(d, shards.read_manifest(d)))) for d in (dataset, out)
+        shards.Stamps.concatenate(list(rows.read_rows(d, shards.read_manifest(d)))) for d in (dataset, out)
     ]
     np.testing.assert_array_equal(pairs[0].object_id, pairs[1].object_id)
     np.testing.assert_array_equal(pairs[0].z_spec, pairs[1].z_spec)

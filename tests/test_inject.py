@@ -18,7 +18,8 @@ pytest.importorskip("speclite")
 from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.__main__ import main  # noqa: E402
-from hpcphotoz.data.shards import COLUMNS, MANIFEST, Stamps, read_manifest, read_rows  # noqa: E402
+from hpcphotoz.data.rows import read_rows  # noqa: E402
+from hpcphotoz.data.shards import COLUMNS, MANIFEST, Stamps, read_manifest  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources import inject as module  # noqa: E402
 from hpcphotoz.sources.frame import resample  # noqa: E402

@@ -10,7 +10,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from hpcphotoz.data.shards import read_manifest, verify
+from hpcphotoz.data.rows import verify
+from hpcphotoz.data.shards import read_manifest
 from tests.test_assemble import ROOT, TIMEOUT_S, content, until
 from tests.test_tables import GZIP, hayat
 

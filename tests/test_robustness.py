@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz.config import parse
-from hpcphotoz.data.shards import Header, Stamps, read_manifest, read_rows, verify
+from hpcphotoz.data.rows import read_rows, verify
+from hpcphotoz.data.shards import Header, Stamps, read_manifest
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics

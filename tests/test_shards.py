@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcphotoz.data import shards
+from hpcphotoz.data import rows, shards
 from hpcphotoz.data.shards import COLUMNS, Header, Stamps
 from hpcphotoz.data.writer import ALIGNMENT, DatasetWriter
 from hpcphotoz.errors import BadInput
@@ -19,7 +19,7 @@ HEADER = Header(tuple("ugriz"), 16, 0.396)
 
 
 def read(folder: Path) -> Stamps:
-    return Stamps.concatenate(list(shards.read_rows(folder, shards.read_manifest(folder))))
+    return Stamps.concatenate(list(rows.read_rows(folder, shards.read_manifest(folder))))
 
 
 def test_what_is_written_is_read_back_bit_for_bit(dataset: Path) -> None:
@@ -132,13 +132,13 @@ def test_a_missing_shard_is_named(dataset: Path, tmp_path: Path) -> None:
 def test_verify_finds_one_flipped_bit(dataset: Path, tmp_path: Path) -> None:
     folder = copy(dataset, tmp_path / "d")
     manifest = shards.read_manifest(folder)
-    shards.verify(folder, manifest)
+    rows.verify(folder, manifest)
     path = folder / "shard-00000.h5"
     data = bytearray(path.read_bytes())
     data[-5000] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadInput, match=r"shard-00000\.h5: checksum"):
-        shards.verify(folder, manifest)
+        rows.verify(folder, manifest)
 
 
 def test_a_shard_outside_the_folder_is_refused(dataset: Path, tmp_path: Path) -> None:
@@ -164,7 +164,116 @@ def test_a_shard_that_disagrees_with_the_manifest_is_named(dataset: Path, tmp_pa
     manifest = shards.read_manifest(folder)
     four = replace(manifest, header=replace(manifest.header, bands=tuple("ugri")))
     with pytest.raises(BadInput, match=r"'images' is float32"):
-        list(shards.read_rows(folder, four))
+        list(rows.read_rows(folder, four))
     swapped = replace(manifest, header=replace(manifest.header, bands=tuple("zirgu")))
     with pytest.raises(BadInput, match="bands"):
-        list(shards.read_rows(folder, swapped))
+        list(rows.read_rows(folder, swapped))
+
+
+BROKEN: list[tuple[str, object]] = [
+    ("shards.0.file", 5),
+    ("shards.0.file", None),
+    ("shards.0.file", "shard\0.h5"),
+    ("shards.0.file", "s" * 5000),
+    ("shards.0.file", "../set/shard-00000.h5"),
+    ("shards.0.file", "/etc/passwd"),
+    ("shards.0.rows", 1.5),
+    ("shards.0.rows", True),
+    ("shards.0.rows", -32),
+    ("shards.0.rows", 10**30),
+    ("shards.0.bytes", "many"),
+    ("shards.0.z_min", "low"),
+    ("shards.0.unlabelled", None),
+    ("shards.0.offsets.images", -1),
+    ("shards.0.offsets.images", 1 << 40),
+    ("shards.0.offsets.image_xxh3", "here"),
+    ("shards.0.chunk_rows", 0),
+    ("shards", {}),
+    ("stamp", 0),
+    ("stamp", 16.5),
+    ("bands", []),
+    ("bands", "ugriz"),
+    ("pixel_scale", 0),
+    ("pixel_scale", "0.396"),
+    ("storage", "float64"),
+    ("statistics.mean", [1.0]),
+    ("provenance", None),
+    ("rows", 74),
+    ("version", 2),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), BROKEN, ids=[f"{k}={str(v)[:20]!r}" for k, v in BROKEN])
+def test_a_manifest_that_cannot_be_true_is_refused_in_one_line(
+    dataset: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for path in dataset.glob("*.h5"):
+        (folder / path.name).hardlink_to(path)
+    tree = json.loads((dataset / shards.MANIFEST).read_text())
+    place: object = tree
+    *parents, last = key.split(".")
+    for name in parents:
+        place = place[int(name)] if isinstance(place, list) else place[name]  # type: ignore[index]
+    place[last] = value  # type: ignore[index]
+    (folder / shards.MANIFEST).write_text(json.dumps(tree))
+    with pytest.raises(BadInput) as caught:
+        shards.read_manifest(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_linked_shard_is_refused(dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / shards.MANIFEST).write_text((dataset / shards.MANIFEST).read_text())
+    for path in dataset.glob("*.h5"):
+        (folder / path.name).symlink_to(path)
+    with pytest.raises(BadInput, match=r"shard-00000\.h5: a link or no plain file"):
+        shards.read_manifest(folder)
+
+
+@pytest.mark.parametrize("column", ["images", "z_spec", "ra", "image_xxh3"])
+def test_reading_in_order_compares_checksums_too(dataset: Path, tmp_path: Path, column: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for path in dataset.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    offsets = shards.read_manifest(folder).shards[1].offsets
+    assert offsets is not None
+    with (folder / "shard-00001.h5").open("r+b") as file:
+        file.seek(offsets[column] + 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 4]))
+    with pytest.raises(BadInput, match=r"shard-00001\.h5: .*checksum"):
+        read(folder)
+
+
+def test_an_hdf5_error_within_a_shard_is_one_line(dataset: Path, tmp_path: Path) -> None:
+    from hpcphotoz.data.index import index_folder
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    with h5py.File(dataset / "shard-00000.h5") as old, h5py.File(folder / "shard-00000.h5", "w") as new:
+        new.attrs.update(bands=old.attrs["bands"], pixel_scale=old.attrs["pixel_scale"])
+        for name in COLUMNS:
+            new.create_dataset(name, data=old[name][...], chunks=True, compression="gzip")
+        place = new["images"].id.get_chunk_info(0).byte_offset
+    manifest = index_folder(folder)
+    with (folder / "shard-00000.h5").open("r+b") as file:
+        file.seek(place + 20)
+        file.write(b"damage")
+    entry = replace(manifest.shards[0], sha256=shards.file_sha256(folder / "shard-00000.h5"))
+    with pytest.raises(BadInput, match=r"shard-00000\.h5: rows 0 to 31 cannot be read \("):
+        list(rows.read_rows(folder, replace(manifest, shards=(entry,))))
+
+
+def test_int16_refuses_a_sky_sigma_it_cannot_scale_by(tmp_path: Path) -> None:
+    stamps = replace(make_stamps(3), sky_sigma=np.full((3, 5), 1e-44, np.float32))
+    with (
+        pytest.raises(BadInput, match="row 0 has a sky sigma too small"),
+        DatasetWriter(tmp_path / "d", replace(HEADER, storage="int16"), 8, {}) as writer,
+    ):
+        writer.append(stamps)
+    assert not (tmp_path / "d" / shards.MANIFEST).exists()

@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("galsim")
 pytest.importorskip("speclite")
 
-from hpcphotoz.data.shards import MANIFEST, Stamps, read_manifest, read_rows, verify  # noqa: E402
+from hpcphotoz.data.rows import read_rows, verify  # noqa: E402
+from hpcphotoz.data.shards import MANIFEST, Stamps, read_manifest  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources import simulate as module  # noqa: E402
 from hpcphotoz.sources.extra import sources_extra  # noqa: E402

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from hpcphotoz.__main__ import main
-from hpcphotoz.data.shards import Manifest, Stamps, read_manifest, read_rows
+from hpcphotoz.data.rows import read_rows
+from hpcphotoz.data.shards import Manifest, Stamps, read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.layouts import LAYOUTS, SDSS_EXTINCTION
 from hpcphotoz.sources.noise import outer_pixels, sky_sigma

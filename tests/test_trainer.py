@@ -242,7 +242,7 @@ def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp
         file["images"][5, 0, 0, 0] = np.nan  # its checksum no longer holds
     results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path))
     assert [status for status, _, _ in results] == [2, 2], results
-    assert sum(error.count("rows 5 to 5: 1 images differ") for _, _, error in results) == 1
+    assert sum(error.count("row 5: pixels differ") for _, _, error in results) == 1
     assert not any("Traceback" in error for _, _, error in results)
 
 
@@ -260,7 +260,7 @@ def test_a_bad_row_in_the_validation_part_too(dataset: Path, tmp_path: Path) -> 
         file["images"][row, 0, 0, 0] = np.nan
     results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path))
     assert [status for status, _, _ in results] == [2, 2], results
-    assert sum(error.count(f"rows {row} to {row}: 1 images differ") for _, _, error in results) == 1
+    assert sum(error.count(f"row {row}: pixels differ") for _, _, error in results) == 1
     assert not any("Traceback" in error for _, _, error in results)
 
 

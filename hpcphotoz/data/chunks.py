@@ -9,12 +9,14 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.shards import readable
 from hpcphotoz.errors import BadInput
 
 try:
@@ -40,23 +42,27 @@ class ChunkIndex:
     filters: tuple[int, ...]
 
 
-def index(data: h5py.Dataset) -> ChunkIndex | None:
-    """The chunks of a dataset; None where they cannot be read without HDF5."""
+def index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
+    """The chunks of a dataset in a file of `size` bytes; None where they cannot be read without HDF5."""
     if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
         return None
     plist = data.id.get_create_plist()
     filters = tuple(plist.get_filter(k)[0] for k in range(plist.get_nfilters()))
-    if filters not in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE), (_SHUFFLE,)) or data.dtype.byteorder == ">":
+    if filters not in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE), (_SHUFFLE,)):
         return None
     rows, number = data.chunks[0], -(-data.shape[0] // data.chunks[0])
     found = np.full((3, number), -1, np.int64)
 
     def note(chunk: Any) -> None:
-        found[:, chunk.chunk_offset[0] // rows] = (chunk.byte_offset, chunk.size, chunk.filter_mask)
+        k = chunk.chunk_offset[0] // rows
+        if 0 <= k < number:  # a damaged index may say anything
+            found[:, k] = (chunk.byte_offset, chunk.size, chunk.filter_mask)
 
     data.id.chunk_iter(note)
-    if (found < 0).any():  # a chunk that was never written: HDF5 fills it in
-        return None
+    if (found < 0).any() or (found[0] + found[1] > size).any():
+        return (
+            None  # a chunk that was never written: HDF5 fills it in; or a damaged index, which HDF5 will name
+        )
     return ChunkIndex(rows, found[0], found[1], found[2], filters)
 
 
@@ -107,7 +113,8 @@ class Chunked:
         for k in reversed(range(len(filters))):
             if not mask >> k & 1:
                 if filters[k] == _DEFLATE:
-                    data = _INFLATE.decompress(data, bufsize=size)
+                    # One byte more than it may be: a damaged chunk can claim to be gigabytes.
+                    data = _INFLATE.decompressobj().decompress(data, size + 1)
                 shuffled = filters[k] == _SHUFFLE
         if len(data) != size:
             raise ValueError(f"{len(data)} bytes instead of {size}")
@@ -119,12 +126,12 @@ class Slabs:
 
     path = "shards in a layout or with a filter that only HDF5 reads: slab by slab under its lock, slower"
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file, self._lock = file, threading.Lock()
+    def __init__(self, name: Path, file: h5py.File) -> None:
+        self._name, self._file, self._lock = name, file, threading.Lock()
 
     def read(self, first: int, views: Sequence[memoryview]) -> None:
         """Put the rows from `first` on into `views`, one each."""
-        with self._lock:
+        with self._lock, readable(self._name, first, first + len(views)):
             slab = np.ascontiguousarray(self._file["images"][first : first + len(views)])
         for view, image in zip(views, slab, strict=True):
             view[:] = memoryview(image).cast("B")

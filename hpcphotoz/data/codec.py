@@ -29,7 +29,8 @@ def encode(images: Array, sky_sigma: Array, storage: str) -> tuple[Array, Array 
         (N, B, y, x) of that type, and (N, B) float32 nMgy (int16) or None.
 
     Raises:
-        ValueError: a pixel beyond the range of float16 (65504 nMgy); names its row.
+        ValueError: a pixel beyond the range of float16 (65504 nMgy), or a sky sigma too small for int16;
+            names its row.
     """
     if storage == "float32":
         return images, None
@@ -38,9 +39,14 @@ def encode(images: Array, sky_sigma: Array, storage: str) -> tuple[Array, Array 
         if len(over):
             raise ValueError(f"row {over[0]} has a pixel beyond float16's 65504 nMgy: store float32 or int16")
         return images.astype(np.float16), None
-    unit = sky_sigma * np.float32(FRACTION)
-    peak = np.abs(images).max(axis=(2, 3), initial=0) / (unit.astype(np.float64) * _LARGEST)
-    unit = unit * np.exp2(np.ceil(np.log2(np.maximum(peak, 1)))).astype(np.float32)
+    unit = (sky_sigma * np.float32(FRACTION)).astype(np.float64)
+    bad = unit < np.finfo(np.float32).tiny
+    peak = np.abs(images).max(axis=(2, 3), initial=0) / (np.where(bad, 1, unit) * _LARGEST)
+    unit = unit * np.exp2(np.ceil(np.log2(np.maximum(peak, 1))))
+    found = np.flatnonzero((bad | (unit > np.finfo(np.float32).max)).any(axis=1))
+    if len(found):
+        raise ValueError(f"row {found[0]} has a sky sigma too small or a pixel too large for int16")
+    unit = unit.astype(np.float32)  # exact: a float32 times a power of two
     return np.rint(images / unit[:, :, None, None]).astype(np.int16), unit
 
 

@@ -55,14 +55,13 @@ class ShardFile:
         self._columns = shards.columns(manifest.header)
         shape, dtype = self._columns["images"]
         self.row_bytes = int(np.prod(shape)) * dtype.itemsize
-        self._chunk_rows = 1
         if problem := retrying(lambda: shards.damage(folder, self.entry), self.path):
             raise BadInput(problem)
         self._labels: dict[str, Array] | None = None
         offsets = self.entry.offsets
         self.images: Images
         if offsets is None:
-            with shards.open_shard(folder, manifest, self.entry) as file:
+            with shards.open_shard(folder, manifest, self.entry) as file, shards.readable(self.path):
                 self._labels = {n: file[n][...] for n in self._names(file)}
                 self.images = self._images_of(file, folder, manifest)
             return
@@ -76,11 +75,6 @@ class ShardFile:
         known = self.entry.offsets if self._labels is None else self._labels
         return known is not None and "image_xxh3" in known
 
-    @property
-    def chunk_rows(self) -> int:
-        """Rows that are decompressed together; 1: each by itself."""
-        return self._chunk_rows
-
     def column(self, name: str, first: int, out: Array) -> None:
         """Put the rows from `first` on of a label into `out`, (n, ...) contiguous."""
         if self._labels is not None:
@@ -89,31 +83,27 @@ class ShardFile:
             view = out.data.cast("B")
             self._handle.read([view], self._offsets[name] + first * (len(view) // len(out)))
 
-    def verify_labels(self) -> None:
-        """Check everything but the images against the manifest.
+    def verify_labels(self, ids_only: bool = False) -> None:
+        """Check everything but the images, or only the object ids, against the manifest.
 
         Raises:
             BadInput: a byte has changed since the shard was written.
         """
+        ids_only &= self.entry.ids_xxh3 is not None
         if self.entry.labels_xxh3 is None:
             if shards.file_sha256(self.path) != self.entry.sha256:
-                raise BadInput(self._changed("the file"))
+                raise BadInput(shards.labels_differ(self.path, self.entry, "the file"))
             return
-        names = self._labels if self._labels is not None else self._offsets
+        known = self._labels if self._labels is not None else self._offsets
+        names = [name for name in known if not ids_only or name == "object_id"]
         found = {}
         for name in names:
             if name != "images":
                 row, dtype = ((), np.dtype(np.uint64)) if name == "image_xxh3" else self._columns[name]
                 found[name] = np.empty((self.entry.rows, *row), dtype)
                 self.column(name, 0, found[name])
-        if shards.label_digest(found) != self.entry.labels_xxh3:
-            raise BadInput(self._changed("labels of"))
-
-    def _changed(self, what: str) -> str:
-        return (
-            f"{self.path}: {what} rows 0 to {self.entry.rows - 1}: checksum differs from the manifest: "
-            "copy or write the shard again"
-        )
+        if shards.label_digest(found) != (self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3):
+            raise BadInput(shards.labels_differ(self.path, self.entry, "ids" if ids_only else "labels"))
 
     def _names(self, file: h5py.File) -> list[str]:
         return [name for name in (*self._columns, "image_xxh3") if name != "images" and name in file]
@@ -125,14 +115,12 @@ class ShardFile:
         if offset is not None and offset + data.nbytes <= self.entry.bytes:
             self._handle = _Handle(self.path)
             return _Contiguous(self._handle, offset, self.row_bytes)
-        if (index := chunks.index(data)) is not None:
+        if (index := chunks.index(data, self.entry.bytes)) is not None:
             self._handle = _Handle(self.path)
-            self._chunk_rows = index.rows
             return chunks.Chunked(
                 str(self.path), self._handle.read, index, self.row_bytes, data.dtype.itemsize
             )
-        self._chunk_rows = data.chunks[0] if data.chunks else 1
-        return chunks.Slabs(shards.open_shard(folder, manifest, self.entry))
+        return chunks.Slabs(self.path, shards.open_shard(folder, manifest, self.entry))
 
 
 class Files:
@@ -146,7 +134,7 @@ class Files:
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
         self._said: set[str] = set()
-        self._verified: dict[int, str | None] = {}  # what is wrong, by shard
+        self._verified: dict[tuple[int, bool], str | None] = {}  # what is wrong, by shard and `ids_only`
 
     def get(self, number: int) -> ShardFile:
         """The shard of this number, opened if need be."""
@@ -162,23 +150,35 @@ class Files:
             self._open.move_to_end(number)
             return self._open[number]
 
-    def verify_labels(self, number: int) -> None:
+    def verify_labels(self, number: int, ids_only: bool = False) -> None:
         """`ShardFile.verify_labels`, once a shard.
 
         Raises:
             BadInput: a byte has changed since the shard was written.
         """
-        if number not in self._verified:
+        what = (number, ids_only)
+        if what not in self._verified:
             try:
-                self.get(number).verify_labels()
-                self._verified[number] = None
+                self.get(number).verify_labels(ids_only)
+                self._verified[what] = None
             except BadInput as error:
-                self._verified[number] = str(error)
-        if problem := self._verified[number]:
+                self._verified[what] = str(error)
+        if problem := self._verified[what]:
             raise BadInput(problem)
 
-    def columns(self, blocks: Blocks, names: Iterable[str]) -> dict[str, Array]:
-        """Labels of all rows of these blocks, (rows, ...) each, block after block."""
+    def forget(self) -> None:
+        """Check labels again from now on."""
+        self._verified.clear()
+
+    def columns(self, blocks: Blocks, names: Iterable[str], verify: bool = False) -> dict[str, Array]:
+        """Labels of all rows of these blocks, (rows, ...) each, block after block.
+
+        Raises:
+            BadInput: a shard cannot be read, or (`verify`) these labels have changed since it was written.
+        """
+        if verify:
+            for shard in np.unique(blocks.shard).tolist():
+                self.verify_labels(shard, ids_only=set(names) == {"object_id"})
         ends = np.cumsum(blocks.count)
         found = {name: self._empty(name, int(blocks.count.sum())) for name in names}
         for shard, first, count, end in zip(
@@ -192,6 +192,14 @@ class Files:
     def _empty(self, name: str, rows: int) -> Array:
         row, dtype = self._columns[name]
         return np.empty((rows, *row), dtype)
+
+    def warn(self, text: str) -> None:
+        """A warning, once: a damaged shard is met many times."""
+        with self._lock:
+            new = text not in self._said
+            self._said.add(text)
+        if new:
+            _log.warning("%s", text)
 
     def _say(self, path: str) -> None:
         if path not in self._said:

@@ -1,5 +1,6 @@
 """A manifest for shards that somebody else wrote with h5py, in any layout and with any filter."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,9 @@ from hpcphotoz.data.shards import (
     Shard,
     Stamps,
     file_sha256,
+    open_file,
     open_shard,
+    readable,
     write_manifest,
 )
 from hpcphotoz.data.writer import Moments, checked
@@ -55,10 +58,12 @@ def index_folder(folder: Path) -> Manifest:
 
 def _header(path: Path) -> Header:
     try:
-        with h5py.File(path, "r") as file:
-            bands = tuple(str(band) for band in file.attrs["bands"])
+        with open_file(path) as file:
+            bands = tuple(str(band) for band in np.atleast_1d(file.attrs["bands"]).tolist())
             scale = float(file.attrs["pixel_scale"])
             images = file["images"]
+            if not isinstance(images, h5py.Dataset):
+                raise BadInput(f"{path}: 'images' is a group: want an array (N, band, y, x)")
             if images.ndim != 4 or images.shape[1] != len(bands) or images.shape[2] != images.shape[3]:
                 raise BadInput(
                     f"{path}: 'images' {images.shape}: want (N, {len(bands)}, S, S) for {','.join(bands)}"
@@ -66,7 +71,7 @@ def _header(path: Path) -> Header:
             if images.dtype not in (np.float32, np.float16):
                 raise BadInput(f"{path}: 'images' of type {images.dtype}: want float32 or float16, nMgy")
             return Header(bands, images.shape[2], scale, str(images.dtype))
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise BadInput(
             f"{path}: not a shard ({error}): want the arrays {', '.join(COLUMNS)} and the attributes bands, "
             "pixel_scale"
@@ -75,14 +80,17 @@ def _header(path: Path) -> Header:
 
 def _entry(path: Path, header: Header, moments: Moments) -> Shard:
     size = path.stat().st_size
-    with h5py.File(path, "r") as file:
-        rows = file["images"].shape[0] if "images" in file else 0
+    with readable(path), open_file(path) as file:
+        images = file.get("images")
+        is_array = isinstance(images, h5py.Dataset) and images.ndim == 4
+        rows = images.shape[0] if is_array else 0
+        chunk_rows = images.chunks[0] if is_array and images.chunks else 1
     if not rows:
         raise BadInput(f"{path}: holds no image: remove it")
-    shard = Shard(path.name, rows, size, "", None, None, 0)
+    shard = Shard(path.name, rows, size, "", None, None, 0, chunk_rows=min(chunk_rows, rows))
     manifest = Manifest(header, (shard,), moments.result(), {})
     low, high, unlabelled = np.inf, -np.inf, 0
-    with open_shard(path.parent, manifest, shard) as file:
+    with readable(path), open_shard(path.parent, manifest, shard) as file:
         for start in range(0, rows, _ROWS):
             part = {name: file[name][start : start + _ROWS] for name in COLUMNS}
             stamps = checked(header, Stamps(**part), f"{path}: rows from {start}")
@@ -91,4 +99,4 @@ def _entry(path: Path, header: Header, moments: Moments) -> Shard:
             unlabelled += len(stamps) - len(known)
             low, high = min(low, *known.tolist(), np.inf), max(high, *known.tolist(), -np.inf)
     ends = (float(low), float(high)) if low <= high else (None, None)
-    return Shard(path.name, rows, size, file_sha256(path), ends[0], ends[1], unlabelled)
+    return replace(shard, sha256=file_sha256(path), z_min=ends[0], z_max=ends[1], unlabelled=unlabelled)

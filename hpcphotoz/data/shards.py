@@ -10,8 +10,10 @@ the XXH3-64 checksums of the images as stored; a shard that somebody else wrote 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,13 @@ import numpy.typing as npt
 import xxhash
 
 from hpcphotoz.atomic import write_text
-from hpcphotoz.data import codec
+from hpcphotoz.data.schema import validated
 from hpcphotoz.errors import BadInput
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 FLUX_UNIT = "nanomaggy"
 Array = npt.NDArray[Any]
-Wanted = Callable[[Mapping[str, Array]], npt.NDArray[np.bool_]]  # columns -> which rows
 FORMAT = "hpcphotoz-shards"
 STORAGE = ("float32", "float16", "int16")
 
@@ -91,6 +92,8 @@ class Shard:
     unlabelled: int  # rows whose z_spec is unknown
     offsets: Mapping[str, int] | None = None  # first byte of each array; None: ask HDF5
     labels_xxh3: str | None = None  # of all arrays but the images, see `label_digest`; None: unknown
+    ids_xxh3: str | None = None  # of object_id alone, which decides on the split
+    chunk_rows: int = 1  # images that are compressed together
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     statistics: BandStatistics
     provenance: Mapping[str, Any]
+    sha256: str = field(default="", compare=False)  # of the file; "": not read from one
 
     @property
     def rows(self) -> int:
@@ -136,41 +140,51 @@ def read_manifest(folder: Path, check: bool = True) -> Manifest:
         state = "an unfinished dataset" if list(folder.glob("shard-*.h5")) else "not a dataset"
         raise BadInput(f"{folder}: no {MANIFEST}: {state}; write it again, or name the folder that holds one")
     try:
-        tree = json.loads(path.read_text())
-        if tree["format"] != FORMAT or tree["version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"format {tree['format']} version {tree['version']}, not {FORMAT} {FORMAT_VERSION}"
-            )
-        storage = tree.get("storage", STORAGE[0])
-        if storage not in STORAGE:
-            raise ValueError(f"storage {storage}: this version reads {', '.join(STORAGE)}")
-        manifest = Manifest(
-            Header(tuple(tree["bands"]), tree["stamp"], tree["pixel_scale"], storage),
-            tuple(Shard(**entry) for entry in tree["shards"]),
-            BandStatistics(**{k: tuple(v) for k, v in tree["statistics"].items()}),
-            tree["provenance"],
-        )
-        _check_entries(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path}: not a manifest of this format: {type(error).__name__}: {error}") from None
+        raw = path.read_bytes()
+        manifest = parse_manifest(raw)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{path}: not a manifest of this format: {reason[:300]}") from None
     for shard in manifest.shards:
-        if Path(shard.file).name != shard.file or (folder / shard.file).resolve().parent != folder.resolve():
+        if Path(shard.file).name != shard.file:
             raise BadInput(f"{path}: shard '{shard.file}' lies outside the dataset's folder: refused")
         if check and (problem := damage(folder, shard)):
             raise BadInput(problem)
     return manifest
 
 
-def _check_entries(manifest: Manifest) -> None:
-    """Raises ValueError where a line of the manifest cannot be true."""
-    for shard in manifest.shards:
-        if shard.rows < 1 or shard.bytes < 1:
-            raise ValueError(f"{shard.file}: {shard.rows} rows, {shard.bytes} bytes")
-        for name, (shape, dtype) in columns(manifest.header).items():
-            size = shard.rows * int(np.prod(shape)) * np.dtype(dtype).itemsize
-            start = 0 if shard.offsets is None else shard.offsets[name]
-            if not 0 <= start <= shard.bytes - (0 if shard.offsets is None else size):
-                raise ValueError(f"{shard.file}: '{name}' at byte {start} does not fit in {shard.bytes}")
+def parse_manifest(raw: bytes) -> Manifest:
+    """A manifest from the bytes of its file.
+
+    Raises:
+        ValueError: what is wrong, in one line.
+    """
+    tree = validated(json.loads(raw))
+    header = Header(tuple(tree.bands), tree.stamp, float(tree.pixel_scale), tree.storage)
+    sizes = {
+        name: int(np.prod(row)) * dtype.itemsize
+        for name, (row, dtype) in {**columns(header), "image_xxh3": ((), np.dtype(np.uint64))}.items()
+    }
+    shared: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}  # ten thousand equal ones took 10 MB
+    entries = []
+    for line in tree.shards:
+        offsets = line.offsets
+        if offsets is not None:
+            _check_offsets(line.file, offsets, line.rows, line.bytes, sizes)
+        kept = None if offsets is None else shared.setdefault(tuple(offsets.items()), offsets)
+        entries.append(Shard(**{**dict(line), "offsets": kept}))
+    statistics = BandStatistics(**{k: tuple(map(float, v)) for k, v in dict(tree.statistics).items()})
+    return Manifest(header, tuple(entries), statistics, tree.provenance, hashlib.sha256(raw).hexdigest())
+
+
+def _check_offsets(
+    file: str, offsets: Mapping[str, int], rows: int, size: int, of: Mapping[str, int]
+) -> None:
+    for name, row_bytes in of.items():
+        if name not in offsets and name != "image_xxh3":
+            raise ValueError(f"{file}: no offset of '{name}'")
+        if name in offsets and offsets[name] + rows * row_bytes > size:
+            raise ValueError(f"{file}: '{name}' at byte {offsets[name]} does not fit in {size}")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -188,43 +202,37 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST, json.dumps(tree, indent=1) + "\n")
 
 
-def read_rows(
-    folder: Path, manifest: Manifest, batch: int = 256, wanted: Wanted | None = None
-) -> Iterator[Stamps]:
-    """All objects in the order they are stored, at most `batch` at a time.
+def labels_differ(path: Path, shard: Shard, what: str) -> str:
+    """The message for a checksum of a whole shard."""
+    return (
+        f"{path}: {what} of rows 0 to {shard.rows - 1}: checksum differs from the manifest: "
+        "copy or write the shard again"
+    )
+
+
+def images_differ(path: Path, first: int, last: int, count: int) -> str:
+    """The message for checksums of images."""
+    rows = f"row {first}" if count == 1 else f"rows {first} to {last} ({count} of them)"
+    return f"{path}: {rows}: pixels differ from the checksums stored with them: copy or write the shard again"
+
+
+@contextmanager
+def readable(path: Path, start: int | None = None, stop: int = 0) -> Iterator[None]:
+    """Turn what HDF5 raises on damaged files into one line.
 
     Args:
-        folder, manifest: the dataset.
-        batch: rows read at a time.
-        wanted: from columns by name, which rows to give; None: all.
+        path: the shard.
+        start, stop: the rows that are read; None: others than rows.
 
     Raises:
-        BadInput: a shard that cannot be read or does not match the manifest.
+        BadInput: names the shard and the rows.
     """
-    for shard in manifest.shards:
-        with open_shard(folder, manifest, shard) as file:
-            for start in range(0, shard.rows, batch):
-                rows = slice(start, min(start + batch, shard.rows))
-                found = {name: file[name][rows] for name in columns(manifest.header)}
-                unit = found.pop("image_unit", None)
-                stamps = Stamps(**{**found, "images": codec.decode(found["images"], unit)})
-                check_finite(stamps.images, f"{folder / shard.file}: row", start)
-                if wanted is not None:
-                    stamps = stamps[wanted(found)]
-                if len(stamps):
-                    yield stamps
-
-
-def check_finite(images: Array, where: str, first_row: int = 0) -> None:
-    """Refuse a NaN or infinite pixel, naming its row after `where`. One sum an image: NaN and infinity
-    survive it.
-    """
-    sums = images.reshape(len(images), -1).sum(axis=1, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(sums))
-    if len(bad):
-        raise BadInput(
-            f"{where} {first_row + bad[0]} has a pixel that is not finite: drop the object and write again"
-        )
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        rows = "" if start is None else f" rows {start} to {stop - 1}"
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{path}:{rows} cannot be read ({reason}): copy or write the shard again") from None
 
 
 def columns(header: Header) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -252,23 +260,25 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> h5py.File:
     if problem := damage(folder, shard):
         raise BadInput(problem)
     try:
-        # Locks fail on file systems mounted without them (Lustre's -o noflock), and nobody writes a shard.
-        file = h5py.File(path, "r", locking=None if "HDF5_USE_FILE_LOCKING" in os.environ else False)
+        file = open_file(path)
     except OSError as error:
         raise BadInput(f"{path}: not a readable HDF5 file ({error}): copy or write it again") from None
     try:
         for name, (row, dtype) in columns(h).items():
             shape, found = (shard.rows, *row), file.get(name)
-            if found is None or found.shape != shape or found.dtype != dtype:
-                what = "is missing" if found is None else f"is {found.dtype}{found.shape}"
+            if not isinstance(found, h5py.Dataset) or found.shape != shape or found.dtype != dtype:
+                known = isinstance(found, h5py.Dataset)
+                what = f"is {found.dtype}{found.shape}" if known else "is missing, or no array"
                 raise BadInput(f"{path}: '{name}' {what}, the manifest says {dtype}{shape}")
-        if tuple(file.attrs.get("bands", ())) != h.bands:
-            raise BadInput(
-                f"{path}: bands {list(file.attrs.get('bands', ()))}, the manifest says {list(h.bands)}"
-            )
-    except BaseException:
+        bands = tuple(np.atleast_1d(file.attrs.get("bands", ())).tolist())
+        if bands != h.bands:
+            raise BadInput(f"{path}: bands {list(bands)}, the manifest says {list(h.bands)}")
+    except BadInput:
         file.close()
         raise
+    except (OSError, KeyError, RuntimeError, ValueError, IndexError) as error:
+        file.close()
+        raise BadInput(f"{path}: cannot be read ({error}): copy or write the shard again") from None
     return file
 
 
@@ -286,31 +296,35 @@ def image_digests(images: Array) -> npt.NDArray[np.uint64]:
     return np.array([xxhash.xxh3_64_intdigest(image) for image in np.ascontiguousarray(images)], np.uint64)
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Read every byte and check it against the manifest's checksums, then every pixel for being finite.
-
-    Raises:
-        BadInput: names the first shard that differs.
-    """
-    for shard in manifest.shards:
-        if file_sha256(folder / shard.file) != shard.sha256:
-            raise BadInput(
-                f"{folder / shard.file}: checksum differs from the manifest: copy or write it again"
-            )
-    for _ in read_rows(folder, manifest):
-        continue
-
-
 def damage(folder: Path, shard: Shard) -> str | None:
-    """What is wrong with a shard's file at a glance; None: nothing."""
+    """What is wrong with a shard's file at a glance; None: nothing.
+
+    A link is refused: it may lead outside the dataset's folder.
+    """
     path = folder / shard.file
     try:
-        size = path.stat().st_size
+        found = path.lstat()
     except FileNotFoundError:
         return f"{path}: listed in the manifest (rows 0 to {shard.rows - 1}) but missing: copy it again"
-    if size != shard.bytes:
-        return f"{path}: {size} bytes, the manifest says {shard.bytes}: truncated or changed, copy it again"
+    except OSError as error:
+        return f"{path}: cannot be looked at: {error.strerror}"
+    if not stat.S_ISREG(found.st_mode):
+        return (
+            f"{path}: a link or no plain file: it may lead outside the dataset's folder: copy or hard-link it"
+        )
+    if found.st_size != shard.bytes:
+        size = f"{found.st_size} bytes, the manifest says {shard.bytes}"
+        return f"{path}: {size}: truncated or changed, copy it again"
     return None
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Locks fail on file systems mounted without them (Lustre's -o noflock), and nobody writes a shard: they are
+    off unless HDF5_USE_FILE_LOCKING says otherwise. One process must open a file in one way only.
+    """
+    return h5py.File(path, "r", locking=None if "HDF5_USE_FILE_LOCKING" in os.environ else False)
 
 
 def file_sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ the window's batches: the only copy is the kernel's.
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,8 @@ class Stream:
 
     Every object of the part is seen exactly once an epoch over all ranks, at any world size; the global
     sequence depends on (seed, epoch) alone. The state of a stream is (epoch, batch index): pass them to
-    `epoch` to resume. No array has the dataset's length; memory is `read_ahead` + 1 windows over the ranks.
+    `epoch` to resume. No array has the dataset's length; memory is `windows_ahead` + 1 windows, shared by the
+    ranks.
 
     Args:
         folder: the dataset.
@@ -91,7 +92,9 @@ class Stream:
         self._global_batch, self._shuffle = global_batch, shuffle
         self._subset = Subset.of(options, part, self.manifest.header.bands)
         self.files = Files(folder, self.manifest)
-        self._block_rows = self._whole_chunks(options.block_rows)
+        # A block that is not whole chunks would have its first and last chunk decompressed twice.
+        chunk = max((shard.chunk_rows for shard in self.manifest.shards[:1]), default=1)
+        self._block_rows = -(-options.block_rows // chunk) * chunk
         at_least = -(-_BATCHES * global_batch // self._block_rows)
         self._window_blocks = max(options.window_blocks, at_least)
         header = self.manifest.header
@@ -100,6 +103,7 @@ class Stream:
         self._buffers = Buffers(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
         self._census = census
         self._verified = False
+        self._verify_labels = options.verify != "never"
         self.busy_s = 0.0  # seconds that reading threads have worked, added up
 
     @property
@@ -110,8 +114,8 @@ class Stream:
             BadInput: no object at all.
         """
         if self._census is None:
-            lost = self._find_lost() if self._options.damaged == "skip" else ()
-            self._census = count(self.manifest, self.files, self._subset, lost)
+            self.count_together([self])
+        assert self._census is not None
         if self._census.rows == 0:
             raise BadInput(
                 f"{self._folder}: no object in its {self._part} part ({self.manifest.rows} in all): "
@@ -122,6 +126,16 @@ class Stream:
     @census.setter
     def census(self, census: Census) -> None:
         self._census = census
+
+    @staticmethod
+    def count_together(streams: "Sequence[Stream]") -> None:
+        """Take the census of several parts of one dataset by one scan."""
+        first = streams[0]
+        lost = first._find_lost() if first._options.damaged == "skip" else ()
+        subsets = [stream._subset for stream in streams]
+        counts = count(first.manifest, first.files, subsets, lost, first._verify_labels)
+        for stream, census in zip(streams, counts, strict=True):
+            stream.census = census
 
     @property
     def rows(self) -> int:
@@ -145,6 +159,8 @@ class Stream:
             BadInput: a shard that is damaged, missing or unreadable; names the shard and the rows.
         """
         verify = self._options.verify == "always" or (self._options.verify == "first" and not self._verified)
+        if self._options.verify == "always":
+            self.files.forget()
         plan = self.plan(epoch, start)
         # One thread more than read: it plans the next window while the others read this one.
         with ThreadPoolExecutor(self.threads + 1, "hpcphotoz-read") as threads:
@@ -163,14 +179,15 @@ class Stream:
 
             try:
                 prepared = threads.submit(prepare)
-                for _ in range(self._options.read_ahead):
+                for _ in range(self._options.windows_ahead):
                     prepared = begin(prepared.result())
                 while True:
                     prepared = begin(prepared.result())
                     if not coming:
                         break
-                    window, work = coming.popleft()
+                    window, work = coming[0]
                     self.busy_s += sum(future.result() for future in work)
+                    coming.popleft()
                     for index, size, content in window.batches():
                         yield Batch(**content, size=size, index=index)
                         del content  # or its buffer would stay away one batch longer
@@ -199,7 +216,7 @@ class Stream:
         return order.pools(layout, self._window_blocks, self._global_batch, key, wanted, start)
 
     def _wanted(self, blocks: order.Blocks) -> npt.NDArray[np.bool_]:
-        return self._subset(self.files.columns(blocks, self._subset.columns))
+        return self._subset(self.files.columns(blocks, self._subset.columns, self._verify_labels))
 
     def _window(self, pool: order.Pool, start: int, verify: bool) -> Window:
         size = min(self._global_batch, len(pool.row))  # the last batch of an epoch may be smaller
@@ -222,9 +239,3 @@ class Stream:
                 _log.warning("%s; its %d objects are left out", problem, shard.rows)
                 found.append(number)
         return tuple(found)
-
-    def _whole_chunks(self, wanted: int) -> int:
-        """A block that is not whole chunks would have its first and last chunk decompressed twice."""
-        first = self.manifest.shards[:1]
-        chunk = self.files.get(0).chunk_rows if first and first[0].offsets is None else 1
-        return -(-wanted // chunk) * chunk

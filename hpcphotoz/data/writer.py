@@ -159,6 +159,7 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
         unlabelled=len(stamps) - len(known),
         offsets=offsets,
         labels_xxh3=label_digest(arrays),
+        ids_xxh3=label_digest({"object_id": stamps.object_id}),
     )
 
 

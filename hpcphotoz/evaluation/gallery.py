@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from hpcphotoz.atomic import replacing
 from hpcphotoz.data import codec
-from hpcphotoz.data.shards import Header, Manifest, Stamps, check_finite, columns, open_shard
+from hpcphotoz.data.rows import check_finite
+from hpcphotoz.data.shards import Header, Manifest, Stamps, columns, open_shard
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.baseline import RADII, apertures
 from hpcphotoz.progress import track

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hpcphotoz.data.census import count
 from hpcphotoz.data.files import Files
-from hpcphotoz.data.shards import Header, Manifest, Stamps, read_rows
+from hpcphotoz.data.rows import read_rows
+from hpcphotoz.data.shards import Header, Manifest, Stamps
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
@@ -126,7 +127,7 @@ def rows_of(data: Path, manifest: Manifest, subset: Subset) -> int:
     Raises:
         BadInput: none.
     """
-    rows = count(manifest, Files(data, manifest), subset).rows
+    rows = count(manifest, Files(data, manifest), [subset])[0].rows
     if rows == 0:
         raise BadInput(f"{data}: no object is meant (of {manifest.rows}): change the part or the predicate")
     return rows

@@ -100,13 +100,24 @@ def load_network(run: Path, device: torch.device | str = "cpu") -> Network:
             f"{run}: no checkpoint{torn}: give a run folder that `hpcphotoz train --out` has filled"
         )
     state = load(path, device)
-    config = parse(state["config"], str(path))
+    config = parse(_today(state), str(path))
     module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
     module.load_state_dict(state["model"])
     module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
     bands = tuple(state["bands"])
     return Network(name, module, bins_of(config.model), bands, state["stamp"], config, state["step"])
+
+
+def _today(state: State) -> dict[str, Any]:
+    """A checkpoint's configuration in today's words."""
+    tree = {name: dict(section) for name, section in state["config"].items()}
+    if (
+        "order" not in state
+    ):  # 0.1.0 before its data plane: split by the training's seed, other units of read-ahead
+        tree["data"].pop("read_ahead", None)
+        tree["data"].setdefault("split_seed", tree["training"]["seed"])
+    return tree
 
 
 def _found(run: Path) -> list[Path]:

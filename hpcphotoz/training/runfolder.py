@@ -23,9 +23,9 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.revision import commit
 from hpcphotoz.world import World
 
-# These may differ between a run and its continuation: none of them touches the loss curve.
+# These may differ between a run and its continuation: none of them touches the loss curve of sound data.
 _MAY_CHANGE = {
-    "data": {"read_threads", "read_ahead", "verify"},
+    "data": {"read_threads", "windows_ahead", "verify", "damaged"},
     "training": {"checkpoint_steps", "keep_checkpoints", "log_steps", "max_steps", "wall_minutes"},
 }
 _PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")

@@ -1,7 +1,6 @@
 """The loop: batches in, steps, metrics and checkpoints out, on any number of ranks."""
 
 import enum
-import hashlib
 import json
 import logging
 import math
@@ -19,6 +18,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.data import shards
 from hpcphotoz.data.census import Census
 from hpcphotoz.data.device import on_device, to_device
+from hpcphotoz.data.order import ORDER
 from hpcphotoz.data.stream import Batch, Stream
 from hpcphotoz.data.subset import Part
 from hpcphotoz.errors import BadInput
@@ -86,7 +86,7 @@ class _Trainer:
         self._stream = self._open("train")
         self._validation = self._open("validation") if config.data.validation else None
         manifest = self._stream.manifest
-        self._digest = hashlib.sha256((data / shards.MANIFEST).read_bytes()).hexdigest()
+        self._digest = manifest.sha256
         # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
         self._scale = tuple(config.model.softening * sigma for sigma in manifest.statistics.sky_sigma)
         torch.manual_seed(config.training.seed)
@@ -110,12 +110,16 @@ class _Trainer:
             BadInput: an empty part, or labels that cannot be trained on.
         """
         streams = [s for s in (self._stream, self._validation) if s is not None]
+        if len(set(group.gather(self._digest, self._world))) > 1:
+            differs = f"{self._data}: {shards.MANIFEST} is not the same on all ranks: copy the dataset again"
+            group.agree(differs if self._world.is_first else None, self._world)
         problem, text = None, None
         try:
             if self._world.is_first:
+                Stream.count_together(streams)
                 text = json.dumps([asdict(stream.census) for stream in streams])
                 for stream in streams:
-                    check_labels(self._data, stream.manifest, stream.census, self._config)
+                    check_labels(self._data, stream.census, self._config)
         except (BadInput, OSError) as error:
             problem = str(error)
         group.agree(problem, self._world)
@@ -133,7 +137,12 @@ class _Trainer:
         problem = None
         try:
             state = checkpoint.load(Path(found)) if found else None
-            if state is not None and state["manifest_sha256"] != self._digest:
+            if state is not None and state.get("order") != ORDER:
+                problem = (
+                    f"{self._out}: was begun by a version with another order of objects and another split: "
+                    "choose a new --out"
+                )
+            elif state is not None and state["manifest_sha256"] != self._digest:
                 problem = (
                     f"{self._out}: was trained on another dataset than {self._data}: "
                     "resume on the same dataset, or choose a new --out"
@@ -217,9 +226,10 @@ class _Trainer:
         start, problem = time.monotonic(), None
         try:
             epoch, batch = next(batches)
-        except (BadInput, OSError) as error:
+        except (BadInput, OSError, StopIteration) as error:
             epoch, batch = step // self._stream.batches, to_device(self._stream.empty(), self._device)
-            problem = str(error)
+            early = f"{self._data}: fewer objects than were counted: has it been changed since the start?"
+            problem = early if isinstance(error, StopIteration) else str(error)
         self._waited += time.monotonic() - start
         return epoch, batch, problem
 
@@ -251,6 +261,7 @@ class _Trainer:
             "sums": self._sums.clone(),
             "manifest_sha256": self._digest,
             "lost": list(self._stream.census.lost),
+            "order": ORDER,
             "config": self._config.model_dump(),
             "bands": list(header.bands),
             "stamp": header.stamp,
@@ -298,11 +309,14 @@ class _Trainer:
         group.agree(problem, self._world)
         self._module.train()
         z_phot, z_spec = group.collect(torch.cat(rows), self._world).cpu().double().numpy().T
-        if self._metrics is not None:
+        skipped = self._validation.rows - len(z_spec)
+        if self._metrics is not None and len(z_spec):
             dz = (z_phot - z_spec) / (1 + z_spec)
             figures = {"bias": metrics.bias(dz), "sigma_mad": metrics.sigma_mad(dz), "eta": metrics.eta(dz)}
             figures = {name: float(value) for name, value in figures.items()}
-            self._metrics.write(step=self._step, epoch=epoch, part="validation", n=len(z_spec), **figures)
+            self._metrics.write(
+                step=self._step, epoch=epoch, part="validation", n=len(z_spec), skipped=skipped, **figures
+            )
             text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             self._say(
                 f"{self._out.name}: epoch {epoch + 1} of {self._config.training.epochs}: validation {text}"
@@ -335,7 +349,7 @@ class _Trainer:
             print(text, flush=True)
 
 
-def check_labels(data: Path, manifest: shards.Manifest, census: Census, config: Config) -> None:
+def check_labels(data: Path, census: Census, config: Config) -> None:
     """Refuse objects that cannot be trained on.
 
     Raises:
@@ -345,17 +359,13 @@ def check_labels(data: Path, manifest: shards.Manifest, census: Census, config: 
     leave_out = "or leave those objects out with data.where"
     if census.unlabelled:
         raise BadInput(
-            f"{data / census.example}: {census.unlabelled} of the {census.rows} objects have no z_spec (the "
-            f"first in this shard): training needs all; add them, {leave_out}: isfinite(z_spec)"
+            f"{data / census.unlabelled_in}: {census.unlabelled} of the {census.rows} objects have no z_spec "
+            f"(the first in this shard): training needs all; add them, {leave_out}: isfinite(z_spec)"
         )
     assert census.z_min is not None and census.z_max is not None
     if census.z_min < low or census.z_max >= high:
-        where = next((s.file for s in manifest.shards if _beyond(s, low, high)), "")
+        where = census.z_min_in if census.z_min < low else census.z_max_in
         raise BadInput(
             f"{data / where}: z_spec from {census.z_min:.4f} to {census.z_max:.4f} leaves the bins "
             f"[{low}, {high}): widen model.z_min, model.z_max, {leave_out}"
         )
-
-
-def _beyond(shard: shards.Shard, low: float, high: float) -> bool:
-    return shard.z_min is not None and shard.z_max is not None and (shard.z_min < low or shard.z_max >= high)

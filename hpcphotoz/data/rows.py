@@ -1,0 +1,104 @@
+"""Rows of a dataset in the order of the disk, decoded and checked: what evaluation and prediction read."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data import codec
+from hpcphotoz.data.shards import (
+    Manifest,
+    Shard,
+    Stamps,
+    columns,
+    file_sha256,
+    image_digests,
+    images_differ,
+    label_digest,
+    labels_differ,
+    open_shard,
+    readable,
+)
+from hpcphotoz.errors import BadInput
+
+Array = npt.NDArray[Any]
+Wanted = Callable[[Mapping[str, Array]], npt.NDArray[np.bool_]]  # columns -> which rows
+
+
+def read_rows(
+    folder: Path, manifest: Manifest, batch: int = 256, wanted: Wanted | None = None
+) -> Iterator[Stamps]:
+    """All objects in the order they are stored, at most `batch` at a time; checksums are compared.
+
+    Args:
+        folder, manifest: the dataset.
+        batch: rows read at a time.
+        wanted: from columns by name, which rows to give; None: all.
+
+    Raises:
+        BadInput: a shard that cannot be read, is damaged or does not match the manifest.
+    """
+    for shard in manifest.shards:
+        path = folder / shard.file
+        with open_shard(folder, manifest, shard) as file:
+            with readable(path):
+                _verify_labels(path, shard, file)
+            for start in range(0, shard.rows, batch):
+                stop = min(start + batch, shard.rows)
+                with readable(path, start, stop):
+                    found = {name: file[name][start:stop] for name in columns(manifest.header)}
+                    if shard.labels_xxh3 is not None and "image_xxh3" in file:
+                        _verify_images(path, found["images"], file["image_xxh3"][start:stop], start)
+                unit = found.pop("image_unit", None)
+                stamps = Stamps(**{**found, "images": codec.decode(found["images"], unit)})
+                check_finite(stamps.images, f"{path}: row", start)
+                if wanted is not None:
+                    stamps = stamps[wanted(found)]
+                if len(stamps):
+                    yield stamps
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Read every byte and check it against the manifest's checksums, then every pixel for being finite.
+
+    Raises:
+        BadInput: names the first shard that differs.
+    """
+    for shard in manifest.shards:
+        with readable(folder / shard.file):
+            digest = file_sha256(folder / shard.file)
+        if digest != shard.sha256:
+            raise BadInput(
+                f"{folder / shard.file}: checksum differs from the manifest: copy or write it again"
+            )
+    for _ in read_rows(folder, manifest):
+        continue
+
+
+def check_finite(images: Array, where: str, first_row: int = 0) -> None:
+    """Refuse a NaN or infinite pixel, naming its row after `where`. One sum an image: NaN and infinity
+    survive it.
+    """
+    sums = images.reshape(len(images), -1).sum(axis=1, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(sums))
+    if len(bad):
+        raise BadInput(
+            f"{where} {first_row + bad[0]} has a pixel that is not finite: drop the object and write again"
+        )
+
+
+def _verify_labels(path: Path, shard: Shard, file: h5py.File) -> None:
+    if shard.labels_xxh3 is None:
+        if file_sha256(path) != shard.sha256:
+            raise BadInput(labels_differ(path, shard, "the file"))
+    elif label_digest({name: file[name][...] for name in file if name != "images"}) != shard.labels_xxh3:
+        raise BadInput(labels_differ(path, shard, "labels"))
+
+
+def _verify_images(path: Path, images: Array, stored: Array, first: int) -> None:
+    wrong = np.flatnonzero(image_digests(images) != stored)
+    if len(wrong):
+        raise BadInput(images_differ(path, first + int(wrong[0]), first + int(wrong[-1]), len(wrong)))

@@ -1,0 +1,78 @@
+"""What a manifest may say: strict types and ranges, so that a wrong one is refused where it is read."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+
+Count = Annotated[StrictInt, Field(ge=1, lt=2**62)]
+Byte = Annotated[StrictInt, Field(ge=0, lt=2**62)]
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ShardLine(_Strict):
+    """One shard."""
+
+    file: Text
+    rows: Count
+    bytes: Count
+    sha256: Text
+    z_min: Number | None
+    z_max: Number | None
+    unlabelled: Byte
+    offsets: dict[Text, Byte] | None = None
+    labels_xxh3: Text | None = None
+    ids_xxh3: Text | None = None
+    chunk_rows: Count = 1
+
+
+class Statistics(_Strict):
+    """Per-band figures, nanomaggies."""
+
+    mean: list[Number]
+    std: list[Number]
+    sky_sigma: list[Number]
+
+
+class ManifestTree(_Strict):
+    """The whole file."""
+
+    format: Literal["hpcphotoz-shards"]
+    version: Literal[1]
+    rows: Byte
+    flux_unit: Literal["nanomaggy"]
+    bands: Annotated[list[Text], Field(min_length=1, max_length=1000)]
+    stamp: Annotated[StrictInt, Field(ge=1, le=1 << 14)]
+    pixel_scale: Annotated[Number, Field(gt=0)]
+    storage: Literal["float32", "float16", "int16"] = "float32"
+    statistics: Statistics
+    shards: list[ShardLine]
+    provenance: dict[str, Any]
+
+
+def validated(tree: Mapping[str, Any]) -> ManifestTree:
+    """The tree, checked.
+
+    Raises:
+        ValueError: one line with the first thing that is wrong.
+    """
+    try:
+        found = ManifestTree.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ValueError(f"{where}: {first['msg']}") from None
+    sizes = {len(found.statistics.mean), len(found.statistics.std), len(found.statistics.sky_sigma)}
+    if sizes != {len(found.bands)}:
+        raise ValueError(f"statistics: want one figure for each of the {len(found.bands)} bands")
+    if found.rows != sum(shard.rows for shard in found.shards):
+        raise ValueError(f"rows: {found.rows}, but the shards have {sum(s.rows for s in found.shards)}")
+    names = [shard.file for shard in found.shards]
+    if len(set(names)) < len(names):
+        raise ValueError("shards: one file is listed twice")
+    return found
