@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe (head, less) has gone: nothing is wrong, and nothing more can be said.
         sys.stderr.close()
         return 1
+    except PermissionError as error:
+        print(f"hpcphotoz: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

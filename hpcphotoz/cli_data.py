@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from hpcphotoz.cli_parser import Parser, command
 from hpcphotoz.data.shards import STORAGE
@@ -98,17 +99,18 @@ def inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds, and check it byte by byte if asked."""
     from hpcphotoz.data import rows, shards
 
-    manifest = shards.read_manifest(options.dataset)
+    manifest = shards.read_manifest(options.dataset, check=not options.verify)
     if options.verify:
         rows.verify(options.dataset, manifest)
     known = [shard for shard in manifest.shards if shard.z_min is not None]
-    facts = {
+    facts: dict[str, Any] = {
         "rows": manifest.rows,
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "bands": list(manifest.header.bands),
         "stamp_px": manifest.header.stamp,
         "pixel_scale_arcsec": manifest.header.pixel_scale,
+        "storage": manifest.header.storage,
         "z_spec_min": min((shard.z_min for shard in known if shard.z_min is not None), default=None),
         "z_spec_max": max((shard.z_max for shard in known if shard.z_max is not None), default=None),
         "unlabelled": sum(shard.unlabelled for shard in manifest.shards),
@@ -127,14 +129,19 @@ def inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts, indent=1))
         return 0
-    for name, value in facts.items():
-        text = (
-            ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-            if isinstance(value, list)
-            else value
-        )
-        print(f"{name:20s} {json.dumps(text) if isinstance(text, dict) else text}")
+    made = facts.pop("provenance")
+    for name, value in {**facts, **{f"made: {key}": value for key, value in made.items()}}.items():
+        print(f"{name:20s} {_short(value)}")
     return 0
+
+
+def _short(value: Any) -> str:
+    """A value on one line; `--json` has it whole."""
+    if isinstance(value, list) and all(isinstance(v, int | float | str) for v in value):
+        text = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:90]} ... ({len(text)} characters)"
 
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:

@@ -137,7 +137,11 @@ def test_verify_finds_one_flipped_bit(dataset: Path, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BadInput, match=r"shard-00000\.h5: checksum"):
+    (folder / "shard-00002.h5").unlink()
+    both = (
+        r"2 of 3 shards are damaged: .*shard-00000\.h5: row 31: pixels differ.*; .*shard-00002\.h5: .*missing"
+    )
+    with pytest.raises(BadInput, match=both):
         rows.verify(folder, manifest)
 
 

@@ -322,6 +322,23 @@ def test_a_predicate_leaves_out_what_cannot_be_trained_on(dataset: Path, tmp_pat
     assert train(parse(narrow, "test"), dataset, tmp_path / "run") is Outcome.FINISHED
 
 
+def test_a_run_of_the_older_order_is_not_resumed_but_its_split_is_still_known(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """Its parts were drawn by the training seed: with another split its held-out objects would leak."""
+    train(config(max_steps=3, seed=3), dataset, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step-00000003.pt"
+    state = checkpoint.load(path)
+    del state["order"], state["format"]
+    for key in ("split_seed", "test", "where", "verify", "damaged", "windows_ahead"):
+        del state["config"]["data"][key]
+    state["config"]["data"]["read_ahead"] = 4
+    checkpoint.save(tmp_path / "run", state, 2)
+    with pytest.raises(BadInput, match="another order of objects"):
+        train(config(seed=3), dataset, tmp_path / "run")
+    assert checkpoint.load_network(tmp_path / "run").config.data.split_seed == 3
+
+
 def test_a_run_folder_is_held_by_one_process(dataset: Path, tmp_path: Path) -> None:
     from hpcphotoz.training import runfolder
     from hpcphotoz.world import World

@@ -8,6 +8,8 @@ import numpy as np
 
 from hpcphotoz.data.shards import (
     COLUMNS,
+    FLUX_UNIT,
+    FORMAT_VERSION,
     MANIFEST,
     Header,
     Manifest,
@@ -30,7 +32,8 @@ def index_folder(folder: Path) -> Manifest:
     """Read every `shard-*.h5` of a folder, check it, and write the manifest that makes it a dataset.
 
     A shard holds the columns of `Stamps` with their types, and the attributes `bands` (list of names) and
-    `pixel_scale` (arcsec). It stays as it is: chunked and compressed images stream, if more slowly.
+    `pixel_scale` (arcsec). It stays as it is: chunked and compressed images stream, if more slowly. That ids
+    are unique is checked within a shard, not between shards.
 
     Args:
         folder: with `shard-00000.h5`, `shard-00001.h5` ... and no manifest.
@@ -61,6 +64,14 @@ def _header(path: Path) -> Header:
         with open_file(path) as file:
             bands = tuple(str(band) for band in np.atleast_1d(file.attrs["bands"]).tolist())
             scale = float(file.attrs["pixel_scale"])
+            unit, version = file.attrs.get("flux_unit", FLUX_UNIT), file.attrs.get("version", FORMAT_VERSION)
+            if unit != FLUX_UNIT or version != FORMAT_VERSION:
+                want = f"{FLUX_UNIT!r} and {FORMAT_VERSION}, or leave them out"
+                raise BadInput(
+                    f"{path}: attributes flux_unit {str(unit)!r} and version {version}: want {want}"
+                )
+            if not 0 < scale < 100:
+                raise BadInput(f"{path}: attribute pixel_scale {scale:g}: want arcsec")
             images = file["images"]
             if not isinstance(images, h5py.Dataset):
                 raise BadInput(f"{path}: 'images' is a group: want an array (N, band, y, x)")
@@ -89,14 +100,32 @@ def _entry(path: Path, header: Header, moments: Moments) -> Shard:
         raise BadInput(f"{path}: holds no image: remove it")
     shard = Shard(path.name, rows, size, "", None, None, 0, chunk_rows=min(chunk_rows, rows))
     manifest = Manifest(header, (shard,), moments.result(), {})
-    low, high, unlabelled = np.inf, -np.inf, 0
+    low, high, unlabelled, ids = np.inf, -np.inf, 0, []
     with readable(path), open_shard(path.parent, manifest, shard) as file:
         for start in range(0, rows, _ROWS):
             part = {name: file[name][start : start + _ROWS] for name in COLUMNS}
             stamps = checked(header, Stamps(**part), f"{path}: rows from {start}")
+            _check_values(stamps, path, start)
+            ids.append(stamps.object_id)
             moments.add(stamps)
             known = stamps.z_spec[np.isfinite(stamps.z_spec)]
             unlabelled += len(stamps) - len(known)
             low, high = min(low, *known.tolist(), np.inf), max(high, *known.tolist(), -np.inf)
+    values, counts = np.unique(np.concatenate(ids), return_counts=True)
+    if (counts > 1).any():
+        raise BadInput(f"{path}: object_id {values[counts > 1][0]} is there twice: ids must be unique")
     ends = (float(low), float(high)) if low <= high else (None, None)
     return replace(shard, sha256=file_sha256(path), z_min=ends[0], z_max=ends[1], unlabelled=unlabelled)
+
+
+def _check_values(stamps: Stamps, path: Path, start: int) -> None:
+    """Refuse labels that no object has; an unknown redshift is NaN."""
+    limits = {"z_spec": (-1.0, 20.0), "ra": (-360.1, 360.0), "dec": (-90.1, 90.0), "ebv": (-1.0, 100.0)}
+    for name, (low, high) in limits.items():
+        values = getattr(stamps, name)
+        bad = np.flatnonzero(~((values > low) & (values <= high)) & ~np.isnan(values))
+        if len(bad):
+            raise BadInput(
+                f"{path}: row {start + bad[0]} has {name} {values[bad[0]]:g}: want above {low:g} and at most "
+                f"{high:g}, or NaN where unknown"
+            )

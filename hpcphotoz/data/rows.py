@@ -1,6 +1,7 @@
 """Rows of a dataset in the order of the disk, decoded and checked: what evaluation and prediction read."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hpcphotoz.data.shards import (
     Shard,
     Stamps,
     columns,
+    damage,
     file_sha256,
     image_digests,
     images_differ,
@@ -23,8 +25,10 @@ from hpcphotoz.data.shards import (
     readable,
 )
 from hpcphotoz.errors import BadInput
+from hpcphotoz.progress import track
 
 Array = npt.NDArray[Any]
+_NAMED = 5  # damaged shards that are described
 Wanted = Callable[[Mapping[str, Array]], npt.NDArray[np.bool_]]  # columns -> which rows
 
 
@@ -65,17 +69,32 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """Read every byte and check it against the manifest's checksums, then every pixel for being finite.
 
     Raises:
-        BadInput: names the first shard that differs.
+        BadInput: names all shards that are damaged, and what of the first few.
     """
-    for shard in manifest.shards:
-        with readable(folder / shard.file):
-            digest = file_sha256(folder / shard.file)
-        if digest != shard.sha256:
-            raise BadInput(
-                f"{folder / shard.file}: checksum differs from the manifest: copy or write it again"
-            )
-    for _ in read_rows(folder, manifest):
-        continue
+    problems = []
+    for shard in track(manifest.shards, "verifying shards", len(manifest.shards)):
+        if problem := _problem(folder, manifest, shard):
+            problems.append(problem)
+    if problems:
+        named = "; ".join(problems[:_NAMED])
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        raise BadInput(f"{len(problems)} of {len(manifest.shards)} shards are damaged: {named}{more}")
+
+
+def _problem(folder: Path, manifest: Manifest, shard: Shard) -> str | None:
+    path = folder / shard.file
+    if problem := damage(folder, shard):
+        return problem
+    try:
+        with readable(path):
+            digest = file_sha256(path)
+        for _ in read_rows(folder, replace(manifest, shards=(shard,))):  # names rows where it can
+            continue
+    except BadInput as error:
+        return str(error)
+    if digest == shard.sha256:
+        return None
+    return f"{path}: checksum differs from the manifest: copy or write it again"
 
 
 def check_finite(images: Array, where: str, first_row: int = 0) -> None:

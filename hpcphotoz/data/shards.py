@@ -269,7 +269,7 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> h5py.File:
             if not isinstance(found, h5py.Dataset) or found.shape != shape or found.dtype != dtype:
                 known = isinstance(found, h5py.Dataset)
                 what = f"is {found.dtype}{found.shape}" if known else "is missing, or no array"
-                raise BadInput(f"{path}: '{name}' {what}, the manifest says {dtype}{shape}")
+                raise BadInput(f"{path}: '{name}' {what}, want {dtype}{shape}")
         bands = tuple(np.atleast_1d(file.attrs.get("bands", ())).tolist())
         if bands != h.bands:
             raise BadInput(f"{path}: bands {list(bands)}, the manifest says {list(h.bands)}")
