@@ -1,11 +1,14 @@
 """The nearest-neighbour baseline, on skies whose colours are a known function of redshift."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hpcphotoz.data import order
 from hpcphotoz.data.shards import Header, Stamps
+from hpcphotoz.data.subset import Subset
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import baseline
@@ -72,6 +75,29 @@ def test_an_object_of_training_is_refused_as_test(tmp_path: Path) -> None:
     train, test = write(tmp_path / "train", stamps), write(tmp_path / "test", stamps[150:])
     with pytest.raises(BadInput, match="50 of its objects"):
         baseline.knn_colours(train, test, BINS)
+
+
+def test_an_object_of_training_is_known_again_when_its_pixels_have_changed(tmp_path: Path) -> None:
+    stamps = galaxies(200, 1)
+    train = write(tmp_path / "train", stamps)
+    attacked = write(tmp_path / "attacked", replace(stamps[150:], images=stamps.images[150:] + 0.01))
+    with pytest.raises(BadInput, match="50 of its objects"):
+        baseline.knn_colours(train, attacked, BINS)
+
+
+def test_the_subset_and_the_limit_say_what_is_measured_and_among_what(tmp_path: Path) -> None:
+    stamps = galaxies(400, 1)
+    stamps.z_spec[5] = np.nan
+    data = write(tmp_path / "d", stamps)
+    asked, among = (Subset(part, 0.1, 0.3) for part in ("test", "train"))
+    parts = order.part_of(stamps.object_id, 0.1, 0.3, 0)
+    figures = baseline.knn_colours(data, data, BINS, 10, subset=asked, limit=50, among=among)
+    assert (figures["n"], figures["n_train"]) == (50, (parts[np.isfinite(stamps.z_spec)] == 0).sum())
+    found = baseline.photometry(data, BINS, asked, 50)
+    np.testing.assert_array_equal(found.object_id, stamps.object_id[parts == 2][:50])
+    assert figures["sigma_mad"] < 0.01
+    with pytest.raises(BadInput, match="of its objects are in .*such as --part test"):
+        baseline.knn_colours(data, data, BINS, 10, subset=asked)
 
 
 def test_unknown_redshifts_are_left_out_and_unusable_sets_refused(tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
 """The report: a whole page with its pictures inside, and a summary whose keys other programs read."""
 
 import base64
+import html
 import json
 import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hpcphotoz.data.select import Predicate
 from hpcphotoz.data.shards import Header
+from hpcphotoz.data.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.report import print_table, summary, write_report
@@ -136,6 +140,31 @@ def test_without_any_redshift_the_page_shows_the_change_of_the_mean(tmp_path: Pa
     assert "bias" not in tree["standard"]["pgd"]
     assert len(Page((tmp_path / "report.html").read_text()).pictures) == 2
     json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_summary_page_and_table_say_which_objects_were_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = Predicate.parse("z_spec < 0.3 and\n ebv < 1", BANDS)
+    result = replace(made(("standard",)), subset=Subset("test", 0.05, 0.2, 7, where), limit=60)
+    tree = write_report(result, tmp_path)
+    assert tree["data"]["subset"] == {
+        "part": "test",
+        "where": "z_spec < 0.3 and\n ebv < 1",
+        "split": {"validation": 0.05, "test": 0.2, "seed": 7},
+        "limit": 60,
+    }
+    words = (
+        "(test part of a split into 0.05 validation, 0.2 test, seed 7; where z_spec < 0.3 and ebv < 1; "
+        "at most the first 60)"
+    )
+    text = (tmp_path / "report.html").read_text()
+    assert f"60 galaxies of survey &amp; more {html.escape(words)} in u, g" in text
+    print_table(result)
+    assert words in " ".join(capsys.readouterr().out.split())
+    whole = write_report(made(("standard",)), tmp_path)
+    assert whole["data"]["subset"] == {"part": "all", "where": "", "limit": None}
+    assert "60 galaxies of survey &amp; more in u, g" in (tmp_path / "report.html").read_text()
 
 
 def test_the_terminal_shows_every_run_and_the_baseline(capsys: pytest.CaptureFixture[str]) -> None:

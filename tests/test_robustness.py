@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from hpcphotoz.config import parse
 from hpcphotoz.data.rows import read_rows, verify
-from hpcphotoz.data.shards import Header, Stamps, read_manifest
+from hpcphotoz.data.shards import STORAGE, Header, Stamps, read_manifest
+from hpcphotoz.data.subset import Subset
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
@@ -65,8 +67,8 @@ def stamps(n: int = 50, unknown: int = 0) -> Stamps:
     )
 
 
-def write(folder: Path, content: Stamps, shard_rows: int = 16) -> Path:
-    with DatasetWriter(folder, Header(BANDS, SIDE, 0.396), shard_rows, {"made": "here"}) as writer:
+def write(folder: Path, content: Stamps, shard_rows: int = 16, storage: str = "float32") -> Path:
+    with DatasetWriter(folder, Header(BANDS, SIDE, 0.396, storage), shard_rows, {"made": "here"}) as writer:
         writer.append(content)
     return folder
 
@@ -260,9 +262,53 @@ def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Pa
     assert provenance["source_manifest_sha256"] == digest
     assert provenance["run"] == "standard" and provenance["step"] == 3 and provenance["seed"] == 5
     assert provenance["attack"]["eps"] == 0.3 and provenance["attack"]["steps"] == 4
+    assert provenance["source_subset"] == {"part": "all", "where": "", "limit": None}
     # A network sees in the attacked set what evaluation saw in its own attack.
     seen = evaluate([toy], data, eps=(0.3,), steps=4, seed=5, loss="shift").networks[0].at("pgd", 0.3)
     np.testing.assert_allclose(evaluate([toy], out, eps=()).networks[0].clean.z_phot, seen.z_phot, atol=1e-6)
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("method", ["fgsm", "pgd"])
+def test_an_attack_stays_in_the_ball_and_is_not_lost_whatever_the_storage(
+    tmp_path: Path, storage: str, method: str
+) -> None:
+    bright = stamps()
+    bright.images[:] += 200  # where float16 has steps of 1/8, a fraction of the sky sigma
+    data, out = write(tmp_path / "d", bright, storage=storage), tmp_path / "out"
+    eps = 0.01  # less than half a unit of int16, sigma / 64
+    attack = parse({"attack": {"method": method, "eps": eps, "steps": 4}}, "test").attack
+    write_adversarial(Toy(), data, out, attack)
+    source, written = (
+        Stamps.concatenate(list(read_rows(folder, read_manifest(folder)))) for folder in (data, out)
+    )
+    sigmas = np.abs(written.images - source.images) / source.sky_sigma[:, :, None, None]
+    assert sigmas.min() > 0, "a linear network moves every pixel"
+    # One rounding of x + eps sigma, |x| < 256, in units of a sky sigma of at least 0.5.
+    assert sigmas.max() <= eps + 256 * 2**-24 / 0.5
+    manifest = read_manifest(out)
+    assert manifest.header.storage == "float32" and manifest.provenance["source_storage"] == storage
+
+
+def test_an_attack_on_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
+    nothing = Subset.of(parse({"data": {"where": "z_spec > 9"}}, "test").data, "all", BANDS)
+    with pytest.raises(BadInput, match="none of its 50 objects is meant .where z_spec > 9.: change"):
+        write_adversarial(Toy(), data, out, parse({"attack": {"eps": 0.1}}, "test").attack, subset=nothing)
+    assert not out.exists()
+
+
+def test_redshifts_that_cannot_be_read_are_named_by_their_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(tmp_path / "d", stamps())
+
+    def fails(self: h5py.Dataset, rows: object) -> None:
+        raise OSError("Can't synchronously read data (inflate() failed)")
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", fails)
+    with pytest.raises(BadInput, match=r"d/shard-00000.h5: rows 0 to 15 cannot be read \(Can't sync"):
+        evaluate([Toy(bins=RedshiftBins(2, 0.0, 0.2))], data)
 
 
 def test_a_failed_attack_leaves_no_finished_dataset(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """An attacked copy of a dataset, in the same format, so that any other program can be tested on it."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +7,11 @@ import torch
 
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Attack
-from hpcphotoz.data.shards import MANIFEST, read_manifest
+from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.network import Network, batches, check_fits, pdfs, tensors
+from hpcphotoz.evaluation.network import Network, batches, check_fits, describe, pdfs, tensors
 from hpcphotoz.evaluation.robustness import check_redshifts, labels
 
 
@@ -30,9 +29,11 @@ def write_adversarial(
 ) -> int:
     """Attack every galaxy of a dataset and write the result as a dataset: same objects, order and labels.
 
+    The pixels are written as float32 whatever the source's storage: rounding to int16 or float16 would carry
+    a perturbation out of its ball, or lose it. Distances are from the source's pixels as they are read.
     Objects of unknown z_spec are attacked away from the network's own clean prediction, and stay unlabelled.
-    The manifest's provenance holds the SHA-256 of the source's manifest, the run, its step and the attack's
-    options.
+    The manifest's provenance holds the SHA-256 of the source's manifest, its storage, which of its objects
+    were attacked, the run, its step and the attack's options.
 
     Args:
         network: whom to fool.
@@ -50,7 +51,7 @@ def write_adversarial(
 
     Raises:
         BadInput: bands, stamp size or a z_spec that the network does not take, an output that is not finite,
-            or `out` in use.
+            no object meant, or `out` in use.
     """
     if batch < 1 or (limit is not None and limit < 1):
         raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
@@ -60,7 +61,9 @@ def write_adversarial(
     provenance = {
         "made_by": "hpcphotoz attack",
         "source": data.resolve().name,
-        "source_manifest_sha256": hashlib.sha256((data / MANIFEST).read_bytes()).hexdigest(),
+        "source_manifest_sha256": manifest.sha256,
+        "source_storage": manifest.header.storage,
+        "source_subset": {**describe(subset), "limit": limit},
         "source_provenance": dict(manifest.provenance),
         "run": network.name,
         "step": network.step,
@@ -68,9 +71,10 @@ def write_adversarial(
         "seed": seed,
     }
     shard_rows = max((shard.rows for shard in manifest.shards), default=1)
-    written = 0
-    with DatasetWriter(out, manifest.header, shard_rows, provenance) as writer:
-        for stamps in batches(data, manifest, batch, "attacking galaxies", limit, subset):
+    header, written = replace(manifest.header, storage="float32"), 0
+    sound = batches(data, manifest, batch, "attacking galaxies", limit, subset)
+    with DatasetWriter(out, header, shard_rows, provenance) as writer:
+        for stamps in sound:
             tensor = tensors(stamps, device)
             clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
             attacked = perturb(

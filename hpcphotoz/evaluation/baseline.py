@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from hpcphotoz.data.shards import Header, read_manifest
+from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.network import batches, edges
@@ -52,7 +53,16 @@ class Options:
     kernel: float  # sigma of the Gaussian put on each neighbour's redshift in the PDF
 
 
-def knn_colours(train: Path, test: Path, bins: RedshiftBins, k: int = 20) -> dict[str, float]:
+def knn_colours(
+    train: Path,
+    test: Path,
+    bins: RedshiftBins,
+    k: int = 20,
+    *,
+    subset: Subset = EVERYTHING,
+    limit: int | None = None,
+    among: Subset = EVERYTHING,
+) -> dict[str, float]:
     """Metrics of k nearest neighbours on a test set, tuned on a part of the training set.
 
     Args:
@@ -60,6 +70,8 @@ def knn_colours(train: Path, test: Path, bins: RedshiftBins, k: int = 20) -> dic
         test: dataset they are tested on, in the same bands; likewise.
         bins: bins of the PDFs from which CRPS and CDE loss are computed.
         k: number of neighbours.
+        subset, limit: which objects of the test set, as in `evaluate`: the same that the networks are given.
+        among: which objects of the training set are neighbours.
 
     Returns:
         `metrics.summary`, with `n_train` and `aperture_arcsec`.
@@ -71,7 +83,7 @@ def knn_colours(train: Path, test: Path, bins: RedshiftBins, k: int = 20) -> dic
     ours, theirs = read_manifest(train).header, read_manifest(test).header
     if (ours.bands, ours.pixel_scale) != (theirs.bands, theirs.pixel_scale):
         raise BadInput(f"{train} and {test}: different bands or pixel scales: colours cannot be compared")
-    known, asked = photometry(train, bins), photometry(test, bins)
+    known, asked = photometry(train, bins, among), photometry(test, bins, subset, limit)
     if len(known.z_spec) < 4 * k:
         raise BadInput(f"{train}: {len(known.z_spec)} objects of known redshift, {k} neighbours need {4 * k}")
     if len(asked.z_spec) == 0:
@@ -89,17 +101,19 @@ def knn_colours(train: Path, test: Path, bins: RedshiftBins, k: int = 20) -> dic
     return {**figures, "n_train": len(known.z_spec), "aperture_arcsec": RADII[options.radius]}
 
 
-def photometry(data: Path, bins: RedshiftBins) -> Photometry:
-    """Fluxes in every aperture, streamed; objects of unknown redshift are left out.
+def photometry(
+    data: Path, bins: RedshiftBins, subset: Subset = EVERYTHING, limit: int | None = None
+) -> Photometry:
+    """Fluxes in every aperture, streamed: of the first `limit` objects of a subset those of known redshift.
 
     Raises:
-        BadInput: a redshift outside the bins, or what reading a dataset raises.
+        BadInput: a redshift outside the bins, no object meant or known, or what reading a dataset raises.
     """
     manifest = read_manifest(data)
-    check_redshifts(bins, data, manifest, "the redshift bins")
+    check_redshifts(bins, data, manifest, "the redshift bins", subset)
     weights = apertures(manifest.header)
     flux, sky, ebv, z, object_id = [], [], [], [], []
-    for stamps in batches(data, manifest, 256, "aperture photometry"):
+    for stamps in batches(data, manifest, 256, "aperture photometry", limit, subset):
         known = np.isfinite(stamps.z_spec)
         flux.append(np.einsum("nbyx,ryx->nrb", stamps.images[known], weights, optimize=True))
         sky.append(stamps.sky_sigma[known])
@@ -240,14 +254,16 @@ def _take(data: Photometry, rows: npt.NDArray[np.intp]) -> Photometry:
 
 
 def _refuse_overlap(known: Photometry, asked: Photometry, train: Path, test: Path) -> None:
-    # Ids alone are not enough: two simulated sets may both count from 0.
-    seen = set(
-        zip(known.object_id.tolist(), known.z_spec.tolist(), known.flux[:, 0, 0].tolist(), strict=True)
+    # Ids alone are not enough: two simulated sets may both count from 0. Fluxes are too much: an attacked
+    # copy has others, and its objects would find themselves.
+    seen, mine = (
+        zip(data.object_id.tolist(), data.z_spec.tolist(), data.ebv.tolist(), strict=True)
+        for data in (known, asked)
     )
-    mine = zip(asked.object_id.tolist(), asked.z_spec.tolist(), asked.flux[:, 0, 0].tolist(), strict=True)
-    shared = sum(key in seen for key in mine)
+    known_already = set(seen)
+    shared = sum(key in known_already for key in mine)
     if shared:
         raise BadInput(
             f"{test}: {shared} of its objects are in {train} too, where the neighbours come from: "
-            "test on objects that were not trained on"
+            "test on objects that were not trained on, such as --part test of the run's split"
         )

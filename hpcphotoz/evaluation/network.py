@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -109,28 +109,64 @@ def batches(
 ) -> Iterator[Stamps]:
     """The first `limit` objects of a subset (all by default) in stored order, with a progress bar.
 
+    They are counted at the call, so that a subset of nothing is refused before anything is written.
+
     Args:
         data, manifest: the dataset's folder and its manifest.
         batch: objects at most at a time; the last batch of a shard may hold fewer.
         what: the verb of the progress line, as in "predicting".
         limit: number of objects to give.
         subset: which objects are meant.
+
+    Raises:
+        BadInput: no object is meant; on the way, what reading a dataset raises.
     """
     left = min(rows_of(data, manifest, subset), limit or manifest.rows)
     parts = _first(read_rows(data, manifest, batch, subset if subset.columns else None), left)
-    yield from track(parts, f"{what} (objects)", total=left, weight=len)
+    return track(parts, f"{what} (objects)", total=left, weight=len)
 
 
 def rows_of(data: Path, manifest: Manifest, subset: Subset) -> int:
     """Number of objects that are meant.
 
     Raises:
-        BadInput: none.
+        BadInput: none, or a shard whose labels cannot be read.
     """
+    if manifest.rows == 0:
+        raise BadInput(f"{data}: holds no object")
+    if {"validation": subset.validation, "test": subset.test}.get(subset.part) == 0:
+        raise BadInput(
+            f"{data}: the split of the training has no {subset.part} part (data.{subset.part} is 0): "
+            f"take another part, or a run trained with --data.{subset.part} 0.1"
+        )
     rows = count(manifest, Files(data, manifest), [subset])[0].rows
     if rows == 0:
-        raise BadInput(f"{data}: no object is meant (of {manifest.rows}): change the part or the predicate")
+        raise BadInput(
+            f"{data}: none of its {manifest.rows} objects is meant{in_words(subset)}: "
+            "change the part or the predicate"
+        )
     return rows
+
+
+def describe(subset: Subset) -> dict[str, Any]:
+    """Which objects are meant, for a record: `part`, `where` ("": all) and, of a part, the `split`."""
+    record: dict[str, Any] = {"part": subset.part, "where": subset.where.text if subset.where else ""}
+    if subset.part != "all":
+        record["split"] = {"validation": subset.validation, "test": subset.test, "seed": subset.seed}
+    return record
+
+
+def in_words(subset: Subset, limit: int | None = None) -> str:
+    """The same for a reader, in parentheses after a space; nothing where all objects are meant."""
+    words = []
+    if subset.part != "all":
+        fractions = f"{subset.validation:g} validation, {subset.test:g} test"
+        words.append(f"{subset.part} part of a split into {fractions}, seed {subset.seed}")
+    if subset.where:
+        words.append(f"where {' '.join(subset.where.text.split())}")
+    if limit:
+        words.append(f"at most the first {limit}")
+    return f" ({'; '.join(words)})" if words else ""
 
 
 def _first(parts: Iterator[Stamps], left: int) -> Iterator[Stamps]:

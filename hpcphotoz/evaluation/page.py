@@ -5,6 +5,7 @@ import html
 from collections.abc import Mapping
 
 from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.network import in_words
 from hpcphotoz.evaluation.result import Result
 
 _SUMMARY = f"""&Delta;z = (z_phot &minus; z_spec), divided by 1 + z_spec: its mean (bias), its scatter
@@ -60,6 +61,7 @@ def page(result: Result, table: list[list[str]], baseline: Mapping[str, float] |
         picture(f"One galaxy: {network.name}", text, plots.galaxy(result, network.name))
     return _TEMPLATE.format(
         data=html.escape(result.data.resolve().name),
+        subset=html.escape(in_words(result.subset, result.limit)),
         objects=len(result.z_spec),
         unlabelled=f", {result.unlabelled} of them without z_spec (attacked, but left out of the metrics)"
         if result.unlabelled
@@ -130,7 +132,7 @@ th:first-child, td:first-child {{ text-align: left; }}
 footer {{ font-size: .85rem; }}
 </style></head><body><main>
 <header><h1>Photometric redshifts under attack</h1>
-<p>{objects} galaxies of {data} in {bands}{unlabelled}. FGSM is one signed gradient step, PGD
+<p>{objects} galaxies of {data}{subset} in {bands}{unlabelled}. FGSM is one signed gradient step, PGD
 {steps} projected ones; both raise the {loss} loss of each network through its own gradients.</p></header>
 {sections}
 <footer>{footer}</footer>

@@ -13,6 +13,7 @@ from rich.table import Table
 from hpcphotoz.atomic import write_text
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.network import describe, in_words
 from hpcphotoz.evaluation.page import page
 from hpcphotoz.evaluation.result import CLEAN, Result
 from hpcphotoz.revision import commit
@@ -28,7 +29,7 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
     Keys are the runs' names, each with `clean` and the methods' names, each with `bias`, `sigma_mad`, `eta`,
     `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z>, at the headline epsilon; then
     `knn_colours` (the same metrics), `robustness_curves` (per run and method, every epsilon), `transfer`
-    (attacked run, then shown run), `data`, `attack` and `versions`.
+    (attacked run, then shown run), `data` (with the subset of it that was measured), `attack` and `versions`.
 
     Args:
         result: from `evaluate`.
@@ -57,6 +58,7 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
     tree["transfer"] = result.transfer
     tree["data"] = {
         "name": result.data.resolve().name,
+        "subset": {**describe(result.subset), "limit": result.limit},
         "objects": len(result.z_spec),
         "unlabelled": result.unlabelled,
         "bands": list(result.header.bands),
@@ -105,7 +107,8 @@ def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None
 
 def print_table(result: Result, baseline: Mapping[str, float] | None = None) -> None:
     """Print the metrics, clean and at the headline epsilon, to standard output."""
-    table = Table(title=f"{len(result.z_spec)} galaxies of {result.data}")
+    which = in_words(result.subset, result.limit)
+    table = Table(title=f"{len(result.z_spec)} galaxies of {result.data}{which}")
     head, *rows = _rows(result, baseline)
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if i < 2 else "right")

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data.shards import Header
+from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.models.bins import RedshiftBins
 
 Floats = npt.NDArray[np.float32]
@@ -94,6 +95,8 @@ class Result:
         str, dict[str, dict[str, float]]
     ]  # attacked network -> network shown the images -> metrics
     example: Example
+    subset: Subset = EVERYTHING  # which objects of the dataset
+    limit: int | None = None  # and of those the first so many
 
     @property
     def unlabelled(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Attack, parse
-from hpcphotoz.data.shards import Manifest, Stamps, open_shard, read_manifest
+from hpcphotoz.data.shards import Manifest, Stamps, open_shard, read_manifest, readable
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
@@ -65,7 +65,8 @@ def evaluate(
 
     Raises:
         BadInput: no network, two of one name, other bands or stamp size than the dataset, a z_spec outside a
-            network's bins, an output that is not finite, an unknown method, or an option out of range.
+            network's bins, no object meant, an output that is not finite, an unknown method, or an option out
+            of range.
     """
     manifest = read_manifest(data)
     _check(networks, data, manifest, batch, limit, subset)
@@ -112,6 +113,8 @@ def evaluate(
         ),
         transfer={s: {t: tally.metrics(truth) for t, tally in ts.items()} for s, ts in crossed.items() if ts},
         example=example,
+        subset=subset,
+        limit=limit,
     )
 
 
@@ -243,8 +246,6 @@ def _check(
         )
     if batch < 1 or (limit is not None and limit < 1):
         raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
-    if manifest.rows == 0:
-        raise BadInput(f"{data}: holds no object")
     for network in networks:
         check_fits(network, manifest.header, data)
         check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
@@ -253,13 +254,17 @@ def _check(
 def check_redshifts(
     bins: RedshiftBins, data: Path, manifest: Manifest, who: str, subset: Subset = EVERYTHING
 ) -> None:
-    """Refuse a dataset with a known z_spec outside the bins, naming the first such object."""
+    """Refuse a dataset with a known z_spec outside the bins, naming the first such object.
+
+    Raises:
+        BadInput: there is one, or a shard whose labels cannot be read.
+    """
     for shard in manifest.shards:
         if shard.z_min is None or shard.z_max is None:
             continue
         if shard.z_min >= bins.z_min and shard.z_max < bins.z_max:
             continue
-        with open_shard(data, manifest, shard) as file:
+        with open_shard(data, manifest, shard) as file, readable(data / shard.file, 0, shard.rows):
             columns = {name: file[name][:] for name in {"z_spec", "object_id"} | subset.columns}
         z, object_id = columns["z_spec"], columns["object_id"]
         for i in np.flatnonzero(subset(columns) & ((z < bins.z_min) | (z >= bins.z_max))):
