@@ -1,12 +1,17 @@
 """Redshift PDFs for a catalogue, in the file that qp and RAIL read.
 
 Layout of the file (qp's `hist`): group `meta` with `pdf_name`, `pdf_version` and `bins` (1, n + 1); group
-`data` with `pdfs` (N, n), probability densities; group `ancil` with arrays of length N. It is written by h5py
-alone, slice by slice, so that memory does not grow with the catalogue.
+`data` with `pdfs` (N, n), probability densities; group `ancil` with arrays of length N. Attributes of
+the file: `runs`, and `dataset`, a JSON text with the dataset's name, its manifest's SHA-256 and the subset.
+It is written by h5py alone, slice by slice, so that memory does not grow with the catalogue.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -18,7 +23,16 @@ from hpcphotoz.atomic import replacing
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.network import Network, batches, check_fits, edges, pdfs, rows_of, tensors
+from hpcphotoz.evaluation.network import (
+    Network,
+    batches,
+    check_fits,
+    describe,
+    edges,
+    pdfs,
+    rows_of,
+    tensors,
+)
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
@@ -72,27 +86,18 @@ def predict(
         check_fits(network, manifest.header, data)
     if batch < 1:
         raise BadInput(f"batch {batch}: must be at least 1")
-    if manifest.rows == 0:
-        raise BadInput(f"{data}: holds no object")
     if out.is_dir():
         raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
-    try:
-        with replacing(out) as temporary, h5py.File(temporary, "w") as file:
-            _create(file, rows_of(data, manifest, subset), bins)
-            file.attrs["runs"] = [f"{network.name} step {network.step}" for network in networks]
-            done = 0
-            for stamps in batches(data, manifest, batch, "predicting", subset=subset):
-                tensor = tensors(stamps, device)
-                pdf = average(networks, tensor["images"], tensor["ebv"], tensor["object_id"], tta=tta)
-                rows = slice(done, done + len(stamps))
-                p = pdf.double().cpu().numpy()
-                file["data/pdfs"][rows] = p / bins.width
-                points = {**vars(stamps), **point_estimates(p, bins)}
-                for name in ANCIL:
-                    file["ancil"][name][rows] = points[name]
-                done += len(stamps)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be written: {error}") from None
+    rows, done = rows_of(data, manifest, subset), 0
+    facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": describe(subset)}
+    runs = [f"{network.name} step {network.step}" for network in networks]
+    with _Output(out, rows, bins, {"runs": runs, "dataset": json.dumps(facts)}) as output:
+        for stamps in batches(data, manifest, batch, "predicting", subset=subset):
+            tensor = tensors(stamps, device)
+            pdf = average(networks, tensor["images"], tensor["ebv"], tensor["object_id"], tta=tta)
+            p = pdf.double().cpu().numpy()
+            output.put(done, p / bins.width, {**vars(stamps), **point_estimates(p, bins)})
+            done += len(stamps)
     return done
 
 
@@ -150,10 +155,46 @@ def _common_bins(networks: Sequence[Network]) -> RedshiftBins:
     return first.bins
 
 
-def _create(file: h5py.File, rows: int, bins: RedshiftBins) -> None:
-    file["meta/pdf_name"] = np.array([b"hist"])
-    file["meta/pdf_version"] = np.array([0])
-    file["meta/bins"] = edges(bins)[None]
-    file.create_dataset("data/pdfs", (rows, bins.n), np.float32)
-    for name, dtype in ANCIL.items():
-        file.create_dataset(f"ancil/{name}", (rows,), dtype)
+class _Output:
+    """The file, under its name once complete. Its own errors alone are called errors of writing."""
+
+    def __init__(self, out: Path, rows: int, bins: RedshiftBins, attributes: Mapping[str, Any]) -> None:
+        with _writing(out), ExitStack() as stack:
+            temporary = stack.enter_context(replacing(out))
+            self._file = stack.enter_context(h5py.File(temporary, "w"))
+            self._file.attrs.update(attributes)
+            self._file["meta/pdf_name"] = np.array([b"hist"])
+            self._file["meta/pdf_version"] = np.array([0])
+            self._file["meta/bins"] = edges(bins)[None]
+            self._file.create_dataset("data/pdfs", (rows, bins.n), np.float32)
+            for name, dtype in ANCIL.items():
+                self._file.create_dataset(f"ancil/{name}", (rows,), dtype)
+            self._out, self._stack = out, stack.pop_all()
+
+    def put(self, first: int, density: Floats, points: Mapping[str, Any]) -> None:
+        """Write (n, bins) densities and what `ANCIL` lists, from row `first` on."""
+        rows = slice(first, first + len(density))
+        with _writing(self._out):
+            self._file["data/pdfs"][rows] = density
+            for name in ANCIL:
+                self._file["ancil"][name][rows] = points[name]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with _writing(self._out):
+            self._stack.__exit__(kind, error, trace)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # HDF5 raises either
+        raise BadInput(f"{out}: cannot be written: {' '.join(str(error).split())}") from None

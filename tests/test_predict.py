@@ -1,5 +1,6 @@
 """Prediction: the file qp reads, streamed, averaged, whole or absent."""
 
+import json
 import tempfile
 import tracemalloc
 import warnings
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.data.shards import Header, Stamps
+from hpcphotoz.data.shards import Header, Stamps, read_manifest
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
@@ -114,6 +115,9 @@ def test_the_file_holds_the_pdfs_in_order(tmp_path: Path) -> None:
             np.testing.assert_array_equal(file["ancil"][name], getattr(content, name))
         np.testing.assert_allclose(file["ancil/zmean"], expected @ BINS.centres().double().numpy(), atol=1e-6)
         assert file.attrs["runs"].tolist() == ["standard step 3"]
+        facts = json.loads(file.attrs["dataset"])
+        assert facts["name"] == "d" and facts["subset"] == {"part": "all", "where": ""}
+        assert facts["manifest_sha256"] == read_manifest(tmp_path / "d").sha256
 
 
 def test_several_runs_are_averaged_as_pdfs(tmp_path: Path) -> None:
@@ -172,6 +176,43 @@ def test_memory_does_not_grow_with_the_catalogue(tmp_path: Path) -> None:
     peak(32)  # imports and caches
     # Reading it whole would add 768 bytes a stamp, 368 kB; objects that await garbage collection add 80 kB.
     assert peak(512) - peak(32) < 180_000
+
+
+class NoCompiler(Probe):
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        raise OSError("no compiler in PATH")
+
+
+def test_errors_of_reading_and_of_the_network_are_not_called_errors_of_writing(tmp_path: Path) -> None:
+    data, out = write(tmp_path / "d", stamps(40)), tmp_path / "out" / "pz.hdf5"
+    out.parent.mkdir()
+    with pytest.raises(OSError, match="no compiler"):
+        predict([Toy(module=NoCompiler())], data, out)
+    path = data / "shard-00001.h5"
+    with h5py.File(path, "r") as file:
+        offset = file["images"].id.get_offset()
+    raw = bytearray(path.read_bytes())
+    raw[offset] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(BadInput, match=f"^{path}: row 0: pixels differ"):
+        predict([Toy()], data, out)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write(tmp_path / "d", stamps(40)), tmp_path / "out" / "pz.hdf5"
+    out.parent.mkdir()
+
+    def full(self: h5py.Dataset, rows: object, values: object) -> None:
+        raise OSError("Can't write data\n(errno = 28, error message = 'No space left on device')")
+
+    monkeypatch.setattr(h5py.Dataset, "__setitem__", full)
+    with pytest.raises(BadInput, match=f"^{out}: cannot be written: Can't write .*No space left") as caught:
+        predict([Toy()], data, out)
+    assert "\n" not in str(caught.value)
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
