@@ -82,6 +82,17 @@ def evaluate(options: argparse.Namespace) -> int:
         raise BadInput(f"{options.out}: cannot make the folder: {error.strerror}") from None
     device = _device()
     networks = [load_network(run, device) for run in options.runs]
+    subset = _subset(options, networks)
+    baseline = None
+    if options.knn_train:  # first, for it costs seconds and can refuse its data
+        baseline = knn_colours(
+            options.knn_train,
+            options.data,
+            networks[0].bins,
+            subset=subset,
+            limit=options.limit,
+            among=_neighbours(options, networks),
+        )
     result = evaluate(
         networks,
         options.data,
@@ -95,9 +106,8 @@ def evaluate(options: argparse.Namespace) -> int:
         seed=options.seed,
         precision=options.precision,
         batch=_batch(device),
-        subset=_subset(options, networks),
+        subset=subset,
     )
-    baseline = knn_colours(options.knn_train, options.data, networks[0].bins) if options.knn_train else None
     tree = write_report(result, options.out, baseline)
     if options.json:
         print(json.dumps(tree, indent=1))
@@ -191,6 +201,20 @@ def _subset(options: argparse.Namespace, networks: "list[Network]") -> "Subset":
     return Subset.of(data, options.part, read_manifest(options.data).header.bands)
 
 
+def _neighbours(options: argparse.Namespace, networks: "list[Network]") -> "Subset":
+    """Which objects of --knn-train are neighbours: those that meet the predicate the runs were trained with.
+
+    With --part, of those only the training part. It is by object id: an object of the part that is measured
+    is then no neighbour in any copy of the dataset, an attacked one either. --where selects what is measured
+    and not the neighbours, for it is not what the networks were trained on.
+    """
+    from hpcphotoz.data.subset import Subset
+
+    if len({network.config.data.where for network in networks}) > 1:
+        raise BadInput("--knn-train: the runs were trained with different predicates: name one run at a time")
+    return Subset.of(networks[0].config.data, "all" if options.part == "all" else "train", networks[0].bands)
+
+
 def _device() -> str:
     import torch
 
@@ -225,7 +249,7 @@ def _parser() -> Parser:
     p.add_argument("run", type=Path, help="run folder, or one checkpoint file")
     _add_subset(p)
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
-    p.add_argument("--out", type=Path, required=True, help="dataset folder to make")
+    p.add_argument("--out", type=Path, required=True, help="dataset folder to make, of float32 pixels")
     p.add_argument("--method", choices=("fgsm", "pgd"), default="pgd", help="attack (default pgd)")
     p.add_argument(
         "--eps", type=float, default=0.1, help="L-infinity radius in sky sigmas of each band (default 0.1)"
@@ -277,7 +301,10 @@ def _parser() -> Parser:
     p.add_argument("--seed", type=int, default=0, help="of the random starts (default 0)")
     p.add_argument("--json", action="store_true", help="print summary.json instead of the table")
     p.add_argument(
-        "--knn-train", type=Path, help="dataset for the nearest-neighbour baseline on aperture colours"
+        "--knn-train",
+        type=Path,
+        help="dataset for the nearest-neighbour baseline on aperture colours: its objects that meet the "
+        "runs' data.where; with --part, of those the training part of the split",
     )
 
     p = command(commands, "predict", predict)
