@@ -76,6 +76,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.checkpoint import load_network
 
+    for name, what in (("manifest.json", "a dataset"), ("checkpoints", "a run")):
+        if (options.out / name).exists():
+            raise BadInput(f"{options.out}: is {what}: choose another folder for the report")
     try:
         options.out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of attacks
     except OSError as error:
@@ -190,15 +193,29 @@ def _attack_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _subset(options: argparse.Namespace, networks: "list[Network]") -> "Subset":
-    """The part and predicate of the command line, by the split that the networks were trained with."""
+    """The part and predicate of the command line; a part is that of the runs, their predicate included."""
     from hpcphotoz.data.shards import read_manifest
     from hpcphotoz.data.subset import Subset
 
     splits = [n.config.data.model_dump(include={"validation", "test", "split_seed"}) for n in networks]
     if options.part != "all" and any(split != splits[0] for split in splits):
         raise BadInput(f"--part {options.part}: the runs split the dataset differently: name one at a time")
-    data = networks[0].config.data.model_copy(update={"where": options.where})
-    return Subset.of(data, options.part, read_manifest(options.data).header.bands)
+    manifest = read_manifest(options.data)
+    for network in networks:
+        own, warning = network.manifest_sha256 == manifest.sha256, ""
+        if options.part != "all" and not own:
+            warning = f"another dataset than {options.data}: --part is by the object ids of the latter"
+        if options.command == "evaluate" and options.part == "all" and not options.where and own:
+            warning = f"{options.data}: these figures are of objects it has seen; take --part test"
+        if warning:
+            print(f"hpcphotoz: warning: run '{network.name}' was trained on {warning}", file=sys.stderr)
+    where = {n.config.data.where for n in networks} if options.part != "all" else set()
+    if len(where) > 1:
+        raise BadInput(f"--part {options.part}: the runs have different predicates: name one at a time")
+    parts = [text for text in (*where, options.where) if text]
+    both = " and ".join(f"({text})" for text in parts) if len(parts) > 1 else "".join(parts)
+    data = networks[0].config.data.model_copy(update={"where": both})
+    return Subset.of(data, options.part, manifest.header.bands)
 
 
 def _neighbours(options: argparse.Namespace, networks: "list[Network]") -> "Subset":

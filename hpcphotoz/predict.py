@@ -67,7 +67,7 @@ def predict(
     Args:
         networks: at least one; all with the same redshift bins and the dataset's bands.
         data: dataset folder; z_spec may be unknown.
-        out: HDF5 file to write; replaced if it exists.
+        out: HDF5 file to write; one that holds PDFs is replaced, any other refused.
         batch: objects at a time.
         device: where the networks are.
         tta: average over the eight flips and right-angle rotations of each image; costs eight times as much.
@@ -86,6 +86,8 @@ def predict(
         check_fits(network, manifest.header, data)
     if batch < 1:
         raise BadInput(f"batch {batch}: must be at least 1")
+    if out.exists() and not out.is_dir() and not _is_ours(out):
+        raise BadInput(f"{out}: is there and holds no PDFs: delete it, or choose another name")
     if out.is_dir():
         raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
     rows, done = rows_of(data, manifest, subset), 0
@@ -140,6 +142,14 @@ def point_estimates(pdf: Floats, bins: RedshiftBins) -> dict[str, Floats]:
         "zmean": pdf @ centres,
         "zmedian": e[k] + inside * bins.width,
     }
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return "meta/pdf_name" in file
+    except OSError:
+        return False
 
 
 def _common_bins(networks: Sequence[Network]) -> RedshiftBins:

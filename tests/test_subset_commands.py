@@ -130,7 +130,7 @@ def test_the_neighbours_meet_the_predicate_of_the_training(
     parts = order.part_of(content.object_id, VALIDATION, TEST, SEED)
     assert tree["knn_colours"]["n_train"] == ((parts == 0) & (content.z_spec < np.float32(0.3))).sum()
     two = ["evaluate", run, folder / "split", *words, "--out", tmp_path / "two"]
-    fails(capsys, two, "the runs were trained with different predicates")
+    fails(capsys, two, "different predicates")
 
 
 @pytest.mark.parametrize("name", ["evaluate", "attack", "predict"])
@@ -151,3 +151,52 @@ def test_nothing_meant_is_one_line_and_leaves_nothing(
     )
     fails(capsys, [name, folder / "split", *words, "--where", "z_spec < "], "is not a condition")
     assert not out.exists() or (name == "evaluate" and not list(out.iterdir()))
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+def test_a_run_is_told_from_the_dataset_it_was_trained_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_dataset(tmp_path / "other", n=60, shard_rows=60)
+    words = ["evaluate", folder / "split", "--attacks", "fgsm", "--eps", 0.1, "--out", tmp_path / "report"]
+
+    def warnings(*more: object) -> list[str]:
+        capsys.readouterr()
+        assert command(*words, *more) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+
+    (line,) = warnings("--data", folder / "set")
+    assert line.startswith("hpcphotoz: warning: run 'split' was trained on ") and "--part test" in line
+    (line,) = warnings("--data", other, "--part", "test")
+    assert "'split' was trained on another dataset than" in line
+    assert warnings("--data", folder / "set", "--part", "test") == warnings("--data", other) == []
+
+
+def test_a_part_is_that_of_the_run_its_predicate_included(folder: Path, tmp_path: Path) -> None:
+    data, run = folder / "set", tmp_path / "run"
+    assert (
+        command("train", "standard", "--data", data, "--out", run, *TINY, *WORDS, "--where", PREDICATE) == 0
+    )
+    for where, limit in (("", 0.2), ("z_spec < 0.1", 0.1)):
+        out = tmp_path / f"{limit}.hdf5"
+        words = ["predict", run, "--data", data, "--out", out, "--part", "test", "--where", where]
+        assert command(*words) == 0
+        with h5py.File(out) as file:
+            ids = file["ancil/object_id"][...]
+        z = dict(zip(read(data).object_id.tolist(), read(data).z_spec.tolist(), strict=True))
+        assert ids.tolist() == [i for i in meant(data, "test", True).tolist() if z[i] < limit]
+
+
+def test_what_is_not_a_result_is_not_overwritten(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = folder / "set", folder / "split"
+    before = {path: path.read_bytes() for path in (*data.iterdir(), run / "config.toml")}
+    for path in before:
+        fails(capsys, ["predict", run, "--data", data, "--out", path], "is there and holds no PDFs")
+    assert {path: path.read_bytes() for path in before} == before
+    fails(capsys, ["evaluate", run, "--data", data, "--out", data], "is a dataset")
+    fails(capsys, ["evaluate", run, "--data", data, "--out", run], "is a run")
+    out = tmp_path / "pz.hdf5"
+    for _ in range(2):
+        assert command("predict", run, "--data", data, "--out", out, "--where", "z_spec < 0.1") == 0

@@ -32,6 +32,7 @@ class Network:
     stamp: int  # pixels a side
     config: Config
     step: int  # optimiser steps taken
+    manifest_sha256: str  # of the dataset it was trained on
 
 
 def save(run: Path, state: State, keep: int) -> Path:
@@ -106,7 +107,16 @@ def load_network(run: Path, device: torch.device | str = "cpu") -> Network:
     module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
     bands = tuple(state["bands"])
-    return Network(name, module, bins_of(config.model), bands, state["stamp"], config, state["step"])
+    return Network(
+        name,
+        module,
+        bins_of(config.model),
+        bands,
+        state["stamp"],
+        config,
+        state["step"],
+        state["manifest_sha256"],
+    )
 
 
 def _today(state: State) -> dict[str, Any]:
