@@ -1,6 +1,7 @@
 """Object tables: CSV, FITS and VOTable read alike, bad ones named, stamp ids that never collide."""
 
 import gzip
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 pytest.importorskip("astropy")
 
+from astropy.io import fits  # noqa: E402
 from astropy.table import MaskedColumn, Table  # noqa: E402
 
 from hpcphotoz.errors import BadInput  # noqa: E402
@@ -91,13 +93,94 @@ def test_usual_names_need_no_mapping(tmp_path: Path) -> None:
         (f"object_id,ra,dec\n{2**63},351,0\n", "must be from 0 to"),
         ("object_id,ra,dec\n4,351,0\n4,350,0\n", "line 3: object_id 4 is there twice"),
         ("object_id,ra,dec,ebv\n4,351,0,inf\n", "ebv inf is not between"),
-        ("object_id,ra,dec,z\n4,351,0,-9999\n", "z -9999 is not between"),
+        ("object_id,ra,dec,ebv\n4,351,0,-9999\n", "line 2: ebv -9999 stands for no value: leave it empty"),
+        ("object_id,ra,dec,z\n4,351,0,20.5\n", "z 20.5 is not between -1 and 20"),
+        ("object_id,ra,ra_deg,dec\n4,1,2,0\n", "has columns ra and ra_deg: say by --columns ra=ra"),
+        ("object_id,ra,dec,z,z_spec\n4,1,2,0,0\n", "has columns z and z_spec: say by --columns z_spec=z"),
+        ("object_id,ra,ra,dec\n4,1,2,0\n", "has columns ra and ra: rename one"),
     ],
 )
 def test_bad_csv_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "objects.csv"
     path.write_text(text)
     refused(path, message)
+
+
+def test_minus_one_and_below_is_an_unknown_redshift(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    values = ["", "nan", "-1", "-9.999", "-9999", "0", "-0.001", "0.3"]
+    path.write_text("object_id,ra,dec,z\n" + "".join(f"{k},1,2,{z}\n" for k, z in enumerate(values)))
+    expected = [np.nan] * 5 + [0.0, -0.001, 0.3]
+    np.testing.assert_array_equal(read_objects(path).z_spec, expected)
+    table = Table({"object_id": [1, 2, 3], "ra": [1.0] * 3, "dec": [2.0] * 3, "z": [-1.0, -99.0, 0.1]})
+    table.write(tmp_path / "t.fits")
+    np.testing.assert_array_equal(read_objects(tmp_path / "t.fits").z_spec, [np.nan, np.nan, 0.1])
+
+
+def test_which_of_two_columns_may_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("object_id,ra,ra_deg,dec\n4,1,15,0\n")
+    assert read_objects(path, {"ra": "ra"}).ra.tolist() == [1]
+    assert read_objects(path, {"ra": "ra_deg"}).ra.tolist() == [15]
+
+
+@pytest.mark.parametrize("kind", ["fits", "vot"])
+@pytest.mark.parametrize(
+    ("units", "ra", "dec"),
+    [
+        (("deg", "deg"), 351.5, 0.25),
+        (("degrees", "Degree [J2000]"), 351.5, 0.25),
+        (("rad", "rad"), math.radians(351.5), math.radians(0.25)),
+        (("hourangle", "arcmin"), 351.5 / 15, 15.0),
+        (("h", "arcsec"), 351.5 / 15, 900.0),
+        (("hours", "deg"), 351.5 / 15, 0.25),
+        (("deg", "mas"), 351.5, 9e5),
+    ],
+)
+def test_units_of_places_are_heeded(
+    tmp_path: Path, kind: str, units: tuple[str, str], ra: float, dec: float
+) -> None:
+    path = write_units(tmp_path / f"t.{kind}", units, ra, dec)
+    objects = read_objects(path)
+    np.testing.assert_allclose([objects.ra[0], objects.dec[0]], [351.5, 0.25], rtol=1e-12)
+
+
+def write_units(path: Path, units: tuple[str, str], ra: float, dec: float) -> Path:
+    """By hand: astropy does not write what services do."""
+    if path.suffix == ".fits":
+        columns = [
+            fits.Column(name, "D", unit=unit, array=[value])
+            for name, unit, value in (("ra", units[0], ra), ("dec", units[1], dec))
+        ]
+        columns.append(fits.Column("object_id", "K", array=[1]))
+        fits.BinTableHDU.from_columns(columns).writeto(path)
+        return path
+    fields = "".join(
+        f'<FIELD name="{name}" datatype="{kind}" {unit}/>'
+        for name, kind, unit in (
+            ("object_id", "long", ""),
+            ("ra", "double", f'unit="{units[0]}"'),
+            ("dec", "double", f'unit="{units[1]}"'),
+        )
+    )
+    path.write_text(
+        f'<?xml version="1.0"?>\n<VOTABLE version="1.3"><RESOURCE><TABLE>{fields}<DATA><TABLEDATA>'
+        f"<TR><TD>1</TD><TD>{ra!r}</TD><TD>{dec!r}</TD></TR></TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"
+    )
+    return path
+
+
+def test_units_that_are_no_angle_are_named(tmp_path: Path) -> None:
+    for k, (units, message) in enumerate(
+        [
+            (("mag", "deg"), "column ra has the unit mag, which is no angle"),
+            (("deg", "h"), "column dec has the unit h, which"),
+            (("deg", "h:m:s"), "column dec has the unit h:m:s"),
+        ]
+    ):
+        for kind in ("fits", "vot"):
+            refused(write_units(tmp_path / f"{k}.{kind}", units, 1.0, 2.0), message)
+    refused(write_units(tmp_path / "far.fits", ("h", "deg"), 25.0, 2.0), "ra 25.0 is not between -24 and 24")
 
 
 def refused(path: Path, message: str, columns: dict[str, str] | None = None) -> None:

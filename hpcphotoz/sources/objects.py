@@ -13,8 +13,10 @@ import numpy.typing as npt
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.extra import sources_extra
 from hpcphotoz.sources.fitsfile import open_fits
+from hpcphotoz.sources.redshifts import Z_MAX, known
 
 with sources_extra():
+    from astropy import units
     from astropy.io import fits
     from astropy.table import Table
     from astropy.units import UnitsWarning
@@ -42,7 +44,7 @@ class Objects:
         return Objects(*(getattr(self, field.name)[rows] for field in fields(Objects)))
 
 
-# The names looked for when none is given; what stands for a missing value (None: it may not be); limits.
+# The names looked for when none is given; what a missing value becomes (None: it may not be missing); limits.
 _NAMES = {
     "object_id": ("object_id",),
     "ra": ("ra_deg", "ra"),
@@ -51,7 +53,8 @@ _NAMES = {
     "ebv": ("ebv",),
 }
 _MISSING = {"ra": None, "dec": None, "z_spec": np.nan, "ebv": 0.0}
-_LIMITS = {"ra": (-360.0, 360.0), "dec": (-90.0, 90.0), "z_spec": (-1.0, 20.0), "ebv": (-1.0, 100.0)}
+_LIMITS = {"ra": (-360.0, 360.0), "dec": (-90.0, 90.0), "z_spec": (-1.0, Z_MAX), "ebv": (-1.0, 100.0)}
+_HOURS = ("h", "hr", "hrs")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class _Column:
     values: list[str] | npt.NDArray[Any]  # text of a CSV file, or a masked array
     unit: str  # "line" or "row"
     rows: Sequence[int]  # their numbers
+    factor: float = 1.0  # deg per unit of the column
 
     def fail(self, k: int, what: str) -> BadInput:
         value = self.values[k]
@@ -76,12 +80,14 @@ def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> Object
     Args:
         path: CSV, FITS (the first table in it, also packed by gzip or bzip2) or VOTable.
         columns: the file's name for any of object_id, ra, dec (deg), z_spec and ebv (mag); without one,
-            `object_id`, `ra_deg` or `ra`, `dec_deg` or `dec`, `z_spec` or `z`, `ebv` are looked for. An
-            empty, masked or NaN z_spec, or no such column, is an unknown redshift; the same for ebv is 0.
+            `object_id`, `ra_deg` or `ra`, `dec_deg` or `dec`, `z_spec` or `z`, `ebv` are looked for. A
+            z_spec that is empty, masked, NaN or -1 or below, or no such column, is an unknown redshift; an
+            ebv that is empty, masked or NaN, or no such column, is 0. A unit of angle that a FITS file or
+            VOTable gives ra or dec is heeded, for ra hours too.
 
     Raises:
-        BadInput: unreadable, a column missing, a value that is no number or out of range (named by its line
-            or row), an id twice.
+        BadInput: unreadable, a column missing or two that it may be, a unit of ra or dec that is no angle, a
+            value that is no number or out of range (named by its line or row), an id twice.
     """
     wanted = dict(columns or {})
     unknown = [key for key in wanted if key not in _NAMES]
@@ -162,11 +168,26 @@ def _read_table(path: Path, wanted: Mapping[str, str], is_fits: bool) -> dict[st
         table = _read_fits(path) if is_fits else _read_votable(path)
     names = _names(path, table.colnames, wanted)
     rows = range(1, len(table) + 1)
-    columns = {key: _Column(path, names[key], table[names[key]].data, "row", rows) for key in names}
+    columns = {}
+    for key, name in names.items():
+        factor = _degrees(path, name, table[name].unit, key) if key in ("ra", "dec") else 1.0
+        columns[key] = _Column(path, name, table[name].data, "row", rows, factor)
     for column in columns.values():
         if np.ndim(column.values) != 1:
             raise BadInput(f"{path}: column {column.name} holds more than one value a row")
     return columns
+
+
+def _degrees(path: Path, name: str, unit: Any, key: str) -> float:
+    """Degrees in one of a column's units, which many services spell as no standard does."""
+    text = str(unit or "deg").strip().lower()
+    if text.startswith("deg"):
+        return 1.0
+    if key == "ra" and (text.startswith("hour") or text in _HOURS):
+        return 15.0
+    if isinstance(unit, units.UnrecognizedUnit) or not unit.is_equivalent(units.deg):
+        raise BadInput(f"{path}: column {name} has the unit {unit}, which is no angle: convert to deg")
+    return float(unit.to(units.deg))
 
 
 def _read_fits(path: Path) -> Any:
@@ -196,15 +217,22 @@ def _names(path: Path, header: list[str], wanted: Mapping[str, str]) -> dict[str
         if key in wanted:
             if wanted[key] not in header:
                 raise BadInput(f"{path}: no column {wanted[key]} for {key}: {has}")
-            found[key] = wanted[key]
-            continue
-        name = next((name for name in usual if name in header), None)
-        if name is not None:
-            found[key] = name
+            usual = (wanted[key],)
+        there = [name for name in header if name in usual]
+        if len(there) > 1:
+            raise BadInput(f"{path}: has columns {' and '.join(there)}: {_say_which(key, there)}")
+        if there:
+            found[key] = there[0]
         elif _MISSING.get(key) is None:
             either = " or ".join(reversed(usual))
             raise BadInput(f"{path}: no column {either}: {has}; --columns {key}=NAME names another")
     return found
+
+
+def _say_which(key: str, names: list[str]) -> str:
+    if len(set(names)) < len(names):
+        return "rename one"
+    return f"say by --columns {key}={names[0]} which is {key}"
 
 
 def _checked(path: Path, found: Mapping[str, _Column]) -> Objects:
@@ -248,7 +276,7 @@ def _numbers(column: _Column, missing: float | None, limits: tuple[float, float]
     values = column.values
     empty = np.array(np.ma.getmaskarray(values)) if isinstance(values, np.ndarray) else np.bool_(False)
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        numbers = np.array(np.ma.getdata(values), np.float64)
+        numbers: Floats = np.array(np.ma.getdata(values), np.float64)
     else:
         text = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
         empty = empty | np.array([not one.strip() for one in text])
@@ -261,10 +289,15 @@ def _numbers(column: _Column, missing: float | None, limits: tuple[float, float]
         raise column.fail(int(np.argmax(empty)), "is not a number")
     if missing is not None:
         numbers[empty | np.isnan(numbers)] = missing
-    allowed = (numbers >= limits[0]) & (numbers <= limits[1]) | (np.isnan(numbers) & (missing is not None))
+    if missing is not None and np.isnan(missing):
+        numbers = known(numbers)
+    elif missing is not None and (numbers <= limits[0]).any():
+        raise column.fail(int(np.argmax(numbers <= limits[0])), "stands for no value: leave it empty")
+    low, high = (limit / column.factor for limit in limits)
+    allowed = (numbers >= low) & (numbers <= high) | (np.isnan(numbers) & (missing is not None))
     if not allowed.all():
-        raise column.fail(int(np.argmin(allowed)), f"is not between {limits[0]:g} and {limits[1]:g}")
-    return numbers
+        raise column.fail(int(np.argmin(allowed)), f"is not between {low:g} and {high:g}")
+    return numbers * column.factor
 
 
 def _first_no_number(text: list[str]) -> int:

@@ -12,7 +12,7 @@ from hpcphotoz.data.shards import Header, Stamps
 from hpcphotoz.sources.assemble import Made
 from hpcphotoz.sources.layouts import BANDS, IVAR, LAYOUTS, MASKS, SCALE, Layout, Table, open_table
 from hpcphotoz.sources.noise import sky_sigma
-from hpcphotoz.sources.redshifts import identifiers
+from hpcphotoz.sources.redshifts import Z_MAX, identifiers, known
 
 Array = npt.NDArray[Any]
 
@@ -92,7 +92,8 @@ class ReadRows:
         reasons = np.full(piece.stop - piece.start, None, np.object_)
         if piece.z_spec is not None and not self.keep_unlabelled:
             reasons[np.isnan(piece.z_spec)] = ""
-        reasons[~np.isfinite(found["ebv"])] = "E(B-V) is not finite"
+        reasons[~np.isfinite(found["ebv"])] = "E(B-V) is not known: not finite, or -1 or below"
+        reasons[found["z_spec"] > Z_MAX] = f"the redshift is above {Z_MAX:g}"
         reasons[list(piece.twice)] = "an earlier row has this object"
         return reasons
 
@@ -164,14 +165,14 @@ def _labels(table: Table, layout: Layout, piece: Piece) -> dict[str, Array]:
         name = table.first(names, what in layout.optional) if names else None
         values = np.full(stop - start, absent) if name is None else table.rows(name, start, stop)
         found[what] = values.astype(np.float64)
+    found["ebv"][found["ebv"] <= -1] = np.nan
     if layout.per_band:
         found["ebv"] = (found["ebv"] / np.array(layout.per_band)).mean(axis=1)
     if layout.z_spec is not None:
         z = table.rows(layout.z_spec, start, stop).astype(np.float32)
     else:
         z = np.full(stop - start, np.nan, np.float32) if piece.z_spec is None else piece.z_spec
-    # Catalogues write -1, -99 or -9999 for a redshift that is not known.
-    found["z_spec"] = np.where(np.isfinite(z) & (z > -1), z, np.float32(np.nan))
+    found["z_spec"] = known(z)
     return found
 
 

@@ -18,6 +18,7 @@ Ids = npt.NDArray[np.int64]
 AS_THEY_ARE = "as in the files"
 HASHED = "whole numbers below 2^63 as they are; of others the upper 63 bits of BLAKE2b-64 of the text"
 _Z_NAMES = ("z_spec", "z")
+Z_MAX = 20.0  # a larger one is no redshift
 
 
 def identifiers(values: Array, where: str) -> tuple[Ids, str]:
@@ -55,12 +56,17 @@ def identifier(value: bytes | str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def known(z: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Redshifts, with NaN for the unknown, for which catalogues write -1, -9.999, -99 or -9999."""
+    return np.where(z > -1, z, z.dtype.type(np.nan))
+
+
 @dataclass(frozen=True)
 class Redshifts:
     """Known redshifts by object."""
 
     object_id: Ids  # (N,) ascending, unique
-    z: npt.NDArray[np.float32]  # (N,) finite
+    z: npt.NDArray[np.float32]  # (N,) above -1
 
     def of(self, object_id: Ids) -> npt.NDArray[np.float32]:
         """The redshift of each object, NaN where the table has none, (M,)."""
@@ -71,7 +77,7 @@ class Redshifts:
 
 
 def read_redshifts(path: Path) -> Redshifts:
-    """Read a table with columns `object_id` and `z_spec` or `z`: CSV, FITS or VOTable.
+    """Read a table with columns `object_id` and `z_spec` or, without it, `z`: CSV, FITS or VOTable.
 
     Raises:
         BadInput: unreadable, a column missing, a value that is no number, an object with two redshifts.
@@ -86,8 +92,8 @@ def read_redshifts(path: Path) -> Redshifts:
         ids, z = _from_table(path, "fits" if is_fits else "votable")
     else:
         ids, z = _from_csv(path)
-    known = np.isfinite(z) & (z > -1)
-    ids, z = ids[known], z[known]
+    kept = ~np.isnan(known(z))
+    ids, z = ids[kept], z[kept]
     order = np.argsort(ids, kind="stable")
     ids, z = ids[order], z[order]
     same = np.flatnonzero(np.diff(ids) == 0)
