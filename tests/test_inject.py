@@ -155,6 +155,27 @@ def test_photons_are_counted() -> None:
     np.testing.assert_array_equal(detect(-light, electrons, np.random.default_rng(1)), -light)
 
 
+def test_a_stamp_has_the_noise_of_its_photons(
+    field: Field, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The r frame's pixels fall on the stamp's: no resampling there. The other bands' keep the sum of noise.
+    place = [(110.5 + dx, 95.5 + dy) for dx, dy in OFFSET]
+    monkeypatch.setattr(module, "find_place", lambda field, rng: place)
+    monkeypatch.setattr(module, "draw_galaxy", lambda tables, rng: disc())
+    silent = quiet(field)
+    clean = inject(tables, silent, 0, 0).image.astype(np.float64)
+    seen = [inject(tables, replace(silent, electrons=field.electrons), 0, k).image for k in range(40)]
+    noise = np.stack(seen) - clean
+    # 40 stamps of some hundred pixels that matter: 2 %.
+    expected = (clean[R_BAND].clip(0) / field.electrons[R_BAND]).sum()
+    assert (noise[:, R_BAND] ** 2).sum(axis=(1, 2)).mean() == pytest.approx(expected, rel=0.06)
+    pull = noise.sum(axis=(2, 3)) / np.sqrt(disc().flux_disc / field.electrons)
+    # 40 sums a band: the mean to 0.16, the variance over all bands to 10 %.
+    assert np.abs(pull.mean(axis=0)).max() < 0.6
+    assert (pull**2).mean() == pytest.approx(1.0, abs=0.35)
+    assert np.isfinite(noise).all() and len({image.tobytes() for image in seen}) == 40
+
+
 def test_electrons_per_nanomaggy_are_gain_times_calibration(field: Field) -> None:
     np.testing.assert_allclose(field.electrons, np.array(GAIN) * FLUX20 / 10, rtol=1e-6)
 
