@@ -2,13 +2,18 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcphotoz.cli_parser import Parser, command
 from hpcphotoz.data.shards import STORAGE
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.layouts import LAYOUTS, describe
 from hpcphotoz.world import detect
+
+if TYPE_CHECKING:
+    from hpcphotoz.data.shards import Manifest
 
 
 def simulate(options: argparse.Namespace) -> int:
@@ -24,10 +29,10 @@ def simulate(options: argparse.Namespace) -> int:
 
         manifest = simulate_onto(options.out, options.n, options.onto, **how)
     else:
+        from hpcphotoz.sources.parallel import refuse_ranks
         from hpcphotoz.sources.simulate import simulate
 
-        if detect().size > 1:
-            raise BadInput("simulate without --onto uses the cores of one machine: start one process")
+        refuse_ranks("simulate without --onto uses the cores of one machine: start one process")
         manifest = simulate(options.out, options.n, **how)
     _say(f"{options.out}: {manifest.rows} galaxies in {len(manifest.shards)} shards")
     return 0
@@ -37,7 +42,6 @@ def ingest_sdss_frames(options: argparse.Namespace) -> int:
     """Cut stamps of real objects out of SDSS frames."""
     from hpcphotoz.sources.frames import MASKED_FRACTION, ingest_frames
 
-    columns = dict(_column(word) for word in options.columns)
     masked = MASKED_FRACTION if options.masked_fraction is None else options.masked_fraction
     manifest = ingest_frames(
         options.out,
@@ -46,25 +50,37 @@ def ingest_sdss_frames(options: argparse.Namespace) -> int:
         stamp=options.stamp,
         shard_rows=options.shard_rows,
         bands=options.bands,
-        columns=columns,
+        columns=_columns(options.columns),
         masked_fraction=masked,
         epochs=options.epochs,
         storage=options.storage,
         processes=options.processes,
     )
-    _say(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards")
+    _say(_stamps(options.out, manifest))
     return 0
 
 
-def _column(word: str) -> tuple[str, str]:
-    key, equals, name = word.partition("=")
-    if not (key and equals and name):
-        raise BadInput(f"--columns {word}: must be of the form ra=RAJ2000")
-    return key, name
+def _columns(words: Sequence[str]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for word in words:
+        key, equals, name = word.partition("=")
+        if not (key and equals and name):
+            raise BadInput(f"--columns {word}: must be of the form ra=RAJ2000")
+        if key in columns:
+            raise BadInput(f"--columns {word}: {key} is {columns[key]} already: name one column for it")
+        columns[key] = name
+    return columns
+
+
+def _stamps(out: Path, manifest: "Manifest") -> str:
+    unknown = sum(shard.unlabelled for shard in manifest.shards)
+    more = f", {unknown} of unknown redshift" if unknown else ""
+    return f"{out}: {manifest.rows} stamps in {len(manifest.shards)} shards{more}"
 
 
 def ingest_table(options: argparse.Namespace) -> int:
     """Make shards of a published HDF5 or npz set."""
+    from hpcphotoz.sources.assemble import counted
     from hpcphotoz.sources.tables import ingest_table
 
     manifest, skipped = ingest_table(
@@ -80,9 +96,9 @@ def ingest_table(options: argparse.Namespace) -> int:
         storage=options.storage,
         processes=options.processes,
     )
-    left_out = sum(entry.get("count", 1) for entry in skipped)
+    left_out = counted(skipped)
     more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
-    _say(f"{options.out}: {manifest.rows} stamps in {len(manifest.shards)} shards{more}")
+    _say(_stamps(options.out, manifest) + more)
     return 0
 
 
@@ -176,8 +192,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "--objects",
         type=Path,
         required=True,
-        help="CSV, FITS or VOTable with object_id, ra_deg or ra, dec_deg or dec (deg), and, if known, z_spec "
-        "or z, ebv (mag)",
+        help="CSV, FITS or VOTable with object_id, ra_deg or ra, dec_deg or dec (deg, or in FITS and VOTable "
+        "the column's unit), and, if there, z_spec or z (empty, or -1 and below: unknown), ebv (E(B-V), mag; "
+        "empty: 0)",
     )
     p.add_argument(
         "--columns",
@@ -186,7 +203,11 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         metavar="OURS=THEIRS",
         help="the table's names for object_id, ra, dec, z_spec, ebv: ra=RAJ2000 dec=DEJ2000",
     )
-    p.add_argument("--bands", default="ugriz", help="such as gri (default ugriz); r gives the stamps' grid")
+    p.add_argument(
+        "--bands",
+        default="ugriz",
+        help="such as gri (default ugriz); the stamps have r's grid, or without r the first one's",
+    )
     p.add_argument("--stamp", type=int, default=64, help='pixels of 0.396" a side (default 64)')
     p.add_argument(
         "--epochs",
@@ -194,7 +215,8 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         default="one",
         help="one: a stamp an object, with the table's object_id, from the frame in which it lies farthest "
         "from the edge (default); all: one from every run that saw it, with object_id * 1000000 + run, or a "
-        "hash of both where that exceeds 63 bits",
+        "hash of both where that exceeds 63 bits: ra and dec tell which object it is. The split is by this "
+        "id, and can put one galaxy in train and test",
     )
     p.add_argument(
         "--masked-fraction",
@@ -207,6 +229,13 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p.add_argument("--processes", type=int, help="processes (default: one a core; under mpiexec its ranks)")
 
     p = command(kinds, "table", ingest_table)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.epilog = (
+        f"formats, and the fields of their files; N is the number of objects\n\n{describe()}\n\n"
+        "A redshift that is NaN, or -1 or below, is unknown; an object whose E(B-V) is not finite, or -1 or\n"
+        "below, is left out. Ids that are not whole numbers below 2^63 become hashes, as the manifest says:\n"
+        "ra and dec tell which object it is."
+    )
     p.add_argument(
         "out", type=Path, help="dataset folder to make; an unfinished one of this ingest is continued"
     )
@@ -216,20 +245,23 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p.add_argument(
         "--format",
         required=True,
-        choices=("pasquet", "hayat", "galaxiesml", "mmu", "ssl-legacy"),
-        help="whose: Pasquet et al. 2019 (npz, or a folder with cube.npy and labels.npy), Hayat et al. 2021, "
-        "GalaxiesML, Multimodal Universe, ssl-legacysurvey",
+        choices=tuple(LAYOUTS),
+        help="whose: Pasquet et al. 2019, Hayat et al. 2021, GalaxiesML, Multimodal Universe, "
+        "ssl-legacysurvey; see below",
     )
     p.add_argument("--shard-rows", type=int, default=8192, help="source rows a shard (default 8192)")
     p.add_argument("--crop", type=int, help="centre of so many pixels a side (default: as in the files)")
     p.add_argument(
         "--redshifts",
         type=Path,
-        help="mmu: CSV, FITS or VOTable with object_id and z_spec or z, joined by id",
+        help="mmu: CSV, FITS or VOTable with object_id and z_spec or, without it, z (empty, or -1 and below: "
+        "unknown), joined by id",
     )
     p.add_argument("--keep-unlabelled", action="store_true", help="mmu: keep objects without a redshift")
     p.add_argument(
-        "--zero-point", type=float, help="AB mag of one unit of the pixels (default: the format's)"
+        "--zero-point",
+        type=float,
+        help="AB mag, 0 to 40, of one unit of the pixels (default: the format's)",
     )
     p.add_argument("--limit", type=int, help="only the first so many rows")
     _add_storage(p)

@@ -15,13 +15,14 @@ pytest.importorskip("astropy")
 from astropy.io import fits  # noqa: E402
 
 import hpcphotoz.sources.frames  # noqa: E402
+import hpcphotoz.sources.framesets  # noqa: E402
 from hpcphotoz.__main__ import main  # noqa: E402
 from hpcphotoz.data.shards import MANIFEST, read_manifest  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.fpc import read_frame  # noqa: E402
 from hpcphotoz.sources.frame import Frame  # noqa: E402
 from hpcphotoz.sources.frames import ingest_frames  # noqa: E402
-from hpcphotoz.sources.framesets import find_frame_sets, make_plan  # noqa: E402
+from hpcphotoz.sources.framesets import find_frame_sets, make_plan, sky_range  # noqa: E402
 from hpcphotoz.sources.objects import RUNS, Objects  # noqa: E402
 from tests.sdss_files import (  # noqa: E402
     DEC,
@@ -127,6 +128,55 @@ def test_one_stamp_a_run_and_one_only_of_overlapping_fields(tmp_path: Path, fram
     assert load(tmp_path / "one", manifest).object_id.tolist() == [5]
 
 
+def test_several_stamps_of_an_object_are_said_once(
+    tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(frames / "run-000752", [(RA, DEC)], run=752)
+    write_set(frames / "run-000800", [(RA, DEC)], run=800, offset=20 * SCALE)
+    places = [(RA, DEC), (RA + 3 * SCALE, DEC), (RA + 80 * SCALE, DEC)]  # the last one in run 800 only
+    rows: list[dict[str, object]] = [
+        {"object_id": k, "ra": ra, "dec": dec} for k, (ra, dec) in enumerate(places)
+    ]
+    table = write_table(tmp_path / "t.csv", rows)
+    manifest = ingest_frames(tmp_path / "all", frames, table, epochs="all", processes=1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "several stamps" in line]
+    assert manifest.rows == 7 and len(said) == 1
+    assert said[0].startswith("2 objects have several stamps with ids of their own: a split by object id")
+    assert manifest.provenance["caution"] == said[0]
+    manifest = ingest_frames(tmp_path / "one", frames, table, processes=1)
+    assert "several stamps" not in capsys.readouterr().err and "caution" not in manifest.provenance
+
+
+def test_places_in_words() -> None:
+    dec = np.array([0.5, -0.25])
+    assert sky_range(np.array([351.5, 10.25]), dec) == "ra 351.5000 to 10.2500, dec -0.2500 to 0.5000"
+    assert sky_range(np.array([-8.5, 368.0]), dec).startswith("ra 351.5000 to 8.0000")
+    assert sky_range(np.array([20.0, 10.0, 170.0, 189.0]), dec).startswith("ra 10.0000 to 189.0000")
+    assert sky_range(dec[:1], dec[:1]) == "ra 0.5000 to 0.5000, dec 0.5000 to 0.5000"
+
+
+def test_the_folder_to_make_is_looked_at_first(
+    tmp_path: Path, frames: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": RA, "dec": DEC}])
+    ingest_frames(tmp_path / "done", frames, table, processes=1)
+
+    def read(*_: object) -> None:
+        raise AssertionError("a header was read")
+
+    monkeypatch.setattr(hpcphotoz.sources.framesets, "read_header", read)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    for out, message in (
+        (tmp_path / "done", "already holds a finished dataset"),
+        (tmp_path / "mine", r"holds other files \(thesis.tex\)"),
+        (table, "t.csv is a file"),
+        (table / "below", "t.csv is a file"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            ingest_frames(out, frames, table)
+
+
 def damage_truncate(folder: Path) -> str:
     path = next(folder.rglob("*-i4-*"))
     path.write_bytes(path.read_bytes()[:-20_000])
@@ -211,7 +261,8 @@ def test_bad_frames_are_named(tmp_path: Path, frames: Path, damage: Callable[[Pa
 
 def test_nothing_in_the_frames_is_an_error(tmp_path: Path, frames: Path) -> None:
     table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": 10.0, "dec": 10.0}])
-    with pytest.raises(BadInput, match="none of its 1 objects"):
+    places = "at ra 10.0000 to 10.0000, dec 10.0000 to 10.0000, the frames at ra 351.6[0-9]* to 351.6"
+    with pytest.raises(BadInput, match=f"none of its 1 objects .*: they are {places}"):
         ingest_frames(tmp_path / "out", frames, table)
     with pytest.raises(BadInput, match="no such folder"):
         ingest_frames(tmp_path / "out", tmp_path / "elsewhere", table)
@@ -287,18 +338,25 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, frames: Pa
 
 def test_the_command_line(tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sdss = 1237661971724599442
-    table = write_table(tmp_path / "t.csv", [{"objID": sdss, "RA": RA, "DE": DEC, "zsp": 0.2}])
+    rows: list[dict[str, object]] = [
+        {"objID": sdss, "RA": RA, "DE": DEC, "zsp": 0.2},
+        {"objID": 5, "RA": RA, "DE": DEC, "zsp": -9999},
+    ]
+    table = write_table(tmp_path / "t.csv", rows)
     out = tmp_path / "out"
     words = ["ingest", "sdss-frames", str(out), "--frames", str(frames), "--objects", str(table)]
     assert main([*words, "--columns", "ra=RA", "dec"]) == 2
     assert capsys.readouterr().err.endswith("--columns dec: must be of the form ra=RAJ2000\n")
+    assert main([*words, "--columns", "ra=RA", "ra=DE"]) == 2
+    assert capsys.readouterr().err.endswith("--columns ra=DE: ra is RA already: name one column for it\n")
     names = ["--columns", "ra=RA", "dec=DE", "object_id=objID", "z_spec=zsp"]
     options = ["--bands", "gri", "--stamp", "32", "--epochs", "one", "--masked-fraction", "0.1"]
     assert main([*words, *names, *options, "--shard-rows", "8", "--processes", "1"]) == 0
+    assert capsys.readouterr().out == f"{out}: 2 stamps in 1 shards, 1 of unknown redshift\n"
     manifest = read_manifest(out)
     stamps = load(out, manifest)
-    assert stamps.images.shape == (1, 3, 32, 32) and stamps.object_id.tolist() == [sdss]
-    np.testing.assert_allclose(stamps.z_spec, [0.2])
+    assert stamps.images.shape == (2, 3, 32, 32) and stamps.object_id.tolist() == [sdss, 5]
+    np.testing.assert_allclose(stamps.z_spec, [0.2, np.nan])
     assert manifest.provenance["masks"]["masked_fraction"] == 0.1
     assert main([*words, *names]) == 2
     assert "already holds a finished dataset" in capsys.readouterr().err

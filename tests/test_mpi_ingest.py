@@ -79,6 +79,14 @@ def test_a_rank_that_fails_ends_all_with_one_line(tmp_path: Path) -> None:
     assert status == 2 and error.count("\n") == 1 and "no such file" in error
 
 
+def test_what_takes_one_process_is_refused_once(tmp_path: Path) -> None:
+    status, said, error = mpi(2, ["-m", "hpcphotoz", "simulate", str(tmp_path / "set"), "--n", "2"])
+    assert status == 2 and not said and not (tmp_path / "set").exists()
+    assert error == (
+        "hpcphotoz: error: simulate without --onto uses the cores of one machine: start one process\n"
+    )
+
+
 def test_a_defect_of_the_program_keeps_its_traceback(tmp_path: Path) -> None:
     code = "from tests.test_assemble import *; run(Path({!r}), [2, 3, 'bug'], processes=None)"
     status, _, error = mpi(2, ["-c", code.format(str(tmp_path / "set"))])

@@ -1,5 +1,6 @@
 """Published image sets: small files in each layout, as their authors write them."""
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,52 @@ def test_galaxiesml_counts_become_nanomaggies(tmp_path: Path) -> None:
     assert np.isnan(stamps.z_spec[2]) and manifest.shards[0].unlabelled == 1
 
 
+def test_unknown_labels_and_the_closing_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    z = np.array([0.1, -1.0, -99.0, np.nan, 0.2, 21.0, 0.3])
+    ebv = np.full((7, 5), 0.1)
+    ebv[4, 1], ebv[6] = -1.0, -0.01  # a sentinel in one band; noise around zero
+    path = hayat(tmp_path / "a.h5", 7, 24, specz_redshift=z, e_bv=ebv)
+    out = tmp_path / "out"
+    assert main(["ingest", "table", str(out), "--format", "hayat", str(path), "--processes", "1"]) == 0
+    said = capsys.readouterr()
+    assert f"{out}: 5 stamps in 1 shards, 3 of unknown redshift; left out 2, listed in" in said.out
+    assert "E(B-V)" not in said.err
+    manifest = read_manifest(out)
+    (stamps,) = read_rows(out, manifest)
+    np.testing.assert_allclose(stamps.z_spec, np.array([0.1, np.nan, np.nan, np.nan, 0.3]), rtol=1e-6)
+    assert [(entry["row"], entry["reason"]) for entry in manifest.provenance["skipped"]] == [
+        (4, "E(B-V) is not known: not finite, or -1 or below"),
+        (5, "the redshift is above 20"),
+    ]
+
+
+def test_files_without_extinction_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k in range(2):
+        fields: dict[str, Any] = {"image": pixels(3, 5, 24, k), "specz_redshift": np.full(3, 0.1)}
+        write(tmp_path / "in" / f"{k}.h5", **fields, object_id=np.arange(3) + 10 * k)
+    made(tmp_path / "out", [tmp_path / "in"], "galaxiesml", shard_rows=2)
+    assert capsys.readouterr().err.count("2 of 2 files have no E(B-V): for their objects 0 is stored\n") == 1
+    with h5py.File(mmu(tmp_path / "m" / "a.h5", [1, 2]), "r+") as file:
+        del file["EBV"]
+    mmu(tmp_path / "m" / "b.h5", [3, 4])
+    made(tmp_path / "mmu", [tmp_path / "m"], "mmu", keep_unlabelled=True)
+    assert "1 of 2 files have no E(B-V)" in capsys.readouterr().err
+
+
+def test_help_says_what_each_format_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ingest", "table", "--help"])
+    said = capsys.readouterr().out
+    for name, layout in LAYOUTS.items():
+        (part,) = re.findall(rf"^{name}: .*\n(?:  .*\n)+", said, re.MULTILINE)
+        fields = (layout.images, layout.object_id, *layout.ebv, *layout.ra, *layout.dec)
+        assert all(re.search(rf"\b{field}\b", part) for field in fields), name
+        assert layout.z_spec is None or f"redshift  {layout.z_spec}\n" in part
+        assert not layout.bands or f'{" ".join(layout.bands)}; pixel scale {layout.pixel_scale}"' in part
+        assert ("(N, y, x, band)" in part) == layout.channels_last
+    assert max(map(len, said.splitlines())) <= 110
+
+
 def test_ssl_legacy_in_several_files(tmp_path: Path) -> None:
     for k, n in enumerate([5, 3]):
         write(
@@ -252,6 +299,13 @@ def test_bad_objects_are_listed_not_fatal(tmp_path: Path) -> None:
         ingest_table(tmp_path / "none", [path], "hayat", limit=1)
 
 
+def test_counted_objects_are_summed(tmp_path: Path) -> None:
+    path, z = mmu(tmp_path / "a.h5", range(30)), tmp_path / "z.csv"
+    z.write_text("object_id,z\n99,0.1\n3,-9999\n")
+    with pytest.raises(BadInput, match="no object could be used, 30 were skipped; the first: no redshift in"):
+        ingest_table(tmp_path / "none", [path], "mmu", redshifts=z, shard_rows=8, processes=1)
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [
@@ -289,6 +343,9 @@ def test_wrong_files_and_options_are_one_line(tmp_path: Path, capsys: pytest.Cap
         (["--format", "hayat", good, "--processes", 0], "processes 0"),
         (["--format", "hayat", good, "--redshifts", good], "format hayat holds redshifts"),
         (["--format", "mmu", good], "format mmu holds no redshifts: give --redshifts"),
+        (["--format", "hayat", good, "--zero-point", -99], "zero point -99: must be an AB magnitude from 0"),
+        (["--format", "hayat", good, "--zero-point", "nan"], "zero point nan"),
+        (["--format", "hayat", good, "--zero-point", 40.5], "zero point 40.5"),
         (["--format", "fits", good], "invalid choice"),
     ]
     for words, says in cases:

@@ -8,6 +8,7 @@ command and keeps the shards that have a sidecar of its own plan.
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +45,8 @@ class Made:
     """What a unit gave."""
 
     stamps: Stamps | None  # None or empty: nothing
-    skipped: tuple[dict[str, Any], ...] = ()  # JSON-able: {"object_id": ..., "reason": ..., ...}
+    # JSON-able: {"object_id": ..., "reason": ..., ...}, or {"count": of objects, "reason": ...}
+    skipped: tuple[dict[str, Any], ...] = ()
 
 
 class Make(Protocol):
@@ -146,6 +148,36 @@ def assemble(
     return ranks.from_first(lambda: _finish(out, header, provenance, [done[k] for k in range(len(units))]))
 
 
+def check_folder(out: Path) -> None:
+    """Refuse a folder in which no dataset can be made, before hours of reading; make and change nothing.
+
+    Raises:
+        BadInput: it holds a finished dataset or other files, or cannot be made or written.
+    """
+    if (out / MANIFEST).exists():
+        raise BadInput(f"{out}: already holds a finished dataset: delete it, or choose another folder")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BadInput(f"{out}: cannot make the folder: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK | (os.R_OK if there == out else 0)):
+        raise BadInput(f"{out}: cannot make the folder: no permission to write in {there}")
+    if there == out:
+        _ours(out)
+
+
+def _ours(out: Path) -> list[Path]:
+    """What a folder holds.
+
+    Raises:
+        BadInput: something that is no part of a dataset.
+    """
+    found = sorted(out.iterdir())
+    strangers = [path.name for path in found if not _OURS.fullmatch(path.name) or not path.is_file()]
+    if strangers:
+        raise BadInput(f"{out}: holds other files ({strangers[0]}): choose an empty or new folder")
+    return found
+
+
 def _processes(ranks: Team, processes: int | None) -> int:
     if processes is None:
         return usable_cores()
@@ -171,16 +203,12 @@ def _moments(header: Header, stamps: Stamps) -> Moments:
 
 def _prepare(out: Path, plan: str, count: int) -> dict[int, _Done]:
     """Make the folder ready; the finished units that it holds."""
-    if (out / MANIFEST).exists():
-        raise BadInput(f"{out}: already holds a finished dataset: delete it, or choose another folder")
+    check_folder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = sorted(out.iterdir())
+        found = _ours(out)
     except OSError as error:
         raise BadInput(f"{out}: cannot make the folder: {error.strerror}") from None
-    strangers = [path.name for path in found if not _OURS.fullmatch(path.name) or not path.is_file()]
-    if strangers:
-        raise BadInput(f"{out}: holds other files ({strangers[0]}): choose an empty or new folder")
     sidecars = {k: out / f"shard-{k:05d}.h5{_SIDECAR}" for k in range(count)}
     listed = {path for path in found if path.name.endswith(_SIDECAR)}
     kept = {k: done for k, path in sidecars.items() if path in listed and (done := _read(path, plan))}
@@ -235,8 +263,13 @@ def _finish(
     sync_folder(out)
     if not shards:
         why = f"; the first: {skipped[0].get('reason', skipped[0])}" if skipped else ""
-        raise BadInput(f"{out}: no object could be used, {len(skipped)} were skipped{why}")
+        raise BadInput(f"{out}: no object could be used, {counted(skipped)} were skipped{why}")
     return manifest, skipped
+
+
+def counted(skipped: Sequence[Mapping[str, Any]]) -> int:
+    """How many objects entries of `skipped` stand for: one each, or as many as its `count`."""
+    return sum(int(entry.get("count", 1)) for entry in skipped)
 
 
 class _Fingerprint:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from hpcphotoz.data.shards import Header, Manifest, Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources import dr8, fpc
-from hpcphotoz.sources.assemble import Made, assemble
+from hpcphotoz.sources.assemble import Made, assemble, check_folder, counted
 from hpcphotoz.sources.fpm import BAD_PLANES, read_planes
 from hpcphotoz.sources.frame import Floats, Frame, Geometry, resample, sky_sigma
 from hpcphotoz.sources.framesets import (
@@ -31,6 +31,7 @@ from hpcphotoz.sources.framesets import (
     Plan,
     find_frame_sets,
     make_plan,
+    sky_range,
 )
 from hpcphotoz.sources.objects import read_objects
 from hpcphotoz.sources.parallel import team
@@ -81,7 +82,7 @@ def ingest_frames(
         columns: the table's names for object_id, ra, dec, z_spec, ebv, where they differ.
         masked_fraction: largest part of a stamp's pixels, in any one band, that BAD_PLANES may flag.
         epochs: "one": one stamp an object, with the table's `object_id`; "all": one an object and run, with
-            ids by `epoch_ids`.
+            ids by `epoch_ids`, which a split by object id takes for different galaxies.
         storage: of the images, as `Header`.
         processes: worker processes; None: one a core.
 
@@ -98,13 +99,17 @@ def ingest_frames(
 
     def plan_here() -> Plan:
         _check(stamp, shard_rows, bands, masked_fraction, epochs)
+        check_folder(out)
         table, sets = read_objects(objects, columns), find_frame_sets(frames, bands)
         _say_unmasked(sets)
         plan = make_plan(sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs)
         if not plan.units:
             raise BadInput(
-                f"{objects}: none of its {len(table)} objects lies whole in a frame below {frames}"
+                f"{objects}: none of its {len(table)} objects lies whole in a frame below {frames}: they are "
+                f"at {sky_range(table.ra, table.dec)}, the frames at {sky_range(*plan.covered.T)} (deg)"
             )
+        if plan.repeated:
+            print(_caution(plan.repeated), file=sys.stderr)
         return plan
 
     plan = ranks.from_first(plan_here)
@@ -115,6 +120,7 @@ def ingest_frames(
         "objects": objects.name,
         "epochs": epochs,
         "object_id": plan.rule,
+        **({"caution": _caution(plan.repeated)} if plan.repeated else {}),
         "resampling": f"Lanczos-3 onto the {bands[reference]} frame's grid",
         "masks": {
             "planes": list(BAD_PLANES),
@@ -283,10 +289,16 @@ def _say_unmasked(sets: Sequence[FrameSet]) -> None:
         )
 
 
+def _caution(objects: int) -> str:
+    return (
+        f"{objects} objects have several stamps with ids of their own: a split by object id can put one "
+        "galaxy in train and test; ingest training and test objects as datasets of their own, or one epoch"
+    )
+
+
 def _report(stamps: int, skipped: Sequence[Mapping[str, Any]]) -> None:
     counts = {
-        words: sum(one.get("objects", 1) for one in skipped if what in one["reason"])
-        for what, words in _COUNTED.items()
+        words: counted([one for one in skipped if what in one["reason"]]) for what, words in _COUNTED.items()
     }
     if skipped:
         named = ", ".join(f"{count} {words}" for words, count in counts.items() if count)

@@ -32,6 +32,7 @@ _HEADERS_AT_ONCE = 8  # unpacking releases the interpreter lock
 _LISTED = 1000
 _Key = tuple[int, int, int]
 Rows = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, order=True)
@@ -70,6 +71,8 @@ class Plan:
     units: tuple[tuple[Piece, ...], ...]  # one a shard
     skipped: tuple[dict[str, Any], ...]
     rule: str  # of the stamps' object_id, in words
+    repeated: int  # objects of several stamps
+    covered: Floats  # (4 sets, 2) ra and dec of the reference frames' corners, deg
 
 
 def find_frame_sets(frames: Path, bands: Sequence[str] = BANDS) -> list[FrameSet]:
@@ -129,7 +132,7 @@ def make_plan(
     Raises:
         BadInput: a header that cannot be used, or stamps whose ids would be equal.
     """
-    chosen, skipped = _choose(sets, table, reference, stamp, epochs)
+    chosen, skipped, covered = _choose(sets, table, reference, stamp, epochs)
     rows = np.concatenate([np.zeros(0, np.intp), *chosen])
     ids, rule = table.object_id[rows], "the table's object_id"
     if epochs == "all":
@@ -147,22 +150,25 @@ def make_plan(
                 units[-1].append(Piece(frame_set, table[rows[part]], ids[part]))
                 free -= len(part)
         start += len(mine)
-    return Plan(tuple(tuple(unit) for unit in units), tuple(skipped), rule)
+    repeated = int((np.unique(rows, return_counts=True)[1] > 1).sum())
+    return Plan(tuple(tuple(unit) for unit in units), tuple(skipped), rule, repeated, covered)
 
 
 def _choose(
     sets: Sequence[FrameSet], table: Objects, reference: int, stamp: int, epochs: str
-) -> tuple[list[Rows], list[dict[str, Any]]]:
-    """The rows of the table to cut out of each set, and what lies in frames but too near an edge of all."""
+) -> tuple[list[Rows], list[dict[str, Any]], Floats]:
+    """The rows of the table to cut out of each set, what can be cut out of none, and the frames' corners."""
     order = np.argsort(table.dec, kind="stable")
     dec = table.dec[order]
     chosen: list[Rows] = [np.zeros(0, np.intp) for _ in sets]
     skipped: list[dict[str, Any]] = []
     seen = np.zeros(len(table), np.bool_)
     margin, best = np.full(len(table), -1.0), np.full(len(table), -1)
+    corners: list[Floats] = []
     with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
         geometries = pool.map(_geometry, sets, [reference] * len(sets))
         for k, geometry in enumerate(track(geometries, "reading headers", total=len(sets))):
+            corners.append(_corners(geometry))
             rows, distance = _inside(geometry, table, order, dec)
             better = distance > margin[rows]
             margin[rows[better]], best[rows[better]] = distance[better], k
@@ -178,15 +184,30 @@ def _choose(
                 skipped.append({"object_id": int(table.object_id[row]), "run": one.run, "reason": reason})
             seen |= best >= 0
             margin[:], best[:] = -1.0, -1
-    return chosen, skipped + _outside(table.object_id[~seen])
+    return chosen, skipped + _outside(table.object_id[~seen]), np.concatenate(corners)
 
 
 def _outside(object_id: Ids) -> list[dict[str, Any]]:
     entry: dict[str, Any] = {"run": None, "reason": "outside every frame"}
     entries = [{"object_id": one, **entry} for one in object_id[:_LISTED].tolist()]
     if len(object_id) > _LISTED:
-        entries.append({"object_id": None, **entry, "objects": len(object_id) - _LISTED})
+        entries.append({"object_id": None, **entry, "count": len(object_id) - _LISTED})
     return entries
+
+
+def _corners(geometry: Geometry) -> Floats:
+    """Ra and dec (4, 2) of a frame's outermost pixels' centres, deg."""
+    height, width = geometry.shape
+    return geometry.sky(np.array([[x, y] for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)]))
+
+
+def sky_range(ra: Floats, dec: Floats) -> str:
+    """Where places lie, in words; where they lie across ra 0, the first ra is the larger one."""
+    around = np.sort(np.mod(ra, 360.0))
+    gaps = np.diff(around, append=around[0] + 360.0)
+    widest = int(np.argmax(gaps))
+    first, last = around[(widest + 1) % len(around)], around[widest]
+    return f"ra {first:.4f} to {last:.4f}, dec {dec.min():.4f} to {dec.max():.4f}"
 
 
 def _geometry(frame_set: FrameSet, reference: int) -> Geometry:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from hpcphotoz.data.shards import Header, Manifest, Stamps
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.assemble import Made, assemble
+from hpcphotoz.sources.assemble import Made, assemble, check_folder
 from hpcphotoz.sources.fitsfile import numbers, read_header
 from hpcphotoz.sources.fpc import read_frame
 from hpcphotoz.sources.fpm import BAD_PLANES, Mask, read_mask
@@ -115,6 +115,7 @@ def simulate_onto(
         check(n, seed, 1 if processes is None else processes)
         if shard_rows < 1:
             raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+        check_folder(out)
         sets = _sets(frames)
         files = [path for one in sets for path in (*one.paths, *_masks(one), psf_path(one))]
         sources = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)

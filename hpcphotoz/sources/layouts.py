@@ -42,6 +42,16 @@ class Layout:
     per_band: tuple[float, ...] = ()  # `ebv` is a band's extinction; these, over E(B-V)
     optional: tuple[str, ...] = ()  # of ebv (else 0), ra and dec (else NaN)
 
+    @property
+    def ebv_rule(self) -> str:
+        """What E(B-V) is taken from, in words."""
+        if not self.ebv:
+            return "not in the files: 0"
+        if self.per_band:
+            return f"mean over bands of '{self.ebv[0]}' over {list(self.per_band)}"
+        names = " or ".join(f"'{name}'" for name in self.ebv)
+        return names + (", 0 in files without it" if "ebv" in self.optional else "")
+
 
 LAYOUTS = {
     "pasquet": Layout("cube", "specObjID", "z", ("EBV",), bands=SDSS, pixel_scale=0.396, channels_last=True),
@@ -65,11 +75,48 @@ LAYOUTS = {
     ),
     "ssl-legacy": Layout("images", "inds", "z_spec", ("ebv",), bands=("g", "r", "z"), pixel_scale=0.262),
 }
+_SETS = {  # what the formats are called elsewhere, and the kind of their files
+    "pasquet": "Pasquet et al. 2019: npz, or a folder with cube.npy and labels.npy (a record array)",
+    "hayat": "Hayat et al. 2021: HDF5",
+    "galaxiesml": "GalaxiesML: HDF5",
+    "mmu": "Multimodal Universe: HDF5",
+    "ssl-legacy": "ssl-legacysurvey: HDF5",
+}
 # Multimodal Universe: a band is called survey-filter; whose pixels are what.
 ZERO_POINTS = {"des": NANOMAGGY, "decam": NANOMAGGY, "hsc": HSC}
 BANDS, SCALE = "image_band", "image_scale"  # (N, band) each
 MASKS = ("image_mask", "bit_mask")  # (N, band, y, x) or (N, y, x), true: clean
 IVAR = "image_ivar"  # (N, band, y, x)
+
+
+def describe() -> str:
+    """The fields that each format's files must have, as lines of text."""
+    return "\n".join(line for name in LAYOUTS for line in _lines(name, LAYOUTS[name]))
+
+
+def _lines(name: str, layout: Layout) -> list[str]:
+    axes = "(N, y, x, band)" if layout.channels_last else "(N, band, y, x)"
+    bands = " ".join(layout.bands) if layout.bands else f"named in {BANDS} (N, band), 'des-g' for instance"
+    scale = f'{layout.pixel_scale}"' if layout.pixel_scale else f"{SCALE} (N, band), arcsec"
+    unit = "nanomaggies" if layout.zero_point == NANOMAGGY else f"1 is AB magnitude {layout.zero_point}"
+    if layout.zero_point is None:
+        known = ", ".join(f"{survey} {magnitude:g}" for survey, magnitude in ZERO_POINTS.items())
+        unit = f"1 is AB magnitude: {known}; of other surveys, --zero-point"
+    where = ", ".join(" or ".join(names) for names in (layout.ra, layout.dec))
+    absent = "; unknown in files without" if "ra" in layout.optional else ""
+    lines = [
+        f"{name}: {_SETS[name]}",
+        f"  pixels    {layout.images} {axes}, square",
+        f"  unit      {unit}",
+        f"  bands     {bands}; pixel scale {scale}",
+        f"  id        {layout.object_id}",
+        f"  redshift  {layout.z_spec or 'not in the files: --redshifts TABLE'}",
+        f"  E(B-V)    {layout.ebv_rule}",
+        f"  place     {where} (deg){absent}",
+    ]
+    if not layout.bands:
+        lines.append(f"  masks     if there: {' or '.join(MASKS)} (true: clean), {IVAR} (0: bad)")
+    return lines
 
 
 class Table(Mapping[str, Any]):

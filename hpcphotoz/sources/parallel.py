@@ -145,6 +145,20 @@ def team() -> Team:
     return Team(comm.Get_rank(), comm.Get_size(), comm)
 
 
+def refuse_ranks(reason: str) -> None:
+    """Refuse to run on several ranks.
+
+    Raises:
+        BadInput: a launcher started several processes; of the ranks of an MPI, the first says so.
+    """
+    if world.detect().size > 1:
+        try:
+            ranks = team()
+        except BadInput:
+            raise BadInput(reason) from None
+        raise ranks.refusal(reason)
+
+
 def usable_cores() -> int:
     """Cores that this process may use."""
     # A batch system gives a job a part of the node; only Linux tells which.

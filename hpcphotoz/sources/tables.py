@@ -5,6 +5,7 @@ of the rows k R to (k + 1) R - 1. Rows are read in contiguous slabs; a stamp is 
 the file. What cannot be used is listed in the manifest's provenance with the reason.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from hpcphotoz.data.shards import Header, Manifest
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.assemble import assemble
+from hpcphotoz.sources.assemble import assemble, check_folder
 from hpcphotoz.sources.layouts import (
     BANDS,
     IVAR,
@@ -77,7 +78,7 @@ def ingest_table(
             bands, size or pixel scale, a folder that cannot be used, or no usable object.
     """
     plan = team().from_first(
-        lambda: _plan(sources, layout, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
+        lambda: _plan(out, sources, layout, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
     )
     make, units, header, provenance = plan
     header = replace(header, storage=storage)
@@ -105,6 +106,7 @@ Plan = tuple[ReadRows, list[tuple[Piece, ...]], Header, dict[str, Any]]
 
 
 def _plan(
+    out: Path,
     paths: Sequence[Path],
     name: str,
     shard_rows: int,
@@ -114,7 +116,8 @@ def _plan(
     zero_point: float | None,
     limit: int | None,
 ) -> Plan:
-    _check(name, shard_rows, crop, redshifts, keep_unlabelled, limit)
+    _check(name, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
+    check_folder(out)
     layout = LAYOUTS[name]
     table = read_redshifts(redshifts) if redshifts is not None else None
     sources: list[Source] = []
@@ -122,6 +125,7 @@ def _plan(
     rules: set[str] = set()
     first: tuple[Path, _Kind] | None = None
     lacking: Counter[str] = Counter()
+    without_ebv = 0
     for path, shown in _files(paths, name):
         left = None if limit is None else limit - sum(map(len, ids))
         if left == 0:
@@ -134,6 +138,7 @@ def _plan(
             first = first or (path, kind)
             if kind != first[1]:
                 raise BadInput(f"{path}: {_words(kind)}, but {first[0]} has {_words(first[1])}")
+            without_ebv += not layout.ebv or opened.first(layout.ebv, "ebv" in layout.optional) is None
             found, rule = identifiers(opened.rows(layout.object_id, 0, rows), f"{path}: '{layout.object_id}'")
             if not layout.bands:
                 lacking[MASKS[0]] += opened.first(MASKS, optional=True) is None
@@ -159,7 +164,7 @@ def _plan(
         "crop": crop,
         "zero_point_ab": unit,
         "nanomaggies_per_unit": make.flux,
-        "ebv": _ebv_rule(layout),
+        "ebv": layout.ebv_rule,
         "object_id": HASHED if HASHED in rules else AS_THEY_ARE,
         "sky_sigma": "clipped standard deviation of the image's outer eighth, before cropping",
     }
@@ -169,6 +174,11 @@ def _plan(
             "masked_fraction": MASKED_FRACTION,
             "files_without": dict(lacking),
         }
+    if without_ebv:
+        print(
+            f"{without_ebv} of {len(sources)} files have no E(B-V): for their objects 0 is stored",
+            file=sys.stderr,
+        )
     return make, _units(ids, table, shard_rows), header, provenance
 
 
@@ -281,20 +291,13 @@ def _zero_point(layout: Layout, bands: tuple[str, ...], path: Path) -> float:
     return unit
 
 
-def _ebv_rule(layout: Layout) -> str:
-    if not layout.ebv:
-        return "not in the files: 0"
-    if layout.per_band:
-        return f"mean over bands of '{layout.ebv[0]}' over {list(layout.per_band)}"
-    return f"'{layout.ebv[0]}'" + (", 0 in files without it" if "ebv" in layout.optional else "")
-
-
 def _check(
     layout: str,
     shard_rows: int,
     crop: int | None,
     redshifts: Path | None,
     keep_unlabelled: bool,
+    zero_point: float | None,
     limit: int | None,
 ) -> None:
     if layout not in LAYOUTS:
@@ -303,6 +306,8 @@ def _check(
         raise BadInput(f"shard rows {shard_rows}: must be at least 1")
     if crop is not None and crop < 4:
         raise BadInput(f"crop {crop}: must be at least 4 pixels")
+    if zero_point is not None and not 0 <= zero_point <= 40:
+        raise BadInput(f"zero point {zero_point:g}: must be an AB magnitude from 0 to 40")
     if limit is not None and limit < 1:
         raise BadInput(f"limit {limit}: must be at least 1")
     has_own = LAYOUTS[layout].z_spec is not None
