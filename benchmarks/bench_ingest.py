@@ -33,7 +33,7 @@ COPIES = 8  # positions about each object of the frames' table
 def main() -> None:
     """Measure and print a table."""
     options = arguments(__doc__)
-    rows, repeat = (1024, 2) if options.quick else (2048, 5)
+    rows, repeat = (512, 1) if options.quick else (2048, 5)
     beside = Path(sys.executable).with_name("mpiexec")
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     if mpiexec is None:

@@ -104,6 +104,16 @@ def test_any_number_of_processes_gives_the_same_bytes(whole: Path, tmp_path: Pat
         assert (manifest, len(skipped)) == (read_manifest(whole), 2)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_and_none_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module.check_folder(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(BadInput, match=f"a/b: cannot make the folder: no permission to write in {tmp_path}"):
+        module.check_folder(tmp_path / "a" / "b")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_keeps_its_finished_shards(whole: Path, tmp_path: Path, processes: int) -> None:
     out = tmp_path / "set"

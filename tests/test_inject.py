@@ -268,6 +268,13 @@ def test_bad_folders_are_one_line(
     assert not (out / MANIFEST).exists()
 
 
+def test_the_folder_to_make_is_looked_at_first(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(BadInput, match=r"holds other files \(thesis.tex\)"):
+        simulate_onto(tmp_path / "mine", 2, tmp_path / "absent", processes=1)
+
+
 @real_files
 def test_real_sky_keeps_its_noise_and_gains_the_light(tables: Tables) -> None:
     sets = find_frame_sets(STRIPE82)

@@ -354,6 +354,12 @@ def test_wrong_files_and_options_are_one_line(tmp_path: Path, capsys: pytest.Cap
         assert error.count("\n") == 1 and says in error, error
 
 
+def test_the_folder_to_make_is_looked_at_first(tmp_path: Path) -> None:
+    made(tmp_path / "done", [hayat(tmp_path / "a.h5", 3, 16)], "hayat")
+    with pytest.raises(BadInput, match="already holds a finished dataset"):
+        ingest_table(tmp_path / "done", [tmp_path / "absent.h5"], "hayat")
+
+
 def test_ids_of_every_kind() -> None:
     ids, _ = identifiers(np.array([2**63 + 1, 5], np.uint64), "x")
     assert ids[1] == 5 and ids[0] == identifier(str(2**63 + 1)) > 0
