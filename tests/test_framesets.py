@@ -139,12 +139,14 @@ def test_several_stamps_of_an_object_are_said_once(
     ]
     table = write_table(tmp_path / "t.csv", rows)
     manifest = ingest_frames(tmp_path / "all", frames, table, epochs="all", processes=1)
-    said = [line for line in capsys.readouterr().err.splitlines() if "several stamps" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "several runs" in line]
     assert manifest.rows == 7 and len(said) == 1
-    assert said[0].startswith("2 objects have several stamps with ids of their own: a split by object id")
+    assert said[0].startswith(
+        "2 objects lie in several runs, each stamp with an id of its own: a split by object id"
+    )
     assert manifest.provenance["caution"] == said[0]
     manifest = ingest_frames(tmp_path / "one", frames, table, processes=1)
-    assert "several stamps" not in capsys.readouterr().err and "caution" not in manifest.provenance
+    assert "several runs" not in capsys.readouterr().err and "caution" not in manifest.provenance
 
 
 def test_places_in_words() -> None:

@@ -291,8 +291,9 @@ def _say_unmasked(sets: Sequence[FrameSet]) -> None:
 
 def _caution(objects: int) -> str:
     return (
-        f"{objects} objects have several stamps with ids of their own: a split by object id can put one "
-        "galaxy in train and test; ingest training and test objects as datasets of their own, or one epoch"
+        f"{objects} objects lie in several runs, each stamp with an id of its own: a split by object id can "
+        "put one galaxy in train and test; ingest training and test objects as datasets of their own, or one "
+        "epoch"
     )
 
 
