@@ -116,7 +116,7 @@ def test_an_abandoned_epoch_stops_reading(dataset: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "preadv", slow)
     with pytest.raises(KeyboardInterrupt):
         list(stream.epoch(0))
-    assert len(reads) < 3 + 2 * 5 + 1, "at most the run that each thread was in"
+    assert len(reads) <= 3 + 3 * 5, "at most the run that each of three threads was in"
     assert not [t for t in threading.enumerate() if t.name.startswith("hpcphotoz-read")]
 
 

@@ -78,18 +78,22 @@ class Window:
             BadInput: damage that is not to be skipped; the other threads then stop too.
         """
         start = time.perf_counter()
-        while True:
-            try:
-                low, high = self._runs.popleft()
-            except IndexError:
-                return time.perf_counter() - start
-            try:
-                self._read(low, high)
-            except BadInput as error:
-                if not self._skip:
-                    self.stop()
-                    raise
-                self._read_singly(low, high, error)
+        try:
+            while self._runs:
+                try:
+                    low, high = self._runs.popleft()
+                except IndexError:  # another thread was quicker
+                    break
+                try:
+                    self._read(low, high)
+                except BadInput as error:
+                    if not self._skip:
+                        raise
+                    self._read_singly(low, high, error)
+        except BaseException:
+            self.stop()  # whatever it is, the other threads need not read on
+            raise
+        return time.perf_counter() - start
 
     def stop(self) -> None:
         """Read nothing more."""
