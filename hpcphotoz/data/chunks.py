@@ -87,8 +87,8 @@ class Chunked:
             done += take
 
     def _chunk(self, number: int, start: int, views: Sequence[memoryview]) -> None:
-        raw = bytearray(int(self._index.size[number]))
-        self._read([memoryview(raw)], int(self._index.offset[number]))
+        raw = np.empty(int(self._index.size[number]), np.uint8)
+        self._read([raw.data], int(self._index.offset[number]))
         try:
             data, shuffled = self._decoded(raw, int(self._index.mask[number]))
         except (zlib.error, _INFLATE.error, ValueError) as error:
@@ -113,8 +113,8 @@ class Chunked:
         for k in reversed(range(len(filters))):
             if not mask >> k & 1:
                 if filters[k] == _DEFLATE:
-                    # One byte more than it may be: a damaged chunk can claim to be gigabytes.
-                    data = _INFLATE.decompressobj().decompress(data, size + 1)
+                    # Deflate expands by 1032 at most: a damaged chunk cannot fill the memory.
+                    data = _INFLATE.decompress(data, bufsize=size)
                 shuffled = filters[k] == _SHUFFLE
         if len(data) != size:
             raise ValueError(f"{len(data)} bytes instead of {size}")

@@ -45,11 +45,16 @@ class Images(Protocol):
 class ShardFile:
     """One shard open for reading.
 
+    Args:
+        folder, manifest: the dataset.
+        number: which shard.
+        keep: hold its labels in memory, 36 bytes an object and 4 more a band.
+
     Raises:
         BadInput: missing, of another size than the manifest says, or not as the manifest says.
     """
 
-    def __init__(self, folder: Path, manifest: shards.Manifest, number: int) -> None:
+    def __init__(self, folder: Path, manifest: shards.Manifest, number: int, keep: bool) -> None:
         self.entry = manifest.shards[number]
         self.path = folder / self.entry.file
         self._columns = shards.columns(manifest.header)
@@ -65,9 +70,14 @@ class ShardFile:
                 self._labels = {n: file[n][...] for n in self._names(file)}
                 self.images = self._images_of(file, folder, manifest)
             return
-        self._offsets = offsets
         self._handle = _Handle(self.path)
         self.images = _Contiguous(self._handle, offsets["images"], self.row_bytes)
+        if keep:
+            names = [name for name in offsets if name != "images"]
+            labels = {name: self._empty(name, self.entry.rows) for name in names}
+            for name, column in labels.items():
+                self.column(name, 0, column)
+            self._labels = labels
 
     @property
     def has_digests(self) -> bool:
@@ -79,9 +89,20 @@ class ShardFile:
         """Put the rows from `first` on of a label into `out`, (n, ...) contiguous."""
         if self._labels is not None:
             out[:] = self._labels[name][first : first + len(out)]
+        else:
+            self._read_column(name, first, out)
+
+    def _read_column(self, name: str, first: int, out: Array) -> None:
+        if self.entry.offsets is None:
+            assert self._labels is not None
+            out[:] = self._labels[name][first : first + len(out)]
         elif len(out):
             view = out.data.cast("B")
-            self._handle.read([view], self._offsets[name] + first * (len(view) // len(out)))
+            self._handle.read([view], self.entry.offsets[name] + first * (len(view) // len(out)))
+
+    def _empty(self, name: str, rows: int) -> Array:
+        row, dtype = ((), np.dtype(np.uint64)) if name == "image_xxh3" else self._columns[name]
+        return np.empty((rows, *row), dtype)
 
     def verify_labels(self, ids_only: bool = False) -> None:
         """Check everything but the images, or only the object ids, against the manifest.
@@ -94,14 +115,13 @@ class ShardFile:
             if shards.file_sha256(self.path) != self.entry.sha256:
                 raise BadInput(shards.labels_differ(self.path, self.entry, "the file"))
             return
-        known = self._labels if self._labels is not None else self._offsets
+        known = self.entry.offsets or self._labels or {}
         names = [name for name in known if not ids_only or name == "object_id"]
         found = {}
         for name in names:
             if name != "images":
-                row, dtype = ((), np.dtype(np.uint64)) if name == "image_xxh3" else self._columns[name]
-                found[name] = np.empty((self.entry.rows, *row), dtype)
-                self.column(name, 0, found[name])
+                found[name] = self._empty(name, self.entry.rows)
+                self._read_column(name, 0, found[name])
         if shards.label_digest(found) != (self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3):
             raise BadInput(shards.labels_differ(self.path, self.entry, "ids" if ids_only else "labels"))
 
@@ -133,6 +153,7 @@ class Files:
         self._columns = shards.columns(manifest.header)
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
+        self._keep = len(manifest.shards) <= _OPEN_SHARDS  # all stay open: reading labels once is quicker
         self._said: set[str] = set()
         self._verified: dict[tuple[int, bool], str | None] = {}  # what is wrong, by shard and `ids_only`
 
@@ -140,7 +161,7 @@ class Files:
         """The shard of this number, opened if need be."""
         with self._lock:
             if number not in self._open:
-                opened = ShardFile(self._folder, self._manifest, number)
+                opened = ShardFile(self._folder, self._manifest, number, self._keep)
                 self._say(opened.images.path)
                 self._open[number] = opened
                 if len(self._open) > _OPEN_SHARDS:

@@ -1,6 +1,6 @@
 """What a manifest may say: strict types and ranges, so that a wrong one is refused where it is read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
@@ -51,28 +51,41 @@ class ManifestTree(_Strict):
     pixel_scale: Annotated[Number, Field(gt=0)]
     storage: Literal["float32", "float16", "int16"] = "float32"
     statistics: Statistics
-    shards: list[ShardLine]
     provenance: dict[str, Any]
 
 
 def validated(tree: Mapping[str, Any]) -> ManifestTree:
-    """The tree, checked.
+    """Everything but the shards, checked.
 
     Raises:
         ValueError: one line with the first thing that is wrong.
     """
-    try:
-        found = ManifestTree.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ValueError(f"{where}: {first['msg']}") from None
+    found: ManifestTree = _checked(ManifestTree, tree, "the file")
     sizes = {len(found.statistics.mean), len(found.statistics.std), len(found.statistics.sky_sigma)}
     if sizes != {len(found.bands)}:
         raise ValueError(f"statistics: want one figure for each of the {len(found.bands)} bands")
-    if found.rows != sum(shard.rows for shard in found.shards):
-        raise ValueError(f"rows: {found.rows}, but the shards have {sum(s.rows for s in found.shards)}")
-    names = [shard.file for shard in found.shards]
-    if len(set(names)) < len(names):
-        raise ValueError("shards: one file is listed twice")
     return found
+
+
+def validated_lines(lines: Any) -> Iterator[ShardLine]:
+    """The shards, checked one by one; each is taken off the list, for a survey's are 20 MB of them.
+
+    Raises:
+        ValueError: one line with the first thing that is wrong.
+    """
+    if not isinstance(lines, list):
+        raise ValueError("shards: want a list")
+    lines.reverse()
+    number = 0
+    while lines:
+        yield _checked(ShardLine, lines.pop(), f"shards.{number}")
+        number += 1
+
+
+def _checked(kind: type[Any], tree: Any, what: str) -> Any:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{what}{'.' if where else ''}{where}: {first['msg']}") from None

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import xxhash
 
 from hpcphotoz.atomic import write_text
-from hpcphotoz.data.schema import validated
+from hpcphotoz.data.schema import validated, validated_lines
 from hpcphotoz.errors import BadInput
 
 FORMAT_VERSION = 1
@@ -79,7 +79,7 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One line of the manifest."""
 
@@ -159,7 +159,9 @@ def parse_manifest(raw: bytes) -> Manifest:
     Raises:
         ValueError: what is wrong, in one line.
     """
-    tree = validated(json.loads(raw))
+    content = json.loads(raw)
+    lines = content.pop("shards", None) if isinstance(content, dict) else None
+    tree = validated(content)
     header = Header(tuple(tree.bands), tree.stamp, float(tree.pixel_scale), tree.storage)
     sizes = {
         name: int(np.prod(row)) * dtype.itemsize
@@ -167,12 +169,16 @@ def parse_manifest(raw: bytes) -> Manifest:
     }
     shared: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}  # ten thousand equal ones took 10 MB
     entries = []
-    for line in tree.shards:
+    for line in validated_lines(lines):
         offsets = line.offsets
         if offsets is not None:
             _check_offsets(line.file, offsets, line.rows, line.bytes, sizes)
         kept = None if offsets is None else shared.setdefault(tuple(offsets.items()), offsets)
         entries.append(Shard(**{**dict(line), "offsets": kept}))
+    if len({entry.file for entry in entries}) < len(entries):
+        raise ValueError("shards: one file is listed twice")
+    if sum(entry.rows for entry in entries) != tree.rows:
+        raise ValueError(f"rows: {tree.rows}, but the shards have {sum(entry.rows for entry in entries)}")
     statistics = BandStatistics(**{k: tuple(map(float, v)) for k, v in dict(tree.statistics).items()})
     return Manifest(header, tuple(entries), statistics, tree.provenance, hashlib.sha256(raw).hexdigest())
 

@@ -1,5 +1,6 @@
 """A dataset at a glance, as one PNG: a mosaic of stamps, n(z), magnitudes, sky sigmas and pixel noise."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from hpcphotoz.evaluation.baseline import RADII, apertures
 from hpcphotoz.progress import track
 
 try:
-    from matplotlib import colormaps, rc_context
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -29,14 +30,14 @@ COLUMNS, ROWS = 8, 4  # of the mosaic
 _SLAB = 32  # rows read together
 _OBJECTS, _BYTES = 4096, 1 << 30  # sampled at most: seconds, whatever the dataset
 _GALAXY = {"i": 0.65, "r": 1.0, "g": 1.7}  # these turn a typical galaxy (g - i about 1) grey
-_COLOURS = ("#7B3FA0", "#2166C4", "#1A9850", "#E08214", "#C51B1B", "#5A3A22")  # of up to six bands
+_COLOURS = {"u": "#7B3FA0", "g": "#2166C4", "r": "#1A9850", "i": "#E08214", "z": "#C51B1B", "y": "#5A3A22"}
+_OTHERS = ("#0E9AA7", "#D6479A", "#7A7A00", "#4A5568", "#B08BD9", "#6BBF59")  # of other bands, in turn
+_CLIPPED_STD = 0.98658  # of a unit normal distribution cut at 3 sigma
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
 }
 
 
@@ -49,7 +50,7 @@ class Sample:
     flux: Floats  # (n, band) nMgy in the aperture
     z_spec: Floats  # (n,) NaN: unknown
     sky_sigma: Floats  # (n, band) nMgy a pixel
-    scatter: Floats  # (n, band) nMgy: robust scatter of the pixels along the stamp's edge
+    scatter: Floats  # (n, band) nMgy: clipped scatter of the pixels along the stamp's edge
     radius: float  # arcsec, of the aperture
     noise: Floats  # (band,) nMgy: median sky noise in the aperture
 
@@ -81,7 +82,7 @@ def draw_gallery(folder: Path, manifest: Manifest, out: Path, seed: int = 0) -> 
         _redshifts(axes[0], manifest, sample)
         _magnitudes(axes[1], manifest.header, sample)
         _sky(axes[2], manifest.header, sample)
-        _noise(axes[3], manifest.header, sample)
+        _noise(axes[3], manifest, sample)
         with replacing(out) as temporary, open(temporary, "wb") as file:
             canvas.print_png(file, metadata={"Software": "hpcphotoz"})
 
@@ -151,12 +152,21 @@ def _read(folder: Path, manifest: Manifest, slabs: list[tuple[int, int, int]]) -
 
 
 def _edge_scatter(images: Floats) -> Floats:
-    """1.4826 MAD of the outermost pixels of each stamp and band, (N, band): sky noise, if the edge is sky."""
+    """Standard deviation of the outermost pixels of each stamp and band, (N, band), cut at 3 of itself.
+
+    It is the sky noise, if the edge is sky. (The median absolute deviation would be a whole number of int16's
+    units.)
+    """
     frame = np.ones(images.shape[2:], bool)
     frame[2:-2, 2:-2] = False
-    edge = images[:, :, frame]
-    middle = np.median(edge, axis=2, keepdims=True)
-    return np.asarray(1.4826 * np.median(np.abs(edge - middle), axis=2))
+    edge = images[:, :, frame].astype(np.float64)
+    away = edge - np.median(edge, axis=2, keepdims=True)
+    sigma = 1.4826 * np.median(np.abs(away), axis=2)
+    sigma = np.where(sigma > 0, sigma, away.std(axis=2))
+    for _ in range(3):
+        kept = np.abs(away) <= 3 * sigma[:, :, None]
+        sigma = away.std(axis=2, where=kept) / _CLIPPED_STD
+    return np.asarray(sigma)
 
 
 def composite(images: Floats, sky_sigma: Floats, bands: tuple[str, ...]) -> Floats:
@@ -171,7 +181,7 @@ def composite(images: Floats, sky_sigma: Floats, bands: tuple[str, ...]) -> Floa
         bands: names; `three_bands` says which are red, green and blue.
     """
     three = three_bands(bands)
-    names = tuple(bands[k].lower() for k in three)
+    names = tuple(letter(bands[k]) for k in three)
     x = images[:, three].astype(np.float64)
     if names == ("i", "r", "g"):
         balance = np.array([_GALAXY[name] for name in names])
@@ -190,10 +200,31 @@ def composite(images: Floats, sky_sigma: Floats, bands: tuple[str, ...]) -> Floa
 
 def three_bands(bands: tuple[str, ...]) -> list[int]:
     """Indices of red, green and blue: i, r, g where all are there; else the last, the middle, the first."""
-    names = [band.lower() for band in bands]
+    names = [letter(band) for band in bands]
     if {"i", "r", "g"} <= set(names):
         return [names.index(band) for band in ("i", "r", "g")]
     return [len(bands) - 1, len(bands) // 2, 0]
+
+
+def letter(band: str) -> str:
+    """Which of u g r i z y a band is, by its name or the end of it (des-g, HSC-R2); else empty."""
+    found = re.search(r"(?:^|[^a-z0-9])([ugrizy])[^a-z]*$", band.lower())
+    return found[1] if found else ""
+
+
+def colours(bands: tuple[str, ...]) -> list[str]:
+    """A colour a band: of u g r i z y always the same, of others in turn."""
+    others = [band for band in bands if not letter(band)]
+    return [
+        _COLOURS[letter(band)] if letter(band) else _OTHERS[others.index(band) % len(_OTHERS)]
+        for band in bands
+    ]
+
+
+def magnitude_band(bands: tuple[str, ...]) -> int:
+    """Index of the band whose magnitude stands above a stamp: r, else the middle one."""
+    names = [letter(band) for band in bands]
+    return names.index("r") if "r" in names else len(bands) // 2
 
 
 def magnitude(flux: Floats) -> Floats:
@@ -205,24 +236,26 @@ def magnitude(flux: Floats) -> Floats:
 def _mosaic(figure: Any, folder: Path, manifest: Manifest, sample: Sample) -> None:
     header, stamps = manifest.header, sample.stamps
     three = [header.bands[k] for k in three_bands(header.bands)]
-    colours = f"red green blue = {' '.join(three)}" if len(header.bands) > 1 else f"grey = {three[0]}"
+    shades = f"red green blue = {' '.join(three)}" if len(header.bands) > 1 else f"grey = {three[0]}"
+    k = magnitude_band(header.bands)
     counts = f"{_count(manifest.rows, 'object')} in {_count(len(manifest.shards), 'shard')}"
     side = f"{header.stamp} pixels = {header.stamp * header.pixel_scale:.4g} arcsec a side"
     figure.suptitle(
         f"{folder.resolve().name}: {counts}, bands {' '.join(header.bands)}\n"
-        f"{len(stamps)} shown, {side}; {colours}, one asinh stretch for all"
+        f"{len(stamps)} shown, {side}; {shades}, one asinh stretch for all; "
+        f"above each: redshift, {header.bands[k]} magnitude"
     )
     axes = figure.subplots(
         -(-len(stamps) // COLUMNS), COLUMNS, gridspec_kw={"wspace": 0.02, "hspace": 0.02}
     ).ravel()
     pictures = composite(stamps.images, stamps.sky_sigma, header.bands)
-    green = three_bands(header.bands)[1]
-    labels = magnitude(sample.stamp_flux[:, green])
+    flux = sample.stamp_flux[:, k]
+    labels = magnitude(np.where(flux > sample.noise[k], flux, np.nan))
     for ax in axes:
         ax.set_axis_off()
     for ax, picture, z, m in zip(axes, pictures, stamps.z_spec, labels, strict=False):
         ax.imshow(picture, origin="lower", interpolation="nearest")
-        brightness = f"{header.bands[green]} {m:.1f}" if np.isfinite(m) else ""
+        brightness = f"{header.bands[k]} {m:.1f}" if np.isfinite(m) else "no mag"
         redshift = f"z {z:.3f}" if np.isfinite(z) else "z ?"
         ax.set_title(f"{redshift}   {brightness}", fontsize=8, pad=2)
 
@@ -235,16 +268,15 @@ def _redshifts(ax: Any, manifest: Manifest, sample: Sample) -> None:
     known = sample.z_spec[np.isfinite(sample.z_spec)]
     unknown = sum(shard.unlabelled for shard in manifest.shards)
     ax.set(title=f"redshifts: {len(known):,} known of {len(sample.z_spec):,} sampled", xlabel="$z_{spec}$")
-    if unknown:
-        note = "no redshift is known" if unknown == manifest.rows else f"unknown: {unknown:,} of all"
-        middle = unknown == manifest.rows
-        x, y = (0.5, 0.5) if middle else (0.98, 0.97)
-        ax.text(x, y, note, transform=ax.transAxes, ha="center" if middle else "right", va="top")
+    if 0 < unknown < manifest.rows:
+        ax.set_xlabel(f"$z_{{spec}}$ (unknown: {unknown:,} of all {manifest.rows:,})")
     if len(known):
         ax.hist(known, _bins(known), color="#56789A")
         ax.set_ylabel("objects")
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     else:
+        note = "no redshift is known" if unknown == manifest.rows else "none known in the sample"
+        ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center")
         ax.set(xticks=[], yticks=[])
 
 
@@ -252,68 +284,73 @@ def _magnitudes(ax: Any, header: Header, sample: Sample) -> None:
     m, faintest = magnitude(sample.flux), magnitude(sample.noise)
     seen = np.where(sample.flux > sample.noise, m, np.nan)
     ax.set(
-        title=f"magnitudes within {sample.radius:g} arcsec, {_count(len(m), 'object')}",
+        title=f"magnitudes within radius {sample.radius:g} arcsec",
         xlabel="22.5 - 2.5 log$_{10}$(flux / nMgy)",
-        ylabel="objects",
     )
     if not np.isfinite(seen).any():
         ax.text(0.5, 0.5, "no flux above its noise", transform=ax.transAxes, ha="center")
+        ax.set(xticks=[], yticks=[])
         return
     bins = _bins(seen[np.isfinite(seen)])
-    for k, (band, shade) in enumerate(zip(header.bands, _shades(header), strict=True)):
-        here = seen[:, k][np.isfinite(seen[:, k])]
-        lost = 1 - len(here) / len(m)
-        label = f"{band}, {100 * lost:.2g} % below 1 $\\sigma$" if lost else band
-        ax.hist(here, bins, histtype="step", color=shade, lw=1.4, label=label)
-        limit = faintest[k] - 2.5 * np.log10(5)
-        if bins[0] < limit < bins[-1]:
-            ax.axvline(limit, color=shade, lw=0.8, ls=":")
-    ax.plot([], [], color="#555555", lw=0.8, ls=":", label="5 $\\sigma$ of the sky")
-    _legend(ax, header)
+    lost = np.isnan(seen).mean(axis=0)
+    notes = [f"{100 * part:.2g} %" if part else "" for part in lost]
+    _rows(ax, header, list(seen.T), bins, notes, "< 1 $\\sigma$" if lost.any() else "")
+    limits = faintest - 2.5 * np.log10(5)
+    inside = (bins[0] < limits) & (limits < bins[-1])
+    if inside.any():
+        low = len(header.bands) - 1 - np.flatnonzero(inside)
+        ax.vlines(limits[inside], low, low + 0.92, color="black", lw=1, ls=":")
+        ax.set_xlabel(ax.get_xlabel() + "\ndotted: 5 $\\sigma$ of the sky")
 
 
 def _sky(ax: Any, header: Header, sample: Sample) -> None:
-    ax.set(title="sky sigma as recorded", xlabel="nMgy a pixel", ylabel="objects", xscale="log")
+    ax.set(title="sky sigma as recorded", xlabel="nMgy a pixel (logarithmic)", xscale="log")
     low, high = float(sample.sky_sigma.min()), float(sample.sky_sigma.max())
-    bins = np.geomspace(low / 1.05, high * 1.05, 60)
-    for band, shade, values in zip(header.bands, _shades(header), sample.sky_sigma.T, strict=True):
-        label = f"{band} {np.median(values):.3g}"
-        ax.hist(values, bins, histtype="stepfilled", color=shade, alpha=0.6, label=label)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bins = np.geomspace(low / 1.05, high * 1.05, int(np.clip(4 * np.sqrt(len(sample.sky_sigma)), 25, 80)))
+    _rows(ax, header, list(sample.sky_sigma.T), bins, _medians(sample.sky_sigma, ".3g"), "median")
+    steps = (1, 2, 5) if high / low > 2.5 else range(1, 10)
+    ax.xaxis.set_major_locator(LogLocator(subs=steps))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    _legend(ax, header, title="median")
 
 
-def _noise(ax: Any, header: Header, sample: Sample) -> None:
-    ax.set(title="scatter of edge pixels / sky sigma", xlabel="1: pure sky noise", ylabel="objects")
+def _noise(ax: Any, manifest: Manifest, sample: Sample) -> None:
+    resampled = bool(manifest.provenance.get("resampling"))
+    meaning = "below 1: resampling smooths noise" if resampled else "1: pure sky noise"
     ratio = sample.scatter / sample.sky_sigma
-    high = max(1.5, float(np.percentile(ratio, 98)))
-    bins = np.linspace(min(0.5, float(ratio.min())), high, 60)
-    for band, shade, values in zip(header.bands, _shades(header), ratio.T, strict=True):
-        label = f"{band} {np.median(values):.3g}"
-        ax.hist(np.minimum(values, high), bins, histtype="step", color=shade, lw=1.4, label=label)
+    low, high = min(0.8, float(np.percentile(ratio, 1))), max(1.2, float(np.percentile(ratio, 98)))
+    bins = np.linspace(low, high, int(np.clip(3 * np.sqrt(len(ratio)), 20, 60)))
+    if ((ratio < low) | (ratio > high)).any():
+        meaning += "\nthe bars at the ends hold all beyond"
+    ax.set(title="scatter of edge pixels / sky sigma", xlabel=meaning)
     ax.axvline(1, color="black", lw=0.8, ls=":")
-    _legend(ax, header, title="median")
+    _rows(ax, manifest.header, list(np.clip(ratio, low, high).T), bins, _medians(ratio, ".2f"), "median")
+
+
+def _medians(values: Floats, form: str) -> list[str]:
+    return [format(median, form) for median in np.median(values, axis=0)]
+
+
+def _rows(ax: Any, header: Header, values: list[Floats], bins: Floats, notes: list[str], head: str) -> None:
+    """A histogram a band, the first at the top, all on one scale; on the right, under `head`, its note."""
+    counts = [np.histogram(one[np.isfinite(one)], bins)[0] for one in values]
+    tallest = max(1, *(int(count.max()) for count in counts))
+    bases = np.arange(len(values))[::-1]
+    size = float(np.clip(130 / len(values), 3, 8))
+    for base, count, shade, note in zip(bases, counts, colours(header.bands), notes, strict=True):
+        heights = base + 0.9 * count / tallest
+        ax.stairs(heights, bins, baseline=base, fill=True, color=shade, alpha=0.25)
+        ax.stairs(heights, bins, baseline=base, color=shade, lw=1.3)
+        ax.text(1.02, base + 0.4, note, transform=ax.get_yaxis_transform(), va="center", fontsize=size)
+    ax.text(1.02, len(values), head, transform=ax.get_yaxis_transform(), va="center", fontsize=size)
+    ax.margins(x=0.03)
+    ax.set(ylim=(0, len(values)), ylabel=f"objects (tallest bar: {tallest:,})")
+    ax.set_yticks(bases + 0.4, header.bands, fontsize=size + 1)
+    ax.tick_params(axis="y", length=0)
 
 
 def _bins(values: Floats) -> Floats:
-    """Edges of about sqrt(n) bins; one value makes one bar."""
+    """Edges of about 2 sqrt(n) bins; one value makes one bar."""
     low, high = float(values.min()), float(values.max())
     pad = max(0.02, 0.01 * (high - low))
     return np.linspace(low - pad, high + pad, int(np.clip(2 * np.sqrt(len(values)), 8, 50)))
-
-
-def _shades(header: Header) -> list[Any]:
-    """A colour a band, blue to red in the order of the bands."""
-    if len(header.bands) <= len(_COLOURS):
-        return list(_COLOURS[: len(header.bands)])
-    return list(colormaps["turbo"](np.linspace(0.05, 0.95, len(header.bands))))
-
-
-def _legend(ax: Any, header: Header, title: str | None = None) -> None:
-    """Below the panel, where it hides nothing; counts of objects are whole numbers."""
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.8}
-    columns = 2 if title is None and len(header.bands) < 9 else 3
-    ax.legend(title=title, handlelength=1, columnspacing=1, ncols=columns, **place)

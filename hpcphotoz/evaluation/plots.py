@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.gallery import three_bands
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import edges
 from hpcphotoz.evaluation.result import Condition, NetworkResult, Result
@@ -17,6 +18,7 @@ try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 except ImportError:
     raise BadInput("a report needs matplotlib: pip install 'hpcphotoz[report]'") from None
 
@@ -25,7 +27,11 @@ Floats = npt.NDArray[Any]
 # Okabe & Ito's colours, told apart with any colour vision; black is kept for the truth and the ideal.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE = "#666666"
-METHOD_STYLE = {"fgsm": {"linestyle": "--", "marker": "o"}, "pgd": {"linestyle": "-", "marker": "s"}}
+# Where the curves coincide, the thin dashes and open circles of FGSM are seen on the wide line of PGD.
+METHOD_STYLE: dict[str, dict[str, Any]] = {
+    "fgsm": {"ls": "--", "lw": 1.2, "marker": "o", "ms": 8, "mfc": "none", "zorder": 4},
+    "pgd": {"ls": "-", "lw": 3, "marker": "s", "ms": 4, "alpha": 0.55, "zorder": 3},
+}
 _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -79,10 +85,11 @@ def _scatter(
     ax.plot(line, line, color="black", lw=1)
     for sign in (-1, 1):
         ax.plot(line, line + sign * OUTLIER * (1 + line), color="black", lw=0.8, ls=":")
-    ax.set(xlim=(lo, hi), ylim=(lo, hi), aspect="equal", title=_condition(condition))
     m = condition.metrics
-    text = f"$\\sigma_{{MAD}}$ {m['sigma_mad']:.4f}\n$\\eta$ {100 * m['eta']:.1f} %\nbias {m['bias']:+.4f}"
-    ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize=9, bbox=_BOX)
+    text = f"$\\sigma_{{MAD}}$ {m['sigma_mad']:.4f}, $\\eta$ {100 * m['eta']:.1f} %, bias {m['bias']:+.4f}"
+    ax.set(xlim=(lo, hi), ylim=(lo, hi), aspect="equal", title=f"{_condition(condition)}\n{text}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
 
 
 def curves(result: Result, baseline: Mapping[str, float] | None) -> bytes:
@@ -102,14 +109,14 @@ def curves(result: Result, baseline: Mapping[str, float] | None) -> bytes:
                         *((c.eps, abs(c.metrics[key]) * factor) for c in network.curve(method)), strict=True
                     )
                     name = f"{network.name}, {method.upper()}"
-                    ax.plot(
-                        x, y, label=name, color=colour(result, network.name), ms=4, **METHOD_STYLE[method]
-                    )
+                    look = {"color": colour(result, network.name), **METHOD_STYLE[method]}
+                    ax.plot(x, y, label=name, clip_on=False, **look)
             if baseline:
                 y0 = abs(baseline[key]) * factor
                 ax.axhline(y0, color=BASELINE, lw=1.2, ls=":", label="kNN on colours, clean")
             _epsilon_axis(ax, result)
-            ax.set(ylabel=label, ylim=(0, None))
+            ax.set_ylabel(label)
+            _from_zero(ax)
         _legend_below(figure, axes[0])
 
     return _png(draw, 11.5, 4.3)
@@ -124,11 +131,12 @@ def shifts(result: Result) -> bytes:
             for network in result.networks:
                 eps, median, p90 = zip(*network.shift_curve(method), strict=True)
                 shade = colour(result, network.name)
-                ax.plot(eps, median, "s-", color=shade, ms=4, label=f"{network.name}, median galaxy")
-                ax.plot(eps, p90, "^--", color=shade, ms=4, label=f"{network.name}, 90th percentile")
+                look: dict[str, Any] = {"color": shade, "ms": 4, "clip_on": False, "zorder": 3}
+                ax.plot(eps, median, "s-", label=f"{network.name}, median galaxy", **look)
+                ax.plot(eps, p90, "^--", label=f"{network.name}, 90th percentile", **look)
             _epsilon_axis(ax, result)
             ax.set_title(method.upper())
-        axes[0].set_ylim(0, None)  # after the last curve: it freezes the shared upper limit
+        _from_zero(*axes)
         axes[0].set_ylabel("|change of <z>| (redshift)")
         _legend_below(figure, axes[0])
 
@@ -205,11 +213,9 @@ def rgb(image: Floats, scale: Floats, bands: tuple[str, ...]) -> Floats:
     Args:
         image: (B, H, W) nMgy.
         scale: (B, H, W) nMgy, the image that sets the stretch: the same for pictures to be compared.
-        bands: red is i (else the last band), green is r (else the middle one), blue is g (else the first).
+        bands: names; `three_bands` says which are red, green and blue.
     """
-    middle = len(bands) // 2
-    fallback = {"i": len(bands) - 1, "r": middle, "g": 0}
-    three = [bands.index(band) if band in bands else fallback[band] for band in ("i", "r", "g")]
+    three = three_bands(bands)
 
     def balanced(x: Floats) -> Floats:
         # Blue is raised and red lowered so that a typical galaxy (g - i about 1) comes out neutral.
@@ -226,9 +232,6 @@ def rgb(image: Floats, scale: Floats, bands: tuple[str, ...]) -> Floats:
     return np.asarray(np.clip(np.moveaxis(lifted * stretched / intensity, 0, 2), 0, 1))
 
 
-_BOX = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}
-
-
 def _condition(condition: Condition) -> str:
     if condition.eps == 0:
         return "clean"
@@ -242,6 +245,13 @@ def _epsilon_axis(ax: Any, result: Result) -> None:
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     ax.set_xticks([], minor=True)
     ax.set(xlabel="$\\epsilon$ (sky sigmas per pixel)", xlim=(0, max(result.eps) * 1.08))
+
+
+def _from_zero(*axes: Any) -> None:
+    """Let the axes, which share their y, begin at 0 and end above the highest point."""
+    y = np.concatenate([np.asarray(line.get_ydata(), float) for ax in axes for line in ax.get_lines()])
+    top = float(y[np.isfinite(y)].max(initial=0))
+    axes[0].set_ylim(0, 1.08 * top or 1)
 
 
 def _legend_below(figure: Any, ax: Any) -> None:
