@@ -54,9 +54,9 @@ class Data(_Section):
     )
     test: float = Field(0.0, ge=0, lt=1, description="fraction kept for evaluation, by object id")
     split_seed: int = Field(0, ge=0, lt=2**31, description="of the split, apart from training.seed")
-    block_rows: int = Field(32, ge=1, description="neighbours on disk that are read together")
+    block_rows: int = Field(64, ge=1, description="neighbours on disk that are read together")
     window_blocks: int = Field(
-        64, ge=1, description="blocks shuffled together (more where four global batches need more)"
+        32, ge=1, description="blocks shuffled together (more where four global batches need more)"
     )
     read_threads: int = Field(2, ge=1, description="threads that read, per rank")
     windows_ahead: int = Field(1, ge=1, description="windows read ahead; in memory, shared by the ranks")
