@@ -3,15 +3,27 @@
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hpcphotoz.cli import run
+from hpcphotoz.data import codec
 from hpcphotoz.data.shards import Header, Manifest, Stamps, read_manifest
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.gallery import composite, draw_gallery, magnitude, take, three_bands
+from hpcphotoz.evaluation import gallery
+from hpcphotoz.evaluation.gallery import (
+    colours,
+    composite,
+    draw_gallery,
+    letter,
+    magnitude,
+    magnitude_band,
+    take,
+    three_bands,
+)
 from tests.datasets import SKY, make_stamps
 
 
@@ -22,6 +34,22 @@ def written(
     with DatasetWriter(out, header, shard_rows, {}) as writer:
         writer.append(stamps)
     return out, read_manifest(out)
+
+
+def words(folder: Path, manifest: Manifest, out: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All text of the picture."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    figures: list[Any] = []
+
+    def figure(**options: Any) -> Any:
+        figures.append(Figure(**options))
+        return figures[-1]
+
+    monkeypatch.setattr(gallery, "Figure", figure)
+    draw_gallery(folder, manifest, out)
+    return "\n".join(text.get_text() for text in figures[0].findobj(Text))
 
 
 def size(png: Path) -> tuple[int, int]:
@@ -56,11 +84,28 @@ def test_any_dataset_is_drawn(
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["out.png"]
 
 
-def test_no_light_is_drawn_too(tmp_path: Path) -> None:
+def test_no_light_is_drawn_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = make_stamps(4)
     folder, manifest = written(tmp_path / "set", replace(stamps, images=-np.ones_like(stamps.images)))
-    draw_gallery(folder, manifest, tmp_path / "out.png")
+    text = words(folder, manifest, tmp_path / "out.png", monkeypatch)
     assert size(tmp_path / "out.png")
+    assert text.count("no mag") == 4 and "no flux above its noise" in text and "dotted" not in text
+
+
+def test_what_the_panels_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = make_stamps(12)
+    z_spec = np.where(np.arange(12) < 5, np.float32(np.nan), stamps.z_spec)
+    folder, manifest = written(tmp_path / "set", replace(stamps, z_spec=z_spec))
+    plain = words(folder, manifest, tmp_path / "out.png", monkeypatch)
+    assert "7 known of 12" in plain and "(unknown: 5 of all 12)" in plain
+    assert "within radius 2.5 arcsec" in plain and "1: pure sky noise" in plain
+    faint = stamps.images.copy()
+    faint[:6] /= 50  # some objects on either side of 5 sigma of the sky
+    folder, manifest = written(tmp_path / "faint", replace(stamps, images=faint))
+    assert "dotted: 5" in words(folder, manifest, tmp_path / "out.png", monkeypatch)
+    resampled = replace(manifest, provenance={"resampling": "Lanczos-3 onto the r frame's grid"})
+    text = words(folder, resampled, tmp_path / "out.png", monkeypatch)
+    assert "below 1: resampling smooths noise" in text and "pure sky noise" not in text
 
 
 def test_a_small_dataset_is_taken_whole_and_measured(tmp_path: Path) -> None:
@@ -100,9 +145,37 @@ def test_colour_survives_the_stretch() -> None:
     assert not pixels[0, 0].any()
 
 
+def test_a_band_has_its_colour_in_every_dataset() -> None:
+    assert colours(("g", "r", "z")) == [colours(tuple("ugriz"))[k] for k in (1, 2, 4)]
+    assert colours(("des-g", "DES_R", "hsc.Y")) == colours(("g", "r", "y"))
+    many = ("u", "g", "r", "i", "z", "y", "J", "H", "K")
+    assert len(set(colours(many))) == len(many)
+    assert len(colours(tuple(f"J0{k}0" for k in range(30)))) == 30
+    names = ("r", "des-g", "HSC-R2", "J", "F606W", "flag", "i_prime")
+    assert [letter(name) for name in names] == ["r", "g", "r", "", "", "", ""]
+    assert magnitude_band(("des-g", "des-r", "des-i", "des-z")) == 1
+    assert magnitude_band(("g", "i", "z")) == 1 and magnitude_band(("J",)) == 0
+
+
+def test_the_scatter_of_the_edge_is_clipped_and_not_in_steps_of_int16() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 0.03, (200, 1, 64, 64)).astype(np.float32)
+    images[:, :, :2, :6] += 3  # a neighbour
+    images[:, :, 32, 32] = 40  # needs larger units: 1333 sigma
+    sky = np.full((200, 1), 0.03, np.float32)
+    stored, unit = codec.encode(images, sky, "int16")
+    fine, coarse = (gallery._edge_scatter(x) / 0.03 for x in (images, codec.decode(stored, unit)))
+    np.testing.assert_allclose(coarse, fine, rtol=0.04)  # a pixel at the cut changes it by 1 %
+    assert np.median(np.abs(coarse / fine - 1)) < 0.003
+    assert len(np.unique(np.round(coarse, 6))) > 150
+    assert coarse.mean() == pytest.approx(1, abs=0.01) and coarse.std() < 0.05
+    assert not gallery._edge_scatter(np.ones((1, 1, 8, 8), np.float32)).any()
+
+
 def test_three_bands_are_chosen_and_magnitudes_are_ab() -> None:
     assert three_bands(("u", "g", "r", "i", "z")) == [3, 2, 1]
     assert three_bands(("Y", "J", "H", "K")) == [3, 2, 0] and three_bands(("r",)) == [0, 0, 0]
+    assert three_bands(("des-g", "des-r", "des-i", "des-z")) == [2, 1, 0]
     np.testing.assert_array_equal(magnitude(np.array([1.0, 100.0, 0.0, -1.0])), [22.5, 17.5, np.nan, np.nan])
 
 

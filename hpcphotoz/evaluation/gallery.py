@@ -308,8 +308,7 @@ def _sky(ax: Any, header: Header, sample: Sample) -> None:
     low, high = float(sample.sky_sigma.min()), float(sample.sky_sigma.max())
     bins = np.geomspace(low / 1.05, high * 1.05, int(np.clip(4 * np.sqrt(len(sample.sky_sigma)), 25, 80)))
     _rows(ax, header, list(sample.sky_sigma.T), bins, _medians(sample.sky_sigma, ".3g"), "median")
-    steps = (1, 2, 5) if high / low > 2.5 else range(1, 10)
-    ax.xaxis.set_major_locator(LogLocator(subs=steps))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
 
