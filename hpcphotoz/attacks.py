@@ -180,11 +180,17 @@ def _per_object(radius: Tensor, images: Tensor) -> Tensor:
     return radius.to(images).expand(images.shape[:2]).contiguous()
 
 
+def has_triton(device: str, otherwise: str) -> bool:
+    """Whether kernels can run; where a GPU has none, says what happens otherwise."""
+    found = importlib.util.find_spec("triton") is not None
+    if not found and device == "cuda":
+        _log.warning("triton is not installed: %s", otherwise)
+    return found
+
+
 @cache
 def _step_on(device: str) -> Step:
-    if importlib.util.find_spec("triton") is None:
-        if device == "cuda":
-            _log.warning("triton is not installed: attack steps run unfused, about four times slower each")
+    if not has_triton(device, "attack steps run unfused, about four times slower each"):
         return reference.pgd
     from hpcphotoz.kernels.pgd import pgd as fused
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcphotoz.data.select import Predicate
+from hpcphotoz.data.predicate import Predicate
 from hpcphotoz.data.shards import Header
 from hpcphotoz.data.subset import Subset
 from hpcphotoz.errors import BadInput

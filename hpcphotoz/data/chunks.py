@@ -25,7 +25,7 @@ except ImportError:
     isal_zlib = None  # type: ignore[assignment]
 
 _INFLATE: Any = isal_zlib or zlib
-_SLOW = "" if isal_zlib else " (by zlib; installing isal would double the speed)"
+_SLOW = "" if isal_zlib else " (by zlib; installing isal makes it 1.3 times quicker)"
 Array = npt.NDArray[Any]
 Read = Callable[[Sequence[memoryview], int], None]
 _SHUFFLE, _DEFLATE = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE
@@ -60,9 +60,8 @@ def index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
 
     data.id.chunk_iter(note)
     if (found < 0).any() or (found[0] + found[1] > size).any():
-        return (
-            None  # a chunk that was never written: HDF5 fills it in; or a damaged index, which HDF5 will name
-        )
+        # A chunk that was never written, which HDF5 fills in, or a damaged index, which HDF5 will name.
+        return None
     return ChunkIndex(rows, found[0], found[1], found[2], filters)
 
 

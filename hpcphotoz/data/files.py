@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -73,11 +73,7 @@ class ShardFile:
         self._handle = _Handle(self.path)
         self.images = _Contiguous(self._handle, offsets["images"], self.row_bytes)
         if keep:
-            names = [name for name in offsets if name != "images"]
-            labels = {name: self._empty(name, self.entry.rows) for name in names}
-            for name, column in labels.items():
-                self.column(name, 0, column)
-            self._labels = labels
+            self._labels = self._read_labels([name for name in offsets if name != "images"])
 
     @property
     def has_digests(self) -> bool:
@@ -89,20 +85,18 @@ class ShardFile:
         """Put the rows from `first` on of a label into `out`, (n, ...) contiguous."""
         if self._labels is not None:
             out[:] = self._labels[name][first : first + len(out)]
-        else:
-            self._read_column(name, first, out)
-
-    def _read_column(self, name: str, first: int, out: Array) -> None:
-        if self.entry.offsets is None:
-            assert self._labels is not None
-            out[:] = self._labels[name][first : first + len(out)]
         elif len(out):
+            assert self.entry.offsets is not None
             view = out.data.cast("B")
             self._handle.read([view], self.entry.offsets[name] + first * (len(view) // len(out)))
 
-    def _empty(self, name: str, rows: int) -> Array:
-        row, dtype = ((), np.dtype(np.uint64)) if name == "image_xxh3" else self._columns[name]
-        return np.empty((rows, *row), dtype)
+    def _read_labels(self, names: Iterable[str]) -> dict[str, Array]:
+        """Whole labels from the disk, whatever is kept."""
+        assert self.entry.offsets is not None
+        found = {name: empty(self._columns, name, self.entry.rows) for name in names}
+        for name, column in found.items():
+            self._handle.read([column.data.cast("B")], self.entry.offsets[name])
+        return found
 
     def verify_labels(self, ids_only: bool = False) -> None:
         """Check everything but the images, or only the object ids, against the manifest.
@@ -111,18 +105,14 @@ class ShardFile:
             BadInput: a byte has changed since the shard was written.
         """
         ids_only &= self.entry.ids_xxh3 is not None
-        if self.entry.labels_xxh3 is None:
+        if self.entry.labels_xxh3 is None or self.entry.offsets is None:
             if shards.file_sha256(self.path) != self.entry.sha256:
                 raise BadInput(shards.labels_differ(self.path, self.entry, "the file"))
             return
-        known = self.entry.offsets or self._labels or {}
-        names = [name for name in known if not ids_only or name == "object_id"]
-        found = {}
-        for name in names:
-            if name != "images":
-                found[name] = self._empty(name, self.entry.rows)
-                self._read_column(name, 0, found[name])
-        if shards.label_digest(found) != (self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3):
+        names = ["object_id"] if ids_only else [name for name in self.entry.offsets if name != "images"]
+        if shards.label_digest(self._read_labels(names)) != (
+            self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3
+        ):
             raise BadInput(shards.labels_differ(self.path, self.entry, "ids" if ids_only else "labels"))
 
     def _names(self, file: h5py.File) -> list[str]:
@@ -201,7 +191,7 @@ class Files:
             for shard in np.unique(blocks.shard).tolist():
                 self.verify_labels(shard, ids_only=set(names) == {"object_id"})
         ends = np.cumsum(blocks.count)
-        found = {name: self._empty(name, int(blocks.count.sum())) for name in names}
+        found = {name: empty(self._columns, name, int(blocks.count.sum())) for name in names}
         for shard, first, count, end in zip(
             blocks.shard.tolist(), blocks.first.tolist(), blocks.count.tolist(), ends.tolist(), strict=True
         ):
@@ -209,10 +199,6 @@ class Files:
             for name, out in found.items():
                 file.column(name, first, out[end - count : end])
         return found
-
-    def _empty(self, name: str, rows: int) -> Array:
-        row, dtype = self._columns[name]
-        return np.empty((rows, *row), dtype)
 
     def warn(self, text: str) -> None:
         """A warning, once: a damaged shard is met many times."""
@@ -227,6 +213,12 @@ class Files:
             self._said.add(path)
             level = logging.INFO if path == _Contiguous.path else logging.WARNING
             _log.log(level, "%s: %s", self._folder, path)
+
+
+def empty(columns: Mapping[str, tuple[tuple[int, ...], Any]], name: str, rows: int) -> Array:
+    """Room for rows of a shard's array."""
+    row, dtype = ((), np.uint64) if name == "image_xxh3" else columns[name]
+    return np.empty((rows, *row), dtype)
 
 
 class _Contiguous:

@@ -120,12 +120,13 @@ def _entry(path: Path, header: Header, moments: Moments) -> Shard:
 
 def _check_values(stamps: Stamps, path: Path, start: int) -> None:
     """Refuse labels that no object has; an unknown redshift is NaN."""
-    limits = {"z_spec": (-1.0, 20.0), "ra": (-360.1, 360.0), "dec": (-90.1, 90.0), "ebv": (-1.0, 100.0)}
+    # -1 and below are sentinels of catalogues, not values.
+    limits = {"z_spec": (-0.99, 20.0), "ra": (-360.0, 360.0), "dec": (-90.0, 90.0), "ebv": (-0.99, 100.0)}
     for name, (low, high) in limits.items():
         values = getattr(stamps, name)
-        bad = np.flatnonzero(~((values > low) & (values <= high)) & ~np.isnan(values))
+        bad = np.flatnonzero(~((values >= low) & (values <= high)) & ~np.isnan(values))
         if len(bad):
             raise BadInput(
-                f"{path}: row {start + bad[0]} has {name} {values[bad[0]]:g}: want above {low:g} and at most "
-                f"{high:g}, or NaN where unknown"
+                f"{path}: row {start + bad[0]} has {name} {values[bad[0]]:g}: want {low:g} to {high:g}, "
+                "or NaN where unknown"
             )

@@ -65,7 +65,6 @@ class Stream:
         world: which rank this is; it takes a contiguous slice of every global batch.
         shuffle: False: the order of the disk.
         pinned: read into page-locked memory, for asynchronous copies to a GPU.
-        census: how many objects the part has, where somebody has counted them; None: counted when needed.
 
     Raises:
         BadInput: an unfinished dataset, a missing, truncated or mismatched shard, a predicate that is none.
@@ -82,7 +81,6 @@ class Stream:
         world: World | None = None,
         shuffle: bool = True,
         pinned: bool = False,
-        census: Census | None = None,
     ) -> None:
         self._world = world or World()
         # One rank looks at every file: all ranks at ten thousand shards would stall a metadata server.
@@ -101,14 +99,15 @@ class Stream:
         shape, dtype = shards.columns(header)["images"]
         slots = -(-global_batch // self._world.size)
         self._buffers = Buffers(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
-        self._census = census
+        self._census: Census | None = None
         self._verified = False
         self._verify_labels = options.verify != "never"
         self.busy_s = 0.0  # seconds that reading threads have worked, added up
 
     @property
     def census(self) -> Census:
-        """How many objects the part has and between which redshifts; counted once, by one scan of labels.
+        """How many objects the part has and between which redshifts; counted once, by one scan of labels,
+        unless another rank's count is set.
 
         Raises:
             BadInput: no object at all.

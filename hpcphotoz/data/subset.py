@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hpcphotoz.config import Data
 from hpcphotoz.data import order
-from hpcphotoz.data.select import Predicate
+from hpcphotoz.data.predicate import Predicate
 
 Part = Literal["train", "validation", "test", "all"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test", "all")

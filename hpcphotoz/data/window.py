@@ -49,7 +49,7 @@ class Window:
         verify: bool,
         skip: bool,
     ) -> None:
-        self._files, self._header, self._verify, self._skip = files, header, verify, skip
+        self._files, self._verify, self._skip = files, verify, skip
         self._size, self._slots, self._first = size, slots, pool.first
         self._begin = max(start - pool.first, 0)
         batch, position = pool.place // size, pool.place % size
@@ -62,7 +62,7 @@ class Window:
         self._labels = {n: np.empty((len(mine), *columns[n][0]), columns[n][1]) for n in names}
         self._shape, self._dtype = columns["images"]
         self._row_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
-        self._batches = len(pool.row) // size if size else 0
+        self._batches = len(pool.row) // size
         self._buffers = buffers
         self._memory: list[Bytes] = []
         self._runs = deque(self._find_runs())

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.extra import sources_extra
 from hpcphotoz.sources.fitsfile import open_fits
-from hpcphotoz.sources.redshifts import Z_MAX, known
+from hpcphotoz.sources.redshifts import Z_MAX, known, table_kind
 
 with sources_extra():
     from astropy import units
@@ -93,16 +93,8 @@ def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> Object
     unknown = [key for key in wanted if key not in _NAMES]
     if unknown:
         raise BadInput(f"columns: '{unknown[0]}' is none of {', '.join(_NAMES)}")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise BadInput(f"{path}: not a readable table: {error.strerror}") from None
-    is_fits = head.startswith((b"SIMPLE", b"\x1f\x8b", b"BZh"))
-    if is_fits or b"<VOTABLE" in head or head.lstrip().startswith(b"<?xml"):
-        found = _read_table(path, wanted, is_fits)
-    else:
-        found = _read_csv(path, wanted)
+    kind = table_kind(path)
+    found = _read_csv(path, wanted) if kind == "csv" else _read_table(path, wanted, kind == "fits")
     return _checked(path, found)
 
 

@@ -41,7 +41,7 @@ class Team:
         if self.rank == 0:
             try:
                 value = work()
-            except Exception as found:
+            except Exception as found:  # told to the other ranks, then raised here
                 error = found
         value, status = self.comm.bcast((value, _status(error)))
         if error is not None:

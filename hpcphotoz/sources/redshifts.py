@@ -76,22 +76,30 @@ class Redshifts:
         return np.where(self.object_id[place] == object_id, self.z[place], np.float32(np.nan))
 
 
-def read_redshifts(path: Path) -> Redshifts:
-    """Read a table with columns `object_id` and `z_spec` or, without it, `z`: CSV, FITS or VOTable.
+def table_kind(path: Path) -> str:
+    """What a table is by its first bytes: fits (packed, too), votable or csv.
 
     Raises:
-        BadInput: unreadable, a column missing, a value that is no number, an object with two redshifts.
+        BadInput: it cannot be read.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as error:
         raise BadInput(f"{path}: not a readable table: {error.strerror}") from None
-    is_fits = head.startswith((b"SIMPLE", b"\x1f\x8b", b"BZh"))
-    if is_fits or b"<VOTABLE" in head or head.lstrip().startswith(b"<?xml"):
-        ids, z = _from_table(path, "fits" if is_fits else "votable")
-    else:
-        ids, z = _from_csv(path)
+    if head.startswith((b"SIMPLE", b"\x1f\x8b", b"BZh")):
+        return "fits"
+    return "votable" if b"<VOTABLE" in head or head.lstrip().startswith(b"<?xml") else "csv"
+
+
+def read_redshifts(path: Path) -> Redshifts:
+    """Read a table with columns `object_id` and `z_spec` or, without it, `z`: CSV, FITS or VOTable.
+
+    Raises:
+        BadInput: unreadable, a column missing, a value that is no number, an object with two redshifts.
+    """
+    kind = table_kind(path)
+    ids, z = _from_csv(path) if kind == "csv" else _from_table(path, kind)
     kept = ~np.isnan(known(z))
     ids, z = ids[kept], z[kept]
     order = np.argsort(ids, kind="stable")

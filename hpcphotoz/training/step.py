@@ -1,7 +1,5 @@
 """One optimisation step: which objects are attacked, the attack, the mixed batch, the loss."""
 
-import importlib.util
-import logging
 import math
 from collections.abc import Callable
 from functools import cache
@@ -12,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from hpcphotoz.attacks import perturb
+from hpcphotoz.attacks import has_triton, perturb
 from hpcphotoz.config import Config, Training
 from hpcphotoz.data.order import adversarial, key_of, mix
 from hpcphotoz.data.stream import Batch
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
-_log = logging.getLogger(__name__)
 Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 _AUGMENT, _START = 10, 11  # purposes of random numbers: streams that must not repeat each other
 
@@ -41,9 +38,7 @@ def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
 
 @cache
 def _load_on(device: str) -> Load:
-    if importlib.util.find_spec("triton") is None:
-        if device == "cuda":
-            _log.warning("triton is not installed: images are decoded and turned in several passes")
+    if not has_triton(device, "images are decoded and turned in several passes"):
         return reference.load
     from hpcphotoz.kernels.load import load as fused
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from hpcphotoz.data.select import DEEPEST, FUNCTIONS, LONGEST, NAMES, Predicate
+from hpcphotoz.data.predicate import DEEPEST, FUNCTIONS, LONGEST, NAMES, Predicate
 from hpcphotoz.errors import BadInput
 
 BANDS = ("u", "g", "r")
