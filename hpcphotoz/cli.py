@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcphotoz import __version__, cli_data, config
 from hpcphotoz.cli_parser import Parser, command
+from hpcphotoz.data.subset import PARTS
 from hpcphotoz.errors import BadInput
 
 if TYPE_CHECKING:
@@ -358,11 +359,10 @@ def _parser() -> Parser:
 
 
 def _add_subset(parser: Parser) -> None:
-    parts = ("all", "train", "validation", "test")
     parser.add_argument("--where", default="", help="only objects for which this holds: 'z_spec < 0.3'")
     parser.add_argument(
         "--part",
-        choices=parts,
+        choices=PARTS,
         default="all",
         help="part of the split the run was trained with (default all)",
     )

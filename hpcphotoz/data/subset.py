@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from hpcphotoz.data import order
 from hpcphotoz.data.predicate import Predicate
 
 Part = Literal["train", "validation", "test", "all"]
-PARTS: tuple[Part, ...] = ("train", "validation", "test", "all")
+PARTS: tuple[Part, ...] = get_args(Part)
 _NUMBER = {"train": 0, "validation": 1, "test": 2}
 
 

@@ -122,9 +122,8 @@ def load_network(run: Path, device: torch.device | str = "cpu") -> Network:
 def _today(state: State) -> dict[str, Any]:
     """A checkpoint's configuration in today's words."""
     tree = {name: dict(section) for name, section in state["config"].items()}
-    if (
-        "order" not in state
-    ):  # 0.1.0 before its data plane: split by the training's seed, other units of read-ahead
+    # Before the order had a number, the split was by the training's seed, and reading ahead was in batches.
+    if "order" not in state:
         tree["data"].pop("read_ahead", None)
         tree["data"].setdefault("split_seed", tree["training"]["seed"])
     return tree
