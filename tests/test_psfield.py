@@ -17,7 +17,7 @@ from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.fpc import read_frame  # noqa: E402
 from hpcphotoz.sources.frame import sky_sigma  # noqa: E402
 from hpcphotoz.sources.population import BANDS, R_BAND  # noqa: E402
-from hpcphotoz.sources.psfield import BandPSF, effective_width, read_psf  # noqa: E402
+from hpcphotoz.sources.psfield import BandPSF, read_psf  # noqa: E402
 from hpcphotoz.sources.rendering import PIXEL_SCALE, centre_of_light  # noqa: E402
 
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
@@ -30,6 +30,15 @@ real_files = pytest.mark.skipif(not REAL[0].is_file(), reason=f"no SDSS frames i
 Array = npt.NDArray[Any]
 SIDE = 51
 GAIN = (1.6, 4.0, 4.8, 4.9, 4.7)
+
+# Full width at half maximum of the Gaussian with the same noise-equivalent area, in roots of that area.
+_WIDTH = 2 * np.sqrt(2 * np.log(2)) / np.sqrt(4 * np.pi)
+
+
+def effective_width(image: npt.NDArray[Any]) -> float:
+    """Full width at half maximum, pixels, of the Gaussian with this image's noise-equivalent area
+    (sum p)^2 / sum p^2: what SDSS calls `psf_width`."""
+    return float(_WIDTH * image.sum() / np.sqrt((image**2).sum()))
 
 
 def gaussian(sigma: float, dx: float = 0.0, dy: float = 0.0) -> Array:

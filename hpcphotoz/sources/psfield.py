@@ -17,8 +17,6 @@ from hpcphotoz.sources.population import BANDS, Floats
 
 _SCALE = 0.001  # the polynomials are in thousands of pixels
 _SUMMARY = 6
-# Full width at half maximum of the Gaussian with the same noise-equivalent area, in roots of that area.
-_WIDTH = 2 * np.sqrt(2 * np.log(2)) / np.sqrt(4 * np.pi)
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,6 @@ def read_psf(path: Path) -> FieldPSF:
         if values.shape != (len(BANDS),) or not (np.isfinite(values) & (values > 0)).all():
             raise BadInput(f"{path}: {name} = {values.tolist()}: five positive numbers expected")
     return FieldPSF(path, bands, width, gain)
-
-
-def effective_width(image: Floats) -> float:
-    """Full width at half maximum, pixels, of the Gaussian with this image's noise-equivalent area
-    (sum p)^2 / sum p^2: what SDSS calls `psf_width`."""
-    return float(_WIDTH * image.sum() / np.sqrt((image**2).sum()))
 
 
 def _band(table: Any) -> BandPSF:
