@@ -8,7 +8,7 @@ from hpcphotoz.config import Model
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import build
 from hpcphotoz.models.inception import Module
-from hpcphotoz.models.layers import Normalise, asinh
+from hpcphotoz.models.layers import Normalise, asinh, pool, prelu
 
 SCALE = (0.05, 0.02, 0.03, 0.04, 0.2)
 
@@ -114,3 +114,35 @@ def test_asinh_is_asinh_with_its_gradient() -> None:
     (mine,), (right,) = torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x)
     torch.testing.assert_close(mine, right, rtol=1e-6, atol=0)
     assert mine[0] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_prelu_and_its_gradient_are_those_of_torch(dtype: torch.dtype, frozen: bool) -> None:
+    torch.manual_seed(0)
+    slope = torch.tensor([0.25, -0.5, 1.0, 0.75], requires_grad=not frozen)
+    x = torch.randn(3, 4, 5, 6).to(dtype).requires_grad_()
+    x.data[0, :, 0, 0] = 0
+    upstream = torch.randn(3, 4, 5, 6).to(dtype)
+    wanted = [x] if frozen else [x, slope]
+    plain = torch.nn.functional.prelu(x, slope.to(dtype))
+    ours = prelu(x, slope.to(dtype) if not frozen else slope)
+    assert torch.equal(ours, plain)
+    for a, b in zip(
+        torch.autograd.grad(ours, wanted, upstream),
+        torch.autograd.grad(plain, wanted, upstream),
+        strict=True,
+    ):
+        # g + w (g - g) and w g are exact up to one rounding of g (1 - w) where w > 1/2.
+        torch.testing.assert_close(a, b, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_pool_and_its_gradient_are_those_of_torch(side: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, side, 8, requires_grad=True)
+    ours, plain = pool(x), torch.nn.functional.avg_pool2d(x, 2, 2, ceil_mode=True)
+    assert torch.equal(ours, plain)
+    upstream = torch.randn_like(plain)
+    (a,), (b,) = (torch.autograd.grad(y, x, upstream) for y in (ours, plain))
+    assert torch.equal(a, b)
