@@ -104,14 +104,45 @@ class Attack(_Section):
     """Adversarial samples injected into training; fraction 0 is standard training."""
 
     fraction: float = Field(0.0, ge=0, le=1, description="fraction of each global batch that is attacked")
-    method: Literal["fgsm", "pgd"] = Field("pgd", description="one signed step, or several with projection")
-    eps: float = Field(0.1, ge=0, description="L-infinity radius in sky sigmas of each band")
-    steps: int = Field(3, ge=1, description="PGD steps")
-    step_size: float = Field(0.0, ge=0, description="step in sky sigmas; 0: 2.5 eps / steps")
-    random_start: bool = Field(True, description="start at a random point of the ball (PGD)")
-    loss: Literal["cross_entropy", "shift"] = Field(
-        "cross_entropy", description="what the attack raises: cross-entropy over bins, or |<z> - z_spec|"
+    method: Literal["fgsm", "pgd", "apgd"] = Field(
+        "pgd", description="one step; several with projection; APGD, which chooses its step sizes"
     )
+    ball: Literal["linf", "l2", "flux"] = Field(
+        "linf",
+        description="what eps bounds: linf, the change of every pixel; l2, its rms over a stamp; "
+        "flux, as linf, and the flux of every band is conserved",
+    )
+    eps: float = Field(0.1, ge=0, description="radius of the ball in sky sigmas of each band")
+    steps: int = Field(3, ge=1, description="steps of PGD and APGD")
+    step_size: float = Field(0.0, ge=0, description="step of PGD in sky sigmas; 0: 2.5 eps / steps")
+    random_start: bool = Field(True, description="start at a random point of the ball (PGD, APGD)")
+    restarts: int = Field(
+        1, ge=1, le=4096, description="random starts, of which the best is kept (PGD, APGD)"
+    )
+    loss: Literal["cross_entropy", "margin", "shift", "crps"] = Field(
+        "cross_entropy",
+        description="what the attack raises: cross-entropy over bins, the DLR margin, |<z> - z_spec|, CRPS",
+    )
+    target: Literal["away", "redshift", "shift"] = Field(
+        "away",
+        description="away from z_spec; towards redshift target_value; towards z_spec + target_value (1 + z)",
+    )
+    target_value: float = Field(0.0, description="of the target")
+    stop: float = Field(
+        0.0,
+        ge=0,
+        description="an object is done when |<z> - z| > this times 1 + z (target: is within it); 0: never",
+    )
+
+    @model_validator(mode="after")
+    def _restarts_differ(self) -> "Attack":
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(f"restarts {self.restarts} without random_start are one")
+        if self.target_value and self.target == "away":
+            raise ValueError(
+                f"target_value {self.target_value} without a target: want target redshift or shift"
+            )
+        return self
 
 
 class Config(_Section):

@@ -1,54 +1,199 @@
-"""Plain torch definitions of the kernels: the definition, the CPU path and the oracle of every test."""
+"""Plain torch definitions of the kernels: the definition, the CPU path and the oracle of every test.
+
+Shapes and types that all of them share:
+
+    x0, adv, ...    (N, B, H, W) float32, nMgy: the original and the attacked images
+    grad            (N, B, H, W) of float32, bfloat16 or float16: the gradient of the loss; NaN counts as
+                    zero, sign(0) = 0; None: no step is taken, the images are only projected
+    eps, step       (B,) or (N, B) float32, nMgy: radius of the ball and length of the step, per band or per
+                    object and band
+    lo, hi          (B,) or (N, B) float32, nMgy: least and greatest flux of a pixel; may be infinite
+    mask            (N, B, H, W) bool: which pixels may change; None: all
+    active          (N,) bool: which objects may change; None: all
+
+What may not change stays as it is in `adv`. The bounds win over the ball where x0 lies outside them.
+"""
 
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+_BISECTIONS = 40  # the shift lies between two of the changes: 2^-40 of their distance is far below an ulp
 
 
-def pgd(adv: Tensor, x0: Tensor, grad: Tensor, eps: Tensor, step: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """One signed ascent step, projected onto the L-infinity ball and the bounds (Madry et al. 2018,
-    arXiv:1706.06083).
+def pgd(
+    adv: Tensor,
+    x0: Tensor,
+    grad: Tensor | None,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """One signed ascent step in an L-infinity ball (Madry et al. 2018, arXiv:1706.06083).
 
     x' = clamp(clamp(adv + step sign(grad), x0 - eps, x0 + eps), lo, hi)
-
-    The bounds win over the ball where x0 lies outside them. A NaN gradient counts as zero; sign(0) = 0.
-
-    Args:
-        adv, x0, grad: (N, B, H, W), the current and the original images (float32, nMgy) and the loss
-            gradient.
-        eps, step: (N, B) float32, radius and step per object and band, nMgy.
-        lo, hi: (B,) float32, smallest and largest flux allowed per band, nMgy; may be infinite.
     """
-    eps, step = eps[:, :, None, None], step[:, :, None, None]
-    moved = adv + step * torch.nan_to_num(grad.float()).sign()
-    ball = torch.minimum(torch.maximum(moved, x0 - eps), x0 + eps)
-    return torch.minimum(torch.maximum(ball, lo[:, None, None]), hi[:, None, None])
+    moved = adv if grad is None else adv + _per_pixel(step) * _finite(grad).sign()
+    return _keep(adv, _inside(moved, x0, eps, lo, hi), mask, active)
 
 
-def uniform(shape: torch.Size, object_id: Tensor, seed: int, epoch: int) -> Tensor:
-    """Uniform numbers on [-1, 1) for each object, the same on any device, in any batch, at any world size.
+def momentum(
+    adv: Tensor,
+    previous: Tensor,
+    x0: Tensor,
+    grad: Tensor,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """The step of APGD (Croce & Hein 2020, arXiv:2003.01690, eq. 2, with its momentum of 0.75).
 
-    Pixel i of an object takes word i % 4 of Philox with counter (i // 4, object id low, high, epoch).
+    z = pgd(adv, ...),  x' = P(adv + 0.75 (z - adv) + 0.25 (adv - previous)),  P: ball, then bounds
 
     Args:
-        shape: (N, ...), what is filled; float32.
+        previous: (N, B, H, W) float32, nMgy: the images before `adv`.
+    """
+    z = pgd(adv, x0, grad, eps, step, lo, hi)
+    mixed = adv + 0.75 * (z - adv) + 0.25 * (adv - previous)
+    return _keep(adv, _inside(mixed, x0, eps, lo, hi), mask, active)
+
+
+def l2(
+    adv: Tensor,
+    x0: Tensor,
+    grad: Tensor | None,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """One step of steepest ascent in the ellipsoid |delta / eps|_2 <= 1, drawn back along the radius.
+
+    With eps = r sky_sigma it is the ball of r sigma in noise-weighted flux; with one eps in all bands, the
+    L2 ball of PGD-L2 (Madry et al. 2018). The step is the one that raises the loss most among those with
+    |d / step|_2 <= 1: d = step^2 grad / |step grad|_2. Where eps is 0 nothing changes.
+
+    x' = clamp(x0 + delta / max(1, |delta / eps|_2), lo, hi),  delta = adv + d - x0
+    """
+    moved = (
+        adv
+        if grad is None
+        else adv + _per_pixel(step) * _unit(_masked(_per_pixel(step) * _finite(grad), mask))
+    )
+    open_ = (_per_pixel(eps) > 0).expand_as(x0)
+    delta = _masked(moved - x0, open_ if mask is None else open_ & mask)
+    norm = torch.linalg.vector_norm(
+        torch.where(open_, delta / _per_pixel(eps), 0), dim=(1, 2, 3), keepdim=True
+    )
+    drawn = torch.where(norm > 1, x0 + delta / norm, torch.where(open_, moved, x0))
+    return _keep(adv, _bounded(drawn, lo, hi), mask, active)
+
+
+def flux(
+    adv: Tensor,
+    x0: Tensor,
+    grad: Tensor | None,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """One step in the flux-conserving ball, |delta| <= eps per pixel and sum(delta) = 0 per object and band.
+
+    No aperture that holds the stamp notices such a perturbation. The step d = step sign(grad - median(grad)),
+    with the lower median over the pixels of an object and band that may change, raises the loss most among
+    those with |d| <= step and sum(d) = 0 (but for the median pixel itself). The projection is the Euclidean
+    one: a shift tau per object and band with delta = clamp(adv + d - x0 - tau, low, high), found by
+    bisection, for the sum falls as tau grows. [low, high] is the ball cut by the bounds; it always holds 0,
+    so that a pixel of x0 outside the bounds moves no further out. Pixels that the mask excludes count as
+    unchanged.
+    """
+    box = [_per_pixel(t) for t in (eps, lo, hi)]
+    low = _masked(torch.maximum(-box[0], box[1] - x0).clamp(max=0), mask)
+    high = _masked(torch.minimum(box[0], box[2] - x0).clamp(min=0), mask)
+    moved = adv if grad is None else adv + _per_pixel(step) * _centred(_finite(grad), mask).sign()
+    delta = _masked(moved - x0, mask)
+    left, right = delta.amin((2, 3), True), delta.amax((2, 3), True)  # [low, high] holds 0
+    for _ in range(_BISECTIONS):
+        tau = 0.5 * (left + right)
+        above = (delta - tau).clamp(low, high).sum((2, 3), keepdim=True) > 0
+        left, right = torch.where(above, tau, left), torch.where(above, right, tau)
+    drawn = x0 + (delta - 0.5 * (left + right)).clamp(low, high)
+    drawn = torch.minimum(torch.maximum(drawn, torch.minimum(box[1], x0)), torch.maximum(box[2], x0))
+    return _keep(adv, drawn, mask, active)  # x0 + (hi - x0) may round to just above hi
+
+
+def start(
+    x0: Tensor,
+    object_id: Tensor,
+    eps: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """A random start in the L-infinity ball, the same on any device, in any batch, at any world size.
+
+    x' = clamp(clamp(x0 + eps u, x0 - eps, x0 + eps), lo, hi),  u = uniform(x0.shape, object_id, key)
+
+    eps u is exact in float64, so that a fused multiply-add gives the same bits as a product and a sum.
+
+    Args:
         object_id: (N,) int64.
-        seed, epoch: key of the generator.
+        key: (2,) int64, (seed, epoch): a tensor, so that a CUDA graph reads it anew at each replay.
     """
-    n, pixels = shape[0], shape[1:].numel()
+    u = uniform(x0.shape, object_id, key)
+    moved = (x0.double() + _per_pixel(eps).double() * u.double()).float()
+    return _keep(x0, _inside(moved, x0, eps, lo, hi), mask, None)
+
+
+def select(best: Tensor, best_loss: Tensor, adv: Tensor, loss: Tensor) -> Tensor:
+    """Keep the best image of each object so far; a loss that is NaN is never better.
+
+    Args:
+        best: (N, B, H, W) float32, changed in place where `loss > best_loss`.
+        best_loss, loss: (N,) float32.
+        adv: (N, B, H, W) float32, what replaces `best`.
+
+    Returns:
+        The new best loss, (N,) float32.
+    """
+    better = loss > best_loss
+    best.copy_(torch.where(better[:, None, None, None], adv, best))
+    return torch.where(better, loss, best_loss)
+
+
+def uniform(shape: torch.Size, object_id: Tensor, key: Tensor) -> Tensor:
+    """Uniform numbers on [-1, 1) for each object, (N, ...) float32.
+
+    Pixel i of an object, counted in (B, H, W) order, takes word i % 4 of Philox with counter (i // 4, object
+    id low, high, epoch) and the seed as key.
+
+    Args:
+        shape: (N, ...), what is filled.
+        object_id: (N,) int64.
+        key: (2,) int64, (seed, epoch).
+    """
+    pixels = shape[1:].numel()
     index = torch.arange((pixels + 3) // 4, device=object_id.device)
     low, high = (object_id & _MASK)[:, None], ((object_id >> 32) & _MASK)[:, None]
-    words = torch.stack(
-        philox((index, low, high, torch.tensor(epoch).to(index)), (seed & _MASK, seed >> 32 & _MASK)), -1
-    )
-    return ((words >> 8).float() * 2.0**-23 - 1).reshape(n, -1)[:, :pixels].reshape(shape)
+    seed, epoch = key[0], key[1] & _MASK
+    words = torch.stack(philox((index, low, high, epoch), (seed & _MASK, seed >> 32 & _MASK)), -1)
+    return ((words >> 8).float() * 2.0**-23 - 1).flatten(1)[:, :pixels].reshape(shape)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405): four 32-bit words held in int64
-    tensors.
-    """
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405): 32-bit words held in int64 tensors."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
     k0, k1 = key
     for _ in range(10):
@@ -60,10 +205,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    # a b overflows int64, so its halves are formed from 16-bit pieces of b: every term stays below 2^49.
-    low, high = a * (b & 0xFFFF), a * (b >> 16)
-    middle = (low >> 16) + high
-    return ((middle & 0xFFFF) << 16) | (low & 0xFFFF), middle >> 16
+    # Of two unsigned 32-bit words. Wrapping around 2^64 changes the sign, not the bits.
+    product = a * b
+    return product & _MASK, (product >> 32) & _MASK
 
 
 def dihedral(images: Tensor, code: Tensor) -> Tensor:
@@ -100,3 +244,48 @@ def channels_last(images: Tensor) -> Tensor:
     return torch.empty(
         images.shape, dtype=torch.float32, device=images.device, memory_format=torch.channels_last
     )
+
+
+def _inside(moved: Tensor, x0: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    # In the ball, then in the bounds.
+    radius = _per_pixel(eps)
+    return _bounded(torch.minimum(torch.maximum(moved, x0 - radius), x0 + radius), lo, hi)
+
+
+def _bounded(images: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(images, _per_pixel(lo)), _per_pixel(hi))
+
+
+def _keep(adv: Tensor, moved: Tensor, mask: Tensor | None, active: Tensor | None) -> Tensor:
+    # What may not change stays as it is.
+    moved = moved if mask is None else torch.where(mask, moved, adv)
+    return moved if active is None else torch.where(active[:, None, None, None], moved, adv)
+
+
+def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else torch.where(mask, values, 0)
+
+
+def _finite(grad: Tensor) -> Tensor:
+    return torch.nan_to_num(grad.float())
+
+
+def _unit(direction: Tensor) -> Tensor:
+    # By the largest first: the squares of a gradient of 1e-25, or of 1e25, are not float32 numbers.
+    direction = torch.nan_to_num(direction)
+    largest = direction.abs().amax((1, 2, 3), keepdim=True)
+    scaled = torch.where(largest > 0, direction / largest, 0)
+    norm = torch.linalg.vector_norm(scaled, dim=(1, 2, 3), keepdim=True).clamp(min=1)  # 0 where all is 0
+    unit: Tensor = scaled / norm
+    return unit
+
+
+def _centred(grad: Tensor, mask: Tensor | None) -> Tensor:
+    # Less its median per object and band; 0 where the mask leaves no pixel.
+    known = grad if mask is None else torch.where(mask, grad, torch.nan)
+    return grad - torch.nan_to_num(known.flatten(2).nanmedian(dim=2).values[..., None, None])
+
+
+def _per_pixel(values: Tensor) -> Tensor:
+    # (B,) or (N, B), to broadcast against images.
+    return values[..., None, None]

@@ -1,0 +1,53 @@
+"""Adversarial attacks: loops over kernels, on any `model(images, ebv)` or `model(images)`.
+
+Flux is in nanomaggies, epsilon per object and band. `pgd`, `fgsm`, `apgd` and `minimal_eps` are functions;
+`FGSM`, `PGD` and `APGD` hold the same for callers that are used to torchattacks; `perturb` runs what a
+configuration describes, in sky sigmas.
+"""
+
+from hpcphotoz.attacks.ascent import fgsm, pgd
+from hpcphotoz.attacks.auto import apgd
+from hpcphotoz.attacks.configured import perturb
+from hpcphotoz.attacks.familiar import APGD, FGSM, PGD
+from hpcphotoz.attacks.fused import has_triton
+from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, frozen
+from hpcphotoz.attacks.losses import (
+    Condition,
+    cross_entropy,
+    crps,
+    margin,
+    moved_by,
+    outlier,
+    reached,
+    shift,
+    toward,
+)
+from hpcphotoz.attacks.minimal import minimal_eps
+from hpcphotoz.attacks.problem import Ball, RandomStart
+
+__all__ = [
+    "APGD",
+    "AS_IS",
+    "FGSM",
+    "PGD",
+    "Ball",
+    "Condition",
+    "Model",
+    "Passes",
+    "RandomStart",
+    "apgd",
+    "cross_entropy",
+    "crps",
+    "fgsm",
+    "frozen",
+    "has_triton",
+    "margin",
+    "minimal_eps",
+    "moved_by",
+    "outlier",
+    "perturb",
+    "pgd",
+    "reached",
+    "shift",
+    "toward",
+]

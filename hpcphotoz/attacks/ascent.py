@@ -1,0 +1,144 @@
+"""FGSM and PGD in any ball, with random restarts, best-so-far selection and an end for each object."""
+
+from functools import partial
+
+from torch import Tensor
+
+from hpcphotoz.attacks.best import Best
+from hpcphotoz.attacks.gradient import AS_IS, Model, Objective, Passes
+from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, problem
+from hpcphotoz.attacks.run import Steps, run
+
+
+def fgsm(
+    model: Model,
+    images: Tensor,
+    ebv: Tensor | None,
+    z: Tensor,
+    eps: Ball | Tensor,
+    *,
+    loss: Loss,
+    passes: Passes = AS_IS,
+) -> Tensor:
+    """Fast gradient sign method: one step to the edge of the ball (Goodfellow et al. 2015, arXiv:1412.6572).
+
+    Arguments, errors and result as `pgd`.
+    """
+    radius = eps.eps if isinstance(eps, Ball) else eps
+    return pgd(model, images, ebv, z, eps, loss=loss, steps=1, step_size=radius, passes=passes)
+
+
+def pgd(
+    model: Model,
+    images: Tensor,
+    ebv: Tensor | None,
+    z: Tensor,
+    eps: Ball | Tensor,
+    *,
+    loss: Loss,
+    steps: int = 10,
+    step_size: Tensor | None = None,
+    start: RandomStart | None = None,
+    restarts: int = 1,
+    best: bool = False,
+    stop: Condition | None = None,
+    passes: Passes = AS_IS,
+) -> Tensor:
+    """Projected gradient ascent (Madry et al. 2018, arXiv:1706.06083).
+
+    Args:
+        model: anything called as model(images, ebv) that returns logits, or as model(images) where `ebv` is
+            None; a module is left as it was found.
+        images: (N, B, H, W) float32, nMgy.
+        ebv: (N,) float32, mag; None: the model takes images only.
+        z: (N,) float32, the redshift to move away from, or whatever labels the loss takes.
+        eps: the ball; a tensor (B,) or (N, B) float32, nMgy, is the radius of an L-infinity one.
+        loss: what to raise, per object: one of `losses`, or your own.
+        steps: gradient evaluations of each restart.
+        step_size: (B,) or (N, B) float32, nMgy; 2.5 eps / steps by default.
+        start: a random point of the ball; the image itself by default.
+        restarts: independent random starts; of each object the image of greatest loss is kept.
+        best: keep the image of greatest loss on the way, not the last; costs a forward pass.
+        stop: an object for which it holds stays as it is; on a CPU it costs nothing from then on.
+        passes: precision, compilation, objects at a time.
+
+    Returns:
+        The attacked images, (N, B, H, W) float32, within the ball up to one rounding.
+
+    Raises:
+        ValueError: shapes, types or options that do not belong together.
+    """
+    check_restarts(steps, restarts, start)
+    ids = start.object_id if start else None
+    given = problem(images, ebv, z, eps, step_size, steps / 2.5, ids)
+    kind = eps.kind if isinstance(eps, Ball) else "linf"
+    return run(model, given, loss, steps_of(kind, steps, restarts, best, stop), start, passes)[0]
+
+
+def steps_of(
+    kind: str, steps: int, restarts: int = 1, best: bool = False, stop: Condition | None = None
+) -> Steps:
+    """PGD as `run` takes it; arguments as `pgd`, and the kind of the ball."""
+    if restarts == 1 and not best and stop is None:
+        return partial(_last, kind=kind, steps=steps)
+    ascend = partial(climb, kind=kind, steps=steps, restarts=restarts, stop=stop)
+    return lambda goal, p, key: (ascend(goal, p, key).images,)
+
+
+def check_restarts(steps: int, restarts: int, start: RandomStart | None) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        ValueError: none of them, or several restarts from the same image.
+    """
+    if steps < 1 or not 1 <= restarts <= 4096:
+        raise ValueError(f"steps {steps} and restarts {restarts}: at least 1, and at most 4096 restarts")
+    if restarts > 1 and start is None:
+        raise ValueError(f"{restarts} restarts from the same image are one: give a random start")
+
+
+def _last(goal: Objective, p: Problem, key: Tensor | None, *, kind: str, steps: int) -> tuple[Tensor]:
+    adv = p.begin(kind, key, 0)
+    for _ in range(steps):
+        adv = p.advance(kind, adv, goal.gradient(adv, p).grad)
+    return (adv,)
+
+
+def climb(
+    goal: Objective,
+    p: Problem,
+    key: Tensor | None,
+    *,
+    kind: str,
+    steps: int,
+    restarts: int = 1,
+    stop: Condition | None = None,
+    begin: Tensor | None = None,
+) -> Best:
+    """PGD that keeps the best image of each object on the way.
+
+    Args:
+        goal, p, key: as `run` gives them.
+        kind, steps, restarts, stop: as `pgd`.
+        begin: (N, B, H, W), where to begin instead of the image or a random point.
+    """
+    best = Best(p, stop)
+    for restart in range(restarts):
+        adv = p.begin(kind, key, restart) if begin is None else begin
+        for step in range(steps + 1):
+            rows = best.rows()
+            if isinstance(rows, Tensor) and len(rows) == 0:
+                return best
+            part, now = (p, adv) if isinstance(rows, slice) else (p[rows], adv[rows])
+            if step == steps:
+                outputs, loss = goal.value(now, part)
+                best.add(rows, now, outputs, loss, part.labels)
+                continue
+            at = goal.gradient(now, part)
+            best.add(rows, now, at.outputs, at.loss, part.labels)
+            if isinstance(rows, slice):
+                adv = p.advance(kind, adv, at.grad, best.active)
+            else:
+                adv = adv.index_copy(0, rows, part.advance(kind, now, at.grad))
+    return best

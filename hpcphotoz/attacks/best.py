@@ -1,0 +1,53 @@
+"""The best image of each object so far, and which objects are at their end; on a GPU the host never waits."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from hpcphotoz.attacks.losses import Condition
+from hpcphotoz.attacks.problem import Problem
+
+EVERY = slice(None)
+
+
+class Best:
+    """Images of greatest loss, (N, B, H, W), with `loss` (N,): infinite where the end was reached.
+
+    Args:
+        images: what is there at first, with a loss of minus infinity.
+        stop: when an object is at its end: its image of that moment is then the best for good.
+    """
+
+    def __init__(self, problem: Problem, stop: Condition | None) -> None:
+        self._kernels, self._stop = problem.kernels, stop
+        self.images = problem.images.clone(memory_format=torch.preserve_format)
+        self.loss = torch.full((len(problem),), -torch.inf, device=problem.images.device)
+
+    def add(self, rows: slice | Tensor, adv: Tensor, outputs: Tensor, loss: Tensor, labels: Tensor) -> Self:
+        """Keep what is better; `rows` says which objects the others are about."""
+        loss = loss.float()
+        if self._stop is not None:
+            loss = loss.masked_fill(self._stop(outputs, labels), torch.inf)
+        if isinstance(rows, slice):
+            self.loss = self._kernels.select(self.images, self.loss, adv, loss)
+        else:
+            better = loss > self.loss[rows]
+            self.images[rows[better]], self.loss[rows[better]] = adv[better], loss[better]
+        return self
+
+    def merge(self, other: "Best") -> None:
+        """Keep of another what is better."""
+        self.loss = self._kernels.select(self.images, self.loss, other.images, other.loss)
+
+    @property
+    def active(self) -> Tensor | None:
+        """(N,) bool: which objects are not at their end; None: none will be."""
+        return None if self._stop is None else self.loss < torch.inf
+
+    def rows(self) -> slice | Tensor:
+        """What is left to attack: on a CPU the objects not at their end; on a GPU all, for it would wait."""
+        active = self.active
+        if active is None or active.device.type != "cpu" or active.all():
+            return EVERY
+        return active.nonzero()[:, 0]

@@ -1,0 +1,188 @@
+"""The attacks as objects that are made once and called with images and labels, as in torchattacks; several
+epsilons at once, as in foolbox.
+
+    attack = PGD(model, eps=0.1 * sky_sigma, steps=10, loss=cross_entropy(bins))
+    adv = attack(images, z_spec, ebv)
+
+Unlike those libraries' they know no pixel range: `eps` is in the images' own units, per band or per object
+and band, and bounds are given as `lo` and `hi`. The same call gives the same images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcphotoz.attacks import ascent, auto
+from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, objective
+from hpcphotoz.attacks.graph import Graphed
+from hpcphotoz.attacks.losses import Condition, Loss, cross_entropy
+from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, problem
+from hpcphotoz.attacks.run import Steps, key_of, run
+
+
+class FamiliarAttack:
+    """What the attacks below share.
+
+    Args:
+        model: called as model(images, ebv), or as model(images) where no ebv is given.
+        eps: a number, (B,) or (N, B), in the images' units: radius of the ball.
+        steps, alpha, across: what subclasses choose: the loop, and its step size or eps over it.
+        ball: "linf", "l2" or "flux".
+        loss: what to raise; cross-entropy against class numbers by default.
+        lo, hi, mask: as `Ball`.
+        random_start: begin at a random point of the ball, keyed by (seed, object).
+        seed: of the random starts.
+        stop: as `pgd`; also what `over` calls success.
+        passes: precision, compilation, objects at a time.
+        graph: capture all steps in a CUDA graph at the first call of a shape, and replay it from then on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor,
+        steps: Steps,
+        *,
+        ball: str = "linf",
+        alpha: float | Tensor | None = None,
+        across: float = 1.0,
+        loss: Loss | None = None,
+        lo: Tensor | None = None,
+        hi: Tensor | None = None,
+        mask: Tensor | None = None,
+        random_start: bool = True,
+        seed: int = 0,
+        stop: Condition | None = None,
+        passes: Passes = AS_IS,
+        graph: bool = False,
+    ) -> None:
+        self.model, self.eps, self.loss, self.stop = (
+            model,
+            torch.as_tensor(eps),
+            loss or cross_entropy(),
+            stop,
+        )
+        self._alpha = None if alpha is None else torch.as_tensor(alpha)
+        self._ball = Ball(self.eps, ball, lo, hi, mask)
+        self._steps, self._across, self._passes = steps, across, passes
+        self._start = RandomStart(seed=seed) if random_start else None
+        self._wants_graph, self._graphs = graph, dict[object, Graphed]()
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, ebv: Tensor | None = None, object_id: Tensor | None = None
+    ) -> Tensor:
+        """Attacked images, (N, B, H, W) float32.
+
+        Args:
+            images: (N, B, H, W) float32, on the model's device.
+            labels: (N,) what the loss takes: z_spec, or class numbers.
+            ebv: (N,) float32, mag, for models that take it.
+            object_id: (N,) int64, key of the random starts; the places in the batch by default.
+
+        Raises:
+            ValueError: shapes or types that do not belong together; a graph asked for on a CPU.
+        """
+        return self._attack(self._problem(1.0, images, labels, ebv, object_id))
+
+    def over(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        epsilons: Sequence[float],
+        ebv: Tensor | None = None,
+        object_id: Tensor | None = None,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Attack with several multiples of `eps`.
+
+        Returns:
+            The attacked images of each; and whether `stop` holds for them, (len(epsilons), N) bool, if there
+            is a `stop`.
+        """
+        problems = [self._problem(e, images, labels, ebv, object_id) for e in epsilons]
+        attacked = [self._attack(one) for one in problems]
+        if self.stop is None:
+            return attacked, None
+        with objective(self.model, self.loss, images.device, self._passes) as goal:
+            outputs = [goal.value(adv, one)[0] for adv, one in zip(attacked, problems, strict=True)]
+        return attacked, torch.stack([self.stop(found, labels) for found in outputs])
+
+    def _problem(
+        self, factor: float, images: Tensor, labels: Tensor, ebv: Tensor | None, object_id: Tensor | None
+    ) -> Problem:
+        ball = replace(self._ball, eps=factor * self.eps)
+        step = None if self._alpha is None else factor * self._alpha
+        return problem(images, ebv, labels, ball, step, self._across, object_id)
+
+    def _attack(self, given: Problem) -> Tensor:
+        if not self._wants_graph:
+            return run(self.model, given, self.loss, self._steps, self._start, self._passes)[0]
+        shapes = (given.images.shape, given.images.stride(), given.ebv is None, given.labels.dtype)
+        if shapes not in self._graphs:
+            self._graphs[shapes] = Graphed(self.model, self.loss, self._steps, self._passes)
+        return self._graphs[shapes](given, key_of(self._start, given.images.device))[0]
+
+
+class FGSM(FamiliarAttack):
+    """Fast gradient sign method (Goodfellow et al. 2015, arXiv:1412.6572).
+
+    Args:
+        model, eps, shared: as `FamiliarAttack`.
+        ball: "linf", "l2" or "flux".
+    """
+
+    def __init__(self, model: Model, eps: float | Tensor, *, ball: str = "linf", **shared: Any) -> None:
+        steps = ascent.steps_of(ball, 1, stop=shared.get("stop"))
+        super().__init__(model, eps, steps, ball=ball, **{"random_start": False, **shared})
+
+
+class PGD(FamiliarAttack):
+    """Projected gradient ascent (Madry et al. 2018, arXiv:1706.06083).
+
+    Args:
+        model, eps, shared: as `FamiliarAttack`.
+        alpha: step size, like eps; 2.5 eps / steps by default.
+        steps, restarts, best: as `pgd`.
+        ball: "linf", "l2" or "flux".
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor,
+        alpha: float | Tensor | None = None,
+        steps: int = 10,
+        *,
+        ball: str = "linf",
+        restarts: int = 1,
+        best: bool = False,
+        **shared: Any,
+    ) -> None:
+        taken = ascent.steps_of(ball, steps, restarts, best, shared.get("stop"))
+        super().__init__(model, eps, taken, ball=ball, alpha=alpha, across=steps / 2.5, **shared)
+
+
+class APGD(FamiliarAttack):
+    """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690).
+
+    Args:
+        model, eps, shared: as `FamiliarAttack`.
+        steps, restarts, rho: as `apgd`.
+        ball: "linf", "l2" or "flux".
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        eps: float | Tensor,
+        steps: int = 10,
+        *,
+        ball: str = "linf",
+        restarts: int = 1,
+        rho: float = 0.75,
+        **shared: Any,
+    ) -> None:
+        taken = auto.steps_of(ball, steps, restarts, rho, shared.get("stop"))
+        super().__init__(model, eps, taken, ball=ball, across=auto.ACROSS, **shared)

@@ -1,0 +1,152 @@
+"""Input gradients of any model, at the cost of one forward pass and half a backward one.
+
+Parameters are frozen while an attack runs, the model is in evaluation mode, and a DistributedDataParallel
+wrapper is taken off (through it each step would cost a collective). Losses are summed over objects: a mean
+would push bfloat16 gradients into underflow.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+
+from hpcphotoz.attacks.losses import Loss
+from hpcphotoz.attacks.problem import Problem, layout
+
+Model = Callable[..., Tensor]  # (images, ebv) -> logits, or (images,) -> logits; usually an nn.Module
+_CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # what autocast computes in the lower precision
+_log = logging.getLogger(__name__)
+_compiled: "WeakKeyDictionary[nn.Module, Callable[..., Tensor]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How forward and backward passes are computed.
+
+    Attributes:
+        autocast: torch.bfloat16 or torch.float16: the precision of convolutions and matrix products; None: as
+            the caller has it.
+        compiled: through torch.compile; the first attack of a model and shape then takes a minute or more.
+        rows: objects at a time through all steps of the attack; None: on a CPU 16 (their activations then
+            stay in the cache, and no memory is fetched from the system anew), elsewhere all.
+    """
+
+    autocast: torch.dtype | None = None
+    compiled: bool = False
+    rows: int | None = None
+
+
+AS_IS = Passes()
+
+
+class Evaluated(NamedTuple):
+    """What one forward and backward pass gives."""
+
+    grad: Tensor  # (N, B, H, W) of the summed loss, laid out as the images
+    loss: Tensor  # (N,)
+    outputs: Tensor  # (N, ...)
+
+
+class Objective:
+    """A model and a loss, seen as a function of the images."""
+
+    def __init__(self, forward: Model, loss: Loss) -> None:
+        self._forward, self._loss = forward, loss
+
+    def gradient(self, adv: Tensor, problem: Problem) -> Evaluated:
+        """Loss, outputs and input gradient at `adv`; no gradient of a parameter is computed."""
+        with torch.enable_grad():
+            x = adv.detach().requires_grad_()
+            outputs, loss = self._at(x, problem)
+            (grad,) = torch.autograd.grad(loss.sum(), x)
+        return Evaluated(grad.contiguous(memory_format=layout(adv)), loss.detach(), outputs.detach())
+
+    @torch.no_grad()
+    def value(self, adv: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Outputs and loss (N,) at `adv`."""
+        return self._at(adv, problem)
+
+    def _at(self, x: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        outputs = self._forward(x) if problem.ebv is None else self._forward(x, problem.ebv)
+        return outputs, self._loss(outputs, problem.labels)
+
+
+@contextmanager
+def objective(model: Model, loss: Loss, device: torch.device, passes: Passes) -> Iterator[Objective]:
+    """The model frozen, in the precision asked for, as something that has input gradients."""
+    cast = passes.autocast or _callers(device)
+    lower = nullcontext() if cast is None else torch.autocast(device.type, cast)
+    with frozen(model) as inner, lower:
+        forward = inner
+        if passes.compiled and isinstance(inner, nn.Module):
+            forward = _compiled.setdefault(inner, torch.compile(inner))
+        elif cast is not None and isinstance(inner, nn.Module):
+            forward = _with(inner, cast)
+        yield Objective(forward, loss)
+
+
+def _callers(device: torch.device) -> torch.dtype | None:
+    """The precision that the caller's autocast asks for."""
+    known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if known else None
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[Model]:
+    """The bare module in evaluation mode with no parameter requiring a gradient; everything is put back
+    after.
+
+    Freezing matters even with `autograd.grad`: torch.compile would compute the weight gradients all the same,
+    and so does a Python `autograd.Function` that asks `ctx.needs_input_grad`.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if not isinstance(inner, nn.Module):  # a plain function: nothing to freeze
+        yield inner
+        return
+    was = [(module, module.training) for module in inner.modules()]
+    wanted = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+    inner.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield inner
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        for module, training in was:
+            module.training = training
+
+
+def _with(module: nn.Module, dtype: torch.dtype) -> Model:
+    # Autocast keeps its casts of weights only where they require a gradient: frozen ones it would cast again
+    # at every step, 31 % of the small CNN's on a CPU.
+    weights = _cast_weights(module, dtype)
+    if not weights:
+        return module
+    return lambda *arguments: functional_call(module, weights, arguments)
+
+
+def _cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}
+    return {
+        f"{path}.{name}" if path else name: parameter.detach().to(dtype)
+        for path, layer in module.named_modules()
+        if isinstance(layer, _CAST)
+        for name, parameter in layer.named_parameters(recurse=False)
+        if parameter.dtype == torch.float32
+    }
+
+
+@cache
+def say_once(text: str) -> None:
+    """Log a warning the first time only."""
+    _log.warning("%s", text)

@@ -1,0 +1,78 @@
+"""All steps of an attack as one CUDA graph: one launch instead of thousands, where shapes are fixed.
+
+Buffers of a graph: `images`, `eps`, ... of the captured problem and the key are written by a call and read by
+the replay; the replay's results lie in the graph's own memory, and a call returns copies of them, so that the
+next may overwrite both. Weights are read where they lie: a step of an optimiser in place is seen by the next
+call.
+"""
+
+import torch
+from torch import Tensor
+
+from hpcphotoz.attacks.gradient import Model, Passes, objective
+from hpcphotoz.attacks.losses import Loss
+from hpcphotoz.attacks.problem import Problem
+from hpcphotoz.attacks.run import Steps
+
+_WARM_UP = 3  # libraries choose algorithms and take workspace in their first calls, which a capture may not
+
+
+class Graphed:
+    """An attack on images of one shape, captured at the first call.
+
+    Args:
+        model: a CUDA module; its parameters must stay where they are in memory.
+        loss, steps, passes: as `run`; no early stop on the host, which none of the attacks has on a GPU.
+    """
+
+    def __init__(self, model: Model, loss: Loss, steps: Steps, passes: Passes) -> None:
+        self._model, self._loss, self._steps, self._passes = model, loss, steps, passes
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, problem: Problem, key: Tensor | None) -> tuple[Tensor, ...]:
+        """Attack; every call must have the shapes of the first.
+
+        Raises:
+            ValueError: images that are not on a GPU, or other shapes than those captured.
+        """
+        if not problem.images.is_cuda:
+            raise ValueError(f"images on {problem.images.device}: a CUDA graph wants them on a GPU")
+        if self._graph is None:
+            self._capture(problem, key)
+        assert self._graph is not None
+        self._fill(problem, key)
+        self._graph.replay()
+        return tuple(tensor.clone() for tensor in self._out)
+
+    def _capture(self, problem: Problem, key: Tensor | None) -> None:
+        self._problem = problem.mapped(_own)
+        self._key = None if key is None else _own(key)
+        device = problem.images.device
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                self._run(device)
+        torch.cuda.current_stream(device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            # The casts of the weights are captured too: they follow the weights as these are trained.
+            self._out = self._run(device)
+
+    def _run(self, device: torch.device) -> tuple[Tensor, ...]:
+        with objective(self._model, self._loss, device, self._passes) as goal:
+            return self._steps(goal, self._problem, self._key)
+
+    def _fill(self, problem: Problem, key: Tensor | None) -> None:
+        theirs = {**problem.tensors(), "key": key}
+        for name, mine in {**self._problem.tensors(), "key": self._key}.items():
+            given = theirs[name]
+            was, now = (None if tensor is None else tuple(tensor.shape) for tensor in (mine, given))
+            if was != now:
+                raise ValueError(f"{name} {now}: this graph was captured with {was}: make another for it")
+            if mine is not None and given is not None:
+                mine.copy_(given, non_blocking=True)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.preserve_format)

@@ -1,0 +1,108 @@
+"""What an attack raises: a number per object, from the logits of a network and a redshift.
+
+A loss is any function of (outputs (N, ...), labels (N,)) that returns (N,) float32; `redshift_losses` names
+those of redshift PDFs.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcphotoz.models.bins import RedshiftBins
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Condition = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) -> (N,) bool
+
+
+def cross_entropy(bins: RedshiftBins | None = None) -> Loss:
+    """Cross-entropy of the PDF against the bin that holds the redshift; no bins: labels are class numbers."""
+    if bins is None:
+        return lambda logits, label: functional.cross_entropy(logits.float(), label, reduction="none")
+    return lambda logits, z: functional.cross_entropy(logits.float(), bins.index(z), reduction="none")
+
+
+def margin(bins: RedshiftBins, beyond: float = 0.0) -> Loss:
+    """Difference of logits ratio, DLR (Croce & Hein 2020, arXiv:2003.01690, eq. 6): no softmax to saturate.
+
+    -(l_z - max l_rival) / (l_1st - l_3rd): the logit of the bin that holds z against its strongest rival, in
+    units of the spread of the three largest logits.
+
+    Args:
+        bins: what the logits mean.
+        beyond: rivals are the bins whose centre lies further than beyond (1 + z) from z; 0: all other bins.
+            0.05 asks for an outlier, where the neighbouring bin would be a rival too.
+    """
+
+    def loss(logits: Tensor, z: Tensor) -> Tensor:
+        logits, own = logits.float(), bins.index(z)[:, None]
+        near = (bins.centres(str(logits.device)) - z[:, None]).abs() <= beyond * (1 + z[:, None])
+        rival = logits.masked_fill(near.scatter(1, own, True), -torch.inf).amax(dim=1)
+        top = logits.topk(min(3, bins.n), dim=1).values
+        return (rival - logits.gather(1, own)[:, 0]) / (top[:, 0] - top[:, -1] + 1e-12)
+
+    return loss
+
+
+def shift(bins: RedshiftBins) -> Loss:
+    """|<z> - z|: how far the mean of the PDF lies from the redshift."""
+    return lambda logits, z: (bins.mean(logits) - z).abs()
+
+
+def crps(bins: RedshiftBins) -> Loss:
+    """Continuous ranked probability score, integral (CDF(z') - H(z' - z))^2 dz', a bin's probability spread
+    evenly over it (Gneiting & Raftery 2007, doi:10.1198/016214506000001437).
+    """
+
+    def loss(logits: Tensor, z: Tensor) -> Tensor:
+        pdf, own = torch.softmax(logits.float(), dim=1), bins.index(z)[:, None]
+        right = pdf.cumsum(dim=1)
+        left, bin_ = right - pdf, torch.arange(bins.n, device=z.device)
+        t = ((z[:, None] - bins.z_min) / bins.width - own).clamp(0, 1)  # where in its bin the redshift lies
+        at = left.gather(1, own) + t * pdf.gather(1, own)
+        whole = torch.where(bin_ < own, _square(left, right), _square(1 - left, 1 - right))
+        split = t * _square(left.gather(1, own), at) + (1 - t) * _square(1 - at, 1 - right.gather(1, own))
+        total: Tensor = whole.scatter(1, own, 0.0).sum(dim=1) + split[:, 0]
+        return bins.width * total
+
+    return loss
+
+
+def toward(loss: Loss) -> Loss:
+    """The same loss lowered: a targeted attack, whose labels are the redshifts wanted (see `moved_by`)."""
+    return lambda outputs, wanted: -loss(outputs, wanted)
+
+
+def moved_by(z: Tensor, shift: float, bins: RedshiftBins) -> Tensor:
+    """z + shift (1 + z), kept inside the bins: the target of a galaxy that is to look nearer or further.
+
+    Args:
+        z: (N,) float32, redshift.
+        shift: in units of 1 + z, of either sign.
+        bins: of the network.
+    """
+    return (z + shift * (1 + z)).clamp(bins.z_min + 0.5 * bins.width, bins.z_max - 0.5 * bins.width)
+
+
+def outlier(bins: RedshiftBins, beyond: float = 0.05) -> Condition:
+    """When an attack is at its end: |<z> - z| > beyond (1 + z), an outlier as the field defines it."""
+    return lambda logits, z: (bins.mean(logits) - z).abs() > beyond * (1 + z)
+
+
+def reached(bins: RedshiftBins, within: float = 0.01) -> Condition:
+    """When a targeted attack has reached its end: |<z> - wanted| <= within (1 + wanted)."""
+    return lambda logits, wanted: (bins.mean(logits) - wanted).abs() <= within * (1 + wanted)
+
+
+redshift_losses: dict[str, Callable[[RedshiftBins], Loss]] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "shift": shift,
+    "crps": crps,
+}
+
+
+def _square(a: Tensor, b: Tensor) -> Tensor:
+    # Mean of the square of a function that runs straight from a to b.
+    return (a * a + a * b + b * b) / 3

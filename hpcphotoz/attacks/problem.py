@@ -1,0 +1,176 @@
+"""What is attacked and where an attack may go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcphotoz.attacks.fused import Kernels, kernels_on
+
+BALLS = ("linf", "l2", "flux")
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The perturbations that are allowed.
+
+    Attributes:
+        eps: (B,) or (N, B) float32, nMgy. "linf": greatest change of a pixel. "flux": the same, and the
+            change adds up to 0 over the pixels of an object and band, so that photometry does not notice.
+            "l2": semi-axes of the ellipsoid |delta / eps|_2 <= 1 over all pixels and bands of an object.
+        kind: "linf", "l2" or "flux"; definitions in `kernels.reference`.
+        lo, hi: (B,) or (N, B) float32, nMgy, least and greatest flux of a pixel; none by default. They win
+            over the ball where an image lies outside them ("flux": such a pixel moves no further out).
+        mask: (N, B, H, W) bool, or broadcastable to it: which pixels may change; all by default.
+    """
+
+    eps: Tensor
+    kind: str = "linf"
+    lo: Tensor | None = None
+    hi: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RandomStart:
+    """A random point of the ball, keyed by (seed, epoch, object): the same in any batch, on any rank.
+
+    Attributes:
+        object_id: (N,) int64; the places in the batch by default.
+        seed: of the run.
+        epoch: number of the pass, below 2^20, so that a galaxy is attacked anew each time.
+    """
+
+    object_id: Tensor | None = None
+    seed: int = 0
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything of an attack that has a row an object, checked and in one memory layout."""
+
+    images: Tensor  # (N, B, H, W) float32, nMgy, contiguous or channels_last
+    ebv: Tensor | None  # (N,) float32, mag; None: the model takes images only
+    labels: Tensor  # (N, ...) what the loss takes
+    eps: Tensor  # (N, B)
+    step: Tensor  # (N, B), nMgy
+    lo: Tensor  # (N, B)
+    hi: Tensor  # (N, B)
+    mask: Tensor | None  # (N, B, H, W) bool, laid out as the images
+    object_id: Tensor  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Problem":
+        return self.mapped(lambda tensor: _laid_out(tensor[rows], self.images))
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """All of it by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def mapped(self, of: Callable[[Tensor], Tensor]) -> "Problem":
+        """The same function of all that is there."""
+        found: dict[str, Any] = {k: None if v is None else of(v) for k, v in self.tensors().items()}
+        return Problem(**found)
+
+    def scaled(self, factor: Tensor) -> "Problem":
+        """The same with another ball for each object: radius and step times `factor` (N,)."""
+        return replace(self, eps=factor[:, None] * self.eps, step=factor[:, None] * self.step)
+
+    @property
+    def kernels(self) -> Kernels:
+        """Those of the device on which the images are."""
+        return kernels_on(self.images.device.type)
+
+    def begin(self, kind: str, key: Tensor | None, restart: int) -> Tensor:
+        """Where to start: the images, or a random point of the ball.
+
+        Args:
+            kind: of the ball.
+            key: (2,) int64, (seed, epoch); None: the images.
+            restart: each has numbers of its own; below 2^12.
+        """
+        if key is None:
+            return self.images
+        key = torch.stack(
+            [key[0], key[1] + (restart << 20)]
+        )  # no copy from the host: a CUDA graph may run it
+        start = self.kernels.start(self.images, self.object_id, self.eps, self.lo, self.hi, key, self.mask)
+        # In 20,000 dimensions nearly all of an L2 ball is its surface, and a cube's directions nearly even.
+        return start if kind == "linf" else self.advance(kind, start, None)
+
+    def advance(self, kind: str, adv: Tensor, grad: Tensor | None, active: Tensor | None = None) -> Tensor:
+        """One step and the projection; without a gradient the projection alone."""
+        return self.kernels.step(kind)(
+            adv, self.images, grad, self.eps, self.step, self.lo, self.hi, self.mask, active
+        )
+
+
+def problem(
+    images: Tensor,
+    ebv: Tensor | None,
+    labels: Tensor,
+    ball: Ball | Tensor,
+    step_size: Tensor | None,
+    steps_across: float,
+    object_id: Tensor | None,
+) -> Problem:
+    """Check and lay out what a user gives.
+
+    Args:
+        images, ebv, labels: see `Problem`.
+        ball: where the attack may go; a tensor is the `eps` of an L-infinity ball.
+        step_size: like eps; None: eps / steps_across.
+        object_id: (N,) int64; places in the batch by default.
+
+    Raises:
+        ValueError: shapes or types that do not belong together.
+    """
+    ball = ball if isinstance(ball, Ball) else Ball(ball)
+    if ball.kind not in BALLS:
+        raise ValueError(f"ball '{ball.kind}': want one of {', '.join(BALLS)}")
+    images = images.detach()
+    if images.ndim != 4 or images.dtype != torch.float32:
+        raise ValueError(f"images {tuple(images.shape)} {images.dtype}: want (N, B, H, W) of float32, nMgy")
+    n = len(images)
+    for name, tensor in (("ebv", ebv), ("labels", labels), ("object_id", object_id)):
+        if tensor is not None and (tensor.ndim == 0 or len(tensor) != n):
+            raise ValueError(f"{name} {tuple(tensor.shape)}: want {n} rows, one an image")
+    infinity = torch.full((), torch.inf, device=images.device)
+    eps = _per_object(ball.eps, images, "eps")
+    if object_id is None:
+        object_id = torch.arange(n, device=images.device)
+    images = _laid_out(images, images)
+    return Problem(
+        images=images,
+        ebv=ebv,
+        labels=labels,
+        eps=eps,
+        step=eps / steps_across if step_size is None else _per_object(step_size, images, "step_size"),
+        lo=_per_object(-infinity if ball.lo is None else ball.lo, images, "lo"),
+        hi=_per_object(infinity if ball.hi is None else ball.hi, images, "hi"),
+        mask=None if ball.mask is None else _laid_out(ball.mask.bool().expand(images.shape), images),
+        object_id=object_id.to(images.device),
+    )
+
+
+def layout(images: Tensor) -> torch.memory_format:
+    """channels_last if the images are so and not contiguous too."""
+    if not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _laid_out(tensor: Tensor, images: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=layout(images)) if tensor.ndim == 4 else tensor.contiguous()
+
+
+def _per_object(values: Tensor, images: Tensor, name: str) -> Tensor:
+    n, bands = images.shape[:2]
+    if values.shape not in ((), (bands,), (n, bands)):
+        raise ValueError(f"{name} {tuple(values.shape)}: want (B,) = ({bands},) or (N, B) = ({n}, {bands})")
+    return values.to(images).expand(n, bands).contiguous()

@@ -1,0 +1,134 @@
+"""What the operators refuse, and how their kernels see a tensor's layout.
+
+A kernel reads memory, not tensors: a shape, type, layout or device other than it expects gives wrong numbers
+or an illegal access. Shapes and types: `reference`.
+"""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def check_images(x0: Tensor, **others: Tensor | None) -> None:
+    """`x0` and, by name, those that are float32 images like it.
+
+    Raises:
+        ValueError: not one (N, B, H, W), not float32, another layout or device.
+    """
+    check_dense("x0", x0, (torch.float32,))
+    for name, tensor in others.items():
+        if tensor is not None:
+            check_like(name, tensor, x0, (torch.float32,))
+
+
+def check_grad(grad: Tensor | None, x0: Tensor) -> None:
+    """The gradient: like the images, of one of `GRADIENTS`; None passes."""
+    if grad is not None:
+        check_like("grad", grad, x0, GRADIENTS)
+
+
+def check_mask(mask: Tensor | None, x0: Tensor) -> None:
+    """The pixels that may change: like the images, bool; None passes."""
+    if mask is not None:
+        check_like("mask", mask, x0, (torch.bool,))
+
+
+def check_copy(copy: Tensor | None, x0: Tensor) -> None:
+    """Room for what a model reads: bfloat16 in channels_last, whatever the layout of x0; None passes."""
+    if copy is None:
+        return
+    if copy.shape != x0.shape or copy.dtype != torch.bfloat16:
+        raise ValueError(f"copy {tuple(copy.shape)} {copy.dtype}: want {tuple(x0.shape)} torch.bfloat16")
+    if not copy.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(f"copy has strides {copy.stride()}: want channels_last")
+    _check_device("copy", copy, x0)
+
+
+def check_active(active: Tensor | None, x0: Tensor) -> None:
+    """The objects that may change: (N,) contiguous bool; None passes."""
+    if active is not None:
+        check_vector("active", active, x0, torch.bool)
+
+
+def check_per_band(name: str, values: Tensor, x0: Tensor) -> None:
+    """`eps`, `step`, `lo` or `hi`: (B,) or (N, B), contiguous float32."""
+    n, bands = x0.shape[:2]
+    if values.shape not in ((bands,), (n, bands)):
+        raise ValueError(f"{name} {tuple(values.shape)}: want (B,) = ({bands},) or (N, B) = ({n}, {bands})")
+    _check_plain(name, values, x0, torch.float32)
+
+
+def check_vector(name: str, values: Tensor, x0: Tensor, dtype: torch.dtype) -> None:
+    """One value an object: (N,) contiguous of `dtype`."""
+    if values.shape != x0.shape[:1]:
+        raise ValueError(f"{name} {tuple(values.shape)}: want (N,) = ({x0.shape[0]},)")
+    _check_plain(name, values, x0, dtype)
+
+
+def check_dense(name: str, x0: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """The images that the others have to be like: (N, B, H, W) of one of `dtypes`, in one of `LAYOUTS`."""
+    if x0.ndim != 4 or x0.dtype not in dtypes:
+        raise ValueError(f"{name} {tuple(x0.shape)} {x0.dtype}: want (N, B, H, W) {_either(dtypes)}")
+    if not any(x0.is_contiguous(memory_format=layout) for layout in LAYOUTS):
+        raise ValueError(
+            f"{name} has strides {x0.stride()}: want contiguous or channels_last, call .contiguous() first"
+        )
+
+
+def check_key(key: Tensor, x0: Tensor) -> None:
+    """Seed and epoch of `reference.start`: (2,) contiguous int64."""
+    if key.shape != (2,):
+        raise ValueError(f"key {tuple(key.shape)}: want (2,), the seed and the epoch")
+    _check_plain("key", key, x0, torch.int64)
+
+
+def check_like(name: str, tensor: Tensor, x0: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """A tensor of the images' shape, layout and device, of one of `dtypes`."""
+    if tensor.shape != x0.shape or tensor.dtype not in dtypes:
+        wanted = f"want {tuple(x0.shape)} {_either(dtypes)}, like the other images"
+        raise ValueError(f"{name} {tuple(tensor.shape)} {tensor.dtype}: {wanted}")
+    if not tensor.is_contiguous(memory_format=memory_format(x0)):
+        call = f"call .contiguous(memory_format={memory_format(x0)}) first"
+        raise ValueError(f"{name} has strides {tensor.stride()} and the images {x0.stride()}: {call}")
+    _check_device(name, tensor, x0)
+
+
+def is_channels_last(x0: Tensor) -> bool:
+    """Whether the bands of a pixel lie together; one band or one pixel counts as contiguous."""
+    return not x0.is_contiguous()
+
+
+def memory_format(x0: Tensor) -> torch.memory_format:
+    """What a tensor like `x0` is allocated with."""
+    return torch.channels_last if is_channels_last(x0) else torch.contiguous_format
+
+
+def band_stride(values: Tensor) -> int:
+    """How far apart the values of two objects are: 0 for (B,), B for (N, B)."""
+    return 0 if values.ndim == 1 else values.shape[1]
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, not on that of the tensors. Does nothing for CPU tensors."""
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
+
+
+def _check_plain(name: str, values: Tensor, x0: Tensor, dtype: torch.dtype) -> None:
+    if values.dtype != dtype:
+        raise ValueError(f"{name} {values.dtype}: want {dtype}")
+    if not values.is_contiguous():
+        raise ValueError(f"{name} has strides {values.stride()}: call .contiguous() first")
+    _check_device(name, values, x0)
+
+
+def _check_device(name: str, tensor: Tensor, x0: Tensor) -> None:
+    if tensor.device != x0.device:
+        raise ValueError(f"{name} is on {tensor.device} and the images are on {x0.device}: want one device")
+
+
+def _either(dtypes: tuple[torch.dtype, ...]) -> str:
+    return " or ".join(str(dtype) for dtype in dtypes)

@@ -1,0 +1,84 @@
+"""APGD: its checkpoints are the paper's, and it climbs at least as far as PGD."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpcphotoz import attacks
+from hpcphotoz.attacks.auto import checkpoints
+from tests.attacked import BINS, curved, problem, slack
+
+
+def test_checkpoints_are_those_of_the_paper() -> None:
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]  # p_j = 0.22, 0.41, 0.57, 0.70 ...
+    assert checkpoints(10) == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert checkpoints(1) == [1]
+
+
+@pytest.mark.parametrize("kind", ["linf", "l2", "flux"])
+def test_it_climbs_at_least_as_far_as_pgd(kind: str) -> None:
+    model, images, z = curved(16)
+    loss = attacks.cross_entropy(BINS)
+    eps = torch.full((3,), 3.0 if kind == "l2" else 0.3)
+    ball = attacks.Ball(eps, kind)
+    fixed = loss(model(attacks.pgd(model, images, None, z, ball, loss=loss, steps=20)), z)
+    own = loss(model(attacks.apgd(model, images, None, z, ball, loss=loss, steps=20)), z)
+    # One galaxy may end in another maximum; on average the step sizes pay.
+    assert own.mean() >= fixed.mean() and (own > fixed - 0.02 * fixed.abs()).all()
+
+
+def test_it_finds_a_maximum_inside_the_ball() -> None:
+    """A signed step of fixed size circles around it: APGD halves the step until it is there."""
+    g = torch.Generator().manual_seed(1)
+    peak = 0.3 * (2 * torch.rand(4, 3, 8, 8, generator=g) - 1)
+    images, eps = torch.zeros(4, 3, 8, 8), torch.ones(3)
+
+    def loss(outputs: Tensor, _: Tensor) -> Tensor:
+        return -((outputs - peak) ** 2).sum((1, 2, 3))
+
+    label = torch.zeros(4)
+    found = attacks.apgd(
+        lambda x: x, images, None, label, eps, loss=loss, steps=100, passes=attacks.Passes(rows=4)
+    )
+    fixed = attacks.pgd(
+        lambda x: x, images, None, label, eps, loss=loss, steps=100, passes=attacks.Passes(rows=4)
+    )
+    assert (found - peak).abs().max() < 0.02 and (found - peak).abs().mean() < 0.5 * (
+        fixed - peak
+    ).abs().mean()
+
+
+def test_it_stays_in_the_ball_and_the_bounds_and_returns_its_best() -> None:
+    model, images, ebv, z, eps = problem()
+    loss = attacks.cross_entropy(BINS)
+    hi = torch.tensor([1.0, 0.5, 2.0])
+    ball = attacks.Ball(eps, hi=hi)
+    images = images.clamp(max=0.4)
+    adv = attacks.apgd(model, images, ebv, z, ball, loss=loss, steps=7, start=attacks.RandomStart(seed=5))
+    radius = eps[:, None, None]
+    assert ((adv - images).abs() <= radius + slack(images, radius)).all() and (adv <= hi[:, None, None]).all()
+    model.eval()
+    assert (loss(model(adv, ebv), z) > loss(model(images, ebv), z)).all()
+
+
+def test_more_restarts_are_never_worse() -> None:
+    model, images, z = curved(12)
+    loss, eps = attacks.cross_entropy(BINS), torch.full((3,), 0.5)
+
+    def after(restarts: int) -> Tensor:
+        start = attacks.RandomStart(seed=1)
+        adv = attacks.apgd(model, images, None, z, eps, loss=loss, steps=5, restarts=restarts, start=start)
+        return loss(model(adv), z)
+
+    one, four = after(1), after(4)
+    assert (four >= one - 1e-6).all() and (four > one + 1e-4).any()
+
+
+def test_an_object_at_its_end_stays_there() -> None:
+    model, images, z = curved(12)
+    loss, eps, stop = attacks.cross_entropy(BINS), torch.full((3,), 0.5), attacks.outlier(BINS)
+    free = attacks.apgd(model, images, None, z, eps, loss=loss, steps=20)
+    held = attacks.apgd(model, images, None, z, eps, loss=loss, steps=20, stop=stop)
+    assert torch.equal(stop(model(held), z), stop(model(held), z) | stop(model(free), z))
+    nearer = (held - images).abs().mean((1, 2, 3)) <= (free - images).abs().mean((1, 2, 3)) + 1e-6
+    assert nearer.all()

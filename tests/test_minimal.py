@@ -1,0 +1,51 @@
+"""The least epsilon: the analytic one of a linear model, zero and infinite where it should be."""
+
+import torch
+from torch import Tensor
+
+from hpcphotoz import attacks
+from tests.attacked import BINS, curved
+
+
+def test_of_a_linear_model_it_is_the_analytic_one() -> None:
+    g = torch.Generator().manual_seed(2)
+    weight, images = torch.randn(3, 8, 8, generator=g), torch.randn(40, 3, 8, 8, generator=g)
+    unit = torch.tensor([0.5, 1.0, 2.0])
+
+    def model(x: Tensor) -> Tensor:
+        return (x * weight).sum((1, 2, 3))[:, None]
+
+    before, gain = model(images)[:, 0], (unit[:, None, None] * weight.abs()).sum()
+    threshold = before + gain * torch.linspace(-0.1, 1.1, 40)
+    least, adv = attacks.minimal_eps(
+        model,
+        images,
+        None,
+        threshold,
+        unit,
+        loss=lambda outputs, _: outputs[:, 0],
+        reach=lambda outputs, wanted: outputs[:, 0] > wanted,
+    )
+    true = (threshold - before) / gain
+    assert (least[true < 0] == 0).all() and torch.isinf(least[true > 1]).all()
+    between = (true > 0.01) & (true < 0.99)
+    # Eight bisections of a factor of 1024: 2.7 %, always from above.
+    ratio = least[between] / true[between]
+    assert (ratio > 0.999).all() and (ratio < 1.028).all()
+    reaching = torch.isfinite(least)
+    assert (model(adv)[reaching, 0] > threshold[reaching]).all()
+    radius = (least[:, None] * unit)[reaching][:, :, None, None]
+    assert ((adv - images)[reaching].abs() <= radius * (1 + 1e-5) + 1e-6).all()
+    assert torch.equal(adv[~reaching], images[~reaching])
+
+
+def test_of_a_curved_model_the_images_found_do_what_was_asked() -> None:
+    model, images, z = curved(20)
+    reach = attacks.outlier(BINS)
+    least, adv = attacks.minimal_eps(
+        model, images, None, z, torch.ones(3), loss=attacks.shift(BINS), reach=reach, steps=10
+    )
+    found = torch.isfinite(least)
+    assert found.any() and reach(model(adv), z)[found].all()
+    size = (adv - images).abs().amax((1, 2, 3))
+    assert (size[found] <= least[found] * (1 + 1e-5) + 1e-6).all()

@@ -1,0 +1,117 @@
+"""The best image so far: the kernel equals the reference bit for bit, and asks nobody which are better."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpcphotoz.kernels import reference
+
+triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
+from hpcphotoz.kernels import select as kernel  # noqa: E402
+
+# n, bands, height, width beside programs of 4096 numbers: smaller, exactly one, several, odd; no images.
+SHAPES = [(4, 5, 3, 3), (3, 1, 64, 64), (5, 5, 64, 64), (2, 3, 33, 47), (0, 5, 8, 8)]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def problem(
+    shape: tuple[int, int, int, int],
+    layout: torch.memory_format = torch.contiguous_format,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses that are better, equal, worse, NaN and infinite in turn."""
+    g = torch.Generator().manual_seed(0)
+    images = [torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=layout) for _ in range(2)]
+    n = shape[0]
+    old = torch.tensor([0.0, 1.0, 2.0, -torch.inf, torch.inf])[:n]
+    new = torch.tensor([0.5, 1.0, 1.0, torch.nan, 9.0])[:n]
+    best, adv, old, new = (t.to(device) for t in (*images, old, new))
+    return best, old, adv, new
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the subprocess of the test below"
+)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", kernel.IMAGES)
+@pytest.mark.parametrize("block", [kernel.BLOCK, 512])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernel_equals_reference_bit_for_bit(
+    shape: tuple[int, int, int, int], block: int, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    best, old, adv, new = problem(shape, layout, dtype)
+    wanted, before = best.clone(memory_format=torch.preserve_format), old.clone()
+    loss = reference.select(wanted, old, adv, new)
+    assert torch.equal(kernel.launch(best, old, adv, new, block), loss)
+    assert torch.equal(best, wanted) and torch.equal(old, before) and best.stride() == wanted.stride()
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the subprocess")
+def test_kernel_under_the_interpreter() -> None:
+    # The variable must be set before the kernel is defined, so a process of its own runs this file.
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bit_for_bit", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    cases = len(SHAPES) * 2 * len(kernel.IMAGES) * len(FORMATS)
+    assert found.returncode == 0 and f"{cases} passed" in found.stdout, found.stdout + found.stderr
+
+
+def test_what_is_better_is_kept_and_nothing_else() -> None:
+    best, old, adv, new = problem((5, 2, 3, 3))
+    before = best.clone()
+    loss = kernel.select(best, old, adv, new)
+    assert loss.tolist() == [0.5, 1.0, 2.0, -torch.inf, torch.inf]  # NaN is never better
+    assert torch.equal(best[0], adv[0]) and torch.equal(best[1:], before[1:])
+    kernel.select(best, loss, adv + 1, new)
+    assert torch.equal(best[0], adv[0])  # the same again is no better
+
+
+def test_operator_passes_opcheck_and_compiles_as_one_graph() -> None:
+    torch.library.opcheck(kernel.select, problem((5, 2, 3, 3)))
+
+    def kept(best: Tensor, old: Tensor, adv: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        best = best + 0
+        loss = kernel.select(best, old, adv, new)
+        return best, loss
+
+    given = problem((5, 2, 3, 3))
+    for a, b in zip(
+        torch.compile(kept, fullgraph=True, backend="aot_eager")(*given), kept(*given), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_operator_refuses_what_it_would_get_wrong() -> None:
+    best, old, adv, new = problem((4, 2, 3, 3))
+    with pytest.raises(ValueError, match="adv"):
+        kernel.select(best, old, adv[:2], new)
+    with pytest.raises(ValueError, match="loss .*want"):
+        kernel.select(best, old, adv, new[:3])
+    with pytest.raises(ValueError, match="call .contiguous"):
+        kernel.select(best, old, adv.transpose(-1, -2), new)
+    with pytest.raises(ValueError, match="best_loss .*float32"):
+        kernel.select(best, old.double(), adv, new)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_operator_on_cuda_equals_reference(
+    shape: tuple[int, int, int, int], layout: torch.memory_format
+) -> None:
+    best, old, adv, new = problem(shape, layout, device="cuda")
+    wanted = best.clone(memory_format=torch.preserve_format)
+    loss = reference.select(wanted, old, adv, new)
+    assert torch.equal(kernel.select(best, old, adv, new), loss) and torch.equal(best, wanted)
