@@ -188,6 +188,104 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--target-redshift", "0.4"], "target redshift 0.4: outside the bins [0, 0.4) of run 'standard'"),
+        (["--target-redshift", "nan"], "attack.target_value = nan"),
+        (["--target-shift", "0.5"], "target shift 0.5: carries every galaxy out"),
+        (["--target-shift", "0.1", "--target-redshift", "0.1"], "not allowed with argument --target-shift"),
+        (["--restarts", "3", "--no-random-start"], "restarts 3 without random_start are one"),
+        (["--restarts", "0"], "attack.restarts = 0"),
+        (["--method", "fgsm", "--restarts", "3"], "restarts 3: fgsm has no random start"),
+        (["--method", "fgsm", "--stop", "0.05"], "stop 0.05: fgsm is one step"),
+        (["--method", "apgd", "--step-size", "0.1"], "step_size 0.1: apgd has its own"),
+        (["--stop", "-1"], "attack.stop = -1"),
+        (["--eps", "inf"], "attack.eps = inf"),
+        (["--ball", "l1"], "invalid choice: 'l1'"),
+        (["--loss", "mse"], "invalid choice: 'mse'"),
+        (["--precision", "fp16"], "invalid choice: 'fp16'"),
+    ],
+)
+def test_options_of_an_attack_that_cannot_be(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    fails(capsys, ["attack", run, "--data", dataset, "--out", tmp_path / "out", *words], says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--attacks", "fgsm", "--restarts", "2"], "2 restarts of FGSM alone"),
+        (["--attacks", "cw"], "invalid choice: 'cw'"),
+        (["--minimal-eps", "0"], "greatest epsilon 0.0"),
+        (["--minimal-eps", "much"], "invalid float value: 'much'"),
+        (["--restarts", "0"], "attack.restarts = 0"),
+    ],
+)
+def test_options_of_an_evaluation_that_cannot_be(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    fails(capsys, ["evaluate", run, "--data", dataset, "--out", tmp_path / "out", *words], says)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_an_attack_is_recorded_whole(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hpcphotoz.config import Attack
+    from hpcphotoz.data.shards import read_manifest
+
+    out = tmp_path / "adv"
+    words = ["--method", "apgd", "--ball", "flux", "--eps", "0.2", "--steps", "2", "--restarts", "2"]
+    words += ["--loss", "crps", "--target-shift", "-0.05", "--stop", "0.01", "--precision", "bf16"]
+    assert main(["attack", str(run), "--data", str(dataset), "--out", str(out), *words]) == 0
+    assert "75 attacked stamps, apgd in the flux ball, eps 0.2 sky sigma" in capsys.readouterr().out
+    provenance = read_manifest(out).provenance
+    assert provenance["attack"] == {
+        **Attack().model_dump(exclude={"fraction"}),
+        **{"method": "apgd", "ball": "flux", "eps": 0.2, "steps": 2, "restarts": 2, "loss": "crps"},
+        **{"target": "shift", "target_value": -0.05, "stop": 0.01},
+    }
+    assert provenance["gradient_precision"] == "bf16"
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+def test_evaluate_measures_every_attack_and_the_least_epsilon(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--limit", "20", "--eps", "0.2", "--steps", "2", "--restarts", "2", "--minimal-eps", "0.5"]
+    words += ["--attacks", "fgsm", "pgd", "apgd", "flux", "l2", "--json", "--loss", "margin"]
+    assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "apgd", "flux", "l2", "step", "minimal_eps"}
+    assert tree["standard"]["minimal_eps"]["max_sky_sigma"] == 0.5
+    assert tree["attack"]["by_method"]["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "margin"
+    assert json.loads((tmp_path / "summary.json").read_text()) == tree
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+def test_by_default_an_evaluation_costs_no_more_than_fgsm_and_pgd(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--limit", "5", "--eps", "0.1", "--steps", "2", "--json"]
+    assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step"}
+    assert tree["attack"]["by_method"]["pgd"]["restarts"] == 1
+
+
+@pytest.mark.parametrize(
     "command", ["simulate", "ingest", "inspect", "train", "attack", "evaluate", "predict", "launch"]
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:

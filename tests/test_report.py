@@ -19,6 +19,7 @@ from hpcphotoz.data.shards import Header
 from hpcphotoz.data.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.methods import METHODS
 from hpcphotoz.evaluation.report import print_table, summary, write_report
 from hpcphotoz.evaluation.result import Condition, Example, NetworkResult, Result
 from hpcphotoz.models.bins import RedshiftBins
@@ -28,7 +29,13 @@ BANDS = ("u", "g", "r", "i", "z")
 BASELINE = {"bias": 0.001, "sigma_mad": 0.019, "eta": 0.05, "crps": 0.012, "n": 60}
 
 
-def made(names: tuple[str, ...] = ("standard", "adversarial"), *, known: bool = True, n: int = 60) -> Result:
+def made(
+    names: tuple[str, ...] = ("standard", "adversarial"),
+    *,
+    known: bool = True,
+    n: int = 60,
+    methods: tuple[str, ...] = ("fgsm", "pgd"),
+) -> Result:
     rng = np.random.default_rng(0)
     z = rng.uniform(0.02, 0.38, n).astype(np.float32)
 
@@ -38,7 +45,7 @@ def made(names: tuple[str, ...] = ("standard", "adversarial"), *, known: bool = 
         pit = rng.uniform(0, 1, n) if known else np.full(n, np.nan)
         return Condition(method, eps, z_phot, pit.astype(np.float32), figures, eps / 10, eps / 5)
 
-    grid = [("clean", 0.0), *((method, eps) for method in ("fgsm", "pgd") for eps in (0.05, 0.1, 0.5))]
+    grid = [("clean", 0.0), *((method, eps) for method in methods for eps in (0.05, 0.1, 0.5))]
     networks = tuple(
         NetworkResult(name, 7, BINS, tuple(condition(*point) for point in grid)) for name in names
     )
@@ -53,13 +60,13 @@ def made(names: tuple[str, ...] = ("standard", "adversarial"), *, known: bool = 
         pdf_clean={name: pdf for name in names},
         pdf_attacked={name: pdf[::-1].copy() for name in names},
     )
-    own = networks[0].at("pgd", 0.1).metrics
+    own = networks[0].at(methods[0], 0.1).metrics
     return Result(
         data=Path("survey & more"),
         header=Header(BANDS, 16, 0.396),
         object_id=np.arange(n),
         z_spec=z if known else np.full(n, np.nan, np.float32),
-        methods=("fgsm", "pgd"),
+        methods=methods,
         eps=(0.05, 0.1, 0.5),
         headline_eps=0.1,
         steps=10,
@@ -134,6 +141,30 @@ def test_the_page_is_whole_self_contained_and_free_of_requests(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "summary.json"]
 
 
+@pytest.mark.parametrize(
+    ("methods", "pictured", "bound"),
+    [
+        (tuple(METHODS), "APGD", "at most 0.1 sky sigma a pixel"),
+        (("flux", "l2"), "PGD-flux", "at most 0.1 sky sigma a pixel"),
+        (("l2",), "PGD-L2", "of root mean square 0.1 sky sigma"),
+    ],
+)
+def test_every_method_has_a_line_a_panel_a_row_and_a_sentence(
+    tmp_path: Path, methods: tuple[str, ...], pictured: str, bound: str
+) -> None:
+    result = replace(made(methods=methods), restarts=3)
+    write_report(result, tmp_path)
+    assert Page((tmp_path / "report.html").read_text()).open == []
+    text = re.sub(r'src="[^"]*"', "", (tmp_path / "report.html").read_text())
+    text = " ".join(text.split())
+    for name in methods:
+        assert f"<td>{name}</td>" in text and METHODS[name].label in text
+    assert f"The {pictured} perturbation, {bound}" in text and f"under {pictured} at 0.1" in text
+    assert "Of 3 random starts the best is kept" in text
+    assert ("(PGD-L2: in the root mean square)" in text) == ("l2" in methods)
+    assert not re.search("STEPS|BOUND|ROOTMEAN", text)
+
+
 def test_without_any_redshift_the_page_shows_the_change_of_the_mean(tmp_path: Path) -> None:
     tree = write_report(made(("standard",), known=False), tmp_path)
     assert tree["standard"]["pgd"]["shift_median"] == pytest.approx(0.01)
@@ -200,22 +231,23 @@ def test_matplotlib_is_needed_only_by_the_page_and_missed_in_a_line(tmp_path: Pa
         "import sys; sys.modules['matplotlib'] = None\n"
         "from hpcphotoz.errors import BadInput\n"
         "import hpcphotoz.evaluation.report, hpcphotoz.evaluation.robustness, hpcphotoz.predict\n"
-        "try:\n    import hpcphotoz.evaluation.plots\n"
-        "except BadInput as error:\n    print(error)\n"
+        "for name in ('plots', 'galaxy', 'canvas'):\n"
+        "    try:\n        __import__('hpcphotoz.evaluation.' + name)\n"
+        "    except BadInput as error:\n        print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'hpcphotoz[report]'" in done.stdout
+    assert done.stdout.count("pip install 'hpcphotoz[report]'") == 3
 
 
 @pytest.mark.parametrize("bands", [BANDS, ("g", "r", "z"), ("r",)])
 def test_the_colour_picture_is_on_zero_to_one_and_the_same_stretch_compares(bands: tuple[str, ...]) -> None:
-    from hpcphotoz.evaluation import plots
+    from hpcphotoz.evaluation import galaxy
 
     rng = np.random.default_rng(0)
     image = rng.normal(0, 0.02, (len(bands), 16, 16))
     image[:, 8, 8] = 5
-    picture = plots.rgb(image, image, bands)
+    picture = galaxy.rgb(image, image, bands)
     assert picture.shape == (16, 16, 3) and picture.min() >= 0 and picture.max() <= 1
     assert picture[8, 8].min() > 0.5 > np.median(picture)
-    brighter = plots.rgb(image * np.where(image > 1, 1, 1) + 0.05, image, bands)
+    brighter = galaxy.rgb(image * np.where(image > 1, 1, 1) + 0.05, image, bands)
     assert np.median(brighter) > np.median(picture)

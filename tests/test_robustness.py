@@ -1,76 +1,20 @@
 """Robustness against linear networks, on which an attack does what can be written down."""
 
-import hashlib
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpcphotoz.config import parse
-from hpcphotoz.data.rows import read_rows, verify
-from hpcphotoz.data.shards import STORAGE, Header, Stamps, read_manifest
-from hpcphotoz.data.subset import Subset
-from hpcphotoz.data.writer import DatasetWriter
+from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
-from hpcphotoz.evaluation.adversarial import write_adversarial
 from hpcphotoz.evaluation.network import batches, edges
 from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.models.bins import RedshiftBins
-
-BANDS = ("g", "r", "i")
-BINS = RedshiftBins(2, 0.0, 0.4)
-SIDE = 8
-
-
-class Linear(nn.Module):
-    """Logits (0, w . x + b): the mean redshift is 0.1 + 0.2 sigmoid(w . x + b)."""
-
-    def __init__(self, scale: float = 0.02, seed: int = 0) -> None:
-        super().__init__()
-        draw = torch.randn(len(BANDS), SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-        self.w = nn.Parameter(scale * draw)
-
-    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
-        logit = (images * self.w).sum(dim=(1, 2, 3)) + 0 * ebv
-        return torch.stack([torch.zeros_like(logit), logit], dim=1)
-
-
-@dataclass(frozen=True)
-class Toy:
-    """The least that evaluation asks of a network."""
-
-    name: str = "standard"
-    module: nn.Module = field(default_factory=Linear)
-    bins: RedshiftBins = BINS
-    bands: tuple[str, ...] = BANDS
-    stamp: int = SIDE
-    step: int = 3
-
-
-def stamps(n: int = 50, unknown: int = 0) -> Stamps:
-    rng = np.random.default_rng(7)
-    z = rng.uniform(0.01, 0.39, n).astype(np.float32)
-    z[:unknown] = np.nan
-    return Stamps(
-        images=rng.normal(0, 1, (n, len(BANDS), SIDE, SIDE)).astype(np.float32),
-        z_spec=z,
-        ebv=np.zeros(n, np.float32),
-        object_id=np.arange(100, 100 + n, dtype=np.int64),
-        sky_sigma=rng.uniform(0.5, 2, (n, len(BANDS))).astype(np.float32),
-        ra=np.zeros(n),
-        dec=np.zeros(n),
-    )
-
-
-def write(folder: Path, content: Stamps, shard_rows: int = 16, storage: str = "float32") -> Path:
-    with DatasetWriter(folder, Header(BANDS, SIDE, 0.396, storage), shard_rows, {"made": "here"}) as writer:
-        writer.append(content)
-    return folder
+from tests.toys import BINS, Diverged, Linear, Toy, stamps, write
 
 
 def mean_redshift(
@@ -210,12 +154,6 @@ def test_limit_takes_the_first_objects(tmp_path: Path) -> None:
     assert sum(map(len, batches(data, manifest, 5, "reading", limit=1000))) == 50
 
 
-class Diverged(Linear):
-    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
-        logits = super().forward(images, ebv)
-        return logits / (images[:, 0, 0, 0] != images[-1, 0, 0, 0]).float()[:, None]
-
-
 @pytest.mark.parametrize(
     ("networks", "options", "message"),
     [
@@ -226,7 +164,13 @@ class Diverged(Linear):
         ([Toy(bins=RedshiftBins(2, 0.0, 0.2))], {}, "object 1[0-9][0-9] has z_spec"),
         ([Toy(bins=RedshiftBins(3, 0.0, 0.4))], {}, "logits of shape"),
         ([Toy(module=Diverged())], {"batch": 16}, "output for object 115 is not finite"),
-        ([Toy()], {"methods": ("apgd",)}, "attack.method"),
+        ([Toy()], {"methods": ("cw",)}, "attack method 'cw': want some of fgsm, pgd, apgd, flux, l2"),
+        ([Toy()], {"methods": ("fgsm",), "restarts": 3}, "3 restarts of FGSM alone"),
+        ([Toy()], {"restarts": 0}, "attack.restarts"),
+        ([Toy()], {"loss": "mse"}, "attack.loss"),
+        ([Toy()], {"precision": "fp16"}, "precision 'fp16': want one of fp32, bf16"),
+        ([Toy()], {"minimal_max": 0.0}, "greatest epsilon 0.0"),
+        ([Toy()], {"minimal_max": float("inf")}, "greatest epsilon inf"),
         ([Toy()], {"methods": ()}, "no attack method"),
         ([Toy()], {"eps": (-0.1,)}, "attack.eps"),
         ([Toy()], {"steps": 0}, "attack.steps"),
@@ -243,61 +187,6 @@ def test_unusable_input_is_refused(
         evaluate(networks, data, **options)  # type: ignore[arg-type]
 
 
-def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Path) -> None:
-    content = stamps(50, unknown=5)
-    data, out, toy = write(tmp_path / "d", content), tmp_path / "out", Toy()
-    attack = parse({"attack": {"method": "pgd", "eps": 0.3, "steps": 4, "loss": "shift"}}, "test").attack
-    assert write_adversarial(toy, data, out, attack, seed=5, batch=7) == 50
-    manifest = read_manifest(out)
-    verify(out, manifest)
-    written = Stamps.concatenate(list(read_rows(out, manifest)))
-    for name in ("object_id", "z_spec", "ebv", "sky_sigma", "ra", "dec"):
-        np.testing.assert_array_equal(getattr(written, name), getattr(content, name))
-    sigmas = np.abs(written.images - content.images) / content.sky_sigma[:, :, None, None]
-    assert 0.299 < sigmas.max() <= 0.3 + 5 * 2**-23 / 0.5
-    # A linear network drives every pixel to the surface of the ball, for objects of unknown redshift too.
-    assert sigmas.min() > 0.3 - 5 * 2**-23 / 0.5
-    provenance = manifest.provenance
-    digest = hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
-    assert provenance["source_manifest_sha256"] == digest
-    assert provenance["run"] == "standard" and provenance["step"] == 3 and provenance["seed"] == 5
-    assert provenance["attack"]["eps"] == 0.3 and provenance["attack"]["steps"] == 4
-    assert provenance["source_subset"] == {"part": "all", "where": "", "limit": None}
-    # A network sees in the attacked set what evaluation saw in its own attack.
-    seen = evaluate([toy], data, eps=(0.3,), steps=4, seed=5, loss="shift").networks[0].at("pgd", 0.3)
-    np.testing.assert_allclose(evaluate([toy], out, eps=()).networks[0].clean.z_phot, seen.z_phot, atol=1e-6)
-
-
-@pytest.mark.parametrize("storage", STORAGE)
-@pytest.mark.parametrize("method", ["fgsm", "pgd"])
-def test_an_attack_stays_in_the_ball_and_is_not_lost_whatever_the_storage(
-    tmp_path: Path, storage: str, method: str
-) -> None:
-    bright = stamps()
-    bright.images[:] += 200  # where float16 has steps of 1/8, a fraction of the sky sigma
-    data, out = write(tmp_path / "d", bright, storage=storage), tmp_path / "out"
-    eps = 0.01  # less than half a unit of int16, sigma / 64
-    attack = parse({"attack": {"method": method, "eps": eps, "steps": 4}}, "test").attack
-    write_adversarial(Toy(), data, out, attack)
-    source, written = (
-        Stamps.concatenate(list(read_rows(folder, read_manifest(folder)))) for folder in (data, out)
-    )
-    sigmas = np.abs(written.images - source.images) / source.sky_sigma[:, :, None, None]
-    assert sigmas.min() > 0, "a linear network moves every pixel"
-    # One rounding of x + eps sigma, |x| < 256, in units of a sky sigma of at least 0.5.
-    assert sigmas.max() <= eps + 256 * 2**-24 / 0.5
-    manifest = read_manifest(out)
-    assert manifest.header.storage == "float32" and manifest.provenance["source_storage"] == storage
-
-
-def test_an_attack_on_nothing_leaves_no_folder(tmp_path: Path) -> None:
-    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
-    nothing = Subset.of(parse({"data": {"where": "z_spec > 9"}}, "test").data, "all", BANDS)
-    with pytest.raises(BadInput, match="none of its 50 objects is meant .where z_spec > 9.: change"):
-        write_adversarial(Toy(), data, out, parse({"attack": {"eps": 0.1}}, "test").attack, subset=nothing)
-    assert not out.exists()
-
-
 def test_redshifts_that_cannot_be_read_are_named_by_their_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,14 +198,3 @@ def test_redshifts_that_cannot_be_read_are_named_by_their_shard(
     monkeypatch.setattr(h5py.Dataset, "__getitem__", fails)
     with pytest.raises(BadInput, match=r"d/shard-00000.h5: rows 0 to 15 cannot be read \(Can't sync"):
         evaluate([Toy(bins=RedshiftBins(2, 0.0, 0.2))], data)
-
-
-def test_a_failed_attack_leaves_no_finished_dataset(tmp_path: Path) -> None:
-    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
-    attack = parse({"attack": {"eps": 0.1}}, "test").attack
-    with pytest.raises(BadInput, match="not finite"):
-        write_adversarial(Toy(module=Diverged()), data, out, attack, batch=16)
-    with pytest.raises(BadInput, match="manifest.json"):
-        read_manifest(out)
-    with pytest.raises(BadInput, match="finished dataset"):
-        write_adversarial(Toy(), data, data, attack)

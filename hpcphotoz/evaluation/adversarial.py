@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
-from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Attack
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.labels import check_redshifts, labels
 from hpcphotoz.evaluation.network import Network, batches, check_fits, describe, pdfs, tensors
-from hpcphotoz.evaluation.robustness import check_redshifts, labels
+from hpcphotoz.evaluation.robustness import PASSES, perturbed
+from hpcphotoz.models.bins import RedshiftBins
 
 
 def write_adversarial(
@@ -26,12 +27,14 @@ def write_adversarial(
     device: torch.device | str = "cpu",
     limit: int | None = None,
     subset: Subset = EVERYTHING,
+    precision: str = "fp32",
 ) -> int:
     """Attack every galaxy of a dataset and write the result as a dataset: same objects, order and labels.
 
     The pixels are written as float32 whatever the source's storage: rounding to int16 or float16 would carry
     a perturbation out of its ball, or lose it. Distances are from the source's pixels as they are read.
-    Objects of unknown z_spec are attacked away from the network's own clean prediction, and stay unlabelled.
+    Objects of unknown z_spec are attacked away from the network's own clean prediction, or by a shift from
+    it, and stay unlabelled. A flux-conserving attack conserves what is written up to the rounding of pixels.
     The manifest's provenance holds the SHA-256 of the source's manifest, its storage, which of its objects
     were attacked, the run, its step and the attack's options.
 
@@ -39,20 +42,24 @@ def write_adversarial(
         network: whom to fool.
         data: source dataset.
         out: folder to create; a failure leaves it without a manifest, that is, unfinished.
-        attack: method, epsilon in sky sigmas, steps, start and loss; its fraction is not used.
+        attack: all of it but the fraction; epsilon and step in sky sigmas.
         seed: key of the random starts.
         batch: objects at a time.
         device: where the network is and the attack runs.
         limit: only the first so many objects.
         subset: which objects of the dataset.
+        precision: "fp32", or "bf16" for gradients under autocast.
 
     Returns:
         Number of objects written.
 
     Raises:
         BadInput: bands, stamp size or a z_spec that the network does not take, an output that is not finite,
-            no object meant, or `out` in use.
+            no object meant, options of the attack that do not belong together, or `out` in use.
     """
+    check_attack(attack, network.bins, f"run '{network.name}'")
+    if precision not in PASSES:
+        raise BadInput(f"precision '{precision}': want one of {', '.join(PASSES)}")
     if batch < 1 or (limit is not None and limit < 1):
         raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
     manifest = read_manifest(data)
@@ -68,6 +75,7 @@ def write_adversarial(
         "run": network.name,
         "step": network.step,
         "attack": attack.model_dump(exclude={"fraction"}),
+        "gradient_precision": precision,
         "seed": seed,
     }
     shard_rows = max((shard.rows for shard in manifest.shards), default=1)
@@ -77,17 +85,37 @@ def write_adversarial(
         for stamps in sound:
             tensor = tensors(stamps, device)
             clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
-            attacked = perturb(
-                network.module,
-                tensor["images"],
-                tensor["ebv"],
-                labels(network.bins, clean, tensor["z_spec"]),
-                tensor["sky_sigma"],
-                tensor["object_id"],
-                attack=attack,
-                bins=network.bins,
-                seed=seed,
-            )
+            z = labels(network.bins, clean, tensor["z_spec"])
+            attacked = perturbed(network, tensor, z, attack, seed, PASSES[precision])
             writer.append(replace(stamps, images=attacked.cpu().numpy()))
             written += len(stamps)
     return written
+
+
+def check_attack(attack: Attack, bins: RedshiftBins, who: str) -> None:
+    """Refuse options that are each in range and mean nothing together, or nothing for these bins.
+
+    Args:
+        attack: what is asked for.
+        bins: of the network.
+        who: the network, in the message.
+
+    Raises:
+        BadInput: there are such.
+    """
+    if attack.method == "fgsm":
+        if attack.restarts > 1:
+            raise BadInput(
+                f"restarts {attack.restarts}: fgsm has no random start to repeat: want pgd or apgd"
+            )
+        if attack.stop:
+            raise BadInput(
+                f"stop {attack.stop:g}: fgsm is one step, nothing comes after it: want pgd or apgd"
+            )
+    if attack.step_size and attack.method != "pgd":
+        raise BadInput(f"step_size {attack.step_size:g}: {attack.method} has its own: want pgd")
+    value, span = attack.target_value, f"[{bins.z_min:g}, {bins.z_max:g})"
+    if attack.target == "redshift" and not bins.z_min <= value < bins.z_max:
+        raise BadInput(f"target redshift {value:g}: outside the bins {span} of {who}")
+    if attack.target == "shift" and abs(value) * (1 + bins.z_min) >= bins.z_max - bins.z_min:
+        raise BadInput(f"target shift {value:g}: carries every galaxy out of the bins {span} of {who}")

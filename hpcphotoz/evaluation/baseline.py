@@ -18,8 +18,8 @@ from hpcphotoz.data.shards import Header, read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.labels import check_redshifts
 from hpcphotoz.evaluation.network import batches, edges
-from hpcphotoz.evaluation.robustness import check_redshifts
 from hpcphotoz.models.bins import RedshiftBins
 
 Floats = npt.NDArray[np.float64]

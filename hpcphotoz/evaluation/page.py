@@ -4,6 +4,7 @@ import base64
 import html
 from collections.abc import Mapping
 
+from hpcphotoz.evaluation.methods import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import in_words
 from hpcphotoz.evaluation.result import Result
@@ -11,13 +12,17 @@ from hpcphotoz.evaluation.result import Result
 _SUMMARY = f"""&Delta;z = (z_phot &minus; z_spec), divided by 1 + z_spec: its mean (bias), its scatter
 (sigma_MAD = 1.4826 &times; median absolute deviation) and the fraction beyond {OUTLIER} (eta); CRPS, in
 redshift, scores the whole PDF. All are better when nearer to zero. Attacks change each pixel by at most
-EPS sky sigma of its band; the last column is the median change of the PDF's mean, &lt;z&gt;."""
+EPS sky sigma of its bandROOTMEAN; the last column is the median change of the PDF's mean, &lt;z&gt;."""
 _REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its spectroscopic one, clean
 and under STRONGEST at EPS sky sigma. Solid: equality; dotted: the outlier limit, |&Delta;z/(1+z)| =
 {OUTLIER}."""
 _ROBUSTNESS = """Scatter, outlier fraction and absolute bias as the attack may change each pixel by more,
 in units of the sky noise of its band. A broken network's scatter can fall again at large &epsilon;, when
 all redshifts are pushed the same way: read it beside the outliers and the bias."""
+_MINIMAL = f"""Each galaxy is attacked again and again to find the least &epsilon; that carries its redshift
+beyond {OUTLIER} (1 + z): the curve is the share of galaxies that are outliers, or can be made so with no more
+than &epsilon;. A network is the more robust the further right its curve rises. It is an upper bound: a
+stronger attack may need less."""
 _SHIFT = """How far the attack moves the mean of the PDF from where it was on the clean image. It needs no
 spectroscopic redshift, so it can be measured on any survey's images."""
 _CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs,
@@ -26,23 +31,30 @@ true redshift."""
 _TRANSFER = """sigma_MAD / outliers when the images made against one network by STRONGEST at EPS sky sigma
 (row) are shown to another (column): do attacks fool networks they were not made for?"""
 _GALAXY = """Galaxy OBJECT, for which the attack on &lsquo;FIRST&rsquo; has about the median effect, as
-&lsquo;NETWORK&rsquo; sees it. The STRONGEST perturbation, at most EPS sky sigma a pixel, is drawn band by
-band on a scale of its own: on that of the galaxy it cannot be seen."""
+&lsquo;NETWORK&rsquo; sees it. The STRONGEST perturbation, BOUND, is drawn band by band on a scale of
+its own: on that of the galaxy it cannot be seen."""
 
 
-def page(result: Result, table: list[list[str]], baseline: Mapping[str, float] | None, footer: str) -> str:
+def page(
+    result: Result,
+    table: list[list[str]],
+    least: list[list[str]],
+    baseline: Mapping[str, float] | None,
+    footer: str,
+) -> str:
     """The whole page.
 
     Args:
         result: what was measured.
         table: rows of the summary table, its head first.
+        least: rows of the table of least epsilons, its head first; empty where none was looked for.
         baseline: metrics of the kNN baseline, if there is one.
         footer: versions of the software.
 
     Raises:
         BadInput: matplotlib is not installed.
     """
-    from hpcphotoz.evaluation import plots  # here, so that all else works without matplotlib
+    from hpcphotoz.evaluation import galaxy, plots  # here, so that all else works without matplotlib
 
     sections = [_section("Summary", _SUMMARY, _table(table), result)]
 
@@ -52,13 +64,16 @@ def page(result: Result, table: list[list[str]], baseline: Mapping[str, float] |
     if result.unlabelled < len(result.z_spec):
         picture("Redshifts", _REDSHIFTS, plots.scatter(result))
         picture("Robustness", _ROBUSTNESS, plots.curves(result, baseline))
+        if least:
+            body = _table(least) + _image(plots.least(result), "Least epsilon")
+            sections.append(_section("Least epsilon", _MINIMAL, body, result))
         picture("Calibration", _CALIBRATION, plots.pits(result))
         if result.transfer:
             sections.append(_section("Transfer", _TRANSFER, _table(_transfer(result)), result))
     picture("Change of redshift", _SHIFT, plots.shifts(result))
     for network in result.networks:
         text = _GALAXY.replace("NETWORK", html.escape(network.name))
-        picture(f"One galaxy: {network.name}", text, plots.galaxy(result, network.name))
+        picture(f"One galaxy: {network.name}", text, galaxy.galaxy(result, network.name))
     return _TEMPLATE.format(
         data=html.escape(result.data.resolve().name),
         subset=html.escape(in_words(result.subset, result.limit)),
@@ -67,18 +82,27 @@ def page(result: Result, table: list[list[str]], baseline: Mapping[str, float] |
         if result.unlabelled
         else "",
         bands=html.escape(", ".join(result.header.bands)),
-        steps=result.steps,
-        loss=html.escape(result.loss.replace("_", "-")),
+        attacks=_attacks(result),
         sections="\n".join(sections),
         footer=html.escape(footer),
     )
+
+
+def _attacks(result: Result) -> str:
+    """What the attacks are, in sentences."""
+    steps = f"{result.steps} step{'s' * (result.steps > 1)}"
+    each = "; ".join(METHODS[name].text.replace("STEPS", steps) for name in result.methods)
+    loss = result.loss.replace("_", "-")
+    many = f" Of {result.restarts} random starts the best is kept." if result.restarts > 1 else ""
+    what = f"Each raises the {loss} loss of a network through its own gradients."
+    return html.escape(f"{each}. {what}{many}")
 
 
 def _transfer(result: Result) -> list[list[str]]:
     names = [network.name for network in result.networks]
     rows = [["images made against", *(f"shown to {name}" for name in names)]]
     for network in result.networks:
-        own = network.at(result.methods[-1], result.headline_eps).metrics
+        own = network.at(result.headline_method, result.headline_eps).metrics
         shown = {**result.transfer[network.name], network.name: own}
         cells = [f"{shown[name]['sigma_mad']:.4f} / {100 * shown[name]['eta']:.1f} %" for name in names]
         rows.append([network.name, *cells])
@@ -86,8 +110,12 @@ def _transfer(result: Result) -> list[list[str]]:
 
 
 def _section(title: str, text: str, body: str, result: Result) -> str:
+    l2 = result.headline_method == "l2"
+    bound = "of root mean square EPS sky sigma" if l2 else "at most EPS sky sigma a pixel"
     words = {
-        "STRONGEST": result.methods[-1].upper(),
+        "BOUND": bound,
+        "ROOTMEAN": " (PGD-L2: in the root mean square)" if "l2" in result.methods else "",
+        "STRONGEST": METHODS[result.headline_method].label,
         "EPS": f"{result.headline_eps:g}",
         "OBJECT": str(result.example.object_id),
         "FIRST": html.escape(result.networks[0].name),
@@ -132,8 +160,7 @@ th:first-child, td:first-child {{ text-align: left; }}
 footer {{ font-size: .85rem; }}
 </style></head><body><main>
 <header><h1>Photometric redshifts under attack</h1>
-<p>{objects} galaxies of {data}{subset} in {bands}{unlabelled}. FGSM is one signed gradient step, PGD
-{steps} projected ones; both raise the {loss} loss of each network through its own gradients.</p></header>
+<p>{objects} galaxies of {data}{subset} in {bands}{unlabelled}. {attacks}</p></header>
 {sections}
 <footer>{footer}</footer>
 </main></body></html>

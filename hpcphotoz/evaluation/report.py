@@ -1,6 +1,7 @@
 """The report of an evaluation: one self-contained HTML page, a JSON summary, and a table for the terminal."""
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,8 @@ from rich.table import Table
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.least import BISECTIONS
+from hpcphotoz.evaluation.methods import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import describe, in_words
 from hpcphotoz.evaluation.page import page
@@ -27,9 +30,11 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
     """What `summary.json` holds.
 
     Keys are the runs' names, each with `clean` and the methods' names, each with `bias`, `sigma_mad`, `eta`,
-    `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z>, at the headline epsilon; then
+    `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z>, at the headline epsilon, and where it was
+    looked for `minimal_eps` (see `LeastEps.figures`: null is a quantile beyond `max_sky_sigma`); then
     `knn_colours` (the same metrics), `robustness_curves` (per run and method, every epsilon), `transfer`
-    (attacked run, then shown run), `data` (with the subset of it that was measured), `attack` and `versions`.
+    (attacked run, then shown run; by `attack.headline_method`), `data` (with the subset of it that was
+    measured), `attack` and `versions`.
 
     Args:
         result: from `evaluate`.
@@ -47,6 +52,8 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
             **{method: network.at(method, result.headline_eps).figures() for method in result.methods},
             "step": network.step,
         }
+        if network.minimal is not None:
+            tree[network.name]["minimal_eps"] = network.minimal.figures()
     if baseline:
         tree[BASELINE] = dict(baseline)
     tree["robustness_curves"] = {
@@ -67,6 +74,8 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
     }
     tree["attack"] = {
         "methods": list(result.methods),
+        "by_method": {name: METHODS[name].options(result.steps, result.restarts) for name in result.methods},
+        "headline_method": result.headline_method,
         "eps_sky_sigma": list(result.eps),
         "headline_eps_sky_sigma": result.headline_eps,
         "pgd_steps": result.steps,
@@ -75,6 +84,12 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
         "gradient_precision": result.precision,
         "outlier_threshold": OUTLIER,
     }
+    if any(network.minimal for network in result.networks):
+        tree["attack"]["minimal_eps"] = {
+            **METHODS["pgd"].options(result.steps, restarts=1),
+            "loss": "shift",
+            "bisections": BISECTIONS,
+        }
     tree["versions"] = _versions()
     return tree
 
@@ -95,7 +110,7 @@ def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None
     """
     tree = summary(result, baseline)
     footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
-    text = page(result, _rows(result, baseline), baseline, footer)
+    text = page(result, _rows(result, baseline), _least(result), baseline, footer)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "report.html", text)
@@ -106,13 +121,21 @@ def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None
 
 
 def print_table(result: Result, baseline: Mapping[str, float] | None = None) -> None:
-    """Print the metrics, clean and at the headline epsilon, to standard output."""
+    """Print the metrics, clean and at the headline epsilon, and the least epsilons, to standard output."""
     which = in_words(result.subset, result.limit)
-    table = Table(title=f"{len(result.z_spec)} galaxies of {result.data}{which}")
-    head, *rows = _rows(result, baseline)
+    _print(f"{len(result.z_spec)} galaxies of {result.data}{which}", _rows(result, baseline), 2)
+    if least := _least(result):
+        title = "least epsilon (sky sigmas) that makes a share of the galaxies outliers"
+        _print(title, least, 1)
+
+
+def _print(title: str, rows: list[list[str]], words: int) -> None:
+    """One table, its head first; so many columns are words, the others numbers."""
+    table = Table(title=title)
+    head, *body = rows
     for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i < 2 else "right")
-    for row in rows:
+        table.add_column(name, justify="left" if i < words else "right")
+    for row in body:
         table.add_row(*row)
     Console().print(table)
 
@@ -125,6 +148,21 @@ def _rows(result: Result, baseline: Mapping[str, float] | None) -> list[list[str
             rows.append([network.name, c.method, f"{c.eps:g}", *_cells(c.metrics), f"{c.shift_median:.4f}"])
     if baseline:
         rows.append(["kNN colours", CLEAN, "0", *_cells(baseline), ""])
+    return rows
+
+
+def _least(result: Result) -> list[list[str]]:
+    measured = [(n.name, n.minimal) for n in result.networks if n.minimal is not None]
+    if not measured:
+        return []
+    greatest = f"{measured[0][1].greatest:g}"
+    rows = [["run", "outliers clean", "16 %", "50 %", "84 %", f"no outliers at {greatest}"]]
+    for name, least in measured:
+        shares = [least.figures()[key] for key in ("already_outliers", "not_reached")]
+        ends = ["no z_spec" if share is None else f"{100 * share:.1f} %" for share in shares]
+        found = [least.quantile(q) for q in (0.16, 0.5, 0.84)]
+        middle = ["" if math.isnan(e) else f"> {greatest}" if math.isinf(e) else f"{e:.3g}" for e in found]
+        rows.append([name, ends[0], *middle, ends[1]])
     return rows
 
 

@@ -1,5 +1,6 @@
 """What an evaluation measured: per network and condition, numbers per object and their summary."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from hpcphotoz.data.shards import Header
 from hpcphotoz.data.subset import EVERYTHING, Subset
+from hpcphotoz.evaluation.methods import headline
 from hpcphotoz.models.bins import RedshiftBins
 
 Floats = npt.NDArray[np.float32]
@@ -18,7 +20,7 @@ CLEAN = "clean"
 class Condition:
     """One network on all objects, clean or under one attack."""
 
-    method: str  # "clean", "fgsm" or "pgd"
+    method: str  # "clean", or a name in `methods.METHODS`
     eps: float  # sky sigmas
     z_phot: Floats  # (N,) mean of the PDF
     pit: Floats  # (N,) NaN where z_spec is unknown
@@ -33,6 +35,40 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class LeastEps:
+    """The least epsilon found that makes each galaxy an outlier, of one network."""
+
+    eps: Floats  # (N,) sky sigmas; 0: one already; inf: not up to `greatest`; NaN: z_spec is unknown
+    greatest: float  # sky sigmas, the largest looked at
+
+    @property
+    def known(self) -> Floats:
+        """Those of known z_spec, growing."""
+        return np.sort(self.eps[~np.isnan(self.eps)])
+
+    def quantile(self, q: float) -> float:
+        """The least epsilon, in sky sigmas, at which a share q of the galaxies of known z_spec are outliers.
+
+        It is one galaxy's own, not a mean of two: infinite where `greatest` does not make so many. NaN where
+        there is none.
+        """
+        known = self.known
+        return float(known[max(0, math.ceil(q * len(known) - 1e-9) - 1)]) if len(known) else math.nan
+
+    def figures(self) -> dict[str, float | None]:
+        """For a summary: quantiles (None: infinite, or nothing known) and the shares at both ends."""
+        known = self.known
+        found = {f"p{percent}": self.quantile(percent / 100) for percent in (16, 50, 84)}
+        return {
+            **{f"{name}_sky_sigma": eps if math.isfinite(eps) else None for name, eps in found.items()},
+            "already_outliers": float((known == 0).mean()) if len(known) else None,
+            "not_reached": float(np.isinf(known).mean()) if len(known) else None,
+            "max_sky_sigma": self.greatest,
+            "n": len(known),
+        }
+
+
+@dataclass(frozen=True)
 class NetworkResult:
     """One network under every condition."""
 
@@ -40,6 +76,7 @@ class NetworkResult:
     step: int
     bins: RedshiftBins
     conditions: tuple[Condition, ...]  # clean first, then by method and growing epsilon
+    minimal: LeastEps | None = None  # None: was not asked for
 
     @property
     def clean(self) -> Condition:
@@ -83,10 +120,10 @@ class Result:
     header: Header
     object_id: npt.NDArray[np.int64]  # (N,)
     z_spec: Floats  # (N,) NaN: unknown
-    methods: tuple[str, ...]
+    methods: tuple[str, ...]  # in the order of `methods.METHODS`
     eps: tuple[float, ...]  # sky sigmas, growing, without 0
     headline_eps: float
-    steps: int
+    steps: int  # of all methods but FGSM
     loss: str
     seed: int
     precision: str  # of the attacks' gradients
@@ -97,6 +134,12 @@ class Result:
     example: Example
     subset: Subset = EVERYTHING  # which objects of the dataset
     limit: int | None = None  # and of those the first so many
+    restarts: int = 1  # of all methods but FGSM
+
+    @property
+    def headline_method(self) -> str:
+        """The attack of pictures, calibration and transfer; see `methods.headline`."""
+        return headline(self.methods)
 
     @property
     def unlabelled(self) -> int:

@@ -5,6 +5,7 @@ images made against one network are also shown to the others (transfer). Images 
 a few numbers per object and condition, and the pictures of one galaxy.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcphotoz.attacks import perturb
-from hpcphotoz.config import Attack, parse
-from hpcphotoz.data.shards import Manifest, Stamps, open_shard, read_manifest, readable
+from hpcphotoz.attacks import AS_IS, Passes, perturb
+from hpcphotoz.config import Attack
+from hpcphotoz.data.shards import Manifest, Stamps, read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation import metrics
-from hpcphotoz.evaluation.network import Network, batches, check_fits, edges, pdfs, tensors
-from hpcphotoz.evaluation.result import CLEAN, Condition, Example, Floats, NetworkResult, Result
-from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.evaluation.labels import check_redshifts, labels
+from hpcphotoz.evaluation.least import least_eps
+from hpcphotoz.evaluation.methods import Planned, headline, planned
+from hpcphotoz.evaluation.network import Network, batches, check_fits, pdfs, tensors
+from hpcphotoz.evaluation.result import Example, Floats, LeastEps, NetworkResult, Result
+from hpcphotoz.evaluation.tally import Tally, network_result
 
-METHODS = ("fgsm", "pgd")
+PASSES = {"fp32": AS_IS, "bf16": Passes(autocast=torch.bfloat16)}
 
 
 def evaluate(
@@ -31,11 +34,13 @@ def evaluate(
     data: Path,
     *,
     eps: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.5),
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = ("fgsm", "pgd"),
     steps: int = 10,
+    restarts: int = 1,
     batch: int = 128,
     loss: str = "cross_entropy",
     headline_eps: float = 0.1,
+    minimal_max: float | None = None,
     device: torch.device | str = "cpu",
     limit: int | None = None,
     seed: int = 0,
@@ -50,17 +55,23 @@ def evaluate(
     Args:
         networks: what to measure; names must differ, all in the dataset's bands.
         data: dataset folder.
-        eps: L-infinity radii in sky sigmas of each band; 0 is dropped (it is the clean condition).
-        methods: "fgsm", "pgd" or both.
-        steps: PGD steps, each of 2.5 eps / steps, from a random start.
+        eps: in sky sigmas of each band: the greatest change of a pixel, of "l2" the root mean square; 0 is
+            dropped (it is the clean condition).
+        methods: names in `methods.METHODS`; which of them pictures and transfer show, `methods.headline`
+            says.
+        steps: of all methods but FGSM, from a random start; PGD's each of 2.5 eps / steps.
+        restarts: random starts of the same methods, of which the best is kept.
         batch: objects at a time.
-        loss: what the attack raises, "cross_entropy" or "shift".
+        loss: what the attack raises: "cross_entropy", "margin", "shift" or "crps".
         headline_eps: the epsilon of summary, pictures and transfer; measured even if not in `eps`.
+        minimal_max: also search for the least epsilon that makes each galaxy an outlier, up to so many sky
+            sigmas; None: do not.
         device: where the networks are and the attacks run.
         limit: only the first so many objects.
         seed: key of the random starts.
         precision: "bf16" computes the attacks' gradients under autocast: faster, and as strong where it was
-            compared. What is measured on the attacked images is always float32.
+            compared. What is measured on the attacked images is always float32, and so is the search for the
+            least epsilon.
         subset: which objects of the dataset.
 
     Raises:
@@ -69,24 +80,21 @@ def evaluate(
             of range.
     """
     manifest = read_manifest(data)
-    _check(networks, data, manifest, batch, limit, subset)
-    attacks = _attacks(methods, eps, steps, loss, headline_eps)
-    tallies = {network.name: [_Tally() for _ in range(1 + len(attacks))] for network in networks}
-    crossed = {source.name: {t.name: _Tally() for t in networks if t is not source} for source in networks}
+    _check(networks, data, manifest, batch, limit, subset, precision, minimal_max)
+    plan = planned(methods, eps, headline_eps, steps=steps, restarts=restarts, loss=loss)
+    pictured = headline(methods), headline_eps
+    taken = [_Taken(network, plan) for network in networks]
+    crossed = {source.name: {t.name: Tally() for t in networks if t is not source} for source in networks}
     object_id, z_spec, example = [], [], None
     for stamps in batches(data, manifest, batch, "attacking galaxies", limit, subset):
-        shown: dict[str, _Shown] = {}
         tensor = tensors(stamps, device)
-        for network in networks:
-            clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
-            tallies[network.name][0].add(network, clean, stamps.z_spec)
-            z = labels(network.bins, clean, tensor["z_spec"])
-            for tally, attack in zip(tallies[network.name][1:], attacks, strict=True):
-                attacked = _perturb(network, tensor, z, attack, seed, precision)
-                pdf = pdfs(network, attacked, tensor["ebv"], tensor["object_id"])
-                tally.add(network, pdf, stamps.z_spec)
-                if attack.eps == headline_eps:  # the strongest method comes last and stays
-                    shown[network.name] = _Shown(attacked, clean, pdf)
+        shown = {
+            one.network.name: one.attack(tensor, stamps.z_spec, pictured, seed, PASSES[precision])
+            for one in taken
+        }
+        if minimal_max is not None:
+            for one in taken:
+                one.least.append(least_eps(one.network, tensor, minimal_max, steps=steps, seed=seed))
         for source, targets in crossed.items():
             for target in (network for network in networks if network.name in targets):
                 pdf = pdfs(target, shown[source].attacked, tensor["ebv"], tensor["object_id"])
@@ -101,35 +109,20 @@ def evaluate(
         header=manifest.header,
         object_id=np.concatenate(object_id),
         z_spec=truth,
-        methods=tuple(dict.fromkeys(attack.method for attack in attacks)),
-        eps=tuple(sorted({attack.eps for attack in attacks})),
+        methods=tuple(dict.fromkeys(name for name, _ in plan)),
+        eps=tuple(sorted({attack.eps for _, attack in plan})),
         headline_eps=headline_eps,
         steps=steps,
+        restarts=restarts,
         loss=loss,
         seed=seed,
         precision=precision,
-        networks=tuple(
-            _network_result(network, tallies[network.name], attacks, truth) for network in networks
-        ),
+        networks=tuple(one.result(truth, minimal_max) for one in taken),
         transfer={s: {t: tally.metrics(truth) for t, tally in ts.items()} for s, ts in crossed.items() if ts},
         example=example,
         subset=subset,
         limit=limit,
     )
-
-
-def labels(bins: RedshiftBins, clean: Tensor, z_spec: Tensor) -> Tensor:
-    """The redshift an attack moves away from, (N,) float32: z_spec, or the most probable bin where unknown.
-
-    The mode and not the mean: |<z> - z| has no gradient at z = <z>, and one FGSM step would not move.
-
-    Args:
-        bins: what the PDFs mean.
-        clean: (N, bins) PDFs of the images before the attack.
-        z_spec: (N,) float32, NaN: unknown.
-    """
-    own = bins.centres(str(clean.device))[clean.argmax(dim=1)]
-    return torch.where(torch.isnan(z_spec), own, z_spec)
 
 
 @dataclass(frozen=True)
@@ -139,59 +132,66 @@ class _Shown:
     pdf_attacked: Tensor
 
 
-class _Tally:
-    """Numbers per object, batch after batch."""
+class _Taken:
+    """What is taken down of one network while batches go by."""
 
-    def __init__(self) -> None:
-        self._parts: list[Floats] = []
+    def __init__(self, network: Network, plan: list[Planned]) -> None:
+        self.network, self._plan = network, plan
+        self._tallies = [Tally() for _ in range(1 + len(plan))]  # clean first
+        self.least: list[Floats] = []
 
-    def add(self, network: Network, pdf: Tensor, z_spec: Floats) -> None:
-        mean = (pdf @ network.bins.centres(str(pdf.device))).cpu().numpy()
-        scores = np.full((3, len(pdf)), np.nan)
-        known = np.isfinite(z_spec)
-        p, e, z = pdf.cpu().numpy()[known], edges(network.bins), z_spec[known]
-        scores[:, known] = metrics.pit(p, e, z), metrics.crps(p, e, z), metrics.cde_loss(p, e, z)
-        self._parts.append(np.vstack([mean, scores]).astype(np.float32))
+    def attack(
+        self,
+        tensor: dict[str, Tensor],
+        z_spec: Floats,
+        pictured: tuple[str, float],
+        seed: int,
+        passes: Passes,
+    ) -> _Shown:
+        """Every condition of one batch; returns what the attack `pictured`, (method, epsilon), made."""
+        network, shown = self.network, None
+        clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
+        self._tallies[0].add(network, clean, z_spec)
+        z = labels(network.bins, clean, tensor["z_spec"])
+        for tally, (name, attack) in zip(self._tallies[1:], self._plan, strict=True):
+            attacked = perturbed(network, tensor, z, attack, seed, passes)
+            pdf = pdfs(network, attacked, tensor["ebv"], tensor["object_id"])
+            tally.add(network, pdf, z_spec)
+            if (name, attack.eps) == pictured:
+                shown = _Shown(attacked, clean, pdf)
+        assert shown is not None  # the headline epsilon is always among those measured
+        return shown
 
-    def numbers(self) -> Floats:
-        """(4, N): <z>, PIT, CRPS, CDE loss."""
-        return np.concatenate(self._parts, axis=1)
-
-    def metrics(self, z_spec: Floats) -> dict[str, float]:
-        known = np.isfinite(z_spec)
-        z_phot, _, crps, cde = self.numbers()[:, known]
-        return metrics.summary(z_phot, z_spec[known], crps, cde) if known.any() else {}
-
-
-def _network_result(
-    network: Network, tallies: list[_Tally], attacks: list[Attack], z_spec: Floats
-) -> NetworkResult:
-    reference = tallies[0].numbers()[0]
-    conditions = []
-    for (method, eps), tally in zip(
-        [(CLEAN, 0.0), *((a.method, a.eps) for a in attacks)], tallies, strict=True
-    ):
-        z_phot, pit = tally.numbers()[:2]
-        median, p90 = np.percentile(np.abs(z_phot - reference), [50, 90]).tolist()
-        conditions.append(Condition(method, eps, z_phot, pit, tally.metrics(z_spec), median, p90))
-    return NetworkResult(network.name, network.step, network.bins, tuple(conditions))
+    def result(self, z_spec: Floats, greatest: float | None) -> NetworkResult:
+        minimal = None if greatest is None else LeastEps(np.concatenate(self.least), greatest)
+        return network_result(self.network, self._tallies, self._plan, z_spec, minimal)
 
 
-def _perturb(
-    network: Network, tensor: dict[str, Tensor], z: Tensor, attack: Attack, seed: int, precision: str
+def perturbed(
+    network: Network, tensor: dict[str, Tensor], z: Tensor, attack: Attack, seed: int, passes: Passes
 ) -> Tensor:
-    with torch.autocast(tensor["images"].device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return perturb(
-            network.module,
-            tensor["images"],
-            tensor["ebv"],
-            z,
-            tensor["sky_sigma"],
-            tensor["object_id"],
-            attack=attack,
-            bins=network.bins,
-            seed=seed,
-        )
+    """Attacked images, (N, B, H, W) float32 nMgy.
+
+    Args:
+        network: whom to fool.
+        tensor: of `network.tensors`.
+        z: (N,) float32 from `labels`.
+        attack: what to do.
+        seed: key of the random starts.
+        passes: precision of the gradients.
+    """
+    return perturb(
+        network.module,
+        tensor["images"],
+        tensor["ebv"],
+        z,
+        tensor["sky_sigma"],
+        tensor["object_id"],
+        attack=attack,
+        bins=network.bins,
+        seed=seed,
+        passes=passes,
+    )
 
 
 def _example(networks: Sequence[Network], stamps: Stamps, shown: dict[str, _Shown]) -> Example:
@@ -212,23 +212,6 @@ def _example(networks: Sequence[Network], stamps: Stamps, shown: dict[str, _Show
     )
 
 
-def _attacks(
-    methods: Sequence[str], eps: Sequence[float], steps: int, loss: str, headline_eps: float
-) -> list[Attack]:
-    if not methods:
-        raise BadInput("no attack method: give fgsm, pgd or both")
-    if headline_eps <= 0:
-        raise BadInput(f"headline epsilon {headline_eps}: must be above 0 sky sigma")
-    radii = sorted({float(e) for e in eps if e} | {float(headline_eps)})
-    ordered = sorted(dict.fromkeys(methods))  # fgsm before pgd
-    tree = [
-        {"method": method, "eps": radius, "steps": steps, "loss": loss}
-        for method in ordered
-        for radius in radii
-    ]
-    return [parse({"attack": section}, "evaluation").attack for section in tree]
-
-
 def _check(
     networks: Sequence[Network],
     data: Path,
@@ -236,6 +219,8 @@ def _check(
     batch: int,
     limit: int | None,
     subset: Subset,
+    precision: str,
+    minimal_max: float | None,
 ) -> None:
     names = [network.name for network in networks]
     if not names:
@@ -246,29 +231,10 @@ def _check(
         )
     if batch < 1 or (limit is not None and limit < 1):
         raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
+    if precision not in PASSES:
+        raise BadInput(f"precision '{precision}': want one of {', '.join(PASSES)}")
+    if minimal_max is not None and not 0 < minimal_max < math.inf:
+        raise BadInput(f"greatest epsilon {minimal_max} of the least ones: must be above 0 sky sigma, finite")
     for network in networks:
         check_fits(network, manifest.header, data)
         check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
-
-
-def check_redshifts(
-    bins: RedshiftBins, data: Path, manifest: Manifest, who: str, subset: Subset = EVERYTHING
-) -> None:
-    """Refuse a dataset with a known z_spec outside the bins, naming the first such object.
-
-    Raises:
-        BadInput: there is one, or a shard whose labels cannot be read.
-    """
-    for shard in manifest.shards:
-        if shard.z_min is None or shard.z_max is None:
-            continue
-        if shard.z_min >= bins.z_min and shard.z_max < bins.z_max:
-            continue
-        with open_shard(data, manifest, shard) as file, readable(data / shard.file, 0, shard.rows):
-            columns = {name: file[name][:] for name in {"z_spec", "object_id"} | subset.columns}
-        z, object_id = columns["z_spec"], columns["object_id"]
-        for i in np.flatnonzero(subset(columns) & ((z < bins.z_min) | (z >= bins.z_max))):
-            raise BadInput(
-                f"{data / shard.file}: object {object_id[i]} has z_spec {z[i]:.4f}, outside "
-                f"[{bins.z_min}, {bins.z_max}) of {who}: leave such objects out, with --where"
-            )
