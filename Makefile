@@ -41,9 +41,10 @@ $(D)/.done/report: $(D)/data/test/manifest.json $(D)/.done/standard $(D)/.done/a
 # Packages that benchmarks measure against, in an environment of their own: never dependencies.
 peers: .venv-peers/.ready
 
-.venv-peers/.ready: benchmarks/peers/requirements.txt
+.venv-peers/.ready: benchmarks/peers/requirements.txt benchmarks/peers/requirements-nodeps.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(word 2,$^)
 	@touch $@
 
 format: $(VENV)/.ready

@@ -18,12 +18,19 @@ from hpcphotoz.revision import commit
 Times = dict[str, list[float]]
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """`--quick` and `--json PATH`, and room for more."""
+    words = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    words.add_argument("--quick", action="store_true", help="fewer repetitions and smaller networks")
+    words.add_argument("--json", type=Path, help="write the figures here")
+    return words
+
+
 def arguments(description: str | None) -> argparse.Namespace:
     """`--quick` and `--json PATH`."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller networks")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    return parser.parse_args()
+    return parser(description).parse_args()
 
 
 def in_turn(rivals: Mapping[str, Callable[[], object]], repeat: int) -> Times:

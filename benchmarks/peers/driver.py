@@ -1,0 +1,71 @@
+"""A peer in another environment, kept alive and asked line by line; the benchmark's side of it."""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from os import PathLike
+from threading import Timer
+from typing import Any
+
+
+class Peer:
+    """A process that says `ready VERSION`, then answers each line by one line of JSON.
+
+    Args:
+        name: for messages.
+        command: program and arguments.
+        ready_s: seconds it may take to be ready.
+
+    Raises:
+        RuntimeError: it ended, or took too long; with the last of its standard error.
+    """
+
+    def __init__(self, name: str, command: Sequence[str | PathLike[str]], ready_s: float = 300) -> None:
+        self._name = name
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        try:
+            self.version = self._answer(ready_s).removeprefix("ready").strip()
+        except RuntimeError:
+            self.close()
+            raise
+
+    def ask(self, line: str, timeout_s: float) -> Any:
+        """What it answers; it is killed if it takes longer.
+
+        Raises:
+            RuntimeError: as above.
+        """
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it is gone: the empty answer says so, with its reasons
+        return json.loads(self._answer(timeout_s))
+
+    def close(self) -> None:
+        """End of input: the peer cleans up and leaves; killed if it does not within a minute."""
+        try:
+            self._process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+        self._errors.close()
+
+    def _answer(self, timeout_s: float) -> str:
+        assert self._process.stdout
+        timer = Timer(timeout_s, self._process.kill)
+        timer.start()
+        line: str = self._process.stdout.readline()
+        late = not timer.is_alive()
+        timer.cancel()
+        if not line:
+            status = self._process.wait(timeout=60)
+            self._errors.seek(0)
+            how = f"took more than {timeout_s:g} s" if late else f"ended early with status {status}"
+            raise RuntimeError(f"{self._name} {how}:\n{self._errors.read()[-2000:]}")
+        return line
