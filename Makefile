@@ -6,7 +6,7 @@ D := demo
 # One thread a rank: two ranks share two cores, and torchrun would otherwise warn about choosing the same.
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train
 
-.PHONY: demo test test-slow peers format clean
+.PHONY: demo test test-slow peers bench-gpu format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/.ready
@@ -46,6 +46,11 @@ peers: .venv-peers/.ready
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(word 2,$^)
 	@touch $@
+
+# On a machine with a GPU, with its own torch and triton: PYTHON=python3 make bench-gpu
+bench-gpu:
+	$(PYTHON) -m benchmarks.bench_kernels --json benchmarks/results/kernels-gpu.json
+	$(PYTHON) -m benchmarks.bench_attacks --json benchmarks/results/attacks-gpu.json
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

@@ -2,11 +2,11 @@
 
 python -m benchmarks.bench_attacks [--quick] [--json PATH] [--run RUN --data DATASET]
 
-Run `make peers` first; without a peer its figures are null. PGD-10 in an L-infinity ball of 0.1 sky sigma per
-band with a random start, on networks trained for some steps on galaxies of `benchmarks.galaxies`; the rivals
-take turns. A peer works in batches of 16 or of 32, whichever a first pass shows to be faster, in float32, as
-its documentation has it. Ours is measured in float32 and with bfloat16 autocast, and on a GPU as a CUDA
-graph.
+Run `make peers` first, or have the peers in this environment; without one its figures are null. PGD-10 in an
+L-infinity ball of 0.1 sky sigma per band with a random start, on networks trained for some steps on galaxies
+of `benchmarks.galaxies`; the rivals take turns. A peer works in batches of 16 or of 32, whichever a first
+pass shows to be faster, in float32, as its documentation has it. Ours is measured in float32 and with
+bfloat16 autocast, and on a GPU as a CUDA graph.
 `strength_*` is our final cross-entropy over theirs, on the images each returned, in float32.
 
 `apgd` compares APGD at equal steps with torchattacks' port of AutoAttack's APGD-CE (its best-loss mode), by
@@ -15,6 +15,7 @@ operations counted in a training step with 1 + 2 K f / 3. On a GPU, TF32 is on f
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -89,6 +90,8 @@ class Task:
 def main() -> None:
     """Measure and print a table."""
     options = given()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     networks = ["compact"] if options.quick else ["cnn", "inception"]
     repeat, figures = 3 if options.quick else 5, dict[str, Any]()
     print(f"PGD-{STEPS}, eps {EPS} sky sigma, on {DEVICE}; images/s, medians of {repeat}", flush=True)
@@ -219,9 +222,7 @@ def timed(attack: Callable[[], Tensor]) -> Callable[[], float]:
 
 def start_peer(library: str, task: Task, folder: Path, steps: int = 3) -> Peer | None:
     """A peer at the better of two batch sizes; None where it is not installed."""
-    if not PEERS_PYTHON.exists():
-        print("no .venv-peers: run `make peers`", flush=True)
-        return None
+    python = PEERS_PYTHON if PEERS_PYTHON.exists() else Path(sys.executable)
     model, data = folder / f"{task.name}.pt", folder / f"{task.name}-data.pt"
     torch.save({**task.told, "state": task.model.state_dict()}, model)
     found: list[tuple[float, Peer]] = []
@@ -229,7 +230,7 @@ def start_peer(library: str, task: Task, folder: Path, steps: int = 3) -> Peer |
         what = {"images": task.images, "ebv": task.ebv, "label": task.bins.index(task.z), "eps": task.eps}
         torch.save({**{k: v.contiguous() for k, v in what.items()}, "batch": batch}, data)
         command: list[str | Path] = [
-            PEERS_PYTHON,
+            python,
             ROOT / "benchmarks" / "peers" / "attack.py",
             library,
             model,

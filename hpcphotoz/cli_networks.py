@@ -22,9 +22,10 @@ def attack(options: argparse.Namespace) -> int:
     from hpcphotoz.evaluation.adversarial import write_adversarial
     from hpcphotoz.training.checkpoint import load_network
 
-    chosen = config.parse({"attack": _attack_options(options)}, "attack").attack
     device = _device()
     network = load_network(options.run, device)
+    bins = {"z_min": network.bins.z_min, "z_max": network.bins.z_max}
+    chosen = config.parse({"model": bins, "attack": _attack_options(options)}, "attack").attack
     count = write_adversarial(
         network,
         options.data,

@@ -135,7 +135,17 @@ class Attack(_Section):
     )
 
     @model_validator(mode="after")
-    def _restarts_differ(self) -> "Attack":
+    def _belongs_together(self) -> "Attack":
+        if self.method == "fgsm" and self.restarts > 1:
+            raise ValueError(
+                f"restarts {self.restarts}: fgsm has no random start to repeat: want pgd or apgd"
+            )
+        if self.method == "fgsm" and self.stop:
+            raise ValueError(
+                f"stop {self.stop:g}: fgsm is one step, nothing comes after it: want pgd or apgd"
+            )
+        if self.step_size and self.method != "pgd":
+            raise ValueError(f"step_size {self.step_size:g}: {self.method} has its own: want pgd")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts {self.restarts} without random_start are one")
         if self.target_value and self.target == "away":
@@ -152,6 +162,23 @@ class Config(_Section):
     data: Data = Data()
     training: Training = Training()
     attack: Attack = Attack()
+
+    @model_validator(mode="after")
+    def _target_is_possible(self) -> "Config":
+        problem = impossible(self.attack, self.model.z_min, self.model.z_max)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+
+def impossible(attack: Attack, z_min: float, z_max: float) -> str | None:
+    """What is wrong with an attack's target for bins on [z_min, z_max); None: nothing."""
+    value, span = attack.target_value, f"[{z_min:g}, {z_max:g})"
+    if attack.target == "redshift" and not z_min <= value < z_max:
+        return f"target redshift {value:g}: outside the bins {span}"
+    if attack.target == "shift" and abs(value) * (1 + z_min) >= z_max - z_min:
+        return f"target shift {value:g}: carries every galaxy out of the bins {span}"
+    return None
 
 
 def recipes() -> list[str]:
@@ -208,7 +235,9 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
         if first["type"] == "extra_forbidden":
             raise BadInput(f"{where}: unknown key '{name}'; valid: {_valid(name.split('.')[0])}") from None
         said = first["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{where}: {name} = {first.get('input')!r}: {said}") from None
+        given = first.get("input")
+        value = "" if isinstance(given, dict) else f" = {given!r}"  # several options that do not fit together
+        raise BadInput(f"{where}: {name}{value}: {said}" if name else f"{where}: {said}") from None
 
 
 def to_toml(config: Config) -> str:

@@ -190,7 +190,7 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--target-redshift", "0.4"], "target redshift 0.4: outside the bins [0, 0.4) of run 'standard'"),
+        (["--target-redshift", "0.4"], "target redshift 0.4: outside the bins [0, 0.4)"),
         (["--target-redshift", "nan"], "attack.target_value = nan"),
         (["--target-shift", "0.5"], "target shift 0.5: carries every galaxy out"),
         (["--target-shift", "0.1", "--target-redshift", "0.1"], "not allowed with argument --target-shift"),

@@ -146,6 +146,9 @@ def test_a_compiled_model_gives_the_same_attack() -> None:
     compiled = attacks.pgd(
         model, images, ebv, z, eps, loss=LOSS, steps=3, passes=attacks.Passes(compiled=True)
     )
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=2, passes=attacks.Passes(compiled=True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "compiled twice"
     # Sums are ordered otherwise: a sign may flip where the gradient is ~0.
     assert (plain == compiled).float().mean() > 0.999
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hpcphotoz.attacks import losses
 from hpcphotoz.evaluation import metrics
+from hpcphotoz.models.bins import RedshiftBins
 from tests.attacked import BINS
 
 
@@ -53,6 +54,13 @@ def test_every_loss_is_one_number_an_object_with_a_gradient(name: str) -> None:
     size = grad.norm(dim=1, keepdim=True).clamp(min=1e-12)
     raised = losses.redshift_losses[name](BINS)(logits + 0.01 * grad / size, z)
     assert (raised > loss)[climbs].all()
+
+
+def test_two_bins_have_a_margin_to_climb() -> None:
+    two = RedshiftBins(2, 0.0, 0.4)
+    logits = torch.tensor([[1.0, 3.0]], requires_grad=True)
+    (grad,) = torch.autograd.grad(losses.margin(two)(logits, torch.tensor([0.1])).sum(), logits)
+    assert grad.tolist() == [[-1.0, 1.0]]
 
 
 def test_a_target_turns_the_loss_round() -> None:

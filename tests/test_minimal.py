@@ -39,6 +39,32 @@ def test_of_a_linear_model_it_is_the_analytic_one() -> None:
     assert torch.equal(adv[~reaching], images[~reaching])
 
 
+def test_what_one_loss_does_not_reach_another_may() -> None:
+    """A galaxy near the lower end, driven further down: an outlier only the other way."""
+    g = torch.Generator().manual_seed(3)
+    weight, images, unit = torch.randn(3, 8, 8, generator=g), torch.zeros(8, 3, 8, 8), torch.ones(3)
+
+    def model(x: Tensor) -> Tensor:  # falls at first, to a floor, and rises far on the other side
+        slope = (x * weight).sum((1, 2, 3))[:, None] / weight.abs().sum()
+        return torch.where(slope < 0, 0.1 * slope, slope)
+
+    def up(outputs: Tensor, _: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+    def down(outputs: Tensor, _: Tensor) -> Tensor:
+        return -outputs[:, 0]
+
+    def reach(outputs: Tensor, _: Tensor) -> Tensor:
+        return outputs[:, 0].abs() > 0.5
+
+    given = (model, images, None, torch.zeros(8), unit)
+    alone, _ = attacks.minimal_eps(*given, loss=down, reach=reach)
+    assert torch.isinf(alone).all()
+    both, adv = attacks.minimal_eps(*given, loss=down, reach=reach, others=(up,))
+    # Found at the greatest ball by the other loss; smaller ones begin from there, drawn in.
+    assert (both <= 1).all() and reach(model(adv), images).all()
+
+
 def test_of_a_curved_model_the_images_found_do_what_was_asked() -> None:
     model, images, z = curved(20)
     reach = attacks.outlier(BINS)

@@ -7,7 +7,7 @@ from torch import Tensor
 from hpcphotoz.attacks.best import Best
 from hpcphotoz.attacks.gradient import AS_IS, Model, Objective, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
-from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, problem
+from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, laid_out, problem
 from hpcphotoz.attacks.run import Steps, run
 
 
@@ -115,6 +115,7 @@ def climb(
     restarts: int = 1,
     stop: Condition | None = None,
     begin: Tensor | None = None,
+    best: Best | None = None,
 ) -> Best:
     """PGD that keeps the best image of each object on the way.
 
@@ -122,15 +123,17 @@ def climb(
         goal, p, key: as `run` gives them.
         kind, steps, restarts, stop: as `pgd`.
         begin: (N, B, H, W), where to begin instead of the image or a random point.
+        best: of an earlier climb, whose objects at their end are left alone; the losses of the others count
+            for nothing, for it may have raised another.
     """
-    best = Best(p, stop)
+    best = Best(p, stop) if best is None else best.anew()
     for restart in range(restarts):
         adv = p.begin(kind, key, restart) if begin is None else begin
         for step in range(steps + 1):
             rows = best.rows()
             if isinstance(rows, Tensor) and len(rows) == 0:
                 return best
-            part, now = (p, adv) if isinstance(rows, slice) else (p[rows], adv[rows])
+            part, now = (p, adv) if isinstance(rows, slice) else (p[rows], laid_out(adv[rows], p.images))
             if step == steps:
                 outputs, loss = goal.value(now, part)
                 best.add(rows, now, outputs, loss, part.labels)

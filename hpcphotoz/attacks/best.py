@@ -36,6 +36,11 @@ class Best:
             self.images[rows[better]], self.loss[rows[better]] = adv[better], loss[better]
         return self
 
+    def anew(self) -> Self:
+        """Forget the losses of the objects that are not at their end."""
+        self.loss = self.loss.masked_fill(self.loss < torch.inf, -torch.inf)
+        return self
+
     def merge(self, other: "Best") -> None:
         """Keep of another what is better."""
         self.loss = self._kernels.select(self.images, self.loss, other.images, other.loss)

@@ -5,13 +5,10 @@ wrapper is taken off (through it each step would cost a collective). Losses are 
 would push bfloat16 gradients into underflow.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +20,6 @@ from hpcphotoz.attacks.problem import Problem, layout
 
 Model = Callable[..., Tensor]  # (images, ebv) -> logits, or (images,) -> logits; usually an nn.Module
 _CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # what autocast computes in the lower precision
-_log = logging.getLogger(__name__)
-_compiled: "WeakKeyDictionary[nn.Module, Callable[..., Tensor]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,10 @@ class Objective:
     def __init__(self, forward: Model, loss: Loss) -> None:
         self._forward, self._loss = forward, loss
 
+    def raising(self, loss: Loss) -> "Objective":
+        """The same model under another loss."""
+        return Objective(self._forward, loss)
+
     def gradient(self, adv: Tensor, problem: Problem) -> Evaluated:
         """Loss, outputs and input gradient at `adv`; no gradient of a parameter is computed."""
         with torch.enable_grad():
@@ -87,7 +86,7 @@ def objective(model: Model, loss: Loss, device: torch.device, passes: Passes) ->
     with frozen(model) as inner, lower:
         forward = inner
         if passes.compiled and isinstance(inner, nn.Module):
-            forward = _compiled.setdefault(inner, torch.compile(inner))
+            forward = torch.compile(inner)  # compiled code is kept with the module's own, and found again
         elif cast is not None and isinstance(inner, nn.Module):
             forward = _with(inner, cast)
         yield Objective(forward, loss)
@@ -144,9 +143,3 @@ def _cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         for name, parameter in layer.named_parameters(recurse=False)
         if parameter.dtype == torch.float32
     }
-
-
-@cache
-def say_once(text: str) -> None:
-    """Log a warning the first time only."""
-    _log.warning("%s", text)

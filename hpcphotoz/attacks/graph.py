@@ -12,7 +12,7 @@ from torch import Tensor
 from hpcphotoz.attacks.gradient import Model, Passes, objective
 from hpcphotoz.attacks.losses import Loss
 from hpcphotoz.attacks.problem import Problem
-from hpcphotoz.attacks.run import Steps
+from hpcphotoz.attacks.run import Steps, as_given, as_the_model
 
 _WARM_UP = 3  # libraries choose algorithms and take workspace in their first calls, which a capture may not
 
@@ -42,10 +42,10 @@ class Graphed:
         assert self._graph is not None
         self._fill(problem, key)
         self._graph.replay()
-        return tuple(tensor.clone() for tensor in self._out)
+        return as_given(tuple(tensor.clone() for tensor in self._out), problem)
 
     def _capture(self, problem: Problem, key: Tensor | None) -> None:
-        self._problem = problem.mapped(_own)
+        self._problem = as_the_model(self._model, problem).mapped(_own)
         self._key = None if key is None else _own(key)
         device = problem.images.device
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

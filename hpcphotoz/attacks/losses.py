@@ -39,8 +39,11 @@ def margin(bins: RedshiftBins, beyond: float = 0.0) -> Loss:
         logits, own = logits.float(), bins.index(z)[:, None]
         near = (bins.centres(str(logits.device)) - z[:, None]).abs() <= beyond * (1 + z[:, None])
         rival = logits.masked_fill(near.scatter(1, own, True), -torch.inf).amax(dim=1)
-        top = logits.topk(min(3, bins.n), dim=1).values
-        return (rival - logits.gather(1, own)[:, 0]) / (top[:, 0] - top[:, -1] + 1e-12)
+        apart = rival - logits.gather(1, own)[:, 0]
+        if bins.n < 3:  # there is no third: the difference itself
+            return apart
+        top = logits.topk(3, dim=1).values
+        return apart / (top[:, 0] - top[:, 2] + 1e-12)
 
     return loss
 
@@ -48,6 +51,16 @@ def margin(bins: RedshiftBins, beyond: float = 0.0) -> Loss:
 def shift(bins: RedshiftBins) -> Loss:
     """|<z> - z|: how far the mean of the PDF lies from the redshift."""
     return lambda logits, z: (bins.mean(logits) - z).abs()
+
+
+def higher(bins: RedshiftBins) -> Loss:
+    """<z>: raising it moves a galaxy away from us, whatever its redshift."""
+    return lambda logits, z: bins.mean(logits)
+
+
+def lower(bins: RedshiftBins) -> Loss:
+    """-<z>: raising it draws a galaxy nearer, whatever its redshift."""
+    return lambda logits, z: -bins.mean(logits)
 
 
 def crps(bins: RedshiftBins) -> Loss:

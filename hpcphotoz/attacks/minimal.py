@@ -1,5 +1,6 @@
 """How small a perturbation suffices: the least epsilon of each object, by bisection."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from hpcphotoz.attacks.ascent import climb
 from hpcphotoz.attacks.gradient import AS_IS, Model, Objective, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
-from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, layout, problem
+from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, laid_out, problem
 from hpcphotoz.attacks.run import Steps, run
 
 _RANGE = 1024.0  # the smallest epsilon looked for is this many times below the greatest
@@ -23,6 +24,7 @@ def minimal_eps(
     *,
     loss: Loss,
     reach: Condition,
+    others: Sequence[Loss] = (),
     steps: int = 20,
     bisections: int = 8,
     start: RandomStart | None = None,
@@ -38,6 +40,9 @@ def minimal_eps(
         model, images, ebv, z, loss, start, passes: as `pgd`.
         eps: the greatest ball; the result is in units of it.
         reach: what is asked for, of (outputs, z): `losses.outlier(bins)`, `losses.reached(bins)`, your own.
+        others: losses tried in turn at the greatest ball where `loss` does not reach it: |<z> - z| can drive
+            a galaxy to an end of the bins where it is no outlier, from which `losses.higher` or `lower` leads
+            away.
         steps: gradient evaluations at each radius, of 2.5 radius / steps.
         bisections: radii tried between the bounds.
 
@@ -52,13 +57,13 @@ def minimal_eps(
         raise ValueError(f"steps {steps} and bisections {bisections}: must be at least 1")
     given = problem(images, ebv, z, eps, None, steps / 2.5, start.object_id if start else None)
     kind = eps.kind if isinstance(eps, Ball) else "linf"
-    multiple, found = run(model, given, loss, steps_of(kind, steps, bisections, reach), start, passes)
+    multiple, found = run(model, given, loss, steps_of(kind, steps, bisections, reach, others), start, passes)
     return multiple, found
 
 
-def steps_of(kind: str, steps: int, bisections: int, reach: Condition) -> Steps:
+def steps_of(kind: str, steps: int, bisections: int, reach: Condition, others: Sequence[Loss] = ()) -> Steps:
     """The search as `run` takes it; arguments as `minimal_eps`."""
-    return partial(_search, kind=kind, steps=steps, bisections=bisections, reach=reach)
+    return partial(_search, kind=kind, steps=steps, bisections=bisections, reach=reach, others=others)
 
 
 def _search(
@@ -70,11 +75,14 @@ def _search(
     steps: int,
     bisections: int,
     reach: Condition,
+    others: Sequence[Loss],
 ) -> tuple[Tensor, Tensor]:
     outputs, _ = goal.value(p.images, p)
     already = reach(outputs, p.labels)
     least = torch.where(already, 0.0, torch.inf)
     best = climb(goal, p, key, kind=kind, steps=steps, stop=reach)
+    for other in others:
+        best = climb(goal.raising(other), p, key, kind=kind, steps=steps, stop=reach, best=best)
     reached = ~already & (best.loss == torch.inf)
     least = torch.where(reached, 1.0, least)
     found = torch.where(reached[:, None, None, None], best.images, p.images)
@@ -104,7 +112,7 @@ def _halve(
         smaller = p.scaled(middle)
         # From what a larger ball gave, drawn in: fewer steps find the way again.
         begin = p.images + (middle / high)[:, None, None, None] * (found - p.images)
-        begin = smaller.advance(kind, begin.contiguous(memory_format=layout(p.images)), None)
+        begin = smaller.advance(kind, laid_out(begin, p.images), None)
         best = climb(goal, smaller, None, kind=kind, steps=steps, stop=reach, begin=begin)
         hit = reached & (best.loss == torch.inf)
         found = torch.where(hit[:, None, None, None], best.images, found)

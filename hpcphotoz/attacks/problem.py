@@ -66,7 +66,7 @@ class Problem:
         return len(self.images)
 
     def __getitem__(self, rows: slice | Tensor) -> "Problem":
-        return self.mapped(lambda tensor: _laid_out(tensor[rows], self.images))
+        return self.mapped(lambda tensor: laid_out(tensor[rows], self.images))
 
     def tensors(self) -> dict[str, Tensor | None]:
         """All of it by name."""
@@ -144,7 +144,7 @@ def problem(
     eps = _per_object(ball.eps, images, "eps")
     if object_id is None:
         object_id = torch.arange(n, device=images.device)
-    images = _laid_out(images, images)
+    images = laid_out(images, images)
     return Problem(
         images=images,
         ebv=ebv,
@@ -153,7 +153,7 @@ def problem(
         step=eps / steps_across if step_size is None else _per_object(step_size, images, "step_size"),
         lo=_per_object(-infinity if ball.lo is None else ball.lo, images, "lo"),
         hi=_per_object(infinity if ball.hi is None else ball.hi, images, "hi"),
-        mask=None if ball.mask is None else _laid_out(ball.mask.bool().expand(images.shape), images),
+        mask=None if ball.mask is None else laid_out(ball.mask.bool().expand(images.shape), images),
         object_id=object_id.to(images.device),
     )
 
@@ -165,7 +165,8 @@ def layout(images: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _laid_out(tensor: Tensor, images: Tensor) -> Tensor:
+def laid_out(tensor: Tensor, images: Tensor) -> Tensor:
+    """A tensor like images in their memory layout; one of another shape contiguous."""
     return tensor.contiguous(memory_format=layout(images)) if tensor.ndim == 4 else tensor.contiguous()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hpcphotoz.config import Attack
+from hpcphotoz.config import Attack, impossible
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.data.writer import DatasetWriter
@@ -13,7 +13,6 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.labels import check_redshifts, labels
 from hpcphotoz.evaluation.network import Network, batches, check_fits, describe, pdfs, tensors
 from hpcphotoz.evaluation.robustness import PASSES, perturbed
-from hpcphotoz.models.bins import RedshiftBins
 
 
 def write_adversarial(
@@ -57,7 +56,9 @@ def write_adversarial(
         BadInput: bands, stamp size or a z_spec that the network does not take, an output that is not finite,
             no object meant, options of the attack that do not belong together, or `out` in use.
     """
-    check_attack(attack, network.bins, f"run '{network.name}'")
+    problem = impossible(attack, network.bins.z_min, network.bins.z_max)
+    if problem:
+        raise BadInput(f"{problem} of run '{network.name}'")
     if precision not in PASSES:
         raise BadInput(f"precision '{precision}': want one of {', '.join(PASSES)}")
     if batch < 1 or (limit is not None and limit < 1):
@@ -90,32 +91,3 @@ def write_adversarial(
             writer.append(replace(stamps, images=attacked.cpu().numpy()))
             written += len(stamps)
     return written
-
-
-def check_attack(attack: Attack, bins: RedshiftBins, who: str) -> None:
-    """Refuse options that are each in range and mean nothing together, or nothing for these bins.
-
-    Args:
-        attack: what is asked for.
-        bins: of the network.
-        who: the network, in the message.
-
-    Raises:
-        BadInput: there are such.
-    """
-    if attack.method == "fgsm":
-        if attack.restarts > 1:
-            raise BadInput(
-                f"restarts {attack.restarts}: fgsm has no random start to repeat: want pgd or apgd"
-            )
-        if attack.stop:
-            raise BadInput(
-                f"stop {attack.stop:g}: fgsm is one step, nothing comes after it: want pgd or apgd"
-            )
-    if attack.step_size and attack.method != "pgd":
-        raise BadInput(f"step_size {attack.step_size:g}: {attack.method} has its own: want pgd")
-    value, span = attack.target_value, f"[{bins.z_min:g}, {bins.z_max:g})"
-    if attack.target == "redshift" and not bins.z_min <= value < bins.z_max:
-        raise BadInput(f"target redshift {value:g}: outside the bins {span} of {who}")
-    if attack.target == "shift" and abs(value) * (1 + bins.z_min) >= bins.z_max - bins.z_min:
-        raise BadInput(f"target shift {value:g}: carries every galaxy out of the bins {span} of {who}")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcphotoz.attacks import Ball, RandomStart, minimal_eps, outlier, shift
+from hpcphotoz.attacks import Ball, RandomStart, higher, lower, minimal_eps, outlier, shift
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import Network
 from hpcphotoz.evaluation.result import Floats
@@ -23,7 +23,9 @@ def least_eps(
     """Search for the least epsilon of some objects, as `attacks.minimal_eps` does, in float32.
 
     What is raised is |<z> - z|, of which an outlier has much: of 256 galaxies and the demo's two networks it
-    left 124 without an epsilon below 1, cross-entropy 164, with epsilons 15 % larger. Only objects of known
+    left 124 without an epsilon below 1, cross-entropy 164, with epsilons 11 to 14 % larger. Where it does not
+    succeed, <z> is raised, then lowered: 3 of 96 galaxies had been driven to the nearer end of the bins. Only
+    objects of known
     z_spec are attacked: of others nobody knows whether they are outliers.
 
     Args:
@@ -48,6 +50,7 @@ def least_eps(
             rows["z_spec"],
             Ball(greatest * rows["sky_sigma"]),
             loss=shift(network.bins),
+            others=(higher(network.bins), lower(network.bins)),
             reach=outlier(network.bins, OUTLIER),
             steps=steps,
             bisections=BISECTIONS,
