@@ -40,8 +40,8 @@ from hpcphotoz.training.checkpoint import load_network
 
 EPS, STEPS = 0.1, 10
 LIBRARIES = ("torchattacks", "foolbox", "art")
-OBJECTS = {"compact": 256, "cnn": 128, "inception": 64}
-TRAINING = {"compact": 60, "cnn": 120, "inception": 90}
+OBJECTS = {"compact": 256, "cnn": 128, "inception": 32}
+TRAINING = {"compact": 60, "cnn": 120, "inception": 60}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,5 +1,6 @@
 """Attacks on any model: they climb, stay in the ball, and leave no trace in the model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -169,12 +170,13 @@ def test_channels_last_and_contiguous_images_give_the_same_attack(kind: str, n: 
     model, images, ebv, z, eps = problem(n)
     ball, start, stop = attacks.Ball(eps, kind), attacks.RandomStart(), attacks.outlier(BINS)
     shared: dict[str, Any] = {"loss": LOSS, "steps": 6, "start": start}
-    for attack in (
+    every: list[Callable[[Tensor], Tensor]] = [
         lambda x: attacks.pgd(model, x, ebv, z, ball, **shared),
         lambda x: attacks.pgd(model, x, ebv, z, ball, **shared, restarts=2, stop=stop),
         lambda x: attacks.apgd(model, x, ebv, z, ball, **shared, restarts=2, stop=stop),
         lambda x: attacks.minimal_eps(model, x, ebv, z, ball, reach=stop, **shared)[1],
-    ):
+    ]
+    for attack in every:
         plain = attack(images)
         last = attack(images.contiguous(memory_format=torch.channels_last))
         # The L2 norm and the flux add up in another order.
