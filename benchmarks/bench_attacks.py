@@ -6,7 +6,8 @@ Run `make peers` first, or have the peers in this environment; without one its f
 L-infinity ball of 0.1 sky sigma per band with a random start, on networks trained for some steps on galaxies
 of `benchmarks.galaxies`; the rivals take turns. A peer works in batches of 16 or of 32, whichever a first
 pass shows to be faster, in float32, as its documentation has it. Ours is measured in float32 and with
-bfloat16 autocast, and on a GPU as a CUDA graph.
+bfloat16 autocast, and on a GPU as a CUDA graph; on a CPU with freed memory kept in the process, as the
+commands have it (the peers run as they come; MALLOC_TRIM_THRESHOLD_ in the environment would do the same).
 `strength_*` is our final cross-entropy over theirs, on the images each returned, in float32.
 
 `apgd` compares APGD at equal steps with torchattacks' port of AutoAttack's APGD-CE (its best-loss mode), by
@@ -35,6 +36,7 @@ from hpcphotoz import attacks
 from hpcphotoz.attacks import cost
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.evaluation.network import batches, tensors
+from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.checkpoint import load_network
 
@@ -90,6 +92,8 @@ class Task:
 def main() -> None:
     """Measure and print a table."""
     options = given()
+    if DEVICE.type == "cpu":
+        keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     networks = ["compact"] if options.quick else ["cnn", "inception"]

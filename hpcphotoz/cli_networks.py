@@ -11,6 +11,7 @@ from hpcphotoz.cli_parser import Parser, command
 from hpcphotoz.data.subset import PARTS
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.methods import METHODS
+from hpcphotoz.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from hpcphotoz.data.subset import Subset
@@ -168,7 +169,10 @@ def _neighbours(options: argparse.Namespace, networks: "list[Network]") -> "Subs
 def _device() -> str:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    keep_freed_memory()
+    return "cpu"
 
 
 def _batch(device: str) -> int:

@@ -21,7 +21,18 @@ FLOORS = [
     ["evaluation"],
     ["sources"],
     ["attacks", "data"],
-    ["kernels", "models", "world", "config", "progress", "errors", "revision", "atomic", "__init__"],
+    [
+        "kernels",
+        "models",
+        "world",
+        "config",
+        "progress",
+        "errors",
+        "memory",
+        "revision",
+        "atomic",
+        "__init__",
+    ],
 ]
 ALONE = ["data/order.py", "evaluation/metrics.py"]  # nothing of ours
 ONLY_IN = {

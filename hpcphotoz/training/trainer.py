@@ -23,6 +23,7 @@ from hpcphotoz.data.stream import Batch, Stream
 from hpcphotoz.data.subset import Part
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
+from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.progress import track
 from hpcphotoz.training import checkpoint, group, runfolder
@@ -66,6 +67,8 @@ def train(config: Config, data: Path, out: Path) -> Outcome:
         StopRequest(config.training.wall_minutes) as stop,
     ):
         trainer, problem = None, None
+        if device.type == "cpu":
+            keep_freed_memory()
         try:
             trainer = _Trainer(config, data, out, world, device)
             lock.enter_context(runfolder.prepare(out, config, world))
