@@ -23,6 +23,10 @@ def attack(options: argparse.Namespace) -> int:
     from hpcphotoz.evaluation.adversarial import write_adversarial
     from hpcphotoz.training.checkpoint import load_network
 
+    if options.stop and options.precision == "bf16":
+        raise BadInput(
+            f"--stop {options.stop:g} with --precision bf16: whether it holds wants float32: use fp32"
+        )
     device = _device()
     network = load_network(options.run, device)
     bins = {"z_min": network.bins.z_min, "z_max": network.bins.z_max}
@@ -119,6 +123,8 @@ def predict(options: argparse.Namespace) -> int:
 def _attack_options(options: argparse.Namespace) -> dict[str, Any]:
     names = ("method", "ball", "eps", "steps", "step_size", "random_start", "restarts", "loss", "stop")
     chosen = {name: getattr(options, name) for name in names}
+    if options.method == "fgsm":  # what it does, for the record
+        chosen |= {"steps": 1, "random_start": False}
     for target in ("redshift", "shift"):
         value = getattr(options, f"target_{target}")
         if value is not None:
@@ -279,7 +285,7 @@ def _add_evaluate(p: Parser) -> None:
         const=1.0,
         metavar="MAX",
         help="also search for the least epsilon that makes each galaxy an outlier, up to MAX sky sigmas "
-        "(default 1); as long as up to nine PGD attacks",
+        "(default 1); as long as up to eleven PGD attacks, more for galaxies that hardly move",
     )
     _add_precision(p)
     p.add_argument("--limit", type=int, help="only the first so many objects")

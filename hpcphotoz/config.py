@@ -237,7 +237,9 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
         said = first["msg"].removeprefix("Value error, ")
         given = first.get("input")
         value = "" if isinstance(given, dict) else f" = {given!r}"  # several options that do not fit together
-        raise BadInput(f"{where}: {name}{value}: {said}" if name else f"{where}: {said}") from None
+        raise BadInput(
+            f"{where}: {said}" if name in ("", where) else f"{where}: {name}{value}: {said}"
+        ) from None
 
 
 def to_toml(config: Config) -> str:

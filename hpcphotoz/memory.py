@@ -25,4 +25,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return False
-    return bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(_MMAP_THRESHOLD, _LARGEST))
+    # Older glibc takes no more than 32 MB here; and to set either ends its own adapting, so not one alone.
+    taken = any(mallopt(_MMAP_THRESHOLD, size) for size in (_LARGEST, 2**25))
+    return taken and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))

@@ -191,6 +191,7 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
     ("words", "says"),
     [
         (["--target-redshift", "0.4"], "target redshift 0.4: outside the bins [0, 0.4)"),
+        (["--stop", "0.05", "--precision", "bf16"], "--stop 0.05 with --precision bf16"),
         (["--target-redshift", "nan"], "attack.target_value = nan"),
         (["--target-shift", "0.5"], "target shift 0.5: carries every galaxy out"),
         (["--target-shift", "0.1", "--target-redshift", "0.1"], "not allowed with argument --target-shift"),
@@ -248,7 +249,7 @@ def test_an_attack_is_recorded_whole(
 
     out = tmp_path / "adv"
     words = ["--method", "apgd", "--ball", "flux", "--eps", "0.2", "--steps", "2", "--restarts", "2"]
-    words += ["--loss", "crps", "--target-shift", "-0.05", "--stop", "0.01", "--precision", "bf16"]
+    words += ["--loss", "crps", "--target-shift", "-0.05", "--stop", "0.01"]
     assert main(["attack", str(run), "--data", str(dataset), "--out", str(out), *words]) == 0
     assert "75 attacked stamps, apgd in the flux ball, eps 0.2 sky sigma" in capsys.readouterr().out
     provenance = read_manifest(out).provenance
@@ -257,7 +258,7 @@ def test_an_attack_is_recorded_whole(
         **{"method": "apgd", "ball": "flux", "eps": 0.2, "steps": 2, "restarts": 2, "loss": "crps"},
         **{"target": "shift", "target_value": -0.05, "stop": 0.01},
     }
-    assert provenance["gradient_precision"] == "bf16"
+    assert provenance["gradient_precision"] == "fp32"
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")

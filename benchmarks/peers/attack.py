@@ -13,7 +13,8 @@ images; `worst` the largest |attacked - clean| / eps. Both files come from torch
 
     MODEL.pt     network ("inception", "cnn", "compact"), bins, stamp, scale (nMgy per band), normalisation,
                  width, state; what it does not name is as in hpcphotoz.config
-    DATA.pt      images (N, B, H, W) float32 nMgy, ebv (N,), label (N,) int64, eps (B,) nMgy, batch
+    DATA.pt      images (N, B, H, W) float32 nMgy, ebv (N,), label (N,) int64, eps (B,) nMgy, batch, and
+                 whether the peer is tuned by hand (channels_last, bfloat16 autocast); not: as it comes
 
 Each library runs in float32 with its defaults, by its shortest public way to the attacked images: on the GPU,
 with TF32, where there is one and the library is not ART; on the CPU elsewhere.
@@ -110,6 +111,9 @@ class Task:
     label: Tensor
     eps: Tensor
     batch: int
+    tuned: (
+        bool  # as a user may set it by hand: channels_last weights, and bfloat16 autocast around the attack
+    )
 
     def batches(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images (as given: nMgy or pixels), E(B-V) and label, batch by batch."""
@@ -124,7 +128,8 @@ class Task:
             self.model.ebv = ebv
             synchronise()
             start = time.perf_counter()
-            adv = attack(x, label)
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=self.tuned):
+                adv = attack(x, label)
             synchronise()
             seconds += time.perf_counter() - start
             done.append(self.model.images(adv.detach()))
@@ -150,9 +155,12 @@ def load(model: Path, data: Path) -> Task:
     network = build(told)
     network.load_state_dict(told["state"])
     network.eval().to(DEVICE)
+    if found.get("tuned"):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, eps = found["images"].contiguous(), found["eps"]
     pixels = Pixels(network, images, eps).eval().to(DEVICE)
-    return Task(pixels, told["bins"], images, found["ebv"], found["label"], eps, found["batch"])
+    rest = found["ebv"], found["label"], eps, found["batch"], bool(found.get("tuned"))
+    return Task(pixels, told["bins"], images, *rest)
 
 
 def synchronise() -> None:
@@ -236,7 +244,7 @@ def art(task: Task) -> tuple[str, dict[str, Maker]]:
         input_shape=tuple(task.images.shape[1:]),
         nb_classes=task.bins,
         clip_values=(0.0, 1.0),
-        device_type="cpu",
+        device_type="gpu" if DEVICE == "cuda" else "cpu",
     )
 
     def pgd(steps: int) -> Attack:
@@ -249,7 +257,9 @@ def art(task: Task) -> tuple[str, dict[str, Maker]]:
             batch_size=task.batch,
             verbose=False,
         )
-        return lambda x, label: torch.from_numpy(attack.generate(x.numpy(), label.numpy()))
+        return lambda x, label: torch.from_numpy(attack.generate(x.cpu().numpy(), label.cpu().numpy())).to(
+            DEVICE
+        )
 
     return peer.__version__, {"pgd": pgd}
 
@@ -286,7 +296,7 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         serve(sys.argv[1:], out)
-    except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(complain(error))
 
 

@@ -1,9 +1,10 @@
 """A peer in another environment, kept alive and asked line by line; the benchmark's side of it."""
 
 import json
+import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from threading import Timer
 from typing import Any
@@ -16,16 +17,28 @@ class Peer:
         name: for messages.
         command: program and arguments.
         ready_s: seconds it may take to be ready.
+        environment: variables set for it, beside this process's.
 
     Raises:
         RuntimeError: it ended, or took too long; with the last of its standard error.
     """
 
-    def __init__(self, name: str, command: Sequence[str | PathLike[str]], ready_s: float = 300) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | PathLike[str]],
+        ready_s: float = 300,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._name = name
         self._errors = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         try:
             self.version = self._answer(ready_s).removeprefix("ready").strip()

@@ -95,7 +95,7 @@ def check_restarts(steps: int, restarts: int, start: RandomStart | None) -> None
     if steps < 1 or not 1 <= restarts <= 4096:
         raise ValueError(f"steps {steps} and restarts {restarts}: at least 1, and at most 4096 restarts")
     if restarts > 1 and start is None:
-        raise ValueError(f"{restarts} restarts from the same image are one: give a random start")
+        raise ValueError(f"{restarts} restarts from the same image are one: give start=RandomStart()")
 
 
 def _last(goal: Objective, p: Problem, key: Tensor | None, *, kind: str, steps: int) -> tuple[Tensor]:

@@ -39,7 +39,8 @@ def apgd(
     those of the last one; these go on from their best image.
 
     Args:
-        model, images, ebv, z, eps, loss, start, restarts, stop, passes: as `pgd`.
+        model, images, ebv, z, eps, loss, start, restarts, passes: as `pgd`.
+        stop: an object for which it holds stays as it is; it is still computed.
         steps: updates of each restart; steps gradients and one more forward pass.
         rho: see above.
 

@@ -26,7 +26,7 @@ class Best:
 
     def add(self, rows: slice | Tensor, adv: Tensor, outputs: Tensor, loss: Tensor, labels: Tensor) -> Self:
         """Keep what is better; `rows` says which objects the others are about."""
-        loss = loss.float()
+        loss = loss.float().clamp(max=torch.finfo(torch.float32).max)  # infinity means: at its end
         if self._stop is not None:
             loss = loss.masked_fill(self._stop(outputs, labels), torch.inf)
         if isinstance(rows, slice):

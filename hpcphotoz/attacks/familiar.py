@@ -5,7 +5,8 @@ epsilons at once, as in foolbox.
     adv = attack(images, z_spec, ebv)
 
 Unlike those libraries' they know no pixel range: `eps` is in the images' own units, per band or per object
-and band, and bounds are given as `lo` and `hi`. The same call gives the same images.
+and band, and bounds are given as `lo` and `hi`. The same call gives the same images; `epoch` draws other
+random starts.
 """
 
 from collections.abc import Sequence
@@ -72,7 +73,12 @@ class FamiliarAttack:
         self._wants_graph, self._graphs = graph, dict[object, Graphed]()
 
     def __call__(
-        self, images: Tensor, labels: Tensor, ebv: Tensor | None = None, object_id: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        ebv: Tensor | None = None,
+        object_id: Tensor | None = None,
+        epoch: int = 0,
     ) -> Tensor:
         """Attacked images, (N, B, H, W) float32.
 
@@ -81,11 +87,12 @@ class FamiliarAttack:
             labels: (N,) what the loss takes: z_spec, or class numbers.
             ebv: (N,) float32, mag, for models that take it.
             object_id: (N,) int64, key of the random starts; the places in the batch by default.
+            epoch: further key of the random starts: another number is another start.
 
         Raises:
             ValueError: shapes or types that do not belong together; a graph asked for on a CPU.
         """
-        return self._attack(self._problem(1.0, images, labels, ebv, object_id))
+        return self._attack(self._problem(1.0, images, labels, ebv, object_id), epoch)
 
     def over(
         self,
@@ -116,13 +123,19 @@ class FamiliarAttack:
         step = None if self._alpha is None else factor * self._alpha
         return problem(images, ebv, labels, ball, step, self._across, object_id)
 
-    def _attack(self, given: Problem) -> Tensor:
+    def _attack(self, given: Problem, epoch: int = 0) -> Tensor:
+        start = None if self._start is None else replace(self._start, epoch=epoch)
         if not self._wants_graph:
-            return run(self.model, given, self.loss, self._steps, self._start, self._passes)[0]
+            return run(self.model, given, self.loss, self._steps, start, self._passes)[0]
         shapes = (given.images.shape, given.images.stride(), given.ebv is None, given.labels.dtype)
         if shapes not in self._graphs:
             self._graphs[shapes] = Graphed(self.model, self.loss, self._steps, self._passes)
-        return self._graphs[shapes](given, key_of(self._start, given.images.device))[0]
+        return self._graphs[shapes](given, key_of(start, given.images.device))[0]
+
+
+def start_of(shared: dict[str, Any]) -> RandomStart | None:
+    """Whether there is a random start, as `ascent.check_restarts` wants to know it."""
+    return RandomStart() if shared.get("random_start", True) else None
 
 
 class FGSM(FamiliarAttack):
@@ -160,6 +173,7 @@ class PGD(FamiliarAttack):
         best: bool = False,
         **shared: Any,
     ) -> None:
+        ascent.check_restarts(steps, restarts, start_of(shared))
         taken = ascent.steps_of(ball, steps, restarts, best, shared.get("stop"))
         super().__init__(model, eps, taken, ball=ball, alpha=alpha, across=steps / 2.5, **shared)
 
@@ -184,5 +198,6 @@ class APGD(FamiliarAttack):
         rho: float = 0.75,
         **shared: Any,
     ) -> None:
+        ascent.check_restarts(steps, restarts, start_of(shared))
         taken = auto.steps_of(ball, steps, restarts, rho, shared.get("stop"))
         super().__init__(model, eps, taken, ball=ball, across=auto.ACROSS, **shared)

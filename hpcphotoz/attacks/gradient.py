@@ -27,8 +27,8 @@ class Passes:
     """How forward and backward passes are computed.
 
     Attributes:
-        autocast: torch.bfloat16 or torch.float16: the precision of convolutions and matrix products; None: as
-            the caller has it.
+        autocast: torch.bfloat16: the precision of convolutions and matrix products, also where it is judged
+            whether an object is at its end; None: as the caller has it.
         compiled: through torch.compile; the first attack of a model and shape then takes a minute or more.
         rows: objects at a time through all steps of the attack; None: on a CPU 16 (their activations then
             stay in the cache, and no memory is fetched from the system anew), elsewhere all.
@@ -65,6 +65,11 @@ class Objective:
         with torch.enable_grad():
             x = adv.detach().requires_grad_()
             outputs, loss = self._at(x, problem)
+            if not loss.requires_grad:
+                raise ValueError(
+                    "the loss does not depend on the images by autograd: is the attack called under "
+                    "inference_mode, or is there a no_grad, detach or numpy inside the model?"
+                )
             (grad,) = torch.autograd.grad(loss.sum(), x)
         return Evaluated(grad.contiguous(memory_format=layout(adv)), loss.detach(), outputs.detach())
 
@@ -82,7 +87,8 @@ class Objective:
 def objective(model: Model, loss: Loss, device: torch.device, passes: Passes) -> Iterator[Objective]:
     """The model frozen, in the precision asked for, as something that has input gradients."""
     cast = passes.autocast or _callers(device)
-    lower = nullcontext() if cast is None else torch.autocast(device.type, cast)
+    # Without the cache, which would keep a cast of every step's images until the attack ends.
+    lower = nullcontext() if cast is None else torch.autocast(device.type, cast, cache_enabled=False)
     with frozen(model) as inner, lower:
         forward = inner
         if passes.compiled and isinstance(inner, nn.Module):
@@ -104,9 +110,11 @@ def frozen(model: Model) -> Iterator[Model]:
     after.
 
     Freezing matters even with `autograd.grad`: torch.compile would compute the weight gradients all the same,
-    and so does a Python `autograd.Function` that asks `ctx.needs_input_grad`.
+    and so does a Python `autograd.Function` that asks `ctx.needs_input_grad`. One thread at a time may attack
+    a model.
     """
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = getattr(model, "_orig_mod", model)  # torch.compile around DDP
+    inner = inner.module if isinstance(inner, DistributedDataParallel) else model
     if not isinstance(inner, nn.Module):  # a plain function: nothing to freeze
         yield inner
         return
@@ -125,17 +133,15 @@ def frozen(model: Model) -> Iterator[Model]:
 
 
 def _with(module: nn.Module, dtype: torch.dtype) -> Model:
-    # Autocast keeps its casts of weights only where they require a gradient: frozen ones it would cast again
-    # at every step, 31 % of the small CNN's on a CPU.
-    weights = _cast_weights(module, dtype)
-    if not weights:
+    # Autocast would cast frozen weights again at every step, 31 % of the small CNN's on a CPU. Only of our
+    # own networks is it known that no layer leaves autocast and no weight is shared.
+    if not type(module).__module__.startswith("hpcphotoz.models."):
         return module
+    weights = _cast_weights(module, dtype)
     return lambda *arguments: functional_call(module, weights, arguments)
 
 
 def _cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    if isinstance(module, torch.jit.ScriptModule):
-        return {}
     return {
         f"{path}.{name}" if path else name: parameter.detach().to(dtype)
         for path, layer in module.named_modules()

@@ -7,7 +7,7 @@ call.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcphotoz.attacks.gradient import Model, Passes, objective
 from hpcphotoz.attacks.losses import Loss
@@ -21,11 +21,13 @@ class Graphed:
     """An attack on images of one shape, captured at the first call.
 
     Args:
-        model: a CUDA module; its parameters must stay where they are in memory.
+        model: a CUDA module; captured anew where its parameters have been replaced.
         loss, steps, passes: as `run`; no early stop on the host, which none of the attacks has on a GPU.
     """
 
     def __init__(self, model: Model, loss: Loss, steps: Steps, passes: Passes) -> None:
+        if passes.rows is not None:
+            raise ValueError(f"rows {passes.rows}: a CUDA graph takes all objects at once: give fewer images")
         self._model, self._loss, self._steps, self._passes = model, loss, steps, passes
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -37,7 +39,7 @@ class Graphed:
         """
         if not problem.images.is_cuda:
             raise ValueError(f"images on {problem.images.device}: a CUDA graph wants them on a GPU")
-        if self._graph is None:
+        if self._graph is None or self._where != self._addresses():
             self._capture(problem, key)
         assert self._graph is not None
         self._fill(problem, key)
@@ -54,10 +56,16 @@ class Graphed:
             for _ in range(_WARM_UP):
                 self._run(device)
         torch.cuda.current_stream(device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
             # The casts of the weights are captured too: they follow the weights as these are trained.
             self._out = self._run(device)
+        self._graph, self._where = graph, self._addresses()
+
+    def _addresses(self) -> list[int]:
+        # Weights that were replaced, not changed, are elsewhere: the graph would read freed memory.
+        tensors = self._model.state_dict().values() if isinstance(self._model, nn.Module) else ()
+        return [tensor.data_ptr() for tensor in tensors]
 
     def _run(self, device: torch.device) -> tuple[Tensor, ...]:
         with objective(self._model, self._loss, device, self._passes) as goal:

@@ -20,7 +20,13 @@ def cross_entropy(bins: RedshiftBins | None = None) -> Loss:
     """Cross-entropy of the PDF against the bin that holds the redshift; no bins: labels are class numbers."""
     if bins is None:
         return lambda logits, label: functional.cross_entropy(logits.float(), label, reduction="none")
-    return lambda logits, z: functional.cross_entropy(logits.float(), bins.index(z), reduction="none")
+
+    def loss(logits: Tensor, z: Tensor) -> Tensor:
+        if logits.shape[1] != bins.n:
+            raise ValueError(f"{logits.shape[1]} logits for {bins.n} bins: take the bins of the network")
+        return functional.cross_entropy(logits.float(), bins.index(z), reduction="none")
+
+    return loss
 
 
 def margin(bins: RedshiftBins, beyond: float = 0.0) -> Loss:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks.ascent import climb
+from hpcphotoz.attacks.best import Best
 from hpcphotoz.attacks.gradient import AS_IS, Model, Objective, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
 from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, laid_out, problem
@@ -40,7 +41,7 @@ def minimal_eps(
         model, images, ebv, z, loss, start, passes: as `pgd`.
         eps: the greatest ball; the result is in units of it.
         reach: what is asked for, of (outputs, z): `losses.outlier(bins)`, `losses.reached(bins)`, your own.
-        others: losses tried in turn at the greatest ball where `loss` does not reach it: |<z> - z| can drive
+        others: losses tried in turn where `loss` does not reach it: |<z> - z| can drive
             a galaxy to an end of the bins where it is no outlier, from which `losses.higher` or `lower` leads
             away.
         steps: gradient evaluations at each radius, of 2.5 radius / steps.
@@ -80,23 +81,38 @@ def _search(
     outputs, _ = goal.value(p.images, p)
     already = reach(outputs, p.labels)
     least = torch.where(already, 0.0, torch.inf)
-    best = climb(goal, p, key, kind=kind, steps=steps, stop=reach)
-    for other in others:
-        best = climb(goal.raising(other), p, key, kind=kind, steps=steps, stop=reach, best=best)
+    goals = [goal, *(goal.raising(other) for other in others)]
+    best = _any_reaches(goals, p, key, kind, steps, reach, None)
     reached = ~already & (best.loss == torch.inf)
     least = torch.where(reached, 1.0, least)
     found = torch.where(reached[:, None, None, None], best.images, p.images)
     if reached.device.type != "cpu":  # to leave the others out it would have to wait for their number
-        return _halve(goal, p, found, least, reached, kind, steps, bisections, reach)
+        return _halve(goals, p, found, least, reached, kind, steps, bisections, reach)
     rows = reached.nonzero()[:, 0]
     if len(rows):
         part = (found[rows], least[rows], reached[rows])
-        least[rows], found[rows] = _halve(goal, p[rows], *part, kind, steps, bisections, reach)
+        least[rows], found[rows] = _halve(goals, p[rows], *part, kind, steps, bisections, reach)
     return least, found
 
 
+def _any_reaches(
+    goals: Sequence[Objective],
+    p: Problem,
+    key: Tensor | None,
+    kind: str,
+    steps: int,
+    reach: Condition,
+    begin: Tensor | None,
+) -> Best:
+    best = None
+    for goal in goals:  # each for the objects that the ones before did not bring to their end
+        best = climb(goal, p, key, kind=kind, steps=steps, stop=reach, begin=begin, best=best)
+    assert best is not None
+    return best
+
+
 def _halve(
-    goal: Objective,
+    goals: Sequence[Objective],
     p: Problem,
     found: Tensor,
     least: Tensor,
@@ -113,7 +129,7 @@ def _halve(
         # From what a larger ball gave, drawn in: fewer steps find the way again.
         begin = p.images + (middle / high)[:, None, None, None] * (found - p.images)
         begin = smaller.advance(kind, laid_out(begin, p.images), None)
-        best = climb(goal, smaller, None, kind=kind, steps=steps, stop=reach, begin=begin)
+        best = _any_reaches(goals, smaller, None, kind, steps, reach, begin)
         hit = reached & (best.loss == torch.inf)
         found = torch.where(hit[:, None, None, None], best.images, found)
         least = torch.where(hit, middle, least)

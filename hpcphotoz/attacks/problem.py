@@ -130,7 +130,7 @@ def problem(
     Raises:
         ValueError: shapes or types that do not belong together.
     """
-    ball = ball if isinstance(ball, Ball) else Ball(ball)
+    ball = ball if isinstance(ball, Ball) else Ball(torch.as_tensor(ball))
     if ball.kind not in BALLS:
         raise ValueError(f"ball '{ball.kind}': want one of {', '.join(BALLS)}")
     images = images.detach()
@@ -140,8 +140,12 @@ def problem(
     for name, tensor in (("ebv", ebv), ("labels", labels), ("object_id", object_id)):
         if tensor is not None and (tensor.ndim == 0 or len(tensor) != n):
             raise ValueError(f"{name} {tuple(tensor.shape)}: want {n} rows, one an image")
+    if ball.mask is not None and ball.mask.ndim != 4:
+        raise ValueError(f"mask {tuple(ball.mask.shape)}: want (N, B, H, W), or 1 instead of N or B")
     infinity = torch.full((), torch.inf, device=images.device)
     eps = _per_object(ball.eps, images, "eps")
+    if eps.device.type == "cpu" and not (eps >= 0).all():  # elsewhere a look would wait for the device
+        raise ValueError(f"eps from {float(eps.min()):g}: must not be negative, nor NaN")
     if object_id is None:
         object_id = torch.arange(n, device=images.device)
     images = laid_out(images, images)
@@ -170,7 +174,8 @@ def laid_out(tensor: Tensor, images: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=layout(images)) if tensor.ndim == 4 else tensor.contiguous()
 
 
-def _per_object(values: Tensor, images: Tensor, name: str) -> Tensor:
+def _per_object(values: Tensor | float, images: Tensor, name: str) -> Tensor:
+    values = torch.as_tensor(values)
     n, bands = images.shape[:2]
     if values.shape not in ((), (bands,), (n, bands)):
         raise ValueError(f"{name} {tuple(values.shape)}: want (B,) = ({bands},) or (N, B) = ({n}, {bands})")

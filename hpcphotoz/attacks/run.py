@@ -55,4 +55,7 @@ def key_of(start: RandomStart | None, device: torch.device) -> Tensor | None:
         return None
     if not 0 <= start.epoch < 2**20:
         raise ValueError(f"epoch {start.epoch}: random starts are keyed by 0 to {2**20 - 1}")
-    return torch.tensor([start.seed, start.epoch], dtype=torch.int64, device=device)
+    # Filled where it is wanted: a copy from the host would wait for the GPU.
+    return torch.stack(
+        [torch.full((), n, dtype=torch.int64, device=device) for n in (start.seed, start.epoch)]
+    )

@@ -32,7 +32,7 @@ def least_eps(
         network: whom to fool.
         tensor: of `network.tensors`, N objects.
         greatest: the largest epsilon looked at, sky sigmas of each band.
-        steps: PGD steps at each of up to 1 + `BISECTIONS` epsilons.
+        steps: PGD steps at each of up to 1 + `BISECTIONS` epsilons, of each loss in turn.
         seed: key of the random starts.
 
     Returns:

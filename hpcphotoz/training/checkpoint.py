@@ -84,7 +84,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     return state
 
 
-def load_network(run: Path, device: torch.device | str = "cpu") -> Network:
+def load_network(run: Path | str, device: torch.device | str = "cpu") -> Network:
     """The network of a run's newest checkpoint.
 
     Args:
@@ -94,6 +94,7 @@ def load_network(run: Path, device: torch.device | str = "cpu") -> Network:
     Raises:
         BadInput: no such run, no checkpoint in it, or one that does not load.
     """
+    run = Path(run)
     path = run if run.is_file() else latest(run)
     if path is None:
         torn = " that loads" if _found(run) else ""
