@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
 from tests.ptx import ptx
@@ -243,15 +244,30 @@ def test_operators_pass_opcheck(layout: torch.memory_format, flags: tuple[bool, 
 def test_operators_compile_as_one_graph(backend: str) -> None:
     p = problem((2, 5, 4, 4), flags=FLAGS[7])
 
-    def three(q: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    def four(q: Problem) -> tuple[Tensor, ...]:
         new, copy = kernel.pgd_copy(**q)
         adv = q["adv"] + 0
         kernel.pgd_(**{**q, "adv": adv})
-        return 2 * new, copy, adv
+        return 2 * new, copy, adv, kernel.momentum(**q, previous=new)
 
-    found = torch.compile(three, fullgraph=True, backend=backend)(p)
-    for a, b in zip(found, three(p), strict=True):
+    found = torch.compile(four, fullgraph=True, backend=backend)(p)
+    for a, b in zip(found, four(p), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter's kernel is no kernel")
+@pytest.mark.parametrize("tracing_mode", ["fake", "symbolic"])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_the_launch_can_be_traced(layout: torch.memory_format, tracing_mode: Any) -> None:
+    # As torch.compile sees it on a GPU, with a batch of any size too.
+    p = problem((2, 5, 4, 4), torch.bfloat16, layout, FLAGS[7])
+
+    def in_place(copy: Tensor, *tensors: Tensor) -> Tensor:
+        q: Problem = dict(zip(p, tensors, strict=True))
+        return kernel.launch(**q, out=q["adv"], copy=copy)
+
+    graph = make_fx(in_place, tracing_mode=tracing_mode)(copy_of(p["x0"]), *p.values())
+    assert "triton_kernel_wrapper" in graph.code
 
 
 def test_in_place_and_copies_are_the_same_numbers() -> None:
@@ -278,11 +294,17 @@ def test_in_place_and_copies_are_the_same_numbers() -> None:
         ({"lo": torch.zeros(4)}, "lo"),
         ({"mask": torch.zeros(2, 5, 4, 4)}, "mask"),
         ({"active": torch.zeros(3, dtype=torch.bool)}, "active"),
+        ({"active": torch.zeros(2, dtype=torch.bool, device="meta")}, "active is on meta and .* on cpu"),
+        ({"adv": torch.zeros(2, 5, 4, 4, device="meta")}, "adv is on meta and .* on cpu"),
+        ({"hi": torch.zeros(5, 2).T}, r"hi has strides \(1, 2\): call .contiguous"),
+        ({"step": torch.zeros(5).double()}, "step torch.float64: want torch.float32"),
+        ({"copy": torch.zeros(2, 5, 4, 4)}, "copy .* torch.float32: want .* torch.bfloat16"),
+        ({"copy": torch.zeros(2, 5, 4, 4).bfloat16()}, "copy has strides .*: want channels_last"),
     ],
 )
 def test_operators_refuse_what_they_would_get_wrong(given: Problem, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        kernel.pgd(**{**problem((2, 5, 4, 4)), **given})
+        kernel.pgd_(**{**problem((2, 5, 4, 4)), **given})
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -326,15 +348,26 @@ def test_a_cuda_graph_and_a_compiled_function_give_the_same() -> None:
     p["grad"].neg_()
     graph.replay()
     same(out, reference.pgd(**p))
+    copy = copy_of(out)
+    kernel.pgd_(**{**p, "adv": p["adv"].clone()}, copy=copy)  # compiled before it is captured
+    with torch.cuda.graph(in_place := torch.cuda.CUDAGraph()):
+        kernel.pgd_(**p, copy=copy)
+    p["active"].logical_not_()
+    p["eps"].mul_(0.5)
+    wanted = reference.pgd(**p)
+    in_place.replay()
+    same(p["adv"], wanted)
+    same(copy, copy_of(wanted))
 
 
 @on_cuda
-def test_more_than_2_to_the_31_elements() -> None:
+@pytest.mark.parametrize("layout", FORMATS)
+def test_more_than_2_to_the_31_elements(layout: torch.memory_format) -> None:
     if torch.cuda.mem_get_info()[0] < 60 * 2**30:
         pytest.skip("needs 60 GB of free GPU memory")
     n = 2**31 // (5 * 64 * 64) + 2
-    x0 = torch.zeros(n, 5, 64, 64, device="cuda")
-    grad = torch.ones(n, 5, 64, 64, device="cuda", dtype=torch.bfloat16)
+    x0 = torch.empty(n, 5, 64, 64, device="cuda", memory_format=layout).zero_()
+    grad = torch.ones_like(x0, dtype=torch.bfloat16)
     one, free = torch.ones(5, device="cuda"), torch.full((5,), torch.inf, device="cuda")
     kernel.pgd_(x0, x0.clone(), grad, one, 0.5 * one, -free, free)
     assert (x0[-3:] == 0.5).all() and (x0[:3] == 0.5).all()

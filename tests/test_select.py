@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
 
@@ -93,6 +95,17 @@ def test_operator_passes_opcheck_and_compiles_as_one_graph() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter's kernel is no kernel")
+@pytest.mark.parametrize("tracing_mode", ["fake", "symbolic"])
+def test_the_launch_can_be_traced(tracing_mode: Literal["fake", "symbolic"]) -> None:
+    # As torch.compile sees it on a GPU, with a batch of any size too.
+    def launch(best: Tensor, old: Tensor, adv: Tensor, new: Tensor) -> Tensor:
+        return kernel.launch(best, old, adv, new)
+
+    graph = make_fx(launch, tracing_mode=tracing_mode)(*problem((4, 2, 3, 3)))
+    assert "triton_kernel_wrapper" in graph.code
+
+
 def test_operator_refuses_what_it_would_get_wrong() -> None:
     best, old, adv, new = problem((4, 2, 3, 3))
     with pytest.raises(ValueError, match="adv"):
@@ -103,6 +116,8 @@ def test_operator_refuses_what_it_would_get_wrong() -> None:
         kernel.select(best, old, adv.transpose(-1, -2), new)
     with pytest.raises(ValueError, match="best_loss .*float32"):
         kernel.select(best, old.double(), adv, new)
+    with pytest.raises(ValueError, match="adv is on meta and the images are on cpu"):
+        kernel.select(best, old, adv.to("meta"), new)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
