@@ -36,6 +36,7 @@ from benchmarks.peers.driver import Peer
 from benchmarks.stream_readers import PEERS_PYTHON, ROOT
 from hpcphotoz import attacks
 from hpcphotoz.attacks import cost
+from hpcphotoz.config import Model
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.evaluation.network import batches, tensors
 from hpcphotoz.memory import keep_freed_memory
@@ -138,15 +139,7 @@ def fresh(name: str) -> Task:
     print(f"{name}: trained {TRAINING[name]} steps in {time.perf_counter() - start:.0f} s", flush=True)
     objects = OBJECTS[name] * (8 if DEVICE.type == "cuda" else 1)
     images, ebv, z = (t.to(DEVICE) for t in galaxies(objects, seed=2))
-    config = configuration(name).model
-    told = {
-        "network": name,
-        "bins": bins.n,
-        "stamp": STAMP,
-        "scale": [10 * s for s in SKY],
-        "normalisation": config.normalisation,
-        "width": config.width,
-    }
+    told = described(configuration(name).model, STAMP, [10 * s for s in SKY])
     return Task(name, told, model, bins, images, ebv, z, EPS * torch.tensor(SKY, device=DEVICE))
 
 
@@ -154,20 +147,18 @@ def of_run(run: Path, data: Path) -> Task:
     """A trained run and the first galaxies of a dataset."""
     network, manifest = load_network(run, DEVICE), read_manifest(data)
     found = tensors(next(iter(batches(data, manifest, 256, "reading"))), DEVICE)
-    config = network.config.model
     scale = network.module.state_dict()["normalise.scale"].flatten().tolist()
-    told = {
-        "network": config.name,
-        "bins": network.bins.n,
-        "stamp": network.stamp,
-        "scale": scale,
-        "normalisation": config.normalisation,
-        "width": config.width,
-    }
+    told = described(network.config.model, network.stamp, scale)
     eps = 0.05 * found["sky_sigma"].mean(0)  # where about half of a standard network's galaxies still hold
     return Task(
         "run", told, network.module, network.bins, found["images"], found["ebv"], found["z_spec"], eps
     )
+
+
+def described(model: Model, stamp: int, scale: list[float]) -> dict[str, Any]:
+    """A network as a peer builds it, without the configuration's library."""
+    options = model.model_dump(include={"bins", "normalisation", "width"})
+    return {"network": model.name, "stamp": stamp, "scale": scale, **options}
 
 
 def speed(task: Task, folder: Path, repeat: int) -> dict[str, Any]:
@@ -199,13 +190,10 @@ def speed(task: Task, folder: Path, repeat: int) -> dict[str, Any]:
     best = "ours_graph" if "ours_graph" in times else "ours"
     found["loss"]["clean"] = task.judged(task.images)["loss"]
     for library in LIBRARIES:
-        known = library in times
-        found[f"ratio_{library}"] = ratio(times[library], times[best]) if known else None
-        found[f"strength_{library}"] = losses[best] / losses[library] if known else None
-    for library in LIBRARIES:
-        known = library in times
-        found[f"ratio_{library}_fp32"] = ratio(times[library], times["ours_fp32"]) if known else None
-        found[f"strength_{library}_fp32"] = losses["ours_fp32"] / losses[library] if known else None
+        for against, suffix in ((best, ""), ("ours_fp32", "_fp32")):
+            known = library in times
+            found[f"ratio_{library}{suffix}"] = ratio(times[library], times[against]) if known else None
+            found[f"strength_{library}{suffix}"] = losses[against] / losses[library] if known else None
     return found
 
 

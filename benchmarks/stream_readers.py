@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import subprocess
-import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
@@ -16,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.peers.driver import Peer
 from hpcphotoz.config import Data
 from hpcphotoz.data.stream import Batch, Stream
 
@@ -142,42 +141,12 @@ def preadv(folder: Path, block_rows: int, threads: int) -> Reader:
     return read
 
 
-class Mds:
+class Mds(Peer):
     """mosaicml-streaming in `.venv-peers`, kept alive and asked for one pass at a time."""
 
     def __init__(self, shards: Path, out: Path) -> None:
-        self._errors = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [PEERS_PYTHON, ROOT / "benchmarks/peers/mds.py", shards, out],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        self.version = self._answer().removeprefix("ready").strip()
+        super().__init__("mosaicml-streaming", [PEERS_PYTHON, ROOT / "benchmarks/peers/mds.py", shards, out])
 
     def reader(self, workers: int) -> Reader:
         """One pass by a DataLoader with that many workers."""
-
-        def read() -> float:
-            assert self._process.stdin
-            self._process.stdin.write(f"pass {workers}\n")
-            self._process.stdin.flush()
-            return float(self._answer())
-
-        return read
-
-    def close(self) -> None:
-        """End of input: the peer frees its shared memory and leaves."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def _answer(self) -> str:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait(timeout=60)
-            self._errors.seek(0)
-            raise RuntimeError(f"mosaicml-streaming ended early:\n{self._errors.read()[-2000:]}")
-        return line
+        return lambda: float(self.ask(f"pass {workers}", timeout_s=600))

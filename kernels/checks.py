@@ -13,6 +13,26 @@ GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
+def check_step(
+    adv: Tensor,
+    x0: Tensor,
+    grad: Tensor | None,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None,
+    active: Tensor | None,
+) -> None:
+    """The arguments that the steps in every ball share; shapes and types in `reference`."""
+    check_images(x0, adv=adv)
+    check_grad(grad, x0)
+    for name, values in (("eps", eps), ("step", step), ("lo", lo), ("hi", hi)):
+        check_per_band(name, values, x0)
+    check_mask(mask, x0)
+    check_active(active, x0)
+
+
 def check_images(x0: Tensor, **others: Tensor | None) -> None:
     """`x0` and, by name, those that are float32 images like it.
 

@@ -208,7 +208,7 @@ def pgd(
     Raises:
         ValueError: shapes, types, layouts or devices that do not belong together, as `checks` has them.
     """
-    _check(adv, x0, grad, eps, step, lo, hi, mask, active)
+    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
     if not x0.is_cuda:
         return reference.pgd(adv, x0, grad, eps, step, lo, hi, mask, active)
     return launch(adv, x0, grad, eps, step, lo, hi, mask, active)
@@ -235,7 +235,8 @@ def pgd_(
     Raises:
         ValueError: as `pgd`.
     """
-    _check(adv, x0, grad, eps, step, lo, hi, mask, active, copy=copy)
+    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
+    checks.check_copy(copy, x0)
     if x0.is_cuda:
         launch(adv, x0, grad, eps, step, lo, hi, mask, active, out=adv, copy=copy)
         return
@@ -264,7 +265,7 @@ def pgd_copy(
     Raises:
         ValueError: as `pgd`.
     """
-    _check(adv, x0, grad, eps, step, lo, hi, mask, active)
+    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
     copy = torch.empty_like(x0, dtype=torch.bfloat16, memory_format=torch.channels_last)
     if x0.is_cuda:
         return launch(adv, x0, grad, eps, step, lo, hi, mask, active, copy=copy), copy
@@ -293,30 +294,8 @@ def momentum(
     Raises:
         ValueError: as `pgd`.
     """
-    _check(adv, x0, grad, eps, step, lo, hi, mask, active, previous=previous)
+    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
+    checks.check_images(x0, previous=previous)
     if not x0.is_cuda:
         return reference.momentum(adv, previous, x0, grad, eps, step, lo, hi, mask, active)
     return launch(adv, x0, grad, eps, step, lo, hi, mask, active, previous=previous)
-
-
-def _check(
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None,
-    active: Tensor | None,
-    *,
-    previous: Tensor | None = None,
-    copy: Tensor | None = None,
-) -> None:
-    checks.check_images(x0, adv=adv, previous=previous)
-    checks.check_grad(grad, x0)
-    for name, values in (("eps", eps), ("step", step), ("lo", lo), ("hi", hi)):
-        checks.check_per_band(name, values, x0)
-    checks.check_mask(mask, x0)
-    checks.check_active(active, x0)
-    checks.check_copy(copy, x0)

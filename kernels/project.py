@@ -384,7 +384,7 @@ def l2(
     Raises:
         ValueError: shapes, types, layouts or devices that do not belong together, as in `checks`.
     """
-    _check(adv, x0, grad, eps, step, lo, hi, mask, active)
+    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
     if x0.device.type != "cuda":
         return reference.l2(adv, x0, grad, eps, step, lo, hi, mask, active)
     return launch_l2(adv, x0, grad, eps, step, lo, hi, mask, active)
@@ -407,26 +407,7 @@ def flux(
     Raises:
         ValueError: shapes, types, layouts or devices that do not belong together, as in `checks`.
     """
-    _check(adv, x0, grad, eps, step, lo, hi, mask, active)
+    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
     if x0.device.type != "cuda":
         return reference.flux(adv, x0, grad, eps, step, lo, hi, mask, active)
     return launch_flux(adv, x0, grad, eps, step, lo, hi, mask, active)
-
-
-def _check(
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None,
-    active: Tensor | None,
-) -> None:
-    checks.check_images(x0, adv=adv)
-    checks.check_grad(grad, x0)
-    for name, values in (("eps", eps), ("step", step), ("lo", lo), ("hi", hi)):
-        checks.check_per_band(name, values, x0)
-    checks.check_mask(mask, x0)
-    checks.check_active(active, x0)

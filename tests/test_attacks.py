@@ -286,7 +286,7 @@ def test_an_object_at_its_end_stays_as_it_is_and_costs_nothing_more() -> None:
         ({"z": torch.ones(5)}, r"labels \(5,\): want 6 rows"),
         ({"ebv": torch.ones(7)}, r"ebv \(7,\): want 6 rows"),
         ({"steps": 0}, "at least 1"),
-        ({"restarts": 3}, "RandomStart"),
+        ({"restarts": 3}, "give a random start"),
         ({"eps": attacks.Ball(torch.ones(3), "cube")}, "want one of linf, l2, flux"),
         ({"start": attacks.RandomStart(epoch=2**20)}, "epoch"),
     ],

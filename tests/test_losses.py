@@ -32,15 +32,6 @@ def test_margin_is_positive_where_another_bin_wins_and_does_not_feel_the_scale()
     torch.testing.assert_close(losses.margin(BINS)(7 * logits - 3, z), margin, rtol=1e-4, atol=1e-5)
 
 
-def test_margin_beyond_counts_only_bins_that_would_be_outliers() -> None:
-    z = torch.tensor([0.21])
-    logits = torch.zeros(1, BINS.n)
-    logits[0, 10], logits[0, 11] = 1.0, 5.0  # the bin of z, and its neighbour, 0.02 further
-    assert losses.margin(BINS)(logits, z) > 0 > losses.margin(BINS, beyond=0.05)(logits, z)
-    logits[0, 19] = 6.0
-    assert losses.margin(BINS, beyond=0.05)(logits, z) > 0
-
-
 @pytest.mark.parametrize("name", losses.redshift_losses)
 def test_every_loss_is_one_number_an_object_with_a_gradient(name: str) -> None:
     logits, z = some()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from threading import Timer
 from typing import Any
@@ -53,11 +54,9 @@ class Peer:
             RuntimeError: as above.
         """
         assert self._process.stdin
-        try:
+        with suppress(BrokenPipeError):  # it is gone: the empty answer says so, with its reasons
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it is gone: the empty answer says so, with its reasons
         return json.loads(self._answer(timeout_s))
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ def pgd(
     Raises:
         ValueError: shapes, types or options that do not belong together.
     """
-    check_restarts(steps, restarts, start)
+    check_restarts(steps, restarts, start is not None)
     ids = start.object_id if start else None
     given = problem(images, ebv, z, eps, step_size, steps / 2.5, ids)
     kind = eps.kind if isinstance(eps, Ball) else "linf"
@@ -86,7 +86,7 @@ def steps_of(
     return lambda goal, p, key: (ascend(goal, p, key).images,)
 
 
-def check_restarts(steps: int, restarts: int, start: RandomStart | None) -> None:
+def check_restarts(steps: int, restarts: int, random_start: bool) -> None:
     """Refuse numbers that mean nothing.
 
     Raises:
@@ -94,8 +94,8 @@ def check_restarts(steps: int, restarts: int, start: RandomStart | None) -> None
     """
     if steps < 1 or not 1 <= restarts <= 4096:
         raise ValueError(f"steps {steps} and restarts {restarts}: at least 1, and at most 4096 restarts")
-    if restarts > 1 and start is None:
-        raise ValueError(f"{restarts} restarts from the same image are one: give start=RandomStart()")
+    if restarts > 1 and not random_start:
+        raise ValueError(f"{restarts} restarts from the same image are one: give a random start")
 
 
 def _last(goal: Objective, p: Problem, key: Tensor | None, *, kind: str, steps: int) -> tuple[Tensor]:

@@ -50,7 +50,7 @@ def apgd(
     Raises:
         ValueError: shapes, types or options that do not belong together.
     """
-    check_restarts(steps, restarts, start)
+    check_restarts(steps, restarts, start is not None)
     given = problem(images, ebv, z, eps, None, ACROSS, start.object_id if start else None)
     kind = eps.kind if isinstance(eps, Ball) else "linf"
     return run(model, given, loss, steps_of(kind, steps, restarts, rho, stop), start, passes)[0]

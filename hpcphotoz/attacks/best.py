@@ -24,7 +24,7 @@ class Best:
         self.images = problem.images.clone(memory_format=torch.preserve_format)
         self.loss = torch.full((len(problem),), -torch.inf, device=problem.images.device)
 
-    def add(self, rows: slice | Tensor, adv: Tensor, outputs: Tensor, loss: Tensor, labels: Tensor) -> Self:
+    def add(self, rows: slice | Tensor, adv: Tensor, outputs: Tensor, loss: Tensor, labels: Tensor) -> None:
         """Keep what is better; `rows` says which objects the others are about."""
         loss = loss.float().clamp(max=torch.finfo(torch.float32).max)  # infinity means: at its end
         if self._stop is not None:
@@ -34,7 +34,6 @@ class Best:
         else:
             better = loss > self.loss[rows]
             self.images[rows[better]], self.loss[rows[better]] = adv[better], loss[better]
-        return self
 
     def anew(self) -> Self:
         """Forget the losses of the objects that are not at their end."""

@@ -60,12 +60,8 @@ class FamiliarAttack:
         passes: Passes = AS_IS,
         graph: bool = False,
     ) -> None:
-        self.model, self.eps, self.loss, self.stop = (
-            model,
-            torch.as_tensor(eps),
-            loss or cross_entropy(),
-            stop,
-        )
+        self.model, self.eps = model, torch.as_tensor(eps)
+        self.loss, self.stop = loss or cross_entropy(), stop
         self._alpha = None if alpha is None else torch.as_tensor(alpha)
         self._ball = Ball(self.eps, ball, lo, hi, mask)
         self._steps, self._across, self._passes = steps, across, passes
@@ -133,11 +129,6 @@ class FamiliarAttack:
         return self._graphs[shapes](given, key_of(start, given.images.device))[0]
 
 
-def start_of(shared: dict[str, Any]) -> RandomStart | None:
-    """Whether there is a random start, as `ascent.check_restarts` wants to know it."""
-    return RandomStart() if shared.get("random_start", True) else None
-
-
 class FGSM(FamiliarAttack):
     """Fast gradient sign method (Goodfellow et al. 2015, arXiv:1412.6572).
 
@@ -173,7 +164,7 @@ class PGD(FamiliarAttack):
         best: bool = False,
         **shared: Any,
     ) -> None:
-        ascent.check_restarts(steps, restarts, start_of(shared))
+        ascent.check_restarts(steps, restarts, shared.get("random_start", True))
         taken = ascent.steps_of(ball, steps, restarts, best, shared.get("stop"))
         super().__init__(model, eps, taken, ball=ball, alpha=alpha, across=steps / 2.5, **shared)
 
@@ -198,6 +189,6 @@ class APGD(FamiliarAttack):
         rho: float = 0.75,
         **shared: Any,
     ) -> None:
-        ascent.check_restarts(steps, restarts, start_of(shared))
+        ascent.check_restarts(steps, restarts, shared.get("random_start", True))
         taken = auto.steps_of(ball, steps, restarts, rho, shared.get("stop"))
         super().__init__(model, eps, taken, ball=ball, across=auto.ACROSS, **shared)

@@ -91,7 +91,7 @@ def objective(model: Model, loss: Loss, device: torch.device, passes: Passes) ->
     lower = nullcontext() if cast is None else torch.autocast(device.type, cast, cache_enabled=False)
     with frozen(model) as inner, lower:
         forward = inner
-        if passes.compiled and isinstance(inner, nn.Module):
+        if passes.compiled:
             forward = torch.compile(inner)  # compiled code is kept with the module's own, and found again
         elif cast is not None and isinstance(inner, nn.Module):
             forward = _with(inner, cast)

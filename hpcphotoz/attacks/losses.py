@@ -29,22 +29,16 @@ def cross_entropy(bins: RedshiftBins | None = None) -> Loss:
     return loss
 
 
-def margin(bins: RedshiftBins, beyond: float = 0.0) -> Loss:
+def margin(bins: RedshiftBins) -> Loss:
     """Difference of logits ratio, DLR (Croce & Hein 2020, arXiv:2003.01690, eq. 6): no softmax to saturate.
 
     -(l_z - max l_rival) / (l_1st - l_3rd): the logit of the bin that holds z against its strongest rival, in
     units of the spread of the three largest logits.
-
-    Args:
-        bins: what the logits mean.
-        beyond: rivals are the bins whose centre lies further than beyond (1 + z) from z; 0: all other bins.
-            0.05 asks for an outlier, where the neighbouring bin would be a rival too.
     """
 
     def loss(logits: Tensor, z: Tensor) -> Tensor:
         logits, own = logits.float(), bins.index(z)[:, None]
-        near = (bins.centres(str(logits.device)) - z[:, None]).abs() <= beyond * (1 + z[:, None])
-        rival = logits.masked_fill(near.scatter(1, own, True), -torch.inf).amax(dim=1)
+        rival = logits.scatter(1, own, -torch.inf).amax(dim=1)
         apart = rival - logits.gather(1, own)[:, 0]
         if bins.n < 3:  # there is no third: the difference itself
             return apart

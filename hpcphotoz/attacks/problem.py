@@ -96,9 +96,8 @@ class Problem:
         """
         if key is None:
             return self.images
-        key = torch.stack(
-            [key[0], key[1] + (restart << 20)]
-        )  # no copy from the host: a CUDA graph may run it
+        # Of what is there already: a copy from the host may not stand in a CUDA graph.
+        key = torch.stack([key[0], key[1] + (restart << 20)])
         start = self.kernels.start(self.images, self.object_id, self.eps, self.lo, self.hi, key, self.mask)
         # In 20,000 dimensions nearly all of an L2 ball is its surface, and a cube's directions nearly even.
         return start if kind == "linf" else self.advance(kind, start, None)
