@@ -1,0 +1,193 @@
+"""The training loop that a user would write by hand, in an environment of its own.
+
+.venv-peers/bin/torchrun --standalone --nproc-per-node R benchmarks/peers/train.py TASK.json [--tuned]
+
+The plain network in float32, a DataLoader over h5py, DistributedDataParallel, torchattacks.PGD on the first
+part of every batch, one forward and backward pass of the mixed batch; no augmentation. What is left to taste
+is chosen in its favour: labels are kept in memory, so that an object is one h5py read; the attack runs on the
+network inside DistributedDataParallel, whose wrapper would add collectives to every step of it; pixels are
+mapped to [0, 1] for the attacked part alone. `--tuned`: channels_last weights and images, and bfloat16
+autocast around attack and forward pass; whoever starts it sets MALLOC_TRIM_THRESHOLD_ for memory to be kept.
+
+TASK.json holds what `attack.build` wants of a network (network, bins, stamp, scale, normalisation, width);
+z_min and z_max of the bins; data, a folder of shards with images (N, B, H, W) float32 nMgy, z_spec and ebv;
+eps (nMgy per band), attack_steps and fraction of PGD; batch, the objects a step over all ranks;
+learning_rate, weight_decay, seed; steps, log_steps, and workers, the processes that read for each rank.
+
+Rank 0 prints a line of JSON every `log_steps` steps: step; images_per_s, over all ranks; data_wait, the
+fraction of the time spent waiting for a batch; loss, the mean over these steps.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+sys.path.append(str(Path(__file__).parents[2]))  # last: its folders must not hide installed packages
+from benchmarks.peers.attack import Pixels, build  # noqa: E402
+from hpcphotoz.models.bins import RedshiftBins  # noqa: E402
+
+Sample = tuple[Tensor, Tensor, Tensor]  # image nMgy, E(B-V), redshift; of a batch, (N, ...) each
+
+
+class Rows(Dataset[Sample]):
+    """Rows of HDF5 shards, each file opened where it is first read: HDF5 does not survive a fork.
+
+    Args:
+        shards: paths.
+    """
+
+    def __init__(self, shards: list[Path]) -> None:
+        self._shards, self._files = shards, dict[Path, h5py.File]()
+        self._places: list[tuple[Path, int]] = []
+        ebv, z, low, high = [], [], [], []
+        for path in shards:
+            with h5py.File(path, "r") as file:
+                ebv.append(torch.from_numpy(file["ebv"][...]))
+                z.append(torch.from_numpy(file["z_spec"][...]))
+                images = torch.from_numpy(file["images"][...])
+            low.append(images.amin((0, 2, 3)))
+            high.append(images.amax((0, 2, 3)))
+            self._places += [(path, row) for row in range(len(images))]
+        if not self._places:
+            raise ValueError("no shards with objects")
+        self._ebv, self._z = torch.cat(ebv), torch.cat(z)
+        # (2, B, 1, 1) nMgy: the least and the largest pixel of each band, as two images.
+        self.extremes = torch.stack([torch.stack(low).amin(0), torch.stack(high).amax(0)])[:, :, None, None]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, row = self._places[index]
+        if path not in self._files:
+            self._files[path] = h5py.File(path, "r")
+        return torch.from_numpy(self._files[path]["images"][row]), self._ebv[index], self._z[index]
+
+
+class Loop:
+    """Network, attack and optimiser of one rank.
+
+    Args:
+        task: TASK.json.
+        tuned: as above.
+        extremes: of `Rows`.
+        device: where to train.
+    """
+
+    def __init__(self, task: dict[str, Any], tuned: bool, extremes: Tensor, device: torch.device) -> None:
+        import torchattacks  # type: ignore[import-not-found]
+
+        torch.manual_seed(task["seed"])
+        network = build(task).to(device).train()
+        if tuned:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._ddp = DistributedDataParallel(network, [device.index] if device.type == "cuda" else None)
+        self._pixels = Pixels(self._ddp.module, extremes, torch.tensor(task["eps"])).to(device).train()
+        eps, steps = self._pixels.eps01, task["attack_steps"]
+        self._attack = torchattacks.PGD(self._pixels, eps=eps, alpha=2.5 * eps / steps, steps=steps)
+        self._bins = RedshiftBins(task["bins"], task["z_min"], task["z_max"])
+        self._optimiser = torch.optim.AdamW(
+            network.parameters(), lr=task["learning_rate"], weight_decay=task["weight_decay"]
+        )
+        self._device, self._tuned, self._fraction = device, tuned, task["fraction"]
+
+    def step(self, batch: Sample) -> Tensor:
+        """Attack, forward, backward, update; the mean loss of this rank's objects."""
+        images, ebv, z = (tensor.to(self._device, non_blocking=True) for tensor in batch)
+        if self._tuned:
+            images = images.contiguous(memory_format=torch.channels_last)
+        label, attacked = self._bins.index(z), round(self._fraction * len(images))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._tuned):
+            self._pixels.ebv = ebv[:attacked]
+            found = self._attack(self._pixels.pixels(images[:attacked]), label[:attacked])
+            logits = self._ddp(torch.cat([self._pixels.images(found), images[attacked:]]), ebv)
+        loss = functional.cross_entropy(logits.float(), label)
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        return loss.detach()
+
+
+def batches(rows: Rows, task: dict[str, Any], pinned: bool) -> Iterator[Sample]:
+    """This rank's share of every batch, epoch after epoch without end."""
+    sampler: DistributedSampler[Sample] = DistributedSampler(rows, shuffle=True, seed=task["seed"])
+    loader = DataLoader(
+        rows,
+        batch_size=task["batch"] // dist.get_world_size(),
+        sampler=sampler,
+        num_workers=task["workers"],
+        persistent_workers=True,
+        pin_memory=pinned,
+        drop_last=True,
+    )
+    if not len(loader):
+        raise ValueError(f"{len(rows)} objects are fewer than a batch of {task['batch']}")
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        yield from loader
+
+
+def train(task: dict[str, Any], tuned: bool, device: torch.device) -> None:
+    """Take the steps, and say how quickly."""
+    rows, ranks = Rows(sorted(Path(task["data"]).glob("*.h5"))), dist.get_world_size()
+    loop, source = Loop(task, tuned, rows.extremes, device), batches(rows, task, device.type == "cuda")
+    waited, seen, start = 0.0, 0, time.perf_counter()
+    total = torch.zeros((), device=device)
+    for step in range(1, task["steps"] + 1):
+        asked = time.perf_counter()
+        batch = next(source)
+        waited += time.perf_counter() - asked
+        total += loop.step(batch)
+        seen += len(batch[0]) * ranks
+        if step % task["log_steps"] == 0:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            dist.all_reduce(total)
+            loss = float(total) / (task["log_steps"] * ranks)
+            line = {"step": step, "images_per_s": seen / seconds, "data_wait": waited / seconds, "loss": loss}
+            if dist.get_rank() == 0:
+                print(json.dumps(line), flush=True)
+            waited, seen, start = 0.0, 0, time.perf_counter()
+            total.zero_()
+
+
+def main() -> None:
+    """Join the other ranks, train, leave; an error is one line."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("task", type=Path)
+    words.add_argument("--tuned", action="store_true")
+    options = words.parse_args()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=300))
+    try:
+        train(json.loads(options.task.read_text()), options.tuned, device)
+    except (OSError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        print(f"train.py: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        gc.collect()  # DistributedDataParallel lies in cycles, and aborts if it outlives the process group
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
