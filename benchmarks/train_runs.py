@@ -1,0 +1,246 @@
+"""Training commands on some ranks, ours and the peer's: started by torchrun, and their rates read."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from benchmarks.bench_attacks import KEPT, described
+from benchmarks.galaxies import SKY, STAMP, galaxies
+from benchmarks.stream_readers import PEERS_PYTHON, ROOT
+from hpcphotoz.config import parse, to_toml
+from hpcphotoz.data.shards import Header, Stamps
+from hpcphotoz.data.writer import DatasetWriter
+
+EPS, STEPS, FRACTION = 0.1, 3, 0.5  # of PGD: sky sigmas, steps, part of every batch
+LEARNING_RATE = 1e-4
+TIMEOUT_S = 600  # a run; on two slow cores the longest takes two minutes
+SHARD_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all rivals do alike."""
+
+    network: str
+    data: Path
+    ranks: int
+    batch: int  # objects a step, over all ranks
+    log_steps: int  # steps a line; the first line is warm-up
+    lines: int
+    workers: int  # the peer's reading processes, per rank
+
+    @property
+    def steps(self) -> int:
+        """All steps of a run."""
+        return self.log_steps * self.lines
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A run after its warm-up."""
+
+    images_per_s: float
+    data_wait: float  # fraction of the time
+    loss: float  # mean over the steps of the last line
+
+
+def write_dataset(out: Path, objects: int) -> None:
+    """Galaxies of `benchmarks.galaxies` in shards, all with the same sky sigmas."""
+    images, ebv, z = (tensor.numpy() for tensor in galaxies(objects, seed=1))
+    sky, angle = torch.tensor(SKY).expand(objects, len(SKY)).numpy(), torch.zeros(objects).double().numpy()
+    number = torch.arange(objects).numpy()
+    with DatasetWriter(
+        out, Header(tuple("ugriz"), STAMP, 0.396), SHARD_ROWS, {"made": "for a benchmark"}
+    ) as writer:
+        writer.append(Stamps(images, z, ebv, number, sky, angle, angle))
+
+
+def ours(plan: Plan, precision: str) -> Rate:
+    """A run of `hpcphotoz train`."""
+    config = parse(
+        {
+            "model": {"name": plan.network},
+            "data": {"validation": 0},
+            "training": {
+                "epochs": plan.steps,  # an epoch has a step at least
+                "max_steps": plan.steps,
+                "log_steps": plan.log_steps,
+                "checkpoint_steps": plan.steps,
+                "global_batch": plan.batch,
+                "learning_rate": LEARNING_RATE,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "augment": False,
+                "precision": precision,
+            },
+            "attack": {"fraction": FRACTION, "method": "pgd", "eps": EPS, "steps": STEPS},
+        },
+        "benchmark",
+    )
+    with tempfile.TemporaryDirectory(prefix="hpcphotoz-run-") as folder:
+        file, out = Path(folder, "config.toml"), Path(folder, "run")
+        file.write_text(to_toml(config))
+        name = f"hpcphotoz train, {plan.network}, {precision}"
+        words: list[str | Path] = ["-m", "hpcphotoz", "train", file, "--data", plan.data, "--out", out]
+        launch(name, Path(sys.executable), plan.ranks, words)
+        return rate(name, (out / "metrics.jsonl").read_text(), plan)
+
+
+def peer(plan: Plan, tuned: bool) -> Rate:
+    """A run of `benchmarks/peers/train.py`."""
+    config = parse({"model": {"name": plan.network}}, "benchmark")
+    task = {
+        **described(config.model, STAMP, [config.model.softening * sigma for sigma in SKY]),
+        **config.model.model_dump(include={"z_min", "z_max"}),
+        "data": str(plan.data),
+        "eps": [EPS * sigma for sigma in SKY],
+        "attack_steps": STEPS,
+        "fraction": FRACTION,
+        "batch": plan.batch,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": config.training.weight_decay,
+        "seed": config.training.seed,
+        "steps": plan.steps,
+        "log_steps": plan.log_steps,
+        "workers": plan.workers,
+    }
+    with tempfile.TemporaryDirectory(prefix="hpcphotoz-peer-") as folder:
+        file = Path(folder, "task.json")
+        file.write_text(json.dumps(task))
+        name = f"the peer loop, {plan.network}{', tuned' * tuned}"
+        words: list[str | Path] = [ROOT / "benchmarks/peers/train.py", file, *["--tuned"] * tuned]
+        said = launch(name, peers_python(), plan.ranks, words, KEPT if tuned else {})
+    return rate(name, said, plan)
+
+
+def rate(name: str, lines: str, plan: Plan) -> Rate:
+    """What a run says in its lines of JSON, without the first.
+
+    Raises:
+        RuntimeError: not as many lines as planned, or a loss that is not finite.
+    """
+    found = [json.loads(line) for line in lines.splitlines()]
+    if len(found) != plan.lines:
+        raise RuntimeError(f"{name}: {len(found)} lines of progress, want {plan.lines}")
+    seconds = [1 / line["images_per_s"] for line in found[1:]]  # an image; all lines have as many
+    waited = sum(line["data_wait"] * t for line, t in zip(found[1:], seconds, strict=True))
+    loss = found[-1]["loss"]
+    if not 0 < loss < float("inf"):
+        raise RuntimeError(f"{name}: the loss is {loss}")
+    return Rate(len(seconds) / sum(seconds), waited / sum(seconds), loss)
+
+
+def peers_python() -> Path:
+    """The interpreter that has the peer: of `.venv-peers`, else this one.
+
+    Raises:
+        RuntimeError: neither.
+    """
+    if PEERS_PYTHON.exists():
+        return PEERS_PYTHON
+    if importlib.util.find_spec("torchattacks"):
+        return Path(sys.executable)
+    raise RuntimeError("no .venv-peers, and no torchattacks in this environment: run `make peers` first")
+
+
+def peer_versions() -> dict[str, str]:
+    """Of the packages that the peer loop uses.
+
+    Raises:
+        RuntimeError: one of them is not there.
+    """
+    code = "import json, h5py, numpy, torch, torchattacks as t; mods = [h5py, numpy, torch, t]; "
+    code += "print(json.dumps({m.__name__: str(m.__version__) for m in mods}))"
+    found = subprocess.run([peers_python(), "-c", code], capture_output=True, text=True, timeout=300)
+    if found.returncode:
+        raise RuntimeError(f"{peers_python()}: run `make peers` again:\n{_tail(found.stderr)}")
+    versions: dict[str, str] = json.loads(found.stdout)
+    return versions
+
+
+def launch(
+    name: str,
+    python: Path,
+    ranks: int,
+    words: Sequence[str | Path],
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> str:
+    """Start a program on some ranks of this machine, one thread each, and wait for its end.
+
+    Args:
+        name: for messages.
+        python: interpreter, whose torchrun starts the ranks.
+        words: what torchrun shall run.
+        environment: variables set for it, beside this process's; how memory is freed is not inherited.
+
+    Returns:
+        Standard output.
+
+    Raises:
+        RuntimeError: it failed, or took too long; with the last of its standard error.
+    """
+    shared = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    # TF32 on a GPU: neither our command nor the peer chooses, and cuDNN has it by default.
+    shared |= {"OMP_NUM_THREADS": "1", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    with (
+        tempfile.TemporaryDirectory(prefix="hpcphotoz-torchrun-") as logs,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+    ):
+        torchrun = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            "--log-dir",
+            logs,
+        ]
+        process = subprocess.Popen(
+            [python, *torchrun, *words],
+            stdout=out,
+            stderr=errors,
+            env={**shared, **(environment or {})},
+            cwd=ROOT,
+        )
+        try:
+            status = process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{name} took more than {timeout_s:g} s:\n{_tail(_all(errors))}") from None
+        finally:
+            stop(process)
+        if status:
+            raise RuntimeError(f"{name} ended with status {status}:\n{_tail(_all(errors))}")
+        return _all(out)
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End torchrun, which ends its ranks: they are in sessions of their own, and would outlive a kill."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _all(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _tail(errors: str, lines: int = 12) -> str:
+    """The last lines, but for torchrun's own, which come after the ranks' and say less."""
+    theirs = re.split(r"(?m)^[EW]\d{4} .*torch[./]distributed", errors)[0].strip() or errors.strip()
+    return "\n".join(theirs.splitlines()[-lines:]) or "(nothing on standard error)"
