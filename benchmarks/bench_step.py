@@ -33,7 +33,12 @@ from benchmarks.train_runs import FRACTION, STEPS, Plan, Rate
 from hpcphotoz.config import Config, parse
 from hpcphotoz.data.stream import Batch
 from hpcphotoz.models.build import bins_of, build
-from hpcphotoz.training.step import optimisation_step
+from hpcphotoz.training.generate import Generator
+from hpcphotoz.training.objective import Objective
+from hpcphotoz.training.overlap import Off
+from hpcphotoz.training.speed import speed_of
+from hpcphotoz.training.step import Step
+from hpcphotoz.training.work import prepare
 
 SIZE = 32
 LAW = 1 + 2 * STEPS * FRACTION / 3
@@ -91,9 +96,9 @@ def measure(network: str, precision: str, repeat: int) -> dict[str, list[float]]
         images=0.1 * torch.randn(SIZE, 5, 64, 64, device=device),
         z_spec=0.4 * torch.rand(SIZE, device=device),
         ebv=0.1 * torch.rand(SIZE, device=device),
-        object_id=torch.arange(SIZE, device=device),
+        object_id=torch.arange(SIZE),
         sky_sigma=torch.full((SIZE, 5), 0.05, device=device),
-        position=torch.arange(SIZE, device=device),
+        position=torch.arange(SIZE),
         size=SIZE,
         index=0,
     )
@@ -107,11 +112,12 @@ def measure(network: str, precision: str, repeat: int) -> dict[str, list[float]]
             },
             "benchmark",
         )
-        model = build(config.model, stamp=64, scale=(0.1,) * 5)
-        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        bins = bins_of(config.model)
-        return lambda: optimisation_step(model, optimiser, batch, config, bins, epoch=0, world_size=1)
+        bins, speed = bins_of(config.model), speed_of(config.training, device)
+        model = speed.placed(build(config.model, stamp=64, scale=(0.1,) * 5), device)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=speed.fused_adam)
+        source = Off(Generator(model, config, bins, speed))
+        step = Step(model, optimiser, source, Objective(config, bins), speed)
+        return lambda: step(prepare(batch, config, epoch=0, step=0))
 
     return in_turn({"clean": rival(0.0), "adversarial": rival(FRACTION)}, repeat)  # type: ignore[dict-item]
 

@@ -31,12 +31,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train one network on this process's share of the ranks."""
+    from hpcphotoz.training.group import RankLost
     from hpcphotoz.training.trainer import Diverged, train
 
     settings = config.load(options.config, _overrides(options))
     try:
-        train(settings, options.data, options.out)
-    except Diverged as error:
+        train(settings, options.data, options.out, options.profile)
+    except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -103,6 +104,11 @@ def _parser() -> Parser:
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="run folder; one that holds this run is resumed")
     p.add_argument("--where", dest="data.where", default=argparse.SUPPRESS, help="short for --data.where")
+    p.add_argument(
+        "--profile",
+        action="store_true",
+        help="write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt",
+    )
     group = p.add_argument_group("configuration (overrides the TOML file)")
     for name, (default, text) in config.options().items():
         help_text = f"{text} (default {default})".replace("%", "%%")

@@ -7,9 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hpcphotoz.errors import BadInput
+
+Switch = Literal["auto", "on", "off"]
 
 
 class _Section(BaseModel):
@@ -90,7 +92,31 @@ class Training(_Section):
     label_width: float = Field(
         0.0, ge=0, description="sigma of a Gaussian label in units of a bin; 0: cross-entropy on the one bin"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast of forward passes and attack")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="autocast of training's passes; auto: bf16 where the device has matrix units for it",
+    )
+    attack_precision: Literal["training", "fp32", "bf16"] = Field(
+        "training", description="autocast of the attack's gradients; training: as training's passes"
+    )
+    objective: Literal["replace", "append", "consistency", "free"] = Field(
+        "replace",
+        description="attacked images replace theirs; are added to the batch; are held to the PDF of the "
+        "clean ones (TRADES); or move by training's own gradients, attack.steps updates a batch (free)",
+    )
+    consistency_weight: float = Field(
+        6.0,
+        ge=0,
+        description="objective consistency: of KL(clean PDF | attacked PDF) beside the cross-entropy",
+    )
+    eps_warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="optimiser steps over which the attack's eps and step grow linearly to their values",
+    )
+    k_warmup_steps: int = Field(
+        0, ge=0, description="optimiser steps over which the attack's steps grow from 1 to attack.steps"
+    )
     checkpoint_steps: int = Field(200, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept")
     log_steps: int = Field(10, ge=1, description="optimiser steps between lines of progress")
@@ -98,6 +124,58 @@ class Training(_Section):
     wall_minutes: float = Field(
         0, ge=0, description="save and stop cleanly after this long (minutes); 0: never"
     )
+    overlap: Literal["off", "streams", "ranks"] = Field(
+        "off",
+        description="off: attack, then train; streams: clean passes beside the attack on a second CUDA "
+        "stream; ranks: some ranks attack, the others train",
+    )
+    attackers: Literal["auto"] | int = Field(
+        "auto", description="overlap ranks: how many ranks attack; auto: by the measured cost of both"
+    )
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        le=2,
+        description="overlap ranks: optimiser steps by which the attacked weights may be behind",
+    )
+    transfer: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32", description="overlap ranks: attacked images as they are, or their changes in fewer bits"
+    )
+    weights_transfer: Literal["fp32", "bf16"] = Field(
+        "fp32", description="overlap ranks: the weights on their way to attackers"
+    )
+    timeout_s: float = Field(
+        300, gt=0, description="a rank that waits longer for another ends the run (seconds)"
+    )
+    channels_last: Switch = Field("auto", description="memory order of images and weights; auto: on")
+    merged: Switch = Field(
+        "auto", description="inception: 1x1 convolutions of one input computed as one; auto: off"
+    )
+    padded: Switch = Field("auto", description="channels padded to multiples of 8; auto: off")
+    compiled: Switch = Field("auto", description="torch.compile; auto: off")
+    graphs: Literal["auto", "off", "attack", "step"] = Field(
+        "auto", description="CUDA graphs: of the attack, or of the whole gradient; auto: off"
+    )
+    fused_adam: Switch = Field("auto", description="Adam's update as one kernel; auto: on")
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        description="objects a forward and backward pass, gradients added up; 0: on a CPU 32, else all",
+    )
+    bucket_mb: float = Field(25, gt=0, description="gradients that are averaged over ranks at a time (MB)")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the overlap leaves the loss curve as `off` gives it, but for the rounding of sums."""
+        as_it_is = self.transfer == self.weights_transfer == "fp32" and not self.max_staleness
+        return self.overlap != "ranks" or as_it_is
+
+    @field_validator("attackers", mode="before")
+    @classmethod
+    def _auto_or_a_number(cls, value: object) -> object:
+        if value != "auto" and not str(value).isdecimal() or str(value) == "0":
+            raise ValueError("want auto, or how many ranks attack")
+        return value
 
 
 class Attack(_Section):
@@ -168,6 +246,23 @@ class Config(_Section):
         problem = impossible(self.attack, self.model.z_min, self.model.z_max)
         if problem:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _training_and_attack_fit(self) -> "Config":
+        training, attack = self.training, self.attack
+        if training.overlap == "ranks" and not attack.fraction:
+            raise ValueError(
+                "training.overlap ranks with attack.fraction 0: attackers would have nothing to do"
+            )
+        if training.objective != "replace" and not attack.fraction:
+            raise ValueError(f"training.objective {training.objective}: wants an attack.fraction above 0")
+        if training.objective == "free" and training.overlap != "off":
+            raise ValueError("training.objective free attacks by training's own gradients: want overlap off")
+        if training.objective == "free" and attack.method != "pgd":
+            raise ValueError(f"training.objective free with attack.method {attack.method}: want pgd")
+        if training.objective == "free" and (attack.restarts > 1 or attack.stop or attack.target != "away"):
+            raise ValueError("training.objective free: has no restarts, stop or target")
         return self
 
 

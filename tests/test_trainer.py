@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "checkpoint_steps": 3,
         "warmup_steps": 2,
         "learning_rate": 3e-3,
+        "precision": "fp32",
     },
     "attack": {"fraction": 0.5, "eps": 0.3, "steps": 2},
 }

@@ -18,10 +18,16 @@ from torch import Tensor
 
 from hpcphotoz.data.stream import Batch
 
+_ON_HOST = (
+    "position",
+    "object_id",
+)  # what a step is planned by: to ask a GPU for them would be to wait for it
+
 
 def to_device(batch: Batch, device: torch.device, non_blocking: bool = False) -> Batch:
-    """The batch with its tensors on a device."""
-    tensors = [(name, value) for name, value in vars(batch).items() if isinstance(value, Tensor)]
+    """The batch with its tensors on a device, but for `_ON_HOST`."""
+    fields = vars(batch).items()
+    tensors = [(k, value) for k, value in fields if isinstance(value, Tensor) and k not in _ON_HOST]
     # Images last: the labels are not pinned, and their copies would wait for the images' on the same stream.
     tensors.sort(key=lambda pair: pair[1].numel())
     moved = {name: value.to(device, non_blocking=non_blocking) for name, value in tensors}
@@ -63,6 +69,6 @@ def _usable(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Bat
     computing = torch.cuda.current_stream(device)
     computing.wait_event(copied)
     for value in vars(batch).values():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.is_cuda:
             value.record_stream(computing)
     return batch

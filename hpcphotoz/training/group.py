@@ -3,7 +3,7 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -14,7 +14,11 @@ from torch import distributed as dist
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
 
-_TIMEOUT = timedelta(seconds=300)
+Among = dist.ProcessGroup | None  # a group of ranks; None: all
+
+
+class RankLost(Exception):
+    """Another rank has died, or does not answer."""
 
 
 class OtherRankFailed(SystemExit):
@@ -22,8 +26,12 @@ class OtherRankFailed(SystemExit):
 
 
 @contextmanager
-def process_group(world: World) -> Iterator[torch.device]:
+def process_group(world: World, timeout_s: float) -> Iterator[torch.device]:
     """Join the other ranks and leave them at the end; yields this rank's device.
+
+    Args:
+        world: who am I among how many.
+        timeout_s: seconds after which a wait for another rank is an error.
 
     Raises:
         BadInput: more than one rank but no address to meet at.
@@ -46,7 +54,9 @@ def process_group(world: World) -> Iterator[torch.device]:
             "use torchrun or `hpcphotoz launch`, or set them to the first node's name and a free port"
         )
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=_TIMEOUT)
+    dist.init_process_group(
+        backend, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout_s)
+    )
     try:
         yield device
     finally:
@@ -56,14 +66,14 @@ def process_group(world: World) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def agree(problem: str | None, world: World) -> None:
+def agree(problem: str | None, world: World, among: Among = None) -> None:
     """End all ranks if any has a problem: the first one says it, the others stop quietly.
 
     Raises:
         BadInput: on the first rank that has a problem.
         OtherRankFailed: on the others.
     """
-    problems = gather(problem, world)
+    problems = gather(problem, world, among)
     first = next((rank for rank, text in enumerate(problems) if text), None)
     if first is None:
         return
@@ -72,31 +82,73 @@ def agree(problem: str | None, world: World) -> None:
     raise OtherRankFailed(2)
 
 
-def gather(item: str | None, world: World) -> list[str | None]:
+def gather(item: str | None, world: World, among: Among = None) -> list[str | None]:
     """One text of every rank, by rank."""
     if world.size == 1:
         return [item]
     items: list[str | None] = [None] * world.size
-    dist.all_gather_object(items, item)
+    dist.all_gather_object(items, item, group=among)
     return items
 
 
-def add_up(values: Tensor, world: World) -> Tensor:
-    """Sum over ranks, in place."""
+def add_up(values: Tensor, world: World, among: Among = None) -> Tensor:
+    """Sum over ranks, in place.
+
+    Args:
+        values: of any shape.
+        world: this rank's place among those that add up.
+        among: their group; None: all ranks.
+    """
     if world.size > 1:
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=among)
     return values
 
 
-def collect(values: Tensor, world: World) -> Tensor:
-    """The rows of every rank's (n, ...) tensor, one rank after the other; n may differ."""
+def collect(values: Tensor, world: World, among: Among = None) -> Tensor:
+    """The rows of every rank's (n, ...) tensor, one rank after the other; n may differ; see `add_up`."""
     if world.size == 1:
         return values
     counts = torch.zeros(world.size, dtype=torch.int64, device=values.device)
     counts[world.rank] = len(values)
-    dist.all_reduce(counts)
+    dist.all_reduce(counts, group=among)
     padded = values.new_zeros((int(counts.max()), *values.shape[1:]))
     padded[: len(values)] = values
     parts = [torch.empty_like(padded) for _ in range(world.size)]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=among)
     return torch.cat([part[:n] for part, n in zip(parts, counts.tolist(), strict=True)])
+
+
+@contextmanager
+def watching(where: Callable[[], str], timeout_s: float) -> Iterator[None]:
+    """Say clearly that another rank is gone, instead of what the transport says.
+
+    Args:
+        where: what this rank was doing.
+        timeout_s: how long it waits for another.
+
+    Raises:
+        RankLost: a collective or a message failed or took too long.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_transport(error):
+            raise
+        said = str(error).strip().splitlines()[0]
+        raise RankLost(
+            f"{where()}: another rank died, or did not answer for training.timeout_s = {timeout_s:g} s "
+            f"({said}): the newest lines of logs/rank-*.log say more; the same command resumes from the last "
+            "checkpoint"
+        ) from error
+
+
+def _is_transport(error: RuntimeError) -> bool:
+    # gloo's errors have no type of their own, only the place in its source.
+    words = (
+        "gloo",
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Timed out waiting",
+        "Socket Timeout",
+    )
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -26,8 +26,22 @@ from hpcphotoz.world import World
 # These may differ between a run and its continuation: none of them touches the loss curve of sound data.
 _MAY_CHANGE = {
     "data": {"read_threads", "windows_ahead", "verify", "damaged"},
-    "training": {"checkpoint_steps", "keep_checkpoints", "log_steps", "max_steps", "wall_minutes"},
+    "training": {
+        *("checkpoint_steps", "keep_checkpoints", "log_steps", "max_steps", "wall_minutes", "attackers"),
+        *(
+            "timeout_s",
+            "channels_last",
+            "merged",
+            "padded",
+            "compiled",
+            "graphs",
+            "fused_adam",
+            "micro_batch",
+        ),
+        "bucket_mb",
+    },
 }
+_OVERLAP = {"overlap", "max_staleness", "transfer", "weights_transfer"}  # as long as the overlap is exact
 _PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
 
 
@@ -144,9 +158,11 @@ class Metrics:
 
 def _differing(old: Config, new: Config) -> str:
     before, after = old.model_dump(), new.model_dump()
+    exact = _OVERLAP if old.training.exact and new.training.exact else set()
     for section, values in after.items():
         for key, value in values.items():
-            if before[section][key] != value and key not in _MAY_CHANGE.get(section, ()):
+            may = _MAY_CHANGE.get(section, set()) | (exact if section == "training" else set())
+            if before[section][key] != value and key not in may:
                 return f"{section}.{key} ({before[section][key]!r}, now {value!r})"
     return ""
 

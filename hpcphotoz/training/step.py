@@ -1,125 +1,101 @@
-"""One optimisation step: which objects are attacked, the attack, the mixed batch, the loss."""
+"""One optimisation step: forward and backward passes over clean and attacked objects, one update."""
 
 import math
-from collections.abc import Callable
-from functools import cache
+from contextlib import nullcontext
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from hpcphotoz.attacks import has_triton, perturb
-from hpcphotoz.config import Config, Training
-from hpcphotoz.data.order import adversarial, key_of, mix
-from hpcphotoz.data.stream import Batch
-from hpcphotoz.kernels import reference
-from hpcphotoz.models.bins import RedshiftBins
-
-Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-_AUGMENT, _START = 10, 11  # purposes of random numbers: streams that must not repeat each other
+from hpcphotoz.config import Training
+from hpcphotoz.training.objective import Objective, Part
+from hpcphotoz.training.overlap import Adversaries
+from hpcphotoz.training.phases import Phases
+from hpcphotoz.training.speed import Speed
+from hpcphotoz.training.work import Work
 
 
-def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
-    """The images in nMgy, (n, B, y, x) float32 channels_last: decoded, turned and cast in one pass.
+class Step:
+    """Takes optimisation steps.
+
+    Gradients are those of the mean over the *global* batch, so that ranks with slices of different length
+    (or none) add up to what one rank would compute; they are averaged over ranks once, in the last pass.
 
     Args:
-        batch: as the stream gives it.
-        seed, epoch: with (object) they draw one of the eight symmetries of the square; None: not turned.
+        model: the network, wrapped in DistributedDataParallel where several ranks train.
+        optimiser: of its parameters.
+        adversaries: where the attacked images come from, and whether clean passes go on meanwhile.
+        objective: what is minimised.
+        speed: precision, micro-batches.
+        learners: ranks that train.
+        phases: told what begins and ends.
     """
-    code = None
-    if seed is not None:
-        ids = batch.object_id.cpu().numpy().astype(np.uint64)
-        words = mix(ids, key_of(seed, epoch, _AUGMENT)) >> np.uint64(61)
-        code = torch.from_numpy(words.astype(np.int64)).to(batch.images.device)
-    return _load_on(batch.images.device.type)(batch.images, batch.image_unit, code)
 
+    def __init__(
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        adversaries: Adversaries,
+        objective: Objective,
+        speed: Speed,
+        learners: int = 1,
+        phases: Phases | None = None,
+    ) -> None:
+        self._model, self._optimiser, self._adversaries = model, optimiser, adversaries
+        self._objective, self._speed, self._learners = objective, speed, learners
+        self._phases = phases or Phases()
 
-@cache
-def _load_on(device: str) -> Load:
-    if not has_triton(device, "images are decoded and turned in several passes"):
-        return reference.load
-    from hpcphotoz.kernels.load import load as fused
+    def __call__(self, work: Work) -> Tensor:
+        """Attack, forward, backward, update; returns as `gradients`."""
+        sums = self.gradients(work)
+        with self._phases("optimiser"):
+            self._optimiser.step()
+        return sums
 
-    load: Load = fused
-    return load
+    def gradients(self, work: Work) -> Tensor:
+        """Attack, forward, backward.
 
+        Returns:
+            (4,) float64: sum of the losses of this rank's clean objects, their number, the same of the
+            attacked ones.
+        """
+        self._optimiser.zero_grad()
+        adversaries, objective = self._adversaries, self._objective
+        # DistributedDataParallel averages gradients over ranks: undo its division, divide by the objects
+        # there are.
+        scale = self._learners / objective.objects(work.size)
+        adversaries.begin(work)
+        sums = torch.zeros(4, dtype=torch.float64, device=work.images.device)
+        if adversaries.beside:
+            with self._phases("clean"):
+                clean = objective.clean(work)
+                if len(clean):
+                    sums = sums + self._pass(clean, scale, last=False)
+            parts = [objective.attacked(work, adversaries.finish(work))]
+        else:
+            parts = objective.together(work, adversaries.finish(work))
+        with self._phases("adversarial" if adversaries.beside else "clean and adversarial"):
+            for number, part in enumerate(parts):
+                sums = sums + self._pass(part, scale, last=number == len(parts) - 1)
+        adversaries.done()
+        return sums
 
-def inject(
-    model: nn.Module, images: Tensor, batch: Batch, config: Config, bins: RedshiftBins, epoch: int
-) -> Tensor:
-    """Replace the adversarial positions of the batch by attacked images.
-
-    Returns:
-        Which rows were attacked, (n,) bool; `images` is changed in place.
-    """
-    chosen = torch.from_numpy(adversarial(batch.position.cpu().numpy(), config.attack.fraction)).to(
-        images.device
-    )
-    if chosen.any():
-        rows = chosen.nonzero()[:, 0]
-        with autocast(config.training, images.device):
-            images[rows] = perturb(
-                model,
-                images[rows],
-                batch.ebv[rows],
-                batch.z_spec[rows],
-                batch.sky_sigma[rows],
-                batch.object_id[rows],
-                attack=config.attack,
-                bins=bins,
-                seed=key_of(config.training.seed, _START) >> 1,
-                epoch=epoch,
-            )
-    return chosen
-
-
-def optimisation_step(
-    model: DistributedDataParallel | nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    config: Config,
-    bins: RedshiftBins,
-    *,
-    epoch: int,
-    world_size: int,
-) -> Tensor:
-    """Attack, forward, backward, update.
-
-    The loss is the mean over the *global* batch, so that ranks with slices of different length (or none) add
-    up to what one rank would compute.
-
-    Returns:
-        (4,) float64: sum of the losses of this rank's clean objects, their number, the same of the attacked
-        ones.
-    """
-    images = flux(batch, config.training.seed if config.training.augment else None, epoch)
-    attacked = inject(model, images, batch, config, bins, epoch)
-    with autocast(config.training, images.device):
-        logits = model(images, batch.ebv)
-    each = functional.cross_entropy(
-        logits.float(), target(batch.z_spec, bins, config.training), reduction="none"
-    )
-    # DistributedDataParallel averages gradients over ranks: undo its division, divide by the objects there
-    # are.
-    loss = each.sum() * (world_size / max(batch.size, 1))
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    each = each.detach().double()
-    sums = [each[~attacked].sum(), (~attacked).sum(), each[attacked].sum(), attacked.sum()]
-    return torch.stack([value.double() for value in sums])
-
-
-def target(z: Tensor, bins: RedshiftBins, training: Training) -> Tensor:
-    """The label of each object: the index of its bin (N,), or with `label_width` a Gaussian over bins (N,
-    bins).
-    """
-    if not training.label_width:
-        return bins.index(z)
-    distance = (bins.centres(z.device) - z[:, None]) / (training.label_width * bins.width)
-    return torch.softmax(-0.5 * distance**2, dim=1)
+    def _pass(self, part: Part, scale: float, last: bool) -> Tensor:
+        """Forward and backward; gradients are averaged over ranks in the last micro-batch of the last
+        part.
+        """
+        told = torch.zeros(4, dtype=torch.float64, device=part.images.device)
+        chunks = list(part.split(self._speed.micro_batch))
+        for number, chunk in enumerate(chunks):
+            average = last and number == len(chunks) - 1
+            alone = isinstance(self._model, DistributedDataParallel) and not average
+            with self._model.no_sync() if alone else nullcontext():  # type: ignore[operator]
+                with self._speed.autocast(chunk.images.device):
+                    logits = self._model(*self._objective.inputs(chunk))
+                loss, sums = self._objective.loss(logits, chunk)
+                (scale * loss).backward()  # type: ignore[no-untyped-call]
+            told = told + sums
+        return told
 
 
 def learning_rate(step: int, total: int, training: Training) -> float:
@@ -130,8 +106,3 @@ def learning_rate(step: int, total: int, training: Training) -> float:
     if training.schedule == "halfway" and step >= total // 2:
         return training.learning_rate * warm / 5
     return training.learning_rate * warm
-
-
-def autocast(training: Training, device: torch.device) -> torch.autocast:
-    """The precision of forward passes; parameters and updates stay float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16")

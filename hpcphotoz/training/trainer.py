@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,8 +27,19 @@ from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.progress import track
 from hpcphotoz.training import checkpoint, group, runfolder
-from hpcphotoz.training.step import autocast, flux, learning_rate, optimisation_step
+from hpcphotoz.training.attacker import serve
+from hpcphotoz.training.cast import Cast, cast, timed
+from hpcphotoz.training.exchange import FromAttackers, Link, ToLearners, Verdict, Waiting
+from hpcphotoz.training.free import FreeStep
+from hpcphotoz.training.generate import Generator
+from hpcphotoz.training.objective import Objective
+from hpcphotoz.training.overlap import Adversaries, Off, Serial, Streams
+from hpcphotoz.training.phases import Phases
+from hpcphotoz.training.profile import Profile
+from hpcphotoz.training.speed import speed_of
+from hpcphotoz.training.step import Step, learning_rate
 from hpcphotoz.training.stop import StopRequest
+from hpcphotoz.training.work import Work, flux, prepare
 from hpcphotoz.world import World, detect
 
 _log = logging.getLogger(__name__)
@@ -45,7 +56,7 @@ class Diverged(Exception):
     """The loss is not finite."""
 
 
-def train(config: Config, data: Path, out: Path) -> Outcome:
+def train(config: Config, data: Path, out: Path, profile: bool = False) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
     Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR2, TERM, INT) on any
@@ -55,15 +66,17 @@ def train(config: Config, data: Path, out: Path) -> Outcome:
         config: every option.
         data: dataset folder.
         out: run folder; made where it does not exist.
+        profile: write where a step's time goes to `out`/profile and to standard output.
 
     Raises:
         BadInput: unusable data, or a run folder that holds another run.
         Diverged: the loss became NaN or infinite; the last checkpoint is from before.
+        group.RankLost: another rank died or hangs.
     """
     world = detect()
     with (
         ExitStack() as lock,
-        group.process_group(world) as device,
+        group.process_group(world, config.training.timeout_s) as device,
         StopRequest(config.training.wall_minutes) as stop,
     ):
         trainer, problem = None, None
@@ -79,32 +92,39 @@ def train(config: Config, data: Path, out: Path) -> Outcome:
         trainer.count()
         with runfolder.rank_log(out, world):
             trainer.resume()
-            return trainer.run(stop)
+            with group.watching(trainer.where, config.training.timeout_s):
+                return trainer.run(stop, profile)
 
 
 class _Trainer:
     def __init__(self, config: Config, data: Path, out: Path, world: World, device: torch.device) -> None:
         self._config, self._out, self._world, self._device = config, out, world, device
         self._data, self._bins = data, bins_of(config.model)
-        self._stream = self._open("train")
-        self._validation = self._open("validation") if config.data.validation else None
+        self._cast = Cast(world)
+        self._stream, self._validation = self._open(world)
         manifest = self._stream.manifest
         self._digest = manifest.sha256
         # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
         self._scale = tuple(config.model.softening * sigma for sigma in manifest.statistics.sky_sigma)
         torch.manual_seed(config.training.seed)
         model = build(config.model, stamp=manifest.header.stamp, scale=self._scale)
-        self._module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._speed = speed_of(config.training, device)
+        self._module = self._speed.placed(model, device)
         self._optimiser = torch.optim.AdamW(
             self._module.parameters(),
             lr=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
+            fused=self._speed.fused_adam,
         )
+        self._phases = Phases(device)
+        self._generate = Generator(self._module, config, self._bins, self._speed, self._phases)
+        self._objective = Objective(config, self._bins)
         self._total = self._last = self._step = 0
         # Since the last line of metrics, all ranks: loss and number of clean, of attacked objects; skipped.
         self._sums = torch.zeros(5, dtype=torch.float64)
         self._waited, self._since, self._busy = 0.0, time.monotonic(), 0.0
-        self._seen = 0
+        self._seen, self._for = 0, ""
+        self._waited_for_ranks = 0.0
 
     def count(self) -> None:
         """Agree on how many objects there are: rank 0 counts, for all.
@@ -155,7 +175,10 @@ class _Trainer:
         group.agree(problem, self._world)
         if state is not None:
             self._module.load_state_dict(state["model"])
+            fused = [entry["fused"] for entry in self._optimiser.param_groups]
             self._optimiser.load_state_dict(state["optimiser"])
+            for entry, how in zip(self._optimiser.param_groups, fused, strict=True):
+                entry["fused"] = how  # how this process computes, not how the one before did
             self._step = state["step"]
             self._sums[: len(state["sums"])] = state["sums"].cpu()
             _log.info("resumed at step %d of %d from %s", self._step, self._last, found)
@@ -168,50 +191,202 @@ class _Trainer:
                 "lost_shards": [manifest.shards[number].file for number in census.lost],
                 "lost_objects": census.lost_rows(manifest),
             }
-            runfolder.record_start(self._out, self._world, {**facts, "device": str(self._device)})
+            facts |= {"device": str(self._device), "speed": self._speed.facts()}
+            runfolder.record_start(self._out, self._world, facts)
 
-    def run(self, stop: StopRequest) -> Outcome:
+    def where(self) -> str:
+        """What this rank is, and what it was doing, for messages."""
+        part = ("attacker" if self._cast.attacks else "learner") if self._cast.split else "rank"
+        doing = f" waiting for {self._for}" if self._for else ""
+        return f"{self._out}: {part} (rank {self._world.rank}) at step {self._step + 1}{doing}"
+
+    def run(self, stop: StopRequest, profile: bool = False) -> Outcome:
         """Take steps until the end or until the ranks agree to stop."""
         self._metrics = runfolder.Metrics(self._out, self._step) if self._world.is_first else None
         if self._step >= self._last:
             self._say(f"{self._out}: finished already, at step {self._step}")
             return Outcome.FINISHED
-        model = self._wrapped()
-        batches = self._batches()
+        self._take_part()
+        problem: str | None
+        if self._cast.attacks:
+            problem = serve(ToLearners(*self._exchange()), self._work(), self._generate, stop)
+            verdict = None
+        else:
+            verdict, problem = self._learn(stop, profile)
+        return self._end(verdict, problem, stop)
+
+    def _learn(self, stop: StopRequest, profile: bool) -> tuple[Verdict, str | None]:
+        adversaries = self._adversaries()
+        take = self._step_taker(adversaries)
+        exchange = adversaries if isinstance(adversaries, FromAttackers) else None
         name = f"training {self._out.name} (steps)"
         steps: Iterator[int] = iter(range(self._step, self._last))
         if self._world.is_first:
             steps = track(steps, name, self._last, done=self._step)
+        work = self._work()
+        watch = (
+            Profile(self._out / "profile", self._device, self._phases)
+            if profile and self._world.is_first
+            else None
+        )
         for step in steps:
-            epoch, batch, problem = self._next(batches, step)
+            share, skipped, problem = next(work)
             for entry in self._optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self._total, self._config.training)
-            sums = optimisation_step(
-                model,
-                self._optimiser,
-                batch,
-                self._config,
-                self._bins,
-                epoch=epoch,
-                world_size=self._world.size,
-            )
-            asked = self._account(sums, batch, stop, problem)
+            sums = take(share)
+            verdict = self._account(sums, share, skipped, stop, problem, exchange)
             self._step = step + 1
+            if exchange:
+                exchange.publish(self._step, verdict)
+            if verdict in (Verdict.PROBLEM, Verdict.DIVERGED):
+                break
+            if watch and watch.took(share):
+                self._say(watch.summary(self._module, self._attack_by, share, self._config, self._speed))
+                watch = None
             if self._step % self._config.training.log_steps == 0 or self._step == self._total:
-                self._write_line(epoch)
+                self._write_line(share.epoch)
             if self._step % self._stream.batches == 0 and self._validation is not None:
-                self._validate(epoch)
+                broken, trouble = self._validate(share.epoch)
+                if broken:
+                    verdict, problem = Verdict.PROBLEM, trouble
+                    if exchange:
+                        exchange.give_up(self._step)
+                    break
             # After the lines of metrics: what is in the checkpoint must not be reported a second time on
             # resuming.
+            asked = verdict is Verdict.STOP
             if asked or self._step == self._last or self._step % self._config.training.checkpoint_steps == 0:
                 self._save()
-            if asked and self._step < self._last:
-                reason = next(text for text in group.gather(stop.reason, self._world) if text)
+            if asked:
+                break
+        if exchange:
+            exchange.end(self._step, verdict)
+        return verdict, problem
+
+    def _end(self, verdict: Verdict | None, problem: str | None, stop: StopRequest) -> Outcome:
+        """What all ranks do together at the end; attackers (None) learn here what the learners decided."""
+        if self._cast.split:
+            said = group.gather(None if verdict is None else verdict.name, self._world)
+            verdict = Verdict[str(said[0])]
+        if verdict is Verdict.PROBLEM:
+            group.agree(problem, self._world)
+        if verdict is Verdict.DIVERGED:
+            raise Diverged(
+                f"{self._out}: the loss is not finite at step {self._step}: "
+                "lower training.learning_rate, and start from an earlier checkpoint or anew"
+            )
+        if verdict is Verdict.STOP:
+            reason = next(text for text in group.gather(stop.reason, self._world) if text)
+            if self._step < self._last:
                 _log.info("stopped after step %d: %s", self._step, reason)
                 self._say(f"{self._out}: {reason}: saved and stopped after step {self._step} of {self._last}")
                 return Outcome.STOPPED
         self._say(f"{self._out}: finished at step {self._step}")
         return Outcome.FINISHED
+
+    def _take_part(self) -> None:
+        """Become a learner, an attacker or neither; a part has its own share of every batch."""
+        self._cast = cast(self._config, self._world, self._costs, self._device)
+        if self._cast.split is None:
+            return
+        before = self._stream, self._validation
+        self._stream, self._validation = self._open(self._cast.world)
+        for stream, counted in zip((self._stream, self._validation), before, strict=True):
+            if stream is not None and counted is not None:
+                stream.census = counted.census
+
+    def _costs(self) -> tuple[float, float]:
+        """Seconds to attack, and to train, this rank's share of the next batch; nothing is updated."""
+        work, _, problem = next(self._work())
+        group.agree(problem, self._world)
+        objective = self._objective
+        step = Step(
+            self._module.train(),
+            self._optimiser,
+            Off(lambda work: work.images[work.attacked]),
+            objective,
+            self._speed,
+        )
+        attack, train = (
+            timed(lambda: self._generate(work), self._device),
+            timed(lambda: step.gradients(work), self._device),
+        )
+        self._optimiser.zero_grad()
+        return attack, train
+
+    def _attack_by(self, module: nn.Module, work: Work) -> Tensor:
+        return Generator(module, self._config, self._bins, self._speed)(work)
+
+    def _adversaries(self) -> Adversaries:
+        overlap = self._config.training.overlap
+        if self._cast.split:
+            return FromAttackers(*self._exchange())
+        if overlap == "streams" and self._config.attack.fraction:
+            return (
+                Streams(self._generate, self._device)
+                if self._device.type == "cuda"
+                else Serial(self._generate)
+            )
+        return Off(self._generate)
+
+    def _exchange(self) -> tuple[Link, nn.Module, tuple[int, ...], torch.device, int, Waiting]:
+        assert self._cast.split is not None
+        config = self._config
+        link = Link(
+            self._cast.split,
+            self._world.rank,
+            config.attack.fraction,
+            config.training,
+            self._last,
+            self._size_of,
+            self._cast.weights,
+        )
+        header = self._stream.manifest.header
+        shape = (len(header.bands), header.stamp, header.stamp)
+        return link, self._module, shape, self._device, self._step, self._waiting
+
+    def _step_taker(self, adversaries: Adversaries) -> Step | FreeStep:
+        model, learners = self._wrapped(), self._cast.world.size
+        if self._config.training.objective == "free":
+            return FreeStep(
+                model, self._optimiser, self._config, self._bins, self._speed, learners, self._phases
+            )
+        return Step(model, self._optimiser, adversaries, self._objective, self._speed, learners, self._phases)
+
+    def _size_of(self, step: int) -> int:
+        """Objects in the global batch of a step."""
+        size, before = self._config.training.global_batch, step % self._stream.batches
+        return min(size, self._stream.rows - before * size)
+
+    @contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        start, self._for = time.monotonic(), what
+        with self._phases("wait for other ranks"):
+            yield
+        self._waited_for_ranks += time.monotonic() - start
+        self._for = ""
+
+    def _work(self) -> Iterator[tuple[Work, int, str | None]]:
+        """This rank's share of every step, objects it left out, and why the share is empty if it is broken.
+
+        The other ranks are about to average gradients: a rank that left here would end them with an error of
+        their own, so it takes its steps with nothing and says why after.
+        """
+        batches, problem = self._batches(), None
+        for step in range(self._step, self._last):
+            start = time.monotonic()
+            with self._phases("data"):
+                try:
+                    epoch, batch = next(batches)
+                except (BadInput, OSError, StopIteration) as error:
+                    epoch, batch = step // self._stream.batches, to_device(self._stream.empty(), self._device)
+                    early = (
+                        f"{self._data}: fewer objects than were counted: has it been changed since the start?"
+                    )
+                    problem = problem or (early if isinstance(error, StopIteration) else str(error))
+                self._waited += time.monotonic() - start
+                work = prepare(batch, self._config, epoch, step)
+            yield work, batch.skipped, problem
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         epoch, start = divmod(self._step, self._stream.batches)
@@ -220,38 +395,32 @@ class _Trainer:
             for batch in on_device(host, self._device):
                 yield number, batch
 
-    def _next(self, batches: Iterator[tuple[int, Batch]], step: int) -> tuple[int, Batch, str | None]:
-        """The next batch; an empty one beside the reason if it cannot be read.
-
-        The other ranks are about to average gradients: a rank that left here would end them with an error of
-        their own, so it takes this step with nothing and says why after it.
+    def _account(
+        self,
+        sums: Tensor,
+        work: Work,
+        skipped: int,
+        stop: StopRequest,
+        problem: str | None,
+        exchange: FromAttackers | None,
+    ) -> Verdict:
+        """Add up the step's sums over the learners and agree on what comes next. One small collective a
+        step.
         """
-        start, problem = time.monotonic(), None
-        try:
-            epoch, batch = next(batches)
-        except (BadInput, OSError, StopIteration) as error:
-            epoch, batch = step // self._stream.batches, to_device(self._stream.empty(), self._device)
-            early = f"{self._data}: fewer objects than were counted: has it been changed since the start?"
-            problem = early if isinstance(error, StopIteration) else str(error)
-        self._waited += time.monotonic() - start
-        return epoch, batch, problem
-
-    def _account(self, sums: Tensor, batch: Batch, stop: StopRequest, problem: str | None) -> bool:
-        """Add up the step's sums over ranks; whether any rank asks to stop. One small collective a step."""
         flags = torch.tensor(
-            [batch.skipped, bool(stop.reason), problem is not None], dtype=torch.float64, device=self._device
+            [skipped, bool(stop.reason), problem is not None], dtype=torch.float64, device=self._device
         )
-        both = group.add_up(torch.cat([sums, flags]), self._world).cpu()
+        if exchange:
+            flags[1:] += exchange.flags.to(self._device)
+        both = torch.cat([sums, flags])
+        both = group.add_up(both, self._cast.world, self._cast.among).cpu()
         if both[6] > 0:
-            group.agree(problem, self._world)
+            return Verdict.PROBLEM
         if not math.isfinite(both[:4].sum()):
-            raise Diverged(
-                f"{self._out}: the loss is not finite at step {self._step + 1}: "
-                "lower training.learning_rate, and start from an earlier checkpoint or anew"
-            )
+            return Verdict.DIVERGED
         self._sums += both[:5]
-        self._seen += batch.size
-        return bool(both[5] > 0)
+        self._seen += work.size
+        return Verdict.STOP if both[5] > 0 else Verdict.GO_ON
 
     def _save(self) -> None:
         if not self._world.is_first:
@@ -286,6 +455,7 @@ class _Trainer:
                 learning_rate=self._optimiser.param_groups[0]["lr"],
                 images_per_s=self._seen / (now - self._since),
                 data_wait=self._waited / (now - self._since),
+                **({"rank_wait": self._waited_for_ranks / (now - self._since)} if self._cast.split else {}),
                 # How many times faster the reading threads could deliver; None: nothing was read since.
                 loader_headroom=(now - self._since) * self._stream.threads / busy if busy else None,
                 skipped=int(skipped),
@@ -293,10 +463,12 @@ class _Trainer:
             )
         self._sums.zero_()
         self._waited, self._since, self._seen = 0.0, now, 0
+        self._waited_for_ranks = 0.0
         self._busy = self._stream.busy_s
 
     @torch.no_grad()
-    def _validate(self, epoch: int) -> None:
+    def _validate(self, epoch: int) -> tuple[bool, str | None]:
+        """Measure and write; whether any learner cannot read its share, and why this one cannot."""
         assert self._validation is not None
         start = time.monotonic()
         self._module.eval()
@@ -304,14 +476,16 @@ class _Trainer:
         problem = None
         try:
             for batch in on_device(self._validation.epoch(0), self._device):
-                with autocast(self._config.training, self._device):
+                with self._speed.autocast(self._device):
                     logits = self._module(flux(batch), batch.ebv)
                 rows.append(torch.stack([self._bins.mean(logits), batch.z_spec], dim=1))
         except (BadInput, OSError) as error:
             problem = str(error)
-        group.agree(problem, self._world)
         self._module.train()
-        z_phot, z_spec = group.collect(torch.cat(rows), self._world).cpu().double().numpy().T
+        if any(group.gather(problem, self._cast.world, self._cast.among)):
+            return True, problem
+        found = group.collect(torch.cat(rows), self._cast.world, self._cast.among)
+        z_phot, z_spec = found.cpu().double().numpy().T
         skipped = self._validation.rows - len(z_spec)
         if self._metrics is not None and len(z_spec):
             dz = (z_phot - z_spec) / (1 + z_spec)
@@ -325,27 +499,38 @@ class _Trainer:
                 f"{self._out.name}: epoch {epoch + 1} of {self._config.training.epochs}: validation {text}"
             )
         self._since += time.monotonic() - start  # not part of the training rate
+        return False, None
 
     def _wrapped(self) -> nn.Module:
         module: nn.Module = self._module.train()
-        if self._world.size == 1:
+        if self._speed.compiled:
+            module = torch.compile(module)  # type: ignore[assignment]
+        if self._cast.world.size == 1:
             return module
-        devices = [self._device.index] if self._device.type == "cuda" else None
-        wrapped: nn.Module = DistributedDataParallel(self._module, device_ids=devices)
-        return wrapped
-
-    def _open(self, part: Part) -> Stream:
-        training = self._config.training
-        return Stream(
-            self._data,
-            self._config.data,
-            global_batch=training.global_batch,
-            seed=training.seed,
-            part=part,
-            world=self._world,
-            shuffle=part == "train",
-            pinned=self._device.type == "cuda",
+        return DistributedDataParallel(
+            module,
+            device_ids=[self._device.index] if self._device.type == "cuda" else None,
+            process_group=self._cast.among,
+            bucket_cap_mb=self._config.training.bucket_mb,
+            gradient_as_bucket_view=True,
         )
+
+    def _open(self, world: World) -> tuple[Stream, Stream | None]:
+        training, parts = self._config.training, list[Part](("train", "validation"))
+        streams = [
+            Stream(
+                self._data,
+                self._config.data,
+                global_batch=training.global_batch,
+                seed=training.seed,
+                part=part,
+                world=world,
+                shuffle=part == "train",
+                pinned=self._device.type == "cuda",
+            )
+            for part in parts[: 2 if self._config.data.validation else 1]
+        ]
+        return streams[0], streams[1] if len(streams) > 1 else None
 
     def _say(self, text: str) -> None:
         if self._world.is_first:

@@ -1,0 +1,277 @@
+"""Overlap `ranks`: attacked images from attackers to learners, weights back, all asynchronous.
+
+With staleness s, the attack of step t is made with the weights that t - s updates gave (or the first ones of
+this process), no matter who was quick: the same run twice gives the same curve, and s = 0 gives that of
+`off`.
+
+    s = 0   learner    clean 5 │ adversarial 5, update │ clean 6 │ ...      waits for images, then for nobody
+            attacker   attack 5 │ (waits for weights 6) │ attack 6 │ ...
+    s = 1   learner    clean 5, adversarial 5, update │ clean 6, ...
+            attacker   attack 6 (weights 5)            │ attack 7 (weights 6)
+
+    buffer                        written by          read by           used again
+    images of a step, attacker    attack              isend             never: freed after its wait
+    images of a step, learner     irecv               adversarial pass  never: freed after it
+    weights, two, learner         copy after update   broadcast         after its wait, two versions later
+    weights, two, attacker        broadcast           copy              two versions later: the next one comes
+                                                                        during the attack
+
+Flags of attackers (asked to stop, cannot read) travel in the header of their images; learners agree, and the
+verdict travels in the header of the next weights. An attacker that reads a verdict has by then sent the
+images of `staleness` further steps; learners receive and drop them, so that nothing is left unmatched.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from hpcphotoz.config import Training
+from hpcphotoz.training.codec import Images, Weights, header
+from hpcphotoz.training.roles import Share, Split
+from hpcphotoz.training.work import Work
+
+Sizes = Callable[[int], int]  # objects in the global batch of a step
+Waiting = Callable[[str], AbstractContextManager[None]]  # notes for what a rank waits
+
+
+class Verdict(enum.IntEnum):
+    """What all ranks do after a step."""
+
+    GO_ON = 0
+    STOP = 1
+    PROBLEM = 2  # some rank cannot read
+    DIVERGED = 3
+
+
+class Link:
+    """What both kinds of ranks know of the exchange.
+
+    Args:
+        split: who attacks.
+        rank: this one.
+        fraction: of attacked objects.
+        training: staleness, how images and weights travel.
+        last: steps of the run.
+        size_of: objects in the global batch of a step.
+        weights: the group of rank 0 and all attackers.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        rank: int,
+        fraction: float,
+        training: Training,
+        last: int,
+        size_of: Sizes,
+        weights: dist.ProcessGroup | None,
+    ) -> None:
+        self.split, self.rank, self.fraction, self.training = split, rank, fraction, training
+        self.last, self.size_of, self.weights = last, size_of, weights
+
+    def needed(self, version: int, first: int) -> bool:
+        """Whether some attack of a run that starts at step `first` wants the weights after `version`
+        updates.
+        """
+        return first < version <= self.last - 1 - self.training.max_staleness
+
+    def shares(self, step: int) -> list[Share]:
+        """The messages of a step."""
+        return self.split.shares(self.rank, self.size_of(step), self.fraction)
+
+    def rows(self, work: Work) -> Tensor:
+        """Where the attacked images of a rank's work stand among those planned: some may be left out."""
+        planned = self.split.planned(self.rank, work.size, self.fraction)
+        return torch.from_numpy(np.searchsorted(planned, work.positions)).to(work.images.device)
+
+
+class FromAttackers:
+    """A learner's end: adversarial images come from attackers; weights go to them.
+
+    Args:
+        link: who is who.
+        module: the network whose weights are sent; by rank 0.
+        shape: (B, H, W) of an image.
+        device: of the learner.
+        first: the step this process begins with.
+        waiting: notes for what the rank waits.
+    """
+
+    beside = True
+
+    def __init__(
+        self,
+        link: Link,
+        module: nn.Module,
+        shape: tuple[int, ...],
+        device: torch.device,
+        first: int,
+        waiting: Waiting,
+    ) -> None:
+        self._link, self._first, self._waiting = link, first, waiting
+        self._images = Images(link.training.transfer, shape, device)
+        self._weights = Weights(list(module.parameters()), link.training.weights_transfer)
+        self._free = deque([self._weights.empty(), self._weights.empty()] if link.rank == 0 else [])
+        self._sent: deque[tuple[dist.Work, Tensor]] = deque()
+        self._coming: list[tuple[dist.Work, Tensor, int, int]] = []
+        self._given_up = 0
+        self.flags = torch.zeros(2, dtype=torch.float64)  # of attackers: asked to stop, cannot read
+
+    def begin(self, work: Work) -> None:
+        """Ask for the images of this step; they arrive during the clean passes."""
+        self._coming = self._receive(work.step)
+
+    def finish(self, work: Work) -> Tensor:
+        """Wait for them."""
+        rows = self._link.rows(work)
+        clean = work.images[work.attacked]
+        adv, self.flags = torch.empty_like(clean), torch.zeros(2, dtype=torch.float64)
+        for request, message, start, stop in self._coming:
+            with self._waiting("attacked images"):
+                request.wait()
+            told = header(message).cpu()
+            if int(told[0]) != work.step:
+                raise RuntimeError(f"attacked images of step {int(told[0])} arrived at step {work.step}")
+            self.flags += told[1:3].double()
+            mine = ((rows >= start) & (rows < stop)).nonzero()[:, 0]
+            adv[mine] = self._images.read(message, rows[mine] - start, clean[mine])
+        return adv
+
+    def done(self) -> None:
+        """Messages may be freed."""
+        self._coming = []
+
+    def publish(self, version: int, verdict: Verdict) -> None:
+        """Send the weights after `version` updates to the attackers that will want them, and what all do
+        next.
+        """
+        if self._link.rank or not self._link.needed(version, self._first):
+            return
+        while not self._free:
+            request, message = self._sent.popleft()
+            with self._waiting("attackers to take weights"):
+                request.wait()
+            self._free.append(message)
+        message = self._free.popleft()
+        header(message)[:2] = torch.tensor([version, int(verdict)])
+        self._weights.write(message)
+        request = dist.broadcast(message, 0, group=self._link.weights, async_op=True)
+        self._sent.append((request, message))
+
+    def give_up(self, version: int) -> None:
+        """After weights `version` went out with GO_ON: take no further step, and tell the attackers so."""
+        if version < self._link.last:
+            self._drop(range(version, version + 1))
+            self.publish(version + 1, Verdict.PROBLEM)
+            self._given_up = 1
+
+    def end(self, version: int, verdict: Verdict) -> None:
+        """Leave nothing unmatched: drop what attackers have sent before they read the verdict at
+        `version`.
+        """
+        if verdict is not Verdict.GO_ON:
+            version += self._given_up
+            self._drop(range(version, min(version + self._link.training.max_staleness, self._link.last)))
+        while self._sent:
+            request, _ = self._sent.popleft()
+            with self._waiting("attackers to take weights"):
+                request.wait()
+
+    def _drop(self, steps: range) -> None:
+        for step in steps:
+            for request, *_ in self._receive(step):
+                with self._waiting("images that are not needed any more"):
+                    request.wait()
+
+    def _receive(self, step: int) -> list[tuple[dist.Work, Tensor, int, int]]:
+        coming = []
+        for share in self._link.shares(step):
+            message = self._images.empty(share.stop - share.start)
+            request = dist.irecv(message, share.rank, tag=step)
+            assert request is not None
+            coming.append((request, message, share.start, share.stop))
+        return coming
+
+
+class ToLearners:
+    """An attacker's end: weights come, images go; arguments as `FromAttackers`."""
+
+    def __init__(
+        self,
+        link: Link,
+        module: nn.Module,
+        shape: tuple[int, ...],
+        device: torch.device,
+        first: int,
+        waiting: Waiting,
+    ) -> None:
+        self._link, self._version, self._first, self._waiting = link, first, first, waiting
+        self._images = Images(link.training.transfer, shape, device)
+        self._weights = Weights(list(module.parameters()), link.training.weights_transfer)
+        self._free = deque([self._weights.empty(), self._weights.empty()])
+        self._coming: tuple[dist.Work, Tensor] | None = None
+        self._sent: deque[list[tuple[dist.Work, Tensor]]] = deque()
+        self._ask()
+
+    def weights_for(self, step: int) -> Verdict:
+        """Bring the network to the weights with which a step is attacked; anything but GO_ON: it is not."""
+        while self._version < max(step - self._link.training.max_staleness, self._first):
+            assert self._coming is not None
+            request, message = self._coming
+            with self._waiting(f"weights {self._version + 1}"):
+                request.wait()
+            version, verdict = header(message)[:2].tolist()
+            if version != self._version + 1:
+                raise RuntimeError(f"weights {version} arrived where {self._version + 1} were due")
+            self._version, self._coming = version, None
+            if verdict != Verdict.GO_ON:
+                return Verdict(verdict)
+            self._ask()  # into the other buffer, during the attack
+            self._weights.read(message)
+            self._free.append(message)
+        return Verdict.GO_ON
+
+    def send(self, work: Work, adv: Tensor, stop: bool, problem: bool) -> None:
+        """Send the attacked images of a step to their learners.
+
+        Args:
+            work: what was attacked; rows it lacks are sent as NaN.
+            adv: (m, B, H, W).
+            stop, problem: this rank's flags.
+        """
+        rows, clean = self._link.rows(work), work.images[work.attacked]
+        requests = []
+        for share in self._link.shares(work.step):
+            message = self._images.empty(share.stop - share.start)
+            told = header(message)
+            told[:3] = torch.tensor([work.step, int(stop), int(problem)])
+            mine = ((rows >= share.start) & (rows < share.stop)).nonzero()[:, 0]
+            self._images.write(message, rows[mine] - share.start, adv[mine], clean[mine])
+            request = dist.isend(message, share.rank, tag=work.step)
+            assert request is not None
+            requests.append((request, message))
+        self._sent.append(requests)
+        while len(self._sent) > 2:
+            self._wait_for_oldest()
+
+    def settle(self) -> None:
+        """Wait until all images are taken."""
+        while self._sent:
+            self._wait_for_oldest()
+
+    def _wait_for_oldest(self) -> None:
+        for request, _ in self._sent.popleft():
+            with self._waiting("learners to take images"):
+                request.wait()
+
+    def _ask(self) -> None:
+        if self._link.needed(self._version + 1, self._first):
+            message = self._free.popleft()
+            request = dist.broadcast(message, 0, group=self._link.weights, async_op=True)
+            self._coming = (request, message)

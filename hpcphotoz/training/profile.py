@@ -1,0 +1,178 @@
+"""Where a step's time goes: a profiler's trace, and one screen that adds it up.
+
+A few steps after the first ones are profiled on rank 0; the run goes on. "all-reduce" runs beside backward
+passes and is not part of the sum. The device's rate is that of square matrix products in the precision of
+training, run here; a step's operations are counted, not estimated.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hpcphotoz.atomic import replacing, write_text
+from hpcphotoz.attacks.cost import flops, law
+from hpcphotoz.config import Config
+from hpcphotoz.training.phases import Phases
+from hpcphotoz.training.speed import Speed
+from hpcphotoz.training.work import Work
+
+_SKIPPED, _STEPS = 3, 5  # of the process: the first ones fetch memory and choose algorithms
+_ALL_REDUCE = ("all_reduce", "allreduce")
+
+
+class Profile:
+    """Watches the first steps of a process.
+
+    Args:
+        folder: `profile` of the run; the trace is for chrome://tracing or Perfetto.
+        device: where the work is done.
+        phases: of the step; switched on meanwhile.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, phases: Phases) -> None:
+        self._folder, self._device, self._phases = folder, device, phases
+        self._steps = 0
+        self._rows = [0, 0]
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
+
+    def took(self, work: Work) -> bool:
+        """Note that a step has been taken; whether it was the last one of the profile."""
+        self._steps += 1
+        if self._steps == _SKIPPED:
+            self._phases.active = True
+            self._profiler.start()
+            self._start = self._now()
+        elif self._steps > _SKIPPED:
+            self._rows = [self._rows[0] + len(work.images), self._rows[1] + len(work.attacked)]
+        if self._steps < _SKIPPED + _STEPS:
+            return False
+        self._seconds = self._now() - self._start
+        self._profiler.stop()
+        self._phases.active = False
+        return True
+
+    def summary(
+        self,
+        module: nn.Module,
+        attack: Callable[[nn.Module, Work], object],
+        work: Work,
+        config: Config,
+        speed: Speed,
+    ) -> str:
+        """Write the trace and the summary; returns the summary as text.
+
+        Args:
+            module: the bare network; a copy of it is run.
+            attack: attacks the objects of a work with a network.
+            work: any; two of its objects are taken.
+            config, speed: of the run.
+        """
+        self._folder.mkdir(exist_ok=True)
+        with replacing(self._folder / "trace.json") as temporary:
+            self._profiler.export_chrome_trace(str(temporary))
+        step = self._seconds / _STEPS
+        shares = {name: s / self._seconds for name, s in self._phases.seconds().items()}
+        events = self._profiler.events() or []  # type: ignore[no-untyped-call]
+        reduced = sum(
+            e.time_range.elapsed_us() for e in events if any(w in e.name.lower() for w in _ALL_REDUCE)
+        )
+        counted = self._operations(module, attack, work, config)
+        rate, measured = counted / self._seconds, matrix_rate(self._device, speed.training)
+        figures = {
+            "steps": _STEPS,
+            "step_s": step,
+            "images_per_s_of_this_rank": self._rows[0] / self._seconds,
+            "shares": {**shares, "rest": 1 - sum(shares.values())},
+            "all_reduce": reduced / 1e6 / self._seconds,
+            "operations_per_s": rate,
+            "device_operations_per_s": measured,
+            "fraction_of_device": rate / measured,
+            "law": law(config.attack.steps, config.attack.fraction),
+        }
+        write_text(self._folder / "summary.json", json.dumps(figures, indent=1) + "\n")
+        text = _screen(figures, speed)
+        write_text(self._folder / "summary.txt", text + "\n")
+        return text
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _operations(
+        self, module: nn.Module, attack: Callable[[nn.Module, Work], object], work: Work, config: Config
+    ) -> int:
+        """Of the passes and attacks over the rows that were seen: those of two rows, times their number."""
+        copied = copy.deepcopy(
+            module
+        )  # DistributedDataParallel listens to every backward pass of the original
+        two = work.first(2)
+        if not len(two.images):
+            return 0
+
+        def train() -> None:
+            logits = copied(two.images, two.ebv)
+            functional.cross_entropy(logits, logits.detach().argmax(1)).backward()  # type: ignore[no-untyped-call]
+
+        passes = self._rows[0] + (
+            self._rows[1] if config.training.objective in ("append", "consistency") else 0
+        )
+        total = flops(train) * passes / len(two.images)
+        if config.training.objective == "free":
+            return int(total * config.attack.steps)
+        if len(two.attacked):
+            total += flops(lambda: attack(copied, two)) * self._rows[1] / len(two.attacked)
+        return int(total)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
+    """Operations a second of square matrix products: the most that a device reaches in practice.
+
+    Args:
+        device: where.
+        dtype: of the factors; None: float32, with TF32 where it is on.
+    """
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype or torch.float32)
+    b, best = a.clone(), float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def _screen(figures: dict[str, object], speed: Speed) -> str:
+    shares = figures["shares"]
+    assert isinstance(shares, dict)
+    width = max(len(name) for name in (*shares, "all-reduce, beside"))
+    lines = [
+        f"profile of {figures['steps']} steps of rank 0: {1e3 * _f(figures['step_s']):.1f} ms a step, "
+        f"{_f(figures['images_per_s_of_this_rank']):.1f} images/s",
+    ]
+    for name, share in sorted(shares.items(), key=lambda pair: -pair[1]):
+        lines.append(f"  {name:{width}s} {100 * share:5.1f} %  {'#' * round(40 * max(share, 0))}")
+    lines.append(f"  {'all-reduce, beside':{width}s} {100 * _f(figures['all_reduce']):5.1f} %")
+    precision = "bf16" if speed.training else "fp32"
+    lines.append(
+        f"  {_f(figures['operations_per_s']) / 1e9:.1f} of the "
+        f"{_f(figures['device_operations_per_s']) / 1e9:.1f} GFLOP/s that {precision} matrix products reach "
+        f"here: {100 * _f(figures['fraction_of_device']):.1f} %"
+    )
+    return "\n".join(lines)
+
+
+def _f(value: object) -> float:
+    assert isinstance(value, int | float)
+    return float(value)

@@ -1,0 +1,90 @@
+"""Learners and attackers: which rank is what, and who sends how many attacked images to whom. Arithmetic
+alone.
+
+Attackers and learners each cut the same global batch by `rank_slice`, by their own numbers. The attacked
+positions that lie in an attacker's slice and in a learner's are a message from one to the other; slices and
+attacked positions are in order, so a message is a run of neighbours on both sides.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hpcphotoz.data.order import Ints, adversarial, rank_slice
+from hpcphotoz.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Share:
+    """A run of attacked images between two ranks: `start` to `stop` of one's own, in order of position."""
+
+    rank: int  # the other
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """`attackers` of `size` ranks attack, spread evenly; rank 0, which writes, learns."""
+
+    size: int
+    attackers: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.attackers < self.size:
+            raise BadInput(
+                f"training.attackers {self.attackers} of {self.size} rank(s): at least one must attack and "
+                "one learn: start more ranks, or choose another training.overlap"
+            )
+
+    def attacks(self, rank: int) -> bool:
+        """Whether a rank attacks."""
+        return (rank + 1) * self.attackers // self.size > rank * self.attackers // self.size
+
+    @cached_property
+    def attacking(self) -> tuple[int, ...]:
+        """Ranks that attack, in order."""
+        return tuple(rank for rank in range(self.size) if self.attacks(rank))
+
+    @cached_property
+    def learning(self) -> tuple[int, ...]:
+        """Ranks that learn, in order."""
+        return tuple(rank for rank in range(self.size) if not self.attacks(rank))
+
+    def kind(self, rank: int) -> tuple[int, ...]:
+        """The ranks that do as this one does, in order."""
+        return self.attacking if self.attacks(rank) else self.learning
+
+    def planned(self, rank: int, size: int, fraction: float) -> Ints:
+        """Attacked positions of a global batch of `size` that lie in a rank's slice, in order."""
+        kind = self.kind(rank)
+        mine = rank_slice(size, kind.index(rank), len(kind))
+        position = np.arange(mine.start, mine.stop)
+        return position[adversarial(position, fraction)]
+
+    def shares(self, rank: int, size: int, fraction: float) -> list[Share]:
+        """What a rank sends or receives of a global batch, by the other rank; nothing where there is
+        nothing.
+        """
+        mine = self.planned(rank, size, fraction)
+        others = self.learning if self.attacks(rank) else self.attacking
+        found = []
+        for number, other in enumerate(others):
+            theirs = rank_slice(size, number, len(others))
+            start, stop = np.searchsorted(mine, [theirs.start, theirs.stop]).tolist()
+            if stop > start:
+                found.append(Share(other, start, stop))
+        return found
+
+
+def nearest(size: int, attack: float, train: float) -> int:
+    """How many of `size` ranks should attack: the split nearest attack : train, the costs of a global batch.
+
+    By the cost law attack : train = 2 K f / 3 : 1.
+    """
+    if size < 2:
+        raise BadInput(
+            f"training.overlap ranks on {size} rank: want at least two, one to attack and one to learn"
+        )
+    return min(max(round(size * attack / (attack + train)), 1), size - 1)

@@ -1,0 +1,100 @@
+"""A rank's share of a step, ready to compute on: images decoded and turned, rows sorted out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcphotoz.attacks import has_triton
+from hpcphotoz.config import Config
+from hpcphotoz.data.order import adversarial, key_of, mix
+from hpcphotoz.data.stream import Batch
+from hpcphotoz.kernels import reference
+
+Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+_AUGMENT = 10  # purpose of random numbers: streams that must not repeat each other
+
+
+@dataclass(frozen=True)
+class Work:
+    """One rank's slice of a global batch; any of it may be empty."""
+
+    images: Tensor  # (n, B, H, W) float32 nMgy, turned as this epoch wants
+    ebv: Tensor  # (n,) float32, mag
+    z_spec: Tensor  # (n,) float32
+    sky_sigma: Tensor  # (n, B) float32, nMgy
+    object_id: Tensor  # (n,) int64
+    attacked: Tensor  # (m,) int64: rows that are attacked, in order
+    clean: Tensor  # (n - m,) int64: the others
+    positions: np.ndarray[tuple[int], np.dtype[np.int64]]  # (m,) of the attacked rows in the global batch
+    size: int  # objects in the global batch
+    epoch: int
+    step: int  # optimiser steps before this one
+
+    def first(self, n: int) -> "Work":
+        """The first n attacked objects; where none is attacked, the first n."""
+        ids = self.attacked[:n] if len(self.attacked) else torch.arange(min(n, len(self.images)))
+        rows = {k: getattr(self, k)[ids] for k in ("images", "ebv", "z_spec", "sky_sigma", "object_id")}
+        every = torch.arange(len(ids), device=self.images.device)
+        marked = every if len(self.attacked) else every[:0]
+        return replace(
+            self, **rows, attacked=marked, clean=every[len(marked) :], positions=self.positions[: len(marked)]
+        )
+
+
+def prepare(batch: Batch, config: Config, epoch: int, step: int) -> Work:
+    """Decode and turn a batch's images, and choose which are attacked: by their place in the global batch.
+
+    Args:
+        batch: as the stream gives it; `position` and `object_id` in host memory.
+        config: seed, augmentation, fraction of attacked objects.
+        epoch, step: where in the run; the epoch draws one of the eight symmetries of the square.
+    """
+    device = batch.images.device
+    position = batch.position.numpy()
+    chosen = adversarial(position, config.attack.fraction)
+    rows = [
+        torch.from_numpy(np.flatnonzero(which)).to(device, non_blocking=True) for which in (chosen, ~chosen)
+    ]
+    images = flux(batch, config.training.seed if config.training.augment else None, epoch)
+    return Work(
+        images=images,
+        ebv=batch.ebv,
+        z_spec=batch.z_spec,
+        sky_sigma=batch.sky_sigma,
+        object_id=batch.object_id.to(device, non_blocking=True),
+        attacked=rows[0],
+        clean=rows[1],
+        positions=position[chosen],
+        size=batch.size,
+        epoch=epoch,
+        step=step,
+    )
+
+
+def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
+    """The images in nMgy, (n, B, y, x) float32 channels_last: decoded, turned and cast in one pass.
+
+    Args:
+        batch: as the stream gives it.
+        seed, epoch: with (object) they draw one of the eight symmetries of the square; None: not turned.
+    """
+    code = None
+    if seed is not None:
+        ids = batch.object_id.numpy().astype(np.uint64)
+        words = mix(ids, key_of(seed, epoch, _AUGMENT)) >> np.uint64(61)
+        code = torch.from_numpy(words.astype(np.int64)).to(batch.images.device)
+    return _load_on(batch.images.device.type)(batch.images, batch.image_unit, code)
+
+
+@cache
+def _load_on(device: str) -> Load:
+    if not has_triton(device, "images are decoded and turned in several passes"):
+        return reference.load
+    from hpcphotoz.kernels.load import load as fused
+
+    load: Load = fused
+    return load

@@ -1,0 +1,242 @@
+"""One step: objectives are what they say, in any number of passes; schedules; free adversarial training."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpcphotoz.attacks import Ball, RandomStart, cross_entropy, pgd
+from hpcphotoz.config import Config, parse
+from hpcphotoz.data.stream import Batch
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.training.free import FreeStep
+from hpcphotoz.training.generate import Generator, attack_at, start_seed
+from hpcphotoz.training.objective import Objective
+from hpcphotoz.training.overlap import Adversaries, Off, Serial
+from hpcphotoz.training.phases import Phases
+from hpcphotoz.training.speed import speed_of
+from hpcphotoz.training.step import Step
+from hpcphotoz.training.work import Work, prepare
+from tests.toys import Curved
+
+N, SIZE = 11, 13  # this rank's slice of a global batch
+BINS = RedshiftBins(20, 0.0, 0.4)
+CPU = torch.device("cpu")
+
+
+def configured(objective: str = "replace", fraction: float = 0.4, **training: Any) -> Config:
+    options = {"objective": objective, "precision": "fp32", "augment": False, **training}
+    attack = {"fraction": fraction, "eps": 0.2, "steps": 3}
+    return parse({"model": {"bins": 20}, "training": options, "attack": attack}, "test")
+
+
+def batch(n: int = N) -> Batch:
+    g = torch.Generator().manual_seed(5)
+    return Batch(
+        images=torch.randn(n, 3, 8, 8, generator=g),
+        z_spec=0.4 * torch.rand(n, generator=g),
+        ebv=torch.zeros(n),
+        object_id=torch.arange(100, 100 + n),
+        sky_sigma=0.5 + torch.rand(n, 3, generator=g),
+        position=torch.arange(1, n + 1),
+        size=SIZE,
+        index=0,
+    )
+
+
+def stepper(
+    config: Config, module: nn.Module, source: type[Off] = Off, rate: float = 0.0
+) -> tuple[Step, Generator]:
+    speed = speed_of(config.training, CPU)
+    generate = Generator(module, config, BINS, speed)
+    adversaries: Adversaries = source(generate)
+    optimiser = torch.optim.SGD(module.parameters(), lr=rate)
+    return Step(module, optimiser, adversaries, Objective(config, BINS), speed), generate
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    # Sums over 15 objects in another order: a few roundings of the largest term.
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
+
+
+def by_hand(kind: str, module: nn.Module, work: Work, adv: Tensor, weight: float) -> Tensor:
+    """The objective as the papers write it, on all objects at once."""
+    label, x = BINS.index(work.z_spec), work.images
+    mixed = x.index_copy(0, work.attacked, adv)
+    if kind == "replace":
+        return functional.cross_entropy(module(mixed, work.ebv), label, reduction="sum") / SIZE
+    clean = functional.cross_entropy(module(x, work.ebv), label, reduction="sum")
+    logits = module(adv, work.ebv[work.attacked])
+    if kind == "append":  # positions 2, 4, 7, 9, 12 of 0 to 12
+        return (clean + functional.cross_entropy(logits, label[work.attacked], reduction="sum")) / (SIZE + 5)
+    p = torch.softmax(module(x[work.attacked], work.ebv[work.attacked]), 1)
+    return (clean + weight * (p * (p.log() - torch.log_softmax(logits, 1))).sum()) / SIZE
+
+
+@pytest.mark.parametrize("kind", ["replace", "append", "consistency"])
+@pytest.mark.parametrize("source", [Off, Serial])
+@pytest.mark.parametrize("micro_batch", [3, 100])
+def test_gradients_are_those_of_the_formula(kind: str, source: type[Off], micro_batch: int) -> None:
+    config, module = configured(kind, micro_batch=micro_batch, consistency_weight=2.5), Curved()
+    take, generate = stepper(config, module, source)
+    work = prepare(batch(), config, epoch=1, step=0)
+    assert work.attacked.tolist() == [1, 3, 6, 8], "positions 2, 4, 7, 9"
+    sums = take(work)
+    ours = gradients(module)
+    module.zero_grad()
+    adv = generate(work)
+    by_hand(kind, module, work, adv, 2.5).backward()  # type: ignore[no-untyped-call]
+    same(ours, gradients(module))
+    label = BINS.index(work.z_spec)
+    seen = functional.cross_entropy(
+        module(adv, work.ebv[work.attacked]), label[work.attacked], reduction="sum"
+    )
+    assert sums[1:].tolist() == pytest.approx(
+        [7 if kind == "replace" else 11, float(seen.detach()), 4], rel=1e-5
+    )
+
+
+def test_fractions_of_none_and_all() -> None:
+    for fraction, counts in ((0.0, [11, 0]), (1.0, [0, 11])):
+        for source in (Off, Serial):
+            take, _ = stepper(configured(fraction=fraction), Curved(), source)
+            sums = take(prepare(batch(), configured(fraction=fraction), 0, 0))
+            assert [sums[1], sums[3]] == counts and sums.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["replace", "append", "consistency"])
+@pytest.mark.parametrize("source", [Off, Serial])
+def test_a_rank_with_no_object_has_gradients_of_zero(kind: str, source: type[Off]) -> None:
+    """Its collectives must take place: the others wait for them."""
+    module = Curved()
+    take, _ = stepper(configured(kind), module, source)
+    assert take(prepare(batch(0), configured(kind), 0, 0)).tolist() == [0, 0, 0, 0]
+    assert len(gradients(module)) == len(list(module.parameters()))
+    assert all(not g.any() for g in gradients(module))
+
+
+def test_an_attack_leaves_nothing_behind_between_clean_and_adversarial_passes() -> None:
+    """Gradients of the clean pass wait while the attack freezes the parameters and computes gradients."""
+    module = Curved()
+    take, _ = stepper(configured(), module, Serial)
+    take(prepare(batch(), configured(), 0, 0))
+    twice = gradients(module)
+    take(prepare(batch(), configured(), 0, 0))
+    assert all(torch.equal(a, b) for a, b in zip(twice, gradients(module), strict=True))
+    assert all(p.requires_grad for p in module.parameters()) and module.training
+
+
+def test_streams_without_a_gpu_say_how_they_run(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "hpcphotoz"):
+        Serial(lambda work: work.images)
+    assert "no CUDA device: clean passes and attack run one after the other" in caplog.text
+
+
+def test_eps_and_steps_grow_over_their_warm_ups() -> None:
+    config = configured(eps_warmup_steps=4, k_warmup_steps=6)
+    given = [attack_at(step, config.attack, config.training) for step in range(8)]
+    assert [round(a.eps, 6) for a in given] == [0.04, 0.08, 0.12, 0.16, 0.2, 0.2, 0.2, 0.2]
+    assert [a.steps for a in given] == [1, 1, 1, 2, 2, 2, 3, 3]
+    assert attack_at(0, config.attack, configured().training) is config.attack
+
+
+def test_a_warm_up_reaches_the_images() -> None:
+    config, module = configured(eps_warmup_steps=9), Curved()
+    _, generate = stepper(config, module)
+    moved = []
+    for step in (0, 4, 20):
+        work = prepare(batch(), config, 0, step)
+        change = (generate(work) - work.images[work.attacked]) / work.sky_sigma[work.attacked][
+            :, :, None, None
+        ]
+        moved.append(float(change.abs().max()))
+    # Images of order 1 with changes of 0.02: one rounding is 1e-7 / 0.02 of it.
+    assert moved == pytest.approx([0.02, 0.1, 0.2], rel=2e-5)
+
+
+def test_free_training_takes_k_updates_and_moves_images_by_the_gradients_of_training() -> None:
+    config, module, reference = configured("free"), Curved(), Curved()
+    speed = speed_of(config.training, CPU)
+    free = FreeStep(module, torch.optim.SGD(module.parameters(), lr=0.1), config, BINS, speed)
+    work = prepare(batch(), config, 2, 0)
+    told = free(work)
+    optimiser, rows, label = (
+        torch.optim.SGD(reference.parameters(), lr=0.1),
+        work.attacked,
+        BINS.index(work.z_spec),
+    )
+    eps = 0.2 * work.sky_sigma[rows][:, :, None, None]
+    # No step of pgd but its start: a step of size 0.
+    start = RandomStart(work.object_id[rows], start_seed(config), 2)
+    radius = 0.2 * work.sky_sigma[rows]
+    adv = pgd(
+        reference, work.images[rows], work.ebv[rows], work.z_spec[rows], Ball(radius),
+        loss=cross_entropy(BINS), steps=1, step_size=0 * radius, start=start,
+    )  # fmt: skip
+    for _ in range(3):
+        adv = adv.detach().requires_grad_()
+        logits = reference(work.images.index_copy(0, rows, adv), work.ebv)
+        each = functional.cross_entropy(logits, label, reduction="none")
+        optimiser.zero_grad()
+        (each.sum() / SIZE).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        assert adv.grad is not None
+        moved = adv.detach() + 2.5 / 3 * eps * adv.grad.sign()
+        adv = work.images[rows] + (moved - work.images[rows]).clamp(-eps, eps)
+    for a, b in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert told[3] == 4 and told[1] == 7
+    assert float(told[2]) == pytest.approx(float(each[rows].sum().detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"training": {"objective": "append"}}, "wants an attack.fraction above 0"),
+        ({"training": {"overlap": "ranks"}}, "attackers would have nothing to do"),
+        (
+            {"training": {"objective": "free", "overlap": "streams"}, "attack": {"fraction": 0.5}},
+            "want overlap off",
+        ),
+        ({"training": {"objective": "free"}, "attack": {"fraction": 0.5, "method": "fgsm"}}, "want pgd"),
+        ({"training": {"attackers": "some"}}, "want auto, or how many ranks attack"),
+    ],
+)
+def test_options_that_do_not_belong_together(options: dict[str, Any], said: str) -> None:
+    from hpcphotoz.errors import BadInput
+
+    with pytest.raises(BadInput, match=said):
+        parse(options, "test")
+
+
+def test_phases_count_each_second_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 4.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    phases = Phases(CPU)
+    with phases("unseen"):
+        pass
+    phases.active = True
+    with phases("outer"), phases("inner"):
+        pass
+    assert phases.seconds() == {"outer": 7.0, "inner": 3.0}
+
+
+def test_what_a_device_computes_in() -> None:
+    auto, explicit = configured(precision="auto"), configured(precision="fp32", attack_precision="bf16")
+    speed = speed_of(explicit.training, CPU)
+    assert (
+        speed.training is None and speed.attack is torch.bfloat16 and speed.passes.autocast is torch.bfloat16
+    )
+    speed = speed_of(auto.training, CPU)
+    units = torch.cpu.get_capabilities().get("amx_bf16", False)
+    assert speed.training is speed.attack is (torch.bfloat16 if units else None)
+    assert speed.facts()["training"] == ("bf16" if units else "fp32")
+    assert speed_of(configured(micro_batch=7).training, CPU).micro_batch == 7
