@@ -65,8 +65,8 @@ def write_dataset(out: Path, objects: int) -> None:
         writer.append(Stamps(images, z, ebv, number, sky, angle, angle))
 
 
-def ours(plan: Plan, precision: str) -> Rate:
-    """A run of `hpcphotoz train`."""
+def ours(plan: Plan, precision: str, training: Mapping[str, object] | None = None) -> Rate:
+    """A run of `hpcphotoz train`, with further options of its section `training`."""
     config = parse(
         {
             "model": {"name": plan.network},
@@ -82,6 +82,7 @@ def ours(plan: Plan, precision: str) -> Rate:
                 "warmup_steps": 0,
                 "augment": False,
                 "precision": precision,
+                **(training or {}),
             },
             "attack": {"fraction": FRACTION, "method": "pgd", "eps": EPS, "steps": STEPS},
         },

@@ -1,0 +1,192 @@
+"""Overlap: ranks that attack beside ranks that learn, against plain data parallelism; the price of staleness.
+
+python -m benchmarks.bench_overlap [--quick] [--quality TRAIN TEST] [--json PATH]
+
+Speed, on two ranks of one thread each, PGD-3 on half of every batch, in turns:
+
+    alone   the attack and the training (clean pass, adversarial pass, update) of a step, each by itself on
+            one core while the other is idle
+    ranks   one attacker and one learner, for each `max_staleness`
+    data    two ranks that do both on half a batch each: plain data parallelism, `overlap` off
+
+`overlap_efficiency` = max(attack, training) alone / step of `ranks` at its best staleness; 1 is perfect.
+`ratio_data_parallel` = rate of `ranks` at its best staleness / rate of `data`.
+
+Quality, with `--quality`: the recipe "adversarial" trained on TRAIN with each staleness and each way for
+images and weights to travel, attacked by PGD-10 on TEST: what staleness and fewer bits cost in sigma_MAD.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import train_runs
+from benchmarks.harness import parser, record, spread
+from benchmarks.stream_readers import ROOT
+from benchmarks.train_runs import FRACTION, STEPS, Plan
+from hpcphotoz.attacks.cost import law
+
+RANKS = {"ranks, staleness 0": 0, "ranks, staleness 1": 1, "ranks, staleness 2": 2}
+VARIANTS: dict[str, dict[str, object]] = {
+    "off": {},
+    "ranks": {"overlap": "ranks"},
+    "staleness 1": {"overlap": "ranks", "max_staleness": 1},
+    "staleness 2": {"overlap": "ranks", "max_staleness": 2},
+    "images in bf16": {"overlap": "ranks", "transfer": "bf16"},
+    "images in int8": {"overlap": "ranks", "transfer": "int8"},
+    "weights in bf16": {"overlap": "ranks", "weights_transfer": "bf16"},
+    "staleness 1, int8, bf16": {
+        "overlap": "ranks",
+        "max_staleness": 1,
+        "transfer": "int8",
+        "weights_transfer": "bf16",
+    },
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    words = parser(__doc__)
+    words.add_argument("--quality", nargs=2, metavar=("TRAIN", "TEST"), type=Path, help="datasets")
+    words.add_argument("--seeds", type=int, default=1, help="of --quality: training runs a variant")
+    words.add_argument("--epochs", type=int, default=12, help="of --quality")
+    words.add_argument("--no-speed", action="store_true", help="quality alone")
+    options = words.parse_args()
+    figures: dict[str, Any] = {"law": law(STEPS, FRACTION)}
+    try:
+        if not options.no_speed:
+            networks = ["compact"] if options.quick else ["compact", "cnn", "inception"]
+            figures["speed"] = speed(networks, 1 if options.quick else 3)
+            for name in ("overlap_efficiency", "ratio_data_parallel"):
+                figures[name] = {network: found[name] for network, found in figures["speed"].items()}
+        if options.quality:
+            train, test = options.quality
+            epochs = 1 if options.quick else options.epochs
+            figures["quality"] = {"epochs": epochs, **quality(train, test, options.seeds, epochs)}
+    except RuntimeError as error:
+        sys.exit(f"bench_overlap: {error}")
+    record("overlap", figures, options.json)
+
+
+def speed(networks: list[str], repeat: int) -> dict[str, dict[str, Any]]:
+    """Network -> seconds a step of each rival, and the ratios."""
+    figures: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="hpcphotoz-overlap-") as folder:
+        data = Path(folder, "data")
+        train_runs.write_dataset(data, 1024)
+        print(f"{'network':10s} {'':20s} {'s/step':>8s} {'p20':>8s} {'p80':>8s} {'wait':>6s}")
+        for network in networks:
+            batch, log_steps = {"compact": (128, 12), "cnn": (128, 4), "inception": (64, 3)}[network]
+            plan = Plan(network, data, 2, batch, log_steps, lines=5, workers=1)
+            seconds: dict[str, list[float]] = {}
+            waited = []
+            for _ in range(repeat):
+                for name, value in alone(network, batch).items():
+                    seconds.setdefault(name, []).append(value)
+                for name, how in rivals().items():
+                    rate = train_runs.ours(plan, "bf16", how)
+                    seconds.setdefault(name, []).append(batch / rate.images_per_s)
+                    waited.append(rate.data_wait)
+            figures[network] = compared(network, batch, seconds, max(waited))
+    return figures
+
+
+def rivals() -> dict[str, dict[str, object]]:
+    """Options of `training` for each run."""
+    apart = {"overlap": "ranks", "attackers": 1}
+    return {name: {**apart, "max_staleness": s} for name, s in RANKS.items()} | {"data parallel": {}}
+
+
+def compared(network: str, batch: int, seconds: dict[str, list[float]], data_wait: float) -> dict[str, Any]:
+    """Medians and ratios, printed too; ratios are medians over rounds."""
+    spreads = {name: spread(values) for name, values in seconds.items()}
+    for name, found in spreads.items():
+        print(f"{network:10s} {name:20s} {found['median']:8.3f} {found['p20']:8.3f} {found['p80']:8.3f}")
+    best = min(RANKS, key=lambda name: spreads[name]["median"])
+    both = zip(seconds["attack alone"], seconds["training alone"], seconds[best], strict=True)
+    efficiency = spread([max(attack, train) / step for attack, train, step in both])
+    ratio = spread([d / r for d, r in zip(seconds["data parallel"], seconds[best], strict=True)])
+    print(f"{network:10s} best: {best}; overlap_efficiency {efficiency['median']:.3f}, ", end="")
+    print(f"ratio_data_parallel {ratio['median']:.3f}, data wait at most {data_wait:.4f}", flush=True)
+    return {
+        "batch": batch,
+        "seconds": spreads,
+        "best": best,
+        "overlap_efficiency": efficiency["median"],
+        "overlap_efficiency_spread": efficiency,
+        "ratio_data_parallel": ratio["median"],
+        "ratio_data_parallel_spread": ratio,
+        "data_wait_max": data_wait,
+    }
+
+
+def alone(network: str, batch: int) -> dict[str, float]:
+    """Seconds of the attack and of the training of a step, on one core with nothing beside."""
+    command = [sys.executable, "-m", "benchmarks.alone", network, str(batch)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
+    if found.returncode:
+        raise RuntimeError(f"benchmarks.alone {network} failed:\n{found.stderr[-2000:]}")
+    told: dict[str, float] = json.loads(found.stdout)
+    return told
+
+
+def quality(train: Path, test: Path, seeds: int, epochs: int) -> dict[str, Any]:
+    """Variant -> sigma_MAD clean and attacked of each seed, by `hpcphotoz train` and `evaluate`."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="hpcphotoz-quality-") as folder:
+        for name, how in VARIANTS.items():
+            runs = []
+            for seed in range(seeds):
+                runs.append(Path(folder, f"{name.replace(' ', '-').replace(',', '')}-{seed}"))
+                words: list[str | Path] = [
+                    "-m",
+                    "hpcphotoz",
+                    "train",
+                    "adversarial",
+                    "--data",
+                    train,
+                    "--out",
+                    runs[-1],
+                ]
+                words += [f"--training.{key}={value}" for key, value in {**how, "seed": seed}.items()]
+                words += ["--training.attackers=1"] if how else []
+                words += [f"--training.epochs={epochs}"]
+                train_runs.launch(name, Path(sys.executable), 2, words)
+            command: list[str | Path] = [
+                "-m",
+                "hpcphotoz",
+                "evaluate",
+                *runs,
+                "--data",
+                test,
+                "--out",
+                Path(folder, "report"),
+            ]
+            command += ["--attacks", "pgd", "--eps", "0.1", "--precision", "bf16", "--json"]
+            found = subprocess.run(
+                [sys.executable, *command], capture_output=True, text=True, timeout=1800, cwd=ROOT
+            )
+            if found.returncode:
+                raise RuntimeError(f"evaluate failed:\n{found.stderr[-2000:]}")
+            told = json.loads(found.stdout)
+            figures[name] = {
+                kind: spread([told[run.name][kind]["sigma_mad"] for run in runs]) for kind in ("clean", "pgd")
+            }
+            clean, robust = (figures[name][kind]["median"] for kind in ("clean", "pgd"))
+            print(
+                f"{name:24s} sigma_MAD {clean:.4f} clean, {robust:.4f} under PGD-10 ({seeds} seeds)",
+                flush=True,
+            )
+    return figures
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
