@@ -170,8 +170,14 @@ def quality(train: Path, test: Path, seeds: int, epochs: int) -> dict[str, Any]:
                 Path(folder, "report"),
             ]
             command += ["--attacks", "pgd", "--eps", "0.1", "--precision", "bf16", "--json"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             found = subprocess.run(
-                [sys.executable, *command], capture_output=True, text=True, timeout=1800, cwd=ROOT
+                [sys.executable, *command],
+                capture_output=True,
+                text=True,
+                timeout=1800,
+                cwd=ROOT,
+                env=environment,
             )
             if found.returncode:
                 raise RuntimeError(f"evaluate failed:\n{found.stderr[-2000:]}")

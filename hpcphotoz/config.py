@@ -259,6 +259,8 @@ class Config(_Section):
             raise ValueError(f"training.objective {training.objective}: wants an attack.fraction above 0")
         if training.objective == "free" and training.overlap != "off":
             raise ValueError("training.objective free attacks by training's own gradients: want overlap off")
+        if training.graphs == "step" and (training.overlap == "ranks" or training.objective == "free"):
+            raise ValueError("training.graphs step: one graph holds neither other ranks nor several updates")
         if training.objective == "free" and attack.method != "pgd":
             raise ValueError(f"training.objective free with attack.method {attack.method}: want pgd")
         if training.objective == "free" and (attack.restarts > 1 or attack.stop or attack.target != "away"):

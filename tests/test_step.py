@@ -1,6 +1,8 @@
 """One step: objectives are what they say, in any number of passes; schedules; free adversarial training."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hpcphotoz.data.stream import Batch
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.free import FreeStep
 from hpcphotoz.training.generate import Generator, attack_at, start_seed
+from hpcphotoz.training.graphed import GraphedStep
 from hpcphotoz.training.objective import Objective
 from hpcphotoz.training.overlap import Adversaries, Off, Serial
 from hpcphotoz.training.phases import Phases
@@ -197,6 +200,37 @@ def test_free_training_takes_k_updates_and_moves_images_by_the_gradients_of_trai
     assert float(told[2]) == pytest.approx(float(each[rows].sum().detach()), rel=1e-4)
 
 
+def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
+    """A stand-in for a CUDA graph: it runs on the tensors of the capture, and writes the same gradients."""
+    config = configured(eps_warmup_steps=1)
+    plain, captured = Curved(), Curved()
+
+    def record(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        out = work()
+        kept = [p.grad for p in captured.parameters()]
+
+        def replay() -> None:
+            out.copy_(work())
+            for gradient, parameter in zip(kept, captured.parameters(), strict=True):
+                assert gradient is not None and parameter.grad is not None
+                gradient.copy_(parameter.grad)
+
+        return replay, out
+
+    usual, _ = stepper(config, plain, rate=0.5)
+    optimiser = torch.optim.SGD(captured.parameters(), lr=0.5)
+    inner = Step(captured, optimiser, Off(Generator(captured, config, BINS, speed_of(config.training, CPU))),
+                 Objective(config, BINS), speed_of(config.training, CPU))  # fmt: skip
+    graphed = GraphedStep(inner, captured, optimiser, config.training, record=record)
+    for step, n in enumerate([11, 11, 11, 5, 11]):  # warm-up, capture, replay, another shape, replay
+        one = batch(n)
+        one = replace(one, images=one.images.roll(step, 0), z_spec=one.z_spec.roll(step))
+        work = prepare(one, config, epoch=step, step=step)
+        torch.testing.assert_close(graphed(work), usual(work))
+        for a, b in zip(captured.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(a, b), step
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -207,6 +241,10 @@ def test_free_training_takes_k_updates_and_moves_images_by_the_gradients_of_trai
             "want overlap off",
         ),
         ({"training": {"objective": "free"}, "attack": {"fraction": 0.5, "method": "fgsm"}}, "want pgd"),
+        (
+            {"training": {"overlap": "ranks", "graphs": "step"}, "attack": {"fraction": 0.5}},
+            "one graph holds neither",
+        ),
         ({"training": {"attackers": "some"}}, "want auto, or how many ranks attack"),
     ],
 )

@@ -26,7 +26,7 @@ def perturb(
     attack: Attack,
     bins: RedshiftBins,
     seed: int = 0,
-    epoch: int = 0,
+    epoch: int | Tensor = 0,
     passes: Passes = AS_IS,
 ) -> Tensor:
     """Run the attack that a configuration describes.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hpcphotoz.attacks import ascent, auto
 from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, objective
-from hpcphotoz.attacks.graph import Graphed
+from hpcphotoz.attacks.graph import Graphs
 from hpcphotoz.attacks.losses import Condition, Loss, cross_entropy
 from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, problem
 from hpcphotoz.attacks.run import Steps, key_of, run
@@ -66,7 +66,7 @@ class FamiliarAttack:
         self._ball = Ball(self.eps, ball, lo, hi, mask)
         self._steps, self._across, self._passes = steps, across, passes
         self._start = RandomStart(seed=seed) if random_start else None
-        self._wants_graph, self._graphs = graph, dict[object, Graphed]()
+        self._graphs = Graphs() if graph else None
 
     def __call__(
         self,
@@ -121,12 +121,10 @@ class FamiliarAttack:
 
     def _attack(self, given: Problem, epoch: int = 0) -> Tensor:
         start = None if self._start is None else replace(self._start, epoch=epoch)
-        if not self._wants_graph:
+        if self._graphs is None:
             return run(self.model, given, self.loss, self._steps, start, self._passes)[0]
-        shapes = (given.images.shape, given.images.stride(), given.ebv is None, given.labels.dtype)
-        if shapes not in self._graphs:
-            self._graphs[shapes] = Graphed(self.model, self.loss, self._steps, self._passes)
-        return self._graphs[shapes](given, key_of(start, given.images.device))[0]
+        key = key_of(start, given.images.device)
+        return self._graphs("", self.model, given, self.loss, self._steps, key, self._passes)[0]
 
 
 class FGSM(FamiliarAttack):

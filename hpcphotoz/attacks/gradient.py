@@ -32,11 +32,13 @@ class Passes:
         compiled: through torch.compile; the first attack of a model and shape then takes a minute or more.
         rows: objects at a time through all steps of the attack; None: on a CPU 16 (their activations then
             stay in the cache, and no memory is fetched from the system anew), elsewhere all.
+        replay: on a GPU, runs the attack instead; a `graph.Graphs` with the attack's name bound.
     """
 
     autocast: torch.dtype | None = None
     compiled: bool = False
     rows: int | None = None
+    replay: Callable[..., tuple[Tensor, ...]] | None = None
 
 
 AS_IS = Passes()

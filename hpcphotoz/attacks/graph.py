@@ -6,6 +6,8 @@ next may overwrite both. Weights are read where they lie: a step of an optimiser
 call.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,40 @@ from hpcphotoz.attacks.losses import Loss
 from hpcphotoz.attacks.problem import Problem
 from hpcphotoz.attacks.run import Steps, as_given, as_the_model
 
+_MOST = 8  # graphs that are kept: each holds the memory of an attack
 _WARM_UP = 3  # libraries choose algorithms and take workspace in their first calls, which a capture may not
+
+
+class Graphs:
+    """Graphs of attacks on one model, by attack and by shapes; the ones used last are kept."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[object, Graphed] = OrderedDict()
+
+    def __call__(
+        self,
+        name: object,
+        model: Model,
+        problem: Problem,
+        loss: Loss,
+        steps: Steps,
+        key: Tensor | None,
+        passes: Passes,
+    ) -> tuple[Tensor, ...]:
+        """Attack; captured at the first call of its kind.
+
+        Args:
+            name: stands for loss and steps: calls of one name have the same.
+            model, problem, loss, steps, key, passes: as `run`.
+        """
+        given = problem
+        kind = (name, given.images.shape, given.images.stride(), given.ebv is None, given.labels.dtype)
+        if kind not in self._graphs:
+            self._graphs[kind] = Graphed(model, loss, steps, passes)
+        self._graphs.move_to_end(kind)
+        while len(self._graphs) > _MOST:
+            self._graphs.popitem(last=False)
+        return self._graphs[kind](problem, key)
 
 
 class Graphed:

@@ -40,12 +40,13 @@ class RandomStart:
     Attributes:
         object_id: (N,) int64; the places in the batch by default.
         seed: of the run.
-        epoch: number of the pass, below 2^20, so that a galaxy is attacked anew each time.
+        epoch: number of the pass, below 2^20, so that a galaxy is attacked anew each time; a tensor () int64
+            on the device where a CUDA graph is captured: a number would be captured with it.
     """
 
     object_id: Tensor | None = None
     seed: int = 0
-    epoch: int = 0
+    epoch: int | Tensor = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ def run(
 ) -> tuple[Tensor, ...]:
     """Attack all objects; the model is left as it was found."""
     key = key_of(start, problem.images.device)
+    if passes.replay is not None and problem.images.is_cuda:
+        return passes.replay(model, problem, loss, steps, key, passes)
     with objective(model, loss, problem.images.device, passes) as goal:
         found = in_parts(goal, as_the_model(model, problem), key, steps, passes)
     return as_given(found, problem)
@@ -53,9 +55,9 @@ def key_of(start: RandomStart | None, device: torch.device) -> Tensor | None:
     """(2,) int64 (seed, epoch) on the device; None: no random start."""
     if start is None:
         return None
-    if not 0 <= start.epoch < 2**20:
-        raise ValueError(f"epoch {start.epoch}: random starts are keyed by 0 to {2**20 - 1}")
+    epoch = start.epoch
+    if isinstance(epoch, int) and not 0 <= epoch < 2**20:
+        raise ValueError(f"epoch {epoch}: random starts are keyed by 0 to {2**20 - 1}")
     # Filled where it is wanted: a copy from the host would wait for the GPU.
-    return torch.stack(
-        [torch.full((), n, dtype=torch.int64, device=device) for n in (start.seed, start.epoch)]
-    )
+    seed = torch.full((), start.seed, dtype=torch.int64, device=device)
+    return torch.stack([seed, torch.full_like(seed, epoch) if isinstance(epoch, int) else epoch])

@@ -1,9 +1,13 @@
 """The attack of a step: on which rows, how strong by now, in which precision, keyed by object and epoch."""
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.attacks import perturb
+from hpcphotoz.attacks import Passes, perturb
+from hpcphotoz.attacks.graph import Graphs
 from hpcphotoz.config import Attack, Config, Training
 from hpcphotoz.data.order import key_of
 from hpcphotoz.models.bins import RedshiftBins
@@ -35,6 +39,7 @@ class Generator:
     ) -> None:
         self._module, self._config, self._bins = module, config, bins
         self._passes, self._phases = speed.passes, phases or Phases()
+        self._graphs = Graphs() if speed.graphs == "attack" else None
 
     def __call__(self, work: Work) -> Tensor:
         """Attacked images of the rows `work.attacked`, (m, B, H, W) float32 nMgy; none: none."""
@@ -44,6 +49,7 @@ class Generator:
             return images
         # Outside the caller's autocast: the attack has a precision of its own.
         with self._phases("attack"), torch.autocast(images.device.type, enabled=False):
+            attack = attack_at(work.step, self._config.attack, self._config.training)
             return perturb(
                 self._module,
                 images,
@@ -51,12 +57,19 @@ class Generator:
                 work.z_spec[rows],
                 work.sky_sigma[rows],
                 work.object_id[rows],
-                attack=attack_at(work.step, self._config.attack, self._config.training),
+                attack=attack,
                 bins=self._bins,
                 seed=start_seed(self._config),
                 epoch=work.epoch,
-                passes=self._passes,
+                passes=self._passes_of(attack),
             )
+
+    def _passes_of(self, attack: Attack) -> Passes:
+        if self._graphs is None:
+            return self._passes
+        # eps and step size are read by the graph: growing, they need no other one.
+        name = attack.model_copy(update={"eps": 0.0, "step_size": 0.0, "fraction": 0.0}).model_dump_json()
+        return replace(self._passes, replay=partial(self._graphs, name))
 
 
 def start_seed(config: Config) -> int:

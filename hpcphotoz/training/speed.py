@@ -4,6 +4,7 @@ Each default is what `benchmarks/bench_step.py` found quickest on the device; `b
 figures.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from hpcphotoz.config import Training
 from hpcphotoz.models.form import reform
 
 _MICRO_BATCH_ON_CPU = 32
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def speed_of(training: Training, device: torch.device) -> Speed:
     lower = {"bf16": torch.bfloat16, "fp32": None}
     passes = lower[auto if training.precision == "auto" else training.precision]
     graphs = "off" if training.graphs == "auto" else training.graphs
+    if graphs != "off" and not on_gpu:
+        _log.warning("training.graphs %s: no CUDA device: passes are launched one by one", graphs)
     return Speed(
         training=passes,
         attack=passes if training.attack_precision == "training" else lower[training.attack_precision],

@@ -32,6 +32,7 @@ from hpcphotoz.training.cast import Cast, cast, timed
 from hpcphotoz.training.exchange import FromAttackers, Link, ToLearners, Verdict, Waiting
 from hpcphotoz.training.free import FreeStep
 from hpcphotoz.training.generate import Generator
+from hpcphotoz.training.graphed import GraphedStep
 from hpcphotoz.training.objective import Objective
 from hpcphotoz.training.overlap import Adversaries, Off, Serial, Streams
 from hpcphotoz.training.phases import Phases
@@ -244,9 +245,9 @@ class _Trainer:
                 self._say(watch.summary(self._module, self._attack_by, share, self._config, self._speed))
                 watch = None
             if self._step % self._config.training.log_steps == 0 or self._step == self._total:
-                self._write_line(share.epoch)
+                self._write_line(step // self._stream.batches)
             if self._step % self._stream.batches == 0 and self._validation is not None:
-                broken, trouble = self._validate(share.epoch)
+                broken, trouble = self._validate(step // self._stream.batches)
                 if broken:
                     verdict, problem = Verdict.PROBLEM, trouble
                     if exchange:
@@ -345,8 +346,21 @@ class _Trainer:
         shape = (len(header.bands), header.stamp, header.stamp)
         return link, self._module, shape, self._device, self._step, self._waiting
 
-    def _step_taker(self, adversaries: Adversaries) -> Step | FreeStep:
-        model, learners = self._wrapped(), self._cast.world.size
+    def _step_taker(self, adversaries: Adversaries) -> Step | FreeStep | GraphedStep:
+        learners = self._cast.world.size
+        if self._speed.graphs == "step":
+            module = self._module.train()
+            bare = Step(module, self._optimiser, adversaries, self._objective, self._speed, learners)
+            return GraphedStep(
+                bare,
+                module,
+                self._optimiser,
+                self._config.training,
+                learners,
+                self._cast.among,
+                self._phases,
+            )
+        model = self._wrapped()
         if self._config.training.objective == "free":
             return FreeStep(
                 model, self._optimiser, self._config, self._bins, self._speed, learners, self._phases

@@ -31,7 +31,7 @@ class Work:
     clean: Tensor  # (n - m,) int64: the others
     positions: np.ndarray[tuple[int], np.dtype[np.int64]]  # (m,) of the attacked rows in the global batch
     size: int  # objects in the global batch
-    epoch: int
+    epoch: int | Tensor  # a tensor where a CUDA graph reads it
     step: int  # optimiser steps before this one
 
     def first(self, n: int) -> "Work":

@@ -1,0 +1,127 @@
+"""All passes of a step as one CUDA graph: decoded batch in, gradients out; one launch instead of thousands.
+
+    batch ─ copied into the graph's own ─► attack, clean and adversarial passes ─► gradients ─► all-reduce ─►
+    update
+
+Gradients lie in the graph's memory and are written anew by each replay; nothing may drop them. The
+all-reduce is one
+call over all of them after the replay, not beside the backward pass: the graph is for small batches, where
+launching kernels takes longer than they do. Batches of another shape (an epoch's last one), and the warm-up
+of the attack, whose strength would be captured, take the usual way.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from hpcphotoz.config import Training
+from hpcphotoz.training.group import Among
+from hpcphotoz.training.phases import Phases
+from hpcphotoz.training.step import Step
+from hpcphotoz.training.work import Work
+
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
+_WARM_UP = 3  # libraries choose algorithms and take workspace in their first calls, which a capture may not
+_COPIED = ("images", "ebv", "z_spec", "sky_sigma", "object_id", "attacked", "clean")
+
+
+def cuda_graph(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """Capture a call: how to replay it, and the tensor that each replay fills."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        out = work()
+    return graph.replay, out
+
+
+class GraphedStep:
+    """Takes optimisation steps, as `step.Step`, whose gradients it captures.
+
+    Args:
+        step: of the bare network, without DistributedDataParallel.
+        module: the network.
+        optimiser: of its parameters.
+        training: warm-ups of the attack, during which nothing is captured.
+        learners, among: ranks that train, and their group.
+        phases: told what begins and ends.
+        record: captures a call.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        module: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        training: Training,
+        learners: int = 1,
+        among: Among = None,
+        phases: Phases | None = None,
+        record: Record = cuda_graph,
+    ) -> None:
+        self._step, self._optimiser, self._record = step, optimiser, record
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._warm = max(training.eps_warmup_steps, training.k_warmup_steps)
+        self._learners, self._among, self._phases = learners, among, phases or Phases()
+        self._replay: Callable[[], object] | None = None
+
+    def __call__(self, work: Work) -> Tensor:
+        """Attack, forward, backward, update; returns as `step.Step`."""
+        if work.step < self._warm or (self._replay and not self._fits(work)):
+            sums = self._step.gradients(work)
+        else:
+            if self._replay is None:
+                self._capture(work)
+            sums = self._replayed(work)
+        if self._learners > 1:
+            with self._phases("all-reduce"):
+                self._average()
+        with self._phases("optimiser"):
+            self._optimiser.step()
+        return sums
+
+    def _capture(self, work: Work) -> None:
+        epoch = torch.zeros((), dtype=torch.int64, device=work.images.device)
+        own = {name: getattr(work, name).clone(memory_format=torch.preserve_format) for name in _COPIED}
+        self._work = replace(work, **own, epoch=epoch)
+        self._replay, self._out = self._record(lambda: self._step.gradients(self._work))
+        self._gradients = [_of(p) for p in self._parameters]
+
+    def _replayed(self, work: Work) -> Tensor:
+        assert self._replay is not None and isinstance(self._work.epoch, Tensor)
+        for name in _COPIED:
+            getattr(self._work, name).copy_(getattr(work, name), non_blocking=True)
+        self._work.epoch.fill_(work.epoch)
+        with self._phases("attack and passes"):
+            self._replay()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient  # another way may have dropped it
+        return self._out.clone()
+
+    def _fits(self, work: Work) -> bool:
+        ours = self._work
+        same = all(getattr(ours, name).shape == getattr(work, name).shape for name in _COPIED)
+        return same and ours.size == work.size
+
+    def _average(self) -> None:
+        gradients = [_of(p) for p in self._parameters]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat, group=self._among)
+        flat /= self._learners
+        parts: Sequence[Tensor] = torch.split(flat, [g.numel() for g in gradients])
+        torch._foreach_copy_(
+            gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]
+        )
+
+
+def _of(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
