@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.models.layers import Conv, Linear, Normalise, pool, with_ebv
+from hpcphotoz.models.layers import Conv, Linear, Normalise, pool, together, with_ebv
+from hpcphotoz.models.padded import blocks
 
 
 class Module(nn.Module):
@@ -15,7 +16,7 @@ class Module(nn.Module):
     order.
 
     Args:
-        inputs: channels in.
+        inputs: channels in; several numbers after a module: of its branches.
         a: channels of the reducing 1x1 convolutions.
         b: channels of the branches.
         large: whether there is a 5x5 branch.
@@ -23,7 +24,13 @@ class Module(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, a: int, b: int, *, large: bool = True, counts_padding: bool = True
+        self,
+        inputs: int | tuple[int, ...],
+        a: int,
+        b: int,
+        *,
+        large: bool = True,
+        counts_padding: bool = True,
     ) -> None:
         super().__init__()
         self.s1_0, self.s2_0 = Conv(inputs, a, 1, 0), Conv(a, b, 3, 1)
@@ -31,21 +38,42 @@ class Module(nn.Module):
             self.s1_1, self.s2_1 = Conv(inputs, a, 1, 0), Conv(a, b, 5, 2)
         self.s1_2, self.s2_2 = Conv(inputs, a, 1, 0), Conv(inputs, b, 1, 0)
         self._large, self._counts_padding = large, counts_padding
-        self.outputs = b * (3 if large else 2) + a
+        self.merged = False  # the 1x1 convolutions of the input as one
+        self.outputs = (*(b,) * (3 if large else 2), a)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H, W)."""
+        if self.merged:
+            return self._merged(x)
         branches = [self.s2_2(x)]
         if self._large:
             branches.append(self.s2_1(self.s1_1(x)))
         branches += [self.s2_0(self.s1_0(x)), self._smooth(self.s1_2(x))]
         return torch.cat(branches, dim=1)
 
+    def _merged(self, x: Tensor) -> Tensor:
+        large = self._large
+        first = [self.s2_2, *([self.s1_1] if large else []), self.s1_0, self.s1_2]
+        pointwise, *reduced, smoothed = together(first, x)
+        second = [*([self.s2_1] if large else []), self.s2_0]
+        branches = [layer(y) for layer, y in zip(second, reduced, strict=True)]
+        return torch.cat([pointwise, *branches, self._smooth(smoothed)], dim=1)
+
     def _smooth(self, x: Tensor) -> Tensor:
-        if self._counts_padding:
-            return functional.avg_pool2d(functional.pad(x, (0, 1, 0, 1)), 2, 1)
+        if torch.compiler.is_compiling():
+            return self._smooth_by_slices(x)
         # Repeating the edge gives the mean over the true pixels only: at the border each is counted twice.
-        return functional.avg_pool2d(functional.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
+        mode = "constant" if self._counts_padding else "replicate"
+        return functional.avg_pool2d(functional.pad(x, (0, 1, 0, 1), mode), 2, 1)
+
+    def _smooth_by_slices(self, x: Tensor) -> Tensor:
+        # The Inductor of torch 2.13 fails on the backward of the pool ("vr must not be None for symbol q3")
+        # and of the replicating pad (it expects other strides).
+        for dim in (2, 3):
+            rest, edge = x.narrow(dim, 1, x.shape[dim] - 1), x.narrow(dim, x.shape[dim] - 1, 1)
+            after = torch.cat([rest, torch.zeros_like(edge) if self._counts_padding else edge], dim)
+            x = (x + after) / 2
+        return x
 
 
 class Inception(nn.Module):
@@ -72,7 +100,7 @@ class Inception(nn.Module):
         self.i3 = Module(self.i2.outputs, 92, 128, counts_padding=counts_padding)
         self.i4 = Module(self.i3.outputs, 92, 128, large=False, counts_padding=counts_padding)
         side = -(-stamp // 8)  # three halvings, each rounded up
-        self.fc0 = Linear(self.i4.outputs * side * side + 1, 1096)
+        self.fc0 = Linear(blocks(self.i4.outputs, side * side) + blocks(1), 1096)
         self.fc1 = Linear(1096, 1096)
         self.fc2 = Linear(1096, bins, relu=relu_logits)
 

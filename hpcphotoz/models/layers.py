@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcphotoz.models.padded import Blocks, Convolution, Dense, grown
+
 
 class _Asinh(torch.autograd.Function):
     # On a CPU torch.asinh is not vectorised: it took 21 % of a training step, this form 4 %. The gradient is
@@ -97,24 +99,28 @@ class Conv(nn.Module):
     0.25.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, padding: int) -> None:
+    def __init__(self, inputs: int | tuple[int, ...], outputs: int, size: int, padding: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, size, padding=padding)
+        self.conv = Convolution(inputs, outputs, size, padding=padding)
         self.activ = nn.PReLU(outputs, init=0.25)
         nn.init.xavier_uniform_(self.conv.weight)
-        nn.init.constant_(self.conv.bias, 0.1)  # type: ignore[arg-type]
+        nn.init.constant_(self.conv.bias, 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H', W')."""
-        return prelu(self.conv(x), self.activ.weight)
+        return self.activated(self.conv(x))
+
+    def activated(self, y: Tensor) -> Tensor:
+        """PReLU of what the convolution gave, padded or not."""
+        return prelu(y, grown(self.activ.weight, y.shape[1], 0))
 
 
 class Linear(nn.Module):
     """Linear layer, with ReLU unless it is the last; initialised as `Conv`."""
 
-    def __init__(self, inputs: int, outputs: int, relu: bool = True) -> None:
+    def __init__(self, inputs: int | Blocks, outputs: int, relu: bool = True) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
+        self.linear = Dense(inputs, outputs)
         self._relu = relu
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.constant_(self.linear.bias, 0.1)
@@ -123,6 +129,15 @@ class Linear(nn.Module):
         """(N, inputs) -> (N, outputs)."""
         out: Tensor = self.linear(x)
         return functional.relu(out) if self._relu else out
+
+
+def together(layers: list[Conv], x: Tensor) -> list[Tensor]:
+    """What each layer makes of the same `x`, by one convolution: for 1x1 kernels without padding."""
+    weights, biases = zip(*(layer.conv.parameters_in_form() for layer in layers), strict=True)
+    y = functional.conv2d(grown(x, weights[0].shape[1], 1), torch.cat(weights), torch.cat(biases))
+    # Split before the PReLU, whose outputs are whole then: of slices the next convolution would make copies.
+    pieces = torch.split(y, [len(bias) for bias in biases], dim=1)
+    return [layer.activated(piece) for layer, piece in zip(layers, pieces, strict=True)]
 
 
 def pool(x: Tensor) -> Tensor:
