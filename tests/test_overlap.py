@@ -12,7 +12,6 @@ from hpcphotoz.training.trainer import Outcome, train
 from tests import ranks, test_trainer
 from tests.test_trainer import OPTIONS, SAME, arguments, assert_same_curve, config
 
-APART: dict[str, object] = {"overlap": "ranks", "attackers": 1}
 alone = test_trainer.alone  # the same run with overlap off
 
 
