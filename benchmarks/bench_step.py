@@ -19,6 +19,7 @@ medians over the rounds; the first steps of every run, its start and its last ch
 """
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -52,6 +53,7 @@ RATIOS = {
 def main() -> None:
     """Measure and print two tables."""
     options = arguments(__doc__)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else ranks and folders would be left behind
     try:
         versions = train_runs.peer_versions()  # before minutes are spent
         figures: dict[str, Any] = {"law": LAW, "steps": STEPS, "fraction": FRACTION, "batch": SIZE}
@@ -133,7 +135,7 @@ def against_peer(networks: list[str], repeat: int) -> dict[str, dict[str, Any]]:
         data = Path(folder, "data")
         train_runs.write_dataset(data, 8192 if torch.cuda.is_available() else 1024)
         heads = f"{'images/s':>9s} {'p20':>9s} {'p80':>9s} {'wait':>6s} {'loss':>6s}"
-        print(f"\n{'network':10s} {'run':10s} {heads}")
+        print(f"\n{'network':10s} {'run':10s} {heads}", flush=True)
         for network in networks:
             plan, start = planned(network, data), time.perf_counter()
             runs: dict[str, list[Rate]] = {"peer": [], "ours": [], "ours_fp32": [], "peer_tuned": []}
