@@ -6,7 +6,7 @@ D := demo
 # One thread a rank: two ranks share two cores, and torchrun would otherwise warn about choosing the same.
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train
 
-.PHONY: demo test test-slow peers bench-gpu format clean
+.PHONY: demo test test-slow peers bench-gpu bench-gpu-training format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/.ready
@@ -51,6 +51,11 @@ peers: .venv-peers/.ready
 bench-gpu:
 	$(PYTHON) -m benchmarks.bench_kernels --json benchmarks/results/kernels-gpu.json
 	$(PYTHON) -m benchmarks.bench_attacks --json benchmarks/results/attacks-gpu.json
+
+# The same for training, in under eight minutes: rates, memory, fraction of the device, streams, graphs; the peer loop.
+bench-gpu-training:
+	$(PYTHON) -m benchmarks.bench_options --json benchmarks/results/options-gpu.json
+	$(PYTHON) -m benchmarks.bench_step --json benchmarks/results/step-gpu.json
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

@@ -145,7 +145,9 @@ class Training(_Section):
         "fp32", description="overlap ranks: the weights on their way to attackers"
     )
     timeout_s: float = Field(
-        300, gt=0, description="a rank that waits longer for another ends the run (seconds)"
+        300,
+        gt=0,
+        description="a rank that waits longer for another ends the run (seconds); more than a validation",
     )
     channels_last: Switch = Field("auto", description="memory order of images and weights; auto: on")
     merged: Switch = Field(
