@@ -29,7 +29,6 @@ from benchmarks.galaxies import SKY, STAMP, configuration
 from benchmarks.harness import parser, record, spread
 from benchmarks.scaling_model import (
     Assumptions,
-    Assumptions,
     Attack,
     Point,
     Quantity,

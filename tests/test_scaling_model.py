@@ -1,6 +1,9 @@
 """The scaling model: what must hold of any machine, and that fits find what made the times."""
 
+import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +16,7 @@ from benchmarks.scaling_model import (
     Quantity,
     allreduce_s,
     compute_s,
+    exposed_s,
     fit_ring,
     fit_step,
     gradients_s,
@@ -21,8 +25,9 @@ from benchmarks.scaling_model import (
     strong,
     weak,
 )
-from benchmarks.scaling_predict import ATTACKS, core, on_cluster, on_gpus, table
+from benchmarks.scaling_predict import ATTACKS, core, gpu_image, on_cluster, on_gpus, table
 from hpcphotoz.attacks.cost import law
+from hpcphotoz.errors import BadInput
 
 # Seconds an image and an update, parameters, seconds a hop and a byte: a fast GPU to a slow core.
 CORES = st.builds(
@@ -129,3 +134,65 @@ def test_the_table_holds_every_case_once_and_says_where_numbers_come_from() -> N
     assert all(q.unit and q.source.split(":")[0] in ("assumed", "measured", "counted") for q in quantities)
     given_rate = on_gpus(a, 1e9, 50, Quantity(1e-4, "s/image", "measured: a GPU"))
     assert given_rate.image.value == 1e-4 and given_rate.image.source.startswith("measured")
+
+
+def test_a_ring_and_rings_of_rings_by_hand() -> None:
+    assert ring_s(1, 100, 1, 1) == 0
+    assert ring_s(4, 100, 1, 0.1) == pytest.approx(2 * 3 * 1 + 2 * 3 / 4 * 100 * 0.1)
+    a = on_cluster(on_gpus(core(1, 0, 10**6, 1, 1), 1e9, 50, None))
+    inside = ring_s(8, 2**20, a.alpha_inside.value, a.beta_inside.value)
+    between = ring_s(2, 2**17, a.alpha.value, a.beta.value)  # an eighth: each GPU has its own port
+    assert allreduce_s(a, 8, 2**20) == pytest.approx(inside)
+    assert allreduce_s(a, 16, 2**20) == pytest.approx(inside + between)
+
+
+def test_a_backward_pass_hides_all_but_one_bucket() -> None:
+    a = replace(core(1e-3, 0, 10**8, 1e-5, 1e-9), overlap=Quantity(1, "", "test"))
+    whole, buckets = gradients_s(a, 4), math.ceil(4e8 / (25 * 2**20))
+    assert exposed_s(a, 4, 10**6) == pytest.approx(whole / buckets)
+    # 300 images of 1e-3 s hide 0.2 s of 0.6 s, far from the bound of a bucket.
+    assert exposed_s(a, 4, 300) == pytest.approx(whole - 0.2)
+    assert exposed_s(replace(a, overlap=Quantity(0, "", "test")), 4, 10**6) == pytest.approx(whole)
+
+
+def test_the_slowest_of_many_ranks_is_late() -> None:
+    a = core(1, 0, 1, 0, 0)  # nothing to wait for but the slowest
+    late = replace(a, jitter=Quantity(0.01, "", "test"))
+    assert step_s(late, 1, 1, ATTACKS["clean"]) == step_s(a, 1, 1, ATTACKS["clean"])
+    ratio = step_s(late, 1024, 1, ATTACKS["clean"]) / step_s(a, 1024, 1, ATTACKS["clean"])
+    assert ratio == pytest.approx(1 + 0.01 * math.sqrt(2 * math.log(1024)))
+
+
+def test_where_launches_take_the_time_an_attack_on_half_the_batch_costs_as_one_on_all() -> None:
+    a = replace(core(1e-6, 0, 1, 0, 0), floor=Quantity(1, "", "test"))
+    assert compute_s(a, 16, Attack(3, 0.5)) == compute_s(a, 16, Attack(3, 1.0)) == 3 + 2 * 3
+
+
+def test_a_measured_gpu_replaces_the_assumed_rate(tmp_path: Path) -> None:
+    path, three = tmp_path / "gpu.json", ATTACKS["PGD-3"]
+    path.write_text(json.dumps({"device": "X", "figures": {"samples_per_s": {"cnn": {"median": 500}}}}))
+    assert gpu_image(path, "cnn", three).value == pytest.approx(1 / 500)
+    peer = {"cnn": {"ranks": 2, "images_per_s": {"ours": {"median": 500}}}}
+    path.write_text(json.dumps({"device": "X", "figures": {"peer": peer}}))
+    found = gpu_image(path, "cnn", three)
+    assert found.value == pytest.approx(1 / 250 / 2)  # 250 a GPU of training, which costs 2 clean steps
+    assert found.source.startswith("measured")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "not JSON",
+        '{"figures": {}}',
+        '{"figures": {"samples_per_s": {"cnn": 0}}}',
+        '{"figures": {"samples_per_s": {"inception": 1}}}',
+        '{"device": "2 cores of X", "figures": {"samples_per_s": {"cnn": 10}}}',
+    ],
+)
+def test_a_file_without_a_gpu_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match="want figures") as found:
+        gpu_image(path, "cnn", ATTACKS["PGD-3"])
+    assert "\n" not in str(found.value)
