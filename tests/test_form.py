@@ -16,6 +16,7 @@ from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import build
 from hpcphotoz.models.form import reform
 from hpcphotoz.models.inception import Module
+from hpcphotoz.models.layers import pool
 
 SCALE = (0.05, 0.02, 0.03, 0.04, 0.2)
 FORMS = {
@@ -24,6 +25,7 @@ FORMS = {
     "both": {"merged": True, "padded": True},
 }
 PLAIN = {"merged": False, "padded": False}
+QUIET = pytest.mark.filterwarnings("ignore")  # the compiler's own
 
 
 class Multiplied(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -90,19 +92,35 @@ def test_results_and_gradients_are_those_of_the_plain_form(
 
 
 @pytest.mark.parametrize("name", ["compact", "cnn", "inception"])
-def test_weights_go_from_form_to_form_and_the_way_back_is_exact(name: str) -> None:
+def test_the_state_is_untouched_and_the_way_back_is_exact(name: str) -> None:
     plain, images = network(name), given()
     other = reform(copy.deepcopy(plain), merged=True, padded=True)
-    assert [(k, v.shape) for k, v in other.state_dict().items()] == [
-        (k, v.shape) for k, v in plain.state_dict().items()
-    ]
-    other.load_state_dict(plain.state_dict())
+    for (a, x), (b, y) in zip(other.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert a == b and torch.equal(x, y) and x.stride() == y.stride()
     back = reform(other, **PLAIN)
     assert back is other
-    assert all(
-        torch.equal(x, y)
-        for (_, x), (_, y) in zip(results(back, *images), results(plain, *images), strict=True)
-    )
+    for (a, x), (_, y) in zip(results(back, *images), results(plain, *images), strict=True):
+        assert torch.equal(x, y), a
+
+
+@pytest.mark.parametrize("name", ["compact", "cnn", "inception"])
+@pytest.mark.parametrize("first", ["plain", "both"])
+def test_a_checkpoint_goes_on_in_another_form(name: str, first: str) -> None:
+    forms = {"plain": PLAIN, **FORMS}
+    a, b = network(name), network(name)
+    reform(a, **forms[first])
+    reform(b, **forms["plain" if first == "both" else "both"])
+    for parameter in b.parameters():
+        parameter.data.zero_()
+    optimisers = [torch.optim.Adam(module.parameters(), 1e-3) for module in (a, b)]
+    images, ebv = given()
+    a(images, ebv).logsumexp(1).sum().backward()
+    optimisers[0].step()
+    b.load_state_dict(a.state_dict())
+    optimisers[1].load_state_dict(optimisers[0].state_dict())
+    assert_same(b, a, images, ebv, 1e-5)
+    moments = (state["exp_avg"] for state in optimisers[1].state.values())
+    assert [m.shape for m in moments] == [p.shape for p in b.parameters()]
 
 
 @pytest.mark.parametrize("name", ["compact", "cnn", "inception"])
@@ -155,19 +173,59 @@ def test_a_wrapped_network_is_found_and_another_refused() -> None:
     inner = network("inception")
     reform(nn.Sequential(inner), merged=True, padded=False)
     assert all(part.merged for part in inner.modules() if isinstance(part, Module))
-    with pytest.raises(ValueError, match=r"^Linear holds no network"):
-        reform(nn.Linear(2, 2), merged=True, padded=False)
+    for form in FORMS.values():
+        with pytest.raises(ValueError, match=r"^Linear holds no network"):
+            reform(nn.Linear(2, 2), **form)
+    theirs = nn.Linear(2, 2)
+    assert reform(theirs, **PLAIN) is theirs
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+@QUIET
+@pytest.mark.parametrize("name", ["compact", "cnn", "inception"])
+def test_traced_whole_and_again_after_a_change(name: str) -> None:
+    torch._dynamo.reset()
+    graphs = []
+
+    def kept(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    plain = network(name, 13)
+    other = copy.deepcopy(plain)
+    other.compile(fullgraph=True, backend=kept)
+    for number, form in enumerate((FORMS["both"], PLAIN), 1):
+        reform(other, **form)
+        assert_same(other, plain, *given(13), 1e-5)
+        assert len(graphs) == number
+        pads = sum("pad" in str(node.target) for node in graphs[-1].graph.nodes if node.op == "call_function")
+        assert pads > 5 if form["padded"] else pads == 0
+
+
+COMPILER = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None,
     reason="torch.compile on a CPU needs a C++ compiler, and there is none",
 )
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize(("form", "counts_padding"), [("plain", True), ("both", False)])
-def test_compiled(form: str, counts_padding: bool) -> None:
-    plain = network("inception", 8, counts_padding=counts_padding)
+
+
+@COMPILER
+@QUIET
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [4, 5])
+def test_pool_compiled(side: int) -> None:
+    x = torch.randn(2, 3, side, 7, requires_grad=True)
+    (a,), (b,) = (torch.autograd.grad(f(x).square().sum(), x) for f in (pool, torch.compile(pool)))
+    torch.testing.assert_close(a, b)
+
+
+@COMPILER
+@QUIET
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["plain", "both"])
+@pytest.mark.parametrize(
+    ("name", "stamp", "counts_padding"), [("inception", 16, True), ("inception", 9, False), ("cnn", 9, True)]
+)
+def test_compiled(name: str, stamp: int, counts_padding: bool, form: str) -> None:
+    plain = network(name, stamp, counts_padding=counts_padding)
     other = reform(copy.deepcopy(plain), **{"plain": PLAIN, **FORMS}[form])
     other.compile()
-    assert_same(other, plain, *given(8), 1e-5)
+    assert_same(other, plain, *given(stamp), 1e-5)

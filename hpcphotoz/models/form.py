@@ -24,10 +24,10 @@ def reform(module: nn.Module, *, merged: bool, padded: bool) -> nn.Module:
         `module`.
 
     Raises:
-        ValueError: there is no network of this package in `module`.
+        ValueError: another form is asked for, and there is no network of this package in `module`.
     """
     networks = [part for part in module.modules() if isinstance(part, (Inception, SmallCNN, CompactCNN))]
-    if not networks:
+    if not networks and (merged or padded):
         raise ValueError(
             f"{type(module).__name__} holds no network that can be computed in another form: "
             "merged and padded are for Inception, SmallCNN and CompactCNN; leave them out for others"

@@ -67,7 +67,7 @@ class Module(nn.Module):
         return functional.avg_pool2d(functional.pad(x, (0, 1, 0, 1), mode), 2, 1)
 
     def _smooth_by_slices(self, x: Tensor) -> Tensor:
-        # The Inductor of torch 2.13 fails on the backward of the pool ("vr must not be None for symbol q3")
+        # The Inductor of torch 2.13 fails on the backward of the pool ("vr must not be None")
         # and of the replicating pad (it expects other strides).
         for dim in (2, 3):
             rest, edge = x.narrow(dim, 1, x.shape[dim] - 1), x.narrow(dim, x.shape[dim] - 1, 1)
