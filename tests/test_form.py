@@ -220,9 +220,10 @@ def test_pool_compiled(side: int) -> None:
 @COMPILER
 @QUIET
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["plain", "both"])
+@pytest.mark.timeout(900)  # a minute or two each, on a core that has other work
 @pytest.mark.parametrize(
-    ("name", "stamp", "counts_padding"), [("inception", 16, True), ("inception", 9, False), ("cnn", 9, True)]
+    ("name", "stamp", "counts_padding", "form"),
+    [("inception", 16, True, "plain"), ("inception", 16, False, "both"), ("cnn", 9, True, "both")],
 )
 def test_compiled(name: str, stamp: int, counts_padding: bool, form: str) -> None:
     plain = network(name, stamp, counts_padding=counts_padding)
