@@ -102,7 +102,8 @@ class Training(_Section):
     objective: Literal["replace", "append", "consistency", "free"] = Field(
         "replace",
         description="attacked images replace theirs; are added to the batch; are held to the PDF of the "
-        "clean ones (TRADES); or move by training's own gradients, attack.steps updates a batch (free)",
+        "clean ones (TRADES' term; attacks still raise attack.loss); or move by training's own gradients, "
+        "attack.steps updates a batch (free)",
     )
     consistency_weight: float = Field(
         6.0,
@@ -151,7 +152,7 @@ class Training(_Section):
     )
     channels_last: Switch = Field("auto", description="memory order of images and weights; auto: on")
     merged: Switch = Field(
-        "auto", description="inception: 1x1 convolutions of one input computed as one; auto: off"
+        "auto", description="inception: 1x1 convolutions of one input computed as one; auto: on CPUs"
     )
     padded: Switch = Field("auto", description="channels padded to multiples of 8; auto: off")
     compiled: Switch = Field("auto", description="torch.compile; auto: off")
@@ -162,7 +163,7 @@ class Training(_Section):
     micro_batch: int = Field(
         0,
         ge=0,
-        description="objects a forward and backward pass, gradients added up; 0: on a CPU 32, else all",
+        description="objects a forward and backward pass, gradients added up; 0: on a CPU 64, else all",
     )
     bucket_mb: float = Field(25, gt=0, description="gradients that are averaged over ranks at a time (MB)")
 
@@ -261,12 +262,26 @@ class Config(_Section):
             raise ValueError(f"training.objective {training.objective}: wants an attack.fraction above 0")
         if training.objective == "free" and training.overlap != "off":
             raise ValueError("training.objective free attacks by training's own gradients: want overlap off")
-        if training.graphs == "step" and (training.overlap == "ranks" or training.objective == "free"):
-            raise ValueError("training.graphs step: one graph holds neither other ranks nor several updates")
+        if training.graphs in ("attack", "step") and training.overlap == "ranks":
+            raise ValueError(
+                f"training.graphs {training.graphs} with overlap ranks: captures would wait for ranks"
+            )
+        if training.graphs in ("attack", "step") and training.objective == "free":
+            raise ValueError(
+                f"training.graphs {training.graphs} with objective free: has no attack of its own"
+            )
+        if training.graphs == "step" and training.compiled == "on":
+            raise ValueError("training.graphs step with compiled: want one of them")
+        if training.overlap != "ranks":
+            for name in ("attackers", "max_staleness", "transfer", "weights_transfer"):
+                if getattr(training, name) != Training.model_fields[name].default:
+                    raise ValueError(f"training.{name} means something with training.overlap ranks alone")
         if training.objective == "free" and attack.method != "pgd":
             raise ValueError(f"training.objective free with attack.method {attack.method}: want pgd")
         if training.objective == "free" and (attack.restarts > 1 or attack.stop or attack.target != "away"):
             raise ValueError("training.objective free: has no restarts, stop or target")
+        if training.objective == "free" and (attack.loss != "cross_entropy" or training.micro_batch):
+            raise ValueError("training.objective free: has no attack.loss of its own, and no micro_batch")
         return self
 
 

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from hpcphotoz.data.order import part_of
 from hpcphotoz.training import checkpoint
 from hpcphotoz.training.trainer import train
 from tests import ranks, test_trainer
@@ -96,12 +97,12 @@ def test_a_dead_or_hanging_rank_ends_the_job_with_a_clear_message(
     dies: int, sends: signal.Signals, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words = arguments(dataset, out, tmp_path, **{**APART, "timeout_s": 8.0}, attackers=1, epochs=4000)
+    words = arguments(dataset, out, tmp_path, **{**APART, "timeout_s": 15.0}, attackers=1, epochs=4000)
     running = ranks.start(2, words)
     ranks.wait_until(lambda: len(ranks.curve(out)) >= 3, running)
     running[dies].send_signal(sends)
     other = running[1 - dies]
-    _, error = other.communicate(timeout=60)
+    _, error = other.communicate(timeout=90)
     running[dies].kill()
     running[dies].communicate(timeout=60)
     assert other.returncode == 1
@@ -114,8 +115,6 @@ def test_what_an_attacker_cannot_read_is_said_once(dataset: Path, tmp_path: Path
     """Also in the validation part, which learners alone read, while attackers wait."""
     for part in ("train", "validation"):
         folder = shutil.copytree(dataset, tmp_path / part)
-        from hpcphotoz.data.order import part_of
-
         with h5py.File(folder / "shard-00001.h5", "r+") as file:
             held_out = part_of(file["object_id"][...], 0.1, 0.0, seed=0) == 1
             row = int(np.flatnonzero(held_out == (part == "validation"))[0])
@@ -125,6 +124,18 @@ def test_what_an_attacker_cannot_read_is_said_once(dataset: Path, tmp_path: Path
         assert [status for status, _, _ in results] == [2, 2], results
         said = [error.count(f"row {row}: pixels differ") for _, _, error in results]
         assert sum(said) == 1 and not any("Traceback" in error for _, _, error in results)
+
+
+def test_a_stop_and_an_unreadable_validation_at_once_end_both(dataset: Path, tmp_path: Path) -> None:
+    """Attackers have been told to stop before the learners cannot read their validation."""
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        row = int(np.flatnonzero(part_of(file["object_id"][...], 0.1, 0.0, seed=0) == 1)[0])
+        file["images"][row, 0, 0, 0] = np.nan
+    how = {"attackers": 1, "max_staleness": 1, "global_batch": 4096, "wall_minutes": 1e-6}
+    results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path, **APART, **how))
+    assert [status for status, _, _ in results] == [2, 2], results
+    assert sum(error.count(f"row {row}: pixels differ") for _, _, error in results) == 1
 
 
 def test_a_loss_that_is_not_finite_ends_both(dataset: Path, tmp_path: Path) -> None:

@@ -222,7 +222,8 @@ def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
     inner = Step(captured, optimiser, Off(Generator(captured, config, BINS, speed_of(config.training, CPU))),
                  Objective(config, BINS), speed_of(config.training, CPU))  # fmt: skip
     graphed = GraphedStep(inner, captured, optimiser, config.training, record=record)
-    for step, n in enumerate([11, 11, 11, 5, 11]):  # warm-up, capture, replay, another shape, replay
+    # Warm-up; capture of a partial batch, of a whole one; replay; another shape; replay.
+    for step, n in enumerate([11, 7, 11, 11, 5, 11]):
         one = batch(n)
         one = replace(one, images=one.images.roll(step, 0), z_spec=one.z_spec.roll(step))
         work = prepare(one, config, epoch=step, step=step)
@@ -243,7 +244,15 @@ def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
         ({"training": {"objective": "free"}, "attack": {"fraction": 0.5, "method": "fgsm"}}, "want pgd"),
         (
             {"training": {"overlap": "ranks", "graphs": "step"}, "attack": {"fraction": 0.5}},
-            "one graph holds neither",
+            "captures would wait for ranks",
+        ),
+        (
+            {"training": {"max_staleness": 1}},
+            "means something with training.overlap ranks alone",
+        ),
+        (
+            {"training": {"objective": "free"}, "attack": {"fraction": 0.5, "loss": "margin"}},
+            "has no attack.loss of its own",
         ),
         ({"training": {"attackers": "some"}}, "want auto, or how many ranks attack"),
     ],

@@ -68,6 +68,10 @@ def cast(
     weights = dist.new_group([0, *split.attacking], timeout)
     learners = dist.new_group(split.learning, timeout)
     attacks, kind = split.attacks(world.rank), split.kind(world.rank)
+    # NCCL connects a group at its first use: now, in one order, not while one end waits for another message.
+    for members, those in ((weights, (0, *split.attacking)), (learners, split.learning)):
+        if world.rank in those:
+            dist.all_reduce(torch.zeros(1, device=device), group=members)
     # One node's numbers mean nothing any more: parts are spread over all.
     place = replace(world, rank=kind.index(world.rank), size=len(kind), local_rank=0, local_size=1)
     return Cast(place, None if attacks else learners, split, weights, attacks)

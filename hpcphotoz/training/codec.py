@@ -6,7 +6,7 @@
 The header is eight int64: step (or version), verdict or flags. Images travel as they are in fp32; in bf16 and
 int8 it is their *change* that travels: bfloat16 images would lose the attack beside bright pixels (a pixel of
 100 sky sigmas is rounded by 0.2). int8 counts in 127ths of the greatest change of an object and band, so a
-change is never made greater than that.
+change is never made greater than that; bfloat16 is rounded towards zero for the same reason.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,9 @@ class Images:
             return
         change = adv - clean
         if scale is None:
-            numbers.fill_(torch.nan).index_copy_(0, rows, change.to(numbers.dtype))
+            # Towards zero: to the nearest, a change of eps became 1.004 eps.
+            cut = (change.contiguous().view(torch.int32) & -65536).view(torch.float32)
+            numbers.fill_(torch.nan).index_copy_(0, rows, cut.to(numbers.dtype))
             return
         greatest = change.abs().amax(dim=(2, 3))
         unit = torch.where(greatest > 0, greatest, 1.0) / 127

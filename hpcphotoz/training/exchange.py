@@ -85,10 +85,28 @@ class Link:
         """The messages of a step."""
         return self.split.shares(self.rank, self.size_of(step), self.fraction)
 
-    def rows(self, work: Work) -> Tensor:
-        """Where the attacked images of a rank's work stand among those planned: some may be left out."""
-        planned = self.split.planned(self.rank, work.size, self.fraction)
-        return torch.from_numpy(np.searchsorted(planned, work.positions)).to(work.images.device)
+    def rows(self, work: Work, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Which of a rank's attacked images are in a message, and where in it: some may have been left
+        out.
+        """
+        place = np.searchsorted(self.split.planned(self.rank, work.size, self.fraction), work.positions)
+        mine = np.flatnonzero((place >= start) & (place < stop))
+        device = work.images.device
+        return torch.from_numpy(mine).to(device), torch.from_numpy(place[mine] - start).to(device)
+
+    def greet(self, device: torch.device) -> None:
+        """Exchange a byte with every rank that will be spoken to, in one order on all ranks.
+
+        NCCL makes a connection when it is first used, and both ends wait for each other: two ranks that first
+        use theirs in another order would wait for ever.
+        """
+        pairs = sorted(
+            (self.rank, share.rank) if self.split.attacks(self.rank) else (share.rank, self.rank)
+            for share in self.shares(0)
+        )
+        for attacker, learner in pairs:
+            byte = torch.zeros(1, dtype=torch.uint8, device=device)
+            dist.send(byte, learner) if attacker == self.rank else dist.recv(byte, attacker)
 
 
 class FromAttackers:
@@ -129,18 +147,17 @@ class FromAttackers:
 
     def finish(self, work: Work) -> Tensor:
         """Wait for them."""
-        rows = self._link.rows(work)
         clean = work.images[work.attacked]
         adv, self.flags = torch.empty_like(clean), torch.zeros(2, dtype=torch.float64)
         for request, message, start, stop in self._coming:
             with self._waiting("attacked images"):
                 request.wait()
-            told = header(message).cpu()
+                told = header(message).cpu()  # on a GPU it is here that the host waits
             if int(told[0]) != work.step:
                 raise RuntimeError(f"attacked images of step {int(told[0])} arrived at step {work.step}")
             self.flags += told[1:3].double()
-            mine = ((rows >= start) & (rows < stop)).nonzero()[:, 0]
-            adv[mine] = self._images.read(message, rows[mine] - start, clean[mine])
+            mine, rows = self._link.rows(work, start, stop)
+            adv[mine] = self._images.read(message, rows, clean[mine])
         return adv
 
     def done(self) -> None:
@@ -217,7 +234,6 @@ class ToLearners:
         self._free = deque([self._weights.empty(), self._weights.empty()])
         self._coming: tuple[dist.Work, Tensor] | None = None
         self._sent: deque[list[tuple[dist.Work, Tensor]]] = deque()
-        self._ask()
 
     def weights_for(self, step: int) -> Verdict:
         """Bring the network to the weights with which a step is attacked; anything but GO_ON: it is not."""
@@ -226,7 +242,7 @@ class ToLearners:
             request, message = self._coming
             with self._waiting(f"weights {self._version + 1}"):
                 request.wait()
-            version, verdict = header(message)[:2].tolist()
+                version, verdict = header(message)[:2].tolist()
             if version != self._version + 1:
                 raise RuntimeError(f"weights {version} arrived where {self._version + 1} were due")
             self._version, self._coming = version, None
@@ -245,20 +261,23 @@ class ToLearners:
             adv: (m, B, H, W).
             stop, problem: this rank's flags.
         """
-        rows, clean = self._link.rows(work), work.images[work.attacked]
-        requests = []
+        clean, requests = work.images[work.attacked], []
         for share in self._link.shares(work.step):
             message = self._images.empty(share.stop - share.start)
             told = header(message)
             told[:3] = torch.tensor([work.step, int(stop), int(problem)])
-            mine = ((rows >= share.start) & (rows < share.stop)).nonzero()[:, 0]
-            self._images.write(message, rows[mine] - share.start, adv[mine], clean[mine])
+            mine, rows = self._link.rows(work, share.start, share.stop)
+            self._images.write(message, rows, adv[mine], clean[mine])
             request = dist.isend(message, share.rank, tag=work.step)
             assert request is not None
             requests.append((request, message))
         self._sent.append(requests)
         while len(self._sent) > 2:
             self._wait_for_oldest()
+        if self._coming is None:
+            # Not before the first attack: on a GPU it loads kernels and chooses algorithms, which may wait
+            # for all that runs, and a receive runs until rank 0 sends, which waits for these images.
+            self._ask()
 
     def settle(self) -> None:
         """Wait until all images are taken."""

@@ -74,12 +74,15 @@ class GraphedStep:
 
     def __call__(self, work: Work) -> Tensor:
         """Attack, forward, backward, update; returns as `step.Step`."""
-        if work.step < self._warm or (self._replay and not self._fits(work)):
-            sums = self._step.gradients(work)
-        else:
-            if self._replay is None:
+        # Whole batches are the many: a first one that was partial, or lacked an object, is captured over.
+        if self._replay is None or len(work.images) > len(self._work.images):
+            self._replay = None
+            if work.step >= self._warm:
                 self._capture(work)
+        if self._replay is not None and self._fits(work):
             sums = self._replayed(work)
+        else:
+            sums = self._step.gradients(work)
         if self._learners > 1:
             with self._phases("all-reduce"):
                 self._average()

@@ -29,7 +29,8 @@ class Phases:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """The time until the end of the block counts for a phase."""
-        if not self.active:
+        # Within a capture nothing is timed: the events would become part of the graph.
+        if not self.active or (self._on_gpu and torch.cuda.is_current_stream_capturing()):
             yield
             return
         with torch.profiler.record_function(name):

@@ -1,8 +1,9 @@
 """Where a step's time goes: a profiler's trace, and one screen that adds it up.
 
 A few steps after the first ones are profiled on rank 0; the run goes on. "all-reduce" runs beside backward
-passes and is not part of the sum. The device's rate is that of square matrix products in the precision of
-training, run here; a step's operations are counted, not estimated.
+passes and is not part of the sum; `rest` below 0 is what two streams hid of each other. The device's rate is
+that of square matrix products in the precision of training, run here; a step's operations are counted, not
+estimated.
 """
 
 import copy
@@ -60,6 +61,13 @@ class Profile:
         self._phases.active = False
         return True
 
+    def too_short(self) -> str:
+        """Put an end to it where the run had fewer steps; what to say."""
+        if self._phases.active:
+            self._profiler.stop()
+            self._phases.active = False
+        return f"no profile: the run ended after {self._steps} steps, want {_SKIPPED + _STEPS}"
+
     def summary(
         self,
         module: nn.Module,
@@ -91,6 +99,7 @@ class Profile:
             "steps": _STEPS,
             "step_s": step,
             "images_per_s_of_this_rank": self._rows[0] / self._seconds,
+            # Below 0: on a GPU phases of two streams overlap, and that much of them was hidden.
             "shares": {**shares, "rest": 1 - sum(shares.values())},
             "all_reduce": reduced / 1e6 / self._seconds,
             "operations_per_s": rate,

@@ -1,6 +1,6 @@
 """How a device computes: what the options called auto stand for on it.
 
-Each default is what `benchmarks/bench_step.py` found quickest on the device; `benchmarks/LOG.md` has the
+Each default is what `benchmarks/bench_options.py` found quickest on the device; `benchmarks/LOG.md` has the
 figures.
 """
 
@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from hpcphotoz.attacks import Passes
-from hpcphotoz.config import Training
+from hpcphotoz.config import Config, Training
+from hpcphotoz.errors import BadInput
 from hpcphotoz.models.form import reform
+from hpcphotoz.training import group
+from hpcphotoz.world import World
 
-_MICRO_BATCH_ON_CPU = 32
+_MICRO_BATCH_ON_CPU = 64
 _log = logging.getLogger(__name__)
 
 
@@ -67,13 +70,28 @@ def speed_of(training: Training, device: torch.device) -> Speed:
         training=passes,
         attack=passes if training.attack_precision == "training" else lower[training.attack_precision],
         channels_last=training.channels_last != "off",
-        merged=training.merged == "on",
+        merged=training.merged == "on" or (training.merged == "auto" and not on_gpu),
         padded=training.padded == "on",
         compiled=training.compiled == "on",
         graphs=graphs if on_gpu else "off",
         fused_adam=training.fused_adam != "off",
         micro_batch=training.micro_batch or (None if on_gpu else _MICRO_BATCH_ON_CPU),
     )
+
+
+def resolved(config: Config, device: torch.device, world: World) -> Config:
+    """The configuration with the precision that this run has on all ranks: it is part of what is trained.
+
+    Raises:
+        BadInput: ranks whose devices want different ones.
+    """
+    if config.training.precision != "auto":
+        return config
+    precision = "bf16" if has_bfloat16_units(device) else "fp32"
+    if len(set(group.gather(precision, world))) > 1:
+        raise BadInput("training.precision auto: not all ranks have bfloat16 units: say fp32 or bf16")
+    training = config.training.model_copy(update={"precision": precision})
+    return config.model_copy(update={"training": training})
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

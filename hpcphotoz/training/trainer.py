@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -37,13 +37,16 @@ from hpcphotoz.training.objective import Objective
 from hpcphotoz.training.overlap import Adversaries, Off, Serial, Streams
 from hpcphotoz.training.phases import Phases
 from hpcphotoz.training.profile import Profile
-from hpcphotoz.training.speed import speed_of
+from hpcphotoz.training.speed import resolved, speed_of
 from hpcphotoz.training.step import Step, learning_rate
 from hpcphotoz.training.stop import StopRequest
 from hpcphotoz.training.work import Work, flux, prepare
 from hpcphotoz.world import World, detect
 
 _log = logging.getLogger(__name__)
+
+
+Share = tuple[Work, int, str | None]  # of a step: work, objects left out, why it is empty if it is broken
 
 
 class Outcome(enum.Enum):
@@ -84,6 +87,7 @@ def train(config: Config, data: Path, out: Path, profile: bool = False) -> Outco
         if device.type == "cpu":
             keep_freed_memory()
         try:
+            config = resolved(config, device, world)
             trainer = _Trainer(config, data, out, world, device)
             lock.enter_context(runfolder.prepare(out, config, world))
         except (BadInput, OSError) as error:
@@ -176,10 +180,11 @@ class _Trainer:
         group.agree(problem, self._world)
         if state is not None:
             self._module.load_state_dict(state["model"])
-            fused = [entry["fused"] for entry in self._optimiser.param_groups]
+            # How this process computes, not how the one before did; before loading: it decides where `step`
+            # lies.
+            for entry in state["optimiser"]["param_groups"]:
+                entry["fused"] = self._speed.fused_adam
             self._optimiser.load_state_dict(state["optimiser"])
-            for entry, how in zip(self._optimiser.param_groups, fused, strict=True):
-                entry["fused"] = how  # how this process computes, not how the one before did
             self._step = state["step"]
             self._sums[: len(state["sums"])] = state["sums"].cpu()
             _log.info("resumed at step %d of %d from %s", self._step, self._last, found)
@@ -210,7 +215,7 @@ class _Trainer:
         self._take_part()
         problem: str | None
         if self._cast.attacks:
-            problem = serve(ToLearners(*self._exchange()), self._work(), self._generate, stop)
+            problem = serve(ToLearners(*self._exchange()), self._noted(self._work()), self._generate, stop)
             verdict = None
         else:
             verdict, problem = self._learn(stop, profile)
@@ -249,9 +254,9 @@ class _Trainer:
             if self._step % self._stream.batches == 0 and self._validation is not None:
                 broken, trouble = self._validate(step // self._stream.batches)
                 if broken:
-                    verdict, problem = Verdict.PROBLEM, trouble
-                    if exchange:
+                    if exchange and verdict is Verdict.GO_ON:  # else attackers have been told to end already
                         exchange.give_up(self._step)
+                    verdict, problem = Verdict.PROBLEM, trouble
                     break
             # After the lines of metrics: what is in the checkpoint must not be reported a second time on
             # resuming.
@@ -260,6 +265,8 @@ class _Trainer:
                 self._save()
             if asked:
                 break
+        if watch:
+            self._say(watch.too_short())
         if exchange:
             exchange.end(self._step, verdict)
         return verdict, problem
@@ -267,10 +274,12 @@ class _Trainer:
     def _end(self, verdict: Verdict | None, problem: str | None, stop: StopRequest) -> Outcome:
         """What all ranks do together at the end; attackers (None) learn here what the learners decided."""
         if self._cast.split:
-            said = group.gather(None if verdict is None else verdict.name, self._world)
-            verdict = Verdict[str(said[0])]
+            said = group.gather(None if verdict is None else f"{verdict.name} {self._step}", self._world)
+            name, step = str(said[0]).split()
+            verdict, self._step = Verdict[name], int(step)
         if verdict is Verdict.PROBLEM:
             group.agree(problem, self._world)
+            raise AssertionError("a rank said that it cannot read, and not why")
         if verdict is Verdict.DIVERGED:
             raise Diverged(
                 f"{self._out}: the loss is not finite at step {self._step}: "
@@ -300,6 +309,7 @@ class _Trainer:
         """Seconds to attack, and to train, this rank's share of the next batch; nothing is updated."""
         work, _, problem = next(self._work())
         group.agree(problem, self._world)
+        work = replace(work, step=self._total)  # after all warm-ups of the attack
         objective = self._objective
         step = Step(
             self._module.train(),
@@ -316,7 +326,7 @@ class _Trainer:
         return attack, train
 
     def _attack_by(self, module: nn.Module, work: Work) -> Tensor:
-        return Generator(module, self._config, self._bins, self._speed)(work)
+        return Generator(module, self._config, self._bins, replace(self._speed, graphs="off"))(work)
 
     def _adversaries(self) -> Adversaries:
         overlap = self._config.training.overlap
@@ -342,6 +352,7 @@ class _Trainer:
             self._size_of,
             self._cast.weights,
         )
+        link.greet(self._device)
         header = self._stream.manifest.header
         shape = (len(header.bands), header.stamp, header.stamp)
         return link, self._module, shape, self._device, self._step, self._waiting
@@ -367,6 +378,12 @@ class _Trainer:
             )
         return Step(model, self._optimiser, adversaries, self._objective, self._speed, learners, self._phases)
 
+    def _noted(self, shares: Iterator[Share]) -> Iterator[Share]:
+        """The same, with the step kept for messages."""
+        for share in shares:
+            self._step = share[0].step
+            yield share
+
     def _size_of(self, step: int) -> int:
         """Objects in the global batch of a step."""
         size, before = self._config.training.global_batch, step % self._stream.batches
@@ -380,7 +397,7 @@ class _Trainer:
         self._waited_for_ranks += time.monotonic() - start
         self._for = ""
 
-    def _work(self) -> Iterator[tuple[Work, int, str | None]]:
+    def _work(self) -> Iterator[Share]:
         """This rank's share of every step, objects it left out, and why the share is empty if it is broken.
 
         The other ranks are about to average gradients: a rank that left here would end them with an error of
