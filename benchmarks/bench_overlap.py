@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 def main() -> None:
     """Measure and print."""
     words = parser(__doc__)
+    words.add_argument("--networks", nargs="+", default=["compact", "cnn", "inception"])
     words.add_argument("--quality", nargs=2, metavar=("TRAIN", "TEST"), type=Path, help="datasets")
     words.add_argument("--seeds", type=int, default=1, help="of --quality: training runs a variant")
     words.add_argument("--epochs", type=int, default=12, help="of --quality")
@@ -61,7 +62,7 @@ def main() -> None:
     figures: dict[str, Any] = {"law": law(STEPS, FRACTION)}
     try:
         if not options.no_speed:
-            networks = ["compact"] if options.quick else ["compact", "cnn", "inception"]
+            networks = ["compact"] if options.quick else options.networks
             figures["speed"] = speed(networks, 1 if options.quick else 3)
             for name in ("overlap_efficiency", "ratio_data_parallel"):
                 figures[name] = {network: found[name] for network, found in figures["speed"].items()}
