@@ -81,7 +81,7 @@ def speed(networks: list[str], repeat: int) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-overlap-") as folder:
         data = Path(folder, "data")
         train_runs.write_dataset(data, 1024)
-        print(f"{'network':10s} {'':20s} {'s/step':>8s} {'p20':>8s} {'p80':>8s} {'wait':>6s}")
+        print(f"{'network':10s} {'':20s} {'s/step':>8s} {'p20':>8s} {'p80':>8s}")
         for network in networks:
             batch, log_steps = {"compact": (128, 12), "cnn": (128, 4), "inception": (64, 3)}[network]
             plan = Plan(network, data, 2, batch, log_steps, lines=5, workers=1)
