@@ -121,7 +121,8 @@ def test_a_profile_on_two_ranks_sees_the_all_reduce(dataset: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: torch.compile has none to call")
 def test_compiled_merged_and_padded_networks_train_alike(dataset: Path, tmp_path: Path) -> None:
     options = {**OPTIONS, "model": {**OPTIONS["model"], "name": "inception"}}
