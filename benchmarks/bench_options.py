@@ -9,14 +9,13 @@ rate of square matrix products in the same precision; `memory_gb` is the peak of
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from benchmarks.galaxies import SKY, STAMP, galaxies
 from benchmarks.harness import in_turn, parser, record, spread
-from hpcphotoz.attacks.cost import flops
 from hpcphotoz.config import Config, parse
 from hpcphotoz.data.stream import Batch
 from hpcphotoz.memory import keep_freed_memory
@@ -25,7 +24,7 @@ from hpcphotoz.training.generate import Generator
 from hpcphotoz.training.graphed import GraphedStep
 from hpcphotoz.training.objective import Objective
 from hpcphotoz.training.overlap import Off, Streams
-from hpcphotoz.training.profile import matrix_rate
+from hpcphotoz.training.profile import matrix_rate, operations
 from hpcphotoz.training.speed import speed_of
 from hpcphotoz.training.step import Step
 from hpcphotoz.training.work import Work, prepare
@@ -113,7 +112,7 @@ def configured(network: str, how: dict[str, object], fraction: float, steps: int
     )
 
 
-def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], int]:
+def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:
     """What takes a step, and the operations of it."""
     bins, speed = bins_of(config.model), speed_of(config.training, device)
     torch.manual_seed(0)
@@ -130,22 +129,9 @@ def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[
     take: Taker = step
     if speed.graphs == "step":
         take = GraphedStep(step, module, optimiser, config.training)
-    return lambda: take(work), counted(module, work, generate)
-
-
-def counted(module: torch.nn.Module, work: Work, generate: Callable[[Work], object]) -> int:
-    """Operations of a step: those of two objects, times their number."""
-    two = work.first(2)
-
-    def train() -> None:
-        logits = module(two.images, two.ebv)
-        functional.cross_entropy(logits, logits.detach().argmax(1)).backward()  # type: ignore[no-untyped-call]
-
-    total = flops(train) * len(work.images) // 2
-    module.zero_grad()
-    if len(work.attacked):
-        total += flops(lambda: generate(two)) * len(work.attacked) // 2
-    return total
+    plain = replace(speed, graphs="off")
+    passed, attacked = operations(module, lambda m, two: Generator(m, config, bins, plain)(two), work)
+    return lambda: take(work), passed * size + attacked * len(work.attacked)
 
 
 if __name__ == "__main__":

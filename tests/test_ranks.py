@@ -38,8 +38,8 @@ def test_same_loss_curve(world_size: int, attackers: int, alone: Path, dataset: 
     assert ours == theirs, "validation is whole on learners alone"
 
 
-def test_objects_and_attacks_are_shared_out_by_cost(dataset: Path, tmp_path: Path) -> None:
-    """Auto says what it measured, and leaves the curve as it is."""
+def test_auto_chooses_attackers_by_what_it_measured(dataset: Path, tmp_path: Path) -> None:
+    """It says what that was, and leaves the curve as it is."""
     words = arguments(dataset, tmp_path / "run", tmp_path, **APART, max_steps=3)
     train(config(max_steps=3), dataset, tmp_path / "alone")
     for status, _, error in ranks.run(2, words):

@@ -28,6 +28,8 @@ def test_every_attacked_position_travels_once(ranks: int, attackers: int, fracti
         for kind in (split.attacking, split.learning)
     )
     assert sent == received, "both ends mean the same images, in the same order"
+    pairs = {pair for rank in range(ranks) for pair in split.pairs(rank)}
+    assert {(attacker, learner) for learner, attacker in sent} <= pairs, "greeted before"
     wanted = np.flatnonzero(adversarial(np.arange(size), fraction)).tolist()
     assert sorted(position for share in sent.values() for position in share) == wanted
     counts = [len(split.planned(rank, size, fraction)) for rank in split.attacking]

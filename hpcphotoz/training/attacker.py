@@ -13,7 +13,7 @@ from hpcphotoz.training.work import Work
 
 def serve(
     learners: ToLearners,
-    shares: Iterator[tuple[Work, int, str | None]],
+    works: Iterator[Work],
     generate: Callable[[Work], Tensor],
     stop: StopRequest,
 ) -> str | None:
@@ -21,7 +21,7 @@ def serve(
 
     Args:
         learners: where weights come from and images go.
-        shares: of every step: work, objects left out, why it is empty if it cannot be read.
+        works: this rank's share of every step.
         generate: the attack.
         stop: a request on this rank; learners are told.
 
@@ -29,9 +29,10 @@ def serve(
         Why this rank could not read; None: it could.
     """
     problem = None
-    for work, _, problem in shares:
+    for work in works:
+        problem = work.problem
         if learners.weights_for(work.step) is not Verdict.GO_ON:
             break
-        learners.send(work, generate(work), bool(stop.reason), problem is not None)
+        learners.send(work, generate(work), stop=bool(stop.reason))
     learners.settle()
     return problem

@@ -25,6 +25,7 @@ import enum
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,28 +101,22 @@ class Link:
         NCCL makes a connection when it is first used, and both ends wait for each other: two ranks that first
         use theirs in another order would wait for ever.
         """
-        pairs = sorted(
-            (self.rank, share.rank) if self.split.attacks(self.rank) else (share.rank, self.rank)
-            for share in self.shares(0)
-        )
-        for attacker, learner in pairs:
+        for attacker, learner in self.split.pairs(self.rank):
             byte = torch.zeros(1, dtype=torch.uint8, device=device)
             dist.send(byte, learner) if attacker == self.rank else dist.recv(byte, attacker)
 
 
-class FromAttackers:
-    """A learner's end: adversarial images come from attackers; weights go to them.
+class _End:
+    """What both ends hold.
 
     Args:
         link: who is who.
-        module: the network whose weights are sent; by rank 0.
+        module: the network whose weights travel.
         shape: (B, H, W) of an image.
-        device: of the learner.
+        device: of this rank.
         first: the step this process begins with.
         waiting: notes for what the rank waits.
     """
-
-    beside = True
 
     def __init__(
         self,
@@ -135,7 +130,17 @@ class FromAttackers:
         self._link, self._first, self._waiting = link, first, waiting
         self._images = Images(link.training.transfer, shape, device)
         self._weights = Weights(list(module.parameters()), link.training.weights_transfer)
-        self._free = deque([self._weights.empty(), self._weights.empty()] if link.rank == 0 else [])
+        speaks = link.rank == 0 or link.split.attacks(link.rank)
+        self._free = deque([self._weights.empty(), self._weights.empty()] if speaks else [])
+
+
+class FromAttackers(_End):
+    """A learner's end: adversarial images come from attackers; weights go to them, from rank 0."""
+
+    beside = True
+
+    def __init__(self, *shared: Any) -> None:
+        super().__init__(*shared)
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
         self._coming: list[tuple[dist.Work, Tensor, int, int]] = []
         self._given_up = 0
@@ -216,22 +221,12 @@ class FromAttackers:
         return coming
 
 
-class ToLearners:
-    """An attacker's end: weights come, images go; arguments as `FromAttackers`."""
+class ToLearners(_End):
+    """An attacker's end: weights come, images go."""
 
-    def __init__(
-        self,
-        link: Link,
-        module: nn.Module,
-        shape: tuple[int, ...],
-        device: torch.device,
-        first: int,
-        waiting: Waiting,
-    ) -> None:
-        self._link, self._version, self._first, self._waiting = link, first, first, waiting
-        self._images = Images(link.training.transfer, shape, device)
-        self._weights = Weights(list(module.parameters()), link.training.weights_transfer)
-        self._free = deque([self._weights.empty(), self._weights.empty()])
+    def __init__(self, *shared: Any) -> None:
+        super().__init__(*shared)
+        self._version = self._first
         self._coming: tuple[dist.Work, Tensor] | None = None
         self._sent: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
@@ -253,19 +248,19 @@ class ToLearners:
             self._free.append(message)
         return Verdict.GO_ON
 
-    def send(self, work: Work, adv: Tensor, stop: bool, problem: bool) -> None:
+    def send(self, work: Work, adv: Tensor, stop: bool) -> None:
         """Send the attacked images of a step to their learners.
 
         Args:
             work: what was attacked; rows it lacks are sent as NaN.
             adv: (m, B, H, W).
-            stop, problem: this rank's flags.
+            stop: whether this rank is asked to stop.
         """
         clean, requests = work.images[work.attacked], []
         for share in self._link.shares(work.step):
             message = self._images.empty(share.stop - share.start)
             told = header(message)
-            told[:3] = torch.tensor([work.step, int(stop), int(problem)])
+            told[:3] = torch.tensor([work.step, int(stop), int(work.problem is not None)])
             mine, rows = self._link.rows(work, share.start, share.stop)
             self._images.write(message, rows, adv[mine], clean[mine])
             request = dist.isend(message, share.rank, tag=work.step)

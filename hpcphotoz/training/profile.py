@@ -119,28 +119,36 @@ class Profile:
 
     def _operations(
         self, module: nn.Module, attack: Callable[[nn.Module, Work], object], work: Work, config: Config
-    ) -> int:
-        """Of the passes and attacks over the rows that were seen: those of two rows, times their number."""
-        copied = copy.deepcopy(
-            module
-        )  # DistributedDataParallel listens to every backward pass of the original
-        two = work.first(2)
-        if not len(two.images):
-            return 0
-
-        def train() -> None:
-            logits = copied(two.images, two.ebv)
-            functional.cross_entropy(logits, logits.detach().argmax(1)).backward()  # type: ignore[no-untyped-call]
-
-        passes = self._rows[0] + (
-            self._rows[1] if config.training.objective in ("append", "consistency") else 0
-        )
-        total = flops(train) * passes / len(two.images)
+    ) -> float:
+        """Of the passes and attacks over the rows that were seen."""
+        passed, attacked = operations(module, attack, work)
+        objects, m = self._rows
         if config.training.objective == "free":
-            return int(total * config.attack.steps)
-        if len(two.attacked):
-            total += flops(lambda: attack(copied, two)) * self._rows[1] / len(two.attacked)
-        return int(total)
+            return passed * objects * config.attack.steps
+        both = config.training.objective in ("append", "consistency")
+        return passed * (objects + m * both) + attacked * m
+
+
+def operations(
+    module: nn.Module, attack: Callable[[nn.Module, Work], object], work: Work
+) -> tuple[float, float]:
+    """Operations of an object's forward and backward pass, and of its attack, counted on two of them.
+
+    Args:
+        module: the bare network; a copy is run: DistributedDataParallel listens to the original's passes.
+        attack: attacks the objects of a work with a network.
+        work: any; without objects there is nothing to count.
+    """
+    copied, two = copy.deepcopy(module), work.first(2)
+    if not len(two.images):
+        return 0.0, 0.0
+
+    def train() -> None:
+        logits = copied(two.images, two.ebv)
+        functional.cross_entropy(logits, logits.detach().argmax(1)).backward()  # type: ignore[no-untyped-call]
+
+    attacked = flops(lambda: attack(copied, two)) / len(two.attacked) if len(two.attacked) else 0.0
+    return flops(train) / len(two.images), attacked
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:

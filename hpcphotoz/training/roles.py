@@ -56,6 +56,16 @@ class Split:
         """The ranks that do as this one does, in order."""
         return self.attacking if self.attacks(rank) else self.learning
 
+    def pairs(self, rank: int) -> list[tuple[int, int]]:
+        """Every (attacker, learner) that `rank` is one of and that may have a message, whatever the batch."""
+        found, attackers, learners = [], len(self.attacking), len(self.learning)
+        for a, attacker in enumerate(self.attacking):
+            for k, learner in enumerate(self.learning):
+                together = k * attackers < (a + 1) * learners and a * learners < (k + 1) * attackers
+                if together and rank in (attacker, learner):
+                    found.append((attacker, learner))
+        return found
+
     def planned(self, rank: int, size: int, fraction: float) -> Ints:
         """Attacked positions of a global batch of `size` that lie in a rank's slice, in order."""
         kind = self.kind(rank)

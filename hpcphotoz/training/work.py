@@ -33,6 +33,8 @@ class Work:
     size: int  # objects in the global batch
     epoch: int | Tensor  # a tensor where a CUDA graph reads it
     step: int  # optimiser steps before this one
+    skipped: int = 0  # damaged objects that were left out
+    problem: str | None = None  # why it is empty: this rank cannot read
 
     def first(self, n: int) -> "Work":
         """The first n attacked objects; where none is attacked, the first n."""
@@ -72,6 +74,7 @@ def prepare(batch: Batch, config: Config, epoch: int, step: int) -> Work:
         size=batch.size,
         epoch=epoch,
         step=step,
+        skipped=batch.skipped,
     )
 
 
