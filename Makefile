@@ -6,7 +6,7 @@ D := demo
 # One thread a rank: two ranks share two cores, and torchrun would otherwise warn about choosing the same.
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train
 
-.PHONY: demo test test-slow peers bench-gpu bench-gpu-training format clean
+.PHONY: demo test test-slow peers bench-gpu bench-gpu-training bench-gpu-quick format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/.ready
@@ -52,10 +52,16 @@ bench-gpu:
 	$(PYTHON) -m benchmarks.bench_kernels --json benchmarks/results/kernels-gpu.json
 	$(PYTHON) -m benchmarks.bench_attacks --json benchmarks/results/attacks-gpu.json
 
-# The same for training, in under eight minutes: rates, memory, fraction of the device, streams, graphs; the peer loop.
+# The same for training: rates, memory, fraction of the device, streams, graphs; the peer loop.
 bench-gpu-training:
 	$(PYTHON) -m benchmarks.bench_options --json benchmarks/results/options-gpu.json
 	$(PYTHON) -m benchmarks.bench_step --json benchmarks/results/step-gpu.json
+
+# The part of each benchmark that ends within a minute: what to run first on a new machine.
+QUICK := kernels attacks options step
+bench-gpu-quick: $(QUICK:%=bench-gpu-quick-%)
+bench-gpu-quick-%:
+	$(PYTHON) -m benchmarks.bench_$* --quick --json benchmarks/results/$*-gpu-quick.json
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

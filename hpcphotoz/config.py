@@ -22,7 +22,8 @@ class Model(_Section):
     """The network and its redshift bins."""
 
     name: Literal["compact", "cnn", "inception"] = Field(
-        "compact", description="compact: for laptops; cnn, inception: Campagne 2020 / Pasquet et al. 2019"
+        "compact",
+        description="compact: for laptops; cnn: small CNN of Campagne's public code; inception: Pasquet 2019",
     )
     bins: int = Field(180, ge=2, description="number of uniform redshift bins")
     z_min: float = Field(0.0, description="lower edge of the first bin (redshift)")

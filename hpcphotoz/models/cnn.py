@@ -1,4 +1,4 @@
-"""Campagne's small CNN (arXiv:2002.10154) and a compact one for laptops."""
+"""The small CNN of J.-E. Campagne's public code, and a compact one for laptops."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,8 +10,9 @@ _EBV_GAIN = 10.0  # E(B-V) is a few hundredths of a magnitude: brought to the or
 
 
 class SmallCNN(nn.Module):
-    """13.5 million parameters at 64x64x5 with 180 bins; names as in Campagne's public code, so its weights
-    load.
+    """The small CNN: 13.5 million parameters at 64x64x5 with 180 bins.
+
+    Parameter names are those of Campagne's public code, so that its weights load.
     """
 
     def __init__(self, normalise: Normalise, bands: int, stamp: int, bins: int, *, relu_logits: bool) -> None:

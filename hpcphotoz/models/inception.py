@@ -1,6 +1,6 @@
-"""The Inception network of Pasquet et al. 2019 (arXiv:1806.06607) in the form that Campagne 2020 attacked.
+"""The Inception network of Pasquet et al. 2019 (arXiv:1806.06607), as in Campagne's public code.
 
-Parameter names are those of Campagne's public code, so that its weights load.
+Parameter names are those of that code, so that its weights load.
 """
 
 import torch
