@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hpcphotoz.data.folder import check_folder
 from hpcphotoz.data.rows import read_rows, verify
 from hpcphotoz.data.shards import Header, Manifest, Stamps, read_manifest
 from hpcphotoz.errors import BadInput
@@ -107,11 +108,11 @@ def test_any_number_of_processes_gives_the_same_bytes(whole: Path, tmp_path: Pat
 def test_a_folder_that_cannot_be_written_is_refused_and_none_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module.check_folder(tmp_path / "a" / "b")
+    check_folder(tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(BadInput, match=f"a/b: cannot make the folder: no permission to write in {tmp_path}"):
-        module.check_folder(tmp_path / "a" / "b")
+        check_folder(tmp_path / "a" / "b")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

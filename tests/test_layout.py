@@ -31,6 +31,7 @@ FLOORS = [
         "memory",
         "revision",
         "atomic",
+        "locks",
         "__init__",
     ],
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from hpcphotoz.data.folder import LOCK
 from hpcphotoz.data.shards import (
     COLUMNS,
     FLUX_UNIT,
@@ -23,6 +24,7 @@ from hpcphotoz.data.shards import (
 )
 from hpcphotoz.data.writer import Moments, checked
 from hpcphotoz.errors import BadInput
+from hpcphotoz.locks import locked
 from hpcphotoz.progress import track
 
 _ROWS = 256
@@ -49,13 +51,14 @@ def index_folder(folder: Path) -> Manifest:
     paths = sorted(folder.glob("shard-*.h5"))
     if not paths:
         raise BadInput(f"{folder}: no shard-*.h5 in it: name the folder that holds them")
-    header = _header(paths[0])
-    moments, entries = Moments(len(header.bands)), []
-    for path in track(paths, "indexing shards", total=len(paths)):
-        entries.append(_entry(path, header, moments))
-    provenance = {"command": "index", "note": "shards written by another program"}
-    manifest = Manifest(header, tuple(entries), moments.result(), provenance)
-    write_manifest(folder, manifest)
+    with locked(folder / LOCK, f"{folder}: another process is writing a dataset in it: wait for its end"):
+        header = _header(paths[0])
+        moments, entries = Moments(len(header.bands)), []
+        for path in track(paths, "indexing shards", total=len(paths)):
+            entries.append(_entry(path, header, moments))
+        provenance = {"command": "index", "note": "shards written by another program"}
+        manifest = Manifest(header, tuple(entries), moments.result(), provenance)
+        write_manifest(folder, manifest)
     return manifest
 
 

@@ -1,7 +1,7 @@
 """Write a dataset of the format that `shards.py` describes."""
 
-import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,12 +11,12 @@ import numpy as np
 
 from hpcphotoz.atomic import replacing
 from hpcphotoz.data import codec
+from hpcphotoz.data.folder import SIDECAR, check_folder, dataset_folder
 from hpcphotoz.data.shards import (
     COLUMNS,
     FLUX_UNIT,
     FORMAT,
     FORMAT_VERSION,
-    MANIFEST,
     BandStatistics,
     Header,
     Manifest,
@@ -31,16 +31,14 @@ from hpcphotoz.data.shards import (
 from hpcphotoz.errors import BadInput
 
 ALIGNMENT = 1 << 20
-# What an unfinished dataset may hold; a WebDataset's shard-000000.tar is somebody else's.
-_OURS = re.compile(r"shard-\d{5,}\.h5(\..*\.tmp)?|manifest\.json\..*\.tmp")
 
 
 class DatasetWriter:
     """Writes a dataset shard by shard; memory is bounded by one shard.
 
-    Use as a context manager: leaving it normally writes the manifest, leaving it by an exception does not,
-        so that
-    nothing half-written looks finished.
+    Use as a context manager: entering it makes the folder and locks it against other writers, leaving it
+    normally writes the manifest, leaving it by an exception does not, so that nothing half-written looks
+    finished.
 
     Args:
         out: folder to create; may hold an unfinished dataset, which is replaced.
@@ -49,9 +47,8 @@ class DatasetWriter:
         provenance: JSON-serialisable record of how the stamps were made.
 
     Raises:
-        BadInput: `out` holds a finished dataset or something that is not one; stamps of the wrong shape, not
-            finite
-            or with a sky sigma that is not positive.
+        BadInput: `out` holds a finished dataset or something that is not one, or another process is writing
+            in it; stamps of the wrong shape, not finite or with a sky sigma that is not positive.
     """
 
     def __init__(self, out: Path, header: Header, shard_rows: int, provenance: Mapping[str, Any]) -> None:
@@ -62,14 +59,26 @@ class DatasetWriter:
         self._waiting: list[Stamps] = []
         self._shards: list[Shard] = []
         self._moments = Moments(len(header.bands))
-        _prepare_folder(out)
+        self._held = ExitStack()
+        check_folder(out)
 
     def __enter__(self) -> Self:
+        with ExitStack() as held:
+            left = held.enter_context(dataset_folder(self._out))
+            if kept := [path for path in left if path.name.endswith(SIDECAR)]:
+                raise BadInput(
+                    f"{self._out}: holds an unfinished ingest ({kept[0].name}): continue it, delete it, or "
+                    "choose another folder"
+                )
+            for path in left:
+                path.unlink()
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self.close()
+        with self._held:
+            if kind is None:
+                self._finish()
 
     def append(self, stamps: Stamps) -> None:
         """Add any number of objects; whole shards are written as they fill."""
@@ -79,14 +88,13 @@ class DatasetWriter:
             self._waiting = [pending[self._rows :]]
             self._write(pending[: self._rows])
 
-    def close(self) -> Manifest:
+    def _finish(self) -> None:
         """Write what is left and then the manifest."""
         if sum(map(len, self._waiting)):
             self._write(Stamps.concatenate(self._waiting))
         self._waiting = []
         manifest = Manifest(self._header, tuple(self._shards), self._moments.result(), self._provenance)
         write_manifest(self._out, manifest)
-        return manifest
 
     def _write(self, stamps: Stamps) -> None:
         name = f"shard-{len(self._shards):05d}.h5"
@@ -230,17 +238,3 @@ def _fill(file: h5py.File, header: Header, arrays: Mapping[str, Any]) -> dict[st
         file[name][...] = data
         offsets[name] = file[name].id.get_offset()
     return offsets
-
-
-def _prepare_folder(out: Path) -> None:
-    if (out / MANIFEST).exists():
-        raise BadInput(f"{out}: already holds a finished dataset: delete it, or choose another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot make the folder: {error.strerror}") from None
-    strangers = [p.name for p in out.iterdir() if not _OURS.fullmatch(p.name) or not p.is_file()]
-    if strangers:
-        raise BadInput(f"{out}: holds other files ({strangers[0]}): choose an empty or new folder")
-    for left in out.iterdir():
-        left.unlink()

@@ -8,10 +8,9 @@ command and keeps the shards that have a sidecar of its own plan.
 
 import hashlib
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +19,9 @@ import numpy as np
 
 from hpcphotoz import __version__
 from hpcphotoz.atomic import sync_folder, write_text
+from hpcphotoz.data.folder import SIDECAR, dataset_folder
 from hpcphotoz.data.shards import (
     FORMAT_VERSION,
-    MANIFEST,
     Header,
     Manifest,
     Shard,
@@ -35,8 +34,6 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 from hpcphotoz.sources.parallel import Team, on_processes, team, usable_cores
 
-_SIDECAR = ".done.json"
-_OURS = re.compile(r"(shard-\d{5,}\.h5(\.done\.json)?|manifest\.json)(\..*\.tmp)?")
 _MOMENTS_ROWS = 128  # 21 MB of float64 for stamps of 64 x 64 x 5; a whole shard would be 1.3 GB, twice
 
 
@@ -85,7 +82,7 @@ class _Unit:
                 record = _moments(self.header, stamps).record()
             done = _Done(shard, record, made.skipped)
             entry = {"plan": self.fingerprint, **asdict(done)}
-            write_text(path.with_name(path.name + _SIDECAR), json.dumps(entry))
+            write_text(path.with_name(path.name + SIDECAR), json.dumps(entry))
         except OSError as error:
             raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
         return done
@@ -132,50 +129,23 @@ def assemble(
     if len(set(seen)) > 1:
         raise ranks.refusal("the ranks see different input files or options: share them among the nodes")
     plan = ranks.from_first(lambda: _Fingerprint.of(*whole, look=True))
-    kept = ranks.from_first(lambda: _prepare(out, plan, len(units)))
-    if kept and ranks.rank == 0:
-        print(f"{out}: kept {len(kept)} finished shards of an earlier run", file=sys.stderr)
-    tasks = [(k, unit) for k, unit in enumerate(units) if k not in kept]
-    work = _Unit(out, header, make, plan)
-    done = dict(kept)
-    if ranks.comm is not None:
-        made = ranks.share(work, tasks, lambda results, n: _shown(results, what, n, ranks.size))
-        done |= {k: result for (k, _), result in zip(tasks, made, strict=True)}
-    else:
-        results = on_processes(work, tasks, processes)
-        for k, result in track(results, what, total=len(units), done=len(kept)):
-            done[tasks[k][0]] = result
-    return ranks.from_first(lambda: _finish(out, header, provenance, [done[k] for k in range(len(units))]))
-
-
-def check_folder(out: Path) -> None:
-    """Refuse a folder in which no dataset can be made, before hours of reading; make and change nothing.
-
-    Raises:
-        BadInput: it holds a finished dataset or other files, or cannot be made or written.
-    """
-    if (out / MANIFEST).exists():
-        raise BadInput(f"{out}: already holds a finished dataset: delete it, or choose another folder")
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise BadInput(f"{out}: cannot make the folder: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK | (os.R_OK if there == out else 0)):
-        raise BadInput(f"{out}: cannot make the folder: no permission to write in {there}")
-    if there == out:
-        _ours(out)
-
-
-def _ours(out: Path) -> list[Path]:
-    """What a folder holds.
-
-    Raises:
-        BadInput: something that is no part of a dataset.
-    """
-    found = sorted(out.iterdir())
-    strangers = [path.name for path in found if not _OURS.fullmatch(path.name) or not path.is_file()]
-    if strangers:
-        raise BadInput(f"{out}: holds other files ({strangers[0]}): choose an empty or new folder")
-    return found
+    with ExitStack() as held:  # rank 0 holds the folder against other writers until the manifest is there
+        kept = ranks.from_first(lambda: _kept(out, held.enter_context(dataset_folder(out)), plan, len(units)))
+        if kept and ranks.rank == 0:
+            print(f"{out}: kept {len(kept)} finished shards of an earlier run", file=sys.stderr)
+        tasks = [(k, unit) for k, unit in enumerate(units) if k not in kept]
+        work = _Unit(out, header, make, plan)
+        done = dict(kept)
+        if ranks.comm is not None:
+            made = ranks.share(work, tasks, lambda results, n: _shown(results, what, n, ranks.size))
+            done |= {k: result for (k, _), result in zip(tasks, made, strict=True)}
+        else:
+            results = on_processes(work, tasks, processes)
+            for k, result in track(results, what, total=len(units), done=len(kept)):
+                done[tasks[k][0]] = result
+        return ranks.from_first(
+            lambda: _finish(out, header, provenance, [done[k] for k in range(len(units))])
+        )
 
 
 def _processes(ranks: Team, processes: int | None) -> int:
@@ -201,16 +171,10 @@ def _moments(header: Header, stamps: Stamps) -> Moments:
     return moments
 
 
-def _prepare(out: Path, plan: str, count: int) -> dict[int, _Done]:
-    """Make the folder ready; the finished units that it holds."""
-    check_folder(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        found = _ours(out)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot make the folder: {error.strerror}") from None
-    sidecars = {k: out / f"shard-{k:05d}.h5{_SIDECAR}" for k in range(count)}
-    listed = {path for path in found if path.name.endswith(_SIDECAR)}
+def _kept(out: Path, found: Sequence[Path], plan: str, count: int) -> dict[int, _Done]:
+    """The finished units of this plan among the files found in the folder; the other files are removed."""
+    sidecars = {k: out / f"shard-{k:05d}.h5{SIDECAR}" for k in range(count)}
+    listed = {path for path in found if path.name.endswith(SIDECAR)}
     kept = {k: done for k, path in sidecars.items() if path in listed and (done := _read(path, plan))}
     if listed - set(sidecars.values()):
         raise _other_plan(out)
@@ -250,7 +214,7 @@ def _finish(
     """Merge the moments in the order of the shards, write the manifest, and clear the sidecars away."""
     skipped = [*provenance.get("skipped", ()), *(entry for one in done for entry in one.skipped)]
     shards = tuple(one.shard for one in done if one.shard is not None)
-    sidecars = sorted(out.glob(f"shard-*.h5{_SIDECAR}"))
+    sidecars = sorted(out.glob(f"shard-*.h5{SIDECAR}"))
     if shards:
         moments = Moments(len(header.bands))
         for one in done:

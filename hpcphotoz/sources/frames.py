@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.folder import check_folder
 from hpcphotoz.data.shards import Header, Manifest, Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources import dr8, fpc
-from hpcphotoz.sources.assemble import Made, assemble, check_folder, counted
+from hpcphotoz.sources.assemble import Made, assemble, counted
 from hpcphotoz.sources.fpm import BAD_PLANES, read_planes
 from hpcphotoz.sources.frame import Floats, Frame, Geometry, resample, sky_sigma
 from hpcphotoz.sources.framesets import (

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.folder import check_folder
 from hpcphotoz.data.shards import Header, Manifest, Stamps
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.assemble import Made, assemble, check_folder
+from hpcphotoz.sources.assemble import Made, assemble
 from hpcphotoz.sources.fitsfile import numbers, read_header
 from hpcphotoz.sources.fpc import read_frame
 from hpcphotoz.sources.fpm import BAD_PLANES, Mask, read_mask

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.folder import check_folder
 from hpcphotoz.data.shards import Header, Manifest
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.assemble import assemble, check_folder
+from hpcphotoz.sources.assemble import assemble
 from hpcphotoz.sources.layouts import (
     BANDS,
     IVAR,

@@ -1,6 +1,5 @@
 """The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log, checkpoints/."""
 
-import fcntl
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from hpcphotoz.atomic import write_text
 from hpcphotoz.config import Config
 from hpcphotoz.data.shards import MANIFEST
 from hpcphotoz.errors import BadInput
+from hpcphotoz.locks import locked
 from hpcphotoz.revision import commit
 from hpcphotoz.world import World
 
@@ -71,15 +71,8 @@ def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
     if not world.is_first:
         yield
         return
-    with open(run / "logs" / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(
-                f"{run}: another process is training in it: wait, or choose another --out"
-            ) from None
-        except OSError as error:  # file systems without locks, such as some Lustre mounts
-            logging.getLogger(__name__).info("%s: no lock on this file system: %s", run, error)
+    busy = f"{run}: another process is training in it: wait, or choose another --out"
+    with locked(run / "logs" / "lock", busy):
         write_text(path, configuration.to_toml(config))
         yield
 

@@ -1,0 +1,58 @@
+"""A lock file that one process at a time holds; the system drops the lock when the process ends."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hpcphotoz.errors import BadInput
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, which is made for the purpose and removed at the end.
+
+    A process that was killed leaves the file but not the lock. On a file system without locks (some Lustre
+    mounts) nothing is held, and the log says so.
+
+    Args:
+        path: the lock file, in a folder that is there.
+        refusal: what to tell the user where another process holds the lock.
+
+    Raises:
+        BadInput: another process holds it, or the file cannot be made.
+    """
+    number = _acquired(path, refusal)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: `_acquired` sees that the file has gone
+        os.close(number)
+
+
+def _acquired(path: Path, refusal: str) -> int:
+    while True:
+        try:
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise BadInput(f"{path}: cannot make the lock file: {error.strerror}") from None
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(number)
+            raise BadInput(refusal) from None
+        except OSError as error:
+            logging.getLogger(__name__).info("%s: no lock on this file system: %s", path, error)
+            return number
+        if _is_at(path, number):
+            return number
+        os.close(number)  # its holder removed it between our opening and our locking: take the new one
+
+
+def _is_at(path: Path, number: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(number))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,80 @@
+"""The folder of a dataset that is being written: one writer at a time, of whatever kind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcphotoz.data.folder import LOCK
+from hpcphotoz.data.index import index_folder
+from hpcphotoz.data.rows import verify
+from hpcphotoz.data.shards import Header, read_manifest
+from hpcphotoz.data.writer import DatasetWriter
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.assemble import Made, assemble
+from tests.datasets import make_stamps
+from tests.test_assemble import Blobs
+
+HEADER = Header(tuple("ugriz"), 16, 0.396)
+
+
+def ingest(out: Path) -> None:
+    assemble(out, HEADER, Blobs(), [3, 4], provenance={}, what="making, shards", processes=1)
+
+
+def write(out: Path) -> None:
+    with DatasetWriter(out, HEADER, 8, {}) as writer:
+        writer.append(make_stamps(3, seed=9))
+
+
+@pytest.mark.parametrize("second", [write, ingest, index_folder])
+def test_a_second_writer_is_refused_and_the_first_one_ends_well(
+    tmp_path: Path, second: Callable[[Path], Any]
+) -> None:
+    out = tmp_path / "d"
+    with DatasetWriter(out, HEADER, 8, {}) as writer:
+        writer.append(make_stamps(20))
+        with pytest.raises(BadInput, match="another process is writing a dataset in it"):
+            second(out)
+        writer.append(make_stamps(20, seed=1))
+    manifest = read_manifest(out)
+    verify(out, manifest)
+    assert manifest.rows == 40 and not (out / LOCK).exists()
+
+
+def test_a_second_ingest_leaves_the_shards_of_the_first_alone(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    refused = []
+
+    class Interrupted(Blobs):
+        def __call__(self, unit: Any) -> Made:
+            if unit == 4:  # one shard is finished
+                with pytest.raises(BadInput, match="another process is writing") as found:
+                    ingest(out)
+                refused.append(found)
+            return super().__call__(unit)
+
+    assemble(out, HEADER, Interrupted(), [3, 4, 5], provenance={}, what="making, shards", processes=1)
+    assert len(refused) == 1 and not (out / LOCK).exists()
+    verify(out, read_manifest(out))
+
+
+def test_a_writer_that_fails_lets_go_of_the_folder(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    with pytest.raises(ZeroDivisionError), DatasetWriter(out, HEADER, 8, {}) as writer:
+        writer.append(make_stamps(20))
+        raise ZeroDivisionError
+    assert not (out / LOCK).exists()
+    write(out)
+    assert read_manifest(out).rows == 3
+
+
+def test_an_unfinished_ingest_is_not_thrown_away_by_another_kind_of_writer(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    with pytest.raises(BadInput, match="torn"):
+        assemble(out, HEADER, Blobs(), [3, "bad"], provenance={}, what="making, shards", processes=1)
+    before = sorted(path.name for path in out.iterdir())
+    with pytest.raises(BadInput, match=r"unfinished ingest \(shard-00000\.h5\.done\.json\)"):
+        write(out)
+    assert sorted(path.name for path in out.iterdir()) == before

@@ -1,0 +1,90 @@
+"""The lock file: one holder at a time, dropped with its process, never held on a file that has gone."""
+
+import fcntl
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.locks import locked
+
+TIMEOUT_S = 60
+HOLD = """
+import sys
+from pathlib import Path
+from hpcphotoz.locks import locked
+with locked(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_holder_is_refused_and_the_file_goes_with_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path, "busy"):
+        with pytest.raises(BadInput, match="^busy$"), locked(path, "busy"):
+            pass
+        assert path.exists()
+    assert not path.exists()
+    with locked(path, "busy"):
+        pass
+
+
+def test_a_killed_process_leaves_the_file_and_not_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    holder = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(BadInput, match="busy"), locked(path, "busy"):
+            pass
+        process.kill()
+    assert path.exists()
+    with locked(path, "busy"):
+        pass
+
+
+def _count(path: Path, turns: int) -> int:
+    """Add one to the number in a file, unprotected but for the lock, so many times."""
+    done = 0
+    while done < turns:
+        try:
+            with locked(path.with_name("lock"), "busy"):
+                path.write_text(str(int(path.read_text()) + 1))
+                done += 1
+        except BadInput:
+            continue
+    return done
+
+
+def test_no_two_processes_hold_it_while_others_come_and_go(tmp_path: Path) -> None:
+    """Each holder removes the file: who opened it before must not hold a lock on what has gone."""
+    path = tmp_path / "count"
+    path.write_text("0")
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        turns = [pool.submit(_count, path, 200) for _ in range(3)]
+        assert sum(turn.result(TIMEOUT_S) for turn in turns) == 600
+    assert path.read_text() == "600"
+
+
+def test_a_file_system_without_locks_is_used_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int, how: int) -> None:
+        raise OSError(38, os.strerror(38))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_a_link_or_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for path in (tmp_path / "link", tmp_path / "none" / "lock"):
+        with pytest.raises(BadInput, match="cannot make the lock file"), locked(path, "busy"):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
