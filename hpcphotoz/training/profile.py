@@ -9,11 +9,13 @@ estimated.
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.nn import functional
 
 from hpcphotoz.atomic import replacing, write_text
@@ -24,7 +26,6 @@ from hpcphotoz.training.speed import Speed
 from hpcphotoz.training.work import Work
 
 _SKIPPED, _STEPS = 3, 5  # of the process: the first ones fetch memory and choose algorithms
-_ALL_REDUCE = ("all_reduce", "allreduce")
 
 
 class Profile:
@@ -90,9 +91,6 @@ class Profile:
         step = self._seconds / _STEPS
         shares = {name: s / self._seconds for name, s in self._phases.seconds().items()}
         events = self._profiler.events() or []  # type: ignore[no-untyped-call]
-        reduced = sum(
-            e.time_range.elapsed_us() for e in events if any(w in e.name.lower() for w in _ALL_REDUCE)
-        )
         counted = self._operations(module, attack, work, config)
         rate, measured = counted / self._seconds, matrix_rate(self._device, speed.training)
         figures = {
@@ -101,7 +99,7 @@ class Profile:
             "images_per_s_of_this_rank": self._rows[0] / self._seconds,
             # Below 0: on a GPU phases of two streams overlap, and that much of them was hidden.
             "shares": {**shares, "rest": 1 - sum(shares.values())},
-            "all_reduce": reduced / 1e6 / self._seconds,
+            "all_reduce": all_reduce_seconds(events, self._device) / self._seconds,
             "operations_per_s": rate,
             "device_operations_per_s": measured,
             "fraction_of_device": rate / measured,
@@ -149,6 +147,31 @@ def operations(
 
     attacked = flops(lambda: attack(copied, two)) / len(two.attacked) if len(two.attacked) else 0.0
     return flops(train) / len(two.images), attacked
+
+
+def all_reduce_seconds(events: Iterable[Any], device: torch.device) -> float:
+    """Seconds during which at least one all-reduce was under way.
+
+    The profiler lists an all-reduce several times: torch's operator, which only begins it, the range that the
+    backend marks on the host, the same range on the device, and the kernels in it. Gloo's ranges last from
+    the request to the end and overlap. The length of the union of intervals counts each moment once.
+
+    Args:
+        events: a profiler's, with name, device_type and time_range (us).
+        device: where the gradients are: on a GPU its own events are taken, on a CPU the backend's ranges.
+    """
+    on_cpu = device.type == "cpu"
+    intervals = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if (event.device_type == DeviceType.CPU) == on_cpu
+        and (event.name.endswith(":all_reduce") or (not on_cpu and "allreduce" in event.name.lower()))
+    )
+    covered, end = 0.0, float("-inf")
+    for begin, until in intervals:
+        covered += max(0.0, until - max(begin, end))
+        end = max(end, until)
+    return covered / 1e6
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
