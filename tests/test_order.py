@@ -115,9 +115,43 @@ def test_a_rank_reads_blocks_of_its_own() -> None:
     block = pool.shard * 256 + pool.row // 32
     for world in (1, 2, 4, 8, 16):
         slices = [order.rank_slice(256, rank, world) for rank in range(world)]
-        owners = [block[(position >= s.start) & (position < s.stop)] for s in slices]
-        assert sum(len(set(mine.tolist())) for mine in owners) == 64
+        mine = [np.flatnonzero((position >= s.start) & (position < s.stop)) for s in slices]
+        assert sum(len(set(block[rows].tolist())) for rows in mine) <= 64 + world, "a block at each boundary"
+        runs = [1 + np.count_nonzero(np.diff(rows) != 1) for rows in mine]
+        assert sum(runs) <= world + 1, "neighbours in the order of the disk, for reads of whole blocks"
     assert len(set((pool.place // 256)[block == block[0]].tolist())) == 8, "a block goes to all batches"
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("shard_rows", [(256,) * 4, (256, 256, 256, 100), (1000,)], ids=str)
+@pytest.mark.parametrize("size", [32, 128, 2000])
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.7, 1.0])
+def test_which_objects_are_attacked_is_drawn_anew_each_epoch(
+    fraction: float, size: int, shard_rows: tuple[int, ...], held_out: bool
+) -> None:
+    """Each object is attacked as often as by independent draws; the fraction of a batch is exact."""
+    layout, epochs, starts = order.Layout(shard_rows, 64), 64, np.cumsum((0, *shard_rows))
+    attacked = np.full((epochs, starts[-1]), -1)
+    for epoch in range(epochs):
+        key = order.key_of(3, epoch)
+        for pool in order.pools(layout, 32, size, key, every(0.95, 7) if held_out else None):
+            batch = min(size, len(pool.row))
+            chosen = order.adversarial(pool.place % batch, fraction)
+            attacked[epoch, starts[pool.shard] + pool.row] = chosen
+            counts = np.bincount(pool.place // batch, chosen)
+            assert np.all(counts == order.adversarial(np.arange(batch), fraction).sum())
+    attacked = attacked[:, attacked[0] >= 0]
+    assert attacked.min() >= 0, "every object in every epoch"
+    f = attacked.mean()
+    if fraction == 1:
+        assert f == 1
+        return
+    # Of 1000 objects the largest of the standardised counts is about 3.3, their variance 1 +- 0.045; both are
+    # larger for the coarse counts of small fractions, and neighbours are not quite independent.
+    counts = (attacked.sum(0) - epochs * f) / np.sqrt(epochs * f * (1 - f))
+    assert np.abs(counts).max() < 5.5 and counts.var() == pytest.approx(1, abs=0.3)
+    after = np.mean((attacked[1:] - f) * (attacked[:-1] - f)) / (f * (1 - f))
+    assert abs(after) < 0.03, "an epoch says nothing of the next: 5 standard errors of 63,000 pairs are 0.02"
 
 
 def test_neighbours_on_disk_land_far_apart() -> None:

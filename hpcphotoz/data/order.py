@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
-ORDER = 2  # raised whenever the same seed gives another order or another split
+ORDER = 3  # raised whenever the same seed gives another order or another split
 _ROUNDS = 6
+_CELL = 8  # neighbouring positions whose objects change places; ranks' slices are often multiples of it
 
 
 def mix(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
@@ -124,9 +125,9 @@ def pools(
 ) -> Iterator[Pool]:
     """An epoch: windows of blocks in bijective order, each cut into global batches that take from all of it.
 
-    What a window leaves over joins the next; nothing is dropped. A position of a batch takes its objects from
-    one place of the window, so that the slice of a rank comes from blocks of its own, read whole; which of
-    the window's batches an object goes to is random.
+    What a window leaves over joins the next; nothing is dropped. Neighbouring positions of a batch take their
+    objects from one place of the window, so that the slice of a rank comes from blocks of its own, read
+    whole; the batch and the position of an object are random, see `spread`.
 
     Args:
         layout: the blocks.
@@ -148,11 +149,16 @@ def pools(
         batches = len(shard) // size
         whole = batches * size
         if batches and first + batches > start:
-            place = np.arange(whole) if key is None else spread(batches, size, key_of(key, 2, window))
-            yield Pool(first, shard[:whole], row[:whole], place)
+            yield _pool(first, shard[:whole], row[:whole], size, key, window)
         first, left = first + batches, (shard[whole:], row[whole:])
     if len(left[0]):
-        yield Pool(first, *left, np.arange(len(left[0])))
+        yield _pool(first, *left, len(left[0]), key, -1)
+
+
+def _pool(first: int, shard: Ints, row: Ints, size: int, key: int | None, window: int) -> Pool:
+    if key is None:
+        return Pool(first, shard, row, np.arange(len(row)))
+    return Pool(first, shard, row, spread(shard, row, size, key_of(key, 2, window)))
 
 
 def _windows(n_blocks: int, window_blocks: int, key: int | None) -> Iterator[Ints]:
@@ -166,16 +172,34 @@ def _windows(n_blocks: int, window_blocks: int, key: int | None) -> Iterator[Int
             yield number[first : first + window_blocks]
 
 
-def spread(batches: int, size: int, key: int) -> Ints:
-    """Places of `batches * size` objects: every `batches` neighbours go to one position, each to another
-    batch, at random.
+def spread(shard: Ints, row: Ints, size: int, key: int) -> Ints:
+    """Places of the objects of a pool, drawn from the key and each object's shard and row.
+
+    Every `len(row) // size` neighbours on disk go to one position, each to another batch, at random. The
+    positions are turned against the disk by one random number, and within each batch the objects of every
+    `_CELL` neighbouring positions change places at random. So every object comes to every position equally
+    often, whatever its offset in its block: which objects are attacked (see `adversarial`) is drawn anew with
+    each key.
+
+    Args:
+        shard, row: (n,) of the objects, n a multiple of `size`.
+        size: objects a global batch.
+        key: another one for each epoch and pool.
 
     Returns:
-        (batches * size,) permutation: object k goes to position `k // batches` of a random batch.
+        (n,) permutation of 0 .. n - 1: place p is position `p % size` of batch `p // size`.
     """
-    position = np.arange(size)[:, None]
-    words = mix(np.arange(batches * size, dtype=np.uint64), key).reshape(size, batches)
-    return (np.argsort(words, axis=1) * size + position).ravel()
+    batches = len(row) // size
+    words = mix((shard.astype(np.uint64) << np.uint64(40)) ^ row.astype(np.uint64), key)
+    batch = np.argsort(words.reshape(size, batches), axis=1)
+    position = (np.arange(size)[:, None] + key_of(key, 4) % size) % size
+    at = np.empty((batches, size), np.int64)  # the object at each position of each batch
+    at[batch, position] = np.arange(len(row)).reshape(size, batches)
+    cell = np.broadcast_to(np.arange(size) // _CELL, at.shape)
+    mixed = np.lexsort((mix(words, key_of(key, 5))[at], cell), axis=1)
+    place = np.empty(len(row), np.int64)
+    place[np.take_along_axis(at, mixed, axis=1)] = np.arange(len(row)).reshape(batches, size)
+    return place
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:
@@ -188,6 +212,8 @@ def rank_slice(size: int, rank: int, world_size: int) -> slice:
 def adversarial(position: Ints, fraction: float) -> npt.NDArray[np.bool_]:
     """Which positions p of a global batch are attacked: floor((p+1) f) > floor(p f), an exact, even
     fraction.
+
+    Which objects come to these positions is drawn anew each epoch: see `spread`.
     """
     # In 2^-32 units: floor of a float product would differ between f = 0.1 (p = 9: 0.9999...) and the exact
     # rule.

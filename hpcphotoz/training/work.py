@@ -48,7 +48,8 @@ class Work:
 
 
 def prepare(batch: Batch, config: Config, epoch: int, step: int) -> Work:
-    """Decode and turn a batch's images, and choose which are attacked: by their place in the global batch.
+    """Decode and turn a batch's images, and find which are attacked: those at the attacked positions of the
+    global batch. The stream draws each object's position anew each epoch from (seed, epoch, object).
 
     Args:
         batch: as the stream gives it; `position` and `object_id` in host memory.
