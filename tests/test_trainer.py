@@ -4,7 +4,9 @@ resumed.
 
 import json
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,96 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     assert_same_curve(out, alone, SAME)
 
 
+PER_EPOCH = 5  # steps: 67 objects in batches of 16
+
+
+def validations(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("part") == "validation"]
+
+
+def ask_to_stop(monkeypatch: pytest.MonkeyPatch, at_look: int) -> None:
+    """A request to stop that comes before the flag is looked at for the `at_look`-th time."""
+    looks = iter(range(1, 10**6))
+    reason = property(lambda _: "asked by a test" if next(looks) >= at_look else "")
+    monkeypatch.setattr("hpcphotoz.training.stop.StopRequest.reason", reason)
+
+
+# The flag is looked at once after each step, and once as a short validation begins.
+@pytest.mark.parametrize(
+    ("look", "step"),
+    [(PER_EPOCH, PER_EPOCH), (PER_EPOCH + 1, PER_EPOCH), (4 * PER_EPOCH + 3, 4 * PER_EPOCH)],
+    ids=["in the last step of an epoch", "in its validation", "in the last step of all"],
+)
+def test_a_stop_at_an_epochs_end_saves_at_once_and_the_resumed_run_validates(
+    look: int, step: int, alone: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        ask_to_stop(patch, look)
+        patch.setattr("hpcphotoz.training.trainer.checkpoint.save", noted := Saves(checkpoint.save))
+        assert train(config(checkpoint_steps=100), dataset, out) is Outcome.STOPPED
+    assert noted.steps == [step], "saved once"
+    assert len(ranks.curve(out)) == step
+    assert [line["step"] for line in validations(out)] == list(range(PER_EPOCH, step, PER_EPOCH))
+    assert train(config(checkpoint_steps=100), dataset, out) is Outcome.FINISHED
+    assert_same_curve(out, alone, 0.0)
+    assert validations(out) == validations(alone), "every epoch once, with the figures of an unbroken run"
+
+
+class Saves:
+    """Saves, and notes the steps."""
+
+    def __init__(self, save: Callable[..., Path]) -> None:
+        self._save, self.steps = save, list[int]()
+
+    def __call__(self, run: Path, state: checkpoint.State, keep: int) -> Path:
+        self.steps.append(state["step"])
+        return self._save(run, state, keep)
+
+
+def test_a_checkpoint_is_saved_before_the_validation(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validation may take longer than a scheduler waits after its signal."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hpcphotoz.training.trainer.validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(checkpoint_steps=PER_EPOCH), dataset, tmp_path / "run")
+    newest = checkpoint.latest(tmp_path / "run")
+    assert newest is not None and checkpoint.load(newest)["step"] == PER_EPOCH
+    assert train(config(checkpoint_steps=PER_EPOCH), dataset, tmp_path / "run") is Outcome.FINISHED
+    assert [line["epoch"] for line in validations(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_a_finished_run_is_not_validated_again(alone: Path, dataset: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(alone, tmp_path / "run"))
+    assert train(config(), dataset, out) is Outcome.FINISHED
+    assert validations(out) == validations(alone)
+
+
+@pytest.mark.parametrize("training", [{}, {"overlap": "ranks", "attackers": 1, "max_staleness": 1}], ids=str)
+def test_a_signal_as_an_epoch_ends_stops_two_ranks_and_is_made_up_for(
+    training: dict[str, object], dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = arguments(dataset, out, tmp_path, epochs=2, **training)
+    running = ranks.start(2, words)
+    ranks.wait_until(lambda: len(ranks.curve(out)) >= PER_EPOCH - 1, running)
+    for process in running:
+        process.send_signal(signal.SIGUSR2)
+    results = ranks.finish(running)
+    assert [status for status, _, _ in results] == [0, 0], results
+    results = ranks.run(2, words)
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert len(ranks.curve(out)) == 2 * PER_EPOCH
+    assert [line["epoch"] for line in validations(out)] == [0, 1]
+
+
 def test_the_wall_time_budget_stops_cleanly(dataset: Path, tmp_path: Path) -> None:
     assert train(config(wall_minutes=1e-6), dataset, tmp_path / "run") is Outcome.STOPPED
     assert len(ranks.curve(tmp_path / "run")) == 1
@@ -233,8 +325,6 @@ def test_bad_input_on_several_ranks_is_said_once(dataset: Path, tmp_path: Path) 
 
 
 def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp_path: Path) -> None:
-    import shutil
-
     import h5py
     import numpy as np
 
@@ -248,8 +338,6 @@ def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp
 
 
 def test_a_bad_row_in_the_validation_part_too(dataset: Path, tmp_path: Path) -> None:
-    import shutil
-
     import h5py
     import numpy as np
 
@@ -271,8 +359,6 @@ def training_lines(run: Path) -> list[dict[str, float]]:
 
 
 def test_damaged_images_are_counted_in_the_metrics_and_trained_around(dataset: Path, tmp_path: Path) -> None:
-    import shutil
-
     import h5py
 
     folder = shutil.copytree(dataset, tmp_path / "d")

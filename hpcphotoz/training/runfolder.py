@@ -135,7 +135,12 @@ class Metrics:
     def __init__(self, run: Path, step: int) -> None:
         self._path = run / "metrics.jsonl"
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step] if step else []
+        self._validated = {line["step"] for line in map(json.loads, kept) if line.get("part") == "validation"}
         write_text(self._path, "".join(line + "\n" for line in kept))
+
+    def validated(self, step: int) -> bool:
+        """Whether an earlier process wrote the validation after `step`."""
+        return step in self._validated
 
     def write(self, **values: Any) -> None:
         """Append one line."""

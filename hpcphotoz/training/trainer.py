@@ -30,7 +30,7 @@ from hpcphotoz.training.shares import Shares
 from hpcphotoz.training.speed import resolved, speed_of
 from hpcphotoz.training.step import learning_rate
 from hpcphotoz.training.stop import StopRequest
-from hpcphotoz.training.validation import Unreadable, validate
+from hpcphotoz.training.validation import Abandoned, Unreadable, validate
 from hpcphotoz.training.work import Work
 from hpcphotoz.world import World, detect
 
@@ -175,6 +175,8 @@ class _Trainer:
     def run(self, stop: StopRequest, profile: bool = False) -> Outcome:
         """Take steps until the end or until the ranks agree to stop."""
         self._metrics = runfolder.Metrics(self._out, self._step) if self._world.is_first else None
+        if not self._catch_up(stop):
+            return self._end(Verdict.STOP, None, stop)
         if self._step >= self._last:
             self._say(f"{self._out}: finished already, at step {self._step}")
             return Outcome.FINISHED
@@ -183,6 +185,30 @@ class _Trainer:
             works = self._noted(self._shares.works(self._step, self._last))
             return self._end(None, serve(exchange, works, self._parts.generator(), stop), stop)
         return self._end(*self._learn(exchange, stop, profile), stop)
+
+    def _catch_up(self, stop: StopRequest) -> bool:
+        """Validate the epoch at whose end the run was stopped, on all ranks; False: stopped once more.
+
+        Raises:
+            BadInput: a rank cannot read its share.
+        """
+        if not self._ends_epoch():
+            return True
+        written = self._metrics is not None and self._metrics.validated(self._step)  # on rank 0
+        if group.gather("written" if written else None, self._world)[0]:
+            return True
+        try:
+            self._validate(stop)
+        except Unreadable as error:
+            group.agree(error.problem, self._world)
+        except Abandoned:
+            return False
+        return True
+
+    def _ends_epoch(self) -> bool:
+        """Whether the last step ended an epoch after which there is something to validate on."""
+        ended = self._step > 0 and self._step % self._shares.train.batches == 0
+        return ended and self._shares.validation is not None
 
     def _learn(
         self, exchange: FromAttackers | None, stop: StopRequest, profile: bool
@@ -210,21 +236,27 @@ class _Trainer:
                 watch = None
             if self._step % training.log_steps == 0 or self._step == self._total:
                 self._write_line(step // per_epoch)
-            if self._step % per_epoch == 0 and self._shares.validation is not None:
-                try:
-                    self._validate(step // per_epoch)
-                except Unreadable as error:
-                    if exchange and verdict is Verdict.GO_ON:  # else attackers have been told to end already
-                        exchange.give_up(self._step)
-                    verdict, problem = Verdict.PROBLEM, error.problem
-                    break
-            # After the lines of metrics: what is in the checkpoint must not be reported a second time on
-            # resuming.
+            # After the line of metrics: what is in the checkpoint must not be reported a second time on
+            # resuming. Before the validation, which may take longer than a scheduler waits after its signal.
             asked = verdict is Verdict.STOP
-            if asked or self._step == self._last or self._step % training.checkpoint_steps == 0:
+            due = asked or self._step == self._last or self._step % training.checkpoint_steps == 0
+            if due:
                 self._save()
             if asked:
                 break
+            if self._ends_epoch():
+                try:
+                    self._validate(stop)
+                except (Unreadable, Abandoned) as error:
+                    if exchange:
+                        exchange.give_up(self._step)
+                    if isinstance(error, Unreadable):
+                        verdict, problem = Verdict.PROBLEM, error.problem
+                    else:
+                        verdict = Verdict.STOP
+                        if not due:
+                            self._save()
+                    break
         if watch:
             self._say(watch.too_short())
         if exchange:
@@ -247,7 +279,7 @@ class _Trainer:
             )
         if verdict is Verdict.STOP:
             reason = next(text for text in group.gather(stop.reason, self._world) if text)
-            if self._step < self._last:
+            if self._step < self._last or self._ends_epoch():
                 _log.info("stopped after step %d: %s", self._step, reason)
                 self._say(f"{self._out}: {reason}: saved and stopped after step {self._step} of {self._last}")
                 return Outcome.STOPPED
@@ -320,16 +352,17 @@ class _Trainer:
             rate = self._parts.optimiser.param_groups[0]["lr"]
             self._metrics.write(step=self._step, epoch=epoch, learning_rate=rate, **figures)
 
-    def _validate(self, epoch: int) -> None:
-        """Measure and write.
+    def _validate(self, stop: StopRequest) -> None:
+        """Measure after the last step of an epoch, and write the figures.
 
         Raises:
             Unreadable: some learner cannot read its share.
+            Abandoned: some learner is asked to stop.
         """
         assert self._shares.validation is not None
         start, parts = time.monotonic(), self._parts
-        stream = self._shares.validation
-        figures = validate(parts.module, stream, parts.bins, self._cast, parts.speed, parts.device)
+        stream, epoch = self._shares.validation, (self._step - 1) // self._shares.train.batches
+        figures = validate(parts.module, stream, parts.bins, self._cast, parts.speed, parts.device, stop)
         if self._metrics is not None and figures["n"]:
             self._metrics.write(step=self._step, epoch=epoch, part="validation", **figures)
             named = ", ".join(f"{name} {figures[name]:.4f}" for name in ("bias", "sigma_mad", "eta"))
