@@ -1,12 +1,10 @@
 """Chunked and compressed images, as h5py users make them: chunks read and decompressed by threads.
 
-Where every chunk holds whole images and its filters are shuffle and gzip at most, the compressed bytes are
-read outside HDF5's global lock and decompressed by the reading thread. Anything else is read through HDF5,
-slab by slab.
+Where every chunk holds whole images, and LZF is not among its filters, the compressed bytes are read outside
+HDF5's global lock and decompressed by the reading thread. Anything else is read through HDF5, slab by slab.
 """
 
 import threading
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +14,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data import hdf5
 from hpcphotoz.data.shards import readable
 from hpcphotoz.errors import BadInput
 
-try:
-    from isal import isal_zlib
-except ImportError:
-    isal_zlib = None  # type: ignore[assignment]
-
-_INFLATE: Any = isal_zlib or zlib
-_SLOW = "" if isal_zlib else " (by zlib; installing isal makes it 1.3 times quicker)"
+_SLOW = "" if hdf5.ISAL else " (by zlib; installing isal makes it 1.3 times quicker)"
 Array = npt.NDArray[Any]
 Read = Callable[[Sequence[memoryview], int], None]
-_SHUFFLE, _DEFLATE = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE
 
 
 @dataclass(frozen=True)
@@ -46,9 +38,8 @@ def index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
     """The chunks of a dataset in a file of `size` bytes; None where they cannot be read without HDF5."""
     if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
         return None
-    plist = data.id.get_create_plist()
-    filters = tuple(plist.get_filter(k)[0] for k in range(plist.get_nfilters()))
-    if filters not in ((), (_DEFLATE,), (_SHUFFLE, _DEFLATE), (_SHUFFLE,)):
+    filters = hdf5.filters(data)
+    if hdf5.LZF in filters:
         return None
     rows, number = data.chunks[0], -(-data.shape[0] // data.chunks[0])
     found = np.full((3, number), -1, np.int64)
@@ -60,8 +51,7 @@ def index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
 
     data.id.chunk_iter(note)
     if (found < 0).any() or (found[0] + found[1] > size).any():
-        # A chunk that was never written, which HDF5 fills in, or a damaged index, which HDF5 will name.
-        return None
+        return None  # a damaged index, which HDF5 will name
     return ChunkIndex(rows, found[0], found[1], found[2], filters)
 
 
@@ -71,7 +61,7 @@ class Chunked:
     def __init__(self, name: str, read: Read, index: ChunkIndex, row_bytes: int, item: int) -> None:
         self._name, self._read, self._index = name, read, index
         self._row_bytes, self._item = row_bytes, item
-        gzip = _DEFLATE in index.filters
+        gzip = hdf5.GZIP in index.filters
         self.path = "chunked shards, read chunk by chunk" + (
             f" and decompressed by threads{_SLOW}" if gzip else ""
         )
@@ -86,11 +76,13 @@ class Chunked:
             done += take
 
     def _chunk(self, number: int, start: int, views: Sequence[memoryview]) -> None:
-        raw = np.empty(int(self._index.size[number]), np.uint8)
-        self._read([raw.data], int(self._index.offset[number]))
+        stored, size = int(self._index.size[number]), self._index.rows * self._row_bytes
         try:
-            data, shuffled = self._decoded(raw, int(self._index.mask[number]))
-        except (zlib.error, _INFLATE.error, ValueError) as error:
+            hdf5.check_stored_size(stored, size)
+            raw = np.empty(stored, np.uint8)
+            self._read([raw.data], int(self._index.offset[number]))
+            data, shuffled = hdf5.undo(raw, int(self._index.mask[number]), self._index.filters, size)
+        except ValueError as error:
             first = number * self._index.rows
             raise BadInput(
                 f"{self._name}: rows {first} to {first + self._index.rows - 1}: their chunk is damaged "
@@ -106,19 +98,6 @@ class Chunked:
             for byte in range(item):
                 row[:, byte] = planes[byte, k * size : (k + 1) * size]
 
-    def _decoded(self, data: Any, mask: int) -> tuple[Any, bool]:
-        """The chunk's bytes, and whether they are still shuffled."""
-        size, filters, shuffled = self._index.rows * self._row_bytes, self._index.filters, False
-        for k in reversed(range(len(filters))):
-            if not mask >> k & 1:
-                if filters[k] == _DEFLATE:
-                    # Deflate expands by 1032 at most: a damaged chunk cannot fill the memory.
-                    data = _INFLATE.decompress(data, bufsize=size)
-                shuffled = filters[k] == _SHUFFLE
-        if len(data) != size:
-            raise ValueError(f"{len(data)} bytes instead of {size}")
-        return data, shuffled
-
 
 class Slabs:
     """Images that only HDF5 can read, one slab at a time."""
@@ -131,7 +110,7 @@ class Slabs:
     def read(self, first: int, views: Sequence[memoryview]) -> None:
         """Put the rows from `first` on into `views`, one each."""
         with self._lock, readable(self._name, first, first + len(views)):
-            slab = np.ascontiguousarray(self._file["images"][first : first + len(views)])
+            slab = np.ascontiguousarray(hdf5.read(self._file["images"], first, first + len(views)))
         for view, image in zip(views, slab, strict=True):
             view[:] = memoryview(image).cast("B")
 

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data import chunks, shards
+from hpcphotoz.data import chunks, hdf5, shards
 from hpcphotoz.data.order import Blocks
 from hpcphotoz.errors import BadInput
 
@@ -67,7 +67,7 @@ class ShardFile:
         self.images: Images
         if offsets is None:
             with shards.open_shard(folder, manifest, self.entry) as file, shards.readable(self.path):
-                self._labels = {n: file[n][...] for n in self._names(file)}
+                self._labels = {n: hdf5.read(file[n]) for n in self._names(file)}
                 self.images = self._images_of(file, folder, manifest)
             return
         self._handle = _Handle(self.path)

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 
+from hpcphotoz.data import hdf5
 from hpcphotoz.data.folder import LOCK
 from hpcphotoz.data.shards import (
     COLUMNS,
@@ -17,7 +17,6 @@ from hpcphotoz.data.shards import (
     Shard,
     Stamps,
     file_sha256,
-    open_file,
     open_shard,
     readable,
     write_manifest,
@@ -64,7 +63,7 @@ def index_folder(folder: Path) -> Manifest:
 
 def _header(path: Path) -> Header:
     try:
-        with open_file(path) as file:
+        with hdf5.open_file(path) as file:
             bands = tuple(str(band) for band in np.atleast_1d(file.attrs["bands"]).tolist())
             scale = float(file.attrs["pixel_scale"])
             unit, version = file.attrs.get("flux_unit", FLUX_UNIT), file.attrs.get("version", FORMAT_VERSION)
@@ -75,9 +74,7 @@ def _header(path: Path) -> Header:
                 )
             if not 0 < scale < 100:
                 raise BadInput(f"{path}: attribute pixel_scale {scale:g}: want arcsec")
-            images = file["images"]
-            if not isinstance(images, h5py.Dataset):
-                raise BadInput(f"{path}: 'images' is a group: want an array (N, band, y, x)")
+            images = hdf5.array(file, "images")
             if images.ndim != 4 or images.shape[1] != len(bands) or images.shape[2] != images.shape[3]:
                 raise BadInput(
                     f"{path}: 'images' {images.shape}: want (N, {len(bands)}, S, S) for {','.join(bands)}"
@@ -94,19 +91,19 @@ def _header(path: Path) -> Header:
 
 def _entry(path: Path, header: Header, moments: Moments) -> Shard:
     size = path.stat().st_size
-    with readable(path), open_file(path) as file:
-        images = file.get("images")
-        is_array = isinstance(images, h5py.Dataset) and images.ndim == 4
-        rows = images.shape[0] if is_array else 0
-        chunk_rows = images.chunks[0] if is_array and images.chunks else 1
+    with readable(path), hdf5.open_file(path) as file:
+        images = hdf5.array(file, "images")
+        rows = images.shape[0] if images.ndim == 4 else 0
+        chunk_rows = images.chunks[0] if images.chunks else 1
     if not rows:
         raise BadInput(f"{path}: holds no image: remove it")
     shard = Shard(path.name, rows, size, "", None, None, 0, chunk_rows=min(chunk_rows, rows))
     manifest = Manifest(header, (shard,), moments.result(), {})
     low, high, unlabelled, ids = np.inf, -np.inf, 0, []
-    with readable(path), open_shard(path.parent, manifest, shard) as file:
+    with open_shard(path.parent, manifest, shard) as file:
         for start in range(0, rows, _ROWS):
-            part = {name: file[name][start : start + _ROWS] for name in COLUMNS}
+            with readable(path, start, min(start + _ROWS, rows)):
+                part = {name: hdf5.read(file[name], start, start + _ROWS) for name in COLUMNS}
             stamps = checked(header, Stamps(**part), f"{path}: rows from {start}")
             _check_values(stamps, path, start)
             ids.append(stamps.object_id)

@@ -1,6 +1,6 @@
 """Rows of a dataset in the order of the disk, decoded and checked: what evaluation and prediction read."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data import codec
+from hpcphotoz.data import codec, hdf5
 from hpcphotoz.data.shards import (
     Manifest,
     Shard,
@@ -49,13 +49,15 @@ def read_rows(
         path = folder / shard.file
         with open_shard(folder, manifest, shard) as file:
             with readable(path):
-                _verify_labels(path, shard, file)
+                names = [*columns(manifest.header), *(["image_xxh3"] if "image_xxh3" in file else [])]
+                _verify_labels(path, shard, file, names)
             for start in range(0, shard.rows, batch):
                 stop = min(start + batch, shard.rows)
                 with readable(path, start, stop):
-                    found = {name: file[name][start:stop] for name in columns(manifest.header)}
+                    found = {name: hdf5.read(file[name], start, stop) for name in columns(manifest.header)}
                     if shard.labels_xxh3 is not None and "image_xxh3" in file:
-                        _verify_images(path, found["images"], file["image_xxh3"][start:stop], start)
+                        stored = hdf5.read(file["image_xxh3"], start, stop)
+                        _verify_images(path, found["images"], stored, start)
                 unit = found.pop("image_unit", None)
                 stamps = Stamps(**{**found, "images": codec.decode(found["images"], unit)})
                 check_finite(stamps.images, f"{path}: row", start)
@@ -109,11 +111,13 @@ def check_finite(images: Array, where: str, first_row: int = 0) -> None:
         )
 
 
-def _verify_labels(path: Path, shard: Shard, file: h5py.File) -> None:
+def _verify_labels(path: Path, shard: Shard, file: h5py.File, names: Sequence[str]) -> None:
     if shard.labels_xxh3 is None:
         if file_sha256(path) != shard.sha256:
             raise BadInput(labels_differ(path, shard, "the file"))
-    elif label_digest({name: file[name][...] for name in file if name != "images"}) != shard.labels_xxh3:
+        return
+    found = {name: hdf5.read(file[name]) for name in names if name != "images"}
+    if label_digest(found) != shard.labels_xxh3:
         raise BadInput(labels_differ(path, shard, "labels"))
 
 

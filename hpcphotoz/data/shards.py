@@ -9,7 +9,6 @@ the XXH3-64 checksums of the images as stored; a shard that somebody else wrote 
 
 import hashlib
 import json
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import xxhash
 
 from hpcphotoz.atomic import write_text
+from hpcphotoz.data import hdf5
 from hpcphotoz.data.schema import validated, validated_lines
 from hpcphotoz.errors import BadInput
 
@@ -235,7 +235,7 @@ def readable(path: Path, start: int | None = None, stop: int = 0) -> Iterator[No
     """
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError) as error:
+    except hdf5.DAMAGE as error:
         rows = "" if start is None else f" rows {start} to {stop - 1}"
         reason = " ".join(str(error).split())
         raise BadInput(f"{path}:{rows} cannot be read ({reason}): copy or write the shard again") from None
@@ -266,23 +266,26 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> h5py.File:
     if problem := damage(folder, shard):
         raise BadInput(problem)
     try:
-        file = open_file(path)
+        file = hdf5.open_file(path)
     except OSError as error:
         raise BadInput(f"{path}: not a readable HDF5 file ({error}): copy or write it again") from None
     try:
-        for name, (row, dtype) in columns(h).items():
-            shape, found = (shard.rows, *row), file.get(name)
-            if not isinstance(found, h5py.Dataset) or found.shape != shape or found.dtype != dtype:
-                known = isinstance(found, h5py.Dataset)
-                what = f"is {found.dtype}{found.shape}" if known else "is missing, or no array"
-                raise BadInput(f"{path}: '{name}' {what}, want {dtype}{shape}")
+        wanted = columns(h)
+        if "image_xxh3" in file:
+            wanted["image_xxh3"] = ((), np.dtype(np.uint64))
+        for name, (row, dtype) in wanted.items():
+            shape, found = (shard.rows, *row), hdf5.array(file, name)
+            if found.shape != shape or not hdf5.is_plain(found, dtype):
+                raise BadInput(f"{path}: '{name}' is {found.dtype}{found.shape}, want {dtype}{shape}")
+            if shard.offsets is not None and found.id.get_offset() != shard.offsets.get(name):
+                raise BadInput(f"{path}: '{name}' lies elsewhere than the manifest says: copy both again")
         bands = tuple(np.atleast_1d(file.attrs.get("bands", ())).tolist())
         if bands != h.bands:
             raise BadInput(f"{path}: bands {list(bands)}, the manifest says {list(h.bands)}")
     except BadInput:
         file.close()
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, IndexError) as error:
+    except hdf5.DAMAGE as error:
         file.close()
         raise BadInput(f"{path}: cannot be read ({error}): copy or write the shard again") from None
     return file
@@ -322,15 +325,6 @@ def damage(folder: Path, shard: Shard) -> str | None:
         size = f"{found.st_size} bytes, the manifest says {shard.bytes}"
         return f"{path}: {size}: truncated or changed, copy it again"
     return None
-
-
-def open_file(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Locks fail on file systems mounted without them (Lustre's -o noflock), and nobody writes a shard: they are
-    off unless HDF5_USE_FILE_LOCKING says otherwise. One process must open a file in one way only.
-    """
-    return h5py.File(path, "r", locking=None if "HDF5_USE_FILE_LOCKING" in os.environ else False)
 
 
 def file_sha256(path: Path) -> str:

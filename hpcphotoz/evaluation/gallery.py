@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.atomic import replacing
-from hpcphotoz.data import codec
+from hpcphotoz.data import codec, hdf5
 from hpcphotoz.data.rows import check_finite
-from hpcphotoz.data.shards import Header, Manifest, Stamps, columns, open_shard
+from hpcphotoz.data.shards import Header, Manifest, Stamps, columns, open_shard, readable
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.baseline import RADII, apertures
 from hpcphotoz.progress import track
@@ -142,9 +142,11 @@ def _read(folder: Path, manifest: Manifest, slabs: list[tuple[int, int, int]]) -
                 if file is not None:
                     file.close()
                 file, opened = open_shard(folder, manifest, manifest.shards[number]), number
-            found = {name: file[name][first:last] for name in columns(manifest.header)}
+            path = folder / manifest.shards[number].file
+            with readable(path, first, last):
+                found = {name: hdf5.read(file[name], first, last) for name in columns(manifest.header)}
             images = codec.decode(found["images"], found.pop("image_unit", None))
-            check_finite(images, f"{folder / manifest.shards[number].file}: row", first)
+            check_finite(images, f"{path}: row", first)
             yield Stamps(**{**found, "images": images})
     finally:
         if file is not None:

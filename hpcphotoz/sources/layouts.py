@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data import hdf5
 from hpcphotoz.errors import BadInput
 
 Array = npt.NDArray[Any]
@@ -124,13 +125,18 @@ class Table(Mapping[str, Any]):
 
     def __init__(self, path: Path, columns: Mapping[str, Any]) -> None:
         self.path, self._columns = path, columns
+        self._opened: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        found = self._columns[name] if name in self._columns else None
-        if found is None or not hasattr(found, "shape"):
+        if name not in self._columns:
             has = ", ".join(sorted(self)[:20]) or "nothing"
             raise BadInput(f"{self.path}: no field '{name}': it has {has}; is --format right?")
-        return found
+        if name not in self._opened:
+            columns = self._columns
+            self._opened[name] = (
+                hdf5.array(columns, name) if isinstance(columns, h5py.File) else columns[name]
+            )
+        return self._opened[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
@@ -156,8 +162,9 @@ class Table(Mapping[str, Any]):
             BadInput: unreadable, a damaged chunk for instance.
         """
         try:
-            return np.asarray(self[name][start:stop])
-        except (OSError, RuntimeError) as error:
+            column = self[name]
+            return hdf5.read(column, start, stop) if isinstance(column, h5py.Dataset) else column[start:stop]
+        except hdf5.DAMAGE as error:
             raise BadInput(f"{self.path}: rows {start} to {stop - 1} of '{name}': {error}") from None
 
 
@@ -172,9 +179,7 @@ def open_table(path: Path, name: str) -> Iterator[Table]:
         yield Table(path, _pasquet(path))
         return
     try:
-        # Locks fail on file systems mounted without them, and nobody writes these.
-        locking = None if "HDF5_USE_FILE_LOCKING" in os.environ else False
-        file = h5py.File(path, "r", locking=locking)
+        file = hdf5.open_file(path)
     except OSError as error:
         raise BadInput(f"{path}: not a readable HDF5 file ({' '.join(str(error).split())})") from None
     with file:

@@ -1,0 +1,230 @@
+"""HDF5 files that somebody else wrote: which of their arrays are read, and in how much memory.
+
+Only arrays of plain numbers and text that are stored in the file itself are read, reached by a hard link:
+a soft or external link, a virtual dataset and external storage lead to other bytes, in other files, than
+those whose checksums and places are known. Of filters, those that h5py has built in and whose expansion can
+be bounded are undone: shuffle, gzip, fletcher32 and LZF.
+"""
+
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5z
+
+from hpcphotoz.errors import BadInput
+
+try:
+    from isal import isal_zlib
+except ImportError:
+    isal_zlib = None  # type: ignore[assignment]
+
+Array = npt.NDArray[Any]
+ISAL = isal_zlib is not None
+_INFLATE: Any = isal_zlib or zlib
+SHUFFLE, GZIP, FLETCHER32, LZF = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FILTER_FLETCHER32, 32000)
+_OURS = (SHUFFLE, GZIP, FLETCHER32)  # in the order in which h5py applies them
+LARGEST_CHUNK = 1 << 28  # bytes uncompressed; reading holds a few chunks a thread
+LARGEST_LZF_CHUNK = 1 << 22  # HDF5 undoes LZF without a limit, and LZF expands by 88 at most
+_DEFLATE_EXPANSION = 1032  # at most
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError)  # what HDF5's errors become
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Locks fail on file systems mounted without them (Lustre's -o noflock), and nobody writes these files: they
+    are off unless HDF5_USE_FILE_LOCKING says otherwise. One process must open a file in one way only.
+    """
+    return h5py.File(path, "r", locking=None if "HDF5_USE_FILE_LOCKING" in os.environ else False)
+
+
+def array(file: h5py.File, name: str) -> h5py.Dataset:
+    """An array of a file, checked: `read` may then be called on it.
+
+    Raises:
+        BadInput: it is missing or no array, is not stored in this file or was never written, holds other than
+            plain numbers or text, or takes an unknown filter or too much memory to read.
+    """
+    where = f"{file.filename}: '{name}'"
+    try:
+        if not isinstance(link := file.get(name, getlink=True), h5py.HardLink):
+            kind = {h5py.SoftLink: "a soft link", h5py.ExternalLink: "an external link"}.get(type(link))
+            raise BadInput(f"{where} is {f'{kind}: copy the array there' if kind else 'missing'}")
+        data = file[name]
+        if not isinstance(data, h5py.Dataset):
+            raise BadInput(f"{where} is a group, want an array")
+        if problem := _problem(data):
+            raise BadInput(f"{where} {problem}")
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{where} cannot be read ({reason[:200]}): copy or write the file again") from None
+    return data
+
+
+def _problem(data: h5py.Dataset) -> str | None:
+    """Why an array is not read; None: it is."""
+    plist, kind = data.id.get_create_plist(), data.dtype.kind
+    if plist.get_layout() == h5py.h5d.VIRTUAL:
+        return "is a virtual dataset: copy the array into the file"
+    if plist.get_external_count():
+        return "is stored outside the file: copy the array into the file"
+    if kind not in "fiubS" and h5py.check_string_dtype(data.dtype) is None:
+        return f"is of type {data.dtype}: want plain numbers or text"
+    known = filters(data)
+    if known not in ((), *_subsets(SHUFFLE, GZIP, FLETCHER32), *_subsets(SHUFFLE, LZF, FLETCHER32)):
+        names = ", ".join(plist.get_filter(k)[3].decode(errors="replace") for k in range(len(known)))
+        return f"has the filters {names or known}: write it with gzip, shuffle, fletcher32, lzf or none"
+    if not data.nbytes:
+        return None
+    size, offset = data.file.id.get_filesize(), None
+    if data.chunks is None:
+        offset = data.id.get_offset()
+        written = data.id.get_storage_size() >= data.nbytes
+    else:
+        chunk, limit = _chunk_bytes(data), LARGEST_LZF_CHUNK if LZF in known else LARGEST_CHUNK
+        if chunk > limit:
+            return f"has chunks of {chunk} bytes: write it with chunks of at most {limit}"
+        wanted = math.prod(-(-n // c) for n, c in zip(data.shape, data.chunks, strict=True))
+        written = data.id.get_num_chunks() == wanted
+    if not written:
+        return "was never written, or not whole: write it again"
+    if (offset or 0) + data.nbytes > size * (_DEFLATE_EXPANSION if known else 1):
+        return f"is {data.dtype}{data.shape}, more than a file of {size} bytes holds: copy or write it again"
+    return None
+
+
+def _subsets(*names: int) -> Iterator[tuple[int, ...]]:
+    for taken in product((False, True), repeat=len(names)):
+        yield tuple(name for name, take in zip(names, taken, strict=True) if take)
+
+
+def filters(data: h5py.Dataset) -> tuple[int, ...]:
+    """The filters of an array's chunks, in the order in which they were applied."""
+    plist = data.id.get_create_plist()
+    return tuple(plist.get_filter(k)[0] for k in range(plist.get_nfilters()))
+
+
+def is_plain(data: h5py.Dataset, dtype: npt.DTypeLike | None = None) -> bool:
+    """Whether an array's bytes on the disk are those of this numpy type (None: of its own)."""
+    wanted = np.dtype(dtype or data.dtype)
+    return not wanted.hasobject and bool(data.id.get_type() == h5py.h5t.py_create(wanted))
+
+
+def read(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> Array:
+    """Rows `start` to `stop - 1` of an array that `array` has checked; None: to the end.
+
+    Chunks with gzip are undone here and not by HDF5, which allots whatever a hostile chunk expands to.
+
+    Raises:
+        OSError, RuntimeError, ValueError: damage.
+    """
+    stop = data.shape[0] if stop is None else min(stop, data.shape[0])
+    known = filters(data)
+    if not known or start >= stop:
+        return np.asarray(data[start:stop])
+    ours = not set(known) - set(_OURS) and is_plain(data)
+    out = np.empty((stop - start if ours else 0, *data.shape[1:]), data.dtype)
+    for place in _places(data, start, stop):
+        info = data.id.get_chunk_info_by_coord(place)
+        check_stored_size(info.size, _chunk_bytes(data))
+        if GZIP not in known and not ours:
+            continue
+        mask, raw = data.id.read_direct_chunk(place)
+        content, shuffled = undo(raw, mask, known, _chunk_bytes(data))
+        if ours:
+            flat = unshuffled(content, data.dtype.itemsize) if shuffled else content
+            _put(out, np.frombuffer(flat, data.dtype).reshape(data.chunks), (place[0] - start, *place[1:]))
+    return out if ours else np.asarray(data[start:stop])
+
+
+def check_stored_size(stored: int, size: int) -> None:
+    """Refuse a chunk that takes more room than filters can make of `size` bytes.
+
+    Raises:
+        ValueError: its index is damaged.
+    """
+    if not 0 < stored <= size + size // 100 + 1024:
+        raise ValueError(f"a chunk of {stored} bytes for {size} uncompressed ones")
+
+
+def undo(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[Any, bool]:
+    """A chunk's bytes without its filters, and whether they are still shuffled.
+
+    Args:
+        raw: as stored.
+        mask: bit k: filter k was left out.
+        known: the filters, of shuffle, gzip and fletcher32, as they were applied; shuffle is the first.
+        size: bytes of a chunk. No more than this is ever expanded.
+
+    Raises:
+        ValueError: the chunk is damaged.
+    """
+    shuffled = False
+    for k in reversed(range(len(known))):
+        if mask >> k & 1:
+            continue
+        if known[k] == FLETCHER32:
+            raw = _without_checksum(raw)
+        elif known[k] == GZIP:
+            try:
+                inflate = _INFLATE.decompressobj()
+                raw = inflate.decompress(raw, size + 1)
+            except (zlib.error, _INFLATE.error) as error:
+                raise ValueError(str(error)) from None
+            if len(raw) <= size and not inflate.eof:
+                raise ValueError("gzip stream ends too early")
+        shuffled = known[k] == SHUFFLE
+    if len(raw) != size:
+        raise ValueError(f"{'more' if len(raw) > size else len(raw)} bytes instead of {size}")
+    return raw, shuffled
+
+
+def unshuffled(content: Any, item: int) -> bytes:
+    """Undo the shuffle filter: byte k of every number lies in plane k, what is left over at the end."""
+    raw = np.frombuffer(content, np.uint8)
+    whole = len(raw) // item * item
+    return raw[:whole].reshape(item, -1).T.tobytes() + raw[whole:].tobytes()
+
+
+def _without_checksum(raw: Any) -> Any:
+    """Check and take off what HDF5's fletcher32 filter has put at the end.
+
+    Raises:
+        ValueError: too short, or the checksum differs.
+    """
+    if len(raw) < 4:
+        raise ValueError("no checksum")
+    content, stored = memoryview(raw)[:-4], int.from_bytes(memoryview(raw)[-4:], "little")
+    words = np.frombuffer(bytes(content) + bytes(len(content) % 2), ">u2").astype(np.int64)
+    low, weight = int(words.sum()), np.arange(len(words), 0, -1) % 0xFFFF
+    high = int((words * weight % 0xFFFF).sum())
+    # Sums of 16-bit words in one's complement, where 0 and 0xffff are the same number.
+    if (low - (stored & 0xFFFF)) % 0xFFFF or (high - (stored >> 16)) % 0xFFFF:
+        raise ValueError("checksum differs")
+    return content
+
+
+def _chunk_bytes(data: h5py.Dataset) -> int:
+    return int(math.prod(data.chunks) * data.dtype.itemsize)
+
+
+def _places(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, ...]]:
+    """The first element of each chunk that holds some of these rows."""
+    rows, *across = data.chunks
+    first = range(start // rows * rows, stop, rows)
+    yield from product(first, *(range(0, n, c) for n, c in zip(data.shape[1:], across, strict=True)))
+
+
+def _put(out: Array, chunk: Array, place: tuple[int, ...]) -> None:
+    """Copy a chunk whose first element belongs at `place` of `out`; what lies outside is left away."""
+    inside = [(max(at, 0), min(at + c, n)) for at, c, n in zip(place, chunk.shape, out.shape, strict=True)]
+    part = tuple(slice(low - at, high - at) for (low, high), at in zip(inside, place, strict=True))
+    out[tuple(slice(*one) for one in inside)] = chunk[part]
