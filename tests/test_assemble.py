@@ -152,7 +152,7 @@ def test_kept_shards_are_said_and_a_torn_one_is_made_again(
     assert content(out) == content(whole)
 
 
-def test_other_input_is_not_mixed_in(tmp_path: Path) -> None:
+def test_other_options_are_not_mixed_in(tmp_path: Path) -> None:
     source, out = tmp_path / "in.dat", tmp_path / "set"
     source.write_text("1")
     make = Blobs("a", source)
@@ -160,15 +160,69 @@ def test_other_input_is_not_mixed_in(tmp_path: Path) -> None:
         run(out, [3, "bad"], make)
     refused = pytest.raises(BadInput, match="unfinished dataset of other input or options: delete it")
     with refused:
-        run(out, [3, "bad", 4], make)
-    with refused:
         run(out, [3, "bad"], Blobs("b", source))
     with refused:
-        run(out, [3, "bad"], make, provenance={"made": "otherwise"})
+        run(out, [4, "bad"], make)  # of other input altogether
     source.write_text("22")
     with refused:
         run(out, [3, "bad"], make)
     assert (out / "shard-00000.h5").exists()
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """So many galaxies as the unit's file says."""
+
+    def __call__(self, unit: Any) -> Made:
+        text = unit.read_text()
+        if not text.isdecimal():
+            raise BadInput(f"{unit}: torn: fetch it again")
+        return Made(make_stamps(int(text), seed=int(text)))
+
+
+def test_a_replaced_file_makes_its_own_shard_again_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / f"{k}.dat" for k in range(4)]
+    for file, text in zip(files, ("3", "4", "5", "x"), strict=True):
+        file.write_text(text)
+    out, fresh = tmp_path / "set", tmp_path / "fresh"
+    with pytest.raises(BadInput, match="3.dat: torn"):
+        run(out, files, FromFile())
+    before = {k: (out / f"shard-{k:05d}.h5").stat().st_mtime_ns for k in range(3)}
+    files[3].write_text("6")  # as the message says
+    files[1].write_text("14")
+    manifest, _ = run(out, files, FromFile())
+    assert "kept 2 finished shards of an earlier run; 1 are made again" in capsys.readouterr().err
+    after = {k: (out / f"shard-{k:05d}.h5").stat().st_mtime_ns for k in range(3)}
+    assert [k for k in before if after[k] != before[k]] == [1]
+    assert [shard.rows for shard in manifest.shards] == [3, 14, 5, 6]
+    run(fresh, files, FromFile())
+    assert content(out) == content(fresh)
+
+
+def test_a_file_of_the_same_size_that_is_newer_is_read_again(tmp_path: Path) -> None:
+    files = [tmp_path / f"{k}.dat" for k in range(3)]
+    for file, text in zip(files, ("3", "4", "x"), strict=True):
+        file.write_text(text)
+    with pytest.raises(BadInput, match="torn"):
+        run(tmp_path / "set", files, FromFile())
+    files[0].write_text("2")
+    os.utime(files[0], ns=(0, files[0].stat().st_mtime_ns + 1))
+    files[2].write_text("9")
+    manifest, _ = run(tmp_path / "set", files, FromFile())
+    assert [shard.rows for shard in manifest.shards] == [2, 4, 9]
+
+
+def test_a_dataset_of_more_or_fewer_units_keeps_what_is_the_same(tmp_path: Path) -> None:
+    out, fresh = tmp_path / "set", tmp_path / "fresh"
+    with pytest.raises(BadInput, match="torn"):
+        run(out, [3, 4, 5, "bad"], provenance={"files": 4})
+    before = (out / "shard-00000.h5").stat().st_mtime_ns
+    run(out, [3, 5], provenance={"files": 2})
+    run(fresh, [3, 5], provenance={"files": 2})
+    assert content(out) == content(fresh)
+    assert (out / "shard-00000.h5").stat().st_mtime_ns == before
 
 
 def test_folders_that_are_refused(tmp_path: Path, dataset: Path) -> None:

@@ -72,7 +72,7 @@ def test_an_object_is_cut_where_it_lies_farthest_from_the_edge(tmp_path: Path) -
     places = [(RA + k * SCALE, DEC) for k in (20, 40, 70, 90)]
     for field, offset in ((12, 0.0), (13, 110 * SCALE)):
         write_set(tmp_path / "f", places, field=field, offset=offset)
-    sets = find_frame_sets(tmp_path / "f")
+    sets, _ = find_frame_sets(tmp_path / "f")
     ra, dec = np.array(places).T
     table = Objects(np.arange(4), ra, dec, np.full(4, np.nan), np.zeros(4))
     for rows, units in (
@@ -116,6 +116,52 @@ def test_skipped_objects_are_listed_with_the_reason(
     assert "edge of the r frame of run 94 camcol 4 field 12" in reasons[2]
     assert reasons[3] == "outside every frame"
     assert "skipped 2: 1 outside every frame, 1 too near an edge" in capsys.readouterr().err
+
+
+def test_a_frame_set_without_a_band_is_left_out_and_listed(
+    tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(frames / "run-000752", [(RA, DEC)], run=752)
+    for band in "uz":
+        next(frames.rglob(f"fpC-000752-{band}4-*")).unlink()
+    table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": RA, "dec": DEC}])
+    words = ["ingest", "sdss-frames", tmp_path / "out", "--frames", frames, "--objects", table]
+    assert main([str(word) for word in [*words, "--epochs", "all", "--processes", 1]]) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.rows == 1 and manifest.provenance["frame_sets"] == ["fpC 94-4-12"]
+    reason = "lacks its u, z frame"
+    assert manifest.provenance["skipped"] == [
+        {"frame_set": "run 752 camcol 4 field 12", "count": 0, "reason": reason}
+    ]
+    error = capsys.readouterr().err
+    assert error.count("left out 1 of 2 frame sets") == 1
+    assert f"the first: run 752 camcol 4 field 12 {reason}\n" in error
+    assert "skipped" not in error
+
+
+def test_a_replaced_frame_makes_only_its_own_shards_again(tmp_path: Path, frames: Path) -> None:
+    for run in (752, 800):
+        write_set(frames / f"run-{run:06d}", [(RA, DEC)], run=run)
+    table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": RA, "dec": DEC}])
+
+    def ingest(name: str) -> Path:
+        ingest_frames(tmp_path / name, frames, table, stamp=32, shard_rows=1, epochs="all", processes=1)
+        return tmp_path / name
+
+    bad = next(frames.rglob("fpC-000800-g4-*"))
+    good = bad.read_bytes()
+    bad.write_bytes(good[: len(good) // 2])
+    with pytest.raises(BadInput, match="fpC-000800-g4-0012.fit: not a readable"):
+        ingest("out")
+    shards = sorted((tmp_path / "out").glob("shard-*.h5"))
+    before = [path.stat().st_mtime_ns for path in shards]
+    assert len(shards) == 2
+    bad.write_bytes(good)
+    out = ingest("out")
+    assert [path.stat().st_mtime_ns for path in shards] == before
+    fresh = ingest("fresh")
+    for path in fresh.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_one_stamp_a_run_and_one_only_of_overlapping_fields(tmp_path: Path, frames: Path) -> None:

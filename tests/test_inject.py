@@ -27,11 +27,11 @@ from hpcphotoz.sources.framesets import find_frame_sets  # noqa: E402
 from hpcphotoz.sources.inject import (  # noqa: E402
     PATCH,
     Field,
+    blocks_of,
     detect,
-    field_of,
     find_place,
     inject,
-    inject_rows,
+    inject_blocks,
     load_field,
     simulate_onto,
 )
@@ -85,7 +85,7 @@ def tables() -> Tables:
 
 @pytest.fixture
 def field(frames: Path) -> Field:
-    return load_field(find_frame_sets(frames)[0])
+    return load_field(find_frame_sets(frames)[0][0])
 
 
 def disc(radius: float = 1.0) -> Galaxy:
@@ -211,7 +211,7 @@ def test_galaxies_do_not_depend_on_number_shards_or_processes(
     simulate_onto(tmp_path / "one", 6, frames, seed=3, shard_rows=4, processes=1)
     simulate_onto(tmp_path / "two", 36, frames, seed=3, shard_rows=20, processes=2)
     a, b = load(tmp_path / "one"), load(tmp_path / "two")
-    middle = inject_rows(tables, find_frame_sets(frames), 3, 2, 5)
+    middle = inject_blocks(tables, blocks_of(find_frame_sets(frames)[0], 2, 5), 3)
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(a, name), getattr(b[:6], name))
         np.testing.assert_array_equal(getattr(a[2:5], name), getattr(middle, name))
@@ -225,9 +225,10 @@ def test_galaxies_do_not_depend_on_number_shards_or_processes(
 
 
 def test_fields_take_turns(frames: Path, tables: Tables) -> None:
-    sets = find_frame_sets(frames)
-    assert [field_of(sets, k).run for k in (0, 63, 64, 127, 128)] == [94, 94, 125, 125, 94]
-    last_first = inject_rows(tables, sets, 1, 63, 65).images
+    sets, _ = find_frame_sets(frames)
+    blocks = [(block.frame_set.run, block.start, block.stop) for block in blocks_of(sets, 5, 130)]
+    assert blocks == [(94, 5, 64), (125, 64, 128), (94, 128, 130)]
+    last_first = inject_blocks(tables, blocks_of(sets, 63, 65), 1).images
     assert np.abs(last_first[0] - last_first[1]).max() > 0
 
 
@@ -240,10 +241,48 @@ def test_command_and_provenance(tmp_path: Path, frames: Path) -> None:
     assert record["placement"]["radius"] == 3.0 and "camera" not in record
 
 
+def test_incomplete_frame_sets_are_left_out_and_listed(
+    tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = {200: "fpC-000200-u4-0012.fit", 300: "fpM-000300-g4-0012.fit", 400: "psField-000400-4-0012.fit"}
+    for run, name in lacking.items():
+        (write_set(tmp_path / "frames", run=run) / name).unlink()
+    write_set(tmp_path / "frames")
+    manifest = simulate_onto(tmp_path / "d", 2, tmp_path / "frames", processes=1)
+    reasons = {one["frame_set"]: one["reason"] for one in manifest.provenance["skipped"]}
+    assert [name.split()[1] for name in reasons] == ["200", "300", "400"]
+    assert all("lacks" in reason for reason in reasons.values())
+    assert len(manifest.provenance["onto"]) == 11
+    assert "left out 3 of 4 frame sets" in capsys.readouterr().err
+
+
+def test_a_replaced_psf_makes_only_its_own_shards_again(
+    tmp_path: Path, frames: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PLACEMENT", replace(module._PLACEMENT, block=2))
+    write_set(tmp_path / "frames")
+    write_set(tmp_path / "frames", run=125)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hpcphotoz.sources.assemble.write_manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_onto(tmp_path / "d", 4, tmp_path / "frames", shard_rows=2, processes=1)
+    shards = sorted((tmp_path / "d").glob("shard-*.h5"))
+    before = [path.stat().st_mtime_ns for path in shards]
+    psf = tmp_path / "frames" / "psField-000125-4-0012.fit"
+    os.utime(psf, ns=(0, psf.stat().st_mtime_ns + 1))
+    simulate_onto(tmp_path / "d", 4, tmp_path / "frames", shard_rows=2, processes=1)
+    after = [path.stat().st_mtime_ns for path in shards]
+    assert after[0] == before[0] and after[1] > before[1]
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("psField-000094-4-0012.fit", Path.unlink, "psField-000094-4-0012.fit: missing"),
+        ("psField-000094-4-0012.fit", Path.unlink, "field 12 lacks its psField-000094-4-0012.fit"),
         ("psField-000094-4-0012.fit", lambda p: p.write_bytes(b"no"), "psField-000094-4-0012.fit: not a"),
         ("fpM-000094-z4-0012.fit", Path.unlink, "run 94 camcol 4 field 12 lacks an fpM file"),
         ("fpM-000094-z4-0012.fit", lambda p: p.write_bytes(b"no"), "fpM-000094-z4-0012.fit: not a"),
@@ -277,13 +316,13 @@ def test_the_folder_to_make_is_looked_at_first(tmp_path: Path) -> None:
 
 @real_files
 def test_real_sky_keeps_its_noise_and_gains_the_light(tables: Tables) -> None:
-    sets = find_frame_sets(STRIPE82)
+    sets, _ = find_frame_sets(STRIPE82)
     y, x = np.indices((STAMP, STAMP)) - (STAMP - 1) / 2
     r = np.hypot(y, x)
     corner, aperture, ring = r > 34, r < 15, (r > 22) & (r < 31)
     noise, light = [], []
     for index in range(100):
-        field = load_field(field_of(sets, index))
+        field = load_field(blocks_of(sets, index, index + 1)[0].frame_set)
         one = inject(tables, field, 0, index)
         if max(one.galaxy.radius_bulge, one.galaxy.radius_disc) > 2.0:
             continue

@@ -1,5 +1,6 @@
 """Published image sets: small files in each layout, as their authors write them."""
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -221,6 +222,45 @@ def test_ssl_legacy_in_several_files(tmp_path: Path) -> None:
     assert [shard.rows for shard in manifest.shards] == [4, 3]
     np.testing.assert_array_equal(stamps.object_id, [0, 1, 2, 3, 4, 100, 101])
     np.testing.assert_array_equal(stamps.images[5:], pixels(3, 3, 152, 1)[:2])
+
+
+@pytest.mark.parametrize("layout", ["hayat", "pasquet"])
+def test_a_replaced_file_makes_only_its_own_shards_again(tmp_path: Path, layout: str) -> None:
+    sources = []
+    for k in range(3):
+        if layout == "hayat":
+            sources.append(hayat(tmp_path / f"{k}.h5", 4, 16, ObjID=np.arange(4) + 10 * k))
+        else:
+            sources.append(tmp_path / f"{k}")
+            sources[k].mkdir()
+            rows = labels(4)
+            rows["specObjID"] = np.arange(4) + 10 * k
+            np.save(sources[k] / "cube.npy", pixels(4, 5, 16, k).transpose(0, 2, 3, 1))
+            np.save(sources[k] / "labels.npy", rows)
+    path = sources[1] if layout == "hayat" else sources[1] / "labels.npy"
+
+    def ingest(name: str) -> dict[str, bytes]:
+        ingest_table(tmp_path / name, sources, layout, shard_rows=4, processes=1)
+        return {one.name: one.read_bytes() for one in (tmp_path / name).iterdir()}
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("hpcphotoz.sources.assemble.write_manifest", None)
+        with pytest.raises(TypeError):  # ended before the manifest
+            ingest("out")
+    shards = sorted((tmp_path / "out").glob("shard-*.h5"))
+    before = [one.stat().st_mtime_ns for one in shards]
+    if layout == "hayat":
+        with h5py.File(path, "r+") as file:
+            file["specz_redshift"][0] = 0.35
+    else:
+        rows = np.load(path)
+        rows["z"][0] = 0.35
+        np.save(path, rows)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    done = ingest("out")
+    after = [one.stat().st_mtime_ns for one in shards]
+    assert [now == then for now, then in zip(after, before, strict=True)] == [True, False, True]
+    assert done == ingest("fresh")
 
 
 def test_mmu_join_masks_and_bands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,9 @@
 
 Unit k gives `shard-{k:05d}.h5`, the same bytes whoever makes it. Beside a finished shard lies a sidecar,
 `shard-00003.h5.done.json`, until the manifest is written: its line of the manifest, its band moments, what
-was skipped, and the fingerprint of the whole plan. A run that was killed is started again with the same
-command and keeps the shards that have a sidecar of its own plan.
+was skipped, and two fingerprints: of the options, and of the unit with the files that it is made from. A run
+that was killed, or stopped at a bad file, is started again with the same command. It keeps the finished
+shards whose unit is the same, and makes those again whose input has changed.
 """
 
 import hashlib
@@ -68,10 +69,10 @@ class _Unit:
     out: Path
     header: Header
     make: Make
-    fingerprint: str
+    options: str  # fingerprint of header and make
 
-    def __call__(self, task: tuple[int, Any]) -> _Done:
-        k, unit = task
+    def __call__(self, task: tuple[int, Any, str]) -> _Done:
+        k, unit, fingerprint = task
         path = self.out / f"shard-{k:05d}.h5"
         made = self.make(unit)
         shard = record = None
@@ -81,7 +82,7 @@ class _Unit:
                 shard = write_shard(path, self.header, stamps)
                 record = _moments(self.header, stamps).record()
             done = _Done(shard, record, made.skipped)
-            entry = {"plan": self.fingerprint, **asdict(done)}
+            entry = {"options": self.options, "unit": fingerprint, **asdict(done)}
             write_text(path.with_name(path.name + SIDECAR), json.dumps(entry))
         except OSError as error:
             raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -105,12 +106,14 @@ def assemble(
     process.
 
     Args:
-        out: folder to create; may hold an unfinished dataset of the same plan, whose shards are kept.
+        out: folder to create; may hold an unfinished dataset of the same options: its shards whose units and
+            input files are unchanged are kept.
         header: bands, stamp size, pixel scale and storage of every stamp.
         make: gives a unit's stamps. A frozen dataclass; must pickle.
         units: what each shard is made of: must pickle, of plain values, arrays, paths and dataclasses. What
-            the stamps depend on must be in them, in `make` or in `provenance`, for a changed plan not to keep
-            old shards; of a `Path` to a file, its size and time count too.
+            the stamps depend on must be in the unit or in `make`, for changed input not to keep old shards;
+            of a `Path` to a file, its size and time of modification count too. Input files belong in the
+            units: a changed file in `make` discards every shard.
         provenance: JSON-able record of how the stamps are made. `skipped` is appended to.
         what: for the progress line: "cutting stamps, shards".
         processes: None: one a core; 1: none, all is done here. Not with MPI, whose ranks are the processes.
@@ -119,26 +122,29 @@ def assemble(
         The manifest, and everything in its provenance's `skipped`.
 
     Raises:
-        BadInput: a folder that cannot be used, what `make` raises, or no stamp at all. Under MPI it is raised
-            on rank 0; the other ranks end silently with status 2.
+        BadInput: a folder that cannot be used, an unfinished dataset of other options or of which no finished
+            shard could be kept, what `make` raises, or no stamp at all. Under MPI it is raised on rank 0; the
+            other ranks end silently with status 2.
     """
     ranks = team()
     processes = _processes(ranks, processes)
-    whole = (header, dict(provenance), make, units)
-    seen = ranks.everyone(_Fingerprint.of(*whole, look=False))
-    if len(set(seen)) > 1:
+    seen = ranks.everyone(_fingerprints(header, make, units, look=False))
+    if any(one != seen[0] for one in seen):
         raise ranks.refusal("the ranks see different input files or options: share them among the nodes")
-    plan = ranks.from_first(lambda: _Fingerprint.of(*whole, look=True))
+    options, fingerprints = ranks.from_first(lambda: _fingerprints(header, make, units, look=True))
     with ExitStack() as held:  # rank 0 holds the folder against other writers until the manifest is there
-        kept = ranks.from_first(lambda: _kept(out, held.enter_context(dataset_folder(out)), plan, len(units)))
+        kept, changed = ranks.from_first(
+            lambda: _kept(out, held.enter_context(dataset_folder(out)), options, fingerprints)
+        )
         if kept and ranks.rank == 0:
-            print(f"{out}: kept {len(kept)} finished shards of an earlier run", file=sys.stderr)
-        tasks = [(k, unit) for k, unit in enumerate(units) if k not in kept]
-        work = _Unit(out, header, make, plan)
+            again = f"; {changed} are made again, as their input has changed" if changed else ""
+            print(f"{out}: kept {len(kept)} finished shards of an earlier run{again}", file=sys.stderr)
+        tasks = [(k, unit, fingerprints[k]) for k, unit in enumerate(units) if k not in kept]
+        work = _Unit(out, header, make, options)
         done = dict(kept)
         if ranks.comm is not None:
             made = ranks.share(work, tasks, lambda results, n: _shown(results, what, n, ranks.size))
-            done |= {k: result for (k, _), result in zip(tasks, made, strict=True)}
+            done |= {task[0]: result for task, result in zip(tasks, made, strict=True)}
         else:
             results = on_processes(work, tasks, processes)
             for k, result in track(results, what, total=len(units), done=len(kept)):
@@ -171,35 +177,53 @@ def _moments(header: Header, stamps: Stamps) -> Moments:
     return moments
 
 
-def _kept(out: Path, found: Sequence[Path], plan: str, count: int) -> dict[int, _Done]:
-    """The finished units of this plan among the files found in the folder; the other files are removed."""
-    sidecars = {k: out / f"shard-{k:05d}.h5{SIDECAR}" for k in range(count)}
-    listed = {path for path in found if path.name.endswith(SIDECAR)}
-    kept = {k: done for k, path in sidecars.items() if path in listed and (done := _read(path, plan))}
-    if listed - set(sidecars.values()):
+def _kept(
+    out: Path, found: Sequence[Path], options: str, fingerprints: Sequence[str]
+) -> tuple[dict[int, _Done], int]:
+    """The finished units among the files found in the folder, and how many have another input now.
+
+    The other files are removed.
+
+    Raises:
+        BadInput: the finished units are of other options, or none of them has the same input.
+    """
+    expected = {f"shard-{k:05d}.h5{SIDECAR}": k for k in range(len(fingerprints))}
+    kept: dict[int, _Done] = {}
+    same = changed = 0
+    for path in found:
+        if not path.name.endswith(SIDECAR):
+            continue
+        k, (fingerprint, done) = expected.get(path.name), _read(path, options)
+        if k is None or fingerprint != fingerprints[k]:
+            changed += 1
+            continue
+        same += 1
+        if done.shard is None or not damage(out, done.shard):
+            kept[k] = done
+    if changed and not same:  # not what a replaced file does: another table, or another folder of input
         raise _other_plan(out)
-    stay = {sidecars[k].name for k in kept} | {done.shard.file for done in kept.values() if done.shard}
+    stay = {f"shard-{k:05d}.h5{SIDECAR}" for k in kept}
+    stay |= {done.shard.file for done in kept.values() if done.shard is not None}
     for path in found:
         if path.name not in stay:
             path.unlink()
-    return kept
+    return kept, changed
 
 
-def _read(path: Path, plan: str) -> _Done | None:
-    """What a sidecar says; None: its shard is gone or was cut off.
+def _read(path: Path, options: str) -> tuple[str, _Done]:
+    """The unit's fingerprint, and what it gave, as a sidecar says it.
 
     Raises:
-        BadInput: not a sidecar, or one of another plan.
+        BadInput: not a sidecar, or one of other options.
     """
     try:
         tree = json.loads(path.read_text())
-        if tree.pop("plan") != plan:
+        if tree.get("options") != options:
             raise _other_plan(path.parent)
         shard = None if tree["shard"] is None else Shard(**tree["shard"])
-        done = _Done(shard, tree["moments"], tuple(tree["skipped"]))
+        return tree["unit"], _Done(shard, tree["moments"], tuple(tree["skipped"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: not readable ({type(error).__name__}: {error}): delete it") from None
-    return None if shard is not None and damage(path.parent, shard) else done
 
 
 def _other_plan(out: Path) -> BadInput:
@@ -236,20 +260,29 @@ def counted(skipped: Sequence[Mapping[str, Any]]) -> int:
     return sum(int(entry.get("count", 1)) for entry in skipped)
 
 
+def _fingerprints(header: Header, make: Make, units: Sequence[Any], look: bool) -> tuple[str, list[str]]:
+    """Digests of the options (header and make) and of each unit.
+
+    Args:
+        header, make, units: as `assemble` has them.
+        look: at the files that they name; under MPI only rank 0 does.
+    """
+    files: dict[Path, str] | None = {} if look else None
+    options = _Fingerprint(files).of((__version__, FORMAT_VERSION, header, make))
+    return options, [_Fingerprint(files).of(unit) for unit in units]
+
+
 class _Fingerprint:
-    """Digest of a plan: types, lengths, contents to the last bit of arrays, and files as they are now."""
+    """Digest of a value: types, lengths, contents to the last bit of arrays, and files as they are now."""
 
-    def __init__(self, look: bool) -> None:
-        self._sha256 = hashlib.sha256(f"{__version__} {FORMAT_VERSION}".encode())
-        self._look = look  # at the sizes and times of files
-        self._seen: set[Path] = set()
+    def __init__(self, files: dict[Path, str] | None) -> None:
+        self._sha256 = hashlib.sha256()
+        self._files = files  # sizes and times of files looked at so far; None: none is looked at
 
-    @classmethod
-    def of(cls, *plan: Any, look: bool) -> str:
-        """Of header, provenance, make and units; under MPI only rank 0 looks at the files."""
-        one = cls(look)
-        one.add(plan)
-        return one._sha256.hexdigest()
+    def of(self, value: Any) -> str:
+        """Of a value and all it holds."""
+        self.add(value)
+        return self._sha256.hexdigest()
 
     def add(self, value: Any) -> None:
         """Add a value and all it holds."""
@@ -279,7 +312,9 @@ class _Fingerprint:
 
     def _file(self, path: Path) -> None:
         self._text(str(path))
-        if self._look and path not in self._seen and path.is_file():
-            self._seen.add(path)
-            state = path.stat()
-            self._text(f"{state.st_size} {state.st_mtime_ns}")
+        if self._files is None:
+            return
+        if path not in self._files:
+            state = path.stat() if path.is_file() else None
+            self._files[path] = "" if state is None else f"{state.st_size} {state.st_mtime_ns}"
+        self._text(self._files[path])

@@ -9,7 +9,7 @@ subtracted.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from hpcphotoz.sources.framesets import (
     Plan,
     find_frame_sets,
     make_plan,
+    say_left_out,
     sky_range,
 )
 from hpcphotoz.sources.objects import read_objects
@@ -69,7 +70,9 @@ def ingest_frames(
 
     An object is cut from the field in which it lies farthest from the frame's edge. What cannot be cut there,
     since it comes too near an edge or is masked, is listed with the reason in the manifest's provenance and
-    counted on standard error; with one epoch, no other is tried for it.
+    counted on standard error; with one epoch, no other is tried for it. A frame set without one of the bands
+    is left out and listed. A frame that cannot be read ends the ingest with its name; after it is replaced,
+    the same command keeps every finished shard that it is not in.
 
     Args:
         out: folder to create.
@@ -91,8 +94,8 @@ def ingest_frames(
         The manifest of the finished dataset.
 
     Raises:
-        BadInput: an option out of range, a frame that cannot be read, a set without one of its bands, a table
-            without a column or with a bad value, or no stamp at all.
+        BadInput: an option out of range, a frame that cannot be read, no set with all bands, a table without
+            a column or with a bad value, or no stamp at all.
     """
     bands = tuple(bands)
     reference = bands.index("r") if "r" in bands else 0
@@ -101,7 +104,9 @@ def ingest_frames(
     def plan_here() -> Plan:
         _check(stamp, shard_rows, bands, masked_fraction, epochs)
         check_folder(out)
-        table, sets = read_objects(objects, columns), find_frame_sets(frames, bands)
+        table = read_objects(objects, columns)
+        sets, incomplete = find_frame_sets(frames, bands)
+        say_left_out(frames, incomplete, len(sets))
         _say_unmasked(sets)
         plan = make_plan(sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs)
         if not plan.units:
@@ -111,7 +116,7 @@ def ingest_frames(
             )
         if plan.repeated:
             print(_caution(plan.repeated), file=sys.stderr)
-        return plan
+        return replace(plan, skipped=(*incomplete, *plan.skipped))
 
     plan = ranks.from_first(plan_here)
     used = sorted({piece.frame_set for unit in plan.units for piece in unit})
@@ -302,7 +307,7 @@ def _report(stamps: int, skipped: Sequence[Mapping[str, Any]]) -> None:
     counts = {
         words: counted([one for one in skipped if what in one["reason"]]) for what, words in _COUNTED.items()
     }
-    if skipped:
+    if sum(counts.values()):
         named = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
         print(
             f"{stamps} stamps; skipped {sum(counts.values())}: {named} (listed in the manifest's provenance)",

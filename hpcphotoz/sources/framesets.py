@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,16 @@ class Plan:
     covered: Floats  # (4 sets, 2) ra and dec of the reference frames' corners, deg
 
 
-def find_frame_sets(frames: Path, bands: Sequence[str] = BANDS) -> list[FrameSet]:
+def find_frame_sets(
+    frames: Path, bands: Sequence[str] = BANDS
+) -> tuple[list[FrameSet], list[dict[str, Any]]]:
     """All frame sets below a folder, in order of run, camera column and field.
 
+    Returns:
+        The sets with all bands, and an entry of the manifest's `skipped` for each set that lacks one.
+
     Raises:
-        BadInput: no frame, the same frame twice (also once of DR7 and once of DR8), or a set without one of
-            the bands.
+        BadInput: no frame, or the same frame twice (also once of DR7 and once of DR8).
     """
     if not frames.is_dir():
         raise BadInput(f"{frames}: no such folder")
@@ -99,21 +104,49 @@ def find_frame_sets(frames: Path, bands: Sequence[str] = BANDS) -> list[FrameSet
     if both:
         one, other = (next(iter(found[kind][both[0]].values())) for kind in ("fpC", "frame"))
         raise BadInput(f"{one}: the same field as {other}, in another calibration: remove one of the kinds")
-    sets = []
+    if not found["fpC"] and not found["frame"]:
+        raise BadInput(f"{frames}: no fpC-RRRRRR-BC-FFFF.fit[.gz] or frame-B-RRRRRR-C-FFFF.fits[.bz2] below")
+    sets: list[FrameSet] = []
+    incomplete = []
     for kind in ("fpC", "frame"):
-        for key, paths in found[kind].items():
+        for key, paths in sorted(found[kind].items()):
+            there = tuple(paths[band] for band in bands if band in paths)
+            masks = tuple(found["fpM"].get(key, {}).get(band) for band in bands)
+            frame_set = FrameSet(*key, there, masks, kind, tuple(bands))
             lacking = [band for band in bands if band not in paths]
             if lacking:
-                where = next(iter(paths.values())).parent
-                raise BadInput(
-                    f"{where}: run {key[0]} camcol {key[1]} field {key[2]} lacks its {', '.join(lacking)} "
-                    f"frame: all of {', '.join(bands)} are needed"
-                )
-            masks = tuple(found["fpM"].get(key, {}).get(band) for band in bands)
-            sets.append(FrameSet(*key, tuple(paths[band] for band in bands), masks, kind, tuple(bands)))
-    if not sets:
-        raise BadInput(f"{frames}: no fpC-RRRRRR-BC-FFFF.fit[.gz] or frame-B-RRRRRR-C-FFFF.fits[.bz2] below")
-    return sorted(sets)
+                incomplete.append(left_out(frame_set, f"lacks its {', '.join(lacking)} frame"))
+            else:
+                sets.append(frame_set)
+    return sorted(sets), incomplete
+
+
+def left_out(frame_set: FrameSet, reason: str) -> dict[str, Any]:
+    """An entry of the manifest's `skipped` for a whole frame set, which stands for no object of its own."""
+    return {"frame_set": frame_set.name, "count": 0, "reason": reason}
+
+
+def say_left_out(frames: Path, entries: Sequence[Mapping[str, Any]], used: int) -> None:
+    """Name the first frame set that is left out, and how many are, in one line on standard error.
+
+    Args:
+        frames: folder of the frames.
+        entries: from `left_out`.
+        used: number of frame sets that are not.
+
+    Raises:
+        BadInput: none is used.
+    """
+    if not entries:
+        return
+    first = f"{entries[0]['frame_set']} {entries[0]['reason']}"
+    if not used:
+        raise BadInput(f"{frames}: none of its {len(entries)} frame sets is complete; the first: {first}")
+    print(
+        f"{frames}: left out {len(entries)} of {len(entries) + used} frame sets, incomplete ones (listed in "
+        f"the manifest); the first: {first}",
+        file=sys.stderr,
+    )
 
 
 def make_plan(

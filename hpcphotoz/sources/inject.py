@@ -27,7 +27,7 @@ from hpcphotoz.sources.fitsfile import numbers, read_header
 from hpcphotoz.sources.fpc import read_frame
 from hpcphotoz.sources.fpm import BAD_PLANES, Mask, read_mask
 from hpcphotoz.sources.frame import Floats, Frame, resample, sky_sigma
-from hpcphotoz.sources.framesets import FrameSet, find_frame_sets
+from hpcphotoz.sources.framesets import FrameSet, find_frame_sets, left_out, say_left_out
 from hpcphotoz.sources.parallel import team
 from hpcphotoz.sources.population import BANDS, R_BAND, Galaxy, Tables, draw_galaxy, make_tables
 from hpcphotoz.sources.psfield import FieldPSF, read_psf
@@ -93,7 +93,8 @@ def simulate_onto(
     """Write a dataset of `n` simulated galaxies in real sky: ugriz stamps of 64 x 64 pixels, nanomaggies.
 
     `ebv` is the simulated galaxy's, by which its fluxes are dimmed; `ra` and `dec` are where it was put;
-    `sky_sigma` is that of the frames there before it was.
+    `sky_sigma` is that of the frames there before it was. A frame set without one of its frames, its masks or
+    its psField file is left out, and listed in the manifest's provenance.
 
     Args:
         out: folder to create.
@@ -108,32 +109,33 @@ def simulate_onto(
         The manifest of the finished dataset.
 
     Raises:
-        BadInput: an argument out of range, no frames, a file that is missing or cannot be read, a field
-            without an empty place, a folder that cannot be used, or a worker process that died.
+        BadInput: an argument out of range, no complete frame set, a file that cannot be read, a field without
+            an empty place, a folder that cannot be used, or a worker process that died.
     """
 
-    def plan_here() -> tuple[Inject, dict[str, Any]]:
+    def plan_here() -> tuple[Inject, list[tuple[Block, ...]], dict[str, Any]]:
         check(n, seed, 1 if processes is None else processes)
         if shard_rows < 1:
             raise BadInput(f"shard rows {shard_rows}: must be at least 1")
         check_folder(out)
-        sets = _sets(frames)
+        sets, incomplete = _sets(frames)
         files = [path for one in sets for path in (*one.paths, *_masks(one), psf_path(one))]
-        sources = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
         tables = make_tables()
         record = provenance(n, seed, tables.survey) | {
             "onto": [path.name for path in files],
             "placement": asdict(_PLACEMENT),
             "resampling": "Lanczos-3 onto the r frame's grid",
+            "skipped": incomplete,
         }
-        return Inject(tables, tuple(sets), seed, sources), record
+        units = [blocks_of(sets, start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)]
+        return Inject(tables, seed, tuple(record["versions"].items())), units, record
 
-    make, record = team().from_first(plan_here)
+    make, units, record = team().from_first(plan_here)
     manifest, _ = assemble(
         out,
         Header(BANDS, STAMP, PIXEL_SCALE, storage),
         make,
-        [(start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)],
+        units,
         provenance=record,
         what="putting galaxies into frames, shards",
         processes=processes,
@@ -142,40 +144,59 @@ def simulate_onto(
 
 
 @dataclass(frozen=True)
+class Block:
+    """Galaxies `start` to `stop - 1`, all put into one field."""
+
+    frame_set: FrameSet
+    psf: Path  # its psField file, for the fingerprint of the unit
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Inject:
-    """Makes the galaxies of a shard, first and last plus one."""
+    """Makes the galaxies of a shard: of its blocks, in order."""
 
     tables: Tables
-    sets: tuple[FrameSet, ...]
     seed: int
-    # Names, bytes and times of the files: with one changed, finished shards are not kept when resuming.
-    sources: tuple[tuple[str, int, int], ...]
+    versions: tuple[tuple[str, str], ...]  # of the libraries that draw: with other ones no shard is kept
 
-    def __call__(self, unit: tuple[int, int]) -> Made:
-        return Made(inject_rows(self.tables, self.sets, self.seed, *unit))
+    def __call__(self, unit: Any) -> Made:
+        return Made(inject_blocks(self.tables, unit, self.seed))
 
 
-def inject_rows(tables: Tables, sets: Sequence[FrameSet], seed: int, start: int, stop: int) -> Stamps:
-    """The objects `start` to `stop - 1` of a seed, in memory.
+def blocks_of(sets: Sequence[FrameSet], start: int, stop: int) -> tuple[Block, ...]:
+    """The fields of galaxies `start` to `stop - 1`: fields take turns, a block of galaxies each."""
+    size = _PLACEMENT.block
+    blocks = []
+    for number in range(start // size, (stop - 1) // size + 1):
+        field = sets[number % len(sets)]
+        first, last = max(start, number * size), min(stop, (number + 1) * size)
+        blocks.append(Block(field, psf_path(field), first, last))
+    return tuple(blocks)
+
+
+def inject_blocks(tables: Tables, blocks: Sequence[Block], seed: int) -> Stamps:
+    """The objects of some blocks of a seed, in memory.
 
     Raises:
         BadInput: as `load_field` and `find_place`.
     """
-    objects = [inject(tables, load_field(field_of(sets, index)), seed, index) for index in range(start, stop)]
+    objects = [
+        inject(tables, load_field(block.frame_set), seed, index)
+        for block in blocks
+        for index in range(block.start, block.stop)
+    ]
+    indices = np.concatenate([np.arange(block.start, block.stop, dtype=np.int64) for block in blocks])
     return Stamps(
         images=np.stack([one.image for one in objects]),
         z_spec=np.array([one.galaxy.z for one in objects], np.float32),
         ebv=np.array([one.galaxy.ebv for one in objects], np.float32),
-        object_id=(np.int64(seed) << np.int64(32)) | np.arange(start, stop, dtype=np.int64),
+        object_id=(np.int64(seed) << np.int64(32)) | indices,
         sky_sigma=np.array([one.sky_sigma for one in objects], np.float32),
         ra=np.array([one.ra for one in objects]),
         dec=np.array([one.dec for one in objects]),
     )
-
-
-def field_of(sets: Sequence[FrameSet], index: int) -> FrameSet:
-    """The fields take turns, a block of galaxies each."""
-    return sets[index // _PLACEMENT.block % len(sets)]
 
 
 def inject(tables: Tables, field: Field, seed: int, index: int) -> Injected:
@@ -275,33 +296,30 @@ def psf_path(frame_set: FrameSet) -> Path:
 
 
 def _masks(frame_set: FrameSet) -> list[Path]:
-    """The set's five fpM files.
+    """The set's fpM files, of the bands that have one."""
+    return [path for path in frame_set.masks if path is not None]
+
+
+def _sets(frames: Path) -> tuple[list[FrameSet], list[dict[str, Any]]]:
+    """All frame sets below a folder with what injection needs beside frames, and those that lack some of it.
 
     Raises:
-        BadInput: one is missing.
+        BadInput: none is complete, frames of DR8 or later, or an unreadable psField file.
     """
-    found = [path for path in frame_set.masks if path is not None]
-    if len(found) < len(BANDS):
-        where = frame_set.paths[R_BAND].parent
-        raise BadInput(
-            f"{where}: {frame_set.name} lacks an fpM file: one a band is needed, to keep off bad pixels"
-        )
-    return found
-
-
-def _sets(frames: Path) -> list[FrameSet]:
-    """All frame sets below a folder, each with what injection needs beside its frames.
-
-    Raises:
-        BadInput: none, or one that lacks something or has an unreadable psField file.
-    """
-    sets = find_frame_sets(frames)
-    for one in sets:
+    found, incomplete = find_frame_sets(frames)
+    sets, without = [], []
+    for one in found:
         if one.kind != "fpC":
             raise BadInput(f"{one.paths[R_BAND]}: galaxies are put into fpC frames (SDSS DR7) only")
-        _masks(one)
-        read_psf(psf_path(one))  # a defect in the last field would otherwise show after hours
-    return sets
+        if len(_masks(one)) < len(BANDS):
+            without.append(left_out(one, "lacks an fpM file: one a band is needed, to keep off bad pixels"))
+        elif not psf_path(one).exists():
+            without.append(left_out(one, f"lacks its {psf_path(one).name}"))
+        else:
+            read_psf(psf_path(one))  # a defect in the last field would otherwise show after hours
+            sets.append(one)
+    say_left_out(frames, incomplete + without, len(sets))
+    return sets, incomplete + without
 
 
 def _corner(x: float, y: float) -> tuple[int, int]:

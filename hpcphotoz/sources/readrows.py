@@ -23,19 +23,18 @@ _FLOAT16 = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Source:
-    """One file, and what tells that it has changed."""
+    """One input file, or a folder of npy files."""
 
     path: Path
     name: str  # as the provenance calls it
-    bytes: int
-    modified_ns: int
+    files: tuple[Path, ...]  # whose contents are read: with one changed, its shards are made again
 
 
 @dataclass(frozen=True)
 class Piece:
     """Rows `start` to `stop - 1` of a file."""
 
-    source: int  # which
+    source: Source
     start: int
     stop: int
     z_spec: npt.NDArray[np.float32] | None  # (stop - start,) from a table of redshifts
@@ -47,7 +46,6 @@ class ReadRows:
     """Makes the stamps of a unit: the rows of its pieces, a block of them in memory at a time."""
 
     layout: str
-    sources: tuple[Source, ...]
     header: Header
     size: int  # of the images in the files, pixels a side
     flux: float  # nanomaggies per unit of their pixels
@@ -63,7 +61,7 @@ class ReadRows:
         skipped: list[dict[str, Any]] = []
         at = unknown = 0
         for piece in unit:
-            source, layout = self.sources[piece.source], LAYOUTS[self.layout]
+            source, layout = piece.source, LAYOUTS[self.layout]
             with open_table(source.path, self.layout) as table:
                 found = _labels(table, layout, piece)
                 reasons = self._first_reasons(found, piece)

@@ -2,7 +2,9 @@
 
 The rows of all files, in the order of the files' names, are numbered through; shard k holds what can be used
 of the rows k R to (k + 1) R - 1. Rows are read in contiguous slabs; a stamp is the centre of the image in
-the file. What cannot be used is listed in the manifest's provenance with the reason.
+the file. What cannot be used is listed in the manifest's provenance with the reason. A file that cannot be
+read ends the ingest with its name; after it is replaced, the same command keeps every finished shard that no
+row of it is in.
 """
 
 import sys
@@ -144,8 +146,8 @@ def _plan(
             if not layout.bands:
                 lacking[MASKS[0]] += opened.first(MASKS, optional=True) is None
                 lacking[IVAR] += IVAR not in opened
-        state = (path / "cube.npy" if path.is_dir() else path).stat()
-        sources.append(Source(path, shown, state.st_size, state.st_mtime_ns))
+        files = tuple(path / f"{part}.npy" for part in ("cube", "labels")) if path.is_dir() else (path,)
+        sources.append(Source(path, shown, files))
         ids.append(found)
         rules.add(rule)
     if first is None:
@@ -156,11 +158,11 @@ def _plan(
         raise BadInput(f"crop {stamp}: {first[0]} has images of {kind.size} pixels: crop to at most that")
     unit = zero_point if zero_point is not None else _zero_point(layout, kind.bands, first[0])
     header = Header(kind.bands, stamp, kind.pixel_scale)
-    make = ReadRows(name, tuple(sources), header, kind.size, 10 ** (0.4 * (22.5 - unit)), keep_unlabelled)
+    make = ReadRows(name, header, kind.size, 10 ** (0.4 * (22.5 - unit)), keep_unlabelled)
     provenance = {
         "command": "ingest table",
         "format": name,
-        "sources": [{"name": one.name, "bytes": one.bytes} for one in sources],
+        "sources": [{"name": one.name, "bytes": one.files[0].stat().st_size} for one in sources],
         "rows": sum(map(len, ids)),
         "crop": crop,
         "zero_point_ab": unit,
@@ -180,11 +182,11 @@ def _plan(
             f"{without_ebv} of {len(sources)} files have no E(B-V): for their objects 0 is stored",
             file=sys.stderr,
         )
-    return make, _units(ids, table, shard_rows), header, provenance
+    return make, _units(sources, ids, table, shard_rows), header, provenance
 
 
 def _units(
-    ids: Sequence[npt.NDArray[np.int64]], table: Redshifts | None, shard_rows: int
+    sources: Sequence[Source], ids: Sequence[npt.NDArray[np.int64]], table: Redshifts | None, shard_rows: int
 ) -> list[tuple[Piece, ...]]:
     """What each shard is made of: rows of one file or of several."""
     every = np.concatenate(ids)
@@ -200,7 +202,7 @@ def _units(
             base, until = int(ends[k]) - len(ids[k]), min(stop, int(ends[k]))
             z = None if table is None else table.of(every[start:until])
             twice = tuple(np.flatnonzero(again[start:until]).tolist())
-            pieces.append(Piece(k, start - base, until - base, z, twice))
+            pieces.append(Piece(sources[k], start - base, until - base, z, twice))
             start = until
         units.append(tuple(pieces))
     return units
