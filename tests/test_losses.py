@@ -1,9 +1,13 @@
 """What attacks raise: the losses are what their names say, and have gradients to climb."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hpcphotoz.attacks import losses
 from hpcphotoz.evaluation import metrics
@@ -75,3 +79,46 @@ def test_class_numbers_are_labels_too() -> None:
     logits, z = some()
     ours = losses.cross_entropy()(logits, BINS.index(z))
     assert torch.equal(ours, losses.cross_entropy(BINS)(logits, z))
+
+
+REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    **{name: loss(BINS) for name, loss in losses.redshift_losses.items()},
+    "classes": lambda logits, z: losses.cross_entropy()(logits, BINS.index(z)),
+    "higher": losses.higher(BINS),
+    "lower": losses.lower(BINS),
+    "toward": losses.toward(losses.shift(BINS)),
+    "outlier": losses.outlier(BINS),
+    "reached": losses.reached(BINS),
+    "mean": lambda logits, z: BINS.mean(logits),
+    "integral": lambda logits, z: BINS.integral(torch.softmax(logits.float(), 1)),
+}
+
+
+class Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The types of all floating-point results."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        found = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in tree_leaves(found) if isinstance(t, Tensor) and t.is_floating_point()}
+        return found
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_no_number_over_the_bins(name: str, dtype: torch.dtype) -> None:
+    """As inside an attack: bfloat16 has steps of 0.001 to 0.002 in <z>, more than the bias of a survey."""
+    logits, z = some()
+    logits = logits.to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), Types() as types:
+        found = REDUCTIONS[name](logits, z)
+        grad = torch.autograd.grad(found.sum(), logits)[0] if found.is_floating_point() else None
+    assert torch.bfloat16 not in types.seen or dtype == torch.bfloat16
+    plain = REDUCTIONS[name](logits.float(), z)
+    assert found.dtype in (torch.float32, torch.bool) and torch.equal(found, plain)
+    if grad is not None:
+        (wanted,) = torch.autograd.grad(plain.sum(), logits)
+        assert torch.equal(grad, wanted)

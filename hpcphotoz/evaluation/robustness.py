@@ -198,7 +198,7 @@ def _example(networks: Sequence[Network], stamps: Stamps, shown: dict[str, _Show
     """A typical galaxy: the headline attack moves its <z>, by the first network, by the median amount."""
     first, known = networks[0], np.isfinite(stamps.z_spec)
     change = shown[first.name].pdf_attacked - shown[first.name].pdf_clean
-    moved = (change @ first.bins.centres(str(change.device))).abs().cpu().numpy()
+    moved = first.bins.integral(change).abs().cpu().numpy()
     among = np.flatnonzero(known) if known.any() else np.arange(len(stamps))
     i = among[np.argsort(moved[among])[len(among) // 2]]
     return Example(

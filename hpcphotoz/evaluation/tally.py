@@ -25,7 +25,7 @@ class Tally:
             pdf: (N, bins) probabilities.
             z_spec: (N,) NaN: unknown, scored NaN.
         """
-        mean = (pdf @ network.bins.centres(str(pdf.device))).cpu().numpy()
+        mean = network.bins.integral(pdf).cpu().numpy()
         scores = np.full((3, len(pdf)), np.nan)
         known = np.isfinite(z_spec)
         p, e, z = pdf.cpu().numpy()[known], edges(network.bins), z_spec[known]

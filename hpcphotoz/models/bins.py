@@ -33,4 +33,14 @@ class RedshiftBins:
 
     def mean(self, logits: Tensor) -> Tensor:
         """<z>: mean of the PDF that logits (N, n) describe, (N,) float32."""
-        return torch.softmax(logits.float(), dim=1) @ self.centres(str(logits.device))
+        return self.integral(torch.softmax(logits.float(), dim=1))
+
+    def integral(self, pdf: Tensor) -> Tensor:
+        """Sum of z times probability over the bins, (N,) float32: <z> of a PDF.
+
+        Args:
+            pdf: (N, n) probability per bin, or a change of it.
+        """
+        # No matrix product: under autocast its result is bfloat16, in steps of 0.001 to 0.002 for z of 0.13
+        # to 0.4.
+        return (pdf.float() * self.centres(pdf.device)).sum(dim=1)
