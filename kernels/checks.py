@@ -57,10 +57,8 @@ def check_mask(mask: Tensor | None, x0: Tensor) -> None:
         check_like("mask", mask, x0, (torch.bool,))
 
 
-def check_copy(copy: Tensor | None, x0: Tensor) -> None:
-    """Room for what a model reads: bfloat16 in channels_last, whatever the layout of x0; None passes."""
-    if copy is None:
-        return
+def check_copy(copy: Tensor, x0: Tensor) -> None:
+    """Room for what a model reads: bfloat16 in channels_last, whatever the layout of x0."""
     if copy.shape != x0.shape or copy.dtype != torch.bfloat16:
         raise ValueError(f"copy {tuple(copy.shape)} {copy.dtype}: want {tuple(x0.shape)} torch.bfloat16")
     if not copy.is_contiguous(memory_format=torch.channels_last):

@@ -214,7 +214,9 @@ def pgd(
     return launch(adv, x0, grad, eps, step, lo, hi, mask, active)
 
 
-@triton_op("hpcphotoz::pgd_", mutates_args={"adv", "copy"})
+# Two operators, not one with `copy: Tensor | None = None`: torch 2.11 drops an argument that has its default
+# value and then looks for it among those that are changed (IndexError).
+@triton_op("hpcphotoz::pgd_", mutates_args={"adv"})
 def pgd_(
     adv: Tensor,
     x0: Tensor,
@@ -225,9 +227,33 @@ def pgd_(
     hi: Tensor,
     mask: Tensor | None = None,
     active: Tensor | None = None,
-    copy: Tensor | None = None,
 ) -> None:
-    """`pgd` in place: `adv` becomes the result, and without `copy` no inactive object is read or written.
+    """`pgd` in place: `adv` becomes the result, and no inactive object is read or written.
+
+    Raises:
+        ValueError: as `pgd`.
+    """
+    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
+    if x0.is_cuda:
+        launch(adv, x0, grad, eps, step, lo, hi, mask, active, out=adv)
+    else:
+        adv.copy_(reference.pgd(adv, x0, grad, eps, step, lo, hi, mask, active))
+
+
+@triton_op("hpcphotoz::pgd_copy_", mutates_args={"adv", "copy"})
+def pgd_copy_(
+    adv: Tensor,
+    copy: Tensor,
+    x0: Tensor,
+    grad: Tensor | None,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None = None,
+    active: Tensor | None = None,
+) -> None:
+    """`pgd_copy` in place: `adv` becomes the result, and `copy` what a model in bfloat16 reads of it.
 
     Args:
         copy: (N, B, H, W) bfloat16 channels_last, filled with the result, inactive objects included.
@@ -239,10 +265,8 @@ def pgd_(
     checks.check_copy(copy, x0)
     if x0.is_cuda:
         launch(adv, x0, grad, eps, step, lo, hi, mask, active, out=adv, copy=copy)
-        return
-    adv.copy_(reference.pgd(adv, x0, grad, eps, step, lo, hi, mask, active))
-    if copy is not None:
-        copy.copy_(adv)
+    else:
+        copy.copy_(adv.copy_(reference.pgd(adv, x0, grad, eps, step, lo, hi, mask, active)))
 
 
 @triton_op("hpcphotoz::pgd_copy", mutates_args={})

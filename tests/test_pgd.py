@@ -236,7 +236,7 @@ def test_operators_pass_opcheck(layout: torch.memory_format, flags: tuple[bool, 
     torch.library.opcheck(kernel.momentum, (), with_previous(p))
     torch.library.opcheck(kernel.pgd_, (), p)
     copy = torch.empty_like(p["x0"], dtype=torch.bfloat16, memory_format=torch.channels_last)
-    torch.library.opcheck(kernel.pgd_, (), p | {"copy": copy})
+    torch.library.opcheck(kernel.pgd_copy_, (), p | {"copy": copy})
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -277,9 +277,11 @@ def test_in_place_and_copies_are_the_same_numbers() -> None:
     same(new, wanted)
     same(copy, copy_of(wanted))
     adv, room = p["adv"].clone(), torch.empty_like(copy)
-    kernel.pgd_(**{**p, "adv": adv}, copy=room)
+    kernel.pgd_copy_(**{**p, "adv": adv}, copy=room)
     same(adv, wanted)
     same(room, copy)
+    kernel.pgd_(**{**p, "adv": adv.copy_(p["adv"])})
+    same(adv, wanted)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,8 @@ def test_in_place_and_copies_are_the_same_numbers() -> None:
 )
 def test_operators_refuse_what_they_would_get_wrong(given: Problem, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        kernel.pgd_(**{**problem((2, 5, 4, 4)), **given})
+        operator = kernel.pgd_copy_ if "copy" in given else kernel.pgd_
+        operator(**{**problem((2, 5, 4, 4)), **given})
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -349,9 +352,9 @@ def test_a_cuda_graph_and_a_compiled_function_give_the_same() -> None:
     graph.replay()
     same(out, reference.pgd(**p))
     copy = copy_of(out)
-    kernel.pgd_(**{**p, "adv": p["adv"].clone()}, copy=copy)  # compiled before it is captured
+    kernel.pgd_copy_(**{**p, "adv": p["adv"].clone()}, copy=copy)  # compiled before it is captured
     with torch.cuda.graph(in_place := torch.cuda.CUDAGraph()):
-        kernel.pgd_(**p, copy=copy)
+        kernel.pgd_copy_(**p, copy=copy)
     p["active"].logical_not_()
     p["eps"].mul_(0.5)
     wanted = reference.pgd(**p)
