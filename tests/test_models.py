@@ -1,8 +1,11 @@
 """The published networks have their published sizes, names and quirks."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcphotoz.config import Model
 from hpcphotoz.models.bins import RedshiftBins
@@ -146,3 +149,31 @@ def test_pool_and_its_gradient_are_those_of_torch(side: int) -> None:
     upstream = torch.randn_like(plain)
     (a,), (b,) = (torch.autograd.grad(y, x, upstream) for y in (ours, plain))
     assert torch.equal(a, b)
+
+
+def _frozen_prelu(x: Tensor) -> Tensor:
+    return prelu(x, torch.full((3,), 0.25))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("layer", [asinh, _frozen_prelu, pool, Normalise("asinh", (0.3, 0.1, 0.2))])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_gradient_of_a_compiled_layer_is_that_of_the_plain_one(
+    layer: Callable[[Tensor], Tensor], backend: str
+) -> None:
+    """And no function with a gradient of its own is traced: torch 2.11 gave that of asinh as exactly 0."""
+    torch._dynamo.reset()
+    traced: list[str] = []
+
+    def kept(graph: torch.fx.GraphModule, given: list[Tensor]) -> Callable[..., Any]:
+        traced.extend(str(node.target) for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend(backend)(graph, given)
+
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (plain,), (compiled,) = (
+        torch.autograd.grad(f(x).square().sum(), x)
+        for f in (layer, torch.compile(layer, backend=kept, fullgraph=True))
+    )
+    assert plain.abs().max() > 0.1
+    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
+    assert traced and not [name for name in traced if "autograd" in name]
