@@ -23,14 +23,17 @@ def attack(options: argparse.Namespace) -> int:
     from hpcphotoz.evaluation.adversarial import write_adversarial
     from hpcphotoz.training.checkpoint import load_network
 
-    if options.stop and options.precision == "bf16":
+    if options.stop and options.precision in ("bf16", "tf32"):
         raise BadInput(
-            f"--stop {options.stop:g} with --precision bf16: whether it holds wants float32: use fp32"
+            f"--stop {options.stop:g} with --precision {options.precision}: whether it holds wants float32: "
+            "use fp32"
         )
     device = _device()
     network = load_network(options.run, device)
     bins = {"z_min": network.bins.z_min, "z_max": network.bins.z_max}
     chosen = config.parse({"model": bins, "attack": _attack_options(options)}, "attack").attack
+    subset = _subset(options, [network])
+    precision = "fp32" if options.stop else _precision(options.precision, network, device)
     count = write_adversarial(
         network,
         options.data,
@@ -39,8 +42,8 @@ def attack(options: argparse.Namespace) -> int:
         seed=options.seed,
         device=device,
         batch=_batch(device),
-        subset=_subset(options, [network]),
-        precision=options.precision,
+        subset=subset,
+        precision=precision,
     )
     what = f"{chosen.method} in the {chosen.ball} ball, eps {chosen.eps:g} sky sigma"
     print(f"{options.out}: {count} attacked stamps, {what}")
@@ -87,7 +90,7 @@ def evaluate(options: argparse.Namespace) -> int:
         device=device,
         limit=options.limit,
         seed=options.seed,
-        precision=options.precision,
+        precision=_precision(options.precision, networks[0], device),
         batch=_batch(device),
         subset=subset,
     )
@@ -179,6 +182,17 @@ def _device() -> str:
         return "cuda"
     keep_freed_memory()
     return "cpu"
+
+
+def _precision(asked: str, network: "Network", device: str) -> str:
+    """The precision of attacks' gradients on a device, "auto" decided by a short trial; says what and why."""
+    from hpcphotoz.training.speed import precision_of_attacks
+
+    shape = (_batch(device), len(network.bands), network.stamp, network.stamp)
+    found, said = precision_of_attacks(asked, network.module, device, shape)
+    if said:
+        print(f"hpcphotoz: {said}", file=sys.stderr)
+    return found
 
 
 def _batch(device: str) -> int:
@@ -310,8 +324,9 @@ def _add_loss(parser: Parser, what: str) -> None:
 
 
 def _add_precision(parser: Parser) -> None:
-    help_text = "of the attacks' gradients (default fp32)"
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=help_text)
+    help_text = "of the attacks' gradients (default auto: the quickest on this device, by a short trial)"
+    choices = ("auto", "fp32", "tf32", "bf16")
+    parser.add_argument("--precision", choices=choices, default="auto", help=help_text)
 
 
 def _add_subset(parser: Parser) -> None:

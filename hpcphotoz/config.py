@@ -93,12 +93,13 @@ class Training(_Section):
     label_width: float = Field(
         0.0, ge=0, description="sigma of a Gaussian label in units of a bin; 0: cross-entropy on the one bin"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto",
-        description="autocast of training's passes; auto: bf16 where the device has matrix units for it",
+        description="of training's passes: float32; its products rounded to TF32 on GPUs that have it; "
+        "bfloat16 autocast; auto: the quickest by a short trial on the device, on a GPU of tf32 and bf16",
     )
-    attack_precision: Literal["training", "fp32", "bf16"] = Field(
-        "training", description="autocast of the attack's gradients; training: as training's passes"
+    attack_precision: Literal["training", "fp32", "tf32", "bf16"] = Field(
+        "training", description="of the attack's gradients; training: as training's passes"
     )
     objective: Literal["replace", "append", "consistency", "free"] = Field(
         "replace",
@@ -156,9 +157,15 @@ class Training(_Section):
         "auto", description="inception: 1x1 convolutions of one input computed as one; auto: on CPUs"
     )
     padded: Switch = Field("auto", description="channels padded to multiples of 8; auto: off")
-    compiled: Switch = Field("auto", description="torch.compile; auto: off")
+    compiled: Switch = Field(
+        "auto",
+        description="torch.compile; auto: on a GPU with a graph of the step, in runs of 2,000,000 images a "
+        "rank and more, which earn back the minute or two of compiling",
+    )
     graphs: Literal["auto", "off", "attack", "step"] = Field(
-        "auto", description="CUDA graphs: of the attack, or of the whole gradient; auto: off"
+        "auto",
+        description="CUDA graphs: of the attack, or of the whole gradient; auto: on a GPU step, with overlap "
+        "streams attack, with overlap ranks and objective free off",
     )
     fused_adam: Switch = Field("auto", description="Adam's update as one kernel; auto: on")
     micro_batch: int = Field(
@@ -271,8 +278,6 @@ class Config(_Section):
             raise ValueError(
                 f"training.graphs {training.graphs} with objective free: has no attack of its own"
             )
-        if training.graphs == "step" and training.compiled == "on":
-            raise ValueError("training.graphs step with compiled: want one of them")
         if training.overlap != "ranks":
             for name in ("attackers", "max_staleness", "transfer", "weights_transfer"):
                 if getattr(training, name) != Training.model_fields[name].default:

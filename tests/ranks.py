@@ -6,14 +6,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 TIMEOUT_S = 120
 
 
-def start(world_size: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """Start `python -m hpcphotoz ARGUMENTS` on every rank of a world of its own."""
+def start(
+    world_size: int, arguments: Sequence[str], own: Sequence[Mapping[str, str]] = ()
+) -> list[subprocess.Popen[str]]:
+    """Start `python -m hpcphotoz ARGUMENTS` on every rank of a world of its own.
+
+    Args:
+        world_size, arguments: how many ranks, and what each is given.
+        own: further environment variables of each rank.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -27,6 +34,7 @@ def start(world_size: int, arguments: Sequence[str]) -> list[subprocess.Popen[st
                 "WORLD_SIZE": str(world_size),
                 "LOCAL_RANK": str(rank),
                 "LOCAL_WORLD_SIZE": str(world_size),
+                **(own[rank] if own else {}),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

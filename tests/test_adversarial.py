@@ -211,6 +211,6 @@ def test_options_that_mean_nothing_together_are_refused(
     data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
     with pytest.raises(BadInput, match=message):
         write_adversarial(Toy(), data, out, attack_of(**options))
-    with pytest.raises(BadInput, match="precision 'fp8': want one of fp32, bf16"):
+    with pytest.raises(BadInput, match="precision 'fp8': want one of fp32, tf32, bf16"):
         write_adversarial(Toy(), data, out, attack_of(), precision="fp8")
     assert not out.exists()

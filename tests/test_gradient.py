@@ -1,7 +1,10 @@
 """What an attack costs and leaves behind: no parameter gradient, no collective, no host synchronisation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from hpcphotoz import attacks
 from hpcphotoz.attacks import ascent, auto, minimal
 from hpcphotoz.attacks.cost import flops
 from hpcphotoz.attacks.gradient import objective
+from hpcphotoz.attacks.graph import capture
 from hpcphotoz.attacks.problem import problem as checked
 from hpcphotoz.config import Model
 from hpcphotoz.models.bins import RedshiftBins
@@ -179,3 +183,24 @@ def test_a_graph_sees_weights_that_were_trained_on() -> None:
     assert not torch.equal(first, again)
     eager = attacks.PGD(model, eps, steps=3, loss=LOSS, passes=passes)
     assert (again == eager(images, z, ebv)).float().mean() > 0.99
+
+
+def test_a_capture_lets_other_threads_call_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that copies batches does: in the default mode its calls would end the capture."""
+    captures: list[dict[str, Any]] = []
+
+    @contextmanager
+    def graph(made: object, **options: Any) -> Iterator[None]:
+        captures.append(options)
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: stream)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
+    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    monkeypatch.setattr("torch.cuda.CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr("torch.cuda.graph", graph)
+    calls: list[int] = []
+    replay, out = capture(lambda: calls.append(1), torch.device("cuda"))
+    assert captures == [{"stream": stream, "capture_error_mode": "thread_local"}] and len(calls) == 4

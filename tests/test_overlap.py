@@ -5,12 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from hpcphotoz import config as configuration
 from hpcphotoz.config import parse
 from hpcphotoz.errors import BadInput
-from hpcphotoz.training.speed import has_bfloat16_units
 from hpcphotoz.training.trainer import Outcome, train
 from tests import ranks, test_trainer
 from tests.test_trainer import OPTIONS, SAME, arguments, assert_same_curve, config
@@ -72,16 +69,6 @@ def test_a_continuation_may_change_how_and_not_what(dataset: Path, tmp_path: Pat
     ):
         with pytest.raises(BadInput, match=said):
             train(config(**changed), dataset, out)
-
-
-def test_the_precision_of_a_device_is_part_of_what_is_trained(dataset: Path, tmp_path: Path) -> None:
-    """Elsewhere, auto may be another: the run is not continued in it unsaid."""
-    train(config(precision="auto", max_steps=1), dataset, tmp_path / "run")
-    stored = configuration.load(str(tmp_path / "run" / "config.toml")).training.precision
-    assert stored == ("bf16" if has_bfloat16_units(torch.device("cpu")) else "fp32")
-    other = {"bf16": "fp32", "fp32": "bf16"}[stored]
-    with pytest.raises(BadInput, match="another training.precision"):
-        train(config(precision=other), dataset, tmp_path / "run")
 
 
 def test_a_run_too_short_for_a_profile_says_so(

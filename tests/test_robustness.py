@@ -168,7 +168,7 @@ def test_limit_takes_the_first_objects(tmp_path: Path) -> None:
         ([Toy()], {"methods": ("fgsm",), "restarts": 3}, "3 restarts of FGSM alone"),
         ([Toy()], {"restarts": 0}, "attack.restarts"),
         ([Toy()], {"loss": "mse"}, "attack.loss"),
-        ([Toy()], {"precision": "fp16"}, "precision 'fp16': want one of fp32, bf16"),
+        ([Toy()], {"precision": "fp16"}, "precision 'fp16': want one of fp32, tf32, bf16"),
         ([Toy()], {"minimal_max": 0.0}, "greatest epsilon 0.0"),
         ([Toy()], {"minimal_max": float("inf")}, "greatest epsilon inf"),
         ([Toy()], {"methods": ()}, "no attack method"),

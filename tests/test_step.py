@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcphotoz.attacks import Ball, RandomStart, cross_entropy, pgd
+from hpcphotoz.attacks.problem import put
 from hpcphotoz.config import Config, parse
 from hpcphotoz.data.stream import Batch
 from hpcphotoz.models.bins import RedshiftBins
@@ -200,12 +202,52 @@ def test_free_training_takes_k_updates_and_moves_images_by_the_gradients_of_trai
     assert float(told[2]) == pytest.approx(float(each[rows].sum().detach()), rel=1e-4)
 
 
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes what copies from the host on a GPU, and is refused in a capture: `tensor[index] = number`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if "index_put" in str(func):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", ["replace", "append", "consistency", "free"])
+def test_no_step_writes_a_number_of_the_host_by_index(objective: str) -> None:
+    config, module = configured(objective), Curved()
+    taken: Callable[[Work], Tensor] = stepper(config, module)[0]
+    if objective == "free":
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
+        taken = FreeStep(module, optimiser, config, BINS, speed_of(config.training, CPU))
+    with Copies() as copies:
+        taken(prepare(batch(), config, 0, 0))
+    assert not copies.found
+
+
+def test_attacked_images_are_put_in_the_layout_of_the_batch() -> None:
+    images = torch.zeros(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    for adv in (torch.ones(2, 3, 8, 8), torch.ones(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)):
+        found = put(images, torch.tensor([1, 3]), adv)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert found.mean((1, 2, 3)).tolist() == [0, 1, 0, 1] and not images.any()
+    objective, work = Objective(configured(), BINS), prepare(batch(), configured(), 0, 0)
+    work = replace(work, images=work.images.contiguous(memory_format=torch.channels_last))
+    (part,) = objective.together(work, work.images[work.attacked])
+    assert part.images.is_contiguous(memory_format=torch.channels_last)
+    assert part.attacked.nonzero()[:, 0].tolist() == work.attacked.tolist()
+
+
 def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
     """A stand-in for a CUDA graph: it runs on the tensors of the capture, and writes the same gradients."""
     config = configured(eps_warmup_steps=1)
     plain, captured = Curved(), Curved()
 
-    def record(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    def record(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
         out = work()
         kept = [p.grad for p in captured.parameters()]
 
@@ -230,6 +272,51 @@ def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
         torch.testing.assert_close(graphed(work), usual(work))
         for a, b in zip(captured.parameters(), plain.parameters(), strict=True):
             assert torch.equal(a, b), step
+
+
+def test_the_compiled_step_is_captured_and_if_the_compiler_fails_the_plain_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A batch that fits no graph takes the plain step, which needs no compiling for another shape."""
+    config, calls = configured(), list[str]()
+
+    class Named(Step):
+        def __init__(self, name: str, module: nn.Module, fails: bool = False) -> None:
+            how = speed_of(config.training, CPU)
+            optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
+            generate = Generator(module, config, BINS, how)
+            super().__init__(module, optimiser, Off(generate), Objective(config, BINS), how)
+            self._name, self._fails = name, fails
+
+        def gradients(self, work: Work) -> Tensor:
+            calls.append(self._name)
+            if self._fails:
+                raise RuntimeError("inductor: no compiler\nand a long tail")
+            return super().gradients(work)
+
+    def record(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
+        calls.append("capture")
+        out = work()
+        return lambda: out.copy_(work()), out
+
+    for fails in (False, True):
+        module, plain = Curved(), Curved()
+        usual, _ = stepper(config, plain)
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
+        graphed = GraphedStep(
+            Named("plain", module), module, optimiser, config.training,
+            compiled=Named("compiled", module, fails), record=record,
+        )  # fmt: skip
+        for step, n in enumerate([11, 11, 5]):
+            work = prepare(batch(n), config, epoch=step, step=step)
+            torch.testing.assert_close(graphed(work), usual(work))
+        taken = "plain" if fails else "compiled"
+        assert calls == ["compiled", "capture", taken, taken, taken, "plain"]
+        calls.clear()
+        said = (
+            "torch.compile failed here (RuntimeError: inductor: no compiler): the step runs as a CUDA graph"
+        )
+        assert fails == (said in caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -274,16 +361,3 @@ def test_phases_count_each_second_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with phases("outer"), phases("inner"):
         pass
     assert phases.seconds() == {"outer": 7.0, "inner": 3.0}
-
-
-def test_what_a_device_computes_in() -> None:
-    auto, explicit = configured(precision="auto"), configured(precision="fp32", attack_precision="bf16")
-    speed = speed_of(explicit.training, CPU)
-    assert (
-        speed.training is None and speed.attack is torch.bfloat16 and speed.passes.autocast is torch.bfloat16
-    )
-    speed = speed_of(auto.training, CPU)
-    units = torch.cpu.get_capabilities().get("amx_bf16", False)
-    assert speed.training is speed.attack is (torch.bfloat16 if units else None)
-    assert speed.facts()["training"] == ("bf16" if units else "fp32")
-    assert speed_of(configured(micro_batch=7).training, CPU).micro_batch == 7

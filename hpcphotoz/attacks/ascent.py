@@ -7,7 +7,7 @@ from torch import Tensor
 from hpcphotoz.attacks.best import Best
 from hpcphotoz.attacks.gradient import AS_IS, Model, Objective, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
-from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, laid_out, problem
+from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, laid_out, problem, put
 from hpcphotoz.attacks.run import Steps, run
 
 
@@ -143,5 +143,5 @@ def climb(
             if isinstance(rows, slice):
                 adv = p.advance(kind, adv, at.grad, best.active)
             else:
-                adv = adv.index_copy(0, rows, part.advance(kind, now, at.grad))
+                adv = put(adv, rows, part.advance(kind, now, at.grad))
     return best

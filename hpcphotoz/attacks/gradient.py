@@ -8,7 +8,7 @@ would push bfloat16 gradients into underflow.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from hpcphotoz.attacks.losses import Loss
+from hpcphotoz.attacks.precision import tf32
 from hpcphotoz.attacks.problem import Problem, layout
 
 Model = Callable[..., Tensor]  # (images, ebv) -> logits, or (images,) -> logits; usually an nn.Module
+M = TypeVar("M", bound=Model)
 _CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # what autocast computes in the lower precision
 
 
@@ -29,7 +31,9 @@ class Passes:
     Attributes:
         autocast: torch.bfloat16: the precision of convolutions and matrix products, also where it is judged
             whether an object is at its end; None: as the caller has it.
-        compiled: through torch.compile; the first attack of a model and shape then takes a minute or more.
+        tf32: whether a GPU may round the factors of float32 products to TF32; None: as the caller has it.
+        compiled: through torch.compile; the first attack of a model and shape then takes a minute or more,
+            on a GPU that of each number of images anew.
         rows: objects at a time through all steps of the attack; None: on a CPU 16 (their activations then
             stay in the cache, and no memory is fetched from the system anew), elsewhere all.
         replay: on a GPU, runs the attack instead; a `graph.Graphs` with the attack's name bound.
@@ -39,6 +43,7 @@ class Passes:
     compiled: bool = False
     rows: int | None = None
     replay: Callable[..., tuple[Tensor, ...]] | None = None
+    tf32: bool | None = None
 
 
 AS_IS = Passes()
@@ -91,13 +96,21 @@ def objective(model: Model, loss: Loss, device: torch.device, passes: Passes) ->
     cast = passes.autocast or _callers(device)
     # Without the cache, which would keep a cast of every step's images until the attack ends.
     lower = nullcontext() if cast is None else torch.autocast(device.type, cast, cache_enabled=False)
-    with frozen(model) as inner, lower:
+    rounded = nullcontext() if passes.tf32 is None else tf32(passes.tf32)
+    with frozen(model) as inner, lower, rounded:
         forward = inner
         if passes.compiled:
-            forward = torch.compile(inner)  # compiled code is kept with the module's own, and found again
+            forward = compiled(inner, device)
         elif cast is not None and isinstance(inner, nn.Module):
             forward = _with(inner, cast)
         yield Objective(forward, loss)
+
+
+def compiled(module: M, device: torch.device) -> M:
+    """The module through torch.compile; its code is kept with the module's own, and found again."""
+    # On a GPU code for the shapes there are: an attack's and training's numbers of images would be one shape
+    # of any size.
+    return torch.compile(module, dynamic=False if device.type == "cuda" else None)  # type: ignore[return-value]
 
 
 def _callers(device: torch.device) -> torch.dtype | None:

@@ -7,6 +7,8 @@ call.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,30 @@ from hpcphotoz.attacks.run import Steps, as_given, as_the_model
 
 _MOST = 8  # graphs that are kept: each holds the memory of an attack
 _WARM_UP = 3  # libraries choose algorithms and take workspace in their first calls, which a capture may not
+T = TypeVar("T")
+
+
+def capture(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], object], T]:
+    """Capture a call as a CUDA graph: how to replay it, and what each replay fills.
+
+    Args:
+        work: what is called, a few times before the capture too.
+        device: a CUDA device.
+    """
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            work()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads go on calling CUDA, as the one that copies batches: by default that ends a capture.
+    with (
+        torch.cuda.device(device),
+        torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
+    ):
+        out = work()
+    return graph.replay, out
 
 
 class Graphs:
@@ -64,7 +90,7 @@ class Graphed:
         if passes.rows is not None:
             raise ValueError(f"rows {passes.rows}: a CUDA graph takes all objects at once: give fewer images")
         self._model, self._loss, self._steps, self._passes = model, loss, steps, passes
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._replay: Callable[[], object] | None = None
 
     def __call__(self, problem: Problem, key: Tensor | None) -> tuple[Tensor, ...]:
         """Attack; every call must have the shapes of the first.
@@ -74,28 +100,19 @@ class Graphed:
         """
         if not problem.images.is_cuda:
             raise ValueError(f"images on {problem.images.device}: a CUDA graph wants them on a GPU")
-        if self._graph is None or self._where != self._addresses():
+        if self._replay is None or self._where != self._addresses():
             self._capture(problem, key)
-        assert self._graph is not None
+        assert self._replay is not None
         self._fill(problem, key)
-        self._graph.replay()
+        self._replay()
         return as_given(tuple(tensor.clone() for tensor in self._out), problem)
 
     def _capture(self, problem: Problem, key: Tensor | None) -> None:
         self._problem = as_the_model(self._model, problem).mapped(_own)
         self._key = None if key is None else _own(key)
-        device = problem.images.device
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._run(device)
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
-            # The casts of the weights are captured too: they follow the weights as these are trained.
-            self._out = self._run(device)
-        self._graph, self._where = graph, self._addresses()
+        # The casts of the weights are captured too: they follow the weights as these are trained.
+        self._replay, self._out = capture(lambda: self._run(problem.images.device), problem.images.device)
+        self._where = self._addresses()
 
     def _addresses(self) -> list[int]:
         # Weights that were replaced, not changed, are elsewhere: the graph would read freed memory.

@@ -174,6 +174,12 @@ def laid_out(tensor: Tensor, images: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=layout(images)) if tensor.ndim == 4 else tensor.contiguous()
 
 
+def put(images: Tensor, rows: Tensor, adv: Tensor) -> Tensor:
+    """The images (n, B, H, W) with `rows` (m,) replaced by `adv` (m, B, H, W), laid out as they were."""
+    # Out of place, index_copy gives contiguous images, which the next convolution turns back.
+    return images.clone(memory_format=torch.preserve_format).index_copy_(0, rows, adv)
+
+
 def _per_object(values: Tensor | float, images: Tensor, name: str) -> Tensor:
     values = torch.as_tensor(values)
     n, bands = images.shape[:2]

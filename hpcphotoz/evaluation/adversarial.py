@@ -47,7 +47,7 @@ def write_adversarial(
         device: where the network is and the attack runs.
         limit: only the first so many objects.
         subset: which objects of the dataset.
-        precision: "fp32", or "bf16" for gradients under autocast.
+        precision: of the gradients: "fp32", "tf32" or "bf16".
 
     Returns:
         Number of objects written.

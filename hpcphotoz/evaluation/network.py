@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hpcphotoz.attacks.precision import tf32
 from hpcphotoz.data.census import count
 from hpcphotoz.data.files import Files
 from hpcphotoz.data.rows import read_rows
@@ -66,7 +67,7 @@ def edges(bins: RedshiftBins) -> npt.NDArray[np.float64]:
 
 @torch.no_grad()
 def pdfs(network: Network, images: Tensor, ebv: Tensor, object_id: Tensor) -> Tensor:
-    """The PDF of each object, (N, bins) float32 probabilities, in evaluation mode.
+    """The PDF of each object, (N, bins) float32 probabilities, in evaluation mode, in float32 without TF32.
 
     Args:
         network: the trained network.
@@ -78,7 +79,8 @@ def pdfs(network: Network, images: Tensor, ebv: Tensor, object_id: Tensor) -> Te
         BadInput: logits of the wrong shape, or not finite for some object.
     """
     network.module.eval()
-    logits = network.module(images, ebv).float()
+    with tf32(False):
+        logits = network.module(images, ebv).float()
     if logits.shape != (len(images), network.bins.n):
         raise BadInput(
             f"run '{network.name}': logits of shape {tuple(logits.shape)} for {len(images)} objects and "

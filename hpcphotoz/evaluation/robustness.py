@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcphotoz.attacks import AS_IS, Passes, perturb
+from hpcphotoz.attacks import Passes, perturb
+from hpcphotoz.attacks.precision import tf32
 from hpcphotoz.config import Attack
 from hpcphotoz.data.shards import Manifest, Stamps, read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
@@ -26,7 +27,11 @@ from hpcphotoz.evaluation.network import Network, batches, check_fits, pdfs, ten
 from hpcphotoz.evaluation.result import Example, Floats, LeastEps, NetworkResult, Result
 from hpcphotoz.evaluation.tally import Tally, network_result
 
-PASSES = {"fp32": AS_IS, "bf16": Passes(autocast=torch.bfloat16)}
+PASSES = {
+    "fp32": Passes(tf32=False),
+    "tf32": Passes(tf32=True),
+    "bf16": Passes(autocast=torch.bfloat16, tf32=False),
+}
 
 
 def evaluate(
@@ -69,9 +74,9 @@ def evaluate(
         device: where the networks are and the attacks run.
         limit: only the first so many objects.
         seed: key of the random starts.
-        precision: "bf16" computes the attacks' gradients under autocast: faster, and as strong where it was
-            compared. What is measured on the attacked images is always float32, and so is the search for the
-            least epsilon.
+        precision: of the attacks' gradients: "fp32", "tf32" or "bf16"; bf16 was as strong where it was
+            compared. What is measured on the attacked images is always float32 without TF32, and so is the
+            search for the least epsilon.
         subset: which objects of the dataset.
 
     Raises:
@@ -94,7 +99,8 @@ def evaluate(
         }
         if minimal_max is not None:
             for one in taken:
-                one.least.append(least_eps(one.network, tensor, minimal_max, steps=steps, seed=seed))
+                with tf32(False):
+                    one.least.append(least_eps(one.network, tensor, minimal_max, steps=steps, seed=seed))
         for source, targets in crossed.items():
             for target in (network for network in networks if network.name in targets):
                 pdf = pdfs(target, shown[source].attacked, tensor["ebv"], tensor["object_id"])

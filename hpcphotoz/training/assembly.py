@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hpcphotoz.attacks.gradient import compiled as through_compiler
+from hpcphotoz.attacks.precision import timed
 from hpcphotoz.config import Config
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.training.cast import Cast, timed
+from hpcphotoz.training.cast import Cast
 from hpcphotoz.training.exchange import FromAttackers, Link, ToLearners, Waiting
 from hpcphotoz.training.free import FreeStep
 from hpcphotoz.training.generate import Generator
@@ -42,7 +44,8 @@ class Assembly:
 
     def attack_by(self, module: nn.Module, work: Work) -> Tensor:
         """The same by another copy of the network, launched one by one."""
-        return Generator(module, self.config, self.bins, replace(self.speed, graphs="off"))(work)
+        speed = replace(self.speed, graphs="off", compiled=False)
+        return Generator(module, self.config, self.bins, speed)(work)
 
     def adversaries(self) -> Adversaries:
         """Where attacked images come from on a rank that makes its own."""
@@ -78,13 +81,21 @@ class Assembly:
         learners, objective = cast.world.size, Objective(self.config, self.bins)
         module = self.module.train()
         if self.speed.graphs == "step":
-            bare = Step(module, self.optimiser, adversaries, objective, self.speed, learners)
-            training = self.config.training
-            return GraphedStep(bare, module, self.optimiser, training, learners, cast.among, self.phases)
+            return self._graphed(module, objective, learners, cast)
         model = self._wrapped(module, cast)
         if self.config.training.objective == "free":
             return FreeStep(model, self.optimiser, self.config, self.bins, self.speed, learners, self.phases)
         return Step(model, self.optimiser, adversaries, objective, self.speed, learners, self.phases)
+
+    def _graphed(self, module: nn.Module, objective: Objective, learners: int, cast: Cast) -> GraphedStep:
+        """The step of the bare network as a graph, through the compiler if that is asked for."""
+        compiled, eager = None, replace(self, speed=replace(self.speed, compiled=False))
+        if self.speed.compiled:
+            fast = through_compiler(module, self.device)
+            compiled = Step(fast, self.optimiser, self.adversaries(), objective, self.speed, learners)
+        step = Step(module, self.optimiser, eager.adversaries(), objective, eager.speed, learners)
+        training, optimiser = self.config.training, self.optimiser
+        return GraphedStep(step, module, optimiser, training, learners, cast.among, self.phases, compiled)
 
     def costs(self, work: Work) -> tuple[float, float]:
         """Seconds to attack, and to train on, a rank's share of a batch; nothing is updated."""
@@ -98,7 +109,7 @@ class Assembly:
 
     def _wrapped(self, module: nn.Module, cast: Cast) -> nn.Module:
         if self.speed.compiled:
-            module = torch.compile(module)  # type: ignore[assignment]
+            module = through_compiler(module, self.device)
         if cast.world.size == 1:
             return module
         return DistributedDataParallel(

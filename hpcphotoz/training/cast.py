@@ -1,7 +1,6 @@
 """Who does what in this run: all ranks the same, or some learners and some attackers."""
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,7 +14,6 @@ from hpcphotoz.training.group import Among
 from hpcphotoz.training.roles import Split, nearest
 from hpcphotoz.world import World
 
-_ROUNDS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -75,16 +73,3 @@ def cast(
     # One node's numbers mean nothing any more: parts are spread over all.
     place = replace(world, rank=kind.index(world.rank), size=len(kind), local_rank=0, local_size=1)
     return Cast(place, None if attacks else learners, split, weights, attacks)
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, the least of a few after one to warm up."""
-    best = float("inf")
-    for number in range(_ROUNDS + 1):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number:
-            best = min(best, time.perf_counter() - start)
-    return best

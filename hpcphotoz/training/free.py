@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.attacks.problem import Ball, RandomStart, problem
+from hpcphotoz.attacks.problem import Ball, RandomStart, problem, put
 from hpcphotoz.attacks.run import key_of
 from hpcphotoz.config import Config
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.generate import attack_at, start_seed
-from hpcphotoz.training.objective import sums, target
+from hpcphotoz.training.objective import marked, sums, target
 from hpcphotoz.training.phases import Phases
 from hpcphotoz.training.speed import Speed
 from hpcphotoz.training.work import Work
@@ -69,9 +69,7 @@ class FreeStep:
     def _update(self, work: Work, adv: Tensor) -> tuple[Tensor, Tensor]:
         """One forward and backward pass and one update; also the gradient at the attacked images."""
         adv = adv.detach().requires_grad_()
-        images = work.images.index_copy(0, work.attacked, adv)
-        attacked = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        attacked[work.attacked] = True
+        images, attacked = put(work.images, work.attacked, adv), marked(work)
         self._optimiser.zero_grad()
         with self._phases("clean and adversarial"):
             with self._speed.autocast(images.device):

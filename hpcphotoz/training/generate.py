@@ -61,10 +61,13 @@ class Generator:
                 bins=self._bins,
                 seed=start_seed(self._config),
                 epoch=work.epoch,
-                passes=self._passes_of(attack),
+                passes=self._passes_of(attack, work),
             )
 
-    def _passes_of(self, attack: Attack) -> Passes:
+    def _passes_of(self, attack: Attack, work: Work) -> Passes:
+        if work.images.is_cuda and (work.skipped or work.size < self._config.training.global_batch):
+            # Of another shape than all others: compiling and capturing it would take longer than it does.
+            return replace(self._passes, compiled=False)
         if self._graphs is None:
             return self._passes
         # eps and step size are read by the graph: growing, they need no other one.

@@ -10,6 +10,7 @@ launching kernels takes longer than they do. Batches of another shape (an epoch'
 of the attack, whose strength would be captured, take the usual way.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,41 +18,30 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from hpcphotoz.attacks.graph import capture
 from hpcphotoz.config import Training
 from hpcphotoz.training.group import Among
 from hpcphotoz.training.phases import Phases
 from hpcphotoz.training.step import Step
 from hpcphotoz.training.work import Work
 
-Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
-_WARM_UP = 3  # libraries choose algorithms and take workspace in their first calls, which a capture may not
+Record = Callable[[Callable[[], Tensor], torch.device], tuple[Callable[[], object], Tensor]]
 _COPIED = ("images", "ebv", "z_spec", "sky_sigma", "object_id", "attacked", "clean")
-
-
-def cuda_graph(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """Capture a call: how to replay it, and the tensor that each replay fills."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UP):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        out = work()
-    return graph.replay, out
+_log = logging.getLogger(__name__)
 
 
 class GraphedStep:
     """Takes optimisation steps, as `step.Step`, whose gradients it captures.
 
     Args:
-        step: of the bare network, without DistributedDataParallel.
+        step: of the bare network, without DistributedDataParallel; for batches that no graph fits.
         module: the network.
         optimiser: of its parameters.
         training: warm-ups of the attack, during which nothing is captured.
         learners, among: ranks that train, and their group.
         phases: told what begins and ends.
+        compiled: the same step through torch.compile, to be captured; where the compiler fails, `step` is,
+            and a warning says so. None: `step` is captured.
         record: captures a call.
     """
 
@@ -64,9 +54,10 @@ class GraphedStep:
         learners: int = 1,
         among: Among = None,
         phases: Phases | None = None,
-        record: Record = cuda_graph,
+        compiled: Step | None = None,
+        record: Record = capture,
     ) -> None:
-        self._step, self._optimiser, self._record = step, optimiser, record
+        self._step, self._compiled, self._optimiser, self._record = step, compiled, optimiser, record
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._warm = max(training.eps_warmup_steps, training.k_warmup_steps)
         self._learners, self._among, self._phases = learners, among, phases or Phases()
@@ -94,8 +85,26 @@ class GraphedStep:
         epoch = torch.zeros((), dtype=torch.int64, device=work.images.device)
         own = {name: getattr(work, name).clone(memory_format=torch.preserve_format) for name in _COPIED}
         self._work = replace(work, **own, epoch=epoch)
-        self._replay, self._out = self._record(lambda: self._step.gradients(self._work))
+        captured = self._working()
+        self._replay, self._out = self._record(lambda: captured.gradients(self._work), work.images.device)
         self._gradients = [_of(p) for p in self._parameters]
+
+    def _working(self) -> Step:
+        """The step to be captured: the compiled one, if it compiles and runs."""
+        if self._compiled is None:
+            return self._step
+        try:
+            self._compiled.gradients(self._work)
+        # Compilers, their back ends and the code that they make raise errors of no common type.
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [""])[0]
+            _log.warning(
+                "torch.compile failed here (%s: %s): the step runs as a CUDA graph without it",
+                type(error).__name__,
+                said,
+            )
+            self._compiled = None
+        return self._compiled or self._step
 
     def _replayed(self, work: Work) -> Tensor:
         assert self._replay is not None and isinstance(self._work.epoch, Tensor)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpcphotoz.attacks.problem import put
 from hpcphotoz.config import Config, Training
 from hpcphotoz.data.order import adversarial
 from hpcphotoz.models.bins import RedshiftBins
@@ -75,9 +76,7 @@ class Objective:
                     )
                 )
             ]
-        attacked = torch.zeros(len(work.images), dtype=torch.bool, device=adv.device)
-        attacked[work.attacked] = True
-        return [Part(work.images.index_copy(0, work.attacked, adv), work.ebv, work.z_spec, attacked)]
+        return [Part(put(work.images, work.attacked, adv), work.ebv, work.z_spec, marked(work))]
 
     def clean(self, work: Work) -> Part:
         """Objects whose pass needs no attacked image."""
@@ -126,6 +125,13 @@ class Objective:
             theirs = functional.cross_entropy(attacked, wanted, reduction="none")
             told = sums(torch.cat([each, theirs]), torch.cat([~part.attacked, part.attacked]))
         return each.sum() + self._config.training.consistency_weight * apart, told
+
+
+def marked(work: Work) -> Tensor:
+    """(n,) bool: which objects are attacked."""
+    every = torch.zeros(len(work.images), dtype=torch.bool, device=work.images.device)
+    # `every[rows] = True` would copy True from the host, wait for the device, and be refused in a capture.
+    return every.index_fill_(0, work.attacked, True)
 
 
 def sums(each: Tensor, attacked: Tensor) -> Tensor:

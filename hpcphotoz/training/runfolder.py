@@ -77,6 +77,15 @@ def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
         yield
 
 
+def precision_of(run: Path) -> str | None:
+    """The precision of the run that the folder holds; None: none, or one that was begun with auto."""
+    path = run / "config.toml"
+    if not path.is_file() or not list((run / "checkpoints").glob("step-*.pt")):
+        return None
+    precision = configuration.load(str(path)).training.precision
+    return None if precision == "auto" else precision
+
+
 def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
     """Add this start to provenance.json: versions, commit, host, command, world, and the given facts."""
     path = run / "provenance.json"

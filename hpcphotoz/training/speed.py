@@ -1,9 +1,11 @@
-"""How a device computes: what the options called auto stand for on it.
+"""How a device computes: what the options called auto stand for on it, and why.
 
-Each default is what `benchmarks/bench_options.py` found quickest on the device; `benchmarks/LOG.md` has the
-figures.
+The precision is measured on the device; each other default is what `benchmarks/bench_options.py` found
+quickest on it; `benchmarks/LOG.md` has the figures.
 """
 
+import importlib.util
+import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +14,24 @@ import torch
 from torch import nn
 
 from hpcphotoz.attacks import Passes
+from hpcphotoz.attacks.precision import (
+    Precision,
+    bfloat16_speedup,
+    lower,
+    quickest_on_cpu,
+    slower_than_fp32,
+)
+from hpcphotoz.attacks.trial import seconds_of_a_pass
 from hpcphotoz.config import Config, Training
-from hpcphotoz.errors import BadInput
 from hpcphotoz.models.form import reform
 from hpcphotoz.training import group
 from hpcphotoz.world import World
 
 _MICRO_BATCH_ON_CPU = 64
+# Images of a rank after which a compile is earned back: 76 s the first time, and about half of it again for
+# the precision that loses its trial, at the rates of a graph of the step on an H200 without (4,345 images/s)
+# and with it (7,171): 1.3 million, and a margin.
+EARNS_COMPILE = 2_000_000
 _log = logging.getLogger(__name__)
 
 
@@ -35,11 +48,13 @@ class Speed:
     graphs: str  # "off", "attack", "step"
     fused_adam: bool
     micro_batch: int | None  # objects a pass; None: all
+    tf32: bool = False  # whether float32 products of training's passes may be rounded to TF32
+    attack_tf32: bool = False
 
     @property
     def passes(self) -> Passes:
         """The attack's passes."""
-        return Passes(autocast=self.attack, compiled=self.compiled)
+        return Passes(autocast=self.attack, compiled=self.compiled, tf32=self.attack_tf32)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of training's passes; parameters and updates stay float32."""
@@ -53,22 +68,35 @@ class Speed:
 
     def facts(self) -> dict[str, Any]:
         """For the run's provenance."""
-        names = {None: "fp32", torch.bfloat16: "bf16"}
-        return {**vars(self), "training": names[self.training], "attack": names[self.attack]}
+        found = {**vars(self), "training": self._name(self.training, self.tf32)}
+        found["attack"] = self._name(self.attack, self.attack_tf32)
+        return {name: value for name, value in found.items() if name not in ("tf32", "attack_tf32")}
+
+    @staticmethod
+    def _name(dtype: torch.dtype | None, tf32: bool) -> Precision:
+        return "bf16" if dtype else "tf32" if tf32 else "fp32"
 
 
 def speed_of(training: Training, device: torch.device) -> Speed:
-    """Settle what is open."""
+    """Options as they are computed with.
+
+    What is still auto is what it is on any device of the kind: without compiler and graphs, and on a GPU in
+    tf32, where it has it: the quicker one without them. `settled` decides these for a run.
+    """
     on_gpu = device.type == "cuda"
-    auto = "bf16" if has_bfloat16_units(device) else "fp32"
-    lower = {"bf16": torch.bfloat16, "fp32": None}
-    passes = lower[auto if training.precision == "auto" else training.precision]
+    precision = training.precision
+    if precision == "auto":
+        unmeasured: Precision = "tf32" if on_gpu and _has_tf32(device) else "fp32"
+        precision = unmeasured if on_gpu else quickest_on_cpu(bfloat16_speedup())[0]
+    of_attack = precision if training.attack_precision == "training" else training.attack_precision
     graphs = "off" if training.graphs == "auto" else training.graphs
     if graphs != "off" and not on_gpu:
         _log.warning("training.graphs %s: no CUDA device: passes are launched one by one", graphs)
     return Speed(
-        training=passes,
-        attack=passes if training.attack_precision == "training" else lower[training.attack_precision],
+        training=lower(precision),
+        attack=lower(of_attack),
+        tf32=on_gpu and precision == "tf32",
+        attack_tf32=on_gpu and of_attack == "tf32",
         channels_last=training.channels_last != "off",
         merged=training.merged == "on" or (training.merged == "auto" and not on_gpu),
         padded=training.padded == "on",
@@ -79,25 +107,160 @@ def speed_of(training: Training, device: torch.device) -> Speed:
     )
 
 
-def resolved(config: Config, device: torch.device, world: World) -> Config:
-    """The configuration with the precision that this run has on all ranks: it is part of what is trained.
+@dataclass(frozen=True)
+class Settled:
+    """The options of a run with precision, compiler and graphs decided, the same on all ranks.
 
-    Raises:
-        BadInput: ranks whose devices want different ones.
+    Attributes:
+        training: the options.
+        said: what was chosen and why, one line.
+        warning: what an option that was asked for costs, one line; "": nothing.
     """
-    if config.training.precision != "auto":
-        return config
-    precision = "bf16" if has_bfloat16_units(device) else "fp32"
-    if len(set(group.gather(precision, world))) > 1:
-        raise BadInput("training.precision auto: not all ranks have bfloat16 units: say fp32 or bf16")
-    training = config.training.model_copy(update={"precision": precision})
-    return config.model_copy(update={"training": training})
+
+    training: Training
+    said: str
+    warning: str = ""
 
 
-def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products have hardware of their own: there it halves a step, elsewhere not."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
-        return False
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+def settled(
+    config: Config,
+    world: World,
+    module: nn.Module,
+    device: torch.device,
+    shape: tuple[int, ...],
+    objects: int,
+    begun: str | None = None,
+) -> Settled:
+    """Decide precision, compiler and graphs; collective.
+
+    Args:
+        config: as the user gives it.
+        world: all ranks.
+        module: the network, on the device.
+        device: of this rank.
+        shape: (n, B, H, W), images of this rank's share of a batch.
+        objects: images that the run trains on, of all ranks and epochs.
+        begun: the precision of the run that is continued: it goes on in it.
+    """
+    training = config.training
+    if device.type != "cuda":
+        return _settled_on_cpu(training, world, begun)
+    graphs, why_graphs = _graphs(training)
+    compiled, why_compiled = _compiled(training, graphs, objects // world.size)
+    precision: str = training.precision
+    why = "as asked"
+    if precision == "auto" and begun:
+        precision, why = begun, "as the run was begun"
+    elif precision == "auto" and not _has_tf32(device):
+        precision, why = "fp32", "no units for tf32 and bf16"
+    elif precision == "auto":
+        seconds, failed = _trial(module, device, shape, compiled, graphs != "off", world)
+        if failed:
+            compiled, why_compiled = False, f"not compiled (torch.compile failed here: {failed})"
+        precision, why = _quicker(seconds, shape[0])
+    values = {"precision": precision, "graphs": graphs, "compiled": "on" if compiled else "off"}
+    name = torch.cuda.get_device_name(device)
+    said = f"{name}: precision {precision} ({why}), {why_graphs}, {why_compiled}"
+    return Settled(training.model_copy(update=values), said)
+
+
+def precision_of_attacks(
+    asked: str, module: nn.Module, device: torch.device | str, shape: tuple[int, ...]
+) -> tuple[str, str]:
+    """The precision of attacks on a trained network, and a line on why, or on what it costs; "": nothing.
+
+    Args:
+        asked: "auto" or a precision.
+        module: the network, on the device.
+        device: where the attacks run.
+        shape: (n, B, H, W), the images of a pass.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        found, why = quickest_on_cpu(bfloat16_speedup())
+        if asked != "auto":
+            slow = slower_than_fp32(asked, bfloat16_speedup())
+            return asked, f"warning: {slow}" if slow else ""
+        return found, f"gradients of attacks in {found} ({why})"
+    if asked != "auto":
+        return asked, ""
+    if not _has_tf32(device):
+        return "fp32", "gradients of attacks in fp32 (no units for tf32 and bf16)"
+    seconds = seconds_of_a_pass(module, device, shape, compiled=False, graph=False)
+    found, why = _quicker(seconds, shape[0])
+    return found, f"gradients of attacks in {found} ({why})"
+
+
+def _quicker(seconds: dict[str, float], n: int) -> tuple[Precision, str]:
+    both = ", ".join(f"{1e3 * took:.3g} ms in {name}" for name, took in seconds.items())
+    found: Precision = "bf16" if seconds["bf16"] < seconds["tf32"] else "tf32"
+    return found, f"measured: a pass over {n} images takes {both}"
+
+
+def _settled_on_cpu(training: Training, world: World, begun: str | None) -> Settled:
+    # The slowest rank decides: it would be waited for.
+    speedup = min(float(text or 1) for text in group.gather(str(bfloat16_speedup()), world))
+    precision: str
+    precision, why = quickest_on_cpu(speedup)
+    if training.precision != "auto":
+        precision, why = training.precision, "as asked"
+    elif begun:
+        precision, why = begun, "as the run was begun"
+    attack = training.attack_precision
+    of_attack = "" if attack in ("training", precision) else f", attack {attack} (as asked)"
+    slow = slower_than_fp32(precision, speedup) or slower_than_fp32(attack, speedup)
+    said = f"CPU: precision {precision} ({why}){of_attack}"
+    return Settled(training.model_copy(update={"precision": precision}), said, slow or "")
+
+
+def _graphs(training: Training) -> tuple[str, str]:
+    """What is captured on a GPU, and that in words."""
+    if training.graphs != "auto":
+        return training.graphs, f"graphs {training.graphs} (as asked)"
+    if training.overlap == "ranks":
+        return "off", "no CUDA graphs (overlap ranks: a capture would wait for other ranks)"
+    if training.objective == "free":
+        return "off", "no CUDA graphs (objective free: updates lie between its passes)"
+    if training.overlap == "streams":
+        return "attack", "graph of the attack (overlap streams is slower than off without it)"
+    return (
+        "step",
+        "graph of the step (a smaller last batch of an epoch and the attack's warm-up run without)",
+    )
+
+
+def _compiled(training: Training, graphs: str, objects: int) -> tuple[bool, str]:
+    """Whether the network is compiled on a GPU, and that in words; `objects`: of this rank."""
+    if training.compiled != "auto":
+        return training.compiled == "on", f"compiled {training.compiled} (as asked)"
+    if graphs != "step":
+        return False, "not compiled (auto compiles with a graph of the step alone)"
+    if importlib.util.find_spec("triton") is None:
+        return False, "not compiled (triton is not installed)"
+    if objects < EARNS_COMPILE:
+        few = f"{objects:,} images a rank: a compile is earned back after {EARNS_COMPILE:,}"
+        return False, f"not compiled ({few})"
+    return True, "compiled"
+
+
+def _trial(
+    module: nn.Module, device: torch.device, shape: tuple[int, ...], compiled: bool, graph: bool, world: World
+) -> tuple[dict[str, float], str]:
+    """Seconds of a pass in each precision, added up over ranks; and why the compiler failed on some."""
+    failed = ""
+    if compiled:
+        try:
+            seconds_of_a_pass(module, device, shape, compiled=True, graph=False)
+        # Compilers, their back ends and the code that they make raise errors of no common type.
+        except Exception as error:
+            failed = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        failed = next((text for text in group.gather(failed, world) if text), "")
+    took = seconds_of_a_pass(module, device, shape, compiled=compiled and not failed, graph=graph)
+    ranks = [json.loads(text or "") for text in group.gather(json.dumps(took), world)]
+    torch.cuda.empty_cache()
+    return {name: sum(rank[name] for rank in ranks) for name in took}, failed
+
+
+def _has_tf32(device: torch.device) -> bool:
+    """Whether a GPU has units for TF32 and bfloat16."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)

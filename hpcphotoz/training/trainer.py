@@ -3,6 +3,7 @@
 import enum
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hpcphotoz.attacks.precision import tf32
 from hpcphotoz.config import Config
-from hpcphotoz.data.order import ORDER
+from hpcphotoz.data.order import ORDER, rank_slice
 from hpcphotoz.errors import BadInput
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.build import bins_of, build
@@ -27,7 +29,7 @@ from hpcphotoz.training.meter import Meter
 from hpcphotoz.training.phases import Phases
 from hpcphotoz.training.profile import Profile
 from hpcphotoz.training.shares import Shares
-from hpcphotoz.training.speed import resolved, speed_of
+from hpcphotoz.training.speed import settled, speed_of
 from hpcphotoz.training.step import learning_rate
 from hpcphotoz.training.stop import StopRequest
 from hpcphotoz.training.validation import Abandoned, Unreadable, validate
@@ -75,13 +77,18 @@ def train(config: Config, data: Path, out: Path, profile: bool = False) -> Outco
         if device.type == "cpu":
             keep_freed_memory()
         try:
-            config = resolved(config, device, world)
             trainer = _Trainer(config, data, out, world, device)
-            lock.enter_context(runfolder.prepare(out, config, world))
         except (BadInput, OSError) as error:
             problem = str(error)
         group.agree(problem, world)
         assert trainer is not None
+        config = trainer.settle()
+        try:
+            lock.enter_context(runfolder.prepare(out, config, world))
+        except (BadInput, OSError) as error:
+            problem = str(error)
+        group.agree(problem, world)
+        lock.enter_context(tf32(trainer.tf32))
         trainer.count()
         with runfolder.rank_log(out, world):
             trainer.resume()
@@ -92,6 +99,7 @@ def train(config: Config, data: Path, out: Path, profile: bool = False) -> Outco
 class _Trainer:
     def __init__(self, config: Config, data: Path, out: Path, world: World, device: torch.device) -> None:
         self._config, self._out, self._world, self._data = config, out, world, data
+        self._begun = runfolder.precision_of(out)
         self._cast, phases = Cast(world), Phases(device)
         self._shares = Shares(data, config, world, device, phases)
         manifest = self._shares.train.manifest
@@ -99,7 +107,8 @@ class _Trainer:
         # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
         self._scale = tuple(config.model.softening * sigma for sigma in manifest.statistics.sky_sigma)
         torch.manual_seed(config.training.seed)
-        speed = speed_of(config.training, device)
+        # In float32 until `settle`; the form of the network does not depend on it.
+        speed = speed_of(config.training.model_copy(update={"precision": "fp32"}), device)
         module = build(config.model, stamp=manifest.header.stamp, scale=self._scale)
         module = speed.placed(module, device)
         optimiser = torch.optim.AdamW(
@@ -111,6 +120,30 @@ class _Trainer:
         self._parts = Assembly(module, optimiser, config, bins_of(config.model), speed, device, phases)
         self._meter = Meter(phases)
         self._total = self._last = self._step = 0
+
+    def settle(self) -> Config:
+        """Decide what the device computes in and say so; returns the configuration with it."""
+        config, manifest, device = self._config, self._shares.train.manifest, self._parts.device
+        training, header = config.training, manifest.header
+        of_batch = rank_slice(training.global_batch, self._world.rank, self._world.size)
+        n = max(of_batch.stop - of_batch.start, 1)
+        shape = (n, len(header.bands), header.stamp, header.stamp)
+        objects = training.epochs * manifest.rows
+        if training.max_steps:
+            objects = min(objects, training.max_steps * training.global_batch)
+        begun = group.gather(self._begun, self._world)[0]
+        found = settled(config, self._world, self._parts.module, device, shape, objects, begun)
+        self._config = config.model_copy(update={"training": found.training})
+        self._parts = replace(self._parts, config=self._config, speed=speed_of(found.training, device))
+        self._say(f"{self._out}: {found.said}")
+        if found.warning and self._world.is_first:
+            print(f"hpcphotoz: warning: {found.warning}", file=sys.stderr)
+        return self._config
+
+    @property
+    def tf32(self) -> bool:
+        """Whether a GPU may round the factors of training's products to TF32."""
+        return self._parts.speed.tf32
 
     def count(self) -> None:
         """Agree on how many objects and steps there are.
