@@ -275,7 +275,7 @@ def test_a_lost_shard_is_left_out_and_counted_if_asked(
     assert first.census.lost == (1, 2) and first.census.lost_rows(first.manifest) == 43
     assert "missing" in caplog.text and "truncated" in caplog.text
     second = stream(folder, 1, 2, "train", options)
-    second.census = first.census
+    second.objects = first.objects
     seen = ids(list(first.epoch(0))) + ids(list(second.epoch(0)))
     mine = order.part_of(make_stamps(75).object_id[:32], 0.2, 0.2, 0) == 0
     assert sorted(seen) == sorted(make_stamps(75).object_id[:32][mine].tolist())

@@ -1,18 +1,25 @@
-"""How many objects a part of a dataset has, and their range of redshifts: one scan of the deciding labels."""
+"""Which objects a part of a dataset has, how many and at which redshifts: one scan of the deciding labels."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hpcphotoz.atomic import write_text
 from hpcphotoz.data import shards
 from hpcphotoz.data.files import Files
-from hpcphotoz.data.order import Blocks
+from hpcphotoz.data.order import ORDER, Blocks
+from hpcphotoz.data.selection import Selection
 from hpcphotoz.data.subset import Subset
+from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 
-_ROWS = 1 << 16  # scanned together
+_ROWS = 1 << 16  # scanned together; a multiple of 8: see `Selection.fill`
 _THREADS = 8
 _MANY = 1000  # shards whose scan takes long enough to be shown
 
@@ -35,14 +42,73 @@ class Census:
         return sum(manifest.shards[number].rows for number in self.lost)
 
 
+@dataclass(frozen=True)
+class Objects:
+    """The objects of a part: how many there are, and which."""
+
+    census: Census
+    selection: Selection | None  # None: all rows of the shards that are not lost
+    file: str = ""  # that holds the selection, in the folder of `saved`
+    xxh3: str = ""  # checksum of that file
+
+    def facts(self) -> dict[str, Any]:
+        """What another process needs to have the same objects by `from_facts`; JSON can hold it."""
+        return {"census": asdict(self.census), "file": self.file, "xxh3": self.xxh3}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any], folder: Path, manifest: shards.Manifest) -> "Objects":
+        """The objects of these facts; the selection is mapped into memory from its file in `folder`.
+
+        Raises:
+            BadInput: the file is missing or another one.
+        """
+        census = Census(**{**facts["census"], "lost": tuple(facts["census"]["lost"])})
+        file, xxh3 = facts["file"], facts["xxh3"]
+        rows = [shard.rows for shard in manifest.shards]
+        return cls(census, Selection.read(folder / file, rows, xxh3) if file else None, file, xxh3)
+
+
+def saved(folder: Path, manifest: shards.Manifest, subset: Subset, lost: tuple[int, ...]) -> Objects | None:
+    """What `save` has written for these parts of this dataset, if anything."""
+    try:
+        facts = json.loads((folder / f"{_name(manifest, subset, lost)}.json").read_bytes())
+        return Objects.from_facts(facts, folder, manifest)
+    except (OSError, ValueError, KeyError, TypeError, BadInput):
+        return None  # missing, or damaged: counted again
+
+
+def save(folder: Path, manifest: shards.Manifest, subset: Subset, objects: Objects) -> Objects:
+    """Write a part's objects for other ranks and for a resumed run; they come back mapped into memory.
+
+    Args:
+        folder: is made where it does not exist.
+        manifest, subset: the part of which dataset; with the lost shards they make the files' name.
+        objects: as `count` gives them.
+    """
+    if objects.selection is None:
+        return objects
+    folder.mkdir(exist_ok=True)
+    name = _name(manifest, subset, objects.census.lost)
+    xxh3 = objects.selection.write(folder / f"{name}.bits")
+    facts = Objects(objects.census, None, f"{name}.bits", xxh3).facts()
+    write_text(folder / f"{name}.json", json.dumps(facts) + "\n")
+    return Objects.from_facts(facts, folder, manifest)
+
+
+def _name(manifest: shards.Manifest, subset: Subset, lost: tuple[int, ...]) -> str:
+    where = subset.where.text if subset.where else ""
+    key = (manifest.sha256, ORDER, subset.part, subset.validation, subset.test, subset.seed, where, lost)
+    return f"{subset.part}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+
+
 def count(
     manifest: shards.Manifest,
     files: Files,
     subsets: Sequence[Subset],
     lost: tuple[int, ...] = (),
     verify: bool = False,
-) -> list[Census]:
-    """Count the objects of some parts by one scan; the manifest alone is enough where all are meant.
+) -> list[Objects]:
+    """Find the objects of some parts by one scan; the manifest alone is enough where all are meant.
 
     Args:
         manifest, files: the dataset.
@@ -54,29 +120,41 @@ def count(
         BadInput: a shard that cannot be read, or whose labels have changed since it was written.
     """
     numbers = [number for number in range(len(manifest.shards)) if number not in set(lost)]
+    rows = [shard.rows for shard in manifest.shards]
+    selections = [Selection(rows) if subset.columns else None for subset in subsets]
 
     def one(number: int) -> list[Census]:
         shard = manifest.shards[number]
         known = Census(shard.rows, shard.z_min, shard.z_max, shard.unlabelled, *3 * (shard.file,))
-        return [_scan(files, number, shard, s, verify) if s.columns else known for s in subsets]
+        return [
+            known if selection is None else _scan(files, number, shard, subset, selection, verify)
+            for subset, selection in zip(subsets, selections, strict=True)
+        ]
+
+    def total(found: Iterable[list[Census]]) -> list[Objects]:
+        return list(map(Objects, _total(found, len(subsets), lost), selections))
 
     if not any(subset.columns for subset in subsets):
         found: Iterable[list[Census]] = map(one, numbers)
-        return _total(found, len(subsets), lost)
+        return total(found)
     # Several at a time: on a network file system a shard is a few round trips, one after the other.
     with ThreadPoolExecutor(_THREADS, "hpcphotoz-count") as threads:
         found = threads.map(one, numbers)
         if len(numbers) >= _MANY:
             found = track(found, "counting objects (shards)", len(numbers))
-        return _total(found, len(subsets), lost)
+        return total(found)
 
 
-def _scan(files: Files, number: int, shard: shards.Shard, subset: Subset, verify: bool) -> Census:
+def _scan(
+    files: Files, number: int, shard: shards.Shard, subset: Subset, selection: Selection, verify: bool
+) -> Census:
     found = Census()
     for first in range(0, shard.rows, _ROWS):
         block = Blocks(*(np.array([x]) for x in (number, first, min(_ROWS, shard.rows - first))))
         columns = files.columns(block, subset.columns | {"z_spec"}, verify)
-        z = columns["z_spec"][subset(columns)]
+        keep = subset(columns)
+        selection.fill(number, first, keep)
+        z = columns["z_spec"][keep]
         known = z[np.isfinite(z)]
         low = float(known.min()) if len(known) else None
         high = float(known.max()) if len(known) else None

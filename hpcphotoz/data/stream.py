@@ -6,6 +6,7 @@ the window's batches: the only copy is the kernel's.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hpcphotoz.config import Data
 from hpcphotoz.data import order, shards
 from hpcphotoz.data.buffers import Buffers
-from hpcphotoz.data.census import Census, count
+from hpcphotoz.data.census import Census, Objects, count, save, saved
 from hpcphotoz.data.files import Files
 from hpcphotoz.data.subset import Part, Subset
 from hpcphotoz.data.window import Window
@@ -29,6 +29,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
 
 _BATCHES = 4  # a window holds at least so many global batches: with fewer, a batch is one stretch of the disk
+_SPARSE = 32  # a window has at most so many times more blocks where few of their objects are meant
 _log = logging.getLogger(__name__)
 
 
@@ -53,8 +54,8 @@ class Stream:
 
     Every object of the part is seen exactly once an epoch over all ranks, at any world size; the global
     sequence depends on (seed, epoch) alone. The state of a stream is (epoch, batch index): pass them to
-    `epoch` to resume. No array has the dataset's length; memory is `windows_ahead` + 1 windows, shared by the
-    ranks.
+    `epoch` to resume. Memory is `windows_ahead` + 1 windows, shared by the ranks, and one bit an object where
+    only some are meant.
 
     Args:
         folder: the dataset.
@@ -93,48 +94,67 @@ class Stream:
         # A block that is not whole chunks would have its first and last chunk decompressed twice.
         chunk = max((shard.chunk_rows for shard in self.manifest.shards[:1]), default=1)
         self._block_rows = -(-options.block_rows // chunk) * chunk
-        at_least = -(-_BATCHES * global_batch // self._block_rows)
-        self._window_blocks = max(options.window_blocks, at_least)
+        self._window_rows = max(options.window_blocks * self._block_rows, _BATCHES * global_batch)
         header = self.manifest.header
         shape, dtype = shards.columns(header)["images"]
         slots = -(-global_batch // self._world.size)
         self._buffers = Buffers(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
-        self._census: Census | None = None
+        self._objects: Objects | None = None
         self._verified = False
         self._verify_labels = options.verify != "never"
         self.busy_s = 0.0  # seconds that reading threads have worked, added up
 
     @property
+    def objects(self) -> Objects:
+        """Which objects the part has: found once, by one scan of labels, unless another rank's are taken."""
+        if self._objects is None:
+            self.count_together([self])
+        assert self._objects is not None
+        return self._objects
+
+    @objects.setter
+    def objects(self, objects: Objects) -> None:
+        self._objects = objects
+
+    @property
     def census(self) -> Census:
-        """How many objects the part has and between which redshifts; counted once, by one scan of labels,
-        unless another rank's count is set.
+        """How many objects the part has and between which redshifts.
 
         Raises:
             BadInput: no object at all.
         """
-        if self._census is None:
-            self.count_together([self])
-        assert self._census is not None
-        if self._census.rows == 0:
+        census = self.objects.census
+        if census.rows == 0:
             raise BadInput(
                 f"{self._folder}: no object in its {self._part} part ({self.manifest.rows} in all): "
                 "add objects or change data.validation, data.test or data.where"
             )
-        return self._census
-
-    @census.setter
-    def census(self, census: Census) -> None:
-        self._census = census
+        return census
 
     @staticmethod
-    def count_together(streams: "Sequence[Stream]") -> None:
-        """Take the census of several parts of one dataset by one scan."""
+    def count_together(streams: "Sequence[Stream]", folder: Path | None = None) -> None:
+        """Find the objects of several parts of one dataset by one scan.
+
+        Args:
+            streams: of one dataset.
+            folder: where selections are kept for other ranks and for a resumed run; None: in memory.
+        """
         first = streams[0]
-        lost = first._find_lost() if first._options.damaged == "skip" else ()
-        subsets = [stream._subset for stream in streams]
-        counts = count(first.manifest, first.files, subsets, lost, first._verify_labels)
-        for stream, census in zip(streams, counts, strict=True):
-            stream.census = census
+        manifest, lost = first.manifest, first._find_lost() if first._options.damaged == "skip" else ()
+        unknown = []
+        for stream in streams:
+            known = (
+                saved(folder, manifest, stream._subset, lost) if folder and stream._subset.columns else None
+            )
+            if known is None:
+                unknown.append(stream)
+            else:
+                stream.objects = known
+        subsets = [stream._subset for stream in unknown]
+        for stream, found in zip(
+            unknown, count(manifest, first.files, subsets, lost, first._verify_labels), strict=True
+        ):
+            stream.objects = found if folder is None else save(folder, manifest, stream._subset, found)
 
     @property
     def rows(self) -> int:
@@ -208,14 +228,13 @@ class Stream:
     def plan(self, epoch: int, start: int = 0) -> Iterator[order.Pool]:
         """What is read together, and where in the epoch it goes; the same on every rank."""
         key = order.key_of(self._seed, epoch) if self._shuffle else None
-        wanted = self._wanted if self._subset.columns else None
         lost = set(self.census.lost)  # no rows: no blocks
         rows = tuple(0 if k in lost else shard.rows for k, shard in enumerate(self.manifest.shards))
         layout = order.Layout(rows, self._block_rows)
-        return order.pools(layout, self._window_blocks, self._global_batch, key, wanted, start)
-
-    def _wanted(self, blocks: order.Blocks) -> npt.NDArray[np.bool_]:
-        return self._subset(self.files.columns(blocks, self._subset.columns, self._verify_labels))
+        # As many objects a window as where all are meant: smaller windows would open more shards a batch.
+        meant = self._window_rows * min(sum(rows) / self.rows, _SPARSE)
+        window_blocks = math.ceil(meant / self._block_rows)
+        return order.pools(layout, window_blocks, self._global_batch, key, self.objects.selection, start)
 
     def _window(self, pool: order.Pool, start: int, verify: bool) -> Window:
         size = min(self._global_batch, len(pool.row))  # the last batch of an epoch may be smaller

@@ -141,7 +141,7 @@ def rows_of(data: Path, manifest: Manifest, subset: Subset) -> int:
             f"{data}: the split of the training has no {subset.part} part (data.{subset.part} is 0): "
             f"take another part, or a run trained with --data.{subset.part} 0.1"
         )
-    rows = count(manifest, Files(data, manifest), [subset])[0].rows
+    rows = count(manifest, Files(data, manifest), [subset])[0].census.rows
     if rows == 0:
         raise BadInput(
             f"{data}: none of its {manifest.rows} objects is meant{in_words(subset)}: "

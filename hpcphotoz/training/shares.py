@@ -3,14 +3,14 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hpcphotoz.config import Config
 from hpcphotoz.data import shards
-from hpcphotoz.data.census import Census
+from hpcphotoz.data.census import Census, Objects
 from hpcphotoz.data.device import on_device, to_device
 from hpcphotoz.data.stream import Batch, Stream
 from hpcphotoz.data.subset import Part
@@ -26,6 +26,7 @@ class Shares:
 
     Args:
         data: dataset folder.
+        run: run folder; its `selection/` keeps which objects belong to the parts.
         config: of the run.
         world: this rank among those that share a global batch.
         device: where batches go.
@@ -36,9 +37,9 @@ class Shares:
     """
 
     def __init__(
-        self, data: Path, config: Config, world: World, device: torch.device, phases: Phases
+        self, data: Path, run: Path, config: Config, world: World, device: torch.device, phases: Phases
     ) -> None:
-        self._data, self._config, self._world = data, config, world
+        self._data, self._run, self._config, self._world = data, run, config, world
         self._device, self._phases = device, phases
         self.train = self._open("train")
         self.validation = self._open("validation") if config.data.validation else None
@@ -46,14 +47,14 @@ class Shares:
 
     def apart(self, world: World) -> "Shares":
         """The same data shared among other ranks, with what has been counted."""
-        other = Shares(self._data, self._config, world, self._device, self._phases)
+        other = Shares(self._data, self._run, self._config, world, self._device, self._phases)
         for mine, theirs in ((self.train, other.train), (self.validation, other.validation)):
             if mine is not None and theirs is not None:
-                theirs.census = mine.census
+                theirs.objects = mine.objects
         return other
 
     def count(self) -> None:
-        """Agree on how many objects there are: rank 0 counts, for all.
+        """Agree on which objects there are: rank 0 finds them, for all.
 
         Raises:
             BadInput: an empty part, or labels that cannot be trained on.
@@ -62,18 +63,23 @@ class Shares:
         if len(set(group.gather(self.train.manifest.sha256, self._world))) > 1:
             differs = f"{self._data}: {shards.MANIFEST} is not the same on all ranks: copy the dataset again"
             group.agree(differs if self._world.is_first else None, self._world)
-        problem, text = None, None
+        problem, text, folder = None, None, self._run / "selection"
         try:
             if self._world.is_first:
-                Stream.count_together(streams)
-                text = json.dumps([asdict(stream.census) for stream in streams])
+                Stream.count_together(streams, folder)
+                text = json.dumps([stream.objects.facts() for stream in streams])
                 for stream in streams:
                     check_labels(self._data, stream.census, self._config)
         except (BadInput, OSError) as error:
             problem = str(error)
         group.agree(problem, self._world)
-        for stream, found in zip(streams, json.loads(group.gather(text, self._world)[0] or ""), strict=True):
-            stream.census = Census(**{**found, "lost": tuple(found["lost"])})
+        facts = json.loads(group.gather(text, self._world)[0] or "")
+        try:
+            for stream, found in zip(streams, facts, strict=True):
+                stream.objects = Objects.from_facts(found, folder, stream.manifest)
+        except BadInput as error:
+            problem = str(error)
+        group.agree(problem, self._world)
 
     def size_of(self, step: int) -> int:
         """Objects in the global batch of a step."""

@@ -101,7 +101,7 @@ class _Trainer:
         self._config, self._out, self._world, self._data = config, out, world, data
         self._begun = runfolder.precision_of(out)
         self._cast, phases = Cast(world), Phases(device)
-        self._shares = Shares(data, config, world, device, phases)
+        self._shares = Shares(data, out, config, world, device, phases)
         manifest = self._shares.train.manifest
         self._digest = manifest.sha256
         # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
