@@ -6,6 +6,9 @@ D := demo
 # One thread a rank: two ranks share two cores, and torchrun would otherwise warn about choosing the same.
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train
 
+# A test file a worker, so that its fixtures are made once; a worker a core, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
 .PHONY: demo test test-slow peers bench-gpu bench-gpu-training bench-gpu-quick format clean
 .DELETE_ON_ERROR:
 
@@ -13,10 +16,10 @@ test: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Simulate labelled galaxies, train a standard and an adversarial network on two ranks, attack both, report.
 demo: $(D)/.done/report

@@ -1,5 +1,6 @@
 """Real ranks: processes of `python -m hpcphotoz train` that meet on this machine, always with a timeout."""
 
+import itertools
 import json
 import os
 import socket
@@ -10,6 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 TIMEOUT_S = 120
+# Below the ports that systems hand out, and from another place in each test process: two that run side by
+# side must not choose the same between looking and listening.
+_ports = itertools.cycle(range(10000 + os.getpid() * 97 % 20000, 30000))
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    for port in _ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("unreachable: the ports go round")
 
 
 def start(
@@ -21,10 +34,12 @@ def start(
         world_size, arguments: how many ranks, and what each is given.
         own: further environment variables of each rank.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     return [
         subprocess.Popen(
             [sys.executable, "-m", "hpcphotoz", *arguments],
