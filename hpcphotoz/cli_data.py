@@ -194,7 +194,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         required=True,
         help="CSV, FITS or VOTable with object_id, ra_deg or ra, dec_deg or dec (deg, or in FITS and VOTable "
         "the column's unit), and, if there, z_spec or z (empty, or -1 and below: unknown), ebv (E(B-V), mag; "
-        "empty: 0)",
+        "empty, or -1 and below: unknown, and the object is left out; without the column it is 0)",
     )
     p.add_argument(
         "--columns",
@@ -232,9 +232,10 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p.formatter_class = argparse.RawDescriptionHelpFormatter
     p.epilog = (
         f"formats, and the fields of their files; N is the number of objects\n\n{describe()}\n\n"
-        "A redshift that is NaN, or -1 or below, is unknown; an object whose E(B-V) is not finite, or -1 or\n"
-        "below, is left out. Ids that are not whole numbers below 2^63 become hashes, as the manifest says:\n"
-        "ra and dec tell which object it is."
+        "A redshift that is NaN, or -1 or below, is unknown; an object whose E(B-V) is not finite, -1 or\n"
+        "below, or above 100, is left out. Ids that are whole numbers keep their 64 bits: from 2^63 on they\n"
+        "are stored less 2^64. Other text becomes a hash, as the manifest says: ra and dec tell which\n"
+        "object it is."
     )
     p.add_argument(
         "out", type=Path, help="dataset folder to make; an unfinished one of this ingest is continued"

@@ -46,7 +46,7 @@ def test_flux_and_place_are_kept_in_every_band(tmp_path: Path, frames: Path) -> 
         tmp_path / "objects.csv",
         [
             {"object_id": 7, "ra_deg": RA, "dec_deg": DEC, "z": 0.12, "ebv": 0.03},
-            {"object_id": 8, "ra_deg": RA + 0.0031, "dec_deg": DEC - 0.0022, "z": "", "ebv": ""},
+            {"object_id": 8, "ra_deg": RA + 0.0031, "dec_deg": DEC - 0.0022, "z": "", "ebv": 0},
         ],
     )
     out = tmp_path / "out"

@@ -118,6 +118,28 @@ def test_skipped_objects_are_listed_with_the_reason(
     assert "skipped 2: 1 outside every frame, 1 too near an edge" in capsys.readouterr().err
 
 
+def test_an_object_of_unknown_extinction_is_left_out_and_listed(
+    tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"object_id": k, "ra": RA, "dec": DEC, "ebv": ebv}
+        for k, ebv in enumerate(["0.03", "", "nan", "-9999", "0"])
+    ]
+    manifest = ingest_frames(tmp_path / "out", frames, write_table(tmp_path / "t.csv", rows), processes=1)
+    stamps = load(tmp_path / "out", manifest)
+    assert stamps.object_id.tolist() == [0, 4]
+    np.testing.assert_allclose(stamps.ebv, [0.03, 0.0])
+    assert [one["object_id"] for one in manifest.provenance["skipped"]] == [1, 2, 3]
+    assert manifest.provenance["ebv"] == "column 'ebv'"
+    assert "skipped 3: 3 of unknown E(B-V) (listed" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="t.csv: E\\(B-V\\) is known of none of its 2 objects"):
+        ingest_frames(tmp_path / "none", frames, write_table(tmp_path / "t.csv", rows[1:3]), processes=1)
+    bare = [{key: one[key] for key in ("object_id", "ra", "dec")} for one in rows]
+    manifest = ingest_frames(tmp_path / "bare", frames, write_table(tmp_path / "t.csv", bare), processes=1)
+    assert manifest.rows == 5 and manifest.provenance["ebv"] == "not in the table: 0"
+    assert capsys.readouterr().err.count("t.csv: has no column of E(B-V): for its objects 0 is stored") == 1
+
+
 def test_a_frame_set_without_a_band_is_left_out_and_listed(
     tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,10 +14,11 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.data.rows import read_rows
 from hpcphotoz.data.shards import Manifest, Stamps, read_manifest
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.identifiers import identifier
 from hpcphotoz.sources.layouts import LAYOUTS, SDSS_EXTINCTION
 from hpcphotoz.sources.noise import outer_pixels, sky_sigma
 from hpcphotoz.sources.population import EXTINCTION
-from hpcphotoz.sources.redshifts import identifier, identifiers, read_redshifts
+from hpcphotoz.sources.redshifts import read_redshifts
 from hpcphotoz.sources.tables import ingest_table
 from tests.test_cli import TINY
 
@@ -84,7 +85,11 @@ def mmu(path: Path, ids: Any, bands: str = "griz", size: int = 24, seed: int = 1
 def made(out: Path, sources: list[Path], layout: str, **how: Any) -> tuple[Manifest, Stamps, list[Any]]:
     manifest, skipped = ingest_table(out, sources, layout, processes=1, **how)
     assert read_manifest(out) == manifest and manifest.provenance["skipped"] == skipped
-    return manifest, Stamps.concatenate(list(read_rows(out, manifest))), skipped
+    return manifest, load(out, manifest), skipped
+
+
+def load(folder: Path, manifest: Manifest) -> Stamps:
+    return Stamps.concatenate(list(read_rows(folder, manifest)))
 
 
 def test_pasquet_npz_is_mapped_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,8 +178,24 @@ def test_unknown_labels_and_the_closing_line(tmp_path: Path, capsys: pytest.Capt
     (stamps,) = read_rows(out, manifest)
     np.testing.assert_allclose(stamps.z_spec, np.array([0.1, np.nan, np.nan, np.nan, 0.3]), rtol=1e-6)
     assert [(entry["row"], entry["reason"]) for entry in manifest.provenance["skipped"]] == [
-        (4, "E(B-V) is not known: not finite, or -1 or below"),
+        (4, "E(B-V) is not known: not finite, -1 or below, or above 100"),
         (5, "the redshift is above 20"),
+    ]
+
+
+def test_sentinels_and_numbers_beyond_float32_are_not_stored(tmp_path: Path) -> None:
+    z = np.array([0.1, 1e300, -1e300, 0.2, 0.3, 0.4])
+    ebv = np.full((6, 5), 0.1)
+    ebv[3] = 1e5
+    ra, dec = np.array([-9999.0, 0, 0, 0, 361, 1]), np.array([-9999.0, 0, 0, 0, 1, np.inf])
+    path = hayat(tmp_path / "a.h5", 6, 24, specz_redshift=z, e_bv=ebv, ra=ra, dec=dec)
+    _, stamps, skipped = made(tmp_path / "out", [path], "hayat")
+    np.testing.assert_allclose(stamps.z_spec, [0.1, np.nan, 0.3, 0.4], rtol=1e-6)
+    np.testing.assert_array_equal(stamps.ra, [np.nan, 0, np.nan, 1])
+    np.testing.assert_array_equal(stamps.dec, [np.nan, 0, 1, np.nan])
+    assert [(entry["row"], entry["reason"].split(":")[0]) for entry in skipped] == [
+        (1, "the redshift is above 20"),
+        (3, "E(B-V) is not known"),
     ]
 
 
@@ -355,7 +376,10 @@ def test_counted_objects_are_summed(tmp_path: Path) -> None:
         ({"e_bv": np.zeros(7)}, "'e_bv' has shape (7,), but 7 images in 'images' need (7, 5)"),
         ({"specz_redshift": np.zeros(6)}, "'specz_redshift' has shape (6,)"),
         ({"specz_redshift": np.array([b"x"] * 7)}, "'specz_redshift' is |S1, not numbers"),
-        ({"ObjID": np.full(7, 1.2e18)}, "ids kept as float64 have lost digits"),
+        (
+            {"ObjID": np.full(7, 1.2e18)},
+            "row 0: 'ObjID' 1.2e+18 may have lost digits",
+        ),
     ],
 )
 def test_wrong_fields_are_named(
@@ -398,14 +422,6 @@ def test_the_folder_to_make_is_looked_at_first(tmp_path: Path) -> None:
     made(tmp_path / "done", [hayat(tmp_path / "a.h5", 3, 16)], "hayat")
     with pytest.raises(BadInput, match="already holds a finished dataset"):
         ingest_table(tmp_path / "done", [tmp_path / "absent.h5"], "hayat")
-
-
-def test_ids_of_every_kind() -> None:
-    ids, _ = identifiers(np.array([2**63 + 1, 5], np.uint64), "x")
-    assert ids[1] == 5 and ids[0] == identifier(str(2**63 + 1)) > 0
-    text, rule = identifiers(np.array([b"7 ", b"007", b"a-1"]), "x")
-    assert text[0] == 7 and text[1] != 7 and "BLAKE2b" in rule and len(set(text.tolist())) == 3
-    assert identifier("a-1") == 7276326368275286709  # stable between machines and versions
 
 
 def test_redshift_tables(tmp_path: Path) -> None:

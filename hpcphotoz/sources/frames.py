@@ -31,12 +31,15 @@ from hpcphotoz.sources.framesets import (
     Piece,
     Plan,
     find_frame_sets,
+    listed,
     make_plan,
     say_left_out,
     sky_range,
 )
+from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.objects import read_objects
 from hpcphotoz.sources.parallel import team
+from hpcphotoz.sources.redshifts import EBV_UNKNOWN
 
 __all__ = ["BANDS", "MASKED_FRACTION", "PIXEL_SCALE", "FrameSet", "find_frame_sets", "ingest_frames"]
 
@@ -47,7 +50,8 @@ _COUNTED = {  # a word of the reason: what to call it
     "outside": "outside every frame",
     "edge": "too near an edge",
     "masked": "masked",
-    "finite": "with a pixel that is not finite",
+    "finite in": "with a pixel that is not finite",
+    "E(B-V)": "of unknown E(B-V)",
 }
 _READ = {"fpC": fpc.read_frame, "frame": dr8.read_frame}
 
@@ -71,7 +75,8 @@ def ingest_frames(
     An object is cut from the field in which it lies farthest from the frame's edge. What cannot be cut there,
     since it comes too near an edge or is masked, is listed with the reason in the manifest's provenance and
     counted on standard error; with one epoch, no other is tried for it. A frame set without one of the bands
-    is left out and listed. A frame that cannot be read ends the ingest with its name; after it is replaced,
+    is left out and listed, and so is an object of unknown E(B-V); without a column of E(B-V), 0 is stored and
+    said. A frame that cannot be read ends the ingest with its name; after it is replaced,
     the same command keeps every finished shard that it is not in.
 
     Args:
@@ -101,10 +106,19 @@ def ingest_frames(
     reference = bands.index("r") if "r" in bands else 0
     ranks = team()
 
-    def plan_here() -> Plan:
+    def plan_here() -> tuple[Plan, str | None]:
         _check(stamp, shard_rows, bands, masked_fraction, epochs)
         check_folder(out)
         table = read_objects(objects, columns)
+        unknown = np.isnan(table.ebv)
+        without_ebv = listed(table.object_id[unknown], EBV_UNKNOWN)
+        table = table[np.flatnonzero(~unknown)]
+        if not len(table):
+            raise BadInput(
+                f"{objects}: E(B-V) is known of none of its {len(unknown)} objects: fill the column"
+            )
+        if table.ebv_column is None:
+            print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
         sets, incomplete = find_frame_sets(frames, bands)
         say_left_out(frames, incomplete, len(sets))
         _say_unmasked(sets)
@@ -116,16 +130,17 @@ def ingest_frames(
             )
         if plan.repeated:
             print(_caution(plan.repeated), file=sys.stderr)
-        return replace(plan, skipped=(*incomplete, *plan.skipped))
+        return replace(plan, skipped=(*incomplete, *without_ebv, *plan.skipped)), table.ebv_column
 
-    plan = ranks.from_first(plan_here)
+    plan, ebv_column = ranks.from_first(plan_here)
     used = sorted({piece.frame_set for unit in plan.units for piece in unit})
     provenance = {
         "command": "ingest sdss-frames",
         "frame_sets": [f"{one.kind} {one.run}-{one.camcol}-{one.field}" for one in used],
         "objects": objects.name,
         "epochs": epochs,
-        "object_id": plan.rule,
+        "object_id": f"{plan.rule}; {RULE}",
+        "ebv": "not in the table: 0" if ebv_column is None else f"column '{ebv_column}'",
         **({"caution": _caution(plan.repeated)} if plan.repeated else {}),
         "resampling": f"Lanczos-3 onto the {bands[reference]} frame's grid",
         "masks": {

@@ -16,7 +16,8 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 from hpcphotoz.sources.fitsfile import read_header
 from hpcphotoz.sources.frame import LANCZOS, Geometry, read_geometry, separation
-from hpcphotoz.sources.objects import Ids, Objects, epoch_ids
+from hpcphotoz.sources.identifiers import Ids
+from hpcphotoz.sources.objects import Objects, epoch_ids
 
 BANDS = ("u", "g", "r", "i", "z")
 PIXEL_SCALE = 0.396  # arcsec
@@ -28,7 +29,7 @@ _DR8 = re.compile(
     r"frame-(?P<band>[ugriz])-(?P<run>\d{6})-(?P<camcol>\d)-(?P<field>\d{4})\.fits(\.gz|\.bz2)?"
 )
 _HEADERS_AT_ONCE = 8  # unpacking releases the interpreter lock
-# Objects outside every frame that are listed one by one; of a table of the whole survey and a few frames they
+# Objects of one reason that are listed one by one; of a table of the whole survey and a few frames they
 # would be a manifest of 100 MB.
 _LISTED = 1000
 _Key = tuple[int, int, int]
@@ -217,11 +218,13 @@ def _choose(
                 skipped.append({"object_id": int(table.object_id[row]), "run": one.run, "reason": reason})
             seen |= best >= 0
             margin[:], best[:] = -1.0, -1
-    return chosen, skipped + _outside(table.object_id[~seen]), np.concatenate(corners)
+    skipped += listed(table.object_id[~seen], "outside every frame")
+    return chosen, skipped, np.concatenate(corners)
 
 
-def _outside(object_id: Ids) -> list[dict[str, Any]]:
-    entry: dict[str, Any] = {"run": None, "reason": "outside every frame"}
+def listed(object_id: Ids, reason: str) -> list[dict[str, Any]]:
+    """Entries of the manifest's `skipped` for objects that are cut from no frame; many are only counted."""
+    entry: dict[str, Any] = {"run": None, "reason": reason}
     entries = [{"object_id": one, **entry} for one in object_id[:_LISTED].tolist()]
     if len(object_id) > _LISTED:
         entries.append({"object_id": None, **entry, "count": len(object_id) - _LISTED})

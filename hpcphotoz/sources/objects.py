@@ -3,7 +3,7 @@
 import csv
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.extra import sources_extra
 from hpcphotoz.sources.fitsfile import open_fits
-from hpcphotoz.sources.redshifts import Z_MAX, known, table_kind
+from hpcphotoz.sources.identifiers import Ids, identifiers
+from hpcphotoz.sources.redshifts import EBV_MAX, Z_MAX, known, table_kind
 
 with sources_extra():
     from astropy import units
@@ -22,7 +23,6 @@ with sources_extra():
     from astropy.units import UnitsWarning
 
 Floats = npt.NDArray[np.floating[Any]]
-Ids = npt.NDArray[np.int64]
 
 RUNS = 1_000_000  # run numbers have six digits
 
@@ -31,17 +31,19 @@ RUNS = 1_000_000  # run numbers have six digits
 class Objects:
     """The object table."""
 
-    object_id: Ids  # (N,) unique, not negative
+    object_id: Ids  # (N,) unique
     ra: Floats  # (N,) deg
     dec: Floats  # (N,) deg
     z_spec: Floats  # (N,) NaN: unknown
-    ebv: Floats  # (N,) mag
+    ebv: Floats  # (N,) mag, NaN: unknown
+    ebv_column: str | None = None  # the table's name for it; None: it has none, and `ebv` is 0
 
     def __len__(self) -> int:
         return len(self.object_id)
 
     def __getitem__(self, rows: npt.NDArray[np.intp]) -> "Objects":
-        return Objects(*(getattr(self, field.name)[rows] for field in fields(Objects)))
+        names = ("object_id", "ra", "dec", "z_spec", "ebv")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 # The names looked for when none is given; what a missing value becomes (None: it may not be missing); limits.
@@ -52,8 +54,8 @@ _NAMES = {
     "z_spec": ("z_spec", "z"),
     "ebv": ("ebv",),
 }
-_MISSING = {"ra": None, "dec": None, "z_spec": np.nan, "ebv": 0.0}
-_LIMITS = {"ra": (-360.0, 360.0), "dec": (-90.0, 90.0), "z_spec": (-1.0, Z_MAX), "ebv": (-1.0, 100.0)}
+_MISSING = {"ra": None, "dec": None, "z_spec": np.nan, "ebv": np.nan}
+_LIMITS = {"ra": (-360.0, 360.0), "dec": (-90.0, 90.0), "z_spec": (-1.0, Z_MAX), "ebv": (-1.0, EBV_MAX)}
 _HOURS = ("h", "hr", "hrs")
 
 
@@ -81,9 +83,10 @@ def read_objects(path: Path, columns: Mapping[str, str] | None = None) -> Object
         path: CSV, FITS (the first table in it, also packed by gzip or bzip2) or VOTable.
         columns: the file's name for any of object_id, ra, dec (deg), z_spec and ebv (mag); without one,
             `object_id`, `ra_deg` or `ra`, `dec_deg` or `dec`, `z_spec` or `z`, `ebv` are looked for. A
-            z_spec that is empty, masked, NaN or -1 or below, or no such column, is an unknown redshift; an
-            ebv that is empty, masked or NaN, or no such column, is 0. A unit of angle that a FITS file or
-            VOTable gives ra or dec is heeded, for ra hours too.
+            z_spec or ebv that is empty, masked, NaN or -1 or below is unknown, and NaN. Without a column
+            z_spec, all are unknown; without a column ebv, E(B-V) is 0. Ids become int64 by the rule of
+            `identifiers.py`. A unit of angle that a FITS file or VOTable gives ra or dec is heeded, for ra
+            hours too.
 
     Raises:
         BadInput: unreadable, a column missing or two that it may be, a unit of ra or dec that is no angle, a
@@ -112,7 +115,8 @@ def epoch_ids(object_id: Ids, run: Ids) -> tuple[Ids, str]:
     Raises:
         BadInput: two stamps would have the same id.
     """
-    if not len(object_id) or int(object_id.max()) <= 2**63 // RUNS - 1:
+    limit = 2**63 // RUNS - 1
+    if not len(object_id) or (-limit <= int(object_id.min()) and int(object_id.max()) <= limit):
         ids, rule = object_id * RUNS + run, f"table's object_id * {RUNS} + run"
     else:
         mixed = _mix(_mix(object_id.astype(np.uint64)) + run.astype(np.uint64))
@@ -235,33 +239,19 @@ def _checked(path: Path, found: Mapping[str, _Column]) -> Objects:
         key: _numbers(found[key], missing, _LIMITS[key]) if key in found else np.full(len(ids), missing)
         for key, missing in _MISSING.items()
     }
-    return Objects(ids, numbers["ra"], numbers["dec"], numbers["z_spec"], numbers["ebv"])
+    ebv_column = found["ebv"].name if "ebv" in found else None
+    ebv = np.zeros(len(ids)) if ebv_column is None else numbers["ebv"]
+    return Objects(ids, numbers["ra"], numbers["dec"], numbers["z_spec"], ebv, ebv_column)
 
 
 def _identifiers(column: _Column) -> Ids:
     values = column.values
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iu" and not np.ma.is_masked(values):
-        numbers = [int(value) for value in values.tolist()]
-    else:
-        numbers = [_identifier(column, k) for k in range(len(values))]
-    for k, number in enumerate(numbers):
-        if not 0 <= number < 2**63:
-            raise column.fail(k, f"must be from 0 to {2**63 - 1}: renumber")
-    ids = np.array(numbers, np.int64)
+    ids = identifiers(np.array(values, np.object_) if isinstance(values, list) else values, column.fail)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):
         raise column.fail(int(order[same[0] + 1]), "is there twice: ids must be unique")
     return ids
-
-
-def _identifier(column: _Column, k: int) -> int:
-    # Through text, never through a float: 1237661971724599442 has 19 digits, a float keeps 16.
-    value = column.values[k]
-    try:
-        return int(value.decode() if isinstance(value, bytes) else str(value))
-    except (ValueError, UnicodeDecodeError):
-        raise column.fail(k, "is not a whole number") from None
 
 
 def _numbers(column: _Column, missing: float | None, limits: tuple[float, float]) -> Floats:
@@ -280,11 +270,8 @@ def _numbers(column: _Column, missing: float | None, limits: tuple[float, float]
     if missing is None and empty.any():
         raise column.fail(int(np.argmax(empty)), "is not a number")
     if missing is not None:
-        numbers[empty | np.isnan(numbers)] = missing
-    if missing is not None and np.isnan(missing):
+        numbers[empty] = missing
         numbers = known(numbers)
-    elif missing is not None and (numbers <= limits[0]).any():
-        raise column.fail(int(np.argmax(numbers <= limits[0])), "stands for no value: leave it empty")
     low, high = (limit / column.factor for limit in limits)
     allowed = (numbers >= low) & (numbers <= high) | (np.isnan(numbers) & (missing is not None))
     if not allowed.all():

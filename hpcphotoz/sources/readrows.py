@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data.shards import Header, Stamps
+from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.assemble import Made
+from hpcphotoz.sources.identifiers import Ids, identifiers
 from hpcphotoz.sources.layouts import BANDS, IVAR, LAYOUTS, MASKS, SCALE, Layout, Table, open_table
 from hpcphotoz.sources.noise import sky_sigma
-from hpcphotoz.sources.redshifts import Z_MAX, identifiers, known
+from hpcphotoz.sources.redshifts import EBV_MAX, EBV_UNKNOWN, Z_MAX, known
 
 Array = npt.NDArray[Any]
 
@@ -90,7 +92,7 @@ class ReadRows:
         reasons = np.full(piece.stop - piece.start, None, np.object_)
         if piece.z_spec is not None and not self.keep_unlabelled:
             reasons[np.isnan(piece.z_spec)] = ""
-        reasons[~np.isfinite(found["ebv"])] = "E(B-V) is not known: not finite, or -1 or below"
+        reasons[~np.isfinite(found["ebv"])] = EBV_UNKNOWN
         reasons[found["z_spec"] > Z_MAX] = f"the redshift is above {Z_MAX:g}"
         reasons[list(piece.twice)] = "an earlier row has this object"
         return reasons
@@ -153,24 +155,39 @@ class ReadRows:
                 reasons[k] = why.format(f"the {self.header.bands[int(np.argmax(bad[k]))]} band")
 
 
+def read_ids(table: Table, layout: Layout, start: int, stop: int) -> Ids:
+    """Object identifiers of rows `start` to `stop - 1`.
+
+    Raises:
+        BadInput: one that is absent or cannot be used; names its row.
+    """
+    values = table.rows(layout.object_id, start, stop)
+
+    def fail(k: int, what: str) -> BadInput:
+        return BadInput(f"{table.path}: row {start + k}: '{layout.object_id}' {values[k]} {what}")
+
+    return identifiers(values, fail)
+
+
 def _labels(table: Table, layout: Layout, piece: Piece) -> dict[str, Array]:
-    """What belongs to the rows beside their images."""
+    """What belongs to the rows beside their images: NaN for an unknown redshift, E(B-V), ra and dec."""
     start, stop = piece.start, piece.stop
-    ids, _ = identifiers(table.rows(layout.object_id, start, stop), f"{table.path}: '{layout.object_id}'")
-    found: dict[str, Array] = {"object_id": ids}
+    found: dict[str, Array] = {"object_id": read_ids(table, layout, start, stop)}
     for what, absent in (("ebv", 0.0), ("ra", np.nan), ("dec", np.nan)):
         names = getattr(layout, what)
         name = table.first(names, what in layout.optional) if names else None
         values = np.full(stop - start, absent) if name is None else table.rows(name, start, stop)
         found[what] = values.astype(np.float64)
-    found["ebv"][found["ebv"] <= -1] = np.nan
+    ebv = known(found["ebv"])
     if layout.per_band:
-        found["ebv"] = (found["ebv"] / np.array(layout.per_band)).mean(axis=1)
+        ebv = (ebv / np.array(layout.per_band)).mean(axis=1)
+    found["ebv"] = np.where(ebv <= EBV_MAX, ebv, np.nan)
+    for what, limit in (("ra", 360.0), ("dec", 90.0)):  # beyond is a sentinel
+        found[what] = np.where(np.abs(found[what]) <= limit, found[what], np.nan)
+    z: Array = np.full(stop - start, np.nan) if piece.z_spec is None else piece.z_spec
     if layout.z_spec is not None:
-        z = table.rows(layout.z_spec, start, stop).astype(np.float32)
-    else:
-        z = np.full(stop - start, np.nan, np.float32) if piece.z_spec is None else piece.z_spec
-    found["z_spec"] = known(z)
+        z = table.rows(layout.z_spec, start, stop)
+    found["z_spec"] = known(z.astype(np.float64))
     return found
 
 

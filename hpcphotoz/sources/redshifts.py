@@ -1,7 +1,6 @@
-"""Object identifiers of any kind as int64, and redshifts of objects from a table of their own."""
+"""Redshifts of objects from a table of their own, and which label values mean that none is known."""
 
 import csv
-import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,54 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.identifiers import Ids, identifier, identifiers
 
 Array = npt.NDArray[Any]
-Ids = npt.NDArray[np.int64]
 
-AS_THEY_ARE = "as in the files"
-HASHED = "whole numbers below 2^63 as they are; of others the upper 63 bits of BLAKE2b-64 of the text"
 _Z_NAMES = ("z_spec", "z")
 Z_MAX = 20.0  # a larger one is no redshift
+EBV_MAX = 100.0  # mag; a larger one is no E(B-V)
+EBV_UNKNOWN = f"E(B-V) is not known: not finite, -1 or below, or above {EBV_MAX:g}"
 
 
-def identifiers(values: Array, where: str) -> tuple[Ids, str]:
-    """Identifiers as int64, and the rule by which.
-
-    Args:
-        values: (N,) integers, or text as bytes, str or Python objects of these.
-        where: begins the message: file and field.
-
-    Raises:
-        BadInput: of another type, or floating-point numbers that may have lost digits.
-    """
-    kind = values.dtype.kind
-    if kind == "f":
-        whole = np.isfinite(values).all() and (np.abs(values) < 2**53).all() and (values % 1 == 0).all()
-        if not whole:
-            raise BadInput(f"{where}: ids kept as {values.dtype} have lost digits: write them as integers")
-        return values.astype(np.int64), AS_THEY_ARE
-    if kind == "i" or (kind == "u" and (not len(values) or int(values.max()) < 2**63)):
-        return values.astype(np.int64), AS_THEY_ARE
-    if kind not in "uSUOT":
-        raise BadInput(f"{where}: ids of type {values.dtype}: integers or text are read")
-    try:
-        return np.array([identifier(value) for value in values.tolist()], np.int64), HASHED
-    except UnicodeDecodeError:
-        raise BadInput(f"{where}: an id is not text") from None
-
-
-def identifier(value: bytes | str | int) -> int:
-    """The same of one identifier, for which the number 7 and the text "7" are the same."""
-    text = (value.decode() if isinstance(value, bytes) else str(value)).strip()
-    number = int(text) if text.isdecimal() and len(text) < 20 else -1
-    if str(number) == text and number < 2**63:
-        return number
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def known(z: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    """Redshifts, with NaN for the unknown, for which catalogues write -1, -9.999, -99 or -9999."""
-    return np.where(z > -1, z, z.dtype.type(np.nan))
+def known(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Redshifts or E(B-V), with NaN for the unknown, for which catalogues write -1, -9.999, -99 or -9999."""
+    return np.where(values > -1, values, values.dtype.type(np.nan))
 
 
 @dataclass(frozen=True)
@@ -112,7 +76,8 @@ def read_redshifts(path: Path) -> Redshifts:
         )
     once = np.ones(len(ids), np.bool_)
     once[same + 1] = False
-    return Redshifts(ids[once], z[once].astype(np.float32))
+    with np.errstate(over="ignore"):
+        return Redshifts(ids[once], z[once].astype(np.float32))
 
 
 def _from_csv(path: Path) -> tuple[Ids, Array]:
@@ -125,11 +90,16 @@ def _from_csv(path: Path) -> tuple[Ids, Array]:
             for line in reader:
                 if not line:
                     continue
+                where = f"{path}: line {reader.line_num}"
                 try:
-                    ids.append(identifier(line[id_place]))
                     values.append(float(line[z_place].strip() or "nan"))
+                    one = line[id_place]
                 except (IndexError, ValueError):
-                    raise BadInput(f"{path}: line {reader.line_num}: no object_id and redshift") from None
+                    raise BadInput(f"{where}: no object_id and redshift") from None
+                try:
+                    ids.append(identifier(one))
+                except ValueError as error:
+                    raise BadInput(f"{where}: object_id '{one}' {error}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path}: not a readable CSV table: {error}") from None
     return np.array(ids, np.int64), np.array(values, np.float64)
@@ -151,7 +121,12 @@ def _from_table(path: Path, kind: str) -> tuple[Ids, Array]:
         z = np.ma.filled(np.ma.asarray(table[z_name].data, np.float64), np.nan)
     except (TypeError, ValueError):
         raise BadInput(f"{path}: column {z_name} is not of numbers") from None
-    return identifiers(np.asarray(table[id_name].data), f"{path}: {id_name}")[0], z
+    ids = table[id_name].data
+
+    def fail(k: int, what: str) -> BadInput:
+        return BadInput(f"{path}: row {k + 1}: {id_name} {ids[k]} {what}")
+
+    return identifiers(ids, fail), z
 
 
 def _names(path: Path, header: list[str]) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from hpcphotoz.data.folder import check_folder
 from hpcphotoz.data.shards import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.assemble import assemble
+from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.layouts import (
     BANDS,
     IVAR,
@@ -33,8 +34,8 @@ from hpcphotoz.sources.layouts import (
     open_table,
 )
 from hpcphotoz.sources.parallel import team
-from hpcphotoz.sources.readrows import MASKED_FRACTION, Piece, ReadRows, Source
-from hpcphotoz.sources.redshifts import AS_THEY_ARE, HASHED, Redshifts, identifiers, read_redshifts
+from hpcphotoz.sources.readrows import MASKED_FRACTION, Piece, ReadRows, Source, read_ids
+from hpcphotoz.sources.redshifts import Redshifts, read_redshifts
 
 __all__ = ["LAYOUTS", "ingest_table"]
 
@@ -56,7 +57,10 @@ def ingest_table(
     """Write a dataset of what published files hold.
 
     Object identifiers of all rows are read first, 8 bytes each, to find those that are there twice: the
-    first row is used. The sky sigma is measured in the outer eighth of the uncropped image (`noise.py`).
+    first row is used. Ids become int64 by the rule of `identifiers.py`. A redshift that is NaN, -1 or below
+    is unknown. An object is left out and listed if its E(B-V) is not finite, -1 or below, or above 100 mag;
+    where a file has no E(B-V) at all, 0 is stored and said. An ra or dec out of range becomes NaN. The sky
+    sigma is measured in the outer eighth of the uncropped image (`noise.py`).
 
     Args:
         out: folder to create, or with an unfinished run of the same ingest, which is continued.
@@ -125,7 +129,6 @@ def _plan(
     table = read_redshifts(redshifts) if redshifts is not None else None
     sources: list[Source] = []
     ids: list[npt.NDArray[np.int64]] = []
-    rules: set[str] = set()
     first: tuple[Path, _Kind] | None = None
     lacking: Counter[str] = Counter()
     without_ebv = 0
@@ -142,14 +145,12 @@ def _plan(
             if kind != first[1]:
                 raise BadInput(f"{path}: {_words(kind)}, but {first[0]} has {_words(first[1])}")
             without_ebv += not layout.ebv or opened.first(layout.ebv, "ebv" in layout.optional) is None
-            found, rule = identifiers(opened.rows(layout.object_id, 0, rows), f"{path}: '{layout.object_id}'")
+            ids.append(read_ids(opened, layout, 0, rows))
             if not layout.bands:
                 lacking[MASKS[0]] += opened.first(MASKS, optional=True) is None
                 lacking[IVAR] += IVAR not in opened
         files = tuple(path / f"{part}.npy" for part in ("cube", "labels")) if path.is_dir() else (path,)
         sources.append(Source(path, shown, files))
-        ids.append(found)
-        rules.add(rule)
     if first is None:
         raise BadInput(f"{', '.join(map(str, paths))}: no object in it")
     kind = first[1]
@@ -168,7 +169,7 @@ def _plan(
         "zero_point_ab": unit,
         "nanomaggies_per_unit": make.flux,
         "ebv": layout.ebv_rule,
-        "object_id": HASHED if HASHED in rules else AS_THEY_ARE,
+        "object_id": RULE,
         "sky_sigma": "clipped standard deviation of the image's outer eighth, before cropping",
     }
     if not layout.bands:
