@@ -36,6 +36,7 @@ from hpcphotoz.sources.rendering import (  # noqa: E402
     STAMP,
     Camera,
     Exposure,
+    _grid_size,
     half_maximum,
     observe,
     render,
@@ -144,6 +145,33 @@ def test_render_matches_galsim_drawing_the_same_scene() -> None:
     drawn = galsim.Convolve(light, psf).drawImage(nx=STAMP, ny=STAMP, scale=PIXEL_SCALE).array
     # GalSim's default accuracy (folding_threshold 5e-3) spreads 0.5 % of the light over the stamp.
     np.testing.assert_allclose(image, drawn, atol=1e-3 * drawn.max())
+
+
+@pytest.mark.parametrize("radius", [40.0, 110.0])  # pixels
+def test_a_large_galaxy_does_not_wrap_around(radius: float) -> None:
+    import galsim
+
+    size, camera = radius * PIXEL_SCALE, Camera()
+    galaxy = compact(radius_bulge=size, axis_ratio_bulge=1.0, radius_disc=size, axis_ratio_disc=1.0)
+    image = render(galaxy, exposure(), camera)[R_BAND]
+    accurate = galsim.GSParams(folding_threshold=1e-5, maximum_fft_size=8192)
+    bulge = galsim.DeVaucouleurs(half_light_radius=size, trunc=8 * size, gsparams=accurate)
+    disc = galsim.Exponential(half_light_radius=size, gsparams=accurate)
+    y, x = np.mgrid[:STAMP, :STAMP] - (STAMP - 1) / 2
+    place = np.hypot(x, y) * PIXEL_SCALE
+    area = PIXEL_SCALE**2
+    light = galaxy.flux_bulge[R_BAND] * np.vectorize(lambda r: bulge.xValue(r, 0.0))(place) * area
+    light += galaxy.flux_disc[R_BAND] * np.vectorize(lambda r: disc.xValue(r, 0.0))(place) * area
+    # Beyond 20 pixels the seeing moves such a profile by 0.3 %; light that wrapped around a grid of 256
+    # pixels added 2 % at 40 pixels and 26 % at 110.
+    outside = np.hypot(x, y) > 20
+    np.testing.assert_allclose(image[outside], light[outside], rtol=5e-3)
+
+
+def test_smaller_galaxies_are_drawn_on_the_same_grid_as_ever() -> None:
+    for radius, size in ((1.0, 128), (10.0, 128), (10.1, 256), (28.0, 256), (28.1, 512), (112.0, 1024)):
+        galaxy = compact(radius_bulge=radius * PIXEL_SCALE, radius_disc=0.3)
+        assert _grid_size(galaxy, STAMP) == size
 
 
 def test_point_spread_function_has_the_width_it_says() -> None:

@@ -2,8 +2,9 @@
 
 A galaxy is drawn in Fourier space: GalSim's transforms of a de Vaucouleurs bulge and an exponential disc,
 weighted by their fluxes in each band, times the transforms of that band's point spread function and of the
-pixel, then one inverse transform a band. The grid is two or four stamps wide, so that what wraps around stays
-out of the stamp. A point spread function that was measured in pixels has the pixel in it already.
+pixel, then one inverse transform a band. The grid is two stamps wide, or as wide as a large galaxy takes, so
+that what wraps around stays out of the stamp. A point spread function that was measured in pixels has the
+pixel in it already.
 """
 
 import math
@@ -23,7 +24,8 @@ with sources_extra():
 STAMP = 64  # pixels a side
 PIXEL_SCALE = 0.396  # arcsec
 # An untruncated de Vaucouleurs profile has a wing without end, which would wrap around any grid.
-_BULGE = galsim.DeVaucouleurs(half_light_radius=1.0, trunc=8.0)
+_REACH = 8.0  # half-light radii to which the bulge goes
+_BULGE = galsim.DeVaucouleurs(half_light_radius=1.0, trunc=_REACH)
 _DISC = galsim.Exponential(half_light_radius=1.0)
 # Half-light radius in pixels above which the grid is four stamps wide instead of two.
 _LARGE = 10.0
@@ -75,7 +77,7 @@ def render(galaxy: Galaxy, exposure: Exposure, camera: Camera) -> Floats:
 
     The stamp's centre is the pixel position (31.5, 31.5), counting from 0; `exposure.offset` is from there.
     """
-    grid = _grid(_grid_size(galaxy))
+    grid = _grid(_grid_size(galaxy, STAMP))
     bulge, disc = _transforms(galaxy, grid.size)
     x, y = (STAMP / 2 - 0.5 + d for d in exposure.offset)
     placed = grid.pixel * grid.shift(x, y)
@@ -97,7 +99,7 @@ def render_in_pixels(
 
     A star image's own centre of light (`centre_of_light`) comes to lie on the galaxy's place.
     """
-    grid = _grid(_grid_size(galaxy))
+    grid = _grid(_grid_size(galaxy, side))
     bulge, disc = _transforms(galaxy, grid.size)
     images = np.empty((len(psfs), side, side))
     for band, (psf, (x, y)) in enumerate(zip(psfs, centres, strict=True)):
@@ -159,9 +161,13 @@ def _grid(size: int) -> _Grid:
     return _GRIDS[size]
 
 
-def _grid_size(galaxy: Galaxy) -> int:
+def _grid_size(galaxy: Galaxy, side: int) -> int:
+    """Pixels a side of the grid for an image of `side` pixels about the galaxy."""
     radius = max(galaxy.radius_bulge, galaxy.radius_disc) / PIXEL_SCALE
-    return STAMP * (4 if radius > _LARGE else 2)
+    size = STAMP * (4 if radius > _LARGE else 2)
+    while size < _REACH * radius + side / 2:  # light from beyond the grid's far edge would reach the image
+        size *= 2
+    return size
 
 
 def _transforms(galaxy: Galaxy, size: int) -> tuple[Floats, Floats]:
