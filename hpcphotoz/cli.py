@@ -36,7 +36,7 @@ def train(options: argparse.Namespace) -> int:
 
     settings = config.load(options.config, _overrides(options))
     try:
-        train(settings, options.data, options.out, options.profile)
+        train(settings, options.data, options.out, options.profile, options.device)
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
@@ -108,6 +108,12 @@ def _parser() -> Parser:
         "--profile",
         action="store_true",
         help="write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt",
+    )
+    p.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="auto: a GPU where there is one (default); cpu: also where there are GPUs",
     )
     group = p.add_argument_group("configuration (overrides the TOML file)")
     for name, (default, text) in config.options().items():

@@ -1,4 +1,4 @@
-"""Who am I among how many: the only reader of RANK, OMPI_*, PMI_* and SLURM_* variables."""
+"""Who am I among how many: the only reader of RANK, OMPI_*, PMI_*, PALS_*, SLURM_* variables of ranks."""
 
 import os
 from collections.abc import Mapping
@@ -6,20 +6,43 @@ from dataclasses import dataclass
 
 from hpcphotoz.errors import BadInput
 
-# Order matters: inside `mpirun` in a SLURM allocation SLURM_PROCID is the batch step's, hence wrong.
-_LAUNCHERS = (
-    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+_Env = Mapping[str, str]
+
+# Rank, size, rank on the node, ranks on the node. Order matters: inside `mpirun` in a SLURM allocation
+# SLURM_PROCID is the batch step's, hence wrong.
+_LAUNCHERS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("torchrun", "RANK", "WORLD_SIZE", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",)),
     (
         "openmpi",
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
     ),
-    ("pmix", "PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE"),
-    ("mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_TASKS_PER_NODE"),
+    ("pmix", "PMIX_RANK", "PMIX_SIZE", ("PMIX_LOCAL_RANK",), ("PMIX_LOCAL_SIZE",)),
+    (
+        "mpich",
+        "PMI_RANK",
+        "PMI_SIZE",
+        ("MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK"),
+        ("MPI_LOCALNRANKS", "PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"),
+    ),
+    (
+        "local",  # `hpcphotoz launch local`
+        "SUBMITIT_LOCAL_GLOBALID",
+        "SUBMITIT_LOCAL_NTASKS",
+        ("SUBMITIT_LOCAL_LOCALID",),
+        ("SUBMITIT_LOCAL_NTASKS",),
+    ),
+    ("slurm", "SLURM_PROCID", "SLURM_NTASKS", (), ()),
 )
+MPI = ("openmpi", "pmix", "mpich")  # launchers whose ranks MPI connects
+# Variables by which a launcher tells a process its rank; what that process starts inherits them.
+RANK_PREFIXES = ("OMPI_", "PMI_", "PMIX_", "PALS_", "MPI_LOCAL", "SUBMITIT_LOCAL_")
+RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+# The batch script, salloc's interactive step and other steps that `srun` did not start: 0xfffffff0 and above.
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
 
 @dataclass(frozen=True)
@@ -45,8 +68,9 @@ class World:
         return self.rank == 0
 
 
-def detect(env: Mapping[str, str] | None = None) -> World:
-    """Read this process's rank from the launcher's variables: torchrun, Open MPI, PMIx, MPICH, SLURM, single.
+def detect(env: _Env | None = None) -> World:
+    """Read this process's rank from the launcher's variables: torchrun, Open MPI, PMIx, MPICH (PALS, Intel),
+    `launch local`, SLURM, single.
 
     Args:
         env: environment to read; the process's own by default.
@@ -55,33 +79,51 @@ def detect(env: Mapping[str, str] | None = None) -> World:
         BadInput: the variables contradict each other, or an MPI singleton runs inside a larger SLURM step.
     """
     env = os.environ if env is None else env
-    for launcher, rank, size, local_rank, local_size in _LAUNCHERS:
+    for launcher, rank, size, local_ranks, local_sizes in _LAUNCHERS:
         if rank not in env or size not in env:
             continue
         # A batch script outside `srun` has SLURM_NTASKS too, and would wait for ranks that never come.
-        if launcher == "slurm" and env.get("SLURM_STEP_ID", "batch") in ("batch", "4294967291"):
+        if launcher == "slurm" and not _in_slurm_step(env):
             continue
-        # SLURM_TASKS_PER_NODE reads "2(x3),1": the first figure is this kind's usual count.
-        local = env.get(local_size, "1").split("(")[0].split(",")[0]
         try:
-            world = World(
-                int(env[rank]),
-                int(env[size]),
-                int(env.get(local_rank, env.get("SLURM_LOCALID", 0))),
-                int(local),
-                launcher,
-            )
+            local = _first(env, local_ranks), _first(env, local_sizes)
+            if None in local and _is_slurm_task(env, env[rank], env[size]):
+                local = int(env.get("SLURM_LOCALID", 0)), _tasks_on_this_node(env)
+            world = World(int(env[rank]), int(env[size]), local[0] or 0, local[1] or 1, launcher)
         except ValueError as error:
             raise BadInput(f"{launcher} gives {rank}={env[rank]!r}, {size}={env[size]!r}: {error}") from None
         # Open MPI under a srun without PMI becomes N singletons that would each train the whole run.
-        if (
-            launcher in ("openmpi", "pmix", "mpich")
-            and world.size == 1
-            and int(env.get("SLURM_NTASKS", 1)) > 1
-        ):
+        # (`mpiexec -n 1` in a batch script is one process, however many tasks the job has.)
+        tasks = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", 1)))
+        if launcher in MPI and world.size == 1 and tasks > 1 and _in_slurm_step(env):
             raise BadInput(
-                f"{launcher} sees one process, SLURM {env['SLURM_NTASKS']}: start it with "
+                f"{launcher} sees one process, SLURM {tasks}: start it with "
                 "`srun --mpi=pmix` (or pmi2), or with `hpcphotoz launch slurm`"
             )
         return world
     return World()
+
+
+def _first(env: _Env, names: tuple[str, ...]) -> int | None:
+    return next((int(env[name]) for name in names if name in env), None)
+
+
+def _in_slurm_step(env: _Env) -> bool:
+    """Whether `srun` started this process, as one of a step's tasks."""
+    step = env.get("SLURM_STEP_ID", "batch")
+    return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
+
+
+def _is_slurm_task(env: _Env, rank: str, size: str) -> bool:
+    """Whether the launcher's rank is SLURM's too, as under `srun --mpi=pmi2`; inside `mpirun` it is not."""
+    return _in_slurm_step(env) and (env.get("SLURM_PROCID"), env.get("SLURM_NTASKS")) == (rank, size)
+
+
+def _tasks_on_this_node(env: _Env) -> int:
+    """From SLURM_TASKS_PER_NODE, such as "2(x3),1": two on each of the first three nodes, one on the last."""
+    text = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1"))
+    counts: list[int] = []
+    for part in text.split(","):
+        count, _, times = part.strip().rstrip(")").partition("(x")
+        counts += [int(count)] * int(times or 1)
+    return counts[min(int(env.get("SLURM_NODEID", 0)), len(counts) - 1)]

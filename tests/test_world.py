@@ -5,6 +5,7 @@ import pytest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World, detect
 
+PMI = {"PMI_RANK": "6", "PMI_SIZE": "8"}
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 OPENMPI = {
     "OMPI_COMM_WORLD_RANK": "5",
@@ -20,6 +21,21 @@ SLURM = {
     "SLURM_TASKS_PER_NODE": "4(x2)",
     "SLURM_STEP_ID": "0",
 }
+PALS = {
+    "PMI_RANK": "5",
+    "PMI_SIZE": "8",
+    "PALS_RANKID": "5",
+    "PALS_LOCAL_RANKID": "1",
+    "PALS_LOCAL_SIZE": "4",
+    "SLURM_LOCALID": "0",
+}
+LOCAL = {
+    "SUBMITIT_LOCAL_GLOBALID": "1",
+    "SUBMITIT_LOCAL_NTASKS": "3",
+    "SUBMITIT_LOCAL_LOCALID": "1",
+    "SUBMITIT_LOCAL_NODEID": "0",
+}
+SINGLETON = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +45,12 @@ SLURM = {
         (OPENMPI, World(5, 8, 1, 4, "openmpi")),
         (MPICH, World(1, 2, 1, 2, "mpich")),
         (SLURM, World(6, 8, 2, 4, "slurm")),
+        (PALS, World(5, 8, 1, 4, "mpich")),
+        ({**PMI, "PMI_LOCAL_RANK": "3", "PMI_LOCAL_SIZE": "4"}, World(6, 8, 3, 4, "mpich")),
+        ({**SLURM, **PMI}, World(6, 8, 2, 4, "mpich")),  # srun --mpi=pmi2
+        ({**SLURM, "SLURM_TASKS_PER_NODE": "3(x2),2", "SLURM_NODEID": "2"}, World(6, 8, 2, 2, "slurm")),
+        ({**SLURM, "SLURM_TASKS_PER_NODE": "3,4,1", "SLURM_NODEID": "1"}, World(6, 8, 2, 4, "slurm")),
+        (LOCAL, World(1, 3, 1, 3, "local")),
         ({}, World()),
         ({**SLURM, **TORCHRUN}, World(3, 4, 1, 2, "torchrun")),
         ({**SLURM, **OPENMPI}, World(5, 8, 1, 4, "openmpi")),
@@ -45,12 +67,28 @@ def test_a_batch_script_outside_a_step_is_one_process() -> None:
     assert detect(env) == World()
 
 
+@pytest.mark.parametrize("step", ["4294967290", "4294967291", "4294967292", "4294967293"])
+def test_steps_that_srun_did_not_start_are_one_process(step: str) -> None:
+    """salloc's interactive shell (4294967290), the batch script and the others."""
+    assert detect({**SLURM, "SLURM_PROCID": "0", "SLURM_STEP_ID": step}) == World()
+
+
+@pytest.mark.parametrize(
+    "step", [{}, {"SLURM_STEP_ID": "4294967290"}, {"SLURM_STEP_NUM_TASKS": "1"}], ids=str
+)
+def test_mpiexec_of_one_process_in_a_larger_job(step: dict[str, str]) -> None:
+    job = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", **({"SLURM_STEP_ID": "0"} if step else {})}
+    assert detect({**job, **SINGLETON, **step}) == World(launcher="openmpi")
+
+
 @pytest.mark.parametrize(
     "env",
     [
         {**TORCHRUN, "RANK": "4"},
         {**TORCHRUN, "RANK": "one"},
-        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "SLURM_NTASKS": "4"},
+        {**SINGLETON, "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"},
+        {**SINGLETON, "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"},
+        {**SLURM, "SLURM_TASKS_PER_NODE": "four"},
     ],
 )
 def test_contradictions_are_errors(env: dict[str, str]) -> None:

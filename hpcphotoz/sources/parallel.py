@@ -16,7 +16,6 @@ from hpcphotoz.errors import BadInput
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MPI = ("openmpi", "pmix", "mpich")
 _STOP = 1  # tag of the message "I failed: begin nothing more"
 
 
@@ -125,7 +124,7 @@ def team() -> Team:
         BadInput: ranks that no MPI connects, or mpi4py is absent or does not see the launcher's ranks.
     """
     place = world.detect()
-    if place.launcher not in _MPI:
+    if place.launcher not in world.MPI:
         if place.size > 1:
             raise BadInput(
                 f"{place.launcher} started {place.size} processes without MPI: each would write the whole "

@@ -1,8 +1,7 @@
 """The process group of a run: gloo on CPU, NCCL on GPU; and agreement between its ranks."""
 
 import gc
-import os
-import sys
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +11,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.training.rank_device import choose_device, conflict, identity
+from hpcphotoz.training.rendezvous import Rendezvous
 from hpcphotoz.world import World
 
 Among = dist.ProcessGroup | None  # a group of ranks; None: all
@@ -26,37 +27,30 @@ class OtherRankFailed(SystemExit):
 
 
 @contextmanager
-def process_group(world: World, timeout_s: float) -> Iterator[torch.device]:
+def process_group(world: World, timeout_s: float, wanted: str = "auto") -> Iterator[torch.device]:
     """Join the other ranks and leave them at the end; yields this rank's device.
 
     Args:
         world: who am I among how many.
         timeout_s: seconds after which a wait for another rank is an error.
+        wanted: the device: "auto", "cuda" or "cpu"; see `choose_device`.
 
     Raises:
-        BadInput: more than one rank but no address to meet at.
+        BadInput: more than one rank but no address to meet at; no device where one was asked for.
+        OtherRankFailed: such a problem of another rank, which says it.
+        RankLost: not all ranks have come within `timeout_s`.
     """
-    device = torch.device("cpu")
-    gpus = torch.cuda.device_count()
-    if gpus and world.launcher == "torchrun" and world.local_size > gpus:
-        # NCCL refuses two ranks on one GPU. (srun may bind one GPU to each task: then each counts one.)
-        if world.is_first:
-            print(f"{world.local_size} ranks on a node with {gpus} GPU(s): training on CPUs", file=sys.stderr)
-    elif gpus:
-        device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+    device, problem = torch.device("cpu"), None
+    try:
+        device = choose_device(world, wanted)
+    except BadInput as error:
+        if world.size == 1:
+            raise
+        problem = str(error)
     if world.size == 1:
         yield device
         return
-    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-        raise BadInput(
-            f"{world.size} ranks started by {world.launcher} but MASTER_ADDR and MASTER_PORT are not set: "
-            "use torchrun or `hpcphotoz launch`, or set them to the first node's name and a free port"
-        )
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout_s)
-    )
+    _join(world, timeout_s, device, problem)
     try:
         yield device
     finally:
@@ -64,6 +58,28 @@ def process_group(world: World, timeout_s: float) -> Iterator[torch.device]:
         # end, it aborted one run in 15 ("terminate called without an active exception").
         gc.collect()
         dist.destroy_process_group()
+
+
+def _join(world: World, timeout_s: float, device: torch.device, problem: str | None) -> None:
+    """Make the process group, once every rank is there and has a device of its own."""
+    try:
+        meeting = Rendezvous(world, timeout_s)
+        found = meeting.first_problem(problem, (socket.gethostname(), identity(device)), conflict)
+        if found is None:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=meeting.store,
+                rank=world.rank,
+                world_size=world.size,
+                timeout=timedelta(seconds=timeout_s),
+            )
+            return
+    except (TimeoutError, dist.DistError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise RankLost(f"the ranks did not come together: {said}") from None
+    if found[0] == world.rank:
+        raise BadInput(found[1])
+    raise OtherRankFailed(2)
 
 
 def agree(problem: str | None, world: World, among: Among = None) -> None:

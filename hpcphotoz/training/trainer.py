@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,14 @@ class Diverged(Exception):
     """The loss is not finite."""
 
 
-def train(config: Config, data: Path, out: Path, profile: bool = False) -> Outcome:
+def train(
+    config: Config,
+    data: Path,
+    out: Path,
+    profile: bool = False,
+    device: str = "auto",
+    command: Sequence[str] | None = None,
+) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
     Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR2, TERM, INT) on any
@@ -61,23 +68,25 @@ def train(config: Config, data: Path, out: Path, profile: bool = False) -> Outco
         data: dataset folder.
         out: run folder; made where it does not exist.
         profile: write where a step's time goes to `out`/profile and to standard output.
+        device: "cuda", "cpu", or "auto": a GPU where there is one.
+        command: the words that started this run, for its provenance; those of this process by default.
 
     Raises:
-        BadInput: unusable data, or a run folder that holds another run.
+        BadInput: unusable data, a run folder that holds another run, or no GPU where one was asked for.
         Diverged: the loss became NaN or infinite; the last checkpoint is from before.
         group.RankLost: another rank died or hangs.
     """
     world = detect()
     with (
         ExitStack() as lock,
-        group.process_group(world, config.training.timeout_s) as device,
+        group.process_group(world, config.training.timeout_s, device) as chosen,
         StopRequest(config.training.wall_minutes) as stop,
     ):
         trainer, problem = None, None
-        if device.type == "cpu":
+        if chosen.type == "cpu":
             keep_freed_memory()
         try:
-            trainer = _Trainer(config, data, out, world, device)
+            trainer = _Trainer(config, data, out, world, chosen)
         except (BadInput, OSError) as error:
             problem = str(error)
         group.agree(problem, world)
@@ -91,7 +100,7 @@ def train(config: Config, data: Path, out: Path, profile: bool = False) -> Outco
         lock.enter_context(tf32(trainer.tf32))
         trainer.count()
         with runfolder.rank_log(out, world):
-            trainer.resume()
+            trainer.resume(sys.argv if command is None else command)
             with group.watching(trainer.where, config.training.timeout_s):
                 return trainer.run(stop, profile)
 
@@ -155,8 +164,8 @@ class _Trainer:
         self._total = self._config.training.epochs * self._shares.train.batches
         self._last = min(self._total, self._config.training.max_steps or self._total)
 
-    def resume(self) -> None:
-        """Load the newest checkpoint, the same on every rank."""
+    def resume(self, command: Sequence[str]) -> None:
+        """Load the newest checkpoint, the same on every rank, and record this start and its command."""
         found = group.gather(
             str(checkpoint.latest(self._out) or "") if self._world.is_first else None, self._world
         )[0]
@@ -197,6 +206,7 @@ class _Trainer:
                 "lost_objects": census.lost_rows(manifest),
             }
             facts |= {"device": str(self._parts.device), "speed": self._parts.speed.facts()}
+            facts |= {"command": list(command)}
             runfolder.record_start(self._out, self._world, facts)
 
     def where(self) -> str:

@@ -1,0 +1,105 @@
+"""Which device a rank computes on: a GPU of its own; the CPU where there is none, or by request."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.world import World
+
+DEVICES = ("auto", "cuda", "cpu")
+_DEVICE_FILES = "/dev"
+# What SLURM tells a job that has GPUs, whichever of its options asked for them.
+_SLURM_GPUS = (
+    *("SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_GPUS_ON_NODE"),
+    *("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"),
+)
+
+
+def choose_device(world: World, wanted: str = "auto", env: Mapping[str, str] | None = None) -> torch.device:
+    """The device of this rank, made the current one if it is a GPU.
+
+    A launcher may show each rank one GPU, which is then its own, or all GPUs of the node.
+
+    Args:
+        world: who am I among how many.
+        wanted: "cuda": a GPU or an error; "cpu"; "auto": a GPU where there is one or one was asked for.
+        env: environment to read; the process's own by default.
+
+    Raises:
+        BadInput: no GPU where one was asked for or is there, or fewer GPUs than ranks.
+    """
+    env = os.environ if env is None else env
+    if wanted == "cpu":
+        return torch.device("cpu")
+    host, visible = socket.gethostname(), torch.cuda.device_count()
+    if not visible:
+        if wanted == "cuda" or _asked_for(env) or _present(env):
+            raise BadInput(
+                f"a GPU was asked for or is there, but torch {torch.__version__} sees none on {host}: look "
+                "at CUDA_VISIBLE_DEVICES, the driver and torch's CUDA version, or train on CPUs with "
+                "--device cpu"
+            )
+        return torch.device("cpu")
+    if 1 < visible < max(world.local_size, world.local_rank + 1):
+        raise BadInput(
+            f"{world.local_size} ranks on {host}, which shows them {visible} GPUs: start one rank a GPU, or "
+            "train on CPUs with --device cpu"
+        )
+    device = torch.device("cuda", 0 if visible == 1 else world.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def identity(device: torch.device) -> str:
+    """What names a device among all of a node: the GPU's UUID; of a CPU, "cpu"."""
+    if device.type != "cuda":
+        return device.type
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def conflict(places: list[tuple[str, str]]) -> tuple[int, str] | None:
+    """The first rank whose device does not go with those of the ranks before it, and why.
+
+    Args:
+        places: (host, identity of the device) by rank.
+    """
+    owner: dict[tuple[str, str], int] = {}
+    for rank, (host, device) in enumerate(places):
+        if (device == "cpu") != (places[0][1] == "cpu"):
+            with_gpu, without = (0, rank) if device == "cpu" else (rank, 0)
+            return rank, (
+                f"rank {with_gpu} on {places[with_gpu][0]} has a GPU, rank {without} on {places[without][0]} "
+                "has none: take nodes of one kind, or train on CPUs with --device cpu"
+            )
+        if device != "cpu" and (host, device) in owner:
+            return rank, (
+                f"ranks {owner[host, device]} and {rank} on {host} have the same GPU {device}: start one "
+                "rank a GPU, or train on CPUs with --device cpu"
+            )
+        owner[host, device] = rank
+    return None
+
+
+def _asked_for(env: Mapping[str, str]) -> bool:
+    named = env.get("CUDA_VISIBLE_DEVICES", "").strip()
+    # "-1" hides all, and so did "NoDevFiles" of older SLURMs.
+    if named[:1].isdigit() or named.startswith(("GPU-", "MIG-")):
+        return True
+    return any(env.get(name, "0") not in ("", "0") for name in _SLURM_GPUS)
+
+
+def _present(env: Mapping[str, str]) -> bool:
+    """Whether this process may open a GPU's device file, and nobody hides the GPU from CUDA."""
+    if "CUDA_VISIBLE_DEVICES" in env:
+        return False
+    for path in Path(_DEVICE_FILES).glob("nvidia[0-9]*"):
+        try:
+            os.close(os.open(path, os.O_RDWR))
+        except OSError:  # the batch system's cgroup: a GPU of somebody else's job
+            continue
+        return True
+    return False
