@@ -33,7 +33,7 @@ SHUFFLE, GZIP, FLETCHER32, LZF = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FI
 _OURS = (SHUFFLE, GZIP, FLETCHER32)  # in the order in which h5py applies them
 LARGEST_CHUNK = 1 << 28  # bytes uncompressed; reading holds a few chunks a thread
 LARGEST_LZF_CHUNK = 1 << 22  # HDF5 undoes LZF without a limit, and LZF expands by 88 at most
-_DEFLATE_EXPANSION = 1032  # at most
+EXPANSION = 1032  # of gzip, at most
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError)  # what HDF5's errors become
 
 
@@ -96,7 +96,7 @@ def _problem(data: h5py.Dataset) -> str | None:
         written = data.id.get_num_chunks() == wanted
     if not written:
         return "was never written, or not whole: write it again"
-    if (offset or 0) + data.nbytes > size * (_DEFLATE_EXPANSION if known else 1):
+    if (offset or 0) + data.nbytes > size * (EXPANSION if known else 1):
         return f"is {data.dtype}{data.shape}, more than a file of {size} bytes holds: copy or write it again"
     return None
 

@@ -3,12 +3,22 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
 Count = Annotated[StrictInt, Field(ge=1, lt=2**62)]
 Byte = Annotated[StrictInt, Field(ge=0, lt=2**62)]
-Text = Annotated[str, Field(strict=True, min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
-Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
+_DEEPEST = 64  # containers inside one another; an attacked copy of a copy has a few more than its source
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("want printable text")
+    return text
+
+
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=200), AfterValidator(_printable)]
+Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
+Sigma = Annotated[Number, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -35,8 +45,8 @@ class Statistics(_Strict):
     """Per-band figures, nanomaggies."""
 
     mean: list[Number]
-    std: list[Number]
-    sky_sigma: list[Number]
+    std: list[Sigma]
+    sky_sigma: list[Sigma]
 
 
 class ManifestTree(_Strict):
@@ -64,6 +74,11 @@ def validated(tree: Mapping[str, Any]) -> ManifestTree:
     sizes = {len(found.statistics.mean), len(found.statistics.std), len(found.statistics.sky_sigma)}
     if sizes != {len(found.bands)}:
         raise ValueError(f"statistics: want one figure for each of the {len(found.bands)} bands")
+    if len(set(found.bands)) < len(found.bands):
+        raise ValueError("bands: one is there twice")
+    if found.rows and not min(found.statistics.sky_sigma) > 0:
+        raise ValueError("statistics.sky_sigma: must be above 0")
+    _check_depth(found.provenance, _DEEPEST)
     return found
 
 
@@ -80,6 +95,15 @@ def validated_lines(lines: Any) -> Iterator[ShardLine]:
     while lines:
         yield _checked(ShardLine, lines.pop(), f"shards.{number}")
         number += 1
+
+
+def _check_depth(value: Any, left: int) -> None:
+    """Refuse what cannot be copied or printed: Python's own limit would end that with a traceback."""
+    if not left:
+        raise ValueError(f"provenance: more than {_DEEPEST} levels deep")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(item, dict | list):
+            _check_depth(item, left - 1)
 
 
 def _checked(kind: type[Any], tree: Any, what: str) -> Any:

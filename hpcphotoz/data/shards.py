@@ -9,6 +9,7 @@ the XXH3-64 checksums of the images as stored; a shard that somebody else wrote 
 
 import hashlib
 import json
+import math
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import xxhash
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.data import hdf5
-from hpcphotoz.data.schema import validated, validated_lines
+from hpcphotoz.data.schema import ShardLine, validated, validated_lines
 from hpcphotoz.errors import BadInput
 
 FORMAT_VERSION = 1
@@ -31,6 +32,7 @@ MANIFEST = "manifest.json"
 FLUX_UNIT = "nanomaggy"
 Array = npt.NDArray[Any]
 FORMAT = "hpcphotoz-shards"
+LARGEST_MANIFEST = 1 << 28  # bytes: 400,000 shards; reading it takes up to twenty times that
 STORAGE = ("float32", "float16", "int16")
 
 
@@ -140,10 +142,12 @@ def read_manifest(folder: Path, check: bool = True) -> Manifest:
         state = "an unfinished dataset" if list(folder.glob("shard-*.h5")) else "not a dataset"
         raise BadInput(f"{folder}: no {MANIFEST}: {state}; write it again, or name the folder that holds one")
     try:
+        if (size := path.stat().st_size) > LARGEST_MANIFEST:
+            raise ValueError(f"{size} bytes, at most {LARGEST_MANIFEST} are read")
         raw = path.read_bytes()
         manifest = parse_manifest(raw)
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
         raise BadInput(f"{path}: not a manifest of this format: {reason[:300]}") from None
     for shard in manifest.shards:
         if Path(shard.file).name != shard.file:
@@ -159,20 +163,19 @@ def parse_manifest(raw: bytes) -> Manifest:
     Raises:
         ValueError: what is wrong, in one line.
     """
-    content = json.loads(raw)
+    content = json.loads(raw, object_pairs_hook=_unique)
     lines = content.pop("shards", None) if isinstance(content, dict) else None
     tree = validated(content)
     header = Header(tuple(tree.bands), tree.stamp, float(tree.pixel_scale), tree.storage)
     sizes = {
-        name: int(np.prod(row)) * dtype.itemsize
+        name: math.prod(row) * dtype.itemsize
         for name, (row, dtype) in {**columns(header), "image_xxh3": ((), np.dtype(np.uint64))}.items()
     }
     shared: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}  # ten thousand equal ones took 10 MB
     entries = []
     for line in validated_lines(lines):
         offsets = line.offsets
-        if offsets is not None:
-            _check_offsets(line.file, offsets, line.rows, line.bytes, sizes)
+        _check_places(line, sizes)
         kept = None if offsets is None else shared.setdefault(tuple(offsets.items()), offsets)
         entries.append(Shard(**{**dict(line), "offsets": kept}))
     if len({entry.file for entry in entries}) < len(entries):
@@ -183,18 +186,40 @@ def parse_manifest(raw: bytes) -> Manifest:
     return Manifest(header, tuple(entries), statistics, tree.provenance, hashlib.sha256(raw).hexdigest())
 
 
-def _check_offsets(
-    file: str, offsets: Mapping[str, int], rows: int, size: int, of: Mapping[str, int]
-) -> None:
-    for name, row_bytes in of.items():
-        if name not in offsets and name != "image_xxh3":
-            raise ValueError(f"{file}: no offset of '{name}'")
-        if name in offsets and offsets[name] + rows * row_bytes > size:
-            raise ValueError(f"{file}: '{name}' at byte {offsets[name]} does not fit in {size}")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"one of the names {', '.join(sorted(found))} is there twice")
+    return found
+
+
+def _check_places(line: ShardLine, sizes: Mapping[str, int]) -> None:
+    """Whether all arrays fit into the file.
+
+    Args:
+        line: of the manifest.
+        sizes: bytes a row of every array.
+    """
+    rows, images = line.rows, sizes["images"]
+    if line.chunk_rows > rows or line.chunk_rows * images > max(hdf5.LARGEST_CHUNK, images):
+        raise ValueError(f"{line.file}: chunk_rows {line.chunk_rows} of {rows} rows: too many")
+    if line.offsets is None:
+        if rows * images > line.bytes * hdf5.EXPANSION:
+            raise ValueError(f"{line.file}: {rows} rows do not fit in {line.bytes} bytes")
+        return
+    if line.offsets.keys() != sizes.keys() or line.labels_xxh3 is None:
+        raise ValueError(f"{line.file}: want labels_xxh3 and the offsets of {', '.join(sizes)} alone")
+    for name, offset in line.offsets.items():
+        if offset + rows * sizes[name] > line.bytes:
+            raise ValueError(f"{line.file}: '{name}' at byte {offset} does not fit in {line.bytes}")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest atomically: this is what makes the dataset finished."""
+    """Write the manifest atomically: this is what makes the dataset finished.
+
+    Raises:
+        BadInput: it would not be read again, a shard's name that is no text for instance.
+    """
     tree = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -205,7 +230,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "shards": [asdict(shard) for shard in manifest.shards],
         "provenance": dict(manifest.provenance),
     }
-    write_text(folder / MANIFEST, json.dumps(tree, indent=1) + "\n")
+    text = json.dumps(tree, indent=1) + "\n"
+    try:
+        parse_manifest(text.encode())
+    except ValueError as error:
+        raise BadInput(f"{folder}: its manifest would not be readable: {error}") from None
+    write_text(folder / MANIFEST, text)
 
 
 def labels_differ(path: Path, shard: Shard, what: str) -> str:
