@@ -179,6 +179,7 @@ def _device() -> str:
     import torch
 
     if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
         return "cuda"
     keep_freed_memory()
     return "cpu"

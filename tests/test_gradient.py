@@ -1,10 +1,12 @@
 """What an attack costs and leaves behind: no parameter gradient, no collective, no host synchronisation."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcphotoz import attacks
 from hpcphotoz.attacks import ascent, auto, minimal
+from hpcphotoz.attacks.compiler import compiled
 from hpcphotoz.attacks.cost import flops
 from hpcphotoz.attacks.gradient import objective
-from hpcphotoz.attacks.graph import capture
+from hpcphotoz.attacks.graph import _capturing, capture
 from hpcphotoz.attacks.problem import problem as checked
 from hpcphotoz.config import Model
 from hpcphotoz.models.bins import RedshiftBins
@@ -188,14 +191,15 @@ def test_a_graph_sees_weights_that_were_trained_on() -> None:
 def test_a_capture_lets_other_threads_call_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that copies batches does: in the default mode its calls would end the capture."""
     captures: list[dict[str, Any]] = []
+    made = mock.Mock(return_value=SimpleNamespace(wait_stream=lambda other: None))
 
     @contextmanager
-    def graph(made: object, **options: Any) -> Iterator[None]:
+    def graph(cuda_graph: object, **options: Any) -> Iterator[None]:
         captures.append(options)
         yield
 
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    monkeypatch.setattr("torch.cuda.Stream", lambda device: stream)
+    stream = made.return_value
+    monkeypatch.setattr("torch.cuda.Stream", made)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
     monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
     monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
@@ -204,3 +208,26 @@ def test_a_capture_lets_other_threads_call_cuda(monkeypatch: pytest.MonkeyPatch)
     calls: list[int] = []
     replay, out = capture(lambda: calls.append(1), torch.device("cuda"))
     assert captures == [{"stream": stream, "capture_error_mode": "thread_local"}] and len(calls) == 4
+    capture(lambda: None, torch.device("cuda"))
+    assert made.call_count == 1, "torch has 32 streams and gives them out in turns"
+    _capturing.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_code_is_kept_in_the_users_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below /tmp, where Inductor keeps it by default, a batch job finds nothing of the one before."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/somewhere/else")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled(nn.Linear(1, 1), torch.device("cpu"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "hpcphotoz" / "inductor")
+    assert (tmp_path / "hpcphotoz" / "inductor").is_dir()
+    assert os.environ["TRITON_CACHE_DIR"] == "/somewhere/else", "as the user has it"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiled(nn.Linear(1, 1), torch.device("cpu"))
+    found = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    assert not found.startswith(str(tmp_path)), "no folder can be made: Inductor's default"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz import config as configuration
-from hpcphotoz.attacks.precision import quickest_on_cpu, slower_than_fp32, tf32, timed
+from hpcphotoz.attacks.precision import fixed_shapes, quickest_on_cpu, slower_than_fp32, tf32, timed
 from hpcphotoz.attacks.trial import seconds_of_a_pass
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training import speed
@@ -238,6 +238,14 @@ def test_tf32_is_what_is_asked_for_in_convolutions_and_matrix_products_and_is_pu
         with tf32(on):
             assert flags() == (on, on)
     assert flags() == before
+
+
+def test_a_gpu_tries_algorithms_where_shapes_are_fixed() -> None:
+    before = torch.backends.cudnn.benchmark
+    for device in (GPU, CPU):
+        with fixed_shapes(device):
+            assert torch.backends.cudnn.benchmark == (device is GPU)
+    assert torch.backends.cudnn.benchmark == before
 
 
 def test_the_least_of_a_few_times_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,19 +8,19 @@ would push bfloat16 gradients into underflow.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
+from hpcphotoz.attacks.compiler import compiled
 from hpcphotoz.attacks.losses import Loss
 from hpcphotoz.attacks.precision import tf32
 from hpcphotoz.attacks.problem import Problem, layout
 
 Model = Callable[..., Tensor]  # (images, ebv) -> logits, or (images,) -> logits; usually an nn.Module
-M = TypeVar("M", bound=Model)
 _CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # what autocast computes in the lower precision
 
 
@@ -104,13 +104,6 @@ def objective(model: Model, loss: Loss, device: torch.device, passes: Passes) ->
         elif cast is not None and isinstance(inner, nn.Module):
             forward = _with(inner, cast)
         yield Objective(forward, loss)
-
-
-def compiled(module: M, device: torch.device) -> M:
-    """The module through torch.compile; its code is kept with the module's own, and found again."""
-    # On a GPU code for the shapes there are: an attack's and training's numbers of images would be one shape
-    # of any size.
-    return torch.compile(module, dynamic=False if device.type == "cuda" else None)  # type: ignore[return-value]
 
 
 def _callers(device: torch.device) -> torch.dtype | None:

@@ -8,6 +8,7 @@ call.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -30,7 +31,7 @@ def capture(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], o
         work: what is called, a few times before the capture too.
         device: a CUDA device.
     """
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side = _capturing(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         for _ in range(_WARM_UP):
@@ -44,6 +45,12 @@ def capture(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], o
     ):
         out = work()
     return graph.replay, out
+
+
+@cache
+def _capturing(device: torch.device) -> torch.cuda.Stream:
+    """The stream for captures on a device: one a process, for torch has 32 and gives them out in turns."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Graphs:

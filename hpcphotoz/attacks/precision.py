@@ -39,6 +39,17 @@ def tf32(on: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = was
 
 
+@contextmanager
+def fixed_shapes(device: torch.device) -> Iterator[None]:
+    """Let cuDNN choose the quickest algorithm of each shape by trying all; put back at the end."""
+    was = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = was
+
+
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call, the least of a few after one to warm up."""
     best = float("inf")

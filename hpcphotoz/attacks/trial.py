@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.attacks.gradient import compiled as through_compiler
+from hpcphotoz.attacks.compiler import compiled as through_compiler
 from hpcphotoz.attacks.graph import capture
 from hpcphotoz.attacks.precision import lower, tf32, timed
 

@@ -12,6 +12,7 @@ stream reads it, hence `record_stream`.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         for batch in batches:
             yield to_device(batch, device)
         return
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copies = _copying(device)
     coming: deque[tuple[Batch, torch.cuda.Event]] = deque()
     held: deque[tuple[Batch, torch.cuda.Event]] = deque()
     for batch in batches:
@@ -63,6 +64,12 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     while coming:
         yield _usable(*coming.popleft(), device)
     copies.synchronize()  # before the last host buffers are given back
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """The stream for copies to a device: one a process, for torch has 32 and gives them out in turns."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _usable(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:

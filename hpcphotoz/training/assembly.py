@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hpcphotoz.attacks.gradient import compiled as through_compiler
+from hpcphotoz.attacks.compiler import compiled as through_compiler
 from hpcphotoz.attacks.precision import timed
 from hpcphotoz.config import Config
 from hpcphotoz.models.bins import RedshiftBins

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hpcphotoz.attacks.precision import tf32
+from hpcphotoz.attacks.precision import fixed_shapes, tf32
 from hpcphotoz.config import Config
 from hpcphotoz.data.order import ORDER, rank_slice
 from hpcphotoz.errors import BadInput
@@ -91,6 +91,7 @@ def train(
             problem = str(error)
         group.agree(problem, world)
         assert trainer is not None
+        lock.enter_context(fixed_shapes(device))
         config = trainer.settle()
         try:
             lock.enter_context(runfolder.prepare(out, config, world))

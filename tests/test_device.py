@@ -1,0 +1,29 @@
+"""Batches on their way to a GPU, on a CPU: which streams are asked for."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+from hpcphotoz.data import device
+from tests.test_step import batch
+
+GPU = torch.device("cuda", 0)
+
+
+def test_all_epochs_are_copied_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch has 32 streams and gives them out in turns: one an epoch would come to be the computing one."""
+    stream = SimpleNamespace(synchronize=lambda: None, wait_event=lambda event: None)
+    made = mock.Mock(return_value=stream)
+    event = SimpleNamespace(record=lambda stream: None, query=lambda: True)
+    monkeypatch.setattr("torch.cuda.Stream", made)
+    monkeypatch.setattr("torch.cuda.Event", lambda: event)
+    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
+    monkeypatch.setattr(device, "to_device", lambda batch, device, non_blocking: batch)
+    for _ in range(40):
+        assert len(list(device.on_device(iter([batch(), batch()]), GPU))) == 2
+    assert made.call_count == 1
+    device._copying.cache_clear()
