@@ -3,31 +3,53 @@
 import sys
 from collections.abc import Sequence
 
+from hpcphotoz import output
+
+_READER_GONE = 128 + 13  # as the shell reports a program that SIGPIPE has ended
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+    """Run a command line; returns the exit status.
+
+    0: done; 1: failed; 2: bad input, or a file or disk that cannot be used; 130: interrupted; 141: whoever
+    read the output has gone.
 
     Args:
         arguments: words after the program's name; those of this process by default.
     """
+    try:
+        output.prepare()
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        output.flush()
+        return status
+    except KeyboardInterrupt:  # of the imports too, which take most of a second
+        return _failed("interrupted", 130)
+    except (
+        BrokenPipeError
+    ):  # the reader of a pipe (head, less): nothing is wrong, and nobody is there to tell
+        output.discard(sys.stdout)
+        return _READER_GONE
+    except OSError as error:
+        return _failed(f"error: {error.filename or 'output'}: {error.strerror or error}", 2)
+    except MemoryError as error:
+        return _failed(f"error: out of memory {error}", 1)
+
+
+def _run(arguments: Sequence[str]) -> int:
     from hpcphotoz.cli import run
     from hpcphotoz.errors import BadInput
 
     try:
-        return run(sys.argv[1:] if arguments is None else arguments)
+        return run(arguments)
     except BadInput as error:
-        print(f"hpcphotoz: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("hpcphotoz: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone: nothing is wrong, and nothing more can be said.
-        sys.stderr.close()
-        return 1
-    except PermissionError as error:
-        print(f"hpcphotoz: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return _failed(f"error: {error}", 2)
+    except SystemExit as end:  # help and version; another rank that has said what is wrong
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def _failed(text: str, status: int) -> int:
+    output.say(f"hpcphotoz: {' '.join(text.split())}", sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """What every command's parser has in common."""
 
 import argparse
-from typing import NoReturn
+import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from hpcphotoz.errors import BadInput
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 class Parser(argparse.ArgumentParser):
@@ -11,6 +15,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        # argparse's own ignores a full disk and a closed pipe.
+        if message:
+            (file or sys.stderr).write(message)
 
 
 def command(commands: "argparse._SubParsersAction[Parser]", name: str, function: object) -> Parser:

@@ -3,10 +3,13 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from contextlib import suppress
+from typing import IO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hpcphotoz.output import say
 
 T = TypeVar("T")
 _LINE_EVERY_S = 10.0
@@ -33,7 +36,7 @@ def track(
 
 def _bar(items: Iterable[T], what: str, total: int, units: Callable[[T], int], done: int) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(file=cast(IO[str], _Terminal()))) as progress:
         task = progress.add_task(what, total=total, completed=done)
         for item in items:
             yield item
@@ -48,4 +51,23 @@ def _lines(items: Iterable[T], what: str, total: int, units: Callable[[T], int],
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S or done == total:
             last = now
-            print(f"{what}: {done}/{total} in {now - start:.0f} s", file=sys.stderr, flush=True)
+            say(f"{what}: {done}/{total} in {now - start:.0f} s", sys.stderr)
+
+
+class _Terminal:
+    """Standard error for the bar; what a terminal that has gone no longer takes is dropped."""
+
+    encoding = property(lambda _: sys.stderr.encoding)
+
+    def write(self, text: str) -> int:
+        try:
+            return sys.stderr.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()

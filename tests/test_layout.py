@@ -29,6 +29,7 @@ FLOORS = [
         "progress",
         "errors",
         "memory",
+        "output",
         "revision",
         "atomic",
         "locks",

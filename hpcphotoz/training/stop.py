@@ -8,16 +8,16 @@ import time
 from types import FrameType
 from typing import Self
 
-_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Collects SIGUSR2, SIGTERM, SIGINT and the end of the time budget; nothing is done inside the handler.
+    """Collects SIGUSR2, SIGTERM, SIGINT, SIGHUP and the end of the time budget; nothing is done inside the
+    handler.
 
     Ranks must agree on the flag before they act on it: a signal reaches them at different steps. Earlier
-        handlers are
-    put back on leaving.
+    handlers are put back on leaving. A SIGHUP that nohup has ignored stays ignored.
 
     Args:
         wall_minutes: budget from now (minutes); 0: none.
@@ -30,7 +30,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+            self._before = {n: signal.signal(n, self._handle) for n in _SIGNALS if n not in kept}
         else:
             _log.warning("not in the main thread: signals will not stop this run cleanly")
         return self

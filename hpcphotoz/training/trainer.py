@@ -19,6 +19,7 @@ from hpcphotoz.data.order import ORDER, rank_slice
 from hpcphotoz.errors import BadInput
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.build import bins_of, build
+from hpcphotoz.output import say
 from hpcphotoz.progress import track
 from hpcphotoz.training import checkpoint, group, runfolder
 from hpcphotoz.training.assembly import Assembly
@@ -60,7 +61,7 @@ def train(
 ) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
-    Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR2, TERM, INT) on any
+    Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR2, TERM, INT, HUP) on any
     rank, or the wall-time budget, stops all ranks after the same step with a checkpoint.
 
     Args:
@@ -417,4 +418,4 @@ class _Trainer:
 
     def _say(self, text: str) -> None:
         if self._world.is_first:
-            print(text, flush=True)
+            say(text)

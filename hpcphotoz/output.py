@@ -1,0 +1,72 @@
+"""Standard output and error, which may be closed, full, or unable to show a character."""
+
+import os
+import sys
+from typing import TextIO
+
+
+def prepare() -> None:
+    """Make the standard streams usable: call it once, as a program starts.
+
+    Characters that the terminal's encoding lacks are shown as escapes. A descriptor that the caller closed is
+    opened on /dev/null: the next file would otherwise take its number and get what libraries print.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line for whoever still listens; one that cannot be written does not end the work.
+
+    Args:
+        text: the line.
+        stream: standard output by default. After a failure it leads to /dev/null, and a warning is logged.
+    """
+    stream = sys.stdout if stream is None else stream
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        discard(stream)
+        import logging
+
+        logging.getLogger(__name__).warning("%s: %s; the work goes on", _name(stream), error.strerror)
+
+
+def flush() -> None:
+    """Write what the streams still hold, which the interpreter would do too late to say what went wrong.
+
+    Raises:
+        OSError: standard output cannot be written; the error's `filename` says which stream it is.
+    """
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            stream.flush()
+        except OSError as error:
+            discard(stream)
+            if stream is sys.stdout:
+                error.filename = _name(stream)
+                raise
+
+
+def discard(stream: TextIO) -> None:
+    """Let a stream that cannot be written lead to /dev/null."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # no file of the system, or closed
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
+
+
+def _name(stream: TextIO) -> str:
+    return "standard error" if stream is sys.stderr else "standard output"

@@ -1,0 +1,147 @@
+"""Streams that are closed, full or know few characters: training goes on, other commands end with one line or
+none.
+"""
+
+import errno
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hpcphotoz import output, progress
+
+TIMEOUT_S = 120
+TINY = "--model.width 8 --model.bins 20 --training.max_steps 5 --training.global_batch 16".split()
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+
+
+def command(words: Sequence[object], **how: object) -> subprocess.CompletedProcess[str]:
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", **how.pop("env", {})}  # type: ignore[dict-item]
+    line = [sys.executable, "-m", "hpcphotoz", *map(str, words)]
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        line, timeout=TIMEOUT_S, text=True, stderr=subprocess.PIPE, env=shared, **how
+    )
+
+
+def closed_pipe() -> int:
+    """The writing end of a pipe whose reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def train(dataset: Path, out: Path, **how: object) -> str:
+    found = command(["train", "standard", "--data", dataset, "--out", out, *TINY], **how)
+    assert found.returncode == 0, found.stderr
+    assert (out / "checkpoints" / "step-00000005.pt").is_file()
+    return (out / "logs" / "rank-0.log").read_text()
+
+
+def test_training_does_not_need_a_reader(dataset: Path, tmp_path: Path) -> None:
+    log = train(dataset, tmp_path / "run", stdout=closed_pipe())
+    assert log.count("standard output: Broken pipe; the work goes on") == 1
+
+
+@needs_full
+def test_training_does_not_need_room_for_its_output(dataset: Path, tmp_path: Path) -> None:
+    with FULL.open("w") as full:
+        log = train(dataset, tmp_path / "run", stdout=full)
+    assert log.count("standard output: No space left on device; the work goes on") == 1
+
+
+def test_training_does_not_need_its_streams_at_all(dataset: Path, tmp_path: Path) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "hpcphotoz",
+        "train",
+        "standard",
+        "--data",
+        dataset,
+        "--out",
+        tmp_path / "run",
+    ]
+    shell = ["sh", "-c", 'exec "$0" "$@" 0<&- 1>&- 2>&-']
+    subprocess.run([*shell, *map(str, line), *TINY], check=True, timeout=TIMEOUT_S)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000005.pt").is_file()
+
+
+@pytest.mark.parametrize("words", [["inspect", "DATASET"], ["--help"], ["simulate", "--help"]], ids=str)
+def test_a_reader_that_has_gone_ends_a_command_quietly(words: list[str], dataset: Path) -> None:
+    found = command([dataset if word == "DATASET" else word for word in words], stdout=closed_pipe())
+    assert (found.returncode, found.stderr) == (141, "")
+
+
+@needs_full
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["inspect", "DATASET"], ["--help"]], ids=str)
+def test_a_full_disk_behind_standard_output_is_one_line(
+    words: list[str], unbuffered: str, dataset: Path
+) -> None:
+    words = [str(dataset) if word == "DATASET" else word for word in words]
+    with FULL.open("w") as full:
+        found = command(words, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
+    said = r"hpcphotoz: error: (standard )?output: No space left on device\n"
+    assert found.returncode == 2 and re.fullmatch(said, found.stderr), found.stderr
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(dataset: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset, tmp_path / "galaxïes"))
+    (folder / "manifest.json").unlink()
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    found = command(["index", folder], stdout=subprocess.PIPE, env=ascii_only)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "galax\\xefes: 75 objects" in found.stdout
+
+
+def test_an_interrupt_during_the_imports_is_one_line() -> None:
+    """They take most of a second, in which a mistyped command is often interrupted."""
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'hpcphotoz.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from hpcphotoz.__main__ import main\n"
+        "sys.exit(main(['--version']))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert (found.returncode, found.stderr) == (130, "hpcphotoz: interrupted\n")
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    terminal = True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_that_cannot_be_shown_does_not_end_the_work(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Gone()
+    gone.terminal = terminal
+    monkeypatch.setattr(sys, "stderr", gone)
+    assert list(progress.track(range(5), "counting", 5)) == [0, 1, 2, 3, 4]
+
+
+def test_a_failed_line_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(closed_pipe(), "w") as stream:
+        output.say("one", stream)
+        output.say("two", stream)
+        stream.flush()
