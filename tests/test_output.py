@@ -41,19 +41,19 @@ def train(dataset: Path, out: Path, **how: object) -> str:
     found = command(["train", "standard", "--data", dataset, "--out", out, *TINY], **how)
     assert found.returncode == 0, found.stderr
     assert (out / "checkpoints" / "step-00000005.pt").is_file()
-    return (out / "logs" / "rank-0.log").read_text()
+    return str(found.stderr)
 
 
 def test_training_does_not_need_a_reader(dataset: Path, tmp_path: Path) -> None:
-    log = train(dataset, tmp_path / "run", stdout=closed_pipe())
-    assert log.count("standard output: Broken pipe; the work goes on") == 1
+    said = train(dataset, tmp_path / "run", stdout=closed_pipe())
+    assert said.count("standard output: Broken pipe; the work goes on") == 1
 
 
 @needs_full
 def test_training_does_not_need_room_for_its_output(dataset: Path, tmp_path: Path) -> None:
     with FULL.open("w") as full:
-        log = train(dataset, tmp_path / "run", stdout=full)
-    assert log.count("standard output: No space left on device; the work goes on") == 1
+        said = train(dataset, tmp_path / "run", stdout=full)
+    assert said.count("standard output: No space left on device; the work goes on") == 1
 
 
 def test_training_does_not_need_its_streams_at_all(dataset: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(dataset: Path, tmp_path
     (folder / "manifest.json").unlink()
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     found = command(["index", folder], stdout=subprocess.PIPE, env=ascii_only)
-    assert (found.returncode, found.stderr) == (0, "")
+    assert found.returncode == 0, found.stderr
     assert "galax\\xefes: 75 objects" in found.stdout
 
 
