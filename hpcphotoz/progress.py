@@ -57,17 +57,19 @@ def _lines(items: Iterable[T], what: str, total: int, units: Callable[[T], int],
 class _Terminal:
     """Standard error for the bar; what a terminal that has gone no longer takes is dropped."""
 
-    encoding = property(lambda _: sys.stderr.encoding)
+    def __init__(self) -> None:
+        self._stream = sys.stderr  # which the bar replaces while it is shown
+        self.encoding = self._stream.encoding
 
     def write(self, text: str) -> int:
         try:
-            return sys.stderr.write(text)
+            return self._stream.write(text)
         except OSError:
             return len(text)
 
     def flush(self) -> None:
         with suppress(OSError):
-            sys.stderr.flush()
+            self._stream.flush()
 
     def isatty(self) -> bool:
-        return sys.stderr.isatty()
+        return self._stream.isatty()
