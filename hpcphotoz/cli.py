@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     options, rest = _parser().parse_known_args(words)
     if rest and options.command != "train":
         raise BadInput(f"{' '.join(rest)}: not understood (see hpcphotoz {options.command} --help)")
-    options.rest, options.after = rest, after
+    options.rest, options.after, options.words = rest, after, ("hpcphotoz", *arguments)
     status: int = options.function(options)
     return status
 
@@ -58,7 +58,14 @@ def launch(options: argparse.Namespace) -> int:
         )
     words, rest = _parser().parse_known_args(options.after)
     words.rest = rest
-    job = TrainJob.of(config.load(words.config, _overrides(words)), words.data, words.out)
+    job = TrainJob.of(
+        config.load(words.config, _overrides(words)),
+        words.data,
+        words.out,
+        profile=words.profile,
+        device=words.device,
+        command=options.words,
+    )
     given = {field.name: getattr(options, field.name) for field in fields(slurm.LaunchPlan)}
     chosen: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
@@ -73,7 +80,7 @@ def launch(options: argparse.Namespace) -> int:
         return 0
     if options.where == "local":
         return slurm.run_local(plan, job)
-    submitted = slurm.submit(plan, job)
+    submitted = slurm.submit(plan, job, lambda text: print(f"hpcphotoz: warning: {text}", file=sys.stderr))
     print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
     return 0
 
@@ -128,7 +135,11 @@ def _parser() -> Parser:
     )
     p.add_argument("--nodes", type=int, help="nodes (default 1)")
     p.add_argument("--tasks-per-node", type=int, help="ranks a node (default: one a GPU, or one)")
-    p.add_argument("--gpus-per-node", type=int, help="GPUs a node (default 0: train on CPUs)")
+    p.add_argument(
+        "--gpus-per-node",
+        type=int,
+        help="GPUs a node (default 0: slurm gives none; local takes those that are visible)",
+    )
     p.add_argument("--cpus-per-task", type=int, help="CPUs a rank (default 2)")
     p.add_argument("--mem-gb", type=float, help="memory a node in GB (default: the partition's)")
     p.add_argument(

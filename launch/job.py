@@ -4,6 +4,7 @@ Slurm sends SIGUSR2 to all tasks ahead of the time limit and on a preemption. Th
 ranks leave it after the same step; only then is the signal handed to submitit, whose rank 0 requeues the job.
 """
 
+import hashlib
 import os
 import select
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,8 @@ from typing import Any, Self
 import hpcphotoz
 from hpcphotoz.config import Config, parse, to_toml
 from hpcphotoz.errors import BadInput
+from hpcphotoz.launch import snapshot
+from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES, World, detect
 
 # A signal reaches the nodes one after the other: rank 0 may stop by another rank's flag before its own.
 _STRAGGLING_SIGNAL_S = 10.0
@@ -39,6 +42,10 @@ class TrainJob:
         code: folder that holds the package's snapshot; empty: run whatever is installed.
         cpus: CPUs of this rank; 0: torch decides.
         max_requeues: restarts of any kind after which a stopped job is not requeued, and fails.
+        profile: write where a step's time goes, as `train --profile` does.
+        device: "auto", "cuda" or "cpu", as in `train --device`.
+        command: the words that launched the run, for its provenance.
+        visible_gpus: CUDA_VISIBLE_DEVICES of a local launch; None: not set. On a cluster it is Slurm's.
     """
 
     config: str
@@ -47,11 +54,36 @@ class TrainJob:
     code: str = ""
     cpus: int = 0
     max_requeues: int = 10
+    profile: bool = False
+    device: str = "auto"
+    command: tuple[str, ...] = ()
+    visible_gpus: str | None = None
 
     @classmethod
-    def of(cls, config: Config, data: Path, out: Path) -> Self:
+    def of(
+        cls,
+        config: Config,
+        data: Path,
+        out: Path,
+        *,
+        profile: bool = False,
+        device: str = "auto",
+        command: Sequence[str] = (),
+    ) -> Self:
         """The job that trains `config` on the dataset `data` into the run folder `out`."""
-        return cls(to_toml(config), str(data.absolute()), str(out.absolute()))
+        return cls(
+            to_toml(config),
+            str(data.absolute()),
+            str(out.absolute()),
+            profile=profile,
+            device=device,
+            command=tuple(command),
+        )
+
+    @property
+    def parsed(self) -> Config:
+        """The configuration."""
+        return parse(tomllib.loads(self.config), "configuration")
 
     def __call__(self) -> str:
         """Train on this rank; return "finished" or "stopped".
@@ -61,7 +93,7 @@ class TrainJob:
         Raises:
             BadInput: the package was not imported from the snapshot; whatever the trainer refuses.
         """
-        rank = self._join()
+        rank = self._take_place().rank
         if "SLURM_JOB_ID" not in os.environ:
             # submitit ignores SIGTERM. Until the trainer handles it there is nothing to save; on a cluster it
             # may be a preemption, and a rank that dies of it fails the job.
@@ -70,7 +102,7 @@ class TrainJob:
 
         with _SignalsSeen() as signals:
             outcome = train(
-                parse(tomllib.loads(self.config), "configuration"), Path(self.data), Path(self.out)
+                self.parsed, Path(self.data), Path(self.out), self.profile, self.device, self.command or None
             )
             if outcome is Outcome.FINISHED or rank:
                 _ignore_stops()
@@ -99,7 +131,8 @@ class TrainJob:
             return None
         return submitit.helpers.DelayedSubmission(self)
 
-    def _join(self) -> int:
+    def _take_place(self) -> World:
+        """Which rank this is, with all in the environment that it needs to meet the others."""
         import submitit
 
         found = Path(hpcphotoz.__file__).resolve().parents[1]
@@ -108,20 +141,31 @@ class TrainJob:
                 f"hpcphotoz was imported from {found}, the submitted code is in {self.code}: "
                 "unset PYTHONSAFEPATH and launch again"
             )
+        if self.code:
+            snapshot.check(found)
+        # Slurm or submitit has started this rank: what other launchers say is left over from elsewhere.
+        for name in list(os.environ):
+            if name in RANK_NAMES or (name.startswith(RANK_PREFIXES) and not name.startswith("SUBMITIT_")):
+                del os.environ[name]
         if self.cpus:
             # srun does not bind everywhere: on two busy cores two ranks of two threads took 0.7 s a step, of
             # one thread 0.04 s.
             os.environ.setdefault("OMP_NUM_THREADS", str(self.cpus))
-        world = submitit.helpers.TorchDistributedEnvironment()
-        # CUDA_VISIBLE_DEVICES stays Slurm's: overwritten by the local rank, it would name another job's GPU.
-        world.export(set_cuda_visible_devices=False, overwrite=True)
-        os.environ["MASTER_ADDR"] = _master_address(world.master_addr, os.environ)
+        if "SLURM_JOB_ID" not in os.environ:
+            # submitit has put numbers there; the user's may be UUIDs, or empty.
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            if self.visible_gpus is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
+        job = submitit.JobEnvironment()
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        os.environ["MASTER_ADDR"] = _master_address(job.hostnames[0], os.environ)
+        os.environ["MASTER_PORT"] = str(_master_port(job.job_id, restart))
+        world = detect()
         print(
-            f"rank {world.rank} of {world.world_size} on {socket.gethostname()}, code {found}, "
-            f"restart {os.environ.get('SLURM_RESTART_COUNT', 0)}",
+            f"rank {world.rank} of {world.size} on {socket.gethostname()}, code {found}, restart {restart}",
             flush=True,
         )
-        return int(world.rank)
+        return world
 
 
 def _ignore_stops() -> None:
@@ -143,6 +187,15 @@ def _master_address(first_node: str, env: Mapping[str, str]) -> str:
         # The batch script, hence srun, runs on the first node. `scontrol show node` would be a call a rank.
         return env.get("SLURM_LAUNCH_NODE_IPADDR", first_node)
     return first_node
+
+
+def _master_port(job_id: str, restart: str) -> int:
+    """The port where rank 0 listens: the same on all ranks of a job, another one after a restart.
+
+    Below 32768, where Linux begins to hand out ports to whoever connects to something.
+    """
+    digest = hashlib.sha256(f"{job_id} {restart}".encode()).digest()
+    return 20_000 + int.from_bytes(digest[:4]) % 12_000
 
 
 def _asks_for_requeue(seen: set[int]) -> bool:

@@ -18,8 +18,8 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,40 @@ from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.training import runfolder
+from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES
 
 _LOCAL_MINUTES = 60 * 24 * 365  # the local executor wants a limit; a run at home has none
 _OURS = (
     "account array chdir constraint cpus-per-task error exclude gpus-per-node job-name mem nodes no-requeue "
     "ntasks ntasks-per-node open-mode output partition qos requeue signal time"
 ).split()
+# Options that change what sbatch does or answers, and not the job.
+_OF_SBATCH_ALONE = "help parsable quiet test-only usage version wait wrap".split()
+_SLURM_ONLY = (
+    *("mem_gb", "time_minutes", "signal_delay_s", "partition", "account", "qos", "constraint", "exclude"),
+    *("job_name", "setup", "extra"),
+)
 # Variables of the job or launcher that a submission is made from: they would change the new job's shape.
-_INHERITED = ("SLURM_", "SLURMD_", "SUBMITIT_", "OMPI_", "PMI_", "PMIX_")
-_INHERITED_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_INHERITED = ("SLURM_", "SLURMD_", "SUBMITIT_", *RANK_PREFIXES)
+_INHERITED_NAMES = (*RANK_NAMES, "MASTER_ADDR", "MASTER_PORT")
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
+# SBATCH_<NAME> overrides the option of the script that has the same name, or this one.
+_SBATCH_NAMES = {
+    "NO_REQUEUE": "requeue",
+    "TIMELIMIT": "time",
+    **dict.fromkeys(("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"), "mem"),
+}
+# The shape of a job is the launcher's, where the script is silent too: no GPUs are no GPUs.
+_SBATCH_SHAPE = (
+    *("ARRAY_INX", "CPUS_PER_GPU", "ERROR", "EXPORT", "GPUS", "GPUS_PER_NODE", "GPUS_PER_SOCKET"),
+    *("GPUS_PER_TASK", "GRES", "OVERCOMMIT", "TRES_PER_TASK", "WAIT"),
+)
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What to ask the cluster for; one task is one rank, and every task of a node sees all its GPUs.
+    """What to ask the cluster for; one task is one rank.
 
     Raises:
         BadInput: a count, time or extra parameter that cannot be used.
@@ -49,7 +68,7 @@ class LaunchPlan:
 
     nodes: int = 1
     tasks_per_node: int = 0  # ranks a node; 0: one a GPU, or one without GPUs
-    gpus_per_node: int = 0  # 0: train on CPUs, on this machine too
+    gpus_per_node: int = 0  # 0: Slurm gives none; on this machine those that are visible are used
     cpus_per_task: int = 2  # the reading threads of a rank run on them
     mem_gb: float = 0.0  # GB a node; 0: the partition's default
     time_minutes: int = 60  # below 11 every preemption counts as a time-out in submitit
@@ -76,12 +95,21 @@ class LaunchPlan:
                 f"--signal-delay-s {self.signal_delay_s}: longer than the job's {self.time_minutes} minutes; "
                 "the job would stop as soon as it starts"
             )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for text in value if isinstance(value, tuple) else (value,):
+                # A newline would begin a line of the batch script, which Slurm and the shell obey.
+                if isinstance(text, str) and not text.replace("\t", " ").isprintable():
+                    raise BadInput(f"--{field.name.replace('_', '-')} {text!r}: has a control character")
         for entry in self.extra:
             key = _option(entry)[0]
             if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
                 raise BadInput(f"extra Slurm parameter '{entry}': write key=value, e.g. reservation=photoz")
-            if key in _OURS:
+            # sbatch takes the beginning of a name for the whole of it.
+            if any(name.startswith(key) for name in _OURS):
                 raise BadInput(f"extra Slurm parameter '{entry}': {key} is set by the launcher's own options")
+            if any(name.startswith(key) for name in _OF_SBATCH_ALONE):
+                raise BadInput(f"extra Slurm parameter '{entry}': is no property of a job; see --dry-run")
 
     @property
     def ranks_per_node(self) -> int:
@@ -108,11 +136,17 @@ def dry_run(plan: LaunchPlan, job: TrainJob) -> str:
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def submit(plan: LaunchPlan, job: TrainJob) -> Submitted:
+def submit(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = print) -> Submitted:
     """Queue the run on Slurm, from a snapshot of the present code.
 
+    Args:
+        plan: what to ask the cluster for.
+        job: what to train.
+        tell: is given the names of the environment's variables that would override the plan and are left out.
+
     Raises:
-        BadInput: submitit or sbatch is missing, no such dataset, or sbatch refused (its own message).
+        BadInput: submitit or sbatch is missing, no such dataset, a run folder that cannot be used, or sbatch
+            refused (its own message).
     """
     submitit, launch = _submitit(), _launch_folder(job)
     for command in ("sbatch", "srun"):
@@ -120,13 +154,17 @@ def submit(plan: LaunchPlan, job: TrainJob) -> Submitted:
             raise BadInput(
                 f"{command}: not found; submit on a login node of the cluster, or use `launch local`"
             )
-    read_manifest(Path(job.data))  # now, not after a day in the queue
+    _check_folders(job)  # now, not after a day in the queue
     code = _take_snapshot(launch)
     executor = _executor(plan, launch, code)
+    script = executor._make_submission_file_text(executor._submitit_command_str, "")
+    overriding = _overriding(script, os.environ)
+    if overriding:
+        tell(f"{', '.join(overriding)} of the environment: left out, the options of this launch hold")
     before = set(launch.iterdir())
     try:
         # submitit prints sbatch's complaint as well: it is told once, below.
-        with _outside_any_job(), contextlib.redirect_stderr(io.StringIO()):
+        with _outside_any_job(overriding), contextlib.redirect_stderr(io.StringIO()):
             submitted = executor.submit(_placed(job, plan, code))
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         for left in set(launch.iterdir()) - before:
@@ -142,7 +180,7 @@ def run_local(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = pri
     Ctrl-C, or SIGTERM to this process, saves and stops all ranks after the same step. Main thread only.
 
     Args:
-        plan: nodes must be 1; time, memory and queue are ignored.
+        plan: nodes must be 1, and what only Slurm understands must be left at its defaults.
         job: what to train.
         tell: is given the folder of the logs at the start, and the reason of a failure.
 
@@ -150,32 +188,39 @@ def run_local(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = pri
         0: finished; 130: stopped by the user, saved; 1: failed.
 
     Raises:
-        BadInput: submitit is missing, more than one node, more GPUs than visible, no such dataset.
+        BadInput: submitit is missing, more than one node, options that only Slurm understands, more GPUs than
+            visible, no such dataset, a run folder that cannot be used.
     """
     submitit, launch = _submitit(), _launch_folder(job)
     if plan.nodes != 1:
         raise BadInput(f"--nodes {plan.nodes}: a local launch has one node; use `launch slurm`")
-    read_manifest(Path(job.data))
-    visible = _visible_gpus()
-    if visible and plan.gpus_per_node > len(visible):
-        raise BadInput(f"--gpus-per-node {plan.gpus_per_node}: CUDA_VISIBLE_DEVICES names {len(visible)}")
+    for field in fields(plan):
+        if field.name in _SLURM_ONLY and getattr(plan, field.name) != field.default:
+            option = field.name.replace("_", "-")
+            raise BadInput(f"--{option}: means nothing on this machine: leave it out, or use `launch slurm`")
+    _check_folders(job)
+    visible = _visible_gpus(plan.gpus_per_node, os.environ.get("CUDA_VISIBLE_DEVICES"))
     code = _take_snapshot(launch)
     executor = submitit.LocalExecutor(launch, max_num_timeout=plan.max_requeues)
     executor.update_parameters(
         tasks_per_node=plan.ranks_per_node,
-        gpus_per_node=plan.gpus_per_node,
-        visible_gpus=visible,
         timeout_min=_LOCAL_MINUTES,
         stderr_to_stdout=True,
     )
-    # Ranks inherit an ignored SIGINT, and the trainer handles it all the same. The process in between, which
-    # would kill them one second after a Ctrl-C, whether they have saved or not, does not see it.
-    with contextlib.chdir(code), _outside_any_job(), _handling(signal.SIGINT, signal.SIG_IGN):
-        running = executor.submit(_placed(job, plan, code))
-    tell(
-        f"{plan.ranks_per_node} ranks, job {running.job_id}, logs in {launch}/{running.job_id}_<rank>_log.out"
+    placed = replace(_placed(job, plan, code), visible_gpus=visible)
+    # Ranks inherit ignored signals, and the trainer handles them all the same. The process in between, which
+    # would kill them one second after a Ctrl-C, or leave them alone after a hangup, does not see either.
+    with (
+        contextlib.chdir(code),
+        _outside_any_job(),
+        _handling(signal.SIGINT, signal.SIG_IGN),
+        _handling(signal.SIGHUP, signal.SIG_IGN),
+    ):
+        running = executor.submit(placed)
+    logs = f"{launch}/{running.job_id}_<rank>_log.out"
+    interrupted = _wait(
+        running._process, lambda: tell(f"{plan.ranks_per_node} ranks, job {running.job_id}, logs in {logs}")
     )
-    interrupted = _wait(running._process)
     return _local_status(launch, running.job_id, plan.ranks_per_node, interrupted, tell)
 
 
@@ -193,9 +238,16 @@ def _submitit() -> Any:
 
 
 def _launch_folder(job: TrainJob) -> Path:
-    if re.search(r"[%\n\\]", job.out):
+    if re.search(r"[%\\]", job.out):
         raise BadInput(f"{job.out}: Slurm would rewrite '%' and '\\' in this name: choose another run folder")
+    if not job.out.isprintable():
+        raise BadInput(f"{job.out!r}: a control character in this name: choose another run folder")
     return Path(job.out) / "launch"
+
+
+def _check_folders(job: TrainJob) -> None:
+    read_manifest(Path(job.data))
+    runfolder.check(Path(job.out), job.parsed)
 
 
 def _take_snapshot(launch: Path) -> Path:
@@ -206,7 +258,9 @@ def _take_snapshot(launch: Path) -> Path:
 
 
 def _placed(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:
-    return replace(job, code=str(code), cpus=plan.cpus_per_task, max_requeues=plan.max_requeues)
+    device = "cuda" if plan.gpus_per_node and job.device == "auto" else job.device
+    placed = {"code": str(code), "cpus": plan.cpus_per_task, "max_requeues": plan.max_requeues}
+    return replace(job, device=device, **placed)  # type: ignore[arg-type]
 
 
 def _executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
@@ -242,20 +296,40 @@ def _executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
             "--kill-on-bad-exit=1",  # without it a job with a dead rank keeps its nodes until the time limit
             f"--cpus-per-task={plan.cpus_per_task}",  # since 22.05 srun does not read sbatch's
             "--wait=0",  # a cluster's WaitTime would kill rank 0 while it still evaluates
+            "--export=ALL",  # with SLURM_EXPORT_ENV=NONE ranks would not learn that submitit has started them
         ],
-        additional_parameters={"requeue": True, "chdir": code, **further},
+        # The signal by name: submitit reads it from SUBMITIT_PREEMPT_SIGNAL, which the job does not have.
+        additional_parameters={
+            "requeue": True,
+            "chdir": code,
+            "signal": f"USR2@{plan.signal_delay_s}",
+            **further,
+        },
         **named,
     )
     return executor
 
 
+def _overriding(script: str, env: Collection[str]) -> list[str]:
+    """Variables by which sbatch, or srun inside the job, would do otherwise than the script says."""
+    options = set(re.findall(r"^#SBATCH --([a-z0-9-]+)", script, re.MULTILINE))
+    found = []
+    for name in sorted(env):
+        of_sbatch, of_srun = name.removeprefix("SBATCH_"), name.startswith("SRUN_")
+        option = _SBATCH_NAMES.get(of_sbatch, of_sbatch.lower().replace("_", "-"))
+        if of_srun or (of_sbatch != name and (of_sbatch in _SBATCH_SHAPE or option in options)):
+            found.append(name)
+    return found
+
+
 @contextlib.contextmanager
-def _outside_any_job() -> Iterator[None]:
-    """Hide the job or launcher this process runs in; keep which cluster to talk to, and SBATCH_* defaults."""
+def _outside_any_job(further: Collection[str] = ()) -> Iterator[None]:
+    """Hide the job or launcher this process runs in, and `further` variables; keep the cluster's name."""
     hidden = {
         name: value
         for name, value in os.environ.items()
-        if name not in _KEPT and (name.startswith(_INHERITED) or name in _INHERITED_NAMES)
+        if name in further
+        or (name not in _KEPT and (name.startswith(_INHERITED) or name in _INHERITED_NAMES))
     }
     for name in hidden:
         del os.environ[name]
@@ -274,13 +348,27 @@ def _handling(number: signal.Signals, handler: Any) -> Iterator[None]:
         signal.signal(number, earlier)
 
 
-def _visible_gpus() -> tuple[int, ...]:
-    """The GPUs this process may use; empty: no restriction that submitit can pass on."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return tuple(map(int, given)) if all(part.strip().isdigit() for part in given) else ()
+def _visible_gpus(wanted: int, given: str | None) -> str | None:
+    """CUDA_VISIBLE_DEVICES of the ranks of a local launch; None: not set.
+
+    Args:
+        wanted: GPUs to use; 0: those that are visible.
+        given: the variable of this process: numbers, UUIDs of GPUs or of MIG parts, empty, or None.
+
+    Raises:
+        BadInput: fewer are visible.
+    """
+    if not wanted:
+        return given
+    if given is None:
+        return ",".join(map(str, range(wanted)))
+    names = [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    if wanted > len(names):
+        raise BadInput(f"--gpus-per-node {wanted}: CUDA_VISIBLE_DEVICES names {len(names)}")
+    return ",".join(names[:wanted])
 
 
-def _wait(controller: Any) -> bool:
+def _wait(controller: Any, tell: Callable[[], None]) -> bool:
     """Wait for the controlling process, passing a stop on to the ranks; return whether there was one."""
     stops = []
 
@@ -288,7 +376,12 @@ def _wait(controller: Any) -> bool:
         stops.append(number)
         controller.send_signal(signal.SIGTERM)
 
-    with _handling(signal.SIGINT, stop), _handling(signal.SIGTERM, stop):
+    with contextlib.ExitStack() as handlers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Under nohup a hangup is ignored, and a closed terminal stops nothing.
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                handlers.enter_context(_handling(number, stop))
+        tell()
         controller.wait()
     return bool(stops)
 

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import hpcphotoz
+from hpcphotoz.errors import BadInput
 from hpcphotoz.revision import RECORD, commit
 
 _LEFT_OUT = ("__pycache__", "*.pyc")
@@ -17,21 +18,32 @@ def folder(launch: Path) -> Path:
 
     The name holds the code's SHA-256: submissions of the same code share one copy, which never changes.
     """
-    package = Path(hpcphotoz.__file__).parent
-    digest = hashlib.sha256()
-    for path in _files(package):
-        digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    return launch / f"code-{digest.hexdigest()[:12]}"
+    return launch / _name(Path(hpcphotoz.__file__).parent)
+
+
+def check(code: Path) -> None:
+    """Make sure that a snapshot still holds the code that its name stands for.
+
+    Raises:
+        BadInput: some file was changed, added or removed.
+    """
+    if _name(code / "hpcphotoz") != code.name:
+        raise BadInput(
+            f"{code}: this code was changed since it was submitted: remove the folder, launch again"
+        )
 
 
 def take(launch: Path) -> Path:
     """Copy the package, its linked folders included, and return the folder to start Python in.
 
     Snapshots (some hundred kB each) are kept as long as the run folder: a requeued job starts from its own.
+
+    Raises:
+        BadInput: there is a snapshot of this code already, and it was changed.
     """
     final = folder(launch)
     if final.is_dir():
+        check(final)
         return final
     launch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=launch, prefix=final.name + ".") as partial:
@@ -49,6 +61,14 @@ def take(launch: Path) -> Path:
             if not final.is_dir():
                 raise
     return final
+
+
+def _name(package: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _files(package):
+        digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return f"code-{digest.hexdigest()[:12]}"
 
 
 def _files(package: Path) -> list[Path]:

@@ -45,6 +45,30 @@ _OVERLAP = {"overlap", "max_staleness", "transfer", "weights_transfer"}  # as lo
 _PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
 
 
+def check(run: Path, config: Config) -> None:
+    """Make sure that a folder is free for a run, or holds one with these options; writes nothing.
+
+    Args:
+        run: the folder, which need not exist.
+        config: as it was given: a precision of auto is that of the run in the folder.
+
+    Raises:
+        BadInput: the folder is a dataset, or holds a run with other options.
+    """
+    if (run / MANIFEST).exists():
+        raise BadInput(f"{run}: is a dataset: choose another folder for the run")
+    path = run / "config.toml"
+    if not path.is_file() or not list((run / "checkpoints").glob("step-*.pt")):
+        return
+    begun = configuration.load(str(path))
+    if config.training.precision == "auto":
+        training = config.training.model_copy(update={"precision": begun.training.precision})
+        config = config.model_copy(update={"training": training})
+    differing = _differing(begun, config)
+    if differing:
+        raise BadInput(f"{run}: holds a run with another {differing}: give the same options, or a new --out")
+
+
 @contextmanager
 def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
     """Make the folder, check that it belongs to this configuration and to no other process, and hold it.
@@ -54,26 +78,18 @@ def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
     Raises:
         BadInput: the folder cannot be made, is a dataset, holds a run with other options, or is in use.
     """
-    path = run / "config.toml"
-    if (run / MANIFEST).exists():
-        raise BadInput(f"{run}: is a dataset: choose another folder for the run")
+    check(run, config)
     try:
         (run / "logs").mkdir(parents=True, exist_ok=True)
         (run / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise BadInput(f"{run}: cannot make the run folder: {error.strerror}") from None
-    if path.is_file() and list((run / "checkpoints").glob("step-*.pt")):
-        differing = _differing(configuration.load(str(path)), config)
-        if differing:
-            raise BadInput(
-                f"{run}: holds a run with another {differing}: give the same options, or a new --out"
-            )
     if not world.is_first:
         yield
         return
     busy = f"{run}: another process is training in it: wait, or choose another --out"
     with locked(run / "logs" / "lock", busy):
-        write_text(path, configuration.to_toml(config))
+        write_text(run / "config.toml", configuration.to_toml(config))
         yield
 
 
