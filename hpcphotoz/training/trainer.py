@@ -92,7 +92,7 @@ def train(
             problem = str(error)
         group.agree(problem, world)
         assert trainer is not None
-        lock.enter_context(fixed_shapes(device))
+        lock.enter_context(fixed_shapes(chosen))
         config = trainer.settle()
         try:
             lock.enter_context(runfolder.prepare(out, config, world))
