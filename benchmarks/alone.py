@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.galaxies import SKY, STAMP, galaxies
 from benchmarks.harness import in_turn, spread
+from benchmarks.precision import chosen
 from benchmarks.train_runs import EPS, FRACTION, STEPS
 from hpcphotoz.config import parse
 from hpcphotoz.data.stream import Batch
@@ -33,7 +34,7 @@ def main() -> None:
     config = parse(
         {
             "model": {"name": network},
-            "training": {"precision": "bf16", "augment": False},
+            "training": {"precision": chosen(torch.device("cpu")), "augment": False},
             "attack": {"fraction": FRACTION, "steps": STEPS, "eps": EPS},
         },
         "benchmark",

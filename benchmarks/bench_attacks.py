@@ -2,15 +2,19 @@
 
 python -m benchmarks.bench_attacks [--quick] [--json PATH] [--run RUN --data DATASET]
 
-Run `make peers` first, or have the peers in this environment; without one its figures are null. PGD-10 in an
-L-infinity ball of 0.1 sky sigma per band with a random start, on networks trained for some steps on galaxies
-of `benchmarks.galaxies`; the rivals take turns. A peer works in batches of 16 or of 32, whichever a first
-pass shows to be faster, in float32, as its documentation has it. Ours is measured in float32 and with
-bfloat16 autocast, and on a GPU as a CUDA graph; on a CPU with freed memory kept in the process, as the
-commands have it (the peers run as they come; MALLOC_TRIM_THRESHOLD_ in the environment would do the same).
-`torchattacks_tuned` has all of it set by hand: channels_last weights, bfloat16 autocast around the attack,
-the memory kept: what is left of the ratio then is the attack's own.
-`strength_*` is our final cross-entropy over theirs, on the images each returned, in float32.
+Run `make peers` first, or have the peers in this environment; one that is not installed has no figures.
+PGD-10 in an L-infinity ball of 0.1 sky sigma per band with a random start, on networks trained for some steps
+on galaxies of `benchmarks.galaxies`; the rivals take turns. A peer works in batches of 16 or of 32, whichever
+a first pass shows to be faster, in float32, as its documentation has it; on a GPU in one batch.
+
+`ours_fp32` is ours in float32; `ours` in the precision that the device chooses for itself (`precision`);
+`ours_padded` with channels padded to multiples of 8; on a GPU also as a CUDA graph, compiled, and both. On a
+CPU freed memory is kept in the process, as the commands have it (the peers run as they come;
+MALLOC_TRIM_THRESHOLD_ in the environment would do the same). `torchattacks_tuned` has all of it set by hand:
+channels_last weights, autocast in the same precision, the memory kept; `torchattacks_tuned_fp32` the same
+without autocast. `of_64` repeats it on a GPU with a batch of 64.
+`ratio_X` is X's time over that of the fastest of ours (`fastest`), `ratio_X_fp32` over that of `ours_fp32`;
+`strength_*` our final cross-entropy over theirs, on the images each returned, in float32.
 
 `apgd` compares APGD at equal steps with torchattacks' port of AutoAttack's APGD-CE (its best-loss mode), by
 loss and by the fraction of outliers, on the same networks and on a trained `--run`. `law` compares the
@@ -18,11 +22,12 @@ operations counted in a training step with 1 + 2 K f / 3. On a GPU, TF32 is on f
 """
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +36,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.galaxies import SKY, STAMP, configuration, galaxies, trained
-from benchmarks.harness import parser, record, rounds, spread
+from benchmarks.harness import Benchmark, middle, on_host_clock, parser, ratio, rounds, spread
 from benchmarks.peers.driver import Peer
+from benchmarks.precision import AUTOCAST, chosen
 from benchmarks.stream_readers import PEERS_PYTHON, ROOT
 from hpcphotoz import attacks
 from hpcphotoz.attacks import cost
@@ -41,10 +47,12 @@ from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.evaluation.network import batches, tensors
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.form import reform
 from hpcphotoz.training.checkpoint import load_network
 
 EPS, STEPS = 0.1, 10
-LIBRARIES = ("torchattacks", "foolbox", "art", "torchattacks_tuned")
+LIBRARIES = ("torchattacks", "foolbox", "art", "torchattacks_tuned", "torchattacks_tuned_fp32")
+QUICK = ("torchattacks", "torchattacks_tuned")  # a peer takes seconds to start
 KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}  # as hpcphotoz.memory
 OBJECTS = {"compact": 256, "cnn": 64, "inception": 32}
 TRAINING = {"compact": 60, "cnn": 120, "inception": 60}
@@ -63,6 +71,14 @@ class Task:
     ebv: Tensor
     z: Tensor
     eps: Tensor  # (B,) nMgy
+
+    def first(self, n: int) -> "Task":
+        """The same with the first n objects."""
+        return replace(self, images=self.images[:n], ebv=self.ebv[:n], z=self.z[:n])
+
+    def padded(self) -> "Task":
+        """The same with a copy of the network whose channels are padded."""
+        return replace(self, model=reform(copy.deepcopy(self.model), merged=False, padded=True))
 
     def attack(self, **options: Any) -> Callable[[], Tensor]:
         """Our PGD, to be called."""
@@ -96,34 +112,50 @@ class Task:
 def main() -> None:
     """Measure and print a table."""
     options = given()
+    benchmark = Benchmark("attacks", options.json, options.quick)
     if DEVICE.type == "cpu":
         keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    networks = ["compact"] if options.quick else ["cnn", "inception"]
-    repeat, figures = 3, dict[str, Any]()
-    print(f"PGD-{STEPS}, eps {EPS} sky sigma, on {DEVICE}; images/s, medians of {repeat}", flush=True)
+    libraries = QUICK if options.quick else LIBRARIES
+    networks = options.networks or (["compact"] if options.quick else ["cnn", "inception"])
+    precision, repeat = chosen(DEVICE), 3
+    benchmark.add(precision=precision, tf32=DEVICE.type == "cuda")
+    print(
+        f"PGD-{STEPS}, eps {EPS} sky sigma, on {DEVICE}, {precision}; images/s, medians of {repeat}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-attacks-") as folder:
         for name in networks:
-            task = fresh(name)
-            figures[name] = {
-                **speed(task, Path(folder), repeat),
-                "law": law(task),
-                "apgd": apgd(task, Path(folder)),
-            }
-            show(name, figures[name])
+            task = fresh(name, 4 if options.quick else 1)
+            found = speed(task, Path(folder), precision, libraries, repeat, benchmark)
+            show(name, found)
+            benchmark.add(**{name: found})
+            if DEVICE.type == "cuda" and not options.quick:
+                found["of_64"] = speed(
+                    task.first(64), Path(folder), precision, QUICK[:1], repeat, benchmark, ", of 64"
+                )
+                show(f"{name}, 64", found["of_64"])
+            found["law"] = benchmark.attempt(f"{name}, law", law, task)
+            found["apgd"] = benchmark.attempt(f"{name}, apgd", apgd, task, Path(folder))
+            show_rest(name, found)
+            benchmark.add(**{name: found})
         if options.run:
-            figures["run"] = {"apgd": apgd(of_run(options.run, options.data), Path(folder))}
-            show("run", figures["run"])
+            run = benchmark.attempt("run, apgd", apgd_of_run, options.run, options.data, Path(folder))
+            show_rest("run", {"apgd": run})
+            benchmark.add(run={"apgd": run})
     for key in ("torchattacks", "foolbox", "art", "torchattacks_fp32", "torchattacks_tuned"):
-        ratios = [figures[name][f"ratio_{key}"] for name in networks]
-        figures[f"ratio_{key}"] = None if None in ratios else min(ratios)
-    record("attacks", figures, options.json)
+        ratios = [benchmark.figures[name].get(f"ratio_{key}") for name in networks]
+        benchmark.add(**{f"ratio_{key}": None if None in ratios else min(ratios)})
+    benchmark.end()
 
 
 def given() -> argparse.Namespace:
     """The command line."""
     words = parser(__doc__)
+    words.add_argument(
+        "--networks", nargs="+", choices=list(OBJECTS), help="compact with --quick, else others"
+    )
     words.add_argument("--run", type=Path, help="a trained run, for APGD (needs --data)")
     words.add_argument("--data", type=Path, help="a dataset of that run's bands and stamp size")
     options = words.parse_args()
@@ -132,12 +164,17 @@ def given() -> argparse.Namespace:
     return options
 
 
-def fresh(name: str) -> Task:
-    """A network of that name after some training, and galaxies that it has not seen."""
-    start = time.perf_counter()
-    model, bins = trained(name, TRAINING[name], DEVICE)
-    print(f"{name}: trained {TRAINING[name]} steps in {time.perf_counter() - start:.0f} s", flush=True)
-    objects = OBJECTS[name] * (8 if DEVICE.type == "cuda" else 1)
+def fresh(name: str, part: int = 1) -> Task:
+    """A network of that name after some training, and galaxies that it has not seen.
+
+    Args:
+        name: of the network.
+        part: divides the steps of training and the objects.
+    """
+    start, steps = time.perf_counter(), TRAINING[name] // part
+    model, bins = trained(name, steps, DEVICE)
+    print(f"{name}: trained {steps} steps in {time.perf_counter() - start:.0f} s", flush=True)
+    objects = OBJECTS[name] * (8 if DEVICE.type == "cuda" else 1) // part
     images, ebv, z = (t.to(DEVICE) for t in galaxies(objects, seed=2))
     told = described(configuration(name).model, STAMP, [10 * s for s in SKY])
     return Task(name, told, model, bins, images, ebv, z, EPS * torch.tensor(SKY, device=DEVICE))
@@ -155,90 +192,136 @@ def of_run(run: Path, data: Path) -> Task:
     )
 
 
+def apgd_of_run(run: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """`apgd` on a trained run."""
+    return apgd(of_run(run, data), folder)
+
+
 def described(model: Model, stamp: int, scale: list[float]) -> dict[str, Any]:
     """A network as a peer builds it, without the configuration's library."""
     options = model.model_dump(include={"bins", "normalisation", "width"})
     return {"network": model.name, "stamp": stamp, "scale": scale, **options}
 
 
-def speed(task: Task, folder: Path, repeat: int) -> dict[str, Any]:
-    """Images a second of every rival, and how strong each attack is."""
-    bf16 = attacks.Passes(autocast=torch.bfloat16)
-    ours = {"ours_fp32": task.attack(), "ours": task.attack(passes=bf16)}
-    if DEVICE.type == "cuda":
-        ours["ours_graph"] = task.attack(passes=bf16, graph=True)
-    losses = {name: task.judged(attack())["loss"] for name, attack in ours.items()}
-    peers, answers = {library: start_peer(library, task, folder) for library in LIBRARIES}, dict[str, Any]()
+def speed(
+    task: Task,
+    folder: Path,
+    precision: str,
+    libraries: Sequence[str],
+    repeat: int,
+    benchmark: Benchmark,
+    which: str = "",
+) -> dict[str, Any]:
+    """Images a second of every rival, and how strong each attack is.
+
+    Args:
+        task: what is attacked.
+        folder: for the peers' files.
+        precision: of `ours` and of the tuned peer.
+        libraries: the peers.
+        repeat: rounds.
+        benchmark: notes rivals that fail.
+        which: behind the network's name in such notes.
+    """
+    about = f"{task.name}{which}, "
+    attacked, losses = dict[str, Callable[[], Tensor]](), {"clean": task.judged(task.images)["loss"]}
+    for name, attack in variants(task, precision).items():
+        judged = benchmark.attempt(about + name, lambda a: task.judged(a()), attack)
+        if judged is not None:
+            attacked[name], losses[name] = attack, judged["loss"]
+    peers, answers = dict[str, Peer](), dict[str, Any]()
 
     def asked(library: str, peer: Peer) -> float:
         answers[library] = peer.ask(f"pgd {STEPS}", 600)
         return float(answers[library]["seconds"])
 
     try:
-        rivals: dict[str, Callable[[], float]] = {name: timed(attack) for name, attack in ours.items()}
-        for library, peer in peers.items():
+        rivals = {about + name: on_host_clock(attack) for name, attack in attacked.items()}
+        for library in libraries:
+            if library == "torchattacks_tuned_fp32" and precision == "fp32":
+                continue  # that is torchattacks_tuned
+            peer = benchmark.attempt(about + library, start_peer, library, task, folder, precision)
             if peer is not None:
-                rivals[library] = lambda library=library, peer=peer: asked(library, peer)  # type: ignore[misc]
-        times = rounds(rivals, repeat)
+                peers[library] = peer
+                rivals[about + library] = lambda library=library, peer=peer: asked(library, peer)  # type: ignore[misc]
+        found_times = rounds(rivals, repeat, benchmark)
     finally:
-        for peer in filter(None, peers.values()):
+        for peer in peers.values():
             peer.close()
+    times = {name.removeprefix(about): values for name, values in found_times.items()}
+    if precision == "fp32" and "ours" in times:
+        times["ours_fp32"], losses["ours_fp32"] = times["ours"], losses["ours"]
     losses |= {library: answer["loss"] for library, answer in answers.items()}
     rates = {name: spread([len(task.z) / t for t in values]) for name, values in times.items()}
     found: dict[str, Any] = {"objects": len(task.z), "images_per_s": rates, "loss": losses}
-    found["versions"] = {library: peer.version for library, peer in peers.items() if peer is not None}
-    best = "ours_graph" if "ours_graph" in times else "ours"
-    found["loss"]["clean"] = task.judged(task.images)["loss"]
-    for library in LIBRARIES:
-        for against, suffix in ((best, ""), ("ours_fp32", "_fp32")):
-            known = library in times
-            found[f"ratio_{library}{suffix}"] = ratio(times[library], times[against]) if known else None
-            found[f"strength_{library}{suffix}"] = losses[against] / losses[library] if known else None
+    found["versions"] = {library: peer.version for library, peer in peers.items()}
+    ours = [name for name in times if name.startswith("ours")]
+    found["fastest"] = max(ours, key=lambda name: rates[name]["median"], default=None)
+    for library in libraries:
+        for against, suffix in ((found["fastest"], ""), ("ours_fp32", "_fp32")):
+            compared = ratio(times, library, against) if against else None
+            found[f"ratio_{library}{suffix}"] = middle(compared)
+            found[f"strength_{library}{suffix}"] = losses[against] / losses[library] if compared else None
     return found
 
 
-def ratio(theirs: list[float], ours: list[float]) -> float:
-    """How many times longer they take: median over rounds."""
-    return spread([t / o for t, o in zip(theirs, ours, strict=True)])["median"]
+def variants(task: Task, precision: str) -> dict[str, Callable[[], Tensor]]:
+    """Our attack by the ways in which it can be computed here; the plain one in float32 too."""
+    passes = attacks.Passes(autocast=AUTOCAST[precision])
+    found = {"ours": task.attack(passes=passes), "ours_padded": task.padded().attack(passes=passes)}
+    if precision != "fp32":
+        found["ours_fp32"] = task.attack()
+    if DEVICE.type == "cuda":
+        compiled = replace(passes, compiled=True)
+        found["ours_graph"] = task.attack(passes=passes, graph=True)
+        found["ours_padded_graph"] = task.padded().attack(passes=passes, graph=True)
+        found["ours_compiled"] = task.attack(passes=compiled)
+        found["ours_compiled_graph"] = task.attack(passes=compiled, graph=True)
+        if precision != "fp32":
+            single = attacks.Passes(compiled=True)
+            found["ours_compiled_graph_fp32"] = task.attack(passes=single, graph=True)
+    return found
 
 
-def timed(attack: Callable[[], Tensor]) -> Callable[[], float]:
-    """Seconds of a call."""
+def start_peer(
+    library: str, task: Task, folder: Path, precision: str = "fp32", steps: int = 3
+) -> Peer | None:
+    """A peer at the better of two batch sizes; None where it is not installed.
 
-    def measure() -> float:
-        start = time.perf_counter()
-        attack()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+    Args:
+        library: its name; "_tuned": set by hand, in the precision; "_tuned_fp32": the same in float32.
+        task: what it attacks.
+        folder: for its files.
+        precision: "bf16" or "fp32".
+        steps: of the first pass, which shows the better batch size.
 
-    return measure
-
-
-def start_peer(library: str, task: Task, folder: Path, steps: int = 3) -> Peer | None:
-    """A peer at the better of two batch sizes; None where it is not installed."""
-    tuned = library.endswith("_tuned")
+    Raises:
+        RuntimeError: it fails.
+    """
+    name, _, tuned = library.partition("_")
+    autocast = tuned == "tuned" and precision == "bf16"
     python = PEERS_PYTHON if PEERS_PYTHON.exists() else Path(sys.executable)
     model, data = folder / f"{task.name}.pt", folder / f"{task.name}-data.pt"
     torch.save({**task.told, "state": task.model.state_dict()}, model)
     found: list[tuple[float, Peer]] = []
-    for batch in (len(task.z),) if DEVICE.type == "cuda" else (16, 32):
-        what = {"images": task.images, "ebv": task.ebv, "label": task.bins.index(task.z), "eps": task.eps}
-        torch.save({**{k: v.contiguous() for k, v in what.items()}, "batch": batch, "tuned": tuned}, data)
-        command: list[str | Path] = [
-            python,
-            ROOT / "benchmarks" / "peers" / "attack.py",
-            library.removesuffix("_tuned"),
-            model,
-            data,
-        ]
-        try:
+    try:
+        for batch in (len(task.z),) if DEVICE.type == "cuda" else (16, 32):
+            what = {"images": task.images, "ebv": task.ebv, "label": task.bins.index(task.z), "eps": task.eps}
+            how = {"batch": batch, "tuned": bool(tuned), "autocast": autocast}
+            torch.save({**{k: v.contiguous() for k, v in what.items()}, **how}, data)
+            script = ROOT / "benchmarks" / "peers" / "attack.py"
+            command: list[str | Path] = [python, script, name, model, data]
             peer = Peer(library, command, environment=KEPT if tuned else None)
+            found.append((float("inf"), peer))
             peer.ask("pgd 1", 600)
-            found.append((peer.ask(f"pgd {steps}", 600)["seconds"], peer))
-        except RuntimeError as error:
-            print(f"{library}: {str(error).splitlines()[-1]}", flush=True)
-            return None
+            found[-1] = (float(peer.ask(f"pgd {steps}", 600)["seconds"]), peer)
+    except RuntimeError as error:
+        for _, peer in found:
+            peer.close()
+        if "ModuleNotFoundError" not in str(error):
+            raise
+        print(f"{library}: {str(error).splitlines()[-1]}", flush=True)
+        return None
     found.sort(key=lambda pair: pair[0])
     for _, slower in found[1:]:
         slower.close()
@@ -300,20 +383,25 @@ def law(task: Task) -> dict[str, float]:
 
 
 def show(name: str, found: dict[str, Any]) -> None:
-    """A table of one network."""
-    for rival, rate in found.get("images_per_s", {}).items():
-        times = found.get(f"ratio_{rival}")
-        single = found.get(f"ratio_{rival}_fp32")
-        beside = f"  ours / it {times:5.2f}, fp32 {single:5.2f}" if times else ""
-        print(f"{name:10s} {rival:14s} {rate['median']:8.1f}  loss {found['loss'][rival]:7.4f}{beside}")
-    for what, value in found.get("law", {}).items():
+    """The speed of one network's rivals."""
+    for rival, rate in found["images_per_s"].items():
+        fastest, single = (found.get(f"ratio_{rival}{suffix}") for suffix in ("", "_fp32"))
+        beside = f"  fastest of ours / it {fastest:5.2f}" if fastest else ""
+        beside += f", fp32 {single:5.2f}" if single else ""
+        print(f"{name:13s} {rival:24s} {rate['median']:8.1f}  loss {found['loss'][rival]:7.4f}{beside}")
+
+
+def show_rest(name: str, found: dict[str, Any]) -> None:
+    """The law and APGD."""
+    for what, value in (found.get("law") or {}).items():
         print(f"{name:10s} operations over the law, {what}: {value:.3f}")
-    a = found["apgd"]
+    a = found["apgd"] or {}
     for who in ("clean", "ours_pgd", "ours", "torchattacks"):
-        if a[who]:
+        if a.get(who):
             print(
                 f"{name:10s} APGD-{a['steps']} {who:13s} loss {a[who]['loss']:7.4f}"
-                f"  eta {100 * a[who]['eta']:5.1f} %"
+                f"  eta {100 * a[who]['eta']:5.1f} %",
+                flush=True,
             )
 
 

@@ -2,85 +2,156 @@
 
 python -m benchmarks.bench_kernels [--quick] [--json PATH]
 
-On a GPU: batches of 1024 stamps of 5x64x64 float32, the rivals in turn, each time the mean of 20 calls; a
-kernel's rate counts what it must read and write. On a CPU the operators are their plain torch form (`start`
-and `load` go object by object, in cache): batches of 32, to show what a step costs beside a network.
-`fraction_of_copy` is a rate over that of `copy_` of the same images; `ratio_*` how many times longer a rival
-takes.
+On a GPU: 4096 stamps of 5x64x64 float32. A CUDA graph of several calls is replayed and timed by events: the
+host takes 50 to 60 us for a call, longer than some kernels, and does not count. The rivals take turns. On a
+CPU the operators are their plain torch form (`start` and `load` go object by object, in cache): batches of
+32, to show what a step costs beside a network; the host's clock is read.
+A rate counts the bytes that a kernel must read and write, each tensor once. `fraction_of_copy` is a rate over
+that of `copy_` of the same images; `ratio_*` how many times longer a rival takes.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import arguments, in_turn, record, spread
+from benchmarks.harness import Benchmark, Times, arguments, middle, on_host_clock, ratio, rounds, spread
 from hpcphotoz.attacks.fused import kernels_on
 from hpcphotoz.kernels import reference
+from hpcphotoz.training.graphed import cuda_graph
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CALLS = 20 if DEVICE.type == "cuda" else 1
+STAMPS = 4096 if DEVICE.type == "cuda" else 32
+MOST_CALLS, REPLAY_S = 20, 0.01  # calls of a graph: up to so many, or as many as take so long
 Call = Callable[[], object]
+QUICK_COMPILED = ("pgd", "l2")  # torch.compile takes seconds for each
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images, gradients and per-object values that the kernels are given."""
+
+    x0: Tensor
+    adv: Tensor
+    previous: Tensor  # of the step before, for momentum: memory of its own
+    grad: Tensor
+    eps: Tensor
+    object_id: Tensor
+    key: Tensor
+    worse: Tensor  # (N,) losses so far
+    loss: Tensor  # (N,) half of them larger
+
+    @staticmethod
+    def drawn(n: int, device: torch.device) -> "Inputs":
+        """For n objects."""
+        g = torch.Generator(device).manual_seed(0)
+        x0 = torch.randn(n, 5, 64, 64, generator=g, device=device)
+        eps = 0.1 + torch.rand(n, 5, generator=g, device=device)
+        noise = [torch.rand(x0.shape, generator=g, device=device) - 0.5 for _ in range(2)]
+        adv, previous = (x0 + eps[:, :, None, None] * u for u in noise)
+        return Inputs(
+            x0=x0,
+            adv=adv,
+            previous=previous,
+            grad=torch.randn(x0.shape, generator=g, device=device),
+            eps=eps,
+            object_id=torch.arange(n, device=device),
+            key=torch.tensor([1, 2], device=device),
+            worse=torch.zeros(n, device=device),
+            loss=torch.where(torch.arange(n, device=device) % 2 == 0, 0.5, -0.5),
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one kernel is given, and the images that it reads and writes.
+
+    Attributes:
+        function: name in `kernels.reference` and among the fused kernels.
+        given: positional arguments.
+        read: image-sized tensors that it must read.
+        written: one tensor like the image-sized tensor that it writes.
+        part: of the objects that are read and written.
+    """
+
+    function: str
+    given: tuple[Any, ...]
+    read: tuple[Tensor, ...]
+    written: Tensor
+    part: float = 1.0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes over the memory bus that it cannot do without: a tensor given twice is read once."""
+        distinct = {tensor.data_ptr(): tensor.nbytes for tensor in self.read}
+        return self.part * (sum(distinct.values()) + self.written.nbytes)
 
 
 def main() -> None:
     """Measure and print a table."""
     options = arguments(__doc__)
-    n = 32 if DEVICE.type == "cpu" or options.quick else 1024
+    benchmark = Benchmark("kernels", options.json, options.quick)
     repeat = 5 if options.quick else 9
-    figures: dict[str, Any] = {"batch": n, "calls": CALLS}
-    print(f"{n} stamps of 5x64x64 on {DEVICE}; medians of {repeat}", flush=True)
+    timing = "replays of a CUDA graph" if DEVICE.type == "cuda" else "the host's clock"
+    benchmark.add(batch=STAMPS, timing=timing)
+    print(f"{STAMPS} stamps of 5x64x64 on {DEVICE}, {timing}; medians of {repeat}", flush=True)
     print(f"{'kernel':22s} {'us':>9s} {'GB/s':>7s} {'of copy':>8s}   times as long")
-    for name, (passes, rivals) in problems(n).items():
-        figures[name] = measure(passes, rivals, n, repeat)
-        show(name, figures[name])
-    step = figures["pgd"]
-    figures["pgd_fraction_of_copy"] = step["fraction_of_copy"]
-    figures["ratio_torchattacks_step"] = step["ratio_torchattacks"]
-    figures["ratio_compiled_step"] = step.get("ratio_compiled")
-    figures["ratio_flux_torch"] = figures["flux"]["ratio_reference"]
-    record("kernels", figures, options.json)
+    for name, problem in problems(Inputs.drawn(STAMPS, DEVICE)).items():
+        compiled = DEVICE.type == "cuda" and (not options.quick or name in QUICK_COMPILED)
+        found = measure(name, problem, rivals(problem, name == "pgd", compiled), repeat, benchmark)
+        if found is not None:
+            benchmark.add(**{name: found})
+            show(name, found)
+    step, flux = (benchmark.figures.get(name, {}) for name in ("pgd", "flux"))
+    benchmark.add(
+        pgd_fraction_of_copy=step.get("fraction_of_copy"),
+        ratio_torchattacks_step=step.get("ratio_torchattacks"),
+        ratio_compiled_step=step.get("ratio_compiled"),
+        ratio_flux_torch=flux.get("ratio_reference"),
+    )
+    benchmark.end()
 
 
-def problems(n: int) -> dict[str, tuple[float, dict[str, Call]]]:
-    """By kernel: image-sized float32 passes over memory that it cannot do without, and the rivals."""
-    k, r = kernels_on(DEVICE.type), reference
-    g = torch.Generator(DEVICE).manual_seed(0)
-    x0 = torch.randn(n, 5, 64, 64, generator=g, device=DEVICE)
-    grad = torch.randn(x0.shape, generator=g, device=DEVICE)
-    eps, inf = 0.1 + torch.rand(n, 5, generator=g, device=DEVICE), torch.full((5,), torch.inf, device=DEVICE)
-    adv = x0 + eps[:, :, None, None] * (torch.rand(x0.shape, generator=g, device=DEVICE) - 0.5)
-    ids, key = torch.arange(n, device=DEVICE), torch.tensor([1, 2], device=DEVICE)
-    worse, loss = torch.zeros(n, device=DEVICE), torch.rand(n, generator=g, device=DEVICE) - 0.5
-    rest = (eps, 0.25 * eps, -inf, inf)
-    last = [t.contiguous(memory_format=torch.channels_last) for t in (adv, x0, grad)]
-    half = last[2].bfloat16()
-    best = x0.clone()
+def problems(i: Inputs) -> dict[str, Problem]:
+    """Problems by name."""
+    inf = torch.full((i.x0.shape[1],), torch.inf, device=i.x0.device)
+    rest = (i.eps, 0.25 * i.eps, -inf, inf)
+    adv, x0, grad = (t.contiguous(memory_format=torch.channels_last) for t in (i.adv, i.x0, i.grad))
+    half, best = grad.bfloat16(), i.x0.clone()
 
-    def three(name: str, *given: Any) -> dict[str, Call]:
-        ours, plain = getattr(k, name), getattr(r, name)
-        rivals: dict[str, Call] = {"ours": lambda: ours(*given), "reference": lambda: plain(*given)}
-        if DEVICE.type == "cuda":
-            fused: Callable[..., object] = torch.compile(plain)
-            rivals["compiled"] = lambda: fused(*given)
-        return rivals
+    def step(function: str, *images: Tensor) -> Problem:
+        return Problem(function, (*images, *rest), images, i.x0)
 
-    theirs = {"torchattacks": lambda: torchattacks(adv, x0, grad, 0.3, 0.1)}
     return {
-        "pgd": (4, {**three("pgd", adv, x0, grad, *rest), **theirs}),
-        "pgd_channels_last": (4, three("pgd", *last, *rest)),
-        "pgd_bfloat16_gradient": (3.5, three("pgd", last[0], last[1], half, *rest)),
-        "momentum": (5, three("momentum", adv, x0, x0, grad, *rest)),
-        "l2": (4, three("l2", adv, x0, grad, *rest)),
-        "flux": (4, three("flux", adv, x0, grad, *rest)),
-        "flux_projection": (3, three("flux", adv, x0, None, *rest)),
-        "start": (2, three("start", x0, ids, eps, -inf, inf, key)),
-        "select": (
-            1,
-            three("select", best, worse, adv, loss),
-        ),  # half of the objects: read once, written once
+        "pgd": step("pgd", i.adv, i.x0, i.grad),
+        "pgd_channels_last": step("pgd", adv, x0, grad),
+        "pgd_bfloat16_gradient": step("pgd", adv, x0, half),
+        "momentum": step("momentum", i.adv, i.previous, i.x0, i.grad),
+        "l2": step("l2", i.adv, i.x0, i.grad),
+        "l2_channels_last": step("l2", adv, x0, grad),
+        "flux": step("flux", i.adv, i.x0, i.grad),
+        "flux_projection": Problem("flux", (i.adv, i.x0, None, *rest), (i.adv, i.x0), i.x0),
+        "start": Problem("start", (i.x0, i.object_id, i.eps, -inf, inf, i.key), (i.x0,), i.x0),
+        "select": Problem("select", (best, i.worse, i.adv, i.loss), (i.adv,), best, part=0.5),
     }
+
+
+def rivals(problem: Problem, torchattacks_too: bool, compiled: bool) -> dict[str, Call]:
+    """Calls that do the same."""
+    ours, plain = (getattr(k, problem.function) for k in (kernels_on(DEVICE.type), reference))
+    calls: dict[str, Call] = {
+        "ours": lambda: ours(*problem.given),
+        "reference": lambda: plain(*problem.given),
+    }
+    if compiled:
+        fused: Callable[..., object] = torch.compile(plain)
+        calls["compiled"] = lambda: fused(*problem.given)
+    if torchattacks_too:
+        adv, x0, grad = problem.given[:3]
+        calls["torchattacks"] = lambda: torchattacks(adv, x0, grad, 0.3, 0.1)
+    return calls
 
 
 def torchattacks(adv: Tensor, images: Tensor, grad: Tensor, eps: float, alpha: float) -> Tensor:
@@ -90,38 +161,62 @@ def torchattacks(adv: Tensor, images: Tensor, grad: Tensor, eps: float, alpha: f
     return torch.clamp(images + delta, min=0, max=1).detach()
 
 
-def measure(passes: float, rivals: dict[str, Call], n: int, repeat: int) -> dict[str, Any]:
-    """Microseconds of every rival, our rate, and the ratios."""
-    source = torch.randn(n, 5, 64, 64, device=DEVICE)
+def measure(
+    name: str, problem: Problem, calls: dict[str, Call], repeat: int, benchmark: Benchmark
+) -> dict[str, Any] | None:
+    """Microseconds of every rival, our rate, and the ratios; None without ours."""
+    source = torch.randn_like(problem.written)
     target = torch.empty_like(source)
-    calls: dict[str, Call] = {"copy": lambda: target.copy_(source), **rivals}
-    times = in_turn({name: several(call) for name, call in calls.items()}, repeat)
-    rate = {name: 1e-9 * w * 4 * source.numel() * CALLS for name, w in (("copy", 2), ("ours", passes))}
-    speed = {name: [amount / t for t in times[name]] for name, amount in rate.items()}
-    found: dict[str, Any] = {
-        "us": {name: spread([1e6 * t / CALLS for t in values]) for name, values in times.items()}
+    work: dict[str, Call] = {"copy": lambda: target.copy_(source), **calls}
+    timers: dict[str, Callable[[], float]] = {}
+    for rival, call in work.items():
+        timer = benchmark.attempt(f"{name}, {rival}", timed, call, DEVICE)
+        if timer is not None:
+            timers[f"{name}, {rival}"] = timer
+    times: Times = {
+        key.removeprefix(f"{name}, "): values for key, values in rounds(timers, repeat, benchmark).items()
     }
-    found["gb_per_s"] = {name: spread(values) for name, values in speed.items()}
-    found["fraction_of_copy"] = middle(speed["ours"], speed["copy"])
-    for name in rivals:
-        if name != "ours":
-            found[f"ratio_{name}"] = middle(times[name], times["ours"])
-    return found
+    if "ours" not in times or "copy" not in times:
+        return None
+    moved = {"copy": 2 * source.nbytes, "ours": problem.bytes}
+    speed = {rival: [1e-9 * amount / t for t in times[rival]] for rival, amount in moved.items()}
+    return {
+        "us": {rival: spread([1e6 * t for t in values]) for rival, values in times.items()},
+        "bytes": problem.bytes,
+        "gb_per_s": {rival: spread(values) for rival, values in speed.items()},
+        "fraction_of_copy": middle(ratio(speed, "ours", "copy")),
+        **{f"ratio_{k}": middle(ratio(times, k, "ours")) for k in times if k in calls and k != "ours"},
+    }
 
 
-def several(call: Call) -> Call:
-    """So many calls that the host's own time does not count."""
+def timed(call: Call, device: torch.device) -> Callable[[], float]:
+    """What measures the seconds of a call: of a replayed CUDA graph of several, on a CPU of one.
 
-    def work() -> None:
-        for _ in range(CALLS):
+    Args:
+        call: made a few times at once; on a GPU one that a capture allows.
+        device: where it computes.
+    """
+    if device.type != "cuda":
+        return on_host_clock(call)
+    on_host_clock(call)()  # compiles
+    calls = max(1, min(MOST_CALLS, int(REPLAY_S / on_host_clock(call)())))
+
+    def several() -> Tensor:
+        for _ in range(calls):
             call()
+        return torch.empty(0, device=device)  # what they give is not looked at
 
-    return work
+    replay, _ = cuda_graph(several)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
 
+    def measure() -> float:
+        begin.record()
+        replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3 / calls
 
-def middle(above: list[float], below: list[float]) -> float:
-    """Median over rounds of a ratio."""
-    return spread([a / b for a, b in zip(above, below, strict=True)])["median"]
+    return measure
 
 
 def show(name: str, found: dict[str, Any]) -> None:

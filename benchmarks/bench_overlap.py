@@ -2,7 +2,8 @@
 
 python -m benchmarks.bench_overlap [--quick] [--quality TRAIN TEST] [--json PATH]
 
-Speed, on two ranks of one thread each, PGD-3 on half of every batch, in turns:
+Speed, on two ranks of one thread each, PGD-3 on half of every batch, in the precision that the device
+chooses for itself, in turns:
 
     alone   the attack and the training (clean pass, adversarial pass, update) of a step, each by itself on
             one core while the other is idle
@@ -27,7 +28,8 @@ from typing import Any
 import torch
 
 from benchmarks import train_runs
-from benchmarks.harness import parser, record, spread
+from benchmarks.harness import Benchmark, middle, parser, ratio, spread
+from benchmarks.precision import chosen
 from benchmarks.stream_readers import ROOT
 from benchmarks.train_runs import FRACTION, STEPS, Plan
 from hpcphotoz.attacks.cost import law
@@ -59,25 +61,21 @@ def main() -> None:
     words.add_argument("--epochs", type=int, default=12, help="of --quality")
     words.add_argument("--no-speed", action="store_true", help="quality alone")
     options = words.parse_args()
-    figures: dict[str, Any] = {"law": law(STEPS, FRACTION)}
-    try:
-        if not options.no_speed:
-            networks = ["compact"] if options.quick else options.networks
-            figures["speed"] = speed(networks, 1 if options.quick else 3)
-            for name in ("overlap_efficiency", "ratio_data_parallel"):
-                figures[name] = {network: found[name] for network, found in figures["speed"].items()}
-        if options.quality:
-            train, test = options.quality
-            epochs = 1 if options.quick else options.epochs
-            figures["quality"] = {"epochs": epochs, **quality(train, test, options.seeds, epochs)}
-    except RuntimeError as error:
-        sys.exit(f"bench_overlap: {error}")
-    record("overlap", figures, options.json)
+    benchmark = Benchmark("overlap", options.json, options.quick)
+    benchmark.add(law=law(STEPS, FRACTION), precision=chosen(torch.device("cpu")))
+    if not options.no_speed:
+        networks = ["compact"] if options.quick else options.networks
+        speed(networks, 1 if options.quick else 3, benchmark)
+    if options.quality:
+        train, test = options.quality
+        quality(train, test, options.seeds, 1 if options.quick else options.epochs, benchmark)
+    benchmark.end()
 
 
-def speed(networks: list[str], repeat: int) -> dict[str, dict[str, Any]]:
-    """Network -> seconds a step of each rival, and the ratios."""
+def speed(networks: list[str], repeat: int, benchmark: Benchmark) -> None:
+    """Add, by network: seconds a step of each rival, and the ratios."""
     figures: dict[str, dict[str, Any]] = {}
+    precision = benchmark.figures["precision"]
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-overlap-") as folder:
         data = Path(folder, "data")
         train_runs.write_dataset(data, 1024)
@@ -86,16 +84,23 @@ def speed(networks: list[str], repeat: int) -> dict[str, dict[str, Any]]:
             batch, log_steps = {"compact": (128, 12), "cnn": (128, 4), "inception": (64, 3)}[network]
             plan = Plan(network, data, 2, batch, log_steps, lines=5, workers=1)
             seconds: dict[str, list[float]] = {}
-            waited = []
+            waited = [0.0]
             for _ in range(repeat):
-                for name, value in alone(network, batch).items():
+                for name, value in (
+                    benchmark.attempt(f"{network}, alone", alone, network, batch) or {}
+                ).items():
                     seconds.setdefault(name, []).append(value)
                 for name, how in rivals().items():
-                    rate = train_runs.ours(plan, "bf16", how)
-                    seconds.setdefault(name, []).append(batch / rate.images_per_s)
-                    waited.append(rate.data_wait)
+                    if f"{network}, {name}" in benchmark.failures:
+                        continue
+                    options = {"precision": precision, **how}
+                    rate = benchmark.attempt(f"{network}, {name}", train_runs.ours, plan, options)
+                    if rate is not None:
+                        seconds.setdefault(name, []).append(batch / rate.images_per_s)
+                        waited.append(rate.data_wait)
             figures[network] = compared(network, batch, seconds, max(waited))
-    return figures
+            names = ("overlap_efficiency", "ratio_data_parallel")
+            benchmark.add(speed=figures, **{key: {n: f[key] for n, f in figures.items()} for key in names})
 
 
 def rivals() -> dict[str, dict[str, object]]:
@@ -109,20 +114,22 @@ def compared(network: str, batch: int, seconds: dict[str, list[float]], data_wai
     spreads = {name: spread(values) for name, values in seconds.items()}
     for name, found in spreads.items():
         print(f"{network:10s} {name:20s} {found['median']:8.3f} {found['p20']:8.3f} {found['p80']:8.3f}")
-    best = min(RANKS, key=lambda name: spreads[name]["median"])
-    both = zip(seconds["attack alone"], seconds["training alone"], seconds[best], strict=True)
-    efficiency = spread([max(attack, train) / step for attack, train, step in both])
-    ratio = spread([d / r for d, r in zip(seconds["data parallel"], seconds[best], strict=True)])
-    print(f"{network:10s} best: {best}; overlap_efficiency {efficiency['median']:.3f}, ", end="")
-    print(f"ratio_data_parallel {ratio['median']:.3f}, data wait at most {data_wait:.4f}", flush=True)
+    run = [name for name in RANKS if name in spreads]
+    best = min(run, key=lambda name: spreads[name]["median"], default="")
+    alone = [seconds[name] for name in ("attack alone", "training alone") if name in seconds]
+    longer = {"longer": [max(pair) for pair in zip(*alone, strict=False)]} if len(alone) == 2 else {}
+    efficiency = ratio({**seconds, **longer}, "longer", best)
+    against = ratio(seconds, "data parallel", best)
+    print(f"{network:10s} best: {best}; overlap_efficiency {middle(efficiency)}, ", end="")
+    print(f"ratio_data_parallel {middle(against)}, data wait at most {data_wait:.4f}", flush=True)
     return {
         "batch": batch,
         "seconds": spreads,
         "best": best,
-        "overlap_efficiency": efficiency["median"],
+        "overlap_efficiency": middle(efficiency),
         "overlap_efficiency_spread": efficiency,
-        "ratio_data_parallel": ratio["median"],
-        "ratio_data_parallel_spread": ratio,
+        "ratio_data_parallel": middle(against),
+        "ratio_data_parallel_spread": against,
         "data_wait_max": data_wait,
     }
 
@@ -138,60 +145,52 @@ def alone(network: str, batch: int) -> dict[str, float]:
     return told
 
 
-def quality(train: Path, test: Path, seeds: int, epochs: int) -> dict[str, Any]:
-    """Variant -> sigma_MAD clean and attacked of each seed, by `hpcphotoz train` and `evaluate`."""
-    figures: dict[str, Any] = {}
+def quality(train: Path, test: Path, seeds: int, epochs: int, benchmark: Benchmark) -> None:
+    """Add, by variant: sigma_MAD clean and attacked over the seeds."""
+    figures: dict[str, Any] = {"epochs": epochs}
+    for name in VARIANTS:
+        found = benchmark.attempt(f"quality, {name}", robustness, name, train, test, seeds, epochs)
+        if found is None:
+            continue
+        figures[name] = found
+        clean, robust = (found[kind]["median"] for kind in ("clean", "pgd"))
+        line = f"{name:24s} sigma_MAD {clean:.4f} clean, {robust:.4f} under PGD-10 ({seeds} seeds)"
+        print(line, flush=True)
+        benchmark.add(quality=figures)
+
+
+def robustness(variant: str, train: Path, test: Path, seeds: int, epochs: int) -> dict[str, Any]:
+    """sigma_MAD, clean and attacked, of a variant by `hpcphotoz train` and `evaluate`.
+
+    Raises:
+        RuntimeError: a command fails.
+    """
+    how = VARIANTS[variant]
+    python: list[str | Path] = ["-m", "hpcphotoz"]
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-quality-") as folder:
-        for name, how in VARIANTS.items():
-            runs = []
-            for seed in range(seeds):
-                runs.append(Path(folder, f"{name.replace(' ', '-').replace(',', '')}-{seed}"))
-                words: list[str | Path] = [
-                    "-m",
-                    "hpcphotoz",
-                    "train",
-                    "adversarial",
-                    "--data",
-                    train,
-                    "--out",
-                    runs[-1],
-                ]
-                words += [f"--training.{key}={value}" for key, value in {**how, "seed": seed}.items()]
-                words += ["--training.attackers=1"] if how else []
-                words += [f"--training.epochs={epochs}"]
-                train_runs.launch(name, Path(sys.executable), 2, words)
-            command: list[str | Path] = [
-                "-m",
-                "hpcphotoz",
-                "evaluate",
-                *runs,
-                "--data",
-                test,
-                "--out",
-                Path(folder, "report"),
-            ]
-            command += ["--attacks", "pgd", "--eps", "0.1", "--precision", "bf16", "--json"]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            found = subprocess.run(
-                [sys.executable, *command],
-                capture_output=True,
-                text=True,
-                timeout=1800,
-                cwd=ROOT,
-                env=environment,
-            )
-            if found.returncode:
-                raise RuntimeError(f"evaluate failed:\n{found.stderr[-2000:]}")
-            told = json.loads(found.stdout)
-            figures[name] = {
-                kind: spread([told[run.name][kind]["sigma_mad"] for run in runs]) for kind in ("clean", "pgd")
-            }
-            clean, robust = (figures[name][kind]["median"] for kind in ("clean", "pgd"))
-            print(
-                f"{name:24s} sigma_MAD {clean:.4f} clean, {robust:.4f} under PGD-10 ({seeds} seeds)",
-                flush=True,
-            )
-    return figures
+        runs = [Path(folder, f"seed-{seed}") for seed in range(seeds)]
+        for seed, run in enumerate(runs):
+            words = [*python, "train", "adversarial", "--data", train, "--out", run]
+            words += [f"--training.{key}={value}" for key, value in {**how, "seed": seed}.items()]
+            words += ["--training.attackers=1"] if how else []
+            train_runs.launch(variant, Path(sys.executable), 2, [*words, f"--training.epochs={epochs}"])
+        command = [*python, "evaluate", *runs, "--data", test, "--out", Path(folder, "report")]
+        command += ["--attacks", "pgd", "--eps", "0.1", "--json"]
+        command += ["--precision", chosen(torch.device("cpu"))]
+        found = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        if found.returncode:
+            raise RuntimeError(f"evaluate failed:\n{found.stderr[-2000:]}")
+        told = json.loads(found.stdout)
+        return {
+            kind: spread([told[run.name][kind]["sigma_mad"] for run in runs]) for kind in ("clean", "pgd")
+        }
 
 
 if __name__ == "__main__":

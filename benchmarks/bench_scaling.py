@@ -27,6 +27,7 @@ from benchmarks import scaling_predict, train_runs
 from benchmarks.allreduce import LARGEST, measure
 from benchmarks.galaxies import SKY, STAMP, configuration
 from benchmarks.harness import parser, record, spread
+from benchmarks.precision import chosen
 from benchmarks.scaling_model import (
     Assumptions,
     Attack,
@@ -64,7 +65,8 @@ def main() -> None:
     """Measure, predict, print tables, draw."""
     words = parser(__doc__)
     words.add_argument("--plot", type=Path, help="draw here (PNG)")
-    words.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="of the training")
+    usual = chosen(torch.device("cpu"))
+    words.add_argument("--precision", choices=["fp32", "bf16"], default=usual, help="of the training")
     words.add_argument("--gpu-json", type=Path, help="what was measured on one GPU")
     options = words.parse_args()
     networks = ["compact"] if options.quick else ["cnn", "inception"]
@@ -151,7 +153,7 @@ def train(case: Case, precision: str, data: Path) -> Rate:
     """Of a copy, the mean."""
     plan = Plan(case.network, data, case.ranks, case.batch, LOG_STEPS[case.network], LINES, workers=0)
     with ThreadPoolExecutor(case.copies) as pool:
-        runs = list(pool.map(lambda _: train_runs.ours(plan, precision), range(case.copies)))
+        runs = list(pool.map(lambda _: train_runs.ours(plan, {"precision": precision}), range(case.copies)))
     rate = sum(run.images_per_s for run in runs) / len(runs)
     return Rate(rate, max(run.data_wait for run in runs), runs[0].loss)
 

@@ -1,21 +1,30 @@
-"""Adversarial training: a step against a clean one, and our command against the loop a user would write.
+"""Adversarial training: our command against the loop a user would write, and a step against a clean one.
 
-python -m benchmarks.bench_step [--quick] [--json PATH]
+python -m benchmarks.bench_step [--quick] [--networks inception ...] [--json PATH]
 
 Run `make peers` first, or have torchattacks in this environment.
-
-`overhead`: an adversarial step (PGD-3 on half of a batch of 32) over a clean one at equal precision;
-`overhead_over_law` is the ratio over the law 1 + 2 K f / 3 (an attack needs input gradients only).
 
 `peer`: images a second of `hpcphotoz train` over those of `benchmarks/peers/train.py` (the plain network in
 DistributedDataParallel, a DataLoader over h5py, torchattacks.PGD), both started by torchrun on as many ranks:
 same dataset, initial weights, global batch, PGD-3 on half of every batch, epsilon 0.1 sky sigma, AdamW, hard
 labels. Augmentation is off in ours (`training.augment`), the peer has none. On a CPU: two ranks, one thread
 each; on a GPU: a rank each, larger batches, TF32 for all.
-`ratio_peer_loop`: ours with bfloat16 over the peer in float32, as it comes; `ratio_peer_loop_fp32`: both in
-float32; `ratio_peer_tuned`: ours with bfloat16 over the peer with channels_last, bfloat16 autocast and the
-memory kept, all set by hand: what is left of the ratio then is not settings. Rivals take turns, ratios are
-medians over the rounds; the first steps of every run, its start and its last checkpoint are not timed.
+
+    peer                the loop as it comes, in float32
+    peer_tuned          the same with channels_last, the memory kept, and autocast in the precision that the
+                        device chooses (`precision`), all set by hand
+    peer_tuned_fp32     without autocast
+    ours                `hpcphotoz train` as it comes: precision, compiler, graphs are what auto stands for
+                        (`speed`)
+    ours_fp32           the same in float32
+
+`ratio_peer_loop` is ours over peer, `ratio_peer_loop_fp32` ours_fp32 over peer, `ratio_peer_tuned` ours over
+peer_tuned: what is left of the ratio then is not settings. Rivals take turns, ratios are medians over the
+rounds; the first steps of every run, its start and its last checkpoint are not timed.
+
+`overhead`: an adversarial step (PGD-3 on half of a batch of 32) over a clean one at equal precision, neither
+compiled nor graphed; `overhead_over_law` is the ratio over the law 1 + 2 K f / 3 (an attack needs input
+gradients only).
 """
 
 import os
@@ -23,130 +32,134 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import train_runs
-from benchmarks.harness import arguments, in_turn, record, spread
+from benchmarks.harness import Benchmark, in_turn, middle, parser, ratio, spread
+from benchmarks.precision import chosen
+from benchmarks.steps import assembled
 from benchmarks.train_runs import FRACTION, STEPS, Plan, Rate
-from hpcphotoz.config import Config, parse
-from hpcphotoz.data.stream import Batch
-from hpcphotoz.models.build import bins_of, build
-from hpcphotoz.training.generate import Generator
-from hpcphotoz.training.objective import Objective
-from hpcphotoz.training.overlap import Off
-from hpcphotoz.training.speed import speed_of
-from hpcphotoz.training.step import Step
-from hpcphotoz.training.work import prepare
+from hpcphotoz.attacks.cost import law
+from hpcphotoz.config import parse
 
 SIZE = 32
-LAW = 1 + 2 * STEPS * FRACTION / 3
+LAW = law(STEPS, FRACTION)
 RATIOS = {
     "ratio_peer_loop": ("ours", "peer"),
     "ratio_peer_loop_fp32": ("ours_fp32", "peer"),
     "ratio_peer_tuned": ("ours", "peer_tuned"),
+    "ratio_peer_tuned_fp32": ("ours_fp32", "peer_tuned_fp32"),
 }
+QUICK = ("peer", "ours", "ours_fp32")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
     """Measure and print two tables."""
-    options = arguments(__doc__)
+    words = parser(__doc__)
+    words.add_argument("--networks", nargs="+", help="compact with --quick, else inception and cnn")
+    words.add_argument("--rounds", type=int, default=3, help="runs of each rival; 1 with --quick")
+    options = words.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else ranks and folders would be left behind
-    try:
-        versions = train_runs.peer_versions()  # before minutes are spent
-        figures: dict[str, Any] = {"law": LAW, "steps": STEPS, "fraction": FRACTION, "batch": SIZE}
-        networks = ["compact"] if options.quick else ["compact", "cnn", "inception"]
-        figures["overhead"] = overhead(networks, repeat=3 if options.quick else 7)
-        networks = ["compact"] if options.quick else ["cnn", "inception"]
-        figures["peer"] = against_peer(networks, repeat=1 if options.quick else 3)
-    except RuntimeError as error:
-        sys.exit(f"bench_step: {error}")
-    figures["peer_versions"] = versions
+    benchmark, precision = Benchmark("step", options.json, options.quick), chosen(DEVICE)
+    networks = options.networks or (["compact"] if options.quick else ["inception", "cnn"])
+    benchmark.add(law=LAW, steps=STEPS, fraction=FRACTION, batch=SIZE, precision=precision)
+    # Before minutes are spent: without it the peers' runs all fail.
+    benchmark.add(peer_versions=benchmark.attempt("peer versions", train_runs.peer_versions))
+    against_peer(networks, precision, 1 if options.quick else options.rounds, options.quick, benchmark)
     for name in RATIOS:
-        figures[name] = min(found[name] for found in figures["peer"].values())
-        print(f"{name:21s} {figures[name]:6.2f}")
-    record("step", figures, options.json)
+        known = [found.get(name) for found in benchmark.figures["peer"].values()]
+        benchmark.add(**{name: min(known) if known and None not in known else None})
+        if benchmark.figures[name] is not None:
+            print(f"{name:21s} {benchmark.figures[name]:6.2f}")
+    if not options.quick and not options.networks:
+        networks = ["compact", *networks]
+    overhead(networks, sorted({"fp32", precision}), 3 if options.quick else 7, benchmark)
+    benchmark.end()
 
 
-def overhead(networks: list[str], repeat: int) -> dict[str, dict[str, Any]]:
-    """Network -> precision -> images a second of clean and adversarial steps, their ratio, ratio over law."""
-    figures: dict[str, dict[str, Any]] = {}
-    print(f"PGD-{STEPS} on {FRACTION:g} of a batch of {SIZE}; law {LAW:g} clean steps")
+def overhead(networks: list[str], precisions: list[str], repeat: int, benchmark: Benchmark) -> None:
+    """Add, by network and precision: images a second of clean and adversarial steps, and their ratio."""
+    figures: dict[str, dict[str, Any]] = {name: {} for name in networks}
+    print(f"\nPGD-{STEPS} on {FRACTION:g} of a batch of {SIZE}; law {LAW:g} clean steps")
     print(f"{'network':10s} {'precision':9s} {'clean/s':>8s} {'adv./s':>8s} {'ratio':>6s} {'over law':>8s}")
     for name in networks:
-        figures[name] = {}
-        for precision in ("fp32", "bf16"):
-            times = measure(name, precision, repeat)
+        for precision in precisions:
+            times = benchmark.attempt(f"overhead, {name}, {precision}", measure, name, precision, repeat)
+            if times is None:
+                continue
             rates = {kind: spread([SIZE / t for t in values]) for kind, values in times.items()}
-            ratio = spread([a / c for a, c in zip(times["adversarial"], times["clean"], strict=True)])
-            middle, law = ratio["median"], ratio["median"] / LAW
-            figures[name][precision] = {"images_per_s": rates, "ratio": ratio, "overhead_over_law": law}
+            compared = ratio(times, "adversarial", "clean")
+            assert compared
+            over = compared["median"] / LAW
+            figures[name][precision] = {"images_per_s": rates, "ratio": compared, "overhead_over_law": over}
             clean, attacked = rates["clean"]["median"], rates["adversarial"]["median"]
-            print(
-                f"{name:10s} {precision:9s} {clean:8.1f} {attacked:8.1f} {middle:6.2f} {law:8.3f}", flush=True
-            )
-    return figures
+            three = f"{clean:8.1f} {attacked:8.1f} {compared['median']:6.2f}"
+            print(f"{name:10s} {precision:9s} {three} {over:8.3f}", flush=True)
+            benchmark.add(overhead=figures)
 
 
 def measure(network: str, precision: str, repeat: int) -> dict[str, list[float]]:
     """Seconds of clean and adversarial steps, in turn."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    batch = Batch(
-        images=0.1 * torch.randn(SIZE, 5, 64, 64, device=device),
-        z_spec=0.4 * torch.rand(SIZE, device=device),
-        ebv=0.1 * torch.rand(SIZE, device=device),
-        object_id=torch.arange(SIZE),
-        sky_sigma=torch.full((SIZE, 5), 0.05, device=device),
-        position=torch.arange(SIZE),
-        size=SIZE,
-        index=0,
-    )
 
-    def rival(fraction: float) -> object:
-        config: Config = parse(
-            {
-                "model": {"name": network},
-                "training": {"precision": precision},
-                "attack": {"fraction": fraction, "steps": STEPS},
-            },
-            "benchmark",
-        )
-        bins, speed = bins_of(config.model), speed_of(config.training, device)
-        model = speed.placed(build(config.model, stamp=64, scale=(0.1,) * 5), device)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=speed.fused_adam)
-        source = Off(Generator(model, config, bins, speed))
-        step = Step(model, optimiser, source, Objective(config, bins), speed)
-        return lambda: step(prepare(batch, config, epoch=0, step=0))
+    def rival(fraction: float) -> Callable[[], object]:
+        tree = {
+            "model": {"name": network},
+            "training": {"precision": precision, "compiled": "off", "graphs": "off"},
+            "attack": {"fraction": fraction, "steps": STEPS},
+        }
+        return assembled(parse(tree, "benchmark"), SIZE, DEVICE)[0]
 
-    return in_turn({"clean": rival(0.0), "adversarial": rival(FRACTION)}, repeat)  # type: ignore[dict-item]
+    return in_turn({"clean": rival(0.0), "adversarial": rival(FRACTION)}, repeat)
 
 
-def against_peer(networks: list[str], repeat: int) -> dict[str, dict[str, Any]]:
-    """Network -> what `compared` gives, for runs in turn on one dataset.
-
-    Raises:
-        RuntimeError: a run failed; with the last lines that it said.
-    """
+def against_peer(networks: list[str], precision: str, repeat: int, quick: bool, benchmark: Benchmark) -> None:
+    """Add, by network, what `compared` gives, for runs in turn on one dataset."""
     figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-step-") as folder:
         data = Path(folder, "data")
-        train_runs.write_dataset(data, 8192 if torch.cuda.is_available() else 1024)
+        train_runs.write_dataset(data, 8192 if DEVICE.type == "cuda" else 1024)
         heads = f"{'images/s':>9s} {'p20':>9s} {'p80':>9s} {'wait':>6s} {'loss':>6s}"
-        print(f"\n{'network':10s} {'run':10s} {heads}", flush=True)
+        print(f"{'network':10s} {'run':16s} {heads}", flush=True)
         for network in networks:
             plan, start = planned(network, data), time.perf_counter()
-            runs: dict[str, list[Rate]] = {"peer": [], "ours": [], "ours_fp32": [], "peer_tuned": []}
-            for _ in range(repeat):
-                runs["peer"].append(train_runs.peer(plan, tuned=False))
-                runs["ours"].append(train_runs.ours(plan, "bf16"))
-                runs["ours_fp32"].append(train_runs.ours(plan, "fp32"))
-                runs["peer_tuned"].append(train_runs.peer(plan, tuned=True))
-            figures[network] = compared(runs, plan)
+            runs = take_turns(network, rivals(plan, precision, quick), repeat, benchmark)
+            figures[network] = compared(runs, plan, precision)
             show(network, figures[network], time.perf_counter() - start)
-    return figures
+            benchmark.add(peer=figures)
+
+
+def rivals(plan: Plan, precision: str, quick: bool) -> dict[str, Callable[[], Rate]]:
+    """Runs by name. Where the device chooses float32, those in float32 are not run twice."""
+    found: dict[str, Callable[[], Rate]] = {
+        "peer": partial(train_runs.peer, plan),
+        "ours": partial(train_runs.ours, plan),
+        "peer_tuned": partial(train_runs.peer, plan, tuned=True, precision=precision),
+    }
+    if precision != "fp32":
+        found["ours_fp32"] = partial(train_runs.ours, plan, {"precision": "fp32"})
+        found["peer_tuned_fp32"] = partial(train_runs.peer, plan, tuned=True)
+    return {name: run for name, run in found.items() if not quick or name in QUICK}
+
+
+def take_turns(
+    network: str, runs: dict[str, Callable[[], Rate]], repeat: int, benchmark: Benchmark
+) -> dict[str, list[Rate]]:
+    """Every run once a round; one that fails is not there, and the others go on."""
+    found: dict[str, list[Rate]] = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name in list(found):
+            rate = benchmark.attempt(f"{network}, {name}", runs[name])
+            if rate is not None:
+                found[name].append(rate)
+            elif f"{network}, {name}" in benchmark.failures:
+                del found[name]
+    return {name: rates for name, rates in found.items() if rates}
 
 
 def planned(network: str, data: Path) -> Plan:
@@ -154,41 +167,43 @@ def planned(network: str, data: Path) -> Plan:
     gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if gpus:
         return Plan(
-            network, data, gpus, 128 * gpus, log_steps=20, lines=6, workers=min(8, cores // gpus) or 1
+            network, data, gpus, 128 * gpus, log_steps=40, lines=6, workers=min(8, cores // gpus) or 1
         )
     steps = 4 if network == "compact" else 2
     return Plan(network, data, ranks=2, batch=64, log_steps=steps, lines=5 if steps == 2 else 4, workers=1)
 
 
-def compared(runs: dict[str, list[Rate]], plan: Plan) -> dict[str, Any]:
+def compared(runs: dict[str, list[Rate]], plan: Plan, precision: str) -> dict[str, Any]:
     """Rates, ratios (medians over rounds), fractions of time spent waiting for data, and last losses."""
+    if precision == "fp32":
+        runs = runs | {f"{name}_fp32": runs[name] for name in ("ours", "peer_tuned") if name in runs}
     rates = {name: [run.images_per_s for run in found] for name, found in runs.items()}
-    per_round = {
-        ratio: spread([a / b for a, b in zip(rates[over], rates[under], strict=True)])
-        for ratio, (over, under) in RATIOS.items()
-    }
+    per_round = {name: ratio(rates, over, under) for name, (over, under) in RATIOS.items()}
+    waits = {name: spread([run.data_wait for run in found]) for name, found in runs.items()}
+    losses = {name: spread([run.loss for run in found]) for name, found in runs.items()}
     return {
         "ranks": plan.ranks,
         "batch": plan.batch,
         "timed_steps": plan.steps - plan.log_steps,
         "images_per_s": {name: spread(values) for name, values in rates.items()},
-        **{name: found["median"] for name, found in per_round.items()},
+        **{name: middle(found) for name, found in per_round.items()},
         "ratio_per_round": per_round,
-        "data_wait": {
-            name: spread([run.data_wait for run in found])["median"] for name, found in runs.items()
-        },
-        "losses": {name: spread([run.loss for run in found])["median"] for name, found in runs.items()},
+        "data_wait": {name: found["median"] for name, found in waits.items()},
+        "losses": {name: found["median"] for name, found in losses.items()},
+        "speed": {name: dict(found[-1].speed) for name, found in runs.items() if found[-1].speed},
     }
 
 
 def show(network: str, figures: dict[str, Any], seconds: float) -> None:
-    """Lines of the second table."""
+    """Lines of the first table."""
     for name, rate in figures["images_per_s"].items():
         wait, loss = figures["data_wait"][name], figures["losses"][name]
         three = f"{rate['median']:9.1f} {rate['p20']:9.1f} {rate['p80']:9.1f}"
-        print(f"{network:10s} {name:10s} {three} {wait:6.3f} {loss:6.3f}")
-    ratios = ", ".join(f"{name} {figures[name]:.2f}" for name in RATIOS)
-    print(f"{network:10s} {ratios} ({seconds:.0f} s)", flush=True)
+        print(f"{network:10s} {name:16s} {three} {wait:6.3f} {loss:6.3f}")
+    for name, speed in figures["speed"].items():
+        print(f"{network:10s} {name:16s} {', '.join(f'{key} {value}' for key, value in speed.items())}")
+    known = [f"{name} {figures[name]:.2f}" for name in RATIOS if figures[name] is not None]
+    print(f"{network:10s} {', '.join(known)} ({seconds:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

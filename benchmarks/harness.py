@@ -1,4 +1,4 @@
-"""What every benchmark needs: taking turns, medians, and a JSON record with device, versions and commit."""
+"""What every benchmark needs: taking turns, medians, notes of failures, and a JSON record of it all."""
 
 import argparse
 import json
@@ -6,9 +6,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ import torch
 from hpcphotoz.revision import commit
 
 Times = dict[str, list[float]]
+T = TypeVar("T")
+P = ParamSpec("P")
+QUICK_S = 40  # with --quick, nothing is begun later than this: the whole ends within a minute
+_MASKS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # variables that hide a processor's units from torch
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -23,7 +28,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words.add_argument("--quick", action="store_true", help="fewer repetitions and smaller networks")
+    words.add_argument("--quick", action="store_true", help="a part that ends within a minute")
     words.add_argument("--json", type=Path, help="write the figures here")
     return words
 
@@ -33,60 +38,168 @@ def arguments(description: str | None) -> argparse.Namespace:
     return parser(description).parse_args()
 
 
-def in_turn(rivals: Mapping[str, Callable[[], object]], repeat: int) -> Times:
+class Benchmark:
+    """One run of a benchmark: its figures, the rivals that failed, and those that time left out.
+
+    The record is written after every addition, so that a benchmark that is killed leaves what it had.
+
+    Args:
+        name: of the benchmark, for the record.
+        path: of the record; None: nothing is written.
+        quick: begin nothing after `QUICK_S` seconds.
+    """
+
+    def __init__(self, name: str, path: Path | None, quick: bool = False) -> None:
+        self.figures: dict[str, Any] = {}
+        self.failures: dict[str, str] = {}
+        self.left_out: list[str] = []
+        self._name, self._path = name, path
+        self._end = time.perf_counter() + QUICK_S if quick else float("inf")
+
+    def attempt(self, rival: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What a rival's work gives; None where it fails or where the time is over; both are noted."""
+        if time.perf_counter() > self._end:
+            if rival not in self.left_out:
+                self.left_out.append(rival)
+            return None
+        try:
+            return work(*args, **kwargs)
+        except Exception as error:  # of any library: it must not take the other rivals' figures with it
+            self.failed(rival, error)
+            return None
+
+    def failed(self, rival: str, error: Exception) -> None:
+        """Note why a rival has no figures."""
+        lines = str(error).strip().splitlines() or [""]
+        first, last = lines[0], lines[-1]
+        why = first if first == last else f"{first} ... {last}"
+        self.failures[rival] = f"{type(error).__name__}: {why}"[:400]
+        print(f"{rival} fails: {self.failures[rival]}", flush=True)
+
+    def add(self, **figures: Any) -> None:
+        """Further figures, into the record at once."""
+        self.figures |= figures
+        self.write()
+
+    def write(self) -> None:
+        """Write the record."""
+        record(self._name, self.figures, self._path, self.failures, self.left_out)
+
+    def end(self) -> NoReturn:
+        """Write the record and end the process: status 1 where a rival failed."""
+        self.write()
+        if self.left_out:
+            print(f"no time for: {', '.join(self.left_out)}")
+        for rival, why in self.failures.items():
+            print(f"failed: {rival}: {why}")
+        sys.exit(1 if self.failures else 0)
+
+
+def on_host_clock(work: Callable[[], object]) -> Callable[[], float]:
+    """A rival that returns the seconds which its work takes, until a GPU is done with it."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return measure
+
+
+def in_turn(
+    rivals: Mapping[str, Callable[[], object]], repeat: int, benchmark: Benchmark | None = None
+) -> Times:
     """Seconds of each rival, called one after the other `repeat` times after one round of warm-up.
 
     Taking turns lets a change of the machine's speed fall on all: ratios hold where single times do not.
     """
-
-    def timed(work: Callable[[], object]) -> Callable[[], float]:
-        def measure() -> float:
-            start = time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            return time.perf_counter() - start
-
-        return measure
-
-    return rounds({name: timed(work) for name, work in rivals.items()}, repeat)
+    return rounds({name: on_host_clock(work) for name, work in rivals.items()}, repeat, benchmark)
 
 
-def rounds(rivals: Mapping[str, Callable[[], float]], repeat: int) -> Times:
-    """The same for rivals that time themselves, for instance in another process, and return their seconds."""
+def rounds(
+    rivals: Mapping[str, Callable[[], float]], repeat: int, benchmark: Benchmark | None = None
+) -> Times:
+    """The same for rivals that time themselves, for instance in another process, and return their seconds.
+
+    Args:
+        rivals: by name.
+        repeat: rounds after the one that warms up.
+        benchmark: notes a rival that fails, and the others go on; without it the failure is raised.
+
+    Returns:
+        Seconds by rival and round. A rival that failed is not there; when the time of the benchmark is over,
+        the last rounds are missing.
+    """
     times: Times = {name: [] for name in rivals}
     for round_ in range(repeat + 1):
-        for name, measure in rivals.items():
-            seconds = measure()
-            if round_:
+        for name in list(times):
+            seconds = benchmark.attempt(name, rivals[name]) if benchmark else rivals[name]()
+            if seconds is None and benchmark and name in benchmark.failures:
+                del times[name]
+            elif seconds is not None and round_:
                 times[name].append(seconds)
-    return times
+    return {name: values for name, values in times.items() if values}
+
+
+def ratio(times: Mapping[str, Sequence[float]], over: str, under: str) -> dict[str, float] | None:
+    """Spread over the rounds of a ratio of two rivals' values; None where one of them has none."""
+    if over not in times or under not in times:
+        return None
+    return spread([a / b for a, b in zip(times[over], times[under], strict=False)])
+
+
+def middle(found: Mapping[str, float] | None) -> float | None:
+    """The median of a spread, if there is one."""
+    return None if found is None else found["median"]
 
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, 20th and 80th percentile, and number."""
-    low, middle, high = np.percentile(values, [20, 50, 80])
-    return {"median": float(middle), "p20": float(low), "p80": float(high), "n": len(values)}
+    low, median, high = np.percentile(values, [20, 50, 80])
+    return {"median": float(median), "p20": float(low), "p80": float(high), "n": len(values)}
 
 
-def record(name: str, figures: Mapping[str, object], path: Path | None) -> None:
+def record(
+    name: str,
+    figures: Mapping[str, object],
+    path: Path | None,
+    failures: Mapping[str, str] | None = None,
+    left_out: Sequence[str] = (),
+) -> None:
     """Write the figures with what they depend on; no path: nothing."""
     if path is None:
         return
     packages = ("torch", "numpy", "h5py", "triton")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     tree = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
-        "device": gpu or f"{os.cpu_count()} cores of {_processor()}",
+        **machine(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in packages},
+        "versions": {**{package: _version(package) for package in packages}, "cuda": torch.version.cuda},
         "command": "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(f" {w}" for w in sys.argv[1:]),
+        "failures": dict(failures or {}),
+        "left_out": list(left_out),
         "figures": figures,
     }
     path.write_text(json.dumps(tree, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Device, processor with its vector and matrix units, and what hides some of them from torch."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    model = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return {
+        "device": gpu or f"{os.cpu_count()} cores of {model}",
+        "processor": model,
+        "cores": os.cpu_count(),
+        "cpu_flags": sorted({w for w in _cpuinfo("flags").split() if w.startswith(("avx", "amx"))}),
+        "cpu_capability_of_torch": torch.backends.cpu.get_cpu_capability(),
+        "hidden": {name: os.environ[name] for name in _MASKS if name in os.environ},
+    }
 
 
 def _version(package: str) -> str | None:
@@ -96,11 +209,10 @@ def _version(package: str) -> str | None:
         return None  # triton on a Mac
 
 
-def _processor() -> str:
+def _cpuinfo(key: str) -> str:
+    """A line of /proc/cpuinfo; empty where there is none, as on a Mac."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next(
-        (line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine()
-    )
+        return ""
+    return next((line.partition(": ")[2] for line in lines if line.split("\t")[0] == key), "")

@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +26,8 @@ from hpcphotoz.data.writer import DatasetWriter
 EPS, STEPS, FRACTION = 0.1, 3, 0.5  # of PGD: sky sigmas, steps, part of every batch
 LEARNING_RATE = 1e-4
 TIMEOUT_S = 600  # a run; on two slow cores the longest takes two minutes
+POLL_S = 0.2  # between looks at a run's progress
+EPOCHS = 10_000  # of our runs, which end when they have said enough: "auto" must not take them for short ones
 SHARD_ROWS = 256
 
 
@@ -52,6 +56,7 @@ class Rate:
     images_per_s: float
     data_wait: float  # fraction of the time
     loss: float  # mean over the steps of the last line
+    speed: Mapping[str, Any] = field(default_factory=dict)  # of ours: what the options called auto stood for
 
 
 def write_dataset(out: Path, objects: int) -> None:
@@ -65,23 +70,26 @@ def write_dataset(out: Path, objects: int) -> None:
         writer.append(Stamps(images, z, ebv, number, sky, angle, angle))
 
 
-def ours(plan: Plan, precision: str, training: Mapping[str, object] | None = None) -> Rate:
-    """A run of `hpcphotoz train`, with further options of its section `training`."""
+def ours(plan: Plan, training: Mapping[str, object] | None = None) -> Rate:
+    """A run of `hpcphotoz train` as it comes, but for what all rivals do alike and for some options.
+
+    Args:
+        plan: what all rivals do alike.
+        training: options of that section; precision, compiler and graphs are its defaults without.
+    """
     config = parse(
         {
             "model": {"name": plan.network},
             "data": {"validation": 0},
             "training": {
-                "epochs": plan.steps,  # an epoch has a step at least
-                "max_steps": plan.steps,
+                "epochs": EPOCHS,
                 "log_steps": plan.log_steps,
-                "checkpoint_steps": plan.steps,
+                "checkpoint_steps": 10**6,
                 "global_batch": plan.batch,
                 "learning_rate": LEARNING_RATE,
                 "schedule": "constant",
                 "warmup_steps": 0,
                 "augment": False,
-                "precision": precision,
                 **(training or {}),
             },
             "attack": {"fraction": FRACTION, "method": "pgd", "eps": EPS, "steps": STEPS},
@@ -91,14 +99,27 @@ def ours(plan: Plan, precision: str, training: Mapping[str, object] | None = Non
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-run-") as folder:
         file, out = Path(folder, "config.toml"), Path(folder, "run")
         file.write_text(to_toml(config))
-        name = f"hpcphotoz train, {plan.network}, {precision}"
+        name = ", ".join(["hpcphotoz train", plan.network, *map(str, (training or {}).values())])
         words: list[str | Path] = ["-m", "hpcphotoz", "train", file, "--data", plan.data, "--out", out]
-        launch(name, Path(sys.executable), plan.ranks, words)
-        return rate(name, (out / "metrics.jsonl").read_text(), plan)
+        metrics = out / "metrics.jsonl"
+
+        def enough() -> bool:
+            return metrics.exists() and metrics.read_text().count("\n") >= plan.lines
+
+        launch(name, Path(sys.executable), plan.ranks, words, enough=enough)
+        lines = "".join(metrics.read_text().splitlines(keepends=True)[: plan.lines])
+        start = json.loads((out / "provenance.json").read_text())["starts"][-1]
+        return replace(rate(name, lines, plan), speed=start["speed"])
 
 
-def peer(plan: Plan, tuned: bool) -> Rate:
-    """A run of `benchmarks/peers/train.py`."""
+def peer(plan: Plan, tuned: bool = False, precision: str = "fp32") -> Rate:
+    """A run of `benchmarks/peers/train.py`.
+
+    Args:
+        plan: what all rivals do alike.
+        tuned: channels_last and kept memory, set by hand.
+        precision: "bf16": autocast, set by hand; "fp32".
+    """
     config = parse({"model": {"name": plan.network}}, "benchmark")
     task = {
         **described(config.model, STAMP, [config.model.softening * sigma for sigma in SKY]),
@@ -118,8 +139,9 @@ def peer(plan: Plan, tuned: bool) -> Rate:
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-peer-") as folder:
         file = Path(folder, "task.json")
         file.write_text(json.dumps(task))
-        name = f"the peer loop, {plan.network}{', tuned' * tuned}"
+        name = f"the peer loop, {plan.network}{', tuned' * tuned}, {precision}"
         words: list[str | Path] = [ROOT / "benchmarks/peers/train.py", file, *["--tuned"] * tuned]
+        words += ["--autocast"] * (precision == "bf16")
         said = launch(name, peers_python(), plan.ranks, words, KEPT if tuned else {})
     return rate(name, said, plan)
 
@@ -176,14 +198,17 @@ def launch(
     words: Sequence[str | Path],
     environment: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    enough: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Start a program on some ranks of this machine, one thread each, and wait for its end.
+    """Start a program on some ranks of this machine, one thread each, and wait for its end, or end it.
 
     Args:
         name: for messages.
         python: interpreter, whose torchrun starts the ranks.
         words: what torchrun shall run.
         environment: variables set for it, beside this process's; how memory is freed is not inherited.
+        timeout_s: seconds it may take.
+        enough: asked again and again; when it is true, the program is told to stop, and that is its end.
 
     Returns:
         Standard output.
@@ -214,12 +239,17 @@ def launch(
             env={**shared, **(environment or {})},
             cwd=ROOT,
         )
+        until = time.monotonic() + timeout_s
+        stopped = False
         try:
-            status = process.wait(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"{name} took more than {timeout_s:g} s:\n{_tail(_all(errors))}") from None
+            while process.poll() is None and not (stopped := enough()):
+                if time.monotonic() > until:
+                    raise RuntimeError(f"{name} took more than {timeout_s:g} s:\n{_tail(_all(errors))}")
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=POLL_S)
         finally:
             stop(process)
+        status = 0 if stopped else process.returncode  # torchrun that is told to stop ends with a traceback
         if status:
             raise RuntimeError(f"{name} ended with status {status}:\n{_tail(_all(errors))}")
         return _all(out)

@@ -13,8 +13,9 @@ images; `worst` the largest |attacked - clean| / eps. Both files come from torch
 
     MODEL.pt     network ("inception", "cnn", "compact"), bins, stamp, scale (nMgy per band), normalisation,
                  width, state; what it does not name is as in hpcphotoz.config
-    DATA.pt      images (N, B, H, W) float32 nMgy, ebv (N,), label (N,) int64, eps (B,) nMgy, batch, and
-                 whether the peer is tuned by hand (channels_last, bfloat16 autocast); not: as it comes
+    DATA.pt      images (N, B, H, W) float32 nMgy, ebv (N,), label (N,) int64, eps (B,) nMgy, batch;
+                 tuned: whether channels_last is set by hand; autocast: whether bfloat16 autocast is; without
+                 them the peer is as it comes
 
 Each library runs in float32 with its defaults, by its shortest public way to the attacked images: on the GPU,
 with TF32, where there is one and the library is not ART; on the CPU elsewhere.
@@ -111,9 +112,7 @@ class Task:
     label: Tensor
     eps: Tensor
     batch: int
-    tuned: (
-        bool  # as a user may set it by hand: channels_last weights, and bfloat16 autocast around the attack
-    )
+    autocast: bool  # bfloat16 autocast around the attack, as a user may set it by hand
 
     def batches(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images (as given: nMgy or pixels), E(B-V) and label, batch by batch."""
@@ -128,7 +127,7 @@ class Task:
             self.model.ebv = ebv
             synchronise()
             start = time.perf_counter()
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=self.tuned):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=self.autocast):
                 adv = attack(x, label)
             synchronise()
             seconds += time.perf_counter() - start
@@ -159,7 +158,7 @@ def load(model: Path, data: Path) -> Task:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, eps = found["images"].contiguous(), found["eps"]
     pixels = Pixels(network, images, eps).eval().to(DEVICE)
-    rest = found["ebv"], found["label"], eps, found["batch"], bool(found.get("tuned"))
+    rest = found["ebv"], found["label"], eps, found["batch"], bool(found.get("autocast"))
     return Task(pixels, told["bins"], images, *rest)
 
 

@@ -1,13 +1,14 @@
 """The training loop that a user would write by hand, in an environment of its own.
 
 .venv-peers/bin/torchrun --standalone --nproc-per-node R benchmarks/peers/train.py TASK.json [--tuned]
+    [--autocast]
 
 The plain network in float32, a DataLoader over h5py, DistributedDataParallel, torchattacks.PGD on the first
 part of every batch, one forward and backward pass of the mixed batch; no augmentation. What is left to taste
 is chosen in its favour: labels are kept in memory, so that an object is one h5py read; the attack runs on the
 network inside DistributedDataParallel, whose wrapper would add collectives to every step of it; pixels are
-mapped to [0, 1] for the attacked part alone. `--tuned`: channels_last weights and images, and bfloat16
-autocast around attack and forward pass; whoever starts it sets MALLOC_TRIM_THRESHOLD_ for memory to be kept.
+mapped to [0, 1] for the attacked part alone. `--tuned`: channels_last weights and images; whoever starts it
+sets MALLOC_TRIM_THRESHOLD_ for memory to be kept. `--autocast`: bfloat16 around attack and forward pass.
 
 TASK.json holds what `attack.build` wants of a network (network, bins, stamp, scale, normalisation, width);
 z_min and z_max of the bins; data, a folder of shards with images (N, B, H, W) float32 nMgy, z_spec and ebv;
@@ -85,12 +86,14 @@ class Loop:
 
     Args:
         task: TASK.json.
-        tuned: as above.
+        tuned, autocast: as above.
         extremes: of `Rows`.
         device: where to train.
     """
 
-    def __init__(self, task: dict[str, Any], tuned: bool, extremes: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, task: dict[str, Any], tuned: bool, autocast: bool, extremes: Tensor, device: torch.device
+    ) -> None:
         import torchattacks  # type: ignore[import-not-found]
 
         torch.manual_seed(task["seed"])
@@ -106,6 +109,7 @@ class Loop:
             network.parameters(), lr=task["learning_rate"], weight_decay=task["weight_decay"]
         )
         self._device, self._tuned, self._fraction = device, tuned, task["fraction"]
+        self._autocast = autocast
 
     def step(self, batch: Sample) -> Tensor:
         """Attack, forward, backward, update; the mean loss of this rank's objects."""
@@ -113,7 +117,7 @@ class Loop:
         if self._tuned:
             images = images.contiguous(memory_format=torch.channels_last)
         label, attacked = self._bins.index(z), round(self._fraction * len(images))
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._tuned):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             self._pixels.ebv = ebv[:attacked]
             found = self._attack(self._pixels.pixels(images[:attacked]), label[:attacked])
             logits = self._ddp(torch.cat([self._pixels.images(found), images[attacked:]]), ebv)
@@ -143,10 +147,11 @@ def batches(rows: Rows, task: dict[str, Any], pinned: bool) -> Iterator[Sample]:
         yield from loader
 
 
-def train(task: dict[str, Any], tuned: bool, device: torch.device) -> None:
+def train(task: dict[str, Any], tuned: bool, autocast: bool, device: torch.device) -> None:
     """Take the steps, and say how quickly."""
     rows, ranks = Rows(sorted(Path(task["data"]).glob("*.h5"))), dist.get_world_size()
-    loop, source = Loop(task, tuned, rows.extremes, device), batches(rows, task, device.type == "cuda")
+    loop = Loop(task, tuned, autocast, rows.extremes, device)
+    source = batches(rows, task, device.type == "cuda")
     waited, seen, start = 0.0, 0, time.perf_counter()
     total = torch.zeros((), device=device)
     for step in range(1, task["steps"] + 1):
@@ -173,6 +178,7 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("task", type=Path)
     words.add_argument("--tuned", action="store_true")
+    words.add_argument("--autocast", action="store_true")
     options = words.parse_args()
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -180,7 +186,7 @@ def main() -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=300))
     try:
-        train(json.loads(options.task.read_text()), options.tuned, device)
+        train(json.loads(options.task.read_text()), options.tuned, options.autocast, device)
     except (OSError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         print(f"train.py: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

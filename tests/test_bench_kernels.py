@@ -1,0 +1,117 @@
+"""The benchmark of kernels: what it counts, and that a GPU's time is not the host's."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import bench_kernels
+from benchmarks.bench_kernels import Inputs, Problem, problems, timed
+
+CPU = torch.device("cpu")
+IMAGE = 4 * 5 * 64 * 64  # bytes of a stamp
+
+
+def test_passes_over_memory_are_counted_from_the_tensors() -> None:
+    """A step reads attacked images, clean ones and a gradient, and writes images; momentum reads one more."""
+    found = {name: problem.bytes / (2 * IMAGE) for name, problem in problems(Inputs.drawn(2, CPU)).items()}
+    assert found == {
+        "pgd": 4,
+        "pgd_channels_last": 4,
+        "pgd_bfloat16_gradient": 3.5,
+        "momentum": 5,
+        "l2": 4,
+        "l2_channels_last": 4,
+        "flux": 4,
+        "flux_projection": 3,
+        "start": 2,
+        "select": 1,
+    }
+
+
+def test_a_tensor_that_is_given_twice_is_read_once() -> None:
+    x = torch.zeros(2, 5, 64, 64)
+    assert Problem("momentum", (), (x, x, torch.ones_like(x)), x).bytes == 3 * x.nbytes
+
+
+def test_inputs_are_what_the_counts_say() -> None:
+    i = Inputs.drawn(6, CPU)
+    assert i.previous.data_ptr() != i.x0.data_ptr() and not torch.equal(i.previous, i.x0)
+    assert int((i.loss > i.worse).sum()) == 3, "select copies half of the objects"
+
+
+class Event:
+    """A CUDA event on a clock that only a replay moves."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = Event.now
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "Event") -> float:
+        return end.at - self.at
+
+
+def test_on_a_gpu_a_graph_of_several_calls_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = replays = captured = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+
+    def cuda_graph(work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        nonlocal captured
+        before = calls
+        out = work()
+        captured = calls - before
+        return replay, out
+
+    def replay() -> None:
+        nonlocal replays
+        replays += 1
+        Event.now += 4.0  # ms
+
+    monkeypatch.setattr(bench_kernels, "cuda_graph", cuda_graph)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(bench_kernels, "on_host_clock", lambda work: lambda: work() or 0.001)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: torch.zeros(shape))
+    measure = timed(call, torch.device("cuda"))
+    assert captured == 10, "as many calls as take 10 ms"
+    before = calls
+    assert measure() == pytest.approx(0.004 / 10) and measure() == pytest.approx(0.004 / 10)
+    assert replays == 2 and calls == before, "no call from the host is timed"
+
+
+def test_a_table_and_a_record_without_the_rival_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "kernels.json"
+
+    def fails(*given: Any) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(bench_kernels, "STAMPS", 2)
+    monkeypatch.setattr("benchmarks.bench_kernels.reference.l2", fails)
+    monkeypatch.setattr(bench_kernels, "torchattacks", fails)
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--json", str(path)])
+    with pytest.raises(SystemExit) as end:
+        bench_kernels.main()
+    told = json.loads(path.read_text())
+    assert end.value.code == 1
+    assert told["failures"]["pgd, torchattacks"] == "RuntimeError: out of memory"
+    assert (
+        told["figures"]["ratio_torchattacks_step"] is None and told["figures"]["pgd"]["ratio_reference"] > 0
+    )
+    assert "fails: RuntimeError: out of memory" in capsys.readouterr().out
+    assert told["figures"]["momentum"]["us"]["ours"]["median"] > 0

@@ -1,0 +1,78 @@
+"""Benchmarks: one rival that fails, or too little time, takes nothing from the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness
+from benchmarks.harness import Benchmark, in_turn, ratio
+
+
+def broken() -> float:
+    raise ValueError("first line\nlast line")
+
+
+def test_a_failing_rival_is_recorded_and_the_others_keep_their_figures(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    benchmark = Benchmark("any", path)
+    calls: list[str] = []
+    rivals = {"broken": broken, "ours": lambda: calls.append("ours"), "peer": lambda: calls.append("peer")}
+    times = in_turn(rivals, 3, benchmark)
+    assert set(times) == {"ours", "peer"} and all(len(values) == 3 for values in times.values())
+    assert calls == ["ours", "peer"] * 4, "one round warms up"
+    benchmark.add(ratio=ratio(times, "peer", "ours"), none=ratio(times, "broken", "ours"))
+    with pytest.raises(SystemExit) as end:
+        benchmark.end()
+    assert end.value.code == 1
+    told = json.loads(path.read_text())
+    assert told["failures"] == {"broken": "ValueError: first line ... last line"}
+    assert told["figures"]["ratio"]["n"] == 3 and told["figures"]["none"] is None
+
+
+def test_without_a_benchmark_a_failure_is_raised() -> None:
+    with pytest.raises(ValueError, match="first line"):
+        in_turn({"broken": broken}, 1)
+
+
+def test_a_benchmark_that_is_killed_leaves_what_it_had(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    benchmark = Benchmark("any", path)
+    benchmark.add(first=1)
+    assert json.loads(path.read_text())["figures"] == {"first": 1}
+
+
+def test_a_quick_benchmark_begins_nothing_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("benchmarks.harness.time.perf_counter", lambda: now)
+    benchmark = Benchmark("any", tmp_path / "figures.json", quick=True)
+    taken: dict[str, int] = {"ours": 0, "peer": 0}
+
+    def rival(name: str, seconds: float) -> float:
+        nonlocal now
+        now += seconds
+        taken[name] += 1
+        return seconds
+
+    third = harness.QUICK_S / 3
+    rivals = {"ours": lambda: rival("ours", third), "peer": lambda: rival("peer", third / 10)}
+    times = harness.rounds(rivals, 9, benchmark)
+    # The warm-up and the first round are within the time; the third call of ours ends beyond it.
+    assert taken == {"ours": 3, "peer": 2} and len(times["ours"]) == 2 and len(times["peer"]) == 1
+    compared = ratio(times, "ours", "peer")
+    assert compared and compared["n"] == 1 and compared["median"] == pytest.approx(10)
+    with pytest.raises(SystemExit) as end:
+        benchmark.end()
+    assert end.value.code == 0 and "no time for: peer, ours" in capsys.readouterr().out
+
+
+def test_the_record_names_the_processors_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu avx2 avx512_bf16 amx_bf16 sse\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: lines)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    told = harness.machine()
+    assert told["processor"] == "A Processor"
+    assert told["cpu_flags"] == ["amx_bf16", "avx2", "avx512_bf16"]
+    assert told["hidden"]["ONEDNN_MAX_CPU_ISA"] == "AVX2" and told["cpu_capability_of_torch"]
