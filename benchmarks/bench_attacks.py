@@ -5,20 +5,26 @@ python -m benchmarks.bench_attacks [--quick] [--json PATH] [--run RUN --data DAT
 Run `make peers` first, or have the peers in this environment; one that is not installed has no figures.
 PGD-10 in an L-infinity ball of 0.1 sky sigma per band with a random start, on networks trained for some steps
 on galaxies of `benchmarks.galaxies`; the rivals take turns. A peer works in batches of 16 or of 32, whichever
-a first pass shows to be faster, in float32, as its documentation has it; on a GPU in one batch.
+a first pass shows to be faster; on a GPU in one batch.
 
-`ours_fp32` is ours in float32; `ours` in the precision that the device chooses for itself (`precision`);
-`ours_padded` with channels padded to multiples of 8; on a GPU also as a CUDA graph, compiled, and both. On a
-CPU freed memory is kept in the process, as the commands have it (the peers run as they come;
-MALLOC_TRIM_THRESHOLD_ in the environment would do the same). `torchattacks_tuned` has all of it set by hand:
-channels_last weights, autocast in the same precision, the memory kept; `torchattacks_tuned_fp32` the same
-without autocast. `of_64` repeats it on a GPU with a batch of 64.
-`ratio_X` is X's time over that of the fastest of ours (`fastest`), `ratio_X_fp32` over that of `ours_fp32`;
-`strength_*` our final cross-entropy over theirs, on the images each returned, in float32.
+    ours                ours in the precision that the device chooses for itself (`precision`)
+    ours_padded         the same with channels padded to multiples of 8
+    ours_graph, ours_padded_graph, ours_compiled, ours_compiled_graph      on a GPU
+    ours_fp32, ours_tf32, ours_compiled_graph_tf32      in another precision, TF32 on a GPU
+    torchattacks, foolbox, art      as they come, on a GPU with TF32
+    torchattacks_fp32   without TF32
+    torchattacks_tuned  what can be set by hand: channels_last weights, autocast in the precision that the
+                        device chooses, and on a CPU freed memory kept in the process, as our commands have it
+    torchattacks_tuned_fp32      the same in float32
+
+`of_64` repeats it on a GPU with a batch of 64.
+`ratio_X` is X's time over that of the fastest of ours (`fastest`), `ratio_X_same` over that of ours, plain,
+in the precision of X; `strength_*` our final cross-entropy over theirs, on the images each returned, in
+float32.
 
 `apgd` compares APGD at equal steps with torchattacks' port of AutoAttack's APGD-CE (its best-loss mode), by
 loss and by the fraction of outliers, on the same networks and on a trained `--run`. `law` compares the
-operations counted in a training step with 1 + 2 K f / 3. On a GPU, TF32 is on for all.
+operations counted in a training step with 1 + 2 K f / 3.
 """
 
 import argparse
@@ -38,10 +44,11 @@ from torch.nn import functional
 from benchmarks.galaxies import SKY, STAMP, configuration, galaxies, trained
 from benchmarks.harness import Benchmark, middle, on_host_clock, parser, ratio, rounds, spread
 from benchmarks.peers.driver import Peer
-from benchmarks.precision import AUTOCAST, chosen
+from benchmarks.precision import as_it_comes, chosen
 from benchmarks.stream_readers import PEERS_PYTHON, ROOT
 from hpcphotoz import attacks
 from hpcphotoz.attacks import cost
+from hpcphotoz.attacks.precision import lower
 from hpcphotoz.config import Model
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.evaluation.network import batches, tensors
@@ -51,7 +58,14 @@ from hpcphotoz.models.form import reform
 from hpcphotoz.training.checkpoint import load_network
 
 EPS, STEPS = 0.1, 10
-LIBRARIES = ("torchattacks", "foolbox", "art", "torchattacks_tuned", "torchattacks_tuned_fp32")
+LIBRARIES = (
+    "torchattacks",
+    "foolbox",
+    "art",
+    "torchattacks_fp32",
+    "torchattacks_tuned",
+    "torchattacks_tuned_fp32",
+)
 QUICK = ("torchattacks", "torchattacks_tuned")  # a peer takes seconds to start
 KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}  # as hpcphotoz.memory
 OBJECTS = {"compact": 256, "cnn": 64, "inception": 32}
@@ -115,20 +129,16 @@ def main() -> None:
     benchmark = Benchmark("attacks", options.json, options.quick)
     if DEVICE.type == "cpu":
         keep_freed_memory()
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
     libraries = QUICK if options.quick else LIBRARIES
     networks = options.networks or (["compact"] if options.quick else ["cnn", "inception"])
-    precision, repeat = chosen(DEVICE), 3
-    benchmark.add(precision=precision, tf32=DEVICE.type == "cuda")
-    print(
-        f"PGD-{STEPS}, eps {EPS} sky sigma, on {DEVICE}, {precision}; images/s, medians of {repeat}",
-        flush=True,
-    )
+    repeat = 3
+    print(f"PGD-{STEPS}, eps {EPS} sky sigma, on {DEVICE}; images/s, medians of {repeat}", flush=True)
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-attacks-") as folder:
         for name in networks:
             task = fresh(name, 4 if options.quick else 1)
-            found = speed(task, Path(folder), precision, libraries, repeat, benchmark)
+            precision = chosen(DEVICE, name)
+            found: dict[str, Any] = {"precision": precision}
+            found |= speed(task, Path(folder), precision, libraries, repeat, benchmark)
             show(name, found)
             benchmark.add(**{name: found})
             if DEVICE.type == "cuda" and not options.quick:
@@ -144,7 +154,7 @@ def main() -> None:
             run = benchmark.attempt("run, apgd", apgd_of_run, options.run, options.data, Path(folder))
             show_rest("run", {"apgd": run})
             benchmark.add(run={"apgd": run})
-    for key in ("torchattacks", "foolbox", "art", "torchattacks_fp32", "torchattacks_tuned"):
+    for key in ("torchattacks", "foolbox", "art", "torchattacks_same", "torchattacks_tuned"):
         ratios = [benchmark.figures[name].get(f"ratio_{key}") for name in networks]
         benchmark.add(**{f"ratio_{key}": None if None in ratios else min(ratios)})
     benchmark.end()
@@ -223,7 +233,7 @@ def speed(
         benchmark: notes rivals that fail.
         which: behind the network's name in such notes.
     """
-    about = f"{task.name}{which}, "
+    about, same = f"{task.name}{which}, ", aliases(precision)
     attacked, losses = dict[str, Callable[[], Tensor]](), {"clean": task.judged(task.images)["loss"]}
     for name, attack in variants(task, precision).items():
         judged = benchmark.attempt(about + name, lambda a: task.judged(a()), attack)
@@ -238,8 +248,8 @@ def speed(
     try:
         rivals = {about + name: on_host_clock(attack) for name, attack in attacked.items()}
         for library in libraries:
-            if library == "torchattacks_tuned_fp32" and precision == "fp32":
-                continue  # that is torchattacks_tuned
+            if library in same:
+                continue
             peer = benchmark.attempt(about + library, start_peer, library, task, folder, precision)
             if peer is not None:
                 peers[library] = peer
@@ -249,37 +259,61 @@ def speed(
         for peer in peers.values():
             peer.close()
     times = {name.removeprefix(about): values for name, values in found_times.items()}
-    if precision == "fp32" and "ours" in times:
-        times["ours_fp32"], losses["ours_fp32"] = times["ours"], losses["ours"]
     losses |= {library: answer["loss"] for library, answer in answers.items()}
+    for name, other in same.items():
+        if other in times:
+            times[name], losses[name] = times[other], losses[other]
     rates = {name: spread([len(task.z) / t for t in values]) for name, values in times.items()}
     found: dict[str, Any] = {"objects": len(task.z), "images_per_s": rates, "loss": losses}
     found["versions"] = {library: peer.version for library, peer in peers.items()}
     ours = [name for name in times if name.startswith("ours")]
     found["fastest"] = max(ours, key=lambda name: rates[name]["median"], default=None)
     for library in libraries:
-        for against, suffix in ((found["fastest"], ""), ("ours_fp32", "_fp32")):
+        plain = f"ours_{precision_of(library, precision)}"
+        for against, suffix in ((found["fastest"], ""), (plain, "_same")):
             compared = ratio(times, library, against) if against else None
             found[f"ratio_{library}{suffix}"] = middle(compared)
             found[f"strength_{library}{suffix}"] = losses[against] / losses[library] if compared else None
     return found
 
 
+def aliases(precision: str) -> dict[str, str]:
+    """Rivals that are the same as others on this device, and need not run twice."""
+    found = {f"ours_{precision}": "ours"}
+    if precision == "fp32":
+        found["torchattacks_tuned_fp32"] = "torchattacks_tuned"
+    if as_it_comes(DEVICE) == "fp32":
+        found["torchattacks_fp32"] = "torchattacks"
+    return found
+
+
+def precision_of(library: str, precision: str) -> str:
+    """The precision that a peer works in, where the device chooses `precision`."""
+    if library.endswith("_fp32"):
+        return "fp32"
+    return precision if library.endswith("_tuned") else as_it_comes(DEVICE)
+
+
 def variants(task: Task, precision: str) -> dict[str, Callable[[], Tensor]]:
-    """Our attack by the ways in which it can be computed here; the plain one in float32 too."""
-    passes = attacks.Passes(autocast=AUTOCAST[precision])
-    found = {"ours": task.attack(passes=passes), "ours_padded": task.padded().attack(passes=passes)}
-    if precision != "fp32":
-        found["ours_fp32"] = task.attack()
+    """Our attack by the ways in which it can be computed here, in the device's precision and in others."""
+
+    def passes(name: str, compiled: bool = False) -> attacks.Passes:
+        return attacks.Passes(autocast=lower(name), tf32=name == "tf32", compiled=compiled)
+
+    padded = task.padded()
+    found = {
+        "ours": task.attack(passes=passes(precision)),
+        "ours_padded": padded.attack(passes=passes(precision)),
+    }
+    for name in sorted({"fp32", as_it_comes(DEVICE)} - {precision}):
+        found[f"ours_{name}"] = task.attack(passes=passes(name))
     if DEVICE.type == "cuda":
-        compiled = replace(passes, compiled=True)
-        found["ours_graph"] = task.attack(passes=passes, graph=True)
-        found["ours_padded_graph"] = task.padded().attack(passes=passes, graph=True)
-        found["ours_compiled"] = task.attack(passes=compiled)
-        found["ours_compiled_graph"] = task.attack(passes=compiled, graph=True)
-        if precision != "fp32":
-            single = attacks.Passes(compiled=True)
-            found["ours_compiled_graph_fp32"] = task.attack(passes=single, graph=True)
+        found["ours_graph"] = task.attack(passes=passes(precision), graph=True)
+        found["ours_padded_graph"] = padded.attack(passes=passes(precision), graph=True)
+        found["ours_compiled"] = task.attack(passes=passes(precision, True))
+        for name in sorted({precision, "tf32", "bf16"}):
+            suffix = "" if name == precision else f"_{name}"
+            found[f"ours_compiled_graph{suffix}"] = task.attack(passes=passes(name, True), graph=True)
     return found
 
 
@@ -289,17 +323,16 @@ def start_peer(
     """A peer at the better of two batch sizes; None where it is not installed.
 
     Args:
-        library: its name; "_tuned": set by hand, in the precision; "_tuned_fp32": the same in float32.
+        library: its name; with "_tuned": set by hand; with "_fp32": in float32.
         task: what it attacks.
         folder: for its files.
-        precision: "bf16" or "fp32".
+        precision: that the device chooses.
         steps: of the first pass, which shows the better batch size.
 
     Raises:
         RuntimeError: it fails.
     """
-    name, _, tuned = library.partition("_")
-    autocast = tuned == "tuned" and precision == "bf16"
+    name, tuned = library.partition("_")[0], "_tuned" in library
     python = PEERS_PYTHON if PEERS_PYTHON.exists() else Path(sys.executable)
     model, data = folder / f"{task.name}.pt", folder / f"{task.name}-data.pt"
     torch.save({**task.told, "state": task.model.state_dict()}, model)
@@ -307,7 +340,7 @@ def start_peer(
     try:
         for batch in (len(task.z),) if DEVICE.type == "cuda" else (16, 32):
             what = {"images": task.images, "ebv": task.ebv, "label": task.bins.index(task.z), "eps": task.eps}
-            how = {"batch": batch, "tuned": bool(tuned), "autocast": autocast}
+            how = {"batch": batch, "tuned": tuned, "precision": precision_of(library, precision)}
             torch.save({**{k: v.contiguous() for k, v in what.items()}, **how}, data)
             script = ROOT / "benchmarks" / "peers" / "attack.py"
             command: list[str | Path] = [python, script, name, model, data]
@@ -385,9 +418,9 @@ def law(task: Task) -> dict[str, float]:
 def show(name: str, found: dict[str, Any]) -> None:
     """The speed of one network's rivals."""
     for rival, rate in found["images_per_s"].items():
-        fastest, single = (found.get(f"ratio_{rival}{suffix}") for suffix in ("", "_fp32"))
+        fastest, same = (found.get(f"ratio_{rival}{suffix}") for suffix in ("", "_same"))
         beside = f"  fastest of ours / it {fastest:5.2f}" if fastest else ""
-        beside += f", fp32 {single:5.2f}" if single else ""
+        beside += f", in its precision {same:5.2f}" if same else ""
         print(f"{name:13s} {rival:24s} {rate['median']:8.1f}  loss {found['loss'][rival]:7.4f}{beside}")
 
 

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.harness import Benchmark, in_turn, parser, ratio, spread
-from benchmarks.precision import AUTOCAST, chosen
+from benchmarks.precision import chosen
 from benchmarks.steps import assembled
+from hpcphotoz.attacks.precision import lower, tf32
 from hpcphotoz.config import Config, parse
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.training.profile import matrix_rate, operations
@@ -41,6 +42,7 @@ ON_CPU: dict[str, dict[str, object]] = {
     "micro_batch 64": {"micro_batch": 64},
 }
 ON_GPU: dict[str, dict[str, object]] = {
+    "all tf32": {"precision": "tf32"},
     "streams": {"overlap": "streams"},
     "graphs attack": {"graphs": "attack"},
     "graphs attack, streams": {"graphs": "attack", "overlap": "streams"},
@@ -49,7 +51,8 @@ ON_GPU: dict[str, dict[str, object]] = {
     "compiled": {"compiled": "on"},
     "compiled, graphs attack": {"compiled": "on", "graphs": "attack"},
     "compiled, graphs step": {"compiled": "on", "graphs": "step"},
-    "compiled, graphs step, float32": {"compiled": "on", "graphs": "step", "precision": "fp32"},
+    "compiled, graphs step, tf32": {"compiled": "on", "graphs": "step", "precision": "tf32"},
+    "compiled, graphs step, bfloat16": {"compiled": "on", "graphs": "step", "precision": "bf16"},
     "merged, padded, graphs step": {"merged": "on", "padded": "on", "graphs": "step"},
 }
 QUICK = ("clean", "all float32", "all bfloat16", "graphs step", "compiled, graphs step", "micro_batch 16")
@@ -66,10 +69,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
-    else:
-        torch.set_float32_matmul_precision("high")  # TF32, as every peer here
-    rates = {name: matrix_rate(device, dtype) for name, dtype in AUTOCAST.items()}
-    benchmark.add(precision=chosen(device), device_operations_per_s=rates)
+    rates: dict[str, float] = {}
+    for precision in ("fp32", "tf32", "bf16"):
+        with tf32(precision == "tf32"):
+            rates[precision] = matrix_rate(device, lower(precision))
+    benchmark.add(device_operations_per_s=rates)
     for network in options.networks or (["compact"] if options.quick else ["cnn", "inception"]):
         measured(network, device, rates, 2 if options.quick else 5, benchmark)
     benchmark.end()
@@ -81,22 +85,21 @@ def measured(
     """Add to the figures, by rival: images a second, ratio to the default, fraction of the device, memory."""
     on_gpu, quick = device.type == "cuda", repeat == 2
     size, steps = (256, 10) if on_gpu else (64, 3)
-    plain = benchmark.attempt(
-        f"{network}, default", prepared, configured(network, {}, 0.5, steps), size, device
-    )
+    precision = chosen(device, network)
+    usual: dict[str, object] = {"precision": precision, "compiled": "off", "graphs": "off"}
+    config = configured(network, usual, 0.5, steps)
+    plain = benchmark.attempt(f"{network}, default", prepared, config, size, device)
     if plain is None:
         return
     default, _ = plain
     print(f"{'network':10s} {'':30s} {'images/s':>9s} {'ratio':>6s} {'of device':>9s} {'GB':>6s}")
-    found: dict[str, Any] = {"batch": size, "attack_steps": steps}
+    found: dict[str, Any] = {"batch": size, "attack_steps": steps, "precision": precision}
     for name, how in (EVERYWHERE | (ON_GPU if on_gpu else ON_CPU)).items():
         if quick and name not in QUICK:
             continue
         rival = f"{network}, {name}"
-        config = benchmark.attempt(rival, configured, network, how, 0.5 * (name != "clean"), steps)
-        figures = None
-        if config is not None:
-            figures = benchmark.attempt(rival, against, default, config, size, device, rates, repeat)
+        config = configured(network, {**usual, **how}, 0.5 * (name != "clean"), steps)
+        figures = benchmark.attempt(rival, against, default, config, size, device, rates, repeat)
         # What is left of a rival must not be in the memory of the next.
         gc.collect()
         if on_gpu:
@@ -134,8 +137,7 @@ def against(
     memory, (take, counted) = peak_gb(lambda: stepped(config, size, device), device)
     times = in_turn({"default": default, "rival": take}, repeat)
     rate, of_default = spread([size / t for t in times["rival"]]), ratio(times, "default", "rival")
-    precision = chosen(device) if config.training.precision == "auto" else config.training.precision
-    part = counted * rate["median"] / size / rates[precision]
+    part = counted * rate["median"] / size / rates[config.training.precision]
     return {"images_per_s": rate, "ratio": of_default, "fraction_of_device": part, "memory_gb": memory}
 
 
@@ -163,16 +165,10 @@ def peak_gb(work: Callable[[], T], device: torch.device) -> tuple[float | None, 
     return (torch.cuda.max_memory_allocated() - before) / 1e9, given
 
 
-def configured(network: str, how: dict[str, object], fraction: float, steps: int) -> Config:
-    """The plain step in the device's own precision, with options changed."""
-    return parse(
-        {
-            "model": {"name": network},
-            "training": {"compiled": "off", "graphs": "off", **how},
-            "attack": {"fraction": fraction, "steps": steps},
-        },
-        "benchmark",
-    )
+def configured(network: str, training: dict[str, object], fraction: float, steps: int) -> Config:
+    """Options of training, and PGD on a fraction of the batch."""
+    attack = {"fraction": fraction, "steps": steps}
+    return parse({"model": {"name": network}, "training": training, "attack": attack}, "benchmark")
 
 
 def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:

@@ -8,19 +8,20 @@ Run `make peers` first, or have torchattacks in this environment.
 DistributedDataParallel, a DataLoader over h5py, torchattacks.PGD), both started by torchrun on as many ranks:
 same dataset, initial weights, global batch, PGD-3 on half of every batch, epsilon 0.1 sky sigma, AdamW, hard
 labels. Augmentation is off in ours (`training.augment`), the peer has none. On a CPU: two ranks, one thread
-each; on a GPU: a rank each, larger batches, TF32 for all.
+each; on a GPU: a rank each, larger batches.
 
-    peer                the loop as it comes, in float32
+    peer                the loop as it comes: float32, on a GPU with TF32
+    peer_fp32           the same without TF32
     peer_tuned          the same with channels_last, the memory kept, and autocast in the precision that the
                         device chooses (`precision`), all set by hand
-    peer_tuned_fp32     without autocast
-    ours                `hpcphotoz train` as it comes: precision, compiler, graphs are what auto stands for
-                        (`speed`)
+    peer_tuned_fp32     the same in float32
+    ours                `hpcphotoz train` as it comes: precision, compiler and graphs are what auto stands for
+                        in a run of many epochs (`speed`)
     ours_fp32           the same in float32
 
-`ratio_peer_loop` is ours over peer, `ratio_peer_loop_fp32` ours_fp32 over peer, `ratio_peer_tuned` ours over
-peer_tuned: what is left of the ratio then is not settings. Rivals take turns, ratios are medians over the
-rounds; the first steps of every run, its start and its last checkpoint are not timed.
+`ratio_peer_loop` is ours over peer, `ratio_peer_loop_fp32` ours_fp32 over peer_fp32, `ratio_peer_tuned` ours
+over peer_tuned: what is left of the ratio then is not settings. Rivals take turns, ratios are medians over
+the rounds; the first steps of every run, its start and its last checkpoint are not timed.
 
 `overhead`: an adversarial step (PGD-3 on half of a batch of 32) over a clean one at equal precision, neither
 compiled nor graphed; `overhead_over_law` is the ratio over the law 1 + 2 K f / 3 (an attack needs input
@@ -41,7 +42,7 @@ import torch
 
 from benchmarks import train_runs
 from benchmarks.harness import Benchmark, in_turn, middle, parser, ratio, spread
-from benchmarks.precision import chosen
+from benchmarks.precision import as_it_comes, chosen
 from benchmarks.steps import assembled
 from benchmarks.train_runs import FRACTION, STEPS, Plan, Rate
 from hpcphotoz.attacks.cost import law
@@ -51,11 +52,11 @@ SIZE = 32
 LAW = law(STEPS, FRACTION)
 RATIOS = {
     "ratio_peer_loop": ("ours", "peer"),
-    "ratio_peer_loop_fp32": ("ours_fp32", "peer"),
+    "ratio_peer_loop_fp32": ("ours_fp32", "peer_fp32"),
     "ratio_peer_tuned": ("ours", "peer_tuned"),
     "ratio_peer_tuned_fp32": ("ours_fp32", "peer_tuned_fp32"),
 }
-QUICK = ("peer", "ours", "ours_fp32")
+QUICK = ("peer", "ours", "ours_fp32", "peer_fp32")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -66,12 +67,12 @@ def main() -> None:
     words.add_argument("--rounds", type=int, default=3, help="runs of each rival; 1 with --quick")
     options = words.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else ranks and folders would be left behind
-    benchmark, precision = Benchmark("step", options.json, options.quick), chosen(DEVICE)
+    benchmark = Benchmark("step", options.json, options.quick)
     networks = options.networks or (["compact"] if options.quick else ["inception", "cnn"])
-    benchmark.add(law=LAW, steps=STEPS, fraction=FRACTION, batch=SIZE, precision=precision)
+    benchmark.add(law=LAW, steps=STEPS, fraction=FRACTION, batch=SIZE)
     # Before minutes are spent: without it the peers' runs all fail.
     benchmark.add(peer_versions=benchmark.attempt("peer versions", train_runs.peer_versions))
-    against_peer(networks, precision, 1 if options.quick else options.rounds, options.quick, benchmark)
+    against_peer(networks, 1 if options.quick else options.rounds, options.quick, benchmark)
     for name in RATIOS:
         known = [found.get(name) for found in benchmark.figures["peer"].values()]
         benchmark.add(**{name: min(known) if known and None not in known else None})
@@ -79,17 +80,17 @@ def main() -> None:
             print(f"{name:21s} {benchmark.figures[name]:6.2f}")
     if not options.quick and not options.networks:
         networks = ["compact", *networks]
-    overhead(networks, sorted({"fp32", precision}), 3 if options.quick else 7, benchmark)
+    overhead(networks, 3 if options.quick else 7, benchmark)
     benchmark.end()
 
 
-def overhead(networks: list[str], precisions: list[str], repeat: int, benchmark: Benchmark) -> None:
+def overhead(networks: list[str], repeat: int, benchmark: Benchmark) -> None:
     """Add, by network and precision: images a second of clean and adversarial steps, and their ratio."""
     figures: dict[str, dict[str, Any]] = {name: {} for name in networks}
     print(f"\nPGD-{STEPS} on {FRACTION:g} of a batch of {SIZE}; law {LAW:g} clean steps")
     print(f"{'network':10s} {'precision':9s} {'clean/s':>8s} {'adv./s':>8s} {'ratio':>6s} {'over law':>8s}")
     for name in networks:
-        for precision in precisions:
+        for precision in sorted({"fp32", chosen(DEVICE, name)}):
             times = benchmark.attempt(f"overhead, {name}, {precision}", measure, name, precision, repeat)
             if times is None:
                 continue
@@ -118,7 +119,7 @@ def measure(network: str, precision: str, repeat: int) -> dict[str, list[float]]
     return in_turn({"clean": rival(0.0), "adversarial": rival(FRACTION)}, repeat)
 
 
-def against_peer(networks: list[str], precision: str, repeat: int, quick: bool, benchmark: Benchmark) -> None:
+def against_peer(networks: list[str], repeat: int, quick: bool, benchmark: Benchmark) -> None:
     """Add, by network, what `compared` gives, for runs in turn on one dataset."""
     figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-step-") as folder:
@@ -127,24 +128,35 @@ def against_peer(networks: list[str], precision: str, repeat: int, quick: bool, 
         heads = f"{'images/s':>9s} {'p20':>9s} {'p80':>9s} {'wait':>6s} {'loss':>6s}"
         print(f"{'network':10s} {'run':16s} {heads}", flush=True)
         for network in networks:
-            plan, start = planned(network, data), time.perf_counter()
+            plan, start, precision = planned(network, data), time.perf_counter(), chosen(DEVICE, network)
             runs = take_turns(network, rivals(plan, precision, quick), repeat, benchmark)
-            figures[network] = compared(runs, plan, precision)
+            figures[network] = {"precision": precision, **compared(runs, plan, aliases(precision))}
             show(network, figures[network], time.perf_counter() - start)
             benchmark.add(peer=figures)
 
 
+def aliases(precision: str) -> dict[str, str]:
+    """Runs that are the same as others on this device, and need not be made twice."""
+    found = {"ours_fp32": "ours", "peer_tuned_fp32": "peer_tuned"} if precision == "fp32" else {}
+    if DEVICE.type == "cuda":
+        found.pop("ours_fp32", None)  # what auto stands for in a run is measured in its own form
+    if as_it_comes(DEVICE) == "fp32":
+        found["peer_fp32"] = "peer"
+    return found
+
+
 def rivals(plan: Plan, precision: str, quick: bool) -> dict[str, Callable[[], Rate]]:
-    """Runs by name. Where the device chooses float32, those in float32 are not run twice."""
+    """Runs by name, without aliases."""
     found: dict[str, Callable[[], Rate]] = {
-        "peer": partial(train_runs.peer, plan),
+        "peer": partial(train_runs.peer, plan, precision=as_it_comes(DEVICE)),
         "ours": partial(train_runs.ours, plan),
         "peer_tuned": partial(train_runs.peer, plan, tuned=True, precision=precision),
+        "ours_fp32": partial(train_runs.ours, plan, {"precision": "fp32"}),
+        "peer_fp32": partial(train_runs.peer, plan),
+        "peer_tuned_fp32": partial(train_runs.peer, plan, tuned=True),
     }
-    if precision != "fp32":
-        found["ours_fp32"] = partial(train_runs.ours, plan, {"precision": "fp32"})
-        found["peer_tuned_fp32"] = partial(train_runs.peer, plan, tuned=True)
-    return {name: run for name, run in found.items() if not quick or name in QUICK}
+    same = aliases(precision)
+    return {name: run for name, run in found.items() if name not in same and (not quick or name in QUICK)}
 
 
 def take_turns(
@@ -173,10 +185,15 @@ def planned(network: str, data: Path) -> Plan:
     return Plan(network, data, ranks=2, batch=64, log_steps=steps, lines=5 if steps == 2 else 4, workers=1)
 
 
-def compared(runs: dict[str, list[Rate]], plan: Plan, precision: str) -> dict[str, Any]:
-    """Rates, ratios (medians over rounds), fractions of time spent waiting for data, and last losses."""
-    if precision == "fp32":
-        runs = runs | {f"{name}_fp32": runs[name] for name in ("ours", "peer_tuned") if name in runs}
+def compared(runs: dict[str, list[Rate]], plan: Plan, same: dict[str, str]) -> dict[str, Any]:
+    """Rates, ratios (medians over rounds), fractions of time spent waiting for data, and last losses.
+
+    Args:
+        runs: by name.
+        plan: of all.
+        same: names of runs that are the same as others.
+    """
+    runs = runs | {name: runs[other] for name, other in same.items() if other in runs}
     rates = {name: [run.images_per_s for run in found] for name, found in runs.items()}
     per_round = {name: ratio(rates, over, under) for name, (over, under) in RATIOS.items()}
     waits = {name: spread([run.data_wait for run in found]) for name, found in runs.items()}

@@ -2,13 +2,27 @@
 
 import torch
 
+from benchmarks.galaxies import SKY, STAMP
 from hpcphotoz.config import parse
-from hpcphotoz.training.speed import speed_of
+from hpcphotoz.models.build import build
+from hpcphotoz.training.speed import precision_of_attacks
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp32": None}
+TUNED_OBJECTS = 128  # of a pass, where a GPU's precisions are compared
 
 
-def chosen(device: torch.device) -> str:
-    """What `training.precision = "auto"` stands for on a device: bf16 or fp32."""
-    dtype = speed_of(parse({}, "benchmark").training, device).training
-    return next(name for name, autocast in AUTOCAST.items() if autocast == dtype)
+def chosen(device: torch.device, network: str = "compact") -> str:
+    """What `precision = "auto"` stands for on a device where nothing is compiled or graphed: measured.
+
+    Args:
+        device: a CPU, whose choice does not depend on the network, or a GPU.
+        network: by name.
+    """
+    config = parse({"model": {"name": network}}, "benchmark")
+    module = build(config.model, stamp=STAMP, scale=tuple(10 * s for s in SKY)).to(device)
+    shape = (TUNED_OBJECTS, len(SKY), STAMP, STAMP)
+    return precision_of_attacks("auto", module, device, shape)[0]
+
+
+def as_it_comes(device: torch.device) -> str:
+    """The precision of torch and of the peers where nothing is set: on a GPU cuDNN has TF32."""
+    return "tf32" if device.type == "cuda" else "fp32"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.galaxies import SKY, STAMP, galaxies
+from hpcphotoz.attacks.precision import tf32
 from hpcphotoz.config import Config
 from hpcphotoz.data.stream import Batch
 from hpcphotoz.models.build import bins_of, build
@@ -35,4 +36,9 @@ def assembled(config: Config, size: int, device: torch.device) -> tuple[Callable
     work = prepare(Batch(images, z, ebv, number, sky, number, size, 0), config, epoch=0, step=0)
     parts = Assembly(module, optimiser, config, bins, speed, device, Phases(device))
     taker = parts.taker(parts.adversaries(), Cast(World()))
-    return lambda: taker(work), parts, work
+
+    def step() -> None:
+        with tf32(speed.tf32):
+            taker(work)
+
+    return step, parts, work

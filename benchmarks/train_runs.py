@@ -118,7 +118,7 @@ def peer(plan: Plan, tuned: bool = False, precision: str = "fp32") -> Rate:
     Args:
         plan: what all rivals do alike.
         tuned: channels_last and kept memory, set by hand.
-        precision: "bf16": autocast, set by hand; "fp32".
+        precision: fp32, tf32, or bf16 by autocast.
     """
     config = parse({"model": {"name": plan.network}}, "benchmark")
     task = {
@@ -141,7 +141,7 @@ def peer(plan: Plan, tuned: bool = False, precision: str = "fp32") -> Rate:
         file.write_text(json.dumps(task))
         name = f"the peer loop, {plan.network}{', tuned' * tuned}, {precision}"
         words: list[str | Path] = [ROOT / "benchmarks/peers/train.py", file, *["--tuned"] * tuned]
-        words += ["--autocast"] * (precision == "bf16")
+        words += ["--precision", precision]
         said = launch(name, peers_python(), plan.ranks, words, KEPT if tuned else {})
     return rate(name, said, plan)
 
@@ -217,8 +217,7 @@ def launch(
         RuntimeError: it failed, or took too long; with the last of its standard error.
     """
     shared = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    # TF32 on a GPU: neither our command nor the peer chooses, and cuDNN has it by default.
-    shared |= {"OMP_NUM_THREADS": "1", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    shared |= {"OMP_NUM_THREADS": "1"}
     with (
         tempfile.TemporaryDirectory(prefix="hpcphotoz-torchrun-") as logs,
         tempfile.TemporaryFile("w+") as out,

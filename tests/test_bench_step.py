@@ -4,8 +4,10 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import bench_step, train_runs
 from benchmarks.harness import Benchmark
@@ -28,29 +30,37 @@ def test_a_run_that_fails_takes_nothing_from_the_others(tmp_path: Path) -> None:
     found = bench_step.take_turns("compact", runs, 3, benchmark)
     assert {name: len(rates) for name, rates in found.items()} == {"peer": 3, "ours": 3, "peer_tuned": 3}
     assert benchmark.failures == {"compact, ours_fp32": "RuntimeError: the loss is nan"}
-    told = bench_step.compared(found, PLAN, "bf16")
+    told = bench_step.compared(found, PLAN, {"peer_fp32": "peer"})
     assert told["ratio_peer_loop"] == 3.5 and told["ratio_peer_loop_fp32"] is None
     assert told["speed"]["ours"] == {"precision": "any"}
 
 
 @pytest.mark.parametrize(
-    ("precision", "names"),
+    ("device", "precision", "names"),
     [
-        ("bf16", ["peer", "ours", "peer_tuned", "ours_fp32", "peer_tuned_fp32"]),
-        ("fp32", ["peer", "ours", "peer_tuned"]),
+        ("cpu", "bf16", "peer ours peer_tuned ours_fp32 peer_tuned_fp32"),
+        ("cpu", "fp32", "peer ours peer_tuned"),
+        ("cuda", "bf16", "peer ours peer_tuned ours_fp32 peer_fp32 peer_tuned_fp32"),
+        ("cuda", "tf32", "peer ours peer_tuned ours_fp32 peer_fp32 peer_tuned_fp32"),
     ],
 )
 def test_rivals_have_the_precision_of_the_device_and_float32(
-    precision: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+    device: str, precision: str, names: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bench_step, "DEVICE", torch.device(device))
     monkeypatch.setattr(train_runs, "peer", lambda plan, tuned=False, precision="fp32": (tuned, precision))
     monkeypatch.setattr(train_runs, "ours", lambda plan, training=None: training)
-    rivals = bench_step.rivals(PLAN, precision, quick=False)
-    assert list(rivals) == names and list(bench_step.rivals(PLAN, precision, quick=True))[:2] == names[:2]
-    assert rivals["peer"]() == (False, "fp32") and rivals["peer_tuned"]() == (True, precision)  # type: ignore[comparison-overlap]
-    assert rivals["ours"]() is None, "hpcphotoz train as it comes"
-    told = bench_step.compared({"peer": [run(2)()], "ours": [run(4)()]}, PLAN, "fp32")
-    assert told["ratio_peer_loop"] == told["ratio_peer_loop_fp32"] == 2
+    runs: dict[str, Callable[[], Any]] = dict(bench_step.rivals(PLAN, precision, quick=False))
+    assert list(runs) == names.split() and list(bench_step.rivals(PLAN, precision, True))[:2] == [
+        "peer",
+        "ours",
+    ]
+    assert runs["peer"]() == (False, "tf32" if device == "cuda" else "fp32")
+    assert runs["peer_tuned"]() == (True, precision)
+    assert runs["ours"]() is None, "hpcphotoz train as it comes"
+    same = bench_step.aliases(precision)
+    told = bench_step.compared({name: [run(float(len(name)))()] for name in runs}, PLAN, same)
+    assert all(told[ratio] for ratio in bench_step.RATIOS), "each ratio is there"
 
 
 def test_without_the_peer_ours_is_measured(

@@ -14,11 +14,10 @@ images; `worst` the largest |attacked - clean| / eps. Both files come from torch
     MODEL.pt     network ("inception", "cnn", "compact"), bins, stamp, scale (nMgy per band), normalisation,
                  width, state; what it does not name is as in hpcphotoz.config
     DATA.pt      images (N, B, H, W) float32 nMgy, ebv (N,), label (N,) int64, eps (B,) nMgy, batch;
-                 tuned: whether channels_last is set by hand; autocast: whether bfloat16 autocast is; without
-                 them the peer is as it comes
+                 tuned: whether channels_last is set by hand; precision: fp32, tf32, or bf16 by autocast
 
-Each library runs in float32 with its defaults, by its shortest public way to the attacked images: on the GPU,
-with TF32, where there is one and the library is not ART; on the CPU elsewhere.
+Each library runs with its defaults, by its shortest public way to the attacked images: on the GPU where there
+is one, on the CPU elsewhere.
 What libraries print goes to standard error. Bad input is one line there and exit status 2.
 """
 
@@ -112,7 +111,7 @@ class Task:
     label: Tensor
     eps: Tensor
     batch: int
-    autocast: bool  # bfloat16 autocast around the attack, as a user may set it by hand
+    precision: str  # of the attack: fp32, tf32 (the same on a CPU), or bf16 by autocast
 
     def batches(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images (as given: nMgy or pixels), E(B-V) and label, batch by batch."""
@@ -126,8 +125,9 @@ class Task:
         for x, ebv, label in self.batches(self.model.pixels(self.images)):
             self.model.ebv = ebv
             synchronise()
+            allow_tf32(self.precision != "fp32")
             start = time.perf_counter()
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=self.autocast):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=self.precision == "bf16"):
                 adv = attack(x, label)
             synchronise()
             seconds += time.perf_counter() - start
@@ -136,7 +136,8 @@ class Task:
 
     @torch.no_grad()
     def loss(self, images: Tensor) -> float:
-        """Mean cross-entropy."""
+        """Mean cross-entropy, in float32."""
+        allow_tf32(False)
         sums = [
             functional.cross_entropy(self.model.network(x, ebv), label, reduction="sum")
             for x, ebv, label in self.batches(images)
@@ -158,8 +159,14 @@ def load(model: Path, data: Path) -> Task:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, eps = found["images"].contiguous(), found["eps"]
     pixels = Pixels(network, images, eps).eval().to(DEVICE)
-    rest = found["ebv"], found["label"], eps, found["batch"], bool(found.get("autocast"))
+    rest = found["ebv"], found["label"], eps, found["batch"], found["precision"]
     return Task(pixels, told["bins"], images, *rest)
+
+
+def allow_tf32(on: bool) -> None:
+    """Let a GPU round the factors of float32 products to TF32, or forbid it."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
 
 
 def synchronise() -> None:
@@ -289,8 +296,6 @@ def serve(words: list[str], out: TextIO) -> None:
 
 def main() -> None:
     """Keep standard output for answers; an error is one line."""
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

@@ -1,14 +1,15 @@
 """The training loop that a user would write by hand, in an environment of its own.
 
 .venv-peers/bin/torchrun --standalone --nproc-per-node R benchmarks/peers/train.py TASK.json [--tuned]
-    [--autocast]
+    [--precision fp32|tf32|bf16]
 
 The plain network in float32, a DataLoader over h5py, DistributedDataParallel, torchattacks.PGD on the first
 part of every batch, one forward and backward pass of the mixed batch; no augmentation. What is left to taste
 is chosen in its favour: labels are kept in memory, so that an object is one h5py read; the attack runs on the
 network inside DistributedDataParallel, whose wrapper would add collectives to every step of it; pixels are
 mapped to [0, 1] for the attacked part alone. `--tuned`: channels_last weights and images; whoever starts it
-sets MALLOC_TRIM_THRESHOLD_ for memory to be kept. `--autocast`: bfloat16 around attack and forward pass.
+sets MALLOC_TRIM_THRESHOLD_ for memory to be kept. `--precision`: bf16 by autocast around attack
+and forward pass; tf32 and fp32 are the same on a CPU.
 
 TASK.json holds what `attack.build` wants of a network (network, bins, stamp, scale, normalisation, width);
 z_min and z_max of the bins; data, a folder of shards with images (N, B, H, W) float32 nMgy, z_spec and ebv;
@@ -40,7 +41,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 sys.path.append(str(Path(__file__).parents[2]))  # last: its folders must not hide installed packages
-from benchmarks.peers.attack import Pixels, build  # noqa: E402
+from benchmarks.peers.attack import Pixels, allow_tf32, build  # noqa: E402
 from hpcphotoz.models.bins import RedshiftBins  # noqa: E402
 
 Sample = tuple[Tensor, Tensor, Tensor]  # image nMgy, E(B-V), redshift; of a batch, (N, ...) each
@@ -86,13 +87,13 @@ class Loop:
 
     Args:
         task: TASK.json.
-        tuned, autocast: as above.
+        tuned, precision: as above.
         extremes: of `Rows`.
         device: where to train.
     """
 
     def __init__(
-        self, task: dict[str, Any], tuned: bool, autocast: bool, extremes: Tensor, device: torch.device
+        self, task: dict[str, Any], tuned: bool, precision: str, extremes: Tensor, device: torch.device
     ) -> None:
         import torchattacks  # type: ignore[import-not-found]
 
@@ -109,7 +110,8 @@ class Loop:
             network.parameters(), lr=task["learning_rate"], weight_decay=task["weight_decay"]
         )
         self._device, self._tuned, self._fraction = device, tuned, task["fraction"]
-        self._autocast = autocast
+        self._autocast = precision == "bf16"
+        allow_tf32(precision != "fp32")
 
     def step(self, batch: Sample) -> Tensor:
         """Attack, forward, backward, update; the mean loss of this rank's objects."""
@@ -147,10 +149,10 @@ def batches(rows: Rows, task: dict[str, Any], pinned: bool) -> Iterator[Sample]:
         yield from loader
 
 
-def train(task: dict[str, Any], tuned: bool, autocast: bool, device: torch.device) -> None:
+def train(task: dict[str, Any], tuned: bool, precision: str, device: torch.device) -> None:
     """Take the steps, and say how quickly."""
     rows, ranks = Rows(sorted(Path(task["data"]).glob("*.h5"))), dist.get_world_size()
-    loop = Loop(task, tuned, autocast, rows.extremes, device)
+    loop = Loop(task, tuned, precision, rows.extremes, device)
     source = batches(rows, task, device.type == "cuda")
     waited, seen, start = 0.0, 0, time.perf_counter()
     total = torch.zeros((), device=device)
@@ -178,7 +180,7 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("task", type=Path)
     words.add_argument("--tuned", action="store_true")
-    words.add_argument("--autocast", action="store_true")
+    words.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     options = words.parse_args()
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -186,7 +188,7 @@ def main() -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=300))
     try:
-        train(json.loads(options.task.read_text()), options.tuned, options.autocast, device)
+        train(json.loads(options.task.read_text()), options.tuned, options.precision, device)
     except (OSError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         print(f"train.py: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
