@@ -26,7 +26,7 @@ import torch
 from benchmarks import scaling_predict, train_runs
 from benchmarks.allreduce import LARGEST, measure
 from benchmarks.galaxies import SKY, STAMP, configuration
-from benchmarks.harness import parser, record, spread
+from benchmarks.harness import Benchmark, parser, spread
 from benchmarks.precision import chosen
 from benchmarks.scaling_model import (
     Assumptions,
@@ -70,6 +70,7 @@ def main() -> None:
     words.add_argument("--gpu-json", type=Path, help="what was measured on one GPU")
     options = words.parse_args()
     networks = ["compact"] if options.quick else ["cnn", "inception"]
+    benchmark = Benchmark("scaling", options.json, options.quick)
     try:
         if options.plot:
             from benchmarks.scaling_plot import draw  # before minutes are spent: it wants matplotlib
@@ -78,35 +79,31 @@ def main() -> None:
             for name in networks
             if options.gpu_json
         }
-        with without_gpus():
-            found = take_turns(networks, options.precision, 1 if options.quick else 3)
-        largest, rounds = (LARGEST // 8, 3) if options.quick else (LARGEST, 5)
-        reduced = allreduce("gloo", (2, 4), CORES, largest, rounds)
-        gpus = torch.cuda.device_count()
-        among = (
-            allreduce("nccl", [p for p in (2, 4, 8) if p <= gpus], gpus, largest, rounds)
-            if gpus > 1
-            else None
-        )
-    except (BadInput, RuntimeError) as error:
+    except BadInput as error:
         sys.exit(f"bench_scaling: {error}")
+    benchmark.add(precision=options.precision, cores=CORES, attack=ATTACK._asdict())
+    with without_gpus():
+        found = take_turns(networks, options.precision, 1 if options.quick else 3, benchmark)
     waits = [rate.data_wait for rates in found.values() for rate in rates]
-    figures: dict[str, Any] = {
-        "precision": options.precision,
-        "cores": CORES,
-        "attack": ATTACK._asdict(),
-        "data_wait_max": max(waits),
-    }
-    figures |= {
-        kind: [row(found, case, kind) for case in cases(kind, networks)]
-        for kind in ("weak", "strong", "apart")
-    }
-    figures |= {"allreduce": reduced, "allreduce_nccl": among}
-    figures["model"] = {name: model(name, figures, images.get(name)) for name in networks}
-    show(figures)
-    record("scaling", figures, options.json)
-    if options.plot:
-        options.plot.write_bytes(draw(figures))
+    kinds = ("weak", "strong", "apart")
+    for kind in kinds:
+        known = [case for case in cases(kind, networks) if {case, single(case, kind)} <= set(found)]
+        benchmark.add(**{kind: [row(found, case, kind) for case in known]})
+    largest, rounds = (LARGEST // 8, 3) if options.quick else (LARGEST, 5)
+    gpus, among = torch.cuda.device_count(), None
+    reduced = benchmark.attempt("all-reduce, gloo", allreduce, "gloo", (2, 4), CORES, largest, rounds)
+    if gpus > 1:
+        ranks = [p for p in (2, 4, 8) if p <= gpus]
+        among = benchmark.attempt("all-reduce, nccl", allreduce, "nccl", ranks, gpus, largest, rounds)
+    benchmark.add(data_wait_max=max(waits, default=None), allreduce=reduced, allreduce_nccl=among)
+    # The model of a network is fitted to all of its cases.
+    whole = [n for n in networks if all(case in found for kind in kinds for case in cases(kind, [n]))]
+    models = {name: model(name, benchmark.figures, images.get(name)) for name in whole if reduced}
+    benchmark.add(model=models)
+    show(benchmark.figures)
+    if options.plot and models:
+        options.plot.write_bytes(draw(benchmark.figures))
+    benchmark.end()
 
 
 @contextmanager
@@ -130,23 +127,29 @@ def cases(kind: str, networks: Sequence[str]) -> list[Case]:
     return [Case(name, p, p * WEAK if kind == "weak" else STRONG) for name in networks for p in RANKS]
 
 
-def take_turns(networks: Sequence[str], precision: str, rounds: int) -> Rates:
-    """Every case once a round. No round is left out: each run leaves out its own first steps."""
+def take_turns(networks: Sequence[str], precision: str, rounds: int, benchmark: Benchmark) -> Rates:
+    """Every case once a round, without those that fail.
+
+    No round is left out: each run leaves out its own first steps.
+    """
     found: Rates = {case: [] for kind in ("weak", "strong", "apart") for case in cases(kind, networks)}
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-scaling-") as folder:
         data = Path(folder, "data")
         train_runs.write_dataset(data, 1024)
         for number in range(rounds):
-            for case, rates in found.items():
-                rates.append(train(case, precision, data))
-                what = f"{case.network}, {case.ranks} ranks, {case.batch} a step" + ", twice" * (
-                    case.copies > 1
-                )
-                print(
-                    f"round {number + 1} of {rounds}: {what}: {rates[-1].images_per_s:.1f} images/s",
-                    flush=True,
-                )
-    return found
+            for case in list(found):
+                twice = ", twice" * (case.copies > 1)
+                what = f"{case.network}, {case.ranks} ranks, {case.batch} a step{twice}"
+                rate = benchmark.attempt(what, train, case, precision, data)
+                if rate is not None:
+                    found[case].append(rate)
+                    print(
+                        f"round {number + 1} of {rounds}: {what}: {rate.images_per_s:.1f} images/s",
+                        flush=True,
+                    )
+                elif what in benchmark.failures:
+                    del found[case]
+    return {case: rates for case, rates in found.items() if rates}
 
 
 def train(case: Case, precision: str, data: Path) -> Rate:
@@ -158,11 +161,15 @@ def train(case: Case, precision: str, data: Path) -> Rate:
     return Rate(rate, max(run.data_wait for run in runs), runs[0].loss)
 
 
+def single(case: Case, kind: str) -> Case:
+    """What a case's efficiency is measured against: one rank with the batch of its kind."""
+    return Case(case.network, 1, STRONG if kind == "strong" else WEAK)
+
+
 def row(found: Rates, case: Case, kind: str) -> dict[str, Any]:
     """Rate of a case and efficiency against one rank in the same round."""
-    single = found[Case(case.network, 1, STRONG if kind == "strong" else WEAK)]
-    rates = [rate.images_per_s for rate in found[case]]
-    efficiency = [a / case.ranks / b.images_per_s for a, b in zip(rates, single, strict=True)]
+    rates, alone = ([rate.images_per_s for rate in found[c]] for c in (case, single(case, kind)))
+    efficiency = [a / case.ranks / b for a, b in zip(rates, alone, strict=False)]
     return {
         **case._asdict(),
         "images_per_s": spread(rates),
@@ -233,13 +240,14 @@ def show(figures: dict[str, Any]) -> None:
     print(f"\n{'':7s} {'network':10s} ranks batch {'images/s':>18s} efficiency  model")
     for kind in ("weak", "strong", "apart"):
         for r in figures[kind]:
-            rate, found = r["images_per_s"], figures["model"][r["network"]]["here"].get(kind, {})
+            rate, modelled = r["images_per_s"], figures["model"].get(r["network"])
+            found = modelled["here"].get(kind, {}) if modelled else {}
             told = f"{rate['median']:.1f} ({rate['p20']:.1f}-{rate['p80']:.1f})"
             note = f"  more ranks than the {CORES} cores: measures the machine" if r["oversubscribed"] else ""
             expected = f"{found[r['ranks']]:6.2f}" if found else " " * 6
             print(f"{kind:7s} {r['network']:10s} {r['ranks']:5d} {r['batch']:5d} {told:>18s} ", end="")
             print(f"{r['efficiency']['median']:10.2f} {expected}{note}")
-    print(f"largest data_wait {figures['data_wait_max']:.4f}")
+    print(f"largest data_wait {figures['data_wait_max']}")
     for found in filter(None, (figures["allreduce"], figures["allreduce_nccl"])):
         worst = max(map(abs, found["residuals"][: found["fitted"]]))
         print(f"all-reduce, {found['backend']}: alpha {1e6 * found['alpha']:.1f} us, ", end="")
