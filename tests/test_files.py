@@ -2,9 +2,12 @@
 
 import errno
 import os
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -47,6 +50,57 @@ def test_open_files_are_few_and_are_closed(tmp_path: Path) -> None:
     assert most - before < 90, "64 shards stay open, not 300"
     del stream
     assert descriptors() <= before
+
+
+def test_threads_open_different_shards_at_a_time_and_the_same_one_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system an opening is several round trips: one must not wait for another."""
+    folder = many(make_dataset(tmp_path / "one", n=8, shard_rows=8), tmp_path / "many", 4)
+    opened, together = [], threading.Barrier(4, timeout=20)
+    start = files.ShardFile.__init__
+
+    def opening(self: files.ShardFile, *args: Any) -> None:
+        opened.append(args[2])
+        together.wait()
+        start(self, *args)
+
+    monkeypatch.setattr(files.ShardFile, "__init__", opening)
+    these = files.Files(folder, shards.read_manifest(folder))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(these.get, [0, 1, 2, 3] * 2))
+    assert sorted(opened) == [0, 1, 2, 3] and these.openings == 4
+    assert [found[k] is found[k + 4] for k in range(4)] == [True] * 4
+
+
+def test_a_shard_that_cannot_be_opened_is_tried_again(dataset: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    (folder / "shard-00001.h5").rename(folder / "away")
+    these = files.Files(folder, shards.read_manifest(folder, check=False))
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"shard-00001\.h5: listed"):
+            these.get(1)
+    (folder / "away").rename(folder / "shard-00001.h5")
+    assert these.get(1).entry.rows == 32
+
+
+def test_threads_that_meet_a_shard_verify_its_labels_once(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked, both = [], threading.Barrier(2, timeout=20)
+
+    def verify(self: files.ShardFile, ids_only: bool = False) -> None:
+        checked.append(self.entry.file)
+        both.wait()  # until another thread is about to ask
+
+    monkeypatch.setattr(files.ShardFile, "verify_labels", verify)
+    these = files.Files(dataset, shards.read_manifest(dataset))
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(these.verify_labels, 0) for _ in range(3)]
+        both.wait()
+        for future in asked:
+            future.result()
+    assert checked == ["shard-00000.h5"]
 
 
 def test_a_forgotten_file_is_opened_again_under_the_same_number(

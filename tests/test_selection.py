@@ -32,11 +32,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     start = files.ShardFile.__init__
 
-    def opening(
-        self: files.ShardFile, folder: Path, manifest: shards.Manifest, number: int, *rest: bool
-    ) -> None:
+    def opening(self: files.ShardFile, folder: Path, manifest: shards.Manifest, number: int) -> None:
         numbers.append(number)
-        start(self, folder, manifest, number, *rest)
+        start(self, folder, manifest, number)
 
     monkeypatch.setattr(files.ShardFile, "__init__", opening)
     return numbers

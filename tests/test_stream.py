@@ -16,6 +16,7 @@ import torch
 from hpcphotoz.config import Data
 from hpcphotoz.data import codec, files, order, shards
 from hpcphotoz.data.index import index_folder
+from hpcphotoz.data.rows import read_rows
 from hpcphotoz.data.shards import COLUMNS, Header
 from hpcphotoz.data.stream import Batch, Stream
 from hpcphotoz.data.subset import Part
@@ -305,8 +306,49 @@ def test_a_user_file_with_a_nan_pixel_is_named(dataset: Path, tmp_path: Path) ->
     options = SMALL.model_copy(update={"verify": "never"})
     with pytest.raises(BadInput, match=r"shard-00001\.h5: row 7 has a pixel that is not finite"):
         list(stream(folder, options=options).epoch(0))
-    with pytest.raises(BadInput, match=r"shard-00001\.h5: the file of rows 0 to 31: checksum differs"):
+    with pytest.raises(BadInput, match=r"shard-00001\.h5: row 7: pixels differ from the checksums"):
         list(stream(folder).epoch(0))
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (6, 5, 16, 16), "compression": "gzip"}], ids=str)
+def test_shards_of_others_are_checked_as_they_are_read(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """No file is hashed whole: each rank checks the labels of its shards, and the images that it reads."""
+    folder = as_users_write(dataset, tmp_path / "d", **options)
+
+    def whole(path: Path) -> str:
+        raise AssertionError(f"{path} is hashed whole")
+
+    monkeypatch.setattr(shards, "file_sha256", whole)
+    for part in ("all", "train"):
+        read = [ids(list(stream(folder, rank, 4, part).epoch(0))) for rank in range(4)]
+        assert sorted(sum(read, [])) == sorted(ids(list(stream(dataset, part=part).epoch(0))))
+    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+        file["images"][3, 1, 2, 2] += 1
+        file["images"].flush()
+    if not options:  # a compressed chunk may grow, and the file with it
+        with pytest.raises(BadInput, match=r"shard-00000\.h5: row 3: pixels differ from the checksums"):
+            list(stream(folder).epoch(0))
+    with h5py.File(folder / "shard-00002.h5", "r+") as file:
+        file["z_spec"][4] += 0.01
+    with pytest.raises(BadInput, match=r"shard-00002\.h5: labels of rows 0 to 10: checksum differs"):
+        list(stream(folder).epoch(0))
+
+
+def test_checksums_beside_a_shard_are_checked_too(dataset: Path, tmp_path: Path) -> None:
+    folder = as_users_write(dataset, tmp_path / "d")
+    beside = folder / "shard-00001.h5.xxh3"
+    manifest, content = shards.read_manifest(folder), beside.read_bytes()
+    assert len(content) == 8 * 32
+    beside.write_bytes(content[:8] + b"\0" + content[9:])
+    for read in (lambda: list(stream(folder).epoch(0)), lambda: list(read_rows(folder, manifest))):
+        with pytest.raises(BadInput, match=r"shard-00001\.h5: labels of rows 0 to 31: checksum differs"):
+            read()
+    beside.unlink()
+    for read in (lambda: list(stream(folder).epoch(0)), lambda: list(read_rows(folder, manifest))):
+        with pytest.raises(BadInput, match=r"shard-00001\.h5\.xxh3: .*No such file"):
+            read()
 
 
 def test_a_damaged_chunk_is_named(dataset: Path, tmp_path: Path) -> None:

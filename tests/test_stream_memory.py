@@ -60,3 +60,11 @@ def test_a_hundred_million_objects_cost_what_ten_thousand_do(tmp_path: Path, par
     assert many["peak_kib"] < 1.1 * few["peak_kib"], (few, many)
     if part == "all":  # deep in the epoch
         assert measure(large, part, 300_000)["peak_kib"] < 1.1 * few["peak_kib"]
+
+
+def test_few_shards_of_many_objects_hold_no_labels_in_memory(tmp_path: Path) -> None:
+    one = make_dataset(tmp_path / "one", n=100_000, shard_rows=100_000, size=1)
+    few = measure(virtual(one, tmp_path / "few", 2), "train", 0)
+    many = measure(virtual(one, tmp_path / "many", 60), "train", 0)
+    # Labels of 60 shards are 336 MiB.
+    assert many["peak_kib"] < few["peak_kib"] + 60_000, (few, many)

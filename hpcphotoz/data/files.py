@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -45,16 +46,18 @@ class Images(Protocol):
 class ShardFile:
     """One shard open for reading.
 
+    Labels are read from the file whenever they are asked for: the system's cache holds them once a node. Only
+    labels that are chunked or compressed, in shards that somebody else wrote, are held in memory.
+
     Args:
         folder, manifest: the dataset.
         number: which shard.
-        keep: hold its labels in memory, 36 bytes an object and 4 more a band.
 
     Raises:
         BadInput: missing, of another size than the manifest says, or not as the manifest says.
     """
 
-    def __init__(self, folder: Path, manifest: shards.Manifest, number: int, keep: bool) -> None:
+    def __init__(self, folder: Path, manifest: shards.Manifest, number: int) -> None:
         self.entry = manifest.shards[number]
         self.path = folder / self.entry.file
         self._columns = shards.columns(manifest.header)
@@ -62,41 +65,38 @@ class ShardFile:
         self.row_bytes = int(np.prod(shape)) * dtype.itemsize
         if problem := retrying(lambda: shards.damage(folder, self.entry), self.path):
             raise BadInput(problem)
-        self._labels: dict[str, Array] | None = None
-        offsets = self.entry.offsets
-        self.images: Images
-        if offsets is None:
-            with shards.open_shard(folder, manifest, self.entry) as file, shards.readable(self.path):
-                self._labels = {n: hdf5.read(file[n]) for n in self._names(file)}
-                self.images = self._images_of(file, folder, manifest)
-            return
         self._handle = _Handle(self.path)
-        self.images = _Contiguous(self._handle, offsets["images"], self.row_bytes)
-        if keep:
-            self._labels = self._read_labels([name for name in offsets if name != "images"])
+        self._digests: _Handle | None = None  # of the file beside a shard that lacks `image_xxh3`
+        self._held: dict[str, Array] = {}
+        self._offsets = dict(self.entry.offsets or {})
+        self.images: Images
+        if self.entry.offsets is not None:
+            self.images = _Contiguous(self._handle, self._offsets["images"], self.row_bytes)
+            return
+        with shards.open_shard(folder, manifest, self.entry) as file, shards.readable(self.path):
+            for name in self._names(file):
+                if (offset := self._offset_of(file[name])) is None:
+                    self._held[name] = hdf5.read(file[name])
+                else:
+                    self._offsets[name] = offset
+            self.images = self._images_of(file, folder, manifest)
+        if not self.has_digests and self.entry.labels_xxh3 is not None:
+            self._digests = _Handle(folder / (self.entry.file + shards.CHECKSUMS))
 
     @property
     def has_digests(self) -> bool:
-        """Whether the shard holds a checksum of each image."""
-        known = self.entry.offsets if self._labels is None else self._labels
-        return known is not None and "image_xxh3" in known
+        """Whether a checksum of each image is stored."""
+        return self._digests is not None or "image_xxh3" in self._offsets or "image_xxh3" in self._held
 
     def column(self, name: str, first: int, out: Array) -> None:
         """Put the rows from `first` on of a label into `out`, (n, ...) contiguous."""
-        if self._labels is not None:
-            out[:] = self._labels[name][first : first + len(out)]
+        if name in self._held:
+            out[:] = self._held[name][first : first + len(out)]
         elif len(out):
-            assert self.entry.offsets is not None
             view = out.data.cast("B")
-            self._handle.read([view], self.entry.offsets[name] + first * (len(view) // len(out)))
-
-    def _read_labels(self, names: Iterable[str]) -> dict[str, Array]:
-        """Whole labels from the disk, whatever is kept."""
-        assert self.entry.offsets is not None
-        found = {name: empty(self._columns, name, self.entry.rows) for name in names}
-        for name, column in found.items():
-            self._handle.read([column.data.cast("B")], self.entry.offsets[name])
-        return found
+            beside = self._digests if name == "image_xxh3" else None
+            start = 0 if beside else self._offsets[name]
+            (beside or self._handle).read([view], start + first * (len(view) // len(out)))
 
     def verify_labels(self, ids_only: bool = False) -> None:
         """Check everything but the images, or only the object ids, against the manifest.
@@ -105,14 +105,16 @@ class ShardFile:
             BadInput: a byte has changed since the shard was written.
         """
         ids_only &= self.entry.ids_xxh3 is not None
-        if self.entry.labels_xxh3 is None or self.entry.offsets is None:
+        if self.entry.labels_xxh3 is None:
             if shards.file_sha256(self.path) != self.entry.sha256:
                 raise BadInput(shards.labels_differ(self.path, self.entry, "the file"))
             return
-        names = ["object_id"] if ids_only else [name for name in self.entry.offsets if name != "images"]
-        if shards.label_digest(self._read_labels(names)) != (
-            self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3
-        ):
+        every = {*self._columns, *(["image_xxh3"] if self.has_digests else [])} - {"images"}
+        names = {"object_id"} if ids_only else every
+        found = {name: empty(self._columns, name, self.entry.rows) for name in names}
+        for name, column in found.items():
+            self.column(name, 0, column)
+        if shards.label_digest(found) != (self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3):
             raise BadInput(shards.labels_differ(self.path, self.entry, "ids" if ids_only else "labels"))
 
     def _names(self, file: h5py.File) -> list[str]:
@@ -120,17 +122,20 @@ class ShardFile:
 
     def _images_of(self, file: h5py.File, folder: Path, manifest: shards.Manifest) -> Images:
         data = file["images"]
-        offset = data.id.get_offset()
-        # An unallocated dataset behind a user block once gave offset 511: hence the check of its end.
-        if offset is not None and offset + data.nbytes <= self.entry.bytes:
-            self._handle = _Handle(self.path)
+        if (offset := self._offset_of(data)) is not None:
             return _Contiguous(self._handle, offset, self.row_bytes)
         if (index := chunks.index(data, self.entry.bytes)) is not None:
-            self._handle = _Handle(self.path)
             return chunks.Chunked(
                 str(self.path), self._handle.read, index, self.row_bytes, data.dtype.itemsize
             )
         return chunks.Slabs(self.path, shards.open_shard(folder, manifest, self.entry))
+
+    def _offset_of(self, data: h5py.Dataset) -> int | None:
+        """First byte of a contiguous array; None: it is stored in chunks."""
+        offset = data.id.get_offset()
+        # An unallocated dataset behind a user block once gave offset 511: hence the check of its end.
+        inside = offset is not None and offset + data.nbytes <= self.entry.bytes
+        return offset if inside and data.id.get_storage_size() == data.nbytes else None
 
 
 class Files:
@@ -141,25 +146,35 @@ class Files:
     def __init__(self, folder: Path, manifest: shards.Manifest) -> None:
         self._folder, self._manifest = folder, manifest
         self._columns = shards.columns(manifest.header)
-        self._open: OrderedDict[int, ShardFile] = OrderedDict()
+        self._open: OrderedDict[int, Future[ShardFile]] = OrderedDict()
         self._lock = threading.Lock()
-        self._keep = len(manifest.shards) <= _OPEN_SHARDS  # all stay open: reading labels once is quicker
+        self.openings = 0  # so far
         self._said: set[str] = set()
-        self._verified: dict[tuple[int, bool], str | None] = {}  # what is wrong, by shard and `ids_only`
+        # What is wrong, by shard and `ids_only`; a future, so that threads that meet a shard check it once.
+        self._verified: dict[tuple[int, bool], Future[str | None]] = {}
 
     def get(self, number: int) -> ShardFile:
-        """The shard of this number, opened if need be."""
+        """The shard of this number, opened if need be; several threads open several shards at a time."""
         with self._lock:
-            if number not in self._open:
-                opened = ShardFile(self._folder, self._manifest, number, self._keep)
-                self._say(opened.images.path)
-                self._open[number] = opened
+            opened = self._open.get(number)
+            mine = opened is None
+            if opened is None:
+                opened = self._open[number] = Future()
+                self.openings += 1
                 if len(self._open) > _OPEN_SHARDS:
                     # Closed when the last reader drops it, not here: another thread may be in the middle of
                     # a read.
                     self._open.popitem(last=False)
             self._open.move_to_end(number)
-            return self._open[number]
+        if mine:
+            _carry_out(opened, lambda: ShardFile(self._folder, self._manifest, number))
+            if opened.exception() is not None:
+                with self._lock:
+                    if self._open.get(number) is opened:
+                        del self._open[number]
+            else:
+                self._say(opened.result().images.path)
+        return opened.result()
 
     def verify_labels(self, number: int, ids_only: bool = False) -> None:
         """`ShardFile.verify_labels`, once a shard.
@@ -168,18 +183,27 @@ class Files:
             BadInput: a byte has changed since the shard was written.
         """
         what = (number, ids_only)
-        if what not in self._verified:
-            try:
-                self.get(number).verify_labels(ids_only)
-                self._verified[what] = None
-            except BadInput as error:
-                self._verified[what] = str(error)
-        if problem := self._verified[what]:
+        with self._lock:
+            checked = self._verified.get(what)
+            mine = checked is None
+            if checked is None:
+                checked = self._verified[what] = Future()
+        if mine:
+            _carry_out(checked, lambda: self._problem(number, ids_only))
+        if problem := checked.result():
             raise BadInput(problem)
+
+    def _problem(self, number: int, ids_only: bool) -> str | None:
+        try:
+            self.get(number).verify_labels(ids_only)
+        except BadInput as error:
+            return str(error)
+        return None
 
     def forget(self) -> None:
         """Check labels again from now on."""
-        self._verified.clear()
+        with self._lock:
+            self._verified.clear()
 
     def columns(self, blocks: Blocks, names: Iterable[str], verify: bool = False) -> dict[str, Array]:
         """Labels of all rows of these blocks, (rows, ...) each, block after block.
@@ -209,10 +233,20 @@ class Files:
             _log.warning("%s", text)
 
     def _say(self, path: str) -> None:
-        if path not in self._said:
+        with self._lock:
+            new = path not in self._said
             self._said.add(path)
+        if new:
             level = logging.INFO if path == _Contiguous.path else logging.WARNING
             _log.log(level, "%s: %s", self._folder, path)
+
+
+def _carry_out(future: "Future[_T]", work: Callable[[], _T]) -> None:
+    """Do the work and put its result, or what it raises, into the future that other threads wait for."""
+    try:
+        future.set_result(work())
+    except BaseException as error:  # also an interrupt: nobody may wait for ever
+        future.set_exception(error)
 
 
 def empty(columns: Mapping[str, tuple[tuple[int, ...], Any]], name: str, rows: int) -> Array:

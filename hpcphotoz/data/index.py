@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
+import numpy.typing as npt
 
+from hpcphotoz.atomic import replacing
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.folder import LOCK
 from hpcphotoz.data.shards import (
+    CHECKSUMS,
     COLUMNS,
     FLUX_UNIT,
     FORMAT_VERSION,
@@ -17,6 +22,9 @@ from hpcphotoz.data.shards import (
     Shard,
     Stamps,
     file_sha256,
+    image_digests,
+    images_differ,
+    label_digest,
     open_shard,
     readable,
     write_manifest,
@@ -33,8 +41,9 @@ def index_folder(folder: Path) -> Manifest:
     """Read every `shard-*.h5` of a folder, check it, and write the manifest that makes it a dataset.
 
     A shard holds the columns of `Stamps` with their types, and the attributes `bands` (list of names) and
-    `pixel_scale` (arcsec). It stays as it is: chunked and compressed images stream, if more slowly. That ids
-    are unique is checked within a shard, not between shards.
+    `pixel_scale` (arcsec). It stays as it is: chunked and compressed images stream, if more slowly. The
+    checksums of its images are written beside it, 8 bytes an image. That ids are unique is checked within a
+    shard, not between shards.
 
     Args:
         folder: with `shard-00000.h5`, `shard-00001.h5` ... and no manifest.
@@ -99,23 +108,48 @@ def _entry(path: Path, header: Header, moments: Moments) -> Shard:
         raise BadInput(f"{path}: holds no image: remove it")
     shard = Shard(path.name, rows, size, "", None, None, 0, chunk_rows=min(chunk_rows, rows))
     manifest = Manifest(header, (shard,), moments.result(), {})
-    low, high, unlabelled, ids = np.inf, -np.inf, 0, []
+    low, high, unlabelled = np.inf, -np.inf, 0
+    labels: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "image_xxh3") if name != "images"}
     with open_shard(path.parent, manifest, shard) as file:
         for start in range(0, rows, _ROWS):
             with readable(path, start, min(start + _ROWS, rows)):
                 part = {name: hdf5.read(file[name], start, start + _ROWS) for name in COLUMNS}
             stamps = checked(header, Stamps(**part), f"{path}: rows from {start}")
             _check_values(stamps, path, start)
-            ids.append(stamps.object_id)
+            part["image_xxh3"] = image_digests(part.pop("images"))
+            for name, pieces in labels.items():
+                pieces.append(part[name])
             moments.add(stamps)
             known = stamps.z_spec[np.isfinite(stamps.z_spec)]
             unlabelled += len(stamps) - len(known)
             low, high = min(low, *known.tolist(), np.inf), max(high, *known.tolist(), -np.inf)
-    values, counts = np.unique(np.concatenate(ids), return_counts=True)
+        whole = {name: np.concatenate(pieces) for name, pieces in labels.items()}
+        _keep_digests(path, file, whole["image_xxh3"])
+    values, counts = np.unique(whole["object_id"], return_counts=True)
     if (counts > 1).any():
         raise BadInput(f"{path}: object_id {values[counts > 1][0]} is there twice: ids must be unique")
     ends = (float(low), float(high)) if low <= high else (None, None)
-    return replace(shard, sha256=file_sha256(path), z_min=ends[0], z_max=ends[1], unlabelled=unlabelled)
+    return replace(
+        shard,
+        sha256=file_sha256(path),
+        z_min=ends[0],
+        z_max=ends[1],
+        unlabelled=unlabelled,
+        labels_xxh3=label_digest(whole),
+        ids_xxh3=label_digest({"object_id": whole["object_id"]}),
+    )
+
+
+def _keep_digests(path: Path, file: h5py.File, digests: npt.NDArray[np.uint64]) -> None:
+    """Write the checksums of a shard's images beside it, or compare those that it holds."""
+    if "image_xxh3" not in file:
+        with replacing(path.with_name(path.name + CHECKSUMS)) as temporary:
+            digests.astype("<u8").tofile(temporary)
+        return
+    with readable(path):
+        wrong = np.flatnonzero(hdf5.read(file["image_xxh3"]) != digests)
+    if len(wrong):
+        raise BadInput(images_differ(path, int(wrong[0]), int(wrong[-1]), len(wrong)))
 
 
 def _check_values(stamps: Stamps, path: Path, start: int) -> None:

@@ -23,6 +23,7 @@ from hpcphotoz.data.shards import (
     labels_differ,
     open_shard,
     readable,
+    stored_digests,
 )
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
@@ -49,15 +50,14 @@ def read_rows(
         path = folder / shard.file
         with open_shard(folder, manifest, shard) as file:
             with readable(path):
-                names = [*columns(manifest.header), *(["image_xxh3"] if "image_xxh3" in file else [])]
-                _verify_labels(path, shard, file, names)
+                digests = stored_digests(folder, shard, file)
+                _verify_labels(path, shard, file, list(columns(manifest.header)), digests)
             for start in range(0, shard.rows, batch):
                 stop = min(start + batch, shard.rows)
                 with readable(path, start, stop):
                     found = {name: hdf5.read(file[name], start, stop) for name in columns(manifest.header)}
-                    if shard.labels_xxh3 is not None and "image_xxh3" in file:
-                        stored = hdf5.read(file["image_xxh3"], start, stop)
-                        _verify_images(path, found["images"], stored, start)
+                    if shard.labels_xxh3 is not None and digests is not None:
+                        _verify_images(path, found["images"], digests[start:stop], start)
                 unit = found.pop("image_unit", None)
                 stamps = Stamps(**{**found, "images": codec.decode(found["images"], unit)})
                 check_finite(stamps.images, f"{path}: row", start)
@@ -111,12 +111,16 @@ def check_finite(images: Array, where: str, first_row: int = 0) -> None:
         )
 
 
-def _verify_labels(path: Path, shard: Shard, file: h5py.File, names: Sequence[str]) -> None:
+def _verify_labels(
+    path: Path, shard: Shard, file: h5py.File, names: Sequence[str], digests: Array | None
+) -> None:
     if shard.labels_xxh3 is None:
         if file_sha256(path) != shard.sha256:
             raise BadInput(labels_differ(path, shard, "the file"))
         return
     found = {name: hdf5.read(file[name]) for name in names if name != "images"}
+    if digests is not None:
+        found["image_xxh3"] = digests
     if label_digest(found) != shard.labels_xxh3:
         raise BadInput(labels_differ(path, shard, "labels"))
 

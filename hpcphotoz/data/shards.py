@@ -4,7 +4,8 @@ A dataset is a folder: `manifest.json` beside `shard-00000.h5`, `shard-00001.h5`
 is a contiguous, 1 MiB-aligned HDF5 dataset that h5py alone can read. The manifest is written last and
 atomically: a folder without one is an unfinished dataset. Beside the columns of `Stamps` a shard holds
 `image_unit` (N, band) float32 nMgy where the pixels are int16 (see `codec.py`), and `image_xxh3` (N,) uint64,
-the XXH3-64 checksums of the images as stored; a shard that somebody else wrote may lack the latter.
+the XXH3-64 checksums of the images as stored. A shard that somebody else wrote lacks the latter: its
+checksums lie beside it in `shard-00000.h5.xxh3`, little-endian.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from hpcphotoz.errors import BadInput
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+CHECKSUMS = ".xxh3"  # after the name of a shard that lacks `image_xxh3`: the file that holds it
 FLUX_UNIT = "nanomaggy"
 Array = npt.NDArray[Any]
 FORMAT = "hpcphotoz-shards"
@@ -333,6 +335,26 @@ def label_digest(arrays: Mapping[str, Array]) -> str:
 def image_digests(images: Array) -> npt.NDArray[np.uint64]:
     """XXH3-64 of each image as stored, (N,)."""
     return np.array([xxhash.xxh3_64_intdigest(image) for image in np.ascontiguousarray(images)], np.uint64)
+
+
+def stored_digests(folder: Path, shard: Shard, file: h5py.File) -> npt.NDArray[np.uint64] | None:
+    """The checksums of a shard's images that were stored with them, (N,); None: there are none.
+
+    Raises:
+        BadInput: the file beside the shard that should hold them is missing or of another size.
+    """
+    if "image_xxh3" in file:
+        return np.asarray(hdf5.read(file["image_xxh3"]), np.uint64)
+    if shard.labels_xxh3 is None:
+        return None
+    path = folder / (shard.file + CHECKSUMS)
+    try:
+        found = np.fromfile(path, "<u8").astype(np.uint64, copy=False)
+    except OSError as error:
+        raise BadInput(f"{path}: the shard's checksums cannot be read: {error.strerror}") from None
+    if len(found) != shard.rows:
+        raise BadInput(f"{path}: {len(found)} checksums, want {shard.rows}: copy it again")
+    return found
 
 
 def damage(folder: Path, shard: Shard) -> str | None:

@@ -143,16 +143,17 @@ class Window:
             self._files.verify_labels(int(self._shard[low]))
         for name, column in self._labels.items():
             file.column(name, first, column[low:high])
-        if not file.has_digests:
-            file.images.read(first, views)
-            _check_finite(file, first, views, self._dtype)
-        elif self._verify:
+        if self._verify and file.has_digests:
             self._read_verified(file, low, high, views)
-        else:
-            file.images.read(first, views)
+            return
+        file.images.read(first, views)
+        if file.entry.offsets is None:
+            _check_finite(file, first, views, self._dtype)
 
     def _read_verified(self, file: ShardFile, low: int, high: int, views: list[memoryview]) -> None:
         first, step = int(self._row[low]), max(1, _CACHED // self._row_bytes)
+        if file.entry.chunk_rows > 1:
+            step = len(views)  # a chunk would be decompressed for each of its parts
         stored, found = np.empty(high - low, np.uint64), []
         file.column("image_xxh3", first, stored)
         for k in range(0, len(views), step):
