@@ -5,18 +5,19 @@ python -m benchmarks.bench_stream [--quick] [--json PATH]
 8192 stamps of 64x64x5 float32 as batches of 256 with labels, in one run, the readers taking turns, the page
 cache warm. Run `make peers` first for mosaicml-streaming; without it its figures are null. `ours_float16` and
 `ours_int16` deliver the stored numbers, half the bytes, as training takes them; all others float32.
-`h5py_dataloader` keeps dataset handles and labels in memory, as well as it can be written;
-`h5py_dataloader_plain` takes every value as `file[name][row]`, as most published scripts do.
-`ours_first_epoch` is a new stream each time: checksums, labels not yet read, and memory not yet touched, all
-of which weigh heavily in so short an epoch; `ours_verify_always` has the checksums alone.
+`h5py_dataloader_plain` takes every value as `file[name][row]`, as most published scripts do;
+`h5py_dataloader` keeps dataset handles and labels in memory; `h5py_dataloader_batched` also reads each batch
+into one array (`__getitems__`), and `memmap_dataloader` the same from a memory map of uncompressed shards.
+`ours_first_epoch` is a new stream each time: checksums, and memory not yet touched, both of which weigh
+heavily in so short an epoch; `ours_verify_always` has the checksums alone. `ours_default_split` streams the
+training part of the default split; its rate is of the objects that come. Then more shards than stay open:
+openings a batch, and a resume in the middle (`benchmarks.stream_survey`).
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,35 @@ from benchmarks.harness import Times, arguments, record, rounds, spread
 from benchmarks.stream_readers import (
     PEERS_PYTHON,
     ROOT,
+    BatchedRows,
+    MappedRows,
     Mds,
     PlainRows,
     Reader,
+    batched_dataloader,
     h5py_dataloader,
     ours,
     preadv,
 )
+from benchmarks.stream_survey import link_shards, measure
+from benchmarks.stream_survey import show as show_survey
 from hpcphotoz.config import Data, parse
 from hpcphotoz.data.index import index_folder
-from hpcphotoz.data.shards import COLUMNS, Header, Manifest, Stamps, read_manifest, write_manifest
+from hpcphotoz.data.shards import COLUMNS, Header, Stamps
 from hpcphotoz.data.writer import DatasetWriter
 
 BANDS, STAMP = "ugriz", 64
 SKY = np.array([0.05, 0.02, 0.03, 0.04, 0.2], np.float32)  # nMgy a pixel, SDSS
 WORKERS = (0, 2)
 SURVEY_SHARDS, SURVEY_ROWS = 12208, 8192  # 1e8 objects
-PEER_READERS = ("h5py_dataloader", "h5py_dataloader_plain", "h5py_dataloader_gzip", "mosaicml_streaming")
+PEER_READERS = (
+    "h5py_dataloader",
+    "h5py_dataloader_plain",
+    "h5py_dataloader_batched",
+    "memmap_dataloader",
+    "h5py_dataloader_gzip",
+    "mosaicml_streaming",
+)
 
 
 def main() -> None:
@@ -60,9 +73,15 @@ def main() -> None:
         finally:
             if peer:
                 peer.close()
+        survey = measure(
+            link_shards(folder / "float32", folder / "survey", 256 if options.quick else 1024),
+            batches=80 if options.quick else 400,
+        )
     figures = summary(times, rows)
+    figures["many_shards"] = survey
     figures["peer_version"] = peer.version if peer else None
     show(figures)
+    show_survey(survey)
     figures.update(memory(batches=40 if options.quick else 200))
     record("stream", figures, options.json)
 
@@ -133,11 +152,16 @@ def readers(folder: Path, peer: Mds | None) -> dict[str, Reader]:
     always = parse({"data": {"verify": "always"}}, "benchmark").data
     found["ours_first_epoch"] = ours(folder / "float32", first, fresh=True)
     found["ours_verify_always"] = ours(folder / "float32", always)
+    found["ours_default_split"] = ours(folder / "float32", data, part="train")
     for storage in ("float16", "int16", "gzip"):
         found[f"ours_{storage}"] = ours(folder / storage, data)
     for workers in WORKERS:
         found[f"h5py_dataloader_{workers}"] = h5py_dataloader(folder / "float32", workers)
         found[f"h5py_dataloader_plain_{workers}"] = h5py_dataloader(folder / "float32", workers, PlainRows)
+        found[f"h5py_dataloader_batched_{workers}"] = batched_dataloader(
+            folder / "float32", workers, BatchedRows
+        )
+        found[f"memmap_dataloader_{workers}"] = batched_dataloader(folder / "float32", workers, MappedRows)
         found[f"h5py_dataloader_gzip_{workers}"] = h5py_dataloader(folder / "gzip", workers)
         if peer:
             found[f"mosaicml_streaming_{workers}"] = peer.reader(workers)
@@ -157,12 +181,15 @@ def summary(times: Times, rows: int) -> dict[str, Any]:
     pairs = {
         "ratio_h5py_dataloader": ("ours", best["h5py_dataloader"]),
         "ratio_h5py_dataloader_plain": ("ours", best["h5py_dataloader_plain"]),
+        "ratio_h5py_dataloader_batched": ("ours", best["h5py_dataloader_batched"]),
+        "ratio_memmap_dataloader": ("ours", best["memmap_dataloader"]),
         "ratio_mds": ("ours", best["mosaicml_streaming"]),
         "ratio_gzip": ("ours_gzip", best["h5py_dataloader_gzip"]),
         "fraction_of_preadv": ("ours", f"preadv_{threads}"),
         "fraction_of_preadv_1_thread": ("ours", "preadv_1"),
         "fraction_first_epoch": ("ours_first_epoch", "ours"),
         "fraction_verify_always": ("ours_verify_always", "ours"),
+        "fraction_default_split": ("ours_default_split", "ours"),
     }
     ratios: dict[str, float | None] = dict.fromkeys(pairs)
     per_round: dict[str, dict[str, float] | None] = dict.fromkeys(pairs)
@@ -188,16 +215,16 @@ def summary(times: Times, rows: int) -> dict[str, Any]:
 def show(figures: dict[str, Any]) -> None:
     """A table on the terminal."""
     rates = figures["images_per_s"]
-    print(f"{'reader':26s} {'images/s':>9s} {'p20':>9s} {'p80':>9s} {'ours / it':>9s}")
+    print(f"{'reader':28s} {'images/s':>9s} {'p20':>9s} {'p80':>9s} {'ours / it':>9s}")
     for name, rate in rates.items():
         if rate is None:
-            print(f"{name:26s} {'null':>9s}")
+            print(f"{name:28s} {'null':>9s}")
         elif name not in PEER_READERS:
             ratio = rates["ours"]["median"] / rate["median"]
-            print(f"{name:26s} {rate['median']:9.0f} {rate['p20']:9.0f} {rate['p80']:9.0f} {ratio:9.2f}")
+            print(f"{name:28s} {rate['median']:9.0f} {rate['p20']:9.0f} {rate['p80']:9.0f} {ratio:9.2f}")
     for name, each in figures["ratio_per_round"].items():
         if each is not None:
-            print(f"{name:28s} {figures[name]:6.2f}   by round {each['p20']:.2f} to {each['p80']:.2f}")
+            print(f"{name:30s} {figures[name]:6.2f}   by round {each['p20']:.2f} to {each['p80']:.2f}")
 
 
 def memory(batches: int) -> dict[str, Any]:
@@ -211,12 +238,7 @@ def memory(batches: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-memory-") as name:
         small, survey = Path(name) / "small", Path(name) / "survey"
         write(small, make_stamps(10_000, 8), SURVEY_ROWS)
-        manifest = read_manifest(small)
-        survey.mkdir()
-        entries = [replace(manifest.shards[0], file=f"shard-{k:05d}.h5") for k in range(SURVEY_SHARDS)]
-        for entry in entries:
-            os.link(small / manifest.shards[0].file, survey / entry.file)
-        write_manifest(survey, Manifest(manifest.header, tuple(entries), manifest.statistics, {}))
+        link_shards(small, survey, SURVEY_SHARDS)
         found = {key: _peak(data, batches) for key, data in (("1e4", small), ("1e8", survey))}
     ratio = found["1e8"]["peak_mib"] / found["1e4"]["peak_mib"]
     for key, figures in found.items():

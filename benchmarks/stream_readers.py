@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 import h5py
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.peers.driver import Peer
 from hpcphotoz.config import Data
 from hpcphotoz.data.stream import Batch, Stream
+from hpcphotoz.data.subset import Part
 
 BATCH = 256
 LABELS = ("z_spec", "ebv", "object_id", "sky_sigma")
@@ -26,13 +28,17 @@ Reader = Callable[[], float]
 T = TypeVar("T")
 
 
-def ours(folder: Path, options: Data, *, fresh: bool = False) -> Reader:
-    """`Stream`, another epoch every call; `fresh`: a new stream each time, so every epoch is its first."""
-    kept, epochs = open_stream(folder, options), itertools.count()
+def ours(folder: Path, options: Data, *, fresh: bool = False, part: Part = "all") -> Reader:
+    """`Stream`, another epoch every call; `fresh`: a new stream each time, so every epoch is its first.
+
+    Of a part, the seconds are those that as many objects would take as the whole has.
+    """
+    kept, epochs = open_stream(folder, options, part), itertools.count()
 
     def read() -> float:
-        stream = open_stream(folder, options) if fresh else kept
-        return timed(lambda: stream.epoch(next(epochs)), _tensors, stream.rows)
+        stream = open_stream(folder, options, part) if fresh else kept
+        seconds = timed(lambda: stream.epoch(next(epochs)), _tensors, stream.rows)
+        return seconds * stream.manifest.rows / stream.rows
 
     return read
 
@@ -41,9 +47,9 @@ def _tensors(batch: Batch) -> list[Tensor]:
     return [batch.images, *(getattr(batch, name) for name in LABELS)]
 
 
-def open_stream(folder: Path, options: Data) -> Stream:
-    """All of a dataset in batches of `BATCH`."""
-    return Stream(folder, options, global_batch=BATCH, seed=0, part="all")
+def open_stream(folder: Path, options: Data, part: Part = "all") -> Stream:
+    """A part of a dataset, or all of it, in batches of `BATCH`."""
+    return Stream(folder, options, global_batch=BATCH, seed=0, part=part)
 
 
 def timed(
@@ -102,6 +108,78 @@ class PlainRows(Rows):
         shard = bisect_right(self._starts, index) - 1
         row = index - self._starts[shard]
         return {name: self._files[shard][name][row] for name in ("images", *LABELS)}
+
+
+class BatchedRows(Dataset[dict[str, Any]]):
+    """A batch at a time into one array, by the `__getitems__` that DataLoader asks for: nothing is stacked.
+
+    Each image is read by h5py into its place; labels are in memory.
+    """
+
+    def __init__(self, shards: list[Path]) -> None:
+        self._shards = shards
+        with h5py.File(shards[0], locking=False) as file:
+            self._shape, self._dtype = file["images"].shape[1:], file["images"].dtype
+        lengths = []
+        for path in shards:
+            with h5py.File(path, locking=False) as file:
+                lengths.append(len(file["images"]))
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._images: list[Any] = []
+        self._labels: dict[str, np.ndarray[Any, Any]] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        if not self._images:
+            files = [h5py.File(path, locking=False) for path in self._shards]
+            self._images = [self._open_images(file) for file in files]
+            self._labels = {name: np.concatenate([file[name][...] for file in files]) for name in LABELS}
+        wanted = np.asarray(indices)
+        out = np.empty((len(wanted), *self._shape), self._dtype)
+        shard = np.searchsorted(self._starts, wanted, side="right") - 1
+        for k, (number, row) in enumerate(
+            zip(shard.tolist(), (wanted - self._starts[shard]).tolist(), strict=True)
+        ):
+            self._read(number, row, out[k])
+        return {"images": out, **{name: column[wanted] for name, column in self._labels.items()}}
+
+    def _open_images(self, file: h5py.File) -> Any:
+        return file["images"]
+
+    def _read(self, shard: int, row: int, out: np.ndarray[Any, Any]) -> None:
+        self._images[shard].read_direct(out, np.s_[row])
+
+
+class MappedRows(BatchedRows):
+    """The same from a memory map of each shard's images, found by their offset in the file."""
+
+    def _open_images(self, file: h5py.File) -> Any:
+        images = file["images"]
+        offset = images.id.get_offset()
+        return np.memmap(file.filename, images.dtype, "r", offset, images.shape)
+
+    def _read(self, shard: int, row: int, out: np.ndarray[Any, Any]) -> None:
+        out[:] = self._images[shard][row]
+
+
+def batched_dataloader(folder: Path, workers: int, kind: type[BatchedRows]) -> Reader:
+    """torch's DataLoader over `BatchedRows`, its workers kept from pass to pass."""
+    dataset = kind(sorted(folder.glob("*.h5")))
+    loader = DataLoader(
+        dataset,
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=_tensors_of_arrays,
+    )
+    return lambda: timed(lambda: loader, lambda batch: batch.values(), len(dataset))
+
+
+def _tensors_of_arrays(arrays: Any) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def h5py_dataloader(folder: Path, workers: int, kind: type[Rows] = Rows) -> Reader:
