@@ -9,6 +9,9 @@ from typing import Any
 from hpcphotoz import __version__, cli_data, cli_networks, config
 from hpcphotoz.cli_parser import Parser, command
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.parallel import refuse_ranks
+
+_FOR_RANKS = ("train", "ingest", "simulate")  # any other command would do and write everything once a rank
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -24,6 +27,10 @@ def run(arguments: Sequence[str]) -> int:
     options, rest = _parser().parse_known_args(words)
     if rest and options.command != "train":
         raise BadInput(f"{' '.join(rest)}: not understood (see hpcphotoz {options.command} --help)")
+    if options.command not in _FOR_RANKS:
+        refuse_ranks(
+            f"{options.command} is for one process: start it once, without srun, mpiexec or torchrun"
+        )
     options.rest, options.after, options.words = rest, after, ("hpcphotoz", *arguments)
     status: int = options.function(options)
     return status

@@ -53,13 +53,11 @@ def attack(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
     from hpcphotoz.evaluation.baseline import knn_colours
-    from hpcphotoz.evaluation.report import print_table, write_report
+    from hpcphotoz.evaluation.report import check_folder, print_table, write_report
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.checkpoint import load_network
 
-    for name, what in (("manifest.json", "a dataset"), ("checkpoints", "a run")):
-        if (options.out / name).exists():
-            raise BadInput(f"{options.out}: is {what}: choose another folder for the report")
+    check_folder(options.out)
     try:
         options.out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of attacks
     except OSError as error:

@@ -294,6 +294,28 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert "usage: hpcphotoz" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["attack", "evaluate", "predict", "inspect", "index", "launch"])
+def test_a_command_for_one_process_is_refused_on_several_ranks(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "out"
+    words: dict[str, list[object]] = {
+        "inspect": [dataset],
+        "index": [tmp_path],
+        "launch": ["slurm", "--dry-run", "--", "train", "standard", "--data", dataset, "--out", out],
+    }
+    chosen = words.get(command, [run, "--data", dataset, "--out", out])
+    fails(capsys, [command, *chosen], f"{command} is for one process: start it once")
+    assert not out.exists()
+
+
 def test_dry_run_prints_a_script_and_writes_nothing(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,11 @@ def test_what_takes_one_process_is_refused_once(tmp_path: Path) -> None:
     assert error == (
         "hpcphotoz: error: simulate without --onto uses the cores of one machine: start one process\n"
     )
+    status, said, error = mpi(2, ["-m", "hpcphotoz", "inspect", str(tmp_path)])
+    assert status == 2 and not said
+    assert error == (
+        "hpcphotoz: error: inspect is for one process: start it once, without srun, mpiexec or torchrun\n"
+    )
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(tmp_path: Path) -> None:

@@ -221,6 +221,25 @@ def test_a_failed_write_is_told_in_a_line_and_keeps_the_earlier_report(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "summary.json"]
 
 
+@pytest.mark.parametrize("name", ["report.html", "summary.json", "manifest.json", "checkpoints"])
+def test_what_no_evaluation_wrote_is_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("my thesis")
+    with pytest.raises(BadInput, match="choose another folder for the report"):
+        write_report(made(("standard",)), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "my thesis"
+
+
+def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
+    write_report(made(("standard",)), tmp_path)
+    write_report(made(("other",)), tmp_path)
+    assert "other" in json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(BadInput, match="report.html: is there and no evaluation wrote it"):
+        write_report(made(("standard",)), tmp_path)
+
+
 def test_a_run_must_not_be_called_like_a_key() -> None:
     with pytest.raises(BadInput, match="rename"):
         summary(made(("versions",)))

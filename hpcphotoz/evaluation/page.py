@@ -75,6 +75,7 @@ def page(
         text = _GALAXY.replace("NETWORK", html.escape(network.name))
         picture(f"One galaxy: {network.name}", text, galaxy.galaxy(result, network.name))
     return _TEMPLATE.format(
+        title=TITLE,
         data=html.escape(result.data.resolve().name),
         subset=html.escape(in_words(result.subset, result.limit)),
         objects=len(result.z_spec),
@@ -137,10 +138,11 @@ def _table(rows: list[list[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{title}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
+TITLE = "Photometric redshifts under attack: "
 _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Photometric redshifts under attack: {data}</title>
+<title>{title}{data}</title>
 <style>
 :root {{ color-scheme: light; }}
 body {{ margin: 0; background: #f5f6f8; color: #1c2430; font: 16px/1.55 system-ui, sans-serif; }}

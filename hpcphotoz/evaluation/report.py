@@ -17,7 +17,7 @@ from hpcphotoz.evaluation.least import BISECTIONS
 from hpcphotoz.evaluation.methods import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import describe, in_words
-from hpcphotoz.evaluation.page import page
+from hpcphotoz.evaluation.page import TITLE, page
 from hpcphotoz.evaluation.result import CLEAN, Result
 from hpcphotoz.revision import commit
 
@@ -94,6 +94,28 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
     return tree
 
 
+def check_folder(out: Path) -> None:
+    """Refuse a folder in which a report would replace something else; make and change nothing.
+
+    Raises:
+        BadInput: the folder is a dataset or a run, or holds a `report.html` or `summary.json` that no
+            evaluation wrote.
+    """
+    for name, what in (("manifest.json", "a dataset"), ("checkpoints", "a run")):
+        if (out / name).exists():
+            raise BadInput(f"{out}: is {what}: choose another folder for the report")
+    for name, mark in (("report.html", f"<title>{TITLE}"), ("summary.json", '"robustness_curves"')):
+        path = out / name
+        try:
+            ours = not path.exists() or mark in path.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # a folder, or a file that may not be read
+            ours = False
+        if not ours:
+            raise BadInput(
+                f"{path}: is there and no evaluation wrote it: choose another folder for the report"
+            )
+
+
 def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Write `report.html` and `summary.json` into a folder, each under its name only when complete.
 
@@ -106,8 +128,9 @@ def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None
         The summary.
 
     Raises:
-        BadInput: no matplotlib, or a folder that cannot be written.
+        BadInput: no matplotlib, or a folder that cannot be written or holds something else (`check_folder`).
     """
+    check_folder(out)
     tree = summary(result, baseline)
     footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
     text = page(result, _rows(result, baseline), _least(result), baseline, footer)
