@@ -128,8 +128,8 @@ def assemble(
     """
     ranks = team()
     processes = _processes(ranks, processes)
-    seen = ranks.everyone(_fingerprints(header, make, units, look=False))
-    if any(one != seen[0] for one in seen):
+    seen = ranks.everyone(_Fingerprint(None).of(_fingerprints(header, make, units, look=False)))
+    if len(set(seen)) > 1:
         raise ranks.refusal("the ranks see different input files or options: share them among the nodes")
     options, fingerprints = ranks.from_first(lambda: _fingerprints(header, make, units, look=True))
     with ExitStack() as held:  # rank 0 holds the folder against other writers until the manifest is there
