@@ -66,7 +66,9 @@ LIBRARIES = (
     "torchattacks_tuned",
     "torchattacks_tuned_fp32",
 )
-QUICK = ("torchattacks", "torchattacks_tuned")  # a peer takes seconds to start
+# With --quick: a peer takes seconds to start, and a compiled form many.
+QUICK = ("torchattacks", "torchattacks_tuned")
+QUICK_FORMS = ("ours", "ours_fp32", "ours_graph", "ours_compiled_graph")
 KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}  # as hpcphotoz.memory
 OBJECTS = {"compact": 256, "cnn": 64, "inception": 32}
 TRAINING = {"compact": 60, "cnn": 120, "inception": 60}
@@ -236,6 +238,8 @@ def speed(
     about, same = f"{task.name}{which}, ", aliases(precision)
     attacked, losses = dict[str, Callable[[], Tensor]](), {"clean": task.judged(task.images)["loss"]}
     for name, attack in variants(task, precision).items():
+        if libraries == QUICK and name not in QUICK_FORMS:
+            continue
         judged = benchmark.attempt(about + name, lambda a: task.judged(a()), attack)
         if judged is not None:
             attacked[name], losses[name] = attack, judged["loss"]

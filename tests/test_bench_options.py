@@ -34,6 +34,14 @@ class Memory:
         self.now += kept
 
 
+@pytest.mark.parametrize("how", [*bench_options.ON_GPU.values(), *bench_options.EVERYWHERE.values()])
+def test_every_rival_is_a_configuration_that_training_takes(how: dict[str, object]) -> None:
+    usual: dict[str, object] = {"precision": "tf32", "compiled": "off", "graphs": "off"}
+    training = bench_options.configured("inception", {**usual, **how}, 0.5, 10).training
+    assert all(getattr(training, name) == value for name, value in how.items())
+    assert training.compiled == how.get("compiled", "off"), "one option changes, or those that are named"
+
+
 def test_peak_memory_is_that_of_one_rival(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(monkeypatch)
     memory.use(
