@@ -208,7 +208,8 @@ def test_files_without_extinction_are_said_once(tmp_path: Path, capsys: pytest.C
     with h5py.File(mmu(tmp_path / "m" / "a.h5", [1, 2]), "r+") as file:
         del file["EBV"]
     mmu(tmp_path / "m" / "b.h5", [3, 4])
-    made(tmp_path / "mmu", [tmp_path / "m"], "mmu", keep_unlabelled=True)
+    manifest, stamps, _ = made(tmp_path / "mmu", [tmp_path / "m"], "mmu", keep_unlabelled=True)
+    assert manifest.provenance["files_without_ebv"] == 1 and (stamps.ebv == 0).sum() == 2
     assert "1 of 2 files have no E(B-V)" in capsys.readouterr().err
 
 

@@ -169,6 +169,7 @@ def _plan(
         "zero_point_ab": unit,
         "nanomaggies_per_unit": make.flux,
         "ebv": layout.ebv_rule,
+        "files_without_ebv": without_ebv,
         "object_id": RULE,
         "sky_sigma": "clipped standard deviation of the image's outer eighth, before cropping",
     }
