@@ -283,7 +283,8 @@ def _add_storage(parser: Parser) -> None:
         "--storage",
         choices=STORAGE,
         default=STORAGE[0],
-        help="of the images (default float32); int16: in steps of 1/32 sky sigma, half the bytes",
+        help="of the images (default float32); int16: half the bytes, in steps of 1/32 sky sigma, in pixels "
+        "above 512 sky sigmas wider ones",
     )
 
 

@@ -228,7 +228,7 @@ def load(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
 
     Args:
         images: (N, B, H, W) contiguous float32, float16 or int16.
-        scale: (N, B) float32, nMgy of a unit; None: one.
+        scale: (N, B) float32, nMgy of a unit; None: one. Of int16 images, negative: pixels are `curved`.
         code: (N,) int64, a symmetry of the square each, as in `dihedral` (then H = W); None: as they are.
 
     Returns:
@@ -236,7 +236,32 @@ def load(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
     """
     out = channels_last(images)
     turned = images if code is None else dihedral(images, code)
-    return out.copy_(turned) if scale is None else torch.mul(turned, scale[:, :, None, None], out=out)
+    if scale is None:
+        return out.copy_(turned)
+    unit = scale[:, :, None, None]
+    if images.dtype != torch.int16:
+        return torch.mul(turned, unit, out=out)
+    return out.copy_(torch.where(unit < 0, curved(turned, unit), turned * unit))
+
+
+LINEAR, CURVE = 16384, 256  # of the int16 code, see `curved`
+
+
+def curved(stored: Tensor, scale: Tensor) -> Tensor:
+    """Flux of int16 numbers c whose steps grow beyond LINEAR.
+
+    |scale| (c + sign(c) max(|c| - LINEAR, 0)^2 / CURVE)
+
+    Args:
+        stored: (..., H, W) int16.
+        scale: (..., 1, 1) float32, negative: -nMgy of a unit.
+
+    Returns:
+        (..., H, W) float32 nMgy: exact in 32-bit integers, rounded once by the product.
+    """
+    number = stored.int()
+    beyond = (number.abs() - LINEAR).clamp(min=0)
+    return (number * CURVE + number.sign() * beyond * beyond).float() * (scale / -CURVE)
 
 
 def channels_last(images: Tensor) -> Tensor:

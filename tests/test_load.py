@@ -49,6 +49,8 @@ def problem(
         images.view(-1)[3::11] = torch.nan
         images.view(-1)[4::13] = -torch.inf
     scale = 0.001 + torch.rand(shape[:2], generator=g) if scaled else None
+    if scale is not None and dtype == torch.int16:
+        scale.view(-1)[1::2] *= -1  # curved
     code = (7 - torch.arange(shape[0])) % 8 if turned else None
     return images, scale, code
 
@@ -165,7 +167,7 @@ def test_the_scale_is_per_object_and_band_and_linear(shape: tuple[int, int, int,
     images, scale, code = problem(shape)
     assert scale is not None and code is not None
     found = kernel.load(images, scale, code)
-    for factor in (2.0, 0.25, -1.0):  # powers of two: exact
+    for factor in (2.0, 0.25):  # powers of two: exact
         assert torch.equal(kernel.load(images, factor * scale, code), factor * found)
     assert torch.equal(kernel.load(images, torch.ones_like(scale), code), kernel.load(images, None, code))
     for n in range(shape[0]):

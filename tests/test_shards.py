@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from hpcphotoz.data import rows, shards
 from hpcphotoz.data.shards import COLUMNS, Header, Stamps
-from hpcphotoz.data.writer import ALIGNMENT, DatasetWriter
+from hpcphotoz.data.writer import ALIGNMENT, DatasetWriter, Moments, write_shard
 from hpcphotoz.errors import BadInput
 from tests.datasets import make_dataset, make_stamps
 
@@ -203,7 +204,7 @@ BROKEN: list[tuple[str, object]] = [
     ("statistics.mean", [1.0]),
     ("provenance", None),
     ("rows", 74),
-    ("version", 2),
+    ("version", 3),
 ]
 
 
@@ -271,6 +272,43 @@ def test_an_hdf5_error_within_a_shard_is_one_line(dataset: Path, tmp_path: Path)
     entry = replace(manifest.shards[0], sha256=shards.file_sha256(folder / "shard-00000.h5"))
     with pytest.raises(BadInput, match=r"shard-00000\.h5: rows 0 to 31 cannot be read \("):
         list(rows.read_rows(folder, replace(manifest, shards=(entry,))))
+
+
+@pytest.mark.parametrize("storage", shards.STORAGE)
+def test_writing_a_shard_takes_little_memory_beside_it(tmp_path: Path, storage: str) -> None:
+    stamps = make_stamps(1500, size=32)
+    header = replace(HEADER, stamp=32, storage=storage)
+    path = tmp_path / "shard-00000.h5"
+    for work in (lambda: write_shard(path, header, stamps), lambda: Moments(5).add(stamps)):
+        tracemalloc.start()
+        work()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 0.5 * stamps.images.nbytes, f"{peak / stamps.images.nbytes:.2f} shards"
+
+
+def test_a_bad_row_far_down_a_shard_is_named(tmp_path: Path) -> None:
+    stamps = make_stamps(300)
+    stamps.images[290, 2, 0, 0] = 1e5
+    with pytest.raises(BadInput, match="row 290 has a pixel beyond float16"):
+        write_shard(tmp_path / "shard-00000.h5", replace(HEADER, storage="float16"), stamps)
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_software_refuses_int16_that_it_would_misread(tmp_path: Path) -> None:
+    for storage, version in (("float32", 1), ("float16", 1), ("int16", 2)):
+        with DatasetWriter(tmp_path / storage, replace(HEADER, storage=storage), 8, {}) as writer:
+            writer.append(make_stamps(3))
+        assert json.loads((tmp_path / storage / shards.MANIFEST).read_text())["version"] == version
+
+
+def test_int16_of_version_1_is_read(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path / "d", replace(HEADER, storage="int16"), 8, {}) as writer:
+        writer.append(make_stamps(3))
+    path = tmp_path / "d" / shards.MANIFEST
+    before = read(tmp_path / "d").images
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
+    np.testing.assert_array_equal(read(tmp_path / "d").images, before)
 
 
 def test_int16_refuses_a_sky_sigma_it_cannot_scale_by(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def _header(path: Path) -> Header:
         with hdf5.open_file(path) as file:
             bands = tuple(str(band) for band in np.atleast_1d(file.attrs["bands"]).tolist())
             scale = float(file.attrs["pixel_scale"])
-            unit, version = file.attrs.get("flux_unit", FLUX_UNIT), file.attrs.get("version", FORMAT_VERSION)
-            if unit != FLUX_UNIT or version != FORMAT_VERSION:
-                want = f"{FLUX_UNIT!r} and {FORMAT_VERSION}, or leave them out"
+            unit, version = file.attrs.get("flux_unit", FLUX_UNIT), file.attrs.get("version", 1)
+            if unit != FLUX_UNIT or version not in (1, FORMAT_VERSION):
+                want = f"{FLUX_UNIT!r} and 1 or {FORMAT_VERSION}, or leave them out"
                 raise BadInput(
                     f"{path}: attributes flux_unit {str(unit)!r} and version {version}: want {want}"
                 )

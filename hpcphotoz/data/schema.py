@@ -53,7 +53,7 @@ class ManifestTree(_Strict):
     """The whole file."""
 
     format: Literal["hpcphotoz-shards"]
-    version: Literal[1]
+    version: Literal[1, 2]
     rows: Byte
     flux_unit: Literal["nanomaggy"]
     bands: Annotated[list[Text], Field(min_length=1, max_length=1000)]

@@ -1,4 +1,4 @@
-"""The shard format, version 1: schema, manifest, read, verify.
+"""The shard format, versions 1 and 2: schema, manifest, read, verify.
 
 A dataset is a folder: `manifest.json` beside `shard-00000.h5`, `shard-00001.h5` ... Every array of a shard
 is a contiguous, 1 MiB-aligned HDF5 dataset that h5py alone can read. The manifest is written last and
@@ -28,7 +28,7 @@ from hpcphotoz.data import hdf5
 from hpcphotoz.data.schema import ShardLine, validated, validated_lines
 from hpcphotoz.errors import BadInput
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CHECKSUMS = ".xxh3"  # after the name of a shard that lacks `image_xxh3`: the file that holds it
 FLUX_UNIT = "nanomaggy"
@@ -224,7 +224,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     tree = {
         "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "version": format_version(manifest.header),
         "rows": manifest.rows,
         "flux_unit": FLUX_UNIT,
         **asdict(manifest.header),
@@ -271,6 +271,11 @@ def readable(path: Path, start: int | None = None, stop: int = 0) -> Iterator[No
         rows = "" if start is None else f" rows {start} to {stop - 1}"
         reason = " ".join(str(error).split())
         raise BadInput(f"{path}:{rows} cannot be read ({reason}): copy or write the shard again") from None
+
+
+def format_version(header: Header) -> int:
+    """The version of a dataset: 2 of int16, whose units may be negative (`codec.py`), else 1."""
+    return FORMAT_VERSION if header.storage == "int16" else 1
 
 
 def columns(header: Header) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

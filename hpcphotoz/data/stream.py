@@ -45,7 +45,9 @@ class Batch:
     position: Tensor  # (n,) int64: place in the global batch
     size: int  # objects in the global batch
     index: int  # number of the global batch in its epoch
-    image_unit: Tensor | None = None  # (n, B) float32, nMgy; None: the images are nMgy
+    image_unit: Tensor | None = (
+        None  # (n, B) float32, nMgy (negative: see codec.py); None: the images are nMgy
+    )
     skipped: int = 0  # damaged objects of this slice that were left out
 
 

@@ -16,7 +16,6 @@ from hpcphotoz.data.shards import (
     COLUMNS,
     FLUX_UNIT,
     FORMAT,
-    FORMAT_VERSION,
     BandStatistics,
     Header,
     Manifest,
@@ -24,6 +23,7 @@ from hpcphotoz.data.shards import (
     Stamps,
     columns,
     file_sha256,
+    format_version,
     image_digests,
     label_digest,
     write_manifest,
@@ -31,6 +31,7 @@ from hpcphotoz.data.shards import (
 from hpcphotoz.errors import BadInput
 
 ALIGNMENT = 1 << 20
+_ROWS = 128  # encoded or summed up at a time: 21 MB of float64 for stamps of 64 x 64 x 5
 
 
 class DatasetWriter:
@@ -138,13 +139,7 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
     Raises:
         BadInput: a pixel that the header's storage cannot hold.
     """
-    try:
-        stored, unit = codec.encode(stamps.images, stamps.sky_sigma, header.storage)
-    except ValueError as error:
-        raise BadInput(f"{path}: {error}") from None
-    arrays = {**vars(stamps), "images": stored, "image_xxh3": image_digests(stored)}
-    if unit is not None:
-        arrays["image_unit"] = unit
+    labels = {name: array for name, array in vars(stamps).items() if name != "images"}
     with replacing(path) as temporary:
         with h5py.File(
             temporary,
@@ -154,7 +149,11 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
             alignment_threshold=ALIGNMENT // 2,
             alignment_interval=ALIGNMENT,
         ) as file:
-            offsets = _fill(file, header, arrays)
+            _describe(file, header)
+            labels |= _write_images(file, header, stamps, path)
+            for name, data in labels.items():
+                _create(file, name, data.shape, data.dtype)[...] = data
+            offsets = {name: file[name].id.get_offset() for name in ("images", *labels)}
         digest = file_sha256(temporary)
     known = stamps.z_spec[np.isfinite(stamps.z_spec)]
     return Shard(
@@ -166,7 +165,7 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> Shard:
         z_max=float(known.max()) if len(known) else None,
         unlabelled=len(stamps) - len(known),
         offsets=offsets,
-        labels_xxh3=label_digest(arrays),
+        labels_xxh3=label_digest(labels),
         ids_xxh3=label_digest({"object_id": stamps.object_id}),
     )
 
@@ -179,7 +178,11 @@ class Moments:
         self.mean, self.m2, self.sky = np.zeros(bands), np.zeros(bands), np.zeros(bands)
 
     def add(self, stamps: Stamps) -> None:
-        """Add objects."""
+        """Add objects, some at a time: in float64 a whole shard would take eight times its bytes."""
+        for start in range(0, len(stamps), _ROWS):
+            self._add(stamps[start : start + _ROWS])
+
+    def _add(self, stamps: Stamps) -> None:
         x = stamps.images.astype(np.float64).transpose(1, 0, 2, 3).reshape(len(self.mean), -1)
         n, mean = x.shape[1], x.mean(axis=1)
         delta, total = mean - self.mean, self.pixels + x.shape[1]
@@ -219,22 +222,46 @@ class Moments:
         return BandStatistics(tuple(self.mean.tolist()), tuple(std.tolist()), tuple(sky.tolist()))
 
 
-def _fill(file: h5py.File, header: Header, arrays: Mapping[str, Any]) -> dict[str, int]:
-    """Write every array; the offsets of their first bytes."""
-    offsets = {}
-    file.attrs.update(
-        format=FORMAT, version=FORMAT_VERSION, flux_unit=FLUX_UNIT, pixel_scale=header.pixel_scale
-    )
+def _describe(file: h5py.File, header: Header) -> None:
+    version, scale = format_version(header), header.pixel_scale
+    file.attrs.update(format=FORMAT, version=version, flux_unit=FLUX_UNIT, pixel_scale=scale)
     file.attrs["bands"] = list(header.bands)
-    for name, data in arrays.items():
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_layout(h5py.h5d.CONTIGUOUS)
-        # Early allocation: a contiguous dataset then has its file offset from the start, readable by preadv.
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        layout.set_obj_track_times(False)  # a time of writing would give equal shards other checksums
-        space = h5py.h5s.create_simple(data.shape)
-        h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(data.dtype), space, layout)
-        file[name][...] = data
-        offsets[name] = file[name].id.get_offset()
-    return offsets
+
+
+def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -> dict[str, Any]:
+    """Encode and write the images, some rows at a time.
+
+    Returns:
+        `image_xxh3` and, of int16, `image_unit`, yet to be written.
+
+    Raises:
+        BadInput: a pixel that the header's storage cannot hold.
+    """
+    row, dtype = columns(header)["images"]
+    images = _create(file, "images", (len(stamps), *row), dtype)
+    units, digests = [], []
+    for start in range(0, len(stamps), _ROWS):
+        some = slice(start, start + _ROWS)
+        try:
+            stored, unit = codec.encode(stamps.images[some], stamps.sky_sigma[some], header.storage, start)
+        except ValueError as error:
+            raise BadInput(f"{path}: {error}") from None
+        images[some] = stored
+        digests.append(image_digests(stored))
+        if unit is not None:
+            units.append(unit)
+    found = {"image_xxh3": np.concatenate(digests)}
+    return {**found, "image_unit": np.concatenate(units)} if units else found
+
+
+def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
+    """An array in one piece, whose bytes have their place in the file from the start."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    # Early allocation: a contiguous dataset then has its file offset from the start, readable by preadv.
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_obj_track_times(False)  # a time of writing would give equal shards other checksums
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, layout)
+    return file[name]

@@ -35,8 +35,6 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 from hpcphotoz.sources.parallel import Team, on_processes, team, usable_cores
 
-_MOMENTS_ROWS = 128  # 21 MB of float64 for stamps of 64 x 64 x 5; a whole shard would be 1.3 GB, twice
-
 
 @dataclass(frozen=True)
 class Made:
@@ -172,8 +170,7 @@ def _shown(results: Iterator[_Done], what: str, total: int, ranks: int) -> Itera
 
 def _moments(header: Header, stamps: Stamps) -> Moments:
     moments = Moments(len(header.bands))
-    for start in range(0, len(stamps), _MOMENTS_ROWS):
-        moments.add(stamps[start : start + _MOMENTS_ROWS])
+    moments.add(stamps)
     return moments
 
 
