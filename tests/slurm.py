@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 T = TypeVar("T")
-NODES, CPUS = ("n1", "n2"), 4
+NODES, CPUS, GPUS = ("n1", "n2"), 4, 2
 
 # cred_expire=10 lets a requeued job start again after 11 s instead of 120 s.
 _CONF = """\
@@ -44,8 +45,9 @@ PreemptMode=REQUEUE
 ReturnToService=2
 KillWait=10
 MpiDefault=none
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=2000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=2000
+GresTypes=gpu
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=2000 Gres=gpu:{gpus}
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=2000 Gres=gpu:{gpus}
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=n1,n2 MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -76,7 +78,9 @@ def until(what: str, probe: Callable[[], T], timeout_s: float) -> T:
 
 
 class Cluster:
-    """Nodes n1 and n2 of four CPUs each; partition `high` preempts jobs of `main` by requeueing them.
+    """Nodes n1 and n2 of four CPUs and two GPUs each; partition `high` preempts jobs of `main` by requeueing.
+
+    The GPUs are copies of /dev/null: Slurm hands them out, and torch sees none.
 
     Use as a context manager. While it is active SLURM_CONF points to it.
 
@@ -137,9 +141,15 @@ class Cluster:
             folder=self.folder,
             ports=_free_ports(3),
             cpus=CPUS,
+            gpus=GPUS,
             preempt_signal="SlurmctldParameters=preempt_send_user_signal" if self._preempt_signal else "",
         )
         (self.folder / "slurm.conf").write_text(conf)
+        devices = [self.folder / f"gpu{number}" for number in range(GPUS)]
+        for device in devices:
+            os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # Slurm wants a device: /dev/null
+        lines = ["AutoDetect=off", *(f"Name=gpu File={device}" for device in devices)]
+        (self.folder / "gres.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "state").mkdir()
         (self.folder / "key").write_bytes(os.urandom(128))
         (self.folder / "key").chmod(0o600)

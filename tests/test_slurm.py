@@ -2,7 +2,9 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,29 @@ from tests.slurm import Cluster, missing, until
 from tests.test_launch import small, starts, steps_logged, stopped_after
 
 PLAN = LaunchPlan(nodes=2, tasks_per_node=2, cpus_per_task=1)
+SHELL = {
+    "SBATCH_PARTITION": "high",
+    "SBATCH_TIMELIMIT": "2",
+    "SBATCH_NO_REQUEUE": "1",
+    "SBATCH_EXPORT": "NONE",
+    "SBATCH_JOB_NAME": "theirs",
+    "SRUN_EXPORT_ENV": "NONE",
+}
+
+# What a rank of `srun` chooses where torch sees the GPUs that Slurm shows it, and no others.
+CHOICE = """import os, sys
+from types import SimpleNamespace
+import torch
+from hpcphotoz.training.rank_device import choose_device, identity
+from hpcphotoz.world import detect
+shown = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+torch.cuda.device_count = lambda: len(shown)
+torch.cuda.set_device = lambda device: None
+torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid="GPU " + shown[device.index])
+world = detect()
+chosen = choose_device(world)
+print(world.rank, world.launcher, len(shown), chosen, os.environ["SLURMD_NODENAME"], identity(chosen))
+"""
 
 
 def cluster_or_skip(preempt_signal: bool) -> Iterator[Cluster]:
@@ -96,6 +121,43 @@ def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, dataset: Path, t
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{int(step):08d}.pt"]
     assert cluster.job(submitted.job_id)["Restarts"] == "0"
     assert cluster.command("squeue", "--noheader") == ""
+
+
+def test_tasks_with_a_gpu_each_train_where_they_were_asked_to_whatever_the_shell_says(
+    cluster: Cluster, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SHELL.items():
+        monkeypatch.setenv(name, value)
+    plan = replace(PLAN, partition="main", time_minutes=30, extra=("gpus-per-task=1",))
+    said: list[str] = []
+    job = TrainJob.of(small(10), dataset, tmp_path / "run", device="cpu")
+    submitted = submit(plan, job, said.append)
+    facts = cluster.job(submitted.job_id)
+    names = ("Partition", "TimeLimit", "Requeue", "JobName")
+    assert [facts[name] for name in names] == ["main", "00:30:00", "1", "hpcphotoz"]
+    assert len(said) == 1 and all(name in said[0] for name in SHELL)
+    cluster.wait_for(submitted.job_id, "COMPLETED", 120)
+    assert steps_logged(tmp_path / "run") == list(range(1, 11))
+    (start,) = starts(tmp_path / "run")
+    assert (start["launcher"], start["world_size"], start["device"]) == ("slurm", 4, "cpu")
+
+
+def test_a_job_with_gpus_that_torch_does_not_see_fails_and_does_not_train_on_cpus(
+    cluster: Cluster, dataset: Path, tmp_path: Path
+) -> None:
+    plan = replace(PLAN, extra=("gpus-per-task=1",))
+    submitted = submit(plan, TrainJob.of(small(10), dataset, tmp_path / "run"))
+    cluster.wait_for(submitted.job_id, "FAILED", 120)
+    assert "a GPU was asked for" in "".join(log(submitted, rank) for rank in range(4))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("words", "shown"), [("--gpus-per-task=1", 1), ("--gpus-per-node=2", 2)])
+def test_ranks_of_srun_have_a_gpu_each(words: str, shown: int, cluster: Cluster) -> None:
+    step = ("srun", "--nodes=2", "--ntasks-per-node=2", words, sys.executable, "-c", CHOICE)
+    ranks = sorted(line.split(maxsplit=5) for line in cluster.command(*step).splitlines())
+    assert [rank[:3] for rank in ranks] == [[str(k), "slurm", str(shown)] for k in range(4)]
+    assert len({(node, gpu) for *_, node, gpu in ranks}) == 4
 
 
 def test_slurms_refusal_is_told(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
