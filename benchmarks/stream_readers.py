@@ -113,8 +113,8 @@ class PlainRows(Rows):
 class BatchedRows(Dataset[dict[str, Any]]):
     """A batch at a time into one array, by the `__getitems__` that DataLoader asks for: nothing is stacked.
 
-    Each image is read into its place by h5py's low-level interface, five times as quick as `read_direct`;
-    labels are in memory.
+    Each image is read into its place by h5py's low-level interface, two to four times as quick as
+    `read_direct`; labels are in memory.
     """
 
     def __init__(self, shards: list[Path]) -> None:
