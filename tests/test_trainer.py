@@ -265,7 +265,7 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(
 ) -> None:
     checkpoint.save(tmp_path, {"step": 1}, 2)
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BadInput, match="disk full"):
         checkpoint.save(tmp_path, {"step": 2}, 2)
     newest = checkpoint.latest(tmp_path)
     assert newest is not None and checkpoint.load(newest)["step"] == 1

@@ -2,7 +2,11 @@
 code.
 """
 
+import errno
+import io
 import logging
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build
 
 FORMAT = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
 State = dict[str, Any]
 
@@ -39,18 +44,77 @@ def save(run: Path, state: State, keep: int) -> Path:
     """Write `checkpoints/step-N.pt` under a temporary name, flush, rename; then drop all but the newest
     `keep`.
 
-    A process killed at any instant leaves the earlier checkpoints as they were.
+    A process killed at any instant leaves the earlier checkpoints as they were. Where the disk is full, those
+    that would be dropped afterwards are dropped first, but never the newest one that loads.
+
+    Raises:
+        BadInput: no room all the same, or another error of the file system; earlier checkpoints are kept.
     """
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{state['step']:08d}.pt"
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    # In memory first: torch's writer turns a full disk into an error of its own.
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, content)
+    try:
+        with_room(run, keep, lambda: _write(path, content))
+    except OSError as error:
+        raise BadInput(_not_saved(path, content.tell(), error)) from None
     for old in _found(run)[keep:]:
         old.unlink()
-    for left in folder.glob("*.tmp"):
-        left.unlink()
+    _drop_unfinished(folder)
     return path
+
+
+def with_room(run: Path, keep: int, write: Callable[[], None]) -> None:
+    """Write into the run folder; where the disk is full, drop what may be dropped and write again.
+
+    Dropped are all but the newest `keep` - 1 checkpoints and the newest one that loads.
+
+    Args:
+        run: run folder.
+        keep: checkpoints to keep, with the one that is to come.
+        write: raises OSError where it fails, and can be called again.
+    """
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in _NO_ROOM or not _make_room(run, keep):
+            raise
+        write()
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def _make_room(run: Path, keep: int) -> bool:
+    """Whether there was anything to drop."""
+    unfinished = _drop_unfinished(run / "checkpoints")
+    good = latest(run)
+    surplus = [path for path in _found(run)[keep - 1 :] if path != good] if good else []
+    for path in surplus:
+        _log.warning("%s: dropped to make room for the next checkpoint", path)
+        path.unlink()
+    return bool(surplus) or unfinished
+
+
+def _drop_unfinished(folder: Path) -> bool:
+    """Remove what a killed process has left; whether there was any."""
+    left = list(folder.glob("*.tmp"))
+    for path in left:
+        path.unlink()
+    return bool(left)
+
+
+def _not_saved(path: Path, size: int, error: OSError) -> str:
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"{path}: cannot save the checkpoint: {error.strerror or error} ({size / 1e6:.1f} MB are needed, "
+        f"{free / 1e6:.1f} MB of the disk are free): make room, or choose a smaller "
+        "training.keep_checkpoints; the same command resumes from the checkpoint before"
+    )
 
 
 def latest(run: Path) -> Path | None:

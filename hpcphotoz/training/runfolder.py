@@ -21,6 +21,7 @@ from hpcphotoz.data.shards import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import locked
 from hpcphotoz.revision import commit
+from hpcphotoz.training.checkpoint import with_room
 from hpcphotoz.world import World
 
 # These may differ between a run and its continuation: none of them touches the loss curve of sound data.
@@ -89,7 +90,8 @@ def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
         return
     busy = f"{run}: another process is training in it: wait, or choose another --out"
     with locked(run / "logs" / "lock", busy):
-        write_text(run / "config.toml", configuration.to_toml(config))
+        text, keep = configuration.to_toml(config), config.training.keep_checkpoints
+        with_room(run, keep, lambda: write_text(run / "config.toml", text))
         yield
 
 
@@ -131,7 +133,7 @@ def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
 def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
     """Log of this rank: logs/rank-N.log; warnings of rank 0 go to standard error too."""
     logger = logging.getLogger("hpcphotoz")
-    handler = logging.FileHandler(run / "logs" / f"rank-{world.rank}.log")
+    handler = _Log(run / "logs" / f"rank-{world.rank}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)
@@ -147,6 +149,13 @@ def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
             logger.removeHandler(each)
         handler.close()
         logger.setLevel(level)
+
+
+class _Log(logging.FileHandler):
+    """A log that a full disk does not turn into a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave the line out."""
 
 
 class Metrics:
@@ -168,7 +177,11 @@ class Metrics:
         return step in self._validated
 
     def write(self, **values: Any) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            OSError: it cannot be written, as where the disk is full.
+        """
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,6 +132,7 @@ class _Trainer:
         self._parts = Assembly(module, optimiser, config, bins_of(config.model), speed, device, phases)
         self._meter = Meter(phases)
         self._total = self._last = self._step = 0
+        self._cannot_write: str | None = None  # on rank 0: why a checkpoint or a line of metrics was not
 
     def settle(self) -> Config:
         """Decide what the device computes in and say so; returns the configuration with it."""
@@ -248,6 +250,7 @@ class _Trainer:
             group.agree(error.problem, self._world)
         except Abandoned:
             return False
+        group.agree(self._cannot_write, self._world)
         return True
 
     def _ends_epoch(self) -> bool:
@@ -314,9 +317,9 @@ class _Trainer:
             said = group.gather(None if verdict is None else f"{verdict.name} {self._step}", self._world)
             name, step = str(said[0]).split()
             verdict, self._step = Verdict[name], int(step)
+        group.agree(self._cannot_write or (problem if verdict is Verdict.PROBLEM else None), self._world)
         if verdict is Verdict.PROBLEM:
-            group.agree(problem, self._world)
-            raise AssertionError("a rank said that it cannot read, and not why")
+            raise AssertionError("a rank said that it cannot go on, and not why")
         if verdict is Verdict.DIVERGED:
             raise Diverged(
                 f"{self._out}: the loss is not finite at step {self._step}: "
@@ -357,7 +360,7 @@ class _Trainer:
     ) -> Verdict:
         """Add up a step over the learners and agree on what comes next: one small collective."""
         flags = torch.tensor(
-            [work.skipped, bool(stop.reason), work.problem is not None],
+            [work.skipped, bool(stop.reason), bool(work.problem or self._cannot_write)],
             dtype=torch.float64,
             device=sums.device,
         )
@@ -389,13 +392,26 @@ class _Trainer:
             "pixel_scale": header.pixel_scale,
             "scale": list(self._scale),
         }
-        checkpoint.save(self._out, state, self._config.training.keep_checkpoints)
+        try:
+            checkpoint.save(self._out, state, self._config.training.keep_checkpoints)
+        except BadInput as error:  # the other ranks learn of it after the next step, or at the end
+            self._cannot_write = str(error)
 
     def _write_line(self, epoch: int) -> None:
         figures = self._meter.line(self._shares, apart=self._cast.split is not None)
-        if self._metrics is not None:
-            rate = self._parts.optimiser.param_groups[0]["lr"]
-            self._metrics.write(step=self._step, epoch=epoch, learning_rate=rate, **figures)
+        self._write(epoch, learning_rate=self._parts.optimiser.param_groups[0]["lr"], **figures)
+
+    def _write(self, epoch: int, **figures: Any) -> None:
+        """Add a line to the metrics."""
+        if self._metrics is None:
+            return
+        try:
+            self._metrics.write(step=self._step, epoch=epoch, **figures)
+        except OSError as error:
+            self._cannot_write = (
+                f"{self._out / 'metrics.jsonl'}: {error.strerror}: make room; the same command resumes from "
+                "the newest checkpoint"
+            )
 
     def _validate(self, stop: StopRequest) -> None:
         """Measure after the last step of an epoch, and write the figures.
@@ -408,8 +424,8 @@ class _Trainer:
         start, parts = time.monotonic(), self._parts
         stream, epoch = self._shares.validation, (self._step - 1) // self._shares.train.batches
         figures = validate(parts.module, stream, parts.bins, self._cast, parts.speed, parts.device, stop)
-        if self._metrics is not None and figures["n"]:
-            self._metrics.write(step=self._step, epoch=epoch, part="validation", **figures)
+        if figures["n"]:
+            self._write(epoch, part="validation", **figures)
             named = ", ".join(f"{name} {figures[name]:.4f}" for name in ("bias", "sigma_mad", "eta"))
             self._say(
                 f"{self._out.name}: epoch {epoch + 1} of {self._config.training.epochs}: validation {named}"
