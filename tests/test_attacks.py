@@ -289,6 +289,10 @@ def test_an_object_at_its_end_stays_as_it_is_and_costs_nothing_more() -> None:
         ({"restarts": 3}, "give a random start"),
         ({"eps": attacks.Ball(torch.ones(3), "cube")}, "want one of linf, l2, flux"),
         ({"start": attacks.RandomStart(epoch=2**20)}, "epoch"),
+        ({"eps": torch.tensor([0.1, torch.inf, 0.1])}, "eps inf: must be finite and not negative"),
+        ({"eps": torch.tensor([0.1, torch.nan, 0.1])}, "eps nan: must be finite"),
+        ({"eps": torch.tensor(-0.1)}, "eps -0.1: must be finite and not negative"),
+        ({"step_size": torch.tensor(torch.inf)}, "step_size inf: must be finite"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(given: dict[str, Any], said: str) -> None:
@@ -296,6 +300,39 @@ def test_what_does_not_belong_together_is_refused(given: dict[str, Any], said: s
     whole: dict[str, Any] = {"model": model, "images": images, "ebv": ebv, "z": z, "eps": eps, "loss": LOSS}
     with pytest.raises(ValueError, match=said):
         attacks.pgd(**{**whole, **given})
+
+
+@pytest.mark.parametrize("eps", [float("inf"), float("nan"), -1.0])
+def test_every_attack_refuses_a_ball_without_a_radius(eps: float) -> None:
+    model, images, ebv, z, radius = problem()
+    for name in (attacks.FGSM, attacks.PGD, attacks.APGD):
+        with pytest.raises(ValueError, match="eps .*: must be finite and not negative"):
+            name(model, eps)
+    with pytest.raises(ValueError, match="eps .*: must be finite and not negative"):
+        attacks.PGD(model, 0.1, loss=LOSS).over(images, z, [1.0, eps], ebv)
+    with pytest.raises(ValueError, match="eps .*: must be finite and not negative"):
+        reach = attacks.outlier(BINS)
+        attacks.minimal_eps(model, images, ebv, z, eps * radius, loss=LOSS, reach=reach)
+    with pytest.raises(ValueError, match="alpha inf: must be finite"):
+        attacks.PGD(model, 0.1, alpha=float("inf"))
+    with pytest.raises(ValueError, match="hi nan: must be a number"):
+        attacks.Ball(radius, hi=torch.tensor(float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (lambda logits: (logits, logits), r"a tuple of 2 \(Tensor, Tensor\)"),
+        (lambda logits: {"logits": logits}, "a dict of 'logits'"),
+        (lambda logits: None, "a NoneType"),
+    ],
+)
+def test_a_model_that_returns_no_tensor_is_told_so(
+    outputs: Callable[[torch.Tensor], object], said: str
+) -> None:
+    model, images, ebv, z, eps = problem()
+    with pytest.raises(TypeError, match=f"the model returned {said}: attacks want one tensor"):
+        attacks.pgd(lambda x, e: outputs(model(x, e)), images, ebv, z, eps, loss=LOSS)  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.parametrize(

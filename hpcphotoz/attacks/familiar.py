@@ -20,7 +20,7 @@ from hpcphotoz.attacks import ascent, auto
 from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, objective
 from hpcphotoz.attacks.graph import Graphs
 from hpcphotoz.attacks.losses import Condition, Loss, cross_entropy
-from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, problem
+from hpcphotoz.attacks.problem import Ball, Problem, RandomStart, check_step, problem
 from hpcphotoz.attacks.run import Steps, key_of, run
 
 
@@ -39,6 +39,9 @@ class FamiliarAttack:
         stop: as `pgd`; also what `over` calls success.
         passes: precision, compilation, objects at a time.
         graph: capture all steps in a CUDA graph at the first call of a shape, and replay it from then on.
+
+    Raises:
+        ValueError: an eps that is negative or not finite, or an alpha that is not finite.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class FamiliarAttack:
         self.loss, self.stop = loss or cross_entropy(), stop
         self._alpha = None if alpha is None else torch.as_tensor(alpha)
         self._ball = Ball(self.eps, ball, lo, hi, mask)
+        check_step("alpha", self._alpha)
         self._steps, self._across, self._passes = steps, across, passes
         self._start = RandomStart(seed=seed) if random_start else None
         self._graphs = Graphs() if graph else None

@@ -5,7 +5,7 @@ wrapper is taken off (through it each step would cost a collective). Losses are 
 would push bfloat16 gradients into underflow.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -87,7 +87,21 @@ class Objective:
 
     def _at(self, x: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
         outputs = self._forward(x) if problem.ebv is None else self._forward(x, problem.ebv)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"the model returned a {_described(outputs)}: attacks want one tensor of outputs, a row an "
+                "object; pass a function that picks it, such as lambda images, ebv: model(images, ebv)[0]"
+            )
         return outputs, self._loss(outputs, problem.labels)
+
+
+def _described(outputs: object) -> str:
+    kind = type(outputs).__name__
+    if isinstance(outputs, Mapping):
+        return f"{kind} of {', '.join(map(repr, outputs))}"
+    if isinstance(outputs, Sequence) and not isinstance(outputs, str):
+        return f"{kind} of {len(outputs)} ({', '.join(type(part).__name__ for part in outputs)})"
+    return kind
 
 
 @contextmanager

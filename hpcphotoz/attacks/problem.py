@@ -24,6 +24,10 @@ class Ball:
         lo, hi: (B,) or (N, B) float32, nMgy, least and greatest flux of a pixel; none by default. They win
             over the ball where an image lies outside them ("flux": such a pixel moves no further out).
         mask: (N, B, H, W) bool, or broadcastable to it: which pixels may change; all by default.
+
+    Raises:
+        ValueError: an eps that is negative or not finite, or a NaN in lo or hi, if they are on the CPU: a
+            look at another device would wait for it.
     """
 
     eps: Tensor
@@ -31,6 +35,11 @@ class Ball:
     lo: Tensor | None = None
     hi: Tensor | None = None
     mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _refuse("eps", self.eps, lambda eps: ~(eps.isfinite() & (eps >= 0)), "finite and not negative")
+        for name, values in (("lo", self.lo), ("hi", self.hi)):
+            _refuse(name, values, torch.isnan, "a number")
 
 
 @dataclass(frozen=True)
@@ -144,8 +153,7 @@ def problem(
         raise ValueError(f"mask {tuple(ball.mask.shape)}: want (N, B, H, W), or 1 instead of N or B")
     infinity = torch.full((), torch.inf, device=images.device)
     eps = _per_object(ball.eps, images, "eps")
-    if eps.device.type == "cpu" and not (eps >= 0).all():  # elsewhere a look would wait for the device
-        raise ValueError(f"eps from {float(eps.min()):g}: must not be negative, nor NaN")
+    check_step("step_size", step_size)
     if object_id is None:
         object_id = torch.arange(n, device=images.device)
     images = laid_out(images, images)
@@ -178,6 +186,25 @@ def put(images: Tensor, rows: Tensor, adv: Tensor) -> Tensor:
     """The images (n, B, H, W) with `rows` (m,) replaced by `adv` (m, B, H, W), laid out as they were."""
     # Out of place, index_copy gives contiguous images, which the next convolution turns back.
     return images.clone(memory_format=torch.preserve_format).index_copy_(0, rows, adv)
+
+
+def check_step(name: str, values: Tensor | float | None) -> None:
+    """Refuse a step size on the CPU that is not finite.
+
+    Raises:
+        ValueError: names it, and the value.
+    """
+    _refuse(name, values, lambda step: ~step.isfinite(), "finite")
+
+
+def _refuse(name: str, values: Tensor | float | None, bad: Callable[[Tensor], Tensor], want: str) -> None:
+    if values is None:
+        return
+    values = torch.as_tensor(values)
+    if values.device.type != "cpu":  # a look would wait for the device
+        return
+    if (found := bad(values)).any():
+        raise ValueError(f"{name} {float(values[found][0]):g}: must be {want}")
 
 
 def _per_object(values: Tensor | float, images: Tensor, name: str) -> Tensor:
