@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz import __version__, cli_data, cli_networks, config
-from hpcphotoz.cli_parser import Parser, command
+from hpcphotoz.cli_parser import Parser, command, memory
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.parallel import refuse_ranks
 
@@ -24,7 +24,12 @@ def run(arguments: Sequence[str]) -> int:
     if words[:1] == ["launch"] and "--" in words:
         cut = words.index("--")
         words, after = words[:cut], words[cut + 1 :]
-    options, rest = _parser().parse_known_args(words)
+    parser = _parser()
+    if not words:
+        parser.print_help()
+        return 0
+    parser.refuse_unknown(words)
+    options, rest = parser.parse_known_args(words)
     if rest and options.command != "train":
         raise BadInput(f"{' '.join(rest)}: not understood (see hpcphotoz {options.command} --help)")
     if options.command not in _FOR_RANKS:
@@ -63,7 +68,9 @@ def launch(options: argparse.Namespace) -> int:
         raise BadInput(
             "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
         )
-    words, rest = _parser().parse_known_args(options.after)
+    parser = _parser()
+    parser.refuse_unknown(options.after)
+    words, rest = parser.parse_known_args(options.after)
     words.rest = rest
     job = TrainJob.of(
         config.load(words.config, _overrides(words)),
@@ -148,7 +155,7 @@ def _parser() -> Parser:
         help="GPUs a node (default 0: slurm gives none; local takes those that are visible)",
     )
     p.add_argument("--cpus-per-task", type=int, help="CPUs a rank (default 2)")
-    p.add_argument("--mem-gb", type=float, help="memory a node in GB (default: the partition's)")
+    p.add_argument("--mem-gb", type=memory, help="memory a node in GB (default: the partition's)")
     p.add_argument(
         "--time-minutes", type=int, help="time limit in minutes (default 60); a run goes on after it"
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcphotoz.cli_parser import Parser, command
+from hpcphotoz.cli_parser import Parser, command, number, seed
 from hpcphotoz.data.shards import STORAGE
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.layouts import LAYOUTS, describe
@@ -165,7 +165,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p = command(commands, "simulate", simulate)
     p.add_argument("out", type=Path, help="dataset folder to make")
     p.add_argument("--n", type=int, required=True, help="number of galaxies")
-    p.add_argument("--seed", type=int, default=0, help="galaxy k of a seed is always the same (default 0)")
+    p.add_argument("--seed", type=seed, default=0, help="galaxy k of a seed is always the same (default 0)")
     p.add_argument(
         "--onto",
         type=Path,
@@ -220,7 +220,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     p.add_argument(
         "--masked-fraction",
-        type=float,
+        type=number,
         help="skip a stamp with more of its pixels (0 to 1) flagged saturated, cosmic ray or ghost in any "
         "band (default 0.005)",
     )
@@ -261,7 +261,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p.add_argument("--keep-unlabelled", action="store_true", help="mmu: keep objects without a redshift")
     p.add_argument(
         "--zero-point",
-        type=float,
+        type=number,
         help="AB mag, 0 to 40, of one unit of the pixels (default: the format's)",
     )
     p.add_argument("--limit", type=int, help="only the first so many rows")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from hpcphotoz import config
-from hpcphotoz.cli_parser import Parser, command
+from hpcphotoz.cli_parser import Parser, command, number, seed
 from hpcphotoz.data.subset import PARTS
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.methods import METHODS
@@ -225,10 +225,10 @@ def _add_attack(p: Parser) -> None:
         "what --eps bounds, in sky sigmas of each band: linf, the change of every pixel; l2, its root mean "
         "square over pixels and bands; flux, as linf, and the change adds up to 0 in every band",
     )
-    p.add_argument("--eps", type=float, default=0.1, help="radius of the ball in sky sigmas (default 0.1)")
+    p.add_argument("--eps", type=number, default=0.1, help="radius of the ball in sky sigmas (default 0.1)")
     p.add_argument("--steps", type=int, default=10, help="steps of PGD and APGD (default 10)")
     p.add_argument(
-        "--step-size", type=float, default=0.0, help="step of PGD in sky sigmas (default 2.5 eps / steps)"
+        "--step-size", type=number, default=0.0, help="step of PGD in sky sigmas (default 2.5 eps / steps)"
     )
     p.add_argument(
         "--no-random-start", dest="random_start", action="store_false", help="start at the image itself"
@@ -239,21 +239,24 @@ def _add_attack(p: Parser) -> None:
     _add_loss(p, "what is raised, or lowered for a target")
     target = p.add_mutually_exclusive_group()
     target.add_argument(
-        "--target-redshift", type=float, metavar="Z", help="towards this redshift (default: away from z_spec)"
+        "--target-redshift",
+        type=number,
+        metavar="Z",
+        help="towards this redshift (default: away from z_spec)",
     )
     target.add_argument(
-        "--target-shift", type=float, metavar="S", help="towards z_spec + S (1 + z_spec), S of either sign"
+        "--target-shift", type=number, metavar="S", help="towards z_spec + S (1 + z_spec), S of either sign"
     )
     p.add_argument(
         "--stop",
-        type=float,
+        type=number,
         default=0.0,
         metavar="F",
         help="a galaxy is done when <z> is further than F (1 + z) from z_spec, or within F (1 + z) of a "
         "target (default 0: none is)",
     )
     _add_precision(p)
-    p.add_argument("--seed", type=int, default=0, help="of the random starts (default 0)")
+    p.add_argument("--seed", type=seed, default=0, help="of the random starts (default 0)")
 
 
 def _add_evaluate(p: Parser) -> None:
@@ -274,14 +277,14 @@ def _add_evaluate(p: Parser) -> None:
     )
     p.add_argument(
         "--eps",
-        type=float,
+        type=number,
         nargs="+",
         default=[0.05, 0.1, 0.2, 0.5],
         help="in sky sigmas: greatest change of a pixel; of l2 the root mean square (default 0.05 0.1 0.2 "
         "0.5)",
     )
     p.add_argument(
-        "--headline-eps", type=float, default=0.1, help="of summary.json, in sky sigmas (default 0.1)"
+        "--headline-eps", type=number, default=0.1, help="of summary.json, in sky sigmas (default 0.1)"
     )
     p.add_argument("--steps", type=int, default=10, help="of all attacks but fgsm (default 10)")
     p.add_argument(
@@ -293,7 +296,7 @@ def _add_evaluate(p: Parser) -> None:
     _add_loss(p, "what attacks raise")
     p.add_argument(
         "--minimal-eps",
-        type=float,
+        type=number,
         nargs="?",
         const=1.0,
         metavar="MAX",
@@ -302,7 +305,7 @@ def _add_evaluate(p: Parser) -> None:
     )
     _add_precision(p)
     p.add_argument("--limit", type=int, help="only the first so many objects")
-    p.add_argument("--seed", type=int, default=0, help="of the random starts (default 0)")
+    p.add_argument("--seed", type=seed, default=0, help="of the random starts (default 0)")
     p.add_argument("--json", action="store_true", help="print summary.json instead of the table")
     p.add_argument(
         "--knn-train",

@@ -7,15 +7,31 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from hpcphotoz.errors import BadInput
+from hpcphotoz.errors import BadInput, nearest
 
 Switch = Literal["auto", "on", "off"]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: object, field: ValidationInfo) -> object:
+        numeric = cls.model_fields[field.field_name or ""].annotation in (int, float)
+        if numeric and isinstance(value, bool):  # pydantic would take true for 1
+            raise ValueError("want a number")
+        return value
 
 
 class Model(_Section):
@@ -337,7 +353,7 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> Config:
     for name, text in (overrides or {}).items():
         section, _, key = name.partition(".")
         if name not in options():
-            raise BadInput(f"--{name}: unknown option; valid: {_valid(section)}")
+            raise BadInput(f"--{name}: unknown option{nearest(name, options())}; valid: {_valid(section)}")
         given = tree.setdefault(section, {})
         if not isinstance(given, dict):
             raise BadInput(f"{source}: {section} = {given!r}: want a table [{section}]")
@@ -353,7 +369,10 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise BadInput(f"{where}: unknown key '{name}'; valid: {_valid(name.split('.')[0])}") from None
+            hint = nearest(name, [*options(), *Config.model_fields])
+            raise BadInput(
+                f"{where}: unknown key '{name}'{hint}; valid: {_valid(name.split('.')[0])}"
+            ) from None
         said = first["msg"].removeprefix("Value error, ")
         given = first.get("input")
         value = "" if isinstance(given, dict) else f" = {given!r}"  # several options that do not fit together
@@ -384,13 +403,15 @@ def _read(source: str) -> dict[str, Any]:
     path = Path(source)
     try:
         if source in recipes() and not path.is_file():
-            text = (resources.files("hpcphotoz") / "recipes" / f"{source}.toml").read_text()
+            text = (resources.files("hpcphotoz") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
         else:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(recipes())
         raise BadInput(f"{source}: not a readable TOML file nor a recipe ({known}): {error}") from None
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits
         raise BadInput(f"{source}: not TOML: {error}") from None
+    except RecursionError:
+        raise BadInput(f"{source}: nested too deeply: want sections of keys and values") from None

@@ -1,4 +1,7 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and a hint for it."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class BadInput(Exception):
@@ -6,3 +9,9 @@ class BadInput(Exception):
 
     The command line prints it and exits with status 2.
     """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean X?)" with the known word that is most like `word`; empty where none is."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""

@@ -53,6 +53,7 @@ def take(launch: Path) -> Path:
             copy / "hpcphotoz",
             symlinks=False,  # `kernels` and `launch` are links in a checkout and folders in an installation
             ignore=shutil.ignore_patterns(*_LEFT_OUT),
+            ignore_dangling_symlinks=True,  # an editor's lock is one: .#step.py
         )
         (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
         try:
@@ -76,4 +77,4 @@ def _files(package: Path) -> list[Path]:
     for base, folders, names in os.walk(package, followlinks=True):
         folders[:] = [name for name in folders if name not in _LEFT_OUT]
         found += [Path(base) / name for name in names if not name.endswith(".pyc")]
-    return sorted(found)
+    return sorted(path for path in found if path.exists())  # a link to nothing is not copied

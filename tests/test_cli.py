@@ -90,7 +90,7 @@ def test_unknown_configuration_key(dataset: Path, tmp_path: Path, capsys: pytest
     fails(
         capsys,
         [*words, "--attack.epsilon", "0.3"],
-        "--attack.epsilon: unknown option; valid: attack.fraction",
+        "--attack.epsilon: unknown option (did you mean attack.eps?); valid: attack.fraction",
     )
     fails(capsys, [*words, "--training.epochs", "many"], "training.epochs = 'many'")
     fails(capsys, [*words, "stray"], "stray: not understood")
@@ -125,11 +125,42 @@ def test_unreadable_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_unusable_words(capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, [], "required: COMMAND")
-    fails(capsys, ["simulat"], "invalid choice: 'simulat'")
+    fails(capsys, ["simulat"], "simulat: unknown command (did you mean simulate?); valid: simulate, ingest")
+    fails(capsys, ["ingest", "tabel"], "tabel: unknown command (did you mean table?); valid: sdss-frames")
     fails(capsys, ["simulate", "/tmp/x", "--n", "ten"], "invalid int value: 'ten'")
-    fails(capsys, ["inspect", "/tmp/x", "--deep"], "--deep: not understood (see hpcphotoz inspect --help)")
+    fails(capsys, ["inspect", "/tmp/x", "--deep"], "see hpcphotoz inspect --help")
     fails(capsys, ["launch", "slurm", "--nodes", "2"], "give the run after `--`")
+
+
+def test_without_a_word_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: hpcphotoz" in capsys.readouterr().out
+
+
+def test_an_unknown_option_is_named_before_what_is_missing(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "standard", "--dta", dataset, "--out", "run"]
+    fails(capsys, words, "--dta: unknown option (did you mean --data?)")
+    fails(capsys, ["launch", "slurm", "--", *words], "--dta: unknown option (did you mean --data?)")
+    fails(
+        capsys,
+        ["launch", "slurm", "--node", "2", "--", *words],
+        "--node: unknown option (did you mean --nodes",
+    )
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0.0004", "much", "-1"])
+def test_memory_that_cannot_be(value: str, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch", "slurm", "--dry-run", "--mem-gb", value, "--", "train", "standard"]
+    fails(capsys, [*words, "--data", dataset, "--out", "run"], f"argument --mem-gb: {value}: must be ")
+
+
+def test_a_negative_number_with_an_exponent_is_a_value(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "adversarial", "--data", dataset, "--out", tmp_path / "run", "--attack.target", "shift"]
+    fails(capsys, [*words, "--attack.target_value", "-5e-1"], "target shift -0.5: carries every galaxy")
 
 
 def test_no_run(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +223,7 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
     [
         (["--target-redshift", "0.4"], "target redshift 0.4: outside the bins [0, 0.4)"),
         (["--stop", "0.05", "--precision", "bf16"], "--stop 0.05 with --precision bf16"),
-        (["--target-redshift", "nan"], "attack.target_value = nan"),
+        (["--target-redshift", "nan"], "--target-redshift: nan: must be a finite number"),
         (["--target-shift", "0.5"], "target shift 0.5: carries every galaxy out"),
         (["--target-shift", "0.1", "--target-redshift", "0.1"], "not allowed with argument --target-shift"),
         (["--restarts", "3", "--no-random-start"], "restarts 3 without random_start are one"),
@@ -201,7 +232,15 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         (["--method", "fgsm", "--stop", "0.05"], "stop 0.05: fgsm is one step"),
         (["--method", "apgd", "--step-size", "0.1"], "step_size 0.1: apgd has its own"),
         (["--stop", "-1"], "attack.stop = -1"),
-        (["--eps", "inf"], "attack.eps = inf"),
+        (["--eps", "inf"], "--eps: inf: must be a finite number"),
+        (["--eps", "-1e-3"], "attack.eps = -0.001"),
+        (["--target-shift", "-5e-1"], "target shift -0.5: carries every galaxy out"),
+        (
+            ["--seed", "2147483648"],
+            "--seed: 2147483648: must be a whole number, at least 0 and less than 2^31",
+        ),
+        (["--seed", "-1"], "--seed: -1: must be a whole number"),
+        (["--restart", "3"], "--restart: unknown option (did you mean --restarts?)"),
         (["--ball", "l1"], "invalid choice: 'l1'"),
         (["--loss", "mse"], "invalid choice: 'mse'"),
         (["--precision", "fp16"], "invalid choice: 'fp16'"),
@@ -225,7 +264,7 @@ def test_options_of_an_attack_that_cannot_be(
         (["--attacks", "fgsm", "--restarts", "2"], "2 restarts of FGSM alone"),
         (["--attacks", "cw"], "invalid choice: 'cw'"),
         (["--minimal-eps", "0"], "greatest epsilon 0.0"),
-        (["--minimal-eps", "much"], "invalid float value: 'much'"),
+        (["--minimal-eps", "much"], "--minimal-eps: much: must be a finite number"),
         (["--restarts", "0"], "attack.restarts = 0"),
     ],
 )

@@ -367,6 +367,18 @@ def test_a_snapshot_that_was_changed_is_not_trusted(what: str, tmp_path: Path) -
             use()
 
 
+def test_a_link_to_nothing_is_left_out_of_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor's lock is one: .#step.py."""
+    package = tmp_path / "hpcphotoz"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr("hpcphotoz.__file__", str(package / "__init__.py"))
+    before = snapshot.folder(tmp_path)
+    (package / ".#step.py").symlink_to("someone@host.1234:1700000000")
+    assert snapshot.take(tmp_path) == before == snapshot.take(tmp_path)
+    assert [path.name for path in (before / "hpcphotoz").iterdir()] == ["__init__.py"]
+
+
 def test_a_snapshot_that_has_run_is_trusted(tmp_path: Path) -> None:
     code = snapshot.take(tmp_path)
     words = [sys.executable, "-m", "hpcphotoz", "--version"]
