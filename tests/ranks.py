@@ -39,6 +39,7 @@ def start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # gloo on CPUs, also where there is a GPU or two
     }
     return [
         subprocess.Popen(
