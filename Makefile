@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 D := demo
 # One thread a rank: two ranks share two cores, and torchrun would otherwise warn about choosing the same.
-TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train
+TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train --device cpu
 
 # A test file a worker, so that its fixtures are made once; a worker a core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
