@@ -38,7 +38,7 @@ $(D)/.done/standard $(D)/.done/adversarial: $(D)/.done/%: $(D)/data/train/manife
 
 $(D)/.done/report: $(D)/data/test/manifest.json $(D)/.done/standard $(D)/.done/adversarial
 	$(BIN)/hpcphotoz evaluate $(D)/runs/standard $(D)/runs/adversarial --data $(D)/data/test \
-	  --out $(D) --knn-train $(D)/data/train
+	  --out $(D) --knn-train $(D)/data/train --eps 0.05 0.1 0.2
 	@touch $@
 
 # Packages that benchmarks measure against, in an environment of their own: never dependencies.

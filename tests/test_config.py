@@ -15,6 +15,12 @@ def test_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> Non
     assert config.load(str(tmp_path / "c.toml")) == loaded
 
 
+@pytest.mark.parametrize("name", config.recipes())
+def test_recipes_leave_the_precision_to_the_device(name: str) -> None:
+    training = config.load(name).training
+    assert (training.precision, training.attack_precision) == ("auto", "training")
+
+
 def test_overrides_are_typed() -> None:
     loaded = config.load(
         "standard", {"training.epochs": "3", "attack.eps": "0.25", "training.augment": "false"}
