@@ -21,7 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from benchmarks.harness import arguments, record, rounds, spread
+from benchmarks.harness import Benchmark, arguments, rounds, spread
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", ROOT.parent / "shared" / "data")) / "sdss-stripe82"
@@ -34,6 +34,7 @@ def main() -> None:
     """Measure and print a table."""
     options = arguments(__doc__)
     rows, repeat = (512, 1) if options.quick else (2048, 5)
+    benchmark = Benchmark("ingest", options.json, options.quick)
     beside = Path(sys.executable).with_name("mpiexec")
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     if mpiexec is None:
@@ -47,16 +48,16 @@ def main() -> None:
             for kind in kinds
             for ranks in RANKS
         }
-        times = rounds(rivals, repeat)
-    figures: dict[str, object] = {"cores": os.cpu_count(), "shards": UNITS, "stamps": counts}
+        times = rounds(rivals, repeat, benchmark)
+    benchmark.add(cores=os.cpu_count(), shards=UNITS, stamps=counts)
     print(f"{'source':10s} {'ranks':>5s} {'stamps/s':>9s} {'over one rank':>13s}")
-    for kind in kinds:
-        alone = spread([counts[kind] / t for t in times[f"{kind}_1"]])["median"]
-        for ranks in RANKS:
-            rate = spread([counts[kind] / t for t in times[f"{kind}_{ranks}"]])
-            figures[f"{kind}_{ranks}_ranks"] = {"stamps_per_s": rate, "over_one_rank": rate["median"] / alone}
-            print(f"{kind:10s} {ranks:5d} {rate['median']:9.0f} {rate['median'] / alone:13.2f}")
-    record("ingest", figures, options.json)
+    rates = {name: spread([counts[name.split("_")[0]] / t for t in found]) for name, found in times.items()}
+    for kind, ranks in ((kind, ranks) for kind in kinds for ranks in RANKS if f"{kind}_{ranks}" in rates):
+        rate, alone = rates[f"{kind}_{ranks}"], rates.get(f"{kind}_1")
+        faster = rate["median"] / alone["median"] if alone else None
+        benchmark.add(**{f"{kind}_{ranks}_ranks": {"stamps_per_s": rate, "over_one_rank": faster}})
+        print(f"{kind:10s} {ranks:5d} {rate['median']:9.0f} {'' if faster is None else f'{faster:13.2f}'}")
+    benchmark.end()
 
 
 def write_sources(folder: Path, rows: int) -> list[str]:
@@ -123,6 +124,7 @@ def _measure(
 ) -> Callable[[], float]:
     def measure() -> float:
         out = folder / "out"
+        shutil.rmtree(out, ignore_errors=True)  # of an ingest that failed: it would be resumed
         code = (
             f"from benchmarks.bench_ingest import on_rank; on_rank({kind!r}, {str(folder)!r}, {str(out)!r})"
         )
@@ -135,7 +137,7 @@ def _measure(
             timeout=600,
         )
         if done.returncode:
-            sys.exit(done.stderr)
+            raise RuntimeError(done.stderr)
         seconds, count = done.stdout.split()
         counts[kind] = int(count)
         shutil.rmtree(out)

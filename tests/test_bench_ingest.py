@@ -1,0 +1,38 @@
+"""The benchmark of ingest: a rival that fails leaves the others their figures."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_ingest
+
+
+def test_an_ingest_that_fails_leaves_the_others_their_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(
+        mpiexec: str, kind: str, ranks: int, folder: Path, counts: dict[str, int]
+    ) -> Callable[[], float]:
+        def measure() -> float:
+            if kind == "hayat" or ranks == 4:
+                raise RuntimeError("out of space")
+            counts[kind] = 8
+            return 4 / ranks
+
+        return measure
+
+    path = tmp_path / "ingest.json"
+    monkeypatch.setattr(bench_ingest, "_measure", measured)
+    monkeypatch.setattr(bench_ingest, "write_sources", lambda folder, rows: ["pasquet", "hayat"])
+    monkeypatch.setattr("benchmarks.bench_ingest.shutil.which", lambda name: "/usr/bin/mpiexec")
+    monkeypatch.setattr(sys, "argv", ["bench_ingest.py", "--quick", "--json", str(path)])
+    with pytest.raises(SystemExit) as end:
+        bench_ingest.main()
+    told = json.loads(path.read_text())
+    failed = {"pasquet_4", "hayat_1", "hayat_2", "hayat_4"}
+    assert end.value.code == 1 and set(told["failures"]) == failed
+    assert told["figures"]["pasquet_2_ranks"]["over_one_rank"] == pytest.approx(2)
+    assert "hayat_1_ranks" not in told["figures"] and "out of space" in capsys.readouterr().out
