@@ -289,6 +289,21 @@ def test_a_shard_with_damaged_labels_is_left_out_if_asked(dataset: Path, tmp_pat
     assert sum(batch.skipped for batch in batches) == 11
 
 
+def test_a_shard_whose_labels_cannot_decide_is_lost_if_asked(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = damaged(dataset, tmp_path / "d", "shard-00001.h5", 2, "object_id")
+    with pytest.raises(BadInput, match=r"shard-00001\.h5: labels of rows 0 to 31: checksum differs"):
+        _ = stream(folder, part="train").census
+    opened = stream(folder, part="train", options=SMALL.model_copy(update={"damaged": "skip"}))
+    assert opened.census.lost == (1,) and opened.census.lost_rows(opened.manifest) == 32
+    assert "its 32 objects are left out" in caplog.text
+    stamps = make_stamps(75)
+    others = np.delete(stamps.object_id, np.arange(32, 64))
+    want = others[order.part_of(others, 0.2, 0.2, 0) == 0].tolist()
+    assert sorted(ids(list(opened.epoch(0)))) == sorted(want) and opened.rows == len(want)
+
+
 def test_a_shard_cut_while_in_use_is_named(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
     opened = stream(folder, part="train")

@@ -107,6 +107,7 @@ def count(
     subsets: Sequence[Subset],
     lost: tuple[int, ...] = (),
     verify: bool = False,
+    skip: bool = False,
 ) -> list[Objects]:
     """Find the objects of some parts by one scan; the manifest alone is enough where all are meant.
 
@@ -115,6 +116,7 @@ def count(
         subsets: the parts.
         lost: shards to leave out.
         verify: compare labels with their checksums.
+        skip: count a shard whose labels are damaged as lost, with a warning, instead of raising.
 
     Raises:
         BadInput: a shard that cannot be read, or whose labels have changed since it was written.
@@ -126,10 +128,16 @@ def count(
     def one(number: int) -> list[Census]:
         shard = manifest.shards[number]
         known = Census(shard.rows, shard.z_min, shard.z_max, shard.unlabelled, *3 * (shard.file,))
-        return [
-            known if selection is None else _scan(files, number, shard, subset, selection, verify)
-            for subset, selection in zip(subsets, selections, strict=True)
-        ]
+        try:
+            return [
+                known if selection is None else _scan(files, number, shard, subset, selection, verify)
+                for subset, selection in zip(subsets, selections, strict=True)
+            ]
+        except BadInput as error:
+            if not skip:
+                raise
+            files.warn(f"{error}; its {shard.rows} objects are left out")
+            return [Census(lost=(number,))] * len(subsets)
 
     def total(found: Iterable[list[Census]]) -> list[Objects]:
         return list(map(Objects, _total(found, len(subsets), lost), selections))
@@ -180,5 +188,5 @@ def _merged(a: Census, b: Census) -> Census:
         z_min_in=b.z_min_in if lower else a.z_min_in,
         z_max_in=b.z_max_in if higher else a.z_max_in,
         unlabelled_in=b.unlabelled_in if b.unlabelled and not a.unlabelled else a.unlabelled_in,
-        lost=a.lost,
+        lost=tuple(sorted(a.lost + b.lost)),
     )

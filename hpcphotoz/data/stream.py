@@ -142,7 +142,8 @@ class Stream:
             folder: where selections are kept for other ranks and for a resumed run; None: in memory.
         """
         first = streams[0]
-        manifest, lost = first.manifest, first._find_lost() if first._options.damaged == "skip" else ()
+        manifest, skip, verify = first.manifest, first._options.damaged == "skip", first._verify_labels
+        lost = first._find_lost() if skip else ()
         unknown = []
         for stream in streams:
             known = (
@@ -153,9 +154,8 @@ class Stream:
             else:
                 stream.objects = known
         subsets = [stream._subset for stream in unknown]
-        for stream, found in zip(
-            unknown, count(manifest, first.files, subsets, lost, first._verify_labels), strict=True
-        ):
+        counted = count(manifest, first.files, subsets, lost, verify, skip)
+        for stream, found in zip(unknown, counted, strict=True):
             stream.objects = found if folder is None else save(folder, manifest, stream._subset, found)
 
     @property
