@@ -66,10 +66,13 @@ def cast(
     weights = dist.new_group([0, *split.attacking], timeout)
     learners = dist.new_group(split.learning, timeout)
     attacks, kind = split.attacks(world.rank), split.kind(world.rank)
-    # NCCL connects a group at its first use: now, in one order, not while one end waits for another message.
-    for members, those in ((weights, (0, *split.attacking)), (learners, split.learning)):
-        if world.rank in those:
-            dist.all_reduce(torch.zeros(1, device=device), group=members)
+    # NCCL connects a group at the first use of a collective: now, in one order, and by the collective that
+    # will be used, not while one end waits for another message.
+    byte = torch.zeros(1, device=device)
+    if world.rank == 0 or attacks:
+        dist.broadcast(byte, 0, group=weights)
+    if not attacks:
+        dist.all_reduce(byte, group=learners)
     # One node's numbers mean nothing any more: parts are spread over all.
     place = replace(world, rank=kind.index(world.rank), size=len(kind), local_rank=0, local_size=1)
     return Cast(place, None if attacks else learners, split, weights, attacks)

@@ -13,8 +13,12 @@ this process), no matter who was quick: the same run twice gives the same curve,
     images of a step, attacker    attack              isend             never: freed after its wait
     images of a step, learner     irecv               adversarial pass  never: freed after it
     weights, two, learner         copy after update   broadcast         after its wait, two versions later
-    weights, two, attacker        broadcast           copy              two versions later: the next one comes
-                                                                        during the attack
+    weights, two, attacker        broadcast           copy              two versions later: with staleness the
+                                                                        next one comes during the attack
+
+An attacker asks for the weights after v updates only when it has sent its images of all steps before v, which
+these updates wait for. On a GPU a receive occupies the device until it is served, and to load a kernel may
+wait for all that runs: asked for before, the weights would wait for an attack that waits for them.
 
 Flags of attackers (asked to stop, cannot read) travel in the header of their images; learners agree, and the
 verdict travels in the header of the next weights. An attacker that reads a verdict has by then sent the
@@ -226,7 +230,7 @@ class ToLearners(_End):
 
     def __init__(self, *shared: Any) -> None:
         super().__init__(*shared)
-        self._version = self._first
+        self._version = self._steps_sent = self._first
         self._coming: tuple[dist.Work, Tensor] | None = None
         self._sent: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
@@ -243,9 +247,9 @@ class ToLearners(_End):
             self._version, self._coming = version, None
             if verdict != Verdict.GO_ON:
                 return Verdict(verdict)
-            self._ask()  # into the other buffer, during the attack
             self._weights.read(message)
             self._free.append(message)
+            self._ask()
         return Verdict.GO_ON
 
     def send(self, work: Work, adv: Tensor, stop: bool) -> None:
@@ -269,10 +273,8 @@ class ToLearners(_End):
         self._sent.append(requests)
         while len(self._sent) > 2:
             self._wait_for_oldest()
-        if self._coming is None:
-            # Not before the first attack: on a GPU it loads kernels and chooses algorithms, which may wait
-            # for all that runs, and a receive runs until rank 0 sends, which waits for these images.
-            self._ask()
+        self._steps_sent = work.step + 1
+        self._ask()
 
     def settle(self) -> None:
         """Wait until all images are taken."""
@@ -285,7 +287,9 @@ class ToLearners(_End):
                 request.wait()
 
     def _ask(self) -> None:
-        if self._link.needed(self._version + 1, self._first):
+        """Ask for the next weights, once all that they wait for has been sent."""
+        due = self._coming is None and self._version < self._steps_sent
+        if due and self._link.needed(self._version + 1, self._first):
             message = self._free.popleft()
             request = dist.broadcast(message, 0, group=self._link.weights, async_op=True)
             self._coming = (request, message)

@@ -1,9 +1,14 @@
 """The process group of a run: gloo on CPU, NCCL on GPU; and agreement between its ranks."""
 
 import gc
+import logging
+import os
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -16,6 +21,7 @@ from hpcphotoz.training.rendezvous import Rendezvous
 from hpcphotoz.world import World
 
 Among = dist.ProcessGroup | None  # a group of ranks; None: all
+_log = logging.getLogger(__name__)
 
 
 class RankLost(Exception):
@@ -138,24 +144,59 @@ def collect(values: Tensor, world: World, among: Among = None) -> Tensor:
 def watching(where: Callable[[], str], timeout_s: float) -> Iterator[None]:
     """Say clearly that another rank is gone, instead of what the transport says.
 
+    On a GPU no call fails: the host waits for the device, and the device for the other rank, until NCCL's own
+    watchdog aborts the process. There a thread sees that `where` has not changed for so long, and ends the
+    process with status 1.
+
     Args:
-        where: what this rank was doing.
+        where: what this rank is doing; changes with every step.
         timeout_s: how long it waits for another.
 
     Raises:
         RankLost: a collective or a message failed or took too long.
     """
+    on_gpus = dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
+    with _watchdog(where, timeout_s) if on_gpus else nullcontext():
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_transport(error):
+                raise
+            said = str(error).strip().splitlines()[0]
+            raise RankLost(_lost(where(), timeout_s, said)) from error
+
+
+def _lost(where: str, timeout_s: float, said: str) -> str:
+    return (
+        f"{where}: another rank died, or did not answer for training.timeout_s = {timeout_s:g} s "
+        f"({said}): the newest lines of logs/rank-*.log say more; the same command resumes from the last "
+        "checkpoint"
+    )
+
+
+@contextmanager
+def _watchdog(where: Callable[[], str], timeout_s: float) -> Iterator[None]:
+    done = threading.Event()
+
+    def watch() -> None:
+        seen, since = where(), time.monotonic()
+        # NCCL's watchdog counts from a later moment, that of the collective: this one comes before it.
+        while not done.wait(min(1.0, timeout_s / 10)):
+            if where() != seen:
+                seen, since = where(), time.monotonic()
+            elif time.monotonic() - since > timeout_s:
+                text = _lost(seen, timeout_s, "the GPU waits for it")
+                _log.info("%s", text)
+                print(f"hpcphotoz: error: {text}", file=sys.stderr, flush=True)
+                os._exit(1)  # the main thread is inside CUDA, and hears nothing
+
+    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+    thread.start()
     try:
         yield
-    except RuntimeError as error:
-        if not _is_transport(error):
-            raise
-        said = str(error).strip().splitlines()[0]
-        raise RankLost(
-            f"{where()}: another rank died, or did not answer for training.timeout_s = {timeout_s:g} s "
-            f"({said}): the newest lines of logs/rank-*.log say more; the same command resumes from the last "
-            "checkpoint"
-        ) from error
+    finally:
+        done.set()
+        thread.join()
 
 
 def _is_transport(error: RuntimeError) -> bool:
