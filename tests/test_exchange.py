@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hpcphotoz.training.agreement import Verdict
 from hpcphotoz.training.cast import cast
 from hpcphotoz.training.codec import header
-from hpcphotoz.training.exchange import Link, ToLearners, Verdict
+from hpcphotoz.training.exchange import Link, ToLearners
 from hpcphotoz.training.roles import Split
 from hpcphotoz.training.work import prepare
 from hpcphotoz.world import World
@@ -63,7 +64,7 @@ def test_weights_are_asked_for_when_the_images_they_wait_for_are_sent(
 def test_groups_are_connected_by_the_collectives_that_they_will_use(
     rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NCCL connects at the first use of each: a broadcast after an all-reduce would connect amid the steps."""
+    """NCCL connects at the first use of each: a broadcast after an all-reduce alone, amid the steps."""
     calls: list[tuple[str, object]] = []
     monkeypatch.setattr("torch.distributed.new_group", lambda members, timeout: tuple(members))
     for name in ("all_reduce", "broadcast"):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from hpcphotoz.training.exchange import ToLearners, Verdict
+from hpcphotoz.training.agreement import Verdict
+from hpcphotoz.training.exchange import ToLearners
 from hpcphotoz.training.stop import StopRequest
 from hpcphotoz.training.work import Work
 

@@ -25,7 +25,6 @@ verdict travels in the header of the next weights. An attacker that reads a verd
 images of `staleness` further steps; learners receive and drop them, so that nothing is left unmatched.
 """
 
-import enum
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -37,21 +36,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from hpcphotoz.config import Training
+from hpcphotoz.training.agreement import Verdict
 from hpcphotoz.training.codec import Images, Weights, header
 from hpcphotoz.training.roles import Share, Split
 from hpcphotoz.training.work import Work
 
 Sizes = Callable[[int], int]  # objects in the global batch of a step
 Waiting = Callable[[str], AbstractContextManager[None]]  # notes for what a rank waits
-
-
-class Verdict(enum.IntEnum):
-    """What all ranks do after a step."""
-
-    GO_ON = 0
-    STOP = 1
-    PROBLEM = 2  # some rank cannot read
-    DIVERGED = 3
 
 
 class Link:

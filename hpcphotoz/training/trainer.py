@@ -2,7 +2,6 @@
 
 import enum
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hpcphotoz.attacks.precision import fixed_shapes, tf32
 from hpcphotoz.config import Config
@@ -23,10 +21,11 @@ from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.output import say
 from hpcphotoz.progress import track
 from hpcphotoz.training import checkpoint, group, runfolder
+from hpcphotoz.training.agreement import Agreement, Verdict, reads_later
 from hpcphotoz.training.assembly import Assembly
 from hpcphotoz.training.attacker import serve
 from hpcphotoz.training.cast import Cast, cast
-from hpcphotoz.training.exchange import FromAttackers, ToLearners, Verdict
+from hpcphotoz.training.exchange import FromAttackers, ToLearners
 from hpcphotoz.training.meter import Meter
 from hpcphotoz.training.phases import Phases
 from hpcphotoz.training.profile import Profile
@@ -258,11 +257,20 @@ class _Trainer:
         ended = self._step > 0 and self._step % self._shares.train.batches == 0
         return ended and self._shares.validation is not None
 
+    def _is_looked_at(self) -> bool:
+        """Whether something is written, saved or validated after the step."""
+        training = self._config.training
+        regular = any(self._step % every == 0 for every in (training.log_steps, training.checkpoint_steps))
+        return regular or self._step in (self._last, self._total) or self._ends_epoch()
+
     def _learn(
         self, exchange: FromAttackers | None, stop: StopRequest, profile: bool
     ) -> tuple[Verdict, str | None]:
         parts, training = self._parts, self._config.training
         take = parts.taker(exchange or parts.adversaries(), self._cast)
+        # Attackers are told the verdict with the next weights.
+        lags = exchange is None and reads_later(parts.device)
+        agreement = Agreement(self._cast.world, self._cast.among, self._meter, lags)
         steps: Iterator[int] = iter(range(self._step, self._last))
         watch = None
         if self._world.is_first:
@@ -273,11 +281,15 @@ class _Trainer:
             work = next(works)
             for entry in parts.optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self._total, training)
-            verdict, problem = self._account(take(work), work, stop, exchange), work.problem
+            sums, problem = take(work), work.problem
             self._step = step + 1
+            flags = exchange.flags if exchange else None
+            ours = bool(stop.reason), bool(problem or self._cannot_write)
+            verdict = agreement.after(sums, work, *ours, flags, now=self._is_looked_at())
             if exchange:
                 exchange.publish(self._step, verdict)
             if verdict in (Verdict.PROBLEM, Verdict.DIVERGED):
+                self._step = agreement.step
                 break
             if watch and watch.took(work):
                 self._say(watch.summary(parts.module, parts.attack_by, work, self._config, parts.speed))
@@ -354,25 +366,6 @@ class _Trainer:
         for work in works:
             self._step = work.step
             yield work
-
-    def _account(
-        self, sums: Tensor, work: Work, stop: StopRequest, exchange: FromAttackers | None
-    ) -> Verdict:
-        """Add up a step over the learners and agree on what comes next: one small collective."""
-        flags = torch.tensor(
-            [work.skipped, bool(stop.reason), bool(work.problem or self._cannot_write)],
-            dtype=torch.float64,
-            device=sums.device,
-        )
-        if exchange:
-            flags[1:] += exchange.flags.to(sums.device)
-        both = group.add_up(torch.cat([sums, flags]), self._cast.world, self._cast.among).cpu()
-        if both[6] > 0:
-            return Verdict.PROBLEM
-        if not math.isfinite(both[:4].sum()):
-            return Verdict.DIVERGED
-        self._meter.add(both[:5], work.size)
-        return Verdict.STOP if both[5] > 0 else Verdict.GO_ON
 
     def _save(self) -> None:
         if not self._world.is_first:
