@@ -298,6 +298,7 @@ def test_train_on_a_gpu_says_what_it_computes_in(
     assert written.precision == ("bf16" if gpu.calls[-1][0] else "tf32")
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_the_graph_of_the_step_holds_the_compiled_network_and_the_rest_runs_without() -> None:
     """`graphs = step` with `compiled` is allowed, and the quickest form on a GPU."""
     asked = configured(graphs="step", compiled="on")

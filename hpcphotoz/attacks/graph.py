@@ -18,6 +18,7 @@ from hpcphotoz.attacks.gradient import Model, Passes, objective
 from hpcphotoz.attacks.losses import Loss
 from hpcphotoz.attacks.problem import Problem
 from hpcphotoz.attacks.run import Steps, as_given, as_the_model
+from hpcphotoz.config import Attack
 
 _MOST = 8  # graphs that are kept: each holds the memory of an attack
 _WARM_UP = 3  # libraries choose algorithms and take workspace in their first calls, which a capture may not
@@ -51,6 +52,11 @@ def capture(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], o
 def _capturing(device: torch.device) -> torch.cuda.Stream:
     """The stream for captures on a device: one a process, for torch has 32 and gives them out in turns."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def kind_of(attack: Attack) -> str:
+    """A name for all attacks that one graph can replay: eps and step size are read by it."""
+    return attack.model_copy(update={"eps": 0.0, "step_size": 0.0, "fraction": 0.0}).model_dump_json()
 
 
 class Graphs:

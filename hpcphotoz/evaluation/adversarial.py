@@ -10,9 +10,9 @@ from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.compute import PASSES, DatasetAttack
 from hpcphotoz.evaluation.labels import check_redshifts, labels
 from hpcphotoz.evaluation.network import Network, batches, check_fits, describe, pdfs, tensors
-from hpcphotoz.evaluation.robustness import PASSES, perturbed
 
 
 def write_adversarial(
@@ -82,12 +82,14 @@ def write_adversarial(
     shard_rows = max((shard.rows for shard in manifest.shards), default=1)
     header, written = replace(manifest.header, storage="float32"), 0
     sound = batches(data, manifest, batch, "attacking galaxies", limit, subset)
+    gradients = min(limit or manifest.rows, manifest.rows) * attack.steps * attack.restarts
+    make = DatasetAttack(network, precision, batch, gradients)
     with DatasetWriter(out, header, shard_rows, provenance) as writer:
         for stamps in sound:
             tensor = tensors(stamps, device)
             clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
             z = labels(network.bins, clean, tensor["z_spec"])
-            attacked = perturbed(network, tensor, z, attack, seed, PASSES[precision])
+            attacked = make(tensor, z, attack, seed)
             writer.append(replace(stamps, images=attacked.cpu().numpy()))
             written += len(stamps)
     return written

@@ -14,24 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcphotoz.attacks import Passes, perturb
 from hpcphotoz.attacks.precision import tf32
-from hpcphotoz.config import Attack
 from hpcphotoz.data.shards import Manifest, Stamps, read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.compute import PASSES, DatasetAttack
 from hpcphotoz.evaluation.labels import check_redshifts, labels
 from hpcphotoz.evaluation.least import least_eps
 from hpcphotoz.evaluation.methods import Planned, headline, planned
 from hpcphotoz.evaluation.network import Network, batches, check_fits, pdfs, tensors
 from hpcphotoz.evaluation.result import Example, Floats, LeastEps, NetworkResult, Result
 from hpcphotoz.evaluation.tally import Tally, network_result
-
-PASSES = {
-    "fp32": Passes(tf32=False),
-    "tf32": Passes(tf32=True),
-    "bf16": Passes(autocast=torch.bfloat16, tf32=False),
-}
 
 
 def evaluate(
@@ -88,15 +81,14 @@ def evaluate(
     _check(networks, data, manifest, batch, limit, subset, precision, minimal_max)
     plan = planned(methods, eps, headline_eps, steps=steps, restarts=restarts, loss=loss)
     pictured = headline(methods), headline_eps
-    taken = [_Taken(network, plan) for network in networks]
+    objects = min(limit or manifest.rows, manifest.rows)
+    gradients = objects * sum(attack.steps * attack.restarts for _, attack in plan)
+    taken = [_Taken(one, plan, DatasetAttack(one, precision, batch, gradients)) for one in networks]
     crossed = {source.name: {t.name: Tally() for t in networks if t is not source} for source in networks}
     object_id, z_spec, example = [], [], None
     for stamps in batches(data, manifest, batch, "attacking galaxies", limit, subset):
         tensor = tensors(stamps, device)
-        shown = {
-            one.network.name: one.attack(tensor, stamps.z_spec, pictured, seed, PASSES[precision])
-            for one in taken
-        }
+        shown = {one.network.name: one.attack(tensor, stamps.z_spec, pictured, seed) for one in taken}
         if minimal_max is not None:
             for one in taken:
                 with tf32(False):
@@ -141,8 +133,8 @@ class _Shown:
 class _Taken:
     """What is taken down of one network while batches go by."""
 
-    def __init__(self, network: Network, plan: list[Planned]) -> None:
-        self.network, self._plan = network, plan
+    def __init__(self, network: Network, plan: list[Planned], attacked: DatasetAttack) -> None:
+        self.network, self._plan, self._attacked = network, plan, attacked
         self._tallies = [Tally() for _ in range(1 + len(plan))]  # clean first
         self.least: list[Floats] = []
 
@@ -152,7 +144,6 @@ class _Taken:
         z_spec: Floats,
         pictured: tuple[str, float],
         seed: int,
-        passes: Passes,
     ) -> _Shown:
         """Every condition of one batch; returns what the attack `pictured`, (method, epsilon), made."""
         network, shown = self.network, None
@@ -160,7 +151,7 @@ class _Taken:
         self._tallies[0].add(network, clean, z_spec)
         z = labels(network.bins, clean, tensor["z_spec"])
         for tally, (name, attack) in zip(self._tallies[1:], self._plan, strict=True):
-            attacked = perturbed(network, tensor, z, attack, seed, passes)
+            attacked = self._attacked(tensor, z, attack, seed)
             pdf = pdfs(network, attacked, tensor["ebv"], tensor["object_id"])
             tally.add(network, pdf, z_spec)
             if (name, attack.eps) == pictured:
@@ -171,33 +162,6 @@ class _Taken:
     def result(self, z_spec: Floats, greatest: float | None) -> NetworkResult:
         minimal = None if greatest is None else LeastEps(np.concatenate(self.least), greatest)
         return network_result(self.network, self._tallies, self._plan, z_spec, minimal)
-
-
-def perturbed(
-    network: Network, tensor: dict[str, Tensor], z: Tensor, attack: Attack, seed: int, passes: Passes
-) -> Tensor:
-    """Attacked images, (N, B, H, W) float32 nMgy.
-
-    Args:
-        network: whom to fool.
-        tensor: of `network.tensors`.
-        z: (N,) float32 from `labels`.
-        attack: what to do.
-        seed: key of the random starts.
-        passes: precision of the gradients.
-    """
-    return perturb(
-        network.module,
-        tensor["images"],
-        tensor["ebv"],
-        z,
-        tensor["sky_sigma"],
-        tensor["object_id"],
-        attack=attack,
-        bins=network.bins,
-        seed=seed,
-        passes=passes,
-    )
 
 
 def _example(networks: Sequence[Network], stamps: Stamps, shown: dict[str, _Shown]) -> Example:

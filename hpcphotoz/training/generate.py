@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz.attacks import Passes, perturb
-from hpcphotoz.attacks.graph import Graphs
+from hpcphotoz.attacks.graph import Graphs, kind_of
 from hpcphotoz.config import Attack, Config, Training
 from hpcphotoz.data.order import key_of
 from hpcphotoz.models.bins import RedshiftBins
@@ -70,9 +70,7 @@ class Generator:
             return replace(self._passes, compiled=False)
         if self._graphs is None:
             return self._passes
-        # eps and step size are read by the graph: growing, they need no other one.
-        name = attack.model_copy(update={"eps": 0.0, "step_size": 0.0, "fraction": 0.0}).model_dump_json()
-        return replace(self._passes, replay=partial(self._graphs, name))
+        return replace(self._passes, replay=partial(self._graphs, kind_of(attack)))
 
 
 def start_seed(config: Config) -> int:
