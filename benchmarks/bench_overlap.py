@@ -90,7 +90,7 @@ def speed(networks: list[str], repeat: int, benchmark: Benchmark) -> None:
                     benchmark.attempt(f"{network}, alone", alone, network, batch) or {}
                 ).items():
                     seconds.setdefault(name, []).append(value)
-                for name, how in rivals().items():
+                for name, how in rivals(quick=repeat == 1).items():
                     if f"{network}, {name}" in benchmark.failures:
                         continue
                     options = {"precision": precision, **how}
@@ -103,10 +103,12 @@ def speed(networks: list[str], repeat: int, benchmark: Benchmark) -> None:
             benchmark.add(speed=figures, **{key: {n: f[key] for n, f in figures.items()} for key in names})
 
 
-def rivals() -> dict[str, dict[str, object]]:
-    """Options of `training` for each run."""
+def rivals(quick: bool) -> dict[str, dict[str, object]]:
+    """Options of `training` for each run; the first two where there is little time."""
     apart = {"overlap": "ranks", "attackers": 1}
-    return {name: {**apart, "max_staleness": s} for name, s in RANKS.items()} | {"data parallel": {}}
+    found: dict[str, dict[str, object]] = {"data parallel": {}}
+    found |= {name: {**apart, "max_staleness": s} for name, s in RANKS.items() if s == 1 or not quick}
+    return found
 
 
 def compared(network: str, batch: int, seconds: dict[str, list[float]], data_wait: float) -> dict[str, Any]:

@@ -82,22 +82,23 @@ def main() -> None:
     except BadInput as error:
         sys.exit(f"bench_scaling: {error}")
     benchmark.add(precision=options.precision, cores=CORES, attack=ATTACK._asdict())
+    kinds, ranks = ("weak", "strong", "apart"), RANKS[:2] if options.quick else RANKS
+    every = [case for kind in kinds for case in cases(kind, networks, ranks)]
     with without_gpus():
-        found = take_turns(networks, options.precision, 1 if options.quick else 3, benchmark)
+        found = take_turns(every, options.precision, 1 if options.quick else 3, benchmark)
     waits = [rate.data_wait for rates in found.values() for rate in rates]
-    kinds = ("weak", "strong", "apart")
     for kind in kinds:
-        known = [case for case in cases(kind, networks) if {case, single(case, kind)} <= set(found)]
+        known = [case for case in cases(kind, networks, ranks) if {case, single(case, kind)} <= set(found)]
         benchmark.add(**{kind: [row(found, case, kind) for case in known]})
     largest, rounds = (LARGEST // 8, 3) if options.quick else (LARGEST, 5)
     gpus, among = torch.cuda.device_count(), None
     reduced = benchmark.attempt("all-reduce, gloo", allreduce, "gloo", (2, 4), CORES, largest, rounds)
     if gpus > 1:
-        ranks = [p for p in (2, 4, 8) if p <= gpus]
-        among = benchmark.attempt("all-reduce, nccl", allreduce, "nccl", ranks, gpus, largest, rounds)
+        sizes = [p for p in (2, 4, 8) if p <= gpus]
+        among = benchmark.attempt("all-reduce, nccl", allreduce, "nccl", sizes, gpus, largest, rounds)
     benchmark.add(data_wait_max=max(waits, default=None), allreduce=reduced, allreduce_nccl=among)
     # The model of a network is fitted to all of its cases.
-    whole = [n for n in networks if all(case in found for kind in kinds for case in cases(kind, [n]))]
+    whole = [n for n in networks if all(case in found for case in every if case.network == n)]
     models = {name: model(name, benchmark.figures, images.get(name)) for name in whole if reduced}
     benchmark.add(model=models)
     show(benchmark.figures)
@@ -120,19 +121,19 @@ def without_gpus() -> Iterator[None]:
             os.environ[name] = before
 
 
-def cases(kind: str, networks: Sequence[str]) -> list[Case]:
+def cases(kind: str, networks: Sequence[str], ranks: Sequence[int]) -> list[Case]:
     """Of "weak", "strong" or "apart"."""
     if kind == "apart":
         return [Case(name, 1, WEAK, copies=2) for name in networks]
-    return [Case(name, p, p * WEAK if kind == "weak" else STRONG) for name in networks for p in RANKS]
+    return [Case(name, p, p * WEAK if kind == "weak" else STRONG) for name in networks for p in ranks]
 
 
-def take_turns(networks: Sequence[str], precision: str, rounds: int, benchmark: Benchmark) -> Rates:
+def take_turns(every: Sequence[Case], precision: str, rounds: int, benchmark: Benchmark) -> Rates:
     """Every case once a round, without those that fail.
 
     No round is left out: each run leaves out its own first steps.
     """
-    found: Rates = {case: [] for kind in ("weak", "strong", "apart") for case in cases(kind, networks)}
+    found: Rates = {case: [] for case in every}
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-scaling-") as folder:
         data = Path(folder, "data")
         train_runs.write_dataset(data, 1024)

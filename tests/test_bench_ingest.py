@@ -28,7 +28,7 @@ def test_an_ingest_that_fails_leaves_the_others_their_figures(
     monkeypatch.setattr(bench_ingest, "_measure", measured)
     monkeypatch.setattr(bench_ingest, "write_sources", lambda folder, rows: ["pasquet", "hayat"])
     monkeypatch.setattr("benchmarks.bench_ingest.shutil.which", lambda name: "/usr/bin/mpiexec")
-    monkeypatch.setattr(sys, "argv", ["bench_ingest.py", "--quick", "--json", str(path)])
+    monkeypatch.setattr(sys, "argv", ["bench_ingest.py", "--json", str(path)])
     with pytest.raises(SystemExit) as end:
         bench_ingest.main()
     told = json.loads(path.read_text())
