@@ -70,63 +70,74 @@ def _l2_kernel(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,
     FLAGGED: tl.constexpr,
     BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
 ):
-    # One object a program, read four times; the second to fourth time it is in the cache.
+    # One object a program, read twice: for two norms, and, backwards (what was read last is in the cache
+    # still), to write. In runs: the planes, whose parameters are scalars, or in channels_last the whole
+    # object. There a block begins STRIDE numbers after the one before, a multiple of BANDS, so that a lane
+    # keeps its band and its parameters. The sums are float64, where no square of a float32 overflows or
+    # vanishes.
     n = tl.program_id(0).to(tl.int64)  # N B H W passes 2^31 elements at survey batch sizes
     count: tl.constexpr = BANDS * PIXELS
+    runs: tl.constexpr = 1 if CHANNELS_LAST else BANDS
+    run: tl.constexpr = count // runs
+    blocks: tl.constexpr = (run + STRIDE - 1) // STRIDE
     if FLAGGED:
         if tl.load(active + n) == 0:
             _copy(out, adv, n * count, count, 1, BLOCK)
             return
-    lanes = tl.zeros((BLOCK,), tl.float32)
+    lane = tl.arange(0, BLOCK)
+    # v = step grad, c = (adv - x0) / eps, d = step v / eps: |delta / eps|^2 = |c + d / |v||^2.
+    vv = tl.zeros((BLOCK,), tl.float64)
+    cc, cd, dd = vv, vv, vv
+    for k in range(runs):
+        band = lane % BANDS if CHANNELS_LAST else k
+        s = tl.load(step + n * step_stride + band)
+        e = tl.load(eps + n * eps_stride + band)
+        for m in range(blocks):
+            i = m * STRIDE + lane
+            at = n * count + k * run + i
+            free = _free(mask, at, (lane < STRIDE) & (i < run), MASKED)
+            c = tl.load(adv + at, free, 0.0) - tl.load(x0 + at, free, 0.0)
+            c = tl.where(e > 0, tl.div_rn(c, tl.where(e > 0, e, 1.0)), 0.0).to(tl.float64)
+            cc += c * c
+            if STEPPED:
+                v = _ascent(grad, s, at, free).to(tl.float64)
+                d = v * tl.where(e > 0, tl.div_rn(s, tl.where(e > 0, e, 1.0)), 0.0).to(tl.float64)
+                vv += v * v
+                cd += c * d
+                dd += d * d
+    square, unit, length = tl.sum(cc), 1.0, 1.0
     if STEPPED:
-        for first in range(0, count, BLOCK):
-            i = first + tl.arange(0, BLOCK)
-            band = i % BANDS if CHANNELS_LAST else i // PIXELS
-            s = tl.load(step + n * step_stride + band, i < count, 0.0)
-            free = _free(mask, n * count + i, i < count, MASKED)
-            lanes = tl.maximum(lanes, tl.abs(_ascent(grad, s, n * count + i, free)))
-        largest = tl.max(lanes)
-        largest = tl.where(largest > 0, largest, 1.0)
-        lanes = tl.zeros((BLOCK,), tl.float32)
-        for first in range(0, count, BLOCK):
-            i = first + tl.arange(0, BLOCK)
-            band = i % BANDS if CHANNELS_LAST else i // PIXELS
-            s = tl.load(step + n * step_stride + band, i < count, 0.0)
-            free = _free(mask, n * count + i, i < count, MASKED)
-            d = tl.div_rn(_ascent(grad, s, n * count + i, free), largest)
-            lanes += d * d
-        length = tl.maximum(tl.sqrt_rn(tl.sum(lanes)), 1.0)
-        lanes = tl.zeros((BLOCK,), tl.float32)
-    radius = 0.0
-    # Once for |delta / eps|, once to write.
-    for writes in tl.static_range(2):
-        for first in range(0, count, BLOCK):
-            i = first + tl.arange(0, BLOCK)
-            band = i % BANDS if CHANNELS_LAST else i // PIXELS
-            inside = i < count
-            at = n * count + i
+        norm = tl.sqrt(tl.sum(vv))
+        # A power of two brings |v| among the normal float32 numbers.
+        unit = tl.where(norm > 1e37, 0.00006103515625, tl.where(norm < 1e-30, 1.2676506002282294e30, 1.0))
+        unit = tl.where(norm > 0, unit, 0.0).to(tl.float32)
+        norm = tl.where(norm > 0, norm, 1.0)
+        length = tl.where(unit > 0, norm * unit.to(tl.float64), 1.0).to(tl.float32)
+        square += (2.0 * tl.sum(cd) + tl.sum(dd) / norm) / norm
+    radius = tl.sqrt(square).to(tl.float32)
+    for back in range(runs):
+        k = runs - 1 - back
+        band = lane % BANDS if CHANNELS_LAST else k
+        s = tl.load(step + n * step_stride + band)
+        e = tl.load(eps + n * eps_stride + band)
+        least = tl.load(lo + n * lo_stride + band)
+        most = tl.load(hi + n * hi_stride + band)
+        for m in range(blocks):
+            i = (blocks - 1 - m) * STRIDE + lane
+            inside = (lane < STRIDE) & (i < run)
+            at = n * count + k * run + i
             free = _free(mask, at, inside, MASKED)
-            e = tl.load(eps + n * eps_stride + band, inside, 0.0)
             a = tl.load(adv + at, inside, 0.0)
             x = tl.load(x0 + at, inside, 0.0)
             moved = a
             if STEPPED:
-                s = tl.load(step + n * step_stride + band, inside, 0.0)
-                moved = a + s * tl.div_rn(tl.div_rn(_ascent(grad, s, at, free), largest), length)
-            delta = tl.where(free & (e > 0), moved - x, 0.0)
-            if writes == 0:
-                z = tl.div_rn(delta, tl.where(e > 0, e, 1.0))
-                lanes += z * z
-            else:
-                drawn = x + tl.div_rn(delta, tl.maximum(radius, 1.0))
-                drawn = tl.where(radius > 1, drawn, tl.where(e > 0, moved, x))
-                least = tl.load(lo + n * lo_stride + band, inside, 0.0)
-                most = tl.load(hi + n * hi_stride + band, inside, 0.0)
-                drawn = tl.minimum(tl.maximum(drawn, least, _EVERY), most, _EVERY)
-                tl.store(out + at, tl.where(free, drawn, a), inside)
-        if writes == 0:
-            radius = tl.sqrt_rn(tl.sum(lanes))
+                moved = a + s * tl.div_rn(_ascent(grad, s, at, free) * unit, length)
+            drawn = tl.where(radius > 1, x + tl.div_rn(moved - x, tl.maximum(radius, 1.0)), moved)
+            drawn = tl.where(e > 0, drawn, x)
+            drawn = tl.minimum(tl.maximum(drawn, least, _EVERY), most, _EVERY)
+            tl.store(out + at, tl.where(free, drawn, a), inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -143,10 +154,11 @@ def _median(  # type: ignore[no-untyped-def]
     grad, mask, base, between, PIXELS: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
 ):
     # The lower median, exactly: the least rank that half of the pixels, rounded up, do not exceed. The first
-    # round counts the pixels, the others halve the interval.
+    # round counts the pixels that may change. The others halve the interval, counted in floats, and move the
+    # end to the next rank that occurs: about 10 rounds for 4096 pixels, never more than 33.
     ranks = _rank(grad, mask, base, tl.arange(0, BLOCK), between, PIXELS, MASKED)
     least, most, half = -_NEVER - 1, _NEVER - 1, -1
-    for _ in range(33):
+    while least < most:
         middle = (least & most) + ((least ^ most) >> 1)  # (least + most) / 2 rounded down, without overflow
         middle = tl.where(half < 0, most, middle)
         lanes = (ranks <= middle).to(tl.int32)
@@ -156,12 +168,29 @@ def _median(  # type: ignore[no-untyped-def]
                 lanes += (_rank(grad, mask, base, i, between, PIXELS, MASKED) <= middle).to(tl.int32)
         below = tl.sum(lanes)
         half = tl.where(half < 0, (below + 1) // 2, half)
-        least, most = tl.where(below < half, middle + 1, least), tl.where(below < half, most, middle)
+        enough = below >= half
+        if enough:
+            lanes = tl.where(ranks <= middle, ranks, -_NEVER - 1)
+            if PIXELS > BLOCK:
+                for first in range(BLOCK, PIXELS, BLOCK):
+                    i = first + tl.arange(0, BLOCK)
+                    other = _rank(grad, mask, base, i, between, PIXELS, MASKED)
+                    lanes = tl.maximum(lanes, tl.where(other <= middle, other, -_NEVER - 1))
+            most = tl.max(lanes)
+            least = tl.where(below == half, most, least)
+        else:
+            lanes = tl.where(ranks <= middle, _NEVER, ranks)
+            if PIXELS > BLOCK:
+                for first in range(BLOCK, PIXELS, BLOCK):
+                    i = first + tl.arange(0, BLOCK)
+                    other = _rank(grad, mask, base, i, between, PIXELS, MASKED)
+                    lanes = tl.minimum(lanes, tl.where(other <= middle, _NEVER, other))
+            least = tl.min(lanes)
     return tl.where(least < 0, least ^ _NEVER, least).to(tl.float32, bitcast=True)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _box(  # type: ignore[no-untyped-def]
+def _moved(  # type: ignore[no-untyped-def]
     adv,
     x0,
     grad,
@@ -170,15 +199,12 @@ def _box(  # type: ignore[no-untyped-def]
     i,
     between,
     median,
-    e,
     s,
-    least,
-    most,
     PIXELS: tl.constexpr,
     STEPPED: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    # How far the pixels have moved and how far down and up they may; 0 where they may not.
+    # The original, how far the step has moved it, 0 where it may not, and whether it may.
     at = base + i.to(tl.int64) * between
     free = _free(mask, at, i < PIXELS, MASKED)
     x = tl.load(x0 + at, free, 0.0)
@@ -186,14 +212,29 @@ def _box(  # type: ignore[no-untyped-def]
     if STEPPED:
         g = _finite(tl.load(grad + at, free, 0.0).to(tl.float32))
         moved += s * tl.where(g > median, 1.0, tl.where(g < median, -1.0, 0.0))
-    low = tl.minimum(tl.maximum(-e, least - x), 0.0)
-    high = tl.maximum(tl.minimum(e, most - x), 0.0)
-    return tl.where(free, moved - x, 0.0), tl.where(free, low, 0.0), tl.where(free, high, 0.0)
+    return x, tl.where(free, moved - x, 0.0), free
 
 
 @triton.jit
-def _clamped(delta, tau, low, high):  # type: ignore[no-untyped-def]
+def _limits(x, e, least, most, free):  # type: ignore[no-untyped-def]
+    # How far down and up a pixel may move: the ball cut by the bounds; 0 where it may not.
+    low = tl.minimum(tl.maximum(-e, least - x), 0.0)
+    high = tl.maximum(tl.minimum(e, most - x), 0.0)
+    return tl.where(free, low, 0.0), tl.where(free, high, 0.0)
+
+
+@triton.jit
+def _shifted(delta, tau, low, high):  # type: ignore[no-untyped-def]
     return tl.minimum(tl.maximum(delta - tau, low), high)
+
+
+@triton.jit
+def _counted(delta, tau, low, high):  # type: ignore[no-untyped-def]
+    # The shifted changes; which of them follow the shift; and which lie at the upper (1) or lower (-1) limit.
+    down, up = delta - tau <= low, delta - tau >= high
+    sides = up.to(tl.int32) - down.to(tl.int32)
+    follow = 1 - (up | down).to(tl.int32)
+    return _shifted(delta, tau, low, high), follow, sides
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -221,7 +262,7 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     # One object and band a program. If they are one block the pixels stay in registers; else the later blocks
-    # are read again, from the cache, for each of the 73 sums.
+    # are read again, from the cache, in each round.
     n = (tl.program_id(0) // BANDS).to(tl.int64)  # N B H W passes 2^31 elements at survey batch sizes
     band = tl.program_id(0) % BANDS
     between: tl.constexpr = BANDS if CHANNELS_LAST else 1
@@ -239,46 +280,59 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
         median = _median(grad, mask, base, between, PIXELS, MASKED, BLOCK)
 
     start = tl.arange(0, BLOCK)
-    delta, low, high = _box(
-        adv, x0, grad, mask, base, start, between, median, e, s, least, most, PIXELS, STEPPED, MASKED
-    )
+    x, delta, free = _moved(adv, x0, grad, mask, base, start, between, median, s, PIXELS, STEPPED, MASKED)
+    low, high = _limits(x, e, least, most, free)
     # The shift lies between the least and the greatest delta, for [low, high] holds 0.
     smallest, greatest = delta, delta
     if PIXELS > BLOCK:
         for first in range(BLOCK, PIXELS, BLOCK):
             i = first + start
-            d, floor, ceiling = _box(
-                adv, x0, grad, mask, base, i, between, median, e, s, least, most, PIXELS, STEPPED, MASKED
-            )
+            _, d, _ = _moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
             smallest, greatest = tl.minimum(smallest, d), tl.maximum(greatest, d)
     left, right = tl.min(smallest), tl.max(greatest)
-    for _ in range(40):
-        tau = 0.5 * (left + right)
-        lanes = _clamped(delta, tau, low, high)
+    # The sum of the shifted changes falls with the shift in straight pieces, from one limit that a pixel
+    # reaches to the next. Newton's step is exact within a piece: a second one from the same piece (its counts
+    # differ from any other's) is the last. Where it leads out of the interval, and now and then, the
+    # interval is halved. 3 or 4 rounds for images under attack.
+    tau = tl.minimum(tl.maximum(0.0, left), right)
+    never = tl.full((), -1, tl.int64) << 62  # the counts of no piece
+    before, rounds = never, 0
+    while rounds < 256:
+        lanes, follow, sides = _counted(delta, tau, low, high)
         if PIXELS > BLOCK:
             for first in range(BLOCK, PIXELS, BLOCK):
                 i = first + start
-                d, floor, ceiling = _box(
-                    adv, x0, grad, mask, base, i, between, median, e, s, least, most, PIXELS, STEPPED, MASKED
-                )
-                lanes += _clamped(d, tau, floor, ceiling)
-        above = tl.sum(lanes) > 0
-        left, right = tl.where(above, tau, left), tl.where(above, right, tau)
-    tau = 0.5 * (left + right)
+                y, d, may = _moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
+                floor, ceiling = _limits(y, e, least, most, may)
+                more, follows, side = _counted(d, tau, floor, ceiling)
+                lanes, follow, sides = lanes + more, follow + follows, sides + side
+        # In one sum: how many follow, and above bit 32 how many more are at the upper limit than the lower.
+        total, now = tl.sum(lanes), tl.sum((sides.to(tl.int64) << 32) + follow)
+        number = (now & 0xFFFFFFFF).to(tl.float32)
+        left, right = tl.where(total > 0, tau, left), tl.where(total > 0, right, tau)
+        newton = tau + tl.div_rn(total, tl.maximum(number, 1.0))
+        middle = 0.5 * (left + right)
+        last = (total == 0) | (now == before) | ((number > 0) & (newton == tau))
+        halves = (last == 0) & ((number == 0) | (newton <= left) | (newton >= right) | (rounds % 8 == 7))
+        last = last | (halves & (middle == tau))
+        inside = tl.where(number > 0, tl.minimum(tl.maximum(newton, left), right), tau)
+        tau = tl.where(halves, middle, inside)
+        before = tl.where(halves, never, now)
+        rounds = tl.where(last, 256, rounds + 1)
     for first in range(0, PIXELS, BLOCK):
         i = first + start
         if PIXELS > BLOCK:
-            delta, low, high = _box(
-                adv, x0, grad, mask, base, i, between, median, e, s, least, most, PIXELS, STEPPED, MASKED
-            )
+            x, delta, free = _moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
+            low, high = _limits(x, e, least, most, free)
         at = base + i.to(tl.int64) * between
-        free = _free(mask, at, i < PIXELS, MASKED)
-        x, a = tl.load(x0 + at, free, 0.0), tl.load(adv + at, i < PIXELS, 0.0)
+        x = tl.load(x0 + at, i < PIXELS, 0.0)  # again: in registers it would cost more than from the cache
         # x + (most - x) may round to just above most.
         new = tl.minimum(
-            tl.maximum(x + _clamped(delta, tau, low, high), tl.minimum(least, x)), tl.maximum(most, x)
+            tl.maximum(x + _shifted(delta, tau, low, high), tl.minimum(least, x)), tl.maximum(most, x)
         )
-        tl.store(out + at, tl.where(free, new, a), i < PIXELS)
+        if MASKED:
+            new = tl.where(free, new, tl.load(adv + at, i < PIXELS, 0.0))
+        tl.store(out + at, new, i < PIXELS)
 
 
 def launch_l2(
@@ -291,10 +345,15 @@ def launch_l2(
     hi: Tensor,
     mask: Tensor | None = None,
     active: Tensor | None = None,
-    block: int = 4096,
+    block: int = 2048,
 ) -> Tensor:
     """Run the kernel itself, on whatever device the tensors are; arguments as `reference.l2`."""
-    options = {"BLOCK": block, "num_warps": _warps(block, pixels=8)}
+    bands, pixels = int(x0.shape[1]), int(x0.shape[2] * x0.shape[3])
+    last = checks.is_channels_last(x0)
+    block = min(block, triton.next_power_of_2(bands * pixels if last else pixels))
+    # Of whole 16-byte loads of a half-precision gradient, where a block holds so many.
+    unit = bands * (8 if block >= 64 * bands else 1) if last else 1
+    options = {"BLOCK": block, "STRIDE": block // unit * unit, "num_warps": _warps(block, pixels=4)}
     return _launch(_l2_kernel, x0.shape[0], adv, x0, grad, eps, step, lo, hi, mask, active, options)
 
 
@@ -321,8 +380,7 @@ def launch_flux(
 
 
 def _warps(block: int, pixels: int) -> int:
-    # Of 32 threads, each with so many pixels of a block. 16, in three arrays, fit the 64 registers that each
-    # of 1024 threads may have.
+    # Of 32 threads, each with so many pixels of a block.
     return max(1, min(32, block // (32 * pixels)))
 
 
