@@ -146,7 +146,6 @@ def test_bfloat16_weights_are_cast_once_and_the_model_keeps_its_own() -> None:
     assert casts - 4 * per_step == 10  # weights and biases of three convolutions and two dense layers
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_a_compiled_model_gives_the_same_attack() -> None:
     model, images, ebv, z, eps = problem()
     plain = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=3)

@@ -1,9 +1,6 @@
 """Decoding on load: the Triton kernel and the CPU form equal the reference bit for bit; what that is."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
+from tests.interpreter import compiled, interpret, interpreted, passed_under_the_interpreter, thinned
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels import load as kernel  # noqa: E402
@@ -28,7 +26,9 @@ CASES = [
     (0, 5, 8, 8),
 ]
 OBLONG = [(2, 5, 3, 20), (1, 1, 17, 4), (2, 3, 16, 32)]
+TURNED = [*((s, t) for s in CASES for t in (False, True)), *((s, False) for s in OBLONG)]
 SCALED = [False, True]
+interpret(kernel)
 Problem = tuple[Tensor, Tensor | None, Tensor | None]
 
 
@@ -66,14 +66,13 @@ def same(a: Tensor, b: Tensor) -> bool:
     )
 
 
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the subprocess of the test below"
-)
-@pytest.mark.parametrize("dtype", kernel.STORED)
-@pytest.mark.parametrize("scaled", SCALED)
+@interpreted
 @pytest.mark.parametrize(
-    ("shape", "turned"),
-    [*((s, t) for s in CASES for t in (False, True)), *((s, False) for s in OBLONG)],
+    ("shape", "turned", "dtype", "scaled"),
+    thinned(
+        [(*case, *kind) for case in TURNED for kind in product(kernel.STORED, SCALED)],
+        lambda k: k % 6 == k // 6 % 6,
+    ),
 )
 def test_kernel_equals_reference_bit_for_bit(
     shape: tuple[int, int, int, int], dtype: torch.dtype, scaled: bool, turned: bool
@@ -84,28 +83,15 @@ def test_kernel_equals_reference_bit_for_bit(
         assert same(kernel.launch(images, scale, now), reference.load(images, scale, now))
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the subprocess")
-def test_kernel_under_the_interpreter() -> None:
-    # The variable must be set before the kernel is defined, so a process of its own runs this file.
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bit_for_bit", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    cases = len(kernel.STORED) * len(SCALED) * (2 * len(CASES) + len(OBLONG))
-    assert found.returncode == 0 and f"{cases} passed" in found.stdout, found.stdout + found.stderr
+@compiled
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_kernel_under_the_interpreter(slow: bool) -> None:
+    assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 19
 
 
 @pytest.mark.parametrize("dtype", kernel.STORED)
 @pytest.mark.parametrize("scaled", SCALED)
-@pytest.mark.parametrize(
-    ("shape", "turned"),
-    [*((s, t) for s in CASES for t in (False, True)), *((s, False) for s in OBLONG)],
-)
+@pytest.mark.parametrize(("shape", "turned"), TURNED)
 def test_operator_on_the_cpu_equals_reference(
     shape: tuple[int, int, int, int], dtype: torch.dtype, scaled: bool, turned: bool
 ) -> None:
@@ -211,7 +197,7 @@ def test_operators_pass_opcheck(scaled: bool, turned: bool, dtype: torch.dtype) 
     torch.library.opcheck(kernel.on_cpu, tuple(t if t is None else t.nan_to_num() for t in inputs))
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter's kernel is no kernel")
+@compiled
 @pytest.mark.parametrize("scaled", SCALED)
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_launch_can_be_traced(scaled: bool, turned: bool) -> None:

@@ -1,12 +1,8 @@
 """The L-infinity steps: the Triton kernel equals the reference bit for bit; what the operators promise."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
+from tests.interpreter import compiled, interpret, interpreted, passed_under_the_interpreter, thinned
 from tests.ptx import ptx
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
@@ -40,9 +37,7 @@ SHAPES: list[Shape] = [
 GRADS = [torch.float32, torch.bfloat16, torch.float16, None]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 FLAGS = list(product([False, True], repeat=3))  # per object, masked, flagged
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the subprocess of the test below"
-)
+interpret(kernel)
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -101,9 +96,9 @@ def poison() -> Iterator[None]:
 
 
 @interpreted
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("grad", GRADS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "layout", "grad"), thinned(list(product(SHAPES, FORMATS, GRADS)), lambda k: k % 4 == k // 4 % 4)
+)
 def test_kernel_bit_for_bit(shape: Shape, grad: torch.dtype | None, layout: torch.memory_format) -> None:
     first = SHAPES.index(shape) + GRADS.index(grad) + FORMATS.index(layout)
     for flags in (FLAGS[first % 8], FLAGS[7 - first % 8]):  # every flag both ways, whatever the rest
@@ -119,8 +114,9 @@ def test_kernel_bit_for_bit(shape: Shape, grad: torch.dtype | None, layout: torc
 
 
 @interpreted
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(
+    ("layout", "flags"), thinned(list(product(FORMATS, FLAGS)), lambda k: k % 8 in (0, 5, 7))
+)
 def test_small_blocks_and_every_flag_bit_for_bit(layout: torch.memory_format, flags: Any) -> None:
     p = problem((3, 5, 9, 16), torch.bfloat16, layout, flags)
     wanted = reference.pgd(**p)
@@ -138,9 +134,10 @@ def truncated(copy: Tensor, wanted: Tensor) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("grad", GRADS[:3])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "layout", "grad"),
+    thinned(list(product(SHAPES, FORMATS, GRADS[:3])), lambda k: k % 3 == k // 3 % 3),
+)
 def test_momentum_kernel_bit_for_bit(
     shape: Shape, grad: torch.dtype | None, layout: torch.memory_format
 ) -> None:
@@ -151,7 +148,7 @@ def test_momentum_kernel_bit_for_bit(
 
 
 @interpreted
-@pytest.mark.parametrize("shape", SHAPES[:4])
+@pytest.mark.parametrize("shape", thinned([(s,) for s in SHAPES[:4]], lambda k: k in (0, 2)))
 def test_nan_images_bit_for_bit(shape: Shape) -> None:
     p = with_previous(problem(shape))
     for name in ("x0", "adv", "previous", "eps", "step", "lo", "hi"):
@@ -162,20 +159,10 @@ def test_nan_images_bit_for_bit(shape: Shape) -> None:
         same(kernel.launch(**q), reference.pgd(**q))
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the subprocess")
-def test_kernel_under_the_interpreter() -> None:
-    # The variable must be set before the kernel is defined, so a process of its own runs this file.
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bit_for_bit", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    cases = len(SHAPES) * len(FORMATS) * (len(GRADS) + len(GRADS[:3])) + len(FORMATS) * len(FLAGS) + 4
-    assert found.returncode == 0 and f"{cases} passed" in found.stdout, found.stdout + found.stderr
+@compiled
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_kernel_under_the_interpreter(slow: bool) -> None:
+    assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 40
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -239,7 +226,6 @@ def test_operators_pass_opcheck(layout: torch.memory_format, flags: tuple[bool, 
     torch.library.opcheck(kernel.pgd_copy_, (), p | {"copy": copy})
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_operators_compile_as_one_graph(backend: str) -> None:
     p = problem((2, 5, 4, 4), flags=FLAGS[7])
@@ -255,7 +241,7 @@ def test_operators_compile_as_one_graph(backend: str) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter's kernel is no kernel")
+@compiled
 @pytest.mark.parametrize("tracing_mode", ["fake", "symbolic"])
 @pytest.mark.parametrize("layout", FORMATS)
 def test_the_launch_can_be_traced(layout: torch.memory_format, tracing_mode: Any) -> None:

@@ -1,9 +1,6 @@
 """The best image so far: the kernel equals the reference bit for bit, and asks nobody which are better."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from itertools import product
 from typing import Literal
 
 import pytest
@@ -12,6 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
+from tests.interpreter import compiled, interpret, interpreted, passed_under_the_interpreter, thinned
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels import select as kernel  # noqa: E402
@@ -19,6 +17,7 @@ from hpcphotoz.kernels import select as kernel  # noqa: E402
 # n, bands, height, width beside programs of 4096 numbers: smaller, exactly one, several, odd; no images.
 SHAPES = [(4, 5, 3, 3), (3, 1, 64, 64), (5, 5, 64, 64), (2, 3, 33, 47), (0, 5, 8, 8)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
+interpret(kernel)
 
 
 def problem(
@@ -37,13 +36,14 @@ def problem(
     return best, old, adv, new
 
 
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the subprocess of the test below"
+@interpreted
+@pytest.mark.parametrize(
+    ("shape", "block", "layout", "dtype"),
+    thinned(
+        list(product(SHAPES, [kernel.BLOCK, 512], FORMATS, kernel.IMAGES)),
+        lambda k: k % 3 == (k // 3 + k // 6) % 3,
+    ),
 )
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("dtype", kernel.IMAGES)
-@pytest.mark.parametrize("block", [kernel.BLOCK, 512])
-@pytest.mark.parametrize("shape", SHAPES)
 def test_kernel_equals_reference_bit_for_bit(
     shape: tuple[int, int, int, int], block: int, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
@@ -54,20 +54,10 @@ def test_kernel_equals_reference_bit_for_bit(
     assert torch.equal(best, wanted) and torch.equal(old, before) and best.stride() == wanted.stride()
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the subprocess")
-def test_kernel_under_the_interpreter() -> None:
-    # The variable must be set before the kernel is defined, so a process of its own runs this file.
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bit_for_bit", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    cases = len(SHAPES) * 2 * len(kernel.IMAGES) * len(FORMATS)
-    assert found.returncode == 0 and f"{cases} passed" in found.stdout, found.stdout + found.stderr
+@compiled
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_kernel_under_the_interpreter(slow: bool) -> None:
+    assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 10
 
 
 def test_what_is_better_is_kept_and_nothing_else() -> None:
@@ -95,7 +85,7 @@ def test_operator_passes_opcheck_and_compiles_as_one_graph() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter's kernel is no kernel")
+@compiled
 @pytest.mark.parametrize("tracing_mode", ["fake", "symbolic"])
 def test_the_launch_can_be_traced(tracing_mode: Literal["fake", "symbolic"]) -> None:
     # As torch.compile sees it on a GPU, with a batch of any size too.

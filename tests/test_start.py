@@ -1,10 +1,7 @@
 """The random start: kernel and CPU path equal the reference bit for bit, and what all three promise."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
+from tests.interpreter import compiled, interpret, interpreted, passed_under_the_interpreter, thinned
 from tests.ptx import ptx
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
@@ -33,12 +31,7 @@ SHAPES: list[Shape] = [
 ]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 FLAGS = [(False, False), (False, True), (True, False), (True, True)]  # per object, masked
-interpreted = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the subprocess of the test below"
-)
-compiled = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter's kernel is no kernel"
-)
+interpret(kernel)
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -81,9 +74,10 @@ def poison() -> Iterator[None]:
 
 
 @interpreted
-@pytest.mark.parametrize("groups", [16, 256])
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "layout", "groups"),
+    thinned(list(product(SHAPES, FORMATS, [16, 256])), lambda k: k % 4 in (0, 3)),
+)
 def test_kernel_bit_for_bit(shape: Shape, layout: torch.memory_format, groups: int) -> None:
     for flags in FLAGS:
         p = problem(shape, layout, flags)
@@ -102,19 +96,9 @@ def test_nan_bit_for_bit(name: str) -> None:
 
 
 @compiled
-def test_kernel_under_the_interpreter() -> None:
-    # The variable must be set before the kernel is defined, so a process of its own runs this file.
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "bit_for_bit", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    cases = 2 * len(SHAPES) * len(FORMATS) + 4
-    assert found.returncode == 0 and f"{cases} passed" in found.stdout, found.stdout + found.stderr
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_kernel_under_the_interpreter(slow: bool) -> None:
+    assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 10
 
 
 @compiled
@@ -254,7 +238,6 @@ def test_the_launch_can_be_traced(flags: tuple[bool, bool]) -> None:
     assert "triton_kernel_wrapper" in graph.code
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_operator_compiles(backend: str) -> None:
     p = problem((2, 5, 4, 4), torch.channels_last, (True, True))
