@@ -9,7 +9,7 @@ TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hp
 # A test file a worker, so that its fixtures are made once; a worker a core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-slow peers bench-gpu bench-gpu-training bench-gpu-quick format clean
+.PHONY: demo test test-slow test-torch211 peers bench-gpu bench-gpu-training bench-gpu-quick format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/.ready
@@ -20,6 +20,21 @@ test: $(VENV)/.ready
 
 test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow
+
+# The oldest torch and triton that pyproject.toml allows, in an environment of their own: what a GPU cluster has. The
+# wheels with CUDA import without a GPU, and bring the assembler that counts the registers of a kernel.
+TORCH211 := .venv-torch211/bin/python
+test-torch211: .venv-torch211/.ready
+	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not slow" \
+	  $(addprefix tests/test_,$(addsuffix .py,compiled_kernels capture pgd project start select load reference \
+	  attacks apgd minimal gradient losses familiar models form step imports))
+	OMP_NUM_THREADS=1 $(TORCH211) -m pytest tests/test_form.py -k "test_pool_compiled or test_compiled and cnn"
+
+.venv-torch211/.ready: pyproject.toml constraints.txt tests/torch211.txt
+	$(PYTHON) -m venv .venv-torch211
+	{ grep -v '^torch==' constraints.txt; cat tests/torch211.txt; } > .venv-torch211/constraints.txt
+	$(TORCH211) -m pip install --quiet --disable-pip-version-check -c .venv-torch211/constraints.txt --editable '.[dev]'
+	@touch $@
 
 # Simulate labelled galaxies, train a standard and an adversarial network on two ranks, attack both, report.
 demo: $(D)/.done/report
