@@ -47,7 +47,7 @@ def passed_under_the_interpreter(file: str, expression: str, *, slow: bool) -> i
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=590,
         check=False,
     )
     passed = re.search(r"(\d+) passed", found.stdout)

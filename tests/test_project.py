@@ -134,6 +134,7 @@ def poison() -> Iterator[None]:
 
 
 @compiled
+@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernels_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "", slow=slow) >= 60

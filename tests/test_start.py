@@ -96,6 +96,7 @@ def test_nan_bit_for_bit(name: str) -> None:
 
 
 @compiled
+@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernel_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 10
