@@ -20,6 +20,7 @@ from pydantic import (
 from hpcphotoz.errors import BadInput, nearest
 
 Switch = Literal["auto", "on", "off"]
+_LONGEST = 1 << 20  # characters of a configuration file
 
 
 class _Section(BaseModel):
@@ -31,6 +32,13 @@ class _Section(BaseModel):
         numeric = cls.model_fields[field.field_name or ""].annotation in (int, float)
         if numeric and isinstance(value, bool):  # pydantic would take true for 1
             raise ValueError("want a number")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_endless_number(cls, value: object) -> object:
+        if isinstance(value, int) and value >= 1 << 31:  # sizes and counts are computed with in 64 bits
+            raise ValueError("want less than 2^31")
         return value
 
 
@@ -405,10 +413,15 @@ def _read(source: str) -> dict[str, Any]:
         if source in recipes() and not path.is_file():
             text = (resources.files("hpcphotoz") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
         else:
-            text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+            with path.open(encoding="utf-8-sig") as file:  # some editors begin with a byte order mark
+                text = file.read(_LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(recipes())
-        raise BadInput(f"{source}: not a readable TOML file nor a recipe ({known}): {error}") from None
+        known, why = ", ".join(recipes()), getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"{source}: not a readable TOML file nor a recipe ({known}){nearest(source, recipes())}: {why}"
+        ) from None
+    if len(text) > _LONGEST:  # a device such as /dev/zero has no end
+        raise BadInput(f"{source}: more than {_LONGEST} characters: not a configuration")
     try:
         return tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits

@@ -56,7 +56,14 @@ def test_unknown_override_lists_the_valid_ones() -> None:
         config.load("standard", {"attack.epsilon": "1"})
 
 
+def test_a_file_without_an_end_is_refused() -> None:
+    with pytest.raises(BadInput, match="/dev/zero: more than 1048576 characters"):
+        config.load("/dev/zero")
+
+
 def test_a_missing_file_lists_the_recipes() -> None:
+    with pytest.raises(BadInput, match=r"adverserial: .*\(did you mean adversarial\?\): No such file"):
+        config.load("adverserial")
     with pytest.raises(BadInput, match="nowhere.toml.*standard"):
         config.load("nowhere.toml")
 
@@ -72,6 +79,12 @@ def test_a_boolean_is_no_number(key: str, value: str, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(f"[{section}]\n{name} = {value}\n")
     with pytest.raises(BadInput, match=f"{key} = {value.capitalize()}: want a number"):
         config.load(str(tmp_path / "c.toml"))
+
+
+@pytest.mark.parametrize("key", ["data.block_rows", "training.global_batch", "data.read_threads"])
+def test_a_count_has_an_end(key: str) -> None:
+    with pytest.raises(BadInput, match=f"{key} = '1000000000000000000': want less than 2\\^31"):
+        config.load("standard", {key: str(10**18)})
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:

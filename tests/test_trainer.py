@@ -279,6 +279,17 @@ def test_the_run_folder_is_complete(alone: Path, dataset: Path) -> None:
     assert start["world_size"] == 1 and start["data"] == str(dataset.resolve()) and start["torch"]
 
 
+@pytest.mark.parametrize("damage", ["not JSON", "[1]", "{}", '{"step": null}'])
+def test_a_damaged_line_of_metrics_is_named(damage: str, alone: Path, dataset: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(alone, tmp_path / "run"))
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    (out / "metrics.jsonl").write_text("\n".join([*lines[:2], damage, *lines[2:]]) + "\n")
+    (out / "provenance.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"metrics.jsonl: line 3 is damaged: delete it"):
+        train(config(), dataset, out)
+    assert len(json.loads((out / "provenance.json").read_text())["starts"]) == 1
+
+
 def test_another_configuration_does_not_continue_a_run(alone: Path, dataset: Path) -> None:
     with pytest.raises(BadInput, match=r"another training.learning_rate \(0.003, now 0.5\)"):
         train(config(learning_rate=0.5), dataset, alone)

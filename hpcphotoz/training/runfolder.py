@@ -108,8 +108,8 @@ def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
     """Add this start to provenance.json: versions, commit, host, command, world, and the given facts."""
     path = run / "provenance.json"
     try:
-        starts = json.loads(path.read_text())["starts"]
-    except (OSError, ValueError, KeyError):
+        starts = list(json.loads(path.read_text())["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
         starts = []
     starts.append(
         {
@@ -164,12 +164,24 @@ class Metrics:
     Args:
         run: run folder.
         step: step the run continues from; 0: a new run.
+
+    Raises:
+        BadInput: a line of a run that continues is none of ours.
+        OSError: the file cannot be read or written.
     """
 
     def __init__(self, run: Path, step: int) -> None:
         self._path = run / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step] if step else []
-        self._validated = {line["step"] for line in map(json.loads, kept) if line.get("part") == "validation"}
+        self._validated, kept = set[int](), []
+        for number, line in enumerate(self._lines() if step else (), 1):
+            try:
+                values = json.loads(line)
+                at, validation = int(values["step"]), values.get("part") == "validation"
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise BadInput(f"{self._path}: line {number} is damaged: delete it, and resume") from None
+            if at <= step:
+                kept.append(line)
+                self._validated |= {at} if validation else set()
         write_text(self._path, "".join(line + "\n" for line in kept))
 
     def validated(self, step: int) -> bool:
@@ -188,7 +200,7 @@ class Metrics:
     def _lines(self) -> list[str]:
         # A killed process can leave its last line without an end: not JSON, and written again after the
         # resume.
-        text = self._path.read_text() if self._path.exists() else ""
+        text = self._path.read_text(errors="replace") if self._path.exists() else ""
         return text[: text.rfind("\n") + 1].splitlines()
 
 

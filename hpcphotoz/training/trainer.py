@@ -220,7 +220,12 @@ class _Trainer:
 
     def run(self, stop: StopRequest, profile: bool = False) -> Outcome:
         """Take steps until the end or until the ranks agree to stop."""
-        self._metrics = runfolder.Metrics(self._out, self._step) if self._world.is_first else None
+        problem = None
+        try:
+            self._metrics = runfolder.Metrics(self._out, self._step) if self._world.is_first else None
+        except (BadInput, OSError) as error:
+            problem = str(error)
+        group.agree(problem, self._world)
         if not self._catch_up(stop):
             return self._end(Verdict.STOP, None, stop)
         if self._step >= self._last:
