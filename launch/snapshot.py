@@ -10,8 +10,6 @@ import hpcphotoz
 from hpcphotoz.errors import BadInput
 from hpcphotoz.revision import RECORD, commit
 
-_LEFT_OUT = ("__pycache__", "*.pyc")
-
 
 def folder(launch: Path) -> Path:
     """Where the snapshot of the present code lies or would lie under the folder `launch`; writes nothing.
@@ -52,8 +50,8 @@ def take(launch: Path) -> Path:
             Path(hpcphotoz.__file__).parent,
             copy / "hpcphotoz",
             symlinks=False,  # `kernels` and `launch` are links in a checkout and folders in an installation
-            ignore=shutil.ignore_patterns(*_LEFT_OUT),
-            ignore_dangling_symlinks=True,  # an editor's lock is one: .#step.py
+            # Not by ignore_dangling_symlinks, which looks for `../kernels` from the working directory.
+            ignore=lambda base, names: [name for name in names if _left_out(Path(base) / name)],
         )
         (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
         try:
@@ -75,6 +73,11 @@ def _name(package: Path) -> str:
 def _files(package: Path) -> list[Path]:
     found = []
     for base, folders, names in os.walk(package, followlinks=True):
-        folders[:] = [name for name in folders if name not in _LEFT_OUT]
-        found += [Path(base) / name for name in names if not name.endswith(".pyc")]
-    return sorted(path for path in found if path.exists())  # a link to nothing is not copied
+        folders[:] = [name for name in folders if not _left_out(Path(base) / name)]
+        found += [Path(base) / name for name in names if not _left_out(Path(base) / name)]
+    return sorted(found)
+
+
+def _left_out(path: Path) -> bool:
+    """Compiled files, and links to nothing: an editor's lock, .#step.py, is one."""
+    return path.name == "__pycache__" or path.suffix == ".pyc" or not path.exists()

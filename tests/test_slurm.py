@@ -164,3 +164,11 @@ def test_slurms_refusal_is_told(cluster: Cluster, dataset: Path, tmp_path: Path)
     plan = LaunchPlan(partition="nowhere")
     with pytest.raises(BadInput, match=r"sbatch refused the job: .*invalid partition.*nowhere"):
         submit(plan, TrainJob.of(small(3), dataset, tmp_path / "run"))
+
+
+def test_the_interactive_shell_of_salloc_is_one_process(cluster: Cluster) -> None:
+    words = ("salloc", "--quiet", "--nodes=1", "--ntasks=4", "srun", "--interactive", "--ntasks=1")
+    code = (
+        "import os; from hpcphotoz.world import detect; print(os.environ['SLURM_STEP_ID'], detect().launcher)"
+    )
+    assert cluster.command(*words, sys.executable, "-c", code) == "4294967290 single"
