@@ -1,5 +1,6 @@
 """`python -m hpcphotoz` and the console script: errors a user can mend are one line and exit status 2."""
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: words after the program's name; those of this process by default.
     """
+    interrupts = _Interrupts()
     try:
         output.prepare()
         status = _run(sys.argv[1:] if arguments is None else arguments)
@@ -33,6 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"error: {error.filename or 'output'}: {error.strerror or error}", 2)
     except MemoryError as error:
         return _failed(f"error: out of memory {error}", 1)
+    except Exception:
+        if interrupts.seen:
+            return _failed("interrupted", 130)
+        raise
+    finally:
+        interrupts.end()
+
+
+class _Interrupts:
+    """Notes Ctrl-C: numpy turns one that comes during its import into an ImportError."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            try:
+                signal.signal(signal.SIGINT, self._note)
+            except ValueError:  # called in a thread, where Ctrl-C does not arrive
+                self._ours = False
+
+    def _note(self, *_: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def end(self) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -85,8 +85,10 @@ class Data(_Section):
     window_blocks: int = Field(
         32, ge=1, description="blocks shuffled together (more where four global batches need more)"
     )
-    read_threads: int = Field(2, ge=1, description="threads that read, per rank")
-    windows_ahead: int = Field(1, ge=1, description="windows read ahead; in memory, shared by the ranks")
+    read_threads: int = Field(2, ge=1, le=256, description="threads that read, per rank")
+    windows_ahead: int = Field(
+        1, ge=1, le=256, description="windows read ahead; in memory, shared by the ranks"
+    )
     verify: Literal["first", "always", "never"] = Field(
         "first", description="compare images and labels with their checksums on the first pass of a process"
     )

@@ -2,7 +2,10 @@
 
 import os
 import sys
-from typing import TextIO
+
+TYPE_CHECKING = False  # typing takes as long to import as all else here, and Ctrl-C may come meanwhile
+if TYPE_CHECKING:
+    from typing import TextIO
 
 
 def prepare() -> None:
@@ -24,7 +27,7 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
+def say(text: str, stream: "TextIO | None" = None) -> None:
     """Print a line for whoever still listens; one that cannot be written does not end the work.
 
     Args:
@@ -57,7 +60,7 @@ def flush() -> None:
                 raise
 
 
-def discard(stream: TextIO) -> None:
+def discard(stream: "TextIO") -> None:
     """Let a stream that cannot be written lead to /dev/null."""
     try:
         number = stream.fileno()
@@ -68,5 +71,5 @@ def discard(stream: TextIO) -> None:
     os.close(null)
 
 
-def _name(stream: TextIO) -> str:
+def _name(stream: "TextIO") -> str:
     return "standard error" if stream is sys.stderr else "standard output"

@@ -81,7 +81,7 @@ def test_a_boolean_is_no_number(key: str, value: str, tmp_path: Path) -> None:
         config.load(str(tmp_path / "c.toml"))
 
 
-@pytest.mark.parametrize("key", ["data.block_rows", "training.global_batch", "data.read_threads"])
+@pytest.mark.parametrize("key", ["data.block_rows", "training.global_batch", "model.bins"])
 def test_a_count_has_an_end(key: str) -> None:
     with pytest.raises(BadInput, match=f"{key} = '1000000000000000000': want less than 2\\^31"):
         config.load("standard", {key: str(10**18)})

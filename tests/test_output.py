@@ -101,13 +101,16 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(dataset: Path, tmp_path
     assert "galax\\xefes: 75 objects" in found.stdout
 
 
-def test_an_interrupt_during_the_imports_is_one_line() -> None:
+@pytest.mark.parametrize("turned_into", ["KeyboardInterrupt", "ImportError('from numpy')"])
+def test_an_interrupt_during_the_imports_is_one_line(turned_into: str) -> None:
     """They take most of a second, in which a mistyped command is often interrupted."""
     code = (
-        "import sys\n"
+        "import os, signal, sys\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'hpcphotoz.cli': raise KeyboardInterrupt\n"
+        "        if name != 'hpcphotoz.cli': return\n"
+        "        try: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        except KeyboardInterrupt: raise {turned_into}\n"
         "sys.meta_path.insert(0, Interrupt())\n"
         "from hpcphotoz.__main__ import main\n"
         "sys.exit(main(['--version']))\n"
