@@ -177,6 +177,11 @@ def test_a_compiler_that_fails_leaves_the_graph_alone_and_says_so(monkeypatch: p
         ({"overlap": "ranks"}, "off", "no CUDA graphs (overlap ranks: "),
         ({"objective": "free"}, "off", "no CUDA graphs (objective free: "),
         ({"graphs": "off"}, "off", "graphs off (as asked)"),
+        (
+            {"overlap": "streams", "graphs": "off"},
+            "off",
+            "as asked, though overlap streams is slower than off",
+        ),
         ({"compiled": "on", "graphs": "attack"}, "attack", "compiled on (as asked)"),
     ],
     ids=str,

@@ -35,6 +35,14 @@ def to_device(batch: Batch, device: torch.device, non_blocking: bool = False) ->
     return replace(batch, **moved)  # type: ignore[arg-type]
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on a device, by a copy for which nothing waits.
+
+    From memory that is not pinned, CUDA waits for all that the stream has been given before it copies.
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """The same batches on a device; on a GPU the next one is copied while the last one is used.
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hpcphotoz.data.device import sent
 from hpcphotoz.training import group
 from hpcphotoz.training.meter import Meter
 from hpcphotoz.training.work import Work
@@ -70,13 +71,11 @@ class Agreement:
             others: (2,) float64: how many attackers ask to stop, and how many cannot read.
             now: whether the outcome of this very step is wanted.
         """
-        gpu = sums.device.type == "cuda"
         flags = torch.tensor([work.skipped, stop, problem], dtype=torch.float64)
         if others is not None:
             flags[1:] += others
-        # Pinned: other copies would wait for the device.
-        flags = (flags.pin_memory() if gpu else flags).to(sums.device, non_blocking=True)
-        both = group.add_up(torch.cat([sums, flags]), self._world, self._among)
+        both = torch.cat([sums, sent(flags, sums.device)])
+        both = group.add_up(both, self._world, self._among)
         self._coming.append(_on_host(both, work))
         verdict = Verdict.GO_ON
         while len(self._coming) > (0 if now or verdict is Verdict.STOP or not self._lags else 1):

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from hpcphotoz.config import Training
+from hpcphotoz.data.device import sent
 from hpcphotoz.training.agreement import Verdict
 from hpcphotoz.training.codec import Images, Weights, header
 from hpcphotoz.training.roles import Share, Split
@@ -88,7 +89,7 @@ class Link:
         place = np.searchsorted(self.split.planned(self.rank, work.size, self.fraction), work.positions)
         mine = np.flatnonzero((place >= start) & (place < stop))
         device = work.images.device
-        return torch.from_numpy(mine).to(device), torch.from_numpy(place[mine] - start).to(device)
+        return sent(torch.from_numpy(mine), device), sent(torch.from_numpy(place[mine] - start), device)
 
     def greet(self, device: torch.device) -> None:
         """Exchange a byte with every rank that will be spoken to, in one order on all ranks.

@@ -216,7 +216,9 @@ def _settled_on_cpu(training: Training, world: World, begun: str | None) -> Sett
 def _graphs(training: Training) -> tuple[str, str]:
     """What is captured on a GPU, and that in words."""
     if training.graphs != "auto":
-        return training.graphs, f"graphs {training.graphs} (as asked)"
+        bare = training.overlap == "streams" and training.graphs == "off"
+        slower = ", though overlap streams is slower than off without a graph of the attack" if bare else ""
+        return training.graphs, f"graphs {training.graphs} (as asked{slower})"
     if training.overlap == "ranks":
         return "off", "no CUDA graphs (overlap ranks: a capture would wait for other ranks)"
     if training.objective == "free":

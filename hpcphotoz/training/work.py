@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpcphotoz.attacks import has_triton
 from hpcphotoz.config import Config
+from hpcphotoz.data.device import sent
 from hpcphotoz.data.order import adversarial, key_of, mix
 from hpcphotoz.data.stream import Batch
 from hpcphotoz.kernels import reference
@@ -59,16 +60,14 @@ def prepare(batch: Batch, config: Config, epoch: int, step: int) -> Work:
     device = batch.images.device
     position = batch.position.numpy()
     chosen = adversarial(position, config.attack.fraction)
-    rows = [
-        torch.from_numpy(np.flatnonzero(which)).to(device, non_blocking=True) for which in (chosen, ~chosen)
-    ]
+    rows = [sent(torch.from_numpy(np.flatnonzero(which)), device) for which in (chosen, ~chosen)]
     images = flux(batch, config.training.seed if config.training.augment else None, epoch)
     return Work(
         images=images,
         ebv=batch.ebv,
         z_spec=batch.z_spec,
         sky_sigma=batch.sky_sigma,
-        object_id=batch.object_id.to(device, non_blocking=True),
+        object_id=sent(batch.object_id, device),
         attacked=rows[0],
         clean=rows[1],
         positions=position[chosen],
@@ -90,7 +89,7 @@ def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
     if seed is not None:
         ids = batch.object_id.numpy().astype(np.uint64)
         words = mix(ids, key_of(seed, epoch, _AUGMENT)) >> np.uint64(61)
-        code = torch.from_numpy(words.astype(np.int64)).to(batch.images.device)
+        code = sent(torch.from_numpy(words.astype(np.int64)), batch.images.device)
     return _load_on(batch.images.device.type)(batch.images, batch.image_unit, code)
 
 
