@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from hpcphotoz.data import index
 from tests.datasets import make_dataset
+
+
+@pytest.fixture(autouse=True)
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexing opens shards in another process first: a second each time."""
+    monkeypatch.setattr(index, "_probe", lambda paths: None)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ SHUFFLE, GZIP, FLETCHER32, LZF = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FI
 _OURS = (SHUFFLE, GZIP, FLETCHER32)  # in the order in which h5py applies them
 LARGEST_CHUNK = 1 << 28  # bytes uncompressed; reading holds a few chunks a thread
 LARGEST_LZF_CHUNK = 1 << 22  # HDF5 undoes LZF without a limit, and LZF expands by 88 at most
+_LONGEST = 1000  # values of an attribute
 EXPANSION = 1032  # of gzip, at most
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError)  # what HDF5's errors become
 
@@ -44,6 +45,23 @@ def open_file(path: Path) -> h5py.File:
     are off unless HDF5_USE_FILE_LOCKING says otherwise. One process must open a file in one way only.
     """
     return h5py.File(path, "r", locking=None if "HDF5_USE_FILE_LOCKING" in os.environ else False)
+
+
+def attribute(file: h5py.File, name: str) -> Any:
+    """An attribute of a file: a number or text, or some of them; None: there is none.
+
+    Raises:
+        BadInput: it is of another type, for which HDF5 may crash, or longer than any list of bands.
+    """
+    if name not in file.attrs:
+        return None
+    found = h5py.h5a.open(file.id, name.encode())
+    plain = found.get_type().get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
+    if not plain or math.prod(found.shape or ()) > _LONGEST:
+        raise BadInput(
+            f"{file.filename}: attribute '{name}' is no number or text, nor a list of at most {_LONGEST}"
+        )
+    return file.attrs[name]
 
 
 def array(file: h5py.File, name: str) -> h5py.Dataset:

@@ -1,5 +1,9 @@
 """A manifest for shards that somebody else wrote with h5py, in any layout and with any filter."""
 
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,9 @@ from hpcphotoz.locks import locked
 from hpcphotoz.progress import track
 
 _ROWS = 256
+_ATTRIBUTES = ("bands", "pixel_scale", "flux_unit", "version")
+_OPENER = [sys.executable, "-m", "hpcphotoz.data.index"]
+_PROBE_S = 60.0  # a shard; a file of millions of chunks takes some seconds
 
 
 def index_folder(folder: Path) -> Manifest:
@@ -59,7 +66,10 @@ def index_folder(folder: Path) -> Manifest:
     paths = sorted(folder.glob("shard-*.h5"))
     if not paths:
         raise BadInput(f"{folder}: no shard-*.h5 in it: name the folder that holds them")
+    if strangers := [path for path in paths if path.is_symlink() or not path.is_file()]:
+        raise BadInput(f"{strangers[0]}: a link or no plain file: copy or hard-link it")
     with locked(folder / LOCK, f"{folder}: another process is writing a dataset in it: wait for its end"):
+        _probe(paths)
         header = _header(paths[0])
         moments, entries = Moments(len(header.bands)), []
         for path in track(paths, "indexing shards", total=len(paths)):
@@ -70,12 +80,45 @@ def index_folder(folder: Path) -> Manifest:
     return manifest
 
 
+def _probe(paths: list[Path], limit_s: float = _PROBE_S) -> None:
+    """Open the shards in another process first: damage in an attribute can crash or hang HDF5 itself.
+
+    Raises:
+        BadInput: that process died or came to a stand; names the shard.
+    """
+    names = "".join(f"{path.absolute()}\n" for path in paths)
+    what = "crashes HDF5"
+    try:
+        ended = subprocess.run(
+            _OPENER, input=names, stdout=subprocess.PIPE, text=True, timeout=limit_s * len(paths), check=False
+        )
+        opened, failed = ended.stdout, ended.returncode != 0
+    except subprocess.TimeoutExpired as error:
+        opened, failed = (error.stdout or b"").decode(), True
+        what = f"is not opened by HDF5 in {limit_s:g} s"
+    if failed:
+        raise BadInput(f"{paths[max(len(opened.split()) - 1, 0)]}: {what}: damaged; copy or write it again")
+
+
+def _open_all(paths: Iterable[str]) -> None:
+    """What the process of `_probe` does; other errors than crashes are left to be found again."""
+    for k, path in enumerate(paths):
+        print(k, flush=True)
+        with suppress(BadInput, *hdf5.DAMAGE), hdf5.open_file(Path(path.rstrip("\n"))) as file:
+            for name in _ATTRIBUTES:
+                hdf5.attribute(file, name)
+            for name in COLUMNS:
+                hdf5.array(file, name)
+
+
 def _header(path: Path) -> Header:
     try:
         with hdf5.open_file(path) as file:
-            bands = tuple(str(band) for band in np.atleast_1d(file.attrs["bands"]).tolist())
-            scale = float(file.attrs["pixel_scale"])
-            unit, version = file.attrs.get("flux_unit", FLUX_UNIT), file.attrs.get("version", 1)
+            bands, scale, unit, version = (hdf5.attribute(file, name) for name in _ATTRIBUTES)
+            if bands is None or scale is None:
+                raise BadInput(f"{path}: has no attribute {_ATTRIBUTES[0 if bands is None else 1]}")
+            bands = tuple(str(band) for band in np.atleast_1d(bands).tolist())
+            scale, unit, version = float(scale), FLUX_UNIT if unit is None else unit, version or 1
             if unit != FLUX_UNIT or version not in (1, FORMAT_VERSION):
                 want = f"{FLUX_UNIT!r} and 1 or {FORMAT_VERSION}, or leave them out"
                 raise BadInput(
@@ -91,7 +134,7 @@ def _header(path: Path) -> Header:
             if images.dtype not in (np.float32, np.float16):
                 raise BadInput(f"{path}: 'images' of type {images.dtype}: want float32 or float16, nMgy")
             return Header(bands, images.shape[2], scale, str(images.dtype))
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+    except hdf5.DAMAGE as error:
         raise BadInput(
             f"{path}: not a shard ({error}): want the arrays {', '.join(COLUMNS)} and the attributes bands, "
             "pixel_scale"
@@ -164,3 +207,7 @@ def _check_values(stamps: Stamps, path: Path, start: int) -> None:
                 f"{path}: row {start + bad[0]} has {name} {values[bad[0]]:g}: want {low:g} to {high:g}, "
                 "or NaN where unknown"
             )
+
+
+if __name__ == "__main__":
+    _open_all(sys.stdin)
