@@ -22,6 +22,7 @@ import hpcphotoz
 from hpcphotoz.config import Config, parse, to_toml
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
+from hpcphotoz.output import say
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES, World, detect
 
 # A signal reaches the nodes one after the other: rank 0 may stop by another rank's flag before its own.
@@ -114,7 +115,7 @@ class TrainJob:
                 sys.exit(0)
             seen = signals.seen(wait_s=_STRAGGLING_SIGNAL_S)
         if _asks_for_requeue(seen):
-            print("saved on all ranks; handing SIGUSR2 to submitit", flush=True)
+            say("saved on all ranks; handing SIGUSR2 to submitit")
             signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
         _ignore_stops()
         return "stopped"
@@ -127,7 +128,7 @@ class TrainJob:
         import submitit
 
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.max_requeues:
-            print(f"restarted {self.max_requeues} times: not again; launch again to go on", flush=True)
+            say(f"restarted {self.max_requeues} times: not again; launch again to go on")
             return None
         return submitit.helpers.DelayedSubmission(self)
 
@@ -161,10 +162,7 @@ class TrainJob:
         os.environ["MASTER_ADDR"] = _master_address(job.hostnames[0], os.environ)
         os.environ["MASTER_PORT"] = str(_master_port(job.job_id, restart))
         world = detect()
-        print(
-            f"rank {world.rank} of {world.size} on {socket.gethostname()}, code {found}, restart {restart}",
-            flush=True,
-        )
+        say(f"rank {world.rank} of {world.size} on {socket.gethostname()}, code {found}, restart {restart}")
         return world
 
 
@@ -210,7 +208,7 @@ def _asks_for_requeue(seen: set[int]) -> bool:
     try:
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"cannot ask Slurm why the job was stopped: {error}", flush=True)
+        say(f"cannot ask Slurm why the job was stopped: {error}")
         text = ""
     facts = dict(word.partition("=")[::2] for word in text.split())
     if facts.get("JobState") in ("CANCELLED", "COMPLETING") and facts.get("Reason") != "TimeLimit":

@@ -27,6 +27,7 @@ from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.output import say
 from hpcphotoz.training import runfolder
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES
 
@@ -136,7 +137,7 @@ def dry_run(plan: LaunchPlan, job: TrainJob) -> str:
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def submit(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = print) -> Submitted:
+def submit(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = say) -> Submitted:
     """Queue the run on Slurm, from a snapshot of the present code.
 
     Args:
@@ -174,7 +175,7 @@ def submit(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = print)
     return Submitted(submitted.job_id, launch)
 
 
-def run_local(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = print) -> int:
+def run_local(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = say) -> int:
     """Train on this machine with one process a rank, wait for the end, and return the exit status.
 
     Ctrl-C, or SIGTERM to this process, saves and stops all ranks after the same step. Main thread only.

@@ -49,6 +49,15 @@ def test_training_does_not_need_a_reader(dataset: Path, tmp_path: Path) -> None:
     assert said.count("standard output: Broken pipe; the work goes on") == 1
 
 
+def test_a_local_launch_does_not_need_a_reader(dataset: Path, tmp_path: Path) -> None:
+    """It would leave its ranks behind."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    run = ["train", "standard", "--data", dataset, "--out", tmp_path / "run", *TINY]
+    found = command(["launch", "local", "--tasks-per-node", 1, "--", *run], stdout=closed_pipe())
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-00000005.pt").is_file()
+
+
 @needs_full
 def test_training_does_not_need_room_for_its_output(dataset: Path, tmp_path: Path) -> None:
     with FULL.open("w") as full:

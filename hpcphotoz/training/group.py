@@ -16,6 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.output import say
 from hpcphotoz.training.rank_device import choose_device, conflict, identity
 from hpcphotoz.training.rendezvous import Rendezvous
 from hpcphotoz.world import World
@@ -187,7 +188,7 @@ def _watchdog(where: Callable[[], str], timeout_s: float) -> Iterator[None]:
             elif time.monotonic() - since > timeout_s:
                 text = _lost(seen, timeout_s, "the GPU waits for it")
                 _log.info("%s", text)
-                print(f"hpcphotoz: error: {text}", file=sys.stderr, flush=True)
+                say(f"hpcphotoz: error: {text}", sys.stderr)
                 os._exit(1)  # the main thread is inside CUDA, and hears nothing
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)

@@ -149,7 +149,7 @@ class _Trainer:
         self._parts = replace(self._parts, config=self._config, speed=speed_of(found.training, device))
         self._say(f"{self._out}: {found.said}")
         if found.warning and self._world.is_first:
-            print(f"hpcphotoz: warning: {found.warning}", file=sys.stderr)
+            say(f"hpcphotoz: warning: {found.warning}", sys.stderr)
         return self._config
 
     @property
