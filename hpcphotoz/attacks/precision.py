@@ -113,5 +113,5 @@ def slower_than_fp32(precision: str, speedup: float) -> str | None:
         return None
     return (
         f"bf16 on this CPU: convolutions take {1 / speedup:.1f} times as long as in fp32 (measured), "
-        "for it has no bfloat16 units: want auto or fp32"
+        "for it has no bfloat16 matrix units: want auto or fp32"
     )
