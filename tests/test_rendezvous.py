@@ -112,7 +112,7 @@ def test_something_else_that_listens_is_a_lost_rank_after_the_timeout() -> None:
 def test_a_timeout_is_one_line_that_names_the_absent(rank: int) -> None:
     ((status, _, errors),) = ended(join(rank, 3, free_port(), 2))
     assert status == 1 and len(errors) == 1 and "training.timeout_s = 2 s" in errors[0]
-    assert ("rank 1, 2: look at" if rank == 0 else "rank 0 does not listen at") in errors[0]
+    assert ("look at the output of rank 1, 2" if rank == 0 else "rank 0 does not listen at") in errors[0]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -99,8 +99,8 @@ class Rendezvous:
         absent = [key.partition("/")[2] for key in keys if not self.store.check([key])]
         named = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
         return (
-            f"{len(absent)} of {len(keys)} ranks did not join within {self._told}: rank {named}: look at the "
-            "output of those"
+            f"{len(absent)} of {len(keys)} ranks did not join within {self._told}: look at the output of "
+            f"rank {named}"
         )
 
     @property
