@@ -147,7 +147,7 @@ def inspect(options: argparse.Namespace) -> int:
         return 0
     made = facts.pop("provenance")
     for name, value in {**facts, **{f"made: {key}": value for key, value in made.items()}}.items():
-        print(f"{name:20s} {_short(value)}")
+        print(f"{_printable(name):20s} {_short(value)}")
     return 0
 
 
@@ -157,7 +157,13 @@ def _short(value: Any) -> str:
         text = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
     else:
         text = value if isinstance(value, str) else json.dumps(value)
+    text = _printable(text)
     return text if len(text) <= 100 else f"{text[:90]} ... ({len(text)} characters)"
+
+
+def _printable(text: str) -> str:
+    """A text as it is, or in quotes where a terminal would obey it: a manifest may come from anywhere."""
+    return text if text.isprintable() else json.dumps(text)
 
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:

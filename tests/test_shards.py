@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from hpcphotoz.__main__ import main
 from hpcphotoz.data import rows, shards
 from hpcphotoz.data.shards import COLUMNS, Header, Stamps
 from hpcphotoz.data.writer import ALIGNMENT, DatasetWriter, Moments, write_shard
@@ -319,3 +320,12 @@ def test_int16_refuses_a_sky_sigma_it_cannot_scale_by(tmp_path: Path) -> None:
     ):
         writer.append(stamps)
     assert not (tmp_path / "d" / shards.MANIFEST).exists()
+
+
+def test_a_terminal_does_not_obey_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"made\x1b[2J": "here\x1b]0;title\x07", "note": ["\u202eabc"]}
+    with DatasetWriter(tmp_path / "d", HEADER, 8, record) as writer:
+        writer.append(make_stamps(3))
+    assert main(["inspect", str(tmp_path / "d")]) == 0
+    shown = capsys.readouterr().out
+    assert "made" in shown and "title" in shown and shown.replace("\n", "").isprintable()
