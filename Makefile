@@ -28,7 +28,8 @@ test-torch211: .venv-torch211/.ready
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not slow" \
 	  $(addprefix tests/test_,$(addsuffix .py,compiled_kernels capture pgd project start select load reference \
 	  attacks apgd minimal gradient losses familiar models form step imports))
-	OMP_NUM_THREADS=1 $(TORCH211) -m pytest tests/test_form.py -k "test_pool_compiled or test_compiled and cnn"
+	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 -m slow \
+	  -k "registers or test_pool_compiled or test_compiled and cnn" tests/test_compiled_kernels.py tests/test_form.py
 
 .venv-torch211/.ready: pyproject.toml constraints.txt tests/torch211.txt
 	$(PYTHON) -m venv .venv-torch211

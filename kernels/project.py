@@ -16,6 +16,7 @@ from torch.library import triton_op, wrap_triton
 from hpcphotoz.kernels import checks, reference
 
 _ONE_BLOCK = 16384  # pixels of an object and band that a program of 1024 threads keeps in registers
+_WARP = 64 if torch.version.hip else 32  # threads
 _HUGE = tl.constexpr(3.4028234663852886e38)
 _NEVER = tl.constexpr(0x7FFFFFFF)  # where a pixel may not change: the rank of a NaN, which no gradient has
 _EVERY = tl.constexpr(tl.PropagateNan.ALL)
@@ -331,7 +332,8 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
             tl.maximum(x + _shifted(delta, tau, low, high), tl.minimum(least, x)), tl.maximum(most, x)
         )
         if MASKED:
-            new = tl.where(free, new, tl.load(adv + at, i < PIXELS, 0.0))
+            may = _free(mask, at, i < PIXELS, MASKED)
+            new = tl.where(may, new, tl.load(adv + at, i < PIXELS, 0.0))
         tl.store(out + at, new, i < PIXELS)
 
 
@@ -380,8 +382,8 @@ def launch_flux(
 
 
 def _warps(block: int, pixels: int) -> int:
-    # Of 32 threads, each with so many pixels of a block.
-    return max(1, min(32, block // (32 * pixels)))
+    # So many pixels of a block a thread, of which a program has at most 1024.
+    return max(1, min(1024, block // pixels) // _WARP)
 
 
 def _launch(

@@ -1,6 +1,10 @@
-"""What Triton makes of a launch for an H100, on a machine that has none."""
+"""What Triton makes of a launch for a GPU, on a machine that has none."""
 
+import re
+import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,13 +16,61 @@ TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", t
 TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.int16: "i16"}
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes of a GPU."""
+
+    threads: int  # of a program
+    registers: int  # of a thread
+    spilt: int  # bytes of a thread that lie in memory, for registers do not suffice
+
+
 def ptx(patch: pytest.MonkeyPatch, module: ModuleType, launch: Callable[[], object]) -> str:
-    """The assembly of the one kernel that `launch` would start.
+    """The assembly of the one kernel that `launch` would start, on an H100; arguments as `built`."""
+    return str(built(patch, module, launch).asm["ptx"])
+
+
+def resources(kernel: Any, folder: Path) -> Resources:
+    """Threads, registers and spills of a kernel from `built`.
+
+    Args:
+        kernel: compiled for an NVIDIA or an AMD GPU.
+        folder: for the assembler's files.
+    """
+    meta = kernel.metadata
+    threads = meta.num_warps * meta.target.warp_size
+    if "amdgcn" in kernel.asm:
+        found = {name: int(n) for name, n in re.findall(r"\.(\w+_count):\s+(\d+)", kernel.asm["amdgcn"])}
+        return Resources(threads, found["vgpr_count"], 4 * found["vgpr_spill_count"])
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    assembler = get_ptxas(meta.target.arch).path
+    (folder / "kernel.ptx").write_text(kernel.asm["ptx"])
+    wanted = re.search(r"^\.target (\w+)", kernel.asm["ptx"], re.MULTILINE)
+    assert wanted
+    said = subprocess.run(
+        [assembler, f"-arch={wanted[1]}", "-v", "kernel.ptx", "-o", "kernel.cubin"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stderr
+    used, spilt = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
+    assert used and spilt, said
+    return Resources(threads, int(used[1]), int(spilt[1]))
+
+
+def built(
+    patch: pytest.MonkeyPatch, module: ModuleType, launch: Callable[[], object], target: Any = None
+) -> Any:
+    """The one kernel that `launch` would start, compiled.
 
     Args:
         patch: of the test that calls.
         module: where the kernel and the name `wrap_triton` are.
         launch: starts the kernel once, with tensors of any device.
+        target: Triton's GPUTarget; an H100 by default.
     """
     from triton import compile
     from triton.backends.compiler import GPUTarget
@@ -54,7 +106,7 @@ def ptx(patch: pytest.MonkeyPatch, module: ModuleType, launch: Callable[[], obje
         {name: values[name] for name in constants},
         aligned,
     )
-    return str(compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+    return compile(source, target=target or GPUTarget("cuda", 90, 32), options=options)
 
 
 def _type(value: Any) -> str:

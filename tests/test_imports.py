@@ -1,0 +1,82 @@
+"""What has to be installed where: modules import beside the packages of a plain GPU image, and no others."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TORCH = {"torch", "triton", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock"}
+TORCH |= {"fsspec", "typing_extensions", "setuptools", "cuda", "torchgen", "functorch", "optree"}
+# What images with torch for GPU clusters bring besides.
+IMAGE = TORCH | {"h5py", "mpi4py", "rich", "pygments", "markdown_it", "mdurl", "xxhash", "scipy", "tqdm"}
+IMAGE |= {"matplotlib", "mpl_toolkits", "PIL", "cycler", "kiwisolver", "contourpy", "pyparsing", "dateutil"}
+IMAGE |= {"packaging", "yaml", "psutil", "safetensors", "six", "fontTools"}
+FOUR = {"pydantic", "pydantic_core", "typing_inspection", "annotated_types"}  # small wheels to bring along
+
+BLOCKED = '''
+import importlib, importlib.metadata, sys
+
+allowed = set(sys.argv[1].split(","))
+installed = set(importlib.metadata.packages_distributions())
+
+finders = list(sys.meta_path)
+
+class Allowed:
+    """What other finders find, without the blocked packages: as if these were not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in installed - allowed - {"hpcphotoz"}:
+            return None
+        found = (finder.find_spec(name, path, target) for finder in finders)
+        return next((spec for spec in found if spec is not None), None)
+
+sys.meta_path[:] = [Allowed()]
+for name in sys.argv[2].split(","):
+    importlib.import_module(name)
+'''
+
+
+def modules(*folders: str) -> list[str]:
+    """Every module under some folders of the repository, as it is imported."""
+    files = [file for folder in folders for file in sorted((ROOT / folder).glob("*.py"))]
+    return [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files
+    ]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "names"),
+    [
+        (TORCH, modules("hpcphotoz/kernels")),
+        (
+            IMAGE | FOUR,
+            modules("hpcphotoz/models", "hpcphotoz/attacks", "hpcphotoz/data", "hpcphotoz/training"),
+        ),
+        (IMAGE | FOUR, ["hpcphotoz.cli", *modules("hpcphotoz/evaluation")]),
+        (IMAGE | FOUR, modules("benchmarks")),
+    ],
+    ids=["kernels", "training", "evaluation", "benchmarks"],
+)
+def test_modules_import_beside_few_packages(allowed: set[str], names: list[str]) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", BLOCKED, ",".join(sorted(allowed)), ",".join(names)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert len(names) > 3 and found.returncode == 0, found.stderr
+
+
+def test_what_is_not_installed_is_refused() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", BLOCKED, "torch", "pydantic"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "No module named 'pydantic'" in found.stderr
