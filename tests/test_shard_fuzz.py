@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 PROBE = index._probe
 N = 4
 MEMORY = 1 << 30  # bytes that a shard of 20 kilobytes may take beside what the process has
-TIMEOUT_S = 120
+SEED_S = 20
 KINDS: dict[str, dict[str, Any]] = {
     "ours": {},
     "contiguous": {},
@@ -95,6 +95,7 @@ def work(folder: Path, kind: str, seeds: range) -> None:
 
     for seed in seeds:
         print(seed, flush=True)
+        signal.alarm(SEED_S)  # ends the process, wherever it is: HDF5 lets no handler of Python's run
         path.write_bytes(damaged(whole, seed))
         unchanged = path.read_bytes() == whole
         for p, content in beside.items():
@@ -125,7 +126,7 @@ work(Path(sys.argv[1]), kind, range(first, last))
 """
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_bytes_are_refused_or_harmless(tmp_path: Path, kind: str, count: int) -> None:
     """No error but ours, within the memory; HDF5 itself may die or stop of one in a hundred."""
@@ -133,7 +134,7 @@ def test_damaged_bytes_are_refused_or_harmless(tmp_path: Path, kind: str, count:
     while first < count:
         folder = tmp_path / str(first)
         words = [sys.executable, "-c", CODE, str(folder), kind, str(first), str(count)]
-        limit = 30 + count / 5
+        limit = 60 + count
         try:
             ended = subprocess.run(
                 words, cwd=ROOT, env=quiet, capture_output=True, text=True, timeout=limit, check=False
