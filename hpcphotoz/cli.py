@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz import __version__, cli_data, cli_networks, config
-from hpcphotoz.cli_parser import Parser, command, memory
+from hpcphotoz.cli_parser import Parser, add_device, command, memory
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.parallel import refuse_ranks
 
@@ -130,12 +130,7 @@ def _parser() -> Parser:
         action="store_true",
         help="write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt",
     )
-    p.add_argument(
-        "--device",
-        choices=("auto", "cuda", "cpu"),
-        default="auto",
-        help="auto: a GPU where there is one (default); cpu: also where there are GPUs",
-    )
+    add_device(p)
     group = p.add_argument_group("configuration (overrides the TOML file)")
     for name, (default, text) in config.options().items():
         help_text = f"{text} (default {default})".replace("%", "%%")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from hpcphotoz import config
-from hpcphotoz.cli_parser import Parser, command, number, seed
+from hpcphotoz.cli_parser import Parser, add_device, command, number, seed
 from hpcphotoz.data.subset import PARTS
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.methods import METHODS
@@ -28,7 +28,7 @@ def attack(options: argparse.Namespace) -> int:
             f"--stop {options.stop:g} with --precision {options.precision}: whether it holds wants float32: "
             "use fp32"
         )
-    device = _device()
+    device = _device(options.device)
     network = load_network(options.run, device)
     bins = {"z_min": network.bins.z_min, "z_max": network.bins.z_max}
     chosen = config.parse({"model": bins, "attack": _attack_options(options)}, "attack").attack
@@ -58,11 +58,11 @@ def evaluate(options: argparse.Namespace) -> int:
     from hpcphotoz.training.checkpoint import load_network
 
     check_folder(options.out)
+    device = _device(options.device)
     try:
         options.out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of attacks
     except OSError as error:
         raise BadInput(f"{options.out}: cannot make the folder: {error.strerror}") from None
-    device = _device()
     networks = [load_network(run, device) for run in options.runs]
     subset = _subset(options, networks)
     baseline = None
@@ -106,7 +106,7 @@ def predict(options: argparse.Namespace) -> int:
     from hpcphotoz.predict import predict
     from hpcphotoz.training.checkpoint import load_network
 
-    device = _device()
+    device = _device(options.device)
     networks = [load_network(run, device) for run in options.runs]
     count = predict(
         networks,
@@ -173,14 +173,18 @@ def _neighbours(options: argparse.Namespace, networks: "list[Network]") -> "Subs
     return Subset.of(networks[0].config.data, "all" if options.part == "all" else "train", networks[0].bands)
 
 
-def _device() -> str:
+def _device(wanted: str) -> str:
     import torch
 
-    if torch.cuda.is_available():
+    from hpcphotoz.training.rank_device import choose_device
+    from hpcphotoz.world import World
+
+    device = choose_device(World(), wanted)
+    if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
-        return "cuda"
-    keep_freed_memory()
-    return "cpu"
+    else:
+        keep_freed_memory()
+    return device.type
 
 
 def _precision(asked: str, network: "Network", device: str) -> str:
@@ -207,6 +211,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p = command(commands, "predict", predict)
     p.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several are averaged")
     _add_subset(p)
+    add_device(p)
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--out", type=Path, required=True, help="qp HDF5 file to make")
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
@@ -256,6 +261,7 @@ def _add_attack(p: Parser) -> None:
         "target (default 0: none is)",
     )
     _add_precision(p)
+    add_device(p)
     p.add_argument("--seed", type=seed, default=0, help="of the random starts (default 0)")
 
 
@@ -304,6 +310,7 @@ def _add_evaluate(p: Parser) -> None:
         "(default 1); as long as up to eleven PGD attacks, more for galaxies that hardly move",
     )
     _add_precision(p)
+    add_device(p)
     p.add_argument("--limit", type=int, help="only the first so many objects")
     p.add_argument("--seed", type=seed, default=0, help="of the random starts (default 0)")
     p.add_argument("--json", action="store_true", help="print summary.json instead of the table")

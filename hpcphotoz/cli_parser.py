@@ -94,6 +94,16 @@ def seed(text: str) -> int:
     return value
 
 
+def add_device(parser: Parser) -> None:
+    """Add --device, which says what a network is computed on."""
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="auto: a GPU where there is one (default); cpu: also where there are GPUs",
+    )
+
+
 def command(commands: "argparse._SubParsersAction[Parser]", name: str, function: object) -> Parser:
     text = (getattr(function, "__doc__", "") or "").strip()
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from hpcphotoz.__main__ import main
 from tests.datasets import make_dataset
@@ -59,6 +60,23 @@ def test_truncated_shard(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ["train", "standard", "--data", folder, "--out", tmp_path / "run"],
         "shard-00001.h5: 20000 bytes",
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("command", ["evaluate", "predict", "attack"])
+def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    words = [command, run, "--data", dataset, "--out", tmp_path / "out"]
+    fails(capsys, [*words, "--device", "cuda"], "--device cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    fails(capsys, words, "--device cpu")
+    assert not (tmp_path / "out" / "manifest.json").exists() and not (tmp_path / "out").is_file()
 
 
 def test_wrong_band_count(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
