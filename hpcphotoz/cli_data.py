@@ -275,7 +275,9 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p.add_argument("--processes", type=int, help="processes (default: one a core; with mpiexec, one a rank)")
 
     p = command(commands, "index", index)
-    p.add_argument("folder", type=Path, help="with shard-*.h5, in any layout and with any filter of HDF5")
+    p.add_argument(
+        "folder", type=Path, help="with shard-*.h5, in any layout, with gzip, shuffle, fletcher32 or LZF"
+    )
 
     p = command(commands, "inspect", inspect)
     p.add_argument("dataset", type=Path, help="dataset folder")
