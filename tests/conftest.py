@@ -1,8 +1,10 @@
 """Fixtures that several test modules share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpcphotoz.data import index
 from tests.datasets import make_dataset
@@ -18,3 +20,11 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """75 objects of 16 pixels in three unequal shards."""
     return make_dataset(tmp_path_factory.mktemp("data") / "set", n=75, shard_rows=32)
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """torch.empty is NaN, or the greatest integer: what a kernel forgets to write is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

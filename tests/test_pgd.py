@@ -1,7 +1,6 @@
 """The L-infinity steps: the Triton kernel equals the reference bit for bit; what the operators promise."""
 
 import re
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -17,8 +16,7 @@ from tests.ptx import ptx
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels import pgd as kernel  # noqa: E402
 
-# Triton 3.9 says that its default changes; no bit of these kernels depends on it.
-pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+pytestmark = pytest.mark.usefixtures("poison")
 
 Shape = tuple[int, int, int, int]
 Problem = dict[str, Any]
@@ -85,14 +83,6 @@ def same(found: Tensor, wanted: Tensor) -> None:
 
 def copy_of(wanted: Tensor) -> Tensor:
     return wanted.to(torch.bfloat16, memory_format=torch.channels_last)
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """torch.empty is NaN: what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @interpreted

@@ -26,8 +26,7 @@ from tests.ptx import ptx
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from hpcphotoz.kernels import project as kernel  # noqa: E402
 
-# Triton 3.9 says that its default changes; the tolerances hold with and without fused multiply-adds.
-pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+pytestmark = pytest.mark.usefixtures("poison")
 
 interpret(kernel)
 on_cuda = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no CUDA device")
@@ -119,18 +118,13 @@ def scale(p: Problem) -> Tensor:
 
 
 def close(found: Tensor, wanted: Tensor, p: Problem, units: float) -> None:
-    assert found.stride() == wanted.stride() and found.dtype == wanted.dtype
+    assert found.shape == wanted.shape and found.dtype == wanted.dtype
+    if found.numel() == 0:  # torch gives an empty channels_last tensor other strides on a GPU than on a CPU
+        return
+    assert found.stride() == wanted.stride()
     error = (found - wanted).abs() / (UNIT * scale(p))
     assert (error <= units).all(), f"off by {float(error.max())} units in the last place"
     assert torch.equal(found[~free(p)], p["adv"][~free(p)])
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """torch.empty is NaN: what a kernel forgets to write is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @compiled

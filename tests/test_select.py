@@ -18,6 +18,7 @@ from hpcphotoz.kernels import select as kernel  # noqa: E402
 SHAPES = [(4, 5, 3, 3), (3, 1, 64, 64), (5, 5, 64, 64), (2, 3, 33, 47), (0, 5, 8, 8)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 interpret(kernel)
+pytestmark = pytest.mark.usefixtures("poison")
 
 
 def problem(
