@@ -326,6 +326,19 @@ def test_mmu_join_masks_and_bands(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert np.isnan(stamps.z_spec).sum() == 1 and stamps.object_id[0] == 17
 
 
+@pytest.mark.parametrize("absent", [("image_ivar",), ("image_mask",), ("image_ivar", "image_mask")], ids=str)
+def test_mmu_masks_and_inverse_variance_may_be_absent(tmp_path: Path, absent: tuple[str, ...]) -> None:
+    mask, ivar = np.ones((3, 24, 24), np.bool_), np.ones((3, 4, 24, 24), np.float32)
+    mask[1, 8:16, 8:16], ivar[1, :, 8:16, 8:16] = False, 0
+    path = mmu(tmp_path / "a.hdf5", [1, 2, 3], image_mask=mask, image_ivar=ivar)
+    with h5py.File(path, "r+") as file:
+        for name in absent:
+            del file[name]
+    _, stamps, skipped = made(tmp_path / "out", [path], "mmu", keep_unlabelled=True)
+    assert stamps.object_id.tolist() == ([1, 3] if len(absent) == 1 else [1, 2, 3])
+    assert [entry["row"] for entry in skipped] == ([1] if len(absent) == 1 else [])
+
+
 def test_mmu_pixels_of_hsc_are_counts_and_others_must_be_told(tmp_path: Path) -> None:
     hsc = np.array([[b"hsc-g", b"hsc-r"]] * 2)
     path = mmu(

@@ -138,6 +138,9 @@ class Table(Mapping[str, Any]):
             )
         return self._opened[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns  # the mixin asks __getitem__, which raises BadInput and no KeyError
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 
