@@ -90,10 +90,14 @@ class Data(_Section):
         1, ge=1, le=256, description="windows read ahead; in memory, shared by the ranks"
     )
     verify: Literal["first", "always", "never"] = Field(
-        "first", description="compare images and labels with their checksums on the first pass of a process"
+        "first",
+        description="compare images and labels with their checksums on the first pass of a process (with "
+        'data.damaged "skip": the images on every pass)',
     )
     damaged: Literal["fail", "skip"] = Field(
-        "fail", description="damaged images: name them and stop, or leave them out and count them"
+        "fail",
+        description="damaged images: name them and stop, or leave them out and count them, for which every "
+        'pass compares checksums (not with verify "never")',
     )
 
     @model_validator(mode="after")

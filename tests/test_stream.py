@@ -252,6 +252,20 @@ def test_damaged_images_are_left_out_and_counted_if_asked(dataset: Path, tmp_pat
         assert sorted([*seen, bad]) == sorted(make_stamps(75).object_id.tolist()) and skipped == 1
 
 
+@pytest.mark.parametrize("verify", ["first", "always"])
+def test_damaged_images_are_left_out_of_every_epoch(dataset: Path, tmp_path: Path, verify: str) -> None:
+    """Whichever rank meets the row, and however often it has been read before."""
+    folder = damaged(dataset, tmp_path / "d", "shard-00001.h5", 7)
+    options = SMALL.model_copy(update={"damaged": "skip", "verify": verify})
+    good = set(make_stamps(75).object_id.tolist()) - {int(make_stamps(75).object_id[32 + 7])}
+    for size in (1, 2):
+        ranks = [stream(folder, rank, size, options=options) for rank in range(size)]
+        for epoch in range(4):
+            batches = [batch for opened in ranks for batch in opened.epoch(epoch)]
+            assert sorted(ids(batches)) == sorted(good), f"epoch {epoch} of {size} ranks"
+            assert sum(batch.skipped for batch in batches) == 1
+
+
 def test_a_truncated_and_a_missing_shard_are_named(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
     (folder / "shard-00001.h5").write_bytes((folder / "shard-00001.h5").read_bytes()[:-100])

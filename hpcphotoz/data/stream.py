@@ -179,7 +179,9 @@ class Stream:
         Raises:
             BadInput: a shard that is damaged, missing or unreadable; names the shard and the rows.
         """
-        verify = self._options.verify == "always" or (self._options.verify == "first" and not self._verified)
+        # What one pass leaves out the next would train on, at this rank or another: skipping checks them all.
+        again = self._options.verify == "always" or self._options.damaged == "skip"
+        verify = self._options.verify != "never" and (again or not self._verified)
         if self._options.verify == "always":
             self.files.forget()
         plan = self.plan(epoch, start)

@@ -340,7 +340,8 @@ class _Trainer:
         if verdict is Verdict.DIVERGED:
             raise Diverged(
                 f"{self._out}: the loss is not finite at step {self._step}: "
-                "lower training.learning_rate, and start from an earlier checkpoint or anew"
+                "lower training.learning_rate, or check the images with `hpcphotoz inspect --verify`; "
+                "then start from an earlier checkpoint or anew"
             )
         if verdict is Verdict.STOP:
             reason = next(text for text in group.gather(stop.reason, self._world) if text)
