@@ -421,7 +421,7 @@ def test_wrong_files_and_options_are_one_line(tmp_path: Path, capsys: pytest.Cap
         (["--format", "hayat", good, "--redshifts", good], "format hayat holds redshifts"),
         (["--format", "mmu", good], "format mmu holds no redshifts: give --redshifts"),
         (["--format", "hayat", good, "--zero-point", -99], "zero point -99: must be an AB magnitude from 0"),
-        (["--format", "hayat", good, "--zero-point", "nan"], "zero point nan"),
+        (["--format", "hayat", good, "--zero-point", "nan"], "--zero-point: nan: must be a finite"),
         (["--format", "hayat", good, "--zero-point", 40.5], "zero point 40.5"),
         (["--format", "fits", good], "invalid choice"),
     ]
