@@ -21,6 +21,9 @@ from hpcphotoz.errors import BadInput, nearest
 
 Switch = Literal["auto", "on", "off"]
 _LONGEST = 1 << 20  # characters of a configuration file
+# The greatest radius, width or weight: far beyond any that makes sense, and far below 3.4e38, where float32
+# ends, for it is multiplied by others on the way.
+GREATEST = 1e6
 
 
 class _Section(BaseModel):
@@ -50,13 +53,16 @@ class Model(_Section):
         description="compact: for laptops; cnn: small CNN of Campagne's public code; inception: Pasquet 2019",
     )
     bins: int = Field(180, ge=2, description="number of uniform redshift bins")
-    z_min: float = Field(0.0, description="lower edge of the first bin (redshift)")
-    z_max: float = Field(0.4, description="upper edge of the last bin (redshift)")
+    z_min: float = Field(0.0, gt=-1, le=GREATEST, description="lower edge of the first bin (redshift)")
+    z_max: float = Field(0.4, gt=-1, le=GREATEST, description="upper edge of the last bin (redshift)")
     normalisation: Literal["asinh", "sqrt"] = Field(
         "asinh", description="first layer: asinh(x / scale of the band), or Pasquet's sign(x)(sqrt(|x|+1)-1)"
     )
     softening: float = Field(
-        10.0, gt=0, description="asinh: the scale of a band in mean sky sigmas of the training set"
+        10.0,
+        gt=0,
+        le=GREATEST,
+        description="asinh: the scale of a band in mean sky sigmas of the training set",
     )
     relu_logits: bool = Field(False, description="keep the public code's ReLU on the logits (cnn, inception)")
     pool_counts_padding: bool = Field(
@@ -113,15 +119,18 @@ class Training(_Section):
     seed: int = Field(0, ge=0, lt=2**31, description="the seed of everything random")
     epochs: int = Field(12, ge=1, description="passes over the data")
     global_batch: int = Field(128, ge=1, description="objects an optimiser step, over all ranks")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's peak learning rate")
+    learning_rate: float = Field(1e-3, gt=0, le=1e30, description="Adam's peak learning rate")
     schedule: Literal["cosine", "constant", "halfway"] = Field(
         "cosine", description="cosine to zero; constant; halfway: divided by 5 at half of the steps (Pasquet)"
     )
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
+    weight_decay: float = Field(0.0, ge=0, le=GREATEST, description="decoupled weight decay (AdamW)")
     augment: bool = Field(True, description="random flips and right-angle rotations")
     label_width: float = Field(
-        0.0, ge=0, description="sigma of a Gaussian label in units of a bin; 0: cross-entropy on the one bin"
+        0.0,
+        ge=0,
+        le=GREATEST,
+        description="sigma of a Gaussian label in units of a bin; 0: cross-entropy on the one bin",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto",
@@ -140,6 +149,7 @@ class Training(_Section):
     consistency_weight: float = Field(
         6.0,
         ge=0,
+        le=GREATEST,
         description="objective consistency: of KL(clean PDF | attacked PDF) beside the cross-entropy",
     )
     eps_warmup_steps: int = Field(
@@ -180,6 +190,7 @@ class Training(_Section):
     timeout_s: float = Field(
         300,
         gt=0,
+        le=GREATEST,
         description="a rank that waits longer for another ends the run (seconds); more than a validation",
     )
     channels_last: Switch = Field("auto", description="memory order of images and weights; auto: on")
@@ -203,7 +214,9 @@ class Training(_Section):
         ge=0,
         description="objects a forward and backward pass, gradients added up; 0: on a CPU 64, else all",
     )
-    bucket_mb: float = Field(25, gt=0, description="gradients that are averaged over ranks at a time (MB)")
+    bucket_mb: float = Field(
+        25, gt=0, le=GREATEST, description="gradients that are averaged over ranks at a time (MB)"
+    )
 
     @property
     def exact(self) -> bool:
@@ -231,9 +244,11 @@ class Attack(_Section):
         description="what eps bounds: linf, the change of every pixel; l2, its rms over a stamp; "
         "flux, as linf, and the flux of every band is conserved",
     )
-    eps: float = Field(0.1, ge=0, description="radius of the ball in sky sigmas of each band")
+    eps: float = Field(0.1, ge=0, le=GREATEST, description="radius of the ball in sky sigmas of each band")
     steps: int = Field(3, ge=1, description="steps of PGD and APGD")
-    step_size: float = Field(0.0, ge=0, description="step of PGD in sky sigmas; 0: 2.5 eps / steps")
+    step_size: float = Field(
+        0.0, ge=0, le=GREATEST, description="step of PGD in sky sigmas; 0: 2.5 eps / steps"
+    )
     random_start: bool = Field(True, description="start at a random point of the ball (PGD, APGD)")
     restarts: int = Field(
         1, ge=1, le=4096, description="random starts, of which the best is kept (PGD, APGD)"
@@ -246,10 +261,11 @@ class Attack(_Section):
         "away",
         description="away from z_spec; towards redshift target_value; towards z_spec + target_value (1 + z)",
     )
-    target_value: float = Field(0.0, description="of the target")
+    target_value: float = Field(0.0, ge=-GREATEST, le=GREATEST, description="of the target")
     stop: float = Field(
         0.0,
         ge=0,
+        le=GREATEST,
         description="an object is done when |<z> - z| > this times 1 + z (target: is within it); 0: never",
     )
 

@@ -293,6 +293,9 @@ def test_an_object_at_its_end_stays_as_it_is_and_costs_nothing_more() -> None:
         ({"eps": torch.tensor([0.1, torch.nan, 0.1])}, "eps nan: must be finite"),
         ({"eps": torch.tensor(-0.1)}, "eps -0.1: must be finite and not negative"),
         ({"step_size": torch.tensor(torch.inf)}, "step_size inf: must be finite"),
+        ({"eps": torch.tensor(1e39, dtype=torch.float64)}, r"eps 1e\+39: must be finite .* in float32"),
+        ({"step_size": torch.tensor(1e39, dtype=torch.float64)}, "step_size .*: must be finite in float32"),
+        ({"eps": torch.tensor(3e38), "steps": 1}, "step of the attack inf: must be finite"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(given: dict[str, Any], said: str) -> None:
@@ -317,6 +320,8 @@ def test_every_attack_refuses_a_ball_without_a_radius(eps: float) -> None:
         attacks.PGD(model, 0.1, alpha=float("inf"))
     with pytest.raises(ValueError, match="hi nan: must be a number"):
         attacks.Ball(radius, hi=torch.tensor(float("nan")))
+    with pytest.raises(ValueError, match=r"lo 1e\+39: must be a number below infinity in float32"):
+        attacks.Ball(radius, lo=torch.tensor(1e39, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

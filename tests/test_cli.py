@@ -251,6 +251,8 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         (["--method", "apgd", "--step-size", "0.1"], "step_size 0.1: apgd has its own"),
         (["--stop", "-1"], "attack.stop = -1"),
         (["--eps", "inf"], "--eps: inf: must be a finite number"),
+        (["--eps", "1e39"], "Input should be less than or equal to 1000000"),
+        (["--step-size", "1e42"], "Input should be less than or equal to 1000000"),
         (["--eps", "-1e-3"], "attack.eps = -0.001"),
         (["--target-shift", "-5e-1"], "target shift -0.5: carries every galaxy out"),
         (

@@ -87,6 +87,21 @@ def test_a_count_has_an_end(key: str) -> None:
         config.load("standard", {key: str(10**18)})
 
 
+FLOATS = [
+    f"{section}.{key}"
+    for section, outer in config.Config.model_fields.items()
+    for key, field in type(outer.default).model_fields.items()
+    if field.annotation is float and key != "wall_minutes"  # computed with in float64 alone
+]
+
+
+@pytest.mark.parametrize("key", FLOATS)
+def test_a_number_that_float32_cannot_hold_is_refused(key: str) -> None:
+    others = {"attack.target": "shift", "model.z_min": "0"} if key == "attack.target_value" else {}
+    with pytest.raises(BadInput, match=rf"{key} = '1e39': Input should be less than"):
+        config.load("adversarial", {**others, key: "1e39"})
+
+
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes("\ufeff[training]\nepochs = 3\n".encode())
     assert config.load(str(tmp_path / "c.toml")).training.epochs == 3

@@ -171,6 +171,8 @@ def test_limit_takes_the_first_objects(tmp_path: Path) -> None:
         ([Toy()], {"precision": "fp16"}, "precision 'fp16': want one of fp32, tf32, bf16"),
         ([Toy()], {"minimal_max": 0.0}, "greatest epsilon 0.0"),
         ([Toy()], {"minimal_max": float("inf")}, "greatest epsilon inf"),
+        ([Toy()], {"minimal_max": 1e39}, "at most 1e"),
+        ([Toy()], {"eps": [1e39]}, "attack.eps"),
         ([Toy()], {"methods": ()}, "no attack method"),
         ([Toy()], {"eps": (-0.1,)}, "attack.eps"),
         ([Toy()], {"steps": 0}, "attack.steps"),

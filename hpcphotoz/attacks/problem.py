@@ -26,8 +26,8 @@ class Ball:
         mask: (N, B, H, W) bool, or broadcastable to it: which pixels may change; all by default.
 
     Raises:
-        ValueError: an eps that is negative or not finite, or a NaN in lo or hi, if they are on the CPU: a
-            look at another device would wait for it.
+        ValueError: an eps that is negative or not finite as float32, a lo that is NaN or infinity, or a hi
+            that is NaN or minus infinity, if they are on the CPU: a look at another device would wait for it.
     """
 
     eps: Tensor
@@ -38,8 +38,8 @@ class Ball:
 
     def __post_init__(self) -> None:
         _refuse("eps", self.eps, lambda eps: ~(eps.isfinite() & (eps >= 0)), "finite and not negative")
-        for name, values in (("lo", self.lo), ("hi", self.hi)):
-            _refuse(name, values, torch.isnan, "a number")
+        _refuse("lo", self.lo, lambda lo: lo.isnan() | lo.isposinf(), "a number below infinity")
+        _refuse("hi", self.hi, lambda hi: hi.isnan() | hi.isneginf(), "a number above minus infinity")
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def problem(
     infinity = torch.full((), torch.inf, device=images.device)
     eps = _per_object(ball.eps, images, "eps")
     check_step("step_size", step_size)
+    step = eps / steps_across if step_size is None else _per_object(step_size, images, "step_size")
+    check_step("step of the attack", step)  # eps / steps_across can exceed float32
     if object_id is None:
         object_id = torch.arange(n, device=images.device)
     images = laid_out(images, images)
@@ -162,7 +164,7 @@ def problem(
         ebv=ebv,
         labels=labels,
         eps=eps,
-        step=eps / steps_across if step_size is None else _per_object(step_size, images, "step_size"),
+        step=step,
         lo=_per_object(-infinity if ball.lo is None else ball.lo, images, "lo"),
         hi=_per_object(infinity if ball.hi is None else ball.hi, images, "hi"),
         mask=None if ball.mask is None else laid_out(ball.mask.bool().expand(images.shape), images),
@@ -189,7 +191,7 @@ def put(images: Tensor, rows: Tensor, adv: Tensor) -> Tensor:
 
 
 def check_step(name: str, values: Tensor | float | None) -> None:
-    """Refuse a step size on the CPU that is not finite.
+    """Refuse a step size on the CPU that is not finite as float32.
 
     Raises:
         ValueError: names it, and the value.
@@ -203,8 +205,9 @@ def _refuse(name: str, values: Tensor | float | None, bad: Callable[[Tensor], Te
     values = torch.as_tensor(values)
     if values.device.type != "cpu":  # a look would wait for the device
         return
-    if (found := bad(values)).any():
-        raise ValueError(f"{name} {float(values[found][0]):g}: must be {want}")
+    # Float32 is what attacks compute in: 1e39 is finite as float64 and infinite there.
+    if (found := bad(values.float())).any():
+        raise ValueError(f"{name} {float(values[found][0]):g}: must be {want} in float32")
 
 
 def _per_object(values: Tensor | float, images: Tensor, name: str) -> Tensor:

@@ -5,7 +5,6 @@ images made against one network are also shown to the others (transfer). Images 
 a few numbers per object and condition, and the pictures of one galaxy.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks.precision import tf32
+from hpcphotoz.config import GREATEST
 from hpcphotoz.data.shards import Manifest, Stamps, read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
@@ -203,8 +203,11 @@ def _check(
         raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
     if precision not in PASSES:
         raise BadInput(f"precision '{precision}': want one of {', '.join(PASSES)}")
-    if minimal_max is not None and not 0 < minimal_max < math.inf:
-        raise BadInput(f"greatest epsilon {minimal_max} of the least ones: must be above 0 sky sigma, finite")
+    if minimal_max is not None and not 0 < minimal_max <= GREATEST:
+        raise BadInput(
+            f"greatest epsilon {minimal_max} of the least ones: must be above 0 and at most {GREATEST:g} sky "
+            "sigmas"
+        )
     for network in networks:
         check_fits(network, manifest.header, data)
         check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
