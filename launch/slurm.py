@@ -28,7 +28,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.output import say
-from hpcphotoz.training import runfolder
+from hpcphotoz.training import checkpoint, runfolder
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES
 
 _LOCAL_MINUTES = 60 * 24 * 365  # the local executor wants a limit; a run at home has none
@@ -247,8 +247,11 @@ def _launch_folder(job: TrainJob) -> Path:
 
 
 def _check_folders(job: TrainJob) -> None:
-    read_manifest(Path(job.data))
-    runfolder.check(Path(job.out), job.parsed)
+    manifest, run = read_manifest(Path(job.data)), Path(job.out)
+    runfolder.check(run, job.parsed)
+    newest = checkpoint.latest(run)
+    if newest is not None:
+        checkpoint.check_data(run, checkpoint.load(newest), Path(job.data), manifest.sha256)
 
 
 def _take_snapshot(launch: Path) -> Path:

@@ -25,6 +25,8 @@ from hpcphotoz.launch import slurm, snapshot
 from hpcphotoz.launch.job import TrainJob, _master_port
 from hpcphotoz.launch.slurm import LaunchPlan
 from hpcphotoz.training import runfolder
+from hpcphotoz.training.trainer import train
+from tests.datasets import make_dataset
 from tests.slurm import until
 
 GOLDEN = """\
@@ -260,6 +262,20 @@ def test_a_run_folder_that_cannot_be_used_is_refused_at_submission(
         with pytest.raises(BadInput, match=r"holds a run with another model.width \(16, now 8\)"):
             launch(LaunchPlan(), TrainJob.of(small(3), dataset, other))
     assert not (copy / "launch").exists() and not (other / "launch").exists()
+
+
+def test_a_run_on_another_dataset_is_refused_at_submission(
+    dataset: Path, tmp_path: Path, install: Install
+) -> None:
+    """And nothing is made in it."""
+    install("sbatch", "echo 'Submitted batch job 7'")
+    install("srun", "exit 1")
+    run, other = tmp_path / "run", make_dataset(tmp_path / "other", n=64, shard_rows=32)
+    train(small(1), dataset, run)
+    for launch in (slurm.submit, slurm.run_local):
+        with pytest.raises(BadInput, match=f"run: was trained on another dataset than {other}"):
+            launch(LaunchPlan(), TrainJob.of(small(1), other, run))
+    assert not (run / "launch").exists()
 
 
 def test_a_run_of_a_settled_precision_is_launched_again_with_auto(dataset: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from hpcphotoz.atomic import replacing
 from hpcphotoz.config import Config, parse
+from hpcphotoz.data.order import ORDER
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build
@@ -146,6 +147,30 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadInput(f"{path}: not a checkpoint of format {FORMAT}")
     return state
+
+
+def check_data(run: Path, state: State, data: Path, manifest_sha256: str) -> None:
+    """Refuse to continue a run on another dataset than it was begun on, or in another order of its objects.
+
+    Args:
+        run: run folder.
+        state: of its newest checkpoint.
+        data: dataset folder that is to be trained on.
+        manifest_sha256: of that dataset.
+
+    Raises:
+        BadInput: either is so.
+    """
+    if state.get("order") != ORDER:
+        raise BadInput(
+            f"{run}: was begun by a version with another order of objects and another split: "
+            "choose a new --out"
+        )
+    if state["manifest_sha256"] != manifest_sha256:
+        raise BadInput(
+            f"{run}: was trained on another dataset than {data}: "
+            "resume on the same dataset, or choose a new --out"
+        )
 
 
 def load_network(run: Path | str, device: torch.device | str = "cpu") -> Network:

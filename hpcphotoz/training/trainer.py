@@ -176,16 +176,8 @@ class _Trainer:
         problem = None
         try:
             state = checkpoint.load(Path(found)) if found else None
-            if state is not None and state.get("order") != ORDER:
-                problem = (
-                    f"{self._out}: was begun by a version with another order of objects and another split: "
-                    "choose a new --out"
-                )
-            elif state is not None and state["manifest_sha256"] != self._digest:
-                problem = (
-                    f"{self._out}: was trained on another dataset than {self._data}: "
-                    "resume on the same dataset, or choose a new --out"
-                )
+            if state is not None:
+                checkpoint.check_data(self._out, state, self._data, self._digest)
         except BadInput as error:
             problem = str(error)
         group.agree(problem, self._world)
