@@ -218,12 +218,6 @@ class Training(_Section):
         25, gt=0, le=GREATEST, description="gradients that are averaged over ranks at a time (MB)"
     )
 
-    @property
-    def exact(self) -> bool:
-        """Whether the overlap leaves the loss curve as `off` gives it, but for the rounding of sums."""
-        as_it_is = self.transfer == self.weights_transfer == "fp32" and not self.max_staleness
-        return self.overlap != "ranks" or as_it_is
-
     @field_validator("attackers", mode="before")
     @classmethod
     def _auto_or_a_number(cls, value: object) -> object:

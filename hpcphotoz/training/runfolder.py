@@ -40,9 +40,9 @@ _MAY_CHANGE = {
             "micro_batch",
         ),
         "bucket_mb",
+        "overlap",  # by itself it gives the same curve: max_staleness and transfer are what does not
     },
 }
-_OVERLAP = {"overlap", "max_staleness", "transfer", "weights_transfer"}  # as long as the overlap is exact
 _PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
 
 
@@ -206,11 +206,9 @@ class Metrics:
 
 def _differing(old: Config, new: Config) -> str:
     before, after = old.model_dump(), new.model_dump()
-    exact = _OVERLAP if old.training.exact and new.training.exact else set()
     for section, values in after.items():
         for key, value in values.items():
-            may = _MAY_CHANGE.get(section, set()) | (exact if section == "training" else set())
-            if before[section][key] != value and key not in may:
+            if before[section][key] != value and key not in _MAY_CHANGE.get(section, set()):
                 return f"{section}.{key} ({before[section][key]!r}, now {value!r})"
     return ""
 
