@@ -67,6 +67,10 @@ def test_bfloat16_asked_for_without_units_is_warned_of_with_its_cost(
         found = settled(asked, ALONE, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100)
         assert found.training.precision == training and "as asked" in found.said
         assert "8.0 times as long as in fp32 (measured)" in found.warning
+        advice = "want auto or fp32" if training == "bf16" else "want attack_precision training or fp32"
+        assert found.warning.endswith(advice)
+        resumed = settled(asked, ALONE, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100, begun=training)
+        assert resumed.warning.endswith("another one wants a new --out")
     assert slower_than_fp32("bf16", 2.0) is None and slower_than_fp32("fp32", 0.1) is None
 
 
@@ -92,6 +96,7 @@ def test_a_run_says_what_it_computes_in_and_keeps_it(
     told = capsys.readouterr()
     assert "CPU: precision bf16 (as the run was begun)" in told.out
     assert "10.0 times as long as in fp32" in told.err
+    assert "another one wants a new --out" in told.err and "want auto" not in told.err
     starts = json.loads((out / "provenance.json").read_text())["starts"]
     assert [start["speed"]["training"] for start in starts] == ["bf16", "bf16"]
     with pytest.raises(BadInput, match="another training.precision"):

@@ -107,11 +107,17 @@ def quickest_on_cpu(speedup: float) -> tuple[Precision, str]:
     return "bf16" if speedup >= WORTH else "fp32", f"measured: convolutions in bf16 are {how} here"
 
 
-def slower_than_fp32(precision: str, speedup: float) -> str | None:
-    """What bfloat16 costs on a CPU without units for it, in one line; None: nothing."""
+def slower_than_fp32(precision: str, speedup: float, instead: str = "want auto or fp32") -> str | None:
+    """What bfloat16 costs on a CPU without units for it, in one line; None: nothing.
+
+    Args:
+        precision: what is computed in.
+        speedup: of `bfloat16_speedup`.
+        instead: what the user can do.
+    """
     if precision != "bf16" or speedup >= 1:
         return None
     return (
         f"bf16 on this CPU: convolutions take {1 / speedup:.1f} times as long as in fp32 (measured), "
-        "for it has no bfloat16 matrix units: want auto or fp32"
+        f"for it has no bfloat16 matrix units: {instead}"
     )

@@ -208,7 +208,9 @@ def _settled_on_cpu(training: Training, world: World, begun: str | None) -> Sett
         precision, why = begun, "as the run was begun"
     attack = training.attack_precision
     of_attack = "" if attack in ("training", precision) else f", attack {attack} (as asked)"
-    slow = slower_than_fp32(precision, speedup) or slower_than_fp32(attack, speedup)
+    kept = "the run keeps the precision it was begun in; another one wants a new --out" if begun else ""
+    slow = slower_than_fp32(precision, speedup, kept or "want auto or fp32")
+    slow = slow or slower_than_fp32(attack, speedup, kept or "want attack_precision training or fp32")
     said = f"CPU: precision {precision} ({why}){of_attack}"
     return Settled(training.model_copy(update={"precision": precision}), said, slow or "")
 
