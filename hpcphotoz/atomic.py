@@ -21,7 +21,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is a folder or a device, not a file: choose another name")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
+    except OSError as error:
+        error.filename = str(path)  # the name that the user gave
+        raise
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,6 +40,34 @@ def replacing(path: Path) -> Iterator[Path]:
             error.filename = str(path)
         raise
     sync_folder(path.parent)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a name under which no file can be written, before the work whose result it is for; make nothing.
+
+    Raises:
+        BadInput: `path` is a folder or a device, or its folder is missing or may not be written.
+    """
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path}: is a folder or a device, not a file: choose another name")
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: no such folder: {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"{path}: no permission to write in {path.parent}")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before the work whose results it is for; make nothing.
+
+    Raises:
+        BadInput: it, or the nearest folder above that is there, is a file or may not be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BadInput(f"{folder}: cannot make the folder: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK | (os.R_OK if there == folder else 0)):
+        make = "" if there == folder else "cannot make the folder: "
+        raise BadInput(f"{folder}: {make}no permission to write in {there}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -115,6 +115,10 @@ def inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds, and check it byte by byte if asked."""
     from hpcphotoz.data import rows, shards
 
+    if options.plot:  # now, not after everything is read
+        from hpcphotoz.evaluation.gallery import check_picture, draw_gallery
+
+        check_picture(options.plot)
     manifest = shards.read_manifest(options.dataset, check=not options.verify)
     if options.verify:
         rows.verify(options.dataset, manifest)
@@ -138,8 +142,6 @@ def inspect(options: argparse.Namespace) -> int:
     if options.verify:
         facts["verified"] = True
     if options.plot:
-        from hpcphotoz.evaluation.gallery import draw_gallery
-
         draw_gallery(options.dataset, manifest, options.plot)
         facts["plot"] = str(options.plot)
     if options.json:

@@ -37,7 +37,10 @@ def _acquired(path: Path, refusal: str) -> int:
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise BadInput(f"{path}: cannot make the lock file: {error.strerror}") from None
+            said = (
+                f"{path.parent}: the folder cannot be written: {error.strerror} (its lock file {path.name})"
+            )
+            raise BadInput(said) from None
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -48,6 +48,13 @@ def fails(capsys: pytest.CaptureFixture[str], words: list[object], says: str) ->
 def test_missing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["train", "standard", "--data", tmp_path, "--out", tmp_path / "run"], "no manifest.json")
     fails(capsys, ["inspect", tmp_path / "nowhere"], "not a dataset")
+    fails(capsys, ["index", tmp_path / "nowhere"], "nowhere: no such folder")
+    (tmp_path / "shard-00000.h5").write_bytes(b"")
+    for words in (
+        ["inspect", tmp_path],
+        ["train", "standard", "--data", tmp_path, "--out", tmp_path / "run"],
+    ):
+        fails(capsys, words, "or make one with `hpcphotoz index` if another program wrote the shards")
     assert not (tmp_path / "run" / "checkpoints" / "LATEST").exists()
 
 

@@ -180,10 +180,14 @@ def test_three_bands_are_chosen_and_magnitudes_are_ab() -> None:
 
 
 def test_the_command_draws_and_says_what_is_wrong(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(["inspect", str(dataset), "--plot", str(tmp_path / "a.png"), "--json"]) == 0
     assert str(tmp_path / "a.png") in capsys.readouterr().out and size(tmp_path / "a.png")
+    monkeypatch.setattr("hpcphotoz.data.rows.verify", lambda *_: pytest.fail("reads everything first"))
     for name, what in (("a.pdf", "ends in .png"), ("none/a.png", "no such folder")):
         with pytest.raises(BadInput, match=what):
-            run(["inspect", str(dataset), "--plot", str(tmp_path / name)])
+            run(["inspect", str(dataset), "--verify", "--plot", str(tmp_path / name)])
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(BadInput, match=r"b\.png: no permission to write in "):
+        run(["inspect", str(dataset), "--verify", "--plot", str(tmp_path / "b.png")])

@@ -20,7 +20,7 @@ from hpcphotoz.data.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.methods import METHODS
-from hpcphotoz.evaluation.report import print_table, summary, write_report
+from hpcphotoz.evaluation.report import check_folder, print_table, summary, write_report
 from hpcphotoz.evaluation.result import Condition, Example, NetworkResult, Result
 from hpcphotoz.models.bins import RedshiftBins
 
@@ -228,6 +228,19 @@ def test_what_no_evaluation_wrote_is_not_replaced(tmp_path: Path, name: str) -> 
         write_report(made(("standard",)), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "my thesis"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    out = tmp_path if there else tmp_path / "new" / "report"
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(BadInput, match=f"^{out}: .*no permission to write in {tmp_path}$"):
+        check_folder(out)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="file/report: cannot make the folder: .*file is a file$"):
+        check_folder(tmp_path / "file" / "report")
 
 
 def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:

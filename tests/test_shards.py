@@ -165,6 +165,17 @@ def test_a_manifest_that_is_none_is_refused(dataset: Path, tmp_path: Path, text:
         shards.read_manifest(folder)
 
 
+def test_a_manifest_that_may_not_be_read_is_not_called_another_format(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(BadInput, match=r"manifest\.json: cannot be read: Permission denied$"):
+        shards.read_manifest(dataset)
+
+
 def test_a_shard_that_disagrees_with_the_manifest_is_named(dataset: Path, tmp_path: Path) -> None:
     folder = copy(dataset, tmp_path / "d")
     manifest = shards.read_manifest(folder)

@@ -1,11 +1,11 @@
 """The folder of a dataset while it is written: what it may hold, and one writer at a time."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpcphotoz.atomic import check_writable
 from hpcphotoz.data.shards import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import locked
@@ -47,12 +47,8 @@ def check_folder(out: Path) -> None:
     """
     if (out / MANIFEST).exists():
         raise BadInput(f"{out}: already holds a finished dataset: delete it, or choose another folder")
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise BadInput(f"{out}: cannot make the folder: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK | (os.R_OK if there == out else 0)):
-        raise BadInput(f"{out}: cannot make the folder: no permission to write in {there}")
-    if there == out:
+    check_writable(out)
+    if out.exists():
         _files(out)
 
 

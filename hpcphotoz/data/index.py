@@ -59,8 +59,12 @@ def index_folder(folder: Path) -> Manifest:
         The manifest that was written.
 
     Raises:
-        BadInput: a manifest is there, no shard, or one that does not hold what it must; names it.
+        BadInput: no such folder, a manifest in it, no shard, or one that does not hold what it must; names
+            it.
     """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise BadInput(f"{folder}: {what}: name the folder that holds the shards")
     if (folder / MANIFEST).exists():
         raise BadInput(f"{folder}: already has a {MANIFEST}: delete it to have the shards indexed again")
     paths = sorted(folder.glob("shard-*.h5"))

@@ -141,14 +141,19 @@ def read_manifest(folder: Path, check: bool = True) -> Manifest:
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder, or not a dataset: name the one that holds {MANIFEST}")
     if not path.is_file():
-        state = "an unfinished dataset" if list(folder.glob("shard-*.h5")) else "not a dataset"
-        raise BadInput(f"{folder}: no {MANIFEST}: {state}; write it again, or name the folder that holds one")
+        shards = any(folder.glob("shard-*.h5"))
+        state = "an unfinished dataset" if shards else "not a dataset"
+        index = ", or make one with `hpcphotoz index` if another program wrote the shards" if shards else ""
+        again = f"write it again, or name the folder that holds one{index}"
+        raise BadInput(f"{folder}: no {MANIFEST}: {state}; {again}")
     try:
         if (size := path.stat().st_size) > LARGEST_MANIFEST:
             raise ValueError(f"{size} bytes, at most {LARGEST_MANIFEST} are read")
         raw = path.read_bytes()
         manifest = parse_manifest(raw)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         reason = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
         raise BadInput(f"{path}: not a manifest of this format: {reason[:300]}") from None
     for shard in manifest.shards:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.atomic import replacing
+from hpcphotoz.atomic import check_file, replacing
 from hpcphotoz.data import codec, hdf5
 from hpcphotoz.data.rows import check_finite
 from hpcphotoz.data.shards import Header, Manifest, Stamps, columns, open_shard, readable
@@ -55,6 +55,17 @@ class Sample:
     noise: Floats  # (band,) nMgy: median sky noise in the aperture
 
 
+def check_picture(out: Path) -> None:
+    """Refuse a name under which no picture can be written, before the dataset is read; make nothing.
+
+    Raises:
+        BadInput: not the name of a PNG file in a folder that is there and may be written.
+    """
+    if out.suffix.lower() != ".png":
+        raise BadInput(f"{out}: a picture is written as PNG: give a name that ends in .png")
+    check_file(out)
+
+
 def draw_gallery(folder: Path, manifest: Manifest, out: Path, seed: int = 0) -> None:
     """Draw a dataset to a PNG file, written whole or not at all.
 
@@ -64,12 +75,9 @@ def draw_gallery(folder: Path, manifest: Manifest, out: Path, seed: int = 0) -> 
         seed: of the choice of objects.
 
     Raises:
-        BadInput: not the name of a PNG file in a folder that is there, no object, or an unreadable shard.
+        BadInput: as `check_picture`, no object, or an unreadable shard.
     """
-    if out.suffix.lower() != ".png":
-        raise BadInput(f"{out}: a picture is written as PNG: give a name that ends in .png")
-    if not out.parent.is_dir():
-        raise BadInput(f"{out}: no such folder: {out.parent}")
+    check_picture(out)
     sample = take(folder, manifest, seed)
     with rc_context(_STYLE):
         figure: Any = Figure(figsize=(13, 11), layout="constrained")

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hpcphotoz.atomic import write_text
+from hpcphotoz.atomic import check_writable, write_text
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.least import BISECTIONS
 from hpcphotoz.evaluation.methods import METHODS
@@ -95,11 +95,11 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder in which a report would replace something else; make and change nothing.
+    """Refuse a folder in which a report cannot be written or would replace something else; change nothing.
 
     Raises:
-        BadInput: the folder is a dataset or a run, or holds a `report.html` or `summary.json` that no
-            evaluation wrote.
+        BadInput: the folder cannot be made or written, is a dataset or a run, or holds a `report.html` or
+            `summary.json` that no evaluation wrote.
     """
     for name, what in (("manifest.json", "a dataset"), ("checkpoints", "a run")):
         if (out / name).exists():
@@ -114,6 +114,7 @@ def check_folder(out: Path) -> None:
             raise BadInput(
                 f"{path}: is there and no evaluation wrote it: choose another folder for the report"
             )
+    check_writable(out)
 
 
 def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
