@@ -213,7 +213,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     _add_subset(p)
     add_device(p)
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
-    p.add_argument("--out", type=Path, required=True, help="qp HDF5 file to make")
+    p.add_argument("--out", type=Path, required=True, help="qp HDF5 file to make, named *.hdf5")
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hpcphotoz.atomic import replacing
+from hpcphotoz.atomic import check_file, replacing
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
@@ -67,7 +67,8 @@ def predict(
     Args:
         networks: at least one; all with the same redshift bins and the dataset's bands.
         data: dataset folder; z_spec may be unknown.
-        out: HDF5 file to write; one that holds PDFs is replaced, any other refused.
+        out: HDF5 file to write, with a name that ends in .hdf5, by which qp knows the format; one that holds
+            PDFs is replaced, any other refused.
         batch: objects at a time.
         device: where the networks are.
         tta: average over the eight flips and right-angle rotations of each image; costs eight times as much.
@@ -80,16 +81,13 @@ def predict(
         BadInput: no network, different bins, other bands or stamp size than the dataset, an output that is
             not finite, a dataset that cannot be read or holds no object, or `out` that cannot be written.
     """
+    _check_name(out)
     manifest = read_manifest(data)
     bins = _common_bins(networks)
     for network in networks:
         check_fits(network, manifest.header, data)
     if batch < 1:
         raise BadInput(f"batch {batch}: must be at least 1")
-    if out.exists() and not out.is_dir() and not _is_ours(out):
-        raise BadInput(f"{out}: is there and holds no PDFs: delete it, or choose another name")
-    if out.is_dir():
-        raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
     rows, done = rows_of(data, manifest, subset), 0
     facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": describe(subset)}
     runs = [f"{network.name} step {network.step}" for network in networks]
@@ -142,6 +140,20 @@ def point_estimates(pdf: Floats, bins: RedshiftBins) -> dict[str, Floats]:
         "zmean": pdf @ centres,
         "zmedian": e[k] + inside * bins.width,
     }
+
+
+def _check_name(out: Path) -> None:
+    """Refuse a name under which no PDFs can be written, or none that qp would read; make nothing."""
+    if out.is_dir():
+        raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
+    if out.exists() and not _is_ours(out):
+        raise BadInput(f"{out}: is there and holds no PDFs: delete it, or choose another name")
+    if out.suffix != ".hdf5":  # to qp, .h5, .hf5 and .hd5 are other formats
+        raise BadInput(
+            f"{out}: qp reads PDFs only from files whose names end in .hdf5: "
+            f"name it {out.with_suffix('.hdf5').name}"
+        )
+    check_file(out)
 
 
 def _is_ours(path: Path) -> bool:

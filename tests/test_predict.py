@@ -234,11 +234,23 @@ def test_unusable_input_is_refused(
     assert not (tmp_path / "pz.hdf5").exists()
 
 
-def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pz.csv", "pz", "pz.h5", "pz.HDF5"])
+def test_a_name_that_qp_would_not_read_is_refused(tmp_path: Path, name: str) -> None:
     data = write(tmp_path / "d", stamps(5))
-    with pytest.raises(BadInput, match="cannot be written"):
+    with pytest.raises(BadInput, match=rf"{name}: qp reads .* end in \.hdf5: name it pz\.hdf5$"):
+        predict([Toy()], data, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write(tmp_path / "d", stamps(5))
+    with pytest.raises(BadInput, match=f"^{tmp_path}/nowhere/pz.hdf5: no such folder: {tmp_path}/nowhere$"):
         predict([Toy()], data, tmp_path / "nowhere" / "pz.hdf5")
     with pytest.raises(BadInput, match="is a folder"):
         predict([Toy()], data, tmp_path)
+    with monkeypatch.context() as readonly:
+        readonly.setattr("os.access", lambda path, mode: path != tmp_path)
+        with pytest.raises(BadInput, match=f"pz.hdf5: no permission to write in {tmp_path}$"):
+            predict([Toy()], data, tmp_path / "pz.hdf5")
     with pytest.raises(BadInput, match="holds no object"):
         predict([Toy()], write(tmp_path / "empty", stamps(0)), tmp_path / "pz.hdf5")

@@ -137,7 +137,7 @@ def test_the_neighbours_meet_the_predicate_of_the_training(
 def test_nothing_meant_is_one_line_and_leaves_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / ("out.hdf5" if name == "predict" else "out")
     words = ["--data", folder / "set", "--out", out]
     fails(
         capsys,

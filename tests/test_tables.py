@@ -488,5 +488,5 @@ def test_a_set_of_other_bands_trains(tmp_path: Path, layout: str, capsys: pytest
     assert main(["train", "standard", "--data", str(tmp_path / "data"), "--out", str(run), *TINY]) == 0
     assert "finished at step 2" in capsys.readouterr().out
     assert (
-        main(["predict", str(run), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "pz.h5")]) == 0
+        main(["predict", str(run), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "pz.hdf5")]) == 0
     )
