@@ -89,8 +89,9 @@ def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(
 def test_wrong_band_count(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     four = make_dataset(tmp_path / "four", n=20, shard_rows=20, bands="ugri")
     for command in ("evaluate", "predict", "attack"):
-        fails(capsys, [command, run, "--data", four, "--out", tmp_path / "out"], "bands")
-        assert not (tmp_path / "out" / "manifest.json").exists() and not (tmp_path / "out").is_file()
+        out = tmp_path / f"{command}.hdf5"
+        fails(capsys, [command, run, "--data", four, "--out", out], "bands")
+        assert not (out / "manifest.json").exists() and not out.is_file()
 
 
 def test_nan_image(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
