@@ -126,13 +126,16 @@ def test_what_an_attacker_cannot_read_is_said_once(dataset: Path, tmp_path: Path
         assert sum(said) == 1 and not any("Traceback" in error for _, _, error in results)
 
 
-def test_a_stop_and_an_unreadable_validation_at_once_end_both(dataset: Path, tmp_path: Path) -> None:
-    """Attackers have been told to stop before the learners cannot read their validation."""
+def test_a_stop_before_an_unreadable_validation_ends_both(dataset: Path, tmp_path: Path) -> None:
+    """The stop saves at once; the resumed run makes up for the validation, and cannot read it."""
     folder = shutil.copytree(dataset, tmp_path / "d")
     with h5py.File(folder / "shard-00001.h5", "r+") as file:
         row = int(np.flatnonzero(part_of(file["object_id"][...], 0.1, 0.0, seed=0) == 1)[0])
         file["images"][row, 0, 0, 0] = np.nan
-    how = {"attackers": 1, "max_staleness": 1, "global_batch": 4096, "wall_minutes": 1e-6}
+    how = {"attackers": 1, "max_staleness": 1, "global_batch": 4096}
+    stopped = {**APART, **how, "wall_minutes": 1e-6}
+    results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path, **stopped))
+    assert [status for status, _, _ in results] == [0, 0], results
     results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path, **APART, **how))
     assert [status for status, _, _ in results] == [2, 2], results
     assert sum(error.count(f"row {row}: pixels differ") for _, _, error in results) == 1

@@ -175,6 +175,16 @@ def test_sound_shards_are_opened_in_another_process_first(tmp_path: Path) -> Non
         index.index_folder(tmp_path / "d")
 
 
+def test_the_process_that_opens_imports_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a line\nbreak \udcff"
+    make(folder, "contiguous")
+    (folder / "h5py.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(folder)
+    PROBE(sorted(folder.glob("shard-*.h5")))
+
+
 def test_an_attribute_that_would_crash_hdf5_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "d", "contiguous")
     (tmp_path / "d" / shards.MANIFEST).unlink()

@@ -1,5 +1,6 @@
-"""A manifest for shards that somebody else wrote with h5py, in any layout and with any filter."""
+"""A manifest for shards that somebody else wrote with h5py, in any layout."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -40,7 +41,8 @@ from hpcphotoz.progress import track
 
 _ROWS = 256
 _ATTRIBUTES = ("bands", "pixel_scale", "flux_unit", "version")
-_OPENER = [sys.executable, "-m", "hpcphotoz.data.index"]
+# -P: the working directory, perhaps a download, is no place to import from.
+_OPENER = [sys.executable, "-P", "-m", "hpcphotoz.data.index"]
 _PROBE_S = 60.0  # a shard; a file of millions of chunks takes some seconds
 
 
@@ -90,25 +92,31 @@ def _probe(paths: list[Path], limit_s: float = _PROBE_S) -> None:
     Raises:
         BadInput: that process died or came to a stand; names the shard.
     """
-    names = "".join(f"{path.absolute()}\n" for path in paths)
+    names = b"\0".join(os.fsencode(path.absolute()) for path in paths)
+    roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     what = "crashes HDF5"
     try:
         ended = subprocess.run(
-            _OPENER, input=names, stdout=subprocess.PIPE, text=True, timeout=limit_s * len(paths), check=False
+            _OPENER,
+            input=names,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(roots)},
+            timeout=limit_s * len(paths),
+            check=False,
         )
         opened, failed = ended.stdout, ended.returncode != 0
     except subprocess.TimeoutExpired as error:
-        opened, failed = (error.stdout or b"").decode(), True
+        opened, failed = error.stdout or b"", True
         what = f"is not opened by HDF5 in {limit_s:g} s"
     if failed:
         raise BadInput(f"{paths[max(len(opened.split()) - 1, 0)]}: {what}: damaged; copy or write it again")
 
 
-def _open_all(paths: Iterable[str]) -> None:
+def _open_all(paths: Iterable[bytes]) -> None:
     """What the process of `_probe` does; other errors than crashes are left to be found again."""
     for k, path in enumerate(paths):
         print(k, flush=True)
-        with suppress(BadInput, *hdf5.DAMAGE), hdf5.open_file(Path(path.rstrip("\n"))) as file:
+        with suppress(BadInput, *hdf5.DAMAGE), hdf5.open_file(Path(os.fsdecode(path))) as file:
             for name in _ATTRIBUTES:
                 hdf5.attribute(file, name)
             for name in COLUMNS:
@@ -214,4 +222,4 @@ def _check_values(stamps: Stamps, path: Path, start: int) -> None:
 
 
 if __name__ == "__main__":
-    _open_all(sys.stdin)
+    _open_all(sys.stdin.buffer.read().split(b"\0"))
