@@ -70,6 +70,7 @@ def every(keep: float, seed: int) -> order.Wanted:
     world=st.integers(1, 9),
     key=st.none() | st.integers(0, 2**63),
     keep=st.sampled_from([None, 0.0, 0.1, 0.5, 0.95]),
+    most=st.none() | st.integers(1, 200),
     data=st.data(),
 )
 @settings(max_examples=150, deadline=None)
@@ -81,11 +82,14 @@ def test_every_object_exactly_once_at_any_world_size_and_across_a_resume(
     world: int,
     key: int | None,
     keep: float | None,
+    most: int | None,
     data: st.DataObject,
 ) -> None:
     layout = order.Layout(tuple(sizes), block)
     wanted = None if keep is None else every(keep, 7)
-    whole = batches(order.pools(layout, window, size, key, wanted), size)
+    pools = list(order.pools(layout, window, size, key, wanted, most=most))
+    assert most is None or all(len(pool.row) <= max(most, size) for pool in pools)
+    whole = batches(iter(pools), size)
     objects = [(s, r) for s, n in enumerate(sizes) for r in range(n)]
     if wanted is not None:
         shard, row = np.array(objects).T
@@ -103,7 +107,7 @@ def test_every_object_exactly_once_at_any_world_size_and_across_a_resume(
         assert max(lengths) - min(lengths) <= 1
     # Killed after any batch and resumed: what is left is what was left.
     start = data.draw(st.integers(0, len(whole)))
-    resumed = batches(order.pools(layout, window, size, key, wanted, start), size)
+    resumed = batches(order.pools(layout, window, size, key, wanted, start, most), size)
     assert {k: v for k, v in resumed.items() if k >= start} == {k: v for k, v in whole.items() if k >= start}
 
 

@@ -5,6 +5,7 @@ named.
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,27 @@ def test_a_predicate_chooses_objects(dataset: Path) -> None:
     nothing = stream(dataset, options=SMALL.model_copy(update={"where": "z_spec > 3"}))
     with pytest.raises(BadInput, match="no object in its all part"):
         _ = nothing.batches
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("window_blocks", [3, 32])
+def test_objects_that_lie_together_do_not_fill_the_memory(
+    tmp_path: Path, shuffle: bool, window_blocks: int
+) -> None:
+    """A window is enlarged where few objects are meant: what it holds must not grow where all those meet."""
+    shard, count = 256, 40
+    with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 1, 0.396), shard, {}) as writer:
+        for k in range(count):
+            stamps = replace(make_stamps(shard, size=1, seed=k), object_id=shard * k + np.arange(shard))
+            writer.append(replace(stamps, ra=np.full(shard, 10.0 if k in (7, 8) else 200.0)))
+    options = Data(block_rows=4, window_blocks=window_blocks, where="ra < 100")
+    opened = Stream(tmp_path / "d", options, global_batch=3, seed=1, part="all", shuffle=shuffle)
+    normal = max(4 * window_blocks, 4 * 3)
+    largest = max(len(pool.row) for epoch in range(8) for pool in opened.plan(epoch))
+    assert largest <= normal * (2 if shuffle else 1)
+    found = ids(list(opened.epoch(0)))
+    assert sorted(found) == list(range(7 * shard, 9 * shard)), "every object once"
+    assert shuffle or found == sorted(found)
 
 
 def test_a_batch_may_be_kept_and_buffers_are_used_again(dataset: Path) -> None:

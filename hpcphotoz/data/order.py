@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
-ORDER = 3  # raised whenever the same seed gives another order or another split
+ORDER = 4  # raised whenever the same seed gives another order or another split
 _ROUNDS = 6
 _CELL = 8  # neighbouring positions whose objects change places; ranks' slices are often multiples of it
 
@@ -122,6 +122,7 @@ def pools(
     key: int | None,
     wanted: Wanted | None = None,
     start: int = 0,
+    most: int | None = None,
 ) -> Iterator[Pool]:
     """An epoch: windows of blocks in bijective order, each cut into global batches that take from all of it.
 
@@ -136,6 +137,8 @@ def pools(
         key: of the order; None: that of the disk.
         wanted: which objects belong to the subset; None: all.
         start: number of the first batch that is needed; pools before it are counted, not made.
+        most: objects a pool, at least `size`; a window with more of the subset becomes several pools. None:
+            as many as a window has.
     """
     n_blocks, first = int(layout.starts[-1]), 0
     left = (np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -147,18 +150,23 @@ def pools(
             shard, row = shard[keep], row[keep]
         shard, row = np.concatenate([left[0], shard]), np.concatenate([left[1], row])
         batches = len(shard) // size
+        parts = 1 if most is None else -(-batches // max(most // size, 1))
+        for part in range(parts):
+            low, high = batches * part // parts, batches * (part + 1) // parts
+            if first + high > start:
+                rows = slice(low * size, high * size)
+                words = (window,) if parts == 1 else (window, part)
+                yield _pool(first + low, shard[rows], row[rows], size, key, words)
         whole = batches * size
-        if batches and first + batches > start:
-            yield _pool(first, shard[:whole], row[:whole], size, key, window)
         first, left = first + batches, (shard[whole:], row[whole:])
     if len(left[0]):
-        yield _pool(first, *left, len(left[0]), key, -1)
+        yield _pool(first, *left, len(left[0]), key, (-1,))
 
 
-def _pool(first: int, shard: Ints, row: Ints, size: int, key: int | None, window: int) -> Pool:
+def _pool(first: int, shard: Ints, row: Ints, size: int, key: int | None, words: tuple[int, ...]) -> Pool:
     if key is None:
         return Pool(first, shard, row, np.arange(len(row)))
-    return Pool(first, shard, row, spread(shard, row, size, key_of(key, 2, window)))
+    return Pool(first, shard, row, spread(shard, row, size, key_of(key, 2, *words)))
 
 
 def _windows(n_blocks: int, window_blocks: int, key: int | None) -> Iterator[Ints]:

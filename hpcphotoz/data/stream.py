@@ -238,7 +238,10 @@ class Stream:
         # As many objects a window as where all are meant: smaller windows would open more shards a batch.
         meant = self._window_rows * min(sum(rows) / self.rows, _SPARSE)
         window_blocks = math.ceil(meant / self._block_rows)
-        return order.pools(layout, window_blocks, self._global_batch, key, self.objects.selection, start)
+        # Where those that are meant lie together, a window has many more of them: it is read in parts.
+        most = self._window_rows * (2 if self._shuffle else 1)
+        wanted = self.objects.selection
+        return order.pools(layout, window_blocks, self._global_batch, key, wanted, start, most)
 
     def _window(self, pool: order.Pool, start: int, verify: bool) -> Window:
         size = min(self._global_batch, len(pool.row))  # the last batch of an epoch may be smaller
