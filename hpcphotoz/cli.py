@@ -3,11 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hpcphotoz import __version__, cli_data, cli_networks, config
-from hpcphotoz.cli_parser import Parser, add_device, command, memory
+from hpcphotoz.cli_parser import Parser, add_device, command, memory, path
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.parallel import refuse_ranks
 
@@ -122,8 +121,8 @@ def _parser() -> Parser:
 
     p = command(commands, "train", train)
     p.add_argument("config", help=f"TOML file, or a recipe: {', '.join(config.recipes())}")
-    p.add_argument("--data", type=Path, required=True, help="dataset folder")
-    p.add_argument("--out", type=Path, required=True, help="run folder; one that holds this run is resumed")
+    p.add_argument("--data", type=path, required=True, help="dataset folder")
+    p.add_argument("--out", type=path, required=True, help="run folder; one that holds this run is resumed")
     p.add_argument("--where", dest="data.where", default=argparse.SUPPRESS, help="short for --data.where")
     p.add_argument(
         "--profile",
@@ -140,7 +139,10 @@ def _parser() -> Parser:
 
     p = command(commands, "launch", launch)
     p.add_argument(
-        "where", choices=("local", "slurm"), help="local: this machine; slurm: sbatch, one task a rank"
+        "where",
+        choices=("local", "slurm"),
+        metavar="local|slurm",
+        help="local: this machine; slurm: sbatch, one task a rank",
     )
     p.add_argument("--nodes", type=int, help="nodes (default 1)")
     p.add_argument("--tasks-per-node", type=int, help="ranks a node (default: one a GPU, or one)")

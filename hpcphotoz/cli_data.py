@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpcphotoz.cli_parser import Parser, command, number, seed
+from hpcphotoz.cli_parser import Parser, command, number, path, seed
 from hpcphotoz.data.shards import STORAGE
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.layouts import LAYOUTS, describe
@@ -171,12 +171,12 @@ def _printable(text: str) -> str:
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add these commands to the program's."""
     p = command(commands, "simulate", simulate)
-    p.add_argument("out", type=Path, help="dataset folder to make")
+    p.add_argument("out", type=path, help="dataset folder to make")
     p.add_argument("--n", type=int, required=True, help="number of galaxies")
     p.add_argument("--seed", type=seed, default=0, help="galaxy k of a seed is always the same (default 0)")
     p.add_argument(
         "--onto",
-        type=Path,
+        type=path,
         metavar="FRAMES",
         help="put the galaxies into real sky: a folder, searched below too, with SDSS DR7 fpC frames "
         "and their fpM and psField files (default: simulated sky)",
@@ -188,17 +188,17 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p = commands.add_parser("ingest", help="make shards of existing images", allow_abbrev=False)
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
     p = command(kinds, "sdss-frames", ingest_sdss_frames)
-    p.add_argument("out", type=Path, help="dataset folder to make")
+    p.add_argument("out", type=path, help="dataset folder to make")
     p.add_argument(
         "--frames",
-        type=Path,
+        type=path,
         required=True,
         help="folder with SDSS frames, searched below too: fpC-*.fit[.gz] (DR7), frame-*.fits[.bz2] (DR8 and "
         "later), and their mask planes fpM-*.fit[.gz]",
     )
     p.add_argument(
         "--objects",
-        type=Path,
+        type=path,
         required=True,
         help="CSV, FITS or VOTable with object_id, ra_deg or ra, dec_deg or dec (deg, or in FITS and VOTable "
         "the column's unit), and, if there, z_spec or z (empty, or -1 and below: unknown), ebv (E(B-V), mag; "
@@ -246,10 +246,10 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
         "object it is."
     )
     p.add_argument(
-        "out", type=Path, help="dataset folder to make; an unfinished one of this ingest is continued"
+        "out", type=path, help="dataset folder to make; an unfinished one of this ingest is continued"
     )
     p.add_argument(
-        "sources", type=Path, nargs="+", metavar="SRC", help="files, or folders searched below too"
+        "sources", type=path, nargs="+", metavar="SRC", help="files, or folders searched below too"
     )
     p.add_argument(
         "--format",
@@ -262,7 +262,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     p.add_argument("--crop", type=int, help="centre of so many pixels a side (default: as in the files)")
     p.add_argument(
         "--redshifts",
-        type=Path,
+        type=path,
         help="mmu: CSV, FITS or VOTable with object_id and z_spec or, without it, z (empty, or -1 and below: "
         "unknown), joined by id",
     )
@@ -278,13 +278,13 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 
     p = command(commands, "index", index)
     p.add_argument(
-        "folder", type=Path, help="with shard-*.h5, in any layout, with gzip, shuffle, fletcher32 or LZF"
+        "folder", type=path, help="with shard-*.h5, in any layout, with gzip, shuffle, fletcher32 or LZF"
     )
 
     p = command(commands, "inspect", inspect)
-    p.add_argument("dataset", type=Path, help="dataset folder")
+    p.add_argument("dataset", type=path, help="dataset folder")
     p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
-    p.add_argument("--plot", type=Path, help="draw stamps, n(z), magnitudes and noise to this PNG file")
+    p.add_argument("--plot", type=path, help="draw stamps, n(z), magnitudes and noise to this PNG file")
     p.add_argument("--json", action="store_true", help="figures as JSON")
 
 

@@ -3,14 +3,13 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from hpcphotoz import config
-from hpcphotoz.cli_parser import Parser, add_device, command, number, seed
+from hpcphotoz.cli_parser import Parser, add_device, command, count, number, option, path, radius, seed
 from hpcphotoz.data.subset import PARTS
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.methods import METHODS
+from hpcphotoz.evaluation.methods import METHODS, planned
 from hpcphotoz.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -57,6 +56,10 @@ def evaluate(options: argparse.Namespace) -> int:
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.checkpoint import load_network
 
+    # Now, and not after the trial of precisions.
+    planned(
+        options.attacks, options.eps, options.headline_eps, steps=options.steps, restarts=options.restarts
+    )
     check_folder(options.out)
     device = _device(options.device)
     try:
@@ -209,19 +212,19 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     _add_evaluate(command(commands, "evaluate", evaluate))
 
     p = command(commands, "predict", predict)
-    p.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders; several are averaged")
+    p.add_argument("runs", type=path, nargs="+", metavar="run", help="run folders; several are averaged")
     _add_subset(p)
     add_device(p)
-    p.add_argument("--data", type=Path, required=True, help="dataset folder")
-    p.add_argument("--out", type=Path, required=True, help="qp HDF5 file to make, named *.hdf5")
+    p.add_argument("--data", type=path, required=True, help="dataset folder")
+    p.add_argument("--out", type=path, required=True, help="qp HDF5 file to make, named *.hdf5")
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
 
 
 def _add_attack(p: Parser) -> None:
-    p.add_argument("run", type=Path, help="run folder, or one checkpoint file")
+    p.add_argument("run", type=path, help="run folder, or one checkpoint file")
     _add_subset(p)
-    p.add_argument("--data", type=Path, required=True, help="dataset folder")
-    p.add_argument("--out", type=Path, required=True, help="dataset folder to make, of float32 pixels")
+    p.add_argument("--data", type=path, required=True, help="dataset folder")
+    p.add_argument("--out", type=path, required=True, help="dataset folder to make, of float32 pixels")
     _add_choice(p, "method", "pgd", "one step; several with projection; APGD, which chooses its step sizes")
     _add_choice(
         p,
@@ -230,16 +233,26 @@ def _add_attack(p: Parser) -> None:
         "what --eps bounds, in sky sigmas of each band: linf, the change of every pixel; l2, its root mean "
         "square over pixels and bands; flux, as linf, and the change adds up to 0 in every band",
     )
-    p.add_argument("--eps", type=number, default=0.1, help="radius of the ball in sky sigmas (default 0.1)")
-    p.add_argument("--steps", type=int, default=10, help="steps of PGD and APGD (default 10)")
     p.add_argument(
-        "--step-size", type=number, default=0.0, help="step of PGD in sky sigmas (default 2.5 eps / steps)"
+        "--eps", type=option("attack.eps"), default=0.1, help="radius of the ball in sky sigmas (default 0.1)"
+    )
+    p.add_argument(
+        "--steps", type=option("attack.steps"), default=10, help="steps of PGD and APGD (default 10)"
+    )
+    p.add_argument(
+        "--step-size",
+        type=option("attack.step_size"),
+        default=0.0,
+        help="step of PGD in sky sigmas (default 2.5 eps / steps)",
     )
     p.add_argument(
         "--no-random-start", dest="random_start", action="store_false", help="start at the image itself"
     )
     p.add_argument(
-        "--restarts", type=int, default=1, help="random starts of PGD and APGD; the best is kept (default 1)"
+        "--restarts",
+        type=option("attack.restarts"),
+        default=1,
+        help="random starts of PGD and APGD; the best is kept (default 1)",
     )
     _add_loss(p, "what is raised, or lowered for a target")
     target = p.add_mutually_exclusive_group()
@@ -254,7 +267,7 @@ def _add_attack(p: Parser) -> None:
     )
     p.add_argument(
         "--stop",
-        type=number,
+        type=option("attack.stop"),
         default=0.0,
         metavar="F",
         help="a galaxy is done when <z> is further than F (1 + z) from z_spec, or within F (1 + z) of a "
@@ -267,12 +280,12 @@ def _add_attack(p: Parser) -> None:
 
 def _add_evaluate(p: Parser) -> None:
     p.add_argument(
-        "runs", type=Path, nargs="+", metavar="run", help="run folders; names are the folders' names"
+        "runs", type=path, nargs="+", metavar="run", help="run folders; names are the folders' names"
     )
     help_text = "dataset folder; of the one trained on, take --part test"
-    p.add_argument("--data", type=Path, required=True, help=help_text)
+    p.add_argument("--data", type=path, required=True, help=help_text)
     _add_subset(p)
-    p.add_argument("--out", type=Path, required=True, help="folder for report.html and summary.json")
+    p.add_argument("--out", type=path, required=True, help="folder for report.html and summary.json")
     p.add_argument(
         "--attacks",
         nargs="+",
@@ -283,26 +296,28 @@ def _add_evaluate(p: Parser) -> None:
     )
     p.add_argument(
         "--eps",
-        type=number,
+        type=option("attack.eps"),
         nargs="+",
         default=[0.05, 0.1, 0.2, 0.5],
         help="in sky sigmas: greatest change of a pixel; of l2 the root mean square (default 0.05 0.1 0.2 "
         "0.5)",
     )
     p.add_argument(
-        "--headline-eps", type=number, default=0.1, help="of summary.json, in sky sigmas (default 0.1)"
+        "--headline-eps", type=radius, default=0.1, help="of summary.json, in sky sigmas (default 0.1)"
     )
-    p.add_argument("--steps", type=int, default=10, help="of all attacks but fgsm (default 10)")
+    p.add_argument(
+        "--steps", type=option("attack.steps"), default=10, help="of all attacks but fgsm (default 10)"
+    )
     p.add_argument(
         "--restarts",
-        type=int,
+        type=option("attack.restarts"),
         default=1,
         help="random starts of all attacks but fgsm; the best is kept (default 1)",
     )
     _add_loss(p, "what attacks raise")
     p.add_argument(
         "--minimal-eps",
-        type=number,
+        type=radius,
         nargs="?",
         const=1.0,
         metavar="MAX",
@@ -311,12 +326,12 @@ def _add_evaluate(p: Parser) -> None:
     )
     _add_precision(p)
     add_device(p)
-    p.add_argument("--limit", type=int, help="only the first so many objects")
+    p.add_argument("--limit", type=count, help="only the first so many objects")
     p.add_argument("--seed", type=seed, default=0, help="of the random starts (default 0)")
     p.add_argument("--json", action="store_true", help="print summary.json instead of the table")
     p.add_argument(
         "--knn-train",
-        type=Path,
+        type=path,
         help="dataset for the nearest-neighbour baseline on aperture colours: its objects that meet the "
         "runs' data.where; with --part, of those the training part of the split",
     )

@@ -4,9 +4,11 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hpcphotoz import config
 from hpcphotoz.errors import BadInput, nearest
 
 if TYPE_CHECKING:
@@ -71,6 +73,41 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text}: must be a finite number")
     return value
+
+
+def option(name: str) -> Callable[[str], Any]:
+    """The type of an argument that is one option of the configuration, `section.key`: the same range."""
+
+    def checked(text: str) -> Any:
+        try:
+            return config.value_of(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+    return checked
+
+
+def radius(text: str) -> float:
+    """A radius of the command line in sky sigmas, as `attack.eps`, but above 0."""
+    value: float = option("attack.eps")(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 sky sigmas")
+    return value
+
+
+def count(text: str) -> int:
+    """A number of objects of the command line, at least 1."""
+    value = int(text) if text.isdecimal() else 0
+    if not 1 <= value < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1 and less than 2^31")
+    return value
+
+
+def path(text: str) -> Path:
+    """A path of the command line."""
+    if not text:  # pathlib takes it for the working directory; in a script it is a variable that is not set
+        raise argparse.ArgumentTypeError("an empty path: give the name of a file or folder")
+    return Path(text)
 
 
 def memory(text: str) -> float:

@@ -1,6 +1,7 @@
 """Every option: frozen, typed, strict. A TOML file or a recipe by name, then command-line overrides."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -382,11 +383,31 @@ def load(source: str, overrides: Mapping[str, str] | None = None) -> Config:
         if not isinstance(given, dict):
             raise BadInput(f"{source}: {section} = {given!r}: want a table [{section}]")
         given[key] = text
-    return parse(tree, source)
+    return parse(tree, source, overrides)
 
 
-def parse(tree: Mapping[str, Any], where: str) -> Config:
-    """Validate a nested mapping; `where` names it in the message of a `BadInput`."""
+def value_of(name: str, text: str) -> Any:
+    """The value of one option, `section.key`, from the text of a command line.
+
+    Raises:
+        ValueError: it is out of range; the message says what is wrong.
+    """
+    section, _, key = name.partition(".")
+    try:
+        found = Config.model_validate({section: {key: text}})
+    except ValidationError as error:
+        raise ValueError(_reason(error.errors()[0])) from None
+    return getattr(getattr(found, section), key)
+
+
+def parse(tree: Mapping[str, Any], where: str, overrides: Mapping[str, str] | None = None) -> Config:
+    """Validate a nested mapping.
+
+    Args:
+        tree: section -> key -> value.
+        where: names it in the message of a `BadInput`.
+        overrides: the options in it that come from a command line, which are named as they were typed.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -397,12 +418,25 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
             raise BadInput(
                 f"{where}: unknown key '{name}'{hint}; valid: {_valid(name.split('.')[0])}"
             ) from None
-        said = first["msg"].removeprefix("Value error, ")
+        said, typed = _reason(first), overrides or {}
+        if name in typed:
+            raise BadInput(f"--{name} {typed[name]}: {said}") from None
+        # Options that do not fit together: those of the command line are named if the reason speaks of them.
+        concerned = [f"--{key} {typed[key]}" for key in typed if _speaks_of(said, key)]
+        where = " ".join([where, *(["with"] if concerned else []), *concerned])
         given = first.get("input")
         value = "" if isinstance(given, dict) else f" = {given!r}"  # several options that do not fit together
         raise BadInput(
             f"{where}: {said}" if name in ("", where) else f"{where}: {name}{value}: {said}"
         ) from None
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _speaks_of(said: str, name: str) -> bool:
+    return name.partition(".")[2] in re.findall(r"\w+", said)
 
 
 def to_toml(config: Config) -> str:

@@ -118,7 +118,7 @@ def test_unknown_configuration_key(dataset: Path, tmp_path: Path, capsys: pytest
         [*words, "--attack.epsilon", "0.3"],
         "--attack.epsilon: unknown option (did you mean attack.eps?); valid: attack.fraction",
     )
-    fails(capsys, [*words, "--training.epochs", "many"], "training.epochs = 'many'")
+    fails(capsys, [*words, "--training.epochs", "many"], "--training.epochs many: Input should be")
     fails(capsys, [*words, "stray"], "stray: not understood")
     fails(capsys, ["train", "nothing", *words[2:]], "not a readable TOML file nor a recipe")
     assert not (tmp_path / "run").exists()
@@ -253,15 +253,15 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         (["--target-shift", "0.5"], "target shift 0.5: carries every galaxy out"),
         (["--target-shift", "0.1", "--target-redshift", "0.1"], "not allowed with argument --target-shift"),
         (["--restarts", "3", "--no-random-start"], "restarts 3 without random_start are one"),
-        (["--restarts", "0"], "attack.restarts = 0"),
+        (["--restarts", "0"], "--restarts: 0: Input should be greater"),
         (["--method", "fgsm", "--restarts", "3"], "restarts 3: fgsm has no random start"),
         (["--method", "fgsm", "--stop", "0.05"], "stop 0.05: fgsm is one step"),
         (["--method", "apgd", "--step-size", "0.1"], "step_size 0.1: apgd has its own"),
-        (["--stop", "-1"], "attack.stop = -1"),
-        (["--eps", "inf"], "--eps: inf: must be a finite number"),
+        (["--stop", "-1"], "--stop: -1: Input should be greater"),
+        (["--eps", "inf"], "--eps: inf: Input should be a finite number"),
         (["--eps", "1e39"], "Input should be less than or equal to 1000000"),
         (["--step-size", "1e42"], "Input should be less than or equal to 1000000"),
-        (["--eps", "-1e-3"], "attack.eps = -0.001"),
+        (["--eps", "-1e-3"], "--eps: -1e-3: Input should be greater"),
         (["--target-shift", "-5e-1"], "target shift -0.5: carries every galaxy out"),
         (
             ["--seed", "2147483648"],
@@ -286,14 +286,65 @@ def test_options_of_an_attack_that_cannot_be(
     assert not (tmp_path / "out").exists()
 
 
+def test_options_of_the_configuration_are_named_as_they_were_typed(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "adversarial", "--data", dataset, "--out", tmp_path / "run"]
+    for wrong, says in (
+        (["--attack.eps", "nan"], "--attack.eps nan: Input should be a finite number"),
+        (["--attack.steps=0"], "--attack.steps 0: Input should be greater"),
+        (["--attack.method", "fgsm", "--attack.restarts", "2"], "adversarial with --attack.restarts 2: "),
+    ):
+        fails(capsys, [*words, *wrong], f"hpcphotoz: error: {says}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "standard", "--data", "DATA", "--out", ""],
+        ["train", "standard", "--data", "", "--out", "OUT"],
+        ["predict", "", "--data", "DATA", "--out", "OUT"],
+        ["attack", "", "--data", "DATA", "--out", "OUT"],
+        ["evaluate", "", "--data", "DATA", "--out", "OUT"],
+        ["inspect", ""],
+        ["index", ""],
+        ["simulate", "", "--n", "3"],
+        ["launch", "local", "--", "train", "standard", "--data", "DATA", "--out", ""],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_empty_path_is_not_the_working_directory(
+    words: list[str],
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put = {"DATA": dataset, "OUT": tmp_path / "out"}
+    fails(capsys, [put.get(word, word) for word in words], "an empty path: give the name of a file or folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launch_says_where_it_can_go(capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["launch", "--", "train", "standard"], "required: local|slurm")
+    fails(capsys, ["launch"], "required: local|slurm")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--attacks", "fgsm", "--restarts", "2"], "2 restarts of FGSM alone"),
         (["--attacks", "cw"], "invalid choice: 'cw'"),
-        (["--minimal-eps", "0"], "greatest epsilon 0.0"),
-        (["--minimal-eps", "much"], "--minimal-eps: much: must be a finite number"),
-        (["--restarts", "0"], "attack.restarts = 0"),
+        (["--minimal-eps", "0"], "--minimal-eps: 0: must be above 0 sky sigmas"),
+        (["--headline-eps", "0"], "--headline-eps: 0: must be above 0 sky sigmas"),
+        (["--eps", "0.1", "-0.1"], "--eps: -0.1: Input should be greater"),
+        (["--steps", "0"], "--steps: 0: Input should be greater"),
+        (["--limit", "0"], "--limit: 0: must be a whole number, at least 1"),
+        (["--limit", "many"], "--limit: many: must be a whole number, at least 1"),
+        (["--minimal-eps", "much"], "--minimal-eps: much: Input should be a valid number"),
+        (["--restarts", "0"], "--restarts: 0: Input should be greater"),
     ],
 )
 def test_options_of_an_evaluation_that_cannot_be(

@@ -83,7 +83,7 @@ def test_a_boolean_is_no_number(key: str, value: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["data.block_rows", "training.global_batch", "model.bins"])
 def test_a_count_has_an_end(key: str) -> None:
-    with pytest.raises(BadInput, match=f"{key} = '1000000000000000000': want less than 2\\^31"):
+    with pytest.raises(BadInput, match=f"--{key} 1000000000000000000: want less than 2\\^31"):
         config.load("standard", {key: str(10**18)})
 
 
@@ -98,7 +98,7 @@ FLOATS = [
 @pytest.mark.parametrize("key", FLOATS)
 def test_a_number_that_float32_cannot_hold_is_refused(key: str) -> None:
     others = {"attack.target": "shift", "model.z_min": "0"} if key == "attack.target_value" else {}
-    with pytest.raises(BadInput, match=rf"{key} = '1e39': Input should be less than"):
+    with pytest.raises(BadInput, match=rf"--{key} 1e39: Input should be less than"):
         config.load("adversarial", {**others, key: "1e39"})
 
 
