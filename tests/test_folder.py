@@ -1,6 +1,7 @@
 """The folder of a dataset that is being written: one writer at a time, of whatever kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from hpcphotoz.data.folder import LOCK
 from hpcphotoz.data.index import index_folder
 from hpcphotoz.data.rows import verify
-from hpcphotoz.data.shards import Header, read_manifest
+from hpcphotoz.data.shards import MANIFEST, Header, read_manifest
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
+from hpcphotoz.locks import locked
 from hpcphotoz.sources.assemble import Made, assemble
 from tests.datasets import make_stamps
 from tests.test_assemble import Blobs
@@ -41,6 +43,33 @@ def test_a_second_writer_is_refused_and_the_first_one_ends_well(
     manifest = read_manifest(out)
     verify(out, manifest)
     assert manifest.rows == 40 and not (out / LOCK).exists()
+
+
+@pytest.mark.parametrize("second", [write, ingest, index_folder])
+def test_a_writer_that_finishes_while_another_begins_keeps_its_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: Callable[[Path], Any]
+) -> None:
+    """Between the second writer's look at the folder and its lock the first one writes all it has."""
+    out = tmp_path / "d"
+    if second is index_folder:
+        write(out)
+        (out / MANIFEST).unlink()
+    module = "hpcphotoz.data.index" if second is index_folder else "hpcphotoz.data.folder"
+
+    @contextmanager
+    def late(path: Path, refusal: str) -> Iterator[None]:
+        with monkeypatch.context() as first:
+            first.setattr("hpcphotoz.data.folder.locked", locked)
+            write(out)
+        with locked(path, refusal):
+            yield
+
+    monkeypatch.setattr(f"{module}.locked", late)
+    with pytest.raises(BadInput, match="already (holds|has)"):
+        second(out)
+    manifest = read_manifest(out)
+    verify(out, manifest)
+    assert manifest.rows == 3 and manifest.provenance == {}
 
 
 def test_a_second_ingest_leaves_the_shards_of_the_first_alone(tmp_path: Path) -> None:

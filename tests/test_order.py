@@ -1,5 +1,6 @@
 """The order of objects: a bijection, exactly once, the same for any number of ranks."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -156,6 +157,26 @@ def test_which_objects_are_attacked_is_drawn_anew_each_epoch(
     assert np.abs(counts).max() < 5.5 and counts.var() == pytest.approx(1, abs=0.3)
     after = np.mean((attacked[1:] - f) * (attacked[:-1] - f)) / (f * (1 - f))
     assert abs(after) < 0.03, "an epoch says nothing of the next: 5 standard errors of 63,000 pairs are 0.02"
+
+
+@pytest.mark.parametrize(("fraction", "epochs"), [(1 / 16, 60), (1 / 32, 60), (0.01, 150)])
+def test_small_fractions_leave_no_object_out_for_ever(fraction: float, epochs: int) -> None:
+    """As many objects are never attacked as by independent draws, wherever they are in their blocks.
+
+    With four batches a window the objects of a block come to 16 positions, of which one is attacked.
+    """
+    layout = order.Layout((1024, 1024), 64)
+    times = np.zeros((2, 1024), np.int64)
+    for epoch in range(epochs):
+        for pool in order.pools(layout, 8, 128, order.key_of(3, epoch)):
+            chosen = order.adversarial(pool.place % 128, fraction)
+            np.add.at(times, (pool.shard[chosen], pool.row[chosen]), 1)
+    f = times.mean() / epochs
+    assert f == pytest.approx(fraction, rel=0.3), "a whole number of each batch"
+    # A tenth of these 2048 objects is 205 +- 14; neighbours are not quite independent.
+    assert (times == 0).mean() == pytest.approx((1 - f) ** epochs, abs=0.04)
+    offset = times.reshape(2, 16, 64).mean((0, 1)) / epochs  # by the place in the block, of 32 objects each
+    assert np.abs(offset - f).max() < 6 * math.sqrt(f * (1 - f) / (32 * epochs))
 
 
 def test_neighbours_on_disk_land_far_apart() -> None:

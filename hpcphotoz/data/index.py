@@ -67,14 +67,9 @@ def index_folder(folder: Path) -> Manifest:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise BadInput(f"{folder}: {what}: name the folder that holds the shards")
-    if (folder / MANIFEST).exists():
-        raise BadInput(f"{folder}: already has a {MANIFEST}: delete it to have the shards indexed again")
-    paths = sorted(folder.glob("shard-*.h5"))
-    if not paths:
-        raise BadInput(f"{folder}: no shard-*.h5 in it: name the folder that holds them")
-    if strangers := [path for path in paths if path.is_symlink() or not path.is_file()]:
-        raise BadInput(f"{strangers[0]}: a link or no plain file: copy or hard-link it")
+    _shards(folder)
     with locked(folder / LOCK, f"{folder}: another process is writing a dataset in it: wait for its end"):
+        paths = _shards(folder)  # again: another writer may have finished meanwhile
         _probe(paths)
         header = _header(paths[0])
         moments, entries = Moments(len(header.bands)), []
@@ -84,6 +79,22 @@ def index_folder(folder: Path) -> Manifest:
         manifest = Manifest(header, tuple(entries), moments.result(), provenance)
         write_manifest(folder, manifest)
     return manifest
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The shards of a folder that has no manifest, sorted.
+
+    Raises:
+        BadInput: a manifest, no shard, or a link.
+    """
+    if (folder / MANIFEST).exists():
+        raise BadInput(f"{folder}: already has a {MANIFEST}: delete it to have the shards indexed again")
+    paths = sorted(folder.glob("shard-*.h5"))
+    if not paths:
+        raise BadInput(f"{folder}: no shard-*.h5 in it: name the folder that holds them")
+    if strangers := [path for path in paths if path.is_symlink() or not path.is_file()]:
+        raise BadInput(f"{strangers[0]}: a link or no plain file: copy or hard-link it")
+    return paths
 
 
 def _probe(paths: list[Path], limit_s: float = _PROBE_S) -> None:
