@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hpcphotoz.cli_parser import Parser, command, number, path, seed
 from hpcphotoz.data.shards import STORAGE
 from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
 from hpcphotoz.sources.layouts import LAYOUTS, describe
 from hpcphotoz.world import detect
 
@@ -34,7 +35,7 @@ def simulate(options: argparse.Namespace) -> int:
 
         refuse_ranks("simulate without --onto uses the cores of one machine: start one process")
         manifest = simulate(options.out, options.n, **how)
-    _say(f"{options.out}: {manifest.rows} galaxies in {len(manifest.shards)} shards")
+    _say(f"{options.out}: {number_of(manifest.rows, 'galaxy', 'galaxies')} in {_shards(manifest)}")
     return 0
 
 
@@ -75,7 +76,11 @@ def _columns(words: Sequence[str]) -> dict[str, str]:
 def _stamps(out: Path, manifest: "Manifest") -> str:
     unknown = sum(shard.unlabelled for shard in manifest.shards)
     more = f", {unknown} of unknown redshift" if unknown else ""
-    return f"{out}: {manifest.rows} stamps in {len(manifest.shards)} shards{more}"
+    return f"{out}: {number_of(manifest.rows, 'stamp')} in {_shards(manifest)}{more}"
+
+
+def _shards(manifest: "Manifest") -> str:
+    return number_of(len(manifest.shards), "shard")
 
 
 def ingest_table(options: argparse.Namespace) -> int:
@@ -107,7 +112,7 @@ def index(options: argparse.Namespace) -> int:
     from hpcphotoz.data.index import index_folder
 
     manifest = index_folder(options.folder)
-    print(f"{options.folder}: {manifest.rows} objects in {len(manifest.shards)} shards")
+    print(f"{options.folder}: {number_of(manifest.rows, 'object')} in {_shards(manifest)}")
     return 0
 
 

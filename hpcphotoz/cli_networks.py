@@ -11,6 +11,7 @@ from hpcphotoz.data.subset import PARTS
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.methods import METHODS, planned
 from hpcphotoz.memory import keep_freed_memory
+from hpcphotoz.output import number_of
 
 if TYPE_CHECKING:
     from hpcphotoz.data.subset import Subset
@@ -45,7 +46,7 @@ def attack(options: argparse.Namespace) -> int:
         precision=precision,
     )
     what = f"{chosen.method} in the {chosen.ball} ball, eps {chosen.eps:g} sky sigma"
-    print(f"{options.out}: {count} attacked stamps, {what}")
+    print(f"{options.out}: {number_of(count, 'attacked stamp')}, {what}")
     return 0
 
 
@@ -120,7 +121,7 @@ def predict(options: argparse.Namespace) -> int:
         tta=options.tta,
         subset=_subset(options, networks),
     )
-    print(f"{options.out}: {count} PDFs")
+    print(f"{options.out}: {number_of(count, 'PDF')}")
     return 0
 
 

@@ -44,6 +44,17 @@ def say(text: str, stream: "TextIO | None" = None) -> None:
         logging.getLogger(__name__).warning("%s: %s; the work goes on", _name(stream), error.strerror)
 
 
+def number_of(n: int, one: str, many: str = "") -> str:
+    """A number with its noun, such as "1 shard" or "2 shards".
+
+    Args:
+        n: the number.
+        one: the noun of one thing.
+        many: its plural, if not with an s.
+    """
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def flush() -> None:
     """Write what the streams still hold, which the interpreter would do too late to say what went wrong.
 

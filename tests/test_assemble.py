@@ -193,7 +193,10 @@ def test_a_replaced_file_makes_its_own_shard_again_and_no_other(
     files[3].write_text("6")  # as the message says
     files[1].write_text("14")
     manifest, _ = run(out, files, FromFile())
-    assert "kept 2 finished shards of an earlier run; 1 are made again" in capsys.readouterr().err
+    assert (
+        "kept 2 finished shards of an earlier run; made again, as the input has changed: 1"
+        in capsys.readouterr().err
+    )
     after = {k: (out / f"shard-{k:05d}.h5").stat().st_mtime_ns for k in range(3)}
     assert [k for k in before if after[k] != before[k]] == [1]
     assert [shard.rows for shard in manifest.shards] == [3, 14, 5, 6]

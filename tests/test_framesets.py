@@ -422,7 +422,7 @@ def test_the_command_line(tmp_path: Path, frames: Path, capsys: pytest.CaptureFi
     names = ["--columns", "ra=RA", "dec=DE", "object_id=objID", "z_spec=zsp"]
     options = ["--bands", "gri", "--stamp", "32", "--epochs", "one", "--masked-fraction", "0.1"]
     assert main([*words, *names, *options, "--shard-rows", "8", "--processes", "1"]) == 0
-    assert capsys.readouterr().out == f"{out}: 2 stamps in 1 shards, 1 of unknown redshift\n"
+    assert capsys.readouterr().out == f"{out}: 2 stamps in 1 shard, 1 of unknown redshift\n"
     manifest = read_manifest(out)
     stamps = load(out, manifest)
     assert stamps.images.shape == (2, 3, 32, 32) and stamps.object_id.tolist() == [sdss, 5]

@@ -157,3 +157,12 @@ def test_a_failed_line_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
         output.say("one", stream)
         output.say("two", stream)
         stream.flush()
+
+
+def test_one_thing_is_singular() -> None:
+    assert output.number_of(1, "shard") == "1 shard"
+    assert [output.number_of(n, "galaxy", "galaxies") for n in (0, 1, 2)] == [
+        "0 galaxies",
+        "1 galaxy",
+        "2 galaxies",
+    ]

@@ -141,7 +141,7 @@ def test_verify_finds_one_flipped_bit(dataset: Path, tmp_path: Path) -> None:
     path.write_bytes(data)
     (folder / "shard-00002.h5").unlink()
     both = (
-        r"2 of 3 shards are damaged: .*shard-00000\.h5: row 31: pixels differ.*; .*shard-00002\.h5: .*missing"
+        r"damage in 2 of 3 shards: .*shard-00000\.h5: row 31: pixels differ.*; .*shard-00002\.h5: .*missing"
     )
     with pytest.raises(BadInput, match=both):
         rows.verify(folder, manifest)

@@ -26,6 +26,7 @@ from hpcphotoz.data.shards import (
     stored_digests,
 )
 from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
 
 Array = npt.NDArray[Any]
@@ -80,7 +81,8 @@ def verify(folder: Path, manifest: Manifest) -> None:
     if problems:
         named = "; ".join(problems[:_NAMED])
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
-        raise BadInput(f"{len(problems)} of {len(manifest.shards)} shards are damaged: {named}{more}")
+        of = f"{len(problems)} of {number_of(len(manifest.shards), 'shard')}"
+        raise BadInput(f"damage in {of}: {named}{more}")
 
 
 def _problem(folder: Path, manifest: Manifest, shard: Shard) -> str | None:

@@ -19,6 +19,7 @@ from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import describe, in_words
 from hpcphotoz.evaluation.page import TITLE, page
 from hpcphotoz.evaluation.result import CLEAN, Result
+from hpcphotoz.output import number_of
 from hpcphotoz.revision import commit
 
 BASELINE = "knn_colours"
@@ -147,7 +148,8 @@ def write_report(result: Result, out: Path, baseline: Mapping[str, float] | None
 def print_table(result: Result, baseline: Mapping[str, float] | None = None) -> None:
     """Print the metrics, clean and at the headline epsilon, and the least epsilons, to standard output."""
     which = in_words(result.subset, result.limit)
-    _print(f"{len(result.z_spec)} galaxies of {result.data}{which}", _rows(result, baseline), 2)
+    galaxies = number_of(len(result.z_spec), "galaxy", "galaxies")
+    _print(f"{galaxies} of {result.data}{which}", _rows(result, baseline), 2)
     if least := _least(result):
         title = "least epsilon (sky sigmas) that makes a share of the galaxies outliers"
         _print(title, least, 1)

@@ -32,6 +32,7 @@ from hpcphotoz.data.shards import (
 )
 from hpcphotoz.data.writer import Moments, checked, write_shard
 from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
 from hpcphotoz.sources.parallel import Team, on_processes, team, usable_cores
 
@@ -135,8 +136,9 @@ def assemble(
             lambda: _kept(out, held.enter_context(dataset_folder(out)), options, fingerprints)
         )
         if kept and ranks.rank == 0:
-            again = f"; {changed} are made again, as their input has changed" if changed else ""
-            print(f"{out}: kept {len(kept)} finished shards of an earlier run{again}", file=sys.stderr)
+            again = f"; made again, as the input has changed: {changed}" if changed else ""
+            finished = number_of(len(kept), "finished shard")
+            print(f"{out}: kept {finished} of an earlier run{again}", file=sys.stderr)
         tasks = [(k, unit, fingerprints[k]) for k, unit in enumerate(units) if k not in kept]
         work = _Unit(out, header, make, options)
         done = dict(kept)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from hpcphotoz.data.folder import check_folder
 from hpcphotoz.data.shards import Header, Manifest
 from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
 from hpcphotoz.sources.assemble import assemble
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.layouts import (
@@ -181,7 +182,7 @@ def _plan(
         }
     if without_ebv:
         print(
-            f"{without_ebv} of {len(sources)} files have no E(B-V): for their objects 0 is stored",
+            f"no E(B-V) in {without_ebv} of {number_of(len(sources), 'file')}: for their objects 0 is stored",
             file=sys.stderr,
         )
     return make, _units(sources, ids, table, shard_rows), header, provenance
