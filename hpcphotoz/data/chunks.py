@@ -102,7 +102,10 @@ class Chunked:
 class Slabs:
     """Images that only HDF5 can read, one slab at a time."""
 
-    path = "shards in a layout or with a filter that only HDF5 reads: slab by slab under its lock, slower"
+    path = (
+        "shards in a layout or with a filter that only HDF5 reads: slab by slab under its lock, slower "
+        "than chunks of whole stamps"
+    )
 
     def __init__(self, name: Path, file: h5py.File) -> None:
         self._name, self._file, self._lock = name, file, threading.Lock()

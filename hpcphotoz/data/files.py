@@ -31,6 +31,8 @@ _TRIES = 6
 _FIRST_WAIT_S = 0.1  # doubled each time: 3 s in all
 _PASSING = (errno.EIO, errno.ESTALE)  # what a network file system says while its server is restarted
 _log = logging.getLogger(__name__)
+_how_read: set[tuple[Path, str]] = set()  # folders and the ways of reading them that the log has named
+_how_read_lock = threading.Lock()
 
 
 class Images(Protocol):
@@ -233,9 +235,10 @@ class Files:
             _log.warning("%s", text)
 
     def _say(self, path: str) -> None:
-        with self._lock:
-            new = path not in self._said
-            self._said.add(path)
+        """Log how shards are read, once a process: training and validation read one dataset."""
+        with _how_read_lock:
+            new = (self._folder, path) not in _how_read
+            _how_read.add((self._folder, path))
         if new:
             level = logging.INFO if path == _Contiguous.path else logging.WARNING
             _log.log(level, "%s: %s", self._folder, path)
