@@ -38,6 +38,25 @@ def test_same_loss_curve(world_size: int, attackers: int, alone: Path, dataset: 
     assert ours == theirs, "validation is whole on learners alone"
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "out"])
+def test_ranks_with_different_options_do_not_begin(name: str, dataset: Path, tmp_path: Path) -> None:
+    port, found = str(ranks.free_port()), []
+    for rank in range(2):
+        how = {"learning_rate": 0.001 * (1 + rank)} if name == "learning_rate" else {}
+        run = f"run-{rank}" if name == "out" else "run"
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
+        own = tmp_path / f"options-{rank}"
+        own.mkdir()
+        words = arguments(dataset, tmp_path / run, own, timeout_s=60.0, **how)
+        found += ranks.start(1, words, [place])
+    line = "hpcphotoz: error: rank 1 has " + (
+        "--training.learning_rate 0.002" if name == "learning_rate" else f"--out {str(tmp_path / 'run-1')!r}"
+    )
+    for status, _, error in ranks.finish(found):
+        assert status == 2 and error.startswith(line) and error.count("\n") == 1
+    assert not list(tmp_path.glob("run*"))
+
+
 def test_auto_chooses_attackers_by_what_it_measured(dataset: Path, tmp_path: Path) -> None:
     """It says what that was, and leaves the curve as it is."""
     words = arguments(dataset, tmp_path / "run", tmp_path, **APART, max_steps=3)

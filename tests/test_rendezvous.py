@@ -16,21 +16,22 @@ from hpcphotoz.world import World
 from tests.slurm import until
 
 # One rank of a process group, without a run.
-JOIN = """import os, sys
+JOIN = r"""import os, sys
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training import group
 from hpcphotoz.world import World
 from torch import distributed as dist
 import torch
 rank, size, timeout_s, gpu = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+options = {"--out": os.environ.get("OUT", "a"), "--attack.eps": os.environ.get("EPS", "1")}
 print("joins", flush=True)
 if gpu:  # a GPU that only the choice of devices sees
     group.identity = lambda _: gpu
 try:
-    with group.process_group(World(rank, size, rank, size, "test"), timeout_s):
+    with group.process_group(World(rank, size, rank, size, "test"), timeout_s, options):
         total = torch.ones(1)
         dist.all_reduce(total)
-        print(dist.get_backend(), int(total))
+        print(f"{dist.get_backend()} {int(total)}\n", end="", flush=True)  # whole, beside the other rank's
 except (BadInput, group.RankLost) as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -150,6 +151,31 @@ def test_a_rank_without_the_gpu_it_was_given_ends_all() -> None:
     results = ended(join(0, 2, port, 60), join(1, 2, port, 60, CUDA_VISIBLE_DEVICES="0"))
     assert [status for status, _, _ in results] == [2, 1]
     assert results[0][2] == [] and results[1][2][0].startswith("BadInput: a GPU was asked for")
+
+
+def test_options_that_differ_are_named_by_the_rank_and_by_rank_0() -> None:
+    port = free_port()
+    line = (
+        f"BadInput: rank 1 has --attack.eps 2, rank 0 at MASTER_ADDR, MASTER_PORT = 127.0.0.1:{port} has 1: "
+        "give all ranks the same options"
+    )
+    for _, _, errors in ended(join(0, 2, port, 60), join(1, 2, port, 60, EPS="2")):
+        assert errors == [line]
+
+
+def test_a_rank_of_another_run_is_refused_at_once() -> None:
+    """Also one that rank 0 does not wait for, or while rank 0 waits for others."""
+    port = free_port()
+    first = join(0, 3, port, 60)
+    try:
+        for rank, size, name in ((3, 4, "number of ranks 4"), (1, 3, "--out b"), (2, 3, "--out b")):
+            ((_, _, errors),) = ended(join(rank, size, port, 60, OUT="b"))
+            assert len(errors) == 1 and errors[0].startswith(f"BadInput: rank {rank} has {name}, rank 0 at ")
+            assert "another run listens on this port: choose another" in errors[0]
+        ((_, _, errors),) = ended(first)
+        assert len(errors) == 1 and errors[0].startswith("BadInput: rank 1 has --out b, rank 0 at ")
+    finally:
+        first.kill()
 
 
 def test_under_torchrun_its_store_is_used(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
@@ -34,16 +34,20 @@ class OtherRankFailed(SystemExit):
 
 
 @contextmanager
-def process_group(world: World, timeout_s: float, wanted: str = "auto") -> Iterator[torch.device]:
+def process_group(
+    world: World, timeout_s: float, options: Mapping[str, str], wanted: str = "auto"
+) -> Iterator[torch.device]:
     """Join the other ranks and leave them at the end; yields this rank's device.
 
     Args:
         world: who am I among how many.
         timeout_s: seconds after which a wait for another rank is an error.
+        options: name and value of everything that must be the same on all ranks.
         wanted: the device: "auto", "cuda" or "cpu"; see `choose_device`.
 
     Raises:
-        BadInput: more than one rank but no address to meet at; no device where one was asked for.
+        BadInput: more than one rank but no address to meet at; no device where one was asked for; options
+            that differ from those of rank 0.
         OtherRankFailed: such a problem of another rank, which says it.
         RankLost: not all ranks have come within `timeout_s`.
     """
@@ -57,7 +61,7 @@ def process_group(world: World, timeout_s: float, wanted: str = "auto") -> Itera
     if world.size == 1:
         yield device
         return
-    _join(world, timeout_s, device, problem)
+    _join(world, timeout_s, options, device, problem)
     try:
         yield device
     finally:
@@ -67,11 +71,14 @@ def process_group(world: World, timeout_s: float, wanted: str = "auto") -> Itera
         dist.destroy_process_group()
 
 
-def _join(world: World, timeout_s: float, device: torch.device, problem: str | None) -> None:
+def _join(
+    world: World, timeout_s: float, options: Mapping[str, str], device: torch.device, problem: str | None
+) -> None:
     """Make the process group, once every rank is there and has a device of its own."""
     try:
         meeting = Rendezvous(world, timeout_s)
-        found = meeting.first_problem(problem, (socket.gethostname(), identity(device)), conflict)
+        place = socket.gethostname(), identity(device)
+        found = meeting.first_problem(problem, place, conflict, options)
         if found is None:
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
@@ -84,8 +91,8 @@ def _join(world: World, timeout_s: float, device: torch.device, problem: str | N
     except (TimeoutError, dist.DistError) as error:
         said = str(error).strip().splitlines()[0]
         raise RankLost(f"the ranks did not come together: {said}") from None
-    if found[0] == world.rank:
-        raise BadInput(found[1])
+    if world.rank in found.ranks:
+        raise BadInput(found.text)
     raise OtherRankFailed(2)
 
 

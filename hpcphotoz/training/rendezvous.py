@@ -4,6 +4,7 @@ Nothing here waits inside torch: there a wait hears no signal until it ends, and
 time-out.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import distributed as dist
 
@@ -23,6 +24,16 @@ Conflict = Callable[[list[tuple[str, str]]], tuple[int, str] | None]
 _POLL_S = 0.05
 _LEAVING_S = 5.0
 _FINISHING_S = 1.0
+_SIZE = "number of ranks"
+_OF_A_RUN = (_SIZE, "--out", "--data")  # where two runs differ, rather than two ranks of one
+_joined = itertools.count()  # runs of this process
+
+
+class Problem(NamedTuple):
+    """Why a run cannot begin, and the ranks that tell the user."""
+
+    ranks: tuple[int, ...]
+    text: str
 
 
 class Rendezvous:
@@ -43,34 +54,49 @@ class Rendezvous:
         self._world, self._timeout_s = world, timeout_s
         self._end = time.monotonic() + timeout_s
         self._host, self._port = _address(world, env)
-        # torchrun's own store is there before the ranks; ranks that it starts again must not read old keys.
+        # torchrun's own store is there before the ranks and outlives them: ranks that it starts again, and a
+        # second run of the same processes, must not read old keys.
         held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        attempt = f"{env.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joined) if held else 0}"
         self.store = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"hpcphotoz/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}",
-            self._connect(holds=world.is_first and not held),
+            f"hpcphotoz/{attempt}", self._connect(holds=world.is_first and not held)
         )
 
     def first_problem(
-        self, problem: str | None, place: tuple[str, str], conflict: Conflict
-    ) -> tuple[int, str] | None:
+        self, problem: str | None, place: tuple[str, str], conflict: Conflict, options: Mapping[str, str]
+    ) -> Problem | None:
         """Wait for all ranks; return the first rank with a problem and what it is, the same on every rank.
+
+        A rank whose options are not those of rank 0 has a problem, which it and rank 0 tell: it may belong to
+        another run that was given the same port.
 
         Args:
             problem: of this rank; None: it has none.
             place: this rank's host and device.
             conflict: finds a problem between ranks; called on rank 0.
+            options: name and value of everything that must be the same on all ranks.
 
         Raises:
             TimeoutError: some rank does not come.
         """
         rank, size = self._world.rank, self._world.size
-        self.store.set(f"rank/{rank}", json.dumps([problem, *place]))
+        options = {_SIZE: str(size), **options}
+        if self._world.is_first:
+            self.store.set("options", json.dumps(options))
+        else:
+            self._wait(["options"], self._end)
+            first = json.loads(self.store.get("options"))
+            if differs := self._difference(options, first):
+                return self._refused(Problem((0, rank), differs), place, int(first[_SIZE]))
+        self.store.set(f"rank/{rank}", json.dumps([problem and Problem((rank,), problem), *place]))
         if self._world.is_first:
             keys = [f"rank/{other}" for other in range(size)]
             self._wait(keys, self._end)
             said = [json.loads(self.store.get(key)) for key in keys]
-            own = next(((k, str(text)) for k, (text, _, _) in enumerate(said) if text), None)
-            self.store.set("verdict", json.dumps(own or conflict([(h, device) for _, h, device in said])))
+            own = next((found for found, _, _ in said if found), None)
+            if own is None and (found := conflict([(host, device) for _, host, device in said])):
+                own = Problem((found[0],), found[1])
+            self.store.set("verdict", json.dumps(own))
         else:
             self._wait(["verdict"], self._end)
         verdict = json.loads(self.store.get("verdict"))
@@ -83,7 +109,34 @@ class Rendezvous:
                 self._wait([f"read/{other}" for other in range(size)], time.monotonic() + _LEAVING_S)
             except TimeoutError:
                 pass
-        return verdict[0], verdict[1]
+        return Problem(tuple(verdict[0]), verdict[1])
+
+    def _refused(self, problem: Problem, place: tuple[str, str], size: int) -> Problem:
+        """Tell rank 0, of a world of `size`, that this rank's options differ; returns what to tell the user.
+
+        Rank 0 may wait for others, this rank does not.
+        """
+        rank = self._world.rank
+        if rank < size:
+            self.store.set(f"rank/{rank}", json.dumps([problem, *place]))
+            self.store.set(f"read/{rank}", "")
+        return problem
+
+    def _difference(self, options: Mapping[str, str], first: Mapping[str, str]) -> str | None:
+        """How the options of this rank differ from those of rank 0; None: they do not."""
+        names = dict.fromkeys([*options, *first])
+        name = next((name for name in names if options.get(name) != first.get(name)), None)
+        if name is None:
+            return None
+        found = (
+            f"rank {self._world.rank} has {name} {options.get(name)}, rank 0 at MASTER_ADDR, MASTER_PORT = "
+            f"{self._host}:{self._port} has {first.get(name)}: "
+        )
+        if name in _OF_A_RUN:
+            return (
+                found + "another run listens on this port: choose another, or give all ranks the same options"
+            )
+        return found + "give all ranks the same options"
 
     def _wait(self, keys: list[str], end: float) -> None:
         pause = _POLL_S

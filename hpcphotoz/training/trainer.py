@@ -80,7 +80,9 @@ def train(
     world = detect()
     with (
         ExitStack() as lock,
-        group.process_group(world, config.training.timeout_s, device) as chosen,
+        group.process_group(
+            world, config.training.timeout_s, _common(config, data, out, device), device
+        ) as chosen,
         StopRequest(config.training.wall_minutes) as stop,
     ):
         trainer, problem = None, None
@@ -105,6 +107,15 @@ def train(
             trainer.resume(sys.argv if command is None else command)
             with group.watching(trainer.where, config.training.timeout_s):
                 return trainer.run(stop, profile)
+
+
+def _common(config: Config, data: Path, out: Path, device: str) -> dict[str, str]:
+    """What must be the same on all ranks, by the name of the option."""
+    # Not `resolve`: links may differ between nodes.
+    given = {"--out": repr(str(out.absolute())), "--data": repr(str(data.absolute())), "--device": device}
+    for section, values in config.model_dump().items():
+        given |= {f"--{section}.{key}": repr(value) for key, value in values.items()}
+    return given
 
 
 class _Trainer:
