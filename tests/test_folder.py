@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpcphotoz.data.folder import LOCK
+from hpcphotoz.data.folder import LOCK, SIDECAR
 from hpcphotoz.data.index import index_folder
 from hpcphotoz.data.rows import verify
 from hpcphotoz.data.shards import MANIFEST, Header, read_manifest
@@ -107,3 +107,13 @@ def test_an_unfinished_ingest_is_not_thrown_away_by_another_kind_of_writer(tmp_p
     with pytest.raises(BadInput, match=r"unfinished ingest \(shard-00000\.h5\.done\.json\)"):
         write(out)
     assert sorted(path.name for path in out.iterdir()) == before
+
+
+def test_an_unfinished_ingest_is_not_indexed(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    write(out)
+    (out / "manifest.json").unlink()
+    (out / f"shard-00000.h5{SIDECAR}").write_text("{}")
+    with pytest.raises(BadInput, match=r"shard-00000\.h5\.done\.json: of an unfinished ingest"):
+        index_folder(out)
+    assert not (out / "manifest.json").exists()

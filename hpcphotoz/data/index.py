@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hpcphotoz.atomic import replacing
 from hpcphotoz.data import hdf5
-from hpcphotoz.data.folder import LOCK
+from hpcphotoz.data.folder import LOCK, SIDECAR
 from hpcphotoz.data.shards import (
     CHECKSUMS,
     COLUMNS,
@@ -85,7 +85,7 @@ def _shards(folder: Path) -> list[Path]:
     """The shards of a folder that has no manifest, sorted.
 
     Raises:
-        BadInput: a manifest, no shard, or a link.
+        BadInput: a manifest, an unfinished ingest, no shard, or a link.
     """
     if (folder / MANIFEST).exists():
         raise BadInput(f"{folder}: already has a {MANIFEST}: delete it to have the shards indexed again")
@@ -94,6 +94,8 @@ def _shards(folder: Path) -> list[Path]:
         raise BadInput(f"{folder}: no shard-*.h5 in it: name the folder that holds them")
     if strangers := [path for path in paths if path.is_symlink() or not path.is_file()]:
         raise BadInput(f"{strangers[0]}: a link or no plain file: copy or hard-link it")
+    if unfinished := sorted(folder.glob(f"*{SIDECAR}")):
+        raise BadInput(f"{unfinished[0]}: of an unfinished ingest: run its command again, which resumes it")
     return paths
 
 
