@@ -1,6 +1,7 @@
 """Who am I among how many: the only reader of RANK, OMPI_*, PMI_*, PALS_*, SLURM_* variables of ranks."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 # The batch script, salloc's interactive step and other steps that `srun` did not start: 0xfffffff0 and above.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
+_TASKS = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")  # tasks a node, and on how many nodes
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def detect(env: _Env | None = None) -> World:
         env: environment to read; the process's own by default.
 
     Raises:
-        BadInput: the variables contradict each other, or an MPI singleton runs inside a larger SLURM step.
+        BadInput: a variable is no number, variables contradict each other, or an MPI singleton runs inside
+            a larger SLURM step.
     """
     env = os.environ if env is None else env
     for launcher, rank, size, local_ranks, local_sizes in _LAUNCHERS:
@@ -85,17 +88,16 @@ def detect(env: _Env | None = None) -> World:
         # A batch script outside `srun` has SLURM_NTASKS too, and would wait for ranks that never come.
         if launcher == "slurm" and not _in_slurm_step(env):
             continue
-        try:
-            local = _first(env, local_ranks), _first(env, local_sizes)
-            if None in local and _is_slurm_task(env, env[rank], env[size]):
-                local = int(env.get("SLURM_LOCALID", 0)), _tasks_on_this_node(env)
-            world = World(int(env[rank]), int(env[size]), local[0] or 0, local[1] or 1, launcher)
-        except ValueError as error:
-            raise BadInput(f"{launcher} gives {rank}={env[rank]!r}, {size}={env[size]!r}: {error}") from None
+        local = _first(env, local_ranks), _first(env, local_sizes)
+        if None in local and _is_slurm_task(env, env[rank], env[size]):
+            local = _number(env, "SLURM_LOCALID", 0), _tasks_on_this_node(env)
+        world = World(_number(env, rank), _number(env, size), local[0] or 0, local[1] or 1, launcher)
         # Open MPI under a srun without PMI becomes N singletons that would each train the whole run.
         # (`mpiexec -n 1` in a batch script is one process, however many tasks the job has.)
-        tasks = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", 1)))
-        if launcher in MPI and world.size == 1 and tasks > 1 and _in_slurm_step(env):
+        if launcher not in MPI or world.size > 1 or not _in_slurm_step(env):
+            return world
+        name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+        if (tasks := _number(env, name, 1)) > 1:
             raise BadInput(
                 f"{launcher} sees one process, SLURM {tasks}: start it with "
                 "`srun --mpi=pmix` (or pmi2), or with `hpcphotoz launch slurm`"
@@ -104,14 +106,26 @@ def detect(env: _Env | None = None) -> World:
     return World()
 
 
+def _number(env: _Env, name: str, otherwise: int | None = None) -> int:
+    """A variable's number; `otherwise` where it is not set.
+
+    Raises:
+        BadInput: it is no whole number of 0 or more.
+    """
+    text = env[name] if otherwise is None else env.get(name, str(otherwise))
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadInput(f"{name}={text!r}: want a whole number of 0 or more: check what the launcher sets")
+    return int(text)
+
+
 def _first(env: _Env, names: tuple[str, ...]) -> int | None:
-    return next((int(env[name]) for name in names if name in env), None)
+    return next((_number(env, name) for name in names if name in env), None)
 
 
 def _in_slurm_step(env: _Env) -> bool:
     """Whether `srun` started this process, as one of a step's tasks."""
     step = env.get("SLURM_STEP_ID", "batch")
-    return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
+    return step.isascii() and step.isdigit() and len(step) < 20 and int(step) < _FIRST_SPECIAL_STEP
 
 
 def _is_slurm_task(env: _Env, rank: str, size: str) -> bool:
@@ -121,9 +135,12 @@ def _is_slurm_task(env: _Env, rank: str, size: str) -> bool:
 
 def _tasks_on_this_node(env: _Env) -> int:
     """From SLURM_TASKS_PER_NODE, such as "2(x3),1": two on each of the first three nodes, one on the last."""
-    text = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1"))
-    counts: list[int] = []
-    for part in text.split(","):
-        count, _, times = part.strip().rstrip(")").partition("(x")
-        counts += [int(count)] * int(times or 1)
-    return counts[min(int(env.get("SLURM_NODEID", 0)), len(counts) - 1)]
+    name = "SLURM_STEP_TASKS_PER_NODE" if "SLURM_STEP_TASKS_PER_NODE" in env else "SLURM_TASKS_PER_NODE"
+    node, tasks = _number(env, "SLURM_NODEID", 0), 1
+    for part in env.get(name, "1").split(","):
+        if (found := _TASKS.fullmatch(part.strip())) is None:
+            raise BadInput(f'{name}={env[name]!r}: want numbers of tasks, such as "2(x3),1"')
+        tasks, node = int(found[1]), node - int(found[2] or 1)
+        if node < 0:
+            break
+    return tasks

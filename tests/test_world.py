@@ -94,3 +94,27 @@ def test_mpiexec_of_one_process_in_a_larger_job(step: dict[str, str]) -> None:
 def test_contradictions_are_errors(env: dict[str, str]) -> None:
     with pytest.raises(BadInput):
         detect(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        ({**SINGLETON, "SLURM_STEP_ID": "0", "SLURM_NTASKS": "abc"}, "SLURM_NTASKS"),
+        ({**SINGLETON, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS"),
+        ({**SLURM, "SLURM_NODEID": "-5"}, "SLURM_NODEID"),
+        ({**SLURM, "SLURM_LOCALID": "x"}, "SLURM_LOCALID"),
+        ({**SLURM, "SLURM_TASKS_PER_NODE": "4(x2"}, "SLURM_TASKS_PER_NODE"),
+        ({**SLURM, "SLURM_TASKS_PER_NODE": "-4"}, "SLURM_TASKS_PER_NODE"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "-3"}, "LOCAL_WORLD_SIZE"),
+        ({**TORCHRUN, "LOCAL_RANK": "\u0661"}, "LOCAL_RANK"),
+        ({**TORCHRUN, "WORLD_SIZE": "9" * 5000}, "WORLD_SIZE"),
+    ],
+)
+def test_a_variable_that_is_no_number_is_named(env: dict[str, str], name: str) -> None:
+    with pytest.raises(BadInput, match=f"^{name}="):
+        detect(env)
+
+
+def test_tasks_on_very_many_nodes() -> None:
+    env = {**SLURM, "SLURM_TASKS_PER_NODE": "4(x999999999),2", "SLURM_NODEID": "999999999"}
+    assert detect(env).local_size == 2
