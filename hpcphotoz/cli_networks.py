@@ -53,7 +53,7 @@ def attack(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
     from hpcphotoz.evaluation.baseline import knn_colours
-    from hpcphotoz.evaluation.report import check_folder, print_table, write_report
+    from hpcphotoz.evaluation.report import check_folder, check_names, print_table, write_report
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.checkpoint import load_network
 
@@ -68,6 +68,7 @@ def evaluate(options: argparse.Namespace) -> int:
     except OSError as error:
         raise BadInput(f"{options.out}: cannot make the folder: {error.strerror}") from None
     networks = [load_network(run, device) for run in options.runs]
+    check_names([network.name for network in networks])
     subset = _subset(options, networks)
     baseline = None
     if options.knn_train:  # first, for it costs seconds and can refuse its data

@@ -359,6 +359,19 @@ def test_options_of_an_evaluation_that_cannot_be(
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
+def test_a_run_named_like_a_key_of_the_summary_is_refused_before_any_attack(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(run, tmp_path / "transfer")
+    monkeypatch.setattr("hpcphotoz.evaluation.robustness.evaluate", lambda *_, **__: pytest.fail("attacked"))
+    words = ["evaluate", tmp_path / "transfer", "--data", dataset, "--out", tmp_path / "out"]
+    fails(capsys, words, "run 'transfer': its name is a key of the summary")
+
+
 def test_an_attack_is_recorded_whole(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from hpcphotoz.evaluation.methods import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import in_words
 from hpcphotoz.evaluation.result import Result
+from hpcphotoz.output import number_of
 
 _SUMMARY = f"""&Delta;z = (z_phot &minus; z_spec), divided by 1 + z_spec: its mean (bias), its scatter
 (sigma_MAD = 1.4826 &times; median absolute deviation) and the fraction beyond {OUTLIER} (eta); CRPS, in
@@ -78,7 +79,7 @@ def page(
         title=TITLE,
         data=html.escape(result.data.resolve().name),
         subset=html.escape(in_words(result.subset, result.limit)),
-        objects=len(result.z_spec),
+        objects=number_of(len(result.z_spec), "galaxy", "galaxies"),
         unlabelled=f", {result.unlabelled} of them without z_spec (attacked, but left out of the metrics)"
         if result.unlabelled
         else "",
@@ -162,7 +163,7 @@ th:first-child, td:first-child {{ text-align: left; }}
 footer {{ font-size: .85rem; }}
 </style></head><body><main>
 <header><h1>Photometric redshifts under attack</h1>
-<p>{objects} galaxies of {data}{subset} in {bands}{unlabelled}. {attacks}</p></header>
+<p>{objects} of {data}{subset} in {bands}{unlabelled}. {attacks}</p></header>
 {sections}
 <footer>{footer}</footer>
 </main></body></html>

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,9 +45,8 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
         BadInput: a run whose name is one of the other keys.
     """
     tree: dict[str, Any] = {}
+    check_names([network.name for network in result.networks])
     for network in result.networks:
-        if network.name in _RESERVED:
-            raise BadInput(f"run '{network.name}': its name is a key of the summary: rename the run folder")
         tree[network.name] = {
             CLEAN: network.clean.figures(),
             **{method: network.at(method, result.headline_eps).figures() for method in result.methods},
@@ -93,6 +92,17 @@ def summary(result: Result, baseline: Mapping[str, float] | None = None) -> dict
         }
     tree["versions"] = _versions()
     return tree
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse runs that a summary has no place for.
+
+    Raises:
+        BadInput: a name that is one of the summary's other keys.
+    """
+    for name in names:
+        if name in _RESERVED:
+            raise BadInput(f"run '{name}': its name is a key of the summary: rename the run folder")
 
 
 def check_folder(out: Path) -> None:
