@@ -15,7 +15,7 @@ import torch
 from hpcphotoz.config import Config, parse
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training import checkpoint
-from hpcphotoz.training.trainer import Diverged, Outcome, train
+from hpcphotoz.training.trainer import Diverged, Outcome, doubtful, train
 from tests import ranks
 from tests.datasets import make_dataset, make_stamps
 
@@ -300,6 +300,23 @@ def test_another_dataset_does_not_continue_a_run(dataset: Path, tmp_path: Path) 
     other = make_dataset(tmp_path / "other", n=40, shard_rows=20)
     with pytest.raises(BadInput, match="resume on the same dataset"):
         train(config(), other, tmp_path / "run")
+
+
+def test_a_batch_or_a_warm_up_longer_than_the_run_is_warned_of() -> None:
+    asked = config(epochs=2, global_batch=101, warmup_steps=3, eps_warmup_steps=3, k_warmup_steps=2)
+    batch, warm_up, of_eps = doubtful(asked, 100, 2)
+    assert batch == "training.global_batch 101: the training part holds 100 objects: an epoch is one step"
+    assert warm_up.startswith("training.warmup_steps 3: all 2 epochs are 2 steps")
+    assert of_eps.startswith("training.eps_warmup_steps 3: ")
+    assert not doubtful(config(epochs=2, global_batch=100, warmup_steps=2), 100, 2)
+
+
+def test_a_warning_of_a_long_warm_up_is_one_line(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(max_steps=1, warmup_steps=10_000), dataset, tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warmup_steps" in line]
+    assert len(lines) == 1 and lines[0].startswith("hpcphotoz: warning: training.warmup_steps 10000: ")
 
 
 def test_labels_must_lie_in_the_bins(dataset: Path, tmp_path: Path) -> None:

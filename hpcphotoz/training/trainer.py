@@ -118,6 +118,30 @@ def _common(config: Config, data: Path, out: Path, device: str) -> dict[str, str
     return given
 
 
+def doubtful(config: Config, rows: int, steps: int) -> list[str]:
+    """What of a configuration is hardly meant for a dataset, one line each.
+
+    Args:
+        config: of the run.
+        rows: objects of the training part.
+        steps: of all epochs.
+    """
+    training, found = config.training, []
+    if training.global_batch > rows:
+        found.append(
+            f"training.global_batch {training.global_batch}: the training part holds {rows} objects: an "
+            "epoch is one step"
+        )
+    names = ("warmup_steps", *(("eps_warmup_steps", "k_warmup_steps") if config.attack.fraction else ()))
+    for name in names:
+        if getattr(training, name) > steps:
+            found.append(
+                f"training.{name} {getattr(training, name)}: all {training.epochs} epochs are {steps} steps: "
+                "the run ends within this warm-up"
+            )
+    return found
+
+
 class _Trainer:
     def __init__(self, config: Config, data: Path, out: Path, world: World, device: torch.device) -> None:
         self._config, self._out, self._world, self._data = config, out, world, data
@@ -177,6 +201,9 @@ class _Trainer:
         self._shares.count()
         self._total = self._config.training.epochs * self._shares.train.batches
         self._last = min(self._total, self._config.training.max_steps or self._total)
+        if self._world.is_first:
+            for text in doubtful(self._config, self._shares.train.rows, self._total):
+                say(f"hpcphotoz: warning: {text}", sys.stderr)
 
     def resume(self, command: Sequence[str]) -> None:
         """Load the newest checkpoint, the same on every rank, and record this start and its command."""
