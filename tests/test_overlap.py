@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcphotoz.config import parse
+from hpcphotoz.config import Attack, parse
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.trainer import Outcome, train
 from tests import ranks, test_trainer
@@ -94,6 +94,13 @@ def test_a_profile_says_where_the_time_went(
     trace = json.loads((out / "profile" / "trace.json").read_text())
     names = {event.get("name") for event in trace["traceEvents"]}
     assert {"attack", "data", "optimiser"} <= names
+
+
+def test_a_profile_of_standard_training_speaks_of_no_attack(dataset: Path, tmp_path: Path) -> None:
+    standard = config().model_copy(update={"attack": Attack()})
+    train(standard, dataset, tmp_path / "run", profile=True)
+    found = json.loads((tmp_path / "run" / "profile" / "summary.json").read_text())
+    assert "clean" in found["shares"] and "clean and adversarial" not in found["shares"]
 
 
 @pytest.mark.slow

@@ -74,7 +74,8 @@ class Step:
             parts = [objective.attacked(work, adversaries.finish(work))]
         else:
             parts = objective.together(work, adversaries.finish(work))
-        with self._phases("adversarial" if adversaries.beside else "clean and adversarial"):
+        together = "clean and adversarial" if len(work.attacked) else "clean"
+        with self._phases("adversarial" if adversaries.beside else together):
             for number, part in enumerate(parts):
                 sums = sums + self._pass(part, scale, last=number == len(parts) - 1)
         adversaries.done()
