@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from hpcphotoz.training.checkpoint import Network
 
 
+_UNKNOWN = (
+    "an object without z_spec is attacked away from the most probable redshift of the network's own clean PDF"
+)
+
+
 def attack(options: argparse.Namespace) -> int:
     """Write an attacked copy of a dataset."""
     from hpcphotoz.evaluation.adversarial import write_adversarial
@@ -155,6 +160,15 @@ def _subset(options: argparse.Namespace, networks: "list[Network]") -> "Subset":
             warning = f"{options.data}: these figures are of objects it has seen; take --part test"
         if warning:
             print(f"hpcphotoz: warning: run '{network.name}' was trained on {warning}", file=sys.stderr)
+    unknown = sum(shard.unlabelled for shard in manifest.shards)
+    if unknown and options.command != "predict":
+        left_out = ", and metrics leave it out" if options.command == "evaluate" else ""
+        print(
+            f"hpcphotoz: {options.data}: {unknown} of {manifest.rows} objects have no z_spec: "
+            "the most probable redshift of the network's PDF of the clean image stands in for it"
+            f"{left_out}",
+            file=sys.stderr,
+        )
     where = {n.config.data.where for n in networks} if options.part != "all" else set()
     if len(where) > 1:
         raise BadInput(f"--part {options.part}: the runs have different predicates: name one at a time")
@@ -225,7 +239,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
 def _add_attack(p: Parser) -> None:
     p.add_argument("run", type=path, help="run folder, or one checkpoint file")
     _add_subset(p)
-    p.add_argument("--data", type=path, required=True, help="dataset folder")
+    p.add_argument("--data", type=path, required=True, help=f"dataset folder; {_UNKNOWN}")
     p.add_argument("--out", type=path, required=True, help="dataset folder to make, of float32 pixels")
     _add_choice(p, "method", "pgd", "one step; several with projection; APGD, which chooses its step sizes")
     _add_choice(
@@ -284,7 +298,7 @@ def _add_evaluate(p: Parser) -> None:
     p.add_argument(
         "runs", type=path, nargs="+", metavar="run", help="run folders; names are the folders' names"
     )
-    help_text = "dataset folder; of the one trained on, take --part test"
+    help_text = f"dataset folder; of the one trained on, take --part test; {_UNKNOWN}, and is not scored"
     p.add_argument("--data", type=path, required=True, help=help_text)
     _add_subset(p)
     p.add_argument("--out", type=path, required=True, help="folder for report.html and summary.json")

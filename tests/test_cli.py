@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from hpcphotoz.__main__ import main
-from tests.datasets import make_dataset
+from hpcphotoz.data import shards
+from hpcphotoz.data.writer import DatasetWriter
+from tests.datasets import make_dataset, make_stamps
 
 TINY = [
     "--model.width",
@@ -325,6 +327,23 @@ def test_an_empty_path_is_not_the_working_directory(
     put = {"DATA": dataset, "OUT": tmp_path / "out"}
     fails(capsys, [put.get(word, word) for word in words], "an empty path: give the name of a file or folder")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+@pytest.mark.parametrize("command", ["attack", "evaluate"])
+def test_what_stands_in_for_an_unknown_redshift_is_said_once(
+    command: str, run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stamps = make_stamps(20, seed=3)
+    stamps.z_spec[:7] = np.nan
+    header = shards.read_manifest(dataset).header
+    with DatasetWriter(tmp_path / "data", header, 10, {}) as writer:
+        writer.append(stamps)
+    steps = ["--steps", "1", *(["--eps", "0.1", "--attacks", "pgd"] if command == "evaluate" else [])]
+    words = [command, run, "--data", tmp_path / "data", "--out", tmp_path / "out", *steps]
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 0
+    assert capsys.readouterr().err.count("7 of 20 objects have no z_spec: the most probable redshift") == 1
 
 
 def test_a_launch_says_where_it_can_go(capsys: pytest.CaptureFixture[str]) -> None:
