@@ -5,6 +5,8 @@ named.
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -387,6 +389,21 @@ def test_shards_of_others_are_checked_as_they_are_read(
         list(stream(folder).epoch(0))
 
 
+READ = """
+import sys
+from pathlib import Path
+from hpcphotoz.data.rows import read_rows
+from hpcphotoz.data.shards import read_manifest
+from hpcphotoz.data.stream import Stream
+from hpcphotoz.config import Data
+folder = Path(sys.argv[1])
+"""
+READ_IN_ORDER = READ + "print(len(list(read_rows(folder, read_manifest(folder)))))"
+READ_AS_STREAM = (
+    READ + "print(len(list(Stream(folder, Data(), global_batch=8, seed=1, part='all').epoch(0))))"
+)
+
+
 def test_checksums_beside_a_shard_are_checked_too(dataset: Path, tmp_path: Path) -> None:
     folder = as_users_write(dataset, tmp_path / "d")
     beside = folder / "shard-00001.h5.xxh3"
@@ -400,6 +417,28 @@ def test_checksums_beside_a_shard_are_checked_too(dataset: Path, tmp_path: Path)
     for read in (lambda: list(stream(folder).epoch(0)), lambda: list(read_rows(folder, manifest))):
         with pytest.raises(BadInput, match=r"shard-00001\.h5\.xxh3: .*No such file"):
             read()
+    beside.write_bytes(content[:-8])
+    for read in (lambda: list(stream(folder).epoch(0)), lambda: list(read_rows(folder, manifest))):
+        with pytest.raises(BadInput, match=r"shard-00001\.h5\.xxh3: 248 bytes of checksums, want 256"):
+            read()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_checksums_beside_a_shard_must_be_a_plain_file(dataset: Path, tmp_path: Path, kind: str) -> None:
+    """In another process: a read of a pipe would not end."""
+    folder = as_users_write(dataset, tmp_path / "d")
+    beside = folder / "shard-00001.h5.xxh3"
+    if kind == "link":
+        beside.rename(tmp_path / "elsewhere")
+        beside.symlink_to(tmp_path / "elsewhere")
+    else:
+        beside.unlink()
+        (os.mkfifo if kind == "pipe" else os.mkdir)(beside)
+    for code in (READ_IN_ORDER, READ_AS_STREAM):
+        words = [sys.executable, "-c", code, str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1, done.stderr
+        assert "shard-00001.h5.xxh3: a link or no plain file: copy or hard-link it" in done.stderr
 
 
 def test_a_damaged_chunk_is_named(dataset: Path, tmp_path: Path) -> None:

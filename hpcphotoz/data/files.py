@@ -83,7 +83,7 @@ class ShardFile:
                     self._offsets[name] = offset
             self.images = self._images_of(file, folder, manifest)
         if not self.has_digests and self.entry.labels_xxh3 is not None:
-            self._digests = _Handle(folder / (self.entry.file + shards.CHECKSUMS))
+            self._digests = _Handle(shards.checksum_file(folder, self.entry))
 
     @property
     def has_digests(self) -> bool:

@@ -357,14 +357,30 @@ def stored_digests(folder: Path, shard: Shard, file: h5py.File) -> npt.NDArray[n
         return np.asarray(hdf5.read(file["image_xxh3"]), np.uint64)
     if shard.labels_xxh3 is None:
         return None
-    path = folder / (shard.file + CHECKSUMS)
+    path = checksum_file(folder, shard)
     try:
         found = np.fromfile(path, "<u8").astype(np.uint64, copy=False)
     except OSError as error:
         raise BadInput(f"{path}: the shard's checksums cannot be read: {error.strerror}") from None
-    if len(found) != shard.rows:
-        raise BadInput(f"{path}: {len(found)} checksums, want {shard.rows}: copy it again")
     return found
+
+
+def checksum_file(folder: Path, shard: Shard) -> Path:
+    """The file beside a shard that holds its images' checksums, checked at a glance as `damage` does.
+
+    Raises:
+        BadInput: it is missing, a link or no plain file, or of another size.
+    """
+    path, size = folder / (shard.file + CHECKSUMS), 8 * shard.rows
+    try:
+        found = path.lstat()
+    except OSError as error:
+        raise BadInput(f"{path}: the shard's checksums cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise BadInput(f"{path}: a link or no plain file: copy or hard-link it")
+    if found.st_size != size:
+        raise BadInput(f"{path}: {found.st_size} bytes of checksums, want {size}: copy it again")
+    return path
 
 
 def damage(folder: Path, shard: Shard) -> str | None:
