@@ -1,13 +1,18 @@
 """A lock file that one process at a time holds; the system drops the lock when the process ends."""
 
+import errno
 import fcntl
-import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.output import say
+
+# What a file system without locks says, such as Lustre without -o flock.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
@@ -15,14 +20,14 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     """Hold a lock file, which is made for the purpose and removed at the end.
 
     A process that was killed leaves the file but not the lock. On a file system without locks (some Lustre
-    mounts) nothing is held, and the log says so.
+    mounts) nothing is held, and a warning says so.
 
     Args:
         path: the lock file, in a folder that is there.
         refusal: what to tell the user where another process holds the lock.
 
     Raises:
-        BadInput: another process holds it, or the file cannot be made.
+        BadInput: another process holds it, or the file cannot be made or locked.
     """
     number = _acquired(path, refusal)
     try:
@@ -47,7 +52,14 @@ def _acquired(path: Path, refusal: str) -> int:
             os.close(number)
             raise BadInput(refusal) from None
         except OSError as error:
-            logging.getLogger(__name__).info("%s: no lock on this file system: %s", path, error)
+            if error.errno not in _NO_LOCKS:
+                os.close(number)
+                raise BadInput(f"{path}: cannot be locked: {error.strerror}") from None
+            say(
+                f"hpcphotoz: warning: {path.parent}: no locks on this file system ({error.strerror}): let "
+                "no other process write there",
+                sys.stderr,
+            )
             return number
         if _is_at(path, number):
             return number

@@ -1,10 +1,12 @@
 """The lock file: one holder at a time, dropped with its process, never held on a file that has gone."""
 
+import errno
 import fcntl
 import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -71,15 +73,29 @@ def test_no_two_processes_hold_it_while_others_come_and_go(tmp_path: Path) -> No
     assert path.read_text() == "600"
 
 
-def test_a_file_system_without_locks_is_used_without_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
-    def refuse(number: int, how: int) -> None:
-        raise OSError(38, os.strerror(38))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refusing(number))
     with locked(tmp_path / "lock", "busy"):
+        said = capsys.readouterr().err
+    assert said.startswith(f"hpcphotoz: warning: {tmp_path}: no locks on this file system ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_lock_that_fails_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(number))
+    with pytest.raises(BadInput, match=r"lock: cannot be locked: "), locked(tmp_path / "lock", "busy"):
         pass
+
+
+def refusing(number: int) -> Callable[[int, int], None]:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
 
 
 def test_a_link_or_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
