@@ -17,6 +17,7 @@ from hpcphotoz.config import Data
 from hpcphotoz.data import files, shards
 from hpcphotoz.data.buffers import Buffers
 from hpcphotoz.data.index import index_folder
+from hpcphotoz.data.rows import read_rows
 from hpcphotoz.data.shards import COLUMNS
 from hpcphotoz.data.stream import Stream
 from hpcphotoz.errors import BadInput
@@ -223,11 +224,30 @@ def test_a_user_block_before_the_file(tmp_path: Path, chunks: tuple[int, ...] | 
     np.testing.assert_array_equal(streamed(tmp_path / "d"), images)
 
 
+def test_bands_may_be_bytes(tmp_path: Path) -> None:
+    """As numpy's own arrays of text are stored."""
+    images = make_stamps(12).images
+    with write_user_shard(tmp_path / "d") as file:
+        file.attrs["bands"] = np.array([*"ugriz"], "S1")
+        file["images"] = images
+    assert index_folder(tmp_path / "d").header.bands == tuple("ugriz")
+    np.testing.assert_array_equal(streamed(tmp_path / "d"), images)
+    np.testing.assert_array_equal(
+        next(read_rows(tmp_path / "d", shards.read_manifest(tmp_path / "d"))).images, images
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda f: f.attrs.__delitem__("bands"), "bands"),
-        (lambda f: f.attrs.__setitem__("bands", 5), "'images'"),
+        (lambda f: f.attrs.__setitem__("bands", 5), "attribute 'bands' [5]: want a list of names"),
+        (
+            lambda f: f.attrs.__setitem__("bands", np.array([*b"ugri\xff"], "u1").view("S1")),
+            "want a list of names, in UTF-8",
+        ),
+        (lambda f: f.attrs.__setitem__("bands", np.array([[*"ugriz"]], "S1")), "want a list of names"),
+        (lambda f: f.attrs.__setitem__("bands", [*"ugr"]), "'images'"),
         (lambda f: f.attrs.__setitem__("pixel_scale", "fine"), "could not convert"),
         (lambda f: f.attrs.__setitem__("pixel_scale", -1.0), "pixel_scale -1"),
         (lambda f: f.attrs.__setitem__("flux_unit", "Jy"), "flux_unit 'Jy'"),

@@ -64,6 +64,24 @@ def attribute(file: h5py.File, name: str) -> Any:
     return file.attrs[name]
 
 
+def texts(file: h5py.File, name: str) -> tuple[str, ...] | None:
+    """An attribute of a file that is a text or a list of them; None: there is none.
+
+    Raises:
+        BadInput: as `attribute`, or it is of numbers, of several dimensions, or not in UTF-8.
+    """
+    if (found := attribute(file, name)) is None:
+        return None
+    values = np.atleast_1d(found)
+    try:
+        decoded = [value.decode() if isinstance(value, bytes) else value for value in values.tolist()]
+        if values.ndim == 1 and all(isinstance(value, str) and value.encode() for value in decoded):
+            return tuple(decoded)
+    except UnicodeError:
+        pass
+    raise BadInput(f"{file.filename}: attribute '{name}' {values.tolist()}: want a list of names, in UTF-8")
+
+
 def array(file: h5py.File, name: str) -> h5py.Dataset:
     """An array of a file, checked: `read` may then be called on it.
 

@@ -139,10 +139,10 @@ def _open_all(paths: Iterable[bytes]) -> None:
 def _header(path: Path) -> Header:
     try:
         with hdf5.open_file(path) as file:
-            bands, scale, unit, version = (hdf5.attribute(file, name) for name in _ATTRIBUTES)
+            bands = hdf5.texts(file, "bands")
+            scale, unit, version = (hdf5.attribute(file, name) for name in _ATTRIBUTES[1:])
             if bands is None or scale is None:
                 raise BadInput(f"{path}: has no attribute {_ATTRIBUTES[0 if bands is None else 1]}")
-            bands = tuple(str(band) for band in np.atleast_1d(bands).tolist())
             scale, unit, version = float(scale), FLUX_UNIT if unit is None else unit, version or 1
             if unit != FLUX_UNIT or version not in (1, FORMAT_VERSION):
                 want = f"{FLUX_UNIT!r} and 1 or {FORMAT_VERSION}, or leave them out"

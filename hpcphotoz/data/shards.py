@@ -321,7 +321,7 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> h5py.File:
                 raise BadInput(f"{path}: '{name}' is {found.dtype}{found.shape}, want {dtype}{shape}")
             if shard.offsets is not None and found.id.get_offset() != shard.offsets.get(name):
                 raise BadInput(f"{path}: '{name}' lies elsewhere than the manifest says: copy both again")
-        bands = tuple(np.atleast_1d(hdf5.attribute(file, "bands")).tolist())
+        bands = hdf5.texts(file, "bands") or ()
         if bands != h.bands:
             raise BadInput(f"{path}: bands {list(bands)}, the manifest says {list(h.bands)}")
     except BadInput:
