@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpcphotoz.attacks.compiler import keep_compiled_code
 from hpcphotoz.data import index
 from tests.datasets import make_dataset
 
@@ -16,6 +17,7 @@ def pytest_configure() -> None:
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
+    keep_compiled_code()  # also of tests that compile by themselves: apart for each kind of CPU
 
 
 @pytest.fixture(autouse=True)

@@ -220,9 +220,12 @@ def test_compiled_code_is_kept_in_the_users_cache_folder(
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", "/somewhere/else")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiled(nn.Linear(1, 1), torch.device("cpu"))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "hpcphotoz" / "inductor")
-    assert (tmp_path / "hpcphotoz" / "inductor").is_dir()
+    for kind in ("AVX512", "AVX2"):  # nodes that share a home must not run each other's code
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kind=kind: kind)
+        compiled(nn.Linear(1, 1), torch.device("cpu"))
+        folder = tmp_path / "hpcphotoz" / f"torch-{torch.__version__}-{kind}" / "inductor"
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) and folder.is_dir()
     assert os.environ["TRITON_CACHE_DIR"] == "/somewhere/else", "as the user has it"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     (tmp_path / "file").touch()

@@ -556,6 +556,7 @@ def pid_of_rank(rank: int, folder: Path) -> int:
     raise LookupError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the rank's process in /proc")
 def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on(
     dataset: Path, tmp_path: Path

@@ -30,6 +30,7 @@ def test_streams_average_gradients_once_over_ranks(alone: Path, dataset: Path, t
     assert "clean passes and attack run one after the other" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

@@ -67,6 +67,7 @@ def test_auto_chooses_attackers_by_what_it_measured(dataset: Path, tmp_path: Pat
     assert_same_curve(tmp_path / "run", tmp_path / "alone", SAME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -145,6 +146,7 @@ def test_what_an_attacker_cannot_read_is_said_once(dataset: Path, tmp_path: Path
         assert sum(said) == 1 and not any("Traceback" in error for _, _, error in results)
 
 
+@pytest.mark.slow
 def test_a_stop_before_an_unreadable_validation_ends_both(dataset: Path, tmp_path: Path) -> None:
     """The stop saves at once; the resumed run makes up for the validation, and cannot read it."""
     folder = shutil.copytree(dataset, tmp_path / "d")

@@ -102,6 +102,7 @@ def test_two_nodes_train_to_the_end(cluster: Cluster, dataset: Path, tmp_path: P
     assert nodes == [["0"], ["0"], ["1"], ["1"]]
 
 
+@pytest.mark.slow
 def test_a_preempted_job_comes_back(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
     preempted(cluster, dataset, tmp_path / "run", "SIGUSR2")
 
@@ -112,6 +113,7 @@ def test_a_job_preempted_by_sigterm_comes_back(dataset: Path, tmp_path: Path) ->
         preempted(cluster, dataset, tmp_path / "run", "SIGTERM")
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     submitted = training(cluster, dataset, run, 20_000)

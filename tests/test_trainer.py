@@ -215,6 +215,7 @@ def test_a_finished_run_is_not_validated_again(alone: Path, dataset: Path, tmp_p
     assert validations(out) == validations(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [{}, {"overlap": "ranks", "attackers": 1, "max_staleness": 1}], ids=str)
 def test_a_signal_as_an_epoch_ends_stops_two_ranks_and_is_made_up_for(
     training: dict[str, object], dataset: Path, tmp_path: Path

@@ -30,8 +30,12 @@ def keep_compiled_code() -> None:
 
     Inductor's default is below /tmp, which a batch job often finds empty: the Inception then compiles for
     76 s anew instead of 30 s. Folders that the environment names already stay.
+
+    Each release of torch and each kind of CPU has a folder of its own: a home is shared by nodes, Inductor
+    does not tell their vector units apart, and code made with AVX-512 gave wrong gradients on AVX2.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcphotoz"
+    home /= f"torch-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
     for name, folder in _FOLDERS.items():
         if name in os.environ:
             continue
