@@ -23,6 +23,7 @@ from hpcphotoz.atomic import check_file, replacing
 from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.compute import DatasetForward
 from hpcphotoz.evaluation.network import (
     Network,
     batches,
@@ -89,12 +90,15 @@ def predict(
     if batch < 1:
         raise BadInput(f"batch {batch}: must be at least 1")
     rows, done = rows_of(data, manifest, subset), 0
+    turns = 8 if tta else 1
+    forwards = [DatasetForward(network, batch, rows * turns) for network in networks]
     facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": describe(subset)}
     runs = [f"{network.name} step {network.step}" for network in networks]
     with _Output(out, rows, bins, {"runs": runs, "dataset": json.dumps(facts)}) as output:
         for stamps in batches(data, manifest, batch, "predicting", subset=subset):
             tensor = tensors(stamps, device)
-            pdf = average(networks, tensor["images"], tensor["ebv"], tensor["object_id"], tta=tta)
+            shown = tensor["images"], tensor["ebv"], tensor["object_id"]
+            pdf = average(networks, *shown, tta=tta, forwards=forwards)
             p = pdf.double().cpu().numpy()
             output.put(done, p / bins.width, {**vars(stamps), **point_estimates(p, bins)})
             done += len(stamps)
@@ -102,7 +106,13 @@ def predict(
 
 
 def average(
-    networks: Sequence[Network], images: Tensor, ebv: Tensor, object_id: Tensor, *, tta: bool = False
+    networks: Sequence[Network],
+    images: Tensor,
+    ebv: Tensor,
+    object_id: Tensor,
+    *,
+    tta: bool = False,
+    forwards: Sequence[DatasetForward | None] | None = None,
 ) -> Tensor:
     """The mean PDF over networks, and over the symmetries of the square if `tta`; (N, bins) float32.
 
@@ -112,13 +122,14 @@ def average(
         ebv: (N,) float32, mag.
         object_id: (N,) int64.
         tta: average over the eight flips and right-angle rotations.
+        forwards: compute the logits of each network; None: their modules do.
     """
     total = torch.zeros(len(images), networks[0].bins.n, device=images.device)
     codes = range(8 if tta else 1)
     for code in codes:
         turned = reference.dihedral(images, torch.full_like(object_id, code)) if code else images
-        for network in networks:
-            total += pdfs(network, turned, ebv, object_id)
+        for network, forward in zip(networks, forwards or [None] * len(networks), strict=True):
+            total += pdfs(network, turned, ebv, object_id, forward)
     return total / (len(codes) * len(networks))
 
 

@@ -1,7 +1,11 @@
-"""Attacks on a whole dataset: compiled and as CUDA graphs in long work on a GPU, plainly elsewhere."""
+"""Attacks and PDFs of a whole dataset: compiled, as CUDA graphs, in long work on a GPU; plainly elsewhere."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,8 +14,16 @@ from hpcphotoz.attacks import Passes
 from hpcphotoz.attacks.graph import Graphs, kind_of
 from hpcphotoz.config import Attack
 from hpcphotoz.evaluation import compute
-from hpcphotoz.evaluation.compute import EARNS_COMPILE, DatasetAttack
-from tests.toys import Toy
+from hpcphotoz.evaluation.adversarial import write_adversarial
+from hpcphotoz.evaluation.compute import (
+    EARNS_COMPILE,
+    FORWARD_EARNS_COMPILE,
+    DatasetAttack,
+    DatasetForward,
+)
+from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.predict import predict
+from tests.toys import Toy, stamps, write
 
 BATCH = 4
 
@@ -69,3 +81,82 @@ def test_a_compiler_that_fails_is_said_once_and_left(
     assert [passes.compiled for passes in seen.passes] == [True, False, False]
     assert all(passes.tf32 for passes in seen.passes)
     assert caplog.text.count("failed here (RuntimeError: no compiler): attacks run without either") == 1
+
+
+class Capture:
+    """Stands for `graph.capture` on a CPU: a replay computes anew into the tensor that was captured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, compiler_fails: bool = False) -> None:
+        self.replays = 0
+        self._fails = compiler_fails
+        monkeypatch.setattr(compute, "_compiles", lambda network: True)
+        monkeypatch.setattr(compute, "compiled", lambda module, device: module)
+        monkeypatch.setattr(compute, "capture", self)
+
+    def __call__(
+        self, work: Callable[[], Tensor], device: torch.device
+    ) -> tuple[Callable[[], object], Tensor]:
+        if self._fails:
+            raise RuntimeError("no compiler\nand a long tail")
+        out = work()
+
+        def replay() -> None:
+            self.replays += 1
+            out.copy_(work())
+
+        return replay, out
+
+
+def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 8, 8, generator=made), torch.rand(n, generator=made)
+
+
+def test_pdfs_of_long_work_on_a_gpu_come_from_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, network = Capture(monkeypatch), Toy()
+    forward = DatasetForward(network, BATCH, FORWARD_EARNS_COMPILE)
+    batches = [images(BATCH, 1), images(BATCH, 2), images(3, 3)]
+    found = [forward(*batch) for batch in batches]  # a result is kept while the next overwrites the graph's
+    for batch, logits in zip(batches, found, strict=True):
+        assert torch.equal(logits, network.module(*batch))
+    assert seen.replays == 2  # not for the last of a shard
+
+
+def test_pdfs_of_short_work_and_on_a_cpu_come_from_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = images(BATCH, 1)
+    for objects in (FORWARD_EARNS_COMPILE, 1):
+        assert torch.equal(DatasetForward(Toy(), BATCH, objects)(*batch), Toy().module(*batch))
+    seen = Capture(monkeypatch)
+    DatasetForward(Toy(), BATCH, FORWARD_EARNS_COMPILE - 1)(*batch)
+    assert seen.replays == 0
+
+
+def test_a_network_that_the_compiler_fails_on_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Capture(monkeypatch, compiler_fails=True)
+    forward, batch = DatasetForward(Toy(), BATCH, FORWARD_EARNS_COMPILE), images(BATCH, 1)
+    for _ in range(2):
+        assert torch.equal(forward(*batch), Toy().module(*batch))
+    assert caplog.text.count("failed here (RuntimeError: no compiler): PDFs come without") == 1
+
+
+def test_predict_attack_and_evaluate_take_the_pdfs_of_the_graph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, network = write(tmp_path / "data", stamps(8), shard_rows=8), Toy()
+    predict([network], data, tmp_path / "plain.hdf5", batch=BATCH)
+    plain = evaluate([network], data, eps=[0.1], methods=["fgsm"], batch=BATCH)
+    seen = Capture(monkeypatch)
+    monkeypatch.setattr(compute, "FORWARD_EARNS_COMPILE", 0)
+    predict([network], data, tmp_path / "graph.hdf5", batch=BATCH)
+    assert seen.replays == 2
+    write_adversarial(network, data, tmp_path / "attacked", Attack(method="fgsm"), batch=BATCH)
+    assert seen.replays == 4
+    found = evaluate([network], data, eps=[0.1], methods=["fgsm"], batch=BATCH)
+    assert seen.replays == 8  # clean and attacked
+    assert [c.metrics for c in found.networks[0].conditions] == [
+        c.metrics for c in plain.networks[0].conditions
+    ]
+    with h5py.File(tmp_path / "plain.hdf5") as one, h5py.File(tmp_path / "graph.hdf5") as other:
+        assert np.array_equal(one["data/pdfs"], other["data/pdfs"])

@@ -10,7 +10,7 @@ from hpcphotoz.data.shards import read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.data.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.compute import PASSES, DatasetAttack
+from hpcphotoz.evaluation.compute import PASSES, DatasetAttack, DatasetForward
 from hpcphotoz.evaluation.labels import check_redshifts, labels
 from hpcphotoz.evaluation.network import Network, batches, check_fits, describe, pdfs, tensors
 
@@ -82,12 +82,13 @@ def write_adversarial(
     shard_rows = max((shard.rows for shard in manifest.shards), default=1)
     header, written = replace(manifest.header, storage="float32"), 0
     sound = batches(data, manifest, batch, "attacking galaxies", limit, subset)
-    gradients = min(limit or manifest.rows, manifest.rows) * attack.steps * attack.restarts
-    make = DatasetAttack(network, precision, batch, gradients)
+    objects = min(limit or manifest.rows, manifest.rows)
+    make = DatasetAttack(network, precision, batch, objects * attack.steps * attack.restarts)
+    forward = DatasetForward(network, batch, objects)
     with DatasetWriter(out, header, shard_rows, provenance) as writer:
         for stamps in sound:
             tensor = tensors(stamps, device)
-            clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
+            clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"], forward)
             z = labels(network.bins, clean, tensor["z_spec"])
             attacked = make(tensor, z, attack, seed)
             writer.append(replace(stamps, images=attacked.cpu().numpy()))

@@ -1,6 +1,6 @@
 """What evaluation and prediction ask of a trained network, and its PDFs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,7 +66,13 @@ def edges(bins: RedshiftBins) -> npt.NDArray[np.float64]:
 
 
 @torch.no_grad()
-def pdfs(network: Network, images: Tensor, ebv: Tensor, object_id: Tensor) -> Tensor:
+def pdfs(
+    network: Network,
+    images: Tensor,
+    ebv: Tensor,
+    object_id: Tensor,
+    forward: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
     """The PDF of each object, (N, bins) float32 probabilities, in evaluation mode, in float32 without TF32.
 
     Args:
@@ -74,13 +80,14 @@ def pdfs(network: Network, images: Tensor, ebv: Tensor, object_id: Tensor) -> Te
         images: (N, B, H, W) float32, nMgy.
         ebv: (N,) float32, mag.
         object_id: (N,) int64, for the message below.
+        forward: computes the logits from images and ebv, as `compute.DatasetForward`; None: the module does.
 
     Raises:
         BadInput: logits of the wrong shape, or not finite for some object.
     """
     network.module.eval()
     with tf32(False):
-        logits = network.module(images, ebv).float()
+        logits = (forward or network.module)(images, ebv).float()
     if logits.shape != (len(images), network.bins.n):
         raise BadInput(
             f"run '{network.name}': logits of shape {tuple(logits.shape)} for {len(images)} objects and "

@@ -18,7 +18,7 @@ from hpcphotoz.config import GREATEST
 from hpcphotoz.data.shards import Manifest, Stamps, read_manifest
 from hpcphotoz.data.subset import EVERYTHING, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.compute import PASSES, DatasetAttack
+from hpcphotoz.evaluation.compute import PASSES, DatasetAttack, DatasetForward
 from hpcphotoz.evaluation.labels import check_redshifts, labels
 from hpcphotoz.evaluation.least import least_eps
 from hpcphotoz.evaluation.methods import Planned, headline, planned
@@ -83,7 +83,16 @@ def evaluate(
     pictured = headline(methods), headline_eps
     objects = min(limit or manifest.rows, manifest.rows)
     gradients = objects * sum(attack.steps * attack.restarts for _, attack in plan)
-    taken = [_Taken(one, plan, DatasetAttack(one, precision, batch, gradients)) for one in networks]
+    forwards = objects * (len(plan) + len(networks))  # clean, each attack, the images of the others
+    taken = [
+        _Taken(
+            one,
+            plan,
+            DatasetAttack(one, precision, batch, gradients),
+            DatasetForward(one, batch, forwards),
+        )
+        for one in networks
+    ]
     crossed = {source.name: {t.name: Tally() for t in networks if t is not source} for source in networks}
     object_id, z_spec, example = [], [], None
     for stamps in batches(data, manifest, batch, "attacking galaxies", limit, subset):
@@ -94,9 +103,9 @@ def evaluate(
                 with tf32(False):
                     one.least.append(least_eps(one.network, tensor, minimal_max, steps=steps, seed=seed))
         for source, targets in crossed.items():
-            for target in (network for network in networks if network.name in targets):
-                pdf = pdfs(target, shown[source].attacked, tensor["ebv"], tensor["object_id"])
-                targets[target.name].add(target, pdf, stamps.z_spec)
+            for target in (one for one in taken if one.network.name in targets):
+                pdf = target.pdfs(tensor, shown[source].attacked)
+                targets[target.network.name].add(target.network, pdf, stamps.z_spec)
         example = example or _example(networks, stamps, shown)
         object_id.append(stamps.object_id)
         z_spec.append(stamps.z_spec)
@@ -133,8 +142,10 @@ class _Shown:
 class _Taken:
     """What is taken down of one network while batches go by."""
 
-    def __init__(self, network: Network, plan: list[Planned], attacked: DatasetAttack) -> None:
-        self.network, self._plan, self._attacked = network, plan, attacked
+    def __init__(
+        self, network: Network, plan: list[Planned], attacked: DatasetAttack, forward: DatasetForward
+    ) -> None:
+        self.network, self._plan, self._attacked, self._forward = network, plan, attacked, forward
         self._tallies = [Tally() for _ in range(1 + len(plan))]  # clean first
         self.least: list[Floats] = []
 
@@ -147,17 +158,21 @@ class _Taken:
     ) -> _Shown:
         """Every condition of one batch; returns what the attack `pictured`, (method, epsilon), made."""
         network, shown = self.network, None
-        clean = pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"])
+        clean = self.pdfs(tensor, tensor["images"])
         self._tallies[0].add(network, clean, z_spec)
         z = labels(network.bins, clean, tensor["z_spec"])
         for tally, (name, attack) in zip(self._tallies[1:], self._plan, strict=True):
             attacked = self._attacked(tensor, z, attack, seed)
-            pdf = pdfs(network, attacked, tensor["ebv"], tensor["object_id"])
+            pdf = self.pdfs(tensor, attacked)
             tally.add(network, pdf, z_spec)
             if (name, attack.eps) == pictured:
                 shown = _Shown(attacked, clean, pdf)
         assert shown is not None  # the headline epsilon is always among those measured
         return shown
+
+    def pdfs(self, tensor: dict[str, Tensor], images: Tensor) -> Tensor:
+        """The network's PDFs of some images of the batch."""
+        return pdfs(self.network, images, tensor["ebv"], tensor["object_id"], self._forward)
 
     def result(self, z_spec: Floats, greatest: float | None) -> NetworkResult:
         minimal = None if greatest is None else LeastEps(np.concatenate(self.least), greatest)
