@@ -26,10 +26,9 @@ test-slow: $(VENV)/.ready
 TORCH211 := .venv-torch211/bin/python
 test-torch211: .venv-torch211/.ready
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not slow" \
-	  $(addprefix tests/test_,$(addsuffix .py,compiled_kernels capture pgd project start select load reference \
-	  attacks apgd minimal gradient losses familiar models form step imports))
+	  tests/kernels tests/attacks tests/models tests/training/test_step.py tests/test_imports.py
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 -m slow \
-	  -k "registers or test_pool_compiled or test_compiled and cnn" tests/test_compiled_kernels.py tests/test_form.py
+	  -k "registers or test_pool_compiled or test_compiled and cnn" tests/kernels/test_compiled_kernels.py tests/models/test_compiled.py
 
 .venv-torch211/.ready: pyproject.toml constraints.txt tests/torch211.txt
 	$(PYTHON) -m venv .venv-torch211

@@ -44,18 +44,18 @@ from torch.nn import functional
 from benchmarks.galaxies import SKY, STAMP, configuration, galaxies, trained
 from benchmarks.harness import Benchmark, middle, on_host_clock, parser, ratio, rounds, spread
 from benchmarks.peers.driver import Peer
-from benchmarks.precision import as_it_comes, chosen
-from benchmarks.stream_readers import PEERS_PYTHON, ROOT
+from benchmarks.streaming.stream_readers import PEERS_PYTHON, ROOT
+from benchmarks.training.precision import as_it_comes, chosen
 from hpcphotoz import attacks
-from hpcphotoz.attacks import cost
-from hpcphotoz.attacks.precision import lower
+from hpcphotoz.compute import cost
+from hpcphotoz.compute.precision import autocast_dtype
 from hpcphotoz.config import Model
-from hpcphotoz.data.shards import read_manifest
-from hpcphotoz.evaluation.network import batches, tensors
+from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.evaluation.network import read_batches, to_tensors
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.form import reform
-from hpcphotoz.training.checkpoint import load_network
+from hpcphotoz.training.run.checkpoint import load_network
 
 EPS, STEPS = 0.1, 10
 LIBRARIES = (
@@ -195,7 +195,7 @@ def fresh(name: str, part: int = 1) -> Task:
 def of_run(run: Path, data: Path) -> Task:
     """A trained run and the first galaxies of a dataset."""
     network, manifest = load_network(run, DEVICE), read_manifest(data)
-    found = tensors(next(iter(batches(data, manifest, 256, "reading"))), DEVICE)
+    found = to_tensors(next(iter(read_batches(data, manifest, 256, "reading"))), DEVICE)
     scale = network.module.state_dict()["normalise.scale"].flatten().tolist()
     told = described(network.config.model, network.stamp, scale)
     eps = 0.05 * found["sky_sigma"].mean(0)  # where about half of a standard network's galaxies still hold
@@ -302,7 +302,7 @@ def variants(task: Task, precision: str) -> dict[str, Callable[[], Tensor]]:
     """Our attack by the ways in which it can be computed here, in the device's precision and in others."""
 
     def passes(name: str, compiled: bool = False) -> attacks.Passes:
-        return attacks.Passes(autocast=lower(name), tf32=name == "tf32", compiled=compiled)
+        return attacks.Passes(autocast=autocast_dtype(name), tf32=name == "tf32", compiled=compiled)
 
     padded = task.padded()
     found = {

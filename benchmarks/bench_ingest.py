@@ -91,8 +91,8 @@ def write_sources(folder: Path, rows: int) -> list[str]:
 
 def ingest(kind: str, folder: Path, out: Path) -> int:
     """Make shards of one kind's files on this rank's share of the ranks; the number of stamps."""
-    from hpcphotoz.sources.frames import ingest_frames
-    from hpcphotoz.sources.tables import ingest_table
+    from hpcphotoz.sources.cutouts import ingest_frames
+    from hpcphotoz.sources.published.ingest_table import ingest_table
 
     if kind == "frames":
         count = sum(1 for _ in open(folder / "objects.csv")) - 1
@@ -106,15 +106,15 @@ def ingest(kind: str, folder: Path, out: Path) -> int:
 
 def on_rank(kind: str, folder: str, out: str) -> None:
     """Print the seconds from the ranks' meeting to the manifest, and the number of stamps."""
-    import hpcphotoz.sources.frames
-    import hpcphotoz.sources.tables  # noqa: F401
-    from hpcphotoz.sources.parallel import team
+    import hpcphotoz.sources.cutouts
+    import hpcphotoz.sources.published.ingest_table  # noqa: F401
+    from hpcphotoz.sources.mpi import mpi_ranks
 
-    ranks = team()
-    ranks.everyone(None)
+    ranks = mpi_ranks()
+    ranks.allgather(None)
     start = time.perf_counter()
     count = ingest(kind, Path(folder), Path(out))
-    ranks.everyone(None)
+    ranks.allgather(None)
     if ranks.rank == 0:
         print(time.perf_counter() - start, count)
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Benchmark, Times, arguments, middle, on_host_clock, ratio, rounds, spread
-from hpcphotoz.attacks.fused import kernels_on
-from hpcphotoz.attacks.graph import capture
+from hpcphotoz.compute.capture import capture
 from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.backend import kernels_on
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STAMPS = 4096 if DEVICE.type == "cuda" else 32

@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.harness import Benchmark, in_turn, parser, ratio, spread
-from benchmarks.precision import chosen
-from benchmarks.steps import assembled
-from hpcphotoz.attacks.precision import lower, tf32
-from hpcphotoz.config import Config, parse
+from benchmarks.training.precision import chosen
+from benchmarks.training.steps import assembled
+from hpcphotoz.compute.precision import autocast_dtype, tf32
+from hpcphotoz.config import Config
+from hpcphotoz.config.load import configure
 from hpcphotoz.memory import keep_freed_memory
-from hpcphotoz.training.profile import matrix_rate, operations
+from hpcphotoz.training.run.profiler import matrix_rate, operations
 
 EVERYWHERE: dict[str, dict[str, object]] = {
     "default again": {},
@@ -32,9 +33,6 @@ EVERYWHERE: dict[str, dict[str, object]] = {
     "all bfloat16": {"precision": "bf16"},
     "attack float32": {"attack_precision": "fp32"},
     "channels_last off": {"channels_last": "off"},
-    "merged": {"merged": "on"},
-    "padded": {"padded": "on"},
-    "merged, padded": {"merged": "on", "padded": "on"},
     "Adam not fused": {"fused_adam": "off"},
 }
 ON_CPU: dict[str, dict[str, object]] = {
@@ -43,9 +41,9 @@ ON_CPU: dict[str, dict[str, object]] = {
 }
 ON_GPU: dict[str, dict[str, object]] = {
     "all tf32": {"precision": "tf32"},
-    "streams": {"overlap": "streams"},
+    "streams": {"mode": "streams"},
     "graphs attack": {"graphs": "attack"},
-    "graphs attack, streams": {"graphs": "attack", "overlap": "streams"},
+    "graphs attack, streams": {"graphs": "attack", "mode": "streams"},
     "graphs step": {"graphs": "step"},
     "micro_batch 64": {"micro_batch": 64},
     "compiled": {"compiled": "on"},
@@ -53,7 +51,6 @@ ON_GPU: dict[str, dict[str, object]] = {
     "compiled, graphs step": {"compiled": "on", "graphs": "step"},
     "compiled, graphs step, tf32": {"compiled": "on", "graphs": "step", "precision": "tf32"},
     "compiled, graphs step, bfloat16": {"compiled": "on", "graphs": "step", "precision": "bf16"},
-    "merged, padded, graphs step": {"merged": "on", "padded": "on", "graphs": "step"},
 }
 QUICK = ("clean", "all float32", "all bfloat16", "graphs step", "compiled, graphs step", "micro_batch 16")
 FIRST_STEPS = 2  # after which the memory of a rival has had its peak
@@ -72,7 +69,7 @@ def main() -> None:
     rates: dict[str, float] = {}
     for precision in ("fp32", "tf32", "bf16"):
         with tf32(precision == "tf32"):
-            rates[precision] = matrix_rate(device, lower(precision))
+            rates[precision] = matrix_rate(device, autocast_dtype(precision))
     benchmark.add(device_operations_per_s=rates)
     for network in options.networks or (["compact"] if options.quick else ["cnn", "inception"]):
         measured(network, device, rates, 2 if options.quick else 5, benchmark)
@@ -137,7 +134,7 @@ def against(
     memory, (take, counted) = peak_gb(lambda: stepped(config, size, device), device)
     times = in_turn({"default": default, "rival": take}, repeat)
     rate, of_default = spread([size / t for t in times["rival"]]), ratio(times, "default", "rival")
-    part = counted * rate["median"] / size / rates[config.training.precision]
+    part = counted * rate["median"] / size / rates[config.compute.precision]
     return {"images_per_s": rate, "ratio": of_default, "fraction_of_device": part, "memory_gb": memory}
 
 
@@ -165,17 +162,16 @@ def peak_gb(work: Callable[[], T], device: torch.device) -> tuple[float | None, 
     return (torch.cuda.max_memory_allocated() - before) / 1e9, given
 
 
-def configured(network: str, training: dict[str, object], fraction: float, steps: int) -> Config:
-    """Options of training, and PGD on a fraction of the batch."""
-    attack = {"fraction": fraction, "steps": steps}
-    return parse({"model": {"name": network}, "training": training, "attack": attack}, "benchmark")
+def configured(network: str, options: dict[str, object], fraction: float, steps: int) -> Config:
+    """Options by bare name, and PGD on a fraction of the batch."""
+    return configure("benchmark", name=network, fraction=fraction, steps=steps, **options)
 
 
 def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:
     """What takes a step, and the operations of it."""
-    take, parts, work = assembled(config, size, device)
-    passed, attacked = operations(parts.module, parts.attack_by, work)
-    return take, passed * size + attacked * len(work.attacked)
+    step, components, rank_batch = assembled(config, size, device)
+    passed, attacked = operations(components.module, components.attack_eagerly, rank_batch)
+    return step, passed * size + attacked * len(rank_batch.attacked)
 
 
 if __name__ == "__main__":

@@ -27,26 +27,27 @@ from typing import Any
 
 import torch
 
-from benchmarks import train_runs
 from benchmarks.harness import Benchmark, middle, parser, ratio, spread
-from benchmarks.precision import chosen
-from benchmarks.stream_readers import ROOT
-from benchmarks.train_runs import FRACTION, STEPS, Plan
-from hpcphotoz.attacks.cost import law
+from benchmarks.streaming.stream_readers import ROOT
+from benchmarks.training import train_runs
+from benchmarks.training.precision import chosen
+from benchmarks.training.train_runs import FRACTION, STEPS, RunPlan
+from hpcphotoz.compute.cost import law
+from hpcphotoz.config.load import named
 
 RANKS = {"ranks, staleness 0": 0, "ranks, staleness 1": 1, "ranks, staleness 2": 2}
 VARIANTS: dict[str, dict[str, object]] = {
     "off": {},
-    "ranks": {"overlap": "ranks"},
-    "staleness 1": {"overlap": "ranks", "max_staleness": 1},
-    "staleness 2": {"overlap": "ranks", "max_staleness": 2},
-    "images in bf16": {"overlap": "ranks", "transfer": "bf16"},
-    "images in int8": {"overlap": "ranks", "transfer": "int8"},
-    "weights in bf16": {"overlap": "ranks", "weights_transfer": "bf16"},
+    "ranks": {"mode": "ranks"},
+    "staleness 1": {"mode": "ranks", "max_staleness": 1},
+    "staleness 2": {"mode": "ranks", "max_staleness": 2},
+    "images in bf16": {"mode": "ranks", "images_transfer": "bf16"},
+    "images in int8": {"mode": "ranks", "images_transfer": "int8"},
+    "weights in bf16": {"mode": "ranks", "weights_transfer": "bf16"},
     "staleness 1, int8, bf16": {
-        "overlap": "ranks",
+        "mode": "ranks",
         "max_staleness": 1,
-        "transfer": "int8",
+        "images_transfer": "int8",
         "weights_transfer": "bf16",
     },
 }
@@ -82,7 +83,7 @@ def speed(networks: list[str], repeat: int, benchmark: Benchmark) -> None:
         print(f"{'network':10s} {'':20s} {'s/step':>8s} {'p20':>8s} {'p80':>8s}")
         for network in networks:
             batch, log_steps = {"compact": (128, 12), "cnn": (128, 4), "inception": (64, 3)}[network]
-            plan = Plan(network, data, 2, batch, log_steps, lines=5, workers=1)
+            plan = RunPlan(network, data, 2, batch, log_steps, lines=5, workers=1)
             seconds: dict[str, list[float]] = {}
             waited = [0.0]
             for _ in range(repeat):
@@ -104,8 +105,8 @@ def speed(networks: list[str], repeat: int, benchmark: Benchmark) -> None:
 
 
 def rivals(quick: bool) -> dict[str, dict[str, object]]:
-    """Options of `training` for each run; the first two where there is little time."""
-    apart = {"overlap": "ranks", "attackers": 1}
+    """Options of each run by bare name; the first two where there is little time."""
+    apart = {"mode": "ranks", "attackers": 1}
     found: dict[str, dict[str, object]] = {"data parallel": {}}
     found |= {name: {**apart, "max_staleness": s} for name, s in RANKS.items() if s == 1 or not quick}
     return found
@@ -138,11 +139,11 @@ def compared(network: str, batch: int, seconds: dict[str, list[float]], data_wai
 
 def alone(network: str, batch: int) -> dict[str, float]:
     """Seconds of the attack and of the training of a step, on one core with nothing beside."""
-    command = [sys.executable, "-m", "benchmarks.alone", network, str(batch)]
+    command = [sys.executable, "-m", "benchmarks.training.alone", network, str(batch)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
     if found.returncode:
-        raise RuntimeError(f"benchmarks.alone {network} failed:\n{found.stderr[-2000:]}")
+        raise RuntimeError(f"benchmarks.training.alone {network} failed:\n{found.stderr[-2000:]}")
     told: dict[str, float] = json.loads(found.stdout)
     return told
 
@@ -173,9 +174,9 @@ def robustness(variant: str, train: Path, test: Path, seeds: int, epochs: int) -
         runs = [Path(folder, f"seed-{seed}") for seed in range(seeds)]
         for seed, run in enumerate(runs):
             words = [*python, "train", "adversarial", "--data", train, "--out", run]
-            words += [f"--training.{key}={value}" for key, value in {**how, "seed": seed}.items()]
-            words += ["--training.attackers=1"] if how else []
-            train_runs.launch(variant, Path(sys.executable), 2, [*words, f"--training.epochs={epochs}"])
+            words += [f"--{key}={value}" for key, value in named({**how, "seed": seed}).items()]
+            words += ["--overlap.attackers=1"] if how else []
+            train_runs.launch(variant, Path(sys.executable), 2, [*words, f"--run.epochs={epochs}"])
         command = [*python, "evaluate", *runs, "--data", test, "--out", Path(folder, "report")]
         command += ["--attacks", "pgd", "--eps", "0.1", "--json"]
         command += ["--precision", chosen(torch.device("cpu"))]

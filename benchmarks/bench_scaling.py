@@ -23,12 +23,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import scaling_predict, train_runs
-from benchmarks.allreduce import LARGEST, measure
 from benchmarks.galaxies import SKY, STAMP, configuration
 from benchmarks.harness import Benchmark, parser, spread
-from benchmarks.precision import chosen
-from benchmarks.scaling_model import (
+from benchmarks.scaling import scaling_predict
+from benchmarks.scaling.allreduce import LARGEST, measure
+from benchmarks.scaling.scaling_model import (
     Assumptions,
     Attack,
     Point,
@@ -40,8 +39,10 @@ from benchmarks.scaling_model import (
     strong,
     weak,
 )
-from benchmarks.train_runs import FRACTION, STEPS, Plan, Rate
-from hpcphotoz.attacks.cost import flops, law
+from benchmarks.training import train_runs
+from benchmarks.training.precision import chosen
+from benchmarks.training.train_runs import FRACTION, STEPS, Rate, RunPlan
+from hpcphotoz.compute.cost import flops, law
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.build import build
 
@@ -73,7 +74,7 @@ def main() -> None:
     benchmark = Benchmark("scaling", options.json, options.quick)
     try:
         if options.plot:
-            from benchmarks.scaling_plot import draw  # before minutes are spent: it wants matplotlib
+            from benchmarks.scaling.scaling_plot import draw  # before minutes are spent: it wants matplotlib
         images = {
             name: scaling_predict.gpu_image(options.gpu_json, name, ATTACK)
             for name in networks
@@ -155,7 +156,7 @@ def take_turns(every: Sequence[Case], precision: str, rounds: int, benchmark: Be
 
 def train(case: Case, precision: str, data: Path) -> Rate:
     """Of a copy, the mean."""
-    plan = Plan(case.network, data, case.ranks, case.batch, LOG_STEPS[case.network], LINES, workers=0)
+    plan = RunPlan(case.network, data, case.ranks, case.batch, LOG_STEPS[case.network], LINES, workers=0)
     with ThreadPoolExecutor(case.copies) as pool:
         runs = list(pool.map(lambda _: train_runs.ours(plan, {"precision": precision}), range(case.copies)))
     rate = sum(run.images_per_s for run in runs) / len(runs)

@@ -7,7 +7,7 @@ Run `make peers` first, or have torchattacks in this environment.
 `peer`: images a second of `hpcphotoz train` over those of `benchmarks/peers/train.py` (the plain network in
 DistributedDataParallel, a DataLoader over h5py, torchattacks.PGD), both started by torchrun on as many ranks:
 same dataset, initial weights, global batch, PGD-3 on half of every batch, epsilon 0.1 sky sigma, AdamW, hard
-labels. Augmentation is off in ours (`training.augment`), the peer has none. On a CPU: two ranks, one thread
+labels. Augmentation is off in ours (`data.augment`), the peer has none. On a CPU: two ranks, one thread
 each; on a GPU: a rank each, larger batches.
 
     peer                the loop as it comes: float32, on a GPU with TF32
@@ -40,13 +40,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import train_runs
 from benchmarks.harness import Benchmark, in_turn, middle, parser, ratio, spread
-from benchmarks.precision import as_it_comes, chosen
-from benchmarks.steps import assembled
-from benchmarks.train_runs import FRACTION, STEPS, Plan, Rate
-from hpcphotoz.attacks.cost import law
-from hpcphotoz.config import parse
+from benchmarks.training import train_runs
+from benchmarks.training.precision import as_it_comes, chosen
+from benchmarks.training.steps import assembled
+from benchmarks.training.train_runs import FRACTION, STEPS, Rate, RunPlan
+from hpcphotoz.compute.cost import law
+from hpcphotoz.config.load import configure
 
 SIZE = 32
 LAW = law(STEPS, FRACTION)
@@ -109,12 +109,12 @@ def measure(network: str, precision: str, repeat: int) -> dict[str, list[float]]
     """Seconds of clean and adversarial steps, in turn."""
 
     def rival(fraction: float) -> Callable[[], object]:
-        tree = {
-            "model": {"name": network},
-            "training": {"precision": precision, "compiled": "off", "graphs": "off"},
-            "attack": {"fraction": fraction, "steps": STEPS},
-        }
-        return assembled(parse(tree, "benchmark"), SIZE, DEVICE)[0]
+        config = configure(
+            "benchmark",
+            **{"name": network, "precision": precision, "compiled": "off", "graphs": "off"},
+            **{"fraction": fraction, "steps": STEPS},
+        )
+        return assembled(config, SIZE, DEVICE)[0]
 
     return in_turn({"clean": rival(0.0), "adversarial": rival(FRACTION)}, repeat)
 
@@ -145,7 +145,7 @@ def aliases(precision: str) -> dict[str, str]:
     return found
 
 
-def rivals(plan: Plan, precision: str, quick: bool) -> dict[str, Callable[[], Rate]]:
+def rivals(plan: RunPlan, precision: str, quick: bool) -> dict[str, Callable[[], Rate]]:
     """Runs by name, without aliases."""
     found: dict[str, Callable[[], Rate]] = {
         "peer": partial(train_runs.peer, plan, precision=as_it_comes(DEVICE)),
@@ -174,18 +174,18 @@ def take_turns(
     return {name: rates for name, rates in found.items() if rates}
 
 
-def planned(network: str, data: Path) -> Plan:
+def planned(network: str, data: Path) -> RunPlan:
     """Runs of some seconds: four to six lines, of which the first is not timed."""
     gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if gpus:
-        return Plan(
+        return RunPlan(
             network, data, gpus, 128 * gpus, log_steps=40, lines=6, workers=min(8, cores // gpus) or 1
         )
     steps = 4 if network == "compact" else 2
-    return Plan(network, data, ranks=2, batch=64, log_steps=steps, lines=5 if steps == 2 else 4, workers=1)
+    return RunPlan(network, data, ranks=2, batch=64, log_steps=steps, lines=5 if steps == 2 else 4, workers=1)
 
 
-def compared(runs: dict[str, list[Rate]], plan: Plan, same: dict[str, str]) -> dict[str, Any]:
+def compared(runs: dict[str, list[Rate]], plan: RunPlan, same: dict[str, str]) -> dict[str, Any]:
     """Rates, ratios (medians over rounds), fractions of time spent waiting for data, and last losses.
 
     Args:

@@ -11,7 +11,7 @@ into one array (`__getitems__`), and `memmap_dataloader` the same from a memory 
 `ours_first_epoch` is a new stream each time: checksums, and memory not yet touched, both of which weigh
 heavily in so short an epoch; `ours_verify_always` has the checksums alone. `ours_default_split` streams the
 training part of the default split; its rate is of the objects that come. Then more shards than stay open:
-openings a batch, and a resume in the middle (`benchmarks.stream_survey`).
+openings a batch, and a resume in the middle (`benchmarks.streaming.stream_survey`).
 """
 
 import json
@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 from benchmarks.harness import Times, arguments, record, rounds, spread
-from benchmarks.stream_readers import (
+from benchmarks.streaming.stream_readers import (
     PEERS_PYTHON,
     ROOT,
     BatchedRows,
@@ -38,12 +38,13 @@ from benchmarks.stream_readers import (
     ours,
     preadv,
 )
-from benchmarks.stream_survey import link_shards, measure
-from benchmarks.stream_survey import show as show_survey
-from hpcphotoz.config import Data, parse
-from hpcphotoz.data.index import index_folder
-from hpcphotoz.data.shards import COLUMNS, Header, Stamps
-from hpcphotoz.data.writer import DatasetWriter
+from benchmarks.streaming.stream_survey import link_shards, measure
+from benchmarks.streaming.stream_survey import show as show_survey
+from hpcphotoz.config import Data
+from hpcphotoz.config.load import configure
+from hpcphotoz.data.format.index import index_folder
+from hpcphotoz.data.format.shards import COLUMNS, Header, Stamps
+from hpcphotoz.data.format.writer import DatasetWriter
 
 BANDS, STAMP = "ugriz", 64
 SKY = np.array([0.05, 0.02, 0.03, 0.04, 0.2], np.float32)  # nMgy a pixel, SDSS
@@ -148,8 +149,8 @@ def readers(folder: Path, peer: Mds | None) -> dict[str, Reader]:
     """Everything that takes part, by name."""
     data = Data()
     found: dict[str, Reader] = {"ours": ours(folder / "float32", data)}
-    first = parse({"data": {"verify": "first"}}, "benchmark").data
-    always = parse({"data": {"verify": "always"}}, "benchmark").data
+    first = configure("benchmark", verify="first").data
+    always = configure("benchmark", verify="always").data
     found["ours_first_epoch"] = ours(folder / "float32", first, fresh=True)
     found["ours_verify_always"] = ours(folder / "float32", always)
     found["ours_default_split"] = ours(folder / "float32", data, part="train")
@@ -251,7 +252,7 @@ def memory(batches: int) -> dict[str, Any]:
 
 
 def _peak(data: Path, batches: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.stream_memory", str(data), str(batches)]
+    command = [sys.executable, "-m", "benchmarks.streaming.stream_memory", str(data), str(batches)]
     found: dict[str, float] = json.loads(
         subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     )

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.config import Config, parse
+from hpcphotoz.config import Config
+from hpcphotoz.config.load import configure
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build
 
@@ -31,7 +32,7 @@ def galaxies(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def configuration(network: str) -> Config:
     """Of a network by name, with 180 bins on [0, 0.4)."""
-    return parse({"model": {"name": network}}, "benchmark")
+    return configure("benchmark", name=network)
 
 
 def trained(network: str, steps: int, device: torch.device) -> tuple[nn.Module, RedshiftBins]:

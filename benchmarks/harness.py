@@ -14,7 +14,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from hpcphotoz.revision import commit
+from hpcphotoz.provenance import commit
 
 Times = dict[str, list[float]]
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hpcphotoz import output
 
-_READER_GONE = 128 + 13  # as the shell reports a program that SIGPIPE has ended
+_BROKEN_PIPE_STATUS = 128 + 13  # as the shell reports a program that SIGPIPE has ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,32 +18,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: words after the program's name; those of this process by default.
     """
-    interrupts = _Interrupts()
+    interrupts = _InterruptRecorder()
     try:
         output.prepare()
         status = _run(sys.argv[1:] if arguments is None else arguments)
         output.flush()
         return status
     except KeyboardInterrupt:  # of the imports too, which take most of a second
-        return _failed("interrupted", 130)
+        return _report_failure("interrupted", 130)
     except (
         BrokenPipeError
     ):  # the reader of a pipe (head, less): nothing is wrong, and nobody is there to tell
         output.discard(sys.stdout)
-        return _READER_GONE
+        return _BROKEN_PIPE_STATUS
     except OSError as error:
-        return _failed(f"error: {error.filename or 'output'}: {error.strerror or error}", 2)
+        return _report_failure(f"error: {error.filename or 'output'}: {error.strerror or error}", 2)
     except MemoryError as error:
-        return _failed(f"error: out of memory {error}", 1)
+        return _report_failure(f"error: out of memory {error}", 1)
     except Exception:
         if interrupts.seen:
-            return _failed("interrupted", 130)
+            return _report_failure("interrupted", 130)
         raise
     finally:
         interrupts.end()
 
 
-class _Interrupts:
+class _InterruptRecorder:
     """Notes Ctrl-C: numpy turns one that comes during its import into an ImportError."""
 
     def __init__(self) -> None:
@@ -71,12 +71,12 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         return run(arguments)
     except BadInput as error:
-        return _failed(f"error: {error}", 2)
+        return _report_failure(f"error: {error}", 2)
     except SystemExit as end:  # help and version; another rank that has said what is wrong
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
-def _failed(text: str, status: int) -> int:
+def _report_failure(text: str, status: int) -> int:
     output.say(f"hpcphotoz: {' '.join(text.split())}", sys.stderr)
     return status
 

@@ -10,7 +10,7 @@ from hpcphotoz.errors import BadInput
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to, flushed and renamed to `path` if nothing is raised.
 
     On an error, or when the process is killed, what was at `path` before is still there.
@@ -39,10 +39,10 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno and not error.filename:  # a failed write says no name
             error.filename = str(path)
         raise
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
-def check_file(path: Path) -> None:
+def check_output_file(path: Path) -> None:
     """Refuse a name under which no file can be written, before the work whose result it is for; make nothing.
 
     Raises:
@@ -56,7 +56,7 @@ def check_file(path: Path) -> None:
         raise BadInput(f"{path}: no permission to write in {path.parent}")
 
 
-def check_writable(folder: Path) -> None:
+def check_output_folder(folder: Path) -> None:
     """Refuse a folder that cannot be made or written, before the work whose results it is for; make nothing.
 
     Raises:
@@ -72,11 +72,11 @@ def check_writable(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Flush a folder's entries: a renamed file could otherwise be lost with the machine's power."""
     handle = os.open(folder, os.O_RDONLY)
     try:

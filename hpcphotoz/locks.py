@@ -29,15 +29,15 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     Raises:
         BadInput: another process holds it, or the file cannot be made or locked.
     """
-    number = _acquired(path, refusal)
+    number = _acquire(path, refusal)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: `_acquired` sees that the file has gone
+        path.unlink(missing_ok=True)  # while it is held: `_acquire` sees that the file has gone
         os.close(number)
 
 
-def _acquired(path: Path, refusal: str) -> int:
+def _acquire(path: Path, refusal: str) -> int:
     while True:
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

@@ -19,20 +19,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hpcphotoz.atomic import check_file, replacing
-from hpcphotoz.data.shards import read_manifest
-from hpcphotoz.data.subset import EVERYTHING, Subset
+from hpcphotoz.atomic import atomic_write, check_output_file
+from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.compute import DatasetForward
+from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import (
-    Network,
-    batches,
-    check_fits,
-    describe,
+    TrainedNetwork,
+    check_bands_and_stamp,
+    compute_pdfs,
+    count_subset_objects,
     edges,
-    pdfs,
-    rows_of,
-    tensors,
+    read_batches,
+    subset_record,
+    to_tensors,
 )
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
@@ -52,14 +52,14 @@ ANCIL = {
 
 
 def predict(
-    networks: Sequence[Network],
+    networks: Sequence[TrainedNetwork],
     data: Path,
     out: Path,
     *,
     batch: int = 256,
     device: torch.device | str = "cpu",
     tta: bool = False,
-    subset: Subset = EVERYTHING,
+    subset: Subset = ALL_OBJECTS,
 ) -> int:
     """Write the PDF of every object of a dataset; several networks are averaged.
 
@@ -82,31 +82,31 @@ def predict(
         BadInput: no network, different bins, other bands or stamp size than the dataset, an output that is
             not finite, a dataset that cannot be read or holds no object, or `out` that cannot be written.
     """
-    _check_name(out)
+    _check_output_path(out)
     manifest = read_manifest(data)
     bins = _common_bins(networks)
     for network in networks:
-        check_fits(network, manifest.header, data)
+        check_bands_and_stamp(network, manifest.header, data)
     if batch < 1:
         raise BadInput(f"batch {batch}: must be at least 1")
-    rows, done = rows_of(data, manifest, subset), 0
+    rows, done = count_subset_objects(data, manifest, subset), 0
     turns = 8 if tta else 1
     forwards = [DatasetForward(network, batch, rows * turns) for network in networks]
-    facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": describe(subset)}
+    facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": subset_record(subset)}
     runs = [f"{network.name} step {network.step}" for network in networks]
-    with _Output(out, rows, bins, {"runs": runs, "dataset": json.dumps(facts)}) as output:
-        for stamps in batches(data, manifest, batch, "predicting", subset=subset):
-            tensor = tensors(stamps, device)
-            shown = tensor["images"], tensor["ebv"], tensor["object_id"]
-            pdf = average(networks, *shown, tta=tta, forwards=forwards)
+    with _QpWriter(out, rows, bins, {"runs": runs, "dataset": json.dumps(facts)}) as output:
+        for stamps in read_batches(data, manifest, batch, "predicting", subset=subset):
+            tensor = to_tensors(stamps, device)
+            inputs = tensor["images"], tensor["ebv"], tensor["object_id"]
+            pdf = average_pdfs(networks, *inputs, tta=tta, forwards=forwards)
             p = pdf.double().cpu().numpy()
-            output.put(done, p / bins.width, {**vars(stamps), **point_estimates(p, bins)})
+            output.write_rows(done, p / bins.width, {**vars(stamps), **point_estimates(p, bins)})
             done += len(stamps)
     return done
 
 
-def average(
-    networks: Sequence[Network],
+def average_pdfs(
+    networks: Sequence[TrainedNetwork],
     images: Tensor,
     ebv: Tensor,
     object_id: Tensor,
@@ -129,7 +129,7 @@ def average(
     for code in codes:
         turned = reference.dihedral(images, torch.full_like(object_id, code)) if code else images
         for network, forward in zip(networks, forwards or [None] * len(networks), strict=True):
-            total += pdfs(network, turned, ebv, object_id, forward)
+            total += compute_pdfs(network, turned, ebv, object_id, forward)
     return total / (len(codes) * len(networks))
 
 
@@ -138,7 +138,7 @@ def point_estimates(pdf: Floats, bins: RedshiftBins) -> dict[str, Floats]:
 
     Args:
         pdf: (N, n) probability per bin, rows that sum to 1.
-        bins: what they mean.
+        bins: the redshift bins.
     """
     e = edges(bins)
     centres = (e[1:] + e[:-1]) / 2
@@ -153,21 +153,21 @@ def point_estimates(pdf: Floats, bins: RedshiftBins) -> dict[str, Floats]:
     }
 
 
-def _check_name(out: Path) -> None:
-    """Refuse a name under which no PDFs can be written, or none that qp would read; make nothing."""
+def _check_output_path(out: Path) -> None:
+    """Check that PDFs can be written at a path and that qp can read a file of that name; create nothing."""
     if out.is_dir():
         raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
-    if out.exists() and not _is_ours(out):
+    if out.exists() and not _holds_pdfs(out):
         raise BadInput(f"{out}: is there and holds no PDFs: delete it, or choose another name")
     if out.suffix != ".hdf5":  # to qp, .h5, .hf5 and .hd5 are other formats
         raise BadInput(
             f"{out}: qp reads PDFs only from files whose names end in .hdf5: "
             f"name it {out.with_suffix('.hdf5').name}"
         )
-    check_file(out)
+    check_output_file(out)
 
 
-def _is_ours(path: Path) -> bool:
+def _holds_pdfs(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "meta/pdf_name" in file
@@ -175,7 +175,7 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _common_bins(networks: Sequence[Network]) -> RedshiftBins:
+def _common_bins(networks: Sequence[TrainedNetwork]) -> RedshiftBins:
     if not networks:
         raise BadInput("no network to predict with: give at least one run folder")
     first = networks[0]
@@ -188,12 +188,15 @@ def _common_bins(networks: Sequence[Network]) -> RedshiftBins:
     return first.bins
 
 
-class _Output:
-    """The file, under its name once complete. Its own errors alone are called errors of writing."""
+class _QpWriter:
+    """Writes the qp file; it appears under its name when complete.
+
+    Only errors of this file are reported as "cannot be written", not those of reading or of the network.
+    """
 
     def __init__(self, out: Path, rows: int, bins: RedshiftBins, attributes: Mapping[str, Any]) -> None:
         with _writing(out), ExitStack() as stack:
-            temporary = stack.enter_context(replacing(out))
+            temporary = stack.enter_context(atomic_write(out))
             self._file = stack.enter_context(h5py.File(temporary, "w"))
             self._file.attrs.update(attributes)
             self._file["meta/pdf_name"] = np.array([b"hist"])
@@ -204,7 +207,7 @@ class _Output:
                 self._file.create_dataset(f"ancil/{name}", (rows,), dtype)
             self._out, self._stack = out, stack.pop_all()
 
-    def put(self, first: int, density: Floats, points: Mapping[str, Any]) -> None:
+    def write_rows(self, first: int, density: Floats, points: Mapping[str, Any]) -> None:
         """Write (n, bins) densities and what `ANCIL` lists, from row `first` on."""
         rows = slice(first, first + len(density))
         with _writing(self._out):

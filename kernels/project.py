@@ -123,8 +123,8 @@ def _l2_kernel(  # type: ignore[no-untyped-def]
         band = lane % BANDS if CHANNELS_LAST else k
         s = tl.load(step + n * step_stride + band)
         e = tl.load(eps + n * eps_stride + band)
-        least = tl.load(lo + n * lo_stride + band)
-        most = tl.load(hi + n * hi_stride + band)
+        lowest = tl.load(lo + n * lo_stride + band)
+        highest = tl.load(hi + n * hi_stride + band)
         for m in range(blocks):
             i = (blocks - 1 - m) * STRIDE + lane
             inside = (lane < STRIDE) & (i < run)
@@ -137,7 +137,7 @@ def _l2_kernel(  # type: ignore[no-untyped-def]
                 moved = a + s * tl.div_rn(_ascent(grad, s, at, free) * unit, length)
             drawn = tl.where(radius > 1, x + tl.div_rn(moved - x, tl.maximum(radius, 1.0)), moved)
             drawn = tl.where(e > 0, drawn, x)
-            drawn = tl.minimum(tl.maximum(drawn, least, _EVERY), most, _EVERY)
+            drawn = tl.minimum(tl.maximum(drawn, lowest, _EVERY), highest, _EVERY)
             tl.store(out + at, tl.where(free, drawn, a), inside)
 
 
@@ -154,14 +154,16 @@ def _rank(grad, mask, base, i, between, PIXELS: tl.constexpr, MASKED: tl.constex
 def _median(  # type: ignore[no-untyped-def]
     grad, mask, base, between, PIXELS: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    # The lower median, exactly: the least rank that half of the pixels, rounded up, do not exceed. The first
+    # The lower median, exactly: the lowest rank that half of the pixels, rounded up, do not exceed. The first
     # round counts the pixels that may change. The others halve the interval, counted in floats, and move the
     # end to the next rank that occurs: about 10 rounds for 4096 pixels, never more than 33.
     ranks = _rank(grad, mask, base, tl.arange(0, BLOCK), between, PIXELS, MASKED)
-    least, most, half = -_NEVER - 1, _NEVER - 1, -1
-    while least < most:
-        middle = (least & most) + ((least ^ most) >> 1)  # (least + most) / 2 rounded down, without overflow
-        middle = tl.where(half < 0, most, middle)
+    lowest, highest, half = -_NEVER - 1, _NEVER - 1, -1
+    while lowest < highest:
+        middle = (lowest & highest) + (
+            (lowest ^ highest) >> 1
+        )  # (lowest + highest) / 2 rounded down, without overflow
+        middle = tl.where(half < 0, highest, middle)
         lanes = (ranks <= middle).to(tl.int32)
         if PIXELS > BLOCK:
             for first in range(BLOCK, PIXELS, BLOCK):
@@ -177,8 +179,8 @@ def _median(  # type: ignore[no-untyped-def]
                     i = first + tl.arange(0, BLOCK)
                     other = _rank(grad, mask, base, i, between, PIXELS, MASKED)
                     lanes = tl.maximum(lanes, tl.where(other <= middle, other, -_NEVER - 1))
-            most = tl.max(lanes)
-            least = tl.where(below == half, most, least)
+            highest = tl.max(lanes)
+            lowest = tl.where(below == half, highest, lowest)
         else:
             lanes = tl.where(ranks <= middle, _NEVER, ranks)
             if PIXELS > BLOCK:
@@ -186,8 +188,8 @@ def _median(  # type: ignore[no-untyped-def]
                     i = first + tl.arange(0, BLOCK)
                     other = _rank(grad, mask, base, i, between, PIXELS, MASKED)
                     lanes = tl.minimum(lanes, tl.where(other <= middle, _NEVER, other))
-            least = tl.min(lanes)
-    return tl.where(least < 0, least ^ _NEVER, least).to(tl.float32, bitcast=True)
+            lowest = tl.min(lanes)
+    return tl.where(lowest < 0, lowest ^ _NEVER, lowest).to(tl.float32, bitcast=True)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -217,10 +219,10 @@ def _moved(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _limits(x, e, least, most, free):  # type: ignore[no-untyped-def]
+def _limits(x, e, lowest, highest, free):  # type: ignore[no-untyped-def]
     # How far down and up a pixel may move: the ball cut by the bounds; 0 where it may not.
-    low = tl.minimum(tl.maximum(-e, least - x), 0.0)
-    high = tl.maximum(tl.minimum(e, most - x), 0.0)
+    low = tl.minimum(tl.maximum(-e, lowest - x), 0.0)
+    high = tl.maximum(tl.minimum(e, highest - x), 0.0)
     return tl.where(free, low, 0.0), tl.where(free, high, 0.0)
 
 
@@ -274,16 +276,16 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
             return
     e = tl.load(eps + n * eps_stride + band)
     s = tl.load(step + n * step_stride + band)
-    least = tl.load(lo + n * lo_stride + band)
-    most = tl.load(hi + n * hi_stride + band)
+    lowest = tl.load(lo + n * lo_stride + band)
+    highest = tl.load(hi + n * hi_stride + band)
     median = 0.0
     if STEPPED:
         median = _median(grad, mask, base, between, PIXELS, MASKED, BLOCK)
 
     start = tl.arange(0, BLOCK)
     x, delta, free = _moved(adv, x0, grad, mask, base, start, between, median, s, PIXELS, STEPPED, MASKED)
-    low, high = _limits(x, e, least, most, free)
-    # The shift lies between the least and the greatest delta, for [low, high] holds 0.
+    low, high = _limits(x, e, lowest, highest, free)
+    # The shift lies between the lowest and the greatest delta, for [low, high] holds 0.
     smallest, greatest = delta, delta
     if PIXELS > BLOCK:
         for first in range(BLOCK, PIXELS, BLOCK):
@@ -304,7 +306,7 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
             for first in range(BLOCK, PIXELS, BLOCK):
                 i = first + start
                 y, d, may = _moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
-                floor, ceiling = _limits(y, e, least, most, may)
+                floor, ceiling = _limits(y, e, lowest, highest, may)
                 more, follows, side = _counted(d, tau, floor, ceiling)
                 lanes, follow, sides = lanes + more, follow + follows, sides + side
         # In one sum: how many follow, and above bit 32 how many more are at the upper limit than the lower.
@@ -324,12 +326,12 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
         i = first + start
         if PIXELS > BLOCK:
             x, delta, free = _moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
-            low, high = _limits(x, e, least, most, free)
+            low, high = _limits(x, e, lowest, highest, free)
         at = base + i.to(tl.int64) * between
         x = tl.load(x0 + at, i < PIXELS, 0.0)  # again: in registers it would cost more than from the cache
-        # x + (most - x) may round to just above most.
+        # x + (highest - x) may round to just above highest.
         new = tl.minimum(
-            tl.maximum(x + _shifted(delta, tau, low, high), tl.minimum(least, x)), tl.maximum(most, x)
+            tl.maximum(x + _shifted(delta, tau, low, high), tl.minimum(lowest, x)), tl.maximum(highest, x)
         )
         if MASKED:
             may = _free(mask, at, i < PIXELS, MASKED)
@@ -382,7 +384,7 @@ def launch_flux(
 
 
 def _warps(block: int, pixels: int) -> int:
-    # So many pixels of a block a thread, of which a program has at most 1024.
+    # Warps of a program in which each thread has `pixels` pixels of a block: never more than 1024 threads.
     return max(1, min(1024, block // pixels) // _WARP)
 
 

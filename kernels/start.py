@@ -13,7 +13,7 @@ from torch.library import custom_op, triton_op, wrap_triton
 from hpcphotoz.kernels import checks
 
 _MASK = 0xFFFFFFFF
-_GROUPS = 20480  # of four pixels, a thread: with fewer the calls of torch cost most, with more they leave L2
+_GROUPS = 20480  # of four pixels, a thread: with fewer, calls of torch dominate; with more, they leave L2
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -39,10 +39,12 @@ def _start_kernel(  # type: ignore[no-untyped-def]
     blocks = tl.cdiv(BANDS * PIXELS, 4 * GROUPS)
     n = (tl.program_id(0) // blocks).to(tl.int64)  # N B H W passes 2^31 elements at survey batch sizes
     block = tl.program_id(0) % blocks
-    who = tl.load(object_id + n)
+    identifier = tl.load(object_id + n)
     group = block * GROUPS + tl.arange(0, GROUPS)
     epoch = tl.load(key + 1).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(tl.load(key), group, who.to(tl.uint32), (who >> 32).to(tl.uint32), epoch)
+    w0, w1, w2, w3 = tl.philox(
+        tl.load(key), group, identifier.to(tl.uint32), (identifier >> 32).to(tl.uint32), epoch
+    )
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
     i = block * (4 * GROUPS) + tl.arange(0, 4 * GROUPS)
@@ -53,11 +55,11 @@ def _start_kernel(  # type: ignore[no-untyped-def]
     e = tl.load(eps + n * eps_stride + band, inside)
     u = (words >> 8).to(tl.float64) * 1.1920928955078125e-07 - 1  # 2^-23
     moved = (x.to(tl.float64) + e.to(tl.float64) * u).to(tl.float32)
-    least = tl.load(lo + n * lo_stride + band, inside)
-    most = tl.load(hi + n * hi_stride + band, inside)
+    lowest = tl.load(lo + n * lo_stride + band, inside)
+    highest = tl.load(hi + n * hi_stride + band, inside)
     every: tl.constexpr = tl.PropagateNan.ALL
     moved = tl.minimum(tl.maximum(moved, x - e, propagate_nan=every), x + e, propagate_nan=every)
-    moved = tl.minimum(tl.maximum(moved, least, propagate_nan=every), most, propagate_nan=every)
+    moved = tl.minimum(tl.maximum(moved, lowest, propagate_nan=every), highest, propagate_nan=every)
     if MASKED:
         moved = tl.where(tl.load(mask + at, inside) != 0, moved, x)
     tl.store(out + at, moved, inside)
@@ -117,28 +119,28 @@ def on_cpu(
     pixels = x0[0].numel()
     groups = (pixels + 3) // 4
     few = min(n, max(1, _GROUPS * torch.get_num_threads() // groups))
-    radius, least, most = (t.expand(n, bands)[:, :, None, None] for t in (eps, lo, hi))
+    radius, lowest, highest = (t.expand(n, bands)[:, :, None, None] for t in (eps, lo, hi))
     scaled = radius.double() * 2.0**-23
-    room = torch.empty((3, 2, few, groups), dtype=torch.int64)
+    buffers = torch.empty((3, 2, few, groups), dtype=torch.int64)
     words, exact = torch.empty((few, groups, 4)).double(), torch.empty((few, *x0.shape[1:])).double()
     edge = exact.float()
     for first in range(0, n, few):
         now, left = slice(first, first + few), n - first
         x, e, moved, side = x0[now], radius[now], out[now], edge[:left]
-        _fill(words[:left], object_id[now], key, room[:, :, :left])
+        _fill(words[:left], object_id[now], key, buffers[:, :, :left])
         u = words[:left].flatten(1)[:, :pixels].reshape(x.shape)
         moved.copy_(exact[:left].copy_(x).addcmul_(u, scaled[now]))
         torch.maximum(moved, torch.sub(x, e, out=side), out=moved)
         torch.minimum(moved, torch.add(x, e, out=side), out=moved)
-        torch.minimum(torch.maximum(moved, least[now], out=moved), most[now], out=moved)
+        torch.minimum(torch.maximum(moved, lowest[now], out=moved), highest[now], out=moved)
     return out if mask is None else torch.where(mask, out, x0)
 
 
-def _fill(words: Tensor, object_id: Tensor, key: Tensor, room: Tensor) -> None:
+def _fill(words: Tensor, object_id: Tensor, key: Tensor, buffers: Tensor) -> None:
     # The words of `reference.uniform` less their lowest 8 bits, from -2^23 to 2^23 - 1. The counters are
     # worked on in two pairs, `even` (0 and 2) and `odd` (1 and 3), in place; a round swaps the two of a pair.
     # Bits above 32 matter only where a product is taken.
-    even, odd, product = room
+    even, odd, product = buffers
     even[0], even[1] = torch.arange(even.shape[-1]), (object_id >> 32 & _MASK)[:, None]
     odd[0], odd[1] = object_id[:, None], key[1]
     factor = torch.tensor([0xD2511F53, 0xCD9E8D57])[:, None, None]

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import hpcphotoz
-from hpcphotoz.config import Config, parse, to_toml
+from hpcphotoz.config import Config
+from hpcphotoz.config.load import parse, to_toml
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.output import say
@@ -94,14 +95,14 @@ class TrainJob:
         Raises:
             BadInput: the package was not imported from the snapshot; whatever the trainer refuses.
         """
-        rank = self._take_place().rank
+        rank = self._find_own_rank().rank
         if "SLURM_JOB_ID" not in os.environ:
             # submitit ignores SIGTERM. Until the trainer handles it there is nothing to save; on a cluster it
             # may be a preemption, and a rank that dies of it fails the job.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         from hpcphotoz.training.trainer import Outcome, train
 
-        with _SignalsSeen() as signals:
+        with _SignalRecorder() as signals:
             outcome = train(
                 self.parsed, Path(self.data), Path(self.out), self.profile, self.device, self.command or None
             )
@@ -132,7 +133,7 @@ class TrainJob:
             return None
         return submitit.helpers.DelayedSubmission(self)
 
-    def _take_place(self) -> World:
+    def _find_own_rank(self) -> World:
         """Which rank this is, with all in the environment that it needs to meet the others."""
         import submitit
 
@@ -217,7 +218,7 @@ def _asks_for_requeue(seen: set[int]) -> bool:
     return signal.SIGUSR2 in seen or (signal.SIGTERM in seen and preempted)
 
 
-class _SignalsSeen:
+class _SignalRecorder:
     """Records this process's signals, whoever's handlers are installed (the trainer's only set a flag)."""
 
     def __enter__(self) -> Self:

@@ -23,21 +23,21 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hpcphotoz.data.shards import read_manifest
+from hpcphotoz.data.format.shards import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.output import say
-from hpcphotoz.training import checkpoint, runfolder
+from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES
 
 _LOCAL_MINUTES = 60 * 24 * 365  # the local executor wants a limit; a run at home has none
-_OURS = (
+_LAUNCHER_OPTIONS = (
     "account array chdir constraint cpus-per-task error exclude gpus-per-node job-name mem nodes no-requeue "
     "ntasks ntasks-per-node open-mode output partition qos requeue signal time"
 ).split()
 # Options that change what sbatch does or answers, and not the job.
-_OF_SBATCH_ALONE = "help parsable quiet test-only usage version wait wrap".split()
+_SBATCH_ACTIONS = "help parsable quiet test-only usage version wait wrap".split()
 _SLURM_ONLY = (
     *("mem_gb", "time_minutes", "signal_delay_s", "partition", "account", "qos", "constraint", "exclude"),
     *("job_name", "setup", "extra"),
@@ -107,9 +107,9 @@ class LaunchPlan:
             if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
                 raise BadInput(f"extra Slurm parameter '{entry}': write key=value, e.g. reservation=photoz")
             # sbatch takes the beginning of a name for the whole of it.
-            if any(name.startswith(key) for name in _OURS):
+            if any(name.startswith(key) for name in _LAUNCHER_OPTIONS):
                 raise BadInput(f"extra Slurm parameter '{entry}': {key} is set by the launcher's own options")
-            if any(name.startswith(key) for name in _OF_SBATCH_ALONE):
+            if any(name.startswith(key) for name in _SBATCH_ACTIONS):
                 raise BadInput(f"extra Slurm parameter '{entry}': is no property of a job; see --dry-run")
 
     @property
@@ -166,7 +166,7 @@ def submit(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = say) -
     try:
         # submitit prints sbatch's complaint as well: it is told once, below.
         with _outside_any_job(overriding), contextlib.redirect_stderr(io.StringIO()):
-            submitted = executor.submit(_placed(job, plan, code))
+            submitted = executor.submit(_with_placement(job, plan, code))
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         for left in set(launch.iterdir()) - before:
             if re.fullmatch(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh", left.name):
@@ -208,14 +208,14 @@ def run_local(plan: LaunchPlan, job: TrainJob, tell: Callable[[str], None] = say
         timeout_min=_LOCAL_MINUTES,
         stderr_to_stdout=True,
     )
-    placed = replace(_placed(job, plan, code), visible_gpus=visible)
+    placed = replace(_with_placement(job, plan, code), visible_gpus=visible)
     # Ranks inherit ignored signals, and the trainer handles them all the same. The process in between, which
     # would kill them one second after a Ctrl-C, or leave them alone after a hangup, does not see either.
     with (
         contextlib.chdir(code),
         _outside_any_job(),
-        _handling(signal.SIGINT, signal.SIG_IGN),
-        _handling(signal.SIGHUP, signal.SIG_IGN),
+        _signal_handler(signal.SIGINT, signal.SIG_IGN),
+        _signal_handler(signal.SIGHUP, signal.SIG_IGN),
     ):
         running = executor.submit(placed)
     logs = f"{launch}/{running.job_id}_<rank>_log.out"
@@ -248,7 +248,7 @@ def _launch_folder(job: TrainJob) -> Path:
 
 def _check_folders(job: TrainJob) -> None:
     manifest, run = read_manifest(Path(job.data)), Path(job.out)
-    runfolder.check(run, job.parsed)
+    run_folder.check(run, job.parsed)
     newest = checkpoint.latest(run)
     if newest is not None:
         checkpoint.check_data(run, checkpoint.load(newest), Path(job.data), manifest.sha256)
@@ -261,7 +261,7 @@ def _take_snapshot(launch: Path) -> Path:
         raise BadInput(f"{launch}: cannot write the launch folder: {error.strerror}") from None
 
 
-def _placed(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:
+def _with_placement(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:
     device = "cuda" if plan.gpus_per_node and job.device == "auto" else job.device
     placed = {"code": str(code), "cpus": plan.cpus_per_task, "max_requeues": plan.max_requeues}
     return replace(job, device=device, **placed)  # type: ignore[arg-type]
@@ -344,7 +344,7 @@ def _outside_any_job(further: Collection[str] = ()) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handling(number: signal.Signals, handler: Any) -> Iterator[None]:
+def _signal_handler(number: signal.Signals, handler: Any) -> Iterator[None]:
     earlier = signal.signal(number, handler)
     try:
         yield
@@ -384,7 +384,7 @@ def _wait(controller: Any, tell: Callable[[], None]) -> bool:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # Under nohup a hangup is ignored, and a closed terminal stops nothing.
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                handlers.enter_context(_handling(number, stop))
+                handlers.enter_context(_signal_handler(number, stop))
         tell()
         controller.wait()
     return bool(stops)

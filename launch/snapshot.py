@@ -8,7 +8,7 @@ from pathlib import Path
 
 import hpcphotoz
 from hpcphotoz.errors import BadInput
-from hpcphotoz.revision import RECORD, commit
+from hpcphotoz.provenance import RECORD, commit
 
 
 def folder(launch: Path) -> Path:
@@ -51,7 +51,7 @@ def take(launch: Path) -> Path:
             copy / "hpcphotoz",
             symlinks=False,  # `kernels` and `launch` are links in a checkout and folders in an installation
             # Not by ignore_dangling_symlinks, which looks for `../kernels` from the working directory.
-            ignore=lambda base, names: [name for name in names if _left_out(Path(base) / name)],
+            ignore=lambda base, names: [name for name in names if _is_left_out(Path(base) / name)],
         )
         (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
         try:
@@ -73,11 +73,11 @@ def _name(package: Path) -> str:
 def _files(package: Path) -> list[Path]:
     found = []
     for base, folders, names in os.walk(package, followlinks=True):
-        folders[:] = [name for name in folders if not _left_out(Path(base) / name)]
-        found += [Path(base) / name for name in names if not _left_out(Path(base) / name)]
+        folders[:] = [name for name in folders if not _is_left_out(Path(base) / name)]
+        found += [Path(base) / name for name in names if not _is_left_out(Path(base) / name)]
     return sorted(found)
 
 
-def _left_out(path: Path) -> bool:
+def _is_left_out(path: Path) -> bool:
     """Compiled files, and links to nothing: an editor's lock, .#step.py, is one."""
     return path.name == "__pycache__" or path.suffix == ".pyc" or not path.exists()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcphotoz.attacks.compiler import keep_compiled_code
-from hpcphotoz.data import index
-from tests.datasets import make_dataset
+from hpcphotoz.compute.compiler import keep_compiled_code
+from hpcphotoz.data.format import index
+from tests.helpers.datasets import make_dataset
 
 
 def pytest_configure() -> None:

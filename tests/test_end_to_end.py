@@ -15,12 +15,12 @@ SIZE = [
     "60",
     "--model.width",
     "16",
-    "--training.epochs",
+    "--run.epochs",
     "6",
-    "--training.learning_rate",
+    "--optimiser.learning_rate",
     "2e-3",
 ]
-SIZE += ["--training.global_batch", "32", "--training.precision", "fp32"]
+SIZE += ["--run.global_batch", "32", "--compute.precision", "fp32"]
 
 
 def command(*words: object) -> int:
@@ -102,7 +102,7 @@ def test_real_galaxies_move_further_as_epsilon_grows(folder: Path, real: Path) -
     import torch
 
     from hpcphotoz.evaluation.robustness import evaluate
-    from hpcphotoz.training.checkpoint import load_network
+    from hpcphotoz.training.run.checkpoint import load_network
 
     torch.manual_seed(0)
     networks = [load_network(folder / run) for run in ("standard", "adversarial")]

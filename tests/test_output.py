@@ -17,7 +17,7 @@ import pytest
 from hpcphotoz import output, progress
 
 TIMEOUT_S = 120
-TINY = "--model.width 8 --model.bins 20 --training.max_steps 5 --training.global_batch 16".split()
+TINY = "--model.width 8 --model.bins 20 --run.max_steps 5 --run.global_batch 16".split()
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.data.shards import Header, Stamps, read_manifest
-from hpcphotoz.data.writer import DatasetWriter
+from hpcphotoz.data.format.shards import Header, Stamps, read_manifest
+from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.predict import average, point_estimates, predict
+from hpcphotoz.predict import average_pdfs, point_estimates, predict
 
 BANDS = ("g", "r", "i")
 BINS = RedshiftBins(20, 0.0, 0.4)
@@ -132,13 +132,13 @@ def test_tta_averages_eight_views_and_so_ignores_the_orientation() -> None:
     content = stamps(12)
     images, ebv = torch.from_numpy(content.images), torch.from_numpy(content.ebv)
     ids, networks = torch.from_numpy(content.object_id), [Toy()]
-    pdf = average(networks, images, ebv, ids, tta=True)
+    pdf = average_pdfs(networks, images, ebv, ids, tta=True)
     views = [v for r in range(4) for v in (images.rot90(r, (2, 3)), images.rot90(r, (2, 3)).flip(3))]
-    expected = sum(average(networks, view, ebv, ids) for view in views) / 8
+    expected = sum(average_pdfs(networks, view, ebv, ids) for view in views) / 8
     torch.testing.assert_close(pdf, expected)
-    turned = average(networks, images.rot90(1, (2, 3)), ebv, ids, tta=True)
+    turned = average_pdfs(networks, images.rot90(1, (2, 3)), ebv, ids, tta=True)
     torch.testing.assert_close(turned, pdf)
-    assert not torch.allclose(average(networks, images, ebv, ids), pdf, atol=1e-3)
+    assert not torch.allclose(average_pdfs(networks, images, ebv, ids), pdf, atol=1e-3)
 
 
 def test_point_estimates_by_hand() -> None:

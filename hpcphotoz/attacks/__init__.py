@@ -5,11 +5,9 @@ Flux is in nanomaggies, epsilon per object and band. `pgd`, `fgsm`, `apgd` and `
 configuration describes, in sky sigmas.
 """
 
-from hpcphotoz.attacks.ascent import fgsm, pgd
-from hpcphotoz.attacks.auto import apgd
-from hpcphotoz.attacks.configured import perturb
-from hpcphotoz.attacks.familiar import APGD, FGSM, PGD
-from hpcphotoz.attacks.fused import has_triton
+from hpcphotoz.attacks.apgd import apgd
+from hpcphotoz.attacks.ball import Ball, RandomStart
+from hpcphotoz.attacks.from_config import perturb
 from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, frozen
 from hpcphotoz.attacks.losses import (
     Condition,
@@ -24,8 +22,10 @@ from hpcphotoz.attacks.losses import (
     shift,
     toward,
 )
-from hpcphotoz.attacks.minimal import minimal_eps
-from hpcphotoz.attacks.problem import Ball, RandomStart
+from hpcphotoz.attacks.minimal_eps import minimal_eps
+from hpcphotoz.attacks.pgd import fgsm, pgd
+from hpcphotoz.attacks.torchattacks_api import APGD, FGSM, PGD
+from hpcphotoz.kernels.backend import has_triton
 
 __all__ = [
     "APGD",

@@ -5,24 +5,24 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from hpcphotoz.attacks.ball import AttackBatch
 from hpcphotoz.attacks.losses import Condition
-from hpcphotoz.attacks.problem import Problem
 
-EVERY = slice(None)
+ALL_ROWS = slice(None)
 
 
-class Best:
+class BestSoFar:
     """Images of greatest loss, (N, B, H, W), with `loss` (N,): infinite where the end was reached.
 
     Args:
-        images: what is there at first, with a loss of minus infinity.
+        batch: its images are the first ones kept, with a loss of minus infinity.
         stop: when an object is at its end: its image of that moment is then the best for good.
     """
 
-    def __init__(self, problem: Problem, stop: Condition | None) -> None:
-        self._kernels, self._stop = problem.kernels, stop
-        self.images = problem.images.clone(memory_format=torch.preserve_format)
-        self.loss = torch.full((len(problem),), -torch.inf, device=problem.images.device)
+    def __init__(self, batch: AttackBatch, stop: Condition | None) -> None:
+        self._kernels, self._stop = batch.kernels, stop
+        self.images = batch.images.clone(memory_format=torch.preserve_format)
+        self.loss = torch.full((len(batch),), -torch.inf, device=batch.images.device)
 
     def add(self, rows: slice | Tensor, adv: Tensor, outputs: Tensor, loss: Tensor, labels: Tensor) -> None:
         """Keep what is better; `rows` says which objects the others are about."""
@@ -35,12 +35,12 @@ class Best:
             better = loss > self.loss[rows]
             self.images[rows[better]], self.loss[rows[better]] = adv[better], loss[better]
 
-    def anew(self) -> Self:
+    def forget_unfinished(self) -> Self:
         """Forget the losses of the objects that are not at their end."""
         self.loss = self.loss.masked_fill(self.loss < torch.inf, -torch.inf)
         return self
 
-    def merge(self, other: "Best") -> None:
+    def merge(self, other: "BestSoFar") -> None:
         """Keep of another what is better."""
         self.loss = self._kernels.select(self.images, self.loss, other.images, other.loss)
 
@@ -49,9 +49,9 @@ class Best:
         """(N,) bool: which objects are not at their end; None: none will be."""
         return None if self._stop is None else self.loss < torch.inf
 
-    def rows(self) -> slice | Tensor:
+    def unfinished_rows(self) -> slice | Tensor:
         """What is left to attack: on a CPU the objects not at their end; on a GPU all, for it would wait."""
         active = self.active
         if active is None or active.device.type != "cpu" or active.all():
-            return EVERY
+            return ALL_ROWS
         return active.nonzero()[:, 0]

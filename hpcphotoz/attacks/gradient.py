@@ -15,13 +15,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from hpcphotoz.attacks.compiler import compiled
+from hpcphotoz.attacks.ball import AttackBatch, layout
 from hpcphotoz.attacks.losses import Loss
-from hpcphotoz.attacks.precision import tf32
-from hpcphotoz.attacks.problem import Problem, layout
+from hpcphotoz.compute.compiler import compiled
+from hpcphotoz.compute.precision import tf32
 
 Model = Callable[..., Tensor]  # (images, ebv) -> logits, or (images,) -> logits; usually an nn.Module
-_CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # what autocast computes in the lower precision
+_AUTOCAST_LAYERS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.Linear,
+)  # what autocast computes in the lower precision
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Passes:
             on a GPU that of each number of images anew.
         rows: objects at a time through all steps of the attack; None: on a CPU 16 (their activations then
             stay in the cache, and no memory is fetched from the system anew), elsewhere all.
-        replay: on a GPU, runs the attack instead; a `graph.Graphs` with the attack's name bound.
+        replay: runs the attack as a CUDA graph on a GPU: a `cuda_graph.AttackGraphs` with its name bound.
     """
 
     autocast: torch.dtype | None = None
@@ -49,7 +54,7 @@ class Passes:
 AS_IS = Passes()
 
 
-class Evaluated(NamedTuple):
+class GradientResult(NamedTuple):
     """What one forward and backward pass gives."""
 
     grad: Tensor  # (N, B, H, W) of the summed loss, laid out as the images
@@ -57,45 +62,45 @@ class Evaluated(NamedTuple):
     outputs: Tensor  # (N, ...)
 
 
-class Objective:
-    """A model and a loss, seen as a function of the images."""
+class ImageLoss:
+    """The loss of a model as a function of the images, with its gradient."""
 
     def __init__(self, forward: Model, loss: Loss) -> None:
         self._forward, self._loss = forward, loss
 
-    def raising(self, loss: Loss) -> "Objective":
+    def with_loss(self, loss: Loss) -> "ImageLoss":
         """The same model under another loss."""
-        return Objective(self._forward, loss)
+        return ImageLoss(self._forward, loss)
 
-    def gradient(self, adv: Tensor, problem: Problem) -> Evaluated:
+    def gradient(self, adv: Tensor, batch: AttackBatch) -> GradientResult:
         """Loss, outputs and input gradient at `adv`; no gradient of a parameter is computed."""
         with torch.enable_grad():
             x = adv.detach().requires_grad_()
-            outputs, loss = self._at(x, problem)
+            outputs, loss = self._outputs_and_loss(x, batch)
             if not loss.requires_grad:
                 raise ValueError(
                     "the loss does not depend on the images by autograd: is the attack called under "
                     "inference_mode, or is there a no_grad, detach or numpy inside the model?"
                 )
             (grad,) = torch.autograd.grad(loss.sum(), x)
-        return Evaluated(grad.contiguous(memory_format=layout(adv)), loss.detach(), outputs.detach())
+        return GradientResult(grad.contiguous(memory_format=layout(adv)), loss.detach(), outputs.detach())
 
     @torch.no_grad()
-    def value(self, adv: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    def value(self, adv: Tensor, batch: AttackBatch) -> tuple[Tensor, Tensor]:
         """Outputs and loss (N,) at `adv`."""
-        return self._at(adv, problem)
+        return self._outputs_and_loss(adv, batch)
 
-    def _at(self, x: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        outputs = self._forward(x) if problem.ebv is None else self._forward(x, problem.ebv)
+    def _outputs_and_loss(self, x: Tensor, batch: AttackBatch) -> tuple[Tensor, Tensor]:
+        outputs = self._forward(x) if batch.ebv is None else self._forward(x, batch.ebv)
         if not isinstance(outputs, Tensor):
             raise TypeError(
-                f"the model returned a {_described(outputs)}: attacks want one tensor of outputs, a row an "
+                f"the model returned a {_describe(outputs)}: attacks want one tensor of outputs, a row an "
                 "object; pass a function that picks it, such as lambda images, ebv: model(images, ebv)[0]"
             )
-        return outputs, self._loss(outputs, problem.labels)
+        return outputs, self._loss(outputs, batch.labels)
 
 
-def _described(outputs: object) -> str:
+def _describe(outputs: object) -> str:
     kind = type(outputs).__name__
     if isinstance(outputs, Mapping):
         return f"{kind} of {', '.join(map(repr, outputs))}"
@@ -105,9 +110,9 @@ def _described(outputs: object) -> str:
 
 
 @contextmanager
-def objective(model: Model, loss: Loss, device: torch.device, passes: Passes) -> Iterator[Objective]:
+def image_loss_of(model: Model, loss: Loss, device: torch.device, passes: Passes) -> Iterator[ImageLoss]:
     """The model frozen, in the precision asked for, as something that has input gradients."""
-    cast = passes.autocast or _callers(device)
+    cast = passes.autocast or _callers_autocast(device)
     # Without the cache, which would keep a cast of every step's images until the attack ends.
     lower = nullcontext() if cast is None else torch.autocast(device.type, cast, cache_enabled=False)
     rounded = nullcontext() if passes.tf32 is None else tf32(passes.tf32)
@@ -116,11 +121,11 @@ def objective(model: Model, loss: Loss, device: torch.device, passes: Passes) ->
         if passes.compiled:
             forward = compiled(inner, device)
         elif cast is not None and isinstance(inner, nn.Module):
-            forward = _with(inner, cast)
-        yield Objective(forward, loss)
+            forward = _with_cast_weights(inner, cast)
+        yield ImageLoss(forward, loss)
 
 
-def _callers(device: torch.device) -> torch.dtype | None:
+def _callers_autocast(device: torch.device) -> torch.dtype | None:
     """The precision that the caller's autocast asks for."""
     known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if known else None
@@ -154,7 +159,7 @@ def frozen(model: Model) -> Iterator[Model]:
             module.training = training
 
 
-def _with(module: nn.Module, dtype: torch.dtype) -> Model:
+def _with_cast_weights(module: nn.Module, dtype: torch.dtype) -> Model:
     # Autocast would cast frozen weights again at every step, 31 % of the small CNN's on a CPU. Only of our
     # own networks is it known that no layer leaves autocast and no weight is shared.
     if not type(module).__module__.startswith("hpcphotoz.models."):
@@ -167,7 +172,7 @@ def _cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     return {
         f"{path}.{name}" if path else name: parameter.detach().to(dtype)
         for path, layer in module.named_modules()
-        if isinstance(layer, _CAST)
+        if isinstance(layer, _AUTOCAST_LAYERS)
         for name, parameter in layer.named_parameters(recurse=False)
         if parameter.dtype == torch.float32
     }

@@ -27,15 +27,22 @@ except ImportError:
     isal_zlib = None  # type: ignore[assignment]
 
 Array = npt.NDArray[Any]
-ISAL = isal_zlib is not None
+HAS_ISAL = isal_zlib is not None
 _INFLATE: Any = isal_zlib or zlib
 SHUFFLE, GZIP, FLETCHER32, LZF = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FILTER_FLETCHER32, 32000)
-_OURS = (SHUFFLE, GZIP, FLETCHER32)  # in the order in which h5py applies them
+_DECODED_HERE = (SHUFFLE, GZIP, FLETCHER32)  # in the order in which h5py applies them
 LARGEST_CHUNK = 1 << 28  # bytes uncompressed; reading holds a few chunks a thread
 LARGEST_LZF_CHUNK = 1 << 22  # HDF5 undoes LZF without a limit, and LZF expands by 88 at most
-_LONGEST = 1000  # values of an attribute
-EXPANSION = 1032  # of gzip, at most
-DAMAGE = (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError)  # what HDF5's errors become
+_MAX_ATTRIBUTE_VALUES = 1000  # values of an attribute
+MAX_GZIP_EXPANSION = 1032  # of gzip, at most
+HDF5_ERRORS = (
+    OSError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+)  # what HDF5's errors become
 
 
 def open_file(path: Path) -> h5py.File:
@@ -57,14 +64,15 @@ def attribute(file: h5py.File, name: str) -> Any:
         return None
     found = h5py.h5a.open(file.id, name.encode())
     plain = found.get_type().get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
-    if not plain or math.prod(found.shape or ()) > _LONGEST:
+    if not plain or math.prod(found.shape or ()) > _MAX_ATTRIBUTE_VALUES:
         raise BadInput(
-            f"{file.filename}: attribute '{name}' is no number or text, nor a list of at most {_LONGEST}"
+            f"{file.filename}: attribute '{name}' is no number or text, nor a list of at most "
+            f"{_MAX_ATTRIBUTE_VALUES}"
         )
     return file.attrs[name]
 
 
-def texts(file: h5py.File, name: str) -> tuple[str, ...] | None:
+def text_attribute(file: h5py.File, name: str) -> tuple[str, ...] | None:
     """An attribute of a file that is a text or a list of them; None: there is none.
 
     Raises:
@@ -97,15 +105,15 @@ def array(file: h5py.File, name: str) -> h5py.Dataset:
         data = file[name]
         if not isinstance(data, h5py.Dataset):
             raise BadInput(f"{where} is a group, want an array")
-        if problem := _problem(data):
+        if problem := _why_refused(data):
             raise BadInput(f"{where} {problem}")
-    except DAMAGE as error:
+    except HDF5_ERRORS as error:
         reason = " ".join(str(error).split())
         raise BadInput(f"{where} cannot be read ({reason[:200]}): copy or write the file again") from None
     return data
 
 
-def _problem(data: h5py.Dataset) -> str | None:
+def _why_refused(data: h5py.Dataset) -> str | None:
     """Why an array is not read; None: it is."""
     plist, kind = data.id.get_create_plist(), data.dtype.kind
     if plist.get_layout() == h5py.h5d.VIRTUAL:
@@ -132,7 +140,7 @@ def _problem(data: h5py.Dataset) -> str | None:
         written = data.id.get_num_chunks() == wanted
     if not written:
         return "was never written, or not whole: write it again"
-    if (offset or 0) + data.nbytes > size * (EXPANSION if known else 1):
+    if (offset or 0) + data.nbytes > size * (MAX_GZIP_EXPANSION if known else 1):
         return f"is {data.dtype}{data.shape}, more than a file of {size} bytes holds: copy or write it again"
     return None
 
@@ -148,7 +156,7 @@ def filters(data: h5py.Dataset) -> tuple[int, ...]:
     return tuple(plist.get_filter(k)[0] for k in range(plist.get_nfilters()))
 
 
-def is_plain(data: h5py.Dataset, dtype: npt.DTypeLike | None = None) -> bool:
+def is_stored_as(data: h5py.Dataset, dtype: npt.DTypeLike | None = None) -> bool:
     """Whether an array's bytes on the disk are those of this numpy type (None: of its own)."""
     wanted = np.dtype(dtype or data.dtype)
     return not wanted.hasobject and bool(data.id.get_type() == h5py.h5t.py_create(wanted))
@@ -166,18 +174,20 @@ def read(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> Array:
     known = filters(data)
     if not known or start >= stop:
         return np.asarray(data[start:stop])
-    ours = not set(known) - set(_OURS) and is_plain(data)
+    ours = not set(known) - set(_DECODED_HERE) and is_stored_as(data)
     out = np.empty((stop - start if ours else 0, *data.shape[1:]), data.dtype)
-    for place in _places(data, start, stop):
+    for place in _chunk_starts(data, start, stop):
         info = data.id.get_chunk_info_by_coord(place)
         check_stored_size(info.size, _chunk_bytes(data))
         if GZIP not in known and not ours:
             continue
         mask, raw = data.id.read_direct_chunk(place)
-        content, shuffled = undo(raw, mask, known, _chunk_bytes(data))
+        content, shuffled = undo_filters(raw, mask, known, _chunk_bytes(data))
         if ours:
-            flat = unshuffled(content, data.dtype.itemsize) if shuffled else content
-            _put(out, np.frombuffer(flat, data.dtype).reshape(data.chunks), (place[0] - start, *place[1:]))
+            flat = unshuffle(content, data.dtype.itemsize) if shuffled else content
+            _copy_chunk(
+                out, np.frombuffer(flat, data.dtype).reshape(data.chunks), (place[0] - start, *place[1:])
+            )
     return out if ours else np.asarray(data[start:stop])
 
 
@@ -191,7 +201,7 @@ def check_stored_size(stored: int, size: int) -> None:
         raise ValueError(f"a chunk of {stored} bytes for {size} uncompressed ones")
 
 
-def undo(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[Any, bool]:
+def undo_filters(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[Any, bool]:
     """A chunk's bytes without its filters, and whether they are still shuffled.
 
     Args:
@@ -208,7 +218,7 @@ def undo(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[Any, boo
         if mask >> k & 1:
             continue
         if known[k] == FLETCHER32:
-            raw = _without_checksum(raw)
+            raw = _strip_fletcher32(raw)
         elif known[k] == GZIP:
             try:
                 inflate = _INFLATE.decompressobj()
@@ -223,14 +233,14 @@ def undo(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[Any, boo
     return raw, shuffled
 
 
-def unshuffled(content: Any, item: int) -> bytes:
+def unshuffle(content: Any, item: int) -> bytes:
     """Undo the shuffle filter: byte k of every number lies in plane k, what is left over at the end."""
     raw = np.frombuffer(content, np.uint8)
     whole = len(raw) // item * item
     return raw[:whole].reshape(item, -1).T.tobytes() + raw[whole:].tobytes()
 
 
-def _without_checksum(raw: Any) -> Any:
+def _strip_fletcher32(raw: Any) -> Any:
     """Check and take off what HDF5's fletcher32 filter has put at the end.
 
     Raises:
@@ -252,14 +262,14 @@ def _chunk_bytes(data: h5py.Dataset) -> int:
     return int(math.prod(data.chunks) * data.dtype.itemsize)
 
 
-def _places(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, ...]]:
+def _chunk_starts(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, ...]]:
     """The first element of each chunk that holds some of these rows."""
     rows, *across = data.chunks
     first = range(start // rows * rows, stop, rows)
     yield from product(first, *(range(0, n, c) for n, c in zip(data.shape[1:], across, strict=True)))
 
 
-def _put(out: Array, chunk: Array, place: tuple[int, ...]) -> None:
+def _copy_chunk(out: Array, chunk: Array, place: tuple[int, ...]) -> None:
     """Copy a chunk whose first element belongs at `place` of `out`; what lies outside is left away."""
     inside = [(max(at, 0), min(at + c, n)) for at, c, n in zip(place, chunk.shape, out.shape, strict=True)]
     part = tuple(slice(low - at, high - at) for (low, high), at in zip(inside, place, strict=True))

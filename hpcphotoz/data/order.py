@@ -13,13 +13,13 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+Int64Array = npt.NDArray[np.int64]
 ORDER = 4  # raised whenever the same seed gives another order or another split
 _ROUNDS = 6
 _CELL = 8  # neighbouring positions whose objects change places; ranks' slices are often multiples of it
 
 
-def mix(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+def keyed_hash(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
     """Hash 64-bit words under a key: the finaliser of SplitMix64 (Steele et al. 2014), twice."""
     x = x ^ np.uint64(key & 0xFFFFFFFFFFFFFFFF)
     for _ in range(2):
@@ -31,15 +31,15 @@ def mix(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=4096)
-def key_of(*words: int) -> int:
+def derive_key(*words: int) -> int:
     """One 64-bit key from several integers, for instance (seed, epoch, purpose)."""
     key = np.zeros(1, np.uint64)
     for word in words:
-        key = mix(key, word)
+        key = keyed_hash(key, word)
     return int(key[0])
 
 
-def permute(index: Ints, n: int, key: int) -> Ints:
+def permute(index: Int64Array, n: int, key: int) -> Int64Array:
     """A keyed bijection of [0, n): a Feistel network that walks its cycle back into range (Black & Rogaway
     2002).
 
@@ -55,7 +55,7 @@ def permute(index: Ints, n: int, key: int) -> Ints:
     while walking.any():
         right, left = out[walking] & low, out[walking] >> half
         for round_ in range(_ROUNDS):
-            left, right = right, left ^ (mix(right, key_of(key, round_)) & low)
+            left, right = right, left ^ (keyed_hash(right, derive_key(key, round_)) & low)
         out[walking] = (left << half) | right
         walking = out >= np.uint64(n)
     return out.astype(np.int64).reshape(np.shape(index))
@@ -65,18 +65,18 @@ def permute(index: Ints, n: int, key: int) -> Ints:
 class Blocks:
     """Runs of neighbours on disk: `count` rows of `shard` from row `first`; three (n,) int64 arrays."""
 
-    shard: Ints
-    first: Ints
-    count: Ints
+    shard: Int64Array
+    first: Int64Array
+    count: Int64Array
 
-    def rows(self) -> tuple[Ints, Ints]:
+    def rows(self) -> tuple[Int64Array, Int64Array]:
         """Shard and row of every object, block after block."""
         within = np.arange(self.count.sum()) - np.repeat(np.cumsum(self.count) - self.count, self.count)
         return np.repeat(self.shard, self.count), np.repeat(self.first, self.count) + within
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """Where the blocks of a dataset lie: each shard is cut into blocks of `block_rows`, its last may be
     shorter.
     """
@@ -85,12 +85,12 @@ class Layout:
     block_rows: int
 
     @cached_property
-    def starts(self) -> Ints:
+    def starts(self) -> Int64Array:
         """First block of each shard, and the number of blocks in all: (shards + 1,)."""
         blocks = -(-np.asarray(self.shard_rows, np.int64) // self.block_rows)
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks)])
 
-    def blocks(self, number: Ints) -> Blocks:
+    def blocks(self, number: Int64Array) -> Blocks:
         """The blocks of these numbers, 0 to `starts[-1] - 1` in the order of the disk."""
         shard = np.searchsorted(self.starts, number, side="right") - 1
         first = (number - self.starts[shard]) * self.block_rows
@@ -98,113 +98,115 @@ class Layout:
         return Blocks(shard, first, np.minimum(rows - first, self.block_rows))
 
 
-Wanted = Callable[[Blocks], npt.NDArray[np.bool_]]  # which of the blocks' rows belong to the subset
+BlockFilter = Callable[[Blocks], npt.NDArray[np.bool_]]  # which of the blocks' rows belong to the subset
 
 
 @dataclass(frozen=True)
-class Pool:
+class WindowOrder:
     """Objects that are read together, in the order of their blocks, and their places in the epoch.
 
-    Object k has position `place[k] % size` in global batch `first + place[k] // size`. All batches of a pool
-    are whole, but for the last batch of an epoch.
+    Object k has position `place[k] % size` in global batch `first + place[k] // size`. All batches of a
+    window are whole, except the last batch of an epoch.
     """
 
-    first: int  # number of the pool's first batch in the epoch
-    shard: Ints  # (n,)
-    row: Ints  # (n,)
-    place: Ints  # (n,) a permutation of 0 .. n - 1
+    first: int  # number of the window's first batch in the epoch
+    shard: Int64Array  # (n,)
+    row: Int64Array  # (n,)
+    place: Int64Array  # (n,) a permutation of 0 .. n - 1
 
 
-def pools(
-    layout: Layout,
+def windows(
+    layout: BlockLayout,
     window_blocks: int,
     size: int,
     key: int | None,
-    wanted: Wanted | None = None,
+    block_filter: BlockFilter | None = None,
     start: int = 0,
-    most: int | None = None,
-) -> Iterator[Pool]:
+    max_rows: int | None = None,
+) -> Iterator[WindowOrder]:
     """An epoch: windows of blocks in bijective order, each cut into global batches that take from all of it.
 
     What a window leaves over joins the next; nothing is dropped. Neighbouring positions of a batch take their
     objects from one place of the window, so that the slice of a rank comes from blocks of its own, read
-    whole; the batch and the position of an object are random, see `spread`.
+    whole; the batch and the position of an object are random, see `batch_places`.
 
     Args:
         layout: the blocks.
         window_blocks: blocks a window.
         size: objects a global batch.
         key: of the order; None: that of the disk.
-        wanted: which objects belong to the subset; None: all.
-        start: number of the first batch that is needed; pools before it are counted, not made.
-        most: objects a pool, at least `size`; a window with more of the subset becomes several pools. None:
-            as many as a window has.
+        block_filter: which objects belong to the subset; None: all.
+        start: number of the first batch that is needed; windows before it are counted, not made.
+        max_rows: objects a window, at least `size`; a window with more objects is cut into several. None: no
+            limit.
     """
     n_blocks, first = int(layout.starts[-1]), 0
     left = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    for window, number in enumerate(_windows(n_blocks, window_blocks, key)):
+    for window, number in enumerate(_permuted_blocks(n_blocks, window_blocks, key)):
         blocks = layout.blocks(number)
         shard, row = blocks.rows()
-        if wanted is not None:
-            keep = wanted(blocks)
+        if block_filter is not None:
+            keep = block_filter(blocks)
             shard, row = shard[keep], row[keep]
         shard, row = np.concatenate([left[0], shard]), np.concatenate([left[1], row])
         batches = len(shard) // size
-        parts = 1 if most is None else -(-batches // max(most // size, 1))
+        parts = 1 if max_rows is None else -(-batches // max(max_rows // size, 1))
         for part in range(parts):
             low, high = batches * part // parts, batches * (part + 1) // parts
             if first + high > start:
                 rows = slice(low * size, high * size)
                 words = (window,) if parts == 1 else (window, part)
-                yield _pool(first + low, shard[rows], row[rows], size, key, words)
+                yield _window_order(first + low, shard[rows], row[rows], size, key, words)
         whole = batches * size
         first, left = first + batches, (shard[whole:], row[whole:])
     if len(left[0]):
-        yield _pool(first, *left, len(left[0]), key, (-1,))
+        yield _window_order(first, *left, len(left[0]), key, (-1,))
 
 
-def _pool(first: int, shard: Ints, row: Ints, size: int, key: int | None, words: tuple[int, ...]) -> Pool:
+def _window_order(
+    first: int, shard: Int64Array, row: Int64Array, size: int, key: int | None, words: tuple[int, ...]
+) -> WindowOrder:
     if key is None:
-        return Pool(first, shard, row, np.arange(len(row)))
-    return Pool(first, shard, row, spread(shard, row, size, key_of(key, 2, *words)))
+        return WindowOrder(first, shard, row, np.arange(len(row)))
+    return WindowOrder(first, shard, row, batch_places(shard, row, size, derive_key(key, 2, *words)))
 
 
-def _windows(n_blocks: int, window_blocks: int, key: int | None) -> Iterator[Ints]:
+def _permuted_blocks(n_blocks: int, window_blocks: int, key: int | None) -> Iterator[Int64Array]:
     """The blocks of each window, permuted many windows at a time: a call costs as much as 1000 blocks."""
     some = window_blocks * -(-4096 // window_blocks)
     for begin in range(0, n_blocks, some):
         number = np.arange(begin, min(begin + some, n_blocks))
         if key is not None:
-            number = permute(number, n_blocks, key_of(key, 1))
+            number = permute(number, n_blocks, derive_key(key, 1))
         for first in range(0, len(number), window_blocks):
             yield number[first : first + window_blocks]
 
 
-def spread(shard: Ints, row: Ints, size: int, key: int) -> Ints:
-    """Places of the objects of a pool, drawn from the key and each object's shard and row.
+def batch_places(shard: Int64Array, row: Int64Array, size: int, key: int) -> Int64Array:
+    """Places of the objects of a window, drawn from the key and each object's shard and row.
 
     Every `len(row) // size` neighbours on disk go to one position, each to another batch, at random. The
     positions are turned against the disk by one random number, and within each batch the objects of every
     `_CELL` neighbouring positions change places at random. So every object comes to every position equally
-    often, whatever its offset in its block: which objects are attacked (see `adversarial`) is drawn anew with
-    each key.
+    often, whatever its offset in its block, and each key draws anew which objects are attacked (see
+    `attacked_mask`).
 
     Args:
         shard, row: (n,) of the objects, n a multiple of `size`.
         size: objects a global batch.
-        key: another one for each epoch and pool.
+        key: another one for each epoch and window.
 
     Returns:
         (n,) permutation of 0 .. n - 1: place p is position `p % size` of batch `p // size`.
     """
     batches = len(row) // size
-    words = mix((shard.astype(np.uint64) << np.uint64(40)) ^ row.astype(np.uint64), key)
+    words = keyed_hash((shard.astype(np.uint64) << np.uint64(40)) ^ row.astype(np.uint64), key)
     batch = np.argsort(words.reshape(size, batches), axis=1)
-    position = (np.arange(size)[:, None] + key_of(key, 4) % size) % size
+    position = (np.arange(size)[:, None] + derive_key(key, 4) % size) % size
     at = np.empty((batches, size), np.int64)  # the object at each position of each batch
     at[batch, position] = np.arange(len(row)).reshape(size, batches)
     cell = np.broadcast_to(np.arange(size) // _CELL, at.shape)
-    mixed = np.lexsort((mix(words, key_of(key, 5))[at], cell), axis=1)
+    mixed = np.lexsort((keyed_hash(words, derive_key(key, 5))[at], cell), axis=1)
     place = np.empty(len(row), np.int64)
     place[np.take_along_axis(at, mixed, axis=1)] = np.arange(len(row)).reshape(batches, size)
     return place
@@ -217,11 +219,11 @@ def rank_slice(size: int, rank: int, world_size: int) -> slice:
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
 
 
-def adversarial(position: Ints, fraction: float) -> npt.NDArray[np.bool_]:
+def attacked_mask(position: Int64Array, fraction: float) -> npt.NDArray[np.bool_]:
     """Which positions p of a global batch are attacked: floor((p+1) f) > floor(p f), an exact, even
     fraction.
 
-    Which objects come to these positions is drawn anew each epoch: see `spread`.
+    Which objects come to these positions is drawn anew each epoch: see `batch_places`.
     """
     # In 2^-32 units: floor of a float product would differ between f = 0.1 (p = 9: 0.9999...) and the exact
     # rule.
@@ -229,7 +231,7 @@ def adversarial(position: Ints, fraction: float) -> npt.NDArray[np.bool_]:
     return ((position + 1) * units >> 32) > (position * units >> 32)
 
 
-def part_of(object_id: Ints, validation: float, test: float, seed: int) -> npt.NDArray[np.int8]:
+def split_part(object_id: Int64Array, validation: float, test: float, seed: int) -> npt.NDArray[np.int8]:
     """Which part each object belongs to, by a hash of (seed, object id): 0 training, 1 validation, 2 test.
 
     It is stable as shards are added, and as the fraction of the other part changes.
@@ -239,12 +241,12 @@ def part_of(object_id: Ints, validation: float, test: float, seed: int) -> npt.N
         validation, test: fractions of all objects; together at most 1.
         seed: of the split.
     """
-    word = mix(object_id.astype(np.uint64), key_of(seed, 3))
+    word = keyed_hash(object_id.astype(np.uint64), derive_key(seed, 3))
     part = np.zeros(object_id.shape, np.int8)
-    part[word >= np.uint64(2**64 - 1 - _share(test))] = 2 if test else 0
-    part[word < np.uint64(_share(validation))] = 1
+    part[word >= np.uint64(2**64 - 1 - _hash_threshold(test))] = 2 if test else 0
+    part[word < np.uint64(_hash_threshold(validation))] = 1
     return part
 
 
-def _share(fraction: float) -> int:
+def _hash_threshold(fraction: float) -> int:
     return min(int(fraction * 2**64), 2**64 - 1)

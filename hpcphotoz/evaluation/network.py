@@ -1,4 +1,4 @@
-"""What evaluation and prediction ask of a trained network, and its PDFs."""
+"""The interface of a trained network to evaluation and prediction, and its PDFs."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,19 +9,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.attacks.precision import tf32
-from hpcphotoz.data.census import count
-from hpcphotoz.data.files import Files
-from hpcphotoz.data.rows import read_rows
-from hpcphotoz.data.shards import Header, Manifest, Stamps
-from hpcphotoz.data.subset import EVERYTHING, Subset
+from hpcphotoz.compute.precision import tf32
+from hpcphotoz.data.format.shards import Header, Manifest, Stamps
+from hpcphotoz.data.read.rows import read_rows
+from hpcphotoz.data.read.shard_files import ShardFiles
+from hpcphotoz.data.select.census import count_objects
+from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.progress import track
 
 
-class Network(Protocol):
-    """A trained network: what `training.checkpoint.load_network` returns, or anything that looks like it."""
+class TrainedNetwork(Protocol):
+    """A trained network: what `training.checkpoint.load_network` returns, or any with these properties."""
 
     @property
     def name(self) -> str:
@@ -33,7 +33,7 @@ class Network(Protocol):
 
     @property
     def bins(self) -> RedshiftBins:
-        """What the logits mean."""
+        """Redshift bins of the logits."""
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Network(Protocol):
         """Optimiser steps taken."""
 
 
-def check_fits(network: Network, header: Header, where: object) -> None:
+def check_bands_and_stamp(network: TrainedNetwork, header: Header, where: object) -> None:
     """Refuse a dataset in other bands or of another stamp size than the network was trained on."""
     if network.bands != header.bands:
         ours, theirs = ",".join(network.bands), ",".join(header.bands)
@@ -66,8 +66,8 @@ def edges(bins: RedshiftBins) -> npt.NDArray[np.float64]:
 
 
 @torch.no_grad()
-def pdfs(
-    network: Network,
+def compute_pdfs(
+    network: TrainedNetwork,
     images: Tensor,
     ebv: Tensor,
     object_id: Tensor,
@@ -80,7 +80,7 @@ def pdfs(
         images: (N, B, H, W) float32, nMgy.
         ebv: (N,) float32, mag.
         object_id: (N,) int64, for the message below.
-        forward: computes the logits from images and ebv, as `compute.DatasetForward`; None: the module does.
+        forward: returns logits from images and ebv, as `inference.DatasetForward`; None: `network.module`.
 
     Raises:
         BadInput: logits of the wrong shape, or not finite for some object.
@@ -102,23 +102,23 @@ def pdfs(
     return torch.softmax(logits, dim=1)
 
 
-def tensors(stamps: Stamps, device: torch.device | str) -> dict[str, Tensor]:
-    """Images, E(B-V), z_spec, sky sigma and object id of some objects, on a device."""
+def to_tensors(stamps: Stamps, device: torch.device | str) -> dict[str, Tensor]:
+    """Copy images, E(B-V), z_spec, sky sigma and object id of some objects to a device."""
     names = ("images", "ebv", "z_spec", "sky_sigma", "object_id")
     return {name: torch.from_numpy(np.ascontiguousarray(getattr(stamps, name))).to(device) for name in names}
 
 
-def batches(
+def read_batches(
     data: Path,
     manifest: Manifest,
     batch: int,
     what: str,
     limit: int | None = None,
-    subset: Subset = EVERYTHING,
+    subset: Subset = ALL_OBJECTS,
 ) -> Iterator[Stamps]:
-    """The first `limit` objects of a subset (all by default) in stored order, with a progress bar.
+    """Read the first `limit` objects of a subset (all by default) in stored order, with a progress bar.
 
-    They are counted at the call, so that a subset of nothing is refused before anything is written.
+    Objects are counted at the call, not at the first batch: an empty subset is refused before any output.
 
     Args:
         data, manifest: the dataset's folder and its manifest.
@@ -130,13 +130,13 @@ def batches(
     Raises:
         BadInput: no object is meant; on the way, what reading a dataset raises.
     """
-    left = min(rows_of(data, manifest, subset), limit or manifest.rows)
+    left = min(count_subset_objects(data, manifest, subset), limit or manifest.rows)
     parts = _first(read_rows(data, manifest, batch, subset if subset.columns else None), left)
     return track(parts, f"{what} (objects)", total=left, weight=len)
 
 
-def rows_of(data: Path, manifest: Manifest, subset: Subset) -> int:
-    """Number of objects that are meant.
+def count_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> int:
+    """Number of objects in a subset of a dataset.
 
     Raises:
         BadInput: none, or a shard whose labels cannot be read.
@@ -148,25 +148,25 @@ def rows_of(data: Path, manifest: Manifest, subset: Subset) -> int:
             f"{data}: the split of the training has no {subset.part} part (data.{subset.part} is 0): "
             f"take another part, or a run trained with --data.{subset.part} 0.1"
         )
-    rows = count(manifest, Files(data, manifest), [subset])[0].census.rows
+    rows = count_objects(manifest, ShardFiles(data, manifest), [subset])[0].census.rows
     if rows == 0:
         raise BadInput(
-            f"{data}: none of its {manifest.rows} objects is meant{in_words(subset)}: "
+            f"{data}: none of its {manifest.rows} objects is meant{subset_text(subset)}: "
             "change the part or the predicate"
         )
     return rows
 
 
-def describe(subset: Subset) -> dict[str, Any]:
-    """Which objects are meant, for a record: `part`, `where` ("": all) and, of a part, the `split`."""
+def subset_record(subset: Subset) -> dict[str, Any]:
+    """The subset as JSON for provenance: `part`, `where` ("": all) and, unless all parts, the `split`."""
     record: dict[str, Any] = {"part": subset.part, "where": subset.where.text if subset.where else ""}
     if subset.part != "all":
         record["split"] = {"validation": subset.validation, "test": subset.test, "seed": subset.seed}
     return record
 
 
-def in_words(subset: Subset, limit: int | None = None) -> str:
-    """The same for a reader, in parentheses after a space; nothing where all objects are meant."""
+def subset_text(subset: Subset, limit: int | None = None) -> str:
+    """The subset as text in parentheses after a space, for messages; empty if it is the whole dataset."""
     words = []
     if subset.part != "all":
         fractions = f"{subset.validation:g} validation, {subset.test:g} test"

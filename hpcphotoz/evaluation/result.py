@@ -1,4 +1,4 @@
-"""What an evaluation measured: per network and condition, numbers per object and their summary."""
+"""Results of an evaluation: per network and condition, the per-object scores and their metrics."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data.shards import Header
-from hpcphotoz.data.subset import EVERYTHING, Subset
-from hpcphotoz.evaluation.methods import headline
+from hpcphotoz.data.format.shards import Header
+from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
+from hpcphotoz.evaluation.attack_grid import headline_attack
 from hpcphotoz.models.bins import RedshiftBins
 
 Floats = npt.NDArray[np.float32]
@@ -17,10 +17,10 @@ CLEAN = "clean"
 
 
 @dataclass(frozen=True)
-class Condition:
+class ConditionResult:
     """One network on all objects, clean or under one attack."""
 
-    method: str  # "clean", or a name in `methods.METHODS`
+    method: str  # "clean", or a name in `attack_grid.METHODS`
     eps: float  # sky sigmas
     z_phot: Floats  # (N,) mean of the PDF
     pit: Floats  # (N,) NaN where z_spec is unknown
@@ -28,42 +28,42 @@ class Condition:
     shift_median: float  # of |<z> attacked - <z> clean|, over all objects
     shift_p90: float
 
-    def figures(self) -> dict[str, float]:
-        """Everything measured, for a summary: the metrics, `eps_sky_sigma` and the change of <z>."""
+    def as_summary(self) -> dict[str, float]:
+        """Entry of `summary.json`: the metrics, `eps_sky_sigma` and the change of <z>."""
         shift = {"shift_median": self.shift_median, "shift_p90": self.shift_p90}
         return {**self.metrics, "eps_sky_sigma": self.eps, **shift, "n_attacked": len(self.z_phot)}
 
 
 @dataclass(frozen=True)
-class LeastEps:
-    """The least epsilon found that makes each galaxy an outlier, of one network."""
+class MinimalEps:
+    """Minimal epsilon of each galaxy, for one network: the smallest found that makes it an outlier."""
 
-    eps: Floats  # (N,) sky sigmas; 0: one already; inf: not up to `greatest`; NaN: z_spec is unknown
-    greatest: float  # sky sigmas, the largest looked at
+    eps: Floats  # (N,) sky sigmas; 0: one already; inf: not up to `max_eps`; NaN: z_spec is unknown
+    max_eps: float  # sky sigmas, the largest looked at
 
     @property
     def known(self) -> Floats:
-        """Those of known z_spec, growing."""
+        """Minimal epsilons of the galaxies of known z_spec, sorted."""
         return np.sort(self.eps[~np.isnan(self.eps)])
 
     def quantile(self, q: float) -> float:
-        """The least epsilon, in sky sigmas, at which a share q of the galaxies of known z_spec are outliers.
+        """Smallest epsilon, in sky sigmas, at which a fraction q of the galaxies of known z_spec is outliers.
 
-        It is one galaxy's own, not a mean of two: infinite where `greatest` does not make so many. NaN where
-        there is none.
+        The quantile is the value of one galaxy; nothing is interpolated. It is infinite if fewer galaxies are
+        outliers at `max_eps`, and NaN if no z_spec is known.
         """
         known = self.known
         return float(known[max(0, math.ceil(q * len(known) - 1e-9) - 1)]) if len(known) else math.nan
 
-    def figures(self) -> dict[str, float | None]:
-        """For a summary: quantiles (None: infinite, or nothing known) and the shares at both ends."""
+    def as_summary(self) -> dict[str, float | None]:
+        """Entry of `summary.json`: quantiles (None: infinite, or no z_spec) and fractions at both ends."""
         known = self.known
         found = {f"p{percent}": self.quantile(percent / 100) for percent in (16, 50, 84)}
         return {
             **{f"{name}_sky_sigma": eps if math.isfinite(eps) else None for name, eps in found.items()},
             "already_outliers": float((known == 0).mean()) if len(known) else None,
             "not_reached": float(np.isinf(known).mean()) if len(known) else None,
-            "max_sky_sigma": self.greatest,
+            "max_sky_sigma": self.max_eps,
             "n": len(known),
         }
 
@@ -75,22 +75,22 @@ class NetworkResult:
     name: str
     step: int
     bins: RedshiftBins
-    conditions: tuple[Condition, ...]  # clean first, then by method and growing epsilon
-    minimal: LeastEps | None = None  # None: was not asked for
+    conditions: tuple[ConditionResult, ...]  # clean first, then by method and growing epsilon
+    minimal_eps: MinimalEps | None = None  # None: was not asked for
 
     @property
-    def clean(self) -> Condition:
+    def clean(self) -> ConditionResult:
         """The condition without an attack."""
         return self.conditions[0]
 
-    def at(self, method: str, eps: float) -> Condition:
+    def at(self, method: str, eps: float) -> ConditionResult:
         """The condition of an attack; raises KeyError if it was not measured."""
         for condition in self.conditions:
             if condition.method == method and condition.eps == eps:
                 return condition
         raise KeyError(f"{method} at {eps}")
 
-    def curve(self, method: str) -> list[Condition]:
+    def curve(self, method: str) -> list[ConditionResult]:
         """Clean and then the attack at growing epsilon."""
         return [self.clean, *(condition for condition in self.conditions if condition.method == method)]
 
@@ -100,8 +100,8 @@ class NetworkResult:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One galaxy, and what the headline attack made of it for each network."""
+class ExampleGalaxy:
+    """One galaxy: its image, and for each network the attacked image and both PDFs."""
 
     object_id: int
     z_spec: float  # NaN: unknown
@@ -113,14 +113,14 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Result:
+class EvaluationResult:
     """Everything a report needs."""
 
     data: Path
     header: Header
     object_id: npt.NDArray[np.int64]  # (N,)
     z_spec: Floats  # (N,) NaN: unknown
-    methods: tuple[str, ...]  # in the order of `methods.METHODS`
+    methods: tuple[str, ...]  # in the order of `attack_grid.METHODS`
     eps: tuple[float, ...]  # sky sigmas, growing, without 0
     headline_eps: float
     steps: int  # of all methods but FGSM
@@ -131,15 +131,15 @@ class Result:
     transfer: dict[
         str, dict[str, dict[str, float]]
     ]  # attacked network -> network shown the images -> metrics
-    example: Example
-    subset: Subset = EVERYTHING  # which objects of the dataset
+    example: ExampleGalaxy
+    subset: Subset = ALL_OBJECTS  # which objects of the dataset
     limit: int | None = None  # and of those the first so many
     restarts: int = 1  # of all methods but FGSM
 
     @property
     def headline_method(self) -> str:
-        """The attack of pictures, calibration and transfer; see `methods.headline`."""
-        return headline(self.methods)
+        """The attack of pictures, calibration and transfer; see `attack_grid.headline_attack`."""
+        return headline_attack(self.methods)
 
     @property
     def unlabelled(self) -> int:

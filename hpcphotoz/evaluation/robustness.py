@@ -1,8 +1,8 @@
-"""How much trained networks lose when their images are attacked, as a function of epsilon.
+"""Measures how robust trained networks are: metrics on clean and on attacked images, against epsilon.
 
-The attacks are white-box: each network is attacked through its own gradients. At the headline epsilon the
-images made against one network are also shown to the others (transfer). Images are streamed; what is kept is
-a few numbers per object and condition, and the pictures of one galaxy.
+Attacks are white-box: each network is attacked through its own gradients. At the headline epsilon, the other
+networks also predict from the images made against one network (transfer). Images are streamed: memory holds
+a few scores per object and condition, and the images of one example galaxy.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcphotoz.attacks.precision import tf32
-from hpcphotoz.config import GREATEST
-from hpcphotoz.data.shards import Manifest, Stamps, read_manifest
-from hpcphotoz.data.subset import EVERYTHING, Subset
+from hpcphotoz.compute.precision import tf32
+from hpcphotoz.config.section import GREATEST
+from hpcphotoz.data.format.shards import Manifest, Stamps, read_manifest
+from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.compute import PASSES, DatasetAttack, DatasetForward
-from hpcphotoz.evaluation.labels import check_redshifts, labels
-from hpcphotoz.evaluation.least import least_eps
-from hpcphotoz.evaluation.methods import Planned, headline, planned
-from hpcphotoz.evaluation.network import Network, batches, check_fits, pdfs, tensors
-from hpcphotoz.evaluation.result import Example, Floats, LeastEps, NetworkResult, Result
-from hpcphotoz.evaluation.tally import Tally, network_result
+from hpcphotoz.evaluation.attack_grid import NamedAttack, build_attack_grid, headline_attack
+from hpcphotoz.evaluation.batches import attack_labels, check_redshifts
+from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward
+from hpcphotoz.evaluation.minimal_eps import find_minimal_eps
+from hpcphotoz.evaluation.network import (
+    TrainedNetwork,
+    check_bands_and_stamp,
+    compute_pdfs,
+    read_batches,
+    to_tensors,
+)
+from hpcphotoz.evaluation.result import EvaluationResult, ExampleGalaxy, Floats, MinimalEps, NetworkResult
+from hpcphotoz.evaluation.scores import ScoreAccumulator, network_result
 
 
 def evaluate(
-    networks: Sequence[Network],
+    networks: Sequence[TrainedNetwork],
     data: Path,
     *,
     eps: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.5),
@@ -38,32 +44,32 @@ def evaluate(
     batch: int = 128,
     loss: str = "cross_entropy",
     headline_eps: float = 0.1,
-    minimal_max: float | None = None,
+    minimal_eps_max: float | None = None,
     device: torch.device | str = "cpu",
     limit: int | None = None,
     seed: int = 0,
     precision: str = "fp32",
-    subset: Subset = EVERYTHING,
-) -> Result:
+    subset: Subset = ALL_OBJECTS,
+) -> EvaluationResult:
     """Measure every network on a dataset, clean and attacked.
 
-    Objects of unknown z_spec are attacked away from the network's own clean prediction (see `labels`), count
-    in the change of <z>, and are left out of the metrics.
+    Objects of unknown z_spec are attacked away from the network's own clean prediction (`attack_labels`).
+    They count in the change of <z> and are left out of the metrics.
 
     Args:
         networks: what to measure; names must differ, all in the dataset's bands.
         data: dataset folder.
         eps: in sky sigmas of each band: the greatest change of a pixel, of "l2" the root mean square; 0 is
             dropped (it is the clean condition).
-        methods: names in `methods.METHODS`; which of them pictures and transfer show, `methods.headline`
-            says.
+        methods: names in `attack_grid.METHODS`. Pictures and transfer show the one that
+            `attack_grid.headline_attack` chooses.
         steps: of all methods but FGSM, from a random start; PGD's each of 2.5 eps / steps.
         restarts: random starts of the same methods, of which the best is kept.
         batch: objects at a time.
         loss: what the attack raises: "cross_entropy", "margin", "shift" or "crps".
         headline_eps: the epsilon of summary, pictures and transfer; measured even if not in `eps`.
-        minimal_max: also search for the least epsilon that makes each galaxy an outlier, up to so many sky
-            sigmas; None: do not.
+        minimal_eps_max: also search for the smallest epsilon that makes each galaxy an outlier, up to this
+            many sky sigmas; None: no search.
         device: where the networks are and the attacks run.
         limit: only the first so many objects.
         seed: key of the random starts.
@@ -78,54 +84,64 @@ def evaluate(
             of range.
     """
     manifest = read_manifest(data)
-    _check(networks, data, manifest, batch, limit, subset, precision, minimal_max)
-    plan = planned(methods, eps, headline_eps, steps=steps, restarts=restarts, loss=loss)
-    pictured = headline(methods), headline_eps
+    _check(networks, data, manifest, batch, limit, subset, precision, minimal_eps_max)
+    grid = build_attack_grid(methods, eps, headline_eps, steps=steps, restarts=restarts, loss=loss)
+    headline_key = headline_attack(methods), headline_eps
     objects = min(limit or manifest.rows, manifest.rows)
-    gradients = objects * sum(attack.steps * attack.restarts for _, attack in plan)
-    forwards = objects * (len(plan) + len(networks))  # clean, each attack, the images of the others
-    taken = [
-        _Taken(
+    gradients = objects * sum(attack.steps * attack.restarts for _, attack in grid)
+    forwards = objects * (len(grid) + len(networks))  # clean, each attack, the images of the others
+    scorers = [
+        NetworkScorer(
             one,
-            plan,
+            grid,
             DatasetAttack(one, precision, batch, gradients),
             DatasetForward(one, batch, forwards),
         )
         for one in networks
     ]
-    crossed = {source.name: {t.name: Tally() for t in networks if t is not source} for source in networks}
+    transfer_scores = {
+        source.name: {t.name: ScoreAccumulator() for t in networks if t is not source} for source in networks
+    }
     object_id, z_spec, example = [], [], None
-    for stamps in batches(data, manifest, batch, "attacking galaxies", limit, subset):
-        tensor = tensors(stamps, device)
-        shown = {one.network.name: one.attack(tensor, stamps.z_spec, pictured, seed) for one in taken}
-        if minimal_max is not None:
-            for one in taken:
+    for stamps in read_batches(data, manifest, batch, "attacking galaxies", limit, subset):
+        tensor = to_tensors(stamps, device)
+        headline_batches = {
+            one.network.name: one.score_batch(tensor, stamps.z_spec, headline_key, seed) for one in scorers
+        }
+        if minimal_eps_max is not None:
+            for one in scorers:
                 with tf32(False):
-                    one.least.append(least_eps(one.network, tensor, minimal_max, steps=steps, seed=seed))
-        for source, targets in crossed.items():
-            for target in (one for one in taken if one.network.name in targets):
-                pdf = target.pdfs(tensor, shown[source].attacked)
+                    one.minimal_eps.append(
+                        find_minimal_eps(one.network, tensor, minimal_eps_max, steps=steps, seed=seed)
+                    )
+        for source, targets in transfer_scores.items():
+            for target in (one for one in scorers if one.network.name in targets):
+                pdf = target.compute_pdfs(tensor, headline_batches[source].attacked)
                 targets[target.network.name].add(target.network, pdf, stamps.z_spec)
-        example = example or _example(networks, stamps, shown)
+        example = example or _example(networks, stamps, headline_batches)
         object_id.append(stamps.object_id)
         z_spec.append(stamps.z_spec)
     assert example is not None  # a dataset without objects was refused
     truth = np.concatenate(z_spec)
-    return Result(
+    return EvaluationResult(
         data=data,
         header=manifest.header,
         object_id=np.concatenate(object_id),
         z_spec=truth,
-        methods=tuple(dict.fromkeys(name for name, _ in plan)),
-        eps=tuple(sorted({attack.eps for _, attack in plan})),
+        methods=tuple(dict.fromkeys(name for name, _ in grid)),
+        eps=tuple(sorted({attack.eps for _, attack in grid})),
         headline_eps=headline_eps,
         steps=steps,
         restarts=restarts,
         loss=loss,
         seed=seed,
         precision=precision,
-        networks=tuple(one.result(truth, minimal_max) for one in taken),
-        transfer={s: {t: tally.metrics(truth) for t, tally in ts.items()} for s, ts in crossed.items() if ts},
+        networks=tuple(one.result(truth, minimal_eps_max) for one in scorers),
+        transfer={
+            s: {t: scores.metrics(truth) for t, scores in ts.items()}
+            for s, ts in transfer_scores.items()
+            if ts
+        },
         example=example,
         subset=subset,
         limit=limit,
@@ -133,79 +149,88 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Shown:
+class AttackedBatch:
     attacked: Tensor
     pdf_clean: Tensor
     pdf_attacked: Tensor
 
 
-class _Taken:
-    """What is taken down of one network while batches go by."""
+class NetworkScorer:
+    """Attacks one network batch by batch and accumulates its scores under every condition."""
 
     def __init__(
-        self, network: Network, plan: list[Planned], attacked: DatasetAttack, forward: DatasetForward
+        self,
+        network: TrainedNetwork,
+        grid: list[NamedAttack],
+        attacked: DatasetAttack,
+        forward: DatasetForward,
     ) -> None:
-        self.network, self._plan, self._attacked, self._forward = network, plan, attacked, forward
-        self._tallies = [Tally() for _ in range(1 + len(plan))]  # clean first
-        self.least: list[Floats] = []
+        self.network, self._grid, self._dataset_attack, self._forward = network, grid, attacked, forward
+        self._accumulators = [ScoreAccumulator() for _ in range(1 + len(grid))]  # clean first
+        self.minimal_eps: list[Floats] = []
 
-    def attack(
+    def score_batch(
         self,
         tensor: dict[str, Tensor],
         z_spec: Floats,
-        pictured: tuple[str, float],
+        headline_key: tuple[str, float],
         seed: int,
-    ) -> _Shown:
-        """Every condition of one batch; returns what the attack `pictured`, (method, epsilon), made."""
-        network, shown = self.network, None
-        clean = self.pdfs(tensor, tensor["images"])
-        self._tallies[0].add(network, clean, z_spec)
-        z = labels(network.bins, clean, tensor["z_spec"])
-        for tally, (name, attack) in zip(self._tallies[1:], self._plan, strict=True):
-            attacked = self._attacked(tensor, z, attack, seed)
-            pdf = self.pdfs(tensor, attacked)
-            tally.add(network, pdf, z_spec)
-            if (name, attack.eps) == pictured:
-                shown = _Shown(attacked, clean, pdf)
-        assert shown is not None  # the headline epsilon is always among those measured
-        return shown
+    ) -> AttackedBatch:
+        """Score a batch under every condition; return the images and PDFs of attack `headline_key`."""
+        network, headline_batch = self.network, None
+        clean = self.compute_pdfs(tensor, tensor["images"])
+        self._accumulators[0].add(network, clean, z_spec)
+        z = attack_labels(network.bins, clean, tensor["z_spec"])
+        for accumulator, (name, attack) in zip(self._accumulators[1:], self._grid, strict=True):
+            attacked = self._dataset_attack(tensor, z, attack, seed)
+            pdf = self.compute_pdfs(tensor, attacked)
+            accumulator.add(network, pdf, z_spec)
+            if (name, attack.eps) == headline_key:
+                headline_batch = AttackedBatch(attacked, clean, pdf)
+        assert headline_batch is not None  # the headline epsilon is always among those measured
+        return headline_batch
 
-    def pdfs(self, tensor: dict[str, Tensor], images: Tensor) -> Tensor:
+    def compute_pdfs(self, tensor: dict[str, Tensor], images: Tensor) -> Tensor:
         """The network's PDFs of some images of the batch."""
-        return pdfs(self.network, images, tensor["ebv"], tensor["object_id"], self._forward)
+        return compute_pdfs(self.network, images, tensor["ebv"], tensor["object_id"], self._forward)
 
-    def result(self, z_spec: Floats, greatest: float | None) -> NetworkResult:
-        minimal = None if greatest is None else LeastEps(np.concatenate(self.least), greatest)
-        return network_result(self.network, self._tallies, self._plan, z_spec, minimal)
+    def result(self, z_spec: Floats, max_eps: float | None) -> NetworkResult:
+        """Score summary of the network over everything scored so far; call it after the last batch."""
+        minimal_eps = None if max_eps is None else MinimalEps(np.concatenate(self.minimal_eps), max_eps)
+        return network_result(self.network, self._accumulators, self._grid, z_spec, minimal_eps)
 
 
-def _example(networks: Sequence[Network], stamps: Stamps, shown: dict[str, _Shown]) -> Example:
+def _example(
+    networks: Sequence[TrainedNetwork], stamps: Stamps, headline_batches: dict[str, AttackedBatch]
+) -> ExampleGalaxy:
     """A typical galaxy: the headline attack moves its <z>, by the first network, by the median amount."""
     first, known = networks[0], np.isfinite(stamps.z_spec)
-    change = shown[first.name].pdf_attacked - shown[first.name].pdf_clean
+    change = headline_batches[first.name].pdf_attacked - headline_batches[first.name].pdf_clean
     moved = first.bins.integral(change).abs().cpu().numpy()
     among = np.flatnonzero(known) if known.any() else np.arange(len(stamps))
     i = among[np.argsort(moved[among])[len(among) // 2]]
-    return Example(
+    return ExampleGalaxy(
         object_id=int(stamps.object_id[i]),
         z_spec=float(stamps.z_spec[i]),
         image=stamps.images[i].copy(),
         sky_sigma=stamps.sky_sigma[i].copy(),
-        attacked={name: one.attacked[i].cpu().numpy().copy() for name, one in shown.items()},
-        pdf_clean={name: one.pdf_clean[i].cpu().numpy().copy() for name, one in shown.items()},
-        pdf_attacked={name: one.pdf_attacked[i].cpu().numpy().copy() for name, one in shown.items()},
+        attacked={name: one.attacked[i].cpu().numpy().copy() for name, one in headline_batches.items()},
+        pdf_clean={name: one.pdf_clean[i].cpu().numpy().copy() for name, one in headline_batches.items()},
+        pdf_attacked={
+            name: one.pdf_attacked[i].cpu().numpy().copy() for name, one in headline_batches.items()
+        },
     )
 
 
 def _check(
-    networks: Sequence[Network],
+    networks: Sequence[TrainedNetwork],
     data: Path,
     manifest: Manifest,
     batch: int,
     limit: int | None,
     subset: Subset,
     precision: str,
-    minimal_max: float | None,
+    minimal_eps_max: float | None,
 ) -> None:
     names = [network.name for network in networks]
     if not names:
@@ -218,11 +243,11 @@ def _check(
         raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
     if precision not in PASSES:
         raise BadInput(f"precision '{precision}': want one of {', '.join(PASSES)}")
-    if minimal_max is not None and not 0 < minimal_max <= GREATEST:
+    if minimal_eps_max is not None and not 0 < minimal_eps_max <= GREATEST:
         raise BadInput(
-            f"greatest epsilon {minimal_max} of the least ones: must be above 0 and at most {GREATEST:g} sky "
-            "sigmas"
+            f"greatest epsilon {minimal_eps_max} of the least ones: must be above 0 and at most {GREATEST:g} "
+            "sky sigmas"
         )
     for network in networks:
-        check_fits(network, manifest.header, data)
+        check_bands_and_stamp(network, manifest.header, data)
         check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)

@@ -3,7 +3,7 @@
 from torch import nn
 
 from hpcphotoz.models.cnn import CompactCNN, SmallCNN
-from hpcphotoz.models.inception import Inception, Module
+from hpcphotoz.models.inception import Inception, InceptionModule
 from hpcphotoz.models.padded import Convolution, Dense
 
 
@@ -33,7 +33,7 @@ def reform(module: nn.Module, *, merged: bool, padded: bool) -> nn.Module:
             "merged and padded are for Inception, SmallCNN and CompactCNN; leave them out for others"
         )
     for layer in (layer for network in networks for layer in network.modules()):
-        if isinstance(layer, Module):
+        if isinstance(layer, InceptionModule):
             layer.merged = merged
         elif isinstance(layer, (Convolution, Dense)):
             layer.padded = padded

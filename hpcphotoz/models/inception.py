@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.models.layers import Conv, Linear, Normalise, pool, together, with_ebv
+from hpcphotoz.models.layers import Conv, Linear, Normalise, convolve_together, pool, with_ebv
 from hpcphotoz.models.padded import blocks
 
 
-class Module(nn.Module):
+class InceptionModule(nn.Module):
     """One inception module: branches 1x1; 1x1 -> 5x5; 1x1 -> 3x3; 1x1 -> 2x2 average, concatenated in this
     order.
 
@@ -54,7 +54,7 @@ class Module(nn.Module):
     def _merged(self, x: Tensor) -> Tensor:
         large = self._large
         first = [self.s2_2, *([self.s1_1] if large else []), self.s1_0, self.s1_2]
-        pointwise, *reduced, smoothed = together(first, x)
+        pointwise, *reduced, smoothed = convolve_together(first, x)
         second = [*([self.s2_1] if large else []), self.s2_0]
         branches = [layer(y) for layer, y in zip(second, reduced, strict=True)]
         return torch.cat([pointwise, *branches, self._smooth(smoothed)], dim=1)
@@ -94,11 +94,11 @@ class Inception(nn.Module):
         super().__init__()
         self.normalise = normalise
         self.conv0 = Conv(bands, 64, 5, 2)
-        self.i0 = Module(64, 48, 64, counts_padding=counts_padding)
-        self.i1 = Module(self.i0.outputs, 64, 92, counts_padding=counts_padding)
-        self.i2 = Module(self.i1.outputs, 92, 128, counts_padding=counts_padding)
-        self.i3 = Module(self.i2.outputs, 92, 128, counts_padding=counts_padding)
-        self.i4 = Module(self.i3.outputs, 92, 128, large=False, counts_padding=counts_padding)
+        self.i0 = InceptionModule(64, 48, 64, counts_padding=counts_padding)
+        self.i1 = InceptionModule(self.i0.outputs, 64, 92, counts_padding=counts_padding)
+        self.i2 = InceptionModule(self.i1.outputs, 92, 128, counts_padding=counts_padding)
+        self.i3 = InceptionModule(self.i2.outputs, 92, 128, counts_padding=counts_padding)
+        self.i4 = InceptionModule(self.i3.outputs, 92, 128, large=False, counts_padding=counts_padding)
         side = -(-stamp // 8)  # three halvings, each rounded up
         self.fc0 = Linear(blocks(self.i4.outputs, side * side) + blocks(1), 1096)
         self.fc1 = Linear(1096, 1096)

@@ -58,7 +58,7 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
     return out
 
 
-class _Halve(torch.autograd.Function):
+class _Pool2x2(torch.autograd.Function):
     # The gradient of a mean over 2x2 is a quarter of it on each: one pass, where torch clears and adds (3.5
     # times slower on a CPU in bfloat16).
     @staticmethod
@@ -109,9 +109,9 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H', W')."""
-        return self.activated(self.conv(x))
+        return self.activate(self.conv(x))
 
-    def activated(self, y: Tensor) -> Tensor:
+    def activate(self, y: Tensor) -> Tensor:
         """PReLU of what the convolution gave, padded or not."""
         return prelu(y, grown(self.activ.weight, y.shape[1], 0))
 
@@ -132,20 +132,20 @@ class Linear(nn.Module):
         return functional.relu(out) if self._relu else out
 
 
-def together(layers: list[Conv], x: Tensor) -> list[Tensor]:
+def convolve_together(layers: list[Conv], x: Tensor) -> list[Tensor]:
     """What each layer makes of the same `x`, by one convolution: for 1x1 kernels without padding."""
     weights, biases = zip(*(layer.conv.parameters_in_form() for layer in layers), strict=True)
     y = functional.conv2d(grown(x, weights[0].shape[1], 1), torch.cat(weights), torch.cat(biases))
     # Split before the PReLU, whose outputs are whole then: of slices the next convolution would make copies.
     pieces = torch.split(y, [len(bias) for bias in biases], dim=1)
-    return [layer.activated(piece) for layer, piece in zip(layers, pieces, strict=True)]
+    return [layer.activate(piece) for layer, piece in zip(layers, pieces, strict=True)]
 
 
 def pool(x: Tensor) -> Tensor:
     """Average over 2x2 with stride 2, odd sizes rounded up."""
     even = x.shape[-1] % 2 == x.shape[-2] % 2 == 0
     if even and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        out: Tensor = _Halve.apply(x)  # type: ignore[no-untyped-call]
+        out: Tensor = _Pool2x2.apply(x)  # type: ignore[no-untyped-call]
         return out
     # Nothing is padded; the last argument changes only what the Inductor of torch 2.13 makes of it: without
     # it the gradient was 2 to 4 times too small in the last row and column of an odd side.

@@ -20,7 +20,7 @@ EBV_MAX = 100.0  # mag; a larger one is no E(B-V)
 EBV_UNKNOWN = f"E(B-V) is not known: not finite, -1 or below, or above {EBV_MAX:g}"
 
 
-def known(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+def nan_if_unknown(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
     """Redshifts or E(B-V), with NaN for the unknown, for which catalogues write -1, -9.999, -99 or -9999."""
     return np.where(values > -1, values, values.dtype.type(np.nan))
 
@@ -32,7 +32,7 @@ class Redshifts:
     object_id: Ids  # (N,) ascending, unique
     z: npt.NDArray[np.float32]  # (N,) above -1
 
-    def of(self, object_id: Ids) -> npt.NDArray[np.float32]:
+    def lookup(self, object_id: Ids) -> npt.NDArray[np.float32]:
         """The redshift of each object, NaN where the table has none, (M,)."""
         if not len(self.z):
             return np.full(len(object_id), np.nan, np.float32)
@@ -40,7 +40,7 @@ class Redshifts:
         return np.where(self.object_id[place] == object_id, self.z[place], np.float32(np.nan))
 
 
-def table_kind(path: Path) -> str:
+def table_format(path: Path) -> str:
     """What a table is by its first bytes: fits (packed, too), votable or csv.
 
     Raises:
@@ -62,9 +62,9 @@ def read_redshifts(path: Path) -> Redshifts:
     Raises:
         BadInput: unreadable, a column missing, a value that is no number, an object with two redshifts.
     """
-    kind = table_kind(path)
+    kind = table_format(path)
     ids, z = _from_csv(path) if kind == "csv" else _from_table(path, kind)
-    kept = ~np.isnan(known(z))
+    kept = ~np.isnan(nan_if_unknown(z))
     ids, z = ids[kept], z[kept]
     order = np.argsort(ids, kind="stable")
     ids, z = ids[order], z[order]

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hpcphotoz.config import Training
-from hpcphotoz.training.objective import Objective, Part
-from hpcphotoz.training.overlap import Adversaries
-from hpcphotoz.training.phases import Phases
-from hpcphotoz.training.speed import Speed
-from hpcphotoz.training.work import Work
+from hpcphotoz.config import Optimiser
+from hpcphotoz.training.compute import ComputeOptions
+from hpcphotoz.training.objectives import ForwardBatch, TrainingObjective
+from hpcphotoz.training.overlap.streams import AdversarySource
+from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.run.timers import Timers
 
 
 class Step:
@@ -26,33 +26,33 @@ class Step:
         optimiser: of its parameters.
         adversaries: where the attacked images come from, and whether clean passes go on meanwhile.
         objective: what is minimised.
-        speed: precision, micro-batches.
+        compute: precision, micro-batches.
         learners: ranks that train.
-        phases: told what begins and ends.
+        timers: times the sections of the step.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimiser: torch.optim.Optimizer,
-        adversaries: Adversaries,
-        objective: Objective,
-        speed: Speed,
+        adversaries: AdversarySource,
+        objective: TrainingObjective,
+        compute: ComputeOptions,
         learners: int = 1,
-        phases: Phases | None = None,
+        timers: Timers | None = None,
     ) -> None:
         self._model, self._optimiser, self._adversaries = model, optimiser, adversaries
-        self._objective, self._speed, self._learners = objective, speed, learners
-        self._phases = phases or Phases()
+        self._objective, self._compute, self._learners = objective, compute, learners
+        self._timers = timers or Timers()
 
-    def __call__(self, work: Work) -> Tensor:
+    def __call__(self, batch: RankBatch) -> Tensor:
         """Attack, forward, backward, update; returns as `gradients`."""
-        sums = self.gradients(work)
-        with self._phases("optimiser"):
+        sums = self.gradients(batch)
+        with self._timers("optimiser"):
             self._optimiser.step()
         return sums
 
-    def gradients(self, work: Work) -> Tensor:
+    def gradients(self, batch: RankBatch) -> Tensor:
         """Attack, forward, backward.
 
         Returns:
@@ -63,47 +63,47 @@ class Step:
         adversaries, objective = self._adversaries, self._objective
         # DistributedDataParallel averages gradients over ranks: undo its division, divide by the objects
         # there are.
-        scale = self._learners / objective.objects(work.size)
-        adversaries.begin(work)
-        sums = torch.zeros(4, dtype=torch.float64, device=work.images.device)
-        if adversaries.beside:
-            with self._phases("clean"):
-                clean = objective.clean(work)
+        scale = self._learners / objective.objects(batch.size)
+        adversaries.begin(batch)
+        sums = torch.zeros(4, dtype=torch.float64, device=batch.images.device)
+        if adversaries.overlaps:
+            with self._timers("clean"):
+                clean = objective.clean(batch)
                 if len(clean):
                     sums = sums + self._pass(clean, scale, last=False)
-            parts = [objective.attacked(work, adversaries.finish(work))]
+            forward_batches = [objective.attacked(batch, adversaries.finish(batch))]
         else:
-            parts = objective.together(work, adversaries.finish(work))
-        together = "clean and adversarial" if len(work.attacked) else "clean"
-        with self._phases("adversarial" if adversaries.beside else together):
-            for number, part in enumerate(parts):
-                sums = sums + self._pass(part, scale, last=number == len(parts) - 1)
+            forward_batches = objective.together(batch, adversaries.finish(batch))
+        together = "clean and adversarial" if len(batch.attacked) else "clean"
+        with self._timers("adversarial" if adversaries.overlaps else together):
+            for number, forward_batch in enumerate(forward_batches):
+                sums = sums + self._pass(forward_batch, scale, last=number == len(forward_batches) - 1)
         adversaries.done()
         return sums
 
-    def _pass(self, part: Part, scale: float, last: bool) -> Tensor:
+    def _pass(self, forward_batch: ForwardBatch, scale: float, last: bool) -> Tensor:
         """Forward and backward; gradients are averaged over ranks in the last micro-batch of the last
         part.
         """
-        told = torch.zeros(4, dtype=torch.float64, device=part.images.device)
-        chunks = list(part.split(self._speed.micro_batch))
-        for number, chunk in enumerate(chunks):
-            average = last and number == len(chunks) - 1
+        loss_sums = torch.zeros(4, dtype=torch.float64, device=forward_batch.images.device)
+        micro_batches = list(forward_batch.split(self._compute.micro_batch))
+        for number, micro_batch in enumerate(micro_batches):
+            average = last and number == len(micro_batches) - 1
             alone = isinstance(self._model, DistributedDataParallel) and not average
             with self._model.no_sync() if alone else nullcontext():  # type: ignore[operator]
-                with self._speed.autocast(chunk.images.device):
-                    logits = self._model(*self._objective.inputs(chunk))
-                loss, sums = self._objective.loss(logits, chunk)
+                with self._compute.autocast(micro_batch.images.device):
+                    logits = self._model(*self._objective.inputs(micro_batch))
+                loss, sums = self._objective.loss(logits, micro_batch)
                 (scale * loss).backward()  # type: ignore[no-untyped-call]
-            told = told + sums
-        return told
+            loss_sums = loss_sums + sums
+        return loss_sums
 
 
-def learning_rate(step: int, total: int, training: Training) -> float:
+def learning_rate(step: int, total: int, optimiser: Optimiser) -> float:
     """The rate of a step counted from 0: linear warm-up, then the schedule over all `total` steps."""
-    warm = min(1.0, (step + 1) / (training.warmup_steps + 1))
-    if training.schedule == "cosine":
-        return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / total))
-    if training.schedule == "halfway" and step >= total // 2:
-        return training.learning_rate * warm / 5
-    return training.learning_rate * warm
+    warm = min(1.0, (step + 1) / (optimiser.warmup_steps + 1))
+    if optimiser.schedule == "cosine":
+        return optimiser.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / total))
+    if optimiser.schedule == "halfway" and step >= total // 2:
+        return optimiser.learning_rate * warm / 5
+    return optimiser.learning_rate * warm

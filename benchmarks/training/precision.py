@@ -1,0 +1,28 @@
+"""The precision that a device chooses for itself, which benchmarks run beside float32."""
+
+import torch
+
+from benchmarks.galaxies import SKY, STAMP
+from hpcphotoz.config.load import configure
+from hpcphotoz.models.build import build
+from hpcphotoz.training.compute import precision_of_attacks
+
+TUNED_OBJECTS = 128  # of a pass, where a GPU's precisions are compared
+
+
+def chosen(device: torch.device, network: str = "compact") -> str:
+    """What `precision = "auto"` stands for on a device where nothing is compiled or graphed: measured.
+
+    Args:
+        device: a CPU, whose choice does not depend on the network, or a GPU.
+        network: by name.
+    """
+    config = configure("benchmark", name=network)
+    module = build(config.model, stamp=STAMP, scale=tuple(10 * s for s in SKY)).to(device)
+    shape = (TUNED_OBJECTS, len(SKY), STAMP, STAMP)
+    return precision_of_attacks("auto", module, device, shape)[0]
+
+
+def as_it_comes(device: torch.device) -> str:
+    """The precision of torch and of the peers where nothing is set: on a GPU cuDNN has TF32."""
+    return "tf32" if device.type == "cuda" else "fp32"

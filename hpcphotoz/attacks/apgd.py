@@ -1,0 +1,166 @@
+"""APGD: PGD that chooses its own step sizes and goes back to the best point (Croce & Hein 2020)."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch
+from hpcphotoz.attacks.best import ALL_ROWS, BestSoFar
+from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
+from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.pgd import check_restarts
+from hpcphotoz.attacks.runner import AttackLoop, run_attack
+
+EPS_OVER_FIRST_STEP = 0.5  # the first step crosses the whole ball: 2 eps
+_NEW_STEP_WEIGHT = 0.75  # share of the new step; the rest is momentum
+
+
+def apgd(
+    model: Model,
+    images: Tensor,
+    ebv: Tensor | None,
+    z: Tensor,
+    eps: Ball | Tensor,
+    *,
+    loss: Loss,
+    steps: int = 100,
+    start: RandomStart | None = None,
+    restarts: int = 1,
+    rho: float = 0.75,
+    stop: Condition | None = None,
+    passes: Passes = AS_IS,
+) -> Tensor:
+    """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690): no step size to choose; the best image is returned.
+
+    The step begins at 2 eps. At checkpoints that come closer and closer it is halved for the objects whose
+    loss rose in no more than a share `rho` of the steps since the last one, or whose best loss and step are
+    those of the last one; these go on from their best image.
+
+    Args:
+        model, images, ebv, z, eps, loss, start, restarts, passes: as `pgd`.
+        stop: an object for which it holds stays as it is; it is still computed.
+        steps: updates of each restart; steps gradients and one more forward pass.
+        rho: see above.
+
+    Returns:
+        The images of greatest loss, (N, B, H, W) float32, within the ball up to one rounding.
+
+    Raises:
+        ValueError: shapes, types or options that do not belong together.
+    """
+    check_restarts(steps, restarts, start is not None)
+    given = attack_batch(images, ebv, z, eps, None, EPS_OVER_FIRST_STEP, start.object_id if start else None)
+    kind = eps.kind if isinstance(eps, Ball) else "linf"
+    return run_attack(model, given, loss, apgd_loop(kind, steps, restarts, rho, stop), start, passes)[0]
+
+
+def apgd_loop(
+    kind: str, steps: int, restarts: int = 1, rho: float = 0.75, stop: Condition | None = None
+) -> AttackLoop:
+    """Build the loop of APGD that `run_attack` calls; arguments as `apgd`. The first step is 2 eps."""
+    return partial(_ascend, kind=kind, steps=steps, restarts=restarts, rho=rho, stop=stop)
+
+
+def step_size_checkpoints(steps: int) -> list[int]:
+    """Updates after which step sizes may be halved, in growing order: the paper's p_j in units of `steps`."""
+    window, found = max(int(0.22 * steps), 1), [0]
+    while found[-1] + window <= steps:
+        found.append(found[-1] + window)
+        window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+    return found[1:]
+
+
+def _ascend(
+    image_loss: ImageLoss,
+    p: AttackBatch,
+    key: Tensor | None,
+    *,
+    kind: str,
+    steps: int,
+    restarts: int,
+    rho: float,
+    stop: Condition | None,
+) -> tuple[Tensor]:
+    best = BestSoFar(p, stop)
+    for restart in range(restarts):
+        best.merge(_Restart(image_loss, p, p.begin(kind, key, restart), kind, stop, rho).take_steps(steps))
+    return (best.images,)
+
+
+class _Restart:
+    """One restart: the state of all objects, updated without a look at any of it by the host."""
+
+    def __init__(
+        self,
+        image_loss: ImageLoss,
+        p: AttackBatch,
+        adv: Tensor,
+        kind: str,
+        stop: Condition | None,
+        rho: float,
+    ) -> None:
+        self._image_loss, self._p, self._kind, self._rho = image_loss, p, kind, rho
+        self._adv = self._previous = adv
+        self.best = BestSoFar(p, stop)
+        at = image_loss.gradient(adv, p)
+        self.best.add(ALL_ROWS, adv, at.outputs, at.loss, p.labels)
+        self._grad, self._loss = at.grad, at.loss
+        self._grad_best = at.grad.clone(memory_format=torch.preserve_format)
+        self._rises = torch.zeros_like(at.loss)  # since the last checkpoint
+        self._checkpoint_loss, self._checkpoint_halved = (
+            self.best.loss,
+            torch.zeros_like(at.loss, dtype=torch.bool),
+        )
+
+    def take_steps(self, steps: int) -> BestSoFar:
+        """Take all updates and return the best images."""
+        adapt_after, last = step_size_checkpoints(steps), 0
+        for step in range(1, steps + 1):
+            self._move(first=step == 1)
+            self._evaluate(final=step == steps)
+            if step in adapt_after and step < steps:
+                self._adapt_step_sizes(step - last)
+                last = step
+        return self.best
+
+    def _move(self, first: bool) -> None:
+        p, adv, active = self._p, self._adv, self.best.active
+        if first:
+            moved = p.advance(self._kind, adv, self._grad, active)
+        elif self._kind == "linf":
+            moved = p.kernels.momentum(
+                adv, self._previous, p.images, self._grad, p.eps, p.step, p.lo, p.hi, p.mask, active
+            )
+        else:
+            ahead = p.advance(self._kind, adv, self._grad, active)
+            mixed = adv + _NEW_STEP_WEIGHT * (ahead - adv) + (1 - _NEW_STEP_WEIGHT) * (adv - self._previous)
+            moved = p.advance(self._kind, mixed, None, active)
+        self._previous, self._adv = adv, moved
+
+    def _evaluate(self, final: bool) -> None:
+        if final:  # where nothing follows, no gradient is needed
+            outputs, loss = self._image_loss.value(self._adv, self._p)
+            self.best.add(ALL_ROWS, self._adv, outputs, loss, self._p.labels)
+            return
+        at, before = self._image_loss.gradient(self._adv, self._p), self.best.loss
+        self.best.add(ALL_ROWS, self._adv, at.outputs, at.loss, self._p.labels)
+        self._p.kernels.select(self._grad_best, before, at.grad, self.best.loss)
+        self._rises += at.loss > self._loss
+        self._grad, self._loss = at.grad, at.loss
+
+    def _adapt_step_sizes(self, window: int) -> None:
+        stuck = self._rises <= self._rho * window
+        flat = ~self._checkpoint_halved & (self.best.loss <= self._checkpoint_loss)
+        halve = stuck | flat
+        there = halve[:, None, None, None]
+        self._adv = torch.where(there, self.best.images, self._adv)
+        self._grad = torch.where(there, self._grad_best, self._grad)
+        step = torch.where(halve[:, None], 0.5 * self._p.step, self._p.step)
+        self._p = replace(self._p, step=step)
+        self._rises, self._checkpoint_loss, self._checkpoint_halved = (
+            torch.zeros_like(self._rises),
+            self.best.loss,
+            halve,
+        )

@@ -1,0 +1,80 @@
+"""The attack that a configuration describes, in sky sigmas."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from hpcphotoz.attacks import losses
+from hpcphotoz.attacks.apgd import apgd
+from hpcphotoz.attacks.ball import Ball, RandomStart
+from hpcphotoz.attacks.gradient import AS_IS, Model, Passes
+from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.pgd import fgsm, pgd
+from hpcphotoz.config import Attack
+from hpcphotoz.models.bins import RedshiftBins
+
+
+def perturb(
+    model: Model,
+    images: Tensor,
+    ebv: Tensor,
+    z: Tensor,
+    sky_sigma: Tensor,
+    object_id: Tensor,
+    *,
+    attack: Attack,
+    bins: RedshiftBins,
+    seed: int = 0,
+    epoch: int | Tensor = 0,
+    passes: Passes = AS_IS,
+) -> Tensor:
+    """Run the attack that a configuration describes.
+
+    The L2 ball is the one of noise-weighted root mean square eps over all pixels and bands of a stamp: it
+    holds the L-infinity ball of the same eps.
+
+    Args:
+        model, images, ebv, passes: as `pgd`.
+        z: (N,) float32, the redshift to move away from; for a target by shift, to move on from.
+        sky_sigma: (N, B) float32, nMgy: epsilon and step are multiples of it, per object and band.
+        object_id: (N,) int64: random starts are keyed by (seed, epoch, object), never by place or rank.
+        attack: method, ball, epsilon, steps, start, loss, target.
+        bins: what the logits mean.
+        seed, epoch: key of the random starts.
+    """
+    loss, labels, stop = loss_labels_stop(attack, z, bins)
+    unit = sky_sigma * math.sqrt(images[0].numel()) if attack.ball == "l2" else sky_sigma
+    ball = Ball(attack.eps * unit, attack.ball)
+    if attack.method == "fgsm":
+        return fgsm(model, images, ebv, labels, ball, loss=loss, passes=passes)
+    start = RandomStart(object_id, seed, epoch) if attack.random_start else None
+    attacked: Callable[..., Tensor] = apgd
+    options: dict[str, object] = {
+        "steps": attack.steps,
+        "restarts": attack.restarts,
+        "start": start,
+        "stop": stop,
+    }
+    if attack.method == "pgd":
+        attacked = pgd
+        options["step_size"] = attack.step_size * unit if attack.step_size else None
+    return attacked(model, images, ebv, labels, ball, loss=loss, passes=passes, **options)
+
+
+def loss_labels_stop(attack: Attack, z: Tensor, bins: RedshiftBins) -> tuple[Loss, Tensor, Condition | None]:
+    """What an attack raises, the labels of it, and where an object is at its end.
+
+    Args:
+        attack: loss, target and stop are used.
+        z: (N,) float32, redshift.
+        bins: what the logits mean.
+    """
+    loss = losses.redshift_losses[attack.loss](bins)
+    if attack.target == "away":
+        return loss, z, losses.outlier(bins, attack.stop) if attack.stop else None
+    wanted = z.new_full(z.shape, attack.target_value)
+    if attack.target == "shift":
+        wanted = losses.moved_by(z, attack.target_value, bins)
+    stop = losses.reached(bins, attack.stop) if attack.stop else None
+    return losses.toward(loss), wanted, stop

@@ -1,0 +1,149 @@
+"""FGSM and PGD in any ball, with random restarts, best-so-far selection and an end for each object."""
+
+from functools import partial
+
+from torch import Tensor
+
+from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch, in_layout_of, replace_rows
+from hpcphotoz.attacks.best import BestSoFar
+from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
+from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.runner import AttackLoop, run_attack
+
+
+def fgsm(
+    model: Model,
+    images: Tensor,
+    ebv: Tensor | None,
+    z: Tensor,
+    eps: Ball | Tensor,
+    *,
+    loss: Loss,
+    passes: Passes = AS_IS,
+) -> Tensor:
+    """Fast gradient sign method: one step to the edge of the ball (Goodfellow et al. 2015, arXiv:1412.6572).
+
+    Arguments, errors and result as `pgd`.
+    """
+    radius = eps.eps if isinstance(eps, Ball) else eps
+    return pgd(model, images, ebv, z, eps, loss=loss, steps=1, step_size=radius, passes=passes)
+
+
+def pgd(
+    model: Model,
+    images: Tensor,
+    ebv: Tensor | None,
+    z: Tensor,
+    eps: Ball | Tensor,
+    *,
+    loss: Loss,
+    steps: int = 10,
+    step_size: Tensor | None = None,
+    start: RandomStart | None = None,
+    restarts: int = 1,
+    best: bool = False,
+    stop: Condition | None = None,
+    passes: Passes = AS_IS,
+) -> Tensor:
+    """Projected gradient ascent (Madry et al. 2018, arXiv:1706.06083).
+
+    Args:
+        model: anything called as model(images, ebv) that returns logits, or as model(images) where `ebv` is
+            None; a module is left as it was found.
+        images: (N, B, H, W) float32, nMgy.
+        ebv: (N,) float32, mag; None: the model takes images only.
+        z: (N,) float32, the redshift to move away from, or whatever labels the loss takes.
+        eps: the ball; a tensor (B,) or (N, B) float32, nMgy, is the radius of an L-infinity one.
+        loss: what to raise, per object: one of `losses`, or your own.
+        steps: gradient evaluations of each restart.
+        step_size: (B,) or (N, B) float32, nMgy; 2.5 eps / steps by default.
+        start: a random point of the ball; the image itself by default.
+        restarts: independent random starts; of each object the image of greatest loss is kept.
+        best: keep the image of greatest loss on the way, not the last; costs a forward pass.
+        stop: an object for which it holds stays as it is; on a CPU it costs nothing from then on.
+        passes: precision, compilation, objects at a time.
+
+    Returns:
+        The attacked images, (N, B, H, W) float32, within the ball up to one rounding.
+
+    Raises:
+        ValueError: shapes, types or options that do not belong together.
+    """
+    check_restarts(steps, restarts, start is not None)
+    ids = start.object_id if start else None
+    given = attack_batch(images, ebv, z, eps, step_size, steps / 2.5, ids)
+    kind = eps.kind if isinstance(eps, Ball) else "linf"
+    return run_attack(model, given, loss, pgd_loop(kind, steps, restarts, best, stop), start, passes)[0]
+
+
+def pgd_loop(
+    kind: str, steps: int, restarts: int = 1, best: bool = False, stop: Condition | None = None
+) -> AttackLoop:
+    """Build the loop of PGD that `run_attack` calls; arguments as `pgd`, and the kind of the ball."""
+    if restarts == 1 and not best and stop is None:
+        return partial(_pgd_last_image, kind=kind, steps=steps)
+    ascend = partial(pgd_keeping_best, kind=kind, steps=steps, restarts=restarts, stop=stop)
+    return lambda image_loss, p, key: (ascend(image_loss, p, key).images,)
+
+
+def check_restarts(steps: int, restarts: int, random_start: bool) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        ValueError: none of them, or several restarts from the same image.
+    """
+    if steps < 1 or not 1 <= restarts <= 4096:
+        raise ValueError(f"steps {steps} and restarts {restarts}: at least 1, and at most 4096 restarts")
+    if restarts > 1 and not random_start:
+        raise ValueError(f"{restarts} restarts from the same image are one: give a random start")
+
+
+def _pgd_last_image(
+    image_loss: ImageLoss, p: AttackBatch, key: Tensor | None, *, kind: str, steps: int
+) -> tuple[Tensor]:
+    adv = p.begin(kind, key, 0)
+    for _ in range(steps):
+        adv = p.advance(kind, adv, image_loss.gradient(adv, p).grad)
+    return (adv,)
+
+
+def pgd_keeping_best(
+    image_loss: ImageLoss,
+    p: AttackBatch,
+    key: Tensor | None,
+    *,
+    kind: str,
+    steps: int,
+    restarts: int = 1,
+    stop: Condition | None = None,
+    begin: Tensor | None = None,
+    best: BestSoFar | None = None,
+) -> BestSoFar:
+    """PGD that keeps the best image of each object on the way.
+
+    Args:
+        image_loss, p, key: as `run_attack` passes them.
+        kind, steps, restarts, stop: as `pgd`.
+        begin: (N, B, H, W), where to begin instead of the image or a random point.
+        best: the result of an earlier call, perhaps with another loss. Objects for which `stop` holds are
+            left alone; the losses of the others are forgotten, because they may be of another kind.
+    """
+    best = BestSoFar(p, stop) if best is None else best.forget_unfinished()
+    for restart in range(restarts):
+        adv = p.begin(kind, key, restart) if begin is None else begin
+        for step in range(steps + 1):
+            rows = best.unfinished_rows()
+            if isinstance(rows, Tensor) and len(rows) == 0:
+                return best
+            part, now = (p, adv) if isinstance(rows, slice) else (p[rows], in_layout_of(adv[rows], p.images))
+            if step == steps:
+                outputs, loss = image_loss.value(now, part)
+                best.add(rows, now, outputs, loss, part.labels)
+                continue
+            at = image_loss.gradient(now, part)
+            best.add(rows, now, at.outputs, at.loss, part.labels)
+            if isinstance(rows, slice):
+                adv = p.advance(kind, adv, at.grad, best.active)
+            else:
+                adv = replace_rows(adv, rows, part.advance(kind, now, at.grad))
+    return best

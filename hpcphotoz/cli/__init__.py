@@ -1,0 +1,54 @@
+"""The command line: one thin function a command."""
+
+from collections.abc import Sequence
+
+from hpcphotoz import __version__
+from hpcphotoz.cli import cluster, data, networks, training
+from hpcphotoz.cli.parser import Parser
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.mpi import refuse_ranks
+
+# Commands that divide their work over ranks. Others would repeat everything on each rank.
+_FOR_RANKS = ("train", "ingest", "simulate")
+_TAKE_OPTIONS = ("train", "config")  # --section.key, of the configuration
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse a command line and run its command; returns the exit status.
+
+    Raises:
+        BadInput: words that are not understood, or what a command cannot use.
+    """
+    words, after = list(arguments), None
+    if words[:1] == ["launch"] and "--" in words:
+        cut = words.index("--")
+        words, after = words[:cut], words[cut + 1 :]
+    parser = _parser()
+    if not words:
+        parser.print_help()
+        return 0
+    parser.refuse_unknown(words)
+    options, rest = parser.parse_known_args(words)
+    if rest and options.command not in _TAKE_OPTIONS:
+        raise BadInput(f"{' '.join(rest)}: not understood (see hpcphotoz {options.command} --help)")
+    if options.command not in _FOR_RANKS:
+        refuse_ranks(
+            f"{options.command} is for one process: start it once, without srun, mpiexec or torchrun"
+        )
+    options.rest, options.after, options.words = rest, after, ("hpcphotoz", *arguments)
+    status: int = options.function(options)
+    return status
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="hpcphotoz", description="Adversarially trained photometric redshifts.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"hpcphotoz {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    data.add(commands)
+    training.add_config(commands)
+    training.add_train(commands)
+    networks.add(commands)
+    cluster.add(commands)
+    return parser

@@ -1,0 +1,312 @@
+"""The commands that make and show datasets: simulate, ingest, inspect."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcphotoz.cli.parser import Commands, Parser, command, number, path, seed
+from hpcphotoz.data.format.shards import STORAGE
+from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
+from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS, describe_formats
+from hpcphotoz.world import detect
+
+if TYPE_CHECKING:
+    from hpcphotoz.data.format.shards import Manifest
+
+
+def simulate(options: argparse.Namespace) -> int:
+    """Make labelled galaxies of known redshift."""
+    how = {
+        "seed": options.seed,
+        "shard_rows": options.shard_rows,
+        "processes": options.processes,
+        "storage": options.storage,
+    }
+    if options.onto is not None:
+        from hpcphotoz.sources.simulation.inject import simulate_onto
+
+        manifest = simulate_onto(options.out, options.n, options.onto, **how)
+    else:
+        from hpcphotoz.sources.mpi import refuse_ranks
+        from hpcphotoz.sources.simulation.simulate import simulate
+
+        refuse_ranks("simulate without --onto uses the cores of one machine: start one process")
+        manifest = simulate(options.out, options.n, **how)
+    _print_on_first_rank(
+        f"{options.out}: {number_of(manifest.rows, 'galaxy', 'galaxies')} in {_count_shards(manifest)}"
+    )
+    return 0
+
+
+def ingest_sdss_frames(options: argparse.Namespace) -> int:
+    """Cut stamps of real objects out of SDSS frames."""
+    from hpcphotoz.sources.cutouts import MASKED_FRACTION, ingest_frames
+
+    masked = MASKED_FRACTION if options.masked_fraction is None else options.masked_fraction
+    manifest = ingest_frames(
+        options.out,
+        options.frames,
+        options.objects,
+        stamp=options.stamp,
+        shard_rows=options.shard_rows,
+        bands=options.bands,
+        columns=_columns(options.columns),
+        masked_fraction=masked,
+        epochs=options.epochs,
+        storage=options.storage,
+        processes=options.processes,
+    )
+    _print_on_first_rank(_describe_stamps(options.out, manifest))
+    return 0
+
+
+def _columns(words: Sequence[str]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for word in words:
+        key, equals, name = word.partition("=")
+        if not (key and equals and name):
+            raise BadInput(f"--columns {word}: must be of the form ra=RAJ2000")
+        if key in columns:
+            raise BadInput(f"--columns {word}: {key} is {columns[key]} already: name one column for it")
+        columns[key] = name
+    return columns
+
+
+def _describe_stamps(out: Path, manifest: "Manifest") -> str:
+    unknown = sum(shard.unlabelled for shard in manifest.shards)
+    more = f", {unknown} of unknown redshift" if unknown else ""
+    return f"{out}: {number_of(manifest.rows, 'stamp')} in {_count_shards(manifest)}{more}"
+
+
+def _count_shards(manifest: "Manifest") -> str:
+    return number_of(len(manifest.shards), "shard")
+
+
+def ingest_table(options: argparse.Namespace) -> int:
+    """Make shards of a published HDF5 or npz set."""
+    from hpcphotoz.sources.build import count_skipped
+    from hpcphotoz.sources.published.ingest_table import ingest_table
+
+    manifest, skipped = ingest_table(
+        options.out,
+        options.sources,
+        options.format,
+        shard_rows=options.shard_rows,
+        crop=options.crop,
+        redshifts=options.redshifts,
+        keep_unlabelled=options.keep_unlabelled,
+        zero_point=options.zero_point,
+        limit=options.limit,
+        storage=options.storage,
+        processes=options.processes,
+    )
+    left_out = count_skipped(skipped)
+    more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
+    _print_on_first_rank(_describe_stamps(options.out, manifest) + more)
+    return 0
+
+
+def index(options: argparse.Namespace) -> int:
+    """Make a dataset of shards that another program wrote: check them and write their manifest."""
+    from hpcphotoz.data.format.index import index_folder
+
+    manifest = index_folder(options.folder)
+    print(f"{options.folder}: {number_of(manifest.rows, 'object')} in {_count_shards(manifest)}")
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Say what a dataset holds, and check it byte by byte if asked."""
+    from hpcphotoz.data.format import shards
+    from hpcphotoz.data.read import rows
+
+    if options.plot:  # now, not after everything is read
+        from hpcphotoz.evaluation.report.gallery import check_plot_path, plot_dataset
+
+        check_plot_path(options.plot)
+    manifest = shards.read_manifest(options.dataset, check=not options.verify)
+    if options.verify:
+        rows.verify(options.dataset, manifest)
+    known = [shard for shard in manifest.shards if shard.z_min is not None]
+    facts: dict[str, Any] = {
+        "rows": manifest.rows,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "bands": list(manifest.header.bands),
+        "stamp_px": manifest.header.stamp,
+        "pixel_scale_arcsec": manifest.header.pixel_scale,
+        "storage": manifest.header.storage,
+        "z_spec_min": min((shard.z_min for shard in known if shard.z_min is not None), default=None),
+        "z_spec_max": max((shard.z_max for shard in known if shard.z_max is not None), default=None),
+        "unlabelled": sum(shard.unlabelled for shard in manifest.shards),
+        "sky_sigma_nmgy": list(manifest.statistics.sky_sigma),
+        "pixel_mean_nmgy": list(manifest.statistics.mean),
+        "pixel_std_nmgy": list(manifest.statistics.std),
+        "provenance": dict(manifest.provenance),
+    }
+    if options.verify:
+        facts["verified"] = True
+    if options.plot:
+        plot_dataset(options.dataset, manifest, options.plot)
+        facts["plot"] = str(options.plot)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    made = facts.pop("provenance")
+    for name, value in {**facts, **{f"made: {key}": value for key, value in made.items()}}.items():
+        print(f"{_printable(name):20s} {_short(value)}")
+    return 0
+
+
+def _short(value: Any) -> str:
+    """A value on one line; `--json` has it whole."""
+    if isinstance(value, list) and all(isinstance(v, int | float | str) for v in value):
+        text = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
+    text = _printable(text)
+    return text if len(text) <= 100 else f"{text[:90]} ... ({len(text)} characters)"
+
+
+def _printable(text: str) -> str:
+    """A text as it is, or in quotes where a terminal would obey it: a manifest may come from anywhere."""
+    return text if text.isprintable() else json.dumps(text)
+
+
+def add(commands: Commands) -> None:
+    """Add these commands to the program's."""
+    p = command(commands, "simulate", simulate)
+    p.add_argument("out", type=path, help="dataset folder to make")
+    p.add_argument("--n", type=int, required=True, help="number of galaxies")
+    p.add_argument("--seed", type=seed, default=0, help="galaxy k of a seed is always the same (default 0)")
+    p.add_argument(
+        "--onto",
+        type=path,
+        metavar="FRAMES",
+        help="put the galaxies into real sky: a folder, searched below too, with SDSS DR7 fpC frames "
+        "and their fpM and psField files (default: simulated sky)",
+    )
+    _add_storage(p)
+    p.add_argument("--shard-rows", type=int, default=1024, help="galaxies a shard (default 1024)")
+    p.add_argument("--processes", type=int, help="processes (default: one a core)")
+
+    p = commands.add_parser("ingest", help="make shards of existing images", allow_abbrev=False)
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
+    p = command(kinds, "sdss-frames", ingest_sdss_frames)
+    p.add_argument("out", type=path, help="dataset folder to make")
+    p.add_argument(
+        "--frames",
+        type=path,
+        required=True,
+        help="folder with SDSS frames, searched below too: fpC-*.fit[.gz] (DR7), frame-*.fits[.bz2] (DR8 and "
+        "later), and their mask planes fpM-*.fit[.gz]",
+    )
+    p.add_argument(
+        "--objects",
+        type=path,
+        required=True,
+        help="CSV, FITS or VOTable with object_id, ra_deg or ra, dec_deg or dec (deg, or in FITS and VOTable "
+        "the column's unit), and, if there, z_spec or z (empty, or -1 and below: unknown), ebv (E(B-V), mag; "
+        "empty, or -1 and below: unknown, and the object is left out; without the column it is 0)",
+    )
+    p.add_argument(
+        "--columns",
+        nargs="+",
+        default=(),
+        metavar="OURS=THEIRS",
+        help="the table's names for object_id, ra, dec, z_spec, ebv: ra=RAJ2000 dec=DEJ2000",
+    )
+    p.add_argument(
+        "--bands",
+        default="ugriz",
+        help="such as gri (default ugriz); the stamps have r's grid, or without r the first one's",
+    )
+    p.add_argument("--stamp", type=int, default=64, help='pixels of 0.396" a side (default 64)')
+    p.add_argument(
+        "--epochs",
+        choices=("one", "all"),
+        default="one",
+        help="one: a stamp an object, with the table's object_id, from the frame in which it lies farthest "
+        "from the edge (default); all: one from every run that saw it, with object_id * 1000000 + run, or a "
+        "hash of both where that exceeds 63 bits: ra and dec tell which object it is. The split is by this "
+        "id, and can put one galaxy in train and test",
+    )
+    p.add_argument(
+        "--masked-fraction",
+        type=number,
+        help="skip a stamp with more of its pixels (0 to 1) flagged saturated, cosmic ray or ghost in any "
+        "band (default 0.005)",
+    )
+    p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard at most (default 1024)")
+    _add_storage(p)
+    p.add_argument("--processes", type=int, help="processes (default: one a core; under mpiexec its ranks)")
+
+    p = command(kinds, "table", ingest_table)
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.epilog = (
+        f"formats, and the fields of their files; N is the number of objects\n\n{describe_formats()}\n\n"
+        "A redshift that is NaN, or -1 or below, is unknown; an object whose E(B-V) is not finite, -1 or\n"
+        "below, or above 100, is left out. Ids that are whole numbers keep their 64 bits: from 2^63 on they\n"
+        "are stored less 2^64. Other text becomes a hash, as the manifest says: ra and dec tell which\n"
+        "object it is."
+    )
+    p.add_argument(
+        "out", type=path, help="dataset folder to make; an unfinished one of this ingest is continued"
+    )
+    p.add_argument(
+        "sources", type=path, nargs="+", metavar="SRC", help="files, or folders searched below too"
+    )
+    p.add_argument(
+        "--format",
+        required=True,
+        choices=tuple(FILE_LAYOUTS),
+        help="whose: Pasquet et al. 2019, Hayat et al. 2021, GalaxiesML, Multimodal Universe, "
+        "ssl-legacysurvey; see below",
+    )
+    p.add_argument("--shard-rows", type=int, default=8192, help="source rows a shard (default 8192)")
+    p.add_argument("--crop", type=int, help="centre of so many pixels a side (default: as in the files)")
+    p.add_argument(
+        "--redshifts",
+        type=path,
+        help="mmu: CSV, FITS or VOTable with object_id and z_spec or, without it, z (empty, or -1 and below: "
+        "unknown), joined by id",
+    )
+    p.add_argument("--keep-unlabelled", action="store_true", help="mmu: keep objects without a redshift")
+    p.add_argument(
+        "--zero-point",
+        type=number,
+        help="AB mag, 0 to 40, of one unit of the pixels (default: the format's)",
+    )
+    p.add_argument("--limit", type=int, help="only the first so many rows")
+    _add_storage(p)
+    p.add_argument("--processes", type=int, help="processes (default: one a core; with mpiexec, one a rank)")
+
+    p = command(commands, "index", index)
+    p.add_argument(
+        "folder", type=path, help="with shard-*.h5, in any layout, with gzip, shuffle, fletcher32 or LZF"
+    )
+
+    p = command(commands, "inspect", inspect)
+    p.add_argument("dataset", type=path, help="dataset folder")
+    p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
+    p.add_argument("--plot", type=path, help="draw stamps, n(z), magnitudes and noise to this PNG file")
+    p.add_argument("--json", action="store_true", help="figures as JSON")
+
+
+def _add_storage(parser: Parser) -> None:
+    parser.add_argument(
+        "--storage",
+        choices=STORAGE,
+        default=STORAGE[0],
+        help="of the images (default float32); int16: half the bytes, in steps of 1/32 sky sigma, in pixels "
+        "above 512 sky sigmas wider ones",
+    )
+
+
+def _print_on_first_rank(text: str) -> None:
+    """One rank speaks for all."""
+    if detect().is_first:
+        print(text)

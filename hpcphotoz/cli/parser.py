@@ -1,0 +1,152 @@
+"""What every command's parser has in common."""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from hpcphotoz.config import load as config
+from hpcphotoz.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+
+# argparse's own knows no exponent and took -5e-2 for an option.
+_NEGATIVE = re.compile(r"-(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of a page of usage."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = _NEGATIVE
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Refuse the first unknown command or option, and name the nearest one.
+
+        argparse would first ask for arguments that are missing, which the misspelt one may be. Options of the
+        configuration (--section.key) are left to it.
+
+        Raises:
+            BadInput: some word is unknown.
+        """
+        subparsers = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        commands: dict[str, Parser] = dict(subparsers[0].choices) if subparsers else {}
+        for place, word in enumerate(words):
+            name = word.partition("=")[0]
+            if word == "--":
+                return
+            if word.startswith("--") and " " not in word and "." not in name:
+                known = self._option_string_actions
+                if name not in known:
+                    raise BadInput(
+                        f"{name}: unknown option{nearest(name, known)}: see {self.prog} --help for all"
+                    )
+            elif commands and not word.startswith("-"):
+                if word not in commands:
+                    raise BadInput(
+                        f"{word}: unknown command{nearest(word, commands)}; valid: {', '.join(commands)}"
+                    )
+                commands[word].refuse_unknown(words[place + 1 :])
+                return
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        # argparse's own ignores a full disk and a closed pipe.
+        if message:
+            (file or sys.stderr).write(message)
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def number(text: str) -> float:
+    """A finite number of the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text}: must be a finite number")
+    return value
+
+
+def option(name: str) -> Callable[[str], Any]:
+    """The type of an argument that is one option of the configuration, `section.key`: the same range."""
+
+    def checked(text: str) -> Any:
+        try:
+            return config.value_of(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+    return checked
+
+
+def radius(text: str) -> float:
+    """A radius of the command line in sky sigmas, as `attack.eps`, but above 0."""
+    value: float = option("attack.eps")(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 sky sigmas")
+    return value
+
+
+def count(text: str) -> int:
+    """A number of objects of the command line, at least 1."""
+    value = int(text) if text.isdecimal() else 0
+    if not 1 <= value < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1 and less than 2^31")
+    return value
+
+
+def path(text: str) -> Path:
+    """A path of the command line."""
+    if not text:  # pathlib takes it for the working directory; in a script it is a variable that is not set
+        raise argparse.ArgumentTypeError("an empty path: give the name of a file or folder")
+    return Path(text)
+
+
+def memory(text: str) -> float:
+    """GB of memory: 0, or what is at least 1 MB, Slurm's smallest unit here."""
+    value = number(text)
+    if value != 0 and round(value * 1024) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be at least 0.001 GB, or 0 for the partition's default"
+        )
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed of the command line, as `run.seed`."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 0 and less than 2^31")
+    return value
+
+
+def add_device(parser: Parser) -> None:
+    """Add --device, which says what a network is computed on."""
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="auto: a GPU where there is one (default); cpu: also where there are GPUs",
+    )
+
+
+def command(commands: Commands, name: str, function: object) -> Parser:
+    """Add the parser of a command; its help is the first line of the function's docstring."""
+    text = (getattr(function, "__doc__", "") or "").strip()
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(function=function)
+    return parser

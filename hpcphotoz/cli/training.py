@@ -1,0 +1,118 @@
+"""The commands `train` and `config`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from hpcphotoz.cli.parser import Commands, Parser, add_device, command, path
+from hpcphotoz.config import Config
+from hpcphotoz.config import load as config
+from hpcphotoz.errors import BadInput
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a network; under torchrun, srun or mpiexec, as one of its ranks."""
+    from hpcphotoz.training.distributed.group import RankLost
+    from hpcphotoz.training.trainer import Diverged, train
+
+    settings = configuration(options)
+    try:
+        train(settings, options.data, options.out, options.profile, options.device)
+    except (Diverged, RankLost) as error:
+        print(f"hpcphotoz: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show_config(options: argparse.Namespace) -> int:
+    """Print a complete commented configuration: that of a recipe, or of a file of any version."""
+    settings = config.load(options.config, _overrides(options), convert=True)
+    title = f"Made from {options.config}. Train with: hpcphotoz train THIS_FILE --data DATASET --out RUN"
+    print(config.commented_toml(settings, title), end="")
+    return 0
+
+
+def configuration(options: argparse.Namespace) -> Config:
+    """The configuration that a command line gives: a file or recipe, and --section.key overrides.
+
+    Raises:
+        BadInput: words that are not understood, or a configuration that cannot be used.
+    """
+    return config.load(options.config, _overrides(options))
+
+
+def parse_train(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a `train` command line, whose first word is `train`.
+
+    Raises:
+        BadInput: words that are not understood.
+    """
+    parser = Parser(prog="hpcphotoz", allow_abbrev=False)
+    add_train(parser.add_subparsers(dest="command", required=True))
+    parser.refuse_unknown(words)
+    options, rest = parser.parse_known_args(list(words))
+    options.rest = rest
+    return options
+
+
+def add_train(commands: Commands) -> None:
+    """Add the parser of `train`, its options grouped by section of the configuration."""
+    p = command(commands, "train", train)
+    p.usage = "%(prog)s CONFIG --data DATASET --out RUN [--SECTION.KEY VALUE ...]"
+    _add_source(p)
+    p.add_argument("--data", type=path, required=True, metavar="DATASET", help="dataset folder")
+    p.add_argument(
+        "--out",
+        type=path,
+        required=True,
+        metavar="RUN",
+        help="run folder; one that holds this run is resumed",
+    )
+    p.add_argument(
+        "--where", dest="data.where", default=argparse.SUPPRESS, metavar="TEXT", help="short for --data.where"
+    )
+    p.add_argument(
+        "--profile",
+        action="store_true",
+        help="write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt",
+    )
+    add_device(p)
+    _add_sections(p)
+
+
+def add_config(commands: Commands) -> None:
+    """Add the parser of `config`."""
+    p = command(commands, "config", show_config)
+    p.usage = "%(prog)s CONFIG [--SECTION.KEY VALUE ...]"
+    _add_source(p)
+    _add_sections(p)
+
+
+def _add_source(parser: Parser) -> None:
+    recipes = ", ".join(config.recipes())
+    parser.add_argument("config", metavar="CONFIG", help=f"TOML file, or a recipe: {recipes}")
+
+
+def _add_sections(parser: Parser) -> None:
+    options = config.options()
+    for section, fields in config.sections().items():
+        group = parser.add_argument_group(f"{section}: {config.summary(fields)}")
+        for key in fields.model_fields:
+            default, text = options[f"{section}.{key}"]
+            help_text = f"{text} (default {default or 'none'})".replace("%", "%%")
+            name = f"{section}.{key}"
+            group.add_argument(
+                f"--{name}", dest=name, default=argparse.SUPPRESS, metavar="VALUE", help=help_text
+            )
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    given = {name: value for name, value in vars(options).items() if "." in name}
+    rest = list(options.rest)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or not (equals or rest):
+            raise BadInput(f"{word}: not understood; options of the configuration are --section.key value")
+        given[name[2:]] = value if equals else rest.pop(0)
+    return given

@@ -1,0 +1,51 @@
+"""Section `data`: which objects are used, how they are split, and how shards are streamed."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from hpcphotoz.config.section import Section
+
+
+class Data(Section):
+    """Which objects are used, how they are split, and how shards are streamed."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"read_threads", "windows_ahead", "verify", "damaged"})
+
+    where: str = Field(
+        "", description="use only objects that meet this condition, such as 'z_spec < 0.3 and ebv < 0.1'"
+    )
+    validation: float = Field(
+        0.05, ge=0, lt=1, description="fraction of the objects held out for validation, by object id"
+    )
+    test: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the objects held out for evaluation, by object id"
+    )
+    split_seed: int = Field(0, ge=0, lt=2**31, description="seed of the split; independent of run.seed")
+    augment: bool = Field(True, description="flip and rotate training images at random, by right angles")
+    block_rows: int = Field(64, ge=1, description="rows of a block: neighbours on disk, read together")
+    window_blocks: int = Field(
+        32,
+        ge=1,
+        description="blocks of a window: shuffled together (more if four global batches need more)",
+    )
+    read_threads: int = Field(2, ge=1, le=256, description="reading threads of each rank")
+    windows_ahead: int = Field(
+        1, ge=1, le=256, description="windows read ahead; the ranks of a node share their memory"
+    )
+    verify: Literal["first", "always", "never"] = Field(
+        "first",
+        description="when to compare images and labels with their checksums; first: in the first epoch of "
+        'each process (with damaged "skip", images in every epoch)',
+    )
+    damaged: Literal["fail", "skip"] = Field(
+        "fail",
+        description="what to do with damaged images; fail: name them and stop; skip: leave them out and "
+        'count them, which compares checksums in every epoch (not with verify "never")',
+    )
+
+    @model_validator(mode="after")
+    def _split_leaves_training_objects(self) -> "Data":
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
+        return self

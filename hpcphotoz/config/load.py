@@ -1,0 +1,255 @@
+"""Reads a configuration: a TOML file or a recipe, then overrides of the command line. Writes it as TOML."""
+
+import difflib
+import json
+import re
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from hpcphotoz.config import Config
+from hpcphotoz.config.renamed import OLD_SECTION, REMOVED, RENAMED, old_names, to_current
+from hpcphotoz.config.section import Section
+from hpcphotoz.errors import BadInput, nearest
+
+_LONGEST = 1 << 20  # characters of a configuration file
+_LISTED = 6  # old names that a refusal lists
+_COLUMNS = 100  # of the comments in a TOML file
+
+
+def recipes() -> list[str]:
+    """Names of the ready configurations."""
+    folder = resources.files("hpcphotoz") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def sections() -> dict[str, type[Section]]:
+    """The sections by name, in their order."""
+    return {name: type(field.default) for name, field in Config.model_fields.items()}
+
+
+def options() -> dict[str, tuple[str, str]]:
+    """Every option as `section.key` -> (default, description)."""
+    return {
+        f"{name}.{key}": (str(field.default), (field.description or "") + _choices(field.annotation))
+        for name, section in sections().items()
+        for key, field in section.model_fields.items()
+    }
+
+
+def load(source: str, overrides: Mapping[str, str] | None = None, convert: bool = False) -> Config:
+    """Read a configuration and apply overrides.
+
+    Args:
+        source: path of a TOML file, or the name of a recipe.
+        overrides: `section.key` -> text, as given on the command line.
+        convert: accept the names of earlier versions in the file. For the config.toml of run folders.
+
+    Raises:
+        BadInput: no such file or recipe, not TOML, an unknown key (the message lists the valid ones), an old
+            name (it gives the new one), or a value out of range.
+    """
+    tree = to_current(_read(source)) if convert else _read(source)
+    for name, text in (overrides or {}).items():
+        section, _, key = name.partition(".")
+        if name in RENAMED:
+            raise BadInput(f"--{name}: is now --{RENAMED[name]}")
+        if name in REMOVED:
+            raise BadInput(f"--{name}: is no longer an option: leave it out")
+        if name not in options():
+            raise BadInput(f"--{name}: unknown option{_hint(name)}; valid: {_valid(section)}")
+        given = tree.setdefault(section, {})
+        if not isinstance(given, dict):
+            raise BadInput(f"{source}: {section} = {given!r}: want a table [{section}]")
+        given[key] = text
+    return parse(tree, source, overrides)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options by `section.key` as the nested mapping that `parse` reads."""
+    tree: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        section, _, key = name.partition(".")
+        tree.setdefault(section, {})[key] = value
+    return tree
+
+
+def configure(source: str, **options: object) -> Config:
+    """A configuration from options by their bare names, which are unique over all sections.
+
+    Args:
+        source: who asks; a refusal begins with it.
+        options: such as epochs=3, eps=0.2.
+
+    Raises:
+        BadInput: an unknown name, or a value out of range.
+    """
+    return parse(nested(named(options, source)), source)
+
+
+def named(options: Mapping[str, object], source: str = "options") -> dict[str, object]:
+    """Options by bare name as options by `section.key`.
+
+    Raises:
+        BadInput: an unknown name.
+    """
+    keys = [f"{name}.{key}" for name, section in sections().items() for key in section.model_fields]
+    full = {key.partition(".")[2]: key for key in keys}
+    unknown = [name for name in options if name not in full]
+    if unknown:
+        raise BadInput(f"{source}: unknown option {unknown[0]}{nearest(unknown[0], full)}")
+    return {full[name]: value for name, value in options.items()}
+
+
+def value_of(name: str, text: str) -> Any:
+    """The value of one option, `section.key`, from the text of a command line.
+
+    Raises:
+        ValueError: it is out of range; the message says what is wrong.
+    """
+    section, _, key = name.partition(".")
+    try:
+        found = Config.model_validate({section: {key: text}})
+    except ValidationError as error:
+        raise ValueError(_reason(error.errors()[0])) from None
+    return getattr(getattr(found, section), key)
+
+
+def parse(tree: Mapping[str, Any], source: str, overrides: Mapping[str, str] | None = None) -> Config:
+    """Validate a nested mapping.
+
+    Args:
+        tree: section -> key -> value.
+        source: where the mapping is from; a refusal begins with it.
+        overrides: options of `tree` that come from a command line; a refusal names them as they were typed.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    old = old_names(tree)
+    if old:
+        raise BadInput(f"{source}: {_renamed(old, source)}")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise BadInput(_refusal(error.errors()[0], source, overrides or {})) from None
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML text that `load` reads back to an equal one."""
+    lines = []
+    for section, values in config.model_dump().items():
+        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def commented_toml(config: Config, title: str) -> str:
+    """The same with a comment before every section and option: what it means, its values and its default.
+
+    Args:
+        config: the values to write.
+        title: the comment at the top.
+    """
+    lines = _comment(title)
+    for name, section in sections().items():
+        lines += ["", *_comment(summary(section)), f"[{name}]"]
+        for key, field in section.model_fields.items():
+            meaning = (field.description or "") + _choices(field.annotation)
+            lines += _comment(f"{meaning} (default {_toml(field.default)})")
+            lines.append(f"{key} = {_toml(getattr(getattr(config, name), key))}")
+    return "\n".join(lines) + "\n"
+
+
+def summary(section: type[Section]) -> str:
+    """What a section is about, in one line."""
+    return (section.__doc__ or "").strip().splitlines()[0]
+
+
+def _refusal(error: Mapping[str, Any], source: str, typed: Mapping[str, str]) -> str:
+    """One line on the first error of pydantic."""
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{source}: unknown key '{name}'{_hint(name)}; valid: {_valid(name.split('.')[0])}"
+    reason = _reason(error)
+    if name in typed:
+        return f"--{name} {typed[name]}: {reason}"
+    # Options that do not fit together: name those of the command line that the reason mentions.
+    concerned = [f"--{key} {typed[key]}" for key in typed if _mentions(reason, key)]
+    begin = " ".join([source, *(["with"] if concerned else []), *concerned])
+    if name in ("", begin):  # no section, or one that the source names already
+        return f"{begin}: {reason}"
+    given = error.get("input")
+    value = "" if isinstance(given, dict) else f" = {given!r}"  # a whole section: its options contradict
+    return f"{begin}: {name}{value}: {reason}"
+
+
+def _renamed(old: Mapping[str, str], source: str) -> str:
+    listed = "; ".join(f"{name} is now {new}" for name, new in list(old.items())[:_LISTED])
+    more = f" and {len(old) - _LISTED} more" if len(old) > _LISTED else ""
+    return f"{listed}{more}: `hpcphotoz config {source}` prints it with today's names"
+
+
+def _hint(name: str) -> str:
+    """The option or section whose name is most like an unknown one, in brackets; "" if none is."""
+    if name == OLD_SECTION:
+        return " (its options are now in optimiser, adversarial, overlap, compute, run and data)"
+    if name.startswith(f"{OLD_SECTION}."):  # a misspelt old name
+        found = difflib.get_close_matches(name, list(RENAMED), n=1)
+        return f" (did you mean {RENAMED[found[0]]}?)" if found else ""
+    return nearest(name, [*options(), *sections()])
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _mentions(reason: str, name: str) -> bool:
+    return name.partition(".")[2] in re.findall(r"\w+", reason)
+
+
+def _choices(annotation: object) -> str:
+    return f" [{', '.join(get_args(annotation))}]" if get_origin(annotation) is Literal else ""
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, _COLUMNS, initial_indent="# ", subsequent_indent="#   ")
+
+
+def _toml(value: bool | int | float | str) -> str:
+    # Strings and booleans are written the same way in JSON and TOML.
+    return json.dumps(value) if isinstance(value, bool | str) else repr(value)
+
+
+def _valid(section: str) -> str:
+    names = [name for name in options() if name.startswith(section + ".")] or list(sections())
+    return ", ".join(names)
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    try:
+        if source in recipes() and not path.is_file():
+            text = (resources.files("hpcphotoz") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
+        else:
+            with path.open(encoding="utf-8-sig") as file:  # some editors begin with a byte order mark
+                text = file.read(_LONGEST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        known, why = ", ".join(recipes()), getattr(error, "strerror", None) or error
+        raise BadInput(
+            f"{source}: not a readable TOML file nor a recipe ({known}){nearest(source, recipes())}: {why}"
+        ) from None
+    if len(text) > _LONGEST:  # a device such as /dev/zero has no end
+        raise BadInput(f"{source}: more than {_LONGEST} characters: not a configuration")
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits
+        raise BadInput(f"{source}: not TOML: {error}") from None
+    except RecursionError:
+        raise BadInput(f"{source}: nested too deeply: want sections of keys and values") from None

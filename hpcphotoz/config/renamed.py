@@ -1,0 +1,57 @@
+"""Options under the names of earlier versions, when one section `training` held most of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+OLD_SECTION = "training"
+_MOVED = {
+    "data": ("augment",),
+    "optimiser": ("learning_rate", "schedule", "warmup_steps", "weight_decay", "label_width"),
+    "adversarial": ("objective", "consistency_weight", "eps_warmup_steps", "k_warmup_steps"),
+    "overlap": ("attackers", "max_staleness", "weights_transfer"),
+    "compute": (
+        *("precision", "attack_precision", "channels_last", "compiled", "graphs", "fused_adam"),
+        *("micro_batch", "bucket_mb"),
+    ),
+    "run": (
+        *("seed", "epochs", "global_batch", "checkpoint_steps", "keep_checkpoints", "log_steps"),
+        *("max_steps", "wall_minutes", "timeout_s"),
+    ),
+}
+# Old `section.key` -> new `section.key`.
+RENAMED: dict[str, str] = {
+    **{f"{OLD_SECTION}.{key}": f"{section}.{key}" for section, keys in _MOVED.items() for key in keys},
+    "training.overlap": "overlap.mode",
+    "training.transfer": "overlap.images_transfer",
+    "attack.fraction": "adversarial.fraction",
+}
+# Options without a successor: on CPUs 1x1 convolutions of one input are now always computed as one, which is
+# faster; channels padded to multiples of 8 were slower.
+REMOVED = frozenset({"training.merged", "training.padded"})
+
+
+def old_names(tree: Mapping[str, Any]) -> dict[str, str]:
+    """The options of a nested mapping that have another name today: old name -> new name."""
+    tables = {section: keys for section, keys in tree.items() if isinstance(keys, Mapping)}
+    names = [f"{section}.{key}" for section, keys in tables.items() for key in keys]
+    return {name: RENAMED[name] for name in names if name in RENAMED}
+
+
+def to_current(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with old names replaced by today's; all else is kept as it is.
+
+    Checkpoints, and config.toml of run folders, keep the names of the version that wrote them.
+    """
+    current: dict[str, Any] = {}
+    for section, keys in tree.items():
+        if not isinstance(keys, Mapping):
+            current[section] = keys
+            continue
+        if section != OLD_SECTION:
+            current.setdefault(section, {})
+        for key, value in keys.items():
+            if f"{section}.{key}" in REMOVED:
+                continue
+            new_section, _, new_key = RENAMED.get(f"{section}.{key}", f"{section}.{key}").partition(".")
+            current.setdefault(new_section, {})[new_key] = value
+    return current

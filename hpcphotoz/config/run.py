@@ -1,0 +1,36 @@
+"""Section `run`: seed, length, batch, checkpoints, logs and limits of a run."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from hpcphotoz.config.section import GREATEST, Section
+
+
+class Run(Section):
+    """Seed, length, batch, checkpoints, logs and limits."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("checkpoint_steps", "keep_checkpoints", "log_steps"),
+            *("max_steps", "wall_minutes", "timeout_s"),
+        }
+    )
+
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of all random numbers, except those of the split")
+    epochs: int = Field(12, ge=1, description="passes over the training objects")
+    global_batch: int = Field(128, ge=1, description="objects of one optimiser step, over all ranks")
+    checkpoint_steps: int = Field(200, ge=1, description="optimiser steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=2, description="number of newest checkpoints that are kept")
+    log_steps: int = Field(10, ge=1, description="optimiser steps between lines of metrics.jsonl")
+    max_steps: int = Field(0, ge=0, description="stop after this many optimiser steps; 0: after all epochs")
+    wall_minutes: float = Field(
+        0, ge=0, description="save a checkpoint and stop after this time (minutes); 0: never"
+    )
+    timeout_s: float = Field(
+        300,
+        gt=0,
+        le=GREATEST,
+        description="end the run if a rank waits longer than this for another (seconds); longer than a "
+        "validation takes",
+    )

@@ -1,0 +1,74 @@
+"""The folder of a dataset while it is written: what it may hold, and one writer at a time."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hpcphotoz.atomic import check_output_folder
+from hpcphotoz.data.format.shards import MANIFEST
+from hpcphotoz.errors import BadInput
+from hpcphotoz.locks import locked
+
+LOCK_FILE = ".lock"
+SIDECAR_SUFFIX = ".done.json"  # after a shard's name: the record of a finished shard, see `sources/build.py`
+# What an unfinished dataset may hold; a WebDataset's shard-000000.tar is somebody else's.
+_ALLOWED_NAMES = re.compile(
+    rf"(shard-\d{{5,}}\.h5({re.escape(SIDECAR_SUFFIX)})?|manifest\.json)(\..*\.tmp)?|\.lock"
+)
+
+
+@contextmanager
+def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
+    """Make the folder of a dataset and hold it against other writers for the `with` body.
+
+    Args:
+        out: folder to create; may hold an unfinished dataset.
+
+    Returns:
+        The files of the unfinished dataset that it holds, sorted.
+
+    Raises:
+        BadInput: as `check_dataset_folder`, or another process is writing in it.
+    """
+    check_dataset_folder(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out}: cannot make the folder: {error.strerror}") from None
+    with locked(out / LOCK_FILE, f"{out}: another process is writing a dataset in it: choose another folder"):
+        check_dataset_folder(out)  # again: another writer may have finished meanwhile
+        yield [path for path in _files(out) if path.name != LOCK_FILE]
+
+
+def check_dataset_folder(out: Path) -> None:
+    """Refuse a folder in which no dataset can be made, before hours of reading; make and change nothing.
+
+    Raises:
+        BadInput: it holds a finished dataset or other files, or cannot be made or written.
+    """
+    if (out / MANIFEST).exists():
+        raise BadInput(f"{out}: already holds a finished dataset: delete it, or choose another folder")
+    check_output_folder(out)
+    if out.exists():
+        _files(out)
+
+
+def _files(out: Path) -> list[Path]:
+    """The files of a folder, sorted.
+
+    Raises:
+        BadInput: one that is no part of a dataset.
+    """
+    found = sorted(out.iterdir())
+    strangers = [
+        path.name for path in found if not _ALLOWED_NAMES.fullmatch(path.name) or not _is_plain(path)
+    ]
+    if strangers:
+        raise BadInput(f"{out}: holds other files ({strangers[0]}): choose an empty or new folder")
+    return found
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a file, or what another writer has just removed."""
+    return path.is_file() or not path.exists()

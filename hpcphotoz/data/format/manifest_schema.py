@@ -1,0 +1,115 @@
+"""What a manifest may say: strict types and ranges, so that a wrong one is refused where it is read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+
+Count = Annotated[StrictInt, Field(ge=1, lt=2**62)]
+NonNegative = Annotated[StrictInt, Field(ge=0, lt=2**62)]
+_MAX_DEPTH = 64  # containers inside one another; an attacked copy of a copy has a few more than its source
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("want printable text")
+    return text
+
+
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=200), AfterValidator(_printable)]
+Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
+Sigma = Annotated[Number, Field(ge=0)]
+
+
+class _StrictModel(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ShardEntryModel(_StrictModel):
+    """One shard."""
+
+    file: Text
+    rows: Count
+    bytes: Count
+    sha256: Text
+    z_min: Number | None
+    z_max: Number | None
+    unlabelled: NonNegative
+    offsets: dict[Text, NonNegative] | None = None
+    labels_xxh3: Text | None = None
+    ids_xxh3: Text | None = None
+    chunk_rows: Count = 1
+
+
+class BandStatisticsModel(_StrictModel):
+    """Per-band figures, nanomaggies."""
+
+    mean: list[Number]
+    std: list[Sigma]
+    sky_sigma: list[Sigma]
+
+
+class ManifestModel(_StrictModel):
+    """The whole file."""
+
+    format: Literal["hpcphotoz-shards"]
+    version: Literal[1, 2]
+    rows: NonNegative
+    flux_unit: Literal["nanomaggy"]
+    bands: Annotated[list[Text], Field(min_length=1, max_length=1000)]
+    stamp: Annotated[StrictInt, Field(ge=1, le=1 << 14)]
+    pixel_scale: Annotated[Number, Field(gt=0)]
+    storage: Literal["float32", "float16", "int16"] = "float32"
+    statistics: BandStatisticsModel
+    provenance: dict[str, Any]
+
+
+def validate_manifest(tree: Mapping[str, Any]) -> ManifestModel:
+    """Everything but the shards, checked.
+
+    Raises:
+        ValueError: one line with the first thing that is wrong.
+    """
+    found: ManifestModel = _validate(ManifestModel, tree, "the file")
+    sizes = {len(found.statistics.mean), len(found.statistics.std), len(found.statistics.sky_sigma)}
+    if sizes != {len(found.bands)}:
+        raise ValueError(f"statistics: want one figure for each of the {len(found.bands)} bands")
+    if len(set(found.bands)) < len(found.bands):
+        raise ValueError("bands: one is there twice")
+    if found.rows and not min(found.statistics.sky_sigma) > 0:
+        raise ValueError("statistics.sky_sigma: must be above 0")
+    _check_depth(found.provenance, _MAX_DEPTH)
+    return found
+
+
+def validate_entries(lines: Any) -> Iterator[ShardEntryModel]:
+    """The shards, checked one by one; each is taken off the list, for a survey's are 20 MB of them.
+
+    Raises:
+        ValueError: one line with the first thing that is wrong.
+    """
+    if not isinstance(lines, list):
+        raise ValueError("shards: want a list")
+    lines.reverse()
+    number = 0
+    while lines:
+        yield _validate(ShardEntryModel, lines.pop(), f"shards.{number}")
+        number += 1
+
+
+def _check_depth(value: Any, left: int) -> None:
+    """Refuse what cannot be copied or printed: Python's own limit would end that with a traceback."""
+    if not left:
+        raise ValueError(f"provenance: more than {_MAX_DEPTH} levels deep")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(item, dict | list):
+            _check_depth(item, left - 1)
+
+
+def _validate(kind: type[Any], tree: Any, what: str) -> Any:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{what}{'.' if where else ''}{where}: {first['msg']}") from None

@@ -1,0 +1,267 @@
+"""Write a dataset of the format that `shards.py` describes."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from hpcphotoz.atomic import atomic_write
+from hpcphotoz.data.format import encoding
+from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder, lock_dataset_folder
+from hpcphotoz.data.format.shards import (
+    COLUMNS,
+    FLUX_UNIT,
+    FORMAT,
+    BandStatistics,
+    Header,
+    Manifest,
+    ShardEntry,
+    Stamps,
+    columns,
+    file_sha256,
+    format_version,
+    image_digests,
+    label_digest,
+    write_manifest,
+)
+from hpcphotoz.errors import BadInput
+
+ALIGNMENT = 1 << 20
+_ROWS = 128  # encoded or summed up at a time: 21 MB of float64 for stamps of 64 x 64 x 5
+
+
+class DatasetWriter:
+    """Writes a dataset shard by shard; memory is bounded by one shard.
+
+    Use as a context manager: entering it makes the folder and locks it against other writers, leaving it
+    normally writes the manifest, leaving it by an exception does not, so that nothing half-written looks
+    finished.
+
+    Args:
+        out: folder to create; may hold an unfinished dataset, which is replaced.
+        header: bands, stamp size and pixel scale of every stamp.
+        shard_rows: objects a shard; the last one may hold fewer.
+        provenance: JSON-serialisable record of how the stamps were made.
+
+    Raises:
+        BadInput: `out` holds a finished dataset or something that is not one, or another process is writing
+            in it; stamps of the wrong shape, not finite or with a sky sigma that is not positive.
+    """
+
+    def __init__(self, out: Path, header: Header, shard_rows: int, provenance: Mapping[str, Any]) -> None:
+        if shard_rows < 1:
+            raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+        self._out, self._header, self._rows = out, header, shard_rows
+        self._provenance = provenance
+        self._pending: list[Stamps] = []
+        self._shards: list[ShardEntry] = []
+        self._moments = BandMoments(len(header.bands))
+        self._folder_lock = ExitStack()
+        check_dataset_folder(out)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as held:
+            left = held.enter_context(lock_dataset_folder(self._out))
+            if kept := [path for path in left if path.name.endswith(SIDECAR_SUFFIX)]:
+                raise BadInput(
+                    f"{self._out}: holds an unfinished ingest ({kept[0].name}): continue it, delete it, or "
+                    "choose another folder"
+                )
+            for path in left:
+                path.unlink()
+            self._folder_lock = held.pop_all()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        with self._folder_lock:
+            if kind is None:
+                self._finish()
+
+    def append(self, stamps: Stamps) -> None:
+        """Add any number of objects; whole shards are written as they fill."""
+        self._pending.append(check_stamps(self._header, stamps, str(self._out)))
+        while sum(map(len, self._pending)) >= self._rows:
+            pending = Stamps.concatenate(self._pending)
+            self._pending = [pending[self._rows :]]
+            self._write(pending[: self._rows])
+
+    def _finish(self) -> None:
+        """Write what is left and then the manifest."""
+        if sum(map(len, self._pending)):
+            self._write(Stamps.concatenate(self._pending))
+        self._pending = []
+        manifest = Manifest(self._header, tuple(self._shards), self._moments.result(), self._provenance)
+        write_manifest(self._out, manifest)
+
+    def _write(self, stamps: Stamps) -> None:
+        name = f"shard-{len(self._shards):05d}.h5"
+        self._shards.append(write_shard(self._out / name, self._header, stamps))
+        self._moments.add(stamps)
+
+
+def check_stamps(header: Header, stamps: Stamps, where: str) -> Stamps:
+    """The stamps with the types of the format, or a reason why they cannot be written.
+
+    Raises:
+        BadInput: a wrong shape, a pixel or E(B-V) that is not finite, or a sky sigma that is not positive;
+            `where` begins the message.
+    """
+    n = len(stamps)
+    for name, (row, _) in columns(header).items():
+        if name == "image_unit":
+            continue
+        array = getattr(stamps, name)
+        if array.shape != (n, *row):
+            raise BadInput(
+                f"{where}: {name} of shape {array.shape}, but {n} objects in bands "
+                f"{''.join(header.bands)} of {header.stamp} pixels need {(n, *row)}"
+            )
+        stamps = replace(stamps, **{name: np.ascontiguousarray(array, COLUMNS[name])})
+    bad = ~np.isfinite(stamps.images).all(axis=(1, 2, 3))
+    bad |= ~(np.isfinite(stamps.sky_sigma) & (stamps.sky_sigma > 0)).all(axis=1)
+    bad |= ~np.isfinite(stamps.ebv)
+    if bad.any():
+        raise BadInput(
+            f"{where}: object {stamps.object_id[bad][0]} has a pixel or E(B-V) that is not finite, "
+            f"or a sky sigma that is not positive ({bad.sum()} such of {n}): "
+            "mask or drop it before writing"
+        )
+    return stamps
+
+
+def write_shard(path: Path, header: Header, stamps: Stamps) -> ShardEntry:
+    """Write one shard under a temporary name, flush it to the disk, and rename it.
+
+    Raises:
+        BadInput: a pixel that the header's storage cannot hold.
+    """
+    labels = {name: array for name, array in vars(stamps).items() if name != "images"}
+    with atomic_write(path) as temporary:
+        with h5py.File(
+            temporary,
+            "w",
+            libver="v110",
+            fs_strategy=None,
+            alignment_threshold=ALIGNMENT // 2,
+            alignment_interval=ALIGNMENT,
+        ) as file:
+            _write_attributes(file, header)
+            labels |= _write_images(file, header, stamps, path)
+            for name, data in labels.items():
+                _create_contiguous(file, name, data.shape, data.dtype)[...] = data
+            offsets = {name: file[name].id.get_offset() for name in ("images", *labels)}
+        digest = file_sha256(temporary)
+    known = stamps.z_spec[np.isfinite(stamps.z_spec)]
+    return ShardEntry(
+        file=path.name,
+        rows=len(stamps),
+        bytes=path.stat().st_size,
+        sha256=digest,
+        z_min=float(known.min()) if len(known) else None,
+        z_max=float(known.max()) if len(known) else None,
+        unlabelled=len(stamps) - len(known),
+        offsets=offsets,
+        labels_xxh3=label_digest(labels),
+        ids_xxh3=label_digest({"object_id": stamps.object_id}),
+    )
+
+
+class BandMoments:
+    """Band means and variances in float64, merged batch by batch (Chan, Golub & LeVeque 1979)."""
+
+    def __init__(self, bands: int) -> None:
+        self.pixels, self.objects = 0, 0
+        self.mean, self.m2, self.sky = np.zeros(bands), np.zeros(bands), np.zeros(bands)
+
+    def add(self, stamps: Stamps) -> None:
+        """Add objects, some at a time: in float64 a whole shard would take eight times its bytes."""
+        for start in range(0, len(stamps), _ROWS):
+            self._add(stamps[start : start + _ROWS])
+
+    def _add(self, stamps: Stamps) -> None:
+        x = stamps.images.astype(np.float64).transpose(1, 0, 2, 3).reshape(len(self.mean), -1)
+        n, mean = x.shape[1], x.mean(axis=1)
+        delta, total = mean - self.mean, self.pixels + x.shape[1]
+        self.m2 += ((x - mean[:, None]) ** 2).sum(axis=1) + delta**2 * self.pixels * n / total
+        self.mean += delta * n / total
+        self.sky += stamps.sky_sigma.astype(np.float64).sum(axis=0)
+        self.pixels, self.objects = total, self.objects + len(stamps)
+
+    def merge(self, other: "BandMoments") -> None:
+        """Add the objects of another; in the order of the shards, the result is the same to the bit."""
+        if not other.pixels:
+            return
+        delta, total = other.mean - self.mean, self.pixels + other.pixels
+        self.m2 += other.m2 + delta**2 * self.pixels * other.pixels / total
+        self.mean += delta * other.pixels / total
+        self.sky += other.sky
+        self.pixels, self.objects = total, self.objects + other.objects
+
+    def record(self) -> dict[str, Any]:
+        """As plain values that JSON keeps exactly."""
+        arrays = {name: getattr(self, name).tolist() for name in ("mean", "m2", "sky")}
+        return {"pixels": self.pixels, "objects": self.objects, **arrays}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "BandMoments":
+        """From what `record` gave."""
+        moments = cls(len(record["mean"]))
+        moments.pixels, moments.objects = record["pixels"], record["objects"]
+        for name in ("mean", "m2", "sky"):
+            setattr(moments, name, np.array(record[name], np.float64))
+        return moments
+
+    def result(self) -> BandStatistics:
+        """The figures of all objects added."""
+        std = np.sqrt(self.m2 / max(self.pixels, 1))
+        sky = self.sky / max(self.objects, 1)
+        return BandStatistics(tuple(self.mean.tolist()), tuple(std.tolist()), tuple(sky.tolist()))
+
+
+def _write_attributes(file: h5py.File, header: Header) -> None:
+    version, scale = format_version(header), header.pixel_scale
+    file.attrs.update(format=FORMAT, version=version, flux_unit=FLUX_UNIT, pixel_scale=scale)
+    file.attrs["bands"] = list(header.bands)
+
+
+def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -> dict[str, Any]:
+    """Encode and write the images, some rows at a time.
+
+    Returns:
+        `image_xxh3` and, of int16, `image_unit`, yet to be written.
+
+    Raises:
+        BadInput: a pixel that the header's storage cannot hold.
+    """
+    row, dtype = columns(header)["images"]
+    images = _create_contiguous(file, "images", (len(stamps), *row), dtype)
+    units, digests = [], []
+    for start in range(0, len(stamps), _ROWS):
+        some = slice(start, start + _ROWS)
+        try:
+            stored, unit = encoding.encode(stamps.images[some], stamps.sky_sigma[some], header.storage, start)
+        except ValueError as error:
+            raise BadInput(f"{path}: {error}") from None
+        images[some] = stored
+        digests.append(image_digests(stored))
+        if unit is not None:
+            units.append(unit)
+    found = {"image_xxh3": np.concatenate(digests)}
+    return {**found, "image_unit": np.concatenate(units)} if units else found
+
+
+def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
+    """An array in one piece, whose bytes have their place in the file from the start."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    # Early allocation: a contiguous dataset then has its file offset from the start, readable by preadv.
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_obj_track_times(False)  # a time of writing would give equal shards other checksums
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, layout)
+    return file[name]

@@ -1,0 +1,121 @@
+"""Reads chunked and compressed images, as h5py users make them: chunks read and decompressed by threads.
+
+Where every chunk holds whole images, and LZF is not among its filters, the compressed bytes are read outside
+HDF5's global lock and decompressed by the reading thread. Anything else is read through HDF5, slab by slab.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data import hdf5
+from hpcphotoz.data.format.shards import naming_damage
+from hpcphotoz.errors import BadInput
+
+_SLOW = "" if hdf5.HAS_ISAL else " (by zlib; installing isal makes it 1.3 times quicker)"
+Array = npt.NDArray[Any]
+Read = Callable[[Sequence[memoryview], int], None]
+
+
+@dataclass(frozen=True)
+class ChunkIndex:
+    """Where the chunks of a dataset lie; chunk k holds the rows from `k * rows` on."""
+
+    rows: int
+    offset: npt.NDArray[np.int64]  # (chunks,) bytes
+    size: npt.NDArray[np.int64]  # (chunks,) bytes
+    mask: npt.NDArray[np.int64]  # (chunks,) filters that were left out
+    filters: tuple[int, ...]
+
+
+def index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
+    """The chunks of a dataset in a file of `size` bytes; None where they cannot be read without HDF5."""
+    if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
+        return None
+    filters = hdf5.filters(data)
+    if hdf5.LZF in filters:
+        return None
+    rows, number = data.chunks[0], -(-data.shape[0] // data.chunks[0])
+    found = np.full((3, number), -1, np.int64)
+
+    def note(chunk: Any) -> None:
+        k = chunk.chunk_offset[0] // rows
+        if 0 <= k < number:  # a damaged index may say anything
+            found[:, k] = (chunk.byte_offset, chunk.size, chunk.filter_mask)
+
+    data.id.chunk_iter(note)
+    if (found < 0).any() or (found[0] + found[1] > size).any():
+        return None  # a damaged index, which HDF5 will name
+    return ChunkIndex(rows, found[0], found[1], found[2], filters)
+
+
+class ChunkReader:
+    """Images in chunks of whole rows, decompressed by whoever reads."""
+
+    def __init__(self, name: str, read: Read, index: ChunkIndex, row_bytes: int, item: int) -> None:
+        self._name, self._read, self._index = name, read, index
+        self._row_bytes, self._item = row_bytes, item
+        gzip = hdf5.GZIP in index.filters
+        self.path = "chunked shards, read chunk by chunk" + (
+            f" and decompressed by threads{_SLOW}" if gzip else ""
+        )
+
+    def read(self, first: int, views: Sequence[memoryview]) -> None:
+        """Put the rows from `first` on into `views`, one each."""
+        done = 0
+        while done < len(views):
+            number, start = divmod(first + done, self._index.rows)
+            take = min(self._index.rows - start, len(views) - done)
+            self._read_chunk(number, start, views[done : done + take])
+            done += take
+
+    def _read_chunk(self, number: int, start: int, views: Sequence[memoryview]) -> None:
+        stored, size = int(self._index.size[number]), self._index.rows * self._row_bytes
+        try:
+            hdf5.check_stored_size(stored, size)
+            raw = np.empty(stored, np.uint8)
+            self._read([raw.data], int(self._index.offset[number]))
+            data, shuffled = hdf5.undo_filters(raw, int(self._index.mask[number]), self._index.filters, size)
+        except ValueError as error:
+            first = number * self._index.rows
+            raise BadInput(
+                f"{self._name}: rows {first} to {first + self._index.rows - 1}: their chunk is damaged "
+                f"({error}): copy or write the shard again"
+            ) from None
+        item = self._item if shuffled else 1
+        planes = np.frombuffer(data, np.uint8).reshape(item, -1)
+        size = self._row_bytes // item
+        for k, view in enumerate(views, start):
+            row = np.frombuffer(view, np.uint8).reshape(size, item)
+            # Undoes the shuffle filter, byte k of every number in plane k: one strided copy a byte is three
+            # times quicker than a transposed copy.
+            for byte in range(item):
+                row[:, byte] = planes[byte, k * size : (k + 1) * size]
+
+
+class Hdf5Reader:
+    """Images that only HDF5 can read, one slab at a time."""
+
+    path = (
+        "shards in a layout or with a filter that only HDF5 reads: slab by slab under its lock, slower "
+        "than chunks of whole stamps"
+    )
+
+    def __init__(self, name: Path, file: h5py.File) -> None:
+        self._name, self._file, self._lock = name, file, threading.Lock()
+
+    def read(self, first: int, views: Sequence[memoryview]) -> None:
+        """Put the rows from `first` on into `views`, one each."""
+        with self._lock, naming_damage(self._name, first, first + len(views)):
+            slab = np.ascontiguousarray(hdf5.read(self._file["images"], first, first + len(views)))
+        for view, image in zip(views, slab, strict=True):
+            view[:] = memoryview(image).cast("B")
+
+    def __del__(self) -> None:
+        self._file.close()

@@ -1,0 +1,134 @@
+"""Rows of a dataset in the order of the disk, decoded and checked: what evaluation and prediction read."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data import hdf5
+from hpcphotoz.data.format import encoding
+from hpcphotoz.data.format.shards import (
+    Manifest,
+    ShardEntry,
+    Stamps,
+    columns,
+    file_sha256,
+    image_digests,
+    images_differ_message,
+    label_digest,
+    labels_differ_message,
+    naming_damage,
+    open_shard,
+    shard_file_problem,
+    stored_digests,
+)
+from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
+from hpcphotoz.progress import track
+
+Array = npt.NDArray[Any]
+_MAX_NAMED = 5  # damaged shards that are described
+RowFilter = Callable[[Mapping[str, Array]], npt.NDArray[np.bool_]]  # columns -> which rows
+
+
+def read_rows(
+    folder: Path, manifest: Manifest, batch: int = 256, row_filter: RowFilter | None = None
+) -> Iterator[Stamps]:
+    """All objects in the order they are stored, at most `batch` at a time; checksums are compared.
+
+    Args:
+        folder, manifest: the dataset.
+        batch: rows read at a time.
+        row_filter: from columns by name, which rows to give; None: all.
+
+    Raises:
+        BadInput: a shard that cannot be read, is damaged or does not match the manifest.
+    """
+    for shard in manifest.shards:
+        path = folder / shard.file
+        with open_shard(folder, manifest, shard) as file:
+            with naming_damage(path):
+                digests = stored_digests(folder, shard, file)
+                _verify_labels(path, shard, file, list(columns(manifest.header)), digests)
+            for start in range(0, shard.rows, batch):
+                stop = min(start + batch, shard.rows)
+                with naming_damage(path, start, stop):
+                    found = {name: hdf5.read(file[name], start, stop) for name in columns(manifest.header)}
+                    if shard.labels_xxh3 is not None and digests is not None:
+                        _verify_images(path, found["images"], digests[start:stop], start)
+                unit = found.pop("image_unit", None)
+                stamps = Stamps(**{**found, "images": encoding.decode(found["images"], unit)})
+                check_finite(stamps.images, f"{path}: row", start)
+                if row_filter is not None:
+                    stamps = stamps[row_filter(found)]
+                if len(stamps):
+                    yield stamps
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Read every byte and check it against the manifest's checksums, then every pixel for being finite.
+
+    Raises:
+        BadInput: names all shards that are damaged, and what of the first few.
+    """
+    problems = []
+    for shard in track(manifest.shards, "verifying shards", len(manifest.shards)):
+        if problem := _problem(folder, manifest, shard):
+            problems.append(problem)
+    if problems:
+        named = "; ".join(problems[:_MAX_NAMED])
+        more = f"; and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
+        of = f"{len(problems)} of {number_of(len(manifest.shards), 'shard')}"
+        raise BadInput(f"damage in {of}: {named}{more}")
+
+
+def _problem(folder: Path, manifest: Manifest, shard: ShardEntry) -> str | None:
+    path = folder / shard.file
+    if problem := shard_file_problem(folder, shard):
+        return problem
+    try:
+        with naming_damage(path):
+            digest = file_sha256(path)
+        for _ in read_rows(folder, replace(manifest, shards=(shard,))):  # names rows where it can
+            continue
+    except BadInput as error:
+        return str(error)
+    if digest == shard.sha256:
+        return None
+    return f"{path}: checksum differs from the manifest: copy or write it again"
+
+
+def check_finite(images: Array, where: str, first_row: int = 0) -> None:
+    """Refuse a NaN or infinite pixel, naming its row after `where`. One sum an image: NaN and infinity
+    survive it.
+    """
+    sums = images.reshape(len(images), -1).sum(axis=1, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(sums))
+    if len(bad):
+        raise BadInput(
+            f"{where} {first_row + bad[0]} has a pixel that is not finite: drop the object and write again"
+        )
+
+
+def _verify_labels(
+    path: Path, shard: ShardEntry, file: h5py.File, names: Sequence[str], digests: Array | None
+) -> None:
+    if shard.labels_xxh3 is None:
+        if file_sha256(path) != shard.sha256:
+            raise BadInput(labels_differ_message(path, shard, "the file"))
+        return
+    found = {name: hdf5.read(file[name]) for name in names if name != "images"}
+    if digests is not None:
+        found["image_xxh3"] = digests
+    if label_digest(found) != shard.labels_xxh3:
+        raise BadInput(labels_differ_message(path, shard, "labels"))
+
+
+def _verify_images(path: Path, images: Array, stored: Array, first: int) -> None:
+    wrong = np.flatnonzero(image_digests(images) != stored)
+    if len(wrong):
+        raise BadInput(images_differ_message(path, first + int(wrong[0]), first + int(wrong[-1]), len(wrong)))

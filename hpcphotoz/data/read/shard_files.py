@@ -1,0 +1,346 @@
+"""Shards open for reading: rows straight into the caller's memory, outside HDF5's global lock.
+
+A shard whose manifest line knows its offsets is never opened through HDF5 at all: on a network file system
+that saves several round trips a shard. Others are asked for their offsets, or for their chunks.
+"""
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data import hdf5
+from hpcphotoz.data.format import shards
+from hpcphotoz.data.order import Blocks
+from hpcphotoz.data.read import chunks
+from hpcphotoz.errors import BadInput
+
+Array = npt.NDArray[Any]
+_T = TypeVar("_T")
+_MAX_OPEN_SHARDS = 64
+_IOV_MAX = 1024
+_TRIES = 6
+_FIRST_WAIT_S = 0.1  # doubled each time: 3 s in all
+_TRANSIENT_ERRNOS = (errno.EIO, errno.ESTALE)  # what a network file system says while its server is restarted
+_log = logging.getLogger(__name__)
+_logged_methods: set[tuple[Path, str]] = set()  # folders and the ways of reading them that the log has named
+_logged_methods_lock = threading.Lock()
+
+
+class ImageReader(Protocol):
+    """The images of one shard."""
+
+    path: str  # how they are read, in words
+
+    def read(self, first: int, views: Sequence[memoryview]) -> None:
+        """Put the rows from `first` on into `views`, one each."""
+        ...
+
+
+class ShardFile:
+    """One shard open for reading.
+
+    Labels are read from the file whenever they are asked for: the system's cache holds them once a node. Only
+    labels that are chunked or compressed, in shards that somebody else wrote, are held in memory.
+
+    Args:
+        folder, manifest: the dataset.
+        number: which shard.
+
+    Raises:
+        BadInput: missing, of another size than the manifest says, or not as the manifest says.
+    """
+
+    def __init__(self, folder: Path, manifest: shards.Manifest, number: int) -> None:
+        self.entry = manifest.shards[number]
+        self.path = folder / self.entry.file
+        self._columns = shards.columns(manifest.header)
+        shape, dtype = self._columns["images"]
+        self.row_bytes = int(np.prod(shape)) * dtype.itemsize
+        if problem := with_retries(lambda: shards.shard_file_problem(folder, self.entry), self.path):
+            raise BadInput(problem)
+        self._handle = FileHandle(self.path)
+        self._digests: FileHandle | None = None  # of the file beside a shard that lacks `image_xxh3`
+        self._decoded_labels: dict[str, Array] = {}
+        self._offsets = dict(self.entry.offsets or {})
+        self.images: ImageReader
+        if self.entry.offsets is not None:
+            self.images = _ContiguousReader(self._handle, self._offsets["images"], self.row_bytes)
+            return
+        with shards.open_shard(folder, manifest, self.entry) as file, shards.naming_damage(self.path):
+            for name in self._names(file):
+                if (offset := self._offset_of(file[name])) is None:
+                    self._decoded_labels[name] = hdf5.read(file[name])
+                else:
+                    self._offsets[name] = offset
+            self.images = self._image_reader(file, folder, manifest)
+        if not self.has_digests and self.entry.labels_xxh3 is not None:
+            self._digests = FileHandle(shards.checksum_path(folder, self.entry))
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether a checksum of each image is stored."""
+        return (
+            self._digests is not None or "image_xxh3" in self._offsets or "image_xxh3" in self._decoded_labels
+        )
+
+    def column(self, name: str, first: int, out: Array) -> None:
+        """Put the rows from `first` on of a label into `out`, (n, ...) contiguous."""
+        if name in self._decoded_labels:
+            out[:] = self._decoded_labels[name][first : first + len(out)]
+        elif len(out):
+            view = out.data.cast("B")
+            beside = self._digests if name == "image_xxh3" else None
+            start = 0 if beside else self._offsets[name]
+            (beside or self._handle).read([view], start + first * (len(view) // len(out)))
+
+    def verify_labels(self, ids_only: bool = False) -> None:
+        """Check everything but the images, or only the object ids, against the manifest.
+
+        Raises:
+            BadInput: a byte has changed since the shard was written.
+        """
+        ids_only &= self.entry.ids_xxh3 is not None
+        if self.entry.labels_xxh3 is None:
+            if shards.file_sha256(self.path) != self.entry.sha256:
+                raise BadInput(shards.labels_differ_message(self.path, self.entry, "the file"))
+            return
+        every = {*self._columns, *(["image_xxh3"] if self.has_digests else [])} - {"images"}
+        names = {"object_id"} if ids_only else every
+        found = {name: empty(self._columns, name, self.entry.rows) for name in names}
+        for name, column in found.items():
+            self.column(name, 0, column)
+        if shards.label_digest(found) != (self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3):
+            raise BadInput(
+                shards.labels_differ_message(self.path, self.entry, "ids" if ids_only else "labels")
+            )
+
+    def _names(self, file: h5py.File) -> list[str]:
+        return [name for name in (*self._columns, "image_xxh3") if name != "images" and name in file]
+
+    def _image_reader(self, file: h5py.File, folder: Path, manifest: shards.Manifest) -> ImageReader:
+        data = file["images"]
+        if (offset := self._offset_of(data)) is not None:
+            return _ContiguousReader(self._handle, offset, self.row_bytes)
+        if (index := chunks.index(data, self.entry.bytes)) is not None:
+            return chunks.ChunkReader(
+                str(self.path), self._handle.read, index, self.row_bytes, data.dtype.itemsize
+            )
+        return chunks.Hdf5Reader(self.path, shards.open_shard(folder, manifest, self.entry))
+
+    def _offset_of(self, data: h5py.Dataset) -> int | None:
+        """First byte of a contiguous array; None: it is stored in chunks."""
+        offset = data.id.get_offset()
+        # An unallocated dataset behind a user block once gave offset 511: hence the check of its end.
+        inside = offset is not None and offset + data.nbytes <= self.entry.bytes
+        return offset if inside and data.id.get_storage_size() == data.nbytes else None
+
+
+class ShardFiles:
+    """Open shards, the least recently used closed beyond a limit: a survey has more shards than file
+    handles.
+    """
+
+    def __init__(self, folder: Path, manifest: shards.Manifest) -> None:
+        self._folder, self._manifest = folder, manifest
+        self._columns = shards.columns(manifest.header)
+        self._open: OrderedDict[int, Future[ShardFile]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.openings = 0  # so far
+        self._warned: set[str] = set()
+        # What is wrong, by shard and `ids_only`; a future, so that threads that meet a shard check it once.
+        self._verified: dict[tuple[int, bool], Future[str | None]] = {}
+
+    def get(self, number: int) -> ShardFile:
+        """The shard of this number, opened if need be; several threads open several shards at a time."""
+        with self._lock:
+            opened = self._open.get(number)
+            mine = opened is None
+            if opened is None:
+                opened = self._open[number] = Future()
+                self.openings += 1
+                if len(self._open) > _MAX_OPEN_SHARDS:
+                    # Closed when the last reader drops it, not here: another thread may be in the middle of
+                    # a read.
+                    self._open.popitem(last=False)
+            self._open.move_to_end(number)
+        if mine:
+            _run_into(opened, lambda: ShardFile(self._folder, self._manifest, number))
+            if opened.exception() is not None:
+                with self._lock:
+                    if self._open.get(number) is opened:
+                        del self._open[number]
+            else:
+                self._log_method(opened.result().images.path)
+        return opened.result()
+
+    def verify_labels(self, number: int, ids_only: bool = False) -> None:
+        """`ShardFile.verify_labels`, once a shard.
+
+        Raises:
+            BadInput: a byte has changed since the shard was written.
+        """
+        what = (number, ids_only)
+        with self._lock:
+            checked = self._verified.get(what)
+            mine = checked is None
+            if checked is None:
+                checked = self._verified[what] = Future()
+        if mine:
+            _run_into(checked, lambda: self._problem(number, ids_only))
+        if problem := checked.result():
+            raise BadInput(problem)
+
+    def _problem(self, number: int, ids_only: bool) -> str | None:
+        try:
+            self.get(number).verify_labels(ids_only)
+        except BadInput as error:
+            return str(error)
+        return None
+
+    def forget_verified(self) -> None:
+        """Check labels again from now on."""
+        with self._lock:
+            self._verified.clear()
+
+    def columns(self, blocks: Blocks, names: Iterable[str], verify: bool = False) -> dict[str, Array]:
+        """Labels of all rows of these blocks, (rows, ...) each, block after block.
+
+        Raises:
+            BadInput: a shard cannot be read, or (`verify`) these labels have changed since it was written.
+        """
+        if verify:
+            for shard in np.unique(blocks.shard).tolist():
+                self.verify_labels(shard, ids_only=set(names) == {"object_id"})
+        ends = np.cumsum(blocks.count)
+        found = {name: empty(self._columns, name, int(blocks.count.sum())) for name in names}
+        for shard, first, count, end in zip(
+            blocks.shard.tolist(), blocks.first.tolist(), blocks.count.tolist(), ends.tolist(), strict=True
+        ):
+            file = self.get(shard)
+            for name, out in found.items():
+                file.column(name, first, out[end - count : end])
+        return found
+
+    def warn(self, text: str) -> None:
+        """A warning, once: a damaged shard is met many times."""
+        with self._lock:
+            new = text not in self._warned
+            self._warned.add(text)
+        if new:
+            _log.warning("%s", text)
+
+    def _log_method(self, path: str) -> None:
+        """Log how shards are read, once a process: training and validation read one dataset."""
+        with _logged_methods_lock:
+            new = (self._folder, path) not in _logged_methods
+            _logged_methods.add((self._folder, path))
+        if new:
+            level = logging.INFO if path == _ContiguousReader.path else logging.WARNING
+            _log.log(level, "%s: %s", self._folder, path)
+
+
+def _run_into(future: "Future[_T]", work: Callable[[], _T]) -> None:
+    """Do the work and put its result, or what it raises, into the future that other threads wait for."""
+    try:
+        future.set_result(work())
+    except BaseException as error:  # also an interrupt: nobody may wait for ever
+        future.set_exception(error)
+
+
+def empty(columns: Mapping[str, tuple[tuple[int, ...], Any]], name: str, rows: int) -> Array:
+    """Room for rows of a shard's array."""
+    row, dtype = ((), np.uint64) if name == "image_xxh3" else columns[name]
+    return np.empty((rows, *row), dtype)
+
+
+class _ContiguousReader:
+    path = "contiguous shards, read by preadv"
+
+    def __init__(self, handle: "FileHandle", offset: int, row_bytes: int) -> None:
+        self._handle, self._offset, self._row_bytes = handle, offset, row_bytes
+
+    def read(self, first: int, views: Sequence[memoryview]) -> None:
+        for start in range(0, len(views), _IOV_MAX):
+            part = views[start : start + _IOV_MAX]
+            self._handle.read(part, self._offset + (first + start) * self._row_bytes)
+
+
+class FileHandle:
+    """A file descriptor that is opened again when the server has forgotten it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._number = with_retries(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+
+    def read(self, views: Sequence[memoryview], offset: int) -> None:
+        """Fill the views, in order, from this byte on.
+
+        Raises:
+            BadInput: the file ends inside, or the error stays after several tries.
+        """
+        want = sum(len(view) for view in views)
+        got = self._preadv(views, offset)
+        while got != want:
+            # The kernel may return less than asked near 2 GiB or on a signal.
+            if got == 0 or not (views := _unfilled(views, got)):
+                raise BadInput(f"{self._path}: ends at byte {offset}: truncated while in use, copy it again")
+            want, offset = want - got, offset + got
+            got = self._preadv(views, offset)
+
+    def __del__(self) -> None:
+        if (number := getattr(self, "_number", None)) is not None:
+            os.close(number)
+
+    def _preadv(self, views: Sequence[memoryview], offset: int) -> int:
+        return with_retries(lambda: os.preadv(self._number, views, offset), self._path, self._reopen)
+
+    def _reopen(self) -> None:
+        # The number stays the same, so that other threads in the middle of a read are not disturbed.
+        fresh = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(fresh, self._number)
+        os.close(fresh)
+
+
+def with_retries(work: Callable[[], _T], path: Path, again: Callable[[], None] | None = None) -> _T:
+    """Do it, a few times over if a network file system says that it could not just now.
+
+    Args:
+        work: what to do.
+        path: for the message.
+        again: done before another try.
+
+    Raises:
+        BadInput: the error stays, about 3 s later, or is of another kind.
+    """
+    for attempt in range(_TRIES):
+        try:
+            if attempt and again is not None:
+                again()
+            return work()
+        except OSError as error:
+            if error.errno not in _TRANSIENT_ERRNOS or attempt == _TRIES - 1:
+                tries = f" ({attempt + 1} tries)" if attempt else ""
+                raise BadInput(f"{path}: cannot be read: {error.strerror}{tries}") from None
+            _log.warning("%s: %s: trying again", path, error.strerror)
+            time.sleep(_FIRST_WAIT_S * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _unfilled(views: Sequence[memoryview], done: int) -> list[memoryview]:
+    left = []
+    for view in views:
+        if done < len(view):
+            left.append(view[done:])
+        done = max(done - len(view), 0)
+    return left

@@ -1,0 +1,203 @@
+"""Which objects a part of a dataset has, how many and at which redshifts: one scan of the deciding labels."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcphotoz.atomic import write_text
+from hpcphotoz.data.format import shards
+from hpcphotoz.data.order import ORDER, Blocks
+from hpcphotoz.data.read.shard_files import ShardFiles
+from hpcphotoz.data.select.selection import Selection
+from hpcphotoz.data.select.subset import Subset
+from hpcphotoz.errors import BadInput
+from hpcphotoz.progress import track
+
+_ROWS = 1 << 16  # scanned together; a multiple of 8: see `Selection.set_rows`
+_THREADS = 8
+_MANY = 1000  # shards whose scan takes long enough to be shown
+
+
+@dataclass(frozen=True)
+class Census:
+    """What is known of a part before an image is read."""
+
+    rows: int = 0
+    z_min: float | None = None  # smallest known z_spec; None: none known
+    z_max: float | None = None
+    unlabelled: int = 0  # objects whose z_spec is unknown
+    z_min_in: str = ""  # the shards that hold them; for messages
+    z_max_in: str = ""
+    unlabelled_in: str = ""  # the first
+    lost: tuple[int, ...] = ()  # shards that are missing or of another size, left out as a whole
+
+    def lost_rows(self, manifest: shards.Manifest) -> int:
+        """Number of objects in the lost shards, of every part."""
+        return sum(manifest.shards[number].rows for number in self.lost)
+
+
+@dataclass(frozen=True)
+class SelectedObjects:
+    """The objects of a part: how many there are, and which."""
+
+    census: Census
+    selection: Selection | None  # None: all rows of the shards that are not lost
+    file: str = ""  # that holds the selection, in the folder of `load_objects`
+    xxh3: str = ""  # checksum of that file
+
+    def facts(self) -> dict[str, Any]:
+        """What another process needs to have the same objects by `from_facts`; JSON can hold it."""
+        return {"census": asdict(self.census), "file": self.file, "xxh3": self.xxh3}
+
+    @classmethod
+    def from_facts(
+        cls, facts: Mapping[str, Any], folder: Path, manifest: shards.Manifest
+    ) -> "SelectedObjects":
+        """The objects of these facts; the selection is mapped into memory from its file in `folder`.
+
+        Raises:
+            BadInput: the file is missing or another one.
+        """
+        census = Census(**{**facts["census"], "lost": tuple(facts["census"]["lost"])})
+        file, xxh3 = facts["file"], facts["xxh3"]
+        rows = [shard.rows for shard in manifest.shards]
+        return cls(census, Selection.read(folder / file, rows, xxh3) if file else None, file, xxh3)
+
+
+def load_objects(
+    folder: Path, manifest: shards.Manifest, subset: Subset, lost: tuple[int, ...]
+) -> SelectedObjects | None:
+    """What `save_objects` has written for these parts of this dataset, if anything."""
+    try:
+        facts = json.loads((folder / f"{_name(manifest, subset, lost)}.json").read_bytes())
+        return SelectedObjects.from_facts(facts, folder, manifest)
+    except (OSError, ValueError, KeyError, TypeError, BadInput):
+        return None  # missing, or damaged: counted again
+
+
+def save_objects(
+    folder: Path, manifest: shards.Manifest, subset: Subset, objects: SelectedObjects
+) -> SelectedObjects:
+    """Write a part's objects for other ranks and for a resumed run; they come back mapped into memory.
+
+    Args:
+        folder: is made where it does not exist.
+        manifest, subset: the part of which dataset; with the lost shards they make the files' name.
+        objects: as `count_objects` gives them.
+    """
+    if objects.selection is None:
+        return objects
+    folder.mkdir(exist_ok=True)
+    name = _name(manifest, subset, objects.census.lost)
+    xxh3 = objects.selection.write(folder / f"{name}.bits")
+    facts = SelectedObjects(objects.census, None, f"{name}.bits", xxh3).facts()
+    write_text(folder / f"{name}.json", json.dumps(facts) + "\n")
+    return SelectedObjects.from_facts(facts, folder, manifest)
+
+
+def _name(manifest: shards.Manifest, subset: Subset, lost: tuple[int, ...]) -> str:
+    where = subset.where.text if subset.where else ""
+    key = (manifest.sha256, ORDER, subset.part, subset.validation, subset.test, subset.seed, where, lost)
+    return f"{subset.part}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+
+
+def count_objects(
+    manifest: shards.Manifest,
+    files: ShardFiles,
+    subsets: Sequence[Subset],
+    lost: tuple[int, ...] = (),
+    verify: bool = False,
+    skip: bool = False,
+) -> list[SelectedObjects]:
+    """Find the objects of some parts by one scan; the manifest alone is enough where all are meant.
+
+    Args:
+        manifest, files: the dataset.
+        subsets: the parts.
+        lost: shards to leave out.
+        verify: compare labels with their checksums.
+        skip: count a shard whose labels are damaged as lost, with a warning, instead of raising.
+
+    Raises:
+        BadInput: a shard that cannot be read, or whose labels have changed since it was written.
+    """
+    numbers = [number for number in range(len(manifest.shards)) if number not in set(lost)]
+    rows = [shard.rows for shard in manifest.shards]
+    selections = [Selection(rows) if subset.columns else None for subset in subsets]
+
+    def one(number: int) -> list[Census]:
+        shard = manifest.shards[number]
+        known = Census(shard.rows, shard.z_min, shard.z_max, shard.unlabelled, *3 * (shard.file,))
+        try:
+            return [
+                known if selection is None else _scan(files, number, shard, subset, selection, verify)
+                for subset, selection in zip(subsets, selections, strict=True)
+            ]
+        except BadInput as error:
+            if not skip:
+                raise
+            files.warn(f"{error}; its {shard.rows} objects are left out")
+            return [Census(lost=(number,))] * len(subsets)
+
+    def total(found: Iterable[list[Census]]) -> list[SelectedObjects]:
+        return list(map(SelectedObjects, _total(found, len(subsets), lost), selections))
+
+    if not any(subset.columns for subset in subsets):
+        found: Iterable[list[Census]] = map(one, numbers)
+        return total(found)
+    # Several at a time: on a network file system a shard is a few round trips, one after the other.
+    with ThreadPoolExecutor(_THREADS, "hpcphotoz-count") as threads:
+        found = threads.map(one, numbers)
+        if len(numbers) >= _MANY:
+            found = track(found, "counting objects (shards)", len(numbers))
+        return total(found)
+
+
+def _scan(
+    files: ShardFiles,
+    number: int,
+    shard: shards.ShardEntry,
+    subset: Subset,
+    selection: Selection,
+    verify: bool,
+) -> Census:
+    found = Census()
+    for first in range(0, shard.rows, _ROWS):
+        block = Blocks(*(np.array([x]) for x in (number, first, min(_ROWS, shard.rows - first))))
+        columns = files.columns(block, subset.columns | {"z_spec"}, verify)
+        keep = subset(columns)
+        selection.set_rows(number, first, keep)
+        z = columns["z_spec"][keep]
+        known = z[np.isfinite(z)]
+        low = float(known.min()) if len(known) else None
+        high = float(known.max()) if len(known) else None
+        found = _merged(found, Census(len(z), low, high, len(z) - len(known), *3 * (shard.file,)))
+    return found
+
+
+def _total(found: Iterable[list[Census]], parts: int, lost: tuple[int, ...]) -> list[Census]:
+    totals = [Census(lost=lost)] * parts
+    for each in found:
+        totals = [_merged(total, one) for total, one in zip(totals, each, strict=True)]
+    return totals
+
+
+def _merged(a: Census, b: Census) -> Census:
+    lower = b.z_min is not None and (a.z_min is None or b.z_min < a.z_min)
+    higher = b.z_max is not None and (a.z_max is None or b.z_max > a.z_max)
+    return Census(
+        rows=a.rows + b.rows,
+        z_min=b.z_min if lower else a.z_min,
+        z_max=b.z_max if higher else a.z_max,
+        unlabelled=a.unlabelled + b.unlabelled,
+        z_min_in=b.z_min_in if lower else a.z_min_in,
+        z_max_in=b.z_max_in if higher else a.z_max_in,
+        unlabelled_in=b.unlabelled_in if b.unlabelled and not a.unlabelled else a.unlabelled_in,
+        lost=tuple(sorted(a.lost + b.lost)),
+    )

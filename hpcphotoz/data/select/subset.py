@@ -1,0 +1,55 @@
+"""Which objects of a dataset are meant: a part of the split by object id, and a predicate on the labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.config import Data
+from hpcphotoz.data import order
+from hpcphotoz.data.select.predicate import Predicate
+
+SplitPart = Literal["train", "validation", "test", "all"]
+SPLIT_PARTS: tuple[SplitPart, ...] = get_args(SplitPart)
+_PART_NUMBERS = {"train": 0, "validation": 1, "test": 2}
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of the split, and of that the objects for which the predicate holds."""
+
+    part: SplitPart = "all"
+    validation: float = 0.0
+    test: float = 0.0
+    seed: int = 0
+    where: Predicate | None = None
+
+    @classmethod
+    def of(cls, options: Data, part: SplitPart, bands: Sequence[str]) -> "Subset":
+        """The part that these options mean.
+
+        Raises:
+            BadInput: `where` is not a predicate on the labels.
+        """
+        where = Predicate.parse(options.where, bands) if options.where else None
+        return cls(part, options.validation, options.test, options.split_seed, where)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The labels that decide; none: all objects are meant."""
+        names = frozenset() if self.where is None else self.where.columns
+        split = self.part != "all" and (self.validation or self.test or self.part != "train")
+        return names | {"object_id"} if split else names
+
+    def __call__(self, columns: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+        """Which rows are meant, (N,), from at least the `columns`, each (N, ...)."""
+        keep = np.ones(len(next(iter(columns.values()))), np.bool_)
+        if self.part != "all" and "object_id" in self.columns:
+            part = order.split_part(columns["object_id"], self.validation, self.test, self.seed)
+            keep &= part == _PART_NUMBERS[self.part]
+        return keep if self.where is None else keep & self.where(columns)
+
+
+ALL_OBJECTS = Subset()

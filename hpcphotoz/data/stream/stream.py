@@ -1,0 +1,275 @@
+"""Shards in, batches out: blocks read ahead by threads, in an order that no rank changes, resumable at any
+batch.
+
+A window of blocks is read at a time, each block by one `os.preadv` that scatters its rows to their places in
+the window's batches: the only copy is the kernel's.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcphotoz.config import Data
+from hpcphotoz.data import order
+from hpcphotoz.data.format import shards
+from hpcphotoz.data.read.shard_files import ShardFiles
+from hpcphotoz.data.select.census import Census, SelectedObjects, count_objects, load_objects, save_objects
+from hpcphotoz.data.select.subset import SplitPart, Subset
+from hpcphotoz.data.stream.buffers import BufferPool
+from hpcphotoz.data.stream.window import Window
+from hpcphotoz.errors import BadInput
+from hpcphotoz.world import World
+
+_MIN_BATCHES_A_WINDOW = (
+    4  # a window holds at least so many global batches: with fewer, a batch is one stretch of the disk
+)
+_MAX_WINDOW_GROWTH = 32  # a window has at most so many times more blocks where few of their objects are meant
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's slice of a global batch; may be empty when the batch is smaller than the world."""
+
+    images: Tensor  # (n, B, y, x) as stored: float32 or float16 nMgy, or int16 in units of image_unit
+    z_spec: Tensor  # (n,) float32
+    ebv: Tensor  # (n,) float32, mag
+    object_id: Tensor  # (n,) int64
+    sky_sigma: Tensor  # (n, B) float32, nMgy
+    position: Tensor  # (n,) int64: place in the global batch
+    size: int  # objects in the global batch
+    index: int  # number of the global batch in its epoch
+    image_unit: Tensor | None = (
+        None  # (n, B) float32, nMgy (negative: see codec.py); None: the images are nMgy
+    )
+    skipped: int = 0  # damaged objects of this slice that were left out
+
+
+class Stream:
+    """Batches of a dataset, shuffled over blocks and then within windows of blocks.
+
+    Every object of the part is seen exactly once an epoch over all ranks, at any world size; the global
+    sequence depends on (seed, epoch) alone. The state of a stream is (epoch, batch index): pass them to
+    `epoch` to resume. Memory is `windows_ahead` + 1 windows, shared by the ranks, and one bit an object where
+    only some are meant.
+
+    Args:
+        folder: the dataset.
+        options: blocks, windows, threads, the split, the predicate, what to do about damage.
+        global_batch: objects a batch, over all ranks.
+        seed: of the order.
+        part: train, validation, test (split by object id) or all.
+        world: which rank this is; it takes a contiguous slice of every global batch.
+        shuffle: False: the order of the disk.
+        pinned: read into page-locked memory, for asynchronous copies to a GPU.
+
+    Raises:
+        BadInput: an unfinished dataset, a missing, truncated or mismatched shard, a predicate that is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Data,
+        *,
+        global_batch: int,
+        seed: int,
+        part: SplitPart = "train",
+        world: World | None = None,
+        shuffle: bool = True,
+        pinned: bool = False,
+    ) -> None:
+        self._world = world or World()
+        # One rank looks at every file: all ranks at ten thousand shards would stall a metadata server.
+        check = self._world.is_first and options.damaged == "fail"
+        self.manifest = shards.read_manifest(folder, check)
+        self._folder, self._options, self._seed, self._part = folder, options, seed, part
+        self._global_batch, self._shuffle = global_batch, shuffle
+        self._subset = Subset.of(options, part, self.manifest.header.bands)
+        self.files = ShardFiles(folder, self.manifest)
+        # A block that is not whole chunks would have its first and last chunk decompressed twice.
+        chunk = max((shard.chunk_rows for shard in self.manifest.shards[:1]), default=1)
+        self._block_rows = -(-options.block_rows // chunk) * chunk
+        self._window_rows = max(
+            options.window_blocks * self._block_rows, _MIN_BATCHES_A_WINDOW * global_batch
+        )
+        header = self.manifest.header
+        shape, dtype = shards.columns(header)["images"]
+        slots = -(-global_batch // self._world.size)
+        self._buffers = BufferPool(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
+        self._objects: SelectedObjects | None = None
+        self._verified = False
+        self._verify_labels = options.verify != "never"
+        self.busy_s = 0.0  # seconds that reading threads have worked, added up
+
+    @property
+    def objects(self) -> SelectedObjects:
+        """Which objects the part has: found once, by one scan of labels, unless another rank's are taken."""
+        if self._objects is None:
+            self.count_together([self])
+        assert self._objects is not None
+        return self._objects
+
+    @objects.setter
+    def objects(self, objects: SelectedObjects) -> None:
+        self._objects = objects
+
+    @property
+    def census(self) -> Census:
+        """How many objects the part has and between which redshifts.
+
+        Raises:
+            BadInput: no object at all.
+        """
+        census = self.objects.census
+        if census.rows == 0:
+            raise BadInput(
+                f"{self._folder}: no object in its {self._part} part ({self.manifest.rows} in all): "
+                "add objects or change data.validation, data.test or data.where"
+            )
+        return census
+
+    @staticmethod
+    def count_together(streams: "Sequence[Stream]", folder: Path | None = None) -> None:
+        """Find the objects of several parts of one dataset by one scan.
+
+        Args:
+            streams: of one dataset.
+            folder: where selections are kept for other ranks and for a resumed run; None: in memory.
+        """
+        first = streams[0]
+        manifest, skip, verify = first.manifest, first._options.damaged == "skip", first._verify_labels
+        lost = first._find_lost() if skip else ()
+        unknown = []
+        for stream in streams:
+            known = (
+                load_objects(folder, manifest, stream._subset, lost)
+                if folder and stream._subset.columns
+                else None
+            )
+            if known is None:
+                unknown.append(stream)
+            else:
+                stream.objects = known
+        subsets = [stream._subset for stream in unknown]
+        counted = count_objects(manifest, first.files, subsets, lost, verify, skip)
+        for stream, found in zip(unknown, counted, strict=True):
+            stream.objects = (
+                found if folder is None else save_objects(folder, manifest, stream._subset, found)
+            )
+
+    @property
+    def rows(self) -> int:
+        """Number of objects an epoch, over all ranks."""
+        return self.census.rows
+
+    @property
+    def batches(self) -> int:
+        """Global batches an epoch, the last partial one included."""
+        return -(-self.rows // self._global_batch)
+
+    @property
+    def threads(self) -> int:
+        """How many threads read."""
+        return self._options.read_threads
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's batches of one epoch, from global batch `start` on.
+
+        Raises:
+            BadInput: a shard that is damaged, missing or unreadable; names the shard and the rows.
+        """
+        # What one pass leaves out the next would train on, at this rank or another: skipping checks them all.
+        again = self._options.verify == "always" or self._options.damaged == "skip"
+        verify = self._options.verify != "never" and (again or not self._verified)
+        if self._options.verify == "always":
+            self.files.forget_verified()
+        plan = self.plan(epoch, start)
+        # One thread more than read: it plans the next window while the others read this one.
+        with ThreadPoolExecutor(self.threads + 1, "hpcphotoz-read") as threads:
+            coming: deque[tuple[Window, list[Future[float]]]] = deque()
+
+            def prepare() -> Window | None:
+                window_order = next(plan, None)
+                return None if window_order is None else self._window(window_order, start, verify)
+
+            def begin(window: Window | None) -> Future[Window | None]:
+                if window is not None:
+                    window.open()
+                    reads = [threads.submit(window.read_runs) for _ in range(self.threads)]
+                    coming.append((window, reads))
+                return threads.submit(prepare)
+
+            try:
+                prepared = threads.submit(prepare)
+                for _ in range(self._options.windows_ahead):
+                    prepared = begin(prepared.result())
+                while True:
+                    prepared = begin(prepared.result())
+                    if not coming:
+                        break
+                    window, reads = coming[0]
+                    self.busy_s += sum(future.result() for future in reads)
+                    coming.popleft()
+                    for index, size, content in window.batches():
+                        yield Batch(**content, size=size, index=index)
+                        del content  # or its buffer would stay away one batch longer
+                # Resumed in the middle: what came before was not read by this process.
+                self._verified |= start == 0
+            finally:
+                for window, _ in coming:
+                    window.stop()
+
+    def empty(self) -> Batch:
+        """A batch of no objects, for a rank that has to take part in a step with nothing."""
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(np.empty((0, *row), dtype))
+            for name, (row, dtype) in shards.columns(self.manifest.header).items()
+            if name not in ("ra", "dec")
+        }
+        return Batch(**tensors, position=torch.zeros(0, dtype=torch.int64), size=0, index=0)
+
+    def plan(self, epoch: int, start: int = 0) -> Iterator[order.WindowOrder]:
+        """What is read together, and where in the epoch it goes; the same on every rank."""
+        key = order.derive_key(self._seed, epoch) if self._shuffle else None
+        lost = set(self.census.lost)  # no rows: no blocks
+        rows = tuple(0 if k in lost else shard.rows for k, shard in enumerate(self.manifest.shards))
+        layout = order.BlockLayout(rows, self._block_rows)
+        # As many objects a window as where all are meant: smaller windows would open more shards a batch.
+        meant = self._window_rows * min(sum(rows) / self.rows, _MAX_WINDOW_GROWTH)
+        window_blocks = math.ceil(meant / self._block_rows)
+        # Where those that are meant lie together, a window has many more of them: it is read in parts.
+        most = self._window_rows * (2 if self._shuffle else 1)
+        wanted = self.objects.selection
+        return order.windows(layout, window_blocks, self._global_batch, key, wanted, start, most)
+
+    def _window(self, window_order: order.WindowOrder, start: int, verify: bool) -> Window:
+        size = min(self._global_batch, len(window_order.row))  # the last batch of an epoch may be smaller
+        return Window(
+            self.files,
+            self._buffers,
+            self.manifest.header,
+            window_order,
+            size=size,
+            slots=order.rank_slice(size, self._world.rank, self._world.size),
+            start=start,
+            verify=verify,
+            skip=self._options.damaged == "skip",
+        )
+
+    def _find_lost(self) -> tuple[int, ...]:
+        found = []
+        for number, shard in enumerate(self.manifest.shards):
+            if problem := shards.shard_file_problem(self._folder, shard):
+                _log.warning("%s; its %d objects are left out", problem, shard.rows)
+                found.append(number)
+        return tuple(found)

@@ -1,0 +1,103 @@
+"""Writes an attacked copy of a dataset, in the same format, on which any program can be tested."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hpcphotoz.config import Attack
+from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.format.writer import DatasetWriter
+from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.batches import attack_labels, check_redshifts
+from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward
+from hpcphotoz.evaluation.network import (
+    TrainedNetwork,
+    check_bands_and_stamp,
+    compute_pdfs,
+    read_batches,
+    subset_record,
+    to_tensors,
+)
+
+
+def write_adversarial_dataset(
+    network: TrainedNetwork,
+    data: Path,
+    out: Path,
+    attack: Attack,
+    *,
+    seed: int = 0,
+    batch: int = 128,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+    subset: Subset = ALL_OBJECTS,
+    precision: str = "fp32",
+) -> int:
+    """Attack every galaxy of a dataset and write the result as a dataset: same objects, order and labels.
+
+    The pixels are written as float32 whatever the source's storage: rounding to int16 or float16 would carry
+    a perturbation out of its ball, or lose it. Distances are from the source's pixels as they are read.
+    Objects of unknown z_spec are attacked away from the network's own clean prediction, or by a shift from
+    it, and stay unlabelled. A flux-conserving attack conserves what is written up to the rounding of pixels.
+    The manifest's provenance holds the SHA-256 of the source's manifest, its storage, which of its objects
+    were attacked, the run, its step and the attack's options.
+
+    Args:
+        network: the network to attack.
+        data: source dataset.
+        out: folder to create; a failure leaves it without a manifest, that is, unfinished.
+        attack: what to do; epsilon and step in sky sigmas.
+        seed: key of the random starts.
+        batch: objects at a time.
+        device: where the network is and the attack runs.
+        limit: only the first so many objects.
+        subset: which objects of the dataset.
+        precision: of the gradients: "fp32", "tf32" or "bf16".
+
+    Returns:
+        Number of objects written.
+
+    Raises:
+        BadInput: bands, stamp size or a z_spec that the network does not take, an output that is not finite,
+            no object meant, options of the attack that do not belong together, or `out` in use.
+    """
+    problem = attack.conflict(network.bins.z_min, network.bins.z_max)
+    if problem:
+        raise BadInput(f"{problem} of run '{network.name}'")
+    if precision not in PASSES:
+        raise BadInput(f"precision '{precision}': want one of {', '.join(PASSES)}")
+    if batch < 1 or (limit is not None and limit < 1):
+        raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
+    manifest = read_manifest(data)
+    check_bands_and_stamp(network, manifest.header, data)
+    check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
+    provenance = {
+        "made_by": "hpcphotoz attack",
+        "source": data.resolve().name,
+        "source_manifest_sha256": manifest.sha256,
+        "source_storage": manifest.header.storage,
+        "source_subset": {**subset_record(subset), "limit": limit},
+        "source_provenance": dict(manifest.provenance),
+        "run": network.name,
+        "step": network.step,
+        "attack": attack.model_dump(),
+        "gradient_precision": precision,
+        "seed": seed,
+    }
+    shard_rows = max((shard.rows for shard in manifest.shards), default=1)
+    header, written = replace(manifest.header, storage="float32"), 0
+    clean_batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset)
+    objects = min(limit or manifest.rows, manifest.rows)
+    dataset_attack = DatasetAttack(network, precision, batch, objects * attack.steps * attack.restarts)
+    forward = DatasetForward(network, batch, objects)
+    with DatasetWriter(out, header, shard_rows, provenance) as writer:
+        for stamps in clean_batches:
+            tensor = to_tensors(stamps, device)
+            clean = compute_pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"], forward)
+            z = attack_labels(network.bins, clean, tensor["z_spec"])
+            attacked = dataset_attack(tensor, z, attack, seed)
+            writer.append(replace(stamps, images=attacked.cpu().numpy()))
+            written += len(stamps)
+    return written

@@ -1,0 +1,106 @@
+"""Attacks that an evaluation can run: named methods, and the grid of methods and epsilons. Needs no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from hpcphotoz.config import Attack
+from hpcphotoz.config.load import parse
+from hpcphotoz.errors import BadInput
+
+
+@dataclass(frozen=True)
+class AttackMethod:
+    """A named attack without an epsilon."""
+
+    label: str  # in pictures and text
+    description: str  # sentence for the report; STEPS stands for the number of steps
+    method: Literal["fgsm", "pgd", "apgd"]
+    ball: Literal["linf", "l2", "flux"] = "linf"
+
+    def options(self, steps: int, restarts: int) -> dict[str, Any]:
+        """Options of the `attack` section: `method`, `ball`, `steps`, `restarts`."""
+        single_step = self.method == "fgsm"
+        return {
+            "method": self.method,
+            "ball": self.ball,
+            "steps": 1 if single_step else steps,
+            "restarts": 1 if single_step else restarts,
+        }
+
+
+METHODS = {
+    "fgsm": AttackMethod("FGSM", "FGSM takes one signed gradient step", "fgsm"),
+    "pgd": AttackMethod("PGD", "PGD takes STEPS and stays in the ball of epsilon", "pgd"),
+    "apgd": AttackMethod("APGD", "APGD takes STEPS of sizes that it chooses itself", "apgd"),
+    "flux": AttackMethod(
+        "PGD-flux", "PGD-flux is PGD whose change adds up to zero in every band", "pgd", "flux"
+    ),
+    "l2": AttackMethod(
+        "PGD-L2",
+        "PGD-L2 is PGD whose change has a root mean square of epsilon, over pixels and bands, at most",
+        "pgd",
+        "l2",
+    ),
+}
+_STRENGTH_ORDER = ("apgd", "pgd", "fgsm", "flux", "l2")
+
+
+class NamedAttack(NamedTuple):
+    """One attack of the grid: the method's name and its configuration."""
+
+    name: str
+    attack: Attack
+
+
+def headline_attack(methods: Sequence[str]) -> str:
+    """Name of the attack that pictures, calibration and transfer show: the strongest per pixel.
+
+    APGD, PGD and FGSM have the same ball and are preferred in that order. A flux-conserving attack is weaker
+    and an L2 attack may change a few pixels by much: they are used only if nothing else was measured.
+    """
+    return next(name for name in _STRENGTH_ORDER if name in methods)
+
+
+def build_attack_grid(
+    methods: Sequence[str],
+    eps: Sequence[float],
+    headline_eps: float,
+    *,
+    steps: int,
+    restarts: int = 1,
+    loss: str = "cross_entropy",
+) -> list[NamedAttack]:
+    """All attacks of an evaluation, ordered by method as in `METHODS`, then by growing epsilon.
+
+    Args:
+        methods: names in `METHODS`; one given twice counts once.
+        eps: sky sigmas; 0 is dropped, `headline_eps` added.
+        headline_eps: sky sigmas.
+        steps, restarts: of all methods but FGSM.
+        loss: what is raised.
+
+    Raises:
+        BadInput: an unknown method, none, or an option out of range.
+    """
+    if not methods:
+        raise BadInput(f"no attack method: give some of {', '.join(METHODS)}")
+    for name in methods:
+        if name not in METHODS:
+            raise BadInput(f"attack method '{name}': want some of {', '.join(METHODS)}")
+    if headline_eps <= 0:
+        raise BadInput(f"headline epsilon {headline_eps}: must be above 0 sky sigma")
+    if restarts > 1 and set(methods) == {"fgsm"}:
+        raise BadInput(f"{restarts} restarts of FGSM alone: it has no random start: add another attack")
+    radii = sorted({float(e) for e in eps if e} | {float(headline_eps)})
+    shared = {"steps": steps, "restarts": restarts, "loss": loss}
+    parse({"attack": shared}, "evaluation")  # FGSM's own steps and restarts would hide what is out of range
+    return [
+        NamedAttack(
+            name,
+            parse({"attack": {**shared, "eps": radius, **one.options(steps, restarts)}}, "evaluation").attack,
+        )
+        for name, one in METHODS.items()
+        if name in methods
+        for radius in radii
+    ]

@@ -1,0 +1,79 @@
+"""Matplotlib helpers of the report's plots: figures as PNG bytes, network colours, the epsilon axis."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.attack_grid import METHODS
+from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
+
+try:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+except ImportError:
+    raise BadInput("a report needs matplotlib: pip install 'hpcphotoz[report]'") from None
+
+# Okabe & Ito's colours, told apart with any colour vision; black is kept for the truth and the ideal.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 10.5,
+    "legend.frameon": False,
+}
+
+
+def colour(result: EvaluationResult, name: str) -> str:
+    """The colour of a network, the same in every plot."""
+    names = [network.name for network in result.networks]
+    return COLOURS[names.index(name) % len(COLOURS)]
+
+
+def condition_title(condition: ConditionResult) -> str:
+    """A condition's name above a panel."""
+    if condition.eps == 0:
+        return "clean"
+    return f"{METHODS[condition.method].label}, $\\epsilon$ = {condition.eps:g} sky sigma"
+
+
+def epsilon_axis(ax: Any, result: EvaluationResult) -> None:
+    """Epsilon along x, linear below the smallest, so that the clean condition has its place at 0."""
+    ax.set_xscale("symlog", linthresh=min(result.eps), linscale=0.5)
+    ticks = [0.0, *result.eps]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel="$\\epsilon$ (sky sigmas per pixel)", xlim=(0, max(result.eps) * 1.08))
+
+
+def start_y_at_zero(*axes: Any) -> None:
+    """Let the axes, which share their y, begin at 0 and end above the highest point."""
+    y = np.concatenate([np.asarray(line.get_ydata(), float) for ax in axes for line in ax.get_lines()])
+    top = float(y[np.isfinite(y)].max(initial=0))
+    axes[0].set_ylim(0, 1.08 * top or 1)
+
+
+def legend_below(figure: Any, ax: Any) -> None:
+    """One legend for all panels, under them."""
+    handles, labels = ax.get_legend_handles_labels()
+    inches = 0.085 * max(map(len, labels)) + 0.7  # of a label of 10 points and its handle
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def figure_png(draw: Callable[[Any], None], width: float, height: float) -> bytes:
+    """Draw on a figure of that many inches and return it as PNG; nothing global is touched or kept."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        draw(figure)
+        target = io.BytesIO()
+        canvas.print_png(target, metadata={"Software": "hpcphotoz"})
+        figure.clear()
+    return target.getvalue()

@@ -1,0 +1,83 @@
+"""Plot of one galaxy in a report: the clean and the attacked image, the perturbation, and both PDFs."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.evaluation.network import edges
+from hpcphotoz.evaluation.report.figure import figure_png
+from hpcphotoz.evaluation.report.gallery import three_bands
+from hpcphotoz.evaluation.result import EvaluationResult, NetworkResult
+
+Floats = npt.NDArray[Any]
+
+
+def example_galaxy(result: EvaluationResult, name: str) -> bytes:
+    """One galaxy, its perturbation in every band, the attacked galaxy, and both PDFs, for one network."""
+    example, bands = result.example, result.header.bands
+    attacked = example.attacked[name]
+    sigmas = (attacked - example.image) / example.sky_sigma[:, None, None]
+    # An L2 ball bounds no single pixel.
+    limit = max(np.abs(sigmas).max() if result.headline_method == "l2" else result.headline_eps, 1e-6)
+    side = result.header.stamp * result.header.pixel_scale / 2
+    extent = (-side, side, -side, side)
+    network = next(one for one in result.networks if one.name == name)
+
+    def draw(figure: Any) -> None:
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.15, 0.85, 1))
+        before, after = top.subplots(1, 2)
+        for ax, image, title in ((before, example.image, "galaxy"), (after, attacked, "attacked galaxy")):
+            ax.imshow(rgb(image, example.image, bands), origin="lower", extent=extent)
+            ax.set(title=title, xlabel="arcsec", ylabel="arcsec")
+            ax.grid(False)
+        panels = middle.subplots(1, len(bands), squeeze=False, sharey=True)[0]
+        for ax, band, delta in zip(panels, bands, sigmas, strict=True):
+            picture = ax.imshow(delta, origin="lower", extent=extent, vmin=-limit, vmax=limit, cmap="RdBu_r")
+            ax.set(title=f"perturbation, {band}", xticks=[], yticks=[])
+            ax.grid(False)
+        middle.colorbar(picture, ax=list(panels), label="sky sigmas", shrink=0.8, pad=0.01)
+        _pdfs(bottom.subplots(), result, network)
+
+    return figure_png(draw, 9.2, 9.4)
+
+
+def _pdfs(ax: Any, result: EvaluationResult, network: NetworkResult) -> None:
+    example, e = result.example, edges(network.bins)
+    clean, attacked = example.pdf_clean[network.name], example.pdf_attacked[network.name]
+    ax.stairs(clean / network.bins.width, e, fill=True, color="#9DB9D3", label="PDF of the galaxy")
+    ax.stairs(attacked / network.bins.width, e, color="#D55E00", lw=1.8, label="PDF of the attacked galaxy")
+    if np.isfinite(example.z_spec):
+        ax.axvline(
+            example.z_spec, color="black", lw=1.3, ls="--", label=f"$z_{{spec}}$ = {example.z_spec:.4f}"
+        )
+    ax.set(xlabel="redshift", ylabel="probability density", xlim=(e[0], e[-1]), ylim=(0, None))
+    ax.legend()
+
+
+def rgb(image: Floats, scale: Floats, bands: tuple[str, ...]) -> Floats:
+    """A colour picture of nMgy images, (H, W, 3) on [0, 1], by an asinh stretch of the mean of three bands.
+
+    The ratio of the bands in a pixel, and so its colour, survives the stretch (Lupton et al. 2004,
+    doi:10.1086/382245).
+
+    Args:
+        image: (B, H, W) nMgy.
+        scale: (B, H, W) nMgy, the image that sets the stretch: the same for pictures to be compared.
+        bands: names; `three_bands` says which are red, green and blue.
+    """
+    three = three_bands(bands)
+
+    def balanced(x: Floats) -> Floats:
+        # Blue is raised and red lowered so that a typical galaxy (g - i about 1) comes out neutral.
+        return np.asarray(x[three] * np.array([0.65, 1.0, 1.7])[:, None, None], np.float64)
+
+    channels, reference = balanced(image), balanced(scale).mean(axis=0)
+    floor = np.median(reference)
+    noise = max(float(np.median(np.abs(reference - floor))) * 1.4826, 1e-12)
+    top = np.arcsinh(max(float(reference.max()) - floor, 10 * noise) / (5 * noise))
+    base = np.array([np.median(c) for c in balanced(scale)])[:, None, None]
+    lifted = channels - base
+    intensity = np.maximum(lifted.mean(axis=0), 1e-12)
+    stretched = np.arcsinh(intensity / (5 * noise)) / top
+    return np.asarray(np.clip(np.moveaxis(lifted * stretched / intensity, 0, 2), 0, 1))

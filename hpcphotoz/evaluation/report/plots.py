@@ -1,0 +1,179 @@
+"""The plots of a report, as PNG bytes."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.evaluation.attack_grid import METHODS
+from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.report.figure import (
+    colour,
+    condition_title,
+    epsilon_axis,
+    figure_png,
+    legend_below,
+    start_y_at_zero,
+)
+from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
+
+Floats = npt.NDArray[Any]
+
+BASELINE = "#666666"
+_PANELS = 3  # side by side: more are too small on a page
+# Where the curves coincide, the thin dashes and open circles of FGSM are seen on the wide line of PGD.
+METHOD_STYLE: dict[str, dict[str, Any]] = {
+    "fgsm": {"ls": "--", "lw": 1.2, "marker": "o", "ms": 8, "mfc": "none", "zorder": 4},
+    "pgd": {"ls": "-", "lw": 3, "marker": "s", "ms": 4, "alpha": 0.55, "zorder": 3},
+    "apgd": {"ls": "-", "lw": 1.2, "marker": "D", "ms": 5, "mfc": "white", "zorder": 5},
+    "flux": {"ls": "-.", "lw": 1.5, "marker": "v", "ms": 7, "zorder": 4},
+    "l2": {"ls": ":", "lw": 1.8, "marker": "x", "ms": 7, "zorder": 4},
+}
+
+
+def redshift_scatter(result: EvaluationResult) -> bytes:
+    """z_phot against z_spec, clean and under the headline attack; one row per network."""
+    known = np.isfinite(result.z_spec)
+    rows = len(result.networks)
+    conditions = [n.clean for n in result.networks]
+    conditions += [n.at(result.headline_method, result.headline_eps) for n in result.networks]
+    top = max(float(z[known].max()) for z in (result.z_spec, *(c.z_phot for c in conditions)))
+    low = min(network.bins.z_min for network in result.networks)
+    limits = low, low + 1.1 * (top - low)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True)
+        for pair, network in zip(axes, result.networks, strict=True):
+            attacked = network.at(result.headline_method, result.headline_eps)
+            for ax, condition in zip(pair, (network.clean, attacked), strict=True):
+                _scatter(ax, result.z_spec[known], condition, known, limits)
+            pair[0].set_ylabel(f"{network.name}\n$z_{{phot}}$ (mean of PDF)")
+        for ax in axes[-1]:
+            ax.set_xlabel("$z_{spec}$")
+
+    return figure_png(draw, 8.4, 3.9 * rows)
+
+
+def _scatter(
+    ax: Any, z_spec: Floats, condition: ConditionResult, known: Floats, limits: tuple[float, float]
+) -> None:
+    lo, hi = limits
+    z_phot = condition.z_phot[known]
+    if len(z_spec) > 3000:
+        ax.hist2d(z_spec, z_phot, bins=120, range=[[lo, hi]] * 2, norm="log", cmap="viridis")
+    else:
+        ax.plot(z_spec, z_phot, ".", ms=5, alpha=0.6, color="#0072B2", mec="none")
+    line = np.array([lo, hi])
+    ax.plot(line, line, color="black", lw=1)
+    for sign in (-1, 1):
+        ax.plot(line, line + sign * OUTLIER * (1 + line), color="black", lw=0.8, ls=":")
+    m = condition.metrics
+    text = f"$\\sigma_{{MAD}}$ {m['sigma_mad']:.4f}, $\\eta$ {100 * m['eta']:.1f} %, bias {m['bias']:+.4f}"
+    ax.set(xlim=(lo, hi), ylim=(lo, hi), aspect="equal", title=f"{condition_title(condition)}\n{text}")
+    ax.locator_params(nbins=5)
+
+
+def robustness_curves(result: EvaluationResult, baseline: Mapping[str, float] | None) -> bytes:
+    """Scatter, outliers and bias against epsilon: a colour a network, a line style a method."""
+    panels = (
+        ("sigma_mad", "$\\sigma_{MAD}$ of $\\Delta z/(1+z)$", 1.0),
+        ("eta", f"$\\eta$: outliers, |$\\Delta z/(1+z)$| > {OUTLIER} (%)", 100.0),
+        ("bias", "|bias|: |mean $\\Delta z/(1+z)$|", 1.0),
+    )
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, 3)
+        for ax, (key, label, factor) in zip(axes, panels, strict=True):
+            for network in result.networks:
+                shade = colour(result, network.name)
+                ax.plot([], [], color=shade, lw=3, label=network.name)
+                for method in result.methods:
+                    x, y = zip(
+                        *((c.eps, abs(c.metrics[key]) * factor) for c in network.curve(method)), strict=True
+                    )
+                    ax.plot(x, y, clip_on=False, color=shade, **METHOD_STYLE[method])
+            for method in result.methods:
+                ax.plot([], [], color="black", label=METHODS[method].label, **METHOD_STYLE[method])
+            if baseline:
+                y0 = abs(baseline[key]) * factor
+                ax.axhline(y0, color=BASELINE, lw=1.2, ls=":", label="kNN on colours, clean")
+            epsilon_axis(ax, result)
+            ax.set_ylabel(label)
+            start_y_at_zero(ax)
+        legend_below(figure, axes[0])
+
+    return figure_png(draw, 11.5, 4.3)
+
+
+def shift_curves(result: EvaluationResult) -> bytes:
+    """Change of <z> against epsilon, median and 90th percentile, a panel a method; needs no z_spec."""
+
+    rows = math.ceil(len(result.methods) / _PANELS)
+    columns = min(len(result.methods), _PANELS)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for ax in axes.flat[len(result.methods) :]:
+            ax.remove()
+        for ax, method in zip(axes.flat, result.methods, strict=False):
+            for network in result.networks:
+                eps, median, p90 = zip(*network.shift_curve(method), strict=True)
+                shade = colour(result, network.name)
+                look: dict[str, Any] = {"color": shade, "ms": 4, "clip_on": False, "zorder": 3}
+                ax.plot(eps, median, "s-", label=f"{network.name}, median galaxy", **look)
+                ax.plot(eps, p90, "^--", label=f"{network.name}, 90th percentile", **look)
+            epsilon_axis(ax, result)
+            ax.set_title(METHODS[method].label)
+        start_y_at_zero(*axes.flat)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("|change of <z>| (redshift)")
+        legend_below(figure, axes[0, 0])
+
+    return figure_png(draw, 4.4 * columns, 0.6 + 3.4 * rows)
+
+
+def pit_histograms(result: EvaluationResult) -> bytes:
+    """PIT histograms: a panel a network; clean and attacked."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, len(result.networks), squeeze=False, sharey=True)[0]
+        for ax, network in zip(axes, result.networks, strict=True):
+            attacked = network.at(result.headline_method, result.headline_eps)
+            for condition, kind in ((network.clean, "stepfilled"), (attacked, "step")):
+                pit = condition.pit[np.isfinite(condition.pit)]
+                look = {"color": "#9DB9D3"} if kind == "stepfilled" else {"color": "#D55E00", "lw": 1.8}
+                label = condition_title(condition)
+                ax.hist(pit, 20, range=(0, 1), density=True, histtype=kind, label=label, **look)
+            ax.axhline(1, color="black", lw=1, ls=":", label="calibrated")
+            ax.set(title=network.name, xlabel="PIT = CDF($z_{spec}$)", xlim=(0, 1))
+        axes[0].set_ylabel("density of galaxies")
+        legend_below(figure, axes[0])
+
+    return figure_png(draw, max(4.6, 4.2 * len(result.networks)), 4.0)
+
+
+def minimal_eps_curves(result: EvaluationResult) -> bytes:
+    """Fraction of galaxies that an attack within epsilon makes outliers; one curve per network."""
+    measured = [(n.name, n.minimal_eps) for n in result.networks if n.minimal_eps is not None]
+    max_eps = max(one.max_eps for _, one in measured)
+    found = np.concatenate([one.known for _, one in measured])
+    low = min(found[(found > 0) & np.isfinite(found)], default=max_eps / 10) / 1.5
+
+    def draw(figure: Any) -> None:
+        ax = figure.subplots()
+        for name, one in measured:
+            reached = one.known[np.isfinite(one.known)]
+            share = 100 * np.arange(len(reached) + 1) / max(len(one.known), 1)
+            # On the left edge those that need no attack; flat from the last one found to the end.
+            x = np.concatenate([[low], np.maximum(reached, low), [max_eps]])
+            y = np.concatenate([share, share[-1:]])
+            ax.plot(x, y, drawstyle="steps-post", color=colour(result, name), lw=1.8, label=name)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(xlim=(low, max_eps), ylim=(0, 100), xlabel="$\\epsilon$ (sky sigmas per pixel)")
+        ax.set_ylabel(f"galaxies with |$\\Delta z/(1+z)$| > {OUTLIER} (%)")
+        legend_below(figure, ax)
+
+    return figure_png(draw, 6.4, 4.2)

@@ -1,0 +1,219 @@
+"""The report of an evaluation: one self-contained HTML page, a JSON summary, and a table for the terminal."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hpcphotoz.atomic import check_output_folder, write_text
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.attack_grid import METHODS
+from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.minimal_eps import BISECTIONS
+from hpcphotoz.evaluation.network import subset_record, subset_text
+from hpcphotoz.evaluation.report.page import TITLE, render_page
+from hpcphotoz.evaluation.result import CLEAN, EvaluationResult
+from hpcphotoz.output import number_of
+from hpcphotoz.provenance import commit
+
+BASELINE = "knn_colours"
+_PACKAGES = ("hpcphotoz", "torch", "numpy", "h5py", "matplotlib")
+_RESERVED = (BASELINE, "robustness_curves", "transfer", "data", "attack", "versions")
+
+
+def summary(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Build the content of `summary.json`.
+
+    Keys are the runs' names, each with `clean` and the methods' names, each with `bias`, `sigma_mad`, `eta`,
+    `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z>, at the headline epsilon, and where it was
+    looked for `minimal_eps` (see `MinimalEps.as_summary`: null is a quantile beyond `max_sky_sigma`); then
+    `knn_colours` (the same metrics), `robustness_curves` (per run and method, every epsilon), `transfer`
+    (attacked run, then shown run; by `attack.headline_method`), `data` (with the subset of it that was
+    measured), `attack` and `versions`.
+
+    Args:
+        result: from `evaluate`.
+        baseline: from `knn_colours`, if there is one.
+
+    Raises:
+        BadInput: a run whose name is one of the other keys.
+    """
+    tree: dict[str, Any] = {}
+    check_run_names([network.name for network in result.networks])
+    for network in result.networks:
+        tree[network.name] = {
+            CLEAN: network.clean.as_summary(),
+            **{method: network.at(method, result.headline_eps).as_summary() for method in result.methods},
+            "step": network.step,
+        }
+        if network.minimal_eps is not None:
+            tree[network.name]["minimal_eps"] = network.minimal_eps.as_summary()
+    if baseline:
+        tree[BASELINE] = dict(baseline)
+    tree["robustness_curves"] = {
+        network.name: {
+            method: [condition.as_summary() for condition in network.curve(method)]
+            for method in result.methods
+        }
+        for network in result.networks
+    }
+    tree["transfer"] = result.transfer
+    tree["data"] = {
+        "name": result.data.resolve().name,
+        "subset": {**subset_record(result.subset), "limit": result.limit},
+        "objects": len(result.z_spec),
+        "unlabelled": result.unlabelled,
+        "bands": list(result.header.bands),
+        "stamp": result.header.stamp,
+        "pixel_scale_arcsec": result.header.pixel_scale,
+    }
+    tree["attack"] = {
+        "methods": list(result.methods),
+        "by_method": {name: METHODS[name].options(result.steps, result.restarts) for name in result.methods},
+        "headline_method": result.headline_method,
+        "eps_sky_sigma": list(result.eps),
+        "headline_eps_sky_sigma": result.headline_eps,
+        "pgd_steps": result.steps,
+        "loss": result.loss,
+        "seed": result.seed,
+        "gradient_precision": result.precision,
+        "outlier_threshold": OUTLIER,
+    }
+    if any(network.minimal_eps for network in result.networks):
+        tree["attack"]["minimal_eps"] = {
+            **METHODS["pgd"].options(result.steps, restarts=1),
+            "loss": "shift",
+            "bisections": BISECTIONS,
+        }
+    tree["versions"] = _versions()
+    return tree
+
+
+def check_run_names(names: Sequence[str]) -> None:
+    """Refuse runs that a summary has no place for.
+
+    Raises:
+        BadInput: a name that is one of the summary's other keys.
+    """
+    for name in names:
+        if name in _RESERVED:
+            raise BadInput(f"run '{name}': its name is a key of the summary: rename the run folder")
+
+
+def check_report_folder(out: Path) -> None:
+    """Refuse a folder in which a report cannot be written or would replace something else; change nothing.
+
+    Raises:
+        BadInput: the folder cannot be made or written, is a dataset or a run, or holds a `report.html` or
+            `summary.json` that no evaluation wrote.
+    """
+    for name, what in (("manifest.json", "a dataset"), ("checkpoints", "a run")):
+        if (out / name).exists():
+            raise BadInput(f"{out}: is {what}: choose another folder for the report")
+    for name, mark in (("report.html", f"<title>{TITLE}"), ("summary.json", '"robustness_curves"')):
+        path = out / name
+        try:
+            ours = not path.exists() or mark in path.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # a folder, or a file that may not be read
+            ours = False
+        if not ours:
+            raise BadInput(
+                f"{path}: is there and no evaluation wrote it: choose another folder for the report"
+            )
+    check_output_folder(out)
+
+
+def write_report(
+    result: EvaluationResult, out: Path, baseline: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Write `report.html` and `summary.json` into a folder, each under its name only when complete.
+
+    Args:
+        result: from `evaluate`.
+        out: folder; made where it does not exist.
+        baseline: metrics from `knn_colours`, drawn and listed beside the networks.
+
+    Returns:
+        The summary.
+
+    Raises:
+        BadInput: no matplotlib, or a folder that `check_report_folder` refuses.
+    """
+    check_report_folder(out)
+    tree = summary(result, baseline)
+    footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
+    text = render_page(result, _metrics_rows(result, baseline), _minimal_eps_rows(result), baseline, footer)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "report.html", text)
+        write_text(out / "summary.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise BadInput(f"{out}: cannot write the report: {error.strerror}") from None
+    return tree
+
+
+def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> None:
+    """Print the metrics, clean and at the headline epsilon, and the least epsilons, to standard output."""
+    which = subset_text(result.subset, result.limit)
+    galaxies = number_of(len(result.z_spec), "galaxy", "galaxies")
+    _print(f"{galaxies} of {result.data}{which}", _metrics_rows(result, baseline), 2)
+    if rows := _minimal_eps_rows(result):
+        title = "least epsilon (sky sigmas) that makes a share of the galaxies outliers"
+        _print(title, rows, 1)
+
+
+def _print(title: str, rows: list[list[str]], words: int) -> None:
+    """One table, its head first; so many columns are words, the others numbers."""
+    table = Table(title=title)
+    head, *body = rows
+    for i, name in enumerate(head):
+        table.add_column(name, justify="left" if i < words else "right")
+    for row in body:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _metrics_rows(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[list[str]]:
+    rows = [["run", "attack", "eps", "bias", "sigma_MAD", "eta", "CRPS", "|d<z>|"]]
+    for network in result.networks:
+        conditions = [network.clean, *(network.at(method, result.headline_eps) for method in result.methods)]
+        for c in conditions:
+            rows.append([network.name, c.method, f"{c.eps:g}", *_cells(c.metrics), f"{c.shift_median:.4f}"])
+    if baseline:
+        rows.append(["kNN colours", CLEAN, "0", *_cells(baseline), ""])
+    return rows
+
+
+def _minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
+    measured = [(n.name, n.minimal_eps) for n in result.networks if n.minimal_eps is not None]
+    if not measured:
+        return []
+    max_eps = f"{measured[0][1].max_eps:g}"
+    rows = [["run", "outliers clean", "16 %", "50 %", "84 %", f"no outliers at {max_eps}"]]
+    for name, one in measured:
+        fractions = [one.as_summary()[key] for key in ("already_outliers", "not_reached")]
+        ends = ["no z_spec" if fraction is None else f"{100 * fraction:.1f} %" for fraction in fractions]
+        found = [one.quantile(q) for q in (0.16, 0.5, 0.84)]
+        middle = ["" if math.isnan(e) else f"> {max_eps}" if math.isinf(e) else f"{e:.3g}" for e in found]
+        rows.append([name, ends[0], *middle, ends[1]])
+    return rows
+
+
+def _cells(m: Mapping[str, float]) -> list[str]:
+    if not m:
+        return ["no z_spec"] * 4
+    return [f"{m['bias']:+.4f}", f"{m['sigma_mad']:.4f}", f"{100 * m['eta']:.1f} %", f"{m['crps']:.4f}"]
+
+
+def _versions() -> dict[str, str]:
+    found = {"commit": commit() or "unknown"}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,325 @@
+"""A dataset assembled from units of work, one shard a unit, on MPI ranks or local processes, resumable.
+
+Unit k gives `shard-{k:05d}.h5`, the same bytes whoever makes it. Beside a finished shard lies a sidecar,
+`shard-00003.h5.done.json`, until the manifest is written: its line of the manifest, its band moments, what
+was skipped, and two fingerprints: of the options, and of the unit with the files that it is made from. A run
+that was killed, or stopped at a bad file, is started again with the same command. It keeps the finished
+shards whose unit is the same, and makes those again whose input has changed.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hpcphotoz import __version__
+from hpcphotoz.atomic import fsync_folder, write_text
+from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder
+from hpcphotoz.data.format.shards import (
+    FORMAT_VERSION,
+    Header,
+    Manifest,
+    ShardEntry,
+    Stamps,
+    shard_file_problem,
+    write_manifest,
+)
+from hpcphotoz.data.format.writer import BandMoments, check_stamps, write_shard
+from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
+from hpcphotoz.progress import track
+from hpcphotoz.sources.mpi import MPIRanks, mpi_ranks, run_on_processes, usable_cores
+
+
+@dataclass(frozen=True)
+class UnitStamps:
+    """What a unit gave."""
+
+    stamps: Stamps | None  # None or empty: nothing
+    # JSON-able: {"object_id": ..., "reason": ..., ...}, or {"count": of objects, "reason": ...}
+    skipped: tuple[dict[str, Any], ...] = ()
+
+
+class MakeStamps(Protocol):
+    """Makes the stamps of a unit. Sent to spawned processes and part of the plan: a frozen dataclass."""
+
+    def __call__(self, unit: Any) -> UnitStamps: ...
+
+
+@dataclass(frozen=True)
+class _FinishedUnit:
+    """A finished unit, as its sidecar says it."""
+
+    shard: ShardEntry | None  # None: it gave no stamps
+    moments: dict[str, Any] | None
+    skipped: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class _BuildUnit:
+    """Makes, writes and records one unit; holds nothing of the one before."""
+
+    out: Path
+    header: Header
+    make: MakeStamps
+    options: str  # fingerprint of header and make
+
+    def __call__(self, task: tuple[int, Any, str]) -> _FinishedUnit:
+        k, unit, fingerprint = task
+        path = self.out / f"shard-{k:05d}.h5"
+        made = self.make(unit)
+        shard = record = None
+        try:
+            if made.stamps is not None and len(made.stamps):
+                stamps = check_stamps(self.header, made.stamps, str(path))
+                shard = write_shard(path, self.header, stamps)
+                record = _moments_of(self.header, stamps).record()
+            done = _FinishedUnit(shard, record, made.skipped)
+            entry = {"options": self.options, "unit": fingerprint, **asdict(done)}
+            write_text(path.with_name(path.name + SIDECAR_SUFFIX), json.dumps(entry))
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+        return done
+
+
+def build(
+    out: Path,
+    header: Header,
+    make: MakeStamps,
+    units: Sequence[Any],
+    *,
+    provenance: Mapping[str, Any],
+    what: str,
+    processes: int | None = None,
+) -> tuple[Manifest, list[dict[str, Any]]]:
+    """Write the dataset of the stamps that `make` gives of each unit.
+
+    Under an MPI launcher every rank calls this with the same arguments, writes its share of the shards and
+    returns the same; without one, so many processes are started. Memory is bounded by one unit a rank or
+    process.
+
+    Args:
+        out: folder to create; may hold an unfinished dataset of the same options: its shards whose units and
+            input files are unchanged are kept.
+        header: bands, stamp size, pixel scale and storage of every stamp.
+        make: gives a unit's stamps. A frozen dataclass; must pickle.
+        units: what each shard is made of: must pickle, of plain values, arrays, paths and dataclasses. What
+            the stamps depend on must be in the unit or in `make`, for changed input not to keep old shards;
+            of a `Path` to a file, its size and time of modification count too. Input files belong in the
+            units: a changed file in `make` discards every shard.
+        provenance: JSON-able record of how the stamps are made. `skipped` is appended to.
+        what: for the progress line: "cutting stamps, shards".
+        processes: None: one a core; 1: none, all is done here. Not with MPI, whose ranks are the processes.
+
+    Returns:
+        The manifest, and everything in its provenance's `skipped`.
+
+    Raises:
+        BadInput: a folder that cannot be used, an unfinished dataset of other options or of which no finished
+            shard could be kept, what `make` raises, or no stamp at all. Under MPI it is raised on rank 0; the
+            other ranks end silently with status 2.
+    """
+    ranks = mpi_ranks()
+    processes = _processes(ranks, processes)
+    seen = ranks.allgather(_Fingerprint(None).of(_fingerprints(header, make, units, look=False)))
+    if len(set(seen)) > 1:
+        raise ranks.refusal("the ranks see different input files or options: share them among the nodes")
+    options, fingerprints = ranks.on_first_rank(lambda: _fingerprints(header, make, units, look=True))
+    with ExitStack() as held:  # rank 0 holds the folder against other writers until the manifest is there
+        kept, changed = ranks.on_first_rank(
+            lambda: _finished_units(out, held.enter_context(lock_dataset_folder(out)), options, fingerprints)
+        )
+        if kept and ranks.rank == 0:
+            again = f"; made again, as the input has changed: {changed}" if changed else ""
+            finished = number_of(len(kept), "finished shard")
+            print(f"{out}: kept {finished} of an earlier run{again}", file=sys.stderr)
+        tasks = [(k, unit, fingerprints[k]) for k, unit in enumerate(units) if k not in kept]
+        work = _BuildUnit(out, header, make, options)
+        done = dict(kept)
+        if ranks.comm is not None:
+            made = ranks.map_tasks(
+                work, tasks, lambda results, n: _with_progress(results, what, n, ranks.size)
+            )
+            done |= {task[0]: result for task, result in zip(tasks, made, strict=True)}
+        else:
+            results = run_on_processes(work, tasks, processes)
+            for k, result in track(results, what, total=len(units), done=len(kept)):
+                done[tasks[k][0]] = result
+        return ranks.on_first_rank(
+            lambda: _finish(out, header, provenance, [done[k] for k in range(len(units))])
+        )
+
+
+def _processes(ranks: MPIRanks, processes: int | None) -> int:
+    if processes is None:
+        return usable_cores()
+    if processes < 1:
+        raise ranks.refusal(f"processes {processes}: must be at least 1")
+    if ranks.comm is not None:
+        raise BadInput(
+            f"processes {processes}: under MPI every rank is one; leave it out, use `mpiexec -n N`"
+        )
+    return processes
+
+
+def _with_progress(
+    results: Iterator[_FinishedUnit], what: str, total: int, ranks: int
+) -> Iterator[_FinishedUnit]:
+    return track(results, what if ranks == 1 else f"{what} (rank 0 of {ranks})", total=total)
+
+
+def _moments_of(header: Header, stamps: Stamps) -> BandMoments:
+    moments = BandMoments(len(header.bands))
+    moments.add(stamps)
+    return moments
+
+
+def _finished_units(
+    out: Path, found: Sequence[Path], options: str, fingerprints: Sequence[str]
+) -> tuple[dict[int, _FinishedUnit], int]:
+    """The finished units among the files found in the folder, and how many have another input now.
+
+    The other files are removed.
+
+    Raises:
+        BadInput: the finished units are of other options, or none of them has the same input.
+    """
+    expected = {f"shard-{k:05d}.h5{SIDECAR_SUFFIX}": k for k in range(len(fingerprints))}
+    kept: dict[int, _FinishedUnit] = {}
+    same = changed = 0
+    for path in found:
+        if not path.name.endswith(SIDECAR_SUFFIX):
+            continue
+        k, (fingerprint, done) = expected.get(path.name), _read_sidecar(path, options)
+        if k is None or fingerprint != fingerprints[k]:
+            changed += 1
+            continue
+        same += 1
+        if done.shard is None or not shard_file_problem(out, done.shard):
+            kept[k] = done
+    if changed and not same:  # not what a replaced file does: another table, or another folder of input
+        raise _other_build(out)
+    stay = {f"shard-{k:05d}.h5{SIDECAR_SUFFIX}" for k in kept}
+    stay |= {done.shard.file for done in kept.values() if done.shard is not None}
+    for path in found:
+        if path.name not in stay:
+            path.unlink()
+    return kept, changed
+
+
+def _read_sidecar(path: Path, options: str) -> tuple[str, _FinishedUnit]:
+    """The unit's fingerprint, and what it gave, as a sidecar says it.
+
+    Raises:
+        BadInput: not a sidecar, or one of other options.
+    """
+    try:
+        tree = json.loads(path.read_text())
+        if tree.get("options") != options:
+            raise _other_build(path.parent)
+        shard = None if tree["shard"] is None else ShardEntry(**tree["shard"])
+        return tree["unit"], _FinishedUnit(shard, tree["moments"], tuple(tree["skipped"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path}: not readable ({type(error).__name__}: {error}): delete it") from None
+
+
+def _other_build(out: Path) -> BadInput:
+    return BadInput(
+        f"{out}: holds an unfinished dataset of other input or options: delete it, or choose another folder"
+    )
+
+
+def _finish(
+    out: Path, header: Header, provenance: Mapping[str, Any], done: Sequence[_FinishedUnit]
+) -> tuple[Manifest, list[dict[str, Any]]]:
+    """Merge the moments in the order of the shards, write the manifest, and clear the sidecars away."""
+    skipped = [*provenance.get("skipped", ()), *(entry for one in done for entry in one.skipped)]
+    shards = tuple(one.shard for one in done if one.shard is not None)
+    sidecars = sorted(out.glob(f"shard-*.h5{SIDECAR_SUFFIX}"))
+    if shards:
+        moments = BandMoments(len(header.bands))
+        for one in done:
+            if one.moments is not None:
+                moments.merge(BandMoments.of(one.moments))
+        manifest = Manifest(header, shards, moments.result(), {**provenance, "skipped": skipped})
+        write_manifest(out, manifest)
+    for path in sidecars:
+        path.unlink()
+    fsync_folder(out)
+    if not shards:
+        why = f"; the first: {skipped[0].get('reason', skipped[0])}" if skipped else ""
+        raise BadInput(f"{out}: no object could be used, {count_skipped(skipped)} were skipped{why}")
+    return manifest, skipped
+
+
+def count_skipped(skipped: Sequence[Mapping[str, Any]]) -> int:
+    """How many objects entries of `skipped` stand for: one each, or as many as its `count`."""
+    return sum(int(entry.get("count", 1)) for entry in skipped)
+
+
+def _fingerprints(
+    header: Header, make: MakeStamps, units: Sequence[Any], look: bool
+) -> tuple[str, list[str]]:
+    """Digests of the options (header and make) and of each unit.
+
+    Args:
+        header, make, units: as `build` has them.
+        look: at the files that they name; under MPI only rank 0 does.
+    """
+    files: dict[Path, str] | None = {} if look else None
+    options = _Fingerprint(files).of((__version__, FORMAT_VERSION, header, make))
+    return options, [_Fingerprint(files).of(unit) for unit in units]
+
+
+class _Fingerprint:
+    """Digest of a value: types, lengths, contents to the last bit of arrays, and files as they are now."""
+
+    def __init__(self, files: dict[Path, str] | None) -> None:
+        self._sha256 = hashlib.sha256()
+        self._files = files  # sizes and times of files looked at so far; None: none is looked at
+
+    def of(self, value: Any) -> str:
+        """Of a value and all it holds."""
+        self.add(value)
+        return self._sha256.hexdigest()
+
+    def add(self, value: Any) -> None:
+        """Add a value and all it holds."""
+        if is_dataclass(value) and not isinstance(value, type):
+            self._text(f"<{type(value).__qualname__}")
+            for field in fields(value):
+                self.add((field.name, getattr(value, field.name)))
+        elif isinstance(value, Mapping):
+            self.add(sorted(value.items()))
+        elif isinstance(value, list | tuple):
+            self._text(f"[{len(value)}")
+            for item in value:
+                self.add(item)
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            self._text(f"#{value.dtype.str}{value.shape}")
+            self._sha256.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, Path):
+            self._file(value)
+        elif value is None or isinstance(value, str | bytes | int | float | np.generic):
+            self._text(repr(value))
+        else:
+            kind = type(value).__name__
+            raise TypeError(f"{kind} in a plan: only plain values, arrays, paths and dataclasses")
+
+    def _text(self, text: str) -> None:
+        self._sha256.update(b"%d:" % len(text.encode()) + text.encode())
+
+    def _file(self, path: Path) -> None:
+        self._text(str(path))
+        if self._files is None:
+            return
+        if path not in self._files:
+            state = path.stat() if path.is_file() else None
+            self._files[path] = "" if state is None else f"{state.st_size} {state.st_mtime_ns}"
+        self._text(self._files[path])

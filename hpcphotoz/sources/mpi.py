@@ -1,0 +1,251 @@
+"""Many pieces of work on many processes: MPI ranks where a launcher started some, else spawned ones."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn, TypeVar
+
+from hpcphotoz import world
+from hpcphotoz.errors import BadInput
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_STOP = 1  # tag of the message "I failed: begin nothing more"
+
+
+@dataclass(frozen=True)
+class MPIRanks:
+    """The ranks that an MPI launcher started; without one, this process alone."""
+
+    rank: int = 0
+    size: int = 1
+    comm: Any = None  # mpi4py communicator; None: no MPI
+
+    def on_first_rank(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, on every rank.
+
+        Raises:
+            BadInput: on rank 0, what `work` raises there; the other ranks then end silently with status 2.
+        """
+        if self.comm is None:
+            return work()
+        value: Any = None
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                value = work()
+            except Exception as found:  # sent to the other ranks, then raised here
+                error = found
+        value, status = self.comm.bcast((value, _status(error)))
+        if error is not None:
+            raise error
+        if status:
+            raise SystemExit(status)
+        return value  # type: ignore[no-any-return]
+
+    def allgather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        return [value] if self.comm is None else list(self.comm.allgather(value))
+
+    def refusal(self, reason: str) -> BaseException:
+        """What to raise on every rank for something that every rank knows: only rank 0 says it."""
+        return BadInput(reason) if self.rank == 0 else SystemExit(2)
+
+    def map_tasks(
+        self,
+        work: Callable[[T], R],
+        tasks: Sequence[T],
+        tracked: Callable[[Iterator[R], int], Iterator[R]],
+    ) -> list[R]:
+        """`work` of all tasks, task k on rank k modulo the number of ranks: results in order on every rank.
+
+        A rank that fails tells the others, which finish the task at hand and then begin no other.
+
+        Args:
+            work: called on this rank.
+            tasks: the same on every rank.
+            tracked: passes an iterator of so many results on, showing how far it is; used on rank 0.
+
+        Raises:
+            BadInput: on rank 0, the failure of the first rank that failed; others end silently.
+        """
+        done: list[R] = []
+        error: Exception | None = None
+        mine = tasks[self.rank :: self.size]
+        try:
+            results = self._until_stopped(work, mine)
+            done += results if self.rank else tracked(results, len(mine))
+        except Exception as found:
+            error = found
+        requests = [self.comm.isend(None, rank, _STOP) for rank in self._others()] if error else []
+        reports = self.comm.allgather((done, _status(error), str(error)))
+        failed = [rank for rank, (_, status, _) in enumerate(reports) if status]
+        for rank in failed:
+            if rank != self.rank:
+                self.comm.recv(source=rank, tag=_STOP)
+        for request in requests:
+            request.wait()
+        if failed:
+            self._raise_or_exit(error, failed[0], *reports[failed[0]][1:])
+        return [reports[k % self.size][0][k // self.size] for k in range(len(tasks))]
+
+    def _until_stopped(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        for task in tasks:
+            if self.comm.iprobe(tag=_STOP):
+                return
+            yield work(task)
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(self.size) if rank != self.rank]
+
+    def _raise_or_exit(self, error: Exception | None, rank: int, status: int, reason: str) -> NoReturn:
+        if status == 2 and self.rank == 0:
+            raise BadInput(reason)
+        if status == 1 and self.rank == rank and error is not None:
+            raise error
+        raise SystemExit(status)
+
+
+def _status(error: Exception | None) -> int:
+    """Exit status: 0 for no error, 2 for one that the user can mend, 1 for any other."""
+    return 0 if error is None else 2 if isinstance(error, BadInput) else 1
+
+
+def mpi_ranks() -> MPIRanks:
+    """The ranks that this process is one of.
+
+    Raises:
+        BadInput: ranks that no MPI connects, or mpi4py is absent or does not see the launcher's ranks.
+    """
+    place = world.detect()
+    if place.launcher not in world.MPI:
+        if place.size > 1:
+            raise BadInput(
+                f"{place.launcher} started {place.size} processes without MPI: each would write the whole "
+                "dataset; start them with `mpiexec -n N` or `srun --mpi=pmi2`"
+            )
+        return MPIRanks()
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise BadInput(f"{error}: several ranks need `pip install 'hpcphotoz[mpi]'` and an MPI") from None
+    comm = MPI.COMM_WORLD
+    if comm.Get_size() != place.size:
+        raise BadInput(
+            f"{place.launcher} started {place.size} ranks, mpi4py sees {comm.Get_size()}: use the mpiexec of "
+            "the MPI that mpi4py was built for"
+        )
+    return MPIRanks(comm.Get_rank(), comm.Get_size(), comm)
+
+
+def refuse_ranks(reason: str) -> None:
+    """Refuse to run on several ranks.
+
+    Raises:
+        BadInput: a launcher started several processes; of the ranks of an MPI, the first says so.
+    """
+    if world.detect().size > 1:
+        try:
+            ranks = mpi_ranks()
+        except BadInput:
+            raise BadInput(reason) from None
+        raise ranks.refusal(reason)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    # A batch system gives a job a part of the node; only Linux tells which.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_on_processes(work: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[int, R]]:
+    """Yield (k, `work` of task k) as they are done, by so many spawned processes; 1: by this one, in order.
+
+    Args:
+        work: must pickle; sent to each process once.
+        tasks: must pickle; a process is sent its next when it has done one.
+        processes: at most one a task is started.
+
+    Raises:
+        BadInput: a process died, or what `work` raises.
+        RuntimeError: another error in a process, with its traceback.
+    """
+    if min(processes, len(tasks)) <= 1:
+        for k, task in enumerate(tasks):
+            yield k, work(task)
+        return
+    # spawn, never fork: the caller may hold threads (torch, HDF5), and a forked child may then hang.
+    context = multiprocessing.get_context("spawn")
+    left = iter(enumerate(tasks))
+    workers: dict[Any, Any] = {}  # connection -> process
+    try:
+        for _ in range(min(processes, len(tasks))):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_run_worker, args=(theirs, work), daemon=True)
+            process.start()
+            theirs.close()
+            workers[mine] = process
+            mine.send(next(left))
+        busy = list(workers)
+        while busy:
+            for ready in wait(busy):
+                assert isinstance(ready, Connection)
+                k, result = _receive(ready)
+                task_left = next(left, None)
+                if task_left is None:
+                    busy.remove(ready)
+                else:
+                    ready.send(task_left)
+                yield k, result
+    finally:
+        for connection, process in workers.items():
+            process.terminate()
+            process.join()
+            connection.close()
+
+
+def _receive(connection: Connection) -> tuple[int, Any]:
+    try:
+        k, result, problem, trace = connection.recv()
+    except (EOFError, ConnectionResetError):
+        raise BadInput("a worker process died (out of memory?): run again with fewer `processes`") from None
+    if trace is not None:
+        raise RuntimeError(f"in a worker process:\n{trace}")
+    if problem is not None:
+        raise BadInput(problem)
+    return k, result
+
+
+def _run_worker(connection: Connection, work: Callable[[Any], Any]) -> None:
+    # Ctrl-C reaches the whole process group: the parent ends the workers, which need not print tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            k, task = connection.recv()
+        except EOFError:
+            return
+        answer: tuple[int, Any, str | None, str | None]
+        try:
+            answer = (k, work(task), None, None)
+        except BadInput as error:
+            answer = (k, None, str(error), None)
+        except Exception:
+            answer = (k, None, None, traceback.format_exc())
+        connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone: a worker amid a task would otherwise go on writing beside a new run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,332 @@
+"""Published image sets in, a dataset of stamps out.
+
+The rows of all files, in the order of the files' names, are numbered through; shard k holds what can be used
+of the rows k R to (k + 1) R - 1. Rows are read in contiguous slabs; a stamp is the centre of the image in
+the file. What cannot be used is listed in the manifest's provenance with the reason. A file that cannot be
+read ends the ingest with its name; after it is replaced, the same command keeps every finished shard that no
+row of it is in.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data.format.folder import check_dataset_folder
+from hpcphotoz.data.format.shards import Header, Manifest
+from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
+from hpcphotoz.sources.build import build
+from hpcphotoz.sources.identifiers import RULE
+from hpcphotoz.sources.mpi import mpi_ranks
+from hpcphotoz.sources.published.file_layouts import (
+    BAND_FIELD,
+    FILE_LAYOUTS,
+    IVAR_FIELD,
+    MASK_FIELDS,
+    SCALE_FIELD,
+    ZERO_POINTS,
+    ArrayFile,
+    FileLayout,
+    open_array_file,
+)
+from hpcphotoz.sources.published.row_reader import MASKED_FRACTION, ReadRows, RowRange, SourceFile, read_ids
+from hpcphotoz.sources.redshifts import Redshifts, read_redshifts
+
+__all__ = ["FILE_LAYOUTS", "ingest_table"]
+
+
+def ingest_table(
+    out: Path,
+    sources: Sequence[Path],
+    layout: str,
+    *,
+    shard_rows: int = 8192,
+    crop: int | None = None,
+    redshifts: Path | None = None,
+    keep_unlabelled: bool = False,
+    zero_point: float | None = None,
+    limit: int | None = None,
+    storage: str = "float32",
+    processes: int | None = None,
+) -> tuple[Manifest, list[dict[str, Any]]]:
+    """Write a dataset of what published files hold.
+
+    Object identifiers of all rows are read first, 8 bytes each, to find those that are there twice: the
+    first row is used. Ids become int64 by the rule of `identifiers.py`. A redshift that is NaN, -1 or below
+    is unknown. An object is left out and listed if its E(B-V) is not finite, -1 or below, or above 100 mag;
+    where a file has no E(B-V) at all, 0 is stored and said. An ra or dec out of range becomes NaN. The sky
+    sigma is measured in the outer eighth of the uncropped image (`noise.py`).
+
+    Args:
+        out: folder to create, or with an unfinished run of the same ingest, which is continued.
+        sources: files, or folders of `.hdf5`, `.h5` files searched at any depth; for `pasquet` an npz file or
+            a folder with `cube.npy` and `labels.npy`.
+        layout: one of FILE_LAYOUTS.
+        shard_rows: source rows a shard; a process holds as many stamps in memory.
+        crop: stamp size in pixels, cut about the centre; None: as in the files.
+        redshifts: `mmu` only: CSV, FITS or VOTable with `object_id` and `z_spec` or `z`. Objects without a
+            redshift are counted and left out.
+        keep_unlabelled: `mmu` only: keep these, with z_spec NaN.
+        zero_point: AB magnitude of one unit of the pixels; None: the layout's own.
+        limit: use only the first so many rows.
+        storage: of the images, as `Header`.
+        processes: see `build`.
+
+    Returns:
+        The manifest, and what was skipped.
+
+    Raises:
+        BadInput: an option out of range, a file that is not of the layout or differs from the first one in
+            bands, size or pixel scale, a folder that cannot be used, or no usable object.
+    """
+    plan = mpi_ranks().on_first_rank(
+        lambda: _plan(out, sources, layout, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
+    )
+    make, units, header, provenance = plan
+    header = replace(header, storage=storage)
+    return build(
+        out,
+        header,
+        replace(make, header=header),
+        units,
+        provenance=provenance,
+        what="reading tables, shards",
+        processes=processes,
+    )
+
+
+@dataclass(frozen=True)
+class _ImageKind:
+    """What every file of a set must agree on."""
+
+    bands: tuple[str, ...]
+    size: int
+    pixel_scale: float
+
+
+IngestPlan = tuple[ReadRows, list[tuple[RowRange, ...]], Header, dict[str, Any]]
+
+
+def _plan(
+    out: Path,
+    paths: Sequence[Path],
+    name: str,
+    shard_rows: int,
+    crop: int | None,
+    redshifts: Path | None,
+    keep_unlabelled: bool,
+    zero_point: float | None,
+    limit: int | None,
+) -> IngestPlan:
+    _check_options(name, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
+    check_dataset_folder(out)
+    layout = FILE_LAYOUTS[name]
+    table = read_redshifts(redshifts) if redshifts is not None else None
+    sources: list[SourceFile] = []
+    ids: list[npt.NDArray[np.int64]] = []
+    first: tuple[Path, _ImageKind] | None = None
+    lacking: Counter[str] = Counter()
+    without_ebv = 0
+    for path, display_name in _source_files(paths, name):
+        left = None if limit is None else limit - sum(map(len, ids))
+        if left == 0:
+            break
+        with open_array_file(path, name) as opened:
+            kind, rows = _inspect(opened, layout)
+            rows = rows if left is None else min(rows, left)
+            if kind is None or not rows:
+                continue
+            first = first or (path, kind)
+            if kind != first[1]:
+                raise BadInput(
+                    f"{path}: {_describe_kind(kind)}, but {first[0]} has {_describe_kind(first[1])}"
+                )
+            without_ebv += not layout.ebv or opened.first(layout.ebv, "ebv" in layout.optional) is None
+            ids.append(read_ids(opened, layout, 0, rows))
+            if not layout.bands:
+                lacking[MASK_FIELDS[0]] += opened.first(MASK_FIELDS, optional=True) is None
+                lacking[IVAR_FIELD] += IVAR_FIELD not in opened
+        files = tuple(path / f"{part}.npy" for part in ("cube", "labels")) if path.is_dir() else (path,)
+        sources.append(SourceFile(path, display_name, files))
+    if first is None:
+        raise BadInput(f"{', '.join(map(str, paths))}: no object in it")
+    kind = first[1]
+    stamp = kind.size if crop is None else crop
+    if stamp > kind.size:
+        raise BadInput(f"crop {stamp}: {first[0]} has images of {kind.size} pixels: crop to at most that")
+    unit = zero_point if zero_point is not None else _zero_point(layout, kind.bands, first[0])
+    header = Header(kind.bands, stamp, kind.pixel_scale)
+    make = ReadRows(name, header, kind.size, 10 ** (0.4 * (22.5 - unit)), keep_unlabelled)
+    provenance = {
+        "command": "ingest table",
+        "format": name,
+        "sources": [{"name": one.name, "bytes": one.files[0].stat().st_size} for one in sources],
+        "rows": sum(map(len, ids)),
+        "crop": crop,
+        "zero_point_ab": unit,
+        "nanomaggies_per_unit": make.nanomaggies_per_unit,
+        "ebv": layout.ebv_rule,
+        "files_without_ebv": without_ebv,
+        "object_id": RULE,
+        "sky_sigma": "clipped standard deviation of the image's outer eighth, before cropping",
+    }
+    if not layout.bands:
+        provenance |= {
+            "redshifts": None if redshifts is None else redshifts.name,
+            "masked_fraction": MASKED_FRACTION,
+            "files_without": dict(lacking),
+        }
+    if without_ebv:
+        print(
+            f"no E(B-V) in {without_ebv} of {number_of(len(sources), 'file')}: for their objects 0 is stored",
+            file=sys.stderr,
+        )
+    return make, _units(sources, ids, table, shard_rows), header, provenance
+
+
+def _units(
+    sources: Sequence[SourceFile],
+    ids: Sequence[npt.NDArray[np.int64]],
+    table: Redshifts | None,
+    shard_rows: int,
+) -> list[tuple[RowRange, ...]]:
+    """What each shard is made of: rows of one file or of several."""
+    every = np.concatenate(ids)
+    order = np.argsort(every, kind="stable")
+    again = np.zeros(len(every), np.bool_)
+    again[order[1:]] = every[order[1:]] == every[order[:-1]]
+    ends = np.cumsum([len(part) for part in ids])
+    units = []
+    for start in range(0, len(every), shard_rows):
+        stop, row_ranges = min(start + shard_rows, len(every)), []
+        while start < stop:
+            k = int(np.searchsorted(ends, start, side="right"))
+            base, until = int(ends[k]) - len(ids[k]), min(stop, int(ends[k]))
+            z = None if table is None else table.lookup(every[start:until])
+            repeated = tuple(np.flatnonzero(again[start:until]).tolist())
+            row_ranges.append(RowRange(sources[k], start - base, until - base, z, repeated))
+            start = until
+        units.append(tuple(row_ranges))
+    return units
+
+
+def _source_files(paths: Sequence[Path], name: str) -> list[tuple[Path, str]]:
+    """Every file once, in the order of the resolved paths, and how the provenance calls it."""
+    found: dict[Path, str] = {}
+    for path in paths:
+        if not path.exists():
+            raise BadInput(f"{path}: no such file or folder")
+        if name == "pasquet" or path.is_file():
+            found.setdefault(path.resolve(), path.name)
+            continue
+        below = [p for p in path.rglob("*") if p.suffix.lower() in (".hdf5", ".h5") and p.is_file()]
+        if not below:
+            raise BadInput(f"{path}: no .hdf5 or .h5 file in it")
+        for one in below:
+            found.setdefault(one.resolve(), one.relative_to(path).as_posix())
+    return sorted(found.items())
+
+
+def _inspect(table: ArrayFile, layout: FileLayout) -> tuple[_ImageKind | None, int]:
+    """What a file holds, and how many rows; all fields checked but not read. None: no rows."""
+    images = table[layout.images]
+    if len(images.shape) != 4 or images.dtype.kind not in "fiu":
+        raise BadInput(
+            f"{table.path}: '{layout.images}' is {images.dtype}{images.shape}, not images (N, band, y, x)"
+        )
+    rows, *row = images.shape
+    bands, height, width = (row[2], row[0], row[1]) if layout.channels_last else row
+    expected: dict[str, tuple[int, ...]] = {layout.object_id: ()}
+    if layout.z_spec is not None:
+        expected[layout.z_spec] = ()
+    for what in ("ebv", "ra", "dec"):
+        names = getattr(layout, what)
+        field = table.first(names, what in layout.optional) if names else None
+        if field is not None:
+            expected[field] = (len(layout.per_band),) if what == "ebv" and layout.per_band else ()
+    if not layout.bands:
+        expected |= {BAND_FIELD: (bands,), SCALE_FIELD: (bands,)}
+        mask = table.first(MASK_FIELDS, optional=True)
+        if mask is not None:
+            expected[mask] = (bands, height, width) if len(table[mask].shape) == 4 else (height, width)
+        if IVAR_FIELD in table:
+            expected[IVAR_FIELD] = (bands, height, width)
+    for field, shape in expected.items():
+        if table[field].shape != (rows, *shape):
+            raise BadInput(
+                f"{table.path}: '{field}' has shape {table[field].shape}, "
+                f"but {rows} images in '{layout.images}' need {(rows, *shape)}"
+            )
+        if field not in (layout.object_id, BAND_FIELD) and table[field].dtype.kind not in "fiub":
+            raise BadInput(f"{table.path}: '{field}' is {table[field].dtype}, not numbers")
+    if layout.bands and bands != len(layout.bands):
+        raise BadInput(
+            f"{table.path}: '{layout.images}' has shape {images.shape}: {bands} bands, "
+            f"not {len(layout.bands)} ({', '.join(layout.bands)})"
+        )
+    if height != width or height < 4:
+        raise BadInput(
+            f"{table.path}: '{layout.images}' holds images of {height} x {width} pixels: need squares"
+        )
+    if not rows:
+        return None, 0
+    if layout.bands:
+        return _ImageKind(layout.bands, height, layout.pixel_scale), rows
+    named = tuple(
+        v.decode() if isinstance(v, bytes) else str(v) for v in table.rows(BAND_FIELD, 0, 1)[0].tolist()
+    )
+    scale = round(float(table.rows(SCALE_FIELD, 0, 1)[0, 0]), 6)
+    if len(set(named)) < len(named) or not scale > 0:
+        raise BadInput(f"{table.path}: bands {named} of {scale:g} arcsec a pixel in its first row")
+    return _ImageKind(named, height, scale), rows
+
+
+def _describe_kind(kind: _ImageKind) -> str:
+    return f"{','.join(kind.bands)} of {kind.size} pixels of {kind.pixel_scale:g} arcsec"
+
+
+def _zero_point(layout: FileLayout, bands: tuple[str, ...], path: Path) -> float:
+    if layout.zero_point is not None:
+        return layout.zero_point
+    surveys = {band.lower().split("-")[0] for band in bands}
+    found = {ZERO_POINTS.get(survey) for survey in surveys}
+    unit = found.pop()
+    if found or unit is None:
+        raise BadInput(
+            f"{path}: bands {', '.join(bands)}: give the pixels' --zero-point (AB mag of one unit)"
+        )
+    return unit
+
+
+def _check_options(
+    layout: str,
+    shard_rows: int,
+    crop: int | None,
+    redshifts: Path | None,
+    keep_unlabelled: bool,
+    zero_point: float | None,
+    limit: int | None,
+) -> None:
+    if layout not in FILE_LAYOUTS:
+        raise BadInput(f"format '{layout}': must be one of {', '.join(FILE_LAYOUTS)}")
+    if shard_rows < 1:
+        raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+    if crop is not None and crop < 4:
+        raise BadInput(f"crop {crop}: must be at least 4 pixels")
+    if zero_point is not None and not 0 <= zero_point <= 40:
+        raise BadInput(f"zero point {zero_point:g}: must be an AB magnitude from 0 to 40")
+    if limit is not None and limit < 1:
+        raise BadInput(f"limit {limit}: must be at least 1")
+    has_own = FILE_LAYOUTS[layout].z_spec is not None
+    if has_own and (redshifts is not None or keep_unlabelled):
+        raise BadInput(
+            f"format {layout} holds redshifts: --redshifts, --keep-unlabelled are for those without"
+        )
+    if not has_own and redshifts is None and not keep_unlabelled:
+        raise BadInput(f"format {layout} holds no redshifts: give --redshifts TABLE, or --keep-unlabelled")

@@ -1,0 +1,253 @@
+"""Galaxies of a flux-limited survey: redshift, luminosity, type, size and shape, drawn one at a time.
+
+The survey is the benchmark selection of the SDSS main sample: total r < 17.8 after correcting for the Milky
+Way's dust, and z < 0.4. Three classes (early, spiral, irregular) with Schechter (1976) luminosity functions
+fill comoving space; a galaxy is a bulge plus a disc, each with its own mixture of Coleman, Wu & Weedman
+(1980) spectra. The parameters below were chosen so that the sample has the depth and the colour mix of that
+survey; they are not fits.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.sources.extra import sources_extra
+
+Floats = npt.NDArray[np.floating[Any]]
+
+BANDS = ("u", "g", "r", "i", "z")
+R_BAND = BANDS.index("r")
+# A_band / E(B-V) with R_V = 3.1 on the SFD scale (Schlafly & Finkbeiner 2011, table 6).
+EXTINCTION = np.array([4.239, 3.303, 2.285, 1.698, 1.263])
+ZERO_POINT = 22.5  # AB magnitude of 1 nanomaggy
+TEMPLATES = ("E", "Sbc", "Scd", "Im")  # type 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class GalaxyClass:
+    """A luminosity function and the ranges of what such galaxies are made of."""
+
+    name: str
+    m_star: float  # AB magnitude, rest-frame r, h = 0.7
+    alpha: float
+    phi_star: float  # Mpc^-3
+    bulge_type: tuple[float, float]  # mean and scatter, in template numbers
+    disc_type: tuple[float, float]
+    bulge_beta: tuple[float, float]  # bulge-to-total ratio in rest-frame r: a Beta distribution
+    radius_kpc: float  # half-light radius at M_r = -21
+    radius_slope: float  # R ~ L^slope
+    dust: float  # mean internal E(B-V) of a face-on disc, mag
+
+
+CLASSES = (
+    GalaxyClass("early", -21.4, -0.5, 2.2e-3, (0.0, 0.05), (0.15, 0.08), (5.0, 2.0), 2.8, 0.60, 0.0),
+    GalaxyClass("spiral", -21.1, -1.0, 2.8e-3, (0.12, 0.08), (1.3, 0.45), (1.5, 4.0), 4.0, 0.33, 0.04),
+    GalaxyClass("irregular", -20.0, -1.3, 2.5e-3, (0.5, 0.2), (2.4, 0.35), (1.0, 12.0), 3.4, 0.30, 0.03),
+)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is selected and how galaxies scatter about their class."""
+
+    r_limit: float = 17.8  # dereddened total AB magnitude
+    z_min: float = 0.005
+    z_max: float = 0.4
+    h0: float = 70.0  # km/s/Mpc, flat
+    omega_m: float = 0.3
+    size_scatter: float = 0.30  # of ln R
+    colour_scatter: float = 0.025  # mag, of each band against r
+    ebv_median: float = 0.03  # mag, log-normal
+    ebv_scatter: float = 0.75  # of ln E(B-V)
+    ebv_max: float = 0.5
+
+    def record(self) -> dict[str, Any]:
+        """Everything that decides the sample, for the provenance."""
+        return {
+            **asdict(self),
+            "classes": [asdict(c) for c in CLASSES],
+            "templates": "CWW " + " ".join(TEMPLATES),
+        }
+
+
+@dataclass(frozen=True)
+class Galaxy:
+    """One drawn galaxy. Fluxes are what arrives at the telescope: Milky Way extinction is applied."""
+
+    z: float
+    ebv: float  # Milky Way, mag
+    r_magnitude: float  # dereddened, total
+    galaxy_class: int  # index into CLASSES
+    flux_bulge: Floats  # (band,) nanomaggies
+    flux_disc: Floats  # (band,) nanomaggies
+    radius_bulge: float  # half-light, along the major axis, arcsec
+    radius_disc: float
+    axis_ratio_bulge: float
+    axis_ratio_disc: float
+    position_angle: float  # rad, from +x towards +y
+
+
+@dataclass(frozen=True)
+class SurveyTables:
+    """Everything that a draw interpolates in; plain arrays, so that worker processes get it by pickling."""
+
+    survey: Survey
+    z: Floats  # (nz,)
+    distance_modulus: Floats  # (nz,) mag
+    arcsec_per_kpc: Floats  # (nz,)
+    relative_flux: (
+        Floats  # (nz, template, band): f_nu in the band at z over that in rest-frame r, same distance
+    )
+    class_cdf: Floats  # (class,)
+    z_cdf: Floats  # (class, nz)
+    magnitude: Floats  # (nm,) rest-frame r, bright to faint
+    count: Floats  # (class, nm) galaxies brighter than that, Mpc^-3
+    faintest: Floats  # (nz,) M_r that r_limit allows for the spectrum with the smallest K correction
+
+
+def make_survey_tables(survey: Survey | None = None) -> SurveyTables:
+    """Tabulate distances, K corrections and the distribution of (class, z).
+
+    Raises:
+        BadInput: a library of the `sources` extra is missing.
+    """
+    with sources_extra():  # here and below: worker processes get the tables and need not import these
+        from astropy.cosmology import FlatLambdaCDM
+
+    survey = survey or Survey()
+    z = np.linspace(survey.z_min, survey.z_max, 256)
+    cosmology = FlatLambdaCDM(H0=survey.h0, Om0=survey.omega_m)
+    modulus = np.asarray(cosmology.distmod(z).value)
+    volume = np.asarray(cosmology.differential_comoving_volume(z).value)
+    relative = band_fluxes(z)
+    faintest = survey.r_limit - modulus + 2.5 * np.log10(relative[:, :, R_BAND].max(axis=1))
+    magnitude = np.arange(-25.0, -13.0, 0.02)
+    count = np.stack([_cumulative_integral(schechter(magnitude, c), magnitude) for c in CLASSES])
+    density = np.stack([volume * np.interp(faintest, magnitude, row) for row in count])
+    z_cdf = np.stack([_cumulative_integral(row, z) for row in density])
+    totals = z_cdf[:, -1]
+    return SurveyTables(
+        survey=survey,
+        z=z,
+        distance_modulus=modulus,
+        arcsec_per_kpc=np.asarray(cosmology.arcsec_per_kpc_proper(z).value),
+        relative_flux=relative,
+        class_cdf=np.cumsum(totals) / totals.sum(),
+        z_cdf=z_cdf / totals[:, None],
+        magnitude=magnitude,
+        count=count,
+        faintest=faintest,
+    )
+
+
+def band_fluxes(z: Floats) -> Floats:
+    """SDSS band fluxes of the four template spectra, redshifted, relative to their rest-frame r flux.
+
+    Args:
+        z: (nz,) redshifts.
+
+    Returns:
+        (nz, 4, 5): AB flux ratios at one luminosity distance; -2.5 log10 of the r column is the K correction.
+    """
+    with sources_extra():
+        import galsim
+        import speclite.filters
+        from astropy import units
+
+    curves = speclite.filters.load_filters("sdss2010-*")
+    wavelength = np.arange(2800.0, 11400.0, 4.0)  # Angstrom: covers the five curves
+    answer = np.empty((len(z), len(TEMPLATES), len(BANDS)))
+    for k, name in enumerate(TEMPLATES):
+        path = f"{galsim.meta_data.share_dir}/SEDs/CWW_{name}_ext.sed"  # Angstrom, f_lambda
+        table = galsim.LookupTable.from_file(path, interpolant="linear")
+        shifts = np.concatenate([[0.0], z])[:, None]
+        flux = np.array([table(wavelength / (1 + s)) / (1 + s) for (s,) in shifts])
+        unit = units.erg / (units.cm**2 * units.s * units.Angstrom)
+        maggies = curves.get_ab_maggies(flux * unit, wavelength * units.Angstrom, mask_invalid=False)
+        bands = np.stack([np.asarray(maggies[f"sdss2010-{band}"]) for band in BANDS], axis=1)
+        answer[:, k] = bands[1:] / bands[0, R_BAND]
+    return answer
+
+
+def schechter(magnitude: Floats, of: GalaxyClass) -> Floats:
+    """Luminosity function phi(M), Mpc^-3 mag^-1 (Schechter 1976)."""
+    x = 10 ** (-0.4 * (magnitude - of.m_star))
+    return np.asarray(0.4 * math.log(10) * of.phi_star * x ** (of.alpha + 1) * np.exp(-x))
+
+
+def draw_galaxy(tables: SurveyTables, rng: np.random.Generator) -> Galaxy:
+    """Draw one galaxy of the survey.
+
+    Candidates come from the volume that the smallest K correction allows; those fainter than the limit with
+    their own spectrum and dust are drawn again, class and redshift included, so that the selection is exact.
+    """
+    while True:
+        galaxy = _candidate(tables, rng)
+        if galaxy.r_magnitude < tables.survey.r_limit:
+            return galaxy
+
+
+def _candidate(tables: SurveyTables, rng: np.random.Generator) -> Galaxy:
+    survey = tables.survey
+    index = min(int(np.searchsorted(tables.class_cdf, rng.random(), side="right")), len(CLASSES) - 1)
+    kind = CLASSES[index]
+    z = float(np.interp(rng.random(), tables.z_cdf[index], tables.z))
+    count = tables.count[index]
+    brighter = np.interp(np.interp(z, tables.z, tables.faintest), tables.magnitude, count)
+    magnitude = float(np.interp(rng.random() * brighter, count, tables.magnitude))
+
+    cos_inclination = rng.random()
+    bulge_fraction = rng.beta(*kind.bulge_beta)
+    dust = kind.dust * rng.exponential() * (2.0 - cos_inclination)
+    bulge = mixture(tables, z, abs(rng.normal(*kind.bulge_type)))
+    disc = mixture(tables, z, abs(rng.normal(*kind.disc_type))) * 10 ** (-0.4 * dust * EXTINCTION)
+    colour = rng.normal(0.0, survey.colour_scatter, len(BANDS))
+    colour[R_BAND] = 0.0
+    apparent = magnitude + float(np.interp(z, tables.z, tables.distance_modulus))
+    ebv = min(survey.ebv_median * math.exp(survey.ebv_scatter * rng.standard_normal()), survey.ebv_max)
+    # The dust in front of us reddens the whole galaxy; selection is on what would be seen without it.
+    scale = 10 ** (-0.4 * (apparent - ZERO_POINT + colour))
+    flux_bulge, flux_disc = bulge_fraction * bulge * scale, (1 - bulge_fraction) * disc * scale
+    seen = 10 ** (-0.4 * ebv * EXTINCTION)
+
+    radius = kind.radius_kpc * 10 ** (-0.4 * kind.radius_slope * (magnitude + 21.0))
+    radius *= math.exp(survey.size_scatter * rng.standard_normal())
+    radius *= float(np.interp(z, tables.z, tables.arcsec_per_kpc))
+    bulge_size = 0.8 if index == 0 else 0.3
+    return Galaxy(
+        z=z,
+        ebv=ebv,
+        r_magnitude=ZERO_POINT - 2.5 * math.log10(flux_bulge[R_BAND] + flux_disc[R_BAND]),
+        galaxy_class=index,
+        flux_bulge=flux_bulge * seen,
+        flux_disc=flux_disc * seen,
+        radius_bulge=radius * bulge_size,
+        radius_disc=radius * (1.4 if index == 0 else 1.0),
+        axis_ratio_bulge=rng.uniform(0.6, 1.0),
+        # An oblate disc of intrinsic thickness 0.2 (early: 0.5) seen at this inclination (Hubble 1926).
+        axis_ratio_disc=_apparent_axis_ratio(cos_inclination, 0.5 if index == 0 else 0.2),
+        position_angle=rng.uniform(0.0, math.pi),
+    )
+
+
+def mixture(tables: SurveyTables, z: float, kind: float) -> Floats:
+    """Relative band fluxes (5,) of a spectrum between two templates: 0 is E, 1 Sbc, 2 Scd, 3 and more Im."""
+    kind = min(kind, len(TEMPLATES) - 1.0)
+    low = min(int(kind), len(TEMPLATES) - 2)
+    step = (z - tables.z[0]) / (tables.z[1] - tables.z[0])
+    row = min(int(step), len(tables.z) - 2)
+    w, v = kind - low, step - row
+    at_z = (1 - v) * tables.relative_flux[row] + v * tables.relative_flux[row + 1]
+    return np.asarray((1 - w) * at_z[low] + w * at_z[low + 1])
+
+
+def _apparent_axis_ratio(cos_inclination: float, thickness: float) -> float:
+    return math.sqrt(cos_inclination**2 + thickness**2 * (1 - cos_inclination**2))
+
+
+def _cumulative_integral(density: Floats, at: Floats) -> Floats:
+    steps = 0.5 * (density[1:] + density[:-1]) * np.diff(at)
+    return np.concatenate([[0.0], np.cumsum(steps)])

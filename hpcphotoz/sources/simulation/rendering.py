@@ -1,0 +1,207 @@
+"""Images of galaxies as a drift-scan camera like that of the SDSS sees them.
+
+A galaxy is drawn in Fourier space: GalSim's transforms of a de Vaucouleurs bulge and an exponential disc,
+weighted by their fluxes in each band, times the transforms of that band's point spread function and of the
+pixel, then one inverse transform a band. The grid is two stamps wide, or as wide as a large galaxy takes, so
+that what wraps around stays out of the stamp. A point spread function that was measured in pixels has the
+pixel in it already.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.sources.extra import sources_extra
+from hpcphotoz.sources.simulation.population import BANDS, Floats, Galaxy
+
+with sources_extra():
+    import galsim
+
+STAMP = 64  # pixels a side
+PIXEL_SCALE = 0.396  # arcsec
+# An untruncated de Vaucouleurs profile has a wing without end, which would wrap around any grid.
+_TRUNCATION = 8.0  # half-light radii to which the bulge goes
+_BULGE = galsim.DeVaucouleurs(half_light_radius=1.0, trunc=_TRUNCATION)
+_DISC = galsim.Exponential(half_light_radius=1.0)
+# Half-light radius in pixels above which the grid is four stamps wide instead of two.
+_LARGE_RADIUS = 10.0
+_CORE_RADIUS = 8.0  # pixels: the part of a measured star image that says where its centre is
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Point spread function, sky and gain, per band u, g, r, i, z."""
+
+    fwhm: tuple[float, ...] = (1.53, 1.44, 1.36, 1.30, 1.32)  # arcsec, in the median seeing
+    seeing_scatter: float = 0.08  # of ln FWHM, common to the bands
+    band_scatter: float = 0.02  # of ln FWHM, of each band
+    # Two Gaussians, as in the survey's tsField files: the wide one's size and height against the narrow one.
+    wide_size: float = 2.15
+    wide_height: float = 0.06
+    sky_sigma: tuple[float, ...] = (0.048, 0.018, 0.027, 0.041, 0.199)  # nMgy per pixel
+    sky_scatter: float = 0.10  # of ln sky sigma, of each band
+    # Electrons per nMgy: gain (1.6 3.995 4.76 4.885 4.775) times FLUX20 / 10 of the Stripe 82 run 4192.
+    electrons: tuple[float, ...] = (153.4, 1080.1, 943.3, 777.3, 126.0)
+    jitter: float = 0.25  # pixels: largest offset of the centre along an axis
+
+    def record(self) -> dict[str, Any]:
+        """Every figure, for the provenance."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One drawn set of observing conditions."""
+
+    fwhm: Floats  # (band,) arcsec
+    sky_sigma: Floats  # (band,) nanomaggies per pixel
+    offset: tuple[float, float]  # x, y of the galaxy from the stamp's centre, pixels
+
+
+def draw_exposure(camera: Camera, rng: np.random.Generator) -> Exposure:
+    """Draw seeing, sky and centring for one stamp."""
+    seeing = camera.seeing_scatter * rng.standard_normal()
+    per_band = camera.band_scatter * rng.standard_normal(len(BANDS))
+    sky = camera.sky_scatter * rng.standard_normal(len(BANDS))
+    dx, dy = rng.uniform(-camera.jitter, camera.jitter, 2)
+    fwhm = np.array(camera.fwhm) * np.exp(seeing + per_band)
+    return Exposure(fwhm, np.array(camera.sky_sigma) * np.exp(sky), (dx, dy))
+
+
+def render(galaxy: Galaxy, exposure: Exposure, camera: Camera) -> Floats:
+    """The noise-free stamp, (5, 64, 64) nanomaggies a pixel.
+
+    The stamp's centre is the pixel position (31.5, 31.5), counting from 0; `exposure.offset` is from there.
+    """
+    grid = _grid(_grid_size(galaxy, STAMP))
+    bulge, disc = _transforms(galaxy, grid.size)
+    x, y = (STAMP / 2 - 0.5 + d for d in exposure.offset)
+    placed = grid.pixel * grid.shift(x, y)
+    images = np.empty((len(BANDS), STAMP, STAMP))
+    for band in range(len(BANDS)):
+        profile = galaxy.flux_bulge[band] * bulge + galaxy.flux_disc[band] * disc
+        psf = _psf(camera, exposure.fwhm[band] / PIXEL_SCALE, grid.k_squared)
+        images[band] = grid.image(profile * psf * placed)[:STAMP, :STAMP]
+    return images
+
+
+def render_in_pixels(
+    galaxy: Galaxy,
+    psfs: Sequence[Floats],  # a band: (side, side), odd, unit flux, of a star measured in pixels
+    centres: Sequence[tuple[float, float]],  # a band: x, y of the galaxy in pixels from 0
+    side: int,  # of the answer
+) -> Floats:
+    """The noise-free galaxy, (band, side, side) nanomaggies a pixel, seen through measured star images.
+
+    A star image's own centre of light (`centre_of_light`) comes to lie on the galaxy's place.
+    """
+    grid = _grid(_grid_size(galaxy, side))
+    bulge, disc = _transforms(galaxy, grid.size)
+    images = np.empty((len(psfs), side, side))
+    for band, (psf, (x, y)) in enumerate(zip(psfs, centres, strict=True)):
+        profile = galaxy.flux_bulge[band] * bulge + galaxy.flux_disc[band] * disc
+        padded = np.zeros((grid.size, grid.size))
+        padded[: len(psf), : len(psf)] = psf
+        dx, dy = centre_of_light(psf)
+        images[band] = grid.image(profile * np.fft.rfft2(padded) * grid.shift(x - dx, y - dy))[:side, :side]
+    return images
+
+
+def centre_of_light(image: Floats) -> tuple[float, float]:
+    """First moment x, y (pixels from 0) of a star image within 3.2" of its middle: beyond that is noise."""
+    y, x = np.indices(image.shape)
+    light = np.where(np.hypot(y - image.shape[0] // 2, x - image.shape[1] // 2) <= _CORE_RADIUS, image, 0.0)
+    return float((light * x).sum() / light.sum()), float((light * y).sum() / light.sum())
+
+
+def add_noise(
+    image: Floats, exposure: Exposure, camera: Camera, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Add sky and photon noise to a noise-free stamp (5, 64, 64); the sky level itself is subtracted.
+
+    The sky and the read-out leave 50 electrons^2 a pixel or more: the noise is drawn as a normal one of
+    variance sky_sigma^2 + flux / electrons_per_nMgy.
+    """
+    photons = np.maximum(image, 0) / np.array(camera.electrons)[:, None, None]
+    variance = exposure.sky_sigma[:, None, None] ** 2 + photons
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    return np.asarray(image + np.sqrt(variance) * noise, np.float32)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    size: int  # pixels a side
+    kx: Floats  # (1, size/2 + 1) rad per pixel
+    ky: Floats  # (size, 1)
+    k_squared: Floats
+    pixel: Floats  # transform of the square pixel
+
+    def shift(self, x: float, y: float) -> npt.NDArray[np.complex128]:
+        """Transform of a point at the pixel position x, y from 0."""
+        return np.asarray(np.exp(-1j * self.kx * x) * np.exp(-1j * self.ky * y))
+
+    def image(self, transform: npt.NDArray[np.complex128]) -> Floats:
+        """Back to pixels (size, size)."""
+        return np.fft.irfft2(transform, s=(self.size, self.size))
+
+
+_GRIDS: dict[int, _Grid] = {}
+
+
+def _grid(size: int) -> _Grid:
+    if size not in _GRIDS:
+        kx = 2 * math.pi * np.fft.rfftfreq(size)[None, :]
+        ky = 2 * math.pi * np.fft.fftfreq(size)[:, None]
+        pixel = np.sinc(kx / (2 * math.pi)) * np.sinc(ky / (2 * math.pi))
+        _GRIDS[size] = _Grid(size, kx, ky, kx**2 + ky**2, pixel)
+    return _GRIDS[size]
+
+
+def _grid_size(galaxy: Galaxy, side: int) -> int:
+    """Pixels a side of the grid for an image of `side` pixels about the galaxy."""
+    radius = max(galaxy.radius_bulge, galaxy.radius_disc) / PIXEL_SCALE
+    size = STAMP * (4 if radius > _LARGE_RADIUS else 2)
+    while size < _TRUNCATION * radius + side / 2:  # or light from beyond its far edge would reach the image
+        size *= 2
+    return size
+
+
+def _transforms(galaxy: Galaxy, size: int) -> tuple[Floats, Floats]:
+    """Those of its bulge and its disc, unit flux each."""
+    angle = galaxy.position_angle
+    bulge = _transform(_BULGE, galaxy.radius_bulge, galaxy.axis_ratio_bulge, angle, size)
+    return bulge, _transform(_DISC, galaxy.radius_disc, galaxy.axis_ratio_disc, angle, size)
+
+
+def _transform(profile: Any, radius: float, axis_ratio: float, angle: float, size: int) -> Floats:
+    """Real transform (size, size/2 + 1) of a unit-flux profile; `radius`: half-light, major axis, arcsec."""
+    pixels = radius / PIXEL_SCALE
+    # Shear keeps the area, so for a major axis R and a ratio q the radius before shearing is R sqrt(q).
+    shaped = profile.dilate(pixels * math.sqrt(axis_ratio)).shear(q=axis_ratio, beta=angle * galsim.radians)
+    half = size // 2
+    image = galsim.ImageCD(galsim.BoundsI(0, half, -half, half - 1))
+    # Without recenter=False GalSim puts k = 0 in the middle of this half plane.
+    shaped.drawKImage(image=image, scale=2 * math.pi / size, recenter=False)
+    return np.fft.ifftshift(image.array.real, axes=0)
+
+
+def _psf(camera: Camera, fwhm: float, k_squared: Floats) -> Floats:
+    """Transform of the double Gaussian of that full width at half maximum (pixels) and unit flux."""
+    size, height = camera.wide_size, camera.wide_height
+    sigma = fwhm / (2 * half_maximum(size, height))
+    wide = height * size**2 / (1 + height * size**2)
+    narrow_part = np.exp(-0.5 * sigma**2 * k_squared)
+    return np.asarray((1 - wide) * narrow_part + wide * np.exp(-0.5 * (sigma * size) ** 2 * k_squared))
+
+
+def half_maximum(size: float, height: float) -> float:
+    """Radius, in sigmas of the narrow Gaussian, at which exp(-x^2/2) + height exp(-x^2/2 size^2) halves."""
+    x = math.sqrt(2 * math.log(2))
+    for _ in range(20):  # Newton; converges in five
+        narrow, wide = math.exp(-0.5 * x**2), height * math.exp(-0.5 * (x / size) ** 2)
+        x += (narrow + wide - 0.5 * (1 + height)) / (x * (narrow + wide / size**2))
+    return x

@@ -1,0 +1,90 @@
+"""FITS files as surveys ship them: plain, `.gz` or `.bz2`, read whole, every defect one line."""
+
+import bz2
+import gzip
+import io
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.extra import sources_extra
+
+with sources_extra():
+    from astropy.io import fits
+    from astropy.io.fits.verify import VerifyError
+    from astropy.utils.exceptions import AstropyWarning
+
+_READ_ERRORS = (
+    *(OSError, EOFError, zlib.error, ValueError, TypeError, IndexError, KeyError),
+    *(AstropyWarning, VerifyError),
+)
+
+
+@contextmanager
+def open_fits(path: Path) -> Iterator[Any]:
+    """The file's HDU list, for the `with` body.
+
+    Raises:
+        BadInput: missing, truncated or not FITS, found when opening or in the body.
+    """
+    try:
+        with _open_unpacked(path) as file:
+            raw = file.read()
+        with warnings.catch_warnings():
+            # A truncated file is only a warning to astropy; so is a header card that is merely untidy.
+            warnings.simplefilter("ignore", AstropyWarning)
+            warnings.filterwarnings("error", ".*truncated", AstropyWarning)
+            with fits.open(io.BytesIO(raw)) as hdus:
+                yield hdus
+    except _READ_ERRORS as error:
+        raise BadInput(_unreadable(path, error)) from None
+
+
+def read_header(path: Path) -> Any:
+    """The first HDU's header; only as much of the file is read and unpacked as it takes.
+
+    Raises:
+        BadInput: missing, truncated within the header, or not FITS.
+    """
+    try:
+        with _open_unpacked(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            header = fits.Header.fromfile(file)
+            if "SIMPLE" not in header:
+                raise OSError("no SIMPLE keyword")
+            return header
+    except _READ_ERRORS as error:
+        raise BadInput(_unreadable(path, error)) from None
+
+
+def header_numbers(header: Any, keys: tuple[str, ...], path: Path, expected: str) -> dict[str, float]:
+    """These keywords' values.
+
+    Raises:
+        BadInput: one is absent or no number.
+    """
+    lacking = [key for key in keys if key not in header]
+    if lacking:
+        raise BadInput(f"{path}: its header lacks {', '.join(lacking)}: expected {expected}")
+    values: dict[str, float] = {}
+    for key in keys:
+        try:
+            values[key] = float(header[key])
+        except (TypeError, ValueError):
+            raise BadInput(f"{path}: {key} = '{header[key]}' is not a number: expected {expected}") from None
+    return values
+
+
+def _open_unpacked(path: Path) -> IO[bytes]:
+    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+    opened: IO[bytes] = openers[path.suffix](path) if path.suffix in openers else open(path, "rb")
+    return opened
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path}: not a readable FITS file ({reason}): fetch it again"

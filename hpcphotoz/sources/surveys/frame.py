@@ -1,0 +1,180 @@
+"""One calibrated frame of one band, whatever survey file it came from: sky to pixels, resampling, noise."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.extra import sources_extra
+from hpcphotoz.sources.surveys.fits import header_numbers
+
+with sources_extra():
+    from astropy.wcs import WCS
+
+Floats = npt.NDArray[np.floating[Any]]
+
+LANCZOS_ORDER = 3
+SKY_BOX_HALF_WIDTH = 96  # half width, pixels, of the box in which the sky noise of a stamp is measured
+_SKY_BOX_STEP = 2  # pixels of the box used: 9216, 0.7 % of noise in the answer, a quarter of the time
+# Standard deviation of a unit normal distribution cut at 3 sigma.
+_CLIPPED_STD = 0.98658
+_WCS_KEYS = ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a frame lies on the sky."""
+
+    wcs: Any  # astropy WCS; pixel positions count from 0 at the centre of the first pixel
+    shape: tuple[int, int]  # rows, columns
+
+    @property
+    def pixel_area(self) -> float:
+        """deg^2."""
+        return abs(float(np.linalg.det(self.wcs.wcs.cd)))
+
+    def pixels(self, ra: Floats, dec: Floats) -> Floats:
+        """Pixel positions (N, 2) as x, y of places on the sky, deg, of the frame's half of the sky."""
+        if not len(ra):
+            return np.zeros((0, 2))
+        return np.stack(self.wcs.wcs_world2pix(ra, dec, 0), axis=1)
+
+    def sky(self, xy: Floats) -> Floats:
+        """Places (N, 2) as ra, dec, deg, of pixel positions (N, 2)."""
+        return np.stack(self.wcs.wcs_pix2world(xy[:, 0], xy[:, 1], 0), axis=1)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A calibrated frame of one band."""
+
+    path: Path
+    image: npt.NDArray[np.float32]  # (y, x) nanomaggies per pixel, sky subtracted
+    geometry: Geometry
+
+    @property
+    def wcs(self) -> Any:
+        """astropy WCS; pixel positions count from 0."""
+        return self.geometry.wcs
+
+    @property
+    def pixel_area(self) -> float:
+        """deg^2."""
+        return self.geometry.pixel_area
+
+    def holds(self, x: Floats, y: Floats) -> bool:
+        """Whether `resample` at these positions needs no pixel beyond the edge."""
+        height, width = self.image.shape
+        low, high = LANCZOS_ORDER - 1, LANCZOS_ORDER + 1
+        inside_x = x.min() >= low and x.max() <= width - high
+        return bool(inside_x and y.min() >= low and y.max() <= height - high)
+
+
+def read_geometry(header: Any, path: Path, expected: str) -> Geometry:
+    """The TAN projection and size in a FITS header.
+
+    Args:
+        header: of the image.
+        path: for messages.
+        expected: for messages: what kind of frame this was to be.
+
+    Raises:
+        BadInput: not a two-dimensional image, a keyword absent, no number or unusable, another projection.
+    """
+    if header.get("NAXIS") != 2 or min(header["NAXIS1"], header["NAXIS2"]) <= 2 * LANCZOS_ORDER:
+        raise BadInput(f"{path}: holds no two-dimensional image: expected {expected}")
+    kinds = [str(header.get(key, "absent")) for key in ("CTYPE1", "CTYPE2")]
+    if kinds != ["RA---TAN", "DEC--TAN"]:
+        raise BadInput(f"{path}: projection {', '.join(kinds)}: only RA---TAN, DEC--TAN frames are read")
+    value = header_numbers(header, _WCS_KEYS, path, expected)
+    # From the values alone: the frames' RADECSYS and EQUINOX are old spellings that astropy warns of.
+    wcs = WCS(naxis=2)
+    try:
+        wcs.wcs.ctype = kinds
+        wcs.wcs.crpix = [value["CRPIX1"], value["CRPIX2"]]
+        wcs.wcs.crval = [value["CRVAL1"], value["CRVAL2"]]
+        wcs.wcs.cd = [[value["CD1_1"], value["CD1_2"]], [value["CD2_1"], value["CD2_2"]]]
+        wcs.wcs.set()
+    except ValueError as error:  # wcslib's errors are ValueErrors
+        raise BadInput(f"{path}: no usable WCS in its header: {' '.join(str(error).split())}") from None
+    return Geometry(wcs, (int(header["NAXIS2"]), int(header["NAXIS1"])))
+
+
+def resample(frame: Frame, x: Floats, y: Floats) -> Floats:
+    """The frame's values at any positions by Lanczos-3 interpolation, weights normalised to sum 1.
+
+    Args:
+        frame: must hold the positions.
+        x, y: (...) pixel positions from 0.
+
+    Returns:
+        (...) nanomaggies per pixel of the frame.
+    """
+    x0, y0 = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
+    left, bottom = int(x0.min()) - LANCZOS_ORDER + 1, int(y0.min()) - LANCZOS_ORDER + 1
+    box = np.ascontiguousarray(
+        frame.image[bottom : int(y0.max()) + LANCZOS_ORDER + 1, left : int(x0.max()) + LANCZOS_ORDER + 1]
+    )
+    wx, wy = _lanczos_weights(x - x0), _lanczos_weights(y - y0)
+    corner = (y0 - bottom - LANCZOS_ORDER + 1) * box.shape[1] + (x0 - left - LANCZOS_ORDER + 1)
+    values, answer = box.ravel(), np.zeros(x.shape)
+    for j in range(2 * LANCZOS_ORDER):
+        row = np.zeros(x.shape)
+        for i in range(2 * LANCZOS_ORDER):
+            row += wx[i] * values.take(corner + (j * box.shape[1] + i))
+        answer += wy[j] * row
+    return answer
+
+
+def sky_sigma(frame: Frame, x: float, y: float) -> float:
+    """Noise per pixel of the frame itself around a position, sources clipped at 3 sigma.
+
+    Resampling smooths noise, so this is larger than the scatter in a resampled stamp. It is a standard
+    deviation, not a MAD: counts of DR7 are whole DN and the noise is 5 to 7 DN, so a MAD comes in steps of
+    1.48 DN (4.45 DN in u, where it is 5.2). The cut is corrected for: one at 2.5 sigma that is not comes out
+    6 % low. On run 4192 it agrees with what the frame's SKY, gain and dark variance give to 3 % in u, g, r
+    and i and is 7 % above in z, as is the scatter of adjacent pixels' differences.
+
+    Returns:
+        nanomaggies; 0 where the frame is constant or not finite.
+    """
+    cx, cy = round(x), round(y)
+    rows = slice(max(cy - SKY_BOX_HALF_WIDTH, 0), cy + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
+    columns = slice(max(cx - SKY_BOX_HALF_WIDTH, 0), cx + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
+    box = frame.image[rows, columns].astype(np.float64)
+    kept = box[np.isfinite(box)]
+    while len(kept):
+        middle, sigma = float(np.median(kept)), float(np.std(kept))
+        inside = np.abs(kept - middle) <= 3 * sigma
+        if inside.all():
+            return sigma / _CLIPPED_STD
+        kept = kept[inside]
+    return 0.0
+
+
+def separation(ra: Floats, dec: Floats, ra0: float, dec0: float) -> Floats:
+    """Angle on the sky, deg, between positions and one position, deg (haversine)."""
+    d_ra, d_dec = np.radians(ra - ra0) / 2, np.radians(dec - dec0) / 2
+    cosines = np.cos(np.radians(dec)) * math.cos(math.radians(dec0))
+    square = np.sin(d_dec) ** 2 + cosines * np.sin(d_ra) ** 2
+    return np.asarray(np.degrees(2 * np.arcsin(np.sqrt(np.clip(square, 0, 1)))))
+
+
+def _lanczos_weights(fraction: Floats) -> Floats:
+    """Lanczos-3 weights (6, ...) of the pixels from 2 before to 3 after, for positions a fraction past one.
+
+    sinc(d) sinc(d/3) of d = fraction - k is sin(pi fraction) (-1)^k sin(pi d/3) / d^2 but for a constant. Its
+    first factor drops out when the weights are normalised, and sin(pi d/3) comes from one sine and cosine.
+    Calling sinc instead took 40 % of the whole ingest.
+    """
+    f = np.clip(fraction, 1e-9, 1 - 1e-9)  # at a pixel itself its weight is 1 to 1e-9, not 0/0
+    sine, cosine = np.sin(f * (np.pi / LANCZOS_ORDER)), np.cos(f * (np.pi / LANCZOS_ORDER))
+    weights = np.empty((2 * LANCZOS_ORDER, *f.shape))
+    for j, k in enumerate(range(1 - LANCZOS_ORDER, LANCZOS_ORDER + 1)):
+        turn = np.pi * k / LANCZOS_ORDER
+        weights[j] = (-1) ** k * (sine * np.cos(turn) - cosine * np.sin(turn)) / (f - k) ** 2
+    return np.asarray(weights / weights.sum(axis=0))

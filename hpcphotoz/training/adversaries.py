@@ -1,0 +1,90 @@
+"""The attack of a step: on which rows, how strong by now, in which precision, keyed by object and epoch."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.attacks import Passes, perturb
+from hpcphotoz.attacks.cuda_graph import AttackGraphs, graph_key
+from hpcphotoz.config import Adversarial, Attack, Config
+from hpcphotoz.data.order import derive_key
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.training.compute import ComputeOptions
+from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.run.timers import Timers
+
+_START = 11  # purpose of random numbers: streams that must not repeat each other
+
+
+class StepAttack:
+    """Makes the adversarial images of steps, the same on any rank.
+
+    Args:
+        module: the bare network.
+        config: the attack, its fraction, its warm-up, the seed.
+        bins: what logits mean.
+        compute: precision, compilation, graphs.
+        timers: times the attack.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: Config,
+        bins: RedshiftBins,
+        compute: ComputeOptions,
+        timers: Timers | None = None,
+    ) -> None:
+        self._module, self._config, self._bins = module, config, bins
+        self._passes, self._timers = compute.passes, timers or Timers()
+        self._graphs = AttackGraphs() if compute.graphs == "attack" else None
+
+    def __call__(self, batch: RankBatch) -> Tensor:
+        """Attacked images of the rows `batch.attacked`, (m, B, H, W) float32 nMgy; none: none."""
+        rows = batch.attacked
+        images = batch.images[rows]
+        if not len(rows):
+            return images
+        # Outside the caller's autocast: the attack has a precision of its own.
+        with self._timers("attack"), torch.autocast(images.device.type, enabled=False):
+            attack = attack_at(batch.step, self._config.attack, self._config.adversarial)
+            return perturb(
+                self._module,
+                images,
+                batch.ebv[rows],
+                batch.z_spec[rows],
+                batch.sky_sigma[rows],
+                batch.object_id[rows],
+                attack=attack,
+                bins=self._bins,
+                seed=start_seed(self._config),
+                epoch=batch.epoch,
+                passes=self._passes_of(attack, batch),
+            )
+
+    def _passes_of(self, attack: Attack, batch: RankBatch) -> Passes:
+        if batch.images.is_cuda and (batch.skipped or batch.size < self._config.run.global_batch):
+            # Of another shape than all others: compiling and capturing it would take longer than it does.
+            return replace(self._passes, compiled=False)
+        if self._graphs is None:
+            return self._passes
+        return replace(self._passes, replay=partial(self._graphs, graph_key(attack)))
+
+
+def start_seed(config: Config) -> int:
+    """Seed of the random starts."""
+    return derive_key(config.run.seed, _START) >> 1
+
+
+def attack_at(step: int, attack: Attack, adversarial: Adversarial) -> Attack:
+    """The attack of a step counted from 0: eps and step size grow linearly, K from 1, over the warm-ups."""
+    grown = min(1.0, (step + 1) / (adversarial.eps_warmup_steps + 1))
+    steps = attack.steps
+    if step < adversarial.k_warmup_steps:
+        steps = 1 + (attack.steps - 1) * step // adversarial.k_warmup_steps
+    if grown == 1 and steps == attack.steps:
+        return attack
+    changed = {"eps": grown * attack.eps, "step_size": grown * attack.step_size, "steps": steps}
+    return attack.model_copy(update=changed)

@@ -1,0 +1,269 @@
+"""How a device computes: what the options called auto stand for on it, and why.
+
+The precision is measured on the device; each other default is what `benchmarks/bench_options.py` found
+quickest on it; `benchmarks/LOG.md` has the figures.
+"""
+
+import importlib.util
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcphotoz.attacks import Passes
+from hpcphotoz.compute.precision import (
+    Precision,
+    autocast_dtype,
+    bf16_warning,
+    bfloat16_speedup,
+    quickest_on_cpu,
+)
+from hpcphotoz.compute.precision_trial import seconds_of_a_pass
+from hpcphotoz.config import Compute, Config
+from hpcphotoz.models.form import reform
+from hpcphotoz.training.distributed import group
+from hpcphotoz.world import World
+
+_MICRO_BATCH_ON_CPU = 64
+# Images of a rank after which a compile is earned back: 76 s the first time, and about half of it again for
+# the precision that loses its trial, at the rates of a graph of the step on an H200 without (4,345 images/s)
+# and with it (7,171): 1.3 million, and a margin.
+MIN_IMAGES_TO_COMPILE = 2_000_000
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """What is done, none of it left open."""
+
+    training: torch.dtype | None  # autocast of training's passes; None: float32
+    attack: torch.dtype | None
+    channels_last: bool
+    merged: bool  # 1x1 convolutions of one input as one: quicker on CPUs
+    compiled: bool
+    graphs: str  # "off", "attack", "step"
+    fused_adam: bool
+    micro_batch: int | None  # objects a pass; None: all
+    tf32: bool = False  # whether float32 products of training's passes may be rounded to TF32
+    attack_tf32: bool = False
+
+    @property
+    def passes(self) -> Passes:
+        """The attack's passes."""
+        return Passes(autocast=self.attack, compiled=self.compiled, tf32=self.attack_tf32)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of training's passes; parameters and updates stay float32."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.training is not None)
+
+    def placed(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """The network on the device, in the memory order and form that are quickest there."""
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        module = module.to(device, memory_format=order)  # type: ignore[call-overload]
+        return reform(module, merged=self.merged, padded=False)
+
+    def facts(self) -> dict[str, Any]:
+        """For the run's provenance."""
+        found = {**vars(self), "training": self._name(self.training, self.tf32)}
+        found["attack"] = self._name(self.attack, self.attack_tf32)
+        return {name: value for name, value in found.items() if name not in ("tf32", "attack_tf32")}
+
+    @staticmethod
+    def _name(dtype: torch.dtype | None, tf32: bool) -> Precision:
+        return "bf16" if dtype else "tf32" if tf32 else "fp32"
+
+
+def compute_options(compute: Compute, device: torch.device) -> ComputeOptions:
+    """Options as they are computed with.
+
+    What is still auto is what it is on any device of the kind: without compiler and graphs, and on a GPU in
+    tf32, where it has it: the quicker one without them. `choose_compute` decides these for a run.
+    """
+    on_gpu = device.type == "cuda"
+    precision = compute.precision
+    if precision == "auto":
+        unmeasured: Precision = "tf32" if on_gpu and _has_tf32(device) else "fp32"
+        precision = unmeasured if on_gpu else quickest_on_cpu(bfloat16_speedup())[0]
+    of_attack = precision if compute.attack_precision == "training" else compute.attack_precision
+    graphs = "off" if compute.graphs == "auto" else compute.graphs
+    if graphs != "off" and not on_gpu:
+        _log.warning("compute.graphs %s: no CUDA device: passes are launched one by one", graphs)
+    return ComputeOptions(
+        training=autocast_dtype(precision),
+        attack=autocast_dtype(of_attack),
+        tf32=on_gpu and precision == "tf32",
+        attack_tf32=on_gpu and of_attack == "tf32",
+        channels_last=compute.channels_last != "off",
+        merged=not on_gpu,
+        compiled=compute.compiled == "on",
+        graphs=graphs if on_gpu else "off",
+        fused_adam=compute.fused_adam != "off",
+        micro_batch=compute.micro_batch or (None if on_gpu else _MICRO_BATCH_ON_CPU),
+    )
+
+
+@dataclass(frozen=True)
+class ComputeChoice:
+    """The options of a run with precision, compiler and graphs decided, the same on all ranks.
+
+    Attributes:
+        compute: the options.
+        message: what was chosen and why, one line.
+        warning: what an option that was asked for costs, one line; "": nothing.
+    """
+
+    compute: Compute
+    message: str
+    warning: str = ""
+
+
+def choose_compute(
+    config: Config,
+    world: World,
+    module: nn.Module,
+    device: torch.device,
+    shape: tuple[int, ...],
+    objects: int,
+    begun: str | None = None,
+) -> ComputeChoice:
+    """Decide precision, compiler and graphs; collective.
+
+    Args:
+        config: as the user gives it.
+        world: all ranks.
+        module: the network, on the device.
+        device: of this rank.
+        shape: (n, B, H, W), images of this rank's share of a batch.
+        objects: images that the run trains on, of all ranks and epochs.
+        begun: the precision of the run that is continued: it goes on in it.
+    """
+    compute = config.compute
+    if device.type != "cuda":
+        return _choose_on_cpu(compute, world, begun)
+    graphs, why_graphs = _graphs(config)
+    compiled, why_compiled = _compiled(compute, graphs, objects // world.size)
+    precision: str = compute.precision
+    why = "as asked"
+    if precision == "auto" and begun:
+        precision, why = begun, "as the run was begun"
+    elif precision == "auto" and not _has_tf32(device):
+        precision, why = "fp32", "no units for tf32 and bf16"
+    elif precision == "auto":
+        seconds, failed = _trial(module, device, shape, compiled, graphs != "off", world)
+        if failed:
+            compiled, why_compiled = False, f"not compiled (torch.compile failed here: {failed})"
+        precision, why = _quicker(seconds, shape[0])
+    values = {"precision": precision, "graphs": graphs, "compiled": "on" if compiled else "off"}
+    name = torch.cuda.get_device_name(device)
+    message = f"{name}: precision {precision} ({why}), {why_graphs}, {why_compiled}"
+    return ComputeChoice(compute.model_copy(update=values), message)
+
+
+def precision_of_attacks(
+    asked: str, module: nn.Module, device: torch.device | str, shape: tuple[int, ...]
+) -> tuple[str, str]:
+    """The precision of attacks on a trained network, and a line on why, or on what it costs; "": nothing.
+
+    Args:
+        asked: "auto" or a precision.
+        module: the network, on the device.
+        device: where the attacks run.
+        shape: (n, B, H, W), the images of a pass.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        found, why = quickest_on_cpu(bfloat16_speedup())
+        if asked != "auto":
+            slow = bf16_warning(asked, bfloat16_speedup())
+            return asked, f"warning: {slow}" if slow else ""
+        return found, f"gradients of attacks in {found} ({why})"
+    if asked != "auto":
+        return asked, ""
+    if not _has_tf32(device):
+        return "fp32", "gradients of attacks in fp32 (no units for tf32 and bf16)"
+    seconds = seconds_of_a_pass(module, device, shape, compiled=False, graph=False)
+    found, why = _quicker(seconds, shape[0])
+    return found, f"gradients of attacks in {found} ({why})"
+
+
+def _quicker(seconds: dict[str, float], n: int) -> tuple[Precision, str]:
+    both = ", ".join(f"{1e3 * took:.3g} ms in {name}" for name, took in seconds.items())
+    found: Precision = "bf16" if seconds["bf16"] < seconds["tf32"] else "tf32"
+    return found, f"measured: a pass over {n} images takes {both}"
+
+
+def _choose_on_cpu(compute: Compute, world: World, begun: str | None) -> ComputeChoice:
+    # The slowest rank decides: it would be waited for.
+    speedup = min(float(text or 1) for text in group.gather_texts(str(bfloat16_speedup()), world))
+    precision: str
+    precision, why = quickest_on_cpu(speedup)
+    if compute.precision != "auto":
+        precision, why = compute.precision, "as asked"
+    elif begun:
+        precision, why = begun, "as the run was begun"
+    attack = compute.attack_precision
+    of_attack = "" if attack in ("training", precision) else f", attack {attack} (as asked)"
+    kept = "the run keeps the precision it was begun in; another one wants a new --out" if begun else ""
+    slow = bf16_warning(precision, speedup, kept or "want auto or fp32")
+    slow = slow or bf16_warning(attack, speedup, kept or "want attack_precision training or fp32")
+    message = f"CPU: precision {precision} ({why}){of_attack}"
+    return ComputeChoice(compute.model_copy(update={"precision": precision}), message, slow or "")
+
+
+def _graphs(config: Config) -> tuple[str, str]:
+    """What is captured on a GPU, and that in words."""
+    compute, overlap = config.compute, config.overlap
+    if compute.graphs != "auto":
+        bare = overlap.mode == "streams" and compute.graphs == "off"
+        slower = ", though overlap streams is slower than off without a graph of the attack" if bare else ""
+        return compute.graphs, f"graphs {compute.graphs} (as asked{slower})"
+    if overlap.mode == "ranks":
+        return "off", "no CUDA graphs (overlap ranks: a capture would wait for other ranks)"
+    if config.adversarial.objective == "free":
+        return "off", "no CUDA graphs (objective free: updates lie between its passes)"
+    if overlap.mode == "streams":
+        return "attack", "graph of the attack (overlap streams is slower than off without it)"
+    return (
+        "step",
+        "graph of the step (a smaller last batch of an epoch and the attack's warm-up run without)",
+    )
+
+
+def _compiled(compute: Compute, graphs: str, objects: int) -> tuple[bool, str]:
+    """Whether the network is compiled on a GPU, and that in words; `objects`: of this rank."""
+    if compute.compiled != "auto":
+        return compute.compiled == "on", f"compiled {compute.compiled} (as asked)"
+    if graphs != "step":
+        return False, "not compiled (auto compiles with a graph of the step alone)"
+    if importlib.util.find_spec("triton") is None:
+        return False, "not compiled (triton is not installed)"
+    if objects < MIN_IMAGES_TO_COMPILE:
+        few = f"{objects:,} images a rank: a compile is earned back after {MIN_IMAGES_TO_COMPILE:,}"
+        return False, f"not compiled ({few})"
+    return True, "compiled"
+
+
+def _trial(
+    module: nn.Module, device: torch.device, shape: tuple[int, ...], compiled: bool, graph: bool, world: World
+) -> tuple[dict[str, float], str]:
+    """Seconds of a pass in each precision, added up over ranks; and why the compiler failed on some."""
+    failed = ""
+    if compiled:
+        try:
+            seconds_of_a_pass(module, device, shape, compiled=True, graph=False)
+        # Compilers, their back ends and the code that they make raise errors of no common type.
+        except Exception as error:
+            failed = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        failed = next((text for text in group.gather_texts(failed, world) if text), "")
+    took = seconds_of_a_pass(module, device, shape, compiled=compiled and not failed, graph=graph)
+    ranks = [json.loads(text or "") for text in group.gather_texts(json.dumps(took), world)]
+    torch.cuda.empty_cache()
+    return {name: sum(rank[name] for rank in ranks) for name in took}, failed
+
+
+def _has_tf32(device: torch.device) -> bool:
+    """Whether a GPU has units for TF32 and bfloat16."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,0 +1,149 @@
+"""This rank's share of the data: opens and counts the streams, and makes the rank batch of every step."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hpcphotoz.config import Config
+from hpcphotoz.data.format import shards
+from hpcphotoz.data.select.census import Census, SelectedObjects
+from hpcphotoz.data.select.subset import SplitPart
+from hpcphotoz.data.stream.device import batch_to_device, prefetch_to_device
+from hpcphotoz.data.stream.stream import Batch, Stream
+from hpcphotoz.errors import BadInput
+from hpcphotoz.training.distributed import group
+from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
+from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.world import World
+
+
+class RankLoader:
+    """The training and the validation part of a dataset, as one rank sees them.
+
+    Args:
+        data: dataset folder.
+        run: run folder; its `selection/` keeps which objects belong to the parts.
+        config: of the run.
+        world: this rank among those that share a global batch.
+        device: where batches go.
+        timers: times the waits for data.
+
+    Raises:
+        BadInput: as `data.stream.Stream`.
+    """
+
+    def __init__(
+        self, data: Path, run: Path, config: Config, world: World, device: torch.device, timers: Timers
+    ) -> None:
+        self._data, self._run, self._config, self._world = data, run, config, world
+        self._device, self._timers = device, timers
+        self.train = self._open("train")
+        self.validation = self._open("validation") if config.data.validation else None
+        self.waited_s = 0.0  # for data, since the start
+
+    def for_world(self, world: World) -> "RankLoader":
+        """The same data shared among other ranks, with what has been counted."""
+        other = RankLoader(self._data, self._run, self._config, world, self._device, self._timers)
+        for mine, theirs in ((self.train, other.train), (self.validation, other.validation)):
+            if mine is not None and theirs is not None:
+                theirs.objects = mine.objects
+        return other
+
+    def count(self) -> None:
+        """Agree on which objects there are: rank 0 finds them, for all.
+
+        Raises:
+            BadInput: an empty part, or labels that cannot be trained on.
+        """
+        streams = [s for s in (self.train, self.validation) if s is not None]
+        if len(set(group.gather_texts(self.train.manifest.sha256, self._world))) > 1:
+            differs = f"{self._data}: {shards.MANIFEST} is not the same on all ranks: copy the dataset again"
+            group.fail_together(differs if self._world.is_first else None, self._world)
+        problem, text, folder = None, None, self._run / "selection"
+        try:
+            if self._world.is_first:
+                Stream.count_together(streams, folder)
+                text = json.dumps([stream.objects.facts() for stream in streams])
+                for stream in streams:
+                    check_labels(self._data, stream.census, self._config)
+        except (BadInput, OSError) as error:
+            problem = str(error)
+        group.fail_together(problem, self._world)
+        facts = json.loads(group.gather_texts(text, self._world)[0] or "")
+        try:
+            for stream, found in zip(streams, facts, strict=True):
+                stream.objects = SelectedObjects.from_facts(found, folder, stream.manifest)
+        except BadInput as error:
+            problem = str(error)
+        group.fail_together(problem, self._world)
+
+    def global_batch_size(self, step: int) -> int:
+        """Number of objects in the global batch of a step."""
+        size = self._config.run.global_batch
+        return min(size, self.train.rows - step % self.train.batches * size)
+
+    def rank_batches(self, first: int, last: int) -> Iterator[RankBatch]:
+        """This rank's share of the steps from `first` on.
+
+        The other ranks are about to average gradients: a rank that left here would end them with an error of
+        their own, so it takes its steps with nothing, and `problem` says why.
+        """
+        batches, problem = self._batches(first), None
+        for step in range(first, last):
+            start = time.monotonic()
+            with self._timers("data"):
+                try:
+                    batch = next(batches)
+                except (BadInput, OSError, StopIteration) as error:
+                    batch = batch_to_device(self.train.empty(), self._device)
+                    early = f"{self._data}: fewer objects than were counted: has it changed since the start?"
+                    problem = problem or (early if isinstance(error, StopIteration) else str(error))
+                self.waited_s += time.monotonic() - start
+                rank_batch = make_rank_batch(batch, self._config, step // self.train.batches, step)
+            yield replace(rank_batch, problem=problem)
+
+    def _batches(self, first: int) -> Iterator[Batch]:
+        epoch, start = divmod(first, self.train.batches)
+        for number in range(epoch, self._config.run.epochs):
+            yield from prefetch_to_device(
+                self.train.epoch(number, start if number == epoch else 0), self._device
+            )
+
+    def _open(self, part: SplitPart) -> Stream:
+        run = self._config.run
+        return Stream(
+            self._data,
+            self._config.data,
+            global_batch=run.global_batch,
+            seed=run.seed,
+            part=part,
+            world=self._world,
+            shuffle=part == "train",
+            pinned=self._device.type == "cuda",
+        )
+
+
+def check_labels(data: Path, census: Census, config: Config) -> None:
+    """Refuse objects that cannot be trained on.
+
+    Raises:
+        BadInput: a z_spec that is unknown or outside the bins; names a shard.
+    """
+    low, high = config.model.z_min, config.model.z_max
+    leave_out = "or leave those objects out with data.where"
+    if census.unlabelled:
+        raise BadInput(
+            f"{data / census.unlabelled_in}: {census.unlabelled} of the {census.rows} objects have no z_spec "
+            f"(the first in this shard): training needs all; add them, {leave_out}: isfinite(z_spec)"
+        )
+    assert census.z_min is not None and census.z_max is not None
+    if census.z_min < low or census.z_max >= high:
+        where = census.z_min_in if census.z_min < low else census.z_max_in
+        raise BadInput(
+            f"{data / where}: z_spec from {census.z_min:.4f} to {census.z_max:.4f} leaves the bins "
+            f"[{low}, {high}): widen model.z_min, model.z_max, {leave_out}"
+        )

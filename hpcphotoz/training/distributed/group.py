@@ -1,0 +1,219 @@
+"""The process group of a run: gloo on CPU, NCCL on GPU; and agreement between its ranks."""
+
+import gc
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.output import say
+from hpcphotoz.training.distributed.rank_device import choose_device, conflict, identity
+from hpcphotoz.training.distributed.rendezvous import Rendezvous
+from hpcphotoz.world import World
+
+Subgroup = dist.ProcessGroup | None  # a group of ranks; None: all
+_log = logging.getLogger(__name__)
+
+
+class RankLost(Exception):
+    """Another rank has died, or does not answer."""
+
+
+class OtherRankFailed(SystemExit):
+    """Another rank reports why the run cannot go on; this one ends quietly with the same status 2."""
+
+
+@contextmanager
+def process_group(
+    world: World, timeout_s: float, options: Mapping[str, str], wanted: str = "auto"
+) -> Iterator[torch.device]:
+    """Join the other ranks and leave them at the end; yields this rank's device.
+
+    Args:
+        world: who am I among how many.
+        timeout_s: seconds after which a wait for another rank is an error.
+        options: name and value of everything that must be the same on all ranks.
+        wanted: the device: "auto", "cuda" or "cpu"; see `choose_device`.
+
+    Raises:
+        BadInput: more than one rank but no address to meet at; no device where one was asked for; options
+            that differ from those of rank 0.
+        OtherRankFailed: such a problem of another rank, which says it.
+        RankLost: not all ranks have come within `timeout_s`.
+    """
+    device, problem = torch.device("cpu"), None
+    try:
+        device = choose_device(world, wanted)
+    except BadInput as error:
+        if world.size == 1:
+            raise
+        problem = str(error)
+    if world.size == 1:
+        yield device
+        return
+    _join(world, timeout_s, options, device, problem)
+    try:
+        yield device
+    finally:
+        # DistributedDataParallel lies in reference cycles: collected after its group, at the interpreter's
+        # end, it aborted one run in 15 ("terminate called without an active exception").
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def _join(
+    world: World, timeout_s: float, options: Mapping[str, str], device: torch.device, problem: str | None
+) -> None:
+    """Make the process group, once every rank is there and has a device of its own."""
+    try:
+        meeting = Rendezvous(world, timeout_s)
+        place = socket.gethostname(), identity(device)
+        found = meeting.first_problem(problem, place, conflict, options)
+        if found is None:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=meeting.store,
+                rank=world.rank,
+                world_size=world.size,
+                timeout=timedelta(seconds=timeout_s),
+            )
+            return
+    except (TimeoutError, dist.DistError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise RankLost(f"the ranks did not come together: {said}") from None
+    if world.rank in found.ranks:
+        raise BadInput(found.text)
+    raise OtherRankFailed(2)
+
+
+def fail_together(problem: str | None, world: World, subgroup: Subgroup = None) -> None:
+    """End all ranks if any has a problem: the first one says it, the others stop quietly.
+
+    Raises:
+        BadInput: on the first rank that has a problem.
+        OtherRankFailed: on the others.
+    """
+    problems = gather_texts(problem, world, subgroup)
+    first = next((rank for rank, text in enumerate(problems) if text), None)
+    if first is None:
+        return
+    if first == world.rank:
+        raise BadInput(str(problem))
+    raise OtherRankFailed(2)
+
+
+def gather_texts(item: str | None, world: World, subgroup: Subgroup = None) -> list[str | None]:
+    """One text of every rank, by rank."""
+    if world.size == 1:
+        return [item]
+    items: list[str | None] = [None] * world.size
+    dist.all_gather_object(items, item, group=subgroup)
+    return items
+
+
+def sum_over_ranks(values: Tensor, world: World, subgroup: Subgroup = None) -> Tensor:
+    """Sum over ranks, in place.
+
+    Args:
+        values: of any shape.
+        world: this rank's place among those that add up.
+        subgroup: their group; None: all ranks.
+    """
+    if world.size > 1:
+        dist.all_reduce(values, group=subgroup)
+    return values
+
+
+def gather_rows(values: Tensor, world: World, subgroup: Subgroup = None) -> Tensor:
+    """The rows of every rank's (n, ...) tensor, in order of rank; n may differ; see `sum_over_ranks`."""
+    if world.size == 1:
+        return values
+    counts = torch.zeros(world.size, dtype=torch.int64, device=values.device)
+    counts[world.rank] = len(values)
+    dist.all_reduce(counts, group=subgroup)
+    padded = values.new_zeros((int(counts.max()), *values.shape[1:]))
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    dist.all_gather(parts, padded, group=subgroup)
+    return torch.cat([part[:n] for part, n in zip(parts, counts.tolist(), strict=True)])
+
+
+@contextmanager
+def detect_lost_ranks(progress_message: Callable[[], str], timeout_s: float) -> Iterator[None]:
+    """Say clearly that another rank is gone, instead of what the transport says.
+
+    On a GPU no call fails: the host waits for the device, and the device for the other rank, until NCCL's own
+    watchdog aborts the process. There a thread sees `progress_message` unchanged for so long, and ends the
+    process with status 1.
+
+    Args:
+        progress_message: what this rank is doing; changes with every step.
+        timeout_s: how long it waits for another.
+
+    Raises:
+        RankLost: a collective or a message failed or took too long.
+    """
+    on_gpus = dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
+    with _watchdog(progress_message, timeout_s) if on_gpus else nullcontext():
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_transport(error):
+                raise
+            said = str(error).strip().splitlines()[0]
+            raise RankLost(_lost(progress_message(), timeout_s, said)) from error
+
+
+def _lost(progress_message: str, timeout_s: float, said: str) -> str:
+    return (
+        f"{progress_message}: another rank died, or did not answer for run.timeout_s = {timeout_s:g} s "
+        f"({said}): the newest lines of logs/rank-*.log say more; the same command resumes from the last "
+        "checkpoint"
+    )
+
+
+@contextmanager
+def _watchdog(progress_message: Callable[[], str], timeout_s: float) -> Iterator[None]:
+    done = threading.Event()
+
+    def watch() -> None:
+        seen, since = progress_message(), time.monotonic()
+        # NCCL's watchdog counts from a later moment, that of the collective: this one comes before it.
+        while not done.wait(min(1.0, timeout_s / 10)):
+            if progress_message() != seen:
+                seen, since = progress_message(), time.monotonic()
+            elif time.monotonic() - since > timeout_s:
+                text = _lost(seen, timeout_s, "the GPU waits for it")
+                _log.info("%s", text)
+                say(f"hpcphotoz: error: {text}", sys.stderr)
+                os._exit(1)  # the main thread is inside CUDA, and hears nothing
+
+    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _is_transport(error: RuntimeError) -> bool:
+    # gloo's errors have no type of their own, only the place in its source.
+    words = (
+        "gloo",
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Timed out waiting",
+        "Socket Timeout",
+    )
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -1,0 +1,243 @@
+"""How ranks meet: a key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 or torchrun holds.
+
+Nothing here waits inside torch: there a wait hears no signal until it ends, and Ctrl-C took up to the
+time-out.
+"""
+
+import itertools
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from torch import distributed as dist
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.world import World
+
+# From the (host, device) of every rank: the first rank that does not go with the others, and why.
+Conflict = Callable[[list[tuple[str, str]]], tuple[int, str] | None]
+_POLL_S = 0.05
+_LEAVING_S = 5.0
+_FINISHING_S = 1.0
+_SIZE = "number of ranks"
+_OF_A_RUN = (_SIZE, "--out", "--data")  # where two runs differ, rather than two ranks of one
+_joined = itertools.count()  # runs of this process
+
+
+class Problem(NamedTuple):
+    """Why a run cannot begin, and the ranks that tell the user."""
+
+    ranks: tuple[int, ...]
+    text: str
+
+
+class Rendezvous:
+    """The store of a run, while its ranks come together.
+
+    Args:
+        world: this rank's place, of a world of at least two.
+        timeout_s: seconds for all that is done here.
+        env: environment with MASTER_ADDR and MASTER_PORT; the process's own by default.
+
+    Raises:
+        BadInput: no address, or one that cannot be used.
+        TimeoutError: nobody answers there.
+    """
+
+    def __init__(self, world: World, timeout_s: float, env: Mapping[str, str] | None = None) -> None:
+        env = os.environ if env is None else env
+        self._world, self._timeout_s = world, timeout_s
+        self._end = time.monotonic() + timeout_s
+        self._host, self._port = _address(world, env)
+        # torchrun's own store is there before the ranks and outlives them: ranks that it starts again, and a
+        # second run of the same processes, must not read old keys.
+        held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        attempt = f"{env.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joined) if held else 0}"
+        self.store = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"hpcphotoz/{attempt}", self._connect(holds=world.is_first and not held)
+        )
+
+    def first_problem(
+        self, problem: str | None, place: tuple[str, str], conflict: Conflict, options: Mapping[str, str]
+    ) -> Problem | None:
+        """Wait for all ranks; return the first rank with a problem and what it is, the same on every rank.
+
+        A rank whose options are not those of rank 0 has a problem, which it and rank 0 tell: it may belong to
+        another run that was given the same port.
+
+        Args:
+            problem: of this rank; None: it has none.
+            place: this rank's host and device.
+            conflict: finds a problem between ranks; called on rank 0.
+            options: name and value of everything that must be the same on all ranks.
+
+        Raises:
+            TimeoutError: some rank does not come.
+        """
+        rank, size = self._world.rank, self._world.size
+        options = {_SIZE: str(size), **options}
+        if self._world.is_first:
+            self.store.set("options", json.dumps(options))
+        else:
+            self._wait(["options"], self._end)
+            first = json.loads(self.store.get("options"))
+            if differs := self._difference(options, first):
+                return self._refused(Problem((0, rank), differs), place, int(first[_SIZE]))
+        self.store.set(f"rank/{rank}", json.dumps([problem and Problem((rank,), problem), *place]))
+        if self._world.is_first:
+            keys = [f"rank/{other}" for other in range(size)]
+            self._wait(keys, self._end)
+            said = [json.loads(self.store.get(key)) for key in keys]
+            own = next((found for found, _, _ in said if found), None)
+            if own is None and (found := conflict([(host, device) for _, host, device in said])):
+                own = Problem((found[0],), found[1])
+            self.store.set("verdict", json.dumps(own))
+        else:
+            self._wait(["verdict"], self._end)
+        verdict = json.loads(self.store.get("verdict"))
+        if verdict is None:
+            return None
+        # The store ends with rank 0: not before all have read why.
+        self.store.set(f"read/{rank}", "")
+        if self._world.is_first:
+            try:
+                self._wait([f"read/{other}" for other in range(size)], time.monotonic() + _LEAVING_S)
+            except TimeoutError:
+                pass
+        return Problem(tuple(verdict[0]), verdict[1])
+
+    def _refused(self, problem: Problem, place: tuple[str, str], size: int) -> Problem:
+        """Tell rank 0, of a world of `size`, that this rank's options differ; returns what to tell the user.
+
+        Rank 0 may wait for others, this rank does not.
+        """
+        rank = self._world.rank
+        if rank < size:
+            self.store.set(f"rank/{rank}", json.dumps([problem, *place]))
+            self.store.set(f"read/{rank}", "")
+        return problem
+
+    def _difference(self, options: Mapping[str, str], first: Mapping[str, str]) -> str | None:
+        """How the options of this rank differ from those of rank 0; None: they do not."""
+        names = dict.fromkeys([*options, *first])
+        name = next((name for name in names if options.get(name) != first.get(name)), None)
+        if name is None:
+            return None
+        found = (
+            f"rank {self._world.rank} has {name} {options.get(name)}, rank 0 at MASTER_ADDR, MASTER_PORT = "
+            f"{self._host}:{self._port} has {first.get(name)}: "
+        )
+        if name in _OF_A_RUN:
+            return (
+                found + "another run listens on this port: choose another, or give all ranks the same options"
+            )
+        return found + "give all ranks the same options"
+
+    def _wait(self, keys: list[str], end: float) -> None:
+        pause = _POLL_S
+        while not self.store.check(keys):
+            if time.monotonic() > end:
+                raise TimeoutError(self._absent(keys))
+            time.sleep(pause)
+            pause = min(0.5, 1.5 * pause)
+
+    def _absent(self, keys: list[str]) -> str:
+        if not self._world.is_first:
+            return f"rank {self._world.rank}: not all ranks joined within {self._limit}: rank 0 says which"
+        absent = [key.partition("/")[2] for key in keys if not self.store.check([key])]
+        named = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        return (
+            f"{len(absent)} of {len(keys)} ranks did not join within {self._limit}: look at the output of "
+            f"rank {named}"
+        )
+
+    @property
+    def _limit(self) -> str:
+        return f"run.timeout_s = {self._timeout_s:g} s"
+
+    def _connect(self, holds: bool) -> Any:
+        listening = _listen(self._port) if holds else None
+        self._until_answered()
+        made: list[Any] = []
+        failed: list[RuntimeError] = []
+        ended = threading.Event()
+
+        def make() -> None:
+            try:
+                made.append(
+                    dist.TCPStore(  # type: ignore[attr-defined]
+                        self._host,
+                        self._port,
+                        self._world.size,
+                        is_master=holds,
+                        timeout=timedelta(seconds=self._timeout_s),
+                        wait_for_workers=False,
+                        master_listen_fd=listening,
+                    )
+                )
+            except RuntimeError as error:
+                failed.append(error)
+            finally:
+                ended.set()
+
+        # In a thread: a service that is no store may accept the connection and never answer.
+        try:
+            threading.Thread(target=make, name="join", daemon=True).start()
+            while not ended.wait(_POLL_S) and time.monotonic() < self._end:
+                pass
+        finally:
+            # Python aborts when a thread comes back from C++ as the interpreter ends (seen after Ctrl-C).
+            ended.wait(_FINISHING_S)
+        if not made:
+            said = str(failed[0]).strip().splitlines()[0] if failed else "no answer"
+            raise TimeoutError(
+                f"what listens at MASTER_ADDR, MASTER_PORT = {self._host}:{self._port} is not rank 0 of this "
+                f"run ({said}): choose another MASTER_PORT"
+            )
+        return made[0]
+
+    def _until_answered(self) -> None:
+        while True:
+            try:
+                socket.create_connection((self._host, self._port), timeout=1).close()
+                return
+            except OSError as error:
+                if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
+                    raise BadInput(f"MASTER_ADDR={self._host}: no such host") from None
+                if time.monotonic() > self._end:
+                    raise TimeoutError(
+                        f"rank {self._world.rank}: rank 0 does not listen at MASTER_ADDR, MASTER_PORT = "
+                        f"{self._host}:{self._port} ({error.strerror or error}): waited {self._limit}"
+                    ) from None
+            time.sleep(4 * _POLL_S)
+
+
+def _address(world: World, env: Mapping[str, str]) -> tuple[str, int]:
+    if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT"):
+        raise BadInput(
+            f"{world.size} ranks started by {world.launcher} but MASTER_ADDR and MASTER_PORT are not set: "
+            "use torchrun or `hpcphotoz launch`, or set them to the first node's name and a free port"
+        )
+    port = env["MASTER_PORT"]
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise BadInput(f"MASTER_PORT={port}: is no port: want 1 to 65535")
+    return env["MASTER_ADDR"], int(port)
+
+
+def _listen(port: int) -> int:
+    """A listening socket's file descriptor."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        server = socket.create_server(("", port), family=family, backlog=2048, dualstack_ipv6=both)
+    except OSError as error:
+        raise BadInput(
+            f"MASTER_PORT={port}: cannot listen there on {socket.gethostname()}: {error.strerror}: choose a "
+            "free port"
+        ) from None
+    return server.detach()

@@ -1,0 +1,293 @@
+"""Overlap `ranks`: attacked images from attackers to learners, weights back, all asynchronous.
+
+With staleness s, the attack of step t is made with the weights that t - s updates gave (or the first ones of
+this process), no matter who was quick: the same run twice gives the same curve, and s = 0 gives that of
+`off`.
+
+    s = 0   learner    clean 5 │ adversarial 5, update │ clean 6 │ ...      waits for images, then for nobody
+            attacker   attack 5 │ (waits for weights 6) │ attack 6 │ ...
+    s = 1   learner    clean 5, adversarial 5, update │ clean 6, ...
+            attacker   attack 6 (weights 5)            │ attack 7 (weights 6)
+
+    buffer                        written by          read by           used again
+    images of a step, attacker    attack              isend             never: freed after its wait
+    images of a step, learner     irecv               adversarial pass  never: freed after it
+    weights, two, learner         copy after update   broadcast         after its wait, two versions later
+    weights, two, attacker        broadcast           copy              two versions later: with staleness the
+                                                                        next one comes during the attack
+
+An attacker asks for the weights after v updates only when it has sent its images of all steps before v, which
+these updates wait for. On a GPU a receive occupies the device until it is served, and to load a kernel may
+wait for all that runs: asked for before, the weights would wait for an attack that waits for them.
+
+Flags of attackers (asked to stop, cannot read) travel in the header of their images; learners agree, and the
+verdict travels in the header of the next weights. An attacker that reads a verdict has by then sent the
+images of `staleness` further steps; learners receive and drop them, so that nothing is left unmatched.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from hpcphotoz.config import Overlap
+from hpcphotoz.data.stream.device import copy_to_device
+from hpcphotoz.training.distributed.agreement import Verdict
+from hpcphotoz.training.overlap.messages import ImageMessages, WeightMessages, header
+from hpcphotoz.training.overlap.partition import MessageSlice, RankSplit
+from hpcphotoz.training.rank_batch import RankBatch
+
+GlobalBatchSize = Callable[[int], int]  # objects in the global batch of a step
+Waiting = Callable[[str], AbstractContextManager[None]]  # notes for what a rank waits
+
+
+class ExchangeTopology:
+    """What both kinds of ranks know of the exchange.
+
+    Args:
+        split: who attacks.
+        rank: this one.
+        fraction: of attacked objects.
+        overlap: staleness, how images and weights travel.
+        last: steps of the run.
+        global_batch_size: objects in the global batch of a step.
+        weights_group: the group of rank 0 and all attackers.
+    """
+
+    def __init__(
+        self,
+        split: RankSplit,
+        rank: int,
+        fraction: float,
+        overlap: Overlap,
+        last: int,
+        global_batch_size: GlobalBatchSize,
+        weights_group: dist.ProcessGroup | None,
+    ) -> None:
+        self.split, self.rank, self.fraction, self.overlap = split, rank, fraction, overlap
+        self.last, self.global_batch_size, self.weights_group = last, global_batch_size, weights_group
+
+    def needed(self, version: int, first: int) -> bool:
+        """Whether some attack of a run that starts at step `first` wants the weights after `version`
+        updates.
+        """
+        return first < version <= self.last - 1 - self.overlap.max_staleness
+
+    def message_slices(self, step: int) -> list[MessageSlice]:
+        """The messages of a step."""
+        return self.split.message_slices(self.rank, self.global_batch_size(step), self.fraction)
+
+    def rows(self, batch: RankBatch, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Which of a rank's attacked images are in a message, and where in it: some may have been left
+        out.
+        """
+        place = np.searchsorted(
+            self.split.attacked_positions(self.rank, batch.size, self.fraction), batch.positions
+        )
+        mine = np.flatnonzero((place >= start) & (place < stop))
+        device = batch.images.device
+        return copy_to_device(torch.from_numpy(mine), device), copy_to_device(
+            torch.from_numpy(place[mine] - start), device
+        )
+
+    def connect_peers(self, device: torch.device) -> None:
+        """Exchange a byte with every rank that will be spoken to, in one order on all ranks.
+
+        NCCL makes a connection when it is first used, and both ends wait for each other: two ranks that first
+        use theirs in another order would wait for ever.
+        """
+        for attacker, learner in self.split.pairs(self.rank):
+            byte = torch.zeros(1, dtype=torch.uint8, device=device)
+            dist.send(byte, learner) if attacker == self.rank else dist.recv(byte, attacker)
+
+
+class _Endpoint:
+    """What both ends hold.
+
+    Args:
+        topology: who is who.
+        module: the network whose weights travel.
+        shape: (B, H, W) of an image.
+        device: of this rank.
+        first: the step this process begins with.
+        waiting: notes for what the rank waits.
+    """
+
+    def __init__(
+        self,
+        topology: ExchangeTopology,
+        module: nn.Module,
+        shape: tuple[int, ...],
+        device: torch.device,
+        first: int,
+        waiting: Waiting,
+    ) -> None:
+        self._topology, self._first, self._waiting = topology, first, waiting
+        self._images = ImageMessages(topology.overlap.images_transfer, shape, device)
+        self._weights = WeightMessages(list(module.parameters()), topology.overlap.weights_transfer)
+        speaks = topology.rank == 0 or topology.split.is_attacker(topology.rank)
+        self._free = deque([self._weights.empty(), self._weights.empty()] if speaks else [])
+
+
+class LearnerEndpoint(_Endpoint):
+    """A learner's end: adversarial images come from attackers; weights go to them, from rank 0."""
+
+    overlaps = True
+
+    def __init__(self, *shared: Any) -> None:
+        super().__init__(*shared)
+        self._sent: deque[tuple[dist.Work, Tensor]] = deque()
+        self._coming: list[tuple[dist.Work, Tensor, int, int]] = []
+        self._given_up = 0
+        self.flags = torch.zeros(2, dtype=torch.float64)  # of attackers: asked to stop, cannot read
+
+    def begin(self, batch: RankBatch) -> None:
+        """Ask for the images of this step; they arrive during the clean passes."""
+        self._coming = self._receive(batch.step)
+
+    def finish(self, batch: RankBatch) -> Tensor:
+        """Wait for them."""
+        clean = batch.images[batch.attacked]
+        adv, self.flags = torch.empty_like(clean), torch.zeros(2, dtype=torch.float64)
+        for request, message, start, stop in self._coming:
+            with self._waiting("attacked images"):
+                request.wait()
+                fields = header(message).cpu()  # on a GPU it is here that the host waits
+            if int(fields[0]) != batch.step:
+                raise RuntimeError(f"attacked images of step {int(fields[0])} arrived at step {batch.step}")
+            self.flags += fields[1:3].double()
+            mine, rows = self._topology.rows(batch, start, stop)
+            adv[mine] = self._images.read(message, rows, clean[mine])
+        return adv
+
+    def done(self) -> None:
+        """Messages may be freed."""
+        self._coming = []
+
+    def publish(self, version: int, verdict: Verdict) -> None:
+        """Send the weights after `version` updates to the attackers that will want them, and what all do
+        next.
+        """
+        if self._topology.rank or not self._topology.needed(version, self._first):
+            return
+        while not self._free:
+            request, message = self._sent.popleft()
+            with self._waiting("attackers to take weights"):
+                request.wait()
+            self._free.append(message)
+        message = self._free.popleft()
+        header(message)[:2] = torch.tensor([version, int(verdict)])
+        self._weights.write(message)
+        request = dist.broadcast(message, 0, group=self._topology.weights_group, async_op=True)
+        self._sent.append((request, message))
+
+    def give_up(self, version: int) -> None:
+        """After weights `version` went out with GO_ON: take no further step, and tell the attackers so."""
+        if version < self._topology.last:
+            self._drop(range(version, version + 1))
+            self.publish(version + 1, Verdict.PROBLEM)
+            self._given_up = 1
+
+    def end(self, version: int, verdict: Verdict) -> None:
+        """Leave nothing unmatched: drop what attackers have sent before they read the verdict at
+        `version`.
+        """
+        if verdict is not Verdict.GO_ON:
+            version += self._given_up
+            self._drop(
+                range(version, min(version + self._topology.overlap.max_staleness, self._topology.last))
+            )
+        while self._sent:
+            request, _ = self._sent.popleft()
+            with self._waiting("attackers to take weights"):
+                request.wait()
+
+    def _drop(self, steps: range) -> None:
+        for step in steps:
+            for request, *_ in self._receive(step):
+                with self._waiting("images that are not needed any more"):
+                    request.wait()
+
+    def _receive(self, step: int) -> list[tuple[dist.Work, Tensor, int, int]]:
+        coming = []
+        for message_slice in self._topology.message_slices(step):
+            message = self._images.empty(message_slice.stop - message_slice.start)
+            request = dist.irecv(message, message_slice.rank, tag=step)
+            assert request is not None
+            coming.append((request, message, message_slice.start, message_slice.stop))
+        return coming
+
+
+class AttackerEndpoint(_Endpoint):
+    """An attacker's end: weights come, images go."""
+
+    def __init__(self, *shared: Any) -> None:
+        super().__init__(*shared)
+        self._version = self._steps_sent = self._first
+        self._coming: tuple[dist.Work, Tensor] | None = None
+        self._sent: deque[list[tuple[dist.Work, Tensor]]] = deque()
+
+    def weights_for(self, step: int) -> Verdict:
+        """Bring the network to the weights with which a step is attacked; anything but GO_ON: it is not."""
+        while self._version < max(step - self._topology.overlap.max_staleness, self._first):
+            assert self._coming is not None
+            request, message = self._coming
+            with self._waiting(f"weights {self._version + 1}"):
+                request.wait()
+                version, verdict = header(message)[:2].tolist()
+            if version != self._version + 1:
+                raise RuntimeError(f"weights {version} arrived where {self._version + 1} were due")
+            self._version, self._coming = version, None
+            if verdict != Verdict.GO_ON:
+                return Verdict(verdict)
+            self._weights.read(message)
+            self._free.append(message)
+            self._ask()
+        return Verdict.GO_ON
+
+    def send(self, batch: RankBatch, adv: Tensor, stop: bool) -> None:
+        """Send the attacked images of a step to their learners.
+
+        Args:
+            batch: what was attacked; rows it lacks are sent as NaN.
+            adv: (m, B, H, W).
+            stop: whether this rank is asked to stop.
+        """
+        clean, requests = batch.images[batch.attacked], []
+        for message_slice in self._topology.message_slices(batch.step):
+            message = self._images.empty(message_slice.stop - message_slice.start)
+            fields = header(message)
+            fields[:3] = torch.tensor([batch.step, int(stop), int(batch.problem is not None)])
+            mine, rows = self._topology.rows(batch, message_slice.start, message_slice.stop)
+            self._images.write(message, rows, adv[mine], clean[mine])
+            request = dist.isend(message, message_slice.rank, tag=batch.step)
+            assert request is not None
+            requests.append((request, message))
+        self._sent.append(requests)
+        while len(self._sent) > 2:
+            self._wait_for_oldest()
+        self._steps_sent = batch.step + 1
+        self._ask()
+
+    def flush(self) -> None:
+        """Wait until all images are taken."""
+        while self._sent:
+            self._wait_for_oldest()
+
+    def _wait_for_oldest(self) -> None:
+        for request, _ in self._sent.popleft():
+            with self._waiting("learners to take images"):
+                request.wait()
+
+    def _ask(self) -> None:
+        """Ask for the next weights, once all that they wait for has been sent."""
+        due = self._coming is None and self._version < self._steps_sent
+        if due and self._topology.needed(self._version + 1, self._first):
+            message = self._free.popleft()
+            request = dist.broadcast(message, 0, group=self._topology.weights_group, async_op=True)
+            self._coming = (request, message)

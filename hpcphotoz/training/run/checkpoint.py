@@ -1,0 +1,225 @@
+"""Checkpoints: written whole or not at all, found again by the same command line, loaded without unpickling
+code.
+"""
+
+import errno
+import io
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcphotoz.atomic import atomic_write
+from hpcphotoz.config import Config
+from hpcphotoz.config.load import parse
+from hpcphotoz.config.renamed import to_current
+from hpcphotoz.data.order import ORDER
+from hpcphotoz.errors import BadInput
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.build import bins_of, build
+
+FORMAT = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_log = logging.getLogger(__name__)
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A trained network, ready to predict."""
+
+    name: str  # the run folder's name
+    module: nn.Module  # in evaluation mode
+    bins: RedshiftBins
+    bands: tuple[str, ...]
+    stamp: int  # pixels a side
+    config: Config
+    step: int  # optimiser steps taken
+    manifest_sha256: str  # of the dataset it was trained on
+
+
+def save(run: Path, state: State, keep: int) -> Path:
+    """Write `checkpoints/step-N.pt` under a temporary name, flush, rename; then drop all but the newest
+    `keep`.
+
+    A process killed at any instant leaves the earlier checkpoints as they were. Where the disk is full, those
+    that would be dropped afterwards are dropped first, but never the newest one that loads.
+
+    Raises:
+        BadInput: no room all the same, or another error of the file system; earlier checkpoints are kept.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{state['step']:08d}.pt"
+    # In memory first: torch's writer turns a full disk into an error of its own.
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, content)
+    try:
+        with_room(run, keep, lambda: _write(path, content))
+    except OSError as error:
+        raise BadInput(_not_saved(path, content.tell(), error)) from None
+    for old in _checkpoints(run)[keep:]:
+        old.unlink()
+    _drop_unfinished(folder)
+    return path
+
+
+def with_room(run: Path, keep: int, write: Callable[[], None]) -> None:
+    """Write into the run folder; where the disk is full, drop what may be dropped and write again.
+
+    Dropped are all but the newest `keep` - 1 checkpoints and the newest one that loads.
+
+    Args:
+        run: run folder.
+        keep: checkpoints to keep, with the one that is to come.
+        write: raises OSError where it fails, and can be called again.
+    """
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in _NO_ROOM or not _make_room(run, keep):
+            raise
+        write()
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def _make_room(run: Path, keep: int) -> bool:
+    """Whether there was anything to drop."""
+    unfinished = _drop_unfinished(run / "checkpoints")
+    good = latest(run)
+    surplus = [path for path in _checkpoints(run)[keep - 1 :] if path != good] if good else []
+    for path in surplus:
+        _log.warning("%s: dropped to make room for the next checkpoint", path)
+        path.unlink()
+    return bool(surplus) or unfinished
+
+
+def _drop_unfinished(folder: Path) -> bool:
+    """Remove what a killed process has left; whether there was any."""
+    left = list(folder.glob("*.tmp"))
+    for path in left:
+        path.unlink()
+    return bool(left)
+
+
+def _not_saved(path: Path, size: int, error: OSError) -> str:
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"{path}: cannot save the checkpoint: {error.strerror or error} ({size / 1e6:.1f} MB are needed, "
+        f"{free / 1e6:.1f} MB of the disk are free): make room, or choose a smaller "
+        "run.keep_checkpoints; the same command resumes from the checkpoint before"
+    )
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint that loads; torn ones are skipped with a warning; None: there is none."""
+    for path in _checkpoints(run):
+        try:
+            load(path)
+        except BadInput as error:
+            _log.warning("%s; trying the one before", error)
+            continue
+        return path
+    return None
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> State:
+    """Read one checkpoint, tensors and plain values only.
+
+    Raises:
+        BadInput: unreadable, torn, or of another format.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch raises RuntimeError, EOFError, KeyError, UnpicklingError ... for a torn file
+        raise BadInput(
+            f"{path}: not a readable checkpoint ({type(error).__name__}): use an earlier one"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise BadInput(f"{path}: not a checkpoint of format {FORMAT}")
+    return state
+
+
+def check_data(run: Path, state: State, data: Path, manifest_sha256: str) -> None:
+    """Refuse to continue a run on another dataset than it was begun on, or in another order of its objects.
+
+    Args:
+        run: run folder.
+        state: of its newest checkpoint.
+        data: dataset folder that is to be trained on.
+        manifest_sha256: of that dataset.
+
+    Raises:
+        BadInput: either is so.
+    """
+    if state.get("order") != ORDER:
+        raise BadInput(
+            f"{run}: was begun by a version with another order of objects and another split: "
+            "choose a new --out"
+        )
+    if state["manifest_sha256"] != manifest_sha256:
+        raise BadInput(
+            f"{run}: was trained on another dataset than {data}: "
+            "resume on the same dataset, or choose a new --out"
+        )
+
+
+def load_network(run: Path | str, device: torch.device | str = "cpu") -> TrainedNetwork:
+    """The network of a run's newest checkpoint.
+
+    Args:
+        run: a run folder, or one checkpoint file in it.
+        device: where to put it.
+
+    Raises:
+        BadInput: no such run, no checkpoint in it, or one that does not load.
+    """
+    run = Path(run)
+    path = run if run.is_file() else latest(run)
+    if path is None:
+        torn = " that loads" if _checkpoints(run) else ""
+        raise BadInput(
+            f"{run}: no checkpoint{torn}: give a run folder that `hpcphotoz train --out` has filled"
+        )
+    state = load(path, device)
+    config = parse(_current_config(state), str(path))
+    module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
+    module.load_state_dict(state["model"])
+    module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
+    bands = tuple(state["bands"])
+    return TrainedNetwork(
+        name,
+        module,
+        bins_of(config.model),
+        bands,
+        state["stamp"],
+        config,
+        state["step"],
+        state["manifest_sha256"],
+    )
+
+
+def _current_config(state: State) -> dict[str, Any]:
+    """A checkpoint's configuration in today's words."""
+    tree = {name: dict(section) for name, section in state["config"].items()}
+    # Before the order had a number, the split was by the training's seed, and reading ahead was in batches.
+    if "order" not in state:
+        tree["data"].pop("read_ahead", None)
+        tree["data"].setdefault("split_seed", tree["training"]["seed"])
+    return to_current(tree)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)

@@ -1,0 +1,222 @@
+"""Where a step's time goes: a profiler's trace, and one screen that adds it up.
+
+A few steps after the first ones are profiled on rank 0; the run goes on. "all-reduce" runs beside backward
+passes and is not part of the sum; `rest` below 0 is what two streams hid of each other. The device's rate is
+that of square matrix products in the precision of training, run here; a step's operations are counted, not
+estimated.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+from torch.nn import functional
+
+from hpcphotoz.atomic import atomic_write, write_text
+from hpcphotoz.compute.cost import flops, law
+from hpcphotoz.config import Config
+from hpcphotoz.training.compute import ComputeOptions
+from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.run.timers import Timers
+
+_SKIPPED, _STEPS = 3, 5  # of the process: the first ones fetch memory and choose algorithms
+
+
+class StepProfiler:
+    """Watches the first steps of a process.
+
+    Args:
+        folder: `profile` of the run; the trace is for chrome://tracing or Perfetto.
+        device: where the step runs.
+        timers: of the step; switched on meanwhile.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, timers: Timers) -> None:
+        self._folder, self._device, self._timers = folder, device, timers
+        self._steps = 0
+        self._rows = [0, 0]
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
+
+    def record_step(self, batch: RankBatch) -> bool:
+        """Note that a step has been taken; whether it was the last one of the profile."""
+        self._steps += 1
+        if self._steps == _SKIPPED:
+            self._timers.active = True
+            self._profiler.start()
+            self._start = self._now()
+        elif self._steps > _SKIPPED:
+            self._rows = [self._rows[0] + len(batch.images), self._rows[1] + len(batch.attacked)]
+        if self._steps < _SKIPPED + _STEPS:
+            return False
+        self._seconds = self._now() - self._start
+        self._profiler.stop()
+        self._timers.active = False
+        return True
+
+    def end_early(self) -> str:
+        """Put an end to it where the run had fewer steps; what to say."""
+        if self._timers.active:
+            self._profiler.stop()
+            self._timers.active = False
+        return f"no profile: the run ended after {self._steps} steps, want {_SKIPPED + _STEPS}"
+
+    def summary(
+        self,
+        module: nn.Module,
+        attack: Callable[[nn.Module, RankBatch], object],
+        batch: RankBatch,
+        config: Config,
+        compute: ComputeOptions,
+    ) -> str:
+        """Write the trace and the summary; returns the summary as text.
+
+        Args:
+            module: the bare network; a copy of it is run.
+            attack: attacks the objects of a batch with a network.
+            batch: any; two of its objects are taken.
+            config, compute: of the run.
+        """
+        self._folder.mkdir(exist_ok=True)
+        with atomic_write(self._folder / "trace.json") as temporary:
+            self._profiler.export_chrome_trace(str(temporary))
+        step = self._seconds / _STEPS
+        shares = {name: s / self._seconds for name, s in self._timers.seconds().items()}
+        events = self._profiler.events() or []  # type: ignore[no-untyped-call]
+        counted = self._operations(module, attack, batch, config)
+        rate, measured = counted / self._seconds, matrix_rate(self._device, compute.training)
+        figures = {
+            "steps": _STEPS,
+            "step_s": step,
+            "images_per_s_of_this_rank": self._rows[0] / self._seconds,
+            # Below 0: on a GPU sections on two streams overlap, and that much of them was hidden.
+            "shares": {**shares, "rest": 1 - sum(shares.values())},
+            "all_reduce": all_reduce_seconds(events, self._device) / self._seconds,
+            "operations_per_s": rate,
+            "device_operations_per_s": measured,
+            "fraction_of_device": rate / measured,
+            "law": law(config.attack.steps, config.adversarial.fraction),
+        }
+        write_text(self._folder / "summary.json", json.dumps(figures, indent=1) + "\n")
+        text = _report(figures, compute)
+        write_text(self._folder / "summary.txt", text + "\n")
+        return text
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _operations(
+        self,
+        module: nn.Module,
+        attack: Callable[[nn.Module, RankBatch], object],
+        batch: RankBatch,
+        config: Config,
+    ) -> float:
+        """Of the passes and attacks over the rows that were seen."""
+        passed, attacked = operations(module, attack, batch)
+        objects, m = self._rows
+        if config.adversarial.objective == "free":
+            return passed * objects * config.attack.steps
+        both = config.adversarial.objective in ("append", "consistency")
+        return passed * (objects + m * both) + attacked * m
+
+
+def operations(
+    module: nn.Module, attack: Callable[[nn.Module, RankBatch], object], batch: RankBatch
+) -> tuple[float, float]:
+    """Operations of an object's forward and backward pass, and of its attack, counted on two of them.
+
+    Args:
+        module: the bare network; a copy is run: DistributedDataParallel listens to the original's passes.
+        attack: attacks the objects of a batch with a network.
+        batch: any; without objects there is nothing to count.
+    """
+    copied, two = copy.deepcopy(module), batch.first(2)
+    if not len(two.images):
+        return 0.0, 0.0
+
+    def train() -> None:
+        logits = copied(two.images, two.ebv)
+        functional.cross_entropy(logits, logits.detach().argmax(1)).backward()  # type: ignore[no-untyped-call]
+
+    attacked = flops(lambda: attack(copied, two)) / len(two.attacked) if len(two.attacked) else 0.0
+    return flops(train) / len(two.images), attacked
+
+
+def all_reduce_seconds(events: Iterable[Any], device: torch.device) -> float:
+    """Seconds during which at least one all-reduce was under way.
+
+    The profiler lists an all-reduce several times: torch's operator, which only begins it, the range that the
+    backend marks on the host, the same range on the device, and the kernels in it. Gloo's ranges last from
+    the request to the end and overlap. The length of the union of intervals counts each moment once.
+
+    Args:
+        events: a profiler's, with name, device_type and time_range (us).
+        device: where the gradients are: on a GPU its own events are taken, on a CPU the backend's ranges.
+    """
+    on_cpu = device.type == "cpu"
+    intervals = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if (event.device_type == DeviceType.CPU) == on_cpu
+        and (event.name.endswith(":all_reduce") or (not on_cpu and "allreduce" in event.name.lower()))
+    )
+    covered, end = 0.0, float("-inf")
+    for begin, until in intervals:
+        covered += max(0.0, until - max(begin, end))
+        end = max(end, until)
+    return covered / 1e6
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
+    """Operations a second of square matrix products: the most that a device reaches in practice.
+
+    Args:
+        device: where.
+        dtype: of the factors; None: float32, with TF32 where it is on.
+    """
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype or torch.float32)
+    b, best = a.clone(), float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def _report(figures: dict[str, object], compute: ComputeOptions) -> str:
+    shares = figures["shares"]
+    assert isinstance(shares, dict)
+    width = max(len(name) for name in (*shares, "all-reduce, beside"))
+    lines = [
+        f"profile of {figures['steps']} steps of rank 0: {1e3 * _f(figures['step_s']):.1f} ms a step, "
+        f"{_f(figures['images_per_s_of_this_rank']):.1f} images/s",
+    ]
+    for name, share in sorted(shares.items(), key=lambda pair: -pair[1]):
+        lines.append(f"  {name:{width}s} {100 * share:5.1f} %  {'#' * round(40 * max(share, 0))}")
+    lines.append(f"  {'all-reduce, beside':{width}s} {100 * _f(figures['all_reduce']):5.1f} %")
+    precision = "bf16" if compute.training else "fp32"
+    lines.append(
+        f"  {_f(figures['operations_per_s']) / 1e9:.1f} of the "
+        f"{_f(figures['device_operations_per_s']) / 1e9:.1f} GFLOP/s that {precision} matrix products reach "
+        f"here: {100 * _f(figures['fraction_of_device']):.1f} %"
+    )
+    return "\n".join(lines)
+
+
+def _f(value: object) -> float:
+    assert isinstance(value, int | float)
+    return float(value)

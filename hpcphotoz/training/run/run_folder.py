@@ -1,0 +1,206 @@
+"""The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log, checkpoints/."""
+
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hpcphotoz
+from hpcphotoz.atomic import write_text
+from hpcphotoz.config import Config
+from hpcphotoz.config import load as configuration
+from hpcphotoz.data.format.shards import MANIFEST
+from hpcphotoz.errors import BadInput
+from hpcphotoz.locks import locked
+from hpcphotoz.provenance import commit
+from hpcphotoz.training.run.checkpoint import with_room
+from hpcphotoz.world import World
+
+_PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
+
+
+def check(run: Path, config: Config) -> None:
+    """Make sure that a folder is free for a run, or holds one with these options; writes nothing.
+
+    Args:
+        run: the folder, which need not exist.
+        config: as it was given: a precision of auto is that of the run in the folder.
+
+    Raises:
+        BadInput: the folder is a dataset, or holds a run with other options.
+    """
+    if (run / MANIFEST).exists():
+        raise BadInput(f"{run}: is a dataset: choose another folder for the run")
+    begun = _saved_config(run)
+    if begun is None:
+        return
+    if config.compute.precision == "auto":
+        compute = config.compute.model_copy(update={"precision": begun.compute.precision})
+        config = config.model_copy(update={"compute": compute})
+    differing = _differing(begun, config)
+    if differing:
+        raise BadInput(f"{run}: holds a run with another {differing}: give the same options, or a new --out")
+
+
+@contextmanager
+def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
+    """Make the folder, check that it belongs to this configuration and to no other process, and hold it.
+
+    Rank 0 writes the resolved config.toml and keeps a lock that the system drops when the process ends.
+
+    Raises:
+        BadInput: the folder cannot be made, is a dataset, holds a run with other options, or is in use.
+    """
+    check(run, config)
+    try:
+        (run / "logs").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoints").mkdir(exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{run}: cannot make the run folder: {error.strerror}") from None
+    if not world.is_first:
+        yield
+        return
+    busy = f"{run}: another process is training in it: wait, or choose another --out"
+    with locked(run / "logs" / "lock", busy):
+        text, keep = configuration.to_toml(config), config.run.keep_checkpoints
+        with_room(run, keep, lambda: write_text(run / "config.toml", text))
+        yield
+
+
+def precision_of(run: Path) -> str | None:
+    """The precision of the run that the folder holds; None: none, or one that was begun with auto."""
+    config = _saved_config(run)
+    return None if config is None or config.compute.precision == "auto" else config.compute.precision
+
+
+def _saved_config(run: Path) -> Config | None:
+    """The configuration of the run that a folder holds, in today's names; None: it holds none."""
+    path = run / "config.toml"
+    if not path.is_file() or not list((run / "checkpoints").glob("step-*.pt")):
+        return None
+    return configuration.load(str(path), convert=True)
+
+
+def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
+    """Add this start to provenance.json: versions, commit, host, command, world, and the given facts."""
+    path = run / "provenance.json"
+    try:
+        starts = list(json.loads(path.read_text())["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        starts = []
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "hpcphotoz": hpcphotoz.__version__,
+            "commit": commit(),
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "host": socket.gethostname(),
+            "command": sys.argv,
+            "launcher": world.launcher,
+            "world_size": world.size,
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            **facts,
+        }
+    )
+    write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+@contextmanager
+def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
+    """Log of this rank: logs/rank-N.log; warnings of rank 0 go to standard error too."""
+    logger = logging.getLogger("hpcphotoz")
+    handler = _Log(run / "logs" / f"rank-{world.rank}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    handlers: list[logging.Handler] = [handler, console] if world.is_first else [handler]
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for each in handlers:
+        logger.addHandler(each)
+    try:
+        yield logger
+    finally:
+        for each in handlers:
+            logger.removeHandler(each)
+        handler.close()
+        logger.setLevel(level)
+
+
+class _Log(logging.FileHandler):
+    """A log that a full disk does not turn into a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave the line out."""
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, flushed as written; lines after a resumed step are dropped.
+
+    Args:
+        run: run folder.
+        step: step the run continues from; 0: a new run.
+
+    Raises:
+        BadInput: a line of a run that continues is none of ours.
+        OSError: the file cannot be read or written.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._path = run / "metrics.jsonl"
+        self._validated, kept = set[int](), []
+        for number, line in enumerate(self._lines() if step else (), 1):
+            try:
+                values = json.loads(line)
+                at, validation = int(values["step"]), values.get("part") == "validation"
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise BadInput(f"{self._path}: line {number} is damaged: delete it, and resume") from None
+            if at <= step:
+                kept.append(line)
+                self._validated |= {at} if validation else set()
+        write_text(self._path, "".join(line + "\n" for line in kept))
+
+    def validated(self, step: int) -> bool:
+        """Whether an earlier process wrote the validation after `step`."""
+        return step in self._validated
+
+    def write(self, **values: Any) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: it cannot be written, as where the disk is full.
+        """
+        with self._path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _lines(self) -> list[str]:
+        # A killed process can leave its last line without an end: not JSON, and written again after the
+        # resume.
+        text = self._path.read_text(errors="replace") if self._path.exists() else ""
+        return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _differing(old: Config, new: Config) -> str:
+    before, after = old.model_dump(), new.model_dump()
+    for section, values in after.items():
+        may_change = configuration.sections()[section].may_change
+        for key, value in values.items():
+            if before[section][key] != value and key not in may_change:
+                return f"{section}.{key} ({before[section][key]!r}, now {value!r})"
+    return ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,109 @@
+"""How good the network is on the validation part, which the ranks that learn share."""
+
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.data.stream.device import prefetch_to_device
+from hpcphotoz.data.stream.stream import Stream
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation import metrics
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.training.compute import ComputeOptions
+from hpcphotoz.training.distributed import group
+from hpcphotoz.training.overlap.roles import RankRole
+from hpcphotoz.training.rank_batch import flux
+from hpcphotoz.training.run.signals import StopRequest
+
+_CHECK_STOP_EVERY = 16  # batches; a look is one small all-reduce
+
+
+class ValidationStopped(Exception):
+    """A learner was asked to stop: all learners left the validation unfinished."""
+
+
+class UnreadableData(Exception):
+    """Some learner cannot read its share; `problem` says why this one cannot, if it is this one."""
+
+    def __init__(self, problem: str | None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+@torch.no_grad()
+def validate(
+    module: nn.Module,
+    stream: Stream,
+    bins: RedshiftBins,
+    role: RankRole,
+    compute: ComputeOptions,
+    device: torch.device,
+    stop: StopRequest,
+) -> dict[str, float]:
+    """Bias, sigma_MAD and eta over all learners' shares, `n` objects and how many were skipped.
+
+    Args:
+        module: the bare network; in training mode after.
+        stream: the validation part.
+        bins: what logits mean.
+        role: the learners.
+        compute: precision.
+        device: where the network is.
+        stop: looked at every 16 batches.
+
+    Raises:
+        UnreadableData: on all learners, if one cannot read its share.
+        ValidationStopped: on all learners, if one is asked to stop.
+    """
+    module.eval()
+    try:
+        rows = _predictions(module, stream, bins, role, compute, device, stop)
+    finally:
+        module.train()
+    found = group.gather_rows(rows, role.world, role.subgroup)
+    z_phot, z_spec = found.cpu().double().numpy().T
+    dz = (z_phot - z_spec) / (1 + z_spec)
+    figures: dict[str, float] = {"n": len(dz), "skipped": stream.rows - len(dz)}
+    if len(dz):
+        for name, of in (("bias", metrics.bias), ("sigma_mad", metrics.sigma_mad), ("eta", metrics.eta)):
+            figures[name] = float(of(dz))
+    return figures
+
+
+def _predictions(
+    module: nn.Module,
+    stream: Stream,
+    bins: RedshiftBins,
+    role: RankRole,
+    compute: ComputeOptions,
+    device: torch.device,
+    stop: StopRequest,
+) -> Tensor:
+    """(n, 2) mean and spectroscopic redshifts of this rank's objects; arguments and errors as `validate`."""
+    rows, problem = [torch.zeros(0, 2, device=device)], None
+    batches = prefetch_to_device(stream.epoch(0), device)
+    for number in range(stream.batches):
+        if number % _CHECK_STOP_EVERY == 0:
+            flags = torch.tensor([float(bool(stop.reason)), float(problem is not None)], device=device)
+            stops, problems = group.sum_over_ranks(flags, role.world, role.subgroup).tolist()
+            if problems:
+                break
+            if stops:
+                raise ValidationStopped
+        if problem is not None:  # until the others look too
+            continue
+        try:
+            batch = next(batches)
+        except (BadInput, OSError) as error:
+            problem = str(error)
+            continue
+        except StopIteration:
+            problem = "the validation part has fewer objects than were counted: has the dataset changed?"
+            continue
+        with compute.autocast(device):
+            logits: Tensor = module(flux(batch), batch.ebv)
+        rows.append(torch.stack([bins.mean(logits), batch.z_spec], dim=1))
+    else:
+        next(batches, None)  # the end of the pass: the stream notes that all of it is verified
+    if any(group.gather_texts(problem, role.world, role.subgroup)):
+        raise UnreadableData(problem)
+    return torch.cat(rows)

@@ -1,0 +1,138 @@
+"""All passes of a step as one CUDA graph: decoded batch in, gradients out; one launch instead of thousands.
+
+    batch ─ copied into the graph's own ─► attack, clean and adversarial passes ─► gradients ─► all-reduce ─►
+    update
+
+Gradients lie in the graph's memory and are written anew by each replay; nothing may drop them. The
+all-reduce is one
+call over all of them after the replay, not beside the backward pass: the graph is for small batches, where
+launching kernels takes longer than they do. Batches of another shape (an epoch's last one), and the warm-up
+of the attack, whose strength would be captured, take the usual way.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from hpcphotoz.compute.capture import capture
+from hpcphotoz.training.distributed.group import Subgroup
+from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.step import Step
+
+Record = Callable[[Callable[[], Tensor], torch.device], tuple[Callable[[], object], Tensor]]
+_COPIED = ("images", "ebv", "z_spec", "sky_sigma", "object_id", "attacked", "clean")
+_log = logging.getLogger(__name__)
+
+
+class GraphedStep:
+    """Takes optimisation steps, as `step.Step`, whose gradients it captures.
+
+    Args:
+        step: of the bare network, without DistributedDataParallel; for batches that no graph fits.
+        module: the network.
+        optimiser: of its parameters.
+        warmup_end: step at which the attack has its full strength; nothing is captured before.
+        learners, subgroup: ranks that train, and their group.
+        timers: times the sections of the step.
+        compiled: the same step through torch.compile, to be captured; where the compiler fails, `step` is,
+            and a warning says so. None: `step` is captured.
+        record: captures a call.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        module: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        warmup_end: int,
+        learners: int = 1,
+        subgroup: Subgroup = None,
+        timers: Timers | None = None,
+        compiled: Step | None = None,
+        record: Record = capture,
+    ) -> None:
+        self._step, self._compiled, self._optimiser, self._record = step, compiled, optimiser, record
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._warm = warmup_end
+        self._learners, self._subgroup, self._timers = learners, subgroup, timers or Timers()
+        self._replay: Callable[[], object] | None = None
+
+    def __call__(self, batch: RankBatch) -> Tensor:
+        """Attack, forward, backward, update; returns as `step.Step`."""
+        # Whole batches are the many: a first one that was partial, or lacked an object, is captured over.
+        if self._replay is None or len(batch.images) > len(self._batch.images):
+            self._replay = None
+            if batch.step >= self._warm:
+                self._capture(batch)
+        if self._replay is not None and self._fits(batch):
+            sums = self._replayed(batch)
+        else:
+            sums = self._step.gradients(batch)
+        if self._learners > 1:
+            with self._timers("all-reduce"):
+                self._average()
+        with self._timers("optimiser"):
+            self._optimiser.step()
+        return sums
+
+    def _capture(self, batch: RankBatch) -> None:
+        epoch = torch.zeros((), dtype=torch.int64, device=batch.images.device)
+        own = {name: getattr(batch, name).clone(memory_format=torch.preserve_format) for name in _COPIED}
+        self._batch = replace(batch, **own, epoch=epoch)
+        captured = self._step_to_capture()
+        self._replay, self._out = self._record(lambda: captured.gradients(self._batch), batch.images.device)
+        self._gradients = [_gradient_of(p) for p in self._parameters]
+
+    def _step_to_capture(self) -> Step:
+        """The step to be captured: the compiled one, if it compiles and runs."""
+        if self._compiled is None:
+            return self._step
+        try:
+            self._compiled.gradients(self._batch)
+        # Compilers, their back ends and the code that they make raise errors of no common type.
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [""])[0]
+            _log.warning(
+                "torch.compile failed here (%s: %s): the step runs as a CUDA graph without it",
+                type(error).__name__,
+                said,
+            )
+            self._compiled = None
+        return self._compiled or self._step
+
+    def _replayed(self, batch: RankBatch) -> Tensor:
+        assert self._replay is not None and isinstance(self._batch.epoch, Tensor)
+        for name in _COPIED:
+            getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
+        self._batch.epoch.fill_(batch.epoch)
+        with self._timers("attack and passes"):
+            self._replay()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient  # another way may have dropped it
+        return self._out.clone()
+
+    def _fits(self, batch: RankBatch) -> bool:
+        ours = self._batch
+        same = all(getattr(ours, name).shape == getattr(batch, name).shape for name in _COPIED)
+        return same and ours.size == batch.size
+
+    def _average(self) -> None:
+        gradients = [_gradient_of(p) for p in self._parameters]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat, group=self._subgroup)
+        flat /= self._learners
+        parts: Sequence[Tensor] = torch.split(flat, [g.numel() for g in gradients])
+        torch._foreach_copy_(
+            gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]
+        )
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -1,0 +1,50 @@
+"""The kernels that attacks loop over: Triton's where it is installed, their plain torch form elsewhere."""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from torch import Tensor
+
+from hpcphotoz.kernels import reference
+
+StepKernel = Callable[..., Tensor]  # arguments and result as `reference.pgd`
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions of `kernels.reference`, by name."""
+
+    pgd: StepKernel
+    l2: StepKernel
+    flux: StepKernel
+    momentum: Callable[..., Tensor]
+    start: Callable[..., Tensor]
+    select: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+    def step(self, ball: str) -> StepKernel:
+        """The step of a ball: "linf", "l2" or "flux"."""
+        found: StepKernel = {"linf": self.pgd, "l2": self.l2, "flux": self.flux}[ball]
+        return found
+
+
+def has_triton(device: str, otherwise: str) -> bool:
+    """Whether kernels can run; where a GPU has none, says what happens otherwise."""
+    found = importlib.util.find_spec("triton") is not None
+    if not found and device == "cuda":
+        _log.warning("triton is not installed: %s", otherwise)
+    return found
+
+
+@cache
+def kernels_on(device: str) -> Kernels:
+    """The kernels for tensors of a type of device."""
+    if not has_triton(device, "attack steps run unfused, about four times slower each"):
+        r = reference
+        return Kernels(r.pgd, r.l2, r.flux, r.momentum, r.start, r.select)
+    from hpcphotoz.kernels import pgd, project, select, start
+
+    return Kernels(pgd.pgd, project.l2, project.flux, pgd.momentum, start.start, select.select)

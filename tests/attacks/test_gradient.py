@@ -1,0 +1,237 @@
+"""What an attack costs and leaves behind: no parameter gradient, no collective, no host synchronisation."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hpcphotoz import attacks
+from hpcphotoz.attacks.apgd import apgd_loop
+from hpcphotoz.attacks.ball import attack_batch
+from hpcphotoz.attacks.gradient import image_loss_of
+from hpcphotoz.attacks.minimal_eps import minimal_eps_loop
+from hpcphotoz.attacks.pgd import pgd_loop
+from hpcphotoz.compute.capture import _capture_stream, capture
+from hpcphotoz.compute.compiler import compiled
+from hpcphotoz.compute.cost import flops
+from hpcphotoz.config import Model
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.build import build
+from tests.helpers.attacked import BINS, problem
+
+SCALE = (0.1,) * 5
+
+
+class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Everything that reaches the dispatcher, by name; of convolutions, whether weights get a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+        self.weight_gradients = self.convolutions = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(func.name())
+        if func is torch.ops.aten.convolution_backward.default:
+            self.convolutions += 1
+            self.weight_gradients += int(args[-1][1])
+        return func(*args, **(kwargs or {}))
+
+
+def five_bands(n: int = 2, side: int = 16) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(n, 5, side, side), torch.zeros(n), torch.full((n,), 0.1), torch.full((5,), 0.01)
+
+
+Attack = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
+LOSS = attacks.cross_entropy(BINS)
+START = attacks.RandomStart(seed=1)
+EVERY: dict[str, Attack] = {
+    "fgsm": lambda m, x, e, z, eps: attacks.fgsm(m, x, e, z, eps, loss=LOSS),
+    "pgd": lambda m, x, e, z, eps: attacks.pgd(m, x, e, z, eps, loss=LOSS, steps=3, start=START),
+    "l2": lambda m, x, e, z, eps: attacks.pgd(m, x, e, z, attacks.Ball(eps, "l2"), loss=LOSS, steps=3),
+    "flux": lambda m, x, e, z, eps: attacks.pgd(m, x, e, z, attacks.Ball(eps, "flux"), loss=LOSS, steps=3),
+    "apgd": lambda m, x, e, z, eps: attacks.apgd(m, x, e, z, eps, loss=LOSS, steps=3, start=START),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("network", ["compact", "cnn"])
+def test_no_parameter_gradient_is_computed(name: str, network: str) -> None:
+    model = build(Model(name=network, bins=20, width=8), stamp=16, scale=SCALE)
+    with Dispatched() as seen:
+        EVERY[name](model, *five_bands())
+    layers = 4 if network == "compact" else 3
+    assert seen.convolutions == layers * (1 if name == "fgsm" else 3) and seen.weight_gradients == 0
+    assert "aten::_prelu_kernel_backward" not in seen.names  # which would compute the slopes' too
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("network", ["inception", "cnn", "compact"])
+def test_a_step_costs_two_forward_passes(network: str) -> None:
+    """And not three: matrix products and convolutions, counted as they are dispatched."""
+    model = build(Model(name=network), stamp=32, scale=SCALE)
+    images, ebv, z, eps = five_bands(1, 32)
+    bins = RedshiftBins()
+    forward = flops(lambda: model(images, ebv))
+    attack = flops(lambda: attacks.pgd(model, images, ebv, z, eps, loss=attacks.cross_entropy(bins), steps=4))
+    assert attack == 4 * 2 * forward
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_ddp_sees_nothing_of_an_attack(name: str, tmp_path: Path) -> None:
+    model, images, ebv, z, eps = problem()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model)
+        with Dispatched() as plain:
+            wrapped(images, ebv).sum().backward()
+        assert any("c10d" in name for name in plain.names), "the mode does not see collectives"
+        with Dispatched() as seen:
+            EVERY[name](wrapped, images, ebv, z, eps)
+        assert not [name for name in seen.names if "c10d" in name]
+    finally:
+        del wrapped
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("stop", [None, attacks.outlier(BINS)])
+@pytest.mark.parametrize("name", ["pgd", "l2", "flux", "apgd", "minimal"])
+def test_the_host_never_waits_for_a_gpu(name: str, stop: attacks.Condition | None) -> None:
+    """Run on tensors that have shapes and no data, and are on no CPU: a look at a value raises an error."""
+    loop = apgd_loop("linf", 4, 2, stop=stop)
+    if name != "apgd":
+        loop = pgd_loop("linf" if name == "pgd" else name, 3, 2, best=True, stop=stop)
+    if name == "minimal":
+        loop = minimal_eps_loop("linf", 3, 2, attacks.outlier(BINS))
+    with torch.device("meta"):
+        model = build(Model(bins=20, width=8), stamp=16, scale=SCALE)
+        images, ids = torch.empty(4, 5, 16, 16), torch.empty(4, dtype=torch.int64)
+        ebv, z, eps, key = torch.empty(4), torch.empty(4), torch.empty(5), torch.empty(2, dtype=torch.int64)
+    given = attack_batch(images, ebv, z, eps, None, 1.0, ids)
+    with Dispatched() as seen, image_loss_of(model, LOSS, images.device, attacks.AS_IS) as image_loss:
+        out = loop(image_loss, given, key)
+    assert out[-1].device.type == "meta" and out[-1].shape == images.shape
+    waits = ("_local_scalar_dense", "aten::item", "nonzero", "is_nonzero", "_to_cpu", "masked_select")
+    assert not [name for name in seen.names if any(word in name for word in waits)]
+
+
+def test_bfloat16_weights_are_cast_once_and_the_model_keeps_its_own() -> None:
+    model = build(Model(name="cnn", bins=20), stamp=16, scale=SCALE)
+    before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
+    images, ebv, z, eps = five_bands()
+    passes = attacks.Passes(autocast=torch.bfloat16)
+    with Dispatched() as seen:
+        adv = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=4, passes=passes)
+    assert adv.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        assert value.data_ptr() == before[name][0] and torch.equal(value, before[name][1])
+    full = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=4)
+    # Few signs differ where the gradient is lost in rounding; the attack is as strong to a few per cent.
+    model.eval()
+    loss = [LOSS(model(x, ebv), z) for x in (images, adv, full)]
+    assert ((loss[1] - loss[0]) > 0.9 * (loss[2] - loss[0])).all()
+    # The last dense layer's weights, 20 x 1024, are the largest thing cast: once, not at every step.
+    casts = sum(name == "aten::_to_copy" for name in seen.names)
+    with Dispatched() as more:
+        attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=8, passes=passes)
+    per_step = (sum(name == "aten::_to_copy" for name in more.names) - casts) / 4
+    assert casts - 4 * per_step == 10  # weights and biases of three convolutions and two dense layers
+
+
+def test_a_compiled_model_gives_the_same_attack() -> None:
+    model, images, ebv, z, eps = problem()
+    plain = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=3)
+    compiled = attacks.pgd(
+        model, images, ebv, z, eps, loss=LOSS, steps=3, passes=attacks.Passes(compiled=True)
+    )
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=2, passes=attacks.Passes(compiled=True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "compiled twice"
+    # Sums are ordered otherwise: a sign may flip where the gradient is ~0.
+    assert (plain == compiled).float().mean() > 0.999
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", ["linf", "l2", "flux"])
+def test_a_graph_replays_the_attack_on_new_images(kind: str) -> None:
+    model = build(Model(bins=20, width=8), stamp=16, scale=SCALE).cuda()
+    rows = [tuple(t.cuda() for t in five_bands(8)), tuple(t.cuda() for t in five_bands(8))]
+    rows[1][0].add_(0.1)
+    eager = attacks.PGD(model, rows[0][3], steps=3, ball=kind, loss=LOSS)
+    graph = attacks.PGD(model, rows[0][3], steps=3, ball=kind, loss=LOSS, graph=True)
+    for images, ebv, z, _ in (*rows, rows[0]):
+        torch.testing.assert_close(graph(images, z, ebv), eager(images, z, ebv), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_graph_sees_weights_that_were_trained_on() -> None:
+    model = build(Model(bins=20, width=8), stamp=16, scale=SCALE).cuda()
+    images, ebv, z, eps = (t.cuda() for t in five_bands(8))
+    passes = attacks.Passes(autocast=torch.bfloat16)
+    graph = attacks.PGD(model, eps, steps=3, loss=LOSS, graph=True, passes=passes)
+    first = graph(images, z, ebv)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-1.0)
+    again = graph(images, z, ebv)
+    assert not torch.equal(first, again)
+    eager = attacks.PGD(model, eps, steps=3, loss=LOSS, passes=passes)
+    assert (again == eager(images, z, ebv)).float().mean() > 0.99
+
+
+def test_a_capture_lets_other_threads_call_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that copies batches does: in the default mode its calls would end the capture."""
+    captures: list[dict[str, Any]] = []
+    made = mock.Mock(return_value=SimpleNamespace(wait_stream=lambda other: None))
+
+    @contextmanager
+    def graph(cuda_graph: object, **options: Any) -> Iterator[None]:
+        captures.append(options)
+        yield
+
+    stream = made.return_value
+    monkeypatch.setattr("torch.cuda.Stream", made)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
+    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    monkeypatch.setattr("torch.cuda.CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr("torch.cuda.graph", graph)
+    calls: list[int] = []
+    replay, out = capture(lambda: calls.append(1), torch.device("cuda"))
+    assert captures == [{"stream": stream, "capture_error_mode": "thread_local"}] and len(calls) == 4
+    capture(lambda: None, torch.device("cuda"))
+    assert made.call_count == 1, "torch has 32 streams and gives them out in turns"
+    _capture_stream.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_code_is_kept_in_the_users_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below /tmp, where Inductor keeps it by default, a batch job finds nothing of the one before."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/somewhere/else")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for kind in ("AVX512", "AVX2"):  # nodes that share a home must not run each other's code
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kind=kind: kind)
+        compiled(nn.Linear(1, 1), torch.device("cpu"))
+        folder = tmp_path / "hpcphotoz" / f"torch-{torch.__version__}-{kind}" / "inductor"
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) and folder.is_dir()
+    assert os.environ["TRITON_CACHE_DIR"] == "/somewhere/else", "as the user has it"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiled(nn.Linear(1, 1), torch.device("cpu"))
+    found = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    assert not found.startswith(str(tmp_path)), "no folder can be made: Inductor's default"

@@ -1,0 +1,77 @@
+"""The minimal epsilon: the analytic one of a linear model, zero and infinite where it should be."""
+
+import torch
+from torch import Tensor
+
+from hpcphotoz import attacks
+from tests.helpers.attacked import BINS, curved
+
+
+def test_of_a_linear_model_it_is_the_analytic_one() -> None:
+    g = torch.Generator().manual_seed(2)
+    weight, images = torch.randn(3, 8, 8, generator=g), torch.randn(40, 3, 8, 8, generator=g)
+    unit = torch.tensor([0.5, 1.0, 2.0])
+
+    def model(x: Tensor) -> Tensor:
+        return (x * weight).sum((1, 2, 3))[:, None]
+
+    before, gain = model(images)[:, 0], (unit[:, None, None] * weight.abs()).sum()
+    threshold = before + gain * torch.linspace(-0.1, 1.1, 40)
+    multiple, adv = attacks.minimal_eps(
+        model,
+        images,
+        None,
+        threshold,
+        unit,
+        loss=lambda outputs, _: outputs[:, 0],
+        reach=lambda outputs, wanted: outputs[:, 0] > wanted,
+    )
+    true = (threshold - before) / gain
+    assert (multiple[true < 0] == 0).all() and torch.isinf(multiple[true > 1]).all()
+    between = (true > 0.01) & (true < 0.99)
+    # Eight bisections of a factor of 1024: 2.7 %, always from above.
+    ratio = multiple[between] / true[between]
+    assert (ratio > 0.999).all() and (ratio < 1.028).all()
+    reaching = torch.isfinite(multiple)
+    assert (model(adv)[reaching, 0] > threshold[reaching]).all()
+    radius = (multiple[:, None] * unit)[reaching][:, :, None, None]
+    assert ((adv - images)[reaching].abs() <= radius * (1 + 1e-5) + 1e-6).all()
+    assert torch.equal(adv[~reaching], images[~reaching])
+
+
+def test_what_one_loss_does_not_reach_another_may() -> None:
+    """A galaxy near the lower end, driven further down: an outlier only the other way."""
+    g = torch.Generator().manual_seed(3)
+    weight, images, unit = torch.randn(3, 8, 8, generator=g), torch.zeros(8, 3, 8, 8), torch.ones(3)
+
+    def model(x: Tensor) -> Tensor:  # falls at first, to a floor, and rises far on the other side
+        slope = (x * weight).sum((1, 2, 3))[:, None] / weight.abs().sum()
+        return torch.where(slope < 0, 0.1 * slope, slope)
+
+    def up(outputs: Tensor, _: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+    def down(outputs: Tensor, _: Tensor) -> Tensor:
+        return -outputs[:, 0]
+
+    def reach(outputs: Tensor, _: Tensor) -> Tensor:
+        return outputs[:, 0].abs() > 0.5
+
+    given = (model, images, None, torch.zeros(8), unit)
+    alone, _ = attacks.minimal_eps(*given, loss=down, reach=reach)
+    assert torch.isinf(alone).all()
+    both, adv = attacks.minimal_eps(*given, loss=down, reach=reach, others=(up,))
+    # Found at the greatest ball by the other loss; smaller ones begin from there, drawn in.
+    assert (both > 0.499).all() and (both < 0.515).all() and reach(model(adv), images).all()
+
+
+def test_of_a_curved_model_the_images_found_do_what_was_asked() -> None:
+    model, images, z = curved(20)
+    reach = attacks.outlier(BINS)
+    multiple, adv = attacks.minimal_eps(
+        model, images, None, z, torch.ones(3), loss=attacks.shift(BINS), reach=reach, steps=10
+    )
+    found = torch.isfinite(multiple)
+    assert found.any() and reach(model(adv), z)[found].all()
+    size = (adv - images).abs().amax((1, 2, 3))
+    assert (size[found] <= multiple[found] * (1 + 1e-5) + 1e-6).all()

@@ -1,0 +1,89 @@
+"""The benchmark of attacks: which rivals there are on a device, and what their precision is compared with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import bench_attacks
+from benchmarks.bench_attacks import Task, aliases, precision_of, speed, variants
+from benchmarks.galaxies import SKY, galaxies
+from benchmarks.harness import Benchmark
+from benchmarks.peers.driver import Peer
+from hpcphotoz.config.load import parse
+from hpcphotoz.models.build import bins_of, build
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    config = parse({"model": {"name": "compact", "width": 8}}, "test")
+    torch.manual_seed(0)
+    model = build(config.model, stamp=64, scale=tuple(10 * s for s in SKY)).eval()
+    return Task("compact", {}, model, bins_of(config.model), *galaxies(2, seed=1), 0.1 * torch.tensor(SKY))
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, device: str, precision: str, task: Task) -> dict[str, Any]:
+    """Options of our attacks by name, on a device that need not be there."""
+    monkeypatch.setattr(bench_attacks, "DEVICE", torch.device(device))
+    monkeypatch.setattr(Task, "attack", lambda self, **options: options)
+    return dict(variants(task, precision))
+
+
+def test_on_a_cpu_ours_run_in_the_precision_of_the_device_and_in_float32(
+    monkeypatch: pytest.MonkeyPatch, task: Task
+) -> None:
+    found = recorded(monkeypatch, "cpu", "bf16", task)
+    assert set(found) == {"ours", "ours_padded", "ours_fp32"}
+    assert (
+        found["ours"]["passes"].autocast == torch.bfloat16 and found["ours_fp32"]["passes"].autocast is None
+    )
+    assert set(recorded(monkeypatch, "cpu", "fp32", task)) == {"ours", "ours_padded"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_on_a_gpu_every_fused_form_runs(monkeypatch: pytest.MonkeyPatch, task: Task, precision: str) -> None:
+    found = recorded(monkeypatch, "cuda", precision, task)
+    other = {"bf16": "tf32", "tf32": "bf16"}[precision]
+    fused = {"ours_graph", "ours_padded_graph", "ours_compiled", "ours_compiled_graph", "ours_padded"}
+    assert fused | {"ours", "ours_fp32", f"ours_compiled_graph_{other}"} <= set(found)
+    assert found["ours_compiled_graph"]["graph"] and found["ours_compiled_graph"]["passes"].compiled
+    assert found["ours_fp32"]["passes"].tf32 is False and found["ours"]["passes"].tf32 == (
+        precision == "tf32"
+    )
+    # What a peer's precision is compared with is there, under its name or another.
+    for library in bench_attacks.LIBRARIES:
+        plain = f"ours_{precision_of(library, precision)}"
+        assert plain in found or aliases(precision)[plain] in found
+
+
+def test_a_peer_that_fails_takes_nothing_from_the_others(
+    monkeypatch: pytest.MonkeyPatch, task: Task, tmp_path: Path
+) -> None:
+    class Quick:
+        version = "1"
+
+        def ask(self, line: str, timeout_s: float) -> dict[str, float]:
+            return {"seconds": 1.0, "loss": 2.0}
+
+        def close(self) -> None:
+            pass
+
+    def start_peer(library: str, *given: Any) -> Peer | None:
+        if library == "art":
+            raise RuntimeError("art ended early with status 2")
+        return None if library == "foolbox" else Quick()  # type: ignore[return-value]
+
+    def attack(self: Task, **options: Any) -> Callable[[], Tensor]:
+        return lambda: self.images
+
+    monkeypatch.setattr(bench_attacks, "start_peer", start_peer)
+    monkeypatch.setattr(Task, "attack", attack)
+    benchmark = Benchmark("attacks", None)
+    found = speed(task, tmp_path, "fp32", ("torchattacks", "foolbox", "art"), 2, benchmark)
+    assert benchmark.failures == {"compact, art": "RuntimeError: art ended early with status 2"}
+    assert found["ratio_torchattacks"] and found["ratio_torchattacks_same"] and found["ratio_art"] is None
+    assert found["ratio_foolbox"] is None, "a peer that is not installed is no failure"
+    assert found["strength_torchattacks"] == pytest.approx(found["loss"]["clean"] / 2)

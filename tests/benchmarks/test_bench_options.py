@@ -1,0 +1,92 @@
+"""The benchmark of options: a rival's memory is its own, and one that fails takes nothing from the others."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench_options
+from benchmarks.bench_options import peak_gb
+from hpcphotoz.config import Config
+
+CUDA = torch.device("cuda")
+
+
+class Memory:
+    """A GPU's memory, as torch counts it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.peak = 0.0
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.now)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: self.peak)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
+
+    def reset(self) -> None:
+        self.peak = self.now
+
+    def use(self, kept: float, during: float) -> None:
+        """Take so much (bytes), more meanwhile, and keep some."""
+        self.peak = max(self.peak, self.now + during)
+        self.now += kept
+
+
+@pytest.mark.parametrize("how", [*bench_options.ON_GPU.values(), *bench_options.EVERYWHERE.values()])
+def test_every_rival_is_a_configuration_that_training_takes(how: dict[str, object]) -> None:
+    usual: dict[str, object] = {"precision": "tf32", "compiled": "off", "graphs": "off"}
+    found = bench_options.configured("inception", {**usual, **how}, 0.5, 10)
+    options = {**found.overlap.model_dump(), **found.compute.model_dump()}
+    assert all(options[name] == value for name, value in how.items())
+    assert found.compute.compiled == how.get("compiled", "off"), "one option changes, or those that are named"
+
+
+def test_peak_memory_is_that_of_one_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(monkeypatch)
+    memory.use(
+        kept=3e9, during=20e9
+    )  # the default: its weights stay, its activations were more than the rival's
+    assert peak_gb(lambda: memory.use(kept=2e9, during=5e9), CUDA)[0] == pytest.approx(5)
+    memory.use(kept=0, during=20e9)  # the default's steps, in turn with the rival's
+    assert peak_gb(lambda: memory.use(kept=1e9, during=1e9), CUDA)[0] == pytest.approx(1)
+    assert peak_gb(lambda: "given", torch.device("cpu")) == (None, "given")
+
+
+def test_memory_is_read_before_the_default_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(monkeypatch)
+
+    def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:
+        memory.use(kept=1e9, during=1e9)
+        return lambda: memory.use(kept=0, during=4e9), 1.0
+
+    monkeypatch.setattr(bench_options, "prepared", prepared)
+    config = bench_options.configured("compact", {"precision": "fp32"}, 0.5, 3)
+    default = lambda: memory.use(kept=0, during=50e9)  # noqa: E731
+    found = bench_options.against(default, config, 4, CUDA, {"fp32": 1.0, "bf16": 1.0}, 2)
+    assert found["memory_gb"] == pytest.approx(5)
+
+
+def test_an_option_that_fails_leaves_the_others_their_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "options.json"
+
+    def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:
+        if config.compute.precision == "bf16":
+            raise RuntimeError("no such units")
+        return lambda: None, 1.0
+
+    monkeypatch.setattr(bench_options, "prepared", prepared)
+    monkeypatch.setattr(bench_options, "matrix_rate", lambda device, dtype: 1.0)
+    monkeypatch.setattr(bench_options, "chosen", lambda device, network: "fp32")
+    monkeypatch.setattr(sys, "argv", ["bench_options.py", "--networks", "compact", "--json", str(path)])
+    with pytest.raises(SystemExit) as end:
+        bench_options.main()
+    told = json.loads(path.read_text())
+    assert end.value.code == 1 and list(told["failures"]) == ["compact, all bfloat16"]
+    found = told["figures"]["compact"]
+    assert found["all bfloat16"] == {"fails": "RuntimeError: no such units"}
+    assert found["all float32"]["ratio"]["n"] == 5 and found["merged"]["memory_gb"] is None
+    assert "compact, all bfloat16 fails: RuntimeError: no such units" in capsys.readouterr().out

@@ -1,0 +1,119 @@
+"""The folder of a dataset that is being written: one writer at a time, of whatever kind."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcphotoz.data.format.folder import LOCK_FILE, SIDECAR_SUFFIX
+from hpcphotoz.data.format.index import index_folder
+from hpcphotoz.data.format.shards import MANIFEST, Header, read_manifest
+from hpcphotoz.data.format.writer import DatasetWriter
+from hpcphotoz.data.read.rows import verify
+from hpcphotoz.errors import BadInput
+from hpcphotoz.locks import locked
+from hpcphotoz.sources.build import UnitStamps, build
+from tests.helpers.datasets import make_stamps
+from tests.sources.test_build import Blobs
+
+HEADER = Header(tuple("ugriz"), 16, 0.396)
+
+
+def ingest(out: Path) -> None:
+    build(out, HEADER, Blobs(), [3, 4], provenance={}, what="making, shards", processes=1)
+
+
+def write(out: Path) -> None:
+    with DatasetWriter(out, HEADER, 8, {}) as writer:
+        writer.append(make_stamps(3, seed=9))
+
+
+@pytest.mark.parametrize("second", [write, ingest, index_folder])
+def test_a_second_writer_is_refused_and_the_first_one_ends_well(
+    tmp_path: Path, second: Callable[[Path], Any]
+) -> None:
+    out = tmp_path / "d"
+    with DatasetWriter(out, HEADER, 8, {}) as writer:
+        writer.append(make_stamps(20))
+        with pytest.raises(BadInput, match="another process is writing a dataset in it"):
+            second(out)
+        writer.append(make_stamps(20, seed=1))
+    manifest = read_manifest(out)
+    verify(out, manifest)
+    assert manifest.rows == 40 and not (out / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("second", [write, ingest, index_folder])
+def test_a_writer_that_finishes_while_another_begins_keeps_its_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: Callable[[Path], Any]
+) -> None:
+    """Between the second writer's look at the folder and its lock the first one writes all it has."""
+    out = tmp_path / "d"
+    if second is index_folder:
+        write(out)
+        (out / MANIFEST).unlink()
+    module = "hpcphotoz.data.format.index" if second is index_folder else "hpcphotoz.data.format.folder"
+
+    @contextmanager
+    def late(path: Path, refusal: str) -> Iterator[None]:
+        with monkeypatch.context() as first:
+            first.setattr("hpcphotoz.data.format.folder.locked", locked)
+            write(out)
+        with locked(path, refusal):
+            yield
+
+    monkeypatch.setattr(f"{module}.locked", late)
+    with pytest.raises(BadInput, match="already (holds|has)"):
+        second(out)
+    manifest = read_manifest(out)
+    verify(out, manifest)
+    assert manifest.rows == 3 and manifest.provenance == {}
+
+
+def test_a_second_ingest_leaves_the_shards_of_the_first_alone(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    refused = []
+
+    class Interrupted(Blobs):
+        def __call__(self, unit: Any) -> UnitStamps:
+            if unit == 4:  # one shard is finished
+                with pytest.raises(BadInput, match="another process is writing") as found:
+                    ingest(out)
+                refused.append(found)
+            return super().__call__(unit)
+
+    build(out, HEADER, Interrupted(), [3, 4, 5], provenance={}, what="making, shards", processes=1)
+    assert len(refused) == 1 and not (out / LOCK_FILE).exists()
+    verify(out, read_manifest(out))
+
+
+def test_a_writer_that_fails_lets_go_of_the_folder(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    with pytest.raises(ZeroDivisionError), DatasetWriter(out, HEADER, 8, {}) as writer:
+        writer.append(make_stamps(20))
+        raise ZeroDivisionError
+    assert not (out / LOCK_FILE).exists()
+    write(out)
+    assert read_manifest(out).rows == 3
+
+
+def test_an_unfinished_ingest_is_not_thrown_away_by_another_kind_of_writer(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    with pytest.raises(BadInput, match="torn"):
+        build(out, HEADER, Blobs(), [3, "bad"], provenance={}, what="making, shards", processes=1)
+    before = sorted(path.name for path in out.iterdir())
+    with pytest.raises(BadInput, match=r"unfinished ingest \(shard-00000\.h5\.done\.json\)"):
+        write(out)
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
+def test_an_unfinished_ingest_is_not_indexed(tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    write(out)
+    (out / "manifest.json").unlink()
+    (out / f"shard-00000.h5{SIDECAR_SUFFIX}").write_text("{}")
+    with pytest.raises(BadInput, match=r"shard-00000\.h5\.done\.json: of an unfinished ingest"):
+        index_folder(out)
+    assert not (out / "manifest.json").exists()

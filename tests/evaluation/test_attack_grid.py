@@ -1,0 +1,114 @@
+"""The attacks of an evaluation: on linear networks each reaches what its ball allows, and no more."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_attack
+from hpcphotoz.evaluation.report.summary import summary
+from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.models.bins import RedshiftBins
+from tests.helpers.toys import BANDS, SIDE, Curved, Toy, stamps, write
+
+EPS = 0.1
+
+
+def logit(z_phot: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Of the linear network, whose mean redshift is 0.1 + 0.2 sigmoid(logit)."""
+    p = (z_phot.astype(np.float64) - 0.1) / 0.2
+    return np.log(p / (1 - p))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("methods") / "d", stamps())
+
+
+def test_each_method_moves_a_linear_network_as_far_as_its_ball_allows(data: Path) -> None:
+    toy, content = Toy(), stamps()
+    one = evaluate([toy], data, eps=(), headline_eps=EPS, methods=tuple(METHODS)).networks[0]
+    w = next(toy.module.parameters()).detach().double().numpy().reshape(len(BANDS), -1)
+    sigma = content.sky_sigma.astype(np.float64)
+    # The largest w . delta in each ball. Flux: the upper half of the weights up, the lower half down.
+    box = EPS * (sigma * np.abs(w).sum(axis=1)).sum(axis=1)
+    flux = EPS * (sigma * np.abs(w - np.median(w, axis=1, keepdims=True)).sum(axis=1)).sum(axis=1)
+    ellipsoid = EPS * np.sqrt(w.size) * np.linalg.norm(sigma[:, :, None] * w, axis=(1, 2))
+    before = logit(one.clean.z_phot)
+    most = {"fgsm": box, "pgd": box, "apgd": box, "flux": flux, "l2": ellipsoid}
+    for method, reach in most.items():
+        moved = np.abs(logit(one.at(method, EPS).z_phot) - before) / reach
+        # Ten steps of a quarter from a random start end in the corner of a cube, nearly so in the others.
+        assert moved.max() <= 1 + 1e-4 and moved.min() > (0.99 if reach is box else 0.9), method
+    assert (flux < box).all() and (box < ellipsoid).all()
+
+
+def test_apgd_raises_the_loss_at_least_as_far_as_pgd_and_more_restarts_further(data: Path) -> None:
+    toy = Toy(module=Curved(), bins=RedshiftBins(20, 0.0, 0.4))
+
+    def crps(restarts: int) -> dict[str, float]:
+        result = evaluate([toy], data, eps=(), methods=("pgd", "apgd"), loss="crps", restarts=restarts)
+        return {m: result.networks[0].at(m, 0.1).metrics["crps"] for m in result.methods}
+
+    one, four = crps(1), crps(4)
+    assert one["apgd"] >= one["pgd"] > evaluate([toy], data, eps=()).networks[0].clean.metrics["crps"]
+    assert four["apgd"] >= one["apgd"] - 1e-6 and four["pgd"] >= one["pgd"] - 1e-6
+
+
+def test_pictures_and_transfer_show_the_strongest_attack_on_single_pixels(data: Path) -> None:
+    toys = [Toy(), Toy("twin")]
+    result = evaluate(toys, data, eps=(), methods=("l2", "pgd", "flux", "apgd", "fgsm"))
+    assert result.methods == ("fgsm", "pgd", "apgd", "flux", "l2")
+    assert result.headline_method == "apgd"
+    own = result.networks[0].at("apgd", 0.1).metrics
+    assert result.transfer["standard"]["twin"] == pytest.approx(own)
+    example = result.example
+    for attacked in example.attacked.values():
+        sigmas = np.abs(attacked - example.image) / example.sky_sigma[:, None, None]
+        assert sigmas.max() < 0.1 + 1e-5, "not the attack of the L2 ball"
+    assert headline_attack(["fgsm", "l2"]) == "fgsm" and headline_attack(["l2", "flux"]) == "flux"
+    assert headline_attack(["l2"]) == "l2"
+
+
+def test_the_summary_says_what_each_method_was(data: Path) -> None:
+    result = evaluate([Toy()], data, eps=(), methods=("fgsm", "flux", "l2"), steps=3, restarts=2)
+    tree = json.loads(json.dumps(summary(result), allow_nan=False))
+    assert tree["attack"]["by_method"] == {
+        "fgsm": {"method": "fgsm", "ball": "linf", "steps": 1, "restarts": 1},
+        "flux": {"method": "pgd", "ball": "flux", "steps": 3, "restarts": 2},
+        "l2": {"method": "pgd", "ball": "l2", "steps": 3, "restarts": 2},
+    }
+    assert tree["attack"]["headline_method"] == "fgsm" and "minimal_eps" not in tree["attack"]
+    assert {"clean", "fgsm", "flux", "l2"} < set(tree["standard"])
+    assert set(tree["robustness_curves"]["standard"]) == {"fgsm", "flux", "l2"}
+
+
+def test_gradients_in_bfloat16_fool_as_well(data: Path) -> None:
+    toy = Toy(module=Curved(), bins=RedshiftBins(20, 0.0, 0.4))
+    full, half = (
+        evaluate([toy], data, eps=(), headline_eps=0.3, methods=("apgd",), loss="crps", precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+    assert not np.array_equal(full.networks[0].conditions[1].z_phot, half.networks[0].conditions[1].z_phot)
+    clean, most, other = (
+        c.metrics["crps"] for c in (*full.networks[0].conditions, half.networks[0].conditions[1])
+    )
+    assert other - clean > 0.9 * (most - clean)
+    assert summary(half)["attack"]["gradient_precision"] == "bf16"
+
+
+def test_a_plan_is_in_order_and_refuses_what_is_not_one() -> None:
+    plan = build_attack_grid(["l2", "pgd", "l2"], [0.5, 0, 0.2, 0.5], 0.1, steps=4, restarts=2, loss="margin")
+    assert [(name, attack.eps) for name, attack in plan] == [
+        (name, eps) for name in ("pgd", "l2") for eps in (0.1, 0.2, 0.5)
+    ]
+    assert {(a.ball, a.steps, a.restarts, a.loss) for _, a in plan} == {
+        ("linf", 4, 2, "margin"),
+        ("l2", 4, 2, "margin"),
+    }
+    with pytest.raises(BadInput, match="attack.steps"):
+        build_attack_grid(["fgsm"], [0.1], 0.1, steps=0)
+    assert SIDE**2 % 2 == 0  # the median of an even number of weights, above

@@ -1,0 +1,162 @@
+"""Attacks and PDFs of a whole dataset: compiled, as CUDA graphs, in long work on a GPU; plainly elsewhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hpcphotoz.attacks import Passes
+from hpcphotoz.attacks.cuda_graph import AttackGraphs, graph_key
+from hpcphotoz.config import Attack
+from hpcphotoz.evaluation import inference
+from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
+from hpcphotoz.evaluation.inference import (
+    MIN_FORWARDS_TO_COMPILE,
+    MIN_GRADIENTS_TO_COMPILE,
+    DatasetAttack,
+    DatasetForward,
+)
+from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.predict import predict
+from tests.helpers.toys import Toy, stamps, write
+
+BATCH = 4
+
+
+class Perturb:
+    """Notes the passes of each attack; fails where they are compiled, if it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, compiler_fails: bool = False) -> None:
+        self.passes: list[Passes] = []
+        self._fails = compiler_fails
+        monkeypatch.setattr(inference, "perturb", self)
+        monkeypatch.setattr(inference, "_can_compile", lambda network: True)
+
+    def __call__(self, *given: Any, passes: Passes, **options: Any) -> Tensor:
+        self.passes.append(passes)
+        if passes.compiled and self._fails:
+            raise RuntimeError("no compiler\nand a long tail")
+        return torch.zeros(BATCH)
+
+
+def attack(made: DatasetAttack, n: int = BATCH, eps: float = 0.1) -> None:
+    tensor = {name: torch.zeros(n) for name in ("images", "ebv", "sky_sigma", "object_id")}
+    made(tensor, torch.zeros(n), Attack(eps=eps), 0)
+
+
+def test_long_work_on_a_gpu_is_compiled_and_one_graph_serves_all_epsilons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = Perturb(monkeypatch)
+    made = DatasetAttack(Toy(), "bf16", BATCH, MIN_GRADIENTS_TO_COMPILE)
+    attack(made)
+    attack(made, eps=0.5)
+    attack(made, n=3)  # the last of a shard
+    assert [passes.compiled for passes in seen.passes] == [True, True, False]
+    assert [passes.replay is not None for passes in seen.passes] == [True, True, False]
+    assert all(passes.autocast is torch.bfloat16 for passes in seen.passes)
+    assert graph_key(Attack(eps=0.1)) == graph_key(Attack(eps=0.5)) != graph_key(Attack(steps=9))
+    assert isinstance(made._graphs, AttackGraphs)
+
+
+def test_short_work_and_work_on_a_cpu_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not inference._can_compile(Toy())
+    seen = Perturb(monkeypatch)
+    attack(DatasetAttack(Toy(), "fp32", BATCH, MIN_GRADIENTS_TO_COMPILE - 1))
+    assert seen.passes == [Passes(tf32=False)]
+
+
+def test_a_compiler_that_fails_is_said_once_and_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = Perturb(monkeypatch, compiler_fails=True)
+    made = DatasetAttack(Toy(), "tf32", BATCH, MIN_GRADIENTS_TO_COMPILE)
+    attack(made)
+    attack(made)
+    assert [passes.compiled for passes in seen.passes] == [True, False, False]
+    assert all(passes.tf32 for passes in seen.passes)
+    assert caplog.text.count("failed here (RuntimeError: no compiler): attacks run without either") == 1
+
+
+class Capture:
+    """Stands for `graph.capture` on a CPU: a replay computes anew into the tensor that was captured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, compiler_fails: bool = False) -> None:
+        self.replays = 0
+        self._fails = compiler_fails
+        monkeypatch.setattr(inference, "_can_compile", lambda network: True)
+        monkeypatch.setattr(inference, "compiled", lambda module, device: module)
+        monkeypatch.setattr(inference, "capture", self)
+
+    def __call__(
+        self, work: Callable[[], Tensor], device: torch.device
+    ) -> tuple[Callable[[], object], Tensor]:
+        if self._fails:
+            raise RuntimeError("no compiler\nand a long tail")
+        out = work()
+
+        def replay() -> None:
+            self.replays += 1
+            out.copy_(work())
+
+        return replay, out
+
+
+def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 8, 8, generator=made), torch.rand(n, generator=made)
+
+
+def test_pdfs_of_long_work_on_a_gpu_come_from_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, network = Capture(monkeypatch), Toy()
+    forward = DatasetForward(network, BATCH, MIN_FORWARDS_TO_COMPILE)
+    batches = [images(BATCH, 1), images(BATCH, 2), images(3, 3)]
+    found = [forward(*batch) for batch in batches]  # a result is kept while the next overwrites the graph's
+    for batch, logits in zip(batches, found, strict=True):
+        assert torch.equal(logits, network.module(*batch))
+    assert seen.replays == 2  # not for the last of a shard
+
+
+def test_pdfs_of_short_work_and_on_a_cpu_come_from_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = images(BATCH, 1)
+    for objects in (MIN_FORWARDS_TO_COMPILE, 1):
+        assert torch.equal(DatasetForward(Toy(), BATCH, objects)(*batch), Toy().module(*batch))
+    seen = Capture(monkeypatch)
+    DatasetForward(Toy(), BATCH, MIN_FORWARDS_TO_COMPILE - 1)(*batch)
+    assert seen.replays == 0
+
+
+def test_a_network_that_the_compiler_fails_on_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Capture(monkeypatch, compiler_fails=True)
+    forward, batch = DatasetForward(Toy(), BATCH, MIN_FORWARDS_TO_COMPILE), images(BATCH, 1)
+    for _ in range(2):
+        assert torch.equal(forward(*batch), Toy().module(*batch))
+    assert caplog.text.count("failed here (RuntimeError: no compiler): PDFs come without") == 1
+
+
+def test_predict_attack_and_evaluate_take_the_pdfs_of_the_graph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, network = write(tmp_path / "data", stamps(8), shard_rows=8), Toy()
+    predict([network], data, tmp_path / "plain.hdf5", batch=BATCH)
+    plain = evaluate([network], data, eps=[0.1], methods=["fgsm"], batch=BATCH)
+    seen = Capture(monkeypatch)
+    monkeypatch.setattr(inference, "MIN_FORWARDS_TO_COMPILE", 0)
+    predict([network], data, tmp_path / "graph.hdf5", batch=BATCH)
+    assert seen.replays == 2
+    write_adversarial_dataset(network, data, tmp_path / "attacked", Attack(method="fgsm"), batch=BATCH)
+    assert seen.replays == 4
+    found = evaluate([network], data, eps=[0.1], methods=["fgsm"], batch=BATCH)
+    assert seen.replays == 8  # clean and attacked
+    assert [c.metrics for c in found.networks[0].conditions] == [
+        c.metrics for c in plain.networks[0].conditions
+    ]
+    with h5py.File(tmp_path / "plain.hdf5") as one, h5py.File(tmp_path / "graph.hdf5") as other:
+        assert np.array_equal(one["data/pdfs"], other["data/pdfs"])

@@ -1,0 +1,202 @@
+"""Robustness against linear networks, on which an attack does what can be written down."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.network import edges, read_batches
+from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.models.bins import RedshiftBins
+from tests.helpers.toys import BINS, Diverged, Linear, Toy, stamps, write
+
+
+def mean_redshift(
+    logit: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return 0.1 + 0.2 / (1 + np.exp(-logit))
+
+
+def test_fgsm_on_a_linear_network_moves_each_redshift_by_the_analytic_amount(tmp_path: Path) -> None:
+    content, toy = stamps(), Toy()
+    result = evaluate([toy], write(tmp_path / "d", content), eps=(0, 0.05, 0.2), headline_eps=0.1, batch=7)
+    w = next(toy.module.parameters()).detach().double().numpy()
+    logit = (content.images * w).sum(axis=(1, 2, 3))
+    # sign(gradient) is +sign(w) where the label is the lower bin: the loss rises with the upper logit.
+    away = np.where(content.z_spec < 0.2, 1, -1)
+    reach = (content.sky_sigma * np.abs(w).sum(axis=(1, 2))).sum(axis=1)
+    assert result.eps == (0.05, 0.1, 0.2)
+    one = result.networks[0]
+    np.testing.assert_allclose(one.clean.z_phot, mean_redshift(logit), atol=1e-6)
+    for eps in result.eps:
+        moved = mean_redshift(logit + eps * away * reach)
+        # PGD on a linear function ends in the same corner: 10 steps of eps/4 reach it from anywhere.
+        for method in ("fgsm", "pgd"):
+            condition = one.at(method, eps)
+            np.testing.assert_allclose(condition.z_phot, moved, atol=2e-6)
+            change = np.abs(moved - mean_redshift(logit))
+            assert condition.shift_median == pytest.approx(np.median(change), abs=2e-6)
+            assert condition.shift_p90 == pytest.approx(np.percentile(change, 90), abs=2e-6)
+            assert condition.as_summary()["eps_sky_sigma"] == eps
+    assert [point[0] for point in one.shift_curve("pgd")] == [0, 0.05, 0.1, 0.2]
+
+
+def test_metrics_are_those_of_the_pdfs(tmp_path: Path) -> None:
+    content, toy = stamps(), Toy()
+    one = evaluate([toy], write(tmp_path / "d", content), eps=()).networks[0]
+    with torch.no_grad():
+        pdf = torch.softmax(toy.module(torch.from_numpy(content.images), torch.zeros(50)), dim=1).numpy()
+    expected = metrics.summary(
+        pdf @ BINS.centres().numpy(),
+        content.z_spec,
+        metrics.crps(pdf, edges(BINS), content.z_spec),
+        metrics.cde_loss(pdf, edges(BINS), content.z_spec),
+    )
+    assert one.clean.metrics == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, edges(BINS), content.z_spec), atol=1e-6)
+    assert one.at("pgd", 0.1).metrics["crps"] > one.clean.metrics["crps"]
+
+
+def test_the_batch_size_and_the_shards_change_nothing(tmp_path: Path) -> None:
+    few = evaluate([Toy()], write(tmp_path / "a", stamps(), 50), eps=(0.3,), steps=1, batch=50)
+    many = evaluate([Toy()], write(tmp_path / "b", stamps(), 9), eps=(0.3,), steps=1, batch=4)
+    for a, b in zip(few.networks[0].conditions, many.networks[0].conditions, strict=True):
+        np.testing.assert_allclose(a.z_phot, b.z_phot, atol=1e-6)
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-4)
+
+
+def test_unknown_redshifts_are_attacked_but_not_scored(tmp_path: Path) -> None:
+    part = evaluate([Toy()], write(tmp_path / "part", stamps(50, unknown=20)), eps=(0.1,))
+    assert part.unlabelled == 20
+    assert part.networks[0].clean.metrics["n"] == 30
+    assert np.isnan(part.networks[0].clean.pit).sum() == 20
+    known = stamps(50, unknown=20)[20:]
+    alone = evaluate([Toy()], write(tmp_path / "alone", known), eps=(0.1,))
+    for a, b in zip(part.networks[0].conditions, alone.networks[0].conditions, strict=True):
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "shift"])
+def test_without_any_redshift_the_change_of_the_mean_is_still_measured(tmp_path: Path, loss: str) -> None:
+    result = evaluate([Toy()], write(tmp_path / "d", stamps(30, unknown=30)), eps=(0.02, 0.3), loss=loss)
+    one = result.networks[0]
+    assert one.clean.metrics == {}
+    assert np.isnan(result.example.z_spec)
+    for method in ("fgsm", "pgd"):
+        medians = [median for _, median, _ in one.shift_curve(method)]
+        assert medians[0] == 0 and medians == sorted(medians) and medians[-1] > 0.02
+
+
+def test_transfer_to_the_same_weights_is_the_attack_itself_and_to_opposite_ones_a_gift(
+    tmp_path: Path,
+) -> None:
+    opposite = Linear()
+    opposite.w.data.neg_()
+    networks = [Toy(), Toy("twin"), Toy("opposite", opposite)]
+    result = evaluate(networks, write(tmp_path / "d", stamps()), eps=(0.1,))
+    own = result.networks[0].at("pgd", 0.1).metrics
+    assert result.transfer["standard"]["twin"] == pytest.approx(own)
+    gift, clean = result.transfer["standard"]["opposite"], result.networks[2].clean.metrics
+    assert own["crps"] > result.networks[0].clean.metrics["crps"]
+    assert gift["crps"] < clean["crps"]
+
+
+def test_the_example_is_a_galaxy_of_the_set_and_its_attack_stays_in_the_ball(tmp_path: Path) -> None:
+    content = stamps()
+    example = evaluate([Toy(), Toy("b", Linear(seed=1))], write(tmp_path / "d", content), eps=()).example
+    i = int(np.flatnonzero(content.object_id == example.object_id)[0])
+    np.testing.assert_array_equal(example.image, content.images[i])
+    assert set(example.attacked) == {"standard", "b"}
+    for attacked in example.attacked.values():
+        sigmas = np.abs(attacked - example.image) / example.sky_sigma[:, None, None]
+        # One rounding of x + eps sigma, |x| < 5, in units of a sky sigma of at least 0.5.
+        assert 0.099 < sigmas.max() <= 0.1 + 5 * 2**-23 / 0.5
+
+
+def test_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    toy = Toy()
+    before = {name: value.clone() for name, value in toy.module.state_dict().items()}
+    evaluate([toy], write(tmp_path / "d", stamps()), eps=())
+    assert all(torch.equal(value, before[name]) for name, value in toy.module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in toy.module.parameters())
+
+
+class Blind(Linear):
+    """Sees the image but shows the attack a gradient of zero: PGD stays where it started."""
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        return super().forward(images.detach(), ebv) + 0 * images.sum()
+
+
+def test_random_starts_are_keyed_by_seed_and_object(tmp_path: Path) -> None:
+    data, other = write(tmp_path / "d", stamps()), write(tmp_path / "other", stamps()[10:], 7)
+
+    def started(folder: Path, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        one = evaluate([Toy(module=Blind())], folder, eps=(), methods=("pgd",), headline_eps=1.0, seed=seed)
+        return one.networks[0].at("pgd", 1.0).z_phot
+
+    first = started(data, 1)
+    np.testing.assert_allclose(started(other, 1), first[10:], atol=1e-6)
+    assert np.abs(started(data, 2) - first).max() > 1e-3
+
+
+def test_limit_takes_the_first_objects(tmp_path: Path) -> None:
+    data = write(tmp_path / "d", stamps())
+    assert evaluate([Toy()], data, eps=(), limit=21, batch=5).object_id.tolist() == list(range(100, 121))
+    manifest = read_manifest(data)
+    assert sum(map(len, read_batches(data, manifest, 5, "reading"))) == 50
+    assert sum(map(len, read_batches(data, manifest, 5, "reading", limit=1000))) == 50
+
+
+@pytest.mark.parametrize(
+    ("networks", "options", "message"),
+    [
+        ([], {}, "no network"),
+        ([Toy(), Toy()], {}, "two runs are called 'standard'"),
+        ([Toy(bands=("r", "g", "i"))], {}, "g,r,i but run 'standard' takes r,g,i"),
+        ([Toy(stamp=64)], {}, "stamps of 8 pixels"),
+        ([Toy(bins=RedshiftBins(2, 0.0, 0.2))], {}, "object 1[0-9][0-9] has z_spec"),
+        ([Toy(bins=RedshiftBins(3, 0.0, 0.4))], {}, "logits of shape"),
+        ([Toy(module=Diverged())], {"batch": 16}, "output for object 115 is not finite"),
+        ([Toy()], {"methods": ("cw",)}, "attack method 'cw': want some of fgsm, pgd, apgd, flux, l2"),
+        ([Toy()], {"methods": ("fgsm",), "restarts": 3}, "3 restarts of FGSM alone"),
+        ([Toy()], {"restarts": 0}, "attack.restarts"),
+        ([Toy()], {"loss": "mse"}, "attack.loss"),
+        ([Toy()], {"precision": "fp16"}, "precision 'fp16': want one of fp32, tf32, bf16"),
+        ([Toy()], {"minimal_eps_max": 0.0}, "greatest epsilon 0.0"),
+        ([Toy()], {"minimal_eps_max": float("inf")}, "greatest epsilon inf"),
+        ([Toy()], {"minimal_eps_max": 1e39}, "at most 1e"),
+        ([Toy()], {"eps": [1e39]}, "attack.eps"),
+        ([Toy()], {"methods": ()}, "no attack method"),
+        ([Toy()], {"eps": (-0.1,)}, "attack.eps"),
+        ([Toy()], {"steps": 0}, "attack.steps"),
+        ([Toy()], {"headline_eps": 0.0}, "headline"),
+        ([Toy()], {"batch": 0}, "batch"),
+        ([Toy()], {"limit": 0}, "limit"),
+    ],
+)
+def test_unusable_input_is_refused(
+    tmp_path: Path, networks: list[Toy], options: dict[str, object], message: str
+) -> None:
+    data = write(tmp_path / "d", stamps())
+    with pytest.raises(BadInput, match=message):
+        evaluate(networks, data, **options)  # type: ignore[arg-type]
+
+
+def test_redshifts_that_cannot_be_read_are_named_by_their_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(tmp_path / "d", stamps())
+
+    def fails(self: h5py.Dataset, rows: object) -> None:
+        raise OSError("Can't synchronously read data (inflate() failed)")
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", fails)
+    with pytest.raises(BadInput, match=r"d/shard-00000.h5: rows 0 to 15 cannot be read \(Can't sync"):
+        evaluate([Toy(bins=RedshiftBins(2, 0.0, 0.2))], data)

@@ -1,0 +1,72 @@
+"""Kernels under Triton's interpreter: on CPU tensors, in a process of its own for each test module."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(
+    not INTERPRETED, reason="runs under the interpreter, in a process of its own"
+)
+compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernel is no kernel")
+
+
+def interpret(module: ModuleType) -> None:
+    """Where this is the interpreter's process, let a module's launches run there under torch 2.11 too.
+
+    torch 2.11 refuses what is no compiled kernel; later releases hand it through, as is done here.
+    """
+    if INTERPRETED:
+        module.wrap_triton = lambda kernel: kernel  # type: ignore[attr-defined]
+
+
+def passed_under_the_interpreter(file: str, expression: str, *, slow: bool) -> int:
+    """Run a test module again with its kernels interpreted; fails where a test does.
+
+    The variable must be set before the kernels are defined, hence the process.
+
+    Args:
+        file: the test module.
+        expression: of pytest's -k: which tests.
+        slow: those marked slow, or those that are not.
+
+    Returns:
+        How many tests passed.
+    """
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", expression]
+        + ["-m", "slow" if slow else "not slow", file],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=590,
+        check=False,
+    )
+    passed = re.search(r"(\d+) passed", found.stdout)
+    assert found.returncode == 0 and passed, found.stdout + found.stderr
+    return int(passed[1])
+
+
+def thinned(cases: list[Any], kept: Callable[[int], bool]) -> list[Any]:
+    """The same cases; under the interpreter, which takes up to a second for one, the others are slow tests.
+
+    Args:
+        cases: parameters of a test, tuples where there are several.
+        kept: which, by their number in `cases`: every branch of the kernel has one.
+    """
+    if not INTERPRETED:
+        return cases
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)), marks=[] if kept(k) else pytest.mark.slow
+        )
+        for k, case in enumerate(cases)
+    ]

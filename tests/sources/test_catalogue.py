@@ -1,0 +1,246 @@
+"""Object tables: CSV, FITS and VOTable read alike, bad ones named, stamp ids that never collide."""
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("astropy")
+
+from astropy.io import fits  # noqa: E402
+from astropy.table import MaskedColumn, Table  # noqa: E402
+
+from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.sources.catalogue import RUN_FACTOR, Catalogue, epoch_ids, read_catalogue  # noqa: E402
+
+SDSS = 1237661971724599442  # 19 digits: a float64 keeps 16 of them
+
+
+def survey_table() -> Table:
+    """As a survey's server sends it: names of its own, masked values, strings, units."""
+    z = MaskedColumn([0.1, -9999.0, 0.3], mask=[False, True, False], dtype="f4")
+    return Table(
+        {
+            "objID": np.array([SDSS, SDSS + 1, 7], np.int64),
+            "RAJ2000": [351.5, 351.6, 351.7],
+            "DEJ2000": np.array([0.1, -0.2, 0.3], ">f4"),
+            "zsp": z,
+            "EBV": [0.02, np.nan, 0.04],
+            "class": ["GALAXY", "GALAXY", "QSO"],
+        }
+    )
+
+
+NAMES = {"object_id": "objID", "ra": "RAJ2000", "dec": "DEJ2000", "z_spec": "zsp", "ebv": "EBV"}
+
+
+def check(objects: Catalogue) -> None:
+    assert objects.object_id.dtype == np.int64 and objects.object_id.tolist() == [SDSS, SDSS + 1, 7]
+    np.testing.assert_allclose(objects.ra, [351.5, 351.6, 351.7])
+    np.testing.assert_allclose(objects.dec, [0.1, -0.2, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(objects.z_spec, [0.1, np.nan, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(objects.ebv, [0.02, np.nan, 0.04])
+    assert objects.ebv_column == "EBV"
+
+
+@pytest.mark.parametrize("name", ["t.fits", "t.fits.gz", "t.vot", "t.xml", "t.csv", "binary.xml"])
+def test_every_format_gives_the_same(tmp_path: Path, name: str) -> None:
+    path, table = tmp_path / name, survey_table()
+    if name.startswith("t.fits"):
+        table["RAJ2000"].unit = "deg"
+        table.write(tmp_path / "t.fits", overwrite=True)
+        if name.endswith(".gz"):
+            path.write_bytes(gzip.compress((tmp_path / "t.fits").read_bytes()))
+    elif name == "t.csv":
+        table.write(path, format="ascii.csv")
+    else:
+        table.write(path, format="votable", tabledata_format="binary" if "binary" in name else "tabledata")
+    check(read_catalogue(path, NAMES))
+
+
+def test_ids_and_numbers_may_be_text(tmp_path: Path) -> None:
+    table = survey_table()
+    table["objID"] = [str(one) for one in table["objID"]]
+    table["RAJ2000"] = [str(one) for one in table["RAJ2000"]]
+    table.write(tmp_path / "t.fits")
+    check(read_catalogue(tmp_path / "t.fits", NAMES))
+
+
+def test_usual_names_need_no_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\ufeffobject_id, ra ,dec\n1,351,0.5\n\n2,352,0.6\n", encoding="utf-8")
+    objects = read_catalogue(path, {"z_spec": "dec"})
+    assert objects.object_id.tolist() == [1, 2] and objects.z_spec.tolist() == [0.5, 0.6]
+    assert objects.ebv.tolist() == [0.0, 0.0] and objects.ebv_column is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("object_id,ra\n1,2\n", "no column dec or dec_deg: it has object_id, ra; --columns dec=NAME"),
+        ("ra,dec\n1,2\n", "no column object_id"),
+        ("", "it has none"),
+        ("object_id,ra,dec\n", "lists no object"),
+        ("object_id,ra,dec\n1,351,x\n", "line 2: dec x is not a number"),
+        ("object_id,ra,dec\n1,351\n", "line 2: dec (empty) is not a number"),
+        ("object_id,ra,dec\n\n1,351,0\n2,351,95\n", "line 4: dec 95 is not between"),
+        ("object_id,ra,dec\n1,nan,0\n", "line 2: ra nan is not between"),
+        ("object_id,ra,dec\n1.5,351,0\n", "line 2: object_id 1.5 may have lost digits"),
+        ("object_id,ra,dec\n1.2376e18,351,0\n", "object_id 1.2376e18 may have lost digits"),
+        ("object_id,ra,dec\n,351,0\n", "object_id (empty) is no id"),
+        ("object_id,ra,dec\n4,351,0\n4,350,0\n", "line 3: object_id 4 is there twice"),
+        ("object_id,ra,dec,ebv\n4,351,0,inf\n", "ebv inf is not between"),
+        ("object_id,ra,dec,ebv\n4,351,0,101\n", "line 2: ebv 101 is not between -1 and 100"),
+        ("object_id,ra,dec,z\n4,351,0,20.5\n", "z 20.5 is not between -1 and 20"),
+        ("object_id,ra,ra_deg,dec\n4,1,2,0\n", "has columns ra and ra_deg: say by --columns ra=ra"),
+        ("object_id,ra,dec,z,z_spec\n4,1,2,0,0\n", "has columns z and z_spec: say by --columns z_spec=z"),
+        ("object_id,ra,ra,dec\n4,1,2,0\n", "has columns ra and ra: rename one"),
+    ],
+)
+def test_bad_csv_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "objects.csv"
+    path.write_text(text)
+    refused(path, message)
+
+
+def test_minus_one_and_below_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    values = ["", "nan", "-1", "-9.999", "-9999", "0", "-0.001", "0.3"]
+    path.write_text("object_id,ra,dec,z,ebv\n" + "".join(f"{k},1,2,{z},{z}\n" for k, z in enumerate(values)))
+    expected = [np.nan] * 5 + [0.0, -0.001, 0.3]
+    np.testing.assert_array_equal(read_catalogue(path).z_spec, expected)
+    np.testing.assert_array_equal(read_catalogue(path).ebv, expected)
+    table = Table({"object_id": [1, 2, 3], "ra": [1.0] * 3, "dec": [2.0] * 3, "z": [-1.0, -99.0, 0.1]})
+    table.write(tmp_path / "t.fits")
+    np.testing.assert_array_equal(read_catalogue(tmp_path / "t.fits").z_spec, [np.nan, np.nan, 0.1])
+
+
+def test_which_of_two_columns_may_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("object_id,ra,ra_deg,dec\n4,1,15,0\n")
+    assert read_catalogue(path, {"ra": "ra"}).ra.tolist() == [1]
+    assert read_catalogue(path, {"ra": "ra_deg"}).ra.tolist() == [15]
+
+
+@pytest.mark.parametrize("kind", ["fits", "vot"])
+@pytest.mark.parametrize(
+    ("units", "ra", "dec"),
+    [
+        (("deg", "deg"), 351.5, 0.25),
+        (("degrees", "Degree [J2000]"), 351.5, 0.25),
+        (("rad", "rad"), math.radians(351.5), math.radians(0.25)),
+        (("hourangle", "arcmin"), 351.5 / 15, 15.0),
+        (("h", "arcsec"), 351.5 / 15, 900.0),
+        (("hours", "deg"), 351.5 / 15, 0.25),
+        (("deg", "mas"), 351.5, 9e5),
+    ],
+)
+def test_units_of_places_are_heeded(
+    tmp_path: Path, kind: str, units: tuple[str, str], ra: float, dec: float
+) -> None:
+    path = write_units(tmp_path / f"t.{kind}", units, ra, dec)
+    objects = read_catalogue(path)
+    np.testing.assert_allclose([objects.ra[0], objects.dec[0]], [351.5, 0.25], rtol=1e-12)
+
+
+def write_units(path: Path, units: tuple[str, str], ra: float, dec: float) -> Path:
+    """By hand: astropy does not write what services do."""
+    if path.suffix == ".fits":
+        columns = [
+            fits.Column(name, "D", unit=unit, array=[value])
+            for name, unit, value in (("ra", units[0], ra), ("dec", units[1], dec))
+        ]
+        columns.append(fits.Column("object_id", "K", array=[1]))
+        fits.BinTableHDU.from_columns(columns).writeto(path)
+        return path
+    fields = "".join(
+        f'<FIELD name="{name}" datatype="{kind}" {unit}/>'
+        for name, kind, unit in (
+            ("object_id", "long", ""),
+            ("ra", "double", f'unit="{units[0]}"'),
+            ("dec", "double", f'unit="{units[1]}"'),
+        )
+    )
+    path.write_text(
+        f'<?xml version="1.0"?>\n<VOTABLE version="1.3"><RESOURCE><TABLE>{fields}<DATA><TABLEDATA>'
+        f"<TR><TD>1</TD><TD>{ra!r}</TD><TD>{dec!r}</TD></TR></TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"
+    )
+    return path
+
+
+def test_units_that_are_no_angle_are_named(tmp_path: Path) -> None:
+    for k, (units, message) in enumerate(
+        [
+            (("mag", "deg"), "column ra has the unit mag, which is no angle"),
+            (("deg", "h"), "column dec has the unit h, which"),
+            (("deg", "h:m:s"), "column dec has the unit h:m:s"),
+        ]
+    ):
+        for kind in ("fits", "vot"):
+            refused(write_units(tmp_path / f"{k}.{kind}", units, 1.0, 2.0), message)
+    refused(write_units(tmp_path / "far.fits", ("h", "deg"), 25.0, 2.0), "ra 25.0 is not between -24 and 24")
+
+
+def refused(path: Path, message: str, columns: dict[str, str] | None = None) -> None:
+    with pytest.raises(BadInput) as caught:
+        read_catalogue(path, columns)
+    assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bad_tables_are_named(tmp_path: Path) -> None:
+    good = tmp_path / "good.fits"
+    survey_table().write(good)
+    refused(good, "no column dej for dec: it has objID, RAJ2000", NAMES | {"dec": "dej"})
+    refused(good, "no column object_id", {"ra": "RAJ2000"})
+    refused(good, "row 1: class GALAXY is not a number", NAMES | {"ebv": "class"})
+    refused(good, "row 1: RAJ2000 351.5 is not between", NAMES | {"z_spec": "RAJ2000"})
+    cut = tmp_path / "cut.fits"
+    cut.write_bytes(good.read_bytes()[:-2880])
+    refused(cut, "not a readable FITS", NAMES)
+    masked = survey_table()
+    masked["RAJ2000"] = MaskedColumn(masked["RAJ2000"], mask=[False, True, False])
+    masked.write(tmp_path / "masked.vot", format="votable")
+    refused(tmp_path / "masked.vot", "row 2: RAJ2000 (empty) is not a number", NAMES)
+    (tmp_path / "broken.vot").write_text('<?xml version="1.0"?>\n<VOTABLE><RESOURCE>\n<TABLE>')
+    refused(tmp_path / "broken.vot", "not a readable VOTable")
+    vectors = survey_table()
+    vectors["zsp"] = np.zeros((3, 2))
+    vectors.write(tmp_path / "vectors.fits")
+    refused(tmp_path / "vectors.fits", "zsp holds more than one value", NAMES)
+    with pytest.raises(BadInput, match="'redshift' is none of object_id, ra"):
+        read_catalogue(good, {"redshift": "zsp"})
+    refused(tmp_path / "none.csv", "none.csv: not a readable table: No such file")
+
+
+def test_stamp_ids_of_several_runs() -> None:
+    ids, runs = np.array([5, 5, 6]), np.array([94, 752, 94])
+    stamps, rule = epoch_ids(ids, runs)
+    assert (
+        stamps.tolist() == [5 * RUN_FACTOR + 94, 5 * RUN_FACTOR + 752, 6 * RUN_FACTOR + 94]
+        and "1000000 + run" in rule
+    )
+    # SDSS's ids do not fit that rule. Consecutive ids and runs are what a weak hash would collide on.
+    ids = np.repeat(SDSS + np.arange(20_000), 50)
+    runs = np.tile(94 + np.arange(50), 20_000)
+    stamps, rule = epoch_ids(ids, runs)
+    assert "SplitMix64" in rule and len(np.unique(stamps)) == len(ids) and stamps.min() >= 0
+    # The rule as written down, in Python's own integers.
+    assert stamps[1] == mix(mix(SDSS) + 95) >> 1
+    # Ids from 2^63 on, stored less 2^64, and negative ones.
+    large = np.array([2**63 + 5, 2**64 - 1], np.uint64).view(np.int64)
+    stamps, rule = epoch_ids(large, np.array([94, 94]))
+    assert stamps.tolist() == [mix(mix(one) + 94) >> 1 for one in (2**63 + 5, 2**64 - 1)]
+    assert epoch_ids(np.array([-5]), np.array([94]))[0].tolist() == [-5 * RUN_FACTOR + 94]
+    with pytest.raises(BadInput, match=f"object_id {SDSS} in run 94 and {SDSS} in run 94"):
+        epoch_ids(np.array([SDSS, SDSS]), np.array([94, 94]))
+
+
+def mix(x: int) -> int:
+    """SplitMix64's finaliser."""
+    word = 2**64 - 1
+    x &= word
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & word
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & word
+    return x ^ (x >> 31)

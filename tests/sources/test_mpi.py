@@ -1,0 +1,113 @@
+"""Ingest on real MPI ranks: the same bytes as without, one line for a failure, nothing finished lost."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+
+from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.read.rows import verify
+from tests.sources.published.test_ingest_table import GZIP, hayat
+from tests.sources.test_build import ROOT, TIMEOUT_S, content, until
+
+_BESIDE = Path(sys.executable).with_name("mpiexec")  # where the mpich wheel puts it
+MPIEXEC = str(_BESIDE) if _BESIDE.exists() else shutil.which("mpiexec")
+pytest.importorskip("mpi4py", reason="no mpi4py")
+pytestmark = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec: pip install mpich")
+
+
+def begin(ranks: int, words: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(MPIEXEC), "-n", str(ranks), sys.executable, *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def mpi(ranks: int, words: list[str]) -> tuple[int, str, str]:
+    process = begin(ranks, words)
+    try:
+        out, error = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+    return process.returncode, out, error
+
+
+def ingest(out: Path, source: Path) -> list[str]:
+    words = ["-m", "hpcphotoz", "ingest", "table", str(out), "--format", "hayat", str(source)]
+    return [*words, "--shard-rows", "4"]
+
+
+def test_any_number_of_ranks_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = hayat(tmp_path / "in.h5", 22, 24)
+    alone = subprocess.run([sys.executable, *ingest(tmp_path / "alone", source)], cwd=ROOT, timeout=TIMEOUT_S)
+    assert alone.returncode == 0
+    for ranks in (1, 2, 4):
+        out = tmp_path / str(ranks)
+        status, said, error = mpi(ranks, ingest(out, source))
+        assert status == 0, error
+        assert said == f"{out}: 22 stamps in 6 shards\n" and len(error.splitlines()) == 1
+        assert content(out) == content(tmp_path / "alone")
+    verify(tmp_path / "4", read_manifest(tmp_path / "4"))
+
+
+def test_a_rank_that_fails_ends_all_with_one_line(tmp_path: Path) -> None:
+    source = tmp_path / "in.h5"
+    with h5py.File(hayat(tmp_path / "plain.h5", 22, 24)) as plain, h5py.File(source, "w") as file:
+        for name, data in plain.items():
+            file.create_dataset(name, data=data[...], **{**GZIP, "chunks": (4, *data.shape[1:])})
+        place = file["images"].id.get_chunk_info(2)
+    with source.open("r+b") as raw:  # read by rank 2 of 4 only
+        raw.seek(place.byte_offset)
+        raw.write(b"\xff" * place.size)
+    status, said, error = mpi(4, ingest(tmp_path / "set", source))
+    assert status == 2 and not said
+    lines = [line for line in error.splitlines() if not line.startswith("reading tables")]
+    assert len(lines) == 1 and re.match(r"hpcphotoz: error: .*in.h5: rows 8 to 11 of 'images'", lines[0]), (
+        error
+    )
+    status, _, error = mpi(2, ingest(tmp_path / "other", tmp_path / "absent.h5"))
+    assert status == 2 and error.count("\n") == 1 and "no such file" in error
+
+
+def test_what_takes_one_process_is_refused_once(tmp_path: Path) -> None:
+    status, said, error = mpi(2, ["-m", "hpcphotoz", "simulate", str(tmp_path / "set"), "--n", "2"])
+    assert status == 2 and not said and not (tmp_path / "set").exists()
+    assert error == (
+        "hpcphotoz: error: simulate without --onto uses the cores of one machine: start one process\n"
+    )
+    status, said, error = mpi(2, ["-m", "hpcphotoz", "inspect", str(tmp_path)])
+    assert status == 2 and not said
+    assert error == (
+        "hpcphotoz: error: inspect is for one process: start it once, without srun, mpiexec or torchrun\n"
+    )
+
+
+def test_a_defect_of_the_program_keeps_its_traceback(tmp_path: Path) -> None:
+    code = "from tests.sources.test_build import *; run(Path({!r}), [2, 3, 'bug'], processes=None)"
+    status, _, error = mpi(2, ["-c", code.format(str(tmp_path / "set"))])
+    assert status == 1 and error.count("Traceback") == 1 and "ZeroDivisionError: a bug" in error
+
+
+def test_killed_ranks_are_started_again_in_another_number(tmp_path: Path) -> None:
+    out, alone = tmp_path / "set", tmp_path / "alone"
+    code = "from tests.sources.test_build import *; run(Path({!r}), processes=None)"
+    process = begin(2, ["-c", code.format(str(out))], {"BLOCK_AT": "9"})  # the last of six units, rank 1's
+    until(lambda: len(list(out.glob("*.done.json"))) == 5 or process.poll() is not None, "five units")
+    os.killpg(process.pid, 9)
+    process.communicate(timeout=TIMEOUT_S)
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
+    status, _, error = mpi(3, ["-c", code.format(str(out))])
+    assert status == 0 and "kept 5 finished shards" in error
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+    status, _, _ = mpi(1, ["-c", code.format(str(alone))])
+    assert status == 0 and content(out) == content(alone)

@@ -1,0 +1,196 @@
+"""Ranks that come together, and what keeps them from it: always one line, and Ctrl-C is heard at once."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.training.distributed.rendezvous import Rendezvous
+from hpcphotoz.world import World
+from tests.helpers.slurm import until
+
+# One rank of a process group, without a run.
+JOIN = r"""import os, sys
+from hpcphotoz.errors import BadInput
+from hpcphotoz.training.distributed import group
+from hpcphotoz.world import World
+from torch import distributed as dist
+import torch
+rank, size, timeout_s, gpu = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+options = {"--out": os.environ.get("OUT", "a"), "--attack.eps": os.environ.get("EPS", "1")}
+print("joins", flush=True)
+if gpu:  # a GPU that only the choice of devices sees
+    group.identity = lambda _: gpu
+try:
+    with group.process_group(World(rank, size, rank, size, "test"), timeout_s, options):
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        print(f"{dist.get_backend()} {int(total)}\n", end="", flush=True)  # whole, beside the other rank's
+except (BadInput, group.RankLost) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def join(
+    rank: int, size: int, port: object, timeout_s: float, gpu: str = "", **env: str
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", JOIN, str(rank), str(size), str(timeout_s), gpu],
+        env={
+            **os.environ,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            **env,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(*ranks: subprocess.Popen[str]) -> list[tuple[int, str, list[str]]]:
+    """Status, output and lines of errors of each."""
+    try:
+        said = [rank.communicate(timeout=90) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, out, err.splitlines()) for rank, (out, err) in zip(ranks, said, strict=True)]
+
+
+def test_ranks_meet_whoever_comes_first() -> None:
+    port = free_port()
+    late = join(1, 2, port, 60)
+    assert late.stdout is not None and late.stdout.readline() == "joins\n"
+    for status, out, errors in ended(join(0, 2, port, 60), late):
+        assert (status, errors) == (0, []) and out.endswith("gloo 2\n")
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "70000", "-1"])
+def test_a_port_that_is_none(port: str) -> None:
+    for rank in range(2):
+        with pytest.raises(BadInput, match=f"MASTER_PORT={port}: is no port"):
+            Rendezvous(World(rank, 2), 5, {"MASTER_ADDR": "localhost", "MASTER_PORT": port})
+
+
+def test_a_host_that_is_none() -> None:
+    for rank in range(2):
+        env = {"MASTER_ADDR": "no such host", "MASTER_PORT": str(free_port())}
+        with pytest.raises(BadInput, match="MASTER_ADDR=no such host: no such host"):
+            Rendezvous(World(rank, 2), 5, env)
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(
+            BadInput, match=f"MASTER_PORT={port}: cannot listen.*in use.*: choose a free port"
+        ):
+            Rendezvous(World(0, 2), 5, {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+
+
+def test_something_else_that_listens_is_a_lost_rank_after_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ((status, _, errors),) = ended(join(1, 2, server.getsockname()[1], 3))
+    assert status == 1 and len(errors) == 1
+    assert errors[0].startswith("RankLost: ") and "is not rank 0 of this run" in errors[0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_timeout_is_one_line_that_names_the_absent(rank: int) -> None:
+    ((status, _, errors),) = ended(join(rank, 3, free_port(), 2))
+    assert status == 1 and len(errors) == 1 and "run.timeout_s = 2 s" in errors[0]
+    assert ("look at the output of rank 1, 2" if rank == 0 else "rank 0 does not listen at") in errors[0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ctrl_c_is_heard_while_joining(rank: int) -> None:
+    running = join(rank, 2, free_port(), 300)
+    assert running.stdout is not None and running.stdout.readline() == "joins\n"
+    if rank == 0:
+        until("a listening socket", lambda: listens(running.pid), 30)
+    running.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    ((status, _, errors),) = ended(running)
+    assert status in (1, -signal.SIGINT) and errors[-1] == "KeyboardInterrupt"
+    assert time.monotonic() - start < 15, "it waited for the other rank"
+
+
+def listens(pid: int) -> bool:
+    """Whether a process has sockets open; it has none before it meets the others."""
+    return any(os.readlink(path).startswith("socket:") for path in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def test_two_ranks_that_share_a_gpu_end_before_they_start() -> None:
+    """One says so, the other ends quietly with status 2."""
+    port = free_port()
+    results = ended(*(join(rank, 2, port, 60, gpu="GPU-1") for rank in range(2)))
+    assert [errors for _, _, errors in results][0] == []
+    assert [status for status, _, _ in results] == [2, 1]
+    assert results[1][2] == [
+        f"BadInput: ranks 0 and 1 on {socket.gethostname()} have the same GPU GPU-1: start one rank a GPU, "
+        "or train on CPUs with --device cpu"
+    ]
+
+
+def test_a_rank_without_the_gpu_it_was_given_ends_all() -> None:
+    port = free_port()
+    results = ended(join(0, 2, port, 60), join(1, 2, port, 60, CUDA_VISIBLE_DEVICES="0"))
+    assert [status for status, _, _ in results] == [2, 1]
+    assert results[0][2] == [] and results[1][2][0].startswith("BadInput: a GPU was asked for")
+
+
+def test_options_that_differ_are_named_by_the_rank_and_by_rank_0() -> None:
+    port = free_port()
+    line = (
+        f"BadInput: rank 1 has --attack.eps 2, rank 0 at MASTER_ADDR, MASTER_PORT = 127.0.0.1:{port} has 1: "
+        "give all ranks the same options"
+    )
+    for _, _, errors in ended(join(0, 2, port, 60), join(1, 2, port, 60, EPS="2")):
+        assert errors == [line]
+
+
+def test_a_rank_of_another_run_is_refused_at_once() -> None:
+    """Also one that rank 0 does not wait for, or while rank 0 waits for others."""
+    port = free_port()
+    first = join(0, 3, port, 60)
+    try:
+        for rank, size, name in ((3, 4, "number of ranks 4"), (1, 3, "--out b"), (2, 3, "--out b")):
+            ((_, _, errors),) = ended(join(rank, size, port, 60, OUT="b"))
+            assert len(errors) == 1 and errors[0].startswith(f"BadInput: rank {rank} has {name}, rank 0 at ")
+            assert "another run listens on this port: choose another" in errors[0]
+        ((_, _, errors),) = ended(first)
+        assert len(errors) == 1 and errors[0].startswith("BadInput: rank 1 has --out b, rank 0 at ")
+    finally:
+        first.kill()
+
+
+def test_under_torchrun_its_store_is_used(tmp_path: Path) -> None:
+    """It holds MASTER_PORT itself."""
+    text = JOIN.splitlines()
+    text[6] = "rank, size, timeout_s, gpu = int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), 60, ''"
+    (tmp_path / "join.py").write_text("\n".join(text))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*words, str(tmp_path / "join.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("gloo 2") == 2

@@ -1,0 +1,200 @@
+"""Overlap `ranks`: learners and attackers give the loss curve of one rank that does all, and end together."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcphotoz.data.order import split_part
+from hpcphotoz.training.run import checkpoint
+from hpcphotoz.training.trainer import train
+from tests.helpers import ranks
+from tests.training import test_trainer
+from tests.training.test_trainer import SAME, arguments, assert_same_curve, config, training_lines
+
+APART = {"mode": "ranks", "timeout_s": 60.0}
+alone = test_trainer.alone  # the same run on one rank
+
+
+@pytest.mark.parametrize(
+    ("world_size", "attackers"),
+    [(2, 1), (3, 2), pytest.param(3, 1, marks=pytest.mark.slow), pytest.param(4, 3, marks=pytest.mark.slow)],
+)
+def test_same_loss_curve(world_size: int, attackers: int, alone: Path, dataset: Path, tmp_path: Path) -> None:
+    """20 steps, uneven splits (8 attacked positions on 3 attackers), a partial batch at each epoch's end."""
+    words = arguments(dataset, tmp_path / "run", tmp_path, **APART, attackers=attackers)
+    for status, _, error in ranks.run(world_size, words):
+        assert status == 0, error
+    assert len(ranks.curve(alone)) == 20
+    assert_same_curve(tmp_path / "run", alone, SAME)
+    assert all(0 <= line["rank_wait"] <= 1 for line in training_lines(tmp_path / "run"))
+    ours, theirs = (
+        [line["n"] for line in map(json.loads, text.splitlines()) if "eta" in line]
+        for text in ((run / "metrics.jsonl").read_text() for run in (tmp_path / "run", alone))
+    )
+    assert ours == theirs, "validation is whole on learners alone"
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "out"])
+def test_ranks_with_different_options_do_not_begin(name: str, dataset: Path, tmp_path: Path) -> None:
+    port, found = str(ranks.free_port()), []
+    for rank in range(2):
+        how = {"learning_rate": 0.001 * (1 + rank)} if name == "learning_rate" else {}
+        run = f"run-{rank}" if name == "out" else "run"
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
+        own = tmp_path / f"options-{rank}"
+        own.mkdir()
+        words = arguments(dataset, tmp_path / run, own, timeout_s=60.0, **how)
+        found += ranks.start(1, words, [place])
+    line = "hpcphotoz: error: rank 1 has " + (
+        "--optimiser.learning_rate 0.002" if name == "learning_rate" else f"--out {str(tmp_path / 'run-1')!r}"
+    )
+    for status, _, error in ranks.finish(found):
+        assert status == 2 and error.startswith(line) and error.count("\n") == 1
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_auto_chooses_attackers_by_what_it_measured(dataset: Path, tmp_path: Path) -> None:
+    """It says what that was, and leaves the curve as it is."""
+    words = arguments(dataset, tmp_path / "run", tmp_path, **APART, max_steps=3)
+    train(config(max_steps=3), dataset, tmp_path / "alone")
+    for status, _, error in ranks.run(2, words):
+        assert status == 0, error
+    assert "attack : train = " in (tmp_path / "run" / "logs" / "rank-0.log").read_text()
+    assert_same_curve(tmp_path / "run", tmp_path / "alone", SAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"max_staleness": 1},
+        pytest.param({"max_staleness": 2}, marks=pytest.mark.slow),
+        {"images_transfer": "int8", "weights_transfer": "bf16"},
+        pytest.param({"images_transfer": "bf16"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_staleness_and_fewer_bits_move_the_curve_a_little_and_always_alike(
+    how: dict[str, object], alone: Path, dataset: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        words = arguments(dataset, tmp_path / name, tmp_path, **APART, attackers=1, **how)
+        for status, _, error in ranks.run(2, words):
+            assert status == 0, error
+    assert_same_curve(tmp_path / "one", tmp_path / "two", 0.0)  # not whoever comes first
+    ours, theirs = ranks.curve(tmp_path / "one"), ranks.curve(alone)
+    apart = [abs(a - b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
+    # The attack of an older network is a little weaker: 3e-3 nats were seen; without an attack, 6e-2.
+    assert 1e-7 < max(apart) < 2e-2, "it does something, and not much"
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_signal_to_an_attacker_stops_all_and_the_run_goes_on(
+    staleness: int, alone: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = arguments(dataset, out, tmp_path, **APART, attackers=1, max_staleness=staleness)
+    running = ranks.start(2, words)
+    ranks.wait_until(lambda: len(ranks.curve(out)) >= 1, running)
+    running[1].send_signal(signal.SIGUSR2)
+    results = ranks.finish(running)
+    assert [status for status, _, _ in results] == [0, 0], results
+    state = checkpoint.load(checkpoint.latest(out))  # type: ignore[arg-type]
+    if "finished at step" not in results[0][1]:  # the signal may come too late to matter on a fast machine
+        assert "SIGUSR2 received: saved and stopped after step" in results[0][1]
+        assert state["step"] == ranks.curve(out)[-1][0]
+    if staleness == 0:
+        train(config(), dataset, out)  # on one rank, by another overlap: nothing of the curve depends on it
+        assert_same_curve(out, alone, SAME)
+
+
+@pytest.mark.parametrize(("dies", "sends"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_dead_or_hanging_rank_ends_the_job_with_a_clear_message(
+    dies: int, sends: signal.Signals, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = arguments(dataset, out, tmp_path, **{**APART, "timeout_s": 15.0}, attackers=1, epochs=4000)
+    running = ranks.start(2, words)
+    ranks.wait_until(lambda: len(ranks.curve(out)) >= 3, running)
+    running[dies].send_signal(sends)
+    other = running[1 - dies]
+    _, error = other.communicate(timeout=90)
+    running[dies].kill()
+    running[dies].communicate(timeout=60)
+    assert other.returncode == 1
+    part = "learner (rank 0)" if dies else "attacker (rank 1)"
+    assert f"{out}: {part} at step " in error and "another rank died, or did not answer" in error
+    assert "Traceback" not in error
+
+
+def test_what_an_attacker_cannot_read_is_said_once(dataset: Path, tmp_path: Path) -> None:
+    """Also in the validation part, which learners alone read, while attackers wait."""
+    for part in ("train", "validation"):
+        folder = shutil.copytree(dataset, tmp_path / part)
+        with h5py.File(folder / "shard-00001.h5", "r+") as file:
+            held_out = split_part(file["object_id"][...], 0.1, 0.0, seed=0) == 1
+            row = int(np.flatnonzero(held_out == (part == "validation"))[0])
+            file["images"][row, 0, 0, 0] = np.nan  # its checksum no longer holds
+        words = arguments(folder, tmp_path / f"run-{part}", tmp_path, **APART, attackers=1, max_staleness=1)
+        results = ranks.run(2, words)
+        assert [status for status, _, _ in results] == [2, 2], results
+        said = [error.count(f"row {row}: pixels differ") for _, _, error in results]
+        assert sum(said) == 1 and not any("Traceback" in error for _, _, error in results)
+
+
+@pytest.mark.slow
+def test_a_stop_before_an_unreadable_validation_ends_both(dataset: Path, tmp_path: Path) -> None:
+    """The stop saves at once; the resumed run makes up for the validation, and cannot read it."""
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        row = int(np.flatnonzero(split_part(file["object_id"][...], 0.1, 0.0, seed=0) == 1)[0])
+        file["images"][row, 0, 0, 0] = np.nan
+    how = {"attackers": 1, "max_staleness": 1, "global_batch": 4096}
+    stopped = {**APART, **how, "wall_minutes": 1e-6}
+    results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path, **stopped))
+    assert [status for status, _, _ in results] == [0, 0], results
+    results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path, **APART, **how))
+    assert [status for status, _, _ in results] == [2, 2], results
+    assert sum(error.count(f"row {row}: pixels differ") for _, _, error in results) == 1
+
+
+def test_a_loss_that_is_not_finite_ends_both(dataset: Path, tmp_path: Path) -> None:
+    words = arguments(
+        dataset, tmp_path / "run", tmp_path, **APART, attackers=1, learning_rate=1e30, warmup_steps=0
+    )
+    results = ranks.run(2, words)
+    assert [status for status, _, _ in results] == [1, 1], results
+    assert all("the loss is not finite at step" in error for _, _, error in results)
+
+
+def test_damaged_images_are_left_out_by_both(dataset: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+        file["images"][2:12, 0, 0, 0] += 1
+    words = [*arguments(folder, tmp_path / "two", tmp_path, **APART, attackers=1), "--data.damaged", "skip"]
+    for status, _, error in ranks.run(2, words):
+        assert status == 0, error
+    words = [*arguments(folder, tmp_path / "one", tmp_path), "--data.damaged", "skip"]
+    assert ranks.run(1, words)[0][0] == 0
+    assert_same_curve(tmp_path / "two", tmp_path / "one", SAME)
+    assert sum(line["skipped"] for line in training_lines(tmp_path / "two")) > 0
+
+
+@pytest.mark.parametrize(
+    ("world_size", "how", "said"),
+    [
+        (1, {}, "overlap.mode ranks on 1 rank: want at least two"),
+        (2, {"attackers": 2}, "overlap.attackers 2 of 2 rank"),
+    ],
+)
+def test_splits_that_cannot_be(
+    world_size: int, how: dict[str, object], said: str, dataset: Path, tmp_path: Path
+) -> None:
+    results = ranks.run(world_size, arguments(dataset, tmp_path / "run", tmp_path, **APART, **how))
+    assert [status for status, _, _ in results] == [2] * world_size, results
+    assert said in results[0][2] and "Traceback" not in results[0][2]

@@ -1,0 +1,336 @@
+"""What a device computes in: measured, agreed on by all ranks, said once, kept by the run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.compute.precision import bf16_warning, cudnn_benchmark, quickest_on_cpu, tf32, time_call
+from hpcphotoz.compute.precision_trial import seconds_of_a_pass
+from hpcphotoz.config import load as configuration
+from hpcphotoz.errors import BadInput
+from hpcphotoz.training import compute
+from hpcphotoz.training.components import TrainingComponents
+from hpcphotoz.training.compute import (
+    MIN_IMAGES_TO_COMPILE,
+    ComputeChoice,
+    choose_compute,
+    compute_options,
+    precision_of_attacks,
+)
+from hpcphotoz.training.distributed import group
+from hpcphotoz.training.overlap.roles import RankRole
+from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.step_graph import GraphedStep
+from hpcphotoz.training.trainer import train
+from hpcphotoz.world import World
+from tests.helpers import ranks
+from tests.helpers.toys import Curved
+from tests.training.test_step import BINS, configured
+from tests.training.test_trainer import arguments, config
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
+ALONE = World(0, 1, 0, 1, "none")
+
+
+def test_bfloat16_without_units_is_measured_to_be_slow() -> None:
+    """As on AVX2 alone: oneDNN kept from its units takes 8 to 10 times as long."""
+    code = "from hpcphotoz.compute.precision import bfloat16_speedup; print(bfloat16_speedup())"
+    weak = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=weak, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert float(found.stdout) < 0.7
+    assert quickest_on_cpu(float(found.stdout))[0] == "fp32"
+
+
+@pytest.mark.parametrize(("speedup", "want"), [(0.1, "fp32"), (1.0, "fp32"), (1.5, "bf16"), (3.0, "bf16")])
+def test_auto_takes_bfloat16_where_it_was_measured_to_be_quicker(
+    speedup: float, want: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "bfloat16_speedup", lambda: speedup)
+    auto = configured(precision="auto")
+    found = compute_options(auto.compute, CPU)
+    assert found.training is found.attack is (torch.bfloat16 if want == "bf16" else None)
+    assert found.facts()["training"] == found.facts()["attack"] == want
+    agreed = choose_compute(auto, ALONE, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100)
+    assert agreed.compute.precision == want and not agreed.warning
+    assert agreed.message.startswith(f"CPU: precision {want} (measured: convolutions in bf16 are ")
+
+
+def test_bfloat16_asked_for_without_units_is_warned_of_with_its_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compute, "bfloat16_speedup", lambda: 0.125)
+    for training, attack in (("bf16", "training"), ("fp32", "bf16")):
+        asked = configured(precision=training, attack_precision=attack)
+        found = choose_compute(asked, ALONE, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100)
+        assert found.compute.precision == training and "as asked" in found.message
+        assert "8.0 times as long as in fp32 (measured)" in found.warning
+        advice = "want auto or fp32" if training == "bf16" else "want attack_precision training or fp32"
+        assert found.warning.endswith(advice)
+        resumed = choose_compute(asked, ALONE, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100, begun=training)
+        assert resumed.warning.endswith("another one wants a new --out")
+    assert bf16_warning("bf16", 2.0) is None and bf16_warning("fp32", 0.1) is None
+
+
+def test_what_a_cpu_does_when_asked() -> None:
+    found = compute_options(configured(precision="fp32", attack_precision="bf16").compute, CPU)
+    assert found.training is None and found.attack is torch.bfloat16
+    assert found.passes.autocast is torch.bfloat16
+    assert compute_options(configured(micro_batch=7).compute, CPU).micro_batch == 7
+    assert compute_options(configured(precision="tf32").compute, CPU).facts()["training"] == "fp32"
+
+
+def test_a_run_says_what_it_computes_in_and_keeps_it(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Continued elsewhere, or after another outcome of the trial, it goes on in its own precision."""
+    out = tmp_path / "run"
+    monkeypatch.setattr(compute, "bfloat16_speedup", lambda: 3.0)
+    train(config(precision="auto", max_steps=1), dataset, out)
+    assert capsys.readouterr().out.count("CPU: precision bf16 (measured: ") == 1
+    assert configuration.load(str(out / "config.toml")).compute.precision == "bf16"
+    monkeypatch.setattr(compute, "bfloat16_speedup", lambda: 0.1)
+    train(config(precision="auto", max_steps=2), dataset, out)
+    told = capsys.readouterr()
+    assert "CPU: precision bf16 (as the run was begun)" in told.out
+    assert "10.0 times as long as in fp32" in told.err
+    assert "another one wants a new --out" in told.err and "want auto" not in told.err
+    starts = json.loads((out / "provenance.json").read_text())["starts"]
+    assert [start["speed"]["training"] for start in starts] == ["bf16", "bf16"]
+    with pytest.raises(BadInput, match="another compute.precision"):
+        train(config(precision="fp32"), dataset, out)
+
+
+def test_all_ranks_take_one_precision_and_one_says_so(dataset: Path, tmp_path: Path) -> None:
+    """Each measures; the slowest decides: here one rank alone has no bfloat16 units."""
+    words = arguments(dataset, tmp_path / "run", tmp_path, precision="auto", max_steps=1)
+    started = ranks.start(2, words, [{}, {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}])
+    found = ranks.finish(started)
+    assert [status for status, _, _ in found] == [0, 0], found
+    assert configuration.load(str(tmp_path / "run" / "config.toml")).compute.precision == "fp32"
+    assert "CPU: precision fp32" in found[0][1] and "precision" not in found[1][1]
+
+
+class FakeGPU:
+    """Stands in for a GPU's trial: (seconds of a pass eagerly, compiled), or an error of the compiler."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
+        self.eager, self.compiled = {"tf32": 0.031, "bf16": 0.0382}, {"tf32": 0.02, "bf16": 0.015}
+        self.compiler_fails, self.calls = False, list[tuple[bool, bool]]()
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda device=None: "NVIDIA H200")
+        monkeypatch.setattr(compute, "seconds_of_a_pass", self._seconds)
+
+    def _seconds(
+        self, module: nn.Module, device: torch.device, shape: tuple[int, ...], *, compiled: bool, graph: bool
+    ) -> dict[str, float]:
+        self.calls.append((compiled, graph))
+        if compiled and self.compiler_fails:
+            raise RuntimeError("Failed to find C compiler\nPlease specify via CC")
+        return self.compiled if compiled else self.eager
+
+    def settle(
+        self, objects: int = MIN_IMAGES_TO_COMPILE, begun: str | None = None, **training: Any
+    ) -> ComputeChoice:
+        asked = configured(**{"precision": "auto", **training})
+        return choose_compute(asked, ALONE, nn.Linear(1, 1), GPU, (64, 5, 64, 64), objects, begun)
+
+
+def test_auto_on_a_gpu_is_compiled_and_a_graph_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGPU(monkeypatch)
+    found = gpu.settle()
+    assert found.message == (
+        "NVIDIA H200: precision bf16 (measured: a pass over 64 images takes 20 ms in tf32, 15 ms in bf16), "
+        "graph of the step (a smaller last batch of an epoch and the attack's warm-up run without), compiled"
+    )
+    assert gpu.calls[-1] == (True, True), "the trial is of the form that the run has"
+    how = compute_options(found.compute, GPU)
+    assert (how.graphs, how.compiled, how.training, how.tf32) == ("step", True, torch.bfloat16, False)
+    assert how.passes.autocast is torch.bfloat16 and how.passes.compiled and how.passes.tf32 is False
+    assert how.facts()["training"] == "bf16"
+
+
+def test_a_run_too_short_to_earn_a_compile_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = FakeGPU(monkeypatch).settle(objects=MIN_IMAGES_TO_COMPILE - 1)
+    assert "precision tf32 (measured: a pass over 64 images takes 31 ms in tf32, 38.2 ms in" in found.message
+    few = "not compiled (1,999,999 images a rank: a compile is earned back after 2,000,000)"
+    assert found.message.endswith(few)
+    how = compute_options(found.compute, GPU)
+    assert (how.graphs, how.compiled, how.training, how.tf32) == ("step", False, None, True)
+    assert how.attack_tf32 and how.passes.tf32 and how.facts()["attack"] == "tf32"
+    assert compute_options(configured(precision="fp32").compute, GPU).passes.tf32 is False, "fp32 is float32"
+
+
+def test_a_compiler_that_fails_leaves_the_graph_alone_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGPU(monkeypatch)
+    gpu.compiler_fails = True
+    found = gpu.settle()
+    assert (
+        "not compiled (torch.compile failed here: RuntimeError: Failed to find C compiler)" in found.message
+    )
+    assert (found.compute.graphs, found.compute.compiled, found.compute.precision) == (
+        "step",
+        "off",
+        "tf32",
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert FakeGPU(monkeypatch).settle().message.endswith("not compiled (triton is not installed)")
+
+
+@pytest.mark.parametrize(
+    ("how", "graphs", "said"),
+    [
+        ({"mode": "streams"}, "attack", "graph of the attack (overlap streams is slower than off without"),
+        ({"mode": "ranks"}, "off", "no CUDA graphs (overlap ranks: "),
+        ({"objective": "free"}, "off", "no CUDA graphs (objective free: "),
+        ({"graphs": "off"}, "off", "graphs off (as asked)"),
+        (
+            {"mode": "streams", "graphs": "off"},
+            "off",
+            "as asked, though overlap streams is slower than off",
+        ),
+        ({"compiled": "on", "graphs": "attack"}, "attack", "compiled on (as asked)"),
+    ],
+    ids=str,
+)
+def test_what_has_no_graph_of_the_step_says_so(
+    how: dict[str, Any], graphs: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = FakeGPU(monkeypatch).settle(**how)
+    assert found.compute.graphs == graphs and said in found.message
+    assert found.compute.compiled == how.get("compiled", "off")
+
+
+def test_a_gpu_without_units_and_a_run_that_was_begun_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGPU(monkeypatch, capability=(7, 0))
+    found = gpu.settle()
+    assert (
+        found.compute.precision == "fp32" and "no units for tf32 and bf16" in found.message and not gpu.calls
+    )
+    assert "precision bf16 (as the run was begun)" in gpu.settle(begun="bf16").message
+    assert "precision fp32 (as asked)" in FakeGPU(monkeypatch).settle(precision="fp32").message
+
+
+def test_attacks_too_take_the_quickest_precision_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, shape = nn.Linear(1, 1), (512, 5, 64, 64)
+    monkeypatch.setattr(compute, "bfloat16_speedup", lambda: 0.125)
+    found, said = precision_of_attacks("auto", net, "cpu", shape)
+    assert found == "fp32"
+    assert said == "gradients of attacks in fp32 (measured: convolutions in bf16 are 8.0 times slower here)"
+    assert precision_of_attacks("fp32", net, "cpu", shape) == ("fp32", "")
+    assert precision_of_attacks("bf16", net, "cpu", shape)[1].startswith("warning: bf16 on this CPU: ")
+    FakeGPU(monkeypatch)
+    found, said = precision_of_attacks("auto", net, "cuda", shape)
+    assert found == "tf32" and "a pass over 512 images takes 31 ms in tf32, 38.2 ms in bf16" in said
+    assert precision_of_attacks("bf16", net, "cuda", shape) == ("bf16", "")
+    FakeGPU(monkeypatch, capability=(7, 5))
+    assert precision_of_attacks("auto", net, "cuda", shape)[0] == "fp32"
+
+
+def test_a_trial_of_the_passes_leaves_the_network_as_it_was() -> None:
+    module = nn.Conv2d(3, 4, 3)
+    net = Net(module)
+    found = seconds_of_a_pass(net, CPU, (4, 3, 8, 8), compiled=False, graph=False)
+    assert set(found) == {"tf32", "bf16"} and all(0 < seconds < 60 for seconds in found.values())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+class Net(nn.Module):
+    """A network of one layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        """Logits."""
+        out: Tensor = self.layer(images).mean((2, 3))
+        return out
+
+
+def test_tf32_is_what_is_asked_for_in_convolutions_and_matrix_products_and_is_put_back() -> None:
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = flags()
+    for on in (True, False):
+        with tf32(on):
+            assert flags() == (on, on)
+    assert flags() == before
+
+
+def test_a_gpu_tries_algorithms_where_shapes_are_fixed() -> None:
+    before = torch.backends.cudnn.benchmark
+    for device in (GPU, CPU):
+        with cudnn_benchmark(device):
+            assert torch.backends.cudnn.benchmark == (device is GPU)
+    assert torch.backends.cudnn.benchmark == before
+
+
+def test_the_least_of_a_few_times_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0, 30.0, 33.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert time_call(lambda: None, CPU) == 1.0
+
+
+class ReachedTheData(Exception):
+    """Everything that is decided before the first object is read has been."""
+
+
+@pytest.mark.parametrize("how", [{"epochs": 100_000}, {}, {"mode": "streams"}], ids=str)
+def test_train_on_a_gpu_says_what_it_computes_in(
+    how: dict[str, Any],
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As far as the first object, with a network that stays on the CPU; config.toml holds the precision."""
+
+    def stop(trainer: object) -> None:
+        raise ReachedTheData
+
+    gpu = FakeGPU(monkeypatch)
+    monkeypatch.setattr(group, "choose_device", lambda world, wanted: GPU)
+    monkeypatch.setattr("hpcphotoz.training.trainer._Trainer.count", stop)
+    monkeypatch.setattr(compute.ComputeOptions, "placed", lambda self, module, device: module)
+    with pytest.raises(ReachedTheData):
+        train(config(**{"precision": "auto", **how}), dataset, tmp_path / "run")
+    want = {
+        "{'epochs': 100000}": "NVIDIA H200: precision bf16 (measured: a pass over 16 images takes 20 ms in "
+        "tf32, 15 ms in bf16), graph of the step (a smaller last batch of an epoch and the attack's warm-up "
+        "run without), compiled",
+        "{}": "NVIDIA H200: precision tf32 (measured: a pass over 16 images takes 31 ms in tf32, 38.2 ms in "
+        "bf16), graph of the step (a smaller last batch of an epoch and the attack's warm-up run without), "
+        "not compiled (300 images a rank: a compile is earned back after 2,000,000)",
+        "{'mode': 'streams'}": "NVIDIA H200: precision tf32 (measured: a pass over 16 images takes 31 ms "
+        "in tf32, 38.2 ms in bf16), graph of the attack (overlap streams is slower than off without it), not "
+        "compiled (auto compiles with a graph of the step alone)",
+    }[str(how)]
+    assert capsys.readouterr().out == f"{tmp_path / 'run'}: {want}\n"
+    written = configuration.load(str(tmp_path / "run" / "config.toml")).compute
+    assert written.precision == ("bf16" if gpu.calls[-1][0] else "tf32")
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_graph_of_the_step_holds_the_compiled_network_and_the_rest_runs_without() -> None:
+    """`graphs = step` with `compiled` is allowed, and the quickest form on a GPU."""
+    asked = configured(graphs="step", compiled="on")
+    how = compute_options(asked.compute, GPU)
+    assert how.graphs == "step" and how.compiled
+    module = Curved()
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
+    components = TrainingComponents(module, optimiser, asked, BINS, how, CPU, Timers(CPU))
+    step = components.build_step(components.adversaries(), RankRole(ALONE))
+    assert isinstance(step, GraphedStep) and step._compiled is not None
+    assert getattr(step._compiled._model, "_orig_mod", None) is module and step._step._model is module
+    assert step._compiled._compute.passes.compiled and not step._step._compute.passes.compiled
