@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config import Config
@@ -20,6 +20,7 @@ from hpcphotoz.config.load import parse
 from hpcphotoz.config.renamed import to_current
 from hpcphotoz.data.order import ORDER
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.network import compute_pdfs
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build
 
@@ -41,6 +42,18 @@ class TrainedNetwork:
     config: Config
     step: int  # optimiser steps taken
     manifest_sha256: str  # of the dataset it was trained on
+
+    def pdf(self, images: Tensor, ebv: Tensor) -> Tensor:
+        """The PDF of each object, (N, bins) float32: a probability per redshift bin.
+
+        Args:
+            images: (N, bands, y, x) float32, nanomaggies, on the module's device.
+            ebv: (N,) float32, mag.
+
+        Raises:
+            BadInput: an output that is not finite; the message gives the object's place in the batch.
+        """
+        return compute_pdfs(self, images, ebv, torch.arange(len(images), device=images.device))
 
 
 def save(run: Path, state: State, keep: int) -> Path:

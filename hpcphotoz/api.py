@@ -1,0 +1,279 @@
+"""The library in five functions: simulate a dataset, train a network, load it, open a dataset, attack it.
+
+    import hpcphotoz
+
+    hpcphotoz.simulate("galaxies", n=4096, seed=1)
+    hpcphotoz.simulate("test", n=512, seed=2)
+    run = hpcphotoz.train("adversarial", "galaxies", "run", epochs=10)
+    network = hpcphotoz.load(run)
+    for batch in hpcphotoz.open("test"):
+        attacked = hpcphotoz.attack(network, batch, eps=0.1)
+        pdf = network.pdf(attacked, batch.ebv)
+
+The command line does the same on more: predictions as files, reports, clusters.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hpcphotoz.attacks import perturb
+from hpcphotoz.config import Config
+from hpcphotoz.config import load as configuration
+from hpcphotoz.data.format.shards import Manifest, read_manifest
+from hpcphotoz.data.read.rows import read_rows
+from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.batches import attack_labels
+from hpcphotoz.evaluation.inference import PASSES
+from hpcphotoz.evaluation.network import compute_pdfs, to_tensors
+from hpcphotoz.training import trainer
+from hpcphotoz.training.distributed.rank_device import choose_device
+from hpcphotoz.training.run.checkpoint import TrainedNetwork, load_network
+from hpcphotoz.world import World
+
+
+@dataclass(frozen=True)
+class StampBatch:
+    """Images and labels of N objects as tensors on one device."""
+
+    images: Tensor  # (N, bands, y, x) float32, nanomaggies
+    ebv: Tensor  # (N,) float32, mag
+    z_spec: Tensor  # (N,) float32, NaN: unknown
+    sky_sigma: Tensor  # (N, bands) float32, nanomaggies per pixel
+    object_id: Tensor  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset on disk; iterate over it for batches in the order in which objects are stored.
+
+    Attributes:
+        folder: where it is.
+        manifest: number of objects, bands, stamp size, pixel scale, statistics and provenance.
+        batch: greatest number of objects in a batch; the last batch of a shard may hold fewer.
+        subset: which objects are read.
+        device: where the tensors are put.
+    """
+
+    folder: Path
+    manifest: Manifest
+    batch: int
+    subset: Subset
+    device: torch.device
+
+    def __iter__(self) -> Iterator[StampBatch]:
+        """Batches, checked against the checksums.
+
+        Raises:
+            BadInput: a shard that is damaged or does not match the manifest.
+        """
+        row_filter = self.subset if self.subset.columns else None
+        for stamps in read_rows(self.folder, self.manifest, self.batch, row_filter):
+            yield StampBatch(**to_tensors(stamps, self.device))
+
+
+def simulate(
+    out: Path | str,
+    n: int,
+    seed: int = 0,
+    *,
+    shard_rows: int = 1024,
+    processes: int | None = None,
+    storage: str = "float32",
+) -> Path:
+    """Write a dataset of simulated galaxies of known redshift.
+
+    Stamps have 64 x 64 pixels of 0.396 arcsec in the bands ugriz, in nanomaggies, with the noise of SDSS.
+
+    Args:
+        out: folder to make.
+        n: number of galaxies.
+        seed: which galaxies, 0 to 2^31 - 1; datasets of different seeds have no object in common.
+        shard_rows: objects per shard.
+        processes: worker processes; None: one per core.
+        storage: of the pixels: "float32", "float16" or "int16".
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadInput: an argument out of range, a folder that holds something already, or the extra `sources` is
+            not installed.
+    """
+    from hpcphotoz.sources.simulation import simulate
+
+    with _script_not_repeated():
+        simulate.simulate(
+            Path(out), n, seed=seed, shard_rows=shard_rows, processes=processes, storage=storage
+        )
+    return Path(out)
+
+
+def train(
+    config: Config | Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    device: str = "auto",
+    profile: bool = False,
+    **options: object,
+) -> Path:
+    """Train a network, or continue its training: the same call resumes from the newest checkpoint in `out`.
+
+    Under torchrun, srun or mpirun every rank makes this call. Ctrl-C, SIGTERM and the option `wall_minutes`
+    end the training early, with a checkpoint.
+
+    Args:
+        config: name of a recipe ("standard", "adversarial", ...), path of a TOML file, or a `Config`.
+        data: dataset folder.
+        out: run folder; made where it does not exist.
+        device: "cuda", "cpu", or "auto": a GPU where there is one.
+        profile: write where the time of a step goes to `out`/profile.
+        options: options of the configuration by name, such as epochs=10 or eps=0.2; they replace those of
+            `config`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        BadInput: an unknown option, a value out of range, an unusable dataset, or a folder that holds
+            another run.
+        Diverged: the loss became NaN or infinite; the newest checkpoint is from before.
+    """
+    settings = config if isinstance(config, Config) else configuration.load(str(config))
+    if options:
+        tree = settings.model_dump()
+        for name, value in configuration.named(options, "train").items():
+            section, _, key = name.partition(".")
+            tree[section][key] = value
+        settings = configuration.parse(tree, "train")
+    trainer.train(settings, Path(data), Path(out), profile, device)
+    return Path(out)
+
+
+def load(run: Path | str, device: str = "auto") -> TrainedNetwork:
+    """Load the network of a run's newest checkpoint, in evaluation mode.
+
+    `network.pdf(images, ebv)` gives the PDFs; `network.module` is the torch module, `network.bins` its
+    redshift bins, `network.config` the configuration of the run.
+
+    Args:
+        run: run folder, or one checkpoint file in it.
+        device: "cuda", "cpu", or "auto": a GPU where there is one.
+
+    Raises:
+        BadInput: no such run, no checkpoint in it that loads, or no GPU where one was asked for.
+    """
+    return load_network(run, choose_device(World(), device))
+
+
+def open(
+    folder: Path | str, *, batch: int = 256, subset: Subset = ALL_OBJECTS, device: str = "auto"
+) -> Dataset:
+    """Open a dataset.
+
+    Args:
+        folder: dataset folder.
+        batch: greatest number of objects in a batch.
+        subset: which objects to read. `Subset.of(network.config.data, "test", network.bands)` is the test
+            part of the split with which a network was trained (`hpcphotoz.data.select.subset`).
+        device: where batches are put: "cuda", "cpu", or "auto": a GPU where there is one.
+
+    Raises:
+        BadInput: no finished dataset, a shard that is missing, or a batch below 1.
+    """
+    if batch < 1:
+        raise BadInput(f"batch {batch}: must be at least 1")
+    path = Path(folder)
+    return Dataset(path, read_manifest(path), batch, subset, choose_device(World(), device))
+
+
+def attack(
+    network: TrainedNetwork,
+    batch: StampBatch,
+    *,
+    method: str = "pgd",
+    eps: float = 0.1,
+    steps: int = 10,
+    seed: int = 0,
+    **options: object,
+) -> Tensor:
+    """Attack the images of a batch, in float32. The command `attack` does the same for a whole dataset.
+
+    An object of unknown redshift is attacked away from the most probable redshift of its own clean PDF.
+
+    Args:
+        network: the network to attack.
+        batch: the objects, on the network's device.
+        method: "fgsm", "pgd" or "apgd".
+        eps: radius of the ball in sky sigmas of each object and band.
+        steps: steps of "pgd" and "apgd".
+        seed: key of the random starts.
+        options: further options of the configuration's section `attack`: ball, step_size, random_start,
+            restarts, loss, target, target_value, stop.
+
+    Returns:
+        Attacked images, (N, bands, y, x) float32, nanomaggies.
+
+    Raises:
+        BadInput: an unknown option, a value out of range, options that contradict each other, or images or
+            redshifts that the network does not take.
+    """
+    bins = network.bins
+    tree = {
+        "model": {"z_min": bins.z_min, "z_max": bins.z_max},
+        "attack": {"method": method, "eps": eps, "steps": steps, **options},
+    }
+    chosen = configuration.parse(tree, "attack").attack
+    wanted = (len(network.bands), network.stamp, network.stamp)
+    if batch.images.shape[1:] != wanted:
+        raise BadInput(
+            f"attack: images of shape {tuple(batch.images.shape[1:])} but run '{network.name}' takes {wanted}"
+        )
+    z = batch.z_spec
+    outside = (z < bins.z_min) | (z >= bins.z_max)
+    if outside.any():
+        name, value = int(batch.object_id[outside][0]), float(z[outside][0])
+        raise BadInput(
+            f"attack: object {name} has z_spec {value:.4f}, outside [{bins.z_min}, {bins.z_max}) of run "
+            f"'{network.name}'"
+        )
+    if z.isnan().any():
+        z = attack_labels(bins, compute_pdfs(network, batch.images, batch.ebv, batch.object_id), z)
+    return perturb(
+        network.module,
+        batch.images,
+        batch.ebv,
+        z,
+        batch.sky_sigma,
+        batch.object_id,
+        attack=chosen,
+        bins=bins,
+        seed=seed,
+        passes=PASSES["fp32"],
+    )
+
+
+@contextmanager
+def _script_not_repeated() -> Iterator[None]:
+    """Keep spawned processes from running the caller's script, which would make the same call again.
+
+    Python's multiprocessing imports the main module in every process that it spawns, unless it has neither a
+    file nor a name. Workers of this library need nothing of it.
+    """
+    main: dict[str, object] = vars(sys.modules["__main__"])
+    saved: dict[str, object] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(saved)
