@@ -8,8 +8,7 @@ on galaxies of `benchmarks.galaxies`; the rivals take turns. A peer works in bat
 a first pass shows to be faster; on a GPU in one batch.
 
     ours                ours in the precision that the device chooses for itself (`precision`)
-    ours_padded         the same with channels padded to multiples of 8
-    ours_graph, ours_padded_graph, ours_compiled, ours_compiled_graph      on a GPU
+    ours_graph, ours_compiled, ours_compiled_graph      on a GPU
     ours_fp32, ours_tf32, ours_compiled_graph_tf32      in another precision, TF32 on a GPU
     torchattacks, foolbox, art      as they come, on a GPU with TF32
     torchattacks_fp32   without TF32
@@ -28,7 +27,6 @@ operations counted in a training step with 1 + 2 K f / 3.
 """
 
 import argparse
-import copy
 import sys
 import tempfile
 import time
@@ -54,7 +52,6 @@ from hpcphotoz.data.format.shards import read_manifest
 from hpcphotoz.evaluation.network import read_batches, to_tensors
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.models.form import reform
 from hpcphotoz.training.run.checkpoint import load_network
 
 EPS, STEPS = 0.1, 10
@@ -91,10 +88,6 @@ class Task:
     def first(self, n: int) -> "Task":
         """The same with the first n objects."""
         return replace(self, images=self.images[:n], ebv=self.ebv[:n], z=self.z[:n])
-
-    def padded(self) -> "Task":
-        """The same with a copy of the network whose channels are padded."""
-        return replace(self, model=reform(copy.deepcopy(self.model), merged=False, padded=True))
 
     def attack(self, **options: Any) -> Callable[[], Tensor]:
         """Our PGD, to be called."""
@@ -304,16 +297,11 @@ def variants(task: Task, precision: str) -> dict[str, Callable[[], Tensor]]:
     def passes(name: str, compiled: bool = False) -> attacks.Passes:
         return attacks.Passes(autocast=autocast_dtype(name), tf32=name == "tf32", compiled=compiled)
 
-    padded = task.padded()
-    found = {
-        "ours": task.attack(passes=passes(precision)),
-        "ours_padded": padded.attack(passes=passes(precision)),
-    }
+    found = {"ours": task.attack(passes=passes(precision))}
     for name in sorted({"fp32", as_it_comes(DEVICE)} - {precision}):
         found[f"ours_{name}"] = task.attack(passes=passes(name))
     if DEVICE.type == "cuda":
         found["ours_graph"] = task.attack(passes=passes(precision), graph=True)
-        found["ours_padded_graph"] = padded.attack(passes=passes(precision), graph=True)
         found["ours_compiled"] = task.attack(passes=passes(precision, True))
         for name in sorted({precision, "tf32", "bf16"}):
             suffix = "" if name == precision else f"_{name}"

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.models.layers import Conv, Linear, Normalise, pool, with_ebv
-from hpcphotoz.models.padded import Convolution, Dense, blocks
+from hpcphotoz.models.layers import Conv, Convolution, Linear, Normalise, pool, with_ebv
 
 _EBV_GAIN = 10.0  # E(B-V) is a few hundredths of a magnitude: brought to the order of the other features
 
@@ -22,7 +21,7 @@ class SmallCNN(nn.Module):
         side = -(-stamp // 2)
         for _ in range(2):
             side = -(-(side + 2) // 2)  # padding 2 around a 3x3 kernel grows the image by 2
-        self.fc0 = Linear(blocks(128, side * side) + blocks(1), 1024)
+        self.fc0 = Linear(128 * side * side + 1, 1024)
         self.fc1 = Linear(1024, bins, relu=relu_logits)
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
@@ -51,8 +50,8 @@ class CompactCNN(nn.Module):
         self.conv2 = Convolution(2 * width, 4 * width, 3, stride=2, padding=1)
         self.conv3 = Convolution(4 * width, 4 * width, 3, stride=2, padding=1)
         side = -(-stamp // 16)  # four halvings, each rounded up
-        self.hidden = Dense(blocks(4 * width, side * side) + blocks(1), 256)
-        self.head = Dense(256, bins)
+        self.hidden = nn.Linear(4 * width * side * side + 1, 256)
+        self.head = nn.Linear(256, bins)
         for layer in (self.stem, self.conv1, self.conv2, self.conv3, self.hidden):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)

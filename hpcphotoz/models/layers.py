@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.models.padded import Blocks, Convolution, Dense, grown
-
 
 class _Asinh(torch.autograd.Function):
     # On a CPU torch.asinh is not vectorised: it took 21 % of a training step, this form 4 %. The gradient is
@@ -95,12 +93,19 @@ class Normalise(nn.Module):
         return images / (torch.sqrt(images.abs() + 1) + 1)
 
 
+class Convolution(nn.Conv2d):
+    """nn.Conv2d, always with a bias."""
+
+    bias: Tensor
+
+
 class Conv(nn.Module):
-    """Convolution and per-channel PReLU, initialised as Campagne's code: Xavier uniform, bias 0.1, slope
-    0.25.
+    """Convolution and PReLU per channel, initialised as in Campagne's code.
+
+    That is: weights Xavier uniform, bias 0.1, slope 0.25.
     """
 
-    def __init__(self, inputs: int | tuple[int, ...], outputs: int, size: int, padding: int) -> None:
+    def __init__(self, inputs: int, outputs: int, size: int, padding: int) -> None:
         super().__init__()
         self.conv = Convolution(inputs, outputs, size, padding=padding)
         self.activ = nn.PReLU(outputs, init=0.25)
@@ -112,16 +117,16 @@ class Conv(nn.Module):
         return self.activate(self.conv(x))
 
     def activate(self, y: Tensor) -> Tensor:
-        """PReLU of what the convolution gave, padded or not."""
-        return prelu(y, grown(self.activ.weight, y.shape[1], 0))
+        """The PReLU alone, of the convolution's output (N, outputs, H', W')."""
+        return prelu(y, self.activ.weight)
 
 
 class Linear(nn.Module):
     """Linear layer, with ReLU unless it is the last; initialised as `Conv`."""
 
-    def __init__(self, inputs: int | Blocks, outputs: int, relu: bool = True) -> None:
+    def __init__(self, inputs: int, outputs: int, relu: bool = True) -> None:
         super().__init__()
-        self.linear = Dense(inputs, outputs)
+        self.linear = nn.Linear(inputs, outputs)
         self._relu = relu
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.constant_(self.linear.bias, 0.1)
@@ -133,12 +138,17 @@ class Linear(nn.Module):
 
 
 def convolve_together(layers: list[Conv], x: Tensor) -> list[Tensor]:
-    """What each layer makes of the same `x`, by one convolution: for 1x1 kernels without padding."""
-    weights, biases = zip(*(layer.conv.parameters_in_form() for layer in layers), strict=True)
-    y = functional.conv2d(grown(x, weights[0].shape[1], 1), torch.cat(weights), torch.cat(biases))
-    # Split before the PReLU, whose outputs are whole then: of slices the next convolution would make copies.
-    pieces = torch.split(y, [len(bias) for bias in biases], dim=1)
-    return [layer.activate(piece) for layer, piece in zip(layers, pieces, strict=True)]
+    """The outputs of several layers for the same input, computed as one convolution.
+
+    Args:
+        layers: layers with 1x1 kernels and no padding.
+        x: (N, inputs, H, W), the input of all of them.
+    """
+    weights, biases = [layer.conv.weight for layer in layers], [layer.conv.bias for layer in layers]
+    y = functional.conv2d(x, torch.cat(weights), torch.cat(biases))
+    # Split before the PReLU, so that its outputs are contiguous: the next convolution would copy slices.
+    slices = torch.split(y, [len(bias) for bias in biases], dim=1)
+    return [layer.activate(own) for layer, own in zip(layers, slices, strict=True)]
 
 
 def pool(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from hpcphotoz.compute.precision import (
 )
 from hpcphotoz.compute.precision_trial import seconds_of_a_pass
 from hpcphotoz.config import Compute, Config
-from hpcphotoz.models.form import reform
+from hpcphotoz.models.inception import merge_pointwise
 from hpcphotoz.training.distributed import group
 from hpcphotoz.world import World
 
@@ -63,7 +63,9 @@ class ComputeOptions:
         """The network on the device, in the memory order and form that are quickest there."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         module = module.to(device, memory_format=order)  # type: ignore[call-overload]
-        return reform(module, merged=self.merged, padded=False)
+        if self.merged:
+            merge_pointwise(module)
+        return module
 
     def facts(self) -> dict[str, Any]:
         """For the run's provenance."""

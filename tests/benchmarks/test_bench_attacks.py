@@ -36,18 +36,18 @@ def test_on_a_cpu_ours_run_in_the_precision_of_the_device_and_in_float32(
     monkeypatch: pytest.MonkeyPatch, task: Task
 ) -> None:
     found = recorded(monkeypatch, "cpu", "bf16", task)
-    assert set(found) == {"ours", "ours_padded", "ours_fp32"}
+    assert set(found) == {"ours", "ours_fp32"}
     assert (
         found["ours"]["passes"].autocast == torch.bfloat16 and found["ours_fp32"]["passes"].autocast is None
     )
-    assert set(recorded(monkeypatch, "cpu", "fp32", task)) == {"ours", "ours_padded"}
+    assert set(recorded(monkeypatch, "cpu", "fp32", task)) == {"ours"}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
 def test_on_a_gpu_every_fused_form_runs(monkeypatch: pytest.MonkeyPatch, task: Task, precision: str) -> None:
     found = recorded(monkeypatch, "cuda", precision, task)
     other = {"bf16": "tf32", "tf32": "bf16"}[precision]
-    fused = {"ours_graph", "ours_padded_graph", "ours_compiled", "ours_compiled_graph", "ours_padded"}
+    fused = {"ours_graph", "ours_compiled", "ours_compiled_graph"}
     assert fused | {"ours", "ours_fp32", f"ours_compiled_graph_{other}"} <= set(found)
     assert found["ours_compiled_graph"]["graph"] and found["ours_compiled_graph"]["passes"].compiled
     assert found["ours_fp32"]["passes"].tf32 is False and found["ours"]["passes"].tf32 == (

@@ -88,5 +88,5 @@ def test_an_option_that_fails_leaves_the_others_their_figures(
     assert end.value.code == 1 and list(told["failures"]) == ["compact, all bfloat16"]
     found = told["figures"]["compact"]
     assert found["all bfloat16"] == {"fails": "RuntimeError: no such units"}
-    assert found["all float32"]["ratio"]["n"] == 5 and found["merged"]["memory_gb"] is None
+    assert found["all float32"]["ratio"]["n"] == 5 and found["channels_last off"]["memory_gb"] is None
     assert "compact, all bfloat16 fails: RuntimeError: no such units" in capsys.readouterr().out
