@@ -402,8 +402,8 @@ def law(task: Task) -> dict[str, float]:
                 task.model, images[rows], ebv[rows], z[rows], task.eps, loss=loss, steps=k
             )
         )
-        found[f"K{k}_f{f:g}_of_clean_step"] = (one + attack) / one / cost.law(k, f)
-        found[f"K{k}_f{f:g}_of_three_forwards"] = (1 + attack / (3 * forward)) / cost.law(k, f)
+        found[f"K{k}_f{f:g}_of_clean_step"] = (one + attack) / one / cost.attack_cost_law(k, f)
+        found[f"K{k}_f{f:g}_of_three_forwards"] = (1 + attack / (3 * forward)) / cost.attack_cost_law(k, f)
     return found
 
 

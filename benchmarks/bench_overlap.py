@@ -32,7 +32,7 @@ from benchmarks.streaming.stream_readers import ROOT
 from benchmarks.training import train_runs
 from benchmarks.training.precision import chosen
 from benchmarks.training.train_runs import FRACTION, STEPS, RunPlan
-from hpcphotoz.compute.cost import law
+from hpcphotoz.compute.cost import attack_cost_law
 from hpcphotoz.config.load import named
 
 RANKS = {"ranks, staleness 0": 0, "ranks, staleness 1": 1, "ranks, staleness 2": 2}
@@ -63,7 +63,7 @@ def main() -> None:
     words.add_argument("--no-speed", action="store_true", help="quality alone")
     options = words.parse_args()
     benchmark = Benchmark("overlap", options.json, options.quick)
-    benchmark.add(law=law(STEPS, FRACTION), precision=chosen(torch.device("cpu")))
+    benchmark.add(law=attack_cost_law(STEPS, FRACTION), precision=chosen(torch.device("cpu")))
     if not options.no_speed:
         networks = ["compact"] if options.quick else options.networks
         speed(networks, 1 if options.quick else 3, benchmark)

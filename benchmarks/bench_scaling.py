@@ -42,7 +42,7 @@ from benchmarks.scaling.scaling_model import (
 from benchmarks.training import train_runs
 from benchmarks.training.precision import chosen
 from benchmarks.training.train_runs import FRACTION, STEPS, Rate, RunPlan
-from hpcphotoz.compute.cost import flops, law
+from hpcphotoz.compute.cost import attack_cost_law, flops
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.build import build
 
@@ -209,7 +209,9 @@ def model(network: str, figures: dict[str, Any], image: Quantity | None) -> dict
     one, two = seconds("weak", 1), seconds("weak", 2)
     fitted, update = fit_step((WEAK, one), (STRONG, seconds("strong", 1)))
     ring = figures["allreduce"]
-    here = scaling_predict.core(fitted / law(*ATTACK), update, sum(sizes), ring["alpha"], ring["beta"])
+    here = scaling_predict.core(
+        fitted / attack_cost_law(*ATTACK), update, sum(sizes), ring["alpha"], ring["beta"]
+    )
     gpus = scaling_predict.on_gpus(here, work, len(sizes), image)
     families = {"gloo": gpus, "cluster": scaling_predict.on_cluster(gpus)}
     return {

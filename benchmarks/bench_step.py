@@ -45,11 +45,11 @@ from benchmarks.training import train_runs
 from benchmarks.training.precision import as_it_comes, chosen
 from benchmarks.training.steps import assembled
 from benchmarks.training.train_runs import FRACTION, STEPS, Rate, RunPlan
-from hpcphotoz.compute.cost import law
+from hpcphotoz.compute.cost import attack_cost_law
 from hpcphotoz.config.load import configure
 
 SIZE = 32
-LAW = law(STEPS, FRACTION)
+LAW = attack_cost_law(STEPS, FRACTION)
 RATIOS = {
     "ratio_peer_loop": ("ours", "peer"),
     "ratio_peer_loop_fp32": ("ours_fp32", "peer_fp32"),

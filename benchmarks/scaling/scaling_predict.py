@@ -17,7 +17,7 @@ from benchmarks.scaling.scaling_model import (
     strong,
     weak,
 )
-from hpcphotoz.compute.cost import law
+from hpcphotoz.compute.cost import attack_cost_law
 from hpcphotoz.errors import BadInput
 
 PEAK, MEMORY = 989e12, 3.35e12  # H100 SXM, dense bfloat16 (FLOP/s) and memory (byte/s), from its data sheet
@@ -95,7 +95,7 @@ def gpu_image(path: Path, network: str, trained: Attack) -> Quantity:
             rate = float(found["median"] if isinstance(found, dict) else found)
         else:
             found, said = figures["peer"][network], "training, over the cost law,"
-            rate = law(*trained) * float(found["images_per_s"]["ours"]["median"]) / found["ranks"]
+            rate = attack_cost_law(*trained) * float(found["images_per_s"]["ours"]["median"]) / found["ranks"]
         if " cores of " in device or not 0 < rate < math.inf:
             raise ValueError(f"{rate} images/s on {device}")
     except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:

@@ -1,4 +1,4 @@
-"""torch.compile as attacks and training use it, and where compiled code is kept."""
+"""torch.compile as attacks and training use it, and the folder of compiled code."""
 
 import logging
 import os
@@ -13,12 +13,12 @@ _log = logging.getLogger(__name__)
 
 
 def compiled(module: M, device: torch.device) -> M:
-    """The module through torch.compile; its code is kept with the module's own, and found again.
+    """Wrap a module in torch.compile; the code is cached in the user's cache folder and found by later runs.
 
     Args:
         module: a network or a function.
-        device: where it computes. For a GPU code is made for the shapes that there are: otherwise the numbers
-            of images of an attack and of training would become one shape of any size.
+        device: where it computes. For a GPU each shape is compiled by itself: otherwise torch would turn the
+            batch sizes of attacks and of training into one dynamic shape.
     """
     keep_compiled_code()
     found: Any = torch.compile(module, dynamic=False if device.type == "cuda" else None)
@@ -26,13 +26,13 @@ def compiled(module: M, device: torch.device) -> M:
 
 
 def keep_compiled_code() -> None:
-    """Let Inductor and Triton keep what they compile in the user's cache folder.
+    """Let Inductor and Triton cache compiled code in the user's cache folder.
 
-    Inductor's default is below /tmp, which a batch job often finds empty: the Inception then compiles for
-    76 s anew instead of 30 s. Folders that the environment names already stay.
+    Inductor's default is below /tmp, which is often empty when a batch job starts: the Inception then takes
+    76 s to compile instead of 30 s. Folders that the environment names already are not changed.
 
-    Each release of torch and each kind of CPU has a folder of its own: a home is shared by nodes, Inductor
-    does not tell their vector units apart, and code made with AVX-512 gave wrong gradients on AVX2.
+    Each release of torch and each kind of CPU has a folder of its own: nodes share a home, Inductor does not
+    distinguish their vector units, and code made with AVX-512 gave wrong gradients on AVX2.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcphotoz"
     home /= f"torch-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
@@ -42,6 +42,6 @@ def keep_compiled_code() -> None:
         try:
             (home / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            _log.info("%s: cannot be made (%s): compiled code is not kept there", home / folder, error)
+            _log.info("%s: cannot be created (%s): compiled code is not kept there", home / folder, error)
             continue
         os.environ[name] = str(home / folder)

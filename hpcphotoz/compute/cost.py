@@ -1,4 +1,4 @@
-"""What an attack costs: floating-point operations as they are dispatched, and the law."""
+"""The cost of an attack: operations counted as torch dispatches them, and the law that predicts them."""
 
 from collections.abc import Callable
 
@@ -6,23 +6,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-def law(steps: int, fraction: float) -> float:
-    """Cost of a training step of which a fraction is attacked by PGD-K, in clean steps: 1 + 2 K f / 3.
+def attack_cost_law(steps: int, fraction: float) -> float:
+    """Cost of an adversarial training step in units of a clean one: 1 + 2 K f / 3.
 
-    Forward pass, input gradient and weight gradient cost a unit each: a clean step three, a step of an attack
-    two.
+    Forward pass, input gradient and weight gradient cost about the same: a clean step has all three, a step
+    of an attack the first two.
+
+    Args:
+        steps: K, steps of PGD.
+        fraction: f, the attacked fraction of a batch.
     """
     return 1 + 2 * steps * fraction / 3
 
 
-def flops(work: Callable[[], object]) -> int:
-    """Operations of the convolutions and matrix products that a call dispatches, forwards and backwards.
+def flops(call: Callable[[], object]) -> int:
+    """Count the operations of the convolutions and matrix products in a call, backward passes included.
 
-    torch's own FlopCounterMode counts the same and fails with `torch.autograd.grad` (torch 2.13).
+    torch's own FlopCounterMode counts the same but fails with `torch.autograd.grad` (torch 2.13).
     """
     counter = _Counter()
     with counter:
-        work()
+        call()
     return counter.total
 
 

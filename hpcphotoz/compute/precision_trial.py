@@ -1,11 +1,21 @@
-"""Which precision a GPU computes a network quickest in: a few passes in each, in the form of the run."""
+"""Measures which precision is quickest on a device.
+
+On a CPU two small convolutions are timed, on a GPU the network itself, compiled and captured as in the run.
+"""
+
+import time
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiled as through_compiler
-from hpcphotoz.compute.precision import autocast_dtype, tf32, time_call
+from hpcphotoz.compute.precision import Precision, autocast_dtype, tf32, time_call
+
+MIN_BF16_SPEEDUP = 1.1  # bfloat16 is chosen from this speed-up on: less may be noise of the trial
+_ROUNDS_ON_CPU = 5
+_GIVE_UP_SLOWDOWN = 3.0  # bfloat16 this many times slower: further rounds cannot change the choice
 
 
 def seconds_of_a_pass(
@@ -13,15 +23,15 @@ def seconds_of_a_pass(
 ) -> dict[str, float]:
     """Seconds of a forward and backward pass in tf32 and in bf16; the module is left as it was.
 
-    No flag tells which is quicker: eagerly on an H200 the Inception trains faster in tf32 (3,720 images/s)
-    than in bf16 (3,120), whose casts are kernels of their own.
+    Which one is quicker cannot be known beforehand: eagerly on an H200 the Inception trains faster in tf32
+    (3,720 images/s) than in bf16 (3,120), whose casts are kernels of their own.
 
     Args:
         module: the network, on the device.
         device: a GPU.
         shape: (n, B, H, W), the images of a pass.
-        compiled: through torch.compile.
-        graph: replayed as a CUDA graph.
+        compiled: use torch.compile.
+        graph: capture a pass as a CUDA graph and time its replay.
     """
     images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
     weights = [p for p in module.parameters() if p.requires_grad]
@@ -32,7 +42,7 @@ def seconds_of_a_pass(
         low = autocast_dtype(precision)
         with torch.enable_grad(), torch.autocast(device.type, low, enabled=low is not None):
             logits = forward(images, ebv)
-        # Not `backward`, which would leave gradients.
+        # `backward` would leave gradients in the parameters.
         return torch.autograd.grad(logits.float().logsumexp(1).sum(), weights)[0]
 
     found = {}
@@ -44,3 +54,63 @@ def seconds_of_a_pass(
             else:
                 found[name] = time_call(lambda name=name: passes(name), device)  # type: ignore[misc]
     return found
+
+
+@cache
+def bfloat16_speedup() -> float:
+    """How many times faster this process's CPU computes convolutions in bfloat16 than in float32.
+
+    Measured on two small convolutions, forwards and backwards, once a process (0.05 s; 0.3 s without
+    bfloat16 units). The processor's flags are no substitute: ONEDNN_MAX_CPU_ISA can forbid oneDNN to use a
+    unit, and an Intel Xeon with `avx512_bf16` but without `amx_bf16` took 1.7 times as long in bfloat16,
+    where with both it took 0.4 of the time.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(48, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 48, 3, padding=1))
+        images = torch.randn(8, 48, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def passes(low: bool) -> None:
+        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out: Tensor = layers(images)
+        torch.autograd.grad(out.float().sum(), [images, *layers.parameters()])
+
+    best, threads = {False: float("inf"), True: float("inf")}, torch.get_num_threads()
+    # One thread, and its processor time instead of the wall clock: on a busy machine, threads that wait for
+    # each other made bfloat16 look slow in one trial of three.
+    torch.set_num_threads(1)
+    try:
+        for number in range(_ROUNDS_ON_CPU + 1):
+            for low in best:
+                start = time.process_time()
+                passes(low)
+                if number:  # the first call chooses algorithms and generates code
+                    best[low] = min(best[low], time.process_time() - start)
+            if number > 1 and best[True] > _GIVE_UP_SLOWDOWN * best[False]:
+                break
+    finally:
+        torch.set_num_threads(threads)
+    return best[False] / best[True]
+
+
+def quickest_on_cpu(speedup: float) -> tuple[Precision, str]:
+    """Choose the precision for a CPU from its measured bfloat16 speed-up; returns it and the reason."""
+    how = f"{speedup:.1f} times as fast" if speedup >= 1 else f"{1 / speedup:.1f} times slower"
+    return "bf16" if speedup >= MIN_BF16_SPEEDUP else "fp32", f"measured: convolutions in bf16 are {how} here"
+
+
+def bf16_warning(precision: str, speedup: float, instead: str = "want auto or fp32") -> str | None:
+    """Warning that bfloat16 is slow on this CPU, one line; None where it is not.
+
+    Args:
+        precision: the chosen precision.
+        speedup: the result of `bfloat16_speedup`.
+        instead: what the user can do.
+    """
+    if precision != "bf16" or speedup >= 1:
+        return None
+    return (
+        f"bf16 on this CPU: convolutions take {1 / speedup:.1f} times as long as in fp32 (measured), "
+        f"for it has no bfloat16 matrix units: {instead}"
+    )

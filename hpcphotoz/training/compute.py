@@ -14,14 +14,13 @@ import torch
 from torch import nn
 
 from hpcphotoz.attacks import Passes
-from hpcphotoz.compute.precision import (
-    Precision,
-    autocast_dtype,
+from hpcphotoz.compute.precision import Precision, autocast_dtype
+from hpcphotoz.compute.precision_trial import (
     bf16_warning,
     bfloat16_speedup,
     quickest_on_cpu,
+    seconds_of_a_pass,
 )
-from hpcphotoz.compute.precision_trial import seconds_of_a_pass
 from hpcphotoz.config import Compute, Config
 from hpcphotoz.models.inception import merge_pointwise
 from hpcphotoz.training.distributed import group

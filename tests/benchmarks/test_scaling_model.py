@@ -26,7 +26,7 @@ from benchmarks.scaling.scaling_model import (
     weak,
 )
 from benchmarks.scaling.scaling_predict import ATTACKS, core, gpu_image, on_cluster, on_gpus, table
-from hpcphotoz.compute.cost import law
+from hpcphotoz.compute.cost import attack_cost_law
 from hpcphotoz.errors import BadInput
 
 # Seconds an image and an update, parameters, seconds a hop and a byte: a fast GPU to a slow core.
@@ -52,7 +52,7 @@ def test_an_attack_multiplies_compute_by_the_law_and_leaves_the_all_reduce(
 ) -> None:
     attack, clean = Attack(steps, fraction), Attack(0, 0.0)
     ratio = compute_s(a, batch, attack) / compute_s(a, batch, clean)
-    assert ratio == pytest.approx(law(steps, fraction), rel=1e-9)  # sums of a few floats
+    assert ratio == pytest.approx(attack_cost_law(steps, fraction), rel=1e-9)  # sums of a few floats
     for p in (1, 8, 512):
         more = step_s(a, p, batch, attack) - step_s(a, p, batch, clean)
         one = step_s(a, 1, batch, attack) - step_s(a, 1, batch, clean)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.compute.precision import bf16_warning, cudnn_benchmark, quickest_on_cpu, tf32, time_call
-from hpcphotoz.compute.precision_trial import seconds_of_a_pass
+from hpcphotoz.compute.precision import cudnn_benchmark, tf32, time_call
+from hpcphotoz.compute.precision_trial import bf16_warning, quickest_on_cpu, seconds_of_a_pass
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training import compute
@@ -42,7 +42,7 @@ ALONE = World(0, 1, 0, 1, "none")
 
 def test_bfloat16_without_units_is_measured_to_be_slow() -> None:
     """As on AVX2 alone: oneDNN kept from its units takes 8 to 10 times as long."""
-    code = "from hpcphotoz.compute.precision import bfloat16_speedup; print(bfloat16_speedup())"
+    code = "from hpcphotoz.compute.precision_trial import bfloat16_speedup; print(bfloat16_speedup())"
     weak = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     found = subprocess.run(
         [sys.executable, "-c", code], env=weak, capture_output=True, text=True, check=True, timeout=60

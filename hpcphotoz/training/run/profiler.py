@@ -19,7 +19,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.nn import functional
 
 from hpcphotoz.atomic import atomic_write, write_text
-from hpcphotoz.compute.cost import flops, law
+from hpcphotoz.compute.cost import attack_cost_law, flops
 from hpcphotoz.config import Config
 from hpcphotoz.training.compute import ComputeOptions
 from hpcphotoz.training.rank_batch import RankBatch
@@ -103,7 +103,7 @@ class StepProfiler:
             "operations_per_s": rate,
             "device_operations_per_s": measured,
             "fraction_of_device": rate / measured,
-            "law": law(config.attack.steps, config.adversarial.fraction),
+            "law": attack_cost_law(config.attack.steps, config.adversarial.fraction),
         }
         write_text(self._folder / "summary.json", json.dumps(figures, indent=1) + "\n")
         text = _report(figures, compute)
