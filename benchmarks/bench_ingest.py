@@ -91,8 +91,8 @@ def write_sources(folder: Path, rows: int) -> list[str]:
 
 def ingest(kind: str, folder: Path, out: Path) -> int:
     """Make shards of one kind's files on this rank's share of the ranks; the number of stamps."""
-    from hpcphotoz.sources.cutouts import ingest_frames
     from hpcphotoz.sources.published.ingest_table import ingest_table
+    from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
 
     if kind == "frames":
         count = sum(1 for _ in open(folder / "objects.csv")) - 1

@@ -7,34 +7,29 @@ that was killed, or stopped at a bad file, is started again with the same comman
 shards whose unit is the same, and makes those again whose input has changed.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from hpcphotoz import __version__
 from hpcphotoz.atomic import fsync_folder, write_text
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder
 from hpcphotoz.data.format.shards import (
-    FORMAT_VERSION,
     Header,
     Manifest,
-    ShardEntry,
     Stamps,
-    shard_file_problem,
     write_manifest,
 )
 from hpcphotoz.data.format.writer import BandMoments, check_stamps, write_shard
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
-from hpcphotoz.sources.mpi import MPIRanks, mpi_ranks, run_on_processes, usable_cores
+from hpcphotoz.sources.mpi import MPIRanks, mpi_ranks
+from hpcphotoz.sources.process_pool import run_on_processes, usable_cores
+from hpcphotoz.sources.resume import Fingerprint, FinishedUnit, fingerprint_units, finished_units
 
 
 @dataclass(frozen=True)
@@ -53,15 +48,6 @@ class MakeStamps(Protocol):
 
 
 @dataclass(frozen=True)
-class _FinishedUnit:
-    """A finished unit, as its sidecar says it."""
-
-    shard: ShardEntry | None  # None: it gave no stamps
-    moments: dict[str, Any] | None
-    skipped: tuple[dict[str, Any], ...]
-
-
-@dataclass(frozen=True)
 class _BuildUnit:
     """Makes, writes and records one unit; holds nothing of the one before."""
 
@@ -70,7 +56,7 @@ class _BuildUnit:
     make: MakeStamps
     options: str  # fingerprint of header and make
 
-    def __call__(self, task: tuple[int, Any, str]) -> _FinishedUnit:
+    def __call__(self, task: tuple[int, Any, str]) -> FinishedUnit:
         k, unit, fingerprint = task
         path = self.out / f"shard-{k:05d}.h5"
         made = self.make(unit)
@@ -80,7 +66,7 @@ class _BuildUnit:
                 stamps = check_stamps(self.header, made.stamps, str(path))
                 shard = write_shard(path, self.header, stamps)
                 record = _moments_of(self.header, stamps).record()
-            done = _FinishedUnit(shard, record, made.skipped)
+            done = FinishedUnit(shard, record, made.skipped)
             entry = {"options": self.options, "unit": fingerprint, **asdict(done)}
             write_text(path.with_name(path.name + SIDECAR_SUFFIX), json.dumps(entry))
         except OSError as error:
@@ -88,14 +74,14 @@ class _BuildUnit:
         return done
 
 
-def build(
+def build_dataset(
     out: Path,
     header: Header,
     make: MakeStamps,
     units: Sequence[Any],
     *,
     provenance: Mapping[str, Any],
-    what: str,
+    label: str,
     processes: int | None = None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Write the dataset of the stamps that `make` gives of each unit.
@@ -114,7 +100,7 @@ def build(
             of a `Path` to a file, its size and time of modification count too. Input files belong in the
             units: a changed file in `make` discards every shard.
         provenance: JSON-able record of how the stamps are made. `skipped` is appended to.
-        what: for the progress line: "cutting stamps, shards".
+        label: for the progress line: "cutting stamps, shards".
         processes: None: one a core; 1: none, all is done here. Not with MPI, whose ranks are the processes.
 
     Returns:
@@ -127,13 +113,13 @@ def build(
     """
     ranks = mpi_ranks()
     processes = _processes(ranks, processes)
-    seen = ranks.allgather(_Fingerprint(None).of(_fingerprints(header, make, units, look=False)))
+    seen = ranks.allgather(Fingerprint(None).of(fingerprint_units(header, make, units, look=False)))
     if len(set(seen)) > 1:
         raise ranks.refusal("the ranks see different input files or options: share them among the nodes")
-    options, fingerprints = ranks.on_first_rank(lambda: _fingerprints(header, make, units, look=True))
+    options, fingerprints = ranks.on_first_rank(lambda: fingerprint_units(header, make, units, look=True))
     with ExitStack() as held:  # rank 0 holds the folder against other writers until the manifest is there
         kept, changed = ranks.on_first_rank(
-            lambda: _finished_units(out, held.enter_context(lock_dataset_folder(out)), options, fingerprints)
+            lambda: finished_units(out, held.enter_context(lock_dataset_folder(out)), options, fingerprints)
         )
         if kept and ranks.rank == 0:
             again = f"; made again, as the input has changed: {changed}" if changed else ""
@@ -144,12 +130,12 @@ def build(
         done = dict(kept)
         if ranks.comm is not None:
             made = ranks.map_tasks(
-                work, tasks, lambda results, n: _with_progress(results, what, n, ranks.size)
+                work, tasks, lambda results, n: _with_progress(results, label, n, ranks.size)
             )
             done |= {task[0]: result for task, result in zip(tasks, made, strict=True)}
         else:
             results = run_on_processes(work, tasks, processes)
-            for k, result in track(results, what, total=len(units), done=len(kept)):
+            for k, result in track(results, label, total=len(units), done=len(kept)):
                 done[tasks[k][0]] = result
         return ranks.on_first_rank(
             lambda: _finish(out, header, provenance, [done[k] for k in range(len(units))])
@@ -169,9 +155,9 @@ def _processes(ranks: MPIRanks, processes: int | None) -> int:
 
 
 def _with_progress(
-    results: Iterator[_FinishedUnit], what: str, total: int, ranks: int
-) -> Iterator[_FinishedUnit]:
-    return track(results, what if ranks == 1 else f"{what} (rank 0 of {ranks})", total=total)
+    results: Iterator[FinishedUnit], label: str, total: int, ranks: int
+) -> Iterator[FinishedUnit]:
+    return track(results, label if ranks == 1 else f"{label} (rank 0 of {ranks})", total=total)
 
 
 def _moments_of(header: Header, stamps: Stamps) -> BandMoments:
@@ -180,63 +166,8 @@ def _moments_of(header: Header, stamps: Stamps) -> BandMoments:
     return moments
 
 
-def _finished_units(
-    out: Path, found: Sequence[Path], options: str, fingerprints: Sequence[str]
-) -> tuple[dict[int, _FinishedUnit], int]:
-    """The finished units among the files found in the folder, and how many have another input now.
-
-    The other files are removed.
-
-    Raises:
-        BadInput: the finished units are of other options, or none of them has the same input.
-    """
-    expected = {f"shard-{k:05d}.h5{SIDECAR_SUFFIX}": k for k in range(len(fingerprints))}
-    kept: dict[int, _FinishedUnit] = {}
-    same = changed = 0
-    for path in found:
-        if not path.name.endswith(SIDECAR_SUFFIX):
-            continue
-        k, (fingerprint, done) = expected.get(path.name), _read_sidecar(path, options)
-        if k is None or fingerprint != fingerprints[k]:
-            changed += 1
-            continue
-        same += 1
-        if done.shard is None or not shard_file_problem(out, done.shard):
-            kept[k] = done
-    if changed and not same:  # not what a replaced file does: another table, or another folder of input
-        raise _other_build(out)
-    stay = {f"shard-{k:05d}.h5{SIDECAR_SUFFIX}" for k in kept}
-    stay |= {done.shard.file for done in kept.values() if done.shard is not None}
-    for path in found:
-        if path.name not in stay:
-            path.unlink()
-    return kept, changed
-
-
-def _read_sidecar(path: Path, options: str) -> tuple[str, _FinishedUnit]:
-    """The unit's fingerprint, and what it gave, as a sidecar says it.
-
-    Raises:
-        BadInput: not a sidecar, or one of other options.
-    """
-    try:
-        tree = json.loads(path.read_text())
-        if tree.get("options") != options:
-            raise _other_build(path.parent)
-        shard = None if tree["shard"] is None else ShardEntry(**tree["shard"])
-        return tree["unit"], _FinishedUnit(shard, tree["moments"], tuple(tree["skipped"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path}: not readable ({type(error).__name__}: {error}): delete it") from None
-
-
-def _other_build(out: Path) -> BadInput:
-    return BadInput(
-        f"{out}: holds an unfinished dataset of other input or options: delete it, or choose another folder"
-    )
-
-
 def _finish(
-    out: Path, header: Header, provenance: Mapping[str, Any], done: Sequence[_FinishedUnit]
+    out: Path, header: Header, provenance: Mapping[str, Any], done: Sequence[FinishedUnit]
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Merge the moments in the order of the shards, write the manifest, and clear the sidecars away."""
     skipped = [*provenance.get("skipped", ()), *(entry for one in done for entry in one.skipped)]
@@ -261,65 +192,3 @@ def _finish(
 def count_skipped(skipped: Sequence[Mapping[str, Any]]) -> int:
     """How many objects entries of `skipped` stand for: one each, or as many as its `count`."""
     return sum(int(entry.get("count", 1)) for entry in skipped)
-
-
-def _fingerprints(
-    header: Header, make: MakeStamps, units: Sequence[Any], look: bool
-) -> tuple[str, list[str]]:
-    """Digests of the options (header and make) and of each unit.
-
-    Args:
-        header, make, units: as `build` has them.
-        look: at the files that they name; under MPI only rank 0 does.
-    """
-    files: dict[Path, str] | None = {} if look else None
-    options = _Fingerprint(files).of((__version__, FORMAT_VERSION, header, make))
-    return options, [_Fingerprint(files).of(unit) for unit in units]
-
-
-class _Fingerprint:
-    """Digest of a value: types, lengths, contents to the last bit of arrays, and files as they are now."""
-
-    def __init__(self, files: dict[Path, str] | None) -> None:
-        self._sha256 = hashlib.sha256()
-        self._files = files  # sizes and times of files looked at so far; None: none is looked at
-
-    def of(self, value: Any) -> str:
-        """Of a value and all it holds."""
-        self.add(value)
-        return self._sha256.hexdigest()
-
-    def add(self, value: Any) -> None:
-        """Add a value and all it holds."""
-        if is_dataclass(value) and not isinstance(value, type):
-            self._text(f"<{type(value).__qualname__}")
-            for field in fields(value):
-                self.add((field.name, getattr(value, field.name)))
-        elif isinstance(value, Mapping):
-            self.add(sorted(value.items()))
-        elif isinstance(value, list | tuple):
-            self._text(f"[{len(value)}")
-            for item in value:
-                self.add(item)
-        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            self._text(f"#{value.dtype.str}{value.shape}")
-            self._sha256.update(np.ascontiguousarray(value).tobytes())
-        elif isinstance(value, Path):
-            self._file(value)
-        elif value is None or isinstance(value, str | bytes | int | float | np.generic):
-            self._text(repr(value))
-        else:
-            kind = type(value).__name__
-            raise TypeError(f"{kind} in a plan: only plain values, arrays, paths and dataclasses")
-
-    def _text(self, text: str) -> None:
-        self._sha256.update(b"%d:" % len(text.encode()) + text.encode())
-
-    def _file(self, path: Path) -> None:
-        self._text(str(path))
-        if self._files is None:
-            return
-        if path not in self._files:
-            state = path.stat() if path.is_file() else None
-            self._files[path] = "" if state is None else f"{state.st_size} {state.st_mtime_ns}"
-        self._text(self._files[path])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcphotoz.data.format.shards import Header, Stamps
+from hpcphotoz.data.format.shards import Header, Manifest, Stamps, read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
+from hpcphotoz.data.read.rows import read_rows
 
 SKY = np.array([0.05, 0.02, 0.03, 0.04, 0.2])
 
@@ -35,3 +36,8 @@ def make_dataset(out: Path, *, n: int, shard_rows: int, size: int = 16, bands: s
     with DatasetWriter(out, Header(tuple(bands), size, 0.396), shard_rows, {"made": "for a test"}) as writer:
         writer.append(make_stamps(n, size=size, bands=len(bands)))
     return out
+
+
+def load(folder: Path, manifest: Manifest | None = None) -> Stamps:
+    """All objects of a dataset, in memory."""
+    return Stamps.concatenate(list(read_rows(folder, manifest or read_manifest(folder))))

@@ -14,8 +14,6 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from hpcphotoz.data.format.shards import Manifest, Stamps
-from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.sources.surveys.sdss_fields import BANDS
 
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -163,10 +161,6 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
-
-
-def load(folder: Path, manifest: Manifest) -> Stamps:
-    return Stamps.concatenate(list(read_rows(folder, manifest)))
 
 
 def centroids(images: npt.NDArray[Any], radius: float) -> npt.NDArray[Any]:

@@ -2,12 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,64 +12,14 @@ import numpy as np
 import pytest
 
 from hpcphotoz.data.format.folder import check_dataset_folder
-from hpcphotoz.data.format.shards import Header, Manifest, Stamps, read_manifest
+from hpcphotoz.data.format.shards import Stamps, read_manifest
 from hpcphotoz.data.read.rows import read_rows, verify
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources import build as module
-from hpcphotoz.sources.build import UnitStamps, build
+from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.mpi import mpi_ranks
+from tests.helpers.builds import TIMEOUT_S, UNITS, Blobs, content, run, start, until
 from tests.helpers.datasets import make_dataset, make_stamps
-
-ROOT = Path(__file__).parents[2]
-HEADER = Header(tuple("ugriz"), 16, 0.396)
-UNITS = [3, 1, 4, 1, 5, 9]
-TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class Blobs:
-    """Unit n: n galaxies of seed n; of unit 1 the only one is skipped; "die", "bad" and "bug" fail."""
-
-    note: str = ""
-    source: Path | None = None
-
-    def __call__(self, unit: Any) -> UnitStamps:
-        if str(unit) == os.environ.get("BLOCK_AT"):
-            signal.pause()
-        if unit == "die":
-            os._exit(9)
-        if unit == "bad":
-            raise BadInput("field.fits: torn")
-        if unit == "bug":
-            raise ZeroDivisionError("a bug")
-        skipped = ({"object_id": 7, "reason": "masked"},) if unit == 1 else ()
-        return UnitStamps(make_stamps(unit, seed=unit) if unit > 1 else None, skipped)
-
-
-def run(out: Path, units: list[Any] = UNITS, make: Any = None, **how: Any) -> tuple[Manifest, list[Any]]:
-    options: dict[str, Any] = {"provenance": {"made": "for a test"}, "what": "making, shards", "processes": 1}
-    return build(out, HEADER, make or Blobs(), units, **{**options, **how})
-
-
-def start(out: Path, block_at: int, processes: int) -> subprocess.Popen[str]:
-    code = f"from tests.sources.test_build import *; run(Path({str(out)!r}), processes={processes})"
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "BLOCK_AT": str(block_at)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what}"
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,13 @@ pytest.importorskip("astropy")
 from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.sources.catalogue import RUN_FACTOR  # noqa: E402
-from hpcphotoz.sources.cutouts import ingest_frames, project, stamp_grid  # noqa: E402
+from hpcphotoz.sources.cutouts import project, stamp_grid  # noqa: E402
 from hpcphotoz.sources.surveys.fits import read_header  # noqa: E402
 from hpcphotoz.sources.surveys.frame import read_geometry, resample, sky_sigma  # noqa: E402
-from hpcphotoz.sources.surveys.sdss import read_frame  # noqa: E402
+from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames  # noqa: E402
+from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_fields import BANDS  # noqa: E402
+from tests.helpers.datasets import load  # noqa: E402
 from tests.helpers.sdss_files import (  # noqa: E402
     DEC,
     FLUX,
@@ -26,7 +28,6 @@ from tests.helpers.sdss_files import (  # noqa: E402
     SHAPE,
     STRIPE82,
     centroids,
-    load,
     real_frames,
     write_dr8,
     write_mask,
@@ -92,9 +93,9 @@ def test_a_frame_is_carried_onto_another_as_its_wcs_says(tmp_path: Path) -> None
     # Tangent points a degree apart, and a band that is turned by 2 degrees.
     write_set(tmp_path, [(RA, DEC)])
     write_set(tmp_path, [(RA, DEC)], field=13, offset=1.0)
-    source = read_frame(tmp_path / "fpC-000094-r4-0012.fit").geometry
+    source = read_fpc(tmp_path / "fpC-000094-r4-0012.fit").geometry
     for name in ("fpC-000094-i4-0012.fit", "fpC-000094-u4-0013.fit"):
-        target = read_frame(tmp_path / name).geometry
+        target = read_fpc(tmp_path / name).geometry
         for half, limit in ((32, 1e-3), (512, 0.05)):
             ra, dec = np.array([RA + 0.002]), np.array([DEC - 0.001])
             (centre,), (turn,) = project(source, target, ra, dec, half)
@@ -131,7 +132,7 @@ def test_frames_of_dr8_give_the_stamps_of_dr7(tmp_path: Path, frames: Path, suff
 
 
 def test_lanczos_is_exact_at_pixels_and_on_a_constant(tmp_path: Path, frames: Path) -> None:
-    frame = read_frame(next(frames.rglob("*-r4-*")))
+    frame = read_fpc(next(frames.rglob("*-r4-*")))
     y, x = np.mgrid[20:40, 30:50].astype(float)
     np.testing.assert_allclose(resample(frame, x, y), frame.image[20:40, 30:50], atol=1e-6)
     # The definition: sinc(d) sinc(d/3) of the six nearest pixels of an axis, normalised.
@@ -145,7 +146,7 @@ def test_lanczos_is_exact_at_pixels_and_on_a_constant(tmp_path: Path, frames: Pa
 
 
 def test_sky_sigma_ignores_sources(tmp_path: Path, frames: Path) -> None:
-    frame = read_frame(next(frames.rglob("*-g4-*")))
+    frame = read_fpc(next(frames.rglob("*-g4-*")))
     before = sky_sigma(frame, 110, 110)
     frame.image[100:120, 100:120] += 50.0
     assert sky_sigma(frame, 110, 110) == pytest.approx(before, rel=0.01)

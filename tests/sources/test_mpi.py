@@ -12,8 +12,8 @@ import pytest
 
 from hpcphotoz.data.format.shards import read_manifest
 from hpcphotoz.data.read.rows import verify
-from tests.sources.published.test_ingest_table import GZIP, hayat
-from tests.sources.test_build import ROOT, TIMEOUT_S, content, until
+from tests.helpers.builds import ROOT, TIMEOUT_S, content, until
+from tests.helpers.published_files import GZIP, hayat
 
 _BESIDE = Path(sys.executable).with_name("mpiexec")  # where the mpich wheel puts it
 MPIEXEC = str(_BESIDE) if _BESIDE.exists() else shutil.which("mpiexec")
@@ -93,14 +93,14 @@ def test_what_takes_one_process_is_refused_once(tmp_path: Path) -> None:
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(tmp_path: Path) -> None:
-    code = "from tests.sources.test_build import *; run(Path({!r}), [2, 3, 'bug'], processes=None)"
+    code = "from tests.helpers.builds import *; run(Path({!r}), [2, 3, 'bug'], processes=None)"
     status, _, error = mpi(2, ["-c", code.format(str(tmp_path / "set"))])
     assert status == 1 and error.count("Traceback") == 1 and "ZeroDivisionError: a bug" in error
 
 
 def test_killed_ranks_are_started_again_in_another_number(tmp_path: Path) -> None:
     out, alone = tmp_path / "set", tmp_path / "alone"
-    code = "from tests.sources.test_build import *; run(Path({!r}), processes=None)"
+    code = "from tests.helpers.builds import *; run(Path({!r}), processes=None)"
     process = begin(2, ["-c", code.format(str(out))], {"BLOCK_AT": "9"})  # the last of six units, rank 1's
     until(lambda: len(list(out.glob("*.done.json"))) == 5 or process.poll() is not None, "five units")
     os.killpg(process.pid, 9)

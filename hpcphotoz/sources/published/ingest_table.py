@@ -10,7 +10,7 @@ row of it is in.
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,18 @@ from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.shards import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
-from hpcphotoz.sources.build import build
+from hpcphotoz.sources.build import build_dataset
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
+from hpcphotoz.sources.published.array_file import open_array_file
 from hpcphotoz.sources.published.file_layouts import (
-    BAND_FIELD,
     FILE_LAYOUTS,
     IVAR_FIELD,
     MASK_FIELDS,
-    SCALE_FIELD,
-    ZERO_POINTS,
-    ArrayFile,
-    FileLayout,
-    open_array_file,
+    ImageKind,
+    describe_kind,
+    inspect_file,
+    pixel_zero_point,
 )
 from hpcphotoz.sources.published.row_reader import MASKED_FRACTION, ReadRows, RowRange, SourceFile, read_ids
 from hpcphotoz.sources.redshifts import Redshifts, read_redshifts
@@ -90,24 +89,15 @@ def ingest_table(
     )
     make, units, header, provenance = plan
     header = replace(header, storage=storage)
-    return build(
+    return build_dataset(
         out,
         header,
         replace(make, header=header),
         units,
         provenance=provenance,
-        what="reading tables, shards",
+        label="reading tables, shards",
         processes=processes,
     )
-
-
-@dataclass(frozen=True)
-class _ImageKind:
-    """What every file of a set must agree on."""
-
-    bands: tuple[str, ...]
-    size: int
-    pixel_scale: float
 
 
 IngestPlan = tuple[ReadRows, list[tuple[RowRange, ...]], Header, dict[str, Any]]
@@ -130,7 +120,7 @@ def _plan(
     table = read_redshifts(redshifts) if redshifts is not None else None
     sources: list[SourceFile] = []
     ids: list[npt.NDArray[np.int64]] = []
-    first: tuple[Path, _ImageKind] | None = None
+    first: tuple[Path, ImageKind] | None = None
     lacking: Counter[str] = Counter()
     without_ebv = 0
     for path, display_name in _source_files(paths, name):
@@ -138,15 +128,13 @@ def _plan(
         if left == 0:
             break
         with open_array_file(path, name) as opened:
-            kind, rows = _inspect(opened, layout)
+            kind, rows = inspect_file(opened, layout)
             rows = rows if left is None else min(rows, left)
             if kind is None or not rows:
                 continue
             first = first or (path, kind)
             if kind != first[1]:
-                raise BadInput(
-                    f"{path}: {_describe_kind(kind)}, but {first[0]} has {_describe_kind(first[1])}"
-                )
+                raise BadInput(f"{path}: {describe_kind(kind)}, but {first[0]} has {describe_kind(first[1])}")
             without_ebv += not layout.ebv or opened.first(layout.ebv, "ebv" in layout.optional) is None
             ids.append(read_ids(opened, layout, 0, rows))
             if not layout.bands:
@@ -160,7 +148,7 @@ def _plan(
     stamp = kind.size if crop is None else crop
     if stamp > kind.size:
         raise BadInput(f"crop {stamp}: {first[0]} has images of {kind.size} pixels: crop to at most that")
-    unit = zero_point if zero_point is not None else _zero_point(layout, kind.bands, first[0])
+    unit = zero_point if zero_point is not None else pixel_zero_point(layout, kind.bands, first[0])
     header = Header(kind.bands, stamp, kind.pixel_scale)
     make = ReadRows(name, header, kind.size, 10 ** (0.4 * (22.5 - unit)), keep_unlabelled)
     provenance = {
@@ -231,77 +219,6 @@ def _source_files(paths: Sequence[Path], name: str) -> list[tuple[Path, str]]:
         for one in below:
             found.setdefault(one.resolve(), one.relative_to(path).as_posix())
     return sorted(found.items())
-
-
-def _inspect(table: ArrayFile, layout: FileLayout) -> tuple[_ImageKind | None, int]:
-    """What a file holds, and how many rows; all fields checked but not read. None: no rows."""
-    images = table[layout.images]
-    if len(images.shape) != 4 or images.dtype.kind not in "fiu":
-        raise BadInput(
-            f"{table.path}: '{layout.images}' is {images.dtype}{images.shape}, not images (N, band, y, x)"
-        )
-    rows, *row = images.shape
-    bands, height, width = (row[2], row[0], row[1]) if layout.channels_last else row
-    expected: dict[str, tuple[int, ...]] = {layout.object_id: ()}
-    if layout.z_spec is not None:
-        expected[layout.z_spec] = ()
-    for what in ("ebv", "ra", "dec"):
-        names = getattr(layout, what)
-        field = table.first(names, what in layout.optional) if names else None
-        if field is not None:
-            expected[field] = (len(layout.per_band),) if what == "ebv" and layout.per_band else ()
-    if not layout.bands:
-        expected |= {BAND_FIELD: (bands,), SCALE_FIELD: (bands,)}
-        mask = table.first(MASK_FIELDS, optional=True)
-        if mask is not None:
-            expected[mask] = (bands, height, width) if len(table[mask].shape) == 4 else (height, width)
-        if IVAR_FIELD in table:
-            expected[IVAR_FIELD] = (bands, height, width)
-    for field, shape in expected.items():
-        if table[field].shape != (rows, *shape):
-            raise BadInput(
-                f"{table.path}: '{field}' has shape {table[field].shape}, "
-                f"but {rows} images in '{layout.images}' need {(rows, *shape)}"
-            )
-        if field not in (layout.object_id, BAND_FIELD) and table[field].dtype.kind not in "fiub":
-            raise BadInput(f"{table.path}: '{field}' is {table[field].dtype}, not numbers")
-    if layout.bands and bands != len(layout.bands):
-        raise BadInput(
-            f"{table.path}: '{layout.images}' has shape {images.shape}: {bands} bands, "
-            f"not {len(layout.bands)} ({', '.join(layout.bands)})"
-        )
-    if height != width or height < 4:
-        raise BadInput(
-            f"{table.path}: '{layout.images}' holds images of {height} x {width} pixels: need squares"
-        )
-    if not rows:
-        return None, 0
-    if layout.bands:
-        return _ImageKind(layout.bands, height, layout.pixel_scale), rows
-    named = tuple(
-        v.decode() if isinstance(v, bytes) else str(v) for v in table.rows(BAND_FIELD, 0, 1)[0].tolist()
-    )
-    scale = round(float(table.rows(SCALE_FIELD, 0, 1)[0, 0]), 6)
-    if len(set(named)) < len(named) or not scale > 0:
-        raise BadInput(f"{table.path}: bands {named} of {scale:g} arcsec a pixel in its first row")
-    return _ImageKind(named, height, scale), rows
-
-
-def _describe_kind(kind: _ImageKind) -> str:
-    return f"{','.join(kind.bands)} of {kind.size} pixels of {kind.pixel_scale:g} arcsec"
-
-
-def _zero_point(layout: FileLayout, bands: tuple[str, ...], path: Path) -> float:
-    if layout.zero_point is not None:
-        return layout.zero_point
-    surveys = {band.lower().split("-")[0] for band in bands}
-    found = {ZERO_POINTS.get(survey) for survey in surveys}
-    unit = found.pop()
-    if found or unit is None:
-        raise BadInput(
-            f"{path}: bands {', '.join(bands)}: give the pixels' --zero-point (AB mag of one unit)"
-        )
-    return unit
 
 
 def _check_options(

@@ -13,15 +13,14 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.identifiers import Ids, identifiers
 from hpcphotoz.sources.noise import sky_sigma
+from hpcphotoz.sources.published.array_file import ArrayFile, open_array_file
 from hpcphotoz.sources.published.file_layouts import (
     BAND_FIELD,
     FILE_LAYOUTS,
     IVAR_FIELD,
     MASK_FIELDS,
     SCALE_FIELD,
-    ArrayFile,
     FileLayout,
-    open_array_file,
 )
 from hpcphotoz.sources.redshifts import EBV_MAX, EBV_UNKNOWN, Z_MAX, nan_if_unknown
 

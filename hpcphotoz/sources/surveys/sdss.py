@@ -1,17 +1,27 @@
-"""SDSS DR7 corrected frames (`fpC-RRRRRR-BC-FFFF.fit[.gz]`): counts in, nanomaggies out."""
+"""SDSS"""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.surveys.fits import header_numbers, open_fits
 from hpcphotoz.sources.surveys.frame import Frame, read_geometry
 
-_EXPECTED = "an fpC frame of SDSS DR7"
+_FPC_EXPECTED = "an fpC frame of SDSS DR7"
+_DR8_EXPECTED = "a frame of SDSS DR8 or later"
+# What was not measured but filled in, or is not sky, at places that follow no galaxy. INTERP is a superset
+# of SATUR and CR and holds the camera's dead columns too, 11 to 19 of the 2048 in u, g, r and i: a 64-pixel
+# stamp in three would go, for columns that the survey interpolated well. NOTCHECKED is the frame's edge.
+BAD_PLANES = ("SATUR", "CR", "GHOST")
+_PREFIX = "S_MASK_"
+Mask = npt.NDArray[np.bool_]
 
 
-def read_frame(path: Path) -> Frame:
+def read_fpc(path: Path) -> Frame:
     """Read and calibrate: nMgy = 10 (DN - SOFTBIAS - SKY) / FLUX20, FLUX20: the DN of a 20th-magnitude star.
 
     Raises:
@@ -20,10 +30,101 @@ def read_frame(path: Path) -> Frame:
     """
     with open_fits(path) as hdus:
         header = hdus[0].header
-        geometry = read_geometry(header, path, _EXPECTED)
+        geometry = read_geometry(header, path, _FPC_EXPECTED)
         counts = np.asarray(hdus[0].data, np.float32)
-    value = header_numbers(header, ("SOFTBIAS", "SKY", "FLUX20"), path, _EXPECTED)
+    value = header_numbers(header, ("SOFTBIAS", "SKY", "FLUX20"), path, _FPC_EXPECTED)
     if not value["FLUX20"] > 0:
         raise BadInput(f"{path}: FLUX20 = {value['FLUX20']:g}: the frame has no photometric calibration")
     image = (counts - (value["SOFTBIAS"] + value["SKY"])) * (10.0 / value["FLUX20"])
     return Frame(path, np.asarray(image, np.float32), geometry)
+
+
+def read_dr8_frame(path: Path) -> Frame:
+    """Read a frame; its image is taken as it is.
+
+    Raises:
+        BadInput: unreadable, truncated, not of the layout above, without a keyword of the WCS, or in another
+            unit.
+    """
+    with open_fits(path) as hdus:
+        header = hdus[0].header
+        geometry = read_geometry(header, path, _DR8_EXPECTED)
+        unit = str(header.get("BUNIT", "nanomaggy")).strip().lower()
+        if not unit.startswith(("nanomagg", "nmgy")):
+            raise BadInput(f"{path}: BUNIT = '{unit}', not nanomaggies: expected {_DR8_EXPECTED}")
+        if len(hdus) < 3 or np.shape(hdus[1].data) != (geometry.shape[1],):
+            raise BadInput(
+                f"{path}: HDU 1 is no calibration of {geometry.shape[1]} columns, or HDU 2 is absent: "
+                f"expected {_DR8_EXPECTED}"
+            )
+        table = getattr(hdus[2], "columns", None)
+        lacking = {"ALLSKY", "XINTERP", "YINTERP"} - set(table.names if table is not None else ())
+        if lacking:
+            raise BadInput(f"{path}: HDU 2 lacks {', '.join(sorted(lacking))}: expected {_DR8_EXPECTED}")
+        return Frame(path, np.asarray(hdus[0].data, np.float32), geometry)
+
+
+def read_mask(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PLANES) -> Mask:
+    """Pixels (y, x) that any of these planes flags.
+
+    Args:
+        path: the fpM file of the frame's band.
+        shape: rows and columns of the frame.
+        planes: of INTERP, SATUR, NOTCHECKED, OBJECT, BRIGHTOBJECT, BINOBJECT, CATOBJECT, SUBTRACTED, GHOST,
+            CR.
+
+    Raises:
+        BadInput: as `read_planes`.
+    """
+    mask = np.zeros(shape, np.bool_)
+    for plane in read_planes(path, shape, planes).values():
+        mask |= plane
+    return mask
+
+
+def read_planes(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PLANES) -> dict[str, Mask]:
+    """The same, a mask (y, x) a plane.
+
+    Raises:
+        BadInput: unreadable, not mask planes, a plane that the file does not have, or a span outside `shape`.
+    """
+    with open_fits(path) as hdus:
+        values = _plane_numbers(hdus, path)
+        unknown = [plane for plane in planes if plane not in values]
+        if unknown:
+            raise BadInput(f"{path}: no mask plane {unknown[0]}: it has {', '.join(values)}")
+        return {plane: _unpack_plane(hdus[values[plane] + 1].data, shape, path) for plane in planes}
+
+
+def _plane_numbers(hdus: Any, path: Path) -> dict[str, int]:
+    """The number of each plane by its name."""
+    table = hdus[-1].data
+    names = getattr(getattr(table, "dtype", None), "names", None) or ()
+    if not {"attributeName", "Value"} <= set(names):
+        raise BadInput(f"{path}: its last HDU names no mask planes: expected an fpM file of SDSS DR7")
+    pairs = zip(table["attributeName"], table["Value"], strict=True)
+    found = {str(name).removeprefix(_PREFIX): int(k) for name, k in pairs if str(name).startswith(_PREFIX)}
+    if max(found.values(), default=0) + 2 > len(hdus) - 1:
+        raise BadInput(f"{path}: {len(hdus) - 2} mask planes but {len(found)} names: fetch it again")
+    return found
+
+
+def _unpack_plane(table: Any, shape: tuple[int, int], path: Path) -> Mask:
+    mask = np.zeros(shape, np.bool_)
+    if table is None or not len(table):
+        return mask
+    if not {"nspan", "row0", "col0", "s"} <= set(table.dtype.names):
+        raise BadInput(f"{path}: a mask plane without columns nspan, row0, col0, s: expected an fpM file")
+    spans = np.frombuffer(b"".join(np.asarray(s, np.uint8).tobytes() for s in table["s"]), ">i2")
+    if spans.size != 3 * int(table["nspan"].sum()):
+        raise BadInput(f"{path}: {spans.size} span values for {table['nspan'].sum()} spans: fetch it again")
+    if np.any(table["row0"]) or np.any(table["col0"]):
+        raise BadInput(f"{path}: a mask with an offset (row0, col0): only masks of whole frames are read")
+    row, first, last = spans.reshape(-1, 3).T.astype(np.intp)
+    # A NOTCHECKED span of run 6377 camcol 4 field 399 in g starts at column -1: that is cut off, not refused.
+    first = np.maximum(first, 0)
+    if row.min() < 0 or row.max() >= shape[0] or last.max() >= shape[1]:
+        raise BadInput(f"{path}: a masked pixel outside the frame of {shape[1]} x {shape[0]} pixels")
+    for y, start, stop in zip(row, first, last + 1, strict=True):
+        mask[y, start:stop] = True
+    return mask

@@ -14,15 +14,15 @@ from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.read.rows import verify
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import locked
-from hpcphotoz.sources.build import UnitStamps, build
+from hpcphotoz.sources.build import UnitStamps, build_dataset
+from tests.helpers.builds import Blobs
 from tests.helpers.datasets import make_stamps
-from tests.sources.test_build import Blobs
 
 HEADER = Header(tuple("ugriz"), 16, 0.396)
 
 
 def ingest(out: Path) -> None:
-    build(out, HEADER, Blobs(), [3, 4], provenance={}, what="making, shards", processes=1)
+    build_dataset(out, HEADER, Blobs(), [3, 4], provenance={}, label="making, shards", processes=1)
 
 
 def write(out: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_second_ingest_leaves_the_shards_of_the_first_alone(tmp_path: Path) ->
                 refused.append(found)
             return super().__call__(unit)
 
-    build(out, HEADER, Interrupted(), [3, 4, 5], provenance={}, what="making, shards", processes=1)
+    build_dataset(out, HEADER, Interrupted(), [3, 4, 5], provenance={}, label="making, shards", processes=1)
     assert len(refused) == 1 and not (out / LOCK_FILE).exists()
     verify(out, read_manifest(out))
 
@@ -102,7 +102,7 @@ def test_a_writer_that_fails_lets_go_of_the_folder(tmp_path: Path) -> None:
 def test_an_unfinished_ingest_is_not_thrown_away_by_another_kind_of_writer(tmp_path: Path) -> None:
     out = tmp_path / "d"
     with pytest.raises(BadInput, match="torn"):
-        build(out, HEADER, Blobs(), [3, "bad"], provenance={}, what="making, shards", processes=1)
+        build_dataset(out, HEADER, Blobs(), [3, "bad"], provenance={}, label="making, shards", processes=1)
     before = sorted(path.name for path in out.iterdir())
     with pytest.raises(BadInput, match=r"unfinished ingest \(shard-00000\.h5\.done\.json\)"):
         write(out)

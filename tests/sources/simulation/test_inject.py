@@ -18,32 +18,21 @@ pytest.importorskip("speclite")
 from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.__main__ import main  # noqa: E402
-from hpcphotoz.data.format.shards import COLUMNS, MANIFEST, Stamps, read_manifest  # noqa: E402
-from hpcphotoz.data.read.rows import read_rows  # noqa: E402
+from hpcphotoz.data.format.shards import COLUMNS, MANIFEST  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.simulation import inject as module  # noqa: E402
-from hpcphotoz.sources.simulation.inject import (  # noqa: E402
-    PATCH,
-    RealField,
-    count_photons,
-    field_blocks,
-    find_place,
-    inject,
-    inject_blocks,
-    load_field,
-    simulate_onto,
-)
+from hpcphotoz.sources.simulation import real_sky  # noqa: E402
+from hpcphotoz.sources.simulation.inject import count_photons, inject, inject_blocks, simulate_onto  # noqa: E402
 from hpcphotoz.sources.simulation.population import BANDS, R_BAND, Galaxy, SurveyTables, make_survey_tables  # noqa: E402
+from hpcphotoz.sources.simulation.real_sky import PATCH, RealField, field_blocks, find_place, load_field  # noqa: E402
 from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, STAMP, render_in_pixels  # noqa: E402
 from hpcphotoz.sources.simulation.simulate import simulate_object  # noqa: E402
 from hpcphotoz.sources.surveys.frame import resample  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets  # noqa: E402
-from tests.helpers.sdss_files import write_mask  # noqa: E402
+from tests.helpers.datasets import load  # noqa: E402
+from tests.helpers.sdss_files import STRIPE82, real_frames, write_mask  # noqa: E402
 from tests.sources.surveys.test_sdss_psf import GAIN, gaussian, write_psfield  # noqa: E402
 
-DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
-STRIPE82 = DATA / "sdss-stripe82"
-real_files = pytest.mark.skipif(not STRIPE82.is_dir(), reason=f"no SDSS frames in {STRIPE82}")
 Array = npt.NDArray[Any]
 SHAPE = (200, 230)  # y, x
 FLUX20 = (950.0, 2700.0, 1980.0, 1590.0, 264.0)
@@ -51,7 +40,7 @@ OFFSET = ((3.3, -2.6), (-1.7, 0.45), (0.0, 0.0), (0.5, 0.5), (-4.25, 6.1))  # of
 SKY_DN, NOISE_DN = 120, 4.0
 
 
-def write_set(folder: Path, run: int = 94, field: int = 12) -> Path:
+def write_field(folder: Path, run: int = 94, field: int = 12) -> Path:
     """Frames, masks and PSF of one field of empty sky, as SDSS writes them."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(run)
@@ -73,8 +62,8 @@ def write_set(folder: Path, run: int = 94, field: int = 12) -> Path:
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
-    write_set(folder / "run-000094")
-    write_set(folder / "run-000125", run=125)
+    write_field(folder / "run-000094")
+    write_field(folder / "run-000125", run=125)
     return folder
 
 
@@ -107,10 +96,6 @@ def moments(image: Array, radius: float) -> tuple[Array, Array]:
     light = np.where(np.hypot(y, x) <= radius, image, 0.0)
     total = light.sum(axis=(1, 2))
     return total, np.stack([(light * axis).sum(axis=(1, 2)) / total for axis in (x, y)], axis=1)
-
-
-def load(folder: Path) -> Stamps:
-    return Stamps.concatenate(list(read_rows(folder, read_manifest(folder))))
 
 
 def test_flux_and_place_are_right_in_every_band(
@@ -246,8 +231,8 @@ def test_incomplete_frame_sets_are_left_out_and_listed(
 ) -> None:
     lacking = {200: "fpC-000200-u4-0012.fit", 300: "fpM-000300-g4-0012.fit", 400: "psField-000400-4-0012.fit"}
     for run, name in lacking.items():
-        (write_set(tmp_path / "frames", run=run) / name).unlink()
-    write_set(tmp_path / "frames")
+        (write_field(tmp_path / "frames", run=run) / name).unlink()
+    write_field(tmp_path / "frames")
     manifest = simulate_onto(tmp_path / "d", 2, tmp_path / "frames", processes=1)
     reasons = {one["frame_set"]: one["reason"] for one in manifest.provenance["skipped"]}
     assert [name.split()[1] for name in reasons] == ["200", "300", "400"]
@@ -259,9 +244,9 @@ def test_incomplete_frame_sets_are_left_out_and_listed(
 def test_a_replaced_psf_makes_only_its_own_shards_again(
     tmp_path: Path, frames: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PLACEMENT", replace(module._PLACEMENT, block=2))
-    write_set(tmp_path / "frames")
-    write_set(tmp_path / "frames", run=125)
+    monkeypatch.setattr(real_sky, "PLACEMENT", replace(real_sky.PLACEMENT, block=2))
+    write_field(tmp_path / "frames")
+    write_field(tmp_path / "frames", run=125)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -298,7 +283,7 @@ def test_bad_folders_are_one_line(
     change: Callable[[Path], object],
     message: str,
 ) -> None:
-    change(write_set(tmp_path / "frames") / name)
+    change(write_field(tmp_path / "frames") / name)
     out = tmp_path / "d"
     arguments = ["simulate", str(out), "--n", "2", "--onto", str(tmp_path / "frames"), "--processes", "1"]
     assert main(arguments) == 2
@@ -314,7 +299,7 @@ def test_the_folder_to_make_is_looked_at_first(tmp_path: Path) -> None:
         simulate_onto(tmp_path / "mine", 2, tmp_path / "absent", processes=1)
 
 
-@real_files
+@real_frames
 def test_real_sky_keeps_its_noise_and_gains_the_light(tables: SurveyTables) -> None:
     sets, _ = find_frame_sets(STRIPE82)
     y, x = np.indices((STAMP, STAMP)) - (STAMP - 1) / 2
@@ -328,7 +313,7 @@ def test_real_sky_keeps_its_noise_and_gains_the_light(tables: SurveyTables) -> N
             continue
         reference = field.frames[R_BAND]
         grid = one.place[R_BAND][0] + x, one.place[R_BAND][1] + y
-        sky = np.stack([resample(f, *module._project(reference, f, *grid)) for f in field.frames])
+        sky = np.stack([resample(f, *real_sky.project(reference, f, *grid)) for f in field.frames])
         sky *= [[[reference.geometry.pixel_area / f.geometry.pixel_area]] for f in field.frames]
         noise.append(one.image[:, corner].std(axis=1) / sky[:, corner].std(axis=1))
         total = one.galaxy.flux_bulge + one.galaxy.flux_disc

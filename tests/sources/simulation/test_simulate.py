@@ -16,7 +16,7 @@ pytest.importorskip("galsim")
 pytest.importorskip("speclite")
 
 from hpcphotoz.data.format.shards import MANIFEST, Stamps, read_manifest  # noqa: E402
-from hpcphotoz.data.read.rows import read_rows, verify  # noqa: E402
+from hpcphotoz.data.read.rows import verify  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.extra import sources_extra  # noqa: E402
 from hpcphotoz.sources.simulation import simulate as module  # noqa: E402
@@ -42,6 +42,7 @@ from hpcphotoz.sources.simulation.rendering import (  # noqa: E402
     render,
 )
 from hpcphotoz.sources.simulation.simulate import simulate, simulate_object, simulate_rows  # noqa: E402
+from tests.helpers.datasets import load  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,6 @@ def compact(**changes: object) -> Galaxy:
 
 def exposure(dx: float = 0.0, dy: float = 0.0) -> Exposure:
     return Exposure(np.full(5, 1.4), np.array(Camera().sky_sigma), (dx, dy))
-
-
-def load(folder: Path) -> Stamps:
-    return Stamps.concatenate(list(read_rows(folder, read_manifest(folder))))
 
 
 def same_bits(a: Stamps, b: Stamps) -> bool:

@@ -15,22 +15,23 @@ pytest.importorskip("astropy")
 from astropy.io import fits  # noqa: E402
 
 import hpcphotoz.sources.cutouts  # noqa: E402
-import hpcphotoz.sources.surveys.sdss_fields  # noqa: E402
+import hpcphotoz.sources.surveys.sdss_plan  # noqa: E402
 from hpcphotoz.__main__ import main  # noqa: E402
 from hpcphotoz.data.format.shards import MANIFEST, read_manifest  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.catalogue import RUN_FACTOR, Catalogue  # noqa: E402
-from hpcphotoz.sources.cutouts import ingest_frames  # noqa: E402
 from hpcphotoz.sources.surveys.frame import Frame  # noqa: E402
-from hpcphotoz.sources.surveys.sdss import read_frame  # noqa: E402
-from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets, plan_cutouts, sky_range  # noqa: E402
+from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames  # noqa: E402
+from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
+from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets  # noqa: E402
+from hpcphotoz.sources.surveys.sdss_plan import plan_cutouts, sky_range  # noqa: E402
+from tests.helpers.datasets import load  # noqa: E402
 from tests.helpers.sdss_files import (  # noqa: E402
     DEC,
     RA,
     SCALE,
     SHAPE,
     header,
-    load,
     write_dr8,
     write_set,
     write_table,
@@ -91,7 +92,7 @@ def test_a_unit_reads_each_frame_once(tmp_path: Path, frames: Path, monkeypatch:
 
     def counted(path: Path) -> Frame:
         read.append(path.name)
-        return read_frame(path)
+        return read_fpc(path)
 
     monkeypatch.setitem(hpcphotoz.sources.cutouts._READERS, "fpC", counted)
     rows: list[dict[str, object]] = [
@@ -234,7 +235,7 @@ def test_the_folder_to_make_is_looked_at_first(
     def read(*_: object) -> None:
         raise AssertionError("a header was read")
 
-    monkeypatch.setattr(hpcphotoz.sources.surveys.sdss_fields, "read_header", read)
+    monkeypatch.setattr(hpcphotoz.sources.surveys.sdss_plan, "read_header", read)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     for out, message in (

@@ -1,6 +1,5 @@
 """The PSF of an SDSS field: the polynomial by its definition, the file's own figures, real stars."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,14 @@ from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.simulation.population import BANDS, R_BAND  # noqa: E402
 from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, centre_of_light  # noqa: E402
 from hpcphotoz.sources.surveys.frame import sky_sigma  # noqa: E402
-from hpcphotoz.sources.surveys.sdss import read_frame  # noqa: E402
+from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_psf import BandPSF, read_psf  # noqa: E402
+from tests.helpers.sdss_files import STRIPE82, real_frames  # noqa: E402
 
-DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
-STRIPE82 = DATA / "sdss-stripe82"
 REAL = [
     STRIPE82 / "run-004192" / "psField-004192-4-0300.fit",
     STRIPE82 / "run-006377" / "psField-006377-4-0399.fit",
 ]
-real_files = pytest.mark.skipif(not REAL[0].is_file(), reason=f"no SDSS frames in {STRIPE82}")
 Array = npt.NDArray[Any]
 SIDE = 51
 GAIN = (1.6, 4.0, 4.8, 4.9, 4.7)
@@ -126,7 +123,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value), name
 
 
-@real_files
+@real_frames
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_real_width_is_the_files_own(path: Path) -> None:
     psf = read_psf(path)
@@ -140,7 +137,7 @@ def test_real_width_is_the_files_own(path: Path) -> None:
         assert np.hypot(*np.subtract(centre_of_light(image), SIDE // 2)) < 0.15
 
 
-@real_files
+@real_frames
 def test_real_figures_are_the_calibrations(tmp_path: Path) -> None:
     for path in REAL:
         psf = read_psf(path)
@@ -151,7 +148,7 @@ def test_real_figures_are_the_calibrations(tmp_path: Path) -> None:
             np.testing.assert_allclose(psf.gain, row["gain"])
 
 
-@real_files
+@real_frames
 def test_real_stars_look_like_it_and_less_like_its_transpose() -> None:
     residuals, ratios = [], []
     for path in REAL:
@@ -172,7 +169,7 @@ def test_real_stars_look_like_it_and_less_like_its_transpose() -> None:
 
 def stars(path: Path) -> list[tuple[Array, float, float]]:
     """Bright, lonely, unsaturated stars of a frame: (41, 41) pixels each, and where."""
-    frame = read_frame(path)
+    frame = read_fpc(path)
     image, found = frame.image, []
     offset_y, offset_x = np.mgrid[-20:21, -20:21]
     ring = np.hypot(offset_y, offset_x) > 9

@@ -10,7 +10,7 @@ pytest.importorskip("astropy")
 from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.errors import BadInput  # noqa: E402
-from hpcphotoz.sources.surveys.sdss_masks import read_mask, read_planes  # noqa: E402
+from hpcphotoz.sources.surveys.sdss import read_mask, read_planes  # noqa: E402
 from tests.helpers.sdss_files import STRIPE82, real_frames, write_mask  # noqa: E402
 
 

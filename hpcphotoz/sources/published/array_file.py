@@ -1,0 +1,154 @@
+"""Opens HDF5, npz and npy files of published image sets and reads slices of rows."""
+
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data import hdf5
+from hpcphotoz.errors import BadInput
+
+Array = npt.NDArray[Any]
+
+
+class ArrayFile(Mapping[str, Any]):
+    """The columns of an open file: arrays or HDF5 datasets, of which slices of rows are read."""
+
+    def __init__(self, path: Path, columns: Mapping[str, Any]) -> None:
+        self.path, self._columns = path, columns
+        self._opened: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._columns:
+            has = ", ".join(sorted(self)[:20]) or "nothing"
+            raise BadInput(f"{self.path}: no field '{name}': it has {has}; is --format right?")
+        if name not in self._opened:
+            columns = self._columns
+            self._opened[name] = (
+                hdf5.array(columns, name) if isinstance(columns, h5py.File) else columns[name]
+            )
+        return self._opened[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns  # the mixin asks __getitem__, which raises BadInput and no KeyError
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def first(self, names: tuple[str, ...], optional: bool = False) -> str | None:
+        """The first of these names that the file has.
+
+        Raises:
+            BadInput: none, and not optional.
+        """
+        found = next((name for name in names if name in self._columns), None)
+        if found is None and not optional:
+            _ = self[names[0]]
+        return found
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows `start` to `stop - 1` of a column, one contiguous slab.
+
+        Raises:
+            BadInput: unreadable, a damaged chunk for instance.
+        """
+        try:
+            column = self[name]
+            return hdf5.read(column, start, stop) if isinstance(column, h5py.Dataset) else column[start:stop]
+        except hdf5.HDF5_ERRORS as error:
+            raise BadInput(f"{self.path}: rows {start} to {stop - 1} of '{name}': {error}") from None
+
+
+@contextmanager
+def open_array_file(path: Path, name: str) -> Iterator[ArrayFile]:
+    """Open a file of the layout `name` for the `with` body.
+
+    Raises:
+        BadInput: missing, not HDF5 (or npz, or a folder of npy files), compressed npz, pickled arrays.
+    """
+    if name == "pasquet":
+        yield ArrayFile(path, _open_pasquet(path))
+        return
+    try:
+        file = hdf5.open_file(path)
+    except OSError as error:
+        raise BadInput(f"{path}: not a readable HDF5 file ({' '.join(str(error).split())})") from None
+    with file:
+        yield ArrayFile(path, file)
+
+
+def _open_pasquet(path: Path) -> dict[str, Any]:
+    """`cube`, and the fields of `labels`, mapped into memory."""
+    try:
+        if path.is_dir():
+            cube, labels = (_map_npy(path / f"{name}.npy", 0, None) for name in ("cube", "labels"))
+        else:
+            cube, labels = (_map_npz_member(path, f"{name}.npy") for name in ("cube", "labels"))
+    except (OSError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: not a readable npz file: {' '.join(str(error).split())}") from None
+    if labels.dtype.names is None:
+        raise BadInput(f"{path}: 'labels' is {labels.dtype}, not a record array of fields")
+    return {**{name: labels[name] for name in labels.dtype.names}, "cube": cube}
+
+
+def _map_npz_member(path: Path, name: str) -> Array:
+    """An array of an npz file, where it lies in the file: np.load would read all 54 GB of it."""
+    with zipfile.ZipFile(path) as archive:
+        if name not in archive.namelist():
+            raise BadInput(
+                f"{path}: no array '{name.removesuffix('.npy')}': it has {archive.namelist()[:20]}"
+            )
+        entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise BadInput(
+            f"{path}: {name} is compressed and can only be read whole: extract it first with "
+            f"`unzip {path.name} -d FOLDER`, and name the folder"
+        )
+    with open(path, "rb") as file:
+        file.seek(entry.header_offset)
+        local = file.read(30)
+        if len(local) < 30 or local[:4] != b"PK\3\4":
+            raise ValueError(f"no entry at byte {entry.header_offset}: copy it again")
+        # The local header's name and extra field may differ in length from those of the directory.
+        lengths = struct.unpack("<HH", local[26:30])
+    return _map_npy(path, entry.header_offset + 30 + sum(lengths), entry.file_size)
+
+
+def _map_npy(path: Path, start: int, size: int | None) -> Array:
+    """The npy array that begins at byte `start` of a file, mapped; `size` bytes with its header, if known."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        shape, fortran, dtype = _npy_header(file)
+        offset = file.tell()
+        held = file.seek(0, os.SEEK_END) - offset
+    if dtype.hasobject:
+        raise BadInput(f"{path}: holds pickled objects, which are never loaded: save plain arrays")
+    needed = math.prod(shape) * dtype.itemsize
+    if needed > held or (size is not None and offset - start + needed != size):
+        raise ValueError(
+            f"{needed} bytes of an array of {dtype}{shape} announced, {held} there: copy it again"
+        )
+    if not needed:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"npy version {version}: save it with plain field names")
+    # Sixty-four fields take 3 kB; the default limit of 10 kB is against hostile headers.
+    shape, fortran, dtype = readers[version](file)
+    return shape, fortran, dtype

@@ -1,0 +1,144 @@
+"""Finds which units an interrupted build has finished, by sidecars and fingerprints."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcphotoz import __version__
+from hpcphotoz.data.format.folder import SIDECAR_SUFFIX
+from hpcphotoz.data.format.shards import (
+    FORMAT_VERSION,
+    Header,
+    ShardEntry,
+    shard_file_problem,
+)
+from hpcphotoz.errors import BadInput
+
+
+@dataclass(frozen=True)
+class FinishedUnit:
+    """A finished unit, as its sidecar says it."""
+
+    shard: ShardEntry | None  # None: it gave no stamps
+    moments: dict[str, Any] | None
+    skipped: tuple[dict[str, Any], ...]
+
+
+def finished_units(
+    out: Path, found: Sequence[Path], options: str, fingerprints: Sequence[str]
+) -> tuple[dict[int, FinishedUnit], int]:
+    """The finished units among the files found in the folder, and how many have another input now.
+
+    The other files are removed.
+
+    Raises:
+        BadInput: the finished units are of other options, or none of them has the same input.
+    """
+    expected = {f"shard-{k:05d}.h5{SIDECAR_SUFFIX}": k for k in range(len(fingerprints))}
+    kept: dict[int, FinishedUnit] = {}
+    same = changed = 0
+    for path in found:
+        if not path.name.endswith(SIDECAR_SUFFIX):
+            continue
+        k, (fingerprint, done) = expected.get(path.name), _read_sidecar(path, options)
+        if k is None or fingerprint != fingerprints[k]:
+            changed += 1
+            continue
+        same += 1
+        if done.shard is None or not shard_file_problem(out, done.shard):
+            kept[k] = done
+    if changed and not same:  # not what a replaced file does: another table, or another folder of input
+        raise _other_build(out)
+    stay = {f"shard-{k:05d}.h5{SIDECAR_SUFFIX}" for k in kept}
+    stay |= {done.shard.file for done in kept.values() if done.shard is not None}
+    for path in found:
+        if path.name not in stay:
+            path.unlink()
+    return kept, changed
+
+
+def _read_sidecar(path: Path, options: str) -> tuple[str, FinishedUnit]:
+    """The unit's fingerprint, and what it gave, as a sidecar says it.
+
+    Raises:
+        BadInput: not a sidecar, or one of other options.
+    """
+    try:
+        tree = json.loads(path.read_text())
+        if tree.get("options") != options:
+            raise _other_build(path.parent)
+        shard = None if tree["shard"] is None else ShardEntry(**tree["shard"])
+        return tree["unit"], FinishedUnit(shard, tree["moments"], tuple(tree["skipped"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path}: not readable ({type(error).__name__}: {error}): delete it") from None
+
+
+def _other_build(out: Path) -> BadInput:
+    return BadInput(
+        f"{out}: holds an unfinished dataset of other input or options: delete it, or choose another folder"
+    )
+
+
+def fingerprint_units(header: Header, make: Any, units: Sequence[Any], look: bool) -> tuple[str, list[str]]:
+    """Digests of the options (header and make) and of each unit.
+
+    Args:
+        header, make, units: as `build` has them.
+        look: at the files that they name; under MPI only rank 0 does.
+    """
+    files: dict[Path, str] | None = {} if look else None
+    options = Fingerprint(files).of((__version__, FORMAT_VERSION, header, make))
+    return options, [Fingerprint(files).of(unit) for unit in units]
+
+
+class Fingerprint:
+    """Digest of a value: types, lengths, contents to the last bit of arrays, and files as they are now."""
+
+    def __init__(self, files: dict[Path, str] | None) -> None:
+        self._sha256 = hashlib.sha256()
+        self._files = files  # sizes and times of files looked at so far; None: none is looked at
+
+    def of(self, value: Any) -> str:
+        """Of a value and all it holds."""
+        self.add(value)
+        return self._sha256.hexdigest()
+
+    def add(self, value: Any) -> None:
+        """Add a value and all it holds."""
+        if is_dataclass(value) and not isinstance(value, type):
+            self._text(f"<{type(value).__qualname__}")
+            for field in fields(value):
+                self.add((field.name, getattr(value, field.name)))
+        elif isinstance(value, Mapping):
+            self.add(sorted(value.items()))
+        elif isinstance(value, list | tuple):
+            self._text(f"[{len(value)}")
+            for item in value:
+                self.add(item)
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            self._text(f"#{value.dtype.str}{value.shape}")
+            self._sha256.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, Path):
+            self._file(value)
+        elif value is None or isinstance(value, str | bytes | int | float | np.generic):
+            self._text(repr(value))
+        else:
+            kind = type(value).__name__
+            raise TypeError(f"{kind} in a plan: only plain values, arrays, paths and dataclasses")
+
+    def _text(self, text: str) -> None:
+        self._sha256.update(b"%d:" % len(text.encode()) + text.encode())
+
+    def _file(self, path: Path) -> None:
+        self._text(str(path))
+        if self._files is None:
+            return
+        if path not in self._files:
+            state = path.stat() if path.is_file() else None
+            self._files[path] = "" if state is None else f"{state.st_size} {state.st_mtime_ns}"
+        self._text(self._files[path])

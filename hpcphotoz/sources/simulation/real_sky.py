@@ -1,0 +1,180 @@
+"""Real SDSS fields that `simulate --onto` puts galaxies into: frames, masks and PSFs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.simulation.population import (
+    BANDS,
+    R_BAND,
+)
+from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, STAMP
+from hpcphotoz.sources.surveys.fits import header_numbers, read_header
+from hpcphotoz.sources.surveys.frame import Floats, Frame, sky_sigma
+from hpcphotoz.sources.surveys.sdss import BAD_PLANES, Mask, read_fpc, read_mask
+from hpcphotoz.sources.surveys.sdss_fields import FrameSet, find_frame_sets, left_out_entry, report_left_out
+from hpcphotoz.sources.surveys.sdss_psf import FieldPSF, read_psf
+
+PATCH = STAMP + 8  # pixels of a frame that a stamp may draw on: half a stamp, a fraction, and Lanczos-3
+FIELDS_IN_MEMORY = 2  # 80 MB each
+
+
+@dataclass(frozen=True)
+class RealField:
+    """One frame set in memory, with what it takes to put a galaxy into it."""
+
+    name: str
+    frames: tuple[Frame, ...]  # in the order of BANDS
+    masks: tuple[Mask, ...]  # (y, x) a band: pixels not to trust
+    psf: FieldPSF
+    electrons: Floats  # (band,) per nanomaggy
+
+
+@dataclass(frozen=True)
+class FieldBlock:
+    """Galaxies `start` to `stop - 1`, all put into one field."""
+
+    frame_set: FrameSet
+    psf: Path  # its psField file, for the fingerprint of the unit
+    start: int
+    stop: int
+
+
+def field_blocks(sets: Sequence[FrameSet], start: int, stop: int) -> tuple[FieldBlock, ...]:
+    """The fields of galaxies `start` to `stop - 1`: fields take turns, a block of galaxies each."""
+    size = PLACEMENT.block
+    blocks = []
+    for number in range(start // size, (stop - 1) // size + 1):
+        field = sets[number % len(sets)]
+        first, last = max(start, number * size), min(stop, (number + 1) * size)
+        blocks.append(FieldBlock(field, psf_path(field), first, last))
+    return tuple(blocks)
+
+
+@lru_cache(maxsize=FIELDS_IN_MEMORY)
+def load_field(frame_set: FrameSet) -> RealField:
+    """Read a field's frames, their masks, and the psField file beside its r frame.
+
+    Raises:
+        BadInput: a file that is missing or cannot be read.
+    """
+    frames = tuple(read_fpc(path) for path in frame_set.paths)
+    masks = tuple(
+        read_mask(path, frame.image.shape, PLACEMENT.planes)
+        for path, frame in zip(mask_paths(frame_set), frames, strict=True)
+    )
+    psf = read_psf(psf_path(frame_set))
+    flux20 = [
+        header_numbers(read_header(path), ("FLUX20",), path, "an fpC frame of SDSS DR7")["FLUX20"]
+        for path in frame_set.paths
+    ]
+    return RealField(frame_set.name, frames, masks, psf, psf.gain * np.array(flux20) / 10)
+
+
+def psf_path(frame_set: FrameSet) -> Path:
+    """Where the set's psField file is."""
+    name = f"psField-{frame_set.run:06d}-{frame_set.camcol}-{frame_set.field:04d}.fit"
+    return frame_set.paths[R_BAND].parent / name
+
+
+def mask_paths(frame_set: FrameSet) -> list[Path]:
+    """The set's fpM files, of the bands that have one."""
+    return [path for path in frame_set.masks if path is not None]
+
+
+def complete_sets(frames: Path) -> tuple[list[FrameSet], list[dict[str, Any]]]:
+    """All frame sets below a folder with what injection needs beside frames, and those that lack some of it.
+
+    Raises:
+        BadInput: none is complete, frames of DR8 or later, or an unreadable psField file.
+    """
+    found, incomplete = find_frame_sets(frames)
+    sets, without = [], []
+    for one in found:
+        if one.kind != "fpC":
+            raise BadInput(f"{one.paths[R_BAND]}: galaxies are put into fpC frames (SDSS DR7) only")
+        if len(mask_paths(one)) < len(BANDS):
+            without.append(
+                left_out_entry(one, "lacks an fpM file: one a band is needed, to keep off bad pixels")
+            )
+        elif not psf_path(one).exists():
+            without.append(left_out_entry(one, f"lacks its {psf_path(one).name}"))
+        else:
+            read_psf(psf_path(one))  # a defect in the last field would otherwise show after hours
+            sets.append(one)
+    report_left_out(frames, incomplete + without, len(sets))
+    return sets, incomplete + without
+
+
+def patch_corner(x: float, y: float) -> tuple[int, int]:
+    """First column and row of the patch around a place."""
+    return int(np.floor(x)) - PATCH // 2 + 1, int(np.floor(y)) - PATCH // 2 + 1
+
+
+def _patch_is_clean(mask: Mask, x: float, y: float) -> bool:
+    """Whether the patch lies whole in the frame and none of its pixels is flagged."""
+    x0, y0 = patch_corner(x, y)
+    height, width = mask.shape
+    if x0 < 0 or y0 < 0 or x0 + PATCH > width or y0 + PATCH > height:
+        return False
+    return not mask[y0 : y0 + PATCH, x0 : x0 + PATCH].any()
+
+
+def project(source: Frame, target: Frame, x: Any, y: Any) -> Any:
+    """The target's pixel positions of the sky that the source has at these."""
+    there = target.geometry.pixels(*source.geometry.sky(np.stack([np.ravel(x), np.ravel(y)], axis=1)).T)
+    return there[:, 0].reshape(np.shape(x)), there[:, 1].reshape(np.shape(x))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a galaxy may go.
+
+    A place is empty enough if no pixel that any band's stamp is resampled from is flagged in `planes`, and
+    the r-band flux within `radius` of the centre is below `sigmas` times its noise. Neighbours farther out
+    stay.
+    """
+
+    radius: float = 3.0  # arcsec
+    sigmas: float = 5.0
+    planes: tuple[str, ...] = BAD_PLANES
+    tries: int = 1000
+    block: int = 64  # so many galaxies in a row share a field, which is read once for them
+
+
+PLACEMENT = Placement()
+
+
+def find_place(field: RealField, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Draw places until one is empty enough; its x, y in each band's frame.
+
+    Raises:
+        BadInput: the field is too crowded.
+    """
+    reference = field.frames[R_BAND]
+    height, width = reference.image.shape
+    offset_y, offset_x = np.indices((2 * _RADIUS_PX + 1, 2 * _RADIUS_PX + 1)) - _RADIUS_PX
+    disc = np.hypot(offset_y, offset_x) * PIXEL_SCALE <= PLACEMENT.radius
+    half = PATCH / 2
+    for _ in range(PLACEMENT.tries if min(height, width) > PATCH else 0):
+        x, y = rng.uniform(half, width - half), rng.uniform(half, height - half)
+        place = [(x, y) if f is reference else project(reference, f, x, y) for f in field.frames]
+        if not all(_patch_is_clean(mask, *at) for mask, at in zip(field.masks, place, strict=True)):
+            continue
+        cx, cy = round(x), round(y)
+        around = reference.image[cy - _RADIUS_PX : cy + _RADIUS_PX + 1, cx - _RADIUS_PX : cx + _RADIUS_PX + 1]
+        noise = sky_sigma(reference, x, y) * np.sqrt(disc.sum())
+        if around[disc].sum(dtype=np.float64) < PLACEMENT.sigmas * noise:
+            return [(float(x), float(y)) for x, y in place]
+    raise BadInput(
+        f"{field.name}: no empty place for a {STAMP}-pixel stamp in {PLACEMENT.tries} tries: too crowded or "
+        "too much of it is masked: take its frames out of the folder"
+    )
+
+
+_RADIUS_PX = int(PLACEMENT.radius / PIXEL_SCALE) + 1

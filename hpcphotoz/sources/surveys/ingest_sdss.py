@@ -1,0 +1,192 @@
+"""Builds a dataset of stamps from SDSS frames and an object table: `ingest sdss-frames`."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcphotoz.data.format.folder import check_dataset_folder
+from hpcphotoz.data.format.shards import Header, Manifest
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.build import build_dataset, count_skipped
+from hpcphotoz.sources.catalogue import read_catalogue
+from hpcphotoz.sources.cutouts import MASKED_FRACTION, CutStamps
+from hpcphotoz.sources.identifiers import RULE
+from hpcphotoz.sources.mpi import mpi_ranks
+from hpcphotoz.sources.redshifts import EBV_UNKNOWN
+from hpcphotoz.sources.surveys.sdss import BAD_PLANES
+from hpcphotoz.sources.surveys.sdss_fields import (
+    BANDS,
+    PIXEL_SCALE,
+    FrameSet,
+    find_frame_sets,
+    report_left_out,
+)
+from hpcphotoz.sources.surveys.sdss_plan import EPOCHS, CutoutPlan, plan_cutouts, skipped_entries, sky_range
+
+_REASON_LABELS = {  # a word of the reason: what to call it
+    "outside": "outside every frame",
+    "edge": "too near an edge",
+    "masked": "masked",
+    "finite in": "with a pixel that is not finite",
+    "E(B-V)": "of unknown E(B-V)",
+}
+
+
+def ingest_frames(
+    out: Path,
+    frames: Path,
+    objects: Path,
+    *,
+    stamp: int = 64,
+    shard_rows: int = 1024,
+    bands: Sequence[str] = BANDS,
+    columns: Mapping[str, str] | None = None,
+    masked_fraction: float = MASKED_FRACTION,
+    epochs: str = "one",
+    storage: str = "float32",
+    processes: int | None = None,
+) -> Manifest:
+    """Cut stamps of a table's objects out of all frame sets below a folder.
+
+    An object is cut from the field in which it lies farthest from the frame's edge. What cannot be cut there,
+    since it comes too near an edge or is masked, is listed with the reason in the manifest's provenance and
+    reported on standard error; with one epoch, no other is tried for it. A frame set without one of the bands
+    is left out and listed, and so is an object of unknown E(B-V); without a column of E(B-V), 0 is stored and
+    said. A frame that cannot be read ends the ingest with its name; after it is replaced,
+    the same command keeps every finished shard that it is not in.
+
+    Args:
+        out: folder to create.
+        frames: folder searched at any depth for `fpC-*.fit[.gz]` (DR7), `frame-*.fits[.bz2|.gz]` (DR8 and
+            later) and the mask planes of either, `fpM-*.fit[.gz]`.
+        objects: CSV, FITS or VOTable, as `read_catalogue` describes.
+        stamp: pixels a side.
+        shard_rows: stamps a shard at most.
+        bands: of u, g, r, i, z, in the order that the images are to have. The stamps' grid is the r frame's,
+            or the first band's without r.
+        columns: the table's names for object_id, ra, dec, z_spec, ebv, where they differ.
+        masked_fraction: largest part of a stamp's pixels, in any one band, that BAD_PLANES may flag.
+        epochs: "one": one stamp an object, with the table's `object_id`; "all": one an object and run, with
+            ids by `epoch_ids`, which a split by object id takes for different galaxies.
+        storage: of the images, as `Header`.
+        processes: worker processes; None: one a core.
+
+    Returns:
+        The manifest of the finished dataset.
+
+    Raises:
+        BadInput: an option out of range, a frame that cannot be read, no set with all bands, a table without
+            a column or with a bad value, or no stamp at all.
+    """
+    bands = tuple(bands)
+    reference = bands.index("r") if "r" in bands else 0
+    ranks = mpi_ranks()
+
+    def plan_here() -> tuple[CutoutPlan, str | None]:
+        _check_options(stamp, shard_rows, bands, masked_fraction, epochs)
+        check_dataset_folder(out)
+        table = read_catalogue(objects, columns)
+        unknown = np.isnan(table.ebv)
+        without_ebv = skipped_entries(table.object_id[unknown], EBV_UNKNOWN)
+        table = table[np.flatnonzero(~unknown)]
+        if not len(table):
+            raise BadInput(
+                f"{objects}: E(B-V) is known of none of its {len(unknown)} objects: fill the column"
+            )
+        if table.ebv_column is None:
+            print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
+        sets, incomplete = find_frame_sets(frames, bands)
+        report_left_out(frames, incomplete, len(sets))
+        _report_unmasked(sets)
+        plan = plan_cutouts(
+            sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs
+        )
+        if not plan.units:
+            raise BadInput(
+                f"{objects}: none of its {len(table)} objects lies whole in a frame below {frames}: they are "
+                f"at {sky_range(table.ra, table.dec)}, the frames at {sky_range(*plan.covered.T)} (deg)"
+            )
+        if plan.repeated:
+            print(_caution(plan.repeated), file=sys.stderr)
+        return replace(plan, skipped=(*incomplete, *without_ebv, *plan.skipped)), table.ebv_column
+
+    plan, ebv_column = ranks.on_first_rank(plan_here)
+    used = sorted({cutout_list.frame_set for unit in plan.units for cutout_list in unit})
+    provenance = {
+        "command": "ingest sdss-frames",
+        "frame_sets": [f"{one.kind} {one.run}-{one.camcol}-{one.field}" for one in used],
+        "objects": objects.name,
+        "epochs": epochs,
+        "object_id": f"{plan.rule}; {RULE}",
+        "ebv": "not in the table: 0" if ebv_column is None else f"column '{ebv_column}'",
+        **({"caution": _caution(plan.repeated)} if plan.repeated else {}),
+        "resampling": f"Lanczos-3 onto the {bands[reference]} frame's grid",
+        "masks": {
+            "planes": list(BAD_PLANES),
+            "masked_fraction": masked_fraction,
+            "frames_without": sum(mask is None for one in used for mask in one.masks),
+        },
+        "skipped": list(plan.skipped),
+    }
+    manifest, skipped = build_dataset(
+        out,
+        Header(bands, stamp, PIXEL_SCALE, storage),
+        CutStamps(bands, reference, stamp, masked_fraction),
+        plan.units,
+        provenance=provenance,
+        label="cutting stamps, shards",
+        processes=processes,
+    )
+    if ranks.rank == 0:
+        _report_skipped(manifest.rows, skipped)
+    return manifest
+
+
+def _check_options(
+    stamp: int, shard_rows: int, bands: tuple[str, ...], masked_fraction: float, epochs: str
+) -> None:
+    if not 4 <= stamp <= 1024:
+        raise BadInput(f"stamp {stamp}: must be from 4 to 1024 pixels")
+    if shard_rows < 1:
+        raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+    if not bands or len(set(bands)) < len(bands) or not set(bands) <= set(BANDS):
+        raise BadInput(f"bands '{''.join(bands)}': must be some of {''.join(BANDS)}, each once")
+    if not 0 <= masked_fraction <= 1:
+        raise BadInput(f"masked fraction {masked_fraction:g}: must be from 0 to 1")
+    if epochs not in EPOCHS:
+        raise BadInput(f"epochs '{epochs}': must be one of {', '.join(EPOCHS)}")
+
+
+def _report_unmasked(sets: Sequence[FrameSet]) -> None:
+    without = sum(any(mask is None for mask in one.masks) for one in sets)
+    if without:
+        print(
+            f"{without} of {len(sets)} frame sets have no fpM mask planes in some band: there, saturated "
+            "stars and cosmic rays are not looked for",
+            file=sys.stderr,
+        )
+
+
+def _caution(objects: int) -> str:
+    return (
+        f"{objects} objects lie in several runs, each stamp with an id of its own: a split by object id can "
+        "put one galaxy in train and test; ingest training and test objects as datasets of their own, or one "
+        "epoch"
+    )
+
+
+def _report_skipped(stamps: int, skipped: Sequence[Mapping[str, Any]]) -> None:
+    counts = {
+        words: count_skipped([one for one in skipped if what in one["reason"]])
+        for what, words in _REASON_LABELS.items()
+    }
+    if sum(counts.values()):
+        named = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
+        print(
+            f"{stamps} stamps; skipped {sum(counts.values())}: {named} (listed in the manifest's provenance)",
+            file=sys.stderr,
+        )

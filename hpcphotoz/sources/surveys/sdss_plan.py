@@ -1,0 +1,173 @@
+"""Decides which frame set each object is cut from, by the headers of the frames."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.progress import track
+from hpcphotoz.sources.catalogue import Catalogue, epoch_ids
+from hpcphotoz.sources.identifiers import Ids
+from hpcphotoz.sources.surveys.fits import read_header
+from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Geometry, read_geometry, separation
+from hpcphotoz.sources.surveys.sdss_fields import PIXEL_SCALE, FrameSet
+
+EPOCHS = ("one", "all")
+_HEADER_THREADS = 8  # unpacking releases the interpreter lock
+# So many objects a reason are listed one by one, the others are counted: a table of the whole survey and a
+# few frames would otherwise make a manifest of 100 MB.
+_MAX_LISTED = 1000
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class CutoutList:
+    """The objects to cut out of one frame set."""
+
+    frame_set: FrameSet
+    objects: Catalogue
+    stamp_id: Ids  # (N,)
+
+
+@dataclass(frozen=True)
+class CutoutPlan:
+    """Everything to cut: the same for any number of workers."""
+
+    units: tuple[tuple[CutoutList, ...], ...]  # one a shard
+    skipped: tuple[dict[str, Any], ...]
+    rule: str  # of the stamps' object_id, in words
+    repeated: int  # objects of several stamps
+    covered: Floats  # (4 sets, 2) ra and dec of the reference frames' corners, deg
+
+
+def plan_cutouts(
+    sets: Sequence[FrameSet], table: Catalogue, *, reference: int, stamp: int, shard_rows: int, epochs: str
+) -> CutoutPlan:
+    """Decide what each object is cut from: the field in which it lies farthest from the frame's edge.
+
+    Args:
+        sets: all frame sets; the header of each reference frame is read.
+        table: all objects.
+        reference: place of the reference band in the sets' paths.
+        stamp: pixels a side.
+        shard_rows: objects a unit at most; a set with more is split, so no other set is read twice.
+        epochs: "one": a stamp an object, of whichever run; "all": a stamp an object and run.
+
+    Raises:
+        BadInput: a header that cannot be used, or stamps whose ids would be equal.
+    """
+    chosen, skipped, covered = _assign_objects(sets, table, reference, stamp, epochs)
+    rows = np.concatenate([np.zeros(0, np.intp), *chosen])
+    ids, rule = table.object_id[rows], "the table's object_id"
+    if epochs == "all":
+        runs = np.repeat([one.run for one in sets], [len(one) for one in chosen]).astype(np.int64)
+        ids, rule = epoch_ids(ids, runs)
+    units: list[list[CutoutList]] = []
+    free = start = 0
+    for frame_set, mine in zip(sets, chosen, strict=True):
+        parts = max(-(-len(mine) // shard_rows), 1)
+        for part in np.array_split(np.arange(start, start + len(mine)), parts):
+            if len(part) > free:
+                units.append([])
+                free = shard_rows
+            if len(part):
+                units[-1].append(CutoutList(frame_set, table[rows[part]], ids[part]))
+                free -= len(part)
+        start += len(mine)
+    repeated = int((np.unique(rows, return_counts=True)[1] > 1).sum())
+    return CutoutPlan(tuple(tuple(unit) for unit in units), tuple(skipped), rule, repeated, covered)
+
+
+def _assign_objects(
+    sets: Sequence[FrameSet], table: Catalogue, reference: int, stamp: int, epochs: str
+) -> tuple[list[Rows], list[dict[str, Any]], Floats]:
+    """The rows of the table to cut out of each set, what can be cut out of none, and the frames' corners."""
+    order = np.argsort(table.dec, kind="stable")
+    dec = table.dec[order]
+    chosen: list[Rows] = [np.zeros(0, np.intp) for _ in sets]
+    skipped: list[dict[str, Any]] = []
+    seen = np.zeros(len(table), np.bool_)
+    margin, best = np.full(len(table), -1.0), np.full(len(table), -1)
+    corners: list[Floats] = []
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        geometries = pool.map(_reference_geometry, sets, [reference] * len(sets))
+        for k, geometry in enumerate(track(geometries, "reading headers", total=len(sets))):
+            corners.append(_corners(geometry))
+            rows, distance = _objects_on_frame(geometry, table, order, dec)
+            better = distance > margin[rows]
+            margin[rows[better]], best[rows[better]] = distance[better], k
+            if k + 1 < len(sets) and (epochs == "one" or sets[k + 1].run == sets[k].run):
+                continue
+            held = margin >= (stamp - 1) / 2 + LANCZOS_ORDER
+            usable = np.flatnonzero(held)
+            for group in np.unique(best[usable]):
+                chosen[group] = usable[best[usable] == group]
+            for row in np.flatnonzero((best >= 0) & ~held):
+                one = sets[best[row]]
+                reason = f"stamp crosses the edge of the {one.bands[reference]} frame of {one.name}"
+                skipped.append({"object_id": int(table.object_id[row]), "run": one.run, "reason": reason})
+            seen |= best >= 0
+            margin[:], best[:] = -1.0, -1
+    skipped += skipped_entries(table.object_id[~seen], "outside every frame")
+    return chosen, skipped, np.concatenate(corners)
+
+
+def skipped_entries(object_id: Ids, reason: str) -> list[dict[str, Any]]:
+    """Entries of the manifest's `skipped` for objects that are cut from no frame; many are only counted."""
+    entry: dict[str, Any] = {"run": None, "reason": reason}
+    entries = [{"object_id": one, **entry} for one in object_id[:_MAX_LISTED].tolist()]
+    if len(object_id) > _MAX_LISTED:
+        entries.append({"object_id": None, **entry, "count": len(object_id) - _MAX_LISTED})
+    return entries
+
+
+def _corners(geometry: Geometry) -> Floats:
+    """Ra and dec (4, 2) of a frame's outermost pixels' centres, deg."""
+    height, width = geometry.shape
+    return geometry.sky(np.array([[x, y] for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)]))
+
+
+def sky_range(ra: Floats, dec: Floats) -> str:
+    """Where places lie, in words; where they lie across ra 0, the first ra is the larger one."""
+    around = np.sort(np.mod(ra, 360.0))
+    gaps = np.diff(around, append=around[0] + 360.0)
+    widest = int(np.argmax(gaps))
+    first, last = around[(widest + 1) % len(around)], around[widest]
+    return f"ra {first:.4f} to {last:.4f}, dec {dec.min():.4f} to {dec.max():.4f}"
+
+
+def _reference_geometry(frame_set: FrameSet, reference: int) -> Geometry:
+    path = frame_set.paths[reference]
+    geometry = read_geometry(read_header(path), path, "an SDSS frame")
+    scale = 3600 * geometry.pixel_area**0.5
+    if not abs(scale / PIXEL_SCALE - 1) < 0.02:
+        raise BadInput(f'{path}: {scale:.4g}" a pixel, not {PIXEL_SCALE}": expected an SDSS frame')
+    return geometry
+
+
+def _objects_on_frame(
+    geometry: Geometry, table: Catalogue, order: Rows, dec: npt.NDArray[Any]
+) -> tuple[Rows, npt.NDArray[Any]]:
+    """Rows of the table that lie on a frame, and how far from its outermost pixels' centres, pixels.
+
+    Args:
+        geometry: of the frame.
+        table: all objects.
+        order: its rows by declination.
+        dec: (N,) deg, in that order.
+    """
+    height, width = geometry.shape
+    ra0, dec0 = geometry.sky(np.array([[(width - 1) / 2, (height - 1) / 2]]))[0]
+    # A tangent plane has no place for the other half of the sky: only what is near is projected.
+    radius = (geometry.pixel_area**0.5) * np.hypot(width, height) * 0.55
+    first, stop = np.searchsorted(dec, [dec0 - radius, dec0 + radius])
+    rows = order[first:stop]
+    rows = rows[separation(table.ra[rows], table.dec[rows], float(ra0), float(dec0)) < radius]
+    x, y = geometry.pixels(table.ra[rows], table.dec[rows]).T
+    distance = np.min([x, width - 1 - x, y, height - 1 - y], axis=0)
+    # Half a pixel beyond the last centre is still the frame.
+    return rows[distance >= -0.5], np.maximum(distance[distance >= -0.5], 0.0)
