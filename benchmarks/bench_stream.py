@@ -43,7 +43,8 @@ from benchmarks.streaming.stream_survey import show as show_survey
 from hpcphotoz.config import Data
 from hpcphotoz.config.load import configure
 from hpcphotoz.data.format.index import index_folder
-from hpcphotoz.data.format.shards import COLUMNS, Header, Stamps
+from hpcphotoz.data.format.manifest import Header
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 
 BANDS, STAMP = "ugriz", 64

@@ -25,7 +25,7 @@ from torch import Tensor
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
-from hpcphotoz.data.format.shards import Manifest, read_manifest
+from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput

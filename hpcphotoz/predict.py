@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.atomic import atomic_write, check_output_file
-from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.inference import DatasetForward

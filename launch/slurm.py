@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.job import TrainJob

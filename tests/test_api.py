@@ -14,7 +14,8 @@ import torch
 import hpcphotoz
 from hpcphotoz import api
 from hpcphotoz.config.load import configure
-from hpcphotoz.data.format.shards import Stamps, read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.data.format.shards import Header, Stamps, read_manifest
+from hpcphotoz.data.format.manifest import Header, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.peers.driver import Peer
 from hpcphotoz.config import Data
 from hpcphotoz.data.select.subset import SplitPart
-from hpcphotoz.data.stream.stream import Batch, Stream
+from hpcphotoz.data.stream.batch import Batch
+from hpcphotoz.data.stream.stream import Stream
 
 BATCH = 256
 LABELS = ("z_spec", "ebv", "object_id", "sky_sigma")

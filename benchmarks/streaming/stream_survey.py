@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.streaming.stream_readers import BATCH
 from hpcphotoz.config import Data
-from hpcphotoz.data.format.shards import read_manifest, write_manifest
+from hpcphotoz.data.format.manifest import read_manifest, write_manifest
 from hpcphotoz.data.select.subset import SplitPart
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.world import World

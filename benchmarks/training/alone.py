@@ -14,7 +14,7 @@ from benchmarks.harness import in_turn, spread
 from benchmarks.training.precision import chosen
 from benchmarks.training.train_runs import EPS, FRACTION, STEPS
 from hpcphotoz.config.load import configure
-from hpcphotoz.data.stream.stream import Batch
+from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.training.adversaries import StepAttack

@@ -7,7 +7,7 @@ import torch
 from benchmarks.galaxies import SKY, STAMP, galaxies
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config import Config
-from hpcphotoz.data.stream.stream import Batch
+from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.compute import compute_options

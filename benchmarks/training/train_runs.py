@@ -20,7 +20,8 @@ from benchmarks.bench_attacks import KEPT, described
 from benchmarks.galaxies import SKY, STAMP, galaxies
 from benchmarks.streaming.stream_readers import PEERS_PYTHON, ROOT
 from hpcphotoz.config.load import configure, to_toml
-from hpcphotoz.data.format.shards import Header, Stamps
+from hpcphotoz.data.format.manifest import Header
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 
 EPS, STEPS, FRACTION = 0.1, 3, 0.5  # of PGD: sky sigmas, steps, part of every batch

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcphotoz.cli.parser import Commands, Parser, command, number, path, seed
-from hpcphotoz.data.format.shards import STORAGE
+from hpcphotoz.data.format.manifest import STORAGE
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS, describe_formats
 from hpcphotoz.world import detect
 
 if TYPE_CHECKING:
-    from hpcphotoz.data.format.shards import Manifest
+    from hpcphotoz.data.format.manifest import Manifest
 
 
 def simulate(options: argparse.Namespace) -> int:
@@ -121,14 +121,14 @@ def index(options: argparse.Namespace) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     """Say what a dataset holds, and check it byte by byte if asked."""
-    from hpcphotoz.data.format import shards
+    from hpcphotoz.data.format.manifest import read_manifest
     from hpcphotoz.data.read import rows
 
     if options.plot:  # now, not after everything is read
         from hpcphotoz.evaluation.report.gallery import check_plot_path, plot_dataset
 
         check_plot_path(options.plot)
-    manifest = shards.read_manifest(options.dataset, check=not options.verify)
+    manifest = read_manifest(options.dataset, check=not options.verify)
     if options.verify:
         rows.verify(options.dataset, manifest)
     known = [shard for shard in manifest.shards if shard.z_min is not None]

@@ -162,7 +162,7 @@ def _attack_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _subset(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
     """The part and predicate of the command line; a part is that of the runs, their predicate included."""
-    from hpcphotoz.data.format.shards import read_manifest
+    from hpcphotoz.data.format.manifest import read_manifest
     from hpcphotoz.data.select.subset import Subset
 
     splits = [n.config.data.model_dump(include={"validation", "test", "split_seed"}) for n in networks]

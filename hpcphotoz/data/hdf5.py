@@ -8,8 +8,7 @@ be bounded are undone: shuffle, gzip, fletcher32 and LZF.
 
 import math
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,25 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5py import h5z
 
+from hpcphotoz.data.hdf5_filters import (
+    FLETCHER32,
+    GZIP,
+    LZF,
+    MAX_GZIP_EXPANSION,
+    SHUFFLE,
+    check_stored_size,
+    filters,
+    undo_filters,
+    unshuffle,
+)
 from hpcphotoz.errors import BadInput
 
-try:
-    from isal import isal_zlib
-except ImportError:
-    isal_zlib = None  # type: ignore[assignment]
-
 Array = npt.NDArray[Any]
-HAS_ISAL = isal_zlib is not None
-_INFLATE: Any = isal_zlib or zlib
-SHUFFLE, GZIP, FLETCHER32, LZF = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FILTER_FLETCHER32, 32000)
 _DECODED_HERE = (SHUFFLE, GZIP, FLETCHER32)  # in the order in which h5py applies them
 LARGEST_CHUNK = 1 << 28  # bytes uncompressed; reading holds a few chunks a thread
 LARGEST_LZF_CHUNK = 1 << 22  # HDF5 undoes LZF without a limit, and LZF expands by 88 at most
 _MAX_ATTRIBUTE_VALUES = 1000  # values of an attribute
-MAX_GZIP_EXPANSION = 1032  # of gzip, at most
 HDF5_ERRORS = (
     OSError,
     KeyError,
@@ -150,12 +150,6 @@ def _subsets(*names: int) -> Iterator[tuple[int, ...]]:
         yield tuple(name for name, take in zip(names, taken, strict=True) if take)
 
 
-def filters(data: h5py.Dataset) -> tuple[int, ...]:
-    """The filters of an array's chunks, in the order in which they were applied."""
-    plist = data.id.get_create_plist()
-    return tuple(plist.get_filter(k)[0] for k in range(plist.get_nfilters()))
-
-
 def is_stored_as(data: h5py.Dataset, dtype: npt.DTypeLike | None = None) -> bool:
     """Whether an array's bytes on the disk are those of this numpy type (None: of its own)."""
     wanted = np.dtype(dtype or data.dtype)
@@ -189,73 +183,6 @@ def read(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> Array:
                 out, np.frombuffer(flat, data.dtype).reshape(data.chunks), (place[0] - start, *place[1:])
             )
     return out if ours else np.asarray(data[start:stop])
-
-
-def check_stored_size(stored: int, size: int) -> None:
-    """Refuse a chunk that takes more room than filters can make of `size` bytes.
-
-    Raises:
-        ValueError: its index is damaged.
-    """
-    if not 0 < stored <= size + size // 100 + 1024:
-        raise ValueError(f"a chunk of {stored} bytes for {size} uncompressed ones")
-
-
-def undo_filters(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[Any, bool]:
-    """A chunk's bytes without its filters, and whether they are still shuffled.
-
-    Args:
-        raw: as stored.
-        mask: bit k: filter k was left out.
-        known: the filters, of shuffle, gzip and fletcher32, as they were applied; shuffle is the first.
-        size: bytes of a chunk. No more than this is ever expanded.
-
-    Raises:
-        ValueError: the chunk is damaged.
-    """
-    shuffled = False
-    for k in reversed(range(len(known))):
-        if mask >> k & 1:
-            continue
-        if known[k] == FLETCHER32:
-            raw = _strip_fletcher32(raw)
-        elif known[k] == GZIP:
-            try:
-                inflate = _INFLATE.decompressobj()
-                raw = inflate.decompress(raw, size + 1)
-            except (zlib.error, _INFLATE.error) as error:
-                raise ValueError(str(error)) from None
-            if len(raw) <= size and not inflate.eof:
-                raise ValueError("gzip stream ends too early")
-        shuffled = known[k] == SHUFFLE
-    if len(raw) != size:
-        raise ValueError(f"{'more' if len(raw) > size else len(raw)} bytes instead of {size}")
-    return raw, shuffled
-
-
-def unshuffle(content: Any, item: int) -> bytes:
-    """Undo the shuffle filter: byte k of every number lies in plane k, what is left over at the end."""
-    raw = np.frombuffer(content, np.uint8)
-    whole = len(raw) // item * item
-    return raw[:whole].reshape(item, -1).T.tobytes() + raw[whole:].tobytes()
-
-
-def _strip_fletcher32(raw: Any) -> Any:
-    """Check and take off what HDF5's fletcher32 filter has put at the end.
-
-    Raises:
-        ValueError: too short, or the checksum differs.
-    """
-    if len(raw) < 4:
-        raise ValueError("no checksum")
-    content, stored = memoryview(raw)[:-4], int.from_bytes(memoryview(raw)[-4:], "little")
-    words = np.frombuffer(bytes(content) + bytes(len(content) % 2), ">u2").astype(np.int64)
-    low, weight = int(words.sum()), np.arange(len(words), 0, -1) % 0xFFFF
-    high = int((words * weight % 0xFFFF).sum())
-    # Sums of 16-bit words in one's complement, where 0 and 0xffff are the same number.
-    if (low - (stored & 0xFFFF)) % 0xFFFF or (high - (stored >> 16)) % 0xFFFF:
-        raise ValueError("checksum differs")
-    return content
 
 
 def _chunk_bytes(data: h5py.Dataset) -> int:

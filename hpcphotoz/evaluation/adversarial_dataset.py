@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from hpcphotoz.config import Attack
-from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcphotoz.data.format.shards import Manifest, naming_damage, open_shard
+from hpcphotoz.data.format.manifest import Manifest
+from hpcphotoz.data.format.shards import naming_damage, open_shard
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins

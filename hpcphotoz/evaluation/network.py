@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz.compute.precision import tf32
-from hpcphotoz.data.format.shards import Header, Manifest, Stamps
+from hpcphotoz.data.format.manifest import Header, Manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.census import count_objects

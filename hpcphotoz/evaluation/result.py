@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data.format.shards import Header
+from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.evaluation.attack_grid import headline_attack
 from hpcphotoz.models.bins import RedshiftBins

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config.section import GREATEST
-from hpcphotoz.data.format.shards import Manifest, Stamps, read_manifest
+from hpcphotoz.data.format.manifest import Manifest, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import NamedAttack, build_attack_grid, headline_attack

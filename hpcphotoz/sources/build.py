@@ -16,14 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpcphotoz.atomic import fsync_folder, write_text
+from hpcphotoz.data.format.band_moments import BandMoments
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder
-from hpcphotoz.data.format.shards import (
-    Header,
-    Manifest,
-    Stamps,
-    write_manifest,
-)
-from hpcphotoz.data.format.writer import BandMoments, check_stamps, write_shard
+from hpcphotoz.data.format.manifest import Header, Manifest, write_manifest
+from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.format.writer import check_stamps, write_shard
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data.format.shards import Stamps
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.surveys.frame import Floats, Frame, Geometry, resample, sky_sigma

@@ -11,12 +11,7 @@ import numpy as np
 
 from hpcphotoz import __version__
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX
-from hpcphotoz.data.format.shards import (
-    FORMAT_VERSION,
-    Header,
-    ShardEntry,
-    shard_file_problem,
-)
+from hpcphotoz.data.format.manifest import FORMAT_VERSION, Header, ShardEntry, shard_file_problem
 from hpcphotoz.errors import BadInput
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from hpcphotoz.config import Config
-from hpcphotoz.data.format import shards
+from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.data.select.census import Census, SelectedObjects
 from hpcphotoz.data.select.subset import SplitPart
+from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.device import batch_to_device, prefetch_to_device
-from hpcphotoz.data.stream.stream import Batch, Stream
+from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
@@ -61,7 +62,7 @@ class RankLoader:
         """
         streams = [s for s in (self.train, self.validation) if s is not None]
         if len(set(group.gather_texts(self.train.manifest.sha256, self._world))) > 1:
-            differs = f"{self._data}: {shards.MANIFEST} is not the same on all ranks: copy the dataset again"
+            differs = f"{self._data}: {MANIFEST} is not the same on all ranks: copy the dataset again"
             group.fail_together(differs if self._world.is_first else None, self._world)
         problem, text, folder = None, None, self._run / "selection"
         try:

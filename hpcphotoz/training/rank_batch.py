@@ -11,8 +11,8 @@ from torch import Tensor
 from hpcphotoz.attacks import has_triton
 from hpcphotoz.config import Config
 from hpcphotoz.data.order import attacked_mask, derive_key, keyed_hash
+from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.device import copy_to_device
-from hpcphotoz.data.stream.stream import Batch
 from hpcphotoz.kernels import reference
 
 Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hpcphotoz.__main__ import main
-from hpcphotoz.data.format import shards
+from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from tests.helpers.datasets import make_dataset, make_stamps
 
@@ -229,7 +229,7 @@ def test_inspect_tells_what_is_there(dataset: Path, capsys: pytest.CaptureFixtur
 
 
 def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Path) -> None:
-    from hpcphotoz.data.format import shards
+    from hpcphotoz.data.format.stamps import Stamps
     from hpcphotoz.data.read import rows
 
     out = tmp_path / "adv"
@@ -237,14 +237,12 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         main(["attack", str(run), "--data", str(dataset), "--out", str(out), "--eps", "0.5", "--steps", "3"])
         == 0
     )
-    pairs = [
-        shards.Stamps.concatenate(list(rows.read_rows(d, shards.read_manifest(d)))) for d in (dataset, out)
-    ]
+    pairs = [Stamps.concatenate(list(rows.read_rows(d, read_manifest(d)))) for d in (dataset, out)]
     np.testing.assert_array_equal(pairs[0].object_id, pairs[1].object_id)
     np.testing.assert_array_equal(pairs[0].z_spec, pairs[1].z_spec)
     change = np.abs(pairs[1].images - pairs[0].images).max(axis=(2, 3)) / pairs[0].sky_sigma
     assert change.max() <= 0.5 * (1 + 1e-5) and change.max() > 0.45
-    assert shards.read_manifest(out).provenance
+    assert read_manifest(out).provenance
 
 
 @pytest.mark.parametrize(
@@ -337,7 +335,7 @@ def test_what_stands_in_for_an_unknown_redshift_is_said_once(
 ) -> None:
     stamps = make_stamps(20, seed=3)
     stamps.z_spec[:7] = np.nan
-    header = shards.read_manifest(dataset).header
+    header = read_manifest(dataset).header
     with DatasetWriter(tmp_path / "data", header, 10, {}) as writer:
         writer.append(stamps)
     steps = ["--steps", "1", *(["--eps", "0.1", "--attacks", "pgd"] if command == "evaluate" else [])]
@@ -396,7 +394,6 @@ def test_an_attack_is_recorded_whole(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hpcphotoz.config import Attack
-    from hpcphotoz.data.format.shards import read_manifest
 
     out = tmp_path / "adv"
     words = ["--method", "apgd", "--ball", "flux", "--eps", "0.2", "--steps", "2", "--restarts", "2"]

@@ -10,7 +10,8 @@ import pytest
 
 from hpcphotoz.__main__ import main
 from hpcphotoz.data import order
-from hpcphotoz.data.format.shards import Stamps, read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows
 from tests.cli.test_cli import TINY, fails
 from tests.helpers.datasets import make_dataset

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcphotoz.data import hdf5
+from hpcphotoz.data import hdf5, hdf5_filters
 from hpcphotoz.data.format import shards
 from hpcphotoz.data.format.index import index_folder
-from hpcphotoz.data.format.shards import COLUMNS
+from hpcphotoz.data.format.manifest import MANIFEST, read_manifest, write_manifest
+from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.data.read import rows
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report.gallery import sample_dataset
@@ -51,20 +52,20 @@ def foreign(folder: Path, change: Change) -> Path:
     path.unlink()
     write(path, change)
     entry = replace(manifest.shards[0], bytes=path.stat().st_size, sha256=shards.file_sha256(path))
-    shards.write_manifest(folder, replace(manifest, shards=(entry,)))
+    write_manifest(folder, replace(manifest, shards=(entry,)))
     return folder
 
 
 def index_again(folder: Path) -> None:
-    (folder / shards.MANIFEST).unlink()
+    (folder / MANIFEST).unlink()
     index_folder(folder)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "index": index_again,
-    "verify": lambda folder: rows.verify(folder, shards.read_manifest(folder)),
-    "evaluate": lambda folder: list(rows.read_rows(folder, shards.read_manifest(folder))),
-    "picture": lambda folder: sample_dataset(folder, shards.read_manifest(folder)),
+    "verify": lambda folder: rows.verify(folder, read_manifest(folder)),
+    "evaluate": lambda folder: list(rows.read_rows(folder, read_manifest(folder))),
+    "picture": lambda folder: sample_dataset(folder, read_manifest(folder)),
     "train": streamed,
 }
 
@@ -217,7 +218,7 @@ def test_no_more_is_expanded_than_a_chunk_holds() -> None:
     raw, size = zlib.compress(bytes(64 << 20), 9), 100_000
     tracemalloc.start()
     with pytest.raises(ValueError, match="more bytes instead of 100000"):
-        hdf5.undo_filters(raw, 0, (hdf5.GZIP,), size)
+        hdf5_filters.undo_filters(raw, 0, (hdf5_filters.GZIP,), size)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * size
@@ -226,7 +227,7 @@ def test_no_more_is_expanded_than_a_chunk_holds() -> None:
 def test_training_and_evaluation_read_the_same_bytes(tmp_path: Path) -> None:
     """A manifest whose offsets point at other bytes than HDF5 does."""
     folder = make_dataset(tmp_path / "d", n=N, shard_rows=N)
-    path = folder / shards.MANIFEST
+    path = folder / MANIFEST
     tree = json.loads(path.read_text())
     tree["shards"][0]["offsets"]["images"] -= 512
     path.write_text(json.dumps(tree))
@@ -273,8 +274,10 @@ def test_fletcher32_is_that_of_hdf5(
     with h5py.File(path, "w") as file:
         file.create_dataset("a", data=values, chunks=(size,), fletcher32=True)
         mask, raw = file["a"].id.read_direct_chunk((0,))
-    assert bytes(hdf5.undo_filters(raw, mask, (hdf5.FLETCHER32,), size)[0]) == values.tobytes()
+    assert (
+        bytes(hdf5_filters.undo_filters(raw, mask, (hdf5_filters.FLETCHER32,), size)[0]) == values.tobytes()
+    )
     raw = bytearray(raw)
     raw[seed % size] ^= 1
     with pytest.raises(ValueError, match="checksum differs"):
-        hdf5.undo_filters(bytes(raw), mask, (hdf5.FLETCHER32,), size)
+        hdf5_filters.undo_filters(bytes(raw), mask, (hdf5_filters.FLETCHER32,), size)

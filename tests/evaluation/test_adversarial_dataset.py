@@ -10,7 +10,8 @@ import torch
 
 from hpcphotoz.config import Attack
 from hpcphotoz.config.load import parse
-from hpcphotoz.data.format.shards import STORAGE, Stamps, read_manifest
+from hpcphotoz.data.format.manifest import STORAGE, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows, verify
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcphotoz.data.format.shards import Stamps
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.evaluation.network import to_tensors
 from hpcphotoz.evaluation.report.summary import print_table, summary, write_report
 from hpcphotoz.evaluation.result import EvaluationResult, MinimalEps

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.network import edges, read_batches

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcphotoz.data.format.shards import Header, Manifest
+from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from tests.helpers.datasets import make_stamps

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcphotoz.data.format.shards import Header, Manifest, Stamps, read_manifest
+from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.read.rows import read_rows
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.data.format.shards import Header, Stamps
+from hpcphotoz.data.format.manifest import Header
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.models.bins import RedshiftBins
 

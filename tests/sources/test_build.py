@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from hpcphotoz.data.format.folder import check_dataset_folder
-from hpcphotoz.data.format.shards import Stamps, read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows, verify
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources import build as module

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.read.rows import verify
 from tests.helpers.builds import ROOT, TIMEOUT_S, content, until
 from tests.helpers.published_files import GZIP, hayat

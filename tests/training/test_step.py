@@ -15,7 +15,7 @@ from hpcphotoz.attacks import Ball, RandomStart, cross_entropy, pgd
 from hpcphotoz.attacks.ball import replace_rows
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure
-from hpcphotoz.data.stream.stream import Batch
+from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.adversaries import StepAttack, attack_at, start_seed
 from hpcphotoz.training.compute import compute_options

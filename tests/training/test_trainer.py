@@ -325,7 +325,7 @@ def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
 
     import numpy as np
 
-    from hpcphotoz.data.format.shards import Header
+    from hpcphotoz.data.format.manifest import Header
     from hpcphotoz.data.format.writer import DatasetWriter
 
     stamps = make_stamps(20)
@@ -407,7 +407,7 @@ def test_damaged_images_are_counted_in_the_metrics_and_trained_around(dataset: P
 
 @pytest.mark.parametrize("storage", ["float16", "int16"])
 def test_smaller_storage_trains_to_the_same_loss_but_for_its_rounding(tmp_path: Path, storage: str) -> None:
-    from hpcphotoz.data.format.shards import Header
+    from hpcphotoz.data.format.manifest import Header
     from hpcphotoz.data.format.writer import DatasetWriter
 
     for kind in ("float32", storage):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpcphotoz.atomic import check_output_folder
-from hpcphotoz.data.format.shards import MANIFEST
+from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import locked
 

@@ -15,26 +15,28 @@ import numpy.typing as npt
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.data import hdf5
+from hpcphotoz.data.format.band_moments import BandMoments
 from hpcphotoz.data.format.folder import LOCK_FILE, SIDECAR_SUFFIX
-from hpcphotoz.data.format.shards import (
-    CHECKSUM_SUFFIX,
-    COLUMNS,
+from hpcphotoz.data.format.manifest import (
     FLUX_UNIT,
     FORMAT_VERSION,
     MANIFEST,
     Header,
     Manifest,
     ShardEntry,
-    Stamps,
+    write_manifest,
+)
+from hpcphotoz.data.format.shards import (
+    CHECKSUM_SUFFIX,
     file_sha256,
     image_digests,
     images_differ_message,
     label_digest,
     naming_damage,
     open_shard,
-    write_manifest,
 )
-from hpcphotoz.data.format.writer import BandMoments, check_stamps
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps
+from hpcphotoz.data.format.writer import check_stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import locked
 from hpcphotoz.progress import track

@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data import hdf5
+from hpcphotoz.data import hdf5, hdf5_filters
 from hpcphotoz.data.format.shards import naming_damage
 from hpcphotoz.errors import BadInput
 
-_SLOW = "" if hdf5.HAS_ISAL else " (by zlib; installing isal makes it 1.3 times quicker)"
+_SLOW = "" if hdf5_filters.HAS_ISAL else " (by zlib; installing isal makes it 1.3 times quicker)"
 Array = npt.NDArray[Any]
 Read = Callable[[Sequence[memoryview], int], None]
 
@@ -38,8 +38,8 @@ def index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
     """The chunks of a dataset in a file of `size` bytes; None where they cannot be read without HDF5."""
     if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
         return None
-    filters = hdf5.filters(data)
-    if hdf5.LZF in filters:
+    filters = hdf5_filters.filters(data)
+    if hdf5_filters.LZF in filters:
         return None
     rows, number = data.chunks[0], -(-data.shape[0] // data.chunks[0])
     found = np.full((3, number), -1, np.int64)
@@ -61,7 +61,7 @@ class ChunkReader:
     def __init__(self, name: str, read: Read, index: ChunkIndex, row_bytes: int, item: int) -> None:
         self._name, self._read, self._index = name, read, index
         self._row_bytes, self._item = row_bytes, item
-        gzip = hdf5.GZIP in index.filters
+        gzip = hdf5_filters.GZIP in index.filters
         self.path = "chunked shards, read chunk by chunk" + (
             f" and decompressed by threads{_SLOW}" if gzip else ""
         )
@@ -78,10 +78,12 @@ class ChunkReader:
     def _read_chunk(self, number: int, start: int, views: Sequence[memoryview]) -> None:
         stored, size = int(self._index.size[number]), self._index.rows * self._row_bytes
         try:
-            hdf5.check_stored_size(stored, size)
+            hdf5_filters.check_stored_size(stored, size)
             raw = np.empty(stored, np.uint8)
             self._read([raw.data], int(self._index.offset[number]))
-            data, shuffled = hdf5.undo_filters(raw, int(self._index.mask[number]), self._index.filters, size)
+            data, shuffled = hdf5_filters.undo_filters(
+                raw, int(self._index.mask[number]), self._index.filters, size
+            )
         except ValueError as error:
             first = number * self._index.rows
             raise BadInput(

@@ -11,11 +11,8 @@ import numpy.typing as npt
 
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import encoding
+from hpcphotoz.data.format.manifest import Manifest, ShardEntry, columns, shard_file_problem
 from hpcphotoz.data.format.shards import (
-    Manifest,
-    ShardEntry,
-    Stamps,
-    columns,
     file_sha256,
     image_digests,
     images_differ_message,
@@ -23,9 +20,9 @@ from hpcphotoz.data.format.shards import (
     labels_differ_message,
     naming_damage,
     open_shard,
-    shard_file_problem,
     stored_digests,
 )
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track

@@ -4,11 +4,8 @@ A shard whose manifest line knows its offsets is never opened through HDF5 at al
 that saves several round trips a shard. Others are asked for their offsets, or for their chunks.
 """
 
-import errno
 import logging
-import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,17 +18,16 @@ import numpy.typing as npt
 
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import shards
+from hpcphotoz.data.format.manifest import Manifest, columns, shard_file_problem
 from hpcphotoz.data.order import Blocks
 from hpcphotoz.data.read import chunks
+from hpcphotoz.data.read.file_handle import FileHandle, with_retries
 from hpcphotoz.errors import BadInput
 
 Array = npt.NDArray[Any]
 _T = TypeVar("_T")
 _MAX_OPEN_SHARDS = 64
 _IOV_MAX = 1024
-_TRIES = 6
-_FIRST_WAIT_S = 0.1  # doubled each time: 3 s in all
-_TRANSIENT_ERRNOS = (errno.EIO, errno.ESTALE)  # what a network file system says while its server is restarted
 _log = logging.getLogger(__name__)
 _logged_methods: set[tuple[Path, str]] = set()  # folders and the ways of reading them that the log has named
 _logged_methods_lock = threading.Lock()
@@ -61,13 +57,13 @@ class ShardFile:
         BadInput: missing, of another size than the manifest says, or not as the manifest says.
     """
 
-    def __init__(self, folder: Path, manifest: shards.Manifest, number: int) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, number: int) -> None:
         self.entry = manifest.shards[number]
         self.path = folder / self.entry.file
-        self._columns = shards.columns(manifest.header)
+        self._columns = columns(manifest.header)
         shape, dtype = self._columns["images"]
         self.row_bytes = int(np.prod(shape)) * dtype.itemsize
-        if problem := with_retries(lambda: shards.shard_file_problem(folder, self.entry), self.path):
+        if problem := with_retries(lambda: shard_file_problem(folder, self.entry), self.path):
             raise BadInput(problem)
         self._handle = FileHandle(self.path)
         self._digests: FileHandle | None = None  # of the file beside a shard that lacks `image_xxh3`
@@ -128,7 +124,7 @@ class ShardFile:
     def _names(self, file: h5py.File) -> list[str]:
         return [name for name in (*self._columns, "image_xxh3") if name != "images" and name in file]
 
-    def _image_reader(self, file: h5py.File, folder: Path, manifest: shards.Manifest) -> ImageReader:
+    def _image_reader(self, file: h5py.File, folder: Path, manifest: Manifest) -> ImageReader:
         data = file["images"]
         if (offset := self._offset_of(data)) is not None:
             return _ContiguousReader(self._handle, offset, self.row_bytes)
@@ -151,9 +147,9 @@ class ShardFiles:
     handles.
     """
 
-    def __init__(self, folder: Path, manifest: shards.Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
-        self._columns = shards.columns(manifest.header)
+        self._columns = columns(manifest.header)
         self._open: OrderedDict[int, Future[ShardFile]] = OrderedDict()
         self._lock = threading.Lock()
         self.openings = 0  # so far
@@ -274,73 +270,3 @@ class _ContiguousReader:
         for start in range(0, len(views), _IOV_MAX):
             part = views[start : start + _IOV_MAX]
             self._handle.read(part, self._offset + (first + start) * self._row_bytes)
-
-
-class FileHandle:
-    """A file descriptor that is opened again when the server has forgotten it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._number = with_retries(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
-
-    def read(self, views: Sequence[memoryview], offset: int) -> None:
-        """Fill the views, in order, from this byte on.
-
-        Raises:
-            BadInput: the file ends inside, or the error stays after several tries.
-        """
-        want = sum(len(view) for view in views)
-        got = self._preadv(views, offset)
-        while got != want:
-            # The kernel may return less than asked near 2 GiB or on a signal.
-            if got == 0 or not (views := _unfilled(views, got)):
-                raise BadInput(f"{self._path}: ends at byte {offset}: truncated while in use, copy it again")
-            want, offset = want - got, offset + got
-            got = self._preadv(views, offset)
-
-    def __del__(self) -> None:
-        if (number := getattr(self, "_number", None)) is not None:
-            os.close(number)
-
-    def _preadv(self, views: Sequence[memoryview], offset: int) -> int:
-        return with_retries(lambda: os.preadv(self._number, views, offset), self._path, self._reopen)
-
-    def _reopen(self) -> None:
-        # The number stays the same, so that other threads in the middle of a read are not disturbed.
-        fresh = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        os.dup2(fresh, self._number)
-        os.close(fresh)
-
-
-def with_retries(work: Callable[[], _T], path: Path, again: Callable[[], None] | None = None) -> _T:
-    """Do it, a few times over if a network file system says that it could not just now.
-
-    Args:
-        work: what to do.
-        path: for the message.
-        again: done before another try.
-
-    Raises:
-        BadInput: the error stays, about 3 s later, or is of another kind.
-    """
-    for attempt in range(_TRIES):
-        try:
-            if attempt and again is not None:
-                again()
-            return work()
-        except OSError as error:
-            if error.errno not in _TRANSIENT_ERRNOS or attempt == _TRIES - 1:
-                tries = f" ({attempt + 1} tries)" if attempt else ""
-                raise BadInput(f"{path}: cannot be read: {error.strerror}{tries}") from None
-            _log.warning("%s: %s: trying again", path, error.strerror)
-            time.sleep(_FIRST_WAIT_S * 2**attempt)
-    raise AssertionError("unreachable")
-
-
-def _unfilled(views: Sequence[memoryview], done: int) -> list[memoryview]:
-    left = []
-    for view in views:
-        if done < len(view):
-            left.append(view[done:])
-        done = max(done - len(view), 0)
-    return left

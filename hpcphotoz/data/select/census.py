@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz.atomic import write_text
-from hpcphotoz.data.format import shards
+from hpcphotoz.data.format.manifest import Manifest, ShardEntry
 from hpcphotoz.data.order import ORDER, Blocks
 from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.selection import Selection
@@ -37,7 +37,7 @@ class Census:
     unlabelled_in: str = ""  # the first
     lost: tuple[int, ...] = ()  # shards that are missing or of another size, left out as a whole
 
-    def lost_rows(self, manifest: shards.Manifest) -> int:
+    def lost_rows(self, manifest: Manifest) -> int:
         """Number of objects in the lost shards, of every part."""
         return sum(manifest.shards[number].rows for number in self.lost)
 
@@ -56,9 +56,7 @@ class SelectedObjects:
         return {"census": asdict(self.census), "file": self.file, "xxh3": self.xxh3}
 
     @classmethod
-    def from_facts(
-        cls, facts: Mapping[str, Any], folder: Path, manifest: shards.Manifest
-    ) -> "SelectedObjects":
+    def from_facts(cls, facts: Mapping[str, Any], folder: Path, manifest: Manifest) -> "SelectedObjects":
         """The objects of these facts; the selection is mapped into memory from its file in `folder`.
 
         Raises:
@@ -71,7 +69,7 @@ class SelectedObjects:
 
 
 def load_objects(
-    folder: Path, manifest: shards.Manifest, subset: Subset, lost: tuple[int, ...]
+    folder: Path, manifest: Manifest, subset: Subset, lost: tuple[int, ...]
 ) -> SelectedObjects | None:
     """What `save_objects` has written for these parts of this dataset, if anything."""
     try:
@@ -82,7 +80,7 @@ def load_objects(
 
 
 def save_objects(
-    folder: Path, manifest: shards.Manifest, subset: Subset, objects: SelectedObjects
+    folder: Path, manifest: Manifest, subset: Subset, objects: SelectedObjects
 ) -> SelectedObjects:
     """Write a part's objects for other ranks and for a resumed run; they come back mapped into memory.
 
@@ -101,14 +99,14 @@ def save_objects(
     return SelectedObjects.from_facts(facts, folder, manifest)
 
 
-def _name(manifest: shards.Manifest, subset: Subset, lost: tuple[int, ...]) -> str:
+def _name(manifest: Manifest, subset: Subset, lost: tuple[int, ...]) -> str:
     where = subset.where.text if subset.where else ""
     key = (manifest.sha256, ORDER, subset.part, subset.validation, subset.test, subset.seed, where, lost)
     return f"{subset.part}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
 
 
 def count_objects(
-    manifest: shards.Manifest,
+    manifest: Manifest,
     files: ShardFiles,
     subsets: Sequence[Subset],
     lost: tuple[int, ...] = (),
@@ -162,7 +160,7 @@ def count_objects(
 def _scan(
     files: ShardFiles,
     number: int,
-    shard: shards.ShardEntry,
+    shard: ShardEntry,
     subset: Subset,
     selection: Selection,
     verify: bool,

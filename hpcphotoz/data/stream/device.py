@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hpcphotoz.data.stream.stream import Batch
+from hpcphotoz.data.stream.batch import Batch
 
 _ON_HOST = (
     "position",

@@ -10,20 +10,19 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hpcphotoz.config import Data
 from hpcphotoz.data import order
-from hpcphotoz.data.format import shards
+from hpcphotoz.data.format.manifest import columns, read_manifest, shard_file_problem
 from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.census import Census, SelectedObjects, count_objects, load_objects, save_objects
 from hpcphotoz.data.select.subset import SplitPart, Subset
+from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.buffers import BufferPool
 from hpcphotoz.data.stream.window import Window
 from hpcphotoz.errors import BadInput
@@ -34,24 +33,6 @@ _MIN_BATCHES_A_WINDOW = (
 )
 _MAX_WINDOW_GROWTH = 32  # a window has at most so many times more blocks where few of their objects are meant
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """This rank's slice of a global batch; may be empty when the batch is smaller than the world."""
-
-    images: Tensor  # (n, B, y, x) as stored: float32 or float16 nMgy, or int16 in units of image_unit
-    z_spec: Tensor  # (n,) float32
-    ebv: Tensor  # (n,) float32, mag
-    object_id: Tensor  # (n,) int64
-    sky_sigma: Tensor  # (n, B) float32, nMgy
-    position: Tensor  # (n,) int64: place in the global batch
-    size: int  # objects in the global batch
-    index: int  # number of the global batch in its epoch
-    image_unit: Tensor | None = (
-        None  # (n, B) float32, nMgy (negative: see codec.py); None: the images are nMgy
-    )
-    skipped: int = 0  # damaged objects of this slice that were left out
 
 
 class Stream:
@@ -91,7 +72,7 @@ class Stream:
         self._world = world or World()
         # One rank looks at every file: all ranks at ten thousand shards would stall a metadata server.
         check = self._world.is_first and options.damaged == "fail"
-        self.manifest = shards.read_manifest(folder, check)
+        self.manifest = read_manifest(folder, check)
         self._folder, self._options, self._seed, self._part = folder, options, seed, part
         self._global_batch, self._shuffle = global_batch, shuffle
         self._subset = Subset.of(options, part, self.manifest.header.bands)
@@ -103,7 +84,7 @@ class Stream:
             options.window_blocks * self._block_rows, _MIN_BATCHES_A_WINDOW * global_batch
         )
         header = self.manifest.header
-        shape, dtype = shards.columns(header)["images"]
+        shape, dtype = columns(header)["images"]
         slots = -(-global_batch // self._world.size)
         self._buffers = BufferPool(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
         self._objects: SelectedObjects | None = None
@@ -233,7 +214,7 @@ class Stream:
         """A batch of no objects, for a rank that has to take part in a step with nothing."""
         tensors: dict[str, Any] = {
             name: torch.from_numpy(np.empty((0, *row), dtype))
-            for name, (row, dtype) in shards.columns(self.manifest.header).items()
+            for name, (row, dtype) in columns(self.manifest.header).items()
             if name not in ("ra", "dec")
         }
         return Batch(**tensors, position=torch.zeros(0, dtype=torch.int64), size=0, index=0)
@@ -269,7 +250,7 @@ class Stream:
     def _find_lost(self) -> tuple[int, ...]:
         found = []
         for number, shard in enumerate(self.manifest.shards):
-            if problem := shards.shard_file_problem(self._folder, shard):
+            if problem := shard_file_problem(self._folder, shard):
                 _log.warning("%s; its %d objects are left out", problem, shard.rows)
                 found.append(number)
         return tuple(found)

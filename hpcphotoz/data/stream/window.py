@@ -11,6 +11,7 @@ import torch
 import xxhash
 
 from hpcphotoz.data.format import shards
+from hpcphotoz.data.format.manifest import Header, columns
 from hpcphotoz.data.order import WindowOrder
 from hpcphotoz.data.read.shard_files import ShardFile, ShardFiles
 from hpcphotoz.data.stream.buffers import BufferPool, Bytes
@@ -40,7 +41,7 @@ class Window:
         self,
         files: ShardFiles,
         buffers: BufferPool,
-        header: shards.Header,
+        header: Header,
         window_order: WindowOrder,
         *,
         size: int,
@@ -57,10 +58,10 @@ class Window:
         self._shard, self._row = window_order.shard[mine], window_order.row[mine]
         self._batch, self._slot = batch[mine], position[mine] - slots.start
         self._bad = np.zeros(len(mine), np.bool_)
-        columns = shards.columns(header)
-        names = (*_LABELS, "image_unit") if "image_unit" in columns else _LABELS
-        self._labels = {n: np.empty((len(mine), *columns[n][0]), columns[n][1]) for n in names}
-        self._shape, self._dtype = columns["images"]
+        arrays = columns(header)
+        names = (*_LABELS, "image_unit") if "image_unit" in arrays else _LABELS
+        self._labels = {n: np.empty((len(mine), *arrays[n][0]), arrays[n][1]) for n in names}
+        self._shape, self._dtype = arrays["images"]
         self._row_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
         self._batches = len(window_order.row) // size
         self._buffers = buffers

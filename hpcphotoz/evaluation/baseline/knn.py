@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hpcphotoz.data.format.shards import Header, read_manifest
+from hpcphotoz.data.format.manifest import Header, read_manifest
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics

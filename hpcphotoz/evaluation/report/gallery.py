@@ -12,7 +12,9 @@ import numpy.typing as npt
 from hpcphotoz.atomic import atomic_write, check_output_file
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.shards import Header, Manifest, Stamps, columns, naming_damage, open_shard
+from hpcphotoz.data.format.manifest import Header, Manifest, columns
+from hpcphotoz.data.format.shards import naming_damage, open_shard
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import check_finite
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.baseline.knn import RADII, apertures

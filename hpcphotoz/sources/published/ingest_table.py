@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data.format.folder import check_dataset_folder
-from hpcphotoz.data.format.shards import Header, Manifest
+from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.sources.build import build_dataset

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data.format.shards import Header, Stamps
+from hpcphotoz.data.format.manifest import Header
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.identifiers import Ids, identifiers

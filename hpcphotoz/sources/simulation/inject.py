@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data.format.folder import check_dataset_folder
-from hpcphotoz.data.format.shards import Header, Manifest, Stamps
+from hpcphotoz.data.format.manifest import Header, Manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from hpcphotoz.sources.mpi import mpi_ranks

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from hpcphotoz.data.format.shards import Header, Manifest, Stamps, read_manifest
+from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track

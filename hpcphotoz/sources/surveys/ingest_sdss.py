@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz.data.format.folder import check_dataset_folder
-from hpcphotoz.data.format.shards import Header, Manifest
+from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import build_dataset, count_skipped
 from hpcphotoz.sources.catalogue import read_catalogue

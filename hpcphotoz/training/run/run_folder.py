@@ -17,7 +17,7 @@ import hpcphotoz
 from hpcphotoz.atomic import write_text
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
-from hpcphotoz.data.format.shards import MANIFEST
+from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import locked
 from hpcphotoz.provenance import commit

@@ -9,7 +9,7 @@ import pytest
 
 from hpcphotoz.data.format.folder import LOCK_FILE, SIDECAR_SUFFIX
 from hpcphotoz.data.format.index import index_folder
-from hpcphotoz.data.format.shards import MANIFEST, Header, read_manifest
+from hpcphotoz.data.format.manifest import MANIFEST, Header, read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.read.rows import verify
 from hpcphotoz.errors import BadInput

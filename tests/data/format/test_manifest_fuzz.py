@@ -12,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcphotoz.config import Data
-from hpcphotoz.data.format import shards
-from hpcphotoz.data.format.shards import COLUMNS, MANIFEST, Stamps
+from hpcphotoz.data.format.manifest import (
+    LARGEST_MANIFEST,
+    MANIFEST,
+    BandStatistics,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.data.read import rows
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
@@ -107,14 +114,14 @@ def check(folder: Path, raw: bytes) -> None:
     row = {int(key): k for k, key in enumerate(expected.object_id)}
     tracemalloc.start()
     try:
-        manifest = shards.read_manifest(folder)
+        manifest = read_manifest(folder)
         peak = tracemalloc.get_traced_memory()[1]
         assert peak < MEMORY, peak
         found = Stamps.concatenate([expected[:0], *rows.read_rows(folder, manifest)])
         for name in COLUMNS:
             kept = getattr(expected, name)[[row[int(key)] for key in found.object_id]]
             np.testing.assert_array_equal(getattr(found, name), kept)
-        shards.write_manifest(folder, manifest)  # what can be read can be written
+        write_manifest(folder, manifest)  # what can be read can be written
         json.dumps(dict(manifest.provenance), indent=1)
         if len(found) >= 3:
             stream = Stream(folder, Data(block_rows=2), global_batch=3, seed=1, part="all", shuffle=False)
@@ -151,20 +158,20 @@ def test_an_unknown_name_among_the_offsets_is_refused(folder: Path, whole: bytes
     tree["shards"][0]["offsets"]["magnitude"] = 8
     (folder / MANIFEST).write_text(json.dumps(tree))
     with pytest.raises(BadInput, match=r"shard-00000\.h5: want labels_xxh3 and the offsets of images"):
-        shards.read_manifest(folder)
+        read_manifest(folder)
 
 
 def test_a_manifest_that_would_not_be_read_is_not_written(folder: Path, whole: bytes) -> None:
     (folder / MANIFEST).write_bytes(whole)
-    manifest = shards.read_manifest(folder)
-    statistics = shards.BandStatistics((float("nan"),) * 5, (1.0,) * 5, (1.0,) * 5)
+    manifest = read_manifest(folder)
+    statistics = BandStatistics((float("nan"),) * 5, (1.0,) * 5, (1.0,) * 5)
     with pytest.raises(BadInput, match="would not be readable"):
-        shards.write_manifest(folder, shards.Manifest(HEADER, manifest.shards, statistics, {}))
+        write_manifest(folder, Manifest(HEADER, manifest.shards, statistics, {}))
     assert (folder / MANIFEST).read_bytes() == whole
 
 
 def test_a_manifest_of_absurd_size_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / MANIFEST, "wb") as file:
-        file.truncate(shards.LARGEST_MANIFEST + 1)
-    with pytest.raises(BadInput, match=f"{shards.LARGEST_MANIFEST + 1} bytes, at most"):
-        shards.read_manifest(tmp_path)
+        file.truncate(LARGEST_MANIFEST + 1)
+    with pytest.raises(BadInput, match=f"{LARGEST_MANIFEST + 1} bytes, at most"):
+        read_manifest(tmp_path)

@@ -17,7 +17,8 @@ import pytest
 
 from hpcphotoz.config import Data
 from hpcphotoz.data.format import index, shards
-from hpcphotoz.data.format.shards import COLUMNS
+from hpcphotoz.data.format.manifest import MANIFEST, read_manifest, write_manifest
+from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.data.read import rows
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
@@ -74,8 +75,8 @@ def stream(folder: Path) -> None:
 def work(folder: Path, kind: str, seeds: range) -> None:
     """In a process of its own: every damage on every way of reading, each seed printed when it begins."""
     make(folder, kind)
-    path, told = folder / "shard-00000.h5", folder / shards.MANIFEST
-    whole, manifest, text = path.read_bytes(), shards.read_manifest(folder), told.read_text()
+    path, told = folder / "shard-00000.h5", folder / MANIFEST
+    whole, manifest, text = path.read_bytes(), read_manifest(folder), told.read_text()
     beside = {p: p.read_bytes() for p in folder.iterdir() if p not in (path, told)}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
@@ -87,7 +88,7 @@ def work(folder: Path, kind: str, seeds: range) -> None:
     def matching(read: Callable[[], Any]) -> None:
         """Of a manifest that was written for the damaged file."""
         entry = replace(manifest.shards[0], bytes=path.stat().st_size, sha256=shards.file_sha256(path))
-        shards.write_manifest(folder, replace(manifest, shards=(entry,)))
+        write_manifest(folder, replace(manifest, shards=(entry,)))
         read()
 
     def index_again() -> None:
@@ -102,9 +103,9 @@ def work(folder: Path, kind: str, seeds: range) -> None:
         for p, content in beside.items():
             p.write_bytes(content)
         ways: list[Callable[[], Any]] = [
-            lambda: with_manifest(lambda: rows.verify(folder, shards.read_manifest(folder))),
+            lambda: with_manifest(lambda: rows.verify(folder, read_manifest(folder))),
             lambda: with_manifest(lambda: stream(folder)),
-            lambda: matching(lambda: list(rows.read_rows(folder, shards.read_manifest(folder)))),
+            lambda: matching(lambda: list(rows.read_rows(folder, read_manifest(folder)))),
             lambda: matching(lambda: stream(folder)),
             index_again,
         ]
@@ -172,7 +173,7 @@ def test_sound_shards_are_opened_in_another_process_first(tmp_path: Path) -> Non
     (tmp_path / "d" / "shard-00001.h5").write_text("no HDF5 at all")
     PROBE(sorted((tmp_path / "d").glob("shard-*.h5")))  # leaves this one to the index itself
     with pytest.raises(BadInput, match="shard-00001"):
-        (tmp_path / "d" / shards.MANIFEST).unlink()
+        (tmp_path / "d" / MANIFEST).unlink()
         index.index_folder(tmp_path / "d")
 
 
@@ -188,7 +189,7 @@ def test_the_process_that_opens_imports_nothing_from_the_working_directory(
 
 def test_an_attribute_that_would_crash_hdf5_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "d", "contiguous")
-    (tmp_path / "d" / shards.MANIFEST).unlink()
+    (tmp_path / "d" / MANIFEST).unlink()
     for value in (np.zeros(2000), h5py.Empty("f4")):
         with h5py.File(tmp_path / "d" / "shard-00000.h5", "r+") as file:
             file.attrs["pixel_scale"] = value

@@ -12,8 +12,10 @@ import pytest
 
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format import shards
-from hpcphotoz.data.format.shards import COLUMNS, Header, Stamps
-from hpcphotoz.data.format.writer import ALIGNMENT, BandMoments, DatasetWriter, write_shard
+from hpcphotoz.data.format.band_moments import BandMoments
+from hpcphotoz.data.format.manifest import MANIFEST, STORAGE, Header, read_manifest
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps
+from hpcphotoz.data.format.writer import ALIGNMENT, DatasetWriter, write_shard
 from hpcphotoz.data.read import rows
 from hpcphotoz.errors import BadInput
 from tests.helpers.datasets import make_dataset, make_stamps
@@ -22,14 +24,14 @@ HEADER = Header(tuple("ugriz"), 16, 0.396)
 
 
 def read(folder: Path) -> Stamps:
-    return Stamps.concatenate(list(rows.read_rows(folder, shards.read_manifest(folder))))
+    return Stamps.concatenate(list(rows.read_rows(folder, read_manifest(folder))))
 
 
 def test_what_is_written_is_read_back_bit_for_bit(dataset: Path) -> None:
     written, found = make_stamps(75), read(dataset)
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(found, name), getattr(written, name), strict=True)
-    assert [shard.rows for shard in shards.read_manifest(dataset).shards] == [32, 32, 11]
+    assert [shard.rows for shard in read_manifest(dataset).shards] == [32, 32, 11]
 
 
 def test_appending_in_other_portions_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ def test_appending_in_other_portions_gives_the_same_bytes(dataset: Path, tmp_pat
     with DatasetWriter(tmp_path / "d", HEADER, 32, {}) as writer:
         for start in range(0, 75, 10):
             writer.append(stamps[start : start + 10])
-    ours, theirs = shards.read_manifest(tmp_path / "d"), shards.read_manifest(dataset)
+    ours, theirs = read_manifest(tmp_path / "d"), read_manifest(dataset)
     assert [s.sha256 for s in ours.shards] == [s.sha256 for s in theirs.shards]
 
 
@@ -60,7 +62,7 @@ def test_large_arrays_are_contiguous_and_aligned(tmp_path: Path) -> None:
 
 
 def test_band_statistics_are_those_of_all_pixels(dataset: Path) -> None:
-    statistics, images = shards.read_manifest(dataset).statistics, make_stamps(75).images.astype(np.float64)
+    statistics, images = read_manifest(dataset).statistics, make_stamps(75).images.astype(np.float64)
     np.testing.assert_allclose(statistics.mean, images.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(statistics.std, images.std(axis=(0, 2, 3)), rtol=1e-12)
 
@@ -71,7 +73,7 @@ def test_an_interrupted_writer_leaves_no_manifest_and_can_start_again(tmp_path: 
         raise KeyboardInterrupt
     assert not list((tmp_path / "d").glob("*.tmp"))
     with pytest.raises(BadInput, match="unfinished dataset"):
-        shards.read_manifest(tmp_path / "d")
+        read_manifest(tmp_path / "d")
     make_dataset(tmp_path / "d", n=5, shard_rows=8)
     assert len(read(tmp_path / "d")) == 5
 
@@ -122,19 +124,19 @@ def test_a_truncated_shard_is_named(dataset: Path, tmp_path: Path) -> None:
     with (folder / "shard-00001.h5").open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(BadInput, match=r"shard-00001\.h5: 1000 bytes"):
-        shards.read_manifest(folder)
+        read_manifest(folder)
 
 
 def test_a_missing_shard_is_named(dataset: Path, tmp_path: Path) -> None:
     folder = copy(dataset, tmp_path / "d")
     (folder / "shard-00002.h5").unlink()
     with pytest.raises(BadInput, match=r"shard-00002\.h5: listed in the manifest .rows 0 to 10. but missing"):
-        shards.read_manifest(folder)
+        read_manifest(folder)
 
 
 def test_verify_finds_one_flipped_bit(dataset: Path, tmp_path: Path) -> None:
     folder = copy(dataset, tmp_path / "d")
-    manifest = shards.read_manifest(folder)
+    manifest = read_manifest(folder)
     rows.verify(folder, manifest)
     path = folder / "shard-00000.h5"
     data = bytearray(path.read_bytes())
@@ -155,7 +157,7 @@ def test_a_shard_outside_the_folder_is_refused(dataset: Path, tmp_path: Path) ->
         tree["shards"][0]["file"] = path
         (folder / "manifest.json").write_text(json.dumps(tree))
         with pytest.raises(BadInput, match="outside the dataset's folder"):
-            shards.read_manifest(folder)
+            read_manifest(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "hpcphotoz-shards", "version": 99}', "\x00"])
@@ -163,7 +165,7 @@ def test_a_manifest_that_is_none_is_refused(dataset: Path, tmp_path: Path, text:
     folder = copy(dataset, tmp_path / "d")
     (folder / "manifest.json").write_text(text)
     with pytest.raises(BadInput, match=r"manifest\.json: not a manifest"):
-        shards.read_manifest(folder)
+        read_manifest(folder)
 
 
 def test_a_manifest_that_may_not_be_read_is_not_called_another_format(
@@ -174,12 +176,12 @@ def test_a_manifest_that_may_not_be_read_is_not_called_another_format(
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(BadInput, match=r"manifest\.json: cannot be read: Permission denied$"):
-        shards.read_manifest(dataset)
+        read_manifest(dataset)
 
 
 def test_a_shard_that_disagrees_with_the_manifest_is_named(dataset: Path, tmp_path: Path) -> None:
     folder = copy(dataset, tmp_path / "d")
-    manifest = shards.read_manifest(folder)
+    manifest = read_manifest(folder)
     four = replace(manifest, header=replace(manifest.header, bands=tuple("ugri")))
     with pytest.raises(BadInput, match=r"'images' is float32"):
         list(rows.read_rows(folder, four))
@@ -229,26 +231,26 @@ def test_a_manifest_that_cannot_be_true_is_refused_in_one_line(
     folder.mkdir()
     for path in dataset.glob("*.h5"):
         (folder / path.name).hardlink_to(path)
-    tree = json.loads((dataset / shards.MANIFEST).read_text())
+    tree = json.loads((dataset / MANIFEST).read_text())
     place: object = tree
     *parents, last = key.split(".")
     for name in parents:
         place = place[int(name)] if isinstance(place, list) else place[name]  # type: ignore[index]
     place[last] = value  # type: ignore[index]
-    (folder / shards.MANIFEST).write_text(json.dumps(tree))
+    (folder / MANIFEST).write_text(json.dumps(tree))
     with pytest.raises(BadInput) as caught:
-        shards.read_manifest(folder)
+        read_manifest(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_a_linked_shard_is_refused(dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
-    (folder / shards.MANIFEST).write_text((dataset / shards.MANIFEST).read_text())
+    (folder / MANIFEST).write_text((dataset / MANIFEST).read_text())
     for path in dataset.glob("*.h5"):
         (folder / path.name).symlink_to(path)
     with pytest.raises(BadInput, match=r"shard-00000\.h5: a link or no plain file"):
-        shards.read_manifest(folder)
+        read_manifest(folder)
 
 
 @pytest.mark.parametrize("column", ["images", "z_spec", "ra", "image_xxh3"])
@@ -257,7 +259,7 @@ def test_reading_in_order_compares_checksums_too(dataset: Path, tmp_path: Path, 
     folder.mkdir()
     for path in dataset.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    offsets = shards.read_manifest(folder).shards[1].offsets
+    offsets = read_manifest(folder).shards[1].offsets
     assert offsets is not None
     with (folder / "shard-00001.h5").open("r+b") as file:
         file.seek(offsets[column] + 2)
@@ -287,7 +289,7 @@ def test_an_hdf5_error_within_a_shard_is_one_line(dataset: Path, tmp_path: Path)
         list(rows.read_rows(folder, replace(manifest, shards=(entry,))))
 
 
-@pytest.mark.parametrize("storage", shards.STORAGE)
+@pytest.mark.parametrize("storage", STORAGE)
 def test_writing_a_shard_takes_little_memory_beside_it(tmp_path: Path, storage: str) -> None:
     stamps = make_stamps(1500, size=32)
     header = replace(HEADER, stamp=32, storage=storage)
@@ -312,13 +314,13 @@ def test_old_software_refuses_int16_that_it_would_misread(tmp_path: Path) -> Non
     for storage, version in (("float32", 1), ("float16", 1), ("int16", 2)):
         with DatasetWriter(tmp_path / storage, replace(HEADER, storage=storage), 8, {}) as writer:
             writer.append(make_stamps(3))
-        assert json.loads((tmp_path / storage / shards.MANIFEST).read_text())["version"] == version
+        assert json.loads((tmp_path / storage / MANIFEST).read_text())["version"] == version
 
 
 def test_int16_of_version_1_is_read(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / "d", replace(HEADER, storage="int16"), 8, {}) as writer:
         writer.append(make_stamps(3))
-    path = tmp_path / "d" / shards.MANIFEST
+    path = tmp_path / "d" / MANIFEST
     before = read(tmp_path / "d").images
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
     np.testing.assert_array_equal(read(tmp_path / "d").images, before)
@@ -331,7 +333,7 @@ def test_int16_refuses_a_sky_sigma_it_cannot_scale_by(tmp_path: Path) -> None:
         DatasetWriter(tmp_path / "d", replace(HEADER, storage="int16"), 8, {}) as writer,
     ):
         writer.append(stamps)
-    assert not (tmp_path / "d" / shards.MANIFEST).exists()
+    assert not (tmp_path / "d" / MANIFEST).exists()
 
 
 def test_a_terminal_does_not_obey_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

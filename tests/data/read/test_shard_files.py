@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from hpcphotoz.config import Data
-from hpcphotoz.data.format import shards
 from hpcphotoz.data.format.index import index_folder
-from hpcphotoz.data.format.shards import COLUMNS
-from hpcphotoz.data.read import shard_files
+from hpcphotoz.data.format.manifest import MANIFEST, read_manifest, write_manifest
+from hpcphotoz.data.format.stamps import COLUMNS
+from hpcphotoz.data.read import file_handle, shard_files
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.stream.buffers import BufferPool
 from hpcphotoz.data.stream.stream import Stream
@@ -33,12 +33,12 @@ def descriptors() -> int:
 
 def many(real: Path, folder: Path, count: int) -> Path:
     """A dataset of hard links to one shard."""
-    manifest = shards.read_manifest(real)
+    manifest = read_manifest(real)
     folder.mkdir()
     entries = tuple(replace(manifest.shards[0], file=f"shard-{k:05d}.h5") for k in range(count))
     for entry in entries:
         os.link(real / manifest.shards[0].file, folder / entry.file)
-    shards.write_manifest(folder, replace(manifest, shards=entries))
+    write_manifest(folder, replace(manifest, shards=entries))
     return folder
 
 
@@ -68,7 +68,7 @@ def test_threads_open_different_shards_at_a_time_and_the_same_one_once(
         start(self, *args)
 
     monkeypatch.setattr(shard_files.ShardFile, "__init__", opening)
-    these = shard_files.ShardFiles(folder, shards.read_manifest(folder))
+    these = shard_files.ShardFiles(folder, read_manifest(folder))
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(these.get, [0, 1, 2, 3] * 2))
     assert sorted(opened) == [0, 1, 2, 3] and these.openings == 4
@@ -78,7 +78,7 @@ def test_threads_open_different_shards_at_a_time_and_the_same_one_once(
 def test_a_shard_that_cannot_be_opened_is_tried_again(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
     (folder / "shard-00001.h5").rename(folder / "away")
-    these = shard_files.ShardFiles(folder, shards.read_manifest(folder, check=False))
+    these = shard_files.ShardFiles(folder, read_manifest(folder, check=False))
     for _ in range(2):
         with pytest.raises(BadInput, match=r"shard-00001\.h5: listed"):
             these.get(1)
@@ -96,7 +96,7 @@ def test_threads_that_meet_a_shard_verify_its_labels_once(
         both.wait()  # until another thread is about to ask
 
     monkeypatch.setattr(shard_files.ShardFile, "verify_labels", verify)
-    these = shard_files.ShardFiles(dataset, shards.read_manifest(dataset))
+    these = shard_files.ShardFiles(dataset, read_manifest(dataset))
     with ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(these.verify_labels, 0) for _ in range(3)]
         both.wait()
@@ -127,9 +127,9 @@ def test_a_forgotten_file_is_opened_again_under_the_same_number(
         stale.discard(target)
         return real_dup2(source, target)
 
-    handle = shard_files.FileHandle(dataset / "shard-00000.h5")
+    handle = file_handle.FileHandle(dataset / "shard-00000.h5")
     stale.add(handle._number)
-    monkeypatch.setattr(shard_files, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(file_handle, "_FIRST_WAIT_S", 0.001)
     for name, function in (("preadv", read), ("open", opened), ("dup2", dup2)):
         monkeypatch.setattr(os, name, function)
     first = bytearray(8)
@@ -234,7 +234,7 @@ def test_bands_may_be_bytes(tmp_path: Path) -> None:
     assert index_folder(tmp_path / "d").header.bands == tuple("ugriz")
     np.testing.assert_array_equal(streamed(tmp_path / "d"), images)
     np.testing.assert_array_equal(
-        next(read_rows(tmp_path / "d", shards.read_manifest(tmp_path / "d"))).images, images
+        next(read_rows(tmp_path / "d", read_manifest(tmp_path / "d"))).images, images
     )
 
 
@@ -268,4 +268,4 @@ def test_index_refuses_what_is_plainly_wrong(tmp_path: Path, change: object, say
     with pytest.raises(BadInput) as caught:
         index_folder(tmp_path / "d")
     assert says in str(caught.value) and "shard-00000.h5" in str(caught.value), caught.value
-    assert not (tmp_path / "d" / shards.MANIFEST).exists()
+    assert not (tmp_path / "d" / MANIFEST).exists()

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from hpcphotoz.data.select.predicate import FUNCTIONS, LABEL_NAMES, MAX_DEPTH, MAX_LENGTH, Predicate
+from hpcphotoz.data.select.predicate import Predicate
+from hpcphotoz.data.select.predicate_parser import FUNCTIONS, LABEL_NAMES, MAX_DEPTH, MAX_LENGTH
 from hpcphotoz.errors import BadInput
 
 BANDS = ("u", "g", "r")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hpcphotoz.config import Data
 from hpcphotoz.config.load import configure
-from hpcphotoz.data.format import shards
+from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.order import BlockLayout
 from hpcphotoz.data.read import shard_files
 from hpcphotoz.data.select import census
@@ -35,7 +35,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     start = shard_files.ShardFile.__init__
 
-    def opening(self: shard_files.ShardFile, folder: Path, manifest: shards.Manifest, number: int) -> None:
+    def opening(self: shard_files.ShardFile, folder: Path, manifest: Manifest, number: int) -> None:
         numbers.append(number)
         start(self, folder, manifest, number)
 
@@ -79,7 +79,7 @@ def test_a_file_of_another_selection_is_refused(tmp_path: Path) -> None:
 def test_a_kept_selection_is_that_of_the_same_part_of_the_same_dataset(
     dataset: Path, tmp_path: Path, opened: list[int]
 ) -> None:
-    manifest = shards.read_manifest(dataset)
+    manifest = read_manifest(dataset)
     mine = Subset.of(OPTIONS, "train", manifest.header.bands)
     found = census.save_objects(
         tmp_path / "kept",
@@ -108,7 +108,7 @@ def test_a_kept_selection_is_that_of_the_same_part_of_the_same_dataset(
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_a_selection_is_what_the_labels_say(dataset: Path, part: SplitPart) -> None:
-    manifest = shards.read_manifest(dataset)
+    manifest = read_manifest(dataset)
     subset = Subset.of(OPTIONS, part, manifest.header.bands)
     objects = count_objects(manifest, shard_files.ShardFiles(dataset, manifest), [subset])[0]
     stamps = make_stamps(75)

@@ -20,12 +20,14 @@ from hpcphotoz.config import Data
 from hpcphotoz.data import order
 from hpcphotoz.data.format import encoding, shards
 from hpcphotoz.data.format.index import index_folder
-from hpcphotoz.data.format.shards import COLUMNS, Header
+from hpcphotoz.data.format.manifest import Header, read_manifest
+from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.data.format.writer import DatasetWriter
-from hpcphotoz.data.read import shard_files
+from hpcphotoz.data.read import file_handle
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.select.subset import SplitPart
-from hpcphotoz.data.stream.stream import Batch, Stream
+from hpcphotoz.data.stream.batch import Batch
+from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
 from tests.helpers.datasets import make_dataset, make_stamps
@@ -212,7 +214,7 @@ def test_blocks_are_whole_chunks(dataset: Path, tmp_path: Path) -> None:
 def damaged(dataset: Path, folder: Path, name: str, row: int, column: str = "images") -> Path:
     """A copy with one byte flipped, of this row of this shard."""
     shutil.copytree(dataset, folder)
-    entry = next(s for s in shards.read_manifest(folder).shards if s.file == name)
+    entry = next(s for s in read_manifest(folder).shards if s.file == name)
     assert entry.offsets is not None
     with h5py.File(folder / name) as file:
         size = file[column].dtype.itemsize * int(np.prod(file[column].shape[1:]))
@@ -411,7 +413,7 @@ READ_AS_STREAM = (
 def test_checksums_beside_a_shard_are_checked_too(dataset: Path, tmp_path: Path) -> None:
     folder = as_users_write(dataset, tmp_path / "d")
     beside = folder / "shard-00001.h5.xxh3"
-    manifest, content = shards.read_manifest(folder), beside.read_bytes()
+    manifest, content = read_manifest(folder), beside.read_bytes()
     assert len(content) == 8 * 32
     beside.write_bytes(content[:8] + b"\0" + content[9:])
     for read in (lambda: list(stream(folder).epoch(0)), lambda: list(read_rows(folder, manifest))):
@@ -468,7 +470,7 @@ def test_a_passing_error_of_a_network_file_system_is_tried_again(
         return real(number, views, offset)
 
     monkeypatch.setattr(os, "preadv", failing)
-    monkeypatch.setattr(shard_files, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(file_handle, "_FIRST_WAIT_S", 0.001)
     assert len(ids(list(stream(dataset).epoch(0)))) == 75 and not left
     assert sum("trying again" in record.message for record in caplog.records) == 3
 
@@ -483,7 +485,7 @@ def test_an_error_that_stays_is_named_after_a_bounded_time(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", failing)
-    monkeypatch.setattr(shard_files, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(file_handle, "_FIRST_WAIT_S", 0.001)
     with pytest.raises(BadInput, match=r"shard-0000\d\.h5: cannot be read: Input/output error \(6 tries\)"):
         list(stream(dataset).epoch(0))
     assert len(calls) <= 6 * 2 * 2, "tries, threads, windows"

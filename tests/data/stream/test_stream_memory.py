@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcphotoz.data.format import shards
+from hpcphotoz.data.format.manifest import read_manifest, write_manifest
 from tests.helpers.datasets import make_dataset
 
 ROWS = 8192
@@ -31,12 +31,12 @@ print(json.dumps({"rows": stream.rows, "batches": batches, "seen": seen, "peak_k
 
 def virtual(real: Path, folder: Path, count: int) -> Path:
     """A manifest that lists one shard `count` times under other names, hard links to it."""
-    manifest = shards.read_manifest(real)
+    manifest = read_manifest(real)
     folder.mkdir()
     entries = [replace(manifest.shards[0], file=f"shard-{k:05d}.h5") for k in range(count)]
     for entry in entries:
         os.link(real / manifest.shards[0].file, folder / entry.file)
-    shards.write_manifest(folder, replace(manifest, shards=tuple(entries)))
+    write_manifest(folder, replace(manifest, shards=tuple(entries)))
     return folder
 
 

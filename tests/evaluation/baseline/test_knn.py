@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hpcphotoz.data import order
-from hpcphotoz.data.format.shards import Header, Stamps
+from hpcphotoz.data.format.manifest import Header
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput

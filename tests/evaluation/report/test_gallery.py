@@ -10,7 +10,8 @@ import pytest
 
 from hpcphotoz.cli import run
 from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.shards import Header, Manifest, Stamps, read_manifest
+from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report import gallery

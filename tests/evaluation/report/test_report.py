@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcphotoz.data.format.shards import Header
+from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hpcphotoz.__main__ import main
-from hpcphotoz.data.format.shards import Manifest, Stamps, read_manifest
+from hpcphotoz.data.format.manifest import Manifest, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.identifiers import identifier

@@ -18,7 +18,8 @@ pytest.importorskip("speclite")
 from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.__main__ import main  # noqa: E402
-from hpcphotoz.data.format.shards import COLUMNS, MANIFEST  # noqa: E402
+from hpcphotoz.data.format.manifest import MANIFEST  # noqa: E402
+from hpcphotoz.data.format.stamps import COLUMNS  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.simulation import inject as module  # noqa: E402
 from hpcphotoz.sources.simulation import real_sky  # noqa: E402

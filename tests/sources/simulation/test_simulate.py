@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("galsim")
 pytest.importorskip("speclite")
 
-from hpcphotoz.data.format.shards import MANIFEST, Stamps, read_manifest  # noqa: E402
+from hpcphotoz.data.format.manifest import MANIFEST, read_manifest  # noqa: E402
+from hpcphotoz.data.format.stamps import Stamps  # noqa: E402
 from hpcphotoz.data.read.rows import verify  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.extra import sources_extra  # noqa: E402

@@ -17,7 +17,7 @@ from astropy.io import fits  # noqa: E402
 import hpcphotoz.sources.cutouts  # noqa: E402
 import hpcphotoz.sources.surveys.sdss_plan  # noqa: E402
 from hpcphotoz.__main__ import main  # noqa: E402
-from hpcphotoz.data.format.shards import MANIFEST, read_manifest  # noqa: E402
+from hpcphotoz.data.format.manifest import MANIFEST, read_manifest  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
 from hpcphotoz.sources.catalogue import RUN_FACTOR, Catalogue  # noqa: E402
 from hpcphotoz.sources.surveys.frame import Frame  # noqa: E402

@@ -1,0 +1,242 @@
+"""Reads and writes `manifest.json`, which describes a dataset of the shard format, versions 1 and 2.
+
+A dataset is a folder: `manifest.json` beside `shard-00000.h5`, `shard-00001.h5` ... The manifest is written
+last and atomically: a folder without one is an unfinished dataset.
+"""
+
+import hashlib
+import json
+import math
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcphotoz.atomic import write_text
+from hpcphotoz.data import hdf5, hdf5_filters
+from hpcphotoz.data.format.manifest_schema import ShardEntryModel, validate_entries, validate_manifest
+from hpcphotoz.data.format.stamps import COLUMNS
+from hpcphotoz.errors import BadInput
+
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+FLUX_UNIT = "nanomaggy"
+FORMAT = "hpcphotoz-shards"
+LARGEST_MANIFEST = 1 << 28  # bytes: 400,000 shards; reading it takes up to twenty times that
+STORAGE = ("float32", "float16", "int16")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What every shard of a dataset has in common."""
+
+    bands: tuple[str, ...]  # e.g. ("u", "g", "r", "i", "z")
+    stamp: int  # pixels a side
+    pixel_scale: float  # arcsec
+    storage: str = "float32"  # of the images: one of STORAGE
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One line of the manifest."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    z_min: float | None  # smallest known z_spec; None: none known
+    z_max: float | None
+    unlabelled: int  # rows whose z_spec is unknown
+    offsets: Mapping[str, int] | None = None  # first byte of each array; None: ask HDF5
+    labels_xxh3: str | None = None  # of all arrays but the images, see `label_digest`; None: unknown
+    ids_xxh3: str | None = None  # of object_id alone, which decides on the split
+    chunk_rows: int = 1  # images that are compressed together
+
+
+@dataclass(frozen=True)
+class BandStatistics:
+    """Per-band figures over the whole dataset, nanomaggies."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sky_sigma: tuple[float, ...]  # mean of the objects' sky sigmas
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything known of a dataset without opening a shard."""
+
+    header: Header
+    shards: tuple[ShardEntry, ...]
+    statistics: BandStatistics
+    provenance: Mapping[str, Any]
+    sha256: str = field(default="", compare=False)  # of the file; "": not read from one
+
+    @property
+    def rows(self) -> int:
+        """Number of objects."""
+        return sum(shard.rows for shard in self.shards)
+
+
+def read_manifest(folder: Path, check: bool = True) -> Manifest:
+    """Read a dataset's manifest and check that its shards are there with the sizes it lists.
+
+    Args:
+        folder: the dataset.
+        check: look at every shard's size; False: a shard is looked at when it is opened.
+
+    Raises:
+        BadInput: no manifest (an unfinished dataset), one that cannot be read, a shard that is missing,
+            truncated or
+            outside the folder.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder, or not a dataset: name the one that holds {MANIFEST}")
+    if not path.is_file():
+        shards = any(folder.glob("shard-*.h5"))
+        state = "an unfinished dataset" if shards else "not a dataset"
+        index = ", or make one with `hpcphotoz index` if another program wrote the shards" if shards else ""
+        again = f"write it again, or name the folder that holds one{index}"
+        raise BadInput(f"{folder}: no {MANIFEST}: {state}; {again}")
+    try:
+        if (size := path.stat().st_size) > LARGEST_MANIFEST:
+            raise ValueError(f"{size} bytes, at most {LARGEST_MANIFEST} are read")
+        raw = path.read_bytes()
+        manifest = parse_manifest(raw)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+        raise BadInput(f"{path}: not a manifest of this format: {reason[:300]}") from None
+    for shard in manifest.shards:
+        if Path(shard.file).name != shard.file:
+            raise BadInput(f"{path}: shard '{shard.file}' lies outside the dataset's folder: refused")
+        if check and (problem := shard_file_problem(folder, shard)):
+            raise BadInput(problem)
+    return manifest
+
+
+def parse_manifest(raw: bytes) -> Manifest:
+    """A manifest from the bytes of its file.
+
+    Raises:
+        ValueError: what is wrong, in one line.
+    """
+    content = json.loads(raw, object_pairs_hook=_without_duplicate_keys)
+    lines = content.pop("shards", None) if isinstance(content, dict) else None
+    tree = validate_manifest(content)
+    header = Header(tuple(tree.bands), tree.stamp, float(tree.pixel_scale), tree.storage)
+    sizes = {
+        name: math.prod(row) * dtype.itemsize
+        for name, (row, dtype) in {**columns(header), "image_xxh3": ((), np.dtype(np.uint64))}.items()
+    }
+    shared: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}  # ten thousand equal ones took 10 MB
+    entries = []
+    for line in validate_entries(lines):
+        offsets = line.offsets
+        _check_offsets(line, sizes)
+        kept = None if offsets is None else shared.setdefault(tuple(offsets.items()), offsets)
+        entries.append(ShardEntry(**{**dict(line), "offsets": kept}))
+    if len({entry.file for entry in entries}) < len(entries):
+        raise ValueError("shards: one file is listed twice")
+    if sum(entry.rows for entry in entries) != tree.rows:
+        raise ValueError(f"rows: {tree.rows}, but the shards have {sum(entry.rows for entry in entries)}")
+    statistics = BandStatistics(**{k: tuple(map(float, v)) for k, v in dict(tree.statistics).items()})
+    return Manifest(header, tuple(entries), statistics, tree.provenance, hashlib.sha256(raw).hexdigest())
+
+
+def _without_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"one of the names {', '.join(sorted(found))} is there twice")
+    return found
+
+
+def _check_offsets(line: ShardEntryModel, sizes: Mapping[str, int]) -> None:
+    """Whether all arrays fit into the file.
+
+    Args:
+        line: of the manifest.
+        sizes: bytes a row of every array.
+    """
+    rows, images = line.rows, sizes["images"]
+    if line.chunk_rows > rows or line.chunk_rows * images > max(hdf5.LARGEST_CHUNK, images):
+        raise ValueError(f"{line.file}: chunk_rows {line.chunk_rows} of {rows} rows: too many")
+    if line.offsets is None:
+        if rows * images > line.bytes * hdf5_filters.MAX_GZIP_EXPANSION:
+            raise ValueError(f"{line.file}: {rows} rows do not fit in {line.bytes} bytes")
+        return
+    if line.offsets.keys() != sizes.keys() or line.labels_xxh3 is None:
+        raise ValueError(f"{line.file}: want labels_xxh3 and the offsets of {', '.join(sizes)} alone")
+    for name, offset in line.offsets.items():
+        if offset + rows * sizes[name] > line.bytes:
+            raise ValueError(f"{line.file}: '{name}' at byte {offset} does not fit in {line.bytes}")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest atomically: this is what makes the dataset finished.
+
+    Raises:
+        BadInput: it would not be read again, a shard's name that is no text for instance.
+    """
+    tree = {
+        "format": FORMAT,
+        "version": format_version(manifest.header),
+        "rows": manifest.rows,
+        "flux_unit": FLUX_UNIT,
+        **asdict(manifest.header),
+        "statistics": asdict(manifest.statistics),
+        "shards": [asdict(shard) for shard in manifest.shards],
+        "provenance": dict(manifest.provenance),
+    }
+    text = json.dumps(tree, indent=1) + "\n"
+    try:
+        parse_manifest(text.encode())
+    except ValueError as error:
+        raise BadInput(f"{folder}: its manifest would not be readable: {error}") from None
+    write_text(folder / MANIFEST, text)
+
+
+def format_version(header: Header) -> int:
+    """The version of a dataset: 2 of int16, whose units may be negative (`codec.py`), else 1."""
+    return FORMAT_VERSION if header.storage == "int16" else 1
+
+
+def columns(header: Header) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Every array that a shard must have: the shape of a row, and the type."""
+    bands = len(header.bands)
+    shapes: dict[str, tuple[int, ...]] = {
+        "images": (bands, header.stamp, header.stamp),
+        "sky_sigma": (bands,),
+    }
+    found = {name: (shapes.get(name, ()), np.dtype(dtype)) for name, dtype in COLUMNS.items()}
+    found["images"] = (shapes["images"], np.dtype(header.storage))
+    if header.storage == "int16":
+        found["image_unit"] = ((bands,), np.dtype(np.float32))
+    return found
+
+
+def shard_file_problem(folder: Path, shard: ShardEntry) -> str | None:
+    """What is wrong with a shard's file at a glance; None: nothing.
+
+    A link is refused: it may lead outside the dataset's folder.
+    """
+    path = folder / shard.file
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return f"{path}: listed in the manifest (rows 0 to {shard.rows - 1}) but missing: copy it again"
+    except OSError as error:
+        return f"{path}: cannot be looked at: {error.strerror}"
+    if not stat.S_ISREG(found.st_mode):
+        return (
+            f"{path}: a link or no plain file: it may lead outside the dataset's folder: copy or hard-link it"
+        )
+    if found.st_size != shard.bytes:
+        size = f"{found.st_size} bytes, the manifest says {shard.bytes}"
+        return f"{path}: {size}: truncated or changed, copy it again"
+    return None
