@@ -194,6 +194,11 @@ def test_the_tree_of_the_readme_is_that_of_the_repository() -> None:
         assert covered, f"{path} is in the repository and not in the README's tree"
 
 
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150, f"README has {len(lines)} lines: at most 150, the rest belongs in docs/"
+
+
 def _listed(folder: str, told: set[str]) -> bool:
     return any(path.startswith(folder) and path != folder for path in told)
 

@@ -1,0 +1,49 @@
+"""The Python of the how-to pages runs."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from astropy.table import Table
+
+from hpcphotoz.data.format.index import index_folder
+from hpcphotoz.data.format.shards import read_manifest
+from tests.helpers.pages import blocks, module, write_coadd
+
+
+def test_own_network_examples_run() -> None:
+    torch.manual_seed(1)
+    names: dict[str, object] = {}
+    for block in blocks("docs/how-to/attack-own-network.md"):
+        exec(block, names)
+    images, adv, smallest = names["images"], names["adv"], names["smallest"]
+    assert isinstance(images, torch.Tensor) and isinstance(adv, torch.Tensor)
+    assert isinstance(smallest, torch.Tensor) and adv.shape == images.shape and len(smallest) == len(images)
+
+
+def test_own_hdf5_example_is_indexed(tmp_path: Path) -> None:
+    write_shard = module(blocks("docs/how-to/own-hdf5.md")[0], tmp_path, "own_hdf5").write_shard
+    rng, ones = np.random.default_rng(0), np.ones(4)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    images = rng.normal(size=(4, 3, 16, 16))
+    write_shard(
+        folder / "shard-00000.h5", images, 0.1 * ones, ones, np.arange(4), np.ones((4, 3)), ones, ones
+    )
+    assert index_folder(folder).header.bands == ("g", "r", "z")
+
+
+def test_survey_script_cuts_stamps(tmp_path: Path) -> None:
+    path = tmp_path / "image.fits"
+    sky = write_coadd(path)
+    for band in "grz":
+        (tmp_path / f"image-{band}.fits").write_bytes(path.read_bytes())
+    rows = {"id": [5, 6], "ra": sky[:, 0], "dec": sky[:, 1], "z": [0.1, 0.2], "ebv": [0.02, 0.03]}
+    Table(rows).write(tmp_path / "objects.fits")
+    script = module(blocks("docs/how-to/survey-fits.md")[0], tmp_path, "survey")
+    script.cut(tmp_path, tmp_path / "objects.fits", tmp_path / "d")
+    manifest = read_manifest(tmp_path / "d")
+    with h5py.File(tmp_path / "d" / manifest.shards[0].file) as file:
+        assert file["object_id"][:].tolist() == [5]
+        assert file["images"][0].max() == 7
