@@ -52,7 +52,7 @@ from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.evaluation.network import read_batches, to_tensors
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.training.run.checkpoint import load_network
+from hpcphotoz.training.run.network import load_network
 
 EPS, STEPS = 0.1, 10
 LIBRARIES = (

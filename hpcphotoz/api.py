@@ -34,7 +34,7 @@ from hpcphotoz.evaluation.inference import PASSES
 from hpcphotoz.evaluation.network import compute_pdfs, to_tensors
 from hpcphotoz.training import trainer
 from hpcphotoz.training.distributed.rank_device import choose_device
-from hpcphotoz.training.run.checkpoint import TrainedNetwork, load_network
+from hpcphotoz.training.run.network import TrainedNetwork, load_network
 from hpcphotoz.world import World
 
 

@@ -15,3 +15,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """ " (did you mean X?)" with the known word that is most like `word`; empty where none is."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; libraries append whole logs to it."""
+    return (str(error).strip().splitlines() or [""])[0]

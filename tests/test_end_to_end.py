@@ -102,7 +102,7 @@ def test_real_galaxies_move_further_as_epsilon_grows(folder: Path, real: Path) -
     import torch
 
     from hpcphotoz.evaluation.robustness import evaluate
-    from hpcphotoz.training.run.checkpoint import load_network
+    from hpcphotoz.training.run.network import load_network
 
     torch.manual_seed(0)
     networks = [load_network(folder / run) for run in ("standard", "adversarial")]

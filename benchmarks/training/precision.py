@@ -3,9 +3,9 @@
 import torch
 
 from benchmarks.galaxies import SKY, STAMP
+from hpcphotoz.compute.precision_trial import precision_of_attacks
 from hpcphotoz.config.load import configure
 from hpcphotoz.models.build import build
-from hpcphotoz.training.compute import precision_of_attacks
 
 TUNED_OBJECTS = 128  # of a pass, where a GPU's precisions are compared
 

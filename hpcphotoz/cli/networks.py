@@ -27,7 +27,7 @@ from hpcphotoz.output import number_of
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
-    from hpcphotoz.training.run.checkpoint import TrainedNetwork
+    from hpcphotoz.training.run.network import TrainedNetwork
 
 
 _UNKNOWN = (
@@ -38,7 +38,7 @@ _UNKNOWN = (
 def attack(options: argparse.Namespace) -> int:
     """Write an attacked copy of a dataset."""
     from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
-    from hpcphotoz.training.run.checkpoint import load_network
+    from hpcphotoz.training.run.network import load_network
 
     if options.stop and options.precision in ("bf16", "tf32"):
         raise BadInput(
@@ -77,7 +77,7 @@ def evaluate(options: argparse.Namespace) -> int:
         write_report,
     )
     from hpcphotoz.evaluation.robustness import evaluate
-    from hpcphotoz.training.run.checkpoint import load_network
+    from hpcphotoz.training.run.network import load_network
 
     # Now, and not after the trial of precisions.
     build_attack_grid(
@@ -131,7 +131,7 @@ def evaluate(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     """Write redshift PDFs for a catalogue."""
     from hpcphotoz.predict import predict
-    from hpcphotoz.training.run.checkpoint import load_network
+    from hpcphotoz.training.run.network import load_network
 
     device = _device(options.device)
     networks = [load_network(run, device) for run in options.runs]
@@ -225,7 +225,7 @@ def _device(wanted: str) -> str:
 
 def _precision(asked: str, network: "TrainedNetwork", device: str) -> str:
     """The precision of attacks' gradients on a device, "auto" decided by a short trial; says what and why."""
-    from hpcphotoz.training.compute import precision_of_attacks
+    from hpcphotoz.compute.precision_trial import precision_of_attacks
 
     shape = (_batch(device), len(network.bands), network.stamp, network.stamp)
     found, said = precision_of_attacks(asked, network.module, device, shape)

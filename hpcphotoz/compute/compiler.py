@@ -2,10 +2,13 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+
+from hpcphotoz.errors import first_line
 
 M = TypeVar("M", bound=Any)
 _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
@@ -23,6 +26,16 @@ def compiled(module: M, device: torch.device) -> M:
     keep_compiled_code()
     found: Any = torch.compile(module, dynamic=False if device.type == "cuda" else None)
     return cast(M, found)
+
+
+def compiler_failure(call: Callable[[], object]) -> str:
+    """Run a call that compiles; returns the type and first line of its error, or "" where it succeeds."""
+    try:
+        call()
+    # Compilers, their back ends and the code that they make raise errors of no common type.
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    return ""
 
 
 def keep_compiled_code() -> None:

@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "tf32", "bf16"]
-_ROUNDS = 3
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
@@ -46,10 +45,10 @@ def cudnn_benchmark(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = was
 
 
-def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call: the fastest of three, after one to warm up."""
+def time_call(call: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
+    """Seconds of a call: the shortest of `rounds`, after one call to warm up."""
     best = float("inf")
-    for number in range(_ROUNDS + 1):
+    for number in range(rounds + 1):
         start = time.perf_counter()
         call()
         if device.type == "cuda":

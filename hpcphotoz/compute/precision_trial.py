@@ -114,3 +114,45 @@ def bf16_warning(precision: str, speedup: float, instead: str = "want auto or fp
         f"bf16 on this CPU: convolutions take {1 / speedup:.1f} times as long as in fp32 (measured), "
         f"for it has no bfloat16 matrix units: {instead}"
     )
+
+
+def precision_of_attacks(
+    asked: str, module: nn.Module, device: torch.device | str, shape: tuple[int, ...]
+) -> tuple[str, str]:
+    """Choose the precision of attacks on a trained network.
+
+    Args:
+        asked: "auto" or a precision.
+        module: the network, on the device.
+        device: where the attacks run.
+        shape: (n, B, H, W), the images of a pass.
+
+    Returns:
+        The precision, and one line that says why or what it costs; "": nothing to say.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        found, why = quickest_on_cpu(bfloat16_speedup())
+        if asked != "auto":
+            slow = bf16_warning(asked, bfloat16_speedup())
+            return asked, f"warning: {slow}" if slow else ""
+        return found, f"gradients of attacks in {found} ({why})"
+    if asked != "auto":
+        return asked, ""
+    if not has_tf32(device):
+        return "fp32", "gradients of attacks in fp32 (no units for tf32 and bf16)"
+    seconds = seconds_of_a_pass(module, device, shape, compiled=False, graph=False)
+    found, why = quicker_precision(seconds, shape[0])
+    return found, f"gradients of attacks in {found} ({why})"
+
+
+def quicker_precision(seconds: dict[str, float], n: int) -> tuple[Precision, str]:
+    """The quicker precision of `seconds_of_a_pass` over n images, and the measured times in words."""
+    both = ", ".join(f"{1e3 * took:.3g} ms in {name}" for name, took in seconds.items())
+    found: Precision = "bf16" if seconds["bf16"] < seconds["tf32"] else "tf32"
+    return found, f"measured: a pass over {n} images takes {both}"
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether a GPU has units for TF32 and bfloat16."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)

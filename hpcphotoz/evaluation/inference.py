@@ -18,6 +18,7 @@ from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiled
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config import Attack
+from hpcphotoz.errors import first_line
 from hpcphotoz.evaluation.network import TrainedNetwork
 
 PASSES = {
@@ -67,8 +68,9 @@ class DatasetAttack:
             # Compilers, their back ends and the code that they make raise errors of no common type.
             except Exception as error:
                 _log.warning(
-                    "a compiled attack as a CUDA graph failed here (%s): attacks run without either",
-                    _first_line(error),
+                    "a compiled attack as a CUDA graph failed here (%s: %s): attacks run without either",
+                    type(error).__name__,
+                    first_line(error),
                 )
                 self._graphs = None
         return self._attacked(tensor, z, attack, seed, self._passes)
@@ -119,8 +121,9 @@ class DatasetForward:
                 # Compilers, their back ends and the code that they make raise errors of no common type.
                 except Exception as error:
                     _log.warning(
-                        "a compiled network as a CUDA graph failed here (%s): PDFs come without either",
-                        _first_line(error),
+                        "a compiled network as a CUDA graph failed here (%s: %s): PDFs come without either",
+                        type(error).__name__,
+                        first_line(error),
                     )
                     self._use_graph = False
             logits: Tensor = self._module(images, ebv)
@@ -136,10 +139,6 @@ class DatasetForward:
         self._replay()
         logits: Tensor = self._logits.clone()
         return logits
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _can_compile(network: TrainedNetwork) -> bool:

@@ -22,7 +22,7 @@ from hpcphotoz.progress import track
 
 
 class TrainedNetwork(Protocol):
-    """A trained network: what `training.checkpoint.load_network` returns, or any with these properties."""
+    """A trained network: what `training.run.network.load_network` returns, or any with these properties."""
 
     @property
     def name(self) -> str:

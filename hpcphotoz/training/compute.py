@@ -14,10 +14,13 @@ import torch
 from torch import nn
 
 from hpcphotoz.attacks import Passes
+from hpcphotoz.compute.compiler import compiler_failure
 from hpcphotoz.compute.precision import Precision, autocast_dtype
 from hpcphotoz.compute.precision_trial import (
     bf16_warning,
     bfloat16_speedup,
+    has_tf32,
+    quicker_precision,
     quickest_on_cpu,
     seconds_of_a_pass,
 )
@@ -86,7 +89,7 @@ def compute_options(compute: Compute, device: torch.device) -> ComputeOptions:
     on_gpu = device.type == "cuda"
     precision = compute.precision
     if precision == "auto":
-        unmeasured: Precision = "tf32" if on_gpu and _has_tf32(device) else "fp32"
+        unmeasured: Precision = "tf32" if on_gpu and has_tf32(device) else "fp32"
         precision = unmeasured if on_gpu else quickest_on_cpu(bfloat16_speedup())[0]
     of_attack = precision if compute.attack_precision == "training" else compute.attack_precision
     graphs = "off" if compute.graphs == "auto" else compute.graphs
@@ -150,50 +153,17 @@ def choose_compute(
     why = "as asked"
     if precision == "auto" and begun:
         precision, why = begun, "as the run was begun"
-    elif precision == "auto" and not _has_tf32(device):
+    elif precision == "auto" and not has_tf32(device):
         precision, why = "fp32", "no units for tf32 and bf16"
     elif precision == "auto":
         seconds, failed = _trial(module, device, shape, compiled, graphs != "off", world)
         if failed:
             compiled, why_compiled = False, f"not compiled (torch.compile failed here: {failed})"
-        precision, why = _quicker(seconds, shape[0])
+        precision, why = quicker_precision(seconds, shape[0])
     values = {"precision": precision, "graphs": graphs, "compiled": "on" if compiled else "off"}
     name = torch.cuda.get_device_name(device)
     message = f"{name}: precision {precision} ({why}), {why_graphs}, {why_compiled}"
     return ComputeChoice(compute.model_copy(update=values), message)
-
-
-def precision_of_attacks(
-    asked: str, module: nn.Module, device: torch.device | str, shape: tuple[int, ...]
-) -> tuple[str, str]:
-    """The precision of attacks on a trained network, and a line on why, or on what it costs; "": nothing.
-
-    Args:
-        asked: "auto" or a precision.
-        module: the network, on the device.
-        device: where the attacks run.
-        shape: (n, B, H, W), the images of a pass.
-    """
-    device = torch.device(device)
-    if device.type != "cuda":
-        found, why = quickest_on_cpu(bfloat16_speedup())
-        if asked != "auto":
-            slow = bf16_warning(asked, bfloat16_speedup())
-            return asked, f"warning: {slow}" if slow else ""
-        return found, f"gradients of attacks in {found} ({why})"
-    if asked != "auto":
-        return asked, ""
-    if not _has_tf32(device):
-        return "fp32", "gradients of attacks in fp32 (no units for tf32 and bf16)"
-    seconds = seconds_of_a_pass(module, device, shape, compiled=False, graph=False)
-    found, why = _quicker(seconds, shape[0])
-    return found, f"gradients of attacks in {found} ({why})"
-
-
-def _quicker(seconds: dict[str, float], n: int) -> tuple[Precision, str]:
-    both = ", ".join(f"{1e3 * took:.3g} ms in {name}" for name, took in seconds.items())
-    found: Precision = "bf16" if seconds["bf16"] < seconds["tf32"] else "tf32"
-    return found, f"measured: a pass over {n} images takes {both}"
 
 
 def _choose_on_cpu(compute: Compute, world: World, begun: str | None) -> ComputeChoice:
@@ -253,18 +223,11 @@ def _trial(
     """Seconds of a pass in each precision, added up over ranks; and why the compiler failed on some."""
     failed = ""
     if compiled:
-        try:
-            seconds_of_a_pass(module, device, shape, compiled=True, graph=False)
-        # Compilers, their back ends and the code that they make raise errors of no common type.
-        except Exception as error:
-            failed = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        failed = compiler_failure(
+            lambda: seconds_of_a_pass(module, device, shape, compiled=True, graph=False)
+        )
         failed = next((text for text in group.gather_texts(failed, world) if text), "")
     took = seconds_of_a_pass(module, device, shape, compiled=compiled and not failed, graph=graph)
     ranks = [json.loads(text or "") for text in group.gather_texts(json.dumps(took), world)]
     torch.cuda.empty_cache()
     return {name: sum(rank[name] for rank in ranks) for name in took}, failed
-
-
-def _has_tf32(device: torch.device) -> bool:
-    """Whether a GPU has units for TF32 and bfloat16."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from hpcphotoz.compute.capture import capture
+from hpcphotoz.compute.compiler import compiler_failure
 from hpcphotoz.training.distributed.group import Subgroup
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.timers import Timers
@@ -92,16 +93,9 @@ class GraphedStep:
         """The step to be captured: the compiled one, if it compiles and runs."""
         if self._compiled is None:
             return self._step
-        try:
-            self._compiled.gradients(self._batch)
-        # Compilers, their back ends and the code that they make raise errors of no common type.
-        except Exception as error:
-            said = (str(error).strip().splitlines() or [""])[0]
-            _log.warning(
-                "torch.compile failed here (%s: %s): the step runs as a CUDA graph without it",
-                type(error).__name__,
-                said,
-            )
+        compiled, batch = self._compiled, self._batch
+        if failed := compiler_failure(lambda: compiled.gradients(batch)):
+            _log.warning("torch.compile failed here (%s): the step runs as a CUDA graph without it", failed)
             self._compiled = None
         return self._compiled or self._step
 

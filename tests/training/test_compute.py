@@ -11,8 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hpcphotoz.compute import precision_trial
 from hpcphotoz.compute.precision import cudnn_benchmark, tf32, time_call
-from hpcphotoz.compute.precision_trial import bf16_warning, quickest_on_cpu, seconds_of_a_pass
+from hpcphotoz.compute.precision_trial import (
+    bf16_warning,
+    precision_of_attacks,
+    quickest_on_cpu,
+    seconds_of_a_pass,
+)
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training import compute
@@ -22,7 +28,6 @@ from hpcphotoz.training.compute import (
     ComputeChoice,
     choose_compute,
     compute_options,
-    precision_of_attacks,
 )
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.overlap.roles import RankRole
@@ -128,7 +133,8 @@ class FakeGPU:
         self.compiler_fails, self.calls = False, list[tuple[bool, bool]]()
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
         monkeypatch.setattr("torch.cuda.get_device_name", lambda device=None: "NVIDIA H200")
-        monkeypatch.setattr(compute, "seconds_of_a_pass", self._seconds)
+        for module in (compute, precision_trial):
+            monkeypatch.setattr(module, "seconds_of_a_pass", self._seconds)
 
     def _seconds(
         self, module: nn.Module, device: torch.device, shape: tuple[int, ...], *, compiled: bool, graph: bool
@@ -222,7 +228,7 @@ def test_a_gpu_without_units_and_a_run_that_was_begun_need_no_trial(monkeypatch:
 
 def test_attacks_too_take_the_quickest_precision_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     net, shape = nn.Linear(1, 1), (512, 5, 64, 64)
-    monkeypatch.setattr(compute, "bfloat16_speedup", lambda: 0.125)
+    monkeypatch.setattr(precision_trial, "bfloat16_speedup", lambda: 0.125)
     found, said = precision_of_attacks("auto", net, "cpu", shape)
     assert found == "fp32"
     assert said == "gradients of attacks in fp32 (measured: convolutions in bf16 are 8.0 times slower here)"

@@ -16,6 +16,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint
+from hpcphotoz.training.run.network import load_network
 from hpcphotoz.training.trainer import Diverged, Outcome, implausible_options, train
 from tests.helpers import ranks
 from tests.helpers.datasets import make_dataset, make_stamps
@@ -99,7 +100,7 @@ def test_stopped_at_a_step_and_resumed_gives_the_same_bits(
     assert len(ranks.curve(out)) == stop_at
     train(config(), dataset, out)
     assert_same_curve(out, alone, 0.0)
-    ours, theirs = (checkpoint.load_network(run).module.state_dict() for run in (out, alone))
+    ours, theirs = (load_network(run).module.state_dict() for run in (out, alone))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -440,7 +441,7 @@ def test_a_run_of_the_older_order_is_not_resumed_but_its_split_is_still_known(
     checkpoint.save(tmp_path / "run", state, 2)
     with pytest.raises(BadInput, match="another order of objects"):
         train(config(seed=3), dataset, tmp_path / "run")
-    assert checkpoint.load_network(tmp_path / "run").config.data.split_seed == 3
+    assert load_network(tmp_path / "run").config.data.split_seed == 3
 
 
 def test_a_run_folder_is_held_by_one_process(dataset: Path, tmp_path: Path) -> None:

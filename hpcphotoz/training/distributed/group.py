@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from hpcphotoz.errors import BadInput
+from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.output import say
 from hpcphotoz.training.distributed.rank_device import choose_device, conflict, identity
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
@@ -89,8 +89,7 @@ def _join(
             )
             return
     except (TimeoutError, dist.DistError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise RankLost(f"the ranks did not come together: {said}") from None
+        raise RankLost(f"the ranks did not come together: {first_line(error)}") from None
     if world.rank in found.ranks:
         raise BadInput(found.text)
     raise OtherRankFailed(2)
@@ -170,8 +169,7 @@ def detect_lost_ranks(progress_message: Callable[[], str], timeout_s: float) -> 
         except RuntimeError as error:
             if not _is_transport(error):
                 raise
-            said = str(error).strip().splitlines()[0]
-            raise RankLost(_lost(progress_message(), timeout_s, said)) from error
+            raise RankLost(_lost(progress_message(), timeout_s, first_line(error))) from error
 
 
 def _lost(progress_message: str, timeout_s: float, said: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import distributed as dist
 
-from hpcphotoz.errors import BadInput
+from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.world import World
 
 # From the (host, device) of every rank: the first rank that does not go with the others, and why.
@@ -194,7 +194,7 @@ class Rendezvous:
             # Python aborts when a thread comes back from C++ as the interpreter ends (seen after Ctrl-C).
             ended.wait(_FINISHING_S)
         if not made:
-            said = str(failed[0]).strip().splitlines()[0] if failed else "no answer"
+            said = first_line(failed[0]) if failed else "no answer"
             raise TimeoutError(
                 f"what listens at MASTER_ADDR, MASTER_PORT = {self._host}:{self._port} is not rank 0 of this "
                 f"run ({said}): choose another MASTER_PORT"

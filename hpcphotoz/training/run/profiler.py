@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from hpcphotoz.atomic import atomic_write, write_text
 from hpcphotoz.compute.cost import attack_cost_law, flops
+from hpcphotoz.compute.precision import time_call
 from hpcphotoz.config import Config
 from hpcphotoz.training.compute import ComputeOptions
 from hpcphotoz.training.rank_batch import RankBatch
@@ -187,14 +188,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     """
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device, dtype=dtype or torch.float32)
-    b, best = a.clone(), float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    b = a.clone()
+    return 2 * n**3 / time_call(lambda: a @ b, device, rounds=5)
 
 
 def _report(figures: dict[str, object], compute: ComputeOptions) -> str:

@@ -21,7 +21,7 @@ from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import locked
 from hpcphotoz.provenance import commit
-from hpcphotoz.training.run.checkpoint import with_room
+from hpcphotoz.training.run.checkpoint import paths, with_room
 from hpcphotoz.world import World
 
 _PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
@@ -84,7 +84,7 @@ def precision_of(run: Path) -> str | None:
 def _saved_config(run: Path) -> Config | None:
     """The configuration of the run that a folder holds, in today's names; None: it holds none."""
     path = run / "config.toml"
-    if not path.is_file() or not list((run / "checkpoints").glob("step-*.pt")):
+    if not path.is_file() or not paths(run):
         return None
     return configuration.load(str(path), convert=True)
 

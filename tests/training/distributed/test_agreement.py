@@ -11,6 +11,7 @@ from hpcphotoz.training.distributed.agreement import Agreement, Verdict
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.metrics import MetricsAccumulator
+from hpcphotoz.training.run.network import load_network
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.step import learning_rate
 from hpcphotoz.training.trainer import Diverged, train
@@ -86,7 +87,7 @@ def test_a_run_that_reads_later_is_the_same_run(
     train(config(log_steps=4, max_steps=7), dataset, tmp_path / "run")
     assert checkpoint.load(checkpoint.latest(tmp_path / "run") or Path())["step"] == 7
     train(config(log_steps=1), dataset, tmp_path / "run")
-    ours, theirs = (checkpoint.load_network(run).module.state_dict() for run in (tmp_path / "run", alone))
+    ours, theirs = (load_network(run).module.state_dict() for run in (tmp_path / "run", alone))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     train(config(log_steps=1), dataset, tmp_path / "whole")
     assert_same_curve(tmp_path / "whole", alone, 0.0)

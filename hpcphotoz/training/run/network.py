@@ -1,0 +1,89 @@
+"""A trained network, loaded from a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.config import Config
+from hpcphotoz.config.load import parse
+from hpcphotoz.config.renamed import to_current
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.network import compute_pdfs
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.build import bins_of, build
+from hpcphotoz.training.run import checkpoint
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A trained network, ready to predict."""
+
+    name: str  # the run folder's name
+    module: nn.Module  # in evaluation mode
+    bins: RedshiftBins
+    bands: tuple[str, ...]
+    stamp: int  # pixels a side
+    config: Config
+    step: int  # optimiser steps taken
+    manifest_sha256: str  # of the dataset it was trained on
+
+    def pdf(self, images: Tensor, ebv: Tensor) -> Tensor:
+        """The PDF of each object, (N, bins) float32: a probability per redshift bin.
+
+        Args:
+            images: (N, bands, y, x) float32, nanomaggies, on the module's device.
+            ebv: (N,) float32, mag.
+
+        Raises:
+            BadInput: an output that is not finite; the message gives the object's place in the batch.
+        """
+        return compute_pdfs(self, images, ebv, torch.arange(len(images), device=images.device))
+
+
+def load_network(run: Path | str, device: torch.device | str = "cpu") -> TrainedNetwork:
+    """The network of a run's newest checkpoint.
+
+    Args:
+        run: a run folder, or one checkpoint file in it.
+        device: where to put it.
+
+    Raises:
+        BadInput: no such run, no checkpoint in it, or one that does not load.
+    """
+    run = Path(run)
+    path = run if run.is_file() else checkpoint.latest(run)
+    if path is None:
+        torn = " that loads" if checkpoint.paths(run) else ""
+        raise BadInput(
+            f"{run}: no checkpoint{torn}: give a run folder that `hpcphotoz train --out` has filled"
+        )
+    state = checkpoint.load(path, device)
+    config = parse(_current_config(state), str(path))
+    module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
+    module.load_state_dict(state["model"])
+    module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
+    bands = tuple(state["bands"])
+    return TrainedNetwork(
+        name,
+        module,
+        bins_of(config.model),
+        bands,
+        state["stamp"],
+        config,
+        state["step"],
+        state["manifest_sha256"],
+    )
+
+
+def _current_config(state: checkpoint.State) -> dict[str, Any]:
+    """A checkpoint's configuration in today's words."""
+    tree = {name: dict(section) for name, section in state["config"].items()}
+    # Before the order had a number, the split was by the training's seed, and reading ahead was in batches.
+    if "order" not in state:
+        tree["data"].pop("read_ahead", None)
+        tree["data"].setdefault("split_seed", tree["training"]["seed"])
+    return to_current(tree)
