@@ -1,11 +1,22 @@
-"""Which commit of the source this package runs from."""
+"""Records what a result was made with: the commit of the source, and each start of a run."""
 
+import json
+import os
+import platform
+import socket
 import subprocess
+import sys
+import time
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import hpcphotoz
+from hpcphotoz.atomic import write_text
+from hpcphotoz.world import World
 
 RECORD = "COMMIT"  # beside a snapshot of the package, which is no repository
+_PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
 
 
 def commit() -> str | None:
@@ -20,6 +31,38 @@ def commit() -> str | None:
     head = _git(folder, "rev-parse", "HEAD")
     dirty = head and _git(folder, "status", "--porcelain", "-uno")
     return f"{head}-dirty" if dirty else head or None
+
+
+def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
+    """Add a start of a run to its provenance.json: versions, commit, host, command, ranks, and `facts`."""
+    path = run / "provenance.json"
+    try:
+        starts = list(json.loads(path.read_text())["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        starts = []
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "hpcphotoz": hpcphotoz.__version__,
+            "commit": commit(),
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "host": socket.gethostname(),
+            "command": sys.argv,
+            "launcher": world.launcher,
+            "world_size": world.size,
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            **facts,
+        }
+    )
+    write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -100,7 +100,8 @@ class TrainJob:
             # submitit ignores SIGTERM. Until the trainer handles it there is nothing to save; on a cluster it
             # may be a preemption, and a rank that dies of it fails the job.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        from hpcphotoz.training.trainer import Outcome, train
+        from hpcphotoz.training.loop import Outcome
+        from hpcphotoz.training.trainer import train
 
         with _SignalRecorder() as signals:
             outcome = train(

@@ -16,13 +16,12 @@ from benchmarks.training.train_runs import EPS, FRACTION, STEPS
 from hpcphotoz.config.load import configure
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.memory import keep_freed_memory
-from hpcphotoz.models.build import bins_of, build
-from hpcphotoz.training.adversaries import StepAttack
-from hpcphotoz.training.compute import compute_options
-from hpcphotoz.training.objectives import TrainingObjective
+from hpcphotoz.training.components import TrainingComponents
+from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.overlap.streams import SerialOverlap
 from hpcphotoz.training.rank_batch import make_rank_batch
-from hpcphotoz.training.step import Step
+from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.world import World
 
 _ROUNDS = 7
 
@@ -37,21 +36,15 @@ def main() -> None:
         **{"name": network, "precision": precision, "augment": False},
         **{"fraction": FRACTION, "steps": STEPS, "eps": EPS},
     )
-    torch.manual_seed(0)
-    device, bins = torch.device("cpu"), bins_of(config.model)
-    compute = compute_options(config.compute, device)
-    model = build(config.model, stamp=STAMP, scale=tuple(10 * sigma for sigma in SKY))
-    model = compute.placed(model, device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=compute.fused_adam)
+    device = torch.device("cpu")
+    components = TrainingComponents.create(config, STAMP, SKY, device, Timers(device))
     images, ebv, z = galaxies(size, seed=3)
     number = torch.arange(size)
     batch = Batch(images, z, ebv, number, torch.tensor(SKY).expand(size, -1), number, size, 0)
-    generate = StepAttack(model, config, bins, compute)
+    generate = components.step_attack()
     rank_batch = make_rank_batch(batch, config, 0, 0)
     adv = generate(rank_batch)
-    step = Step(
-        model, optimiser, SerialOverlap(lambda rank_batch: adv), TrainingObjective(config, bins), compute
-    )
+    step = components.build_step(SerialOverlap(lambda rank_batch: adv), RankRole(World()))
     times = in_turn(
         {"attack alone": lambda: generate(rank_batch), "training alone": lambda: step(rank_batch)}, _ROUNDS
     )

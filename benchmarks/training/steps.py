@@ -8,9 +8,7 @@ from benchmarks.galaxies import SKY, STAMP, galaxies
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config import Config
 from hpcphotoz.data.stream.batch import Batch
-from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.training.components import TrainingComponents
-from hpcphotoz.training.compute import compute_options
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.run.timers import Timers
@@ -29,18 +27,16 @@ def assembled(
         size: objects a step.
         device: where.
     """
-    torch.manual_seed(0)
-    bins, compute = bins_of(config.model), compute_options(config.compute, device)
-    module = compute.placed(build(config.model, stamp=STAMP, scale=tuple(10 * s for s in SKY)), device)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, fused=compute.fused_adam)
+    components = TrainingComponents.create(config, STAMP, SKY, device, Timers(device))
+    for entry in components.optimiser.param_groups:
+        entry["lr"] = LEARNING_RATE
     images, ebv, z = (t.to(device) for t in galaxies(size, seed=1))
     number, sky = torch.arange(size), torch.tensor(SKY, device=device).expand(size, -1)
     rank_batch = make_rank_batch(Batch(images, z, ebv, number, sky, number, size, 0), config, epoch=0, step=0)
-    components = TrainingComponents(module, optimiser, config, bins, compute, device, Timers(device))
     train_step = components.build_step(components.adversaries(), RankRole(World()))
 
     def step() -> None:
-        with tf32(compute.tf32):
+        with tf32(components.compute.tf32):
             train_step(rank_batch)
 
     return step, components, rank_batch

@@ -13,7 +13,8 @@ from hpcphotoz.errors import BadInput
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks."""
     from hpcphotoz.training.distributed.group import RankLost
-    from hpcphotoz.training.trainer import Diverged, train
+    from hpcphotoz.training.loop import Diverged
+    from hpcphotoz.training.trainer import train
 
     settings = configuration(options)
     try:

@@ -1,6 +1,8 @@
-"""The parts of a run put together: what takes its steps, where attacked images come from, what both cost."""
+"""Network, optimiser, attack and step of a run, put together for one device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,10 @@ from hpcphotoz.compute.compiler import compiled as through_compiler
 from hpcphotoz.compute.precision import time_call
 from hpcphotoz.config import Config
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.training.adversaries import StepAttack
-from hpcphotoz.training.compute import ComputeOptions
-from hpcphotoz.training.dataloader import RankLoader
+from hpcphotoz.training.compute import ComputeOptions, compute_options
 from hpcphotoz.training.objectives import TrainingObjective
-from hpcphotoz.training.overlap.exchange import AttackerEndpoint, ExchangeTopology, LearnerEndpoint, Waiting
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.overlap.streams import AdversarySource, NoOverlap, SerialOverlap, StreamOverlap
 from hpcphotoz.training.rank_batch import RankBatch
@@ -28,62 +29,61 @@ TrainStep = Step | FreeStep | GraphedStep
 
 @dataclass(frozen=True)
 class TrainingComponents:
-    """What steps are made of."""
+    """Network, optimiser and options of a run on one device, and what is built from them."""
 
     module: nn.Module  # bare, on the device
     optimiser: torch.optim.Optimizer
     config: Config
     bins: RedshiftBins
+    scale: tuple[float, ...]  # (B,) nMgy: softening of the asinh normalisation
     compute: ComputeOptions
     device: torch.device
     timers: Timers
 
+    @classmethod
+    def create(
+        cls, config: Config, stamp: int, sky_sigma: Sequence[float], device: torch.device, timers: Timers
+    ) -> Self:
+        """Make a new network, initialised from `run.seed`, and its optimiser.
+
+        Args:
+            config: every option of the run.
+            stamp: pixels a side of the images.
+            sky_sigma: (B,) nMgy, typical sky noise of the dataset.
+            device: where the network computes.
+            timers: times the sections of the steps.
+        """
+        # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
+        scale = tuple(config.model.softening * sigma for sigma in sky_sigma)
+        torch.manual_seed(config.run.seed)
+        compute = compute_options(config.compute, device)
+        module = compute.placed(build(config.model, stamp=stamp, scale=scale), device)
+        optimiser = torch.optim.AdamW(
+            module.parameters(),
+            lr=config.optimiser.learning_rate,
+            weight_decay=config.optimiser.weight_decay,
+            fused=compute.fused_adam,
+        )
+        return cls(module, optimiser, config, bins_of(config.model), scale, compute, device, timers)
+
     def step_attack(self) -> StepAttack:
-        """The attack."""
+        """The attack on the network of this run."""
         return StepAttack(self.module, self.config, self.bins, self.compute, self.timers)
 
     def attack_eagerly(self, module: nn.Module, batch: RankBatch) -> Tensor:
-        """The same by another copy of the network, launched one by one."""
+        """Attack with a copy of the network, eagerly: without compiler and CUDA graph."""
         compute = replace(self.compute, graphs="off", compiled=False)
         return StepAttack(module, self.config, self.bins, compute)(batch)
 
     def adversaries(self) -> AdversarySource:
-        """Where attacked images come from on a rank that makes its own."""
+        """The source of attacked images on a rank that makes its own."""
         generate, overlap = self.step_attack(), self.config.overlap.mode
         if overlap != "streams" or not self.config.adversarial.fraction:
             return NoOverlap(generate)
         return StreamOverlap(generate, self.device) if self.device.type == "cuda" else SerialOverlap(generate)
 
-    def exchange(
-        self, role: RankRole, rank: int, loader: RankLoader, first: int, last: int, waiting: Waiting
-    ) -> LearnerEndpoint | AttackerEndpoint:
-        """This rank's end of the exchange between learners and attackers.
-
-        Args:
-            role: its part.
-            rank: among all.
-            loader: its data.
-            first, last: steps of this process.
-            waiting: notes for what the rank waits.
-        """
-        assert role.split is not None
-        config, header = self.config, loader.train.manifest.header
-        topology = ExchangeTopology(
-            role.split,
-            rank,
-            config.adversarial.fraction,
-            config.overlap,
-            last,
-            loader.global_batch_size,
-            role.weights_group,
-        )
-        topology.connect_peers(self.device)
-        end = AttackerEndpoint if role.is_attacker else LearnerEndpoint
-        shape = (len(header.bands), header.stamp, header.stamp)
-        return end(topology, self.module, shape, self.device, first, waiting)
-
     def build_step(self, adversaries: AdversarySource, role: RankRole) -> TrainStep:
-        """What takes steps."""
+        """The training step: eager or as a CUDA graph, in DistributedDataParallel if several ranks train."""
         learners, objective = role.world.size, TrainingObjective(self.config, self.bins)
         module = self.module.train()
         if self.compute.graphs == "step":
@@ -98,7 +98,7 @@ class TrainingComponents:
     def _graphed(
         self, module: nn.Module, objective: TrainingObjective, learners: int, role: RankRole
     ) -> GraphedStep:
-        """The step of the bare network as a graph, through the compiler if that is asked for."""
+        """The step of the bare network as a CUDA graph, compiled if the options say so."""
         compiled, eager = None, replace(self, compute=replace(self.compute, compiled=False))
         if self.compute.compiled:
             fast = through_compiler(module, self.device)
@@ -110,7 +110,7 @@ class TrainingComponents:
         )
 
     def costs(self, batch: RankBatch) -> tuple[float, float]:
-        """Seconds to attack, and to train on, a rank's share of a batch; nothing is updated."""
+        """Seconds to attack a rank batch and seconds to train on it; weights are not updated."""
         generate, objective = self.step_attack(), TrainingObjective(self.config, self.bins)
         ready = NoOverlap(lambda batch: batch.images[batch.attacked])
         step = Step(self.module.train(), self.optimiser, ready, objective, self.compute)

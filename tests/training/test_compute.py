@@ -335,7 +335,7 @@ def test_the_graph_of_the_step_holds_the_compiled_network_and_the_rest_runs_with
     assert how.graphs == "step" and how.compiled
     module = Curved()
     optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
-    components = TrainingComponents(module, optimiser, asked, BINS, how, CPU, Timers(CPU))
+    components = TrainingComponents(module, optimiser, asked, BINS, (), how, CPU, Timers(CPU))
     step = components.build_step(components.adversaries(), RankRole(ALONE))
     assert isinstance(step, GraphedStep) and step._compiled is not None
     assert getattr(step._compiled._model, "_orig_mod", None) is module and step._step._model is module

@@ -15,9 +15,10 @@ import torch
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure
 from hpcphotoz.errors import BadInput
+from hpcphotoz.training.loop import Diverged, Outcome
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.network import load_network
-from hpcphotoz.training.trainer import Diverged, Outcome, implausible_options, train
+from hpcphotoz.training.trainer import implausible_options, train
 from tests.helpers import ranks
 from tests.helpers.datasets import make_dataset, make_stamps
 
@@ -165,7 +166,7 @@ def test_a_stop_at_an_epochs_end_saves_at_once_and_the_resumed_run_validates(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         ask_to_stop(patch, look)
-        patch.setattr("hpcphotoz.training.trainer.checkpoint.save", noted := Saves(checkpoint.save))
+        patch.setattr("hpcphotoz.training.run.checkpoint.save", noted := Saves(checkpoint.save))
         assert train(config(checkpoint_steps=100), dataset, out) is Outcome.STOPPED
     assert noted.steps == [step], "saved once"
     assert len(ranks.curve(out)) == step
@@ -195,7 +196,7 @@ def test_a_checkpoint_is_saved_before_the_validation(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hpcphotoz.training.trainer.validate", killed)
+        patch.setattr("hpcphotoz.training.loop.validate", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config(checkpoint_steps=PER_EPOCH), dataset, tmp_path / "run")
     newest = checkpoint.latest(tmp_path / "run")

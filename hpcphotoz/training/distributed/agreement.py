@@ -14,6 +14,7 @@ validated, so that what is saved has been found finite.
 import enum
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor
 from hpcphotoz.data.stream.device import copy_to_device
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.rank_batch import RankBatch
-from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.world import World
 
 
@@ -38,7 +38,7 @@ class Verdict(enum.IntEnum):
 class _PendingSums(NamedTuple):
     """Sums over learners on their way to the host."""
 
-    sums: Tensor  # (7,) float64: as `MetricsAccumulator.add`; ranks that ask to stop; ranks with a problem
+    sums: Tensor  # (7,) float64: the five of `add`; ranks that ask to stop; ranks with a problem
     copied: torch.cuda.Event | None
     objects: int  # of the global batch
     step: int  # counted from 1
@@ -50,14 +50,15 @@ class Agreement:
     Args:
         world: this rank's place among the learners.
         subgroup: their group; None: all ranks.
-        metrics: is told of the losses and objects of every step that goes well.
+        add: called after every finite step with its sums, (5,) float64 (loss and number of the clean objects,
+            loss and number of the attacked ones, number of skipped objects), and its global batch size.
         lags: whether a step's outcome may be read a step later.
     """
 
     def __init__(
-        self, world: World, subgroup: group.Subgroup, metrics: MetricsAccumulator, lags: bool
+        self, world: World, subgroup: group.Subgroup, add: Callable[[Tensor, int], None], lags: bool
     ) -> None:
-        self._world, self._subgroup, self._metrics, self._lags = world, subgroup, metrics, lags
+        self._world, self._subgroup, self._add, self._lags = world, subgroup, add, lags
         self._pending: deque[_PendingSums] = deque()
         self.step = 0  # whose outcome was read last
 
@@ -94,7 +95,7 @@ class Agreement:
             return Verdict.PROBLEM
         if not math.isfinite(sums[:4].sum()):
             return Verdict.DIVERGED
-        self._metrics.add(sums[:5], outcome.objects)
+        self._add(sums[:5], outcome.objects)
         return Verdict.STOP if sums[5] > 0 else Verdict.GO_ON
 
 

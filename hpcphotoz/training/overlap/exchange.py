@@ -30,80 +30,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from hpcphotoz.config import Overlap
-from hpcphotoz.data.stream.device import copy_to_device
 from hpcphotoz.training.distributed.agreement import Verdict
 from hpcphotoz.training.overlap.messages import ImageMessages, WeightMessages, header
-from hpcphotoz.training.overlap.partition import MessageSlice, RankSplit
+from hpcphotoz.training.overlap.topology import ExchangeTopology
 from hpcphotoz.training.rank_batch import RankBatch
 
-GlobalBatchSize = Callable[[int], int]  # objects in the global batch of a step
 Waiting = Callable[[str], AbstractContextManager[None]]  # notes for what a rank waits
-
-
-class ExchangeTopology:
-    """What both kinds of ranks know of the exchange.
-
-    Args:
-        split: who attacks.
-        rank: this one.
-        fraction: of attacked objects.
-        overlap: staleness, how images and weights travel.
-        last: steps of the run.
-        global_batch_size: objects in the global batch of a step.
-        weights_group: the group of rank 0 and all attackers.
-    """
-
-    def __init__(
-        self,
-        split: RankSplit,
-        rank: int,
-        fraction: float,
-        overlap: Overlap,
-        last: int,
-        global_batch_size: GlobalBatchSize,
-        weights_group: dist.ProcessGroup | None,
-    ) -> None:
-        self.split, self.rank, self.fraction, self.overlap = split, rank, fraction, overlap
-        self.last, self.global_batch_size, self.weights_group = last, global_batch_size, weights_group
-
-    def needed(self, version: int, first: int) -> bool:
-        """Whether some attack of a run that starts at step `first` wants the weights after `version`
-        updates.
-        """
-        return first < version <= self.last - 1 - self.overlap.max_staleness
-
-    def message_slices(self, step: int) -> list[MessageSlice]:
-        """The messages of a step."""
-        return self.split.message_slices(self.rank, self.global_batch_size(step), self.fraction)
-
-    def rows(self, batch: RankBatch, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Which of a rank's attacked images are in a message, and where in it: some may have been left
-        out.
-        """
-        place = np.searchsorted(
-            self.split.attacked_positions(self.rank, batch.size, self.fraction), batch.positions
-        )
-        mine = np.flatnonzero((place >= start) & (place < stop))
-        device = batch.images.device
-        return copy_to_device(torch.from_numpy(mine), device), copy_to_device(
-            torch.from_numpy(place[mine] - start), device
-        )
-
-    def connect_peers(self, device: torch.device) -> None:
-        """Exchange a byte with every rank that will be spoken to, in one order on all ranks.
-
-        NCCL makes a connection when it is first used, and both ends wait for each other: two ranks that first
-        use theirs in another order would wait for ever.
-        """
-        for attacker, learner in self.split.pairs(self.rank):
-            byte = torch.zeros(1, dtype=torch.uint8, device=device)
-            dist.send(byte, learner) if attacker == self.rank else dist.recv(byte, attacker)
 
 
 class _Endpoint:

@@ -131,16 +131,16 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
 
 
 def check_data(run: Path, state: State, data: Path, manifest_sha256: str) -> None:
-    """Refuse to continue a run on another dataset than it was begun on, or in another order of its objects.
+    """Refuse to continue a run on another dataset, or with another order of the same objects.
 
     Args:
         run: run folder.
-        state: of its newest checkpoint.
-        data: dataset folder that is to be trained on.
-        manifest_sha256: of that dataset.
+        state: state in the newest checkpoint.
+        data: dataset folder.
+        manifest_sha256: checksum of the manifest of that dataset.
 
     Raises:
-        BadInput: either is so.
+        BadInput: the dataset or the order differs from that of the saved state.
     """
     if state.get("order") != ORDER:
         raise BadInput(

@@ -1,12 +1,17 @@
-"""What has been seen and waited for since the last line of metrics."""
+"""Losses, object counts and times between two lines of metrics.jsonl, and that file."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpcphotoz.atomic import write_text
+from hpcphotoz.errors import BadInput
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.run.timers import Timers
 
@@ -66,3 +71,49 @@ class MetricsAccumulator:
         self._seen, self._waited_for_ranks, self._since = 0, 0.0, now
         self._waited, self._busy = loader.waited_s, stream.busy_s
         return figures
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, flushed as written; lines after a resumed step are dropped.
+
+    Args:
+        run: run folder.
+        step: step the run continues from; 0: a new run.
+
+    Raises:
+        BadInput: a line of a run that continues is none of ours.
+        OSError: the file cannot be read or written.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._path = run / "metrics.jsonl"
+        self._validated, kept = set[int](), []
+        for number, line in enumerate(self._lines() if step else (), 1):
+            try:
+                values = json.loads(line)
+                at, validation = int(values["step"]), values.get("part") == "validation"
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise BadInput(f"{self._path}: line {number} is damaged: delete it, and resume") from None
+            if at <= step:
+                kept.append(line)
+                self._validated |= {at} if validation else set()
+        write_text(self._path, "".join(line + "\n" for line in kept))
+
+    def validated(self, step: int) -> bool:
+        """Whether an earlier process wrote the validation after `step`."""
+        return step in self._validated
+
+    def write(self, **values: Any) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: it cannot be written, as where the disk is full.
+        """
+        with self._path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _lines(self) -> list[str]:
+        # A killed process can leave its last line without an end: not JSON, and written again after the
+        # resume.
+        text = self._path.read_text(errors="replace") if self._path.exists() else ""
+        return text[: text.rfind("\n") + 1].splitlines()

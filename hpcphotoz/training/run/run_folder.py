@@ -1,30 +1,18 @@
 """The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log, checkpoints/."""
 
-import json
 import logging
-import os
-import platform
-import socket
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import hpcphotoz
 from hpcphotoz.atomic import write_text
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import locked
-from hpcphotoz.provenance import commit
 from hpcphotoz.training.run.checkpoint import paths, with_room
 from hpcphotoz.world import World
-
-_PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
 
 
 def check(run: Path, config: Config) -> None:
@@ -89,31 +77,6 @@ def _saved_config(run: Path) -> Config | None:
     return configuration.load(str(path), convert=True)
 
 
-def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
-    """Add this start to provenance.json: versions, commit, host, command, world, and the given facts."""
-    path = run / "provenance.json"
-    try:
-        starts = list(json.loads(path.read_text())["starts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        starts = []
-    starts.append(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "hpcphotoz": hpcphotoz.__version__,
-            "commit": commit(),
-            "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
-            "host": socket.gethostname(),
-            "command": sys.argv,
-            "launcher": world.launcher,
-            "world_size": world.size,
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
-            **facts,
-        }
-    )
-    write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
-
-
 @contextmanager
 def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
     """Log of this rank: logs/rank-N.log; warnings of rank 0 go to standard error too."""
@@ -143,52 +106,6 @@ class _Log(logging.FileHandler):
         """Leave the line out."""
 
 
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, flushed as written; lines after a resumed step are dropped.
-
-    Args:
-        run: run folder.
-        step: step the run continues from; 0: a new run.
-
-    Raises:
-        BadInput: a line of a run that continues is none of ours.
-        OSError: the file cannot be read or written.
-    """
-
-    def __init__(self, run: Path, step: int) -> None:
-        self._path = run / "metrics.jsonl"
-        self._validated, kept = set[int](), []
-        for number, line in enumerate(self._lines() if step else (), 1):
-            try:
-                values = json.loads(line)
-                at, validation = int(values["step"]), values.get("part") == "validation"
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise BadInput(f"{self._path}: line {number} is damaged: delete it, and resume") from None
-            if at <= step:
-                kept.append(line)
-                self._validated |= {at} if validation else set()
-        write_text(self._path, "".join(line + "\n" for line in kept))
-
-    def validated(self, step: int) -> bool:
-        """Whether an earlier process wrote the validation after `step`."""
-        return step in self._validated
-
-    def write(self, **values: Any) -> None:
-        """Append one line.
-
-        Raises:
-            OSError: it cannot be written, as where the disk is full.
-        """
-        with self._path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def _lines(self) -> list[str]:
-        # A killed process can leave its last line without an end: not JSON, and written again after the
-        # resume.
-        text = self._path.read_text(errors="replace") if self._path.exists() else ""
-        return text[: text.rfind("\n") + 1].splitlines()
-
-
 def _differing(old: Config, new: Config) -> str:
     before, after = old.model_dump(), new.model_dump()
     for section, values in after.items():
@@ -197,10 +114,3 @@ def _differing(old: Config, new: Config) -> str:
             if before[section][key] != value and key not in may_change:
                 return f"{section}.{key} ({before[section][key]!r}, now {value!r})"
     return ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

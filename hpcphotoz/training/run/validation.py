@@ -1,14 +1,13 @@
 """How good the network is on the validation part, which the ranks that learn share."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcphotoz.data.stream.device import prefetch_to_device
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
-from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.training.compute import ComputeOptions
+from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import flux
@@ -31,34 +30,25 @@ class UnreadableData(Exception):
 
 @torch.no_grad()
 def validate(
-    module: nn.Module,
-    stream: Stream,
-    bins: RedshiftBins,
-    role: RankRole,
-    compute: ComputeOptions,
-    device: torch.device,
-    stop: StopRequest,
+    components: TrainingComponents, stream: Stream, role: RankRole, stop: StopRequest
 ) -> dict[str, float]:
     """Bias, sigma_MAD and eta over all learners' shares, `n` objects and how many were skipped.
 
     Args:
-        module: the bare network; in training mode after.
-        stream: the validation part.
-        bins: what logits mean.
-        role: the learners.
-        compute: precision.
-        device: where the network is.
-        stop: looked at every 16 batches.
+        components: the network, in training mode afterwards, and its options.
+        stream: this rank's validation objects.
+        role: the ranks that take part.
+        stop: read every 16 batches.
 
     Raises:
         UnreadableData: on all learners, if one cannot read its share.
         ValidationStopped: on all learners, if one is asked to stop.
     """
-    module.eval()
+    components.module.eval()
     try:
-        rows = _predictions(module, stream, bins, role, compute, device, stop)
+        rows = _predictions(components, stream, role, stop)
     finally:
-        module.train()
+        components.module.train()
     found = group.gather_rows(rows, role.world, role.subgroup)
     z_phot, z_spec = found.cpu().double().numpy().T
     dz = (z_phot - z_spec) / (1 + z_spec)
@@ -69,17 +59,10 @@ def validate(
     return figures
 
 
-def _predictions(
-    module: nn.Module,
-    stream: Stream,
-    bins: RedshiftBins,
-    role: RankRole,
-    compute: ComputeOptions,
-    device: torch.device,
-    stop: StopRequest,
-) -> Tensor:
+def _predictions(components: TrainingComponents, stream: Stream, role: RankRole, stop: StopRequest) -> Tensor:
     """(n, 2) mean and spectroscopic redshifts of this rank's objects; arguments and errors as `validate`."""
-    rows, problem = [torch.zeros(0, 2, device=device)], None
+    device, problem = components.device, None
+    rows = [torch.zeros(0, 2, device=device)]
     batches = prefetch_to_device(stream.epoch(0), device)
     for number in range(stream.batches):
         if number % _CHECK_STOP_EVERY == 0:
@@ -99,9 +82,9 @@ def _predictions(
         except StopIteration:
             problem = "the validation part has fewer objects than were counted: has the dataset changed?"
             continue
-        with compute.autocast(device):
-            logits: Tensor = module(flux(batch), batch.ebv)
-        rows.append(torch.stack([bins.mean(logits), batch.z_spec], dim=1))
+        with components.compute.autocast(device):
+            logits: Tensor = components.module(flux(batch), batch.ebv)
+        rows.append(torch.stack([components.bins.mean(logits), batch.z_spec], dim=1))
     else:
         next(batches, None)  # the end of the pass: the stream notes that all of it is verified
     if any(group.gather_texts(problem, role.world, role.subgroup)):

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcphotoz.training import trainer
+from hpcphotoz.training import loop
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict
+from hpcphotoz.training.loop import Diverged, Outcome
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.network import load_network
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.step import learning_rate
-from hpcphotoz.training.trainer import Diverged, train
+from hpcphotoz.training.trainer import train
 from hpcphotoz.world import World
 from tests.helpers import ranks
 from tests.training import test_trainer
@@ -32,7 +33,7 @@ def rank_batch(step: int) -> RankBatch:
 
 def agreement(lags: bool) -> tuple[Agreement, MetricsAccumulator]:
     metrics = MetricsAccumulator(Timers(torch.device("cpu")))
-    return Agreement(World(0, 1, 0, 1, "none"), None, metrics, lags), metrics
+    return Agreement(World(0, 1, 0, 1, "none"), None, metrics.add, lags), metrics
 
 
 def test_an_outcome_is_read_while_the_next_step_runs_or_when_it_is_wanted() -> None:
@@ -83,7 +84,7 @@ def test_a_run_that_reads_later_is_the_same_run(
     alone: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lines, its checkpoints and its continuation; steps 3, 7 are between what is written."""
-    monkeypatch.setattr(trainer, "reads_later", lambda device: True)
+    monkeypatch.setattr(loop, "reads_later", lambda device: True)
     train(config(log_steps=4, max_steps=7), dataset, tmp_path / "run")
     assert checkpoint.load(checkpoint.latest(tmp_path / "run") or Path())["step"] == 7
     train(config(log_steps=1), dataset, tmp_path / "run")
@@ -96,7 +97,7 @@ def test_a_run_that_reads_later_is_the_same_run(
 def test_a_signal_stops_a_run_that_reads_later_with_a_checkpoint_of_its_last_step(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "reads_later", lambda device: True)
+    monkeypatch.setattr(loop, "reads_later", lambda device: True)
     steps: list[int] = []
 
     def signalled(step: int, *options: object) -> float:
@@ -105,9 +106,9 @@ def test_a_signal_stops_a_run_that_reads_later_with_a_checkpoint_of_its_last_ste
             signal.raise_signal(signal.SIGUSR2)
         return learning_rate(step, *options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer, "learning_rate", signalled)
+    monkeypatch.setattr(loop, "learning_rate", signalled)
     options = {"log_steps": 100, "checkpoint_steps": 100, "epochs": 40}
-    assert train(config(**options), dataset, tmp_path / "run") is trainer.Outcome.STOPPED
+    assert train(config(**options), dataset, tmp_path / "run") is Outcome.STOPPED
     state = checkpoint.load(checkpoint.latest(tmp_path / "run") or Path())
     assert state["step"] == steps[-1] + 1 and state["step"] in (5, 6)
     assert float(state["sums"][1] + state["sums"][3]) > 0 and ranks.curve(tmp_path / "run") == []
@@ -116,7 +117,7 @@ def test_a_signal_stops_a_run_that_reads_later_with_a_checkpoint_of_its_last_ste
 def test_nothing_is_saved_of_a_run_whose_loss_is_not_finite(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "reads_later", lambda device: True)
+    monkeypatch.setattr(loop, "reads_later", lambda device: True)
     wild = config(learning_rate=1e30, warmup_steps=0, checkpoint_steps=1)
     with pytest.raises(Diverged, match="not finite at step 2: "):
         train(wild, dataset, tmp_path / "run")

@@ -8,7 +8,8 @@ import pytest
 
 from hpcphotoz.config import Attack
 from hpcphotoz.errors import BadInput
-from hpcphotoz.training.trainer import Outcome, train
+from hpcphotoz.training.loop import Outcome
+from hpcphotoz.training.trainer import train
 from tests.helpers import ranks
 from tests.training import test_trainer
 from tests.training.test_trainer import SAME, arguments, assert_same_curve, config
