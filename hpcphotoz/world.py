@@ -1,4 +1,4 @@
-"""Who am I among how many: the only reader of RANK, OMPI_*, PMI_*, PALS_*, SLURM_* variables of ranks."""
+"""Rank and number of ranks of this process: the only reader of RANK, OMPI_*, PMI_*, PALS_*, SLURM_*."""
 
 import os
 import re
@@ -9,8 +9,8 @@ from hpcphotoz.errors import BadInput
 
 _Env = Mapping[str, str]
 
-# Rank, size, rank on the node, ranks on the node. Order matters: inside `mpirun` in a SLURM allocation
-# SLURM_PROCID is the batch step's, hence wrong.
+# Launcher, then its variables of: rank, number of ranks, rank on the node, ranks on the node. The order
+# matters: inside `mpirun` in a SLURM allocation SLURM_PROCID is that of the batch step, not of this process.
 _LAUNCHERS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("torchrun", "RANK", "WORLD_SIZE", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",)),
     (
@@ -38,18 +38,18 @@ _LAUNCHERS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] =
     ("slurm", "SLURM_PROCID", "SLURM_NTASKS", (), ()),
 )
 MPI = ("openmpi", "pmix", "mpich")  # launchers whose ranks MPI connects
-# Variables by which a launcher tells a process its rank; what that process starts inherits them.
+# Variables that give a process its rank; a process that it starts inherits them.
 RANK_PREFIXES = ("OMPI_", "PMI_", "PMIX_", "PALS_", "MPI_LOCAL", "SUBMITIT_LOCAL_")
 RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
-# The batch script, salloc's interactive step and other steps that `srun` did not start: 0xfffffff0 and above.
+# Steps that `srun` did not start (batch script, interactive step of salloc, ...) have numbers from here on.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-_TASKS = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")  # tasks a node, and on how many nodes
+_TASKS = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")  # tasks per node, and number of such nodes
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size`, `local_rank` of `local_size` on its node."""
+    """Place of this process among all: `rank` of `size`, and on its node `local_rank` of `local_size`."""
 
     rank: int = 0
     size: int = 1
@@ -66,34 +66,36 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, the one that writes."""
+        """Whether this is rank 0, which writes."""
         return self.rank == 0
 
 
 def detect(env: _Env | None = None) -> World:
-    """Read this process's rank from the launcher's variables: torchrun, Open MPI, PMIx, MPICH (PALS, Intel),
-    `launch local`, SLURM, single.
+    """Read the rank of this process from the variables of its launcher.
+
+    The first launcher found counts: torchrun, Open MPI, PMIx, MPICH (PALS, Intel), `hpcphotoz launch local`,
+    SLURM. Without any, the process is alone.
 
     Args:
         env: environment to read; the process's own by default.
 
     Raises:
-        BadInput: a variable is no number, variables contradict each other, or an MPI singleton runs inside
-            a larger SLURM step.
+        BadInput: a variable is not a number, variables contradict each other, or each task of a SLURM step
+            is an MPI world of its own.
     """
     env = os.environ if env is None else env
     for launcher, rank, size, local_ranks, local_sizes in _LAUNCHERS:
         if rank not in env or size not in env:
             continue
-        # A batch script outside `srun` has SLURM_NTASKS too, and would wait for ranks that never come.
+        # A batch script outside `srun` has SLURM_NTASKS too; it would wait for ranks that nobody starts.
         if launcher == "slurm" and not _in_slurm_step(env):
             continue
         local = _first(env, local_ranks), _first(env, local_sizes)
         if None in local and _is_slurm_task(env, env[rank], env[size]):
             local = _number(env, "SLURM_LOCALID", 0), _tasks_on_this_node(env)
         world = World(_number(env, rank), _number(env, size), local[0] or 0, local[1] or 1, launcher)
-        # Open MPI under a srun without PMI becomes N singletons that would each train the whole run.
-        # (`mpiexec -n 1` in a batch script is one process, however many tasks the job has.)
+        # Under an `srun` without PMI, Open MPI becomes N worlds of one rank, each of which would train the
+        # whole run. (`mpiexec -n 1` in a batch script is one process, however many tasks the job has.)
         if launcher not in MPI or world.size > 1 or not _in_slurm_step(env):
             return world
         name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
@@ -107,10 +109,10 @@ def detect(env: _Env | None = None) -> World:
 
 
 def _number(env: _Env, name: str, otherwise: int | None = None) -> int:
-    """A variable's number; `otherwise` where it is not set.
+    """The number in a variable; `otherwise` if it is not set.
 
     Raises:
-        BadInput: it is no whole number of 0 or more.
+        BadInput: the value is not a whole number of 0 or more.
     """
     text = env[name] if otherwise is None else env.get(name, str(otherwise))
     if not (text.isascii() and text.isdigit() and len(text) < 10):
@@ -123,18 +125,18 @@ def _first(env: _Env, names: tuple[str, ...]) -> int | None:
 
 
 def _in_slurm_step(env: _Env) -> bool:
-    """Whether `srun` started this process, as one of a step's tasks."""
+    """Whether `srun` started this process as a task of a step."""
     step = env.get("SLURM_STEP_ID", "batch")
     return step.isascii() and step.isdigit() and len(step) < 20 and int(step) < _FIRST_SPECIAL_STEP
 
 
 def _is_slurm_task(env: _Env, rank: str, size: str) -> bool:
-    """Whether the launcher's rank is SLURM's too, as under `srun --mpi=pmi2`; inside `mpirun` it is not."""
+    """Whether SLURM gives the same rank as the launcher: under `srun --mpi=pmi2`, but not in `mpirun`."""
     return _in_slurm_step(env) and (env.get("SLURM_PROCID"), env.get("SLURM_NTASKS")) == (rank, size)
 
 
 def _tasks_on_this_node(env: _Env) -> int:
-    """From SLURM_TASKS_PER_NODE, such as "2(x3),1": two on each of the first three nodes, one on the last."""
+    """From SLURM_TASKS_PER_NODE, for example "2(x3),1": two on each of three nodes, one on the last."""
     name = "SLURM_STEP_TASKS_PER_NODE" if "SLURM_STEP_TASKS_PER_NODE" in env else "SLURM_TASKS_PER_NODE"
     node, tasks = _number(env, "SLURM_NODEID", 0), 1
     for part in env.get(name, "1").split(","):

@@ -1,4 +1,4 @@
-"""The attack of a step: on which rows, how strong by now, in which precision, keyed by object and epoch."""
+"""The attack of a training step: its strength during the warm-ups, its precision, its random starts."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,16 +15,16 @@ from hpcphotoz.training.compute import ComputeOptions
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.timers import Timers
 
-_START = 11  # purpose of random numbers: streams that must not repeat each other
+_START = 11  # purpose of these random numbers, different from that of all others
 
 
 class StepAttack:
-    """Makes the adversarial images of steps, the same on any rank.
+    """Attacks rows of rank batches; an object gets the same adversarial image on whichever rank it is.
 
     Args:
         module: the bare network.
-        config: the attack, its fraction, its warm-up, the seed.
-        bins: what logits mean.
+        config: attack, fraction, warm-ups and seed.
+        bins: redshift bins of the logits.
         compute: precision, compilation, graphs.
         timers: times the attack.
     """
@@ -42,12 +42,12 @@ class StepAttack:
         self._graphs = AttackGraphs() if compute.graphs == "attack" else None
 
     def __call__(self, batch: RankBatch) -> Tensor:
-        """Attacked images of the rows `batch.attacked`, (m, B, H, W) float32 nMgy; none: none."""
+        """Attacked images of the rows `batch.attacked`, (m, B, H, W) float32 nMgy; m may be 0."""
         rows = batch.attacked
         images = batch.images[rows]
         if not len(rows):
             return images
-        # Outside the caller's autocast: the attack has a precision of its own.
+        # Outside the autocast of the caller: the attack has a precision of its own.
         with self._timers("attack"), torch.autocast(images.device.type, enabled=False):
             attack = attack_at(batch.step, self._config.attack, self._config.adversarial)
             return perturb(
@@ -66,7 +66,7 @@ class StepAttack:
 
     def _passes_of(self, attack: Attack, batch: RankBatch) -> Passes:
         if batch.images.is_cuda and (batch.skipped or batch.size < self._config.run.global_batch):
-            # Of another shape than all others: compiling and capturing it would take longer than it does.
+            # Smaller batches are rare: compiling for their shape takes longer than attacking them eagerly.
             return replace(self._passes, compiled=False)
         if self._graphs is None:
             return self._passes
@@ -74,12 +74,12 @@ class StepAttack:
 
 
 def start_seed(config: Config) -> int:
-    """Seed of the random starts."""
+    """The seed of the random starts of attacks, derived from `run.seed`."""
     return derive_key(config.run.seed, _START) >> 1
 
 
 def attack_at(step: int, attack: Attack, adversarial: Adversarial) -> Attack:
-    """The attack of a step counted from 0: eps and step size grow linearly, K from 1, over the warm-ups."""
+    """The attack of a step counted from 0; eps, step size and K grow linearly over their warm-ups."""
     grown = min(1.0, (step + 1) / (adversarial.eps_warmup_steps + 1))
     steps = attack.steps
     if step < adversarial.k_warmup_steps:

@@ -53,7 +53,7 @@ class TrainingComponents:
             device: where the network computes.
             timers: times the sections of the steps.
         """
-        # asinh with a scale of 1 sky sigma bends the noise itself: it cost 5 to 10 % of sigma_MAD against 10.
+        # A softening of 1 sky sigma distorts the noise itself: sigma_MAD was 5 to 10 % worse than with 10.
         scale = tuple(config.model.softening * sigma for sigma in sky_sigma)
         torch.manual_seed(config.run.seed)
         compute = compute_options(config.compute, device)

@@ -1,7 +1,7 @@
-"""How a device computes: what the options called auto stand for on it, and why.
+"""Resolves the options of section `compute` for a device: what `auto` stands for there, and why.
 
-The precision is measured on the device; each other default is what `benchmarks/bench_options.py` found
-quickest on it; `benchmarks/LOG.md` has the figures.
+The precision is measured on the device. The other defaults are what `benchmarks/bench_options.py` found to be
+quickest on a device of its kind; `benchmarks/LOG.md` has the figures.
 """
 
 import importlib.util
@@ -30,35 +30,35 @@ from hpcphotoz.training.distributed import group
 from hpcphotoz.world import World
 
 _MICRO_BATCH_ON_CPU = 64
-# Images of a rank after which a compile is earned back: 76 s the first time, and about half of it again for
-# the precision that loses its trial, at the rates of a graph of the step on an H200 without (4,345 images/s)
-# and with it (7,171): 1.3 million, and a margin.
+# Images of a rank after which compiling has saved the time it took. It takes 76 s the first time, and about
+# half of that again for the precision that is tried and not chosen. On an H200 a graph of the step trains on
+# 4,345 images/s without and 7,171 with the compiler: 1.3 million images, and a margin.
 MIN_IMAGES_TO_COMPILE = 2_000_000
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """What is done, none of it left open."""
+    """Precision, memory format, compilation and graphs, resolved for one device."""
 
     training: torch.dtype | None  # autocast of training's passes; None: float32
     attack: torch.dtype | None
     channels_last: bool
-    merged: bool  # 1x1 convolutions of one input as one: quicker on CPUs
+    merged: bool  # 1x1 convolutions of one input computed as one: quicker on CPUs
     compiled: bool
     graphs: str  # "off", "attack", "step"
     fused_adam: bool
-    micro_batch: int | None  # objects a pass; None: all
+    micro_batch: int | None  # objects per pass; None: all
     tf32: bool = False  # whether float32 products of training's passes may be rounded to TF32
     attack_tf32: bool = False
 
     @property
     def passes(self) -> Passes:
-        """The attack's passes."""
+        """How the passes of attacks run."""
         return Passes(autocast=self.attack, compiled=self.compiled, tf32=self.attack_tf32)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The precision of training's passes; parameters and updates stay float32."""
+        """Context with the precision of training's passes; parameters and updates stay float32."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.training is not None)
 
     def placed(self, module: nn.Module, device: torch.device) -> nn.Module:
@@ -70,7 +70,7 @@ class ComputeOptions:
         return module
 
     def facts(self) -> dict[str, Any]:
-        """For the run's provenance."""
+        """The options as they are recorded in provenance.json."""
         found = {**vars(self), "training": self._name(self.training, self.tf32)}
         found["attack"] = self._name(self.attack, self.attack_tf32)
         return {name: value for name, value in found.items() if name not in ("tf32", "attack_tf32")}
@@ -81,10 +81,11 @@ class ComputeOptions:
 
 
 def compute_options(compute: Compute, device: torch.device) -> ComputeOptions:
-    """Options as they are computed with.
+    """Resolve the options for a device.
 
-    What is still auto is what it is on any device of the kind: without compiler and graphs, and on a GPU in
-    tf32, where it has it: the quicker one without them. `choose_compute` decides these for a run.
+    Options that are still `auto` get the value that suits every device of its kind: no compiler, no graphs,
+    and on a GPU tf32 if it has the units, because without compiler and graphs tf32 is quicker than bf16.
+    `choose_compute` chooses precision, compiler and graphs for a run.
     """
     on_gpu = device.type == "cuda"
     precision = compute.precision
@@ -111,12 +112,12 @@ def compute_options(compute: Compute, device: torch.device) -> ComputeOptions:
 
 @dataclass(frozen=True)
 class ComputeChoice:
-    """The options of a run with precision, compiler and graphs decided, the same on all ranks.
+    """Section `compute` of a run with precision, compiler and graphs chosen, the same on all ranks.
 
     Attributes:
-        compute: the options.
-        message: what was chosen and why, one line.
-        warning: what an option that was asked for costs, one line; "": nothing.
+        compute: the section.
+        message: one line that says what was chosen and why.
+        warning: one line on the cost of an option that the user chose; "": no such cost.
     """
 
     compute: Compute
@@ -133,16 +134,16 @@ def choose_compute(
     objects: int,
     begun: str | None = None,
 ) -> ComputeChoice:
-    """Decide precision, compiler and graphs; collective.
+    """Choose precision, compiler and graphs; called on all ranks.
 
     Args:
-        config: as the user gives it.
+        config: configuration from the user.
         world: all ranks.
         module: the network, on the device.
-        device: of this rank.
-        shape: (n, B, H, W), images of this rank's share of a batch.
-        objects: images that the run trains on, of all ranks and epochs.
-        begun: the precision of the run that is continued: it goes on in it.
+        device: device of this rank.
+        shape: (n, B, H, W) of this rank's slice of a global batch.
+        objects: number of images that the run trains on, over all ranks and epochs.
+        begun: precision in which the run was begun, which it keeps; None: a new run.
     """
     compute = config.compute
     if device.type != "cuda":
@@ -167,7 +168,7 @@ def choose_compute(
 
 
 def _choose_on_cpu(compute: Compute, world: World, begun: str | None) -> ComputeChoice:
-    # The slowest rank decides: it would be waited for.
+    # The slowest rank decides, because all others wait for it.
     speedup = min(float(text or 1) for text in group.gather_texts(str(bfloat16_speedup()), world))
     precision: str
     precision, why = quickest_on_cpu(speedup)
@@ -185,7 +186,7 @@ def _choose_on_cpu(compute: Compute, world: World, begun: str | None) -> Compute
 
 
 def _graphs(config: Config) -> tuple[str, str]:
-    """What is captured on a GPU, and that in words."""
+    """What a GPU captures as a CUDA graph, and the same in words."""
     compute, overlap = config.compute, config.overlap
     if compute.graphs != "auto":
         bare = overlap.mode == "streams" and compute.graphs == "off"
@@ -204,7 +205,7 @@ def _graphs(config: Config) -> tuple[str, str]:
 
 
 def _compiled(compute: Compute, graphs: str, objects: int) -> tuple[bool, str]:
-    """Whether the network is compiled on a GPU, and that in words; `objects`: of this rank."""
+    """Whether a GPU compiles the network, and the same in words; `objects`: images of this rank."""
     if compute.compiled != "auto":
         return compute.compiled == "on", f"compiled {compute.compiled} (as asked)"
     if graphs != "step":
@@ -220,7 +221,7 @@ def _compiled(compute: Compute, graphs: str, objects: int) -> tuple[bool, str]:
 def _trial(
     module: nn.Module, device: torch.device, shape: tuple[int, ...], compiled: bool, graph: bool, world: World
 ) -> tuple[dict[str, float], str]:
-    """Seconds of a pass in each precision, added up over ranks; and why the compiler failed on some."""
+    """Seconds of a pass in each precision, summed over ranks; and the compiler's error, or ""."""
     failed = ""
     if compiled:
         failed = compiler_failure(

@@ -1,4 +1,4 @@
-"""This rank's share of the data: opens and counts the streams, and makes the rank batch of every step."""
+"""Loads this rank's slice of every global batch, from the training and the validation part of a dataset."""
 
 import json
 import time
@@ -23,14 +23,14 @@ from hpcphotoz.world import World
 
 
 class RankLoader:
-    """The training and the validation part of a dataset, as one rank sees them.
+    """Loads this rank's slice of every global batch.
 
     Args:
         data: dataset folder.
-        run: run folder; its `selection/` keeps which objects belong to the parts.
-        config: of the run.
-        world: this rank among those that share a global batch.
-        device: where batches go.
+        run: run folder; `selection/` in it lists the objects of both parts.
+        config: every option of the run.
+        world: the ranks that divide a global batch, and this rank's place among them.
+        device: where batches are copied.
         timers: times the waits for data.
 
     Raises:
@@ -44,10 +44,10 @@ class RankLoader:
         self._device, self._timers = device, timers
         self.train = self._open("train")
         self.validation = self._open("validation") if config.data.validation else None
-        self.waited_s = 0.0  # for data, since the start
+        self.waited_s = 0.0  # seconds of waiting for data since the start
 
     def for_world(self, world: World) -> "RankLoader":
-        """The same data shared among other ranks, with what has been counted."""
+        """A loader of the same counted objects, divided among other ranks."""
         other = RankLoader(self._data, self._run, self._config, world, self._device, self._timers)
         for mine, theirs in ((self.train, other.train), (self.validation, other.validation)):
             if mine is not None and theirs is not None:
@@ -55,10 +55,10 @@ class RankLoader:
         return other
 
     def count(self) -> None:
-        """Agree on which objects there are: rank 0 finds them, for all.
+        """Find the objects of both parts: rank 0 reads the dataset, and the others receive its result.
 
         Raises:
-            BadInput: an empty part, or labels that cannot be trained on.
+            BadInput: a part without objects, or labels that cannot be trained on.
         """
         streams = [s for s in (self.train, self.validation) if s is not None]
         if len(set(group.gather_texts(self.train.manifest.sha256, self._world))) > 1:
@@ -88,10 +88,10 @@ class RankLoader:
         return min(size, self.train.rows - step % self.train.batches * size)
 
     def rank_batches(self, first: int, last: int) -> Iterator[RankBatch]:
-        """This rank's share of the steps from `first` on.
+        """Yields this rank's slice of the global batch of each step from `first` to `last` - 1.
 
-        The other ranks are about to average gradients: a rank that left here would end them with an error of
-        their own, so it takes its steps with nothing, and `problem` says why.
+        A rank that cannot read yields empty batches, with the reason in `problem`. If it raised an error,
+        the other ranks would fail while averaging gradients, with a message that does not name the cause.
         """
         batches, problem = self._batches(first), None
         for step in range(first, last):

@@ -1,11 +1,13 @@
-"""What training minimises: cross-entropy over the objects of passes that can be taken together or apart.
+"""The training objectives: cross-entropy of clean and attacked images, and TRADES.
 
-    replace      sum over clean and attacked objects / objects of the global batch
-    append       the same over all clean objects and, beside them, the attacked ones / number of both
-    consistency  cross-entropy of the clean images + w KL(clean PDF | attacked PDF) of the attacked objects /
-                 objects of the global batch: TRADES (Zhang et al. 2019, arXiv:1901.08573) on a fraction
+    replace      the attacked images replace their clean ones: sum of the cross-entropies / objects
+    append       the attacked images come in addition to all clean ones: sum of the cross-entropies / images
+    consistency  (sum of the cross-entropies of all clean images
+                  + w * sum of KL(clean PDF | attacked PDF) of the attacked objects) / objects:
+                 TRADES (Zhang et al. 2019, arXiv:1901.08573) on a fraction of the batch
 
-`off` takes `together`, the other overlaps `clean` and `attacked`: sums over the same objects.
+Objects and images are those of the global batch. Without overlap a step runs one pass, over `together`. The
+overlaps run two, over `clean` and over `attacked`, whose sums add up to the same objective.
 """
 
 from collections.abc import Iterator
@@ -25,19 +27,19 @@ from hpcphotoz.training.rank_batch import RankBatch
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """Objects of a forward and backward pass."""
+    """Images and labels of one forward and backward pass."""
 
     images: Tensor  # (n, B, H, W)
     ebv: Tensor  # (n,)
     z_spec: Tensor  # (n,)
     attacked: Tensor  # (n,) bool
-    clean_images: Tensor | None = None  # (n, B, H, W) the clean images, where a consistency is asked for
+    clean_images: Tensor | None = None  # (n, B, H, W) the clean images, for objective consistency
 
     def __len__(self) -> int:
         return len(self.images)
 
     def split(self, size: int | None) -> Iterator["ForwardBatch"]:
-        """Micro-batches of at most `size` objects; one where there is none, so that every rank has a pass."""
+        """Yields micro-batches of at most `size` objects; one if empty, so that every rank has a pass."""
         n = len(self)
         for first in range(0, max(n, 1), size or max(n, 1)):
             rows = slice(first, first + size if size else n)
@@ -48,24 +50,24 @@ class ForwardBatch:
 
 
 class TrainingObjective:
-    """The objective of a configuration.
+    """The objective that a configuration names.
 
     Args:
-        config: objective, weight and labels.
-        bins: what logits mean.
+        config: objective, its weight, width of the labels.
+        bins: redshift bins of the logits.
     """
 
     def __init__(self, config: Config, bins: RedshiftBins) -> None:
         self._config, self._bins, self._kind = config, bins, config.adversarial.objective
 
     def objects(self, size: int) -> int:
-        """By how many objects the sum over a global batch of `size` is divided."""
+        """The number by which the sum over a global batch of `size` objects is divided; at least 1."""
         if self._kind != "append":
             return max(size, 1)
         return max(size + int(attacked_mask(np.arange(size), self._config.adversarial.fraction).sum()), 1)
 
     def together(self, batch: RankBatch, adv: Tensor) -> list[ForwardBatch]:
-        """All objects in one forward batch, where there is a form that takes them so."""
+        """Clean and attacked objects as one forward batch; as two for objective consistency."""
         if self._kind == "consistency" and len(adv):
             return [self.clean(batch), self.attacked(batch, adv)]
         if self._kind == "append":
@@ -85,7 +87,7 @@ class TrainingObjective:
         ]
 
     def clean(self, batch: RankBatch) -> ForwardBatch:
-        """Objects whose pass needs no attacked image."""
+        """The objects whose pass needs no attacked images; it can run during the attack."""
         if self._kind == "append":
             return ForwardBatch(batch.images, batch.ebv, batch.z_spec, _all(batch.ebv, False))
         images, ebv, z_spec = (tensor[batch.clean] for tensor in (batch.images, batch.ebv, batch.z_spec))
@@ -98,7 +100,7 @@ class TrainingObjective:
         return ForwardBatch(adv, ebv, z_spec, _all(ebv, True), clean_images)
 
     def inputs(self, forward_batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """What the network is given: images and E(B-V), clean partners first."""
+        """Images and E(B-V) for the network; for objective consistency the clean images come first."""
         if forward_batch.clean_images is None:
             return forward_batch.images, forward_batch.ebv
         return torch.cat([forward_batch.clean_images, forward_batch.images]), torch.cat(
@@ -106,15 +108,15 @@ class TrainingObjective:
         )
 
     def loss(self, logits: Tensor, forward_batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """The sum to be lowered, and sums to be reported.
+        """The loss of a pass, summed over its objects, and the sums for the metrics.
 
         Args:
             logits: of `inputs(forward_batch)`.
-            forward_batch: whose they are.
+            forward_batch: images and labels of the pass.
 
         Returns:
-            A scalar; and (4,) float64: sum of the cross-entropies of clean images, their number, and both of
-            the attacked ones.
+            The loss, a scalar; and (4,) float64: sum of the cross-entropies of clean images, their number,
+            sum of the cross-entropies of attacked images, their number.
         """
         logits = logits.float()
         wanted = target(forward_batch.z_spec, self._bins, self._config.optimiser.label_width)
@@ -138,14 +140,14 @@ class TrainingObjective:
 
 
 def attacked_rows(batch: RankBatch) -> Tensor:
-    """(n,) bool: which objects are attacked."""
+    """Mask of the attacked objects, (n,) bool."""
     every = torch.zeros(len(batch.images), dtype=torch.bool, device=batch.images.device)
-    # `every[rows] = True` would copy True from the host, wait for the device, and be refused in a capture.
+    # `every[rows] = True` copies True from the host: it waits for the device, and a graph capture refuses it.
     return every.index_fill_(0, batch.attacked, True)
 
 
 def sum_losses(each: Tensor, attacked: Tensor) -> Tensor:
-    """(4,) float64: sum and number of the clean, sum and number of the attacked values."""
+    """(4,) float64: sum and number of the clean values, sum and number of the attacked ones."""
     each = each.double()
     zero = each.new_zeros(())
     clean, adversarial = torch.where(attacked, zero, each).sum(), torch.where(attacked, each, zero).sum()
@@ -153,9 +155,7 @@ def sum_losses(each: Tensor, attacked: Tensor) -> Tensor:
 
 
 def target(z: Tensor, bins: RedshiftBins, label_width: float) -> Tensor:
-    """The label of each object: the index of its bin (N,), or with `label_width` a Gaussian over bins (N,
-    bins).
-    """
+    """Labels for the cross-entropy: bin indices (N,), or with `label_width` Gaussians over bins (N, bins)."""
     if not label_width:
         return bins.index(z)
     distance = (bins.centres(z.device) - z[:, None]) / (label_width * bins.width)

@@ -1,4 +1,4 @@
-"""A rank's share of a step, ready to compute on: images decoded and turned, rows sorted out."""
+"""One rank's slice of a global batch: images decoded and augmented, rows divided into attacked and clean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,29 +16,29 @@ from hpcphotoz.data.stream.device import copy_to_device
 from hpcphotoz.kernels import reference
 
 Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-_AUGMENT = 10  # purpose of random numbers: streams that must not repeat each other
+_AUGMENT = 10  # purpose of these random numbers, different from that of all others
 
 
 @dataclass(frozen=True)
 class RankBatch:
-    """One rank's slice of a global batch; any of it may be empty."""
+    """One rank's slice of a global batch; it may be empty."""
 
-    images: Tensor  # (n, B, H, W) float32 nMgy, turned as this epoch wants
+    images: Tensor  # (n, B, H, W) float32 nMgy, augmented
     ebv: Tensor  # (n,) float32, mag
     z_spec: Tensor  # (n,) float32
     sky_sigma: Tensor  # (n, B) float32, nMgy
     object_id: Tensor  # (n,) int64
     attacked: Tensor  # (m,) int64: rows that are attacked, in order
-    clean: Tensor  # (n - m,) int64: the others
-    positions: np.ndarray[tuple[int], np.dtype[np.int64]]  # (m,) of the attacked rows in the global batch
+    clean: Tensor  # (n - m,) int64: the other rows
+    positions: np.ndarray[tuple[int], np.dtype[np.int64]]  # (m,) places of `attacked` in the global batch
     size: int  # objects in the global batch
-    epoch: int | Tensor  # a tensor where a CUDA graph reads it
+    epoch: int | Tensor  # a tensor in the batch that a CUDA graph reads
     step: int  # optimiser steps before this one
     skipped: int = 0  # damaged objects that were left out
-    problem: str | None = None  # why it is empty: this rank cannot read
+    problem: str | None = None  # why this rank cannot read; the batch is then empty
 
     def first(self, n: int) -> "RankBatch":
-        """The first n attacked objects; where none is attacked, the first n."""
+        """The first n attacked objects, or the first n objects if none is attacked."""
         ids = self.attacked[:n] if len(self.attacked) else torch.arange(min(n, len(self.images)))
         rows = {k: getattr(self, k)[ids] for k in ("images", "ebv", "z_spec", "sky_sigma", "object_id")}
         every = torch.arange(len(ids), device=self.images.device)
@@ -49,13 +49,15 @@ class RankBatch:
 
 
 def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> RankBatch:
-    """Decode and turn a batch's images, and find which are attacked: those at the attacked positions of the
-    global batch. The stream draws each object's position anew each epoch from (seed, epoch, object).
+    """Decode and augment the images of a batch, and divide its rows into attacked and clean ones.
+
+    The attacked rows are those at fixed positions of the global batch. The stream draws the position of every
+    object anew each epoch, from (seed, epoch, object), so that other objects are attacked each time.
 
     Args:
-        batch: as the stream gives it; `position` and `object_id` in host memory.
+        batch: a batch of the stream; `position` and `object_id` in host memory.
         config: seed, augmentation, fraction of attacked objects.
-        epoch, step: where in the run; the epoch draws one of the eight symmetries of the square.
+        epoch, step: epoch and optimiser step of the batch, counted from 0.
     """
     device = batch.images.device
     position = batch.position.numpy()
@@ -79,11 +81,11 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
 
 
 def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
-    """The images in nMgy, (n, B, y, x) float32 channels_last: decoded, turned and cast in one pass.
+    """Decoded images, (n, B, y, x) float32 nMgy channels_last, augmented by a symmetry of the square.
 
     Args:
-        batch: as the stream gives it.
-        seed, epoch: with (object) they draw one of the eight symmetries of the square; None: not turned.
+        batch: a batch of the stream.
+        seed, epoch: with the object's number they choose one of the eight symmetries; seed None: unchanged.
     """
     code = None
     if seed is not None:

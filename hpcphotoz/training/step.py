@@ -16,18 +16,18 @@ from hpcphotoz.training.run.timers import Timers
 
 
 class Step:
-    """Takes optimisation steps.
+    """Takes one optimisation step per call.
 
-    Gradients are those of the mean over the *global* batch, so that ranks with slices of different length
-    (or none) add up to what one rank would compute; they are averaged over ranks once, in the last pass.
+    Gradients are those of the mean over the *global* batch. Slices of different length, empty ones too,
+    therefore add up to the gradient that one rank would compute. Ranks average once, in the last pass.
 
     Args:
-        model: the network, wrapped in DistributedDataParallel where several ranks train.
-        optimiser: of its parameters.
-        adversaries: where the attacked images come from, and whether clean passes go on meanwhile.
-        objective: what is minimised.
-        compute: precision, micro-batches.
-        learners: ranks that train.
+        model: the network, in DistributedDataParallel if several ranks train.
+        optimiser: the optimiser of its parameters.
+        adversaries: source of the attacked images; says whether clean passes run meanwhile.
+        objective: the training objective.
+        compute: precision and size of micro-batches.
+        learners: number of ranks that train.
         timers: times the sections of the step.
     """
 
@@ -46,7 +46,7 @@ class Step:
         self._timers = timers or Timers()
 
     def __call__(self, batch: RankBatch) -> Tensor:
-        """Attack, forward, backward, update; returns as `gradients`."""
+        """Attack, forward, backward, update; returns the sums of `gradients`."""
         sums = self.gradients(batch)
         with self._timers("optimiser"):
             self._optimiser.step()
@@ -56,13 +56,13 @@ class Step:
         """Attack, forward, backward.
 
         Returns:
-            (4,) float64: sum of the losses of this rank's clean objects, their number, the same of the
-            attacked ones.
+            (4,) float64, of this rank: sum of the losses of clean objects, their number, sum of the losses of
+            attacked objects, their number.
         """
         self._optimiser.zero_grad()
         adversaries, objective = self._adversaries, self._objective
-        # DistributedDataParallel averages gradients over ranks: undo its division, divide by the objects
-        # there are.
+        # DistributedDataParallel divides gradients by the number of ranks. Undo this, and divide by the
+        # number of objects instead.
         scale = self._learners / objective.objects(batch.size)
         adversaries.begin(batch)
         sums = torch.zeros(4, dtype=torch.float64, device=batch.images.device)
@@ -82,9 +82,7 @@ class Step:
         return sums
 
     def _pass(self, forward_batch: ForwardBatch, scale: float, last: bool) -> Tensor:
-        """Forward and backward; gradients are averaged over ranks in the last micro-batch of the last
-        part.
-        """
+        """Forward and backward; the last micro-batch of the `last` pass averages gradients over ranks."""
         loss_sums = torch.zeros(4, dtype=torch.float64, device=forward_batch.images.device)
         micro_batches = list(forward_batch.split(self._compute.micro_batch))
         for number, micro_batch in enumerate(micro_batches):
@@ -100,7 +98,7 @@ class Step:
 
 
 def learning_rate(step: int, total: int, optimiser: Optimiser) -> float:
-    """The rate of a step counted from 0: linear warm-up, then the schedule over all `total` steps."""
+    """Learning rate of a step (counted from 0): linear warm-up times the schedule over all `total` steps."""
     warm = min(1.0, (step + 1) / (optimiser.warmup_steps + 1))
     if optimiser.schedule == "cosine":
         return optimiser.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / total))

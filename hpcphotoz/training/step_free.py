@@ -1,8 +1,8 @@
-"""Free adversarial training (Shafahi et al. 2019, arXiv:1904.12843): one backward pass gives the gradient of
-the weights, for an update, and that of the attacked images, for their next step.
+"""Free adversarial training (Shafahi et al. 2019, arXiv:1904.12843): K updates per batch.
 
-A batch is taken `attack.steps` times: K updates for the cost of K clean steps. The perturbation begins anew
-for each batch, at the random start of its object, so that it depends on no other batch or rank.
+Each backward pass gives two gradients: that of the weights, for an update, and that of the attacked images,
+for their next attack step. K = `attack.steps` updates cost as much as K clean steps. The perturbation of an
+object begins anew with each batch, at the object's random start: it depends on no other batch or rank.
 """
 
 import math
@@ -23,7 +23,7 @@ from hpcphotoz.training.run.timers import Timers
 
 
 class FreeStep:
-    """Takes all updates of a batch; arguments as `step.Step`, micro-batches excepted."""
+    """Takes all K updates of a batch per call. Arguments as `step.Step`; there are no micro-batches."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class FreeStep:
         self._compute, self._learners, self._timers = compute, learners, timers or Timers()
 
     def __call__(self, batch: RankBatch) -> Tensor:
-        """Update K times; returns as `step.Step`, of the last of them."""
+        """Update K times; returns the sums of the last update, as `step.Step` does."""
         attack, rows = attack_at(batch.step, self._config.attack, self._config.adversarial), batch.attacked
         unit = batch.sky_sigma[rows]
         if attack.ball == "l2":
@@ -69,7 +69,7 @@ class FreeStep:
         return loss_sums
 
     def _update(self, batch: RankBatch, adv: Tensor) -> tuple[Tensor, Tensor]:
-        """One forward and backward pass and one update; also the gradient at the attacked images."""
+        """Forward, backward and update; returns the sums, and the gradient of the attacked images."""
         adv = adv.detach().requires_grad_()
         images, attacked = replace_rows(batch.images, batch.attacked, adv), attacked_rows(batch)
         self._optimiser.zero_grad()

@@ -1,13 +1,12 @@
-"""All passes of a step as one CUDA graph: decoded batch in, gradients out; one launch instead of thousands.
+"""All passes of a training step as one CUDA graph: one launch instead of thousands.
 
-    batch ─ copied into the graph's own ─► attack, clean and adversarial passes ─► gradients ─► all-reduce ─►
-    update
+    batch ─ copied into the graph's batch ─► attack and passes ─► gradients ─► all-reduce ─► update
 
-Gradients lie in the graph's memory and are written anew by each replay; nothing may drop them. The
-all-reduce is one
-call over all of them after the replay, not beside the backward pass: the graph is for small batches, where
-launching kernels takes longer than they do. Batches of another shape (an epoch's last one), and the warm-up
-of the attack, whose strength would be captured, take the usual way.
+Gradients lie in the memory of the graph, and each replay overwrites them; nothing may free them. The
+all-reduce is one call over all gradients after the replay, not beside the backward pass: the graph is for
+small batches, for which launching the kernels takes longer than running them. Two kinds of batches run
+without the graph: those of another shape (the last one of an epoch), and those of the attack's warm-up,
+because a graph keeps the strength of the attack that was captured.
 """
 
 import logging
@@ -31,17 +30,17 @@ _log = logging.getLogger(__name__)
 
 
 class GraphedStep:
-    """Takes optimisation steps, as `step.Step`, whose gradients it captures.
+    """Takes optimisation steps as `step.Step` does, with its gradients captured as a CUDA graph.
 
     Args:
-        step: of the bare network, without DistributedDataParallel; for batches that no graph fits.
+        step: step of the bare network, without DistributedDataParallel; for batches that fit no graph.
         module: the network.
-        optimiser: of its parameters.
-        warmup_end: step at which the attack has its full strength; nothing is captured before.
-        learners, subgroup: ranks that train, and their group.
+        optimiser: the optimiser of its parameters.
+        warmup_end: step from which the attack has its full strength; nothing is captured before.
+        learners, subgroup: number of ranks that train, and their group.
         timers: times the sections of the step.
-        compiled: the same step through torch.compile, to be captured; where the compiler fails, `step` is,
-            and a warning says so. None: `step` is captured.
+        compiled: the same step through torch.compile. It is captured instead of `step`, unless the compiler
+            fails, which is logged. None: `step` is captured.
         record: captures a call.
     """
 
@@ -64,8 +63,8 @@ class GraphedStep:
         self._replay: Callable[[], object] | None = None
 
     def __call__(self, batch: RankBatch) -> Tensor:
-        """Attack, forward, backward, update; returns as `step.Step`."""
-        # Whole batches are the many: a first one that was partial, or lacked an object, is captured over.
+        """Attack, forward, backward, update; returns the sums of `step.Step`."""
+        # Most batches are whole: if the first one was not, a later whole one is captured in its place.
         if self._replay is None or len(batch.images) > len(self._batch.images):
             self._replay = None
             if batch.step >= self._warm:
@@ -90,7 +89,7 @@ class GraphedStep:
         self._gradients = [_gradient_of(p) for p in self._parameters]
 
     def _step_to_capture(self) -> Step:
-        """The step to be captured: the compiled one, if it compiles and runs."""
+        """The step to capture: the compiled one if it compiles and runs."""
         if self._compiled is None:
             return self._step
         compiled, batch = self._compiled, self._batch
@@ -107,7 +106,7 @@ class GraphedStep:
         with self._timers("attack and passes"):
             self._replay()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient  # another way may have dropped it
+            parameter.grad = gradient  # an eager step may have freed it
         return self._out.clone()
 
     def _fits(self, batch: RankBatch) -> bool:

@@ -1,14 +1,14 @@
-"""What a step gave on all learners, and what they do next: one small collective a step.
+"""After each step all learners agree whether to go on: one small all-reduce.
 
-On a GPU the host does not wait for the step that it has launched: it reads what the step before gave, and
-launches the next one meanwhile:
+On a GPU the host does not wait for the step that it has just launched. It reads the outcome of the step
+before, and launches the next one:
 
     host     launch 5 │ read 4 │ launch 6 │ read 5 │ ...
     device   step 4 ──────┤ step 5 ─────────┤ step 6 ...
 
-A request to stop and a loss that is not finite are then acted on one step later, by all ranks after the same
-step. Where a step's outcome is wanted at once, it is waited for: before anything is saved, written or
-validated, so that what is saved has been found finite.
+All ranks then act on a request to stop, or on a loss that is not finite, one step later, and after the same
+step. Before something is written, saved or validated the host does wait for the outcome of the last step:
+what is saved is known to be finite.
 """
 
 import enum
@@ -27,16 +27,16 @@ from hpcphotoz.world import World
 
 
 class Verdict(enum.IntEnum):
-    """What all ranks do after a step."""
+    """What all ranks do after a step; the greater verdict wins."""
 
     GO_ON = 0
     STOP = 1
-    PROBLEM = 2  # some rank cannot read or write
+    PROBLEM = 2  # a rank cannot read or write
     DIVERGED = 3
 
 
 class _PendingSums(NamedTuple):
-    """Sums over learners on their way to the host."""
+    """Sums over learners that are being copied to the host."""
 
     sums: Tensor  # (7,) float64: the five of `add`; ranks that ask to stop; ranks with a problem
     copied: torch.cuda.Event | None
@@ -45,14 +45,14 @@ class _PendingSums(NamedTuple):
 
 
 class Agreement:
-    """Adds up every step over the learners.
+    """Sums the outcome of every step over the learners, and decides what they do next.
 
     Args:
-        world: this rank's place among the learners.
-        subgroup: their group; None: all ranks.
+        world: the learners, and this rank's place among them.
+        subgroup: process group of the learners; None: all ranks.
         add: called after every finite step with its sums, (5,) float64 (loss and number of the clean objects,
             loss and number of the attacked ones, number of skipped objects), and its global batch size.
-        lags: whether a step's outcome may be read a step later.
+        lags: whether the outcome of a step may be read one step later.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class Agreement:
     ) -> None:
         self._world, self._subgroup, self._add, self._lags = world, subgroup, add, lags
         self._pending: deque[_PendingSums] = deque()
-        self.step = 0  # whose outcome was read last
+        self.step = 0  # last step whose outcome was read
 
     def after(
         self, sums: Tensor, batch: RankBatch, stop: bool, problem: bool, others: Tensor | None, now: bool
     ) -> Verdict:
-        """What all ranks do after a step that has been launched.
+        """The verdict of all ranks after a step that has been launched.
 
         Args:
-            sums: (4,) float64, on the device: as `Step` gives it.
-            batch: what the step was taken with.
+            sums: (4,) float64 on the device, from `Step`.
+            batch: the rank batch of the step.
             stop, problem: whether this rank is asked to stop; whether it cannot read or write.
-            others: (2,) float64: how many attackers ask to stop, and how many cannot read.
-            now: whether the outcome of this very step is wanted.
+            others: (2,) float64: number of attackers that are asked to stop, and that cannot read.
+            now: whether to wait for the outcome of this step.
         """
         flags = torch.tensor([batch.skipped, stop, problem], dtype=torch.float64)
         if others is not None:
@@ -109,5 +109,5 @@ def _on_host(sums: Tensor, batch: RankBatch) -> _PendingSums:
 
 
 def reads_later(device: torch.device) -> bool:
-    """Whether the host runs ahead of the device, and had better not wait for it."""
+    """Whether outcomes are read one step late, so that the host does not wait for the device."""
     return device.type == "cuda"

@@ -1,4 +1,4 @@
-"""The process group of a run: gloo on CPU, NCCL on GPU; and agreement between its ranks."""
+"""The process group of a run (gloo on CPUs, NCCL on GPUs), its collectives, and detection of lost ranks."""
 
 import gc
 import logging
@@ -21,35 +21,35 @@ from hpcphotoz.training.distributed.rank_device import choose_device, conflict, 
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
 from hpcphotoz.world import World
 
-Subgroup = dist.ProcessGroup | None  # a group of ranks; None: all
+Subgroup = dist.ProcessGroup | None  # some of the ranks; None: all
 _log = logging.getLogger(__name__)
 
 
 class RankLost(Exception):
-    """Another rank has died, or does not answer."""
+    """Another rank died or does not answer."""
 
 
 class OtherRankFailed(SystemExit):
-    """Another rank reports why the run cannot go on; this one ends quietly with the same status 2."""
+    """Ends this rank without a message, with status 2: another rank reports why the run cannot go on."""
 
 
 @contextmanager
 def process_group(
     world: World, timeout_s: float, options: Mapping[str, str], wanted: str = "auto"
 ) -> Iterator[torch.device]:
-    """Join the other ranks and leave them at the end; yields this rank's device.
+    """Join the other ranks, and leave them at the end; yields this rank's device.
 
     Args:
-        world: who am I among how many.
-        timeout_s: seconds after which a wait for another rank is an error.
-        options: name and value of everything that must be the same on all ranks.
+        world: this rank's place among all ranks.
+        timeout_s: seconds after which waiting for another rank is an error.
+        options: name and value of every option that must be the same on all ranks.
         wanted: the device: "auto", "cuda" or "cpu"; see `choose_device`.
 
     Raises:
-        BadInput: more than one rank but no address to meet at; no device where one was asked for; options
-            that differ from those of rank 0.
-        OtherRankFailed: such a problem of another rank, which says it.
-        RankLost: not all ranks have come within `timeout_s`.
+        BadInput: several ranks but no address to meet at; no GPU although one was asked for; options that
+            differ from those of rank 0.
+        OtherRankFailed: another rank has such a problem, and reports it.
+        RankLost: not all ranks joined within `timeout_s`.
     """
     device, problem = torch.device("cpu"), None
     try:
@@ -65,8 +65,8 @@ def process_group(
     try:
         yield device
     finally:
-        # DistributedDataParallel lies in reference cycles: collected after its group, at the interpreter's
-        # end, it aborted one run in 15 ("terminate called without an active exception").
+        # Reference cycles hold DistributedDataParallel. Collected after its group, at the end of the
+        # interpreter, it aborted one run in 15 ("terminate called without an active exception").
         gc.collect()
         dist.destroy_process_group()
 
@@ -74,7 +74,7 @@ def process_group(
 def _join(
     world: World, timeout_s: float, options: Mapping[str, str], device: torch.device, problem: str | None
 ) -> None:
-    """Make the process group, once every rank is there and has a device of its own."""
+    """Make the process group once every rank is there and has a device of its own."""
     try:
         meeting = Rendezvous(world, timeout_s)
         place = socket.gethostname(), identity(device)
@@ -96,7 +96,7 @@ def _join(
 
 
 def fail_together(problem: str | None, world: World, subgroup: Subgroup = None) -> None:
-    """End all ranks if any has a problem: the first one says it, the others stop quietly.
+    """End all ranks if one has a problem: the first such rank reports it, the others end without a message.
 
     Raises:
         BadInput: on the first rank that has a problem.
@@ -112,7 +112,7 @@ def fail_together(problem: str | None, world: World, subgroup: Subgroup = None) 
 
 
 def gather_texts(item: str | None, world: World, subgroup: Subgroup = None) -> list[str | None]:
-    """One text of every rank, by rank."""
+    """Gather one text from every rank, in order of rank."""
     if world.size == 1:
         return [item]
     items: list[str | None] = [None] * world.size
@@ -121,12 +121,12 @@ def gather_texts(item: str | None, world: World, subgroup: Subgroup = None) -> l
 
 
 def sum_over_ranks(values: Tensor, world: World, subgroup: Subgroup = None) -> Tensor:
-    """Sum over ranks, in place.
+    """Sum a tensor over ranks, in place, and return it.
 
     Args:
-        values: of any shape.
-        world: this rank's place among those that add up.
-        subgroup: their group; None: all ranks.
+        values: a tensor of the same shape on all ranks.
+        world: the ranks that take part.
+        subgroup: their process group; None: all ranks.
     """
     if world.size > 1:
         dist.all_reduce(values, group=subgroup)
@@ -134,7 +134,7 @@ def sum_over_ranks(values: Tensor, world: World, subgroup: Subgroup = None) -> T
 
 
 def gather_rows(values: Tensor, world: World, subgroup: Subgroup = None) -> Tensor:
-    """The rows of every rank's (n, ...) tensor, in order of rank; n may differ; see `sum_over_ranks`."""
+    """Gather the rows of the (n, ...) tensors of all ranks, in order of rank; n may differ between ranks."""
     if world.size == 1:
         return values
     counts = torch.zeros(world.size, dtype=torch.int64, device=values.device)
@@ -149,15 +149,15 @@ def gather_rows(values: Tensor, world: World, subgroup: Subgroup = None) -> Tens
 
 @contextmanager
 def detect_lost_ranks(progress_message: Callable[[], str], timeout_s: float) -> Iterator[None]:
-    """Say clearly that another rank is gone, instead of what the transport says.
+    """Turn the transport's error about a lost rank into one clear message.
 
     On a GPU no call fails: the host waits for the device, and the device for the other rank, until NCCL's own
-    watchdog aborts the process. There a thread sees `progress_message` unchanged for so long, and ends the
-    process with status 1.
+    watchdog aborts the process. There a thread ends the process with status 1 as soon as `progress_message`
+    has not changed for `timeout_s`.
 
     Args:
-        progress_message: what this rank is doing; changes with every step.
-        timeout_s: how long it waits for another.
+        progress_message: returns what this rank is doing; it changes with every step.
+        timeout_s: seconds that this rank waits for another.
 
     Raises:
         RankLost: a collective or a message failed or took too long.
@@ -186,7 +186,7 @@ def _watchdog(progress_message: Callable[[], str], timeout_s: float) -> Iterator
 
     def watch() -> None:
         seen, since = progress_message(), time.monotonic()
-        # NCCL's watchdog counts from a later moment, that of the collective: this one comes before it.
+        # NCCL's watchdog starts to count later, at the collective: this thread is the first to act.
         while not done.wait(min(1.0, timeout_s / 10)):
             if progress_message() != seen:
                 seen, since = progress_message(), time.monotonic()
@@ -194,7 +194,7 @@ def _watchdog(progress_message: Callable[[], str], timeout_s: float) -> Iterator
                 text = _lost(seen, timeout_s, "the GPU waits for it")
                 _log.info("%s", text)
                 say(f"hpcphotoz: error: {text}", sys.stderr)
-                os._exit(1)  # the main thread is inside CUDA, and hears nothing
+                os._exit(1)  # the main thread is inside CUDA, where no exception reaches it
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -206,7 +206,7 @@ def _watchdog(progress_message: Callable[[], str], timeout_s: float) -> Iterator
 
 
 def _is_transport(error: RuntimeError) -> bool:
-    # gloo's errors have no type of their own, only the place in its source.
+    # gloo's errors have no type of their own; their texts name its source files or the failed connection.
     words = (
         "gloo",
         "Connection closed by peer",

@@ -1,4 +1,4 @@
-"""Which device a rank computes on: a GPU of its own; the CPU where there is none, or by request."""
+"""Chooses the device of a rank: a GPU of its own, or the CPU if there is no GPU or the user asks for it."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from hpcphotoz.world import World
 
 DEVICES = ("auto", "cuda", "cpu")
 _DEVICE_FILES = "/dev"
-# What SLURM tells a job that has GPUs, whichever of its options asked for them.
+# Variables that SLURM sets in a job with GPUs, whichever of its options asked for them.
 _SLURM_GPUS = (
     *("SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_GPUS_ON_NODE"),
     *("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"),
@@ -20,17 +20,17 @@ _SLURM_GPUS = (
 
 
 def choose_device(world: World, wanted: str = "auto", env: Mapping[str, str] | None = None) -> torch.device:
-    """The device of this rank, made the current one if it is a GPU.
+    """Choose the device of this rank; a GPU also becomes torch's current device.
 
-    A launcher may show each rank one GPU, which is then its own, or all GPUs of the node.
+    A launcher may make one GPU visible to each rank, or all GPUs of the node.
 
     Args:
-        world: who am I among how many.
-        wanted: "cuda": a GPU or an error; "cpu"; "auto": a GPU where there is one or one was asked for.
+        world: this rank's place among all ranks.
+        wanted: "cuda": a GPU or an error; "cpu"; "auto": a GPU if the node has one or the job asked for one.
         env: environment to read; the process's own by default.
 
     Raises:
-        BadInput: no GPU where one was asked for or is there, or fewer GPUs than ranks.
+        BadInput: torch sees no GPU although one is there or was asked for, or fewer GPUs than ranks.
     """
     env = os.environ if env is None else env
     if wanted == "cpu":
@@ -55,17 +55,17 @@ def choose_device(world: World, wanted: str = "auto", env: Mapping[str, str] | N
 
 
 def identity(device: torch.device) -> str:
-    """What names a device among all of a node: the GPU's UUID; of a CPU, "cpu"."""
+    """A name that is unique among the devices of a node: the UUID of a GPU; "cpu" for every CPU."""
     if device.type != "cuda":
         return device.type
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def conflict(places: list[tuple[str, str]]) -> tuple[int, str] | None:
-    """The first rank whose device does not go with those of the ranks before it, and why.
+    """Find the first rank whose device conflicts with those of the ranks before it, and say why.
 
     Args:
-        places: (host, identity of the device) by rank.
+        places: (host, identity of the device) of every rank.
     """
     owner: dict[tuple[str, str], int] = {}
     for rank, (host, device) in enumerate(places):
@@ -86,20 +86,20 @@ def conflict(places: list[tuple[str, str]]) -> tuple[int, str] | None:
 
 def _asked_for(env: Mapping[str, str]) -> bool:
     named = env.get("CUDA_VISIBLE_DEVICES", "").strip()
-    # "-1" hides all, and so did "NoDevFiles" of older SLURMs.
+    # "-1" hides all GPUs, as "NoDevFiles" of older SLURM versions does.
     if named[:1].isdigit() or named.startswith(("GPU-", "MIG-")):
         return True
     return any(env.get(name, "0") not in ("", "0") for name in _SLURM_GPUS)
 
 
 def _present(env: Mapping[str, str]) -> bool:
-    """Whether this process may open a GPU's device file, and nobody hides the GPU from CUDA."""
+    """Whether this process may open a GPU's device file, and CUDA_VISIBLE_DEVICES hides none."""
     if "CUDA_VISIBLE_DEVICES" in env:
         return False
     for path in Path(_DEVICE_FILES).glob("nvidia[0-9]*"):
         try:
             os.close(os.open(path, os.O_RDWR))
-        except OSError:  # the batch system's cgroup: a GPU of somebody else's job
+        except OSError:  # refused by the cgroup of the batch system: a GPU of another job
             continue
         return True
     return False

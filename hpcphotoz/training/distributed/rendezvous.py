@@ -1,7 +1,7 @@
-"""How ranks meet: a key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 or torchrun holds.
+"""Ranks meet in a key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 or torchrun holds.
 
-Nothing here waits inside torch: there a wait hears no signal until it ends, and Ctrl-C took up to the
-time-out.
+Nothing here waits inside torch, because Python handles no signal during such a wait: Ctrl-C took up to the
+timeout to work.
 """
 
 import itertools
@@ -19,29 +19,29 @@ from torch import distributed as dist
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.world import World
 
-# From the (host, device) of every rank: the first rank that does not go with the others, and why.
+# From the (host, device) of every rank: the first rank that conflicts with the others, and why.
 Conflict = Callable[[list[tuple[str, str]]], tuple[int, str] | None]
 _POLL_S = 0.05
 _LEAVING_S = 5.0
 _FINISHING_S = 1.0
 _SIZE = "number of ranks"
-_OF_A_RUN = (_SIZE, "--out", "--data")  # where two runs differ, rather than two ranks of one
-_joined = itertools.count()  # runs of this process
+_OF_A_RUN = (_SIZE, "--out", "--data")  # if one of these differs, the ranks belong to two runs
+_joined = itertools.count()  # counts the runs of this process
 
 
 class Problem(NamedTuple):
-    """Why a run cannot begin, and the ranks that tell the user."""
+    """Why a run cannot begin, and the ranks that report it to the user."""
 
     ranks: tuple[int, ...]
     text: str
 
 
 class Rendezvous:
-    """The store of a run, while its ranks come together.
+    """Brings the ranks of a run together, and compares their devices and options.
 
     Args:
-        world: this rank's place, of a world of at least two.
-        timeout_s: seconds for all that is done here.
+        world: this rank's place among at least two ranks.
+        timeout_s: seconds in which all ranks must have joined.
         env: environment with MASTER_ADDR and MASTER_PORT; the process's own by default.
 
     Raises:
@@ -54,8 +54,8 @@ class Rendezvous:
         self._world, self._timeout_s = world, timeout_s
         self._end = time.monotonic() + timeout_s
         self._host, self._port = _address(world, env)
-        # torchrun's own store is there before the ranks and outlives them: ranks that it starts again, and a
-        # second run of the same processes, must not read old keys.
+        # torchrun's store exists before the ranks and outlives them. Restarted ranks, and a second run of the
+        # same processes, must not read the keys of an earlier run.
         held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         attempt = f"{env.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joined) if held else 0}"
         self.store = dist.PrefixStore(  # type: ignore[attr-defined]
@@ -65,19 +65,19 @@ class Rendezvous:
     def first_problem(
         self, problem: str | None, place: tuple[str, str], conflict: Conflict, options: Mapping[str, str]
     ) -> Problem | None:
-        """Wait for all ranks; return the first rank with a problem and what it is, the same on every rank.
+        """Wait for all ranks; return the first problem of a rank, the same on every rank, or None.
 
-        A rank whose options are not those of rank 0 has a problem, which it and rank 0 tell: it may belong to
-        another run that was given the same port.
+        A rank with other options than rank 0 has a problem, which both report: it may belong to another run
+        with the same port.
 
         Args:
-            problem: of this rank; None: it has none.
-            place: this rank's host and device.
-            conflict: finds a problem between ranks; called on rank 0.
-            options: name and value of everything that must be the same on all ranks.
+            problem: problem of this rank; None: it has none.
+            place: host and device of this rank.
+            conflict: finds a conflict between ranks; called on rank 0.
+            options: name and value of every option that must be the same on all ranks.
 
         Raises:
-            TimeoutError: some rank does not come.
+            TimeoutError: a rank does not join in time.
         """
         rank, size = self._world.rank, self._world.size
         options = {_SIZE: str(size), **options}
@@ -102,7 +102,7 @@ class Rendezvous:
         verdict = json.loads(self.store.get("verdict"))
         if verdict is None:
             return None
-        # The store ends with rank 0: not before all have read why.
+        # The store ends with rank 0, which therefore waits until all ranks have read the verdict.
         self.store.set(f"read/{rank}", "")
         if self._world.is_first:
             try:
@@ -112,9 +112,9 @@ class Rendezvous:
         return Problem(tuple(verdict[0]), verdict[1])
 
     def _refused(self, problem: Problem, place: tuple[str, str], size: int) -> Problem:
-        """Tell rank 0, of a world of `size`, that this rank's options differ; returns what to tell the user.
+        """Report to rank 0 of a world of `size` that this rank's options differ; returns the problem.
 
-        Rank 0 may wait for others, this rank does not.
+        Rank 0 may have to wait for other ranks; this rank does not.
         """
         rank = self._world.rank
         if rank < size:
@@ -123,7 +123,7 @@ class Rendezvous:
         return problem
 
     def _difference(self, options: Mapping[str, str], first: Mapping[str, str]) -> str | None:
-        """How the options of this rank differ from those of rank 0; None: they do not."""
+        """A message on the first option that differs from that of rank 0; None: all are the same."""
         names = dict.fromkeys([*options, *first])
         name = next((name for name in names if options.get(name) != first.get(name)), None)
         if name is None:
@@ -185,13 +185,13 @@ class Rendezvous:
             finally:
                 ended.set()
 
-        # In a thread: a service that is no store may accept the connection and never answer.
+        # In a thread, because a service that is not a store may accept the connection and never answer.
         try:
             threading.Thread(target=make, name="join", daemon=True).start()
             while not ended.wait(_POLL_S) and time.monotonic() < self._end:
                 pass
         finally:
-            # Python aborts when a thread comes back from C++ as the interpreter ends (seen after Ctrl-C).
+            # Python aborts if a thread returns from C++ while the interpreter ends (seen after Ctrl-C).
             ended.wait(_FINISHING_S)
         if not made:
             said = first_line(failed[0]) if failed else "no answer"
@@ -230,7 +230,7 @@ def _address(world: World, env: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _listen(port: int) -> int:
-    """A listening socket's file descriptor."""
+    """Listen on a port; returns the file descriptor of the socket."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:

@@ -1,6 +1,4 @@
-"""What an attacker does: attack its share of every batch with the weights that come, until it is told to
-stop.
-"""
+"""The loop of an attacker rank: receive weights, attack, send the images."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,16 +16,18 @@ def run_attacker(
     generate: Callable[[RankBatch], Tensor],
     stop: StopRequest,
 ) -> str | None:
-    """Attack until the last step or until the learners' verdict.
+    """Run an attacker rank until the last step, or until the learners stop.
+
+    It receives weights, attacks its slice of every global batch, and sends the images.
 
     Args:
-        learners: where weights come from and images go.
-        rank_batches: this rank's share of every step.
+        learners: exchanges weights and images with the learners.
+        rank_batches: this rank's slice of the global batch of every step.
         generate: the attack.
-        stop: a request on this rank; learners are told.
+        stop: request to stop on this rank, which is sent to the learners with the images.
 
     Returns:
-        Why this rank could not read; None: it could.
+        Why this rank could not read its data, or None.
     """
     problem = None
     for batch in rank_batches:

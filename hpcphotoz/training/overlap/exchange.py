@@ -1,10 +1,10 @@
-"""Overlap `ranks`: attacked images from attackers to learners, weights back, all asynchronous.
+"""Overlap `ranks`: attackers send attacked images to learners and receive weights, asynchronously.
 
-With staleness s, the attack of step t is made with the weights that t - s updates gave (or the first ones of
-this process), no matter who was quick: the same run twice gives the same curve, and s = 0 gives that of
-`off`.
+With staleness s, the attack of step t uses the weights after t - s updates (or the first weights of this
+process), whichever rank was quicker. The same run twice gives the same loss curve, and s = 0 gives the curve
+of overlap `off`.
 
-    s = 0   learner    clean 5 │ adversarial 5, update │ clean 6 │ ...      waits for images, then for nobody
+    s = 0   learner    clean 5 │ adversarial 5, update │ clean 6 │ ...      waits for the images only
             attacker   attack 5 │ (waits for weights 6) │ attack 6 │ ...
     s = 1   learner    clean 5, adversarial 5, update │ clean 6, ...
             attacker   attack 6 (weights 5)            │ attack 7 (weights 6)
@@ -14,15 +14,16 @@ this process), no matter who was quick: the same run twice gives the same curve,
     images of a step, learner     irecv               adversarial pass  never: freed after it
     weights, two, learner         copy after update   broadcast         after its wait, two versions later
     weights, two, attacker        broadcast           copy              two versions later: with staleness the
-                                                                        next one comes during the attack
+                                                                        next one arrives during the attack
 
-An attacker asks for the weights after v updates only when it has sent its images of all steps before v, which
-these updates wait for. On a GPU a receive occupies the device until it is served, and to load a kernel may
-wait for all that runs: asked for before, the weights would wait for an attack that waits for them.
+An attacker asks for the weights after v updates only when it has sent its images of all steps before v, on
+which these updates depend. On a GPU a pending receive occupies the device, and loading a kernel may wait
+until the device is free. Asked for earlier, the receive would wait for an attack that itself waits for the
+receive: a deadlock.
 
-Flags of attackers (asked to stop, cannot read) travel in the header of their images; learners agree, and the
-verdict travels in the header of the next weights. An attacker that reads a verdict has by then sent the
-images of `staleness` further steps; learners receive and drop them, so that nothing is left unmatched.
+The header of the images carries the flags of the attacker: asked to stop, cannot read. Learners agree on a
+verdict, which the header of the next weights carries. Until an attacker reads it, it has sent the images of
+`staleness` further steps. Learners receive and drop these, so that no message stays unmatched.
 """
 
 from collections import deque
@@ -39,19 +40,19 @@ from hpcphotoz.training.overlap.messages import ImageMessages, WeightMessages, h
 from hpcphotoz.training.overlap.topology import ExchangeTopology
 from hpcphotoz.training.rank_batch import RankBatch
 
-Waiting = Callable[[str], AbstractContextManager[None]]  # notes for what a rank waits
+Waiting = Callable[[str], AbstractContextManager[None]]  # times a wait, given what the rank waits for
 
 
 class _Endpoint:
-    """What both ends hold.
+    """Topology and message buffers, which both kinds of ranks have.
 
     Args:
-        topology: who is who.
-        module: the network whose weights travel.
+        topology: which messages go between which ranks.
+        module: the network whose weights are sent or received.
         shape: (B, H, W) of an image.
-        device: of this rank.
-        first: the step this process begins with.
-        waiting: notes for what the rank waits.
+        device: device of this rank.
+        first: first step of this process.
+        waiting: times a wait for another rank.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class _Endpoint:
 
 
 class LearnerEndpoint(_Endpoint):
-    """A learner's end: adversarial images come from attackers; weights go to them, from rank 0."""
+    """Receives attacked images on a learner; on rank 0 also sends the weights to the attackers."""
 
     overlaps = True
 
@@ -80,20 +81,22 @@ class LearnerEndpoint(_Endpoint):
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
         self._coming: list[tuple[dist.Work, Tensor, int, int]] = []
         self._given_up = 0
-        self.flags = torch.zeros(2, dtype=torch.float64)  # of attackers: asked to stop, cannot read
+        self.flags = torch.zeros(
+            2, dtype=torch.float64
+        )  # number of attackers asked to stop, and that cannot read
 
     def begin(self, batch: RankBatch) -> None:
-        """Ask for the images of this step; they arrive during the clean passes."""
+        """Start to receive the images of this step; they arrive during the clean passes."""
         self._coming = self._receive(batch.step)
 
     def finish(self, batch: RankBatch) -> Tensor:
-        """Wait for them."""
+        """Wait for the images; returns them as (m, B, H, W)."""
         clean = batch.images[batch.attacked]
         adv, self.flags = torch.empty_like(clean), torch.zeros(2, dtype=torch.float64)
         for request, message, start, stop in self._coming:
             with self._waiting("attacked images"):
                 request.wait()
-                fields = header(message).cpu()  # on a GPU it is here that the host waits
+                fields = header(message).cpu()  # on a GPU the host waits here
             if int(fields[0]) != batch.step:
                 raise RuntimeError(f"attacked images of step {int(fields[0])} arrived at step {batch.step}")
             self.flags += fields[1:3].double()
@@ -102,13 +105,11 @@ class LearnerEndpoint(_Endpoint):
         return adv
 
     def done(self) -> None:
-        """Messages may be freed."""
+        """Free the messages of the step."""
         self._coming = []
 
     def publish(self, version: int, verdict: Verdict) -> None:
-        """Send the weights after `version` updates to the attackers that will want them, and what all do
-        next.
-        """
+        """Send the weights after `version` updates, and the verdict, if an attack will need them."""
         if self._topology.rank or not self._topology.needed(version, self._first):
             return
         while not self._free:
@@ -123,16 +124,14 @@ class LearnerEndpoint(_Endpoint):
         self._sent.append((request, message))
 
     def give_up(self, version: int) -> None:
-        """After weights `version` went out with GO_ON: take no further step, and tell the attackers so."""
+        """Tell attackers to stop after weights `version` have already been sent with GO_ON."""
         if version < self._topology.last:
             self._drop(range(version, version + 1))
             self.publish(version + 1, Verdict.PROBLEM)
             self._given_up = 1
 
     def end(self, version: int, verdict: Verdict) -> None:
-        """Leave nothing unmatched: drop what attackers have sent before they read the verdict at
-        `version`.
-        """
+        """Receive and drop the images that attackers sent before they read the verdict of `version`."""
         if verdict is not Verdict.GO_ON:
             version += self._given_up
             self._drop(
@@ -160,7 +159,7 @@ class LearnerEndpoint(_Endpoint):
 
 
 class AttackerEndpoint(_Endpoint):
-    """An attacker's end: weights come, images go."""
+    """Receives weights on an attacker, and sends the attacked images to the learners."""
 
     def __init__(self, *shared: Any) -> None:
         super().__init__(*shared)
@@ -169,7 +168,7 @@ class AttackerEndpoint(_Endpoint):
         self._sent: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
     def weights_for(self, step: int) -> Verdict:
-        """Bring the network to the weights with which a step is attacked; anything but GO_ON: it is not."""
+        """Load the weights with which a step is attacked; returns the verdict: attack only if it is GO_ON."""
         while self._version < max(step - self._topology.overlap.max_staleness, self._first):
             assert self._coming is not None
             request, message = self._coming
@@ -190,8 +189,8 @@ class AttackerEndpoint(_Endpoint):
         """Send the attacked images of a step to their learners.
 
         Args:
-            batch: what was attacked; rows it lacks are sent as NaN.
-            adv: (m, B, H, W).
+            batch: the rank batch; images of skipped objects are sent as NaN.
+            adv: (m, B, H, W), the attacked images of `batch.attacked`.
             stop: whether this rank is asked to stop.
         """
         clean, requests = batch.images[batch.attacked], []
@@ -211,7 +210,7 @@ class AttackerEndpoint(_Endpoint):
         self._ask()
 
     def flush(self) -> None:
-        """Wait until all images are taken."""
+        """Wait until learners have received all images."""
         while self._sent:
             self._wait_for_oldest()
 
@@ -221,7 +220,7 @@ class AttackerEndpoint(_Endpoint):
                 request.wait()
 
     def _ask(self) -> None:
-        """Ask for the next weights, once all that they wait for has been sent."""
+        """Start to receive the next weights, once all images on which they depend have been sent."""
         due = self._coming is None and self._version < self._steps_sent
         if due and self._topology.needed(self._version + 1, self._first):
             message = self._free.popleft()

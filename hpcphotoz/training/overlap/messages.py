@@ -1,12 +1,13 @@
-"""Messages between learners and attackers: a header and numbers, as bytes of one tensor.
+"""Byte layout of the messages between learners and attackers: a header and numbers in one uint8 tensor.
 
-    attacked images  header | scale (n, B) float32, int8 alone | n images, channels last
+    attacked images  header | scale (n, B) float32, only for int8 | n images, channels last
     weights          header | parameters one after the other
 
-The header is eight int64: step (or version), verdict or flags. Images travel as they are in fp32; in bf16 and
-int8 it is their *change* that travels: bfloat16 images would lose the attack beside bright pixels (a pixel of
-100 sky sigmas is rounded by 0.2). int8 counts in 127ths of the greatest change of an object and band, so a
-change is never made greater than that; bfloat16 is rounded towards zero for the same reason.
+The header is eight int64: step (or version), then verdict or flags. In fp32 a message holds the attacked
+images themselves. In bf16 and int8 it holds the *change* of each pixel, because bfloat16 images would lose
+the attack in bright pixels (a pixel of 100 sky sigmas is rounded by 0.2). int8 counts in 127ths of the
+greatest change of an object and band, so that no change becomes greater than that; bfloat16 rounds towards
+zero for the same reason.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,12 @@ def header(buffer: Tensor) -> Tensor:
 
 
 class ImageMessages:
-    """Attacked images of one shape.
+    """Writes and reads messages of attacked images of one shape.
 
     Args:
         kind: "fp32", "bf16" or "int8".
         shape: (B, H, W).
-        device: of the messages.
+        device: device of the messages.
     """
 
     def __init__(self, kind: str, shape: Sequence[int], device: torch.device) -> None:
@@ -38,13 +39,13 @@ class ImageMessages:
         self._pixels = int(torch.Size(shape).numel())
 
     def empty(self, n: int) -> Tensor:
-        """A message of n images to write or receive into, uint8."""
+        """An uninitialised message for n images, uint8."""
         scales = 4 * n * self._shape[0] if self._kind == "int8" else 0
         size = _HEADER + scales + n * self._pixels * _BYTES[self._kind]
         return torch.empty(size, dtype=torch.uint8, device=self._device)
 
     def write(self, message: Tensor, rows: Tensor, adv: Tensor, clean: Tensor) -> None:
-        """Put images at rows of a message; rows that are never written are NaN, or must not be read.
+        """Write images to rows of a message. Other rows become NaN; in int8 they must not be read.
 
         Args:
             message: from `empty`.
@@ -57,7 +58,7 @@ class ImageMessages:
             return
         change = adv - clean
         if scale is None:
-            # Towards zero: to the nearest, a change of eps became 1.004 eps.
+            # Round towards zero: rounded to nearest, a change of eps became 1.004 eps.
             cut = (change.contiguous().view(torch.int32) & -65536).view(torch.float32)
             numbers.fill_(torch.nan).index_copy_(0, rows, cut.to(numbers.dtype))
             return
@@ -69,7 +70,7 @@ class ImageMessages:
         )
 
     def read(self, message: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
-        """The attacked images at rows of a message, (m, B, H, W) float32; clean: (m, B, H, W)."""
+        """Read the attacked images at rows of a message, (m, B, H, W) float32; clean: (m, B, H, W)."""
         scale, numbers = self._views(message)
         found = numbers.index_select(0, rows)
         if self._kind == "fp32":
@@ -91,10 +92,10 @@ class ImageMessages:
 
 
 class WeightMessages:
-    """The parameters of a network, one after the other.
+    """Writes and reads messages of all parameters of a network, one after the other.
 
     Args:
-        parameters: in the order of both sides.
+        parameters: in the same order on all ranks.
         kind: "fp32" or "bf16".
     """
 
@@ -104,7 +105,7 @@ class WeightMessages:
         self._bytes = _HEADER + _BYTES[kind] * sum(p.numel() for p in self._parameters)
 
     def empty(self) -> Tensor:
-        """A message to write or receive into, uint8."""
+        """An uninitialised message, uint8."""
         return torch.empty(self._bytes, dtype=torch.uint8, device=self._device)
 
     @torch.no_grad()

@@ -1,9 +1,8 @@
-"""Learners and attackers: which rank is what, and who sends how many attacked images to whom. Arithmetic
-alone.
+"""Splits ranks into learners and attackers, and global batches into messages between them: pure arithmetic.
 
-Attackers and learners each cut the same global batch by `rank_slice`, by their own numbers. The attacked
-positions that lie in an attacker's slice and in a learner's are a message from one to the other; slices and
-attacked positions are in order, so a message is a run of neighbours on both sides.
+The attackers divide the global batch among themselves with `rank_slice`, and so do the learners. The attacked
+positions that lie both in an attacker's slice and in a learner's form one message. Slices and attacked
+positions are sorted, so that a message is a contiguous range of the attacked images on both sides.
 """
 
 from dataclasses import dataclass
@@ -17,16 +16,16 @@ from hpcphotoz.errors import BadInput
 
 @dataclass(frozen=True)
 class MessageSlice:
-    """A run of attacked images between two ranks: `start` to `stop` of one's own, in order of position."""
+    """One message: the range of this rank's attacked images, in order of position, that it holds."""
 
-    rank: int  # the other
+    rank: int  # the other rank
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
 class RankSplit:
-    """`attackers` of `size` ranks attack, spread evenly; rank 0, which writes, learns."""
+    """Roles of `size` ranks: `attackers` of them attack, spread evenly; rank 0 learns, because it writes."""
 
     size: int
     attackers: int
@@ -44,20 +43,20 @@ class RankSplit:
 
     @cached_property
     def attacker_ranks(self) -> tuple[int, ...]:
-        """Ranks that attack, in order."""
+        """The ranks that attack, in order."""
         return tuple(rank for rank in range(self.size) if self.is_attacker(rank))
 
     @cached_property
     def learner_ranks(self) -> tuple[int, ...]:
-        """Ranks that learn, in order."""
+        """The ranks that learn, in order."""
         return tuple(rank for rank in range(self.size) if not self.is_attacker(rank))
 
     def same_role(self, rank: int) -> tuple[int, ...]:
-        """The ranks that do as this one does, in order."""
+        """The ranks with the same role as `rank`, in order."""
         return self.attacker_ranks if self.is_attacker(rank) else self.learner_ranks
 
     def pairs(self, rank: int) -> list[tuple[int, int]]:
-        """Every (attacker, learner) that `rank` is one of and that may have a message, whatever the batch."""
+        """Every (attacker, learner) with `rank` in it whose slices can overlap, whatever the batch size."""
         found, attackers, learners = [], len(self.attacker_ranks), len(self.learner_ranks)
         for a, attacker in enumerate(self.attacker_ranks):
             for k, learner in enumerate(self.learner_ranks):
@@ -67,16 +66,14 @@ class RankSplit:
         return found
 
     def attacked_positions(self, rank: int, size: int, fraction: float) -> Int64Array:
-        """Attacked positions of a global batch of `size` that lie in a rank's slice, in order."""
+        """Attacked positions in a rank's slice of a global batch of `size` objects, in order."""
         same_role = self.same_role(rank)
         mine = rank_slice(size, same_role.index(rank), len(same_role))
         position = np.arange(mine.start, mine.stop)
         return position[attacked_mask(position, fraction)]
 
     def message_slices(self, rank: int, size: int, fraction: float) -> list[MessageSlice]:
-        """What a rank sends or receives of a global batch, by the other rank; nothing where there is
-        nothing.
-        """
+        """The messages that a rank sends or receives for a global batch; there are no empty ones."""
         mine = self.attacked_positions(rank, size, fraction)
         others = self.learner_ranks if self.is_attacker(rank) else self.attacker_ranks
         found = []
@@ -89,9 +86,13 @@ class RankSplit:
 
 
 def attackers_for_costs(size: int, attack: float, train: float) -> int:
-    """How many of `size` ranks should attack: the split nearest attack : train, the costs of a global batch.
+    """Number of attackers among `size` ranks that balances the costs of attack and training.
 
-    By the cost law attack : train = 2 K f / 3 : 1.
+    Args:
+        size: number of ranks.
+        attack, train: costs of a global batch, in the same unit.
+
+    By the cost law, attack : train = 2 K f / 3 : 1.
     """
     if size < 2:
         raise BadInput(

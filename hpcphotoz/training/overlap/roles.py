@@ -1,4 +1,4 @@
-"""Who does what in this run: all ranks the same, or some learners and some attackers."""
+"""Assigns each rank its role: all ranks train, or some are learners and some are attackers."""
 
 import logging
 from collections.abc import Callable
@@ -19,14 +19,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RankRole:
-    """A rank's part.
+    """The role of a rank, and the process groups in which it takes part.
 
     Attributes:
-        world: its place among the ranks that do the same; they share a global batch.
-        subgroup: their group; None: all ranks.
-        split: who attacks; None: no rank apart.
-        weights_group: group of rank 0 and the attackers.
-        is_attacker: whether this rank does nothing else.
+        world: the ranks with the same role, which divide a global batch, and this rank's place among them.
+        subgroup: process group of the learners; None: all ranks.
+        split: which ranks attack; None: every rank attacks and trains.
+        weights_group: process group of rank 0 and the attackers.
+        is_attacker: whether this rank only attacks.
     """
 
     world: World
@@ -39,23 +39,23 @@ class RankRole:
 def assign_role(
     config: Config, world: World, costs: Callable[[], tuple[float, float]], device: torch.device
 ) -> RankRole:
-    """Give this rank its part.
+    """Decide whether this rank is a learner or an attacker, and create the process groups.
 
     Args:
-        config: overlap, attackers.
+        config: section `overlap`, and the timeout.
         world: all ranks.
-        costs: seconds that this rank takes to attack, and to train, a stretch of objects; asked for where
-            `attackers` is "auto".
-        device: for the agreement.
+        costs: measures the seconds that this rank takes to attack a rank batch, and to train on it; called if
+            `overlap.attackers` is "auto".
+        device: device of the collectives.
 
     Raises:
-        BadInput: fewer than two ranks, or none that learns or none that attacks.
+        BadInput: fewer than two ranks, or a split without learners or without attackers.
     """
     overlap = config.overlap
     if overlap.mode != "ranks":
         return RankRole(world)
     if overlap.attackers == "auto":
-        attackers_for_costs(world.size, 1, 1)  # refuses one rank before anything is measured
+        attackers_for_costs(world.size, 1, 1)  # refuses a single rank before anything is measured
         attack, train = group.sum_over_ranks(torch.tensor(costs(), device=device), world).tolist()
         split = RankSplit(world.size, attackers_for_costs(world.size, attack, train))
         ratio = f"attack : train = {attack / train:.2f} : 1"
@@ -66,13 +66,13 @@ def assign_role(
     weights_group = dist.new_group([0, *split.attacker_ranks], timeout)
     learners = dist.new_group(split.learner_ranks, timeout)
     is_attacker, same_role = split.is_attacker(world.rank), split.same_role(world.rank)
-    # NCCL connects a group at the first use of a collective: now, in one order, and by the collective that
-    # will be used, not while one end waits for another message.
+    # NCCL connects a group at the first use of each collective. This happens now, in the same order on all
+    # ranks and with the collectives that are used later: between steps, one end may wait for another message.
     byte = torch.zeros(1, device=device)
     if world.rank == 0 or is_attacker:
         dist.broadcast(byte, 0, group=weights_group)
     if not is_attacker:
         dist.all_reduce(byte, group=learners)
-    # One node's numbers mean nothing any more: parts are spread over all.
+    # Local ranks are dropped: learners and attackers are spread over all nodes.
     place = replace(world, rank=same_role.index(world.rank), size=len(same_role), local_rank=0, local_size=1)
     return RankRole(place, None if is_attacker else learners, split, weights_group, is_attacker)

@@ -1,31 +1,31 @@
-"""Where adversarial images come from, and what goes on beside: nothing, or the clean passes.
+"""Overlap of the attack with the clean passes on one rank: none, or on two CUDA streams.
 
-`off` makes them before the passes: the oracle of the others. `streams` makes them on a second CUDA stream
-while the clean objects' forward and backward passes run on the first, all against the weights of one step:
+Overlap `off` attacks before all passes; the others must give the same result. `streams` attacks on a second
+CUDA stream, `side`, while forward and backward passes of the clean objects run on the first, `main`. Both use
+the weights of the same step:
 
     events    W             A                            W'
     main   ───●─ clean forward, backward ──┬─ adversarial forward, backward, all-reduce ─ update ─●──
               │                            │ waits for A
     side      └ waits for W ─ attack ──●───┘                                           waits for W' ...
                                        A
-    W   recorded on main before the step: weights are updated, the batch is there
+    W   recorded on main before the step: the weights are updated, the batch has arrived
     A   recorded on side after the attack
 
     buffer                          written             read           used again after
     weights                         main, update        both           side: W of the next step; main: A
     batch (main's memory)           main, before W      both           A: a reference is kept until main has
                                                                        waited for it
-    attacked images, and what the   side, from W to A   main, after A  W of the next step: only then does side
-    attack takes (side's memory)                                       write its memory again
+    attacked images and temporary   side, from W to A   main, after A  W of the next step: only then does side
+    tensors (side's memory)                                            write its memory again
     gradients                       main                main           -
 
-Gradients of the clean pass stay on the rank; they are averaged once, with those of the adversarial pass,
-whose backward pass the all-reduce overlaps. The attack freezes the parameters while it is *launched*: the
-clean pass is launched after, so that neither sees the other's flags. On a CPU there is one stream, and the
-cores are busy
-with either: clean passes and attack run one after the other, which is said once.
+Gradients of the clean pass stay on the rank. They are averaged once, with those of the adversarial pass,
+while its backward pass runs. The attack sets `requires_grad` of the parameters to False while it is
+*launched*; the clean pass is launched afterwards and sees it as True. On a CPU there is one stream, and
+either uses all cores: clean passes and attack run one after the other, which is logged once.
 
-`ranks` receives them from other processes: `hpcphotoz.training.overlap.exchange`.
+Overlap `ranks` receives the images from other processes: `hpcphotoz.training.overlap.exchange`.
 """
 
 import logging
@@ -42,22 +42,22 @@ AttackFunction = Callable[[RankBatch], Tensor]
 
 
 class AdversarySource(Protocol):
-    """A source of attacked images, asked in this order at every step: begin, finish, done."""
+    """Where a step gets its attacked images; called at every step in the order begin, finish, done."""
 
     overlaps: bool  # whether clean passes run between begin and finish
 
     def begin(self, batch: RankBatch) -> None:
-        """The weights are those of this step from now on."""
+        """Start the attack if it overlaps; the network has the weights of this step."""
 
     def finish(self, batch: RankBatch) -> Tensor:
         """Attacked images (m, B, H, W) of the rows `batch.attacked`."""
 
     def done(self) -> None:
-        """All passes of the step have been launched; the weights change next."""
+        """End the step: all passes have been launched, and the weights change next."""
 
 
 class NoOverlap:
-    """Made when they are asked for, before any pass."""
+    """The attack runs before all passes."""
 
     overlaps = False
 
@@ -65,18 +65,18 @@ class NoOverlap:
         self._generate = generate
 
     def begin(self, batch: RankBatch) -> None:
-        """Nothing yet."""
+        """Do nothing: the attack runs in `finish`."""
 
     def finish(self, batch: RankBatch) -> Tensor:
-        """Attack."""
+        """Attack the batch."""
         return self._generate(batch)
 
     def done(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no tensors are kept."""
 
 
 class SerialOverlap(NoOverlap):
-    """`streams` on a CPU: the clean passes first, then the attack."""
+    """Overlap `streams` on a CPU: clean passes first, then the attack."""
 
     overlaps = True
 
@@ -86,7 +86,7 @@ class SerialOverlap(NoOverlap):
 
 
 class StreamOverlap:
-    """`streams` on a GPU; see the diagram above.
+    """Overlap `streams` on a GPU: the attack runs on a second CUDA stream; see the diagram above.
 
     Args:
         generate: the attack.
@@ -104,7 +104,7 @@ class StreamOverlap:
         self._adv: Tensor | None = None
 
     def begin(self, batch: RankBatch) -> None:
-        """Launch the attack beside what main does next."""
+        """Launch the attack on the side stream."""
         self._held.append(batch)
         self._ready.record(torch.cuda.current_stream(self._device))
         self._side.wait_event(self._ready)
@@ -113,12 +113,12 @@ class StreamOverlap:
             self._attacked.record(self._side)
 
     def finish(self, batch: RankBatch) -> Tensor:
-        """Let main wait for the attack."""
+        """Let the main stream wait for the attack."""
         assert self._adv is not None
         torch.cuda.current_stream(self._device).wait_event(self._attacked)
         return self._adv
 
     def done(self) -> None:
-        """Main has waited: what it holds may be freed, and is used again in the order of the diagram."""
+        """Release batch and images: the main stream waits for the attack before it reuses their memory."""
         self._held.clear()
         self._adv = None

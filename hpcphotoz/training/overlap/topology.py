@@ -16,16 +16,16 @@ GlobalBatchSize = Callable[[int], int]  # objects in the global batch of a step
 
 
 class ExchangeTopology:
-    """What both kinds of ranks know of the exchange.
+    """The messages between learners and attackers, as one rank sees them.
 
     Args:
-        split: who attacks.
-        rank: this one.
-        fraction: of attacked objects.
-        overlap: staleness, how images and weights travel.
-        last: steps of the run.
-        global_batch_size: objects in the global batch of a step.
-        weights_group: the group of rank 0 and all attackers.
+        split: which ranks attack.
+        rank: this rank.
+        fraction: fraction of attacked objects.
+        overlap: staleness, and the number formats of images and weights.
+        last: number of steps of the run.
+        global_batch_size: number of objects in the global batch of a step.
+        weights_group: process group of rank 0 and all attackers.
     """
 
     def __init__(
@@ -42,18 +42,17 @@ class ExchangeTopology:
         self.last, self.global_batch_size, self.weights_group = last, global_batch_size, weights_group
 
     def needed(self, version: int, first: int) -> bool:
-        """Whether some attack of a run that starts at step `first` wants the weights after `version`
-        updates.
-        """
+        """Whether a process that starts at step `first` attacks with the weights after `version` updates."""
         return first < version <= self.last - 1 - self.overlap.max_staleness
 
     def message_slices(self, step: int) -> list[MessageSlice]:
-        """The messages of a step."""
+        """The messages that this rank sends or receives at a step."""
         return self.split.message_slices(self.rank, self.global_batch_size(step), self.fraction)
 
     def rows(self, batch: RankBatch, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Which of a rank's attacked images are in a message, and where in it: some may have been left
-        out.
+        """Attacked images of a rank batch that belong to a message: their rows, and their places in it.
+
+        Skipped objects are missing in the batch, so that some places may stay empty.
         """
         place = np.searchsorted(
             self.split.attacked_positions(self.rank, batch.size, self.fraction), batch.positions
@@ -65,10 +64,10 @@ class ExchangeTopology:
         )
 
     def connect_peers(self, device: torch.device) -> None:
-        """Exchange a byte with every rank that will be spoken to, in one order on all ranks.
+        """Exchange one byte with every peer, in the same order on all ranks.
 
-        NCCL makes a connection when it is first used, and both ends wait for each other: two ranks that first
-        use theirs in another order would wait for ever.
+        NCCL makes a connection at its first use, and both ends wait for each other. Two ranks that first used
+        their connections in different orders would wait forever.
         """
         for attacker, learner in self.split.pairs(self.rank):
             byte = torch.zeros(1, dtype=torch.uint8, device=device)

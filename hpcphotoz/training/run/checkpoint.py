@@ -1,6 +1,4 @@
-"""Checkpoints: written whole or not at all, found again by the same command line, loaded without unpickling
-code.
-"""
+"""Checkpoint files: saved atomically, searched, and loaded without unpickling code."""
 
 import errno
 import io
@@ -23,19 +21,18 @@ State = dict[str, Any]
 
 
 def save(run: Path, state: State, keep: int) -> Path:
-    """Write `checkpoints/step-N.pt` under a temporary name, flush, rename; then drop all but the newest
-    `keep`.
+    """Save `checkpoints/step-N.pt` atomically, then remove all but the newest `keep` checkpoints.
 
-    A process killed at any instant leaves the earlier checkpoints as they were. Where the disk is full, those
-    that would be dropped afterwards are dropped first, but never the newest one that loads.
+    A process killed at any instant leaves the earlier checkpoints intact. If the disk is full, the surplus
+    checkpoints are removed first, but never the newest one that loads.
 
     Raises:
-        BadInput: no room all the same, or another error of the file system; earlier checkpoints are kept.
+        BadInput: the disk is still full, or the file system fails otherwise; earlier checkpoints stay.
     """
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{state['step']:08d}.pt"
-    # In memory first: torch's writer turns a full disk into an error of its own.
+    # Serialised in memory first, because torch's writer hides the error of a full disk in one of its own.
     content = io.BytesIO()
     torch.save({"format": FORMAT, **state}, content)
     try:
@@ -49,14 +46,14 @@ def save(run: Path, state: State, keep: int) -> Path:
 
 
 def with_room(run: Path, keep: int, write: Callable[[], None]) -> None:
-    """Write into the run folder; where the disk is full, drop what may be dropped and write again.
+    """Write into the run folder; if the disk is full, remove surplus checkpoints and write again.
 
-    Dropped are all but the newest `keep` - 1 checkpoints and the newest one that loads.
+    The newest `keep` - 1 checkpoints stay, and the newest one that loads.
 
     Args:
         run: run folder.
-        keep: checkpoints to keep, with the one that is to come.
-        write: raises OSError where it fails, and can be called again.
+        keep: number of checkpoints to keep, including the next one.
+        write: raises OSError if it fails, and can be called again.
     """
     try:
         write()
@@ -72,7 +69,7 @@ def _write(path: Path, content: io.BytesIO) -> None:
 
 
 def _make_room(run: Path, keep: int) -> bool:
-    """Whether there was anything to drop."""
+    """Remove surplus checkpoints; returns whether there were any."""
     unfinished = _drop_unfinished(run / "checkpoints")
     good = latest(run)
     surplus = [path for path in paths(run)[keep - 1 :] if path != good] if good else []
@@ -83,7 +80,7 @@ def _make_room(run: Path, keep: int) -> bool:
 
 
 def _drop_unfinished(folder: Path) -> bool:
-    """Remove what a killed process has left; whether there was any."""
+    """Remove unfinished files of a killed process; returns whether there were any."""
     left = list(folder.glob("*.tmp"))
     for path in left:
         path.unlink()
@@ -100,7 +97,7 @@ def _not_saved(path: Path, size: int, error: OSError) -> str:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint that loads; torn ones are skipped with a warning; None: there is none."""
+    """The newest checkpoint that loads, or None; damaged ones are skipped with a warning."""
     for path in paths(run):
         try:
             load(path)
@@ -115,13 +112,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     """Read one checkpoint, tensors and plain values only.
 
     Raises:
-        BadInput: unreadable, torn, or of another format.
+        BadInput: a file that is unreadable, damaged or of another format.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises RuntimeError, EOFError, KeyError, UnpicklingError ... for a torn file
+    # torch raises RuntimeError, EOFError, KeyError, UnpicklingError and others for a damaged file.
+    except Exception as error:
         raise BadInput(
             f"{path}: not a readable checkpoint ({type(error).__name__}): use an earlier one"
         ) from None
@@ -155,5 +151,5 @@ def check_data(run: Path, state: State, data: Path, manifest_sha256: str) -> Non
 
 
 def paths(run: Path) -> list[Path]:
-    """Checkpoint files of a run folder, newest first; they may be torn."""
+    """Checkpoint files of a run folder, newest first; some may be damaged."""
     return sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)

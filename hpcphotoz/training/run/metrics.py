@@ -17,7 +17,7 @@ from hpcphotoz.training.run.timers import Timers
 
 
 class MetricsAccumulator:
-    """Adds up losses, objects and times between two lines of metrics.
+    """Adds up losses, object counts and times between two lines of metrics.jsonl.
 
     Args:
         timers: times the waits for other ranks.
@@ -25,24 +25,24 @@ class MetricsAccumulator:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        # All ranks: loss and number of clean, of attacked objects; skipped.
+        # Over all ranks: loss and number of clean objects, of attacked objects; number of skipped ones.
         self.sums = torch.zeros(5, dtype=torch.float64)
-        self.waiting_for = ""  # what this rank waits for just now
+        self.waiting_for = ""  # what this rank is waiting for; "": it is not waiting
         self._seen, self._waited_for_ranks, self._since = 0, 0.0, time.monotonic()
-        self._waited, self._busy = 0.0, 0.0  # as `RankLoader` and `Stream` had them at the last line
+        self._waited, self._busy = 0.0, 0.0  # values of `RankLoader` and `Stream` at the last line
 
     def add(self, sums: Tensor, objects: int) -> None:
-        """A step: (5,) float64 as `sums`, and the objects of its global batch."""
+        """Add a step: its (5,) float64, as `self.sums`, and the number of objects in its global batch."""
         self.sums += sums
         self._seen += objects
 
     def exclude_time(self, seconds: float) -> None:
-        """Time that is not part of the training rate."""
+        """Leave some seconds out of the training rate."""
         self._since += seconds
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Time spent waiting for other ranks."""
+        """Context that times a wait for other ranks, and says what is waited for."""
         start, self.waiting_for = time.monotonic(), what
         with self._timers("wait for other ranks"):
             yield
@@ -50,7 +50,12 @@ class MetricsAccumulator:
         self.waiting_for = ""
 
     def summarise(self, loader: RankLoader, with_rank_wait: bool) -> dict[str, float | int | None]:
-        """Figures since the last line, then start again; `with_rank_wait`: also the wait for attackers."""
+        """The figures since the last line; starts the next interval.
+
+        Args:
+            loader: loader of the training objects.
+            with_rank_wait: include the fraction of time spent waiting for other ranks.
+        """
         clean, n_clean, attacked, n_attacked, skipped = self.sums.tolist()
         now, busy, stream = time.monotonic(), loader.train.busy_s - self._busy, loader.train
         seconds = now - self._since
@@ -60,7 +65,7 @@ class MetricsAccumulator:
             "loss_adversarial": attacked / n_attacked if n_attacked else None,
             "images_per_s": self._seen / seconds,
             "data_wait": (loader.waited_s - self._waited) / seconds,
-            # How many times faster the reading threads could deliver; None: nothing was read since.
+            # How many times faster the reading threads could deliver; None: they read nothing.
             "loader_headroom": seconds * stream.threads / busy if busy else None,
             "skipped": int(skipped),
             "lost": stream.census.lost_rows(stream.manifest),
@@ -74,14 +79,14 @@ class MetricsAccumulator:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, flushed as written; lines after a resumed step are dropped.
+    """metrics.jsonl: one JSON object per line, flushed at once. Lines after a resumed step are removed.
 
     Args:
         run: run folder.
-        step: step the run continues from; 0: a new run.
+        step: step from which the run continues; 0: a new run.
 
     Raises:
-        BadInput: a line of a run that continues is none of ours.
+        BadInput: a line of a continued run is damaged.
         OSError: the file cannot be read or written.
     """
 
@@ -107,13 +112,12 @@ class MetricsFile:
         """Append one line.
 
         Raises:
-            OSError: it cannot be written, as where the disk is full.
+            OSError: the file cannot be written, for example because the disk is full.
         """
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
     def _lines(self) -> list[str]:
-        # A killed process can leave its last line without an end: not JSON, and written again after the
-        # resume.
+        # A killed process can leave an unfinished last line, which is written again after the resume.
         text = self._path.read_text(errors="replace") if self._path.exists() else ""
         return text[: text.rfind("\n") + 1].splitlines()

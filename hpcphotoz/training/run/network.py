@@ -19,10 +19,10 @@ from hpcphotoz.training.run import checkpoint
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A trained network, ready to predict."""
+    """A trained network in evaluation mode, with what is needed to use it."""
 
-    name: str  # the run folder's name
-    module: nn.Module  # in evaluation mode
+    name: str  # name of the run folder
+    module: nn.Module
     bins: RedshiftBins
     bands: tuple[str, ...]
     stamp: int  # pixels a side
@@ -44,14 +44,14 @@ class TrainedNetwork:
 
 
 def load_network(run: Path | str, device: torch.device | str = "cpu") -> TrainedNetwork:
-    """The network of a run's newest checkpoint.
+    """Load the network of the newest checkpoint of a run.
 
     Args:
-        run: a run folder, or one checkpoint file in it.
-        device: where to put it.
+        run: a run folder, or one of its checkpoint files.
+        device: where to put the network.
 
     Raises:
-        BadInput: no such run, no checkpoint in it, or one that does not load.
+        BadInput: no such run, or no checkpoint that loads.
     """
     run = Path(run)
     path = run if run.is_file() else checkpoint.latest(run)
@@ -80,9 +80,9 @@ def load_network(run: Path | str, device: torch.device | str = "cpu") -> Trained
 
 
 def _current_config(state: checkpoint.State) -> dict[str, Any]:
-    """A checkpoint's configuration in today's words."""
+    """The configuration in a checkpoint, with the current names of sections and keys."""
     tree = {name: dict(section) for name, section in state["config"].items()}
-    # Before the order had a number, the split was by the training's seed, and reading ahead was in batches.
+    # Before checkpoints had the key `order`, `seed` drew the split too, and `read_ahead` counted batches.
     if "order" not in state:
         tree["data"].pop("read_ahead", None)
         tree["data"].setdefault("split_seed", tree["training"]["seed"])

@@ -1,9 +1,9 @@
-"""Where a step's time goes: a profiler's trace, and one screen that adds it up.
+"""Profiles a few steps of a run: a profiler trace, and one screen with the time of each section.
 
-A few steps after the first ones are profiled on rank 0; the run goes on. "all-reduce" runs beside backward
-passes and is not part of the sum; `rest` below 0 is what two streams hid of each other. The device's rate is
-that of square matrix products in the precision of training, run here; a step's operations are counted, not
-estimated.
+Rank 0 profiles some steps after the first ones, and the run goes on. The all-reduce runs during the backward
+passes and is not part of the sum. `rest` is negative if sections on two streams ran at the same time. The
+rate of a step is compared with that of square matrix products in the same precision on this device; the
+operations of a step are counted, not estimated.
 """
 
 import copy
@@ -26,16 +26,16 @@ from hpcphotoz.training.compute import ComputeOptions
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.timers import Timers
 
-_SKIPPED, _STEPS = 3, 5  # of the process: the first ones fetch memory and choose algorithms
+_SKIPPED, _STEPS = 3, 5  # the first steps of a process allocate memory and choose algorithms
 
 
 class StepProfiler:
-    """Watches the first steps of a process.
+    """Profiles the first steps of a process.
 
     Args:
-        folder: `profile` of the run; the trace is for chrome://tracing or Perfetto.
+        folder: output folder; chrome://tracing and Perfetto show the trace.
         device: where the step runs.
-        timers: of the step; switched on meanwhile.
+        timers: timers of the step, which are active during the profile.
     """
 
     def __init__(self, folder: Path, device: torch.device, timers: Timers) -> None:
@@ -48,7 +48,7 @@ class StepProfiler:
         self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
 
     def record_step(self, batch: RankBatch) -> bool:
-        """Note that a step has been taken; whether it was the last one of the profile."""
+        """Count a step; returns whether it was the last one of the profile."""
         self._steps += 1
         if self._steps == _SKIPPED:
             self._timers.active = True
@@ -64,7 +64,7 @@ class StepProfiler:
         return True
 
     def end_early(self) -> str:
-        """Put an end to it where the run had fewer steps; what to say."""
+        """Stop the profiler when the run had too few steps; returns the message."""
         if self._timers.active:
             self._profiler.stop()
             self._timers.active = False
@@ -81,10 +81,10 @@ class StepProfiler:
         """Write the trace and the summary; returns the summary as text.
 
         Args:
-            module: the bare network; a copy of it is run.
-            attack: attacks the objects of a batch with a network.
-            batch: any; two of its objects are taken.
-            config, compute: of the run.
+            module: the bare network; operations are counted with a copy.
+            attack: attacks the objects of a rank batch with a network.
+            batch: any rank batch; two of its objects are used.
+            config, compute: configuration and resolved options of the run.
         """
         self._folder.mkdir(exist_ok=True)
         with atomic_write(self._folder / "trace.json") as temporary:
@@ -98,7 +98,7 @@ class StepProfiler:
             "steps": _STEPS,
             "step_s": step,
             "images_per_s_of_this_rank": self._rows[0] / self._seconds,
-            # Below 0: on a GPU sections on two streams overlap, and that much of them was hidden.
+            # `rest` is negative by the time for which sections on two streams ran at once.
             "shares": {**shares, "rest": 1 - sum(shares.values())},
             "all_reduce": all_reduce_seconds(events, self._device) / self._seconds,
             "operations_per_s": rate,
@@ -123,7 +123,7 @@ class StepProfiler:
         batch: RankBatch,
         config: Config,
     ) -> float:
-        """Of the passes and attacks over the rows that were seen."""
+        """Operations of all passes and attacks during the profile."""
         passed, attacked = operations(module, attack, batch)
         objects, m = self._rows
         if config.adversarial.objective == "free":
@@ -135,12 +135,12 @@ class StepProfiler:
 def operations(
     module: nn.Module, attack: Callable[[nn.Module, RankBatch], object], batch: RankBatch
 ) -> tuple[float, float]:
-    """Operations of an object's forward and backward pass, and of its attack, counted on two of them.
+    """Operations per object of a forward and backward pass, and of an attack, counted on two objects.
 
     Args:
-        module: the bare network; a copy is run: DistributedDataParallel listens to the original's passes.
-        attack: attacks the objects of a batch with a network.
-        batch: any; without objects there is nothing to count.
+        module: the bare network. A copy runs: DistributedDataParallel hooks into passes of the original.
+        attack: attacks the objects of a rank batch with a network.
+        batch: any rank batch; the counts of an empty one are 0.
     """
     copied, two = copy.deepcopy(module), batch.first(2)
     if not len(two.images):
@@ -157,13 +157,13 @@ def operations(
 def all_reduce_seconds(events: Iterable[Any], device: torch.device) -> float:
     """Seconds during which at least one all-reduce was under way.
 
-    The profiler lists an all-reduce several times: torch's operator, which only begins it, the range that the
-    backend marks on the host, the same range on the device, and the kernels in it. Gloo's ranges last from
-    the request to the end and overlap. The length of the union of intervals counts each moment once.
+    The profiler lists an all-reduce several times: torch's operator, which only starts it, the range that the
+    backend marks on the host, the same range on the device, and the kernels in that range. Gloo's ranges last
+    from the request to the end and overlap. The union of all intervals counts each moment once.
 
     Args:
-        events: a profiler's, with name, device_type and time_range (us).
-        device: where the gradients are: on a GPU its own events are taken, on a CPU the backend's ranges.
+        events: events of a profiler, with name, device_type and time_range (us).
+        device: where the gradients are: events of the device count on a GPU, ranges of the backend on a CPU.
     """
     on_cpu = device.type == "cpu"
     intervals = sorted(
@@ -180,11 +180,11 @@ def all_reduce_seconds(events: Iterable[Any], device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
-    """Operations a second of square matrix products: the most that a device reaches in practice.
+    """Operations per second of square matrix products: the most that a device reaches in practice.
 
     Args:
-        device: where.
-        dtype: of the factors; None: float32, with TF32 where it is on.
+        device: where they run.
+        dtype: dtype of the factors; None: float32, with TF32 if it is on.
     """
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device, dtype=dtype or torch.float32)

@@ -1,4 +1,4 @@
-"""The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log, checkpoints/."""
+"""The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log and checkpoints/."""
 
 import logging
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from hpcphotoz.world import World
 
 
 def check(run: Path, config: Config) -> None:
-    """Make sure that a folder is free for a run, or holds one with these options; writes nothing.
+    """Refuse a folder that is a dataset or holds a run with other options; writes nothing.
 
     Args:
         run: the folder, which need not exist.
-        config: as it was given: a precision of auto is that of the run in the folder.
+        config: the given configuration; precision `auto` stands for that of the run in the folder.
 
     Raises:
         BadInput: the folder is a dataset, or holds a run with other options.
@@ -40,9 +40,9 @@ def check(run: Path, config: Config) -> None:
 
 @contextmanager
 def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
-    """Make the folder, check that it belongs to this configuration and to no other process, and hold it.
+    """Make the run folder, check that it fits this configuration, and lock it against other processes.
 
-    Rank 0 writes the resolved config.toml and keeps a lock that the system drops when the process ends.
+    Rank 0 writes the resolved config.toml and holds the lock, which ends with the process.
 
     Raises:
         BadInput: the folder cannot be made, is a dataset, holds a run with other options, or is in use.
@@ -64,13 +64,13 @@ def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
 
 
 def precision_of(run: Path) -> str | None:
-    """The precision of the run that the folder holds; None: none, or one that was begun with auto."""
+    """Precision of the run in a folder; None: the folder holds no run, or one without a chosen precision."""
     config = _saved_config(run)
     return None if config is None or config.compute.precision == "auto" else config.compute.precision
 
 
 def _saved_config(run: Path) -> Config | None:
-    """The configuration of the run that a folder holds, in today's names; None: it holds none."""
+    """Configuration of the run in a folder, with the current names of options; None: it holds no run."""
     path = run / "config.toml"
     if not path.is_file() or not paths(run):
         return None
@@ -79,7 +79,7 @@ def _saved_config(run: Path) -> Config | None:
 
 @contextmanager
 def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
-    """Log of this rank: logs/rank-N.log; warnings of rank 0 go to standard error too."""
+    """Write this rank's log to logs/rank-N.log; warnings of rank 0 go to standard error as well."""
     logger = logging.getLogger("hpcphotoz")
     handler = _Log(run / "logs" / f"rank-{world.rank}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -100,10 +100,10 @@ def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
 
 
 class _Log(logging.FileHandler):
-    """A log that a full disk does not turn into a traceback a line."""
+    """A log file that loses lines on a full disk, instead of printing a traceback for each."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Leave the line out."""
+        """Drop the line."""
 
 
 def _differing(old: Config, new: Config) -> str:

@@ -1,4 +1,4 @@
-"""A request to stop: signals and the wall-time budget feed one flag, read between steps."""
+"""A request to stop the run: signals and the wall-time budget set one flag, which is read between steps."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Collects SIGUSR2, SIGTERM, SIGINT, SIGHUP and the end of the time budget; nothing is done inside the
-    handler.
+    """A flag that SIGUSR2, SIGTERM, SIGINT, SIGHUP or the end of the wall-time budget set.
 
-    Ranks must agree on the flag before they act on it: a signal reaches them at different steps. Earlier
-    handlers are put back on leaving. A SIGHUP that nohup has ignored stays ignored.
+    The handlers only set the flag. Ranks agree on it before they act, because a signal reaches them at
+    different steps. Leaving the context restores the earlier handlers. A SIGHUP that is ignored, as under
+    nohup, stays ignored.
 
     Args:
-        wall_minutes: budget from now (minutes); 0: none.
+        wall_minutes: budget from now (minutes); 0: no limit.
     """
 
     def __init__(self, wall_minutes: float = 0) -> None:
@@ -42,13 +42,13 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
-        """Why this process should stop; empty: it should not."""
+        """Why this process should stop; "": it should not."""
         if not self._reason and time.monotonic() > self._deadline:
             self._reason = "wall-time budget spent"
         return self._reason
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._reason and number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C means it
+            signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C ends the process at once
             os.kill(os.getpid(), number)
         self._reason = f"{signal.Signals(number).name} received"

@@ -1,6 +1,4 @@
-"""Where a step's time goes: named stretches, timed on the clock or by CUDA events, and seen by the
-profiler.
-"""
+"""Named timers of the sections of a step, on the clock or by CUDA events; a profiler shows these names."""
 
 import time
 from collections import defaultdict
@@ -11,9 +9,10 @@ import torch
 
 
 class Timers:
-    """Adds up the time of named phases while it is `active`; a phase within another counts for itself alone.
+    """Adds up seconds per named section while `active`; a nested section is not counted in the outer one.
 
-    On a GPU a phase is timed between two events on the stream that is current where it begins: nothing waits.
+    On a GPU a section is timed between two events on the stream that is current at its start, so that the
+    host does not wait.
 
     Args:
         device: where the step runs.
@@ -23,13 +22,13 @@ class Timers:
         self.active = False
         self._on_gpu = device is not None and device.type == "cuda"
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._inner: list[float] = []  # of the phases begun and not ended: seconds of those within
+        self._inner: list[float] = []  # of each open section: seconds of the sections nested in it
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """The time until the end of the block counts for a phase."""
-        # Within a capture nothing is timed: the events would become part of the graph.
+        """Context that times a section."""
+        # A capture is not timed, because the events would become part of the graph.
         if not self.active or (self._on_gpu and torch.cuda.is_current_stream_capturing()):
             yield
             return
@@ -37,7 +36,7 @@ class Timers:
             yield from self._on_stream(name) if self._on_gpu else self._on_clock(name)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each phase until now."""
+        """Seconds of each section so far."""
         if self._events:
             torch.cuda.synchronize()
         for name, begin, end in self._events:

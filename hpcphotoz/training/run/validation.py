@@ -1,4 +1,4 @@
-"""How good the network is on the validation part, which the ranks that learn share."""
+"""Validation after each epoch: bias, sigma_MAD and outlier rate; the learners divide the objects."""
 
 import torch
 from torch import Tensor
@@ -13,15 +13,15 @@ from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import flux
 from hpcphotoz.training.run.signals import StopRequest
 
-_CHECK_STOP_EVERY = 16  # batches; a look is one small all-reduce
+_CHECK_STOP_EVERY = 16  # batches; a check is one small all-reduce
 
 
 class ValidationStopped(Exception):
-    """A learner was asked to stop: all learners left the validation unfinished."""
+    """A rank was asked to stop: all learners leave the validation unfinished."""
 
 
 class UnreadableData(Exception):
-    """Some learner cannot read its share; `problem` says why this one cannot, if it is this one."""
+    """A rank cannot read its validation data; `problem` says why on that rank, and is None on the others."""
 
     def __init__(self, problem: str | None) -> None:
         super().__init__(problem)
@@ -32,7 +32,7 @@ class UnreadableData(Exception):
 def validate(
     components: TrainingComponents, stream: Stream, role: RankRole, stop: StopRequest
 ) -> dict[str, float]:
-    """Bias, sigma_MAD and eta over all learners' shares, `n` objects and how many were skipped.
+    """Bias, sigma_MAD and eta over the objects of all learners, their number `n`, and the skipped ones.
 
     Args:
         components: the network, in training mode afterwards, and its options.
@@ -41,7 +41,7 @@ def validate(
         stop: read every 16 batches.
 
     Raises:
-        UnreadableData: on all learners, if one cannot read its share.
+        UnreadableData: on all learners, if one cannot read its data.
         ValidationStopped: on all learners, if one is asked to stop.
     """
     components.module.eval()
@@ -72,7 +72,7 @@ def _predictions(components: TrainingComponents, stream: Stream, role: RankRole,
                 break
             if stops:
                 raise ValidationStopped
-        if problem is not None:  # until the others look too
+        if problem is not None:  # wait for the next check, in which all ranks take part
             continue
         try:
             batch = next(batches)
@@ -86,7 +86,7 @@ def _predictions(components: TrainingComponents, stream: Stream, role: RankRole,
             logits: Tensor = components.module(flux(batch), batch.ebv)
         rows.append(torch.stack([components.bins.mean(logits), batch.z_spec], dim=1))
     else:
-        next(batches, None)  # the end of the pass: the stream notes that all of it is verified
+        next(batches, None)  # ends the epoch: the stream records that every object is verified
     if any(group.gather_texts(problem, role.world, role.subgroup)):
         raise UnreadableData(problem)
     return torch.cat(rows)
