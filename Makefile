@@ -1,4 +1,4 @@
-# The two commands of the README: `make demo`, `make test`. Both set up .venv by themselves.
+# `make help` lists the commands. Each sets up the environment that it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,22 +9,26 @@ TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hp
 # A test file a worker, so that its fixtures are made once; a worker a core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-slow test-torch211 peers bench-gpu bench-gpu-training bench-gpu-quick format clean
+.DEFAULT_GOAL := test
+.PHONY: help demo docs test test-slow test-torch211 peers bench-gpu bench-gpu-training bench-gpu-quick format clean
 .DELETE_ON_ERROR:
 
-test: $(VENV)/.ready
+help:  ## list these commands
+	@grep -E '^[a-z][a-z0-9-]*:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-20s %s\n", $$1, $$2}'
+
+test: $(VENV)/.ready  ## format, lint, types and the tests that ten minutes allow
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(PYTEST) -m "not slow"
 
-test-slow: $(VENV)/.ready
+test-slow: $(VENV)/.ready  ## the longer tests
 	$(PYTEST) -m slow
 
 # The oldest torch and triton that pyproject.toml allows, in an environment of their own: what a GPU cluster has. The
 # wheels with CUDA import without a GPU, and bring the assembler that counts the registers of a kernel.
 TORCH211 := .venv-torch211/bin/python
-test-torch211: .venv-torch211/.ready
+test-torch211: .venv-torch211/.ready  ## tests with the oldest torch and triton that are supported
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not slow" \
 	  tests/kernels tests/attacks tests/models tests/training/test_step.py tests/test_imports.py
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 -m slow \
@@ -37,7 +41,7 @@ test-torch211: .venv-torch211/.ready
 	@touch $@
 
 # Simulate labelled galaxies, train a standard and an adversarial network on two ranks, attack both, report.
-demo: $(D)/.done/report
+demo: $(D)/.done/report  ## simulate, train a standard and an adversarial network, attack both, report: about eight minutes
 	@echo "open $(D)/report.html; figures in $(D)/summary.json"
 
 # A dataset's manifest is written last: make's own notion of a finished target.
@@ -56,8 +60,18 @@ $(D)/.done/report: $(D)/data/test/manifest.json $(D)/.done/standard $(D)/.done/a
 	  --out $(D) --knn-train $(D)/data/train --eps 0.05 0.1 0.2
 	@touch $@
 
+# Warnings are errors, and every link inside the documentation is checked. The tutorial's notebook is executed, and
+# again only when it has changed.
+docs: $(VENV)/.docs  ## build the documentation: build/docs/index.html
+	OMP_NUM_THREADS=2 $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky -q docs build/docs
+	@echo "open build/docs/index.html"
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[docs]'
+	@touch $@
+
 # Packages that benchmarks measure against, in an environment of their own: never dependencies.
-peers: .venv-peers/.ready
+peers: .venv-peers/.ready  ## the environment of the packages that benchmarks compare with
 
 .venv-peers/.ready: benchmarks/peers/requirements.txt benchmarks/peers/requirements-nodeps.txt
 	$(PYTHON) -m venv .venv-peers
@@ -66,27 +80,27 @@ peers: .venv-peers/.ready
 	@touch $@
 
 # On a machine with a GPU, with its own torch and triton: PYTHON=python3 make bench-gpu
-bench-gpu:
+bench-gpu:  ## on a GPU: kernels and attacks, with the torch of PYTHON
 	$(PYTHON) -m benchmarks.bench_kernels --json benchmarks/results/kernels-gpu.json
 	$(PYTHON) -m benchmarks.bench_attacks --json benchmarks/results/attacks-gpu.json
 
 # The same for training: rates, memory, fraction of the device, streams, graphs; the peer loop.
-bench-gpu-training:
+bench-gpu-training:  ## on a GPU: training rates, memory, streams and graphs
 	$(PYTHON) -m benchmarks.bench_options --json benchmarks/results/options-gpu.json
 	$(PYTHON) -m benchmarks.bench_step --json benchmarks/results/step-gpu.json
 
 # The part of each benchmark that ends within a minute: what to run first on a new machine.
 QUICK := kernels attacks options step
-bench-gpu-quick: $(QUICK:%=bench-gpu-quick-%)
+bench-gpu-quick: $(QUICK:%=bench-gpu-quick-%)  ## on a GPU: a minute of each benchmark
 bench-gpu-quick-%:
 	$(PYTHON) -m benchmarks.bench_$* --quick --json benchmarks/results/$*-gpu-quick.json
 
-format: $(VENV)/.ready
+format: $(VENV)/.ready  ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
-	rm -rf $(D) $(VENV)
+clean:  ## remove the environment, the demo and the built documentation
+	rm -rf $(D) $(VENV) build
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
