@@ -1,7 +1,8 @@
-"""What runs on every rank of a launched job: join the others, train, and on a preemption come back.
+"""The job of every rank of a launch: connect to the other ranks, train, and requeue after a preemption.
 
-Slurm sends SIGUSR2 to all tasks ahead of the time limit and on a preemption. The trainer then saves and all
-ranks leave it after the same step; only then is the signal handed to submitit, whose rank 0 requeues the job.
+Slurm sends SIGUSR2 to all tasks before the time limit and at a preemption. The trainer then saves a
+checkpoint and stops all ranks after the same step. Only then does submitit receive the signal; its rank 0
+requeues the job.
 """
 
 import hashlib
@@ -26,28 +27,28 @@ from hpcphotoz.launch import snapshot
 from hpcphotoz.output import say
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES, World, detect
 
-# A signal reaches the nodes one after the other: rank 0 may stop by another rank's flag before its own.
+# A signal reaches the nodes one after the other: rank 0 may stop at another rank's signal before its own.
 _STRAGGLING_SIGNAL_S = 10.0
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A training run as a callable for submitit; tiny when pickled, and importing neither torch nor submitit.
+    """A training run as a callable for submitit, small when pickled.
 
-    A signal that arrives before submitit's handlers are in place is lost (`slurm.py` has it ignored), so
-    unpickling must stay quick: torch is imported inside the call.
+    A signal that arrives before submitit's handlers are in place is lost (`slurm.py` makes sh ignore it), so
+    unpickling must be quick: torch and submitit are imported inside the call.
 
     Args:
         config: the resolved configuration as TOML text.
         data: dataset folder, absolute.
         out: run folder, absolute.
-        code: folder that holds the package's snapshot; empty: run whatever is installed.
-        cpus: CPUs of this rank; 0: torch decides.
-        max_requeues: restarts of any kind after which a stopped job is not requeued, and fails.
-        profile: write where a step's time goes, as `train --profile` does.
+        code: folder with the snapshot of the package; empty: the installed package runs.
+        cpus: cores of this rank; 0: torch decides.
+        max_requeues: number of restarts after which a stopped job is not requeued, and fails.
+        profile: as `train --profile`.
         device: "auto", "cuda" or "cpu", as in `train --device`.
-        command: the words that launched the run, for its provenance.
-        visible_gpus: CUDA_VISIBLE_DEVICES of a local launch; None: not set. On a cluster it is Slurm's.
+        command: the command line that launched the run, for its provenance.
+        visible_gpus: CUDA_VISIBLE_DEVICES of a local launch; None: unset. On a cluster Slurm sets it.
     """
 
     config: str
@@ -90,15 +91,15 @@ class TrainJob:
     def __call__(self) -> str:
         """Train on this rank; return "finished" or "stopped".
 
-        A stop that asks for a requeue does not return: the process ends once rank 0 has requeued.
+        When the run is to be requeued, this does not return: the process ends once rank 0 has requeued it.
 
         Raises:
-            BadInput: the package was not imported from the snapshot; whatever the trainer refuses.
+            BadInput: the package was not imported from the snapshot, or what the trainer raises.
         """
         rank = self._find_own_rank().rank
         if "SLURM_JOB_ID" not in os.environ:
-            # submitit ignores SIGTERM. Until the trainer handles it there is nothing to save; on a cluster it
-            # may be a preemption, and a rank that dies of it fails the job.
+            # submitit ignores SIGTERM. Here, until the trainer handles it, there is nothing to save. On a
+            # cluster it may be a preemption, and a rank that dies of it would fail the job.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         from hpcphotoz.training.loop import Outcome
         from hpcphotoz.training.trainer import train
@@ -113,29 +114,29 @@ class TrainJob:
                 return "finished"
             if rank:
                 # Success, without a result pickle: with --kill-on-bad-exit=1 a failure here would end the job
-                # before rank 0 has requeued it. Nobody waits for this rank any more.
+                # before rank 0 has requeued it. Nothing waits for this rank any more.
                 sys.exit(0)
             seen = signals.seen(wait_s=_STRAGGLING_SIGNAL_S)
         if _asks_for_requeue(seen):
-            say("saved on all ranks; handing SIGUSR2 to submitit")
+            say("saved on all ranks; passing SIGUSR2 to submitit")
             signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
         _ignore_stops()
         return "stopped"
 
     def checkpoint(self) -> Any:
-        """What to run after the requeue: the same again, or None once `max_requeues` is reached.
+        """What submitit runs after the requeue: this job again, or None once `max_requeues` is reached.
 
-        Called by submitit on rank 0 inside its signal handler; the trainer has saved by then.
+        submitit calls this on rank 0 in its signal handler, after the trainer has saved.
         """
         import submitit
 
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.max_requeues:
-            say(f"restarted {self.max_requeues} times: not again; launch again to go on")
+            say(f"restarted {self.max_requeues} times: no further requeue; launch again to continue")
             return None
         return submitit.helpers.DelayedSubmission(self)
 
     def _find_own_rank(self) -> World:
-        """Which rank this is, with all in the environment that it needs to meet the others."""
+        """Detect this process's rank and set the variables by which the ranks connect."""
         import submitit
 
         found = Path(hpcphotoz.__file__).resolve().parents[1]
@@ -146,16 +147,16 @@ class TrainJob:
             )
         if self.code:
             snapshot.check(found)
-        # Slurm or submitit has started this rank: what other launchers say is left over from elsewhere.
+        # Slurm or submitit has started this rank: variables of other launchers are inherited from elsewhere.
         for name in list(os.environ):
             if name in RANK_NAMES or (name.startswith(RANK_PREFIXES) and not name.startswith("SUBMITIT_")):
                 del os.environ[name]
         if self.cpus:
-            # srun does not bind everywhere: on two busy cores two ranks of two threads took 0.7 s a step, of
-            # one thread 0.04 s.
+            # srun does not bind ranks to cores everywhere: on two busy cores, two ranks of two threads took
+            # 0.7 s per step, of one thread 0.04 s.
             os.environ.setdefault("OMP_NUM_THREADS", str(self.cpus))
         if "SLURM_JOB_ID" not in os.environ:
-            # submitit has put numbers there; the user's may be UUIDs, or empty.
+            # submitit has written numbers there; the user's value may hold UUIDs, or be empty.
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
             if self.visible_gpus is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
@@ -169,9 +170,9 @@ class TrainJob:
 
 
 def _ignore_stops() -> None:
-    """For a rank with nothing left to save: as it shuts down, Python lets SIGUSR2 kill the process again.
+    """Ignore stops in a rank with nothing left to save: at exit Python restores the default, which kills.
 
-    Seen: the time-limit signal in the last 4 s of a finished run, and Slurm called the job FAILED.
+    Seen: the time-limit signal came in the last 4 s of a finished run, and Slurm called the job FAILED.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -184,25 +185,25 @@ def _master_address(first_node: str, env: Mapping[str, str]) -> str:
     try:
         socket.getaddrinfo(first_node, None)
     except OSError:
-        # The batch script, hence srun, runs on the first node. `scontrol show node` would be a call a rank.
+        # The batch script, hence srun, runs on the first node. Asking scontrol would be one call per rank.
         return env.get("SLURM_LAUNCH_NODE_IPADDR", first_node)
     return first_node
 
 
 def _master_port(job_id: str, restart: str) -> int:
-    """The port where rank 0 listens: the same on all ranks of a job, another one after a restart.
+    """The port where rank 0 listens: the same on all ranks of a job, another after a restart.
 
-    Below 32768, where Linux begins to hand out ports to whoever connects to something.
+    It is below 32768, where the ports begin that Linux assigns to outgoing connections.
     """
     digest = hashlib.sha256(f"{job_id} {restart}".encode()).digest()
     return 20_000 + int.from_bytes(digest[:4]) % 12_000
 
 
 def _asks_for_requeue(seen: set[int]) -> bool:
-    """Whether the stop is to be followed by a restart.
+    """Whether the job restarts after this stop.
 
-    SIGUSR2 asks for it (time limit, preemption). SIGTERM is a preemption where Slurm is not told to send the
-    user's signal, and otherwise a cancellation, as SIGINT is; Slurm knows which.
+    SIGUSR2 (time limit, preemption) asks for a restart. SIGTERM means a preemption on clusters that do not
+    send the user's signal, and otherwise a cancellation, like SIGINT: Slurm is asked which it is.
     """
     if "SLURM_JOB_ID" not in os.environ:
         return signal.SIGUSR2 in seen and not seen & {signal.SIGTERM, signal.SIGINT}
@@ -214,13 +215,13 @@ def _asks_for_requeue(seen: set[int]) -> bool:
         text = ""
     facts = dict(word.partition("=")[::2] for word in text.split())
     if facts.get("JobState") in ("CANCELLED", "COMPLETING") and facts.get("Reason") != "TimeLimit":
-        return False  # cancelled, or requeued already; Slurm shows both as COMPLETING while a task is alive
+        return False  # cancelled, or requeued already; both are COMPLETING while a task is alive
     preempted = facts.get("PreemptTime", "None") != "None"
     return signal.SIGUSR2 in seen or (signal.SIGTERM in seen and preempted)
 
 
 class _SignalRecorder:
-    """Records this process's signals, whoever's handlers are installed (the trainer's only set a flag)."""
+    """Records this process's signals, whatever handlers are installed (the trainer's only set a flag)."""
 
     def __enter__(self) -> Self:
         self._read, self._write = os.pipe()
@@ -235,7 +236,7 @@ class _SignalRecorder:
         os.close(self._write)
 
     def seen(self, wait_s: float) -> set[int]:
-        """Which of USR2, TERM and INT have come so far; waits `wait_s` seconds for the first of them."""
+        """Which of USR2, TERM and INT have arrived so far; waits up to `wait_s` seconds for the first."""
         end = time.monotonic() + wait_s
         found: set[int] = set()
         while not found and select.select([self._read], [], [], max(0.0, end - time.monotonic()))[0]:

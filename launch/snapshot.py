@@ -1,4 +1,4 @@
-"""A copy of the package beside the run, so that a job runs the code that was submitted."""
+"""Snapshots: a copy of the package beside the run, so that a job runs the code that was submitted."""
 
 import hashlib
 import os
@@ -12,18 +12,18 @@ from hpcphotoz.provenance import RECORD, commit
 
 
 def folder(launch: Path) -> Path:
-    """Where the snapshot of the present code lies or would lie under the folder `launch`; writes nothing.
+    """The folder of the present code's snapshot under the folder `launch`, made or not; writes nothing.
 
-    The name holds the code's SHA-256: submissions of the same code share one copy, which never changes.
+    Its name contains the code's SHA-256: submissions of the same code share one copy, which never changes.
     """
     return launch / _name(Path(hpcphotoz.__file__).parent)
 
 
 def check(code: Path) -> None:
-    """Make sure that a snapshot still holds the code that its name stands for.
+    """Check that a snapshot still holds the code that its name is the hash of.
 
     Raises:
-        BadInput: some file was changed, added or removed.
+        BadInput: a file was changed, added or removed.
     """
     if _name(code / "hpcphotoz") != code.name:
         raise BadInput(
@@ -32,12 +32,12 @@ def check(code: Path) -> None:
 
 
 def take(launch: Path) -> Path:
-    """Copy the package, its linked folders included, and return the folder to start Python in.
+    """Copy the package with its linked folders, and return the folder in which to start Python.
 
-    Snapshots (some hundred kB each) are kept as long as the run folder: a requeued job starts from its own.
+    Snapshots (a few hundred kB each) are kept as long as the run folder: a requeued job starts from its own.
 
     Raises:
-        BadInput: there is a snapshot of this code already, and it was changed.
+        BadInput: a snapshot of this code exists already, and it was changed.
     """
     final = folder(launch)
     if final.is_dir():
@@ -56,7 +56,7 @@ def take(launch: Path) -> Path:
         (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
         try:
             os.replace(copy, final)
-        except OSError:  # another submission of the same code was quicker
+        except OSError:  # another submission of the same code made it meanwhile
             if not final.is_dir():
                 raise
     return final
@@ -79,5 +79,5 @@ def _files(package: Path) -> list[Path]:
 
 
 def _is_left_out(path: Path) -> bool:
-    """Compiled files, and links to nothing: an editor's lock, .#step.py, is one."""
+    """Whether a path stays out: compiled files and dangling links (such as an editor's lock, .#step.py)."""
     return path.name == "__pycache__" or path.suffix == ".pyc" or not path.exists()

@@ -11,9 +11,11 @@ from hpcphotoz.errors import BadInput
 
 
 def launch(options: argparse.Namespace) -> int:
-    """Run `train` on a cluster, or here with one process a rank: launch WHERE [...] -- train CONFIG ..."""
+    """Run `train` on a Slurm cluster or on this machine, one process per rank."""
     from hpcphotoz.launch import slurm
     from hpcphotoz.launch.job import TrainJob
+    from hpcphotoz.launch.local import run_local
+    from hpcphotoz.launch.plan import LaunchPlan
 
     if not options.after or options.after[0] != "train":
         raise BadInput(
@@ -28,11 +30,11 @@ def launch(options: argparse.Namespace) -> int:
         device=words.device,
         command=options.words,
     )
-    given = {field.name: getattr(options, field.name) for field in fields(slurm.LaunchPlan)}
+    given = {field.name: getattr(options, field.name) for field in fields(LaunchPlan)}
     chosen: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
     }
-    plan = slurm.LaunchPlan(**chosen)
+    plan = LaunchPlan(**chosen)
     if options.dry_run:
         if options.where == "local":
             raise BadInput(
@@ -41,7 +43,7 @@ def launch(options: argparse.Namespace) -> int:
         print(slurm.dry_run(plan, job), end="")
         return 0
     if options.where == "local":
-        return slurm.run_local(plan, job)
+        return run_local(plan, job)
     submitted = slurm.submit(plan, job, lambda text: print(f"hpcphotoz: warning: {text}", file=sys.stderr))
     print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
     return 0
@@ -50,32 +52,39 @@ def launch(options: argparse.Namespace) -> int:
 def add(commands: Commands) -> None:
     """Add the parser of `launch`."""
     p = command(commands, "launch", launch)
+    p.usage = "%(prog)s local|slurm [OPTION ...] -- train CONFIG --data DATASET --out RUN [...]"
     p.add_argument(
         "where",
         choices=("local", "slurm"),
         metavar="local|slurm",
-        help="local: this machine; slurm: sbatch, one task a rank",
+        help="local: on this machine; slurm: with sbatch, one task per rank",
     )
     p.add_argument("--nodes", type=int, help="nodes (default 1)")
-    p.add_argument("--tasks-per-node", type=int, help="ranks a node (default: one a GPU, or one)")
+    p.add_argument("--tasks-per-node", type=int, help="ranks per node (default: one per GPU, or one)")
     p.add_argument(
         "--gpus-per-node",
         type=int,
-        help="GPUs a node (default 0: slurm gives none; local takes those that are visible)",
+        help="GPUs per node (default 0: none from slurm; local uses all that are visible)",
     )
-    p.add_argument("--cpus-per-task", type=int, help="CPUs a rank (default 2)")
-    p.add_argument("--mem-gb", type=memory, help="memory a node in GB (default: the partition's)")
+    p.add_argument("--cpus-per-task", type=int, help="CPUs per rank (default 2)")
+    p.add_argument("--mem-gb", type=memory, help="memory per node in GB (default: the partition's)")
     p.add_argument(
-        "--time-minutes", type=int, help="time limit in minutes (default 60); a run goes on after it"
+        "--time-minutes",
+        type=int,
+        help="time limit in minutes (default 60); the run is requeued and continues",
     )
     p.add_argument(
-        "--signal-delay-s", type=int, help="seconds before the limit at which to save (default 120)"
+        "--signal-delay-s",
+        type=int,
+        help="seconds before the limit at which a checkpoint is saved (default 120)",
     )
     p.add_argument("--max-requeues", type=int, help="restarts after time limits and preemptions (default 10)")
     for name in ("partition", "account", "qos", "constraint", "exclude", "job-name"):
         p.add_argument(f"--{name}", help=f"Slurm's {name}")
     p.add_argument(
-        "--setup", action="append", help="a shell line before the start, e.g. 'module load cuda'; repeatable"
+        "--setup",
+        action="append",
+        help="shell line to run before the start, e.g. 'module load cuda'; repeatable",
     )
     p.add_argument("--extra", action="append", help="a further sbatch option, key=value or key; repeatable")
     p.add_argument("--dry-run", action="store_true", help="print the sbatch script; submit and write nothing")

@@ -18,7 +18,7 @@ from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.overlap.streams import NoOverlap
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.step import Step
-from tests.helpers.capture import Watch, fake_gpu
+from tests.helpers.kernels.capture import Watch, fake_gpu
 
 pytest.importorskip("triton", reason="triton is not installed: a GPU would run no kernel")
 pytestmark = pytest.mark.skipif(

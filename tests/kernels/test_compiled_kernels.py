@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.ptx import Resources, built, resources
+from tests.helpers.kernels.ptx import Resources, built, resources
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from triton.backends.compiler import GPUTarget  # noqa: E402

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
-from tests.helpers.interpreter import (
+from tests.helpers.kernels.interpreter import (
     INTERPRETED,
     compiled,
     interpret,
@@ -21,7 +21,7 @@ from tests.helpers.interpreter import (
     passed_under_the_interpreter,
     thinned,
 )
-from tests.helpers.ptx import ptx
+from tests.helpers.kernels.ptx import ptx
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from hpcphotoz.kernels import project as kernel  # noqa: E402

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
-from tests.helpers.interpreter import compiled, interpret, interpreted, passed_under_the_interpreter, thinned
+from tests.helpers.kernels.interpreter import (
+    compiled,
+    interpret,
+    interpreted,
+    passed_under_the_interpreter,
+    thinned,
+)
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels import select as kernel  # noqa: E402

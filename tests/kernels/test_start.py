@@ -9,8 +9,14 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
-from tests.helpers.interpreter import compiled, interpret, interpreted, passed_under_the_interpreter, thinned
-from tests.helpers.ptx import ptx
+from tests.helpers.kernels.interpreter import (
+    compiled,
+    interpret,
+    interpreted,
+    passed_under_the_interpreter,
+    thinned,
+)
+from tests.helpers.kernels.ptx import ptx
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels import start as kernel  # noqa: E402

@@ -11,9 +11,10 @@ import pytest
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.slurm import LaunchPlan, Submitted, submit
-from tests.helpers.slurm import Cluster, missing, until
-from tests.launch.test_launch import small, starts, steps_logged, stopped_after
+from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.slurm import SubmittedJob, submit
+from tests.helpers.launch.cluster import Cluster, missing, until
+from tests.helpers.launch.runs import small, starts, steps_logged, stopped_after
 
 PLAN = LaunchPlan(nodes=2, tasks_per_node=2, cpus_per_task=1)
 SHELL = {
@@ -56,7 +57,7 @@ def cluster() -> Iterator[Cluster]:
     yield from cluster_or_skip(preempt_signal=True)
 
 
-def training(cluster: Cluster, dataset: Path, run: Path, max_steps: int) -> Submitted:
+def training(cluster: Cluster, dataset: Path, run: Path, max_steps: int) -> SubmittedJob:
     """Submit a run of four ranks on two nodes and wait until it trains."""
     submitted = submit(PLAN, TrainJob.of(small(max_steps), dataset, run))
 
@@ -70,7 +71,7 @@ def training(cluster: Cluster, dataset: Path, run: Path, max_steps: int) -> Subm
     return submitted
 
 
-def log(submitted: Submitted, rank: int) -> str:
+def log(submitted: SubmittedJob, rank: int) -> str:
     """What one rank has printed so far."""
     path = submitted.logs / f"{submitted.job_id}_{rank}_log.out"
     return path.read_text() if path.exists() else ""

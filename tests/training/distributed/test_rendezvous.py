@@ -13,7 +13,7 @@ import pytest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
 from hpcphotoz.world import World
-from tests.helpers.slurm import until
+from tests.helpers.launch.cluster import until
 
 # One rank of a process group, without a run.
 JOIN = r"""import os, sys

@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_PACKAGE = Path(__file__).parents[2]
+from tests.helpers.paths import ROOT
+
 _READS = (
     "_local_scalar_dense",
     "item",
@@ -63,11 +64,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _note(self, name: str) -> None:
-        ours = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(_PACKAGE)]
+        ours = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(ROOT)]
         ours = [
             f
             for f in ours
-            if ".venv" not in f.filename and "tests" not in Path(f.filename).relative_to(_PACKAGE).parts
+            if ".venv" not in f.filename and "tests" not in Path(f.filename).relative_to(ROOT).parts
         ]
         where = f"{ours[-1].filename}:{ours[-1].lineno}: {ours[-1].line}" if ours else "outside the package"
         self.found.append(f"{name} at {where}")

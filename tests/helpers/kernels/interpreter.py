@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.helpers.paths import ROOT
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(
@@ -44,7 +45,7 @@ def passed_under_the_interpreter(file: str, expression: str, *, slow: bool) -> i
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", expression]
         + ["-m", "slow" if slow else "not slow", file],
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=590,

@@ -1,0 +1,133 @@
+"""Run a launch on this machine with submitit, one process per rank."""
+
+import contextlib
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.launch.environment import outside_any_job, visible_gpus
+from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.preparation import (
+    check_folders,
+    import_submitit,
+    launch_folder,
+    take_snapshot,
+    with_placement,
+)
+from hpcphotoz.output import say
+
+_LOCAL_MINUTES = 60 * 24 * 365  # submitit's local executor requires a limit; a local run has none
+_SLURM_ONLY = (
+    *("mem_gb", "time_minutes", "signal_delay_s", "partition", "account", "qos", "constraint", "exclude"),
+    *("job_name", "setup", "extra"),
+)
+
+
+def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say) -> int:
+    """Train on this machine with one process per rank, wait for the end, and return the exit status.
+
+    Ctrl-C, or SIGTERM to this process, stops all ranks after the same step with a checkpoint. Call it in the
+    main thread.
+
+    Args:
+        plan: one node; options that only Slurm understands must have their defaults.
+        job: what to train.
+        report: called with the folder of the logs at the start, and with the reason of a failure.
+
+    Returns:
+        0: finished; 130: stopped by the user, saved; 1: failed.
+
+    Raises:
+        BadInput: submitit is missing, more than one node, options that only Slurm understands, more GPUs than
+            visible, no such dataset, a run folder that cannot be used.
+    """
+    submitit, launch = import_submitit(), launch_folder(job)
+    if plan.nodes != 1:
+        raise BadInput(f"--nodes {plan.nodes}: a local launch has one node; use `launch slurm`")
+    for field in fields(plan):
+        if field.name in _SLURM_ONLY and getattr(plan, field.name) != field.default:
+            option = field.name.replace("_", "-")
+            raise BadInput(f"--{option}: means nothing on this machine: leave it out, or use `launch slurm`")
+    check_folders(job)
+    visible = visible_gpus(plan.gpus_per_node, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    code = take_snapshot(launch)
+    executor = submitit.LocalExecutor(launch, max_num_timeout=plan.max_requeues)
+    executor.update_parameters(
+        tasks_per_node=plan.ranks_per_node,
+        timeout_min=_LOCAL_MINUTES,
+        stderr_to_stdout=True,
+    )
+    placed = replace(with_placement(job, plan, code), visible_gpus=visible)
+    # submitit's controlling process would kill the ranks one second after a Ctrl-C, and abandon them after a
+    # hangup: it ignores both signals. The ranks inherit that, but the trainer installs its own handlers.
+    with (
+        contextlib.chdir(code),
+        outside_any_job(),
+        _signal_handler(signal.SIGINT, signal.SIG_IGN),
+        _signal_handler(signal.SIGHUP, signal.SIG_IGN),
+    ):
+        running = executor.submit(placed)
+    logs = f"{launch}/{running.job_id}_<rank>_log.out"
+    interrupted = _wait(
+        running._process, lambda: report(f"{plan.ranks_per_node} ranks, job {running.job_id}, logs in {logs}")
+    )
+    return _local_status(launch, running.job_id, plan.ranks_per_node, interrupted, report)
+
+
+@contextlib.contextmanager
+def _signal_handler(number: signal.Signals, handler: Any) -> Iterator[None]:
+    earlier = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, earlier)
+
+
+def _wait(controller: Any, report: Callable[[], None]) -> bool:
+    """Wait for submitit's controlling process, passing signals on to the ranks; whether there was one."""
+    stops = []
+
+    def stop(number: int, frame: object) -> None:
+        stops.append(number)
+        controller.send_signal(signal.SIGTERM)
+
+    with contextlib.ExitStack() as handlers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Under nohup a hangup stays ignored: closing the terminal stops nothing.
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                handlers.enter_context(_signal_handler(number, stop))
+        report()
+        controller.wait()
+    return bool(stops)
+
+
+def _local_status(
+    launch: Path, job_id: str, ranks: int, interrupted: bool, report: Callable[[str], None]
+) -> int:
+    outcomes = set()
+    for rank in range(ranks):
+        path = launch / f"{job_id}_{rank}_result.pkl"
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            kind, result = pickle.load(file)
+        if kind == "error":
+            reason = result.strip().splitlines()[-1]
+            if reason.startswith("hpcphotoz.errors.BadInput: "):
+                raise BadInput(reason.partition(": ")[2])
+            report(f"rank {rank} failed: {reason}; see {launch}/{job_id}_{rank}_log.out")
+            return 1
+        outcomes.add(result)
+    if outcomes == {"finished"}:
+        return 0
+    if interrupted or outcomes == {"stopped"}:
+        report("stopped before the end; the same command goes on from the newest checkpoint")
+        return 130
+    report(f"the job ended without a result; see {launch}/{job_id}_0_log.out")
+    return 1

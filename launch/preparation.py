@@ -1,0 +1,71 @@
+"""Steps before every launch: find its folder, check the run and its data, take the code snapshot."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.errors import BadInput
+from hpcphotoz.launch import snapshot
+from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.training.run import checkpoint, run_folder
+
+
+def import_submitit() -> Any:
+    """The module submitit.
+
+    Raises:
+        BadInput: it is not installed.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise BadInput("submitit is not installed: pip install 'hpcphotoz[launch]'") from None
+    return submitit
+
+
+def launch_folder(job: TrainJob) -> Path:
+    """The folder for scripts, logs and code of a launch, RUN/launch; writes nothing.
+
+    Raises:
+        BadInput: Slurm would not write to a folder of this name.
+    """
+    if re.search(r"[%\\]", job.out):
+        raise BadInput(f"{job.out}: Slurm would rewrite '%' and '\\' in this name: choose another run folder")
+    if not job.out.isprintable():
+        raise BadInput(f"{job.out!r}: a control character in this name: choose another run folder")
+    return Path(job.out) / "launch"
+
+
+def check_folders(job: TrainJob) -> None:
+    """Make sure that the job can start or resume in its run folder on its dataset; writes nothing.
+
+    Raises:
+        BadInput: no such dataset, or a run folder that holds another run.
+    """
+    manifest, run = read_manifest(Path(job.data)), Path(job.out)
+    run_folder.check(run, job.parsed)
+    newest = checkpoint.latest(run)
+    if newest is not None:
+        checkpoint.check_data(run, checkpoint.load(newest), Path(job.data), manifest.sha256)
+
+
+def take_snapshot(launch: Path) -> Path:
+    """Copy the present code into the launch folder and return the folder of the copy.
+
+    Raises:
+        BadInput: the launch folder cannot be written.
+    """
+    try:
+        return snapshot.take(launch)
+    except OSError as error:
+        raise BadInput(f"{launch}: cannot write the launch folder: {error.strerror}") from None
+
+
+def with_placement(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:
+    """The job with its code folder, CPUs, requeue limit and device filled in."""
+    device = "cuda" if plan.gpus_per_node and job.device == "auto" else job.device
+    placed = {"code": str(code), "cpus": plan.cpus_per_task, "max_requeues": plan.max_requeues}
+    return replace(job, device=device, **placed)  # type: ignore[arg-type]

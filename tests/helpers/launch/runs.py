@@ -1,0 +1,43 @@
+"""Small training runs for tests of launches, and what they have recorded."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpcphotoz.config import Config
+from hpcphotoz.config.load import configure
+from hpcphotoz.launch.plan import LaunchPlan
+
+Install = Callable[[str, str], None]  # name and shell text of a program to put first in PATH
+TWO_RANKS = LaunchPlan(tasks_per_node=2, cpus_per_task=1)
+
+
+def small(max_steps: int, **model: object) -> Config:
+    """About 10 ms a step on two ranks; a line of metrics every step; no checkpoint but the last one."""
+    return configure(
+        "test",
+        **{"width": 8, "bins": 20, **model, "validation": 0, "read_threads": 1},
+        **{"epochs": 2000, "global_batch": 16, "max_steps": max_steps, "log_steps": 1},
+        checkpoint_steps=10**6,
+    )
+
+
+def starts(run: Path) -> list[dict[str, Any]]:
+    """What each start of a run recorded of itself."""
+    found: list[dict[str, Any]] = json.loads((run / "provenance.json").read_text())["starts"]
+    return found
+
+
+def steps_logged(run: Path) -> list[int]:
+    """The steps of metrics.jsonl; empty before the first."""
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.is_file() else ""
+    return [json.loads(line)["step"] for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def stopped_after(run: Path, ranks: int) -> set[str]:
+    """The steps after which the ranks stopped, by their own logs."""
+    logs = [(run / "logs" / f"rank-{rank}.log").read_text() for rank in range(ranks)]
+    return {step for log in logs for step in re.findall(r"stopped after step (\d+)", log) or ["never"]}

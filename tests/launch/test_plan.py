@@ -1,0 +1,35 @@
+"""The plan of a launch: what it refuses."""
+
+import re
+
+import pytest
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.launch.plan import LaunchPlan
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": 0}, "--nodes 0: must be at least 1"),
+        ({"gpus_per_node": -1}, "--gpus-per-node -1: must be at least 0"),
+        ({"cpus_per_task": 0}, "--cpus-per-task 0"),
+        ({"time_minutes": 2, "signal_delay_s": 120}, "longer than the job's 2 minutes"),
+        ({"extra": ("=3",)}, "write key=value"),
+        ({"extra": ("a b=3",)}, "write key=value"),
+        ({"extra": ("cpus_per_task=3",)}, "set by the launcher's own options"),
+        ({"extra": ("--signal=USR1@5",)}, "set by the launcher's own options"),
+        ({"extra": ("parti=debug",)}, "set by the launcher's own options"),  # sbatch would understand
+        ({"extra": ("parsable",)}, "changes what sbatch does, not the job"),
+        ({"extra": ("test-only",)}, "changes what sbatch does, not the job"),
+        ({"extra": ("comment=a\n#SBATCH --uid=0",)}, "--extra 'comment=a\\n#SBATCH --uid=0': has a control"),
+        ({"setup": ("module load cuda", "a\r\nb")}, "--setup 'a\\r\\nb': has a control character"),
+        *(
+            ({name: "a\ntouch /tmp/b"}, f"--{name.replace('_', '-')} 'a\\ntouch /tmp/b': has a control")
+            for name in ("job_name", "partition", "account", "qos", "constraint", "exclude")
+        ),
+    ],
+)
+def test_plan_refuses(options: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(message)):
+        LaunchPlan(**options)  # type: ignore[arg-type]

@@ -1,0 +1,54 @@
+"""The snapshot of the code: whole, and trusted only as long as it is unchanged."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.launch import snapshot
+
+
+def test_snapshot_is_a_copy_of_the_whole_package(tmp_path: Path) -> None:
+    code = snapshot.take(tmp_path)
+    assert code == snapshot.folder(tmp_path) == snapshot.take(tmp_path)
+    for name in ("__main__.py", "launch/job.py", "kernels/reference.py", "recipes/standard.toml", "py.typed"):
+        assert (code / "hpcphotoz" / name).is_file()
+    assert not [path for path in code.rglob("*") if path.is_symlink() or path.name == "__pycache__"]
+    assert list(tmp_path.iterdir()) == [code]
+
+
+@pytest.mark.parametrize("what", ["changed", "added", "removed"])
+def test_a_snapshot_that_was_changed_is_not_trusted(what: str, tmp_path: Path) -> None:
+    code = snapshot.take(tmp_path)
+    file = code / "hpcphotoz" / ("new.py" if what == "added" else "errors.py")
+    if what == "removed":
+        file.unlink()
+    else:
+        file.write_text("raise SystemExit\n")
+    for use in (lambda: snapshot.take(tmp_path), lambda: snapshot.check(code)):
+        with pytest.raises(BadInput, match=f"{code}: this code was changed"):
+            use()
+
+
+def test_a_link_to_nothing_is_left_out_of_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor's lock is one: .#step.py."""
+    package = tmp_path / "hpcphotoz"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr("hpcphotoz.__file__", str(package / "__init__.py"))
+    before = snapshot.folder(tmp_path)
+    (package / ".#step.py").symlink_to("someone@host.1234:1700000000")
+    assert snapshot.take(tmp_path) == before == snapshot.take(tmp_path)
+    assert [path.name for path in (before / "hpcphotoz").iterdir()] == ["__init__.py"]
+
+
+def test_a_snapshot_that_has_run_is_trusted(tmp_path: Path) -> None:
+    code = snapshot.take(tmp_path)
+    words = [sys.executable, "-m", "hpcphotoz", "--version"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(words, cwd=code, env=env, check=True, timeout=60, capture_output=True)
+    assert list(code.rglob("*.pyc"))
+    assert snapshot.take(tmp_path) == code
