@@ -13,7 +13,7 @@ from hpcphotoz.data import order
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows
-from tests.cli.test_cli import TINY, fails
+from tests.helpers.commands import TINY, fails
 from tests.helpers.datasets import make_dataset
 
 N, VALIDATION, TEST, SEED = 300, 0.1, 0.3, 4

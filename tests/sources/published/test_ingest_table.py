@@ -21,7 +21,7 @@ from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS, SDSS_EXTINCTI
 from hpcphotoz.sources.published.ingest_table import ingest_table
 from hpcphotoz.sources.redshifts import read_redshifts
 from hpcphotoz.sources.simulation.population import EXTINCTION
-from tests.cli.test_cli import TINY
+from tests.helpers.commands import TINY
 from tests.helpers.datasets import load
 from tests.helpers.published_files import GZIP, hayat, labels, mmu, pixels, write
 

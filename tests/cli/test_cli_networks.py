@@ -1,0 +1,229 @@
+"""The commands attack, evaluate and predict: what they refuse, write and record."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpcphotoz.__main__ import main
+from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.format.writer import DatasetWriter
+from tests.helpers.commands import fails
+from tests.helpers.datasets import make_dataset, make_stamps
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("command", ["evaluate", "predict", "attack"])
+def test_a_gpu_that_was_asked_for_is_not_replaced_by_the_cpu(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    words = [command, run, "--data", dataset, "--out", tmp_path / "out"]
+    fails(capsys, [*words, "--device", "cuda"], "--device cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    fails(capsys, words, "--device cpu")
+    assert not (tmp_path / "out" / "manifest.json").exists() and not (tmp_path / "out").is_file()
+
+
+def test_wrong_band_count(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    four = make_dataset(tmp_path / "four", n=20, shard_rows=20, bands="ugri")
+    for command in ("evaluate", "predict", "attack"):
+        out = tmp_path / f"{command}.hdf5"
+        fails(capsys, [command, run, "--data", four, "--out", out], "bands")
+        assert not (out / "manifest.json").exists() and not out.is_file()
+
+
+def test_no_run(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(
+        capsys,
+        ["predict", tmp_path, "--data", dataset, "--out", tmp_path / "p.hdf5"],
+        "no checkpoint: give a run folder",
+    )
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import os
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    path = tmp_path / "run" / "checkpoints" / "step-00000009.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(Evil()))
+    fails(
+        capsys,
+        ["predict", path, "--data", dataset, "--out", tmp_path / "p.hdf5"],
+        "not a readable checkpoint",
+    )
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Path) -> None:
+    from hpcphotoz.data.format.stamps import Stamps
+    from hpcphotoz.data.read import rows
+
+    out = tmp_path / "adv"
+    assert (
+        main(["attack", str(run), "--data", str(dataset), "--out", str(out), "--eps", "0.5", "--steps", "3"])
+        == 0
+    )
+    pairs = [Stamps.concatenate(list(rows.read_rows(d, read_manifest(d)))) for d in (dataset, out)]
+    np.testing.assert_array_equal(pairs[0].object_id, pairs[1].object_id)
+    np.testing.assert_array_equal(pairs[0].z_spec, pairs[1].z_spec)
+    change = np.abs(pairs[1].images - pairs[0].images).max(axis=(2, 3)) / pairs[0].sky_sigma
+    assert change.max() <= 0.5 * (1 + 1e-5) and change.max() > 0.45
+    assert read_manifest(out).provenance
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--target-redshift", "0.4"], "target redshift 0.4: outside the bins [0, 0.4)"),
+        (["--stop", "0.05", "--precision", "bf16"], "--stop 0.05 with --precision bf16"),
+        (["--target-redshift", "nan"], "--target-redshift: nan: must be a finite number"),
+        (["--target-shift", "0.5"], "target shift 0.5: carries every galaxy out"),
+        (["--target-shift", "0.1", "--target-redshift", "0.1"], "not allowed with argument --target-shift"),
+        (["--restarts", "3", "--no-random-start"], "restarts 3 without random_start are one"),
+        (["--restarts", "0"], "--restarts: 0: Input should be greater"),
+        (["--method", "fgsm", "--restarts", "3"], "restarts 3: fgsm has no random start"),
+        (["--method", "fgsm", "--stop", "0.05"], "stop 0.05: fgsm is one step"),
+        (["--method", "apgd", "--step-size", "0.1"], "step_size 0.1: apgd has its own"),
+        (["--stop", "-1"], "--stop: -1: Input should be greater"),
+        (["--eps", "inf"], "--eps: inf: Input should be a finite number"),
+        (["--eps", "1e39"], "Input should be less than or equal to 1000000"),
+        (["--step-size", "1e42"], "Input should be less than or equal to 1000000"),
+        (["--eps", "-1e-3"], "--eps: -1e-3: Input should be greater"),
+        (["--target-shift", "-5e-1"], "target shift -0.5: carries every galaxy out"),
+        (
+            ["--seed", "2147483648"],
+            "--seed: 2147483648: must be a whole number, at least 0 and less than 2^31",
+        ),
+        (["--seed", "-1"], "--seed: -1: must be a whole number"),
+        (["--restart", "3"], "--restart: unknown option (did you mean --restarts?)"),
+        (["--ball", "l1"], "invalid choice: 'l1'"),
+        (["--loss", "mse"], "invalid choice: 'mse'"),
+        (["--precision", "fp16"], "invalid choice: 'fp16'"),
+    ],
+)
+def test_options_of_an_attack_that_cannot_be(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    fails(capsys, ["attack", run, "--data", dataset, "--out", tmp_path / "out", *words], says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+@pytest.mark.parametrize("command", ["attack", "evaluate"])
+def test_what_stands_in_for_an_unknown_redshift_is_said_once(
+    command: str, run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stamps = make_stamps(20, seed=3)
+    stamps.z_spec[:7] = np.nan
+    header = read_manifest(dataset).header
+    with DatasetWriter(tmp_path / "data", header, 10, {}) as writer:
+        writer.append(stamps)
+    steps = ["--steps", "1", *(["--eps", "0.1", "--attacks", "pgd"] if command == "evaluate" else [])]
+    words = [command, run, "--data", tmp_path / "data", "--out", tmp_path / "out", *steps]
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 0
+    assert capsys.readouterr().err.count("7 of 20 objects have no z_spec: the most probable redshift") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--attacks", "fgsm", "--restarts", "2"], "2 restarts of FGSM alone"),
+        (["--attacks", "cw"], "invalid choice: 'cw'"),
+        (["--minimal-eps", "0"], "--minimal-eps: 0: must be above 0 sky sigmas"),
+        (["--headline-eps", "0"], "--headline-eps: 0: must be above 0 sky sigmas"),
+        (["--eps", "0.1", "-0.1"], "--eps: -0.1: Input should be greater"),
+        (["--steps", "0"], "--steps: 0: Input should be greater"),
+        (["--limit", "0"], "--limit: 0: must be a whole number, at least 1"),
+        (["--limit", "many"], "--limit: many: must be a whole number, at least 1"),
+        (["--minimal-eps", "much"], "--minimal-eps: much: Input should be a valid number"),
+        (["--restarts", "0"], "--restarts: 0: Input should be greater"),
+    ],
+)
+def test_options_of_an_evaluation_that_cannot_be(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    fails(capsys, ["evaluate", run, "--data", dataset, "--out", tmp_path / "out", *words], says)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_run_named_like_a_key_of_the_summary_is_refused_before_any_attack(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(run, tmp_path / "transfer")
+    monkeypatch.setattr("hpcphotoz.evaluation.robustness.evaluate", lambda *_, **__: pytest.fail("attacked"))
+    words = ["evaluate", tmp_path / "transfer", "--data", dataset, "--out", tmp_path / "out"]
+    fails(capsys, words, "run 'transfer': its name is a key of the summary")
+
+
+def test_an_attack_is_recorded_whole(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hpcphotoz.config import Attack
+
+    out = tmp_path / "adv"
+    words = ["--method", "apgd", "--ball", "flux", "--eps", "0.2", "--steps", "2", "--restarts", "2"]
+    words += ["--loss", "crps", "--target-shift", "-0.05", "--stop", "0.01"]
+    assert main(["attack", str(run), "--data", str(dataset), "--out", str(out), *words]) == 0
+    assert "75 attacked stamps, apgd in the flux ball, eps 0.2 sky sigma" in capsys.readouterr().out
+    provenance = read_manifest(out).provenance
+    assert provenance["attack"] == {
+        **Attack().model_dump(),
+        **{"method": "apgd", "ball": "flux", "eps": 0.2, "steps": 2, "restarts": 2, "loss": "crps"},
+        **{"target": "shift", "target_value": -0.05, "stop": 0.01},
+    }
+    assert provenance["gradient_precision"] == "fp32"
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+def test_evaluate_measures_every_attack_and_the_least_epsilon(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--limit", "20", "--eps", "0.2", "--steps", "2", "--restarts", "2", "--minimal-eps", "0.5"]
+    words += ["--attacks", "fgsm", "pgd", "apgd", "flux", "l2", "--json", "--loss", "margin"]
+    assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "apgd", "flux", "l2", "step", "minimal_eps"}
+    assert tree["standard"]["minimal_eps"]["max_sky_sigma"] == 0.5
+    assert tree["attack"]["by_method"]["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "margin"
+    assert json.loads((tmp_path / "summary.json").read_text()) == tree
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+def test_by_default_an_evaluation_costs_no_more_than_fgsm_and_pgd(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--limit", "5", "--eps", "0.1", "--steps", "2", "--json"]
+    assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step"}
+    assert tree["attack"]["by_method"]["pgd"]["restarts"] == 1
