@@ -10,7 +10,7 @@ from tests.helpers.commands import fails
 
 OLD = """\
 [model]
-network = "cnn"
+name = "cnn"
 
 [training]
 seed = 3
@@ -30,7 +30,7 @@ fraction = 0.25
 eps = 0.2
 """
 TODAY: dict[str, object] = {
-    **{"network": "cnn", "seed": 3, "epochs": 7, "global_batch": 64, "mode": "streams", "augment": False},
+    **{"name": "cnn", "seed": 3, "epochs": 7, "global_batch": 64, "mode": "streams", "augment": False},
     **{"images_transfer": "bf16", "learning_rate": 0.002, "objective": "append", "precision": "fp32"},
     **{"fraction": 0.25, "eps": 0.2},
 }
