@@ -16,7 +16,7 @@ name = "cnn"
 seed = 3
 epochs = 7
 global_batch = 64
-overlap = "streams"
+overlap = "ranks"
 transfer = "bf16"
 augment = false
 learning_rate = 0.002
@@ -30,7 +30,7 @@ fraction = 0.25
 eps = 0.2
 """
 TODAY: dict[str, object] = {
-    **{"name": "cnn", "seed": 3, "epochs": 7, "global_batch": 64, "mode": "streams", "augment": False},
+    **{"name": "cnn", "seed": 3, "epochs": 7, "global_batch": 64, "mode": "ranks", "augment": False},
     **{"images_transfer": "bf16", "learning_rate": 0.002, "objective": "append", "precision": "fp32"},
     **{"fraction": 0.25, "eps": 0.2},
 }
