@@ -1,28 +1,21 @@
 """What a device computes in: measured, agreed on by all ranks, said once, kept by the run."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hpcphotoz.compute import precision_trial
-from hpcphotoz.compute.precision import cudnn_benchmark, tf32, time_call
 from hpcphotoz.compute.precision_trial import (
     bf16_warning,
     precision_of_attacks,
-    quickest_on_cpu,
-    seconds_of_a_pass,
 )
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training import compute
-from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.compute import (
     MIN_IMAGES_TO_COMPILE,
     ComputeChoice,
@@ -30,30 +23,19 @@ from hpcphotoz.training.compute import (
     compute_options,
 )
 from hpcphotoz.training.distributed import group
-from hpcphotoz.training.overlap.roles import RankRole
-from hpcphotoz.training.run.timers import Timers
-from hpcphotoz.training.step_graph import GraphedStep
 from hpcphotoz.training.trainer import train
 from hpcphotoz.world import World
 from tests.helpers import ranks
-from tests.helpers.toys import Curved
-from tests.training.test_step import BINS, configured
-from tests.training.test_trainer import arguments, config
+from tests.helpers.training.runs import (
+    arguments,
+    config,
+)
+from tests.helpers.training.steps import CPU, configured
 
-CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
+
+
 ALONE = World(0, 1, 0, 1, "none")
-
-
-def test_bfloat16_without_units_is_measured_to_be_slow() -> None:
-    """As on AVX2 alone: oneDNN kept from its units takes 8 to 10 times as long."""
-    code = "from hpcphotoz.compute.precision_trial import bfloat16_speedup; print(bfloat16_speedup())"
-    weak = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=weak, capture_output=True, text=True, check=True, timeout=60
-    )
-    assert float(found.stdout) < 0.7
-    assert quickest_on_cpu(float(found.stdout))[0] == "fp32"
 
 
 @pytest.mark.parametrize(("speedup", "want"), [(0.1, "fp32"), (1.0, "fp32"), (1.5, "bf16"), (3.0, "bf16")])
@@ -242,52 +224,6 @@ def test_attacks_too_take_the_quickest_precision_and_say_why(monkeypatch: pytest
     assert precision_of_attacks("auto", net, "cuda", shape)[0] == "fp32"
 
 
-def test_a_trial_of_the_passes_leaves_the_network_as_it_was() -> None:
-    module = nn.Conv2d(3, 4, 3)
-    net = Net(module)
-    found = seconds_of_a_pass(net, CPU, (4, 3, 8, 8), compiled=False, graph=False)
-    assert set(found) == {"tf32", "bf16"} and all(0 < seconds < 60 for seconds in found.values())
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-
-class Net(nn.Module):
-    """A network of one layer."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
-        """Logits."""
-        out: Tensor = self.layer(images).mean((2, 3))
-        return out
-
-
-def test_tf32_is_what_is_asked_for_in_convolutions_and_matrix_products_and_is_put_back() -> None:
-    def flags() -> tuple[bool, bool]:
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-
-    before = flags()
-    for on in (True, False):
-        with tf32(on):
-            assert flags() == (on, on)
-    assert flags() == before
-
-
-def test_a_gpu_tries_algorithms_where_shapes_are_fixed() -> None:
-    before = torch.backends.cudnn.benchmark
-    for device in (GPU, CPU):
-        with cudnn_benchmark(device):
-            assert torch.backends.cudnn.benchmark == (device is GPU)
-    assert torch.backends.cudnn.benchmark == before
-
-
-def test_the_least_of_a_few_times_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0, 30.0, 33.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    assert time_call(lambda: None, CPU) == 1.0
-
-
 class ReachedTheData(Exception):
     """Everything that is decided before the first object is read has been."""
 
@@ -325,18 +261,3 @@ def test_train_on_a_gpu_says_what_it_computes_in(
     assert capsys.readouterr().out == f"{tmp_path / 'run'}: {want}\n"
     written = configuration.load(str(tmp_path / "run" / "config.toml")).compute
     assert written.precision == ("bf16" if gpu.calls[-1][0] else "tf32")
-
-
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_the_graph_of_the_step_holds_the_compiled_network_and_the_rest_runs_without() -> None:
-    """`graphs = step` with `compiled` is allowed, and the quickest form on a GPU."""
-    asked = configured(graphs="step", compiled="on")
-    how = compute_options(asked.compute, GPU)
-    assert how.graphs == "step" and how.compiled
-    module = Curved()
-    optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
-    components = TrainingComponents(module, optimiser, asked, BINS, (), how, CPU, Timers(CPU))
-    step = components.build_step(components.adversaries(), RankRole(ALONE))
-    assert isinstance(step, GraphedStep) and step._compiled is not None
-    assert getattr(step._compiled._model, "_orig_mod", None) is module and step._step._model is module
-    assert step._compiled._compute.passes.compiled and not step._step._compute.passes.compiled

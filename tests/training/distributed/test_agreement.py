@@ -18,11 +18,12 @@ from hpcphotoz.training.step import learning_rate
 from hpcphotoz.training.trainer import train
 from hpcphotoz.world import World
 from tests.helpers import ranks
-from tests.training import test_trainer
-from tests.training.test_step import SIZE, batch, configured
-from tests.training.test_trainer import assert_same_curve, config
+from tests.helpers.training.runs import (
+    assert_same_curve,
+    config,
+)
+from tests.helpers.training.steps import SIZE, batch, configured
 
-alone = test_trainer.alone  # the same run, each outcome read at once
 GOOD = torch.tensor([3.0, 2, 5, 4], dtype=torch.float64)
 BAD = torch.tensor([torch.nan, 2, 5, 4], dtype=torch.float64)
 

@@ -13,11 +13,15 @@ from hpcphotoz.data.order import split_part
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.trainer import train
 from tests.helpers import ranks
-from tests.training import test_trainer
-from tests.training.test_trainer import SAME, arguments, assert_same_curve, config, training_lines
+from tests.helpers.training.runs import (
+    SAME,
+    arguments,
+    assert_same_curve,
+    config,
+    training_lines,
+)
 
 APART = {"mode": "ranks", "timeout_s": 60.0}
-alone = test_trainer.alone  # the same run on one rank
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hpcphotoz.training.overlap.topology import ExchangeTopology
 from hpcphotoz.training.rank_batch import make_rank_batch
 from hpcphotoz.world import World
 from tests.helpers.toys import Curved
-from tests.training.test_step import SIZE, batch, configured
+from tests.helpers.training.steps import SIZE, batch, configured
 
 LAST = 5
 

@@ -174,3 +174,14 @@ def test_a_failed_write_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="pz.hdf5") as failed, atomic.atomic_write(tmp_path / "pz.hdf5"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert failed.value.filename == str(tmp_path / "pz.hdf5") and not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, {"step": 1}, 2)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(BadInput, match="disk full"):
+        checkpoint.save(tmp_path, {"step": 2}, 2)
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None and checkpoint.load(newest)["step"] == 1

@@ -1,13 +1,19 @@
-"""What the profile adds up from the profiler's events."""
+"""A profile names the sections of a step, and counts each all-reduce once."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
+from hpcphotoz.config import Attack
 from hpcphotoz.training.run.profiler import all_reduce_seconds
+from hpcphotoz.training.trainer import train
+from tests.helpers import ranks
+from tests.helpers.training.runs import arguments, config
 
 
 @dataclass
@@ -52,3 +58,46 @@ def test_an_all_reduce_of_nccl_counts_once() -> None:
     assert all_reduce_seconds(events, torch.device("cuda")) == pytest.approx(1000e-6)
     assert all_reduce_seconds(events[3:], torch.device("cuda")) == pytest.approx(980e-6)
     assert all_reduce_seconds([], torch.device("cuda")) == 0
+
+
+def test_a_run_too_short_for_a_profile_says_so(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(max_steps=5), dataset, tmp_path / "run", profile=True)
+    assert "no profile: the run ended after 5 steps, want 8" in capsys.readouterr().out
+
+
+def test_a_profile_says_where_the_time_went(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    train(config(), dataset, out, profile=True)
+    found = json.loads((out / "profile" / "summary.json").read_text())
+    assert set(found["shares"]) == {"data", "attack", "clean and adversarial", "optimiser", "rest"}
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert all(share >= 0 for share in found["shares"].values())
+    # Operations are counted, steps take a millisecond or more, and a network of 8 channels is not efficient.
+    assert 0 < found["fraction_of_device"] < 1
+    text = (out / "profile" / "summary.txt").read_text()
+    assert text in capsys.readouterr().out and "GFLOP/s" in text and len(text.splitlines()) < 20
+    trace = json.loads((out / "profile" / "trace.json").read_text())
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"attack", "data", "optimiser"} <= names
+
+
+def test_a_profile_of_standard_training_speaks_of_no_attack(dataset: Path, tmp_path: Path) -> None:
+    standard = config().model_copy(update={"attack": Attack()})
+    train(standard, dataset, tmp_path / "run", profile=True)
+    found = json.loads((tmp_path / "run" / "profile" / "summary.json").read_text())
+    assert "clean" in found["shares"] and "clean and adversarial" not in found["shares"]
+
+
+@pytest.mark.slow
+def test_a_profile_on_two_ranks_sees_the_all_reduce(dataset: Path, tmp_path: Path) -> None:
+    """And what it counts on rank 0 disturbs no other."""
+    words = [*arguments(dataset, tmp_path / "run", tmp_path, mode="streams"), "--profile"]
+    for status, _, error in ranks.run(2, words):
+        assert status == 0, error
+    found = json.loads((tmp_path / "run" / "profile" / "summary.json").read_text())
+    assert {"clean", "adversarial", "attack"} <= set(found["shares"]) and 0 < found["all_reduce"] < 1
+    assert len(ranks.curve(tmp_path / "run")) == 20

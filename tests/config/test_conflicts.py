@@ -1,0 +1,38 @@
+"""Options of different sections that contradict each other are refused."""
+
+from typing import Any
+
+import pytest
+
+from hpcphotoz.config.load import configure
+from hpcphotoz.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": "append"}, "wants an adversarial.fraction above 0"),
+        ({"mode": "ranks"}, "attackers would have nothing to do"),
+        (
+            {"objective": "free", "mode": "streams", "fraction": 0.5},
+            "want overlap.mode off",
+        ),
+        ({"objective": "free", "fraction": 0.5, "method": "fgsm"}, "want pgd"),
+        (
+            {"mode": "ranks", "graphs": "step", "fraction": 0.5},
+            "captures would wait for ranks",
+        ),
+        (
+            {"max_staleness": 1},
+            "has an effect only with mode ranks",
+        ),
+        (
+            {"objective": "free", "fraction": 0.5, "loss": "margin"},
+            "has no attack.loss of its own",
+        ),
+        ({"attackers": "some"}, "want auto, or the number of ranks that attack"),
+    ],
+)
+def test_options_that_do_not_belong_together(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        configure("test", **options)

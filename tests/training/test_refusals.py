@@ -1,0 +1,129 @@
+"""Bad input ends a run on all ranks with one line; what may be skipped is counted."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcphotoz.data.format.manifest import Header
+from hpcphotoz.data.format.writer import DatasetWriter
+from hpcphotoz.data.order import split_part
+from hpcphotoz.errors import BadInput
+from hpcphotoz.training.loop import Diverged, Outcome
+from hpcphotoz.training.run import run_folder
+from hpcphotoz.training.trainer import train
+from hpcphotoz.world import World
+from tests.helpers import ranks
+from tests.helpers.datasets import make_stamps
+from tests.helpers.training.runs import (
+    arguments,
+    config,
+    training_lines,
+)
+
+
+def test_labels_must_lie_in_the_bins(dataset: Path, tmp_path: Path) -> None:
+    narrow = config(z_max=0.2)
+    with pytest.raises(BadInput, match=r"shard-00000\.h5: z_spec from .* leaves the bins \[0.0, 0.2\)"):
+        train(narrow, dataset, tmp_path / "run")
+
+
+def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
+    stamps = make_stamps(20)
+    with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 16, 0.396), 32, {}) as writer:
+        writer.append(replace(stamps, z_spec=np.where(np.arange(20) < 3, np.nan, stamps.z_spec)))
+    with pytest.raises(BadInput, match="3 of the 19 objects have no z_spec"):
+        train(config(), tmp_path / "d", tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        Diverged, match=r"not finite at step \d+: lower optimiser.learning_rate, or check the images with"
+    ):
+        train(config(learning_rate=1e30, warmup_steps=0), dataset, tmp_path / "run")
+
+
+def test_bad_input_on_several_ranks_is_said_once(dataset: Path, tmp_path: Path) -> None:
+    words = [*arguments(dataset, tmp_path / "run", tmp_path), "--model.z_max", "0.2"]
+    results = ranks.run(2, words)
+    assert [status for status, _, _ in results] == [2, 2]
+    assert sum(error.count("leaves the bins") for _, _, error in results) == 1
+
+
+def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        file["images"][5, 0, 0, 0] = np.nan  # its checksum no longer holds
+    results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path))
+    assert [status for status, _, _ in results] == [2, 2], results
+    assert sum(error.count("row 5: pixels differ") for _, _, error in results) == 1
+    assert not any("Traceback" in error for _, _, error in results)
+
+
+def test_a_bad_row_in_the_validation_part_too(dataset: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+        row = int(np.flatnonzero(split_part(file["object_id"][...], 0.1, 0.0, seed=0) == 1)[0])
+        file["images"][row, 0, 0, 0] = np.nan
+    results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path))
+    assert [status for status, _, _ in results] == [2, 2], results
+    assert sum(error.count(f"row {row}: pixels differ") for _, _, error in results) == 1
+    assert not any("Traceback" in error for _, _, error in results)
+
+
+def test_damaged_images_are_counted_in_the_metrics_and_trained_around(dataset: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(dataset, tmp_path / "d")
+    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+        file["images"][2:6, 0, 0, 0] += 1
+    (folder / "shard-00002.h5").unlink()
+    options = config(validation=0.0, damaged="skip", epochs=2)
+    assert train(options, folder, tmp_path / "run") is Outcome.FINISHED
+    lines = training_lines(tmp_path / "run")
+    assert len(lines) == 2 * 4, "64 objects in batches of 16"
+    assert sum(line["skipped"] for line in lines[:4]) == 4, "checked and left out on the first pass"
+    assert {line["lost"] for line in lines} == {11}
+    assert all(
+        line["loader_headroom"] > 0 and 0 <= line["data_wait"] <= 1
+        for line in lines
+        if line["loader_headroom"]
+    )
+    start = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"][0]
+    assert start["lost_shards"] == ["shard-00002.h5"] and start["lost_objects"] == 11
+
+
+def test_a_predicate_leaves_out_what_cannot_be_trained_on(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="leaves the bins"):
+        train(config(z_max=0.2), dataset, tmp_path / "run")
+    narrow = config(z_max=0.2, where="z_spec < 0.2")
+    assert train(narrow, dataset, tmp_path / "run") is Outcome.FINISHED
+
+
+@pytest.mark.parametrize("damage", ["not JSON", "[1]", "{}", '{"step": null}'])
+def test_a_damaged_line_of_metrics_is_named(damage: str, alone: Path, dataset: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(alone, tmp_path / "run"))
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    (out / "metrics.jsonl").write_text("\n".join([*lines[:2], damage, *lines[2:]]) + "\n")
+    (out / "provenance.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"metrics.jsonl: line 3 is damaged: delete it"):
+        train(config(), dataset, out)
+    assert len(json.loads((out / "provenance.json").read_text())["starts"]) == 1
+
+
+def test_a_run_folder_is_held_by_one_process(dataset: Path, tmp_path: Path) -> None:
+    with (
+        run_folder.prepare(tmp_path / "run", config(), World()),
+        pytest.raises(BadInput, match="another process is training in it"),
+    ):
+        train(config(max_steps=1), dataset, tmp_path / "run")
+    assert train(config(max_steps=1), dataset, tmp_path / "run") is Outcome.FINISHED
+
+
+def test_a_run_is_not_written_into_a_dataset(dataset: Path) -> None:
+    before = sorted(p.name for p in dataset.iterdir())
+    with pytest.raises(BadInput, match="is a dataset"):
+        train(config(max_steps=1), dataset, dataset)
+    assert sorted(p.name for p in dataset.iterdir()) == before

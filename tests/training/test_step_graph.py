@@ -1,0 +1,115 @@
+"""A captured step gives the gradients of the plain one, batch after batch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.training.adversaries import StepAttack
+from hpcphotoz.training.components import TrainingComponents
+from hpcphotoz.training.compute import compute_options
+from hpcphotoz.training.objectives import TrainingObjective
+from hpcphotoz.training.overlap.roles import RankRole
+from hpcphotoz.training.overlap.streams import NoOverlap
+from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
+from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.step import Step
+from hpcphotoz.training.step_graph import GraphedStep
+from hpcphotoz.world import World
+from tests.helpers.toys import Curved
+from tests.helpers.training.steps import BINS, CPU, batch, configured, stepper
+
+
+def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
+    """A stand-in for a CUDA graph: it runs on the tensors of the capture, and writes the same gradients."""
+    config = configured(eps_warmup_steps=1)
+    plain, captured = Curved(), Curved()
+
+    def record(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
+        out = call()
+        kept = [p.grad for p in captured.parameters()]
+
+        def replay() -> None:
+            out.copy_(call())
+            for gradient, parameter in zip(kept, captured.parameters(), strict=True):
+                assert gradient is not None and parameter.grad is not None
+                gradient.copy_(parameter.grad)
+
+        return replay, out
+
+    usual, _ = stepper(config, plain, rate=0.5)
+    optimiser = torch.optim.SGD(captured.parameters(), lr=0.5)
+    how = compute_options(config.compute, CPU)
+    off, goal = NoOverlap(StepAttack(captured, config, BINS, how)), TrainingObjective(config, BINS)
+    inner = Step(captured, optimiser, off, goal, how)
+    graphed = GraphedStep(inner, captured, optimiser, config.adversarial.warmup_end, record=record)
+    # Warm-up; capture of a partial batch, of a whole one; replay; another shape; replay.
+    for step, n in enumerate([11, 7, 11, 11, 5, 11]):
+        one = batch(n)
+        one = replace(one, images=one.images.roll(step, 0), z_spec=one.z_spec.roll(step))
+        rank_batch = make_rank_batch(one, config, epoch=step, step=step)
+        torch.testing.assert_close(graphed(rank_batch), usual(rank_batch))
+        for a, b in zip(captured.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(a, b), step
+
+
+def test_the_compiled_step_is_captured_and_if_the_compiler_fails_the_plain_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A batch that fits no graph takes the plain step, which needs no compiling for another shape."""
+    config, calls = configured(), list[str]()
+
+    class Named(Step):
+        def __init__(self, name: str, module: nn.Module, fails: bool = False) -> None:
+            how = compute_options(config.compute, CPU)
+            optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
+            generate = StepAttack(module, config, BINS, how)
+            super().__init__(module, optimiser, NoOverlap(generate), TrainingObjective(config, BINS), how)
+            self._name, self._fails = name, fails
+
+        def gradients(self, rank_batch: RankBatch) -> Tensor:
+            calls.append(self._name)
+            if self._fails:
+                raise RuntimeError("inductor: no compiler\nand a long tail")
+            return super().gradients(rank_batch)
+
+    def record(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
+        calls.append("capture")
+        out = call()
+        return lambda: out.copy_(call()), out
+
+    for fails in (False, True):
+        module, plain = Curved(), Curved()
+        usual, _ = stepper(config, plain)
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
+        graphed = GraphedStep(
+            Named("plain", module), module, optimiser, config.adversarial.warmup_end,
+            compiled=Named("compiled", module, fails), record=record,
+        )  # fmt: skip
+        for step, n in enumerate([11, 11, 5]):
+            rank_batch = make_rank_batch(batch(n), config, epoch=step, step=step)
+            torch.testing.assert_close(graphed(rank_batch), usual(rank_batch))
+        taken = "plain" if fails else "compiled"
+        assert calls == ["compiled", "capture", taken, taken, taken, "plain"]
+        calls.clear()
+        said = (
+            "torch.compile failed here (RuntimeError: inductor: no compiler): the step runs as a CUDA graph"
+        )
+        assert fails == (said in caplog.text)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_graph_of_the_step_holds_the_compiled_network_and_the_rest_runs_without() -> None:
+    """`graphs = step` with `compiled` is allowed, and the quickest form on a GPU."""
+    asked = configured(graphs="step", compiled="on")
+    how = compute_options(asked.compute, torch.device("cuda", 0))
+    assert how.graphs == "step" and how.compiled
+    module = Curved()
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
+    components = TrainingComponents(module, optimiser, asked, BINS, (), how, CPU, Timers(CPU))
+    step = components.build_step(components.adversaries(), RankRole(World()))
+    assert isinstance(step, GraphedStep) and step._compiled is not None
+    assert getattr(step._compiled._model, "_orig_mod", None) is module and step._step._model is module
+    assert step._compiled._compute.passes.compiled and not step._step._compute.passes.compiled
