@@ -16,7 +16,8 @@ import numpy.typing as npt
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
-from hpcphotoz.sources.surveys.frame import Floats, Frame, Geometry, resample, sky_sigma
+from hpcphotoz.sources.noise import frame_sky_sigma
+from hpcphotoz.sources.surveys.frame import Floats, Frame, Geometry, resample
 from hpcphotoz.sources.surveys.sdss import BAD_PLANES, read_dr8_frame, read_fpc, read_planes
 from hpcphotoz.sources.surveys.sdss_fields import FrameSet
 from hpcphotoz.sources.surveys.sdss_plan import CutoutList
@@ -144,7 +145,7 @@ def _mask_flags(frame_set: FrameSet, b: int, shape: tuple[int, ...]) -> MaskFlag
 
 
 def _sky_sigma(frame: Frame, x: float, y: float) -> float:
-    sigma = sky_sigma(frame, x, y)
+    sigma = frame_sky_sigma(frame.image, x, y)
     if not sigma > 0:
         raise BadInput(f"{frame.path}: no noise around x = {x:.0f}, y = {y:.0f}: is this a sky image?")
     return sigma

@@ -1,4 +1,4 @@
-"""The sky noise of a stamp without a frame around it, from its outer pixels."""
+"""Estimates the sky sigma: the standard deviation of the sky's pixels, clipped at 3 sigma."""
 
 from typing import Any
 
@@ -7,27 +7,19 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-_PIXELS = 2048  # 1.6 % of noise in the answer; the outer eighth of 152 x 152 has five times as many
+SKY_BOX_HALF_WIDTH = 96  # pixels, of the box around a place in a frame
+_SKY_BOX_STEP = 2  # every second pixel: 9216 of a box, 0.7 % of noise in the estimate, a quarter of the time
+_OUTER_PIXELS = 2048  # of a stamp, 1.6 % of noise; the outer eighth of 152 x 152 has five times as many
 _ROUNDS = 4
 _ROWS = 64  # bands of stamps at a time: 2 MB of sums stay in a core's cache
 # Standard deviation of a unit normal distribution cut at 3 sigma.
 _CLIPPED_STD = 0.98658
 
 
-def outer_pixels(size: int) -> npt.NDArray[np.intp]:
-    """Places in a flat image of `size` x `size` pixels: the outer eighth on each side, thinned to 2048."""
-    width = max(size // 8, 1)
-    outer = np.ones((size, size), np.bool_)
-    outer[width : size - width, width : size - width] = False
-    places = np.flatnonzero(outer)
-    return places[:: -(-len(places) // _PIXELS)]
+def stamp_sky_sigma(images: Array) -> npt.NDArray[np.float32]:
+    """Estimates the sky sigma of stamps from their outer pixels.
 
-
-def sky_sigma(images: Array) -> npt.NDArray[np.float32]:
-    """Standard deviation of the sky per pixel, clipped at 3 sigma about the median.
-
-    The first guess is the distance from the median down to the 16th percentile, which neighbours, all
-    brighter than the sky, move least. Correlated noise, of resampled images, counts as the pixels have it.
+    Correlated noise, as in resampled images, counts as the pixels have it.
 
     Args:
         images: (N, band, y, x) float32, finite.
@@ -40,18 +32,62 @@ def sky_sigma(images: Array) -> npt.NDArray[np.float32]:
     sigma = np.empty(n * bands, np.float32)
     for start in range(0, len(flat), _ROWS):
         rows = slice(start, start + _ROWS)
-        sigma[rows] = _clipped(np.take(flat[rows], places, axis=1))
+        # take, not a fancy index: 6 us a stamp of 64 x 64 x 5, not 56.
+        sigma[rows] = clipped_std(np.take(flat[rows], places, axis=1))
     return sigma.reshape(n, bands)
 
 
-def _clipped(pixels: Array) -> Array:
-    """The standard deviation of each row's pixels (N, pixel), (N,)."""
-    # take, not a fancy index, and sort, not partition: 6 and 38 us a stamp of 64 x 64 x 5, not 56 and 139.
+def frame_sky_sigma(image: npt.NDArray[np.float32], x: float, y: float) -> float:
+    """Estimates the sky sigma around a place in a frame.
+
+    Resampling smooths noise, so this is larger than the scatter in a resampled stamp. On run 4192 it agrees
+    with what the frame's SKY, gain and dark variance give to 3 % in u, g, r and i, and is 7 % above in z, as
+    is the scatter of adjacent pixels' differences.
+
+    Args:
+        image: (y, x) of the frame.
+        x, y: pixel position from 0.
+
+    Returns:
+        In the image's unit; 0 where most of the pixels are equal, or none is finite.
+    """
+    cx, cy = round(x), round(y)
+    rows = slice(max(cy - SKY_BOX_HALF_WIDTH, 0), cy + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
+    columns = slice(max(cx - SKY_BOX_HALF_WIDTH, 0), cx + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
+    box = image[rows, columns]
+    finite = box[np.isfinite(box)]
+    return float(clipped_std(finite[None])[0]) if finite.size else 0.0
+
+
+def outer_pixels(size: int) -> npt.NDArray[np.intp]:
+    """Places in a flat image of `size` x `size` pixels: the outer eighth on each side, thinned to 2048."""
+    width = max(size // 8, 1)
+    outer = np.ones((size, size), np.bool_)
+    outer[width : size - width, width : size - width] = False
+    places = np.flatnonzero(outer)
+    return places[:: -(-len(places) // _OUTER_PIXELS)]
+
+
+def clipped_std(pixels: npt.NDArray[np.float32]) -> Array:
+    """Returns the standard deviation of each row's pixels, clipped at 3 sigma and corrected for the cut.
+
+    The first guess is the distance from the median down to the 16th percentile, which sources, all brighter
+    than the sky, move least. The result is a standard deviation and not a MAD: the counts of SDSS DR7 are
+    whole DN and their noise is 5 to 7 DN, so that a MAD comes in steps of 1.48 DN. Without the correction, a
+    cut at 2.5 sigma comes out 6 % low.
+
+    Args:
+        pixels: (N, pixel) finite.
+
+    Returns:
+        (N,) float64.
+    """
+    # sort, not partition: 38 us a stamp of 64 x 64 x 5, not 139.
     x = np.sort(pixels, axis=1)
     middle, low = x[:, x.shape[1] // 2].copy(), x[:, int(0.1587 * x.shape[1])]
     sigma = (middle - low).astype(np.float64)
     x -= middle[:, None]
-    # Sums up to each place: what lies within the limits is then two differences.
+    # Cumulative sums: the sum of the pixels within two limits is then one difference.
     sums, squares = np.zeros((2, len(x), x.shape[1] + 1))
     np.cumsum(x, axis=1, dtype=np.float64, out=sums[:, 1:])
     np.cumsum(x * x, axis=1, dtype=np.float64, out=squares[:, 1:])

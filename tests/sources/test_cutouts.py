@@ -12,8 +12,9 @@ from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.sources.catalogue import RUN_FACTOR  # noqa: E402
 from hpcphotoz.sources.cutouts import project, stamp_grid  # noqa: E402
+from hpcphotoz.sources.noise import frame_sky_sigma  # noqa: E402
 from hpcphotoz.sources.surveys.fits import read_header  # noqa: E402
-from hpcphotoz.sources.surveys.frame import read_geometry, resample, sky_sigma  # noqa: E402
+from hpcphotoz.sources.surveys.frame import read_geometry, resample  # noqa: E402
 from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames  # noqa: E402
 from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_fields import BANDS  # noqa: E402
@@ -147,9 +148,9 @@ def test_lanczos_is_exact_at_pixels_and_on_a_constant(tmp_path: Path, frames: Pa
 
 def test_sky_sigma_ignores_sources(tmp_path: Path, frames: Path) -> None:
     frame = read_fpc(next(frames.rglob("*-g4-*")))
-    before = sky_sigma(frame, 110, 110)
+    before = frame_sky_sigma(frame.image, 110, 110)
     frame.image[100:120, 100:120] += 50.0
-    assert sky_sigma(frame, 110, 110) == pytest.approx(before, rel=0.01)
+    assert frame_sky_sigma(frame.image, 110, 110) == pytest.approx(before, rel=0.01)
 
 
 def mask_of(folder: Path, band: str, plane: str, count: int, place: tuple[float, float]) -> None:

@@ -13,7 +13,7 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.identifiers import Ids, identifiers
-from hpcphotoz.sources.noise import sky_sigma
+from hpcphotoz.sources.noise import stamp_sky_sigma
 from hpcphotoz.sources.published.array_file import ArrayFile, open_array_file
 from hpcphotoz.sources.published.file_layouts import (
     BAND_FIELD,
@@ -122,7 +122,7 @@ class ReadRows:
             finite = np.isfinite(full.sum(axis=(2, 3), dtype=np.float64))
         if not finite.all():
             full = np.where(finite[:, :, None, None], full, np.float32(0))
-        sigma = sky_sigma(full)
+        sigma = stamp_sky_sigma(full)
         corner = (self.size - self.header.stamp) // 2
         crop = slice(corner, corner + self.header.stamp)
         stamps = full[:, :, crop, crop]

@@ -24,6 +24,7 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from hpcphotoz.sources.mpi import mpi_ranks
+from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.simulation.population import (
     BANDS,
     R_BAND,
@@ -48,7 +49,7 @@ from hpcphotoz.sources.simulation.real_sky import (
 )
 from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, STAMP, render_in_pixels
 from hpcphotoz.sources.simulation.simulate import check_arguments, provenance
-from hpcphotoz.sources.surveys.frame import Floats, resample, sky_sigma
+from hpcphotoz.sources.surveys.frame import Floats, resample
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,9 @@ def inject(tables: SurveyTables, field: RealField, seed: int, index: int) -> Inj
             reference.geometry.pixel_area / frame.geometry.pixel_area
         )
     ((ra, dec),) = reference.geometry.sky(np.array([place[R_BAND]]))
-    noise = np.array([sky_sigma(frame, *at) for frame, at in zip(field.frames, place, strict=True)])
+    noise = np.array(
+        [frame_sky_sigma(frame.image, *at) for frame, at in zip(field.frames, place, strict=True)]
+    )
     return InjectedGalaxy(galaxy, tuple(place), float(ra), float(dec), image, noise)
 
 

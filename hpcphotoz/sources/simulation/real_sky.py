@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.simulation.population import (
     BANDS,
     R_BAND,
 )
 from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, STAMP
 from hpcphotoz.sources.surveys.fits import header_numbers, read_header
-from hpcphotoz.sources.surveys.frame import Floats, Frame, sky_sigma
+from hpcphotoz.sources.surveys.frame import Floats, Frame
 from hpcphotoz.sources.surveys.sdss import BAD_PLANES, Mask, read_fpc, read_mask
 from hpcphotoz.sources.surveys.sdss_fields import FrameSet, find_frame_sets, left_out_entry, report_left_out
 from hpcphotoz.sources.surveys.sdss_psf import FieldPSF, read_psf
@@ -168,7 +169,7 @@ def find_place(field: RealField, rng: np.random.Generator) -> list[tuple[float, 
             continue
         cx, cy = round(x), round(y)
         around = reference.image[cy - _RADIUS_PX : cy + _RADIUS_PX + 1, cx - _RADIUS_PX : cx + _RADIUS_PX + 1]
-        noise = sky_sigma(reference, x, y) * np.sqrt(disc.sum())
+        noise = frame_sky_sigma(reference.image, x, y) * np.sqrt(disc.sum())
         if around[disc].sum(dtype=np.float64) < PLACEMENT.sigmas * noise:
             return [(float(x), float(y)) for x, y in place]
     raise BadInput(

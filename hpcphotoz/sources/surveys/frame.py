@@ -18,10 +18,6 @@ with sources_extra():
 Floats = npt.NDArray[np.floating[Any]]
 
 LANCZOS_ORDER = 3
-SKY_BOX_HALF_WIDTH = 96  # half width, pixels, of the box in which the sky noise of a stamp is measured
-_SKY_BOX_STEP = 2  # pixels of the box used: 9216, 0.7 % of noise in the answer, a quarter of the time
-# Standard deviation of a unit normal distribution cut at 3 sigma.
-_CLIPPED_STD = 0.98658
 _WCS_KEYS = ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", "CD2_2")
 
 
@@ -128,32 +124,6 @@ def resample(frame: Frame, x: Floats, y: Floats) -> Floats:
             row += wx[i] * values.take(corner + (j * box.shape[1] + i))
         answer += wy[j] * row
     return answer
-
-
-def sky_sigma(frame: Frame, x: float, y: float) -> float:
-    """Noise per pixel of the frame itself around a position, sources clipped at 3 sigma.
-
-    Resampling smooths noise, so this is larger than the scatter in a resampled stamp. It is a standard
-    deviation, not a MAD: counts of DR7 are whole DN and the noise is 5 to 7 DN, so a MAD comes in steps of
-    1.48 DN (4.45 DN in u, where it is 5.2). The cut is corrected for: one at 2.5 sigma that is not comes out
-    6 % low. On run 4192 it agrees with what the frame's SKY, gain and dark variance give to 3 % in u, g, r
-    and i and is 7 % above in z, as is the scatter of adjacent pixels' differences.
-
-    Returns:
-        nanomaggies; 0 where the frame is constant or not finite.
-    """
-    cx, cy = round(x), round(y)
-    rows = slice(max(cy - SKY_BOX_HALF_WIDTH, 0), cy + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
-    columns = slice(max(cx - SKY_BOX_HALF_WIDTH, 0), cx + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
-    box = frame.image[rows, columns].astype(np.float64)
-    kept = box[np.isfinite(box)]
-    while len(kept):
-        middle, sigma = float(np.median(kept)), float(np.std(kept))
-        inside = np.abs(kept - middle) <= 3 * sigma
-        if inside.all():
-            return sigma / _CLIPPED_STD
-        kept = kept[inside]
-    return 0.0
 
 
 def separation(ra: Floats, dec: Floats, ra0: float, dec0: float) -> Floats:

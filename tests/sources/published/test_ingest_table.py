@@ -16,7 +16,7 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.identifiers import identifier
-from hpcphotoz.sources.noise import outer_pixels, sky_sigma
+from hpcphotoz.sources.noise import outer_pixels, stamp_sky_sigma
 from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS, SDSS_EXTINCTION
 from hpcphotoz.sources.published.ingest_table import ingest_table
 from hpcphotoz.sources.redshifts import read_redshifts
@@ -407,7 +407,7 @@ def test_sky_sigma_is_not_moved_by_a_galaxy_and_its_neighbours() -> None:
     for row, column, width in ((32, 32, 6), (3, 50, 3), (60, 10, 2)):
         profile = np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * width**2))
         images += (profile * np.array([1.0, 250.0])[:, None, None]).astype(np.float32)
-    sigma = sky_sigma(images)
+    sigma = stamp_sky_sigma(images)
     # 3 % of the outer pixels belong to neighbours below the clipping limit; 1.7 % is the noise of one stamp.
     np.testing.assert_allclose(sigma.mean(axis=0), [0.02, 5.0], rtol=0.06)
     assert (sigma.std(axis=0) / sigma.mean(axis=0) < 0.03).all()

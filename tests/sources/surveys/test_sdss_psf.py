@@ -13,9 +13,9 @@ pytest.importorskip("galsim")
 from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.sources.noise import frame_sky_sigma  # noqa: E402
 from hpcphotoz.sources.simulation.population import BANDS, R_BAND  # noqa: E402
 from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, centre_of_light  # noqa: E402
-from hpcphotoz.sources.surveys.frame import sky_sigma  # noqa: E402
 from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_psf import BandPSF, read_psf  # noqa: E402
 from tests.helpers.sdss_files import STRIPE82, real_frames  # noqa: E402
@@ -173,7 +173,7 @@ def stars(path: Path) -> list[tuple[Array, float, float]]:
     image, found = frame.image, []
     offset_y, offset_x = np.mgrid[-20:21, -20:21]
     ring = np.hypot(offset_y, offset_x) > 9
-    for y, x in np.argwhere(image > 400 * sky_sigma(frame, 1024.0, 744.0)):
+    for y, x in np.argwhere(image > 400 * frame_sky_sigma(frame.image, 1024.0, 744.0)):
         if not (30 < x < image.shape[1] - 30 and 30 < y < image.shape[0] - 30) or image[y, x] > 150:
             continue
         star = image[y - 20 : y + 21, x - 20 : x + 21].astype(np.float64)
