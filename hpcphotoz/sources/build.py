@@ -1,10 +1,11 @@
-"""A dataset assembled from units of work, one shard a unit, on MPI ranks or local processes, resumable.
+"""Builds a dataset from units of work, one shard a unit, on MPI ranks or local processes.
 
-Unit k gives `shard-{k:05d}.h5`, the same bytes whoever makes it. Beside a finished shard lies a sidecar,
-`shard-00003.h5.done.json`, until the manifest is written: its line of the manifest, its band moments, what
-was skipped, and two fingerprints: of the options, and of the unit with the files that it is made from. A run
-that was killed, or stopped at a bad file, is started again with the same command. It keeps the finished
-shards whose unit is the same, and makes those again whose input has changed.
+Unit k gives `shard-{k:05d}.h5`, with the same bytes whichever process makes it. Until the manifest is
+written, a sidecar lies beside each finished shard, for instance `shard-00003.h5.done.json`. It holds the
+shard's line of the manifest, its band moments, the skipped objects, and two fingerprints: one of the options,
+one of the unit and the files that it is made from. A build that was killed, or stopped at a bad file, is
+continued by the same command: it keeps finished shards whose unit is the same, and makes those again whose
+input has changed.
 """
 
 import json
@@ -31,22 +32,22 @@ from hpcphotoz.sources.resume import Fingerprint, FinishedUnit, fingerprint_unit
 
 @dataclass(frozen=True)
 class UnitStamps:
-    """What a unit gave."""
+    """Stamps of one unit, and the skipped objects with reasons."""
 
-    stamps: Stamps | None  # None or empty: nothing
+    stamps: Stamps | None  # None or empty: every object was skipped
     # JSON-able: {"object_id": ..., "reason": ..., ...}, or {"count": of objects, "reason": ...}
     skipped: tuple[dict[str, Any], ...] = ()
 
 
 class MakeStamps(Protocol):
-    """Makes the stamps of a unit. Sent to spawned processes and part of the plan: a frozen dataclass."""
+    """Makes the stamps of a unit: a frozen dataclass, which is sent to processes and fingerprinted."""
 
     def __call__(self, unit: Any) -> UnitStamps: ...
 
 
 @dataclass(frozen=True)
 class _BuildUnit:
-    """Makes, writes and records one unit; holds nothing of the one before."""
+    """Makes one unit, writes its shard and its sidecar, and keeps nothing of it in memory."""
 
     out: Path
     header: Header
@@ -81,32 +82,34 @@ def build_dataset(
     label: str,
     processes: int | None = None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
-    """Write the dataset of the stamps that `make` gives of each unit.
+    """Writes the dataset of the stamps that `make` gives for each unit.
 
-    Under an MPI launcher every rank calls this with the same arguments, writes its share of the shards and
-    returns the same; without one, so many processes are started. Memory is bounded by one unit a rank or
-    process.
+    Under an MPI launcher, every rank calls this with the same arguments, writes some of the shards, and
+    returns the same. Without a launcher, `processes` processes are started. Memory is bounded by one unit a
+    rank or process.
 
     Args:
         out: folder to create; may hold an unfinished dataset of the same options: its shards whose units and
             input files are unchanged are kept.
         header: bands, stamp size, pixel scale and storage of every stamp.
-        make: gives a unit's stamps. A frozen dataclass; must pickle.
-        units: what each shard is made of: must pickle, of plain values, arrays, paths and dataclasses. What
-            the stamps depend on must be in the unit or in `make`, for changed input not to keep old shards;
-            of a `Path` to a file, its size and time of modification count too. Input files belong in the
-            units: a changed file in `make` discards every shard.
-        provenance: JSON-able record of how the stamps are made. `skipped` is appended to.
+        make: makes the stamps of a unit. A frozen dataclass that pickles.
+        units: one a shard, of plain values, arrays, paths and dataclasses, which pickle. Everything that the
+            stamps depend on must be in the unit or in `make`; otherwise changed input would keep old shards.
+            A `Path` to a file counts with the file's size and time of modification. Input files belong in
+            the units: a changed file in `make` discards every shard.
+        provenance: JSON-able record of how the stamps are made. The skipped objects are appended to its
+            `skipped`.
         label: for the progress line: "cutting stamps, shards".
-        processes: None: one a core; 1: none, all is done here. Not with MPI, whose ranks are the processes.
+        processes: None: one a core; 1: this process does everything. Not with MPI, whose ranks are the
+            processes.
 
     Returns:
         The manifest, and everything in its provenance's `skipped`.
 
     Raises:
-        BadInput: a folder that cannot be used, an unfinished dataset of other options or of which no finished
-            shard could be kept, what `make` raises, or no stamp at all. Under MPI it is raised on rank 0; the
-            other ranks end silently with status 2.
+        BadInput: the folder cannot be used, it holds an unfinished dataset of other options or input, `make`
+            raises it, or there is no stamp at all. Under MPI it is raised on rank 0, and the other ranks end
+            silently with status 2.
     """
     ranks = mpi_ranks()
     processes = _processes(ranks, processes)
@@ -114,7 +117,7 @@ def build_dataset(
     if len(set(seen)) > 1:
         raise ranks.refusal("the ranks see different input files or options: share them among the nodes")
     options, fingerprints = ranks.on_first_rank(lambda: fingerprint_units(header, make, units, look=True))
-    with ExitStack() as held:  # rank 0 holds the folder against other writers until the manifest is there
+    with ExitStack() as held:  # rank 0 locks the folder against other writers until the manifest is written
         kept, changed = ranks.on_first_rank(
             lambda: finished_units(out, held.enter_context(lock_dataset_folder(out)), options, fingerprints)
         )
@@ -166,7 +169,7 @@ def _moments_of(header: Header, stamps: Stamps) -> BandMoments:
 def _finish(
     out: Path, header: Header, provenance: Mapping[str, Any], done: Sequence[FinishedUnit]
 ) -> tuple[Manifest, list[dict[str, Any]]]:
-    """Merge the moments in the order of the shards, write the manifest, and clear the sidecars away."""
+    """Merges the moments in the order of the shards, writes the manifest, and deletes the sidecars."""
     skipped = [*provenance.get("skipped", ()), *(entry for one in done for entry in one.skipped)]
     shards = tuple(one.shard for one in done if one.shard is not None)
     sidecars = sorted(out.glob(f"shard-*.h5{SIDECAR_SUFFIX}"))
@@ -187,5 +190,5 @@ def _finish(
 
 
 def count_skipped(skipped: Sequence[Mapping[str, Any]]) -> int:
-    """How many objects entries of `skipped` stand for: one each, or as many as its `count`."""
+    """Returns the number of objects in entries of `skipped`: `count` of an entry that has it, else 1."""
     return sum(int(entry.get("count", 1)) for entry in skipped)

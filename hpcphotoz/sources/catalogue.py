@@ -1,50 +1,20 @@
-"""The object table that says where stamps are cut: CSV, FITS or VOTable, its columns named by the user."""
+"""Catalogues of objects and tables of redshifts: which columns they need, and which values mean unknown."""
 
-import csv
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.extra import sources_extra
-from hpcphotoz.sources.identifiers import Ids, identifiers
-from hpcphotoz.sources.redshifts import EBV_MAX, Z_MAX, nan_if_unknown, table_format
-from hpcphotoz.sources.surveys.fits import open_fits
+from hpcphotoz.sources.identifiers import Ids
+from hpcphotoz.sources.table_files import Column, Floats, TableFile, read_table
 
-with sources_extra():
-    from astropy import units
-    from astropy.io import fits
-    from astropy.table import Table
-    from astropy.units import UnitsWarning
-
-Floats = npt.NDArray[np.floating[Any]]
-
+Z_MAX = 20.0  # a larger value is no redshift
+EBV_MAX = 100.0  # mag; a larger value is no E(B-V)
+EBV_UNKNOWN = f"E(B-V) is not known: not finite, -1 or below, or above {EBV_MAX:g}"
 RUN_FACTOR = 1_000_000  # run numbers have six digits
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The object table."""
-
-    object_id: Ids  # (N,) unique
-    ra: Floats  # (N,) deg
-    dec: Floats  # (N,) deg
-    z_spec: Floats  # (N,) NaN: unknown
-    ebv: Floats  # (N,) mag, NaN: unknown
-    ebv_column: str | None = None  # the table's name for it; None: it has none, and `ebv` is 0
-
-    def __len__(self) -> int:
-        return len(self.object_id)
-
-    def __getitem__(self, rows: npt.NDArray[np.intp]) -> "Catalogue":
-        names = ("object_id", "ra", "dec", "z_spec", "ebv")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
-
 
 # The names looked for when none is given; what a missing value becomes (None: it may not be missing); limits.
 _NAMES = {
@@ -56,28 +26,49 @@ _NAMES = {
 }
 _MISSING = {"ra": None, "dec": None, "z_spec": np.nan, "ebv": np.nan}
 _LIMITS = {"ra": (-360.0, 360.0), "dec": (-90.0, 90.0), "z_spec": (-1.0, Z_MAX), "ebv": (-1.0, EBV_MAX)}
-_HOURS = ("h", "hr", "hrs")
 
 
 @dataclass(frozen=True)
-class _Column:
-    """One column as the file has it, and how to name its rows in a message."""
+class Catalogue:
+    """Objects to cut out of frames."""
 
-    path: Path
-    name: str
-    values: list[str] | npt.NDArray[Any]  # text of a CSV file, or a masked array
-    unit: str  # "line" or "row"
-    rows: Sequence[int]  # their numbers
-    factor: float = 1.0  # deg per unit of the column
+    object_id: Ids  # (N,) unique
+    ra: Floats  # (N,) deg
+    dec: Floats  # (N,) deg
+    z_spec: Floats  # (N,) NaN: unknown
+    ebv: Floats  # (N,) mag, NaN: unknown
+    ebv_column: str | None = None  # the file's name for it; None: it has no such column, and `ebv` is 0
 
-    def fail(self, k: int, what: str) -> BadInput:
-        value = self.values[k]
-        text = "" if value is np.ma.masked else str(value).strip()
-        return BadInput(f"{self.path}: {self.unit} {self.rows[k]}: {self.name} {text or '(empty)'} {what}")
+    def __len__(self) -> int:
+        return len(self.object_id)
+
+    def __getitem__(self, rows: npt.NDArray[np.intp]) -> "Catalogue":
+        names = ("object_id", "ra", "dec", "z_spec", "ebv")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+
+@dataclass(frozen=True)
+class Redshifts:
+    """Known redshifts of objects."""
+
+    object_id: Ids  # (N,) ascending, unique
+    z: npt.NDArray[np.float32]  # (N,) above -1
+
+    def lookup(self, object_id: Ids) -> npt.NDArray[np.float32]:
+        """Returns the redshift of each object (M,), NaN where the table has none."""
+        if not len(self.z):
+            return np.full(len(object_id), np.nan, np.float32)
+        place = np.minimum(np.searchsorted(self.object_id, object_id), len(self.z) - 1)
+        return np.where(self.object_id[place] == object_id, self.z[place], np.float32(np.nan))
+
+
+def nan_if_unknown(values: Floats) -> Floats:
+    """Replaces redshifts or E(B-V) that mean unknown by NaN: catalogues write -1, -9.999, -99 or -9999."""
+    return np.where(values > -1, values, values.dtype.type(np.nan))
 
 
 def read_catalogue(path: Path, columns: Mapping[str, str] | None = None) -> Catalogue:
-    """Read the object table, whole, into memory.
+    """Reads the object table, whole, into memory.
 
     Args:
         path: CSV, FITS (the first table in it, also packed by gzip or bzip2) or VOTable.
@@ -85,8 +76,8 @@ def read_catalogue(path: Path, columns: Mapping[str, str] | None = None) -> Cata
             `object_id`, `ra_deg` or `ra`, `dec_deg` or `dec`, `z_spec` or `z`, `ebv` are looked for. A
             z_spec or ebv that is empty, masked, NaN or -1 or below is unknown, and NaN. Without a column
             z_spec, all are unknown; without a column ebv, E(B-V) is 0. Ids become int64 by the rule of
-            `identifiers.py`. A unit of angle that a FITS file or VOTable gives ra or dec is heeded, for ra
-            hours too.
+            `identifiers.py`. If a FITS file or VOTable gives ra or dec another unit of angle, or ra in
+            hours, the values are converted.
 
     Raises:
         BadInput: unreadable, a column missing or two that it may be, a unit of ra or dec that is no angle, a
@@ -96,13 +87,49 @@ def read_catalogue(path: Path, columns: Mapping[str, str] | None = None) -> Cata
     unknown = [key for key in wanted if key not in _NAMES]
     if unknown:
         raise BadInput(f"columns: '{unknown[0]}' is none of {', '.join(_NAMES)}")
-    kind = table_format(path)
-    found = _read_csv(path, wanted) if kind == "csv" else _read_table(path, wanted, kind == "fits")
-    return _validated(path, found)
+    file = read_table(path)
+    found = {key: file.column(name) for key, name in _column_names(file, wanted).items()}
+    if not len(found["object_id"].values):
+        raise BadInput(f"{path}: lists no object")
+    ids = _unique_identifiers(found["object_id"])
+    numbers = {
+        key: _numbers(found[key], key) if key in found else np.full(len(ids), missing)
+        for key, missing in _MISSING.items()
+    }
+    ebv_column = found["ebv"].name if "ebv" in found else None
+    ebv = np.zeros(len(ids)) if ebv_column is None else numbers["ebv"]
+    return Catalogue(ids, numbers["ra"], numbers["dec"], numbers["z_spec"], ebv, ebv_column)
+
+
+def read_redshifts(path: Path) -> Redshifts:
+    """Reads a table with columns `object_id` and `z_spec` or, without it, `z`: CSV, FITS or VOTable.
+
+    Raises:
+        BadInput: unreadable, a column missing, a value that is no number, an object with two redshifts.
+    """
+    file = read_table(path)
+    z_name = next((name for name in _NAMES["z_spec"] if name in file.names), None)
+    if "object_id" not in file.names or z_name is None:
+        has = ", ".join(file.names) or "none"
+        raise BadInput(f"{path}: needs columns object_id and z_spec or z; it has {has}")
+    ids, z = file.column("object_id").identifiers(), nan_if_unknown(file.column(z_name).numbers(np.nan))
+    order = np.argsort(ids, kind="stable")
+    order = order[~np.isnan(z[order])]
+    ids, z = ids[order], z[order]
+    same = np.flatnonzero(np.diff(ids) == 0)
+    bad = same[z[same] != z[same + 1]]
+    if len(bad):
+        raise BadInput(
+            f"{path}: object_id {ids[bad[0]]} has redshifts {z[bad[0]]:g} and {z[bad[0] + 1]:g}: keep one"
+        )
+    once = np.ones(len(ids), np.bool_)
+    once[same + 1] = False
+    with np.errstate(over="ignore"):
+        return Redshifts(ids[once], z[once].astype(np.float32))
 
 
 def epoch_ids(object_id: Ids, run: Ids) -> tuple[Ids, str]:
-    """Ids of stamps of the same objects in several runs, and the rule in words.
+    """Returns ids of stamps of the same objects in several runs, and the rule in words.
 
     `object_id * 1,000,000 + run` where all of these fit 63 bits; otherwise (SDSS's own ids have 19 digits)
     the upper 63 bits of `mix(mix(object_id) + run)`, where mix is the finaliser of SplitMix64 (Steele et al.
@@ -139,89 +166,23 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _read_csv(path: Path, wanted: Mapping[str, str]) -> dict[str, _Column]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            header = [name.strip() for name in next(reader, [])]
-            names = _names(path, header, wanted)
-            places = {key: header.index(name) for key, name in names.items()}
-            values: dict[str, list[str]] = {key: [] for key in names}
-            lines = []
-            for line in reader:
-                if line:
-                    lines.append(reader.line_num)
-                    for key, place in places.items():
-                        values[key].append(line[place] if place < len(line) else "")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}: not a readable CSV table: {error}") from None
-    return {key: _Column(path, names[key], values[key], "line", lines) for key in names}
-
-
-def _read_table(path: Path, wanted: Mapping[str, str], is_fits: bool) -> dict[str, _Column]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnitsWarning)  # units that astropy does not know; ours are documented
-        table = _read_fits(path) if is_fits else _read_votable(path)
-    names = _names(path, table.colnames, wanted)
-    rows = range(1, len(table) + 1)
-    columns = {}
-    for key, name in names.items():
-        factor = _degrees(path, name, table[name].unit, key) if key in ("ra", "dec") else 1.0
-        columns[key] = _Column(path, name, table[name].data, "row", rows, factor)
-    for column in columns.values():
-        if np.ndim(column.values) != 1:
-            raise BadInput(f"{path}: column {column.name} holds more than one value a row")
-    return columns
-
-
-def _degrees(path: Path, name: str, unit: Any, key: str) -> float:
-    """Degrees in one of a column's units, which many services spell as no standard does."""
-    text = str(unit or "deg").strip().lower()
-    if text.startswith("deg"):
-        return 1.0
-    if key == "ra" and (text.startswith("hour") or text in _HOURS):
-        return 15.0
-    if isinstance(unit, units.UnrecognizedUnit) or not unit.is_equivalent(units.deg):
-        raise BadInput(f"{path}: column {name} has the unit {unit}, which is no angle: convert to deg")
-    return float(unit.to(units.deg))
-
-
-def _read_fits(path: Path) -> Any:
-    with open_fits(path) as hdus:
-        tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)]
-        if not tables:
-            raise BadInput(f"{path}: a FITS file without a table")
-        warnings.simplefilter("ignore", UnitsWarning)
-        return Table.read(tables[0])
-
-
-def _read_votable(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # most services' VOTables deviate from the standard
-            return Table.read(path, format="votable", table_id=0)
-    except Exception as error:  # what the XML parser raises depends on what is wrong
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadInput(f"{path}: not a readable VOTable ({reason})") from None
-
-
-def _names(path: Path, header: list[str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """The file's name for each column it has."""
+def _column_names(file: TableFile, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Returns the file's name for each column that it has."""
     found: dict[str, str] = {}
-    has = f"it has {', '.join(header) or 'none'}"
+    has = f"it has {', '.join(file.names) or 'none'}"
     for key, usual in _NAMES.items():
         if key in wanted:
-            if wanted[key] not in header:
-                raise BadInput(f"{path}: no column {wanted[key]} for {key}: {has}")
+            if wanted[key] not in file.names:
+                raise BadInput(f"{file.path}: no column {wanted[key]} for {key}: {has}")
             usual = (wanted[key],)
-        there = [name for name in header if name in usual]
+        there = [name for name in file.names if name in usual]
         if len(there) > 1:
-            raise BadInput(f"{path}: has columns {' and '.join(there)}: {_which_hint(key, there)}")
+            raise BadInput(f"{file.path}: has columns {' and '.join(there)}: {_which_hint(key, there)}")
         if there:
             found[key] = there[0]
         elif _MISSING.get(key) is None:
             either = " or ".join(reversed(usual))
-            raise BadInput(f"{path}: no column {either}: {has}; --columns {key}=NAME names another")
+            raise BadInput(f"{file.path}: no column {either}: {has}; --columns {key}=NAME names another")
     return found
 
 
@@ -231,22 +192,8 @@ def _which_hint(key: str, names: list[str]) -> str:
     return f"say by --columns {key}={names[0]} which is {key}"
 
 
-def _validated(path: Path, found: Mapping[str, _Column]) -> Catalogue:
-    if not len(found["object_id"].values):
-        raise BadInput(f"{path}: lists no object")
-    ids = _identifiers(found["object_id"])
-    numbers = {
-        key: _numbers(found[key], missing, _LIMITS[key]) if key in found else np.full(len(ids), missing)
-        for key, missing in _MISSING.items()
-    }
-    ebv_column = found["ebv"].name if "ebv" in found else None
-    ebv = np.zeros(len(ids)) if ebv_column is None else numbers["ebv"]
-    return Catalogue(ids, numbers["ra"], numbers["dec"], numbers["z_spec"], ebv, ebv_column)
-
-
-def _identifiers(column: _Column) -> Ids:
-    values = column.values
-    ids = identifiers(np.array(values, np.object_) if isinstance(values, list) else values, column.fail)
+def _unique_identifiers(column: Column) -> Ids:
+    ids = column.identifiers()
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):
@@ -254,35 +201,16 @@ def _identifiers(column: _Column) -> Ids:
     return ids
 
 
-def _numbers(column: _Column, missing: float | None, limits: tuple[float, float]) -> Floats:
-    values = column.values
-    empty = np.array(np.ma.getmaskarray(values)) if isinstance(values, np.ndarray) else np.bool_(False)
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        numbers: Floats = np.array(np.ma.getdata(values), np.float64)
-    else:
-        text = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
-        empty = empty | np.array([not one.strip() for one in text])
-        text = ["0" if blank else one for one, blank in zip(text, empty.tolist(), strict=True)]
-        try:
-            numbers = np.array(text, np.float64)
-        except ValueError:
-            raise column.fail(_first_no_number(text), "is not a number") from None
-    if missing is None and empty.any():
-        raise column.fail(int(np.argmax(empty)), "is not a number")
+def _numbers(column: Column, key: str) -> Floats:
+    """Returns a column's values, in degrees if `key` is ra or dec, with NaN for unknown ones."""
+    missing, factor = _MISSING[key], 1.0
+    if key in ("ra", "dec"):
+        factor = column.degrees_per_unit(hours=key == "ra")
+    numbers = column.numbers(missing)
     if missing is not None:
-        numbers[empty] = missing
         numbers = nan_if_unknown(numbers)
-    low, high = (limit / column.factor for limit in limits)
+    low, high = (limit / factor for limit in _LIMITS[key])
     allowed = (numbers >= low) & (numbers <= high) | (np.isnan(numbers) & (missing is not None))
     if not allowed.all():
         raise column.fail(int(np.argmin(allowed)), f"is not between {low:g} and {high:g}")
-    return numbers * column.factor
-
-
-def _first_no_number(text: list[str]) -> int:
-    for k, one in enumerate(text):
-        try:
-            np.array([one], np.float64)
-        except ValueError:
-            return k
-    return 0
+    return numbers * factor

@@ -1,10 +1,9 @@
-"""SDSS frames plus an object table in, a dataset of stamps out.
+"""Cuts stamps of objects out of calibrated frames.
 
-The bands of a run, camera column and field are one frame set. A stamp has the orientation and scale of the
-set's r frame (TAN, 0.396"/px), which moves the sky by no more than the survey's drift between bands, and its
-centre (pixel position (S - 1)/2) is on the object. The other bands are resampled onto it by Lanczos-3; the r
-band too, by the fraction of a pixel that centring takes. No background beyond the frame's own sky is
-subtracted.
+The frames of one run, camera column and field, one a band, are a frame set. A stamp has the orientation and
+scale of the set's r frame (TAN, 0.396"/px), and its centre, the pixel position (S - 1)/2, is on the object.
+Every band is resampled onto this grid by Lanczos-3, the r band by a fraction of a pixel. No background beyond
+the frame's own sky is subtracted.
 """
 
 from dataclasses import dataclass
@@ -22,18 +21,19 @@ from hpcphotoz.sources.surveys.sdss import BAD_PLANES, read_dr8_frame, read_fpc,
 from hpcphotoz.sources.surveys.sdss_fields import FrameSet
 from hpcphotoz.sources.surveys.sdss_plan import CutoutList
 
-# 20 pixels of 64 x 64: nearly every saturated star has more, and of cosmic rays, which the survey has filled
-# in, only the longest do. In an average field it takes 1 to 2 % of places; none at all would take half.
+# 20 pixels of 64 x 64. Nearly every saturated star has more; of the cosmic rays, whose pixels the survey has
+# filled in, only the longest have. This loses 1 to 2 % of the places in an average field; a limit of 0 would
+# lose half.
 MASKED_FRACTION = 0.005
 _READERS = {"fpC": read_fpc, "frame": read_dr8_frame}
 
 
 @dataclass(frozen=True)
 class CutStamps:
-    """Makes the stamps of a unit: one frame in memory at a time, each read once."""
+    """Makes the stamps of a unit. Each frame is read once, and one is in memory at a time."""
 
     bands: tuple[str, ...]
-    reference: int  # place of the band whose grid the stamps have
+    reference: int  # index of the band whose grid the stamps have
     stamp: int  # pixels a side
     masked_fraction: float
 
@@ -85,7 +85,7 @@ class CutStamps:
         return stamps, [{"object_id": ids[k], "run": run, "reason": reasons[k]} for k in sorted(reasons)]
 
     def _skip_reason(self, frame: Frame, flags: "MaskFlags | None", x: Floats, y: Floats) -> str | None:
-        """Why the stamp at these positions is not cut, if it is not."""
+        """Returns why the stamp at these positions is not cut; None: it is cut."""
         if not frame.holds(x, y):
             return "stamp crosses the edge of"
         if flags is None:
@@ -104,10 +104,10 @@ MaskFlags = npt.NDArray[np.uint8]  # (y, x), bit k: plane k of BAD_PLANES
 def project(
     source: Geometry, target: Geometry, ra: Floats, dec: Floats, half: float
 ) -> tuple[Floats, Floats]:
-    """Where the target has objects, and how a step in the source's pixels goes there.
+    """Projects sky positions into the target frame, with the Jacobian from the source's pixels.
 
-    A frame's projection is so nearly linear over a stamp that central differences over its width carry its
-    corners to 1e-4 px for 64 pixels and tangent points a degree apart.
+    Over a stamp the projection is so nearly linear that central differences over its width are right to
+    1e-4 px at its corners, for 64 pixels and tangent points a degree apart.
 
     Args:
         source, target: the two frames' geometries.
@@ -126,7 +126,7 @@ def project(
 
 
 def stamp_grid(centre: Floats, jacobian: Floats, stamp: int) -> tuple[Floats, Floats]:
-    """Pixel positions x, y (stamp, stamp) of a stamp's pixels in a frame, from what `project` gives."""
+    """Returns the positions x, y (stamp, stamp) of a stamp's pixels in a frame, from `project`'s results."""
     along_y, along_x = np.mgrid[:stamp, :stamp] - (stamp - 1) / 2
     return (
         centre[0] + jacobian[0, 0] * along_x + jacobian[0, 1] * along_y,

@@ -1,4 +1,4 @@
-"""Object identifiers of any kind as int64, by one rule for every source."""
+"""Converts object identifiers of any kind to int64, by one rule for every source."""
 
 import hashlib
 import re
@@ -25,12 +25,12 @@ _ABSENT = "is no id: every object needs one"
 
 
 def identifiers(values: npt.NDArray[Any], fail: Callable[[int, str], BadInput]) -> Ids:
-    """Identifiers as int64, by `RULE`: reversible for numbers, and the same number whatever type holds it.
+    """Converts identifiers to int64 by `RULE`: reversible for numbers, whatever type holds them.
 
     Args:
         values: (N,) integers, whole floating-point numbers, or text as bytes, str or Python objects; may be a
             masked array.
-        fail: the error for a place in `values` and what is wrong there.
+        fail: makes the error from a place in `values` and the problem there.
 
     Raises:
         BadInput: an id that is absent, is not text, or is a floating-point number that may have lost digits.
@@ -63,10 +63,10 @@ def identifiers(values: npt.NDArray[Any], fail: Callable[[int, str], BadInput]) 
 
 
 def identifier(value: bytes | str | int) -> int:
-    """The same of one identifier, for which the number 7 and the text "7" are the same, but not "007".
+    """Converts one identifier: the number 7 and the text "7" give the same, "007" gives another.
 
     Raises:
-        ValueError: says what is wrong with it, as the end of a sentence.
+        ValueError: the identifier cannot be used; the message ends a sentence that begins with its value.
     """
     try:
         text = (value.decode() if isinstance(value, bytes) else str(value)).strip()

@@ -1,4 +1,4 @@
-"""Many pieces of work on many processes: MPI ranks where a launcher started some, else spawned ones."""
+"""Runs tasks on the ranks of an MPI launcher."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ _STOP = 1  # tag of the message "I failed: begin nothing more"
 
 @dataclass(frozen=True)
 class MPIRanks:
-    """The ranks that an MPI launcher started; without one, this process alone."""
+    """The ranks of an MPI launcher, or one rank where there is no launcher."""
 
     rank: int = 0
     size: int = 1
     comm: Any = None  # mpi4py communicator; None: no MPI
 
     def on_first_rank(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, on every rank.
+        """Runs `work` on rank 0 and returns its result on every rank.
 
         Raises:
-            BadInput: on rank 0, what `work` raises there; the other ranks then end silently with status 2.
+            BadInput: on rank 0, if `work` raises it; the other ranks then end silently with status 2.
         """
         if self.comm is None:
             return work()
@@ -44,11 +44,11 @@ class MPIRanks:
         return value  # type: ignore[no-any-return]
 
     def allgather(self, value: T) -> list[T]:
-        """Every rank's value, on every rank."""
+        """Returns the values of all ranks, on every rank."""
         return [value] if self.comm is None else list(self.comm.allgather(value))
 
     def refusal(self, reason: str) -> BaseException:
-        """What to raise on every rank for something that every rank knows: only rank 0 says it."""
+        """Returns the exception for an error that all ranks have found: all but rank 0 exit silently."""
         return BadInput(reason) if self.rank == 0 else SystemExit(2)
 
     def map_tasks(
@@ -57,17 +57,18 @@ class MPIRanks:
         tasks: Sequence[T],
         tracked: Callable[[Iterator[R], int], Iterator[R]],
     ) -> list[R]:
-        """`work` of all tasks, task k on rank k modulo the number of ranks: results in order on every rank.
+        """Runs `work` on all tasks and returns the results in order, on every rank.
 
-        A rank that fails tells the others, which finish the task at hand and then begin no other.
+        Task k runs on rank k modulo the number of ranks. A rank that fails sends a message to the others,
+        which finish the task at hand and begin no other.
 
         Args:
             work: called on this rank.
             tasks: the same on every rank.
-            tracked: passes an iterator of so many results on, showing how far it is; used on rank 0.
+            tracked: wraps an iterator of this many results and shows progress; used on rank 0.
 
         Raises:
-            BadInput: on rank 0, the failure of the first rank that failed; others end silently.
+            BadInput: on rank 0, with the message of the first rank that failed; others end silently.
         """
         done: list[R] = []
         error: Exception | None = None
@@ -107,15 +108,15 @@ class MPIRanks:
 
 
 def _status(error: Exception | None) -> int:
-    """Exit status: 0 for no error, 2 for one that the user can mend, 1 for any other."""
+    """Returns the exit status: 0 for no error, 2 for one that the user can mend, 1 for any other."""
     return 0 if error is None else 2 if isinstance(error, BadInput) else 1
 
 
 def mpi_ranks() -> MPIRanks:
-    """The ranks that this process is one of.
+    """Returns the ranks of this process's launcher.
 
     Raises:
-        BadInput: ranks that no MPI connects, or mpi4py is absent or does not see the launcher's ranks.
+        BadInput: no MPI connects the ranks, mpi4py is absent, or it does not see the launcher's ranks.
     """
     place = world.detect()
     if place.launcher not in world.MPI:
@@ -139,10 +140,10 @@ def mpi_ranks() -> MPIRanks:
 
 
 def refuse_ranks(reason: str) -> None:
-    """Refuse to run on several ranks.
+    """Refuses to run on several ranks.
 
     Raises:
-        BadInput: a launcher started several processes; of the ranks of an MPI, the first says so.
+        BadInput: a launcher started several processes. Of MPI ranks only the first raises it.
     """
     if world.detect().size > 1:
         try:

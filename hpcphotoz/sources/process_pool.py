@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from hpcphotoz.errors import BadInput
@@ -14,9 +15,11 @@ from hpcphotoz.errors import BadInput
 T = TypeVar("T")
 R = TypeVar("R")
 
+_WAITING = 2  # finished results for each process that may wait for the reader; then the processes wait
+
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     # A batch system gives a job a part of the node; only Linux tells which.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -24,12 +27,15 @@ def usable_cores() -> int:
 
 
 def run_on_processes(work: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[int, R]]:
-    """Yield (k, `work` of task k) as they are done, by so many spawned processes; 1: by this one, in order.
+    """Yields (k, result of task k) as tasks finish in spawned processes.
+
+    With one process or one task, everything is done here, in order. Otherwise a thread receives the results,
+    so that the processes go on while the reader writes what it has.
 
     Args:
         work: must pickle; sent to each process once.
-        tasks: must pickle; a process is sent its next when it has done one.
-        processes: at most one a task is started.
+        tasks: must pickle; a process is sent its next task when it has finished one.
+        processes: at most one is started for each task.
 
     Raises:
         BadInput: a process died, or what `work` raises.
@@ -43,6 +49,9 @@ def run_on_processes(work: Callable[[T], R], tasks: Sequence[T], processes: int)
     context = multiprocessing.get_context("spawn")
     left = iter(enumerate(tasks))
     workers: dict[Any, Any] = {}  # connection -> process
+    results: SimpleQueue[tuple[int, R] | Exception] = SimpleQueue()
+    room = threading.Semaphore(_WAITING * processes)
+    receiver = threading.Thread(target=_receive_all, args=(workers, left, results, room), daemon=True)
     try:
         for _ in range(min(processes, len(tasks))):
             mine, theirs = context.Pipe()
@@ -51,28 +60,63 @@ def run_on_processes(work: Callable[[T], R], tasks: Sequence[T], processes: int)
             theirs.close()
             workers[mine] = process
             mine.send(next(left))
-        busy = list(workers)
+        receiver.start()
+        for _ in tasks:
+            result = results.get()
+            if isinstance(result, Exception):
+                raise result
+            room.release()
+            yield result
+    finally:
+        for process in workers.values():
+            process.terminate()
+            process.join()
+        if receiver.is_alive():
+            room.release(len(tasks))  # it then finds that the processes have ended
+            receiver.join()
+        for connection in workers:
+            connection.close()
+
+
+def in_order(results: Iterator[tuple[int, R]]) -> Iterator[R]:
+    """Yields the results of tasks 0, 1, 2, ... in this order, and holds early ones until their turn."""
+    early: dict[int, R] = {}
+    turn = 0
+    for k, result in results:
+        early[k] = result
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
+
+
+def _receive_all(
+    workers: dict[Any, Any],
+    left: Iterator[tuple[int, Any]],
+    results: "SimpleQueue[Any]",
+    room: threading.Semaphore,
+) -> None:
+    """Receives all results, sends each worker its next task, and puts an error in place of a result."""
+    busy = list(workers)
+    try:
         while busy:
             for ready in wait(busy):
                 assert isinstance(ready, Connection)
-                k, result = _receive(ready)
-                task_left = next(left, None)
-                if task_left is None:
+                room.acquire()
+                result = _receive(ready)
+                task = next(left, None)
+                if task is None:
                     busy.remove(ready)
                 else:
-                    ready.send(task_left)
-                yield k, result
-    finally:
-        for connection, process in workers.items():
-            process.terminate()
-            process.join()
-            connection.close()
+                    ready.send(task)
+                results.put(result)
+    except Exception as error:  # the reader raises it
+        results.put(error)
 
 
 def _receive(connection: Connection) -> tuple[int, Any]:
     try:
         k, result, problem, trace = connection.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):
         raise BadInput("a worker process died (out of memory?): run again with fewer `processes`") from None
     if trace is not None:
         raise RuntimeError(f"in a worker process:\n{trace}")
@@ -101,7 +145,7 @@ def _run_worker(connection: Connection, work: Callable[[Any], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Leave when the parent is gone: a worker amid a task would otherwise go on writing beside a new run."""
+    """Ends this process with its parent; otherwise it would go on writing beside a new run."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

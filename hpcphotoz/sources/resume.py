@@ -1,4 +1,4 @@
-"""Finds which units an interrupted build has finished, by sidecars and fingerprints."""
+"""Finds the units that an interrupted build has finished, by their sidecars and fingerprints."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ from hpcphotoz.errors import BadInput
 
 @dataclass(frozen=True)
 class FinishedUnit:
-    """A finished unit, as its sidecar says it."""
+    """One finished unit: its shard's manifest line, band moments and skipped objects, as in its sidecar."""
 
-    shard: ShardEntry | None  # None: it gave no stamps
+    shard: ShardEntry | None  # None: the unit has no stamps
     moments: dict[str, Any] | None
     skipped: tuple[dict[str, Any], ...]
 
@@ -58,7 +58,7 @@ def finished_units(
 
 
 def _read_sidecar(path: Path, options: str) -> tuple[str, FinishedUnit]:
-    """The unit's fingerprint, and what it gave, as a sidecar says it.
+    """Reads a sidecar: the unit's fingerprint, and the finished unit.
 
     Raises:
         BadInput: not a sidecar, or one of other options.
@@ -80,11 +80,11 @@ def _other_build(out: Path) -> BadInput:
 
 
 def fingerprint_units(header: Header, make: Any, units: Sequence[Any], look: bool) -> tuple[str, list[str]]:
-    """Digests of the options (header and make) and of each unit.
+    """Returns fingerprints of the options (header and make) and of each unit.
 
     Args:
-        header, make, units: as `build` has them.
-        look: at the files that they name; under MPI only rank 0 does.
+        header, make, units: as in `build_dataset`.
+        look: whether sizes and times of the files that they name count; under MPI only rank 0 looks.
     """
     files: dict[Path, str] | None = {} if look else None
     options = Fingerprint(files).of((__version__, FORMAT_VERSION, header, make))
@@ -92,19 +92,19 @@ def fingerprint_units(header: Header, make: Any, units: Sequence[Any], look: boo
 
 
 class Fingerprint:
-    """Digest of a value: types, lengths, contents to the last bit of arrays, and files as they are now."""
+    """SHA-256 of a value: types, lengths, every bit of arrays, and sizes and times of files."""
 
     def __init__(self, files: dict[Path, str] | None) -> None:
         self._sha256 = hashlib.sha256()
         self._files = files  # sizes and times of files looked at so far; None: none is looked at
 
     def of(self, value: Any) -> str:
-        """Of a value and all it holds."""
+        """Returns the hex digest of a value and everything in it."""
         self.add(value)
         return self._sha256.hexdigest()
 
     def add(self, value: Any) -> None:
-        """Add a value and all it holds."""
+        """Adds a value and everything in it."""
         if is_dataclass(value) and not isinstance(value, type):
             self._text(f"<{type(value).__qualname__}")
             for field in fields(value):

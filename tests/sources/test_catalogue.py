@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from astropy.io import fits  # noqa: E402
 from astropy.table import MaskedColumn, Table  # noqa: E402
 
 from hpcphotoz.errors import BadInput  # noqa: E402
-from hpcphotoz.sources.catalogue import RUN_FACTOR, Catalogue, epoch_ids, read_catalogue  # noqa: E402
+from hpcphotoz.sources.catalogue import (  # noqa: E402
+    RUN_FACTOR,
+    Catalogue,
+    epoch_ids,
+    read_catalogue,
+    read_redshifts,
+)
+from hpcphotoz.sources.identifiers import identifier  # noqa: E402
 
 SDSS = 1237661971724599442  # 19 digits: a float64 keeps 16 of them
 
@@ -97,12 +105,39 @@ def test_usual_names_need_no_mapping(tmp_path: Path) -> None:
         ("object_id,ra,ra_deg,dec\n4,1,2,0\n", "has columns ra and ra_deg: say by --columns ra=ra"),
         ("object_id,ra,dec,z,z_spec\n4,1,2,0,0\n", "has columns z and z_spec: say by --columns z_spec=z"),
         ("object_id,ra,ra,dec\n4,1,2,0\n", "has columns ra and ra: rename one"),
+        ("object_id,ra,dec\n4,1,2\n\n5,M31, the galaxy,1,2\n", "line 4 has 5 values, but the header names 3"),
+        ('object_id,ra,dec,name\n4,1,2,"a\nb"\n5,1,x,c\n', "line 4: dec x is not a number"),
     ],
 )
 def test_bad_csv_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "objects.csv"
     path.write_text(text)
     refused(path, message)
+
+
+def test_rows_of_csv_are_taken_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        '\n#id,object_id,,ra,dec\n#1,007, x,1, 2 \n,"a,b",,3,4\n  \n,12345678901234567890,"y ""z""",5,6'
+    )
+    objects = read_catalogue(path)
+    expected = [identifier(one) for one in ("007", "a,b", 12345678901234567890)]
+    assert objects.object_id.tolist() == expected
+    assert objects.ra.tolist() == [1, 3, 5] and objects.dec.tolist() == [2, 4, 6]
+    path.write_text("object_id,z,note\n5,0.1\n6\n")  # short rows
+    assert read_redshifts(path).lookup(np.array([5, 6])).tolist()[0] == np.float32(0.1)
+    assert read_redshifts(path).object_id.tolist() == [5]
+    path.write_bytes(b"object_id,z\n\xff,1\n")
+    with pytest.raises(BadInput, match="not a readable CSV table: 'utf-8' codec"):
+        read_redshifts(path)
+
+
+def test_a_table_needs_astropy_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("object_id,z\n1,0.1\n")
+    monkeypatch.setitem(sys.modules, "astropy.io", None)
+    with pytest.raises(BadInput, match=r"this command needs `pip install 'hpcphotoz\[sources\]'`"):
+        read_redshifts(path)
 
 
 def test_minus_one_and_below_is_unknown(tmp_path: Path) -> None:

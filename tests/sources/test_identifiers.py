@@ -11,10 +11,12 @@ pytest.importorskip("astropy")
 from astropy.table import MaskedColumn, Table  # noqa: E402
 
 from hpcphotoz.errors import BadInput  # noqa: E402
-from hpcphotoz.sources.catalogue import read_catalogue  # noqa: E402
+from hpcphotoz.sources.catalogue import (
+    read_catalogue,  # noqa: E402
+    read_redshifts,  # noqa: E402
+)
 from hpcphotoz.sources.identifiers import identifier, identifiers  # noqa: E402
 from hpcphotoz.sources.published.ingest_table import ingest_table  # noqa: E402
-from hpcphotoz.sources.redshifts import read_redshifts  # noqa: E402
 from tests.helpers.datasets import load  # noqa: E402
 from tests.helpers.published_files import hayat
 from tests.helpers.sdss_files import write_table  # noqa: E402

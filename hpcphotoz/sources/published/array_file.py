@@ -1,4 +1,4 @@
-"""Opens HDF5, npz and npy files of published image sets and reads slices of rows."""
+"""Opens HDF5, npz and npy files of published image sets, and reads slices of their rows."""
 
 import math
 import os
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class ArrayFile(Mapping[str, Any]):
-    """The columns of an open file: arrays or HDF5 datasets, of which slices of rows are read."""
+    """Columns of an open file, arrays or HDF5 datasets, from which slices of rows are read."""
 
     def __init__(self, path: Path, columns: Mapping[str, Any]) -> None:
         self.path, self._columns = path, columns
@@ -47,10 +47,10 @@ class ArrayFile(Mapping[str, Any]):
         return len(self._columns)
 
     def first(self, names: tuple[str, ...], optional: bool = False) -> str | None:
-        """The first of these names that the file has.
+        """Returns the first of these names that the file has; None: it has none.
 
         Raises:
-            BadInput: none, and not optional.
+            BadInput: it has none, and `optional` is false.
         """
         found = next((name for name in names if name in self._columns), None)
         if found is None and not optional:
@@ -58,10 +58,10 @@ class ArrayFile(Mapping[str, Any]):
         return found
 
     def rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows `start` to `stop - 1` of a column, one contiguous slab.
+        """Reads rows `start` to `stop - 1` of a column, one contiguous slab.
 
         Raises:
-            BadInput: unreadable, a damaged chunk for instance.
+            BadInput: they cannot be read, for instance because a chunk is damaged.
         """
         try:
             column = self[name]
@@ -72,10 +72,11 @@ class ArrayFile(Mapping[str, Any]):
 
 @contextmanager
 def open_array_file(path: Path, name: str) -> Iterator[ArrayFile]:
-    """Open a file of the layout `name` for the `with` body.
+    """Opens a file of the layout `name` for the `with` body.
 
     Raises:
-        BadInput: missing, not HDF5 (or npz, or a folder of npy files), compressed npz, pickled arrays.
+        BadInput: the file is missing, is not HDF5 (or npz, or a folder of npy files), is a compressed npz, or
+            holds pickled arrays.
     """
     if name == "pasquet":
         yield ArrayFile(path, _open_pasquet(path))
@@ -89,7 +90,7 @@ def open_array_file(path: Path, name: str) -> Iterator[ArrayFile]:
 
 
 def _open_pasquet(path: Path) -> dict[str, Any]:
-    """`cube`, and the fields of `labels`, mapped into memory."""
+    """Maps `cube` and the fields of `labels` into memory."""
     try:
         if path.is_dir():
             cube, labels = (_map_npy(path / f"{name}.npy", 0, None) for name in ("cube", "labels"))
@@ -103,7 +104,7 @@ def _open_pasquet(path: Path) -> dict[str, Any]:
 
 
 def _map_npz_member(path: Path, name: str) -> Array:
-    """An array of an npz file, where it lies in the file: np.load would read all 54 GB of it."""
+    """Maps an array of an npz file where it lies in the file: np.load would read all 54 GB of it."""
     with zipfile.ZipFile(path) as archive:
         if name not in archive.namelist():
             raise BadInput(
@@ -126,7 +127,7 @@ def _map_npz_member(path: Path, name: str) -> Array:
 
 
 def _map_npy(path: Path, start: int, size: int | None) -> Array:
-    """The npy array that begins at byte `start` of a file, mapped; `size` bytes with its header, if known."""
+    """Maps the npy array at byte `start` of a file; `size`: its bytes with the header, if known."""
     with open(path, "rb") as file:
         file.seek(start)
         shape, fortran, dtype = _npy_header(file)
@@ -149,6 +150,6 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"npy version {version}: save it with plain field names")
-    # Sixty-four fields take 3 kB; the default limit of 10 kB is against hostile headers.
+    # numpy refuses headers above 10 kB, as hostile ones are; one of 64 fields takes 3 kB.
     shape, fortran, dtype = readers[version](file)
     return shape, fortran, dtype

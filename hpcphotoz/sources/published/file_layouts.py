@@ -1,4 +1,4 @@
-"""How published image sets lie in their files, and opening them without reading them whole."""
+"""Field names, units and axes of published image sets, and the check of a file against them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ HSC = 27.0  # AB magnitude of one count of an HSC coadd
 
 @dataclass(frozen=True)
 class FileLayout:
-    """One published layout. Where several names are given, the first that a file has is taken."""
+    """Layout of one published image set. Of several names for a field, the first that a file has is used."""
 
     images: str  # (N, band, y, x), or (N, y, x, band)
     object_id: str  # (N,)
@@ -32,7 +32,7 @@ class FileLayout:
 
     @property
     def ebv_rule(self) -> str:
-        """What E(B-V) is taken from, in words."""
+        """Where E(B-V) comes from, in words."""
         if not self.ebv:
             return "not in the files: 0"
         if self.per_band:
@@ -65,14 +65,14 @@ FILE_LAYOUTS = {
     ),
     "ssl-legacy": FileLayout("images", "inds", "z_spec", ("ebv",), bands=("g", "r", "z"), pixel_scale=0.262),
 }
-_DESCRIPTIONS = {  # what the formats are called elsewhere, and the kind of their files
+_DESCRIPTIONS = {  # publication, and kind of file
     "pasquet": "Pasquet et al. 2019: npz, or a folder with cube.npy and labels.npy (a record array)",
     "hayat": "Hayat et al. 2021: HDF5",
     "galaxiesml": "GalaxiesML: HDF5",
     "mmu": "Multimodal Universe: HDF5",
     "ssl-legacy": "ssl-legacysurvey: HDF5",
 }
-# Multimodal Universe: a band is called survey-filter; whose pixels are what.
+# AB magnitude of one unit in surveys of the Multimodal Universe, whose bands are called survey-filter.
 ZERO_POINTS = {"des": NANOMAGGY, "decam": NANOMAGGY, "hsc": HSC}
 BAND_FIELD, SCALE_FIELD = "image_band", "image_scale"  # (N, band) each
 MASK_FIELDS = ("image_mask", "bit_mask")  # (N, band, y, x) or (N, y, x), true: clean
@@ -80,7 +80,7 @@ IVAR_FIELD = "image_ivar"  # (N, band, y, x)
 
 
 def describe_formats() -> str:
-    """The fields that each format's files must have, as lines of text."""
+    """Describes the fields that the files of each format must have, as lines of text."""
     return "\n".join(line for name in FILE_LAYOUTS for line in _describe_format(name, FILE_LAYOUTS[name]))
 
 
@@ -113,7 +113,7 @@ def _describe_format(name: str, layout: FileLayout) -> list[str]:
 
 @dataclass(frozen=True)
 class ImageKind:
-    """What every file of a set must agree on."""
+    """Bands, size and pixel scale of images, which all files of a set must share."""
 
     bands: tuple[str, ...]
     size: int
@@ -121,7 +121,14 @@ class ImageKind:
 
 
 def inspect_file(table: ArrayFile, layout: FileLayout) -> tuple[ImageKind | None, int]:
-    """What a file holds, and how many rows; all fields checked but not read. None: no rows."""
+    """Checks shapes and types of a file's fields without reading them.
+
+    Returns:
+        Bands, size and scale of the images (None: the file is empty), and the number of rows.
+
+    Raises:
+        BadInput: a field is missing, or its shape or type does not fit.
+    """
     images = table[layout.images]
     if len(images.shape) != 4 or images.dtype.kind not in "fiu":
         raise BadInput(

@@ -1,10 +1,9 @@
-"""Published image sets in, a dataset of stamps out.
+"""Builds a dataset of stamps from published image sets: `ingest table`.
 
-The rows of all files, in the order of the files' names, are numbered through; shard k holds what can be used
-of the rows k R to (k + 1) R - 1. Rows are read in contiguous slabs; a stamp is the centre of the image in
-the file. What cannot be used is listed in the manifest's provenance with the reason. A file that cannot be
-read ends the ingest with its name; after it is replaced, the same command keeps every finished shard that no
-row of it is in.
+The rows of all files are numbered, in the order of the files' names; shard k holds the usable rows of k R to
+(k + 1) R - 1. Rows are read in contiguous slabs, and a stamp is the centre of the image in the file. Unusable
+rows are listed in the manifest's provenance with the reason. A file that cannot be read ends the ingest with
+an error that names it; after it is replaced, the same command keeps all finished shards without a row of it.
 """
 
 import sys
@@ -22,6 +21,7 @@ from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.sources.build import build_dataset
+from hpcphotoz.sources.catalogue import Redshifts, read_redshifts
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.published.array_file import open_array_file
@@ -35,7 +35,6 @@ from hpcphotoz.sources.published.file_layouts import (
     pixel_zero_point,
 )
 from hpcphotoz.sources.published.row_reader import MASKED_FRACTION, ReadRows, RowRange, SourceFile, read_ids
-from hpcphotoz.sources.redshifts import Redshifts, read_redshifts
 
 __all__ = ["FILE_LAYOUTS", "ingest_table"]
 
@@ -54,12 +53,12 @@ def ingest_table(
     storage: str = "float32",
     processes: int | None = None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
-    """Write a dataset of what published files hold.
+    """Writes a dataset of the objects in published files.
 
-    Object identifiers of all rows are read first, 8 bytes each, to find those that are there twice: the
-    first row is used. Ids become int64 by the rule of `identifiers.py`. A redshift that is NaN, -1 or below
-    is unknown. An object is left out and listed if its E(B-V) is not finite, -1 or below, or above 100 mag;
-    where a file has no E(B-V) at all, 0 is stored and said. An ra or dec out of range becomes NaN. The sky
+    Object identifiers of all rows are read first, 8 bytes each; of rows with the same identifier, the first
+    is used. Identifiers become int64 by the rule of `identifiers.py`. A redshift that is NaN, -1 or below is
+    unknown. An object is left out and listed if its E(B-V) is not finite, -1 or below, or above 100 mag. For
+    a file without E(B-V), 0 is stored, which is reported. An ra or dec out of range becomes NaN. The sky
     sigma is measured in the outer eighth of the uncropped image (`noise.py`).
 
     Args:
@@ -67,22 +66,22 @@ def ingest_table(
         sources: files, or folders of `.hdf5`, `.h5` files searched at any depth; for `pasquet` an npz file or
             a folder with `cube.npy` and `labels.npy`.
         layout: one of FILE_LAYOUTS.
-        shard_rows: source rows a shard; a process holds as many stamps in memory.
+        shard_rows: rows of the files for each shard; a process holds as many stamps in memory.
         crop: stamp size in pixels, cut about the centre; None: as in the files.
         redshifts: `mmu` only: CSV, FITS or VOTable with `object_id` and `z_spec` or `z`. Objects without a
             redshift are counted and left out.
         keep_unlabelled: `mmu` only: keep these, with z_spec NaN.
         zero_point: AB magnitude of one unit of the pixels; None: the layout's own.
-        limit: use only the first so many rows.
-        storage: of the images, as `Header`.
-        processes: see `build`.
+        limit: number of rows to use, from the first; None: all.
+        storage: of the images, as in `Header`.
+        processes: as in `build_dataset`.
 
     Returns:
-        The manifest, and what was skipped.
+        The manifest, and the skipped objects.
 
     Raises:
-        BadInput: an option out of range, a file that is not of the layout or differs from the first one in
-            bands, size or pixel scale, a folder that cannot be used, or no usable object.
+        BadInput: an option is out of range, a file is not of the layout or differs from the first one in
+            bands, size or pixel scale, the folder cannot be used, or no object is usable.
     """
     plan = mpi_ranks().on_first_rank(
         lambda: _plan(out, sources, layout, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
@@ -184,7 +183,7 @@ def _units(
     table: Redshifts | None,
     shard_rows: int,
 ) -> list[tuple[RowRange, ...]]:
-    """What each shard is made of: rows of one file or of several."""
+    """Returns the ranges of rows of each shard, from one file or several."""
     every = np.concatenate(ids)
     order = np.argsort(every, kind="stable")
     again = np.zeros(len(every), np.bool_)
@@ -205,7 +204,7 @@ def _units(
 
 
 def _source_files(paths: Sequence[Path], name: str) -> list[tuple[Path, str]]:
-    """Every file once, in the order of the resolved paths, and how the provenance calls it."""
+    """Returns every file once, in the order of the resolved paths, and its name in the provenance."""
     found: dict[Path, str] = {}
     for path in paths:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Rows of published files read, cropped, calibrated and judged: the stamps of a shard."""
+"""Reads rows of published files, crops and calibrates them, and leaves out unusable ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
+from hpcphotoz.sources.catalogue import EBV_MAX, EBV_UNKNOWN, Z_MAX, nan_if_unknown
 from hpcphotoz.sources.identifiers import Ids, identifiers
 from hpcphotoz.sources.noise import stamp_sky_sigma
 from hpcphotoz.sources.published.array_file import ArrayFile, open_array_file
@@ -23,12 +24,11 @@ from hpcphotoz.sources.published.file_layouts import (
     SCALE_FIELD,
     FileLayout,
 )
-from hpcphotoz.sources.redshifts import EBV_MAX, EBV_UNKNOWN, Z_MAX, nan_if_unknown
 
 Array = npt.NDArray[Any]
 
 MASKED_FRACTION = 0.005  # largest part of a stamp's pixels, in any one band, that may be masked
-_BLOCK_BYTES = 16 << 20  # read at a time: fits a cache's neighbourhood and holds 200 stamps of 64 x 64 x 5
+_BLOCK_BYTES = 16 << 20  # read at a time: 200 stamps of 64 x 64 x 5
 _FLOAT16 = float(np.finfo(np.float16).max)
 
 
@@ -37,8 +37,8 @@ class SourceFile:
     """One input file, or a folder of npy files."""
 
     path: Path
-    name: str  # as the provenance calls it
-    files: tuple[Path, ...]  # whose contents are read: with one changed, its shards are made again
+    name: str  # in the provenance
+    files: tuple[Path, ...]  # that are read: if one changes, its shards are made again
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class RowRange:
     start: int
     stop: int
     z_spec: npt.NDArray[np.float32] | None  # (stop - start,) from a table of redshifts
-    repeated: tuple[int, ...]  # the rows, counted from `start`, whose object an earlier row has
+    repeated: tuple[int, ...]  # rows, counted from `start`, whose object an earlier row has
 
 
 @dataclass(frozen=True)
 class ReadRows:
-    """Makes the stamps of a unit: its ranges of rows, a block of rows in memory at a time."""
+    """Makes the stamps of a unit, its ranges of rows; one block of rows is in memory at a time."""
 
     layout: str
     header: Header
@@ -99,7 +99,7 @@ class ReadRows:
         return UnitStamps(Stamps(images=images[:at], sky_sigma=sigma[:at], **columns), tuple(skipped))
 
     def _label_reasons(self, found: dict[str, Array], row_range: RowRange) -> "npt.NDArray[np.object_]":
-        """Why a row is not used, as far as labels tell; "": counted, not listed; None: it may be used."""
+        """Returns why the labels of a row forbid its use; "": counted, not listed; None: they do not."""
         reasons = np.full(row_range.stop - row_range.start, None, np.object_)
         if row_range.z_spec is not None and not self.keep_unlabelled:
             reasons[np.isnan(row_range.z_spec)] = ""
@@ -111,7 +111,7 @@ class ReadRows:
     def _read_block(
         self, table: ArrayFile, layout: FileLayout, start: int, stop: int, reasons: "npt.NDArray[np.object_]"
     ) -> tuple[Array, Array]:
-        """Stamps and sky sigmas of rows, in nanomaggies; adds to the reasons why one cannot be used."""
+        """Returns stamps and sky sigmas of rows, in nanomaggies; adds reasons why rows cannot be used."""
         raw = table.rows(layout.images, start, stop)
         with np.errstate(over="ignore", invalid="ignore"):
             full = np.ascontiguousarray(
@@ -138,7 +138,7 @@ class ReadRows:
     def _check_mmu_rows(
         self, table: ArrayFile, start: int, stop: int, crop: slice, reasons: "npt.NDArray[np.object_]"
     ) -> None:
-        """What rows of the Multimodal Universe say of themselves: bands, scale, masks, inverse variance."""
+        """Checks bands, pixel scale, masks and inverse variance of Multimodal Universe rows."""
         named = table.rows(BAND_FIELD, start, stop)
         bands = np.array([v.encode() for v in self.header.bands], np.bytes_)
         other = np.array([[_bytes(v) for v in row] for row in named.tolist()], np.bytes_) != bands
@@ -160,17 +160,17 @@ class ReadRows:
         self._add_reason(reasons, masked, "too many pixels are masked or without inverse variance in {}")
 
     def _add_reason(self, reasons: "npt.NDArray[np.object_]", bad: npt.NDArray[np.bool_], why: str) -> None:
-        """Note a reason for rows with a bad band (N, band) that have none yet, with the first such band."""
+        """Adds a reason, with the first bad band, to rows with a bad band (N, band) and no reason yet."""
         for k in np.flatnonzero(bad.any(axis=1)).tolist():
             if reasons[k] is None:
                 reasons[k] = why.format(f"the {self.header.bands[int(np.argmax(bad[k]))]} band")
 
 
 def read_ids(table: ArrayFile, layout: FileLayout, start: int, stop: int) -> Ids:
-    """Object identifiers of rows `start` to `stop - 1`.
+    """Reads the object identifiers of rows `start` to `stop - 1`.
 
     Raises:
-        BadInput: one that is absent or cannot be used; names its row.
+        BadInput: an identifier is absent or cannot be used; the message names its row.
     """
     values = table.rows(layout.object_id, start, stop)
 
@@ -181,7 +181,7 @@ def read_ids(table: ArrayFile, layout: FileLayout, start: int, stop: int) -> Ids
 
 
 def _read_labels(table: ArrayFile, layout: FileLayout, row_range: RowRange) -> dict[str, Array]:
-    """What belongs to the rows beside their images: NaN for an unknown redshift, E(B-V), ra and dec."""
+    """Reads the labels of rows, with NaN for an unknown redshift, E(B-V), ra or dec."""
     start, stop = row_range.start, row_range.stop
     found: dict[str, Array] = {"object_id": read_ids(table, layout, start, stop)}
     for what, absent in (("ebv", 0.0), ("ra", np.nan), ("dec", np.nan)):
@@ -193,7 +193,7 @@ def _read_labels(table: ArrayFile, layout: FileLayout, row_range: RowRange) -> d
     if layout.per_band:
         ebv = (ebv / np.array(layout.per_band)).mean(axis=1)
     found["ebv"] = np.where(ebv <= EBV_MAX, ebv, np.nan)
-    for what, limit in (("ra", 360.0), ("dec", 90.0)):  # beyond is a sentinel
+    for what, limit in (("ra", 360.0), ("dec", 90.0)):  # a value beyond means unknown
         found[what] = np.where(np.abs(found[what]) <= limit, found[what], np.nan)
     z: Array = np.full(stop - start, np.nan) if row_range.z_spec is None else row_range.z_spec
     if layout.z_spec is not None:
@@ -203,7 +203,7 @@ def _read_labels(table: ArrayFile, layout: FileLayout, row_range: RowRange) -> d
 
 
 def _chunk_aligned_blocks(images: Any, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into blocks that end where HDF5 chunks do: a chunk cut in two is unpacked twice."""
+    """Cuts rows into blocks that end where HDF5 chunks do, since a chunk cut in two is unpacked twice."""
     chunk = (getattr(images, "chunks", None) or (1,))[0]
     row = max(int(np.prod(images.shape[1:])) * images.dtype.itemsize, 1)
     step = chunk * max(_BLOCK_BYTES // (row * chunk), 1)

@@ -1,13 +1,13 @@
-"""Simulated galaxies of known redshift in real sky: the images of real frames with a galaxy more in each.
+"""Puts simulated galaxies of known redshift into real SDSS frames: `simulate --onto`.
 
-The way of Balrog (Suchyta et al. 2016, MNRAS 457, 786): the galaxy is added to the pixels of each band's
-frame, seen through that frame's own point spread function there and with its photons counted by that frame's
-gain; then the stamp is resampled from those pixels as stamps of real galaxies are. Noise, its correlations,
-neighbours and the sky's unevenness are real.
+This follows Balrog (Suchyta et al. 2016, MNRAS 457, 786). The galaxy is added to the pixels of each band's
+frame: it is seen through the frame's point spread function at that place, and its photons are counted with
+the frame's gain. Then the stamp is resampled from those pixels, as stamps of real galaxies are. The noise,
+its correlations, the neighbours and the unevenness of the sky are real.
 
-Galaxy k of seed s is the galaxy k that `simulate` makes of that seed. Where it goes is drawn from the same
-generator, in the field that its index gives, so that it depends on the frames found but not on the number of
-objects, shards or processes.
+Galaxy k of seed s is the galaxy k that `simulate` makes of that seed. Its index gives the field, and its
+place there is drawn from the same generator. So the place depends on the frames found, but not on the number
+of objects, shards or processes.
 """
 
 from collections.abc import Sequence
@@ -74,18 +74,18 @@ def simulate_onto(
     processes: int | None = None,
     storage: str = "float32",
 ) -> Manifest:
-    """Write a dataset of `n` simulated galaxies in real sky: ugriz stamps of 64 x 64 pixels, nanomaggies.
+    """Writes a dataset of `n` simulated galaxies in real sky: ugriz stamps of 64 x 64 pixels, nanomaggies.
 
-    `ebv` is the simulated galaxy's, by which its fluxes are dimmed; `ra` and `dec` are where it was put;
-    `sky_sigma` is that of the frames there before it was. A frame set without one of its frames, its masks or
-    its psField file is left out, and listed in the manifest's provenance.
+    `ebv` is that of the simulated galaxy, which dims its fluxes; `ra` and `dec` are its place in the frames;
+    `sky_sigma` is measured there before the galaxy is added. A frame set that lacks a frame, a mask or its
+    psField file is left out and listed in the manifest's provenance.
 
     Args:
         out: folder to create.
         n: number of galaxies.
         frames: folder searched at any depth for fpC frames with their fpM and psField files.
         seed: as `simulate`.
-        shard_rows: objects a shard; a shard is one process's work, in whose memory it is made.
+        shard_rows: objects a shard; one process makes a shard, in its memory.
         processes: None: one a core; each holds up to 150 MB of frames. Under MPI the ranks are the processes.
         storage: of the images: float32, float16 or int16.
 
@@ -93,8 +93,8 @@ def simulate_onto(
         The manifest of the finished dataset.
 
     Raises:
-        BadInput: an argument out of range, no complete frame set, a file that cannot be read, a field without
-            an empty place, a folder that cannot be used, or a worker process that died.
+        BadInput: an argument is out of range, no frame set is complete, a file cannot be read, a field has no
+            empty place, the folder cannot be used, or a worker process died.
     """
 
     def plan_here() -> tuple[InjectGalaxies, list[tuple[FieldBlock, ...]], dict[str, Any]]:
@@ -129,18 +129,18 @@ def simulate_onto(
 
 @dataclass(frozen=True)
 class InjectGalaxies:
-    """Makes the galaxies of a shard: of its blocks, in order."""
+    """Makes the galaxies of a shard, block by block."""
 
     tables: SurveyTables
     seed: int
-    versions: tuple[tuple[str, str], ...]  # of the libraries that draw: with other ones no shard is kept
+    versions: tuple[tuple[str, str], ...]  # of the libraries that draw galaxies: other versions keep no shard
 
     def __call__(self, unit: Any) -> UnitStamps:
         return UnitStamps(inject_blocks(self.tables, unit, self.seed))
 
 
 def inject_blocks(tables: SurveyTables, blocks: Sequence[FieldBlock], seed: int) -> Stamps:
-    """The objects of some blocks of a seed, in memory.
+    """Returns the objects of some blocks of a seed.
 
     Raises:
         BadInput: as `load_field` and `find_place`.
@@ -163,10 +163,10 @@ def inject_blocks(tables: SurveyTables, blocks: Sequence[FieldBlock], seed: int)
 
 
 def inject(tables: SurveyTables, field: RealField, seed: int, index: int) -> InjectedGalaxy:
-    """Put object `index` of a seed into a field.
+    """Puts object `index` of a seed into a field.
 
     Raises:
-        BadInput: no place for it (`find_place`).
+        BadInput: the field has no empty place for it (`find_place`).
     """
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     galaxy = draw_galaxy(tables, rng)
@@ -198,7 +198,7 @@ def count_photons(
     electrons: Floats,  # (band,) per nanomaggy
     rng: np.random.Generator,
 ) -> Floats:
-    """The same light counted in electrons; where a measured PSF's wing is below zero it stays as it is."""
+    """Adds the noise of counted electrons to light; where a measured PSF is negative, light is unchanged."""
     scale = electrons[:, None, None]
     expected = np.maximum(light, 0) * scale
     return np.asarray(light + (rng.poisson(expected) - expected) / scale)

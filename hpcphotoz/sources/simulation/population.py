@@ -1,4 +1,4 @@
-"""Galaxies of a flux-limited survey: redshift, luminosity, type, size and shape, drawn one at a time.
+"""Draws galaxies of a flux-limited survey: redshift, luminosity, type, size and shape.
 
 The survey is the benchmark selection of the SDSS main sample: total r < 17.8 after correcting for the Milky
 Way's dust, and z < 0.4. Three classes (early, spiral, irregular) with Schechter (1976) luminosity functions
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.sources.extra import sources_extra
+from hpcphotoz.sources.optional_imports import sources_extra
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -28,7 +28,7 @@ TEMPLATES = ("E", "Sbc", "Scd", "Im")  # type 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class GalaxyClass:
-    """A luminosity function and the ranges of what such galaxies are made of."""
+    """A class of galaxies: luminosity function, spectral types, bulges, sizes and dust."""
 
     name: str
     m_star: float  # AB magnitude, rest-frame r, h = 0.7
@@ -51,7 +51,7 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Survey:
-    """What is selected and how galaxies scatter about their class."""
+    """Selection and cosmology of the survey, and the scatter of galaxies about their class."""
 
     r_limit: float = 17.8  # dereddened total AB magnitude
     z_min: float = 0.005
@@ -65,7 +65,7 @@ class Survey:
     ebv_max: float = 0.5
 
     def record(self) -> dict[str, Any]:
-        """Everything that decides the sample, for the provenance."""
+        """Returns everything that determines the sample, for the provenance."""
         return {
             **asdict(self),
             "classes": [asdict(c) for c in CLASSES],
@@ -75,7 +75,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Galaxy:
-    """One drawn galaxy. Fluxes are what arrives at the telescope: Milky Way extinction is applied."""
+    """One drawn galaxy. Its fluxes are those at the telescope, dimmed by the Milky Way's dust."""
 
     z: float
     ebv: float  # Milky Way, mag
@@ -92,7 +92,7 @@ class Galaxy:
 
 @dataclass(frozen=True)
 class SurveyTables:
-    """Everything that a draw interpolates in; plain arrays, so that worker processes get it by pickling."""
+    """Tables that a draw interpolates in: plain arrays, which pickle for worker processes."""
 
     survey: Survey
     z: Floats  # (nz,)
@@ -109,12 +109,12 @@ class SurveyTables:
 
 
 def make_survey_tables(survey: Survey | None = None) -> SurveyTables:
-    """Tabulate distances, K corrections and the distribution of (class, z).
+    """Tabulates distances, K corrections and the distribution of (class, z).
 
     Raises:
         BadInput: a library of the `sources` extra is missing.
     """
-    with sources_extra():  # here and below: worker processes get the tables and need not import these
+    with sources_extra():  # here and below, since worker processes get the tables and need no such import
         from astropy.cosmology import FlatLambdaCDM
 
     survey = survey or Survey()
@@ -144,7 +144,7 @@ def make_survey_tables(survey: Survey | None = None) -> SurveyTables:
 
 
 def band_fluxes(z: Floats) -> Floats:
-    """SDSS band fluxes of the four template spectra, redshifted, relative to their rest-frame r flux.
+    """Returns SDSS band fluxes of the redshifted template spectra, relative to their rest-frame r flux.
 
     Args:
         z: (nz,) redshifts.
@@ -173,16 +173,16 @@ def band_fluxes(z: Floats) -> Floats:
 
 
 def schechter(magnitude: Floats, of: GalaxyClass) -> Floats:
-    """Luminosity function phi(M), Mpc^-3 mag^-1 (Schechter 1976)."""
+    """Returns the luminosity function phi(M), Mpc^-3 mag^-1 (Schechter 1976)."""
     x = 10 ** (-0.4 * (magnitude - of.m_star))
     return np.asarray(0.4 * math.log(10) * of.phi_star * x ** (of.alpha + 1) * np.exp(-x))
 
 
 def draw_galaxy(tables: SurveyTables, rng: np.random.Generator) -> Galaxy:
-    """Draw one galaxy of the survey.
+    """Draws one galaxy of the survey.
 
-    Candidates come from the volume that the smallest K correction allows; those fainter than the limit with
-    their own spectrum and dust are drawn again, class and redshift included, so that the selection is exact.
+    Candidates come from the volume that the smallest K correction allows. One that is fainter than the limit
+    with its own spectrum and dust is drawn again, with class and redshift, so that the selection is exact.
     """
     while True:
         galaxy = _candidate(tables, rng)
@@ -208,7 +208,7 @@ def _candidate(tables: SurveyTables, rng: np.random.Generator) -> Galaxy:
     colour[R_BAND] = 0.0
     apparent = magnitude + float(np.interp(z, tables.z, tables.distance_modulus))
     ebv = min(survey.ebv_median * math.exp(survey.ebv_scatter * rng.standard_normal()), survey.ebv_max)
-    # The dust in front of us reddens the whole galaxy; selection is on what would be seen without it.
+    # The Milky Way's dust reddens the whole galaxy; the selection is by the magnitude without it.
     scale = 10 ** (-0.4 * (apparent - ZERO_POINT + colour))
     flux_bulge, flux_disc = bulge_fraction * bulge * scale, (1 - bulge_fraction) * disc * scale
     seen = 10 ** (-0.4 * ebv * EXTINCTION)
@@ -234,7 +234,7 @@ def _candidate(tables: SurveyTables, rng: np.random.Generator) -> Galaxy:
 
 
 def mixture(tables: SurveyTables, z: float, kind: float) -> Floats:
-    """Relative band fluxes (5,) of a spectrum between two templates: 0 is E, 1 Sbc, 2 Scd, 3 and more Im."""
+    """Returns relative band fluxes (5,) between two templates: 0 is E, 1 Sbc, 2 Scd, 3 and more Im."""
     kind = min(kind, len(TEMPLATES) - 1.0)
     low = min(int(kind), len(TEMPLATES) - 2)
     step = (z - tables.z[0]) / (tables.z[1] - tables.z[0])

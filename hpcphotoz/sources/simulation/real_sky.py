@@ -1,4 +1,4 @@
-"""Real SDSS fields that `simulate --onto` puts galaxies into: frames, masks and PSFs."""
+"""Real SDSS fields for `simulate --onto`: frames, masks and PSFs, and empty places in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ FIELDS_IN_MEMORY = 2  # 80 MB each
 
 @dataclass(frozen=True)
 class RealField:
-    """One frame set in memory, with what it takes to put a galaxy into it."""
+    """One frame set in memory, with its masks, PSF and gain."""
 
     name: str
     frames: tuple[Frame, ...]  # in the order of BANDS
@@ -38,7 +38,7 @@ class RealField:
 
 @dataclass(frozen=True)
 class FieldBlock:
-    """Galaxies `start` to `stop - 1`, all put into one field."""
+    """A block of galaxies, `start` to `stop - 1`, that all go into one field."""
 
     frame_set: FrameSet
     psf: Path  # its psField file, for the fingerprint of the unit
@@ -47,7 +47,7 @@ class FieldBlock:
 
 
 def field_blocks(sets: Sequence[FrameSet], start: int, stop: int) -> tuple[FieldBlock, ...]:
-    """The fields of galaxies `start` to `stop - 1`: fields take turns, a block of galaxies each."""
+    """Returns the blocks of galaxies `start` to `stop - 1`; the fields take turns, block by block."""
     size = PLACEMENT.block
     blocks = []
     for number in range(start // size, (stop - 1) // size + 1):
@@ -59,10 +59,10 @@ def field_blocks(sets: Sequence[FrameSet], start: int, stop: int) -> tuple[Field
 
 @lru_cache(maxsize=FIELDS_IN_MEMORY)
 def load_field(frame_set: FrameSet) -> RealField:
-    """Read a field's frames, their masks, and the psField file beside its r frame.
+    """Reads a field's frames, their masks, and the psField file beside its r frame.
 
     Raises:
-        BadInput: a file that is missing or cannot be read.
+        BadInput: a file is missing or cannot be read.
     """
     frames = tuple(read_fpc(path) for path in frame_set.paths)
     masks = tuple(
@@ -78,21 +78,21 @@ def load_field(frame_set: FrameSet) -> RealField:
 
 
 def psf_path(frame_set: FrameSet) -> Path:
-    """Where the set's psField file is."""
+    """Returns the path of the set's psField file."""
     name = f"psField-{frame_set.run:06d}-{frame_set.camcol}-{frame_set.field:04d}.fit"
     return frame_set.paths[R_BAND].parent / name
 
 
 def mask_paths(frame_set: FrameSet) -> list[Path]:
-    """The set's fpM files, of the bands that have one."""
+    """Returns the set's fpM files, of the bands that have one."""
     return [path for path in frame_set.masks if path is not None]
 
 
 def complete_sets(frames: Path) -> tuple[list[FrameSet], list[dict[str, Any]]]:
-    """All frame sets below a folder with what injection needs beside frames, and those that lack some of it.
+    """Finds the frame sets below a folder that have masks and PSF, and entries for those that lack some.
 
     Raises:
-        BadInput: none is complete, frames of DR8 or later, or an unreadable psField file.
+        BadInput: no set is complete, frames are of DR8 or later, or a psField file is not readable.
     """
     found, incomplete = find_frame_sets(frames)
     sets, without = [], []
@@ -106,19 +106,19 @@ def complete_sets(frames: Path) -> tuple[list[FrameSet], list[dict[str, Any]]]:
         elif not psf_path(one).exists():
             without.append(left_out_entry(one, f"lacks its {psf_path(one).name}"))
         else:
-            read_psf(psf_path(one))  # a defect in the last field would otherwise show after hours
+            read_psf(psf_path(one))  # otherwise a defect in the last field would show after hours
             sets.append(one)
     report_left_out(frames, incomplete + without, len(sets))
     return sets, incomplete + without
 
 
 def patch_corner(x: float, y: float) -> tuple[int, int]:
-    """First column and row of the patch around a place."""
+    """Returns the first column and row of the patch around a place."""
     return int(np.floor(x)) - PATCH // 2 + 1, int(np.floor(y)) - PATCH // 2 + 1
 
 
 def _patch_is_clean(mask: Mask, x: float, y: float) -> bool:
-    """Whether the patch lies whole in the frame and none of its pixels is flagged."""
+    """Returns whether the patch around a place lies in the frame and has no flagged pixel."""
     x0, y0 = patch_corner(x, y)
     height, width = mask.shape
     if x0 < 0 or y0 < 0 or x0 + PATCH > width or y0 + PATCH > height:
@@ -127,32 +127,31 @@ def _patch_is_clean(mask: Mask, x: float, y: float) -> bool:
 
 
 def project(source: Frame, target: Frame, x: Any, y: Any) -> Any:
-    """The target's pixel positions of the sky that the source has at these."""
+    """Projects the source's pixel positions into the target, exactly (`cutouts.project` is linear)."""
     there = target.geometry.pixels(*source.geometry.sky(np.stack([np.ravel(x), np.ravel(y)], axis=1)).T)
     return there[:, 0].reshape(np.shape(x)), there[:, 1].reshape(np.shape(x))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a galaxy may go.
+    """The rule for an empty place.
 
-    A place is empty enough if no pixel that any band's stamp is resampled from is flagged in `planes`, and
-    the r-band flux within `radius` of the centre is below `sigmas` times its noise. Neighbours farther out
-    stay.
+    No pixel from which the stamp of any band is resampled may be flagged in `planes`, and the r-band flux
+    within `radius` of the centre must be below `sigmas` times its noise. Neighbours farther out stay.
     """
 
     radius: float = 3.0  # arcsec
     sigmas: float = 5.0
     planes: tuple[str, ...] = BAD_PLANES
     tries: int = 1000
-    block: int = 64  # so many galaxies in a row share a field, which is read once for them
+    block: int = 64  # consecutive galaxies that share a field, which is read once for them
 
 
 PLACEMENT = Placement()
 
 
 def find_place(field: RealField, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Draw places until one is empty enough; its x, y in each band's frame.
+    """Draws places until one is empty; returns its x, y in each band's frame.
 
     Raises:
         BadInput: the field is too crowded.

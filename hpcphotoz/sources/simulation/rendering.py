@@ -1,10 +1,10 @@
-"""Images of galaxies as a drift-scan camera like that of the SDSS sees them.
+"""Renders galaxies as a drift-scan camera like that of the SDSS sees them.
 
-A galaxy is drawn in Fourier space: GalSim's transforms of a de Vaucouleurs bulge and an exponential disc,
-weighted by their fluxes in each band, times the transforms of that band's point spread function and of the
-pixel, then one inverse transform a band. The grid is two stamps wide, or as wide as a large galaxy takes, so
-that what wraps around stays out of the stamp. A point spread function that was measured in pixels has the
-pixel in it already.
+A galaxy is drawn in Fourier space. GalSim's transforms of a de Vaucouleurs bulge and an exponential disc are
+weighted by their fluxes in each band and multiplied by the transforms of the band's point spread function and
+of the pixel; one inverse transform a band gives the image. The grid is two stamps wide, or as wide as a large
+galaxy needs, so that light that wraps around stays out of the stamp. A point spread function that was
+measured in pixels includes the pixel already.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.sources.extra import sources_extra
+from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.simulation.population import BANDS, Floats, Galaxy
 
 with sources_extra():
@@ -23,13 +23,13 @@ with sources_extra():
 
 STAMP = 64  # pixels a side
 PIXEL_SCALE = 0.396  # arcsec
-# An untruncated de Vaucouleurs profile has a wing without end, which would wrap around any grid.
-_TRUNCATION = 8.0  # half-light radii to which the bulge goes
+# The wing of an untruncated de Vaucouleurs profile would wrap around any grid.
+_TRUNCATION = 8.0  # half-light radii
 _BULGE = galsim.DeVaucouleurs(half_light_radius=1.0, trunc=_TRUNCATION)
 _DISC = galsim.Exponential(half_light_radius=1.0)
 # Half-light radius in pixels above which the grid is four stamps wide instead of two.
 _LARGE_RADIUS = 10.0
-_CORE_RADIUS = 8.0  # pixels: the part of a measured star image that says where its centre is
+_CORE_RADIUS = 8.0  # pixels: radius of the part of a measured star image that gives its centre
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Camera:
     jitter: float = 0.25  # pixels: largest offset of the centre along an axis
 
     def record(self) -> dict[str, Any]:
-        """Every figure, for the provenance."""
+        """Returns every figure, for the provenance."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """One drawn set of observing conditions."""
+    """Observing conditions of one stamp."""
 
     fwhm: Floats  # (band,) arcsec
     sky_sigma: Floats  # (band,) nanomaggies per pixel
@@ -63,7 +63,7 @@ class Exposure:
 
 
 def draw_exposure(camera: Camera, rng: np.random.Generator) -> Exposure:
-    """Draw seeing, sky and centring for one stamp."""
+    """Draws seeing, sky and centring for one stamp."""
     seeing = camera.seeing_scatter * rng.standard_normal()
     per_band = camera.band_scatter * rng.standard_normal(len(BANDS))
     sky = camera.sky_scatter * rng.standard_normal(len(BANDS))
@@ -73,7 +73,7 @@ def draw_exposure(camera: Camera, rng: np.random.Generator) -> Exposure:
 
 
 def render(galaxy: Galaxy, exposure: Exposure, camera: Camera) -> Floats:
-    """The noise-free stamp, (5, 64, 64) nanomaggies a pixel.
+    """Renders the noise-free stamp, (5, 64, 64) nanomaggies a pixel.
 
     The stamp's centre is the pixel position (31.5, 31.5), counting from 0; `exposure.offset` is from there.
     """
@@ -93,11 +93,11 @@ def render_in_pixels(
     galaxy: Galaxy,
     psfs: Sequence[Floats],  # a band: (side, side), odd, unit flux, of a star measured in pixels
     centres: Sequence[tuple[float, float]],  # a band: x, y of the galaxy in pixels from 0
-    side: int,  # of the answer
+    side: int,  # pixels of the image
 ) -> Floats:
-    """The noise-free galaxy, (band, side, side) nanomaggies a pixel, seen through measured star images.
+    """Renders the noise-free galaxy, (band, side, side) nanomaggies a pixel, through measured star images.
 
-    A star image's own centre of light (`centre_of_light`) comes to lie on the galaxy's place.
+    The centre of light of a star image (`centre_of_light`) is put on the galaxy's place.
     """
     grid = _grid(_grid_size(galaxy, side))
     bulge, disc = _transforms(galaxy, grid.size)
@@ -112,7 +112,7 @@ def render_in_pixels(
 
 
 def centre_of_light(image: Floats) -> tuple[float, float]:
-    """First moment x, y (pixels from 0) of a star image within 3.2" of its middle: beyond that is noise."""
+    """Returns the first moment x, y (pixels from 0) of a star image within 3.2" of its middle."""
     y, x = np.indices(image.shape)
     light = np.where(np.hypot(y - image.shape[0] // 2, x - image.shape[1] // 2) <= _CORE_RADIUS, image, 0.0)
     return float((light * x).sum() / light.sum()), float((light * y).sum() / light.sum())
@@ -121,10 +121,10 @@ def centre_of_light(image: Floats) -> tuple[float, float]:
 def add_noise(
     image: Floats, exposure: Exposure, camera: Camera, rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """Add sky and photon noise to a noise-free stamp (5, 64, 64); the sky level itself is subtracted.
+    """Adds sky and photon noise to a noise-free stamp (5, 64, 64) with the sky level subtracted.
 
-    The sky and the read-out leave 50 electrons^2 a pixel or more: the noise is drawn as a normal one of
-    variance sky_sigma^2 + flux / electrons_per_nMgy.
+    The noise is normal, of variance sky_sigma^2 + flux / electrons_per_nMgy: sky and read-out alone have a
+    variance of 50 electrons^2 a pixel or more.
     """
     photons = np.maximum(image, 0) / np.array(camera.electrons)[:, None, None]
     variance = exposure.sky_sigma[:, None, None] ** 2 + photons
@@ -141,11 +141,11 @@ class _Grid:
     pixel: Floats  # transform of the square pixel
 
     def shift(self, x: float, y: float) -> npt.NDArray[np.complex128]:
-        """Transform of a point at the pixel position x, y from 0."""
+        """Returns the transform of a point at the pixel position x, y from 0."""
         return np.asarray(np.exp(-1j * self.kx * x) * np.exp(-1j * self.ky * y))
 
     def image(self, transform: npt.NDArray[np.complex128]) -> Floats:
-        """Back to pixels (size, size)."""
+        """Transforms back to pixels (size, size)."""
         return np.fft.irfft2(transform, s=(self.size, self.size))
 
 
@@ -162,7 +162,7 @@ def _grid(size: int) -> _Grid:
 
 
 def _grid_size(galaxy: Galaxy, side: int) -> int:
-    """Pixels a side of the grid for an image of `side` pixels about the galaxy."""
+    """Returns the pixels a side of the grid for an image of `side` pixels around the galaxy."""
     radius = max(galaxy.radius_bulge, galaxy.radius_disc) / PIXEL_SCALE
     size = STAMP * (4 if radius > _LARGE_RADIUS else 2)
     while size < _TRUNCATION * radius + side / 2:  # or light from beyond its far edge would reach the image
@@ -171,14 +171,14 @@ def _grid_size(galaxy: Galaxy, side: int) -> int:
 
 
 def _transforms(galaxy: Galaxy, size: int) -> tuple[Floats, Floats]:
-    """Those of its bulge and its disc, unit flux each."""
+    """Returns the transforms of the galaxy's bulge and disc, of unit flux each."""
     angle = galaxy.position_angle
     bulge = _transform(_BULGE, galaxy.radius_bulge, galaxy.axis_ratio_bulge, angle, size)
     return bulge, _transform(_DISC, galaxy.radius_disc, galaxy.axis_ratio_disc, angle, size)
 
 
 def _transform(profile: Any, radius: float, axis_ratio: float, angle: float, size: int) -> Floats:
-    """Real transform (size, size/2 + 1) of a unit-flux profile; `radius`: half-light, major axis, arcsec."""
+    """Returns the transform (size, size/2 + 1) of a profile of unit flux and half-light `radius`, arcsec."""
     pixels = radius / PIXEL_SCALE
     # Shear keeps the area, so for a major axis R and a ratio q the radius before shearing is R sqrt(q).
     shaped = profile.dilate(pixels * math.sqrt(axis_ratio)).shear(q=axis_ratio, beta=angle * galsim.radians)
@@ -190,7 +190,7 @@ def _transform(profile: Any, radius: float, axis_ratio: float, angle: float, siz
 
 
 def _psf(camera: Camera, fwhm: float, k_squared: Floats) -> Floats:
-    """Transform of the double Gaussian of that full width at half maximum (pixels) and unit flux."""
+    """Returns the transform of a double Gaussian of unit flux and this width at half maximum (pixels)."""
     size, height = camera.wide_size, camera.wide_height
     sigma = fwhm / (2 * half_maximum(size, height))
     wide = height * size**2 / (1 + height * size**2)
@@ -199,9 +199,9 @@ def _psf(camera: Camera, fwhm: float, k_squared: Floats) -> Floats:
 
 
 def half_maximum(size: float, height: float) -> float:
-    """Radius, in sigmas of the narrow Gaussian, at which exp(-x^2/2) + height exp(-x^2/2 size^2) halves."""
+    """Returns x where exp(-x^2/2) + height exp(-x^2/2 size^2) is half its maximum."""
     x = math.sqrt(2 * math.log(2))
-    for _ in range(20):  # Newton; converges in five
+    for _ in range(20):  # Newton's method; converges in five
         narrow, wide = math.exp(-0.5 * x**2), height * math.exp(-0.5 * (x / size) ** 2)
         x += (narrow + wide - 0.5 * (1 + height)) / (x * (narrow + wide / size**2))
     return x

@@ -1,4 +1,4 @@
-"""FITS files as surveys ship them: plain, `.gz` or `.bz2`, read whole, every defect one line."""
+"""Reads FITS files as surveys ship them: plain, `.gz` or `.bz2`. Every defect is a one-line error."""
 
 import bz2
 import gzip
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.extra import sources_extra
+from hpcphotoz.sources.optional_imports import sources_extra
 
 with sources_extra():
     from astropy.io import fits
@@ -26,10 +26,10 @@ _READ_ERRORS = (
 
 @contextmanager
 def open_fits(path: Path) -> Iterator[Any]:
-    """The file's HDU list, for the `with` body.
+    """Opens a file for the `with` body and yields its HDU list; the file is read whole.
 
     Raises:
-        BadInput: missing, truncated or not FITS, found when opening or in the body.
+        BadInput: the file is missing, truncated or not FITS, also if that shows only in the body.
     """
     try:
         with _open_unpacked(path) as file:
@@ -45,10 +45,10 @@ def open_fits(path: Path) -> Iterator[Any]:
 
 
 def read_header(path: Path) -> Any:
-    """The first HDU's header; only as much of the file is read and unpacked as it takes.
+    """Returns the first HDU's header; no more of the file is read and unpacked.
 
     Raises:
-        BadInput: missing, truncated within the header, or not FITS.
+        BadInput: the file is missing, truncated within the header, or not FITS.
     """
     try:
         with _open_unpacked(path) as file, warnings.catch_warnings():
@@ -62,10 +62,10 @@ def read_header(path: Path) -> Any:
 
 
 def header_numbers(header: Any, keys: tuple[str, ...], path: Path, expected: str) -> dict[str, float]:
-    """These keywords' values.
+    """Returns the values of these keywords.
 
     Raises:
-        BadInput: one is absent or no number.
+        BadInput: a keyword is absent, or its value is not a number.
     """
     lacking = [key for key in keys if key not in header]
     if lacking:

@@ -1,4 +1,4 @@
-"""One calibrated frame of one band, whatever survey file it came from: sky to pixels, resampling, noise."""
+"""One calibrated frame of one band: its place on the sky, and resampling."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.extra import sources_extra
+from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.surveys.fits import header_numbers
 
 with sources_extra():
@@ -23,7 +23,7 @@ _WCS_KEYS = ("CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2", "CD1_1", "CD1_2", "CD2_1", 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a frame lies on the sky."""
+    """WCS and size of a frame."""
 
     wcs: Any  # astropy WCS; pixel positions count from 0 at the centre of the first pixel
     shape: tuple[int, int]  # rows, columns
@@ -34,13 +34,13 @@ class Geometry:
         return abs(float(np.linalg.det(self.wcs.wcs.cd)))
 
     def pixels(self, ra: Floats, dec: Floats) -> Floats:
-        """Pixel positions (N, 2) as x, y of places on the sky, deg, of the frame's half of the sky."""
+        """Returns pixel positions x, y (N, 2) of places on the sky, deg, in the frame's half of the sky."""
         if not len(ra):
             return np.zeros((0, 2))
         return np.stack(self.wcs.wcs_world2pix(ra, dec, 0), axis=1)
 
     def sky(self, xy: Floats) -> Floats:
-        """Places (N, 2) as ra, dec, deg, of pixel positions (N, 2)."""
+        """Returns ra, dec (N, 2), deg, of pixel positions x, y (N, 2)."""
         return np.stack(self.wcs.wcs_pix2world(xy[:, 0], xy[:, 1], 0), axis=1)
 
 
@@ -63,7 +63,7 @@ class Frame:
         return self.geometry.pixel_area
 
     def holds(self, x: Floats, y: Floats) -> bool:
-        """Whether `resample` at these positions needs no pixel beyond the edge."""
+        """Returns whether `resample` at these positions stays inside the frame."""
         height, width = self.image.shape
         low, high = LANCZOS_ORDER - 1, LANCZOS_ORDER + 1
         inside_x = x.min() >= low and x.max() <= width - high
@@ -71,15 +71,15 @@ class Frame:
 
 
 def read_geometry(header: Any, path: Path, expected: str) -> Geometry:
-    """The TAN projection and size in a FITS header.
+    """Reads the TAN projection and the size from a FITS header.
 
     Args:
         header: of the image.
         path: for messages.
-        expected: for messages: what kind of frame this was to be.
+        expected: for messages: the kind of frame that is expected.
 
     Raises:
-        BadInput: not a two-dimensional image, a keyword absent, no number or unusable, another projection.
+        BadInput: not a two-dimensional image, a keyword that is absent or unusable, or another projection.
     """
     if header.get("NAXIS") != 2 or min(header["NAXIS1"], header["NAXIS2"]) <= 2 * LANCZOS_ORDER:
         raise BadInput(f"{path}: holds no two-dimensional image: expected {expected}")
@@ -87,7 +87,7 @@ def read_geometry(header: Any, path: Path, expected: str) -> Geometry:
     if kinds != ["RA---TAN", "DEC--TAN"]:
         raise BadInput(f"{path}: projection {', '.join(kinds)}: only RA---TAN, DEC--TAN frames are read")
     value = header_numbers(header, _WCS_KEYS, path, expected)
-    # From the values alone: the frames' RADECSYS and EQUINOX are old spellings that astropy warns of.
+    # Only these keywords: astropy warns of the old spellings RADECSYS and EQUINOX in the frames.
     wcs = WCS(naxis=2)
     try:
         wcs.wcs.ctype = kinds
@@ -101,7 +101,7 @@ def read_geometry(header: Any, path: Path, expected: str) -> Geometry:
 
 
 def resample(frame: Frame, x: Floats, y: Floats) -> Floats:
-    """The frame's values at any positions by Lanczos-3 interpolation, weights normalised to sum 1.
+    """Interpolates the frame at any positions by Lanczos-3, with weights that sum to 1.
 
     Args:
         frame: must hold the positions.
@@ -127,7 +127,7 @@ def resample(frame: Frame, x: Floats, y: Floats) -> Floats:
 
 
 def separation(ra: Floats, dec: Floats, ra0: float, dec0: float) -> Floats:
-    """Angle on the sky, deg, between positions and one position, deg (haversine)."""
+    """Returns angles on the sky, deg, between positions and one position, deg (haversine)."""
     d_ra, d_dec = np.radians(ra - ra0) / 2, np.radians(dec - dec0) / 2
     cosines = np.cos(np.radians(dec)) * math.cos(math.radians(dec0))
     square = np.sin(d_dec) ** 2 + cosines * np.sin(d_ra) ** 2
@@ -135,11 +135,11 @@ def separation(ra: Floats, dec: Floats, ra0: float, dec0: float) -> Floats:
 
 
 def _lanczos_weights(fraction: Floats) -> Floats:
-    """Lanczos-3 weights (6, ...) of the pixels from 2 before to 3 after, for positions a fraction past one.
+    """Returns Lanczos-3 weights (6, ...) of the pixels from 2 before to 3 after a position.
 
-    sinc(d) sinc(d/3) of d = fraction - k is sin(pi fraction) (-1)^k sin(pi d/3) / d^2 but for a constant. Its
-    first factor drops out when the weights are normalised, and sin(pi d/3) comes from one sine and cosine.
-    Calling sinc instead took 40 % of the whole ingest.
+    With d = fraction - k, sinc(d) sinc(d/3) is sin(pi fraction) (-1)^k sin(pi d/3) / d^2 times a constant.
+    The first factor cancels when the weights are normalised, and sin(pi d/3) comes from one sine and cosine.
+    Calls of sinc took 40 % of the whole ingest.
     """
     f = np.clip(fraction, 1e-9, 1 - 1e-9)  # at a pixel itself its weight is 1 to 1e-9, not 0/0
     sine, cosine = np.sin(f * (np.pi / LANCZOS_ORDER)), np.cos(f * (np.pi / LANCZOS_ORDER))

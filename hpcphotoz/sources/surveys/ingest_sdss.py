@@ -12,11 +12,10 @@ from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import build_dataset, count_skipped
-from hpcphotoz.sources.catalogue import read_catalogue
+from hpcphotoz.sources.catalogue import EBV_UNKNOWN, read_catalogue
 from hpcphotoz.sources.cutouts import MASKED_FRACTION, CutStamps
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
-from hpcphotoz.sources.redshifts import EBV_UNKNOWN
 from hpcphotoz.sources.surveys.sdss import BAD_PLANES
 from hpcphotoz.sources.surveys.sdss_fields import (
     BANDS,
@@ -27,7 +26,7 @@ from hpcphotoz.sources.surveys.sdss_fields import (
 )
 from hpcphotoz.sources.surveys.sdss_plan import EPOCHS, CutoutPlan, plan_cutouts, skipped_entries, sky_range
 
-_REASON_LABELS = {  # a word of the reason: what to call it
+_REASON_LABELS = {  # part of a reason -> label in the closing line
     "outside": "outside every frame",
     "edge": "too near an edge",
     "masked": "masked",
@@ -50,14 +49,14 @@ def ingest_frames(
     storage: str = "float32",
     processes: int | None = None,
 ) -> Manifest:
-    """Cut stamps of a table's objects out of all frame sets below a folder.
+    """Cuts stamps of a table's objects out of all frame sets below a folder.
 
-    An object is cut from the field in which it lies farthest from the frame's edge. What cannot be cut there,
-    since it comes too near an edge or is masked, is listed with the reason in the manifest's provenance and
-    reported on standard error; with one epoch, no other is tried for it. A frame set without one of the bands
-    is left out and listed, and so is an object of unknown E(B-V); without a column of E(B-V), 0 is stored and
-    said. A frame that cannot be read ends the ingest with its name; after it is replaced,
-    the same command keeps every finished shard that it is not in.
+    An object is cut from the field in which it lies farthest from the frame's edge. If it is too near the
+    edge there, or masked, it is listed with the reason in the manifest's provenance and reported on standard
+    error; with one epoch, no other field is tried. Frame sets without one of the bands and objects of unknown
+    E(B-V) are left out and listed. If the table has no column of E(B-V), 0 is stored, which is reported. A
+    frame that cannot be read ends the ingest with an error that names it; after it is replaced, the same
+    command keeps all finished shards without that frame.
 
     Args:
         out: folder to create.
@@ -65,22 +64,22 @@ def ingest_frames(
             later) and the mask planes of either, `fpM-*.fit[.gz]`.
         objects: CSV, FITS or VOTable, as `read_catalogue` describes.
         stamp: pixels a side.
-        shard_rows: stamps a shard at most.
-        bands: of u, g, r, i, z, in the order that the images are to have. The stamps' grid is the r frame's,
-            or the first band's without r.
+        shard_rows: most stamps in a shard.
+        bands: some of u, g, r, i, z, in the order of the images. The stamps have the grid of the r frame, or
+            without r of the first band's frame.
         columns: the table's names for object_id, ra, dec, z_spec, ebv, where they differ.
         masked_fraction: largest part of a stamp's pixels, in any one band, that BAD_PLANES may flag.
-        epochs: "one": one stamp an object, with the table's `object_id`; "all": one an object and run, with
-            ids by `epoch_ids`, which a split by object id takes for different galaxies.
-        storage: of the images, as `Header`.
+        epochs: "one": one stamp for each object, with the table's `object_id`; "all": one for each object and
+            run, with ids by `epoch_ids`, which a split by object id takes for different galaxies.
+        storage: of the images, as in `Header`.
         processes: worker processes; None: one a core.
 
     Returns:
         The manifest of the finished dataset.
 
     Raises:
-        BadInput: an option out of range, a frame that cannot be read, no set with all bands, a table without
-            a column or with a bad value, or no stamp at all.
+        BadInput: an option is out of range, a frame cannot be read, no set has all bands, the table lacks a
+            column or has a bad value, or there is no stamp at all.
     """
     bands = tuple(bands)
     reference = bands.index("r") if "r" in bands else 0

@@ -1,4 +1,15 @@
-"""SDSS"""
+"""SDSS frames of DR7 and of DR8 and later, and the mask planes of DR7.
+
+DR7 corrected frames are `fpC-RRRRRR-BC-FFFF.fit[.gz]`, in counts. Frames of DR8 and later are
+`frame-B-RRRRRR-C-FFFF.fits[.bz2|.gz]`: HDU 0 is the image in nanomaggies, with the sky subtracted; HDU 1 is
+the calibration that it has been multiplied by (nMgy per count, one value a column); HDU 2 is a table with the
+subtracted sky (columns ALLSKY, XINTERP, YINTERP). The last two only serve to go back to counts, but a file
+without them is not whole.
+
+Mask planes, `fpM-RRRRRR-BC-FFFF.fit[.gz]`, flag the pixels of a corrected frame that are not to be trusted.
+HDU k + 1 is the plane of value k in the last HDU's table of names. A plane is a list of object masks; the
+column `s` of a mask holds its spans as triples of big-endian int16: row, first and last column, from 0.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +24,19 @@ from hpcphotoz.sources.surveys.frame import Frame, read_geometry
 
 _FPC_EXPECTED = "an fpC frame of SDSS DR7"
 _DR8_EXPECTED = "a frame of SDSS DR8 or later"
-# What was not measured but filled in, or is not sky, at places that follow no galaxy. INTERP is a superset
-# of SATUR and CR and holds the camera's dead columns too, 11 to 19 of the 2048 in u, g, r and i: a 64-pixel
-# stamp in three would go, for columns that the survey interpolated well. NOTCHECKED is the frame's edge.
+# Planes of pixels that were filled in instead of measured, or that are not sky, whatever galaxy is there.
+# INTERP contains SATUR and CR, and also the camera's dead columns, 11 to 19 of 2048 in u, g, r and i: it
+# would lose one 64-pixel stamp in three, for columns that the survey interpolated well. NOTCHECKED is the
+# frame's edge.
 BAD_PLANES = ("SATUR", "CR", "GHOST")
 _PREFIX = "S_MASK_"
 Mask = npt.NDArray[np.bool_]
 
 
 def read_fpc(path: Path) -> Frame:
-    """Read and calibrate: nMgy = 10 (DN - SOFTBIAS - SKY) / FLUX20, FLUX20: the DN of a 20th-magnitude star.
+    """Reads and calibrates a DR7 frame.
+
+    nMgy = 10 (DN - SOFTBIAS - SKY) / FLUX20, where FLUX20 is the DN of a star of magnitude 20.
 
     Raises:
         BadInput: unreadable, truncated, not a two-dimensional image, or without a keyword of the calibration
@@ -40,7 +54,7 @@ def read_fpc(path: Path) -> Frame:
 
 
 def read_dr8_frame(path: Path) -> Frame:
-    """Read a frame; its image is taken as it is.
+    """Reads a frame of DR8 or later, whose image is calibrated already.
 
     Raises:
         BadInput: unreadable, truncated, not of the layout above, without a keyword of the WCS, or in another
@@ -65,7 +79,7 @@ def read_dr8_frame(path: Path) -> Frame:
 
 
 def read_mask(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PLANES) -> Mask:
-    """Pixels (y, x) that any of these planes flags.
+    """Returns a boolean image (y, x) of the pixels that any of these planes flags.
 
     Args:
         path: the fpM file of the frame's band.
@@ -83,7 +97,7 @@ def read_mask(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PL
 
 
 def read_planes(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PLANES) -> dict[str, Mask]:
-    """The same, a mask (y, x) a plane.
+    """Reads mask planes one by one: a boolean image (y, x) for each.
 
     Raises:
         BadInput: unreadable, not mask planes, a plane that the file does not have, or a span outside `shape`.
@@ -97,7 +111,7 @@ def read_planes(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_
 
 
 def _plane_numbers(hdus: Any, path: Path) -> dict[str, int]:
-    """The number of each plane by its name."""
+    """Returns the number of each plane by its name."""
     table = hdus[-1].data
     names = getattr(getattr(table, "dtype", None), "names", None) or ()
     if not {"attributeName", "Value"} <= set(names):
@@ -121,7 +135,7 @@ def _unpack_plane(table: Any, shape: tuple[int, int], path: Path) -> Mask:
     if np.any(table["row0"]) or np.any(table["col0"]):
         raise BadInput(f"{path}: a mask with an offset (row0, col0): only masks of whole frames are read")
     row, first, last = spans.reshape(-1, 3).T.astype(np.intp)
-    # A NOTCHECKED span of run 6377 camcol 4 field 399 in g starts at column -1: that is cut off, not refused.
+    # A NOTCHECKED span of run 6377 camcol 4 field 399 in g starts at column -1: cut it off, do not refuse it.
     first = np.maximum(first, 0)
     if row.min() < 0 or row.max() >= shape[0] or last.max() >= shape[1]:
         raise BadInput(f"{path}: a masked pixel outside the frame of {shape[1]} x {shape[0]} pixels")

@@ -1,4 +1,4 @@
-"""Which frames are there, and which of them each object is cut from: decided by file names and headers."""
+"""Finds SDSS frame sets below a folder, by the names of files."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, order=True)
 class FrameSet:
-    """Frames of the same sky, one a band."""
+    """The frames of one field in one run, one a band."""
 
     run: int
     camcol: int
@@ -48,13 +48,13 @@ class FrameSet:
 def find_frame_sets(
     frames: Path, bands: Sequence[str] = BANDS
 ) -> tuple[list[FrameSet], list[dict[str, Any]]]:
-    """All frame sets below a folder, in order of run, camera column and field.
+    """Finds all frame sets below a folder, in order of run, camera column and field.
 
     Returns:
-        The sets with all bands, and an entry of the manifest's `skipped` for each set that lacks one.
+        The sets with all bands, and an entry of the manifest's `skipped` for each set that lacks a band.
 
     Raises:
-        BadInput: no frame, or the same frame twice (also once of DR7 and once of DR8).
+        BadInput: there is no frame, or a frame is there twice (also once of DR7 and once of DR8).
     """
     if not frames.is_dir():
         raise BadInput(f"{frames}: no such folder")
@@ -91,17 +91,17 @@ def find_frame_sets(
 
 
 def left_out_entry(frame_set: FrameSet, reason: str) -> dict[str, Any]:
-    """An entry of the manifest's `skipped` for a whole frame set, which stands for no object of its own."""
+    """Returns the entry of the manifest's `skipped` for a whole frame set; it counts no object."""
     return {"frame_set": frame_set.name, "count": 0, "reason": reason}
 
 
 def report_left_out(frames: Path, entries: Sequence[Mapping[str, Any]], used: int) -> None:
-    """Name the first frame set that is left out, and how many are, in one line on standard error.
+    """Prints how many frame sets are left out, and the first of them, in one line on standard error.
 
     Args:
         frames: folder of the frames.
         entries: from `left_out_entry`.
-        used: number of frame sets that are not.
+        used: number of frame sets that are not left out.
 
     Raises:
         BadInput: none is used.

@@ -1,4 +1,4 @@
-"""Decides which frame set each object is cut from, by the headers of the frames."""
+"""Assigns each object to the frame set that it is cut from, by the headers of the frames."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +18,8 @@ from hpcphotoz.sources.surveys.sdss_fields import PIXEL_SCALE, FrameSet
 
 EPOCHS = ("one", "all")
 _HEADER_THREADS = 8  # unpacking releases the interpreter lock
-# So many objects a reason are listed one by one, the others are counted: a table of the whole survey and a
-# few frames would otherwise make a manifest of 100 MB.
+# The number of objects that are listed for one reason; further ones are only counted. Otherwise a table of
+# the whole survey with a few frames would give a manifest of 100 MB.
 _MAX_LISTED = 1000
 Rows = npt.NDArray[np.intp]
 
@@ -35,30 +35,30 @@ class CutoutList:
 
 @dataclass(frozen=True)
 class CutoutPlan:
-    """Everything to cut: the same for any number of workers."""
+    """All cutouts of a build: the same for any number of workers."""
 
     units: tuple[tuple[CutoutList, ...], ...]  # one a shard
     skipped: tuple[dict[str, Any], ...]
-    rule: str  # of the stamps' object_id, in words
-    repeated: int  # objects of several stamps
+    rule: str  # how the stamps' object_id are formed, in words
+    repeated: int  # number of objects with several stamps
     covered: Floats  # (4 sets, 2) ra and dec of the reference frames' corners, deg
 
 
 def plan_cutouts(
     sets: Sequence[FrameSet], table: Catalogue, *, reference: int, stamp: int, shard_rows: int, epochs: str
 ) -> CutoutPlan:
-    """Decide what each object is cut from: the field in which it lies farthest from the frame's edge.
+    """Assigns each object to the field in which it lies farthest from the frame's edge.
 
     Args:
         sets: all frame sets; the header of each reference frame is read.
         table: all objects.
         reference: place of the reference band in the sets' paths.
         stamp: pixels a side.
-        shard_rows: objects a unit at most; a set with more is split, so no other set is read twice.
-        epochs: "one": a stamp an object, of whichever run; "all": a stamp an object and run.
+        shard_rows: most objects in a unit; only a set with more is split and read again.
+        epochs: "one": one stamp for each object, from any run; "all": one for each object and run.
 
     Raises:
-        BadInput: a header that cannot be used, or stamps whose ids would be equal.
+        BadInput: a header cannot be used, or two stamps would have the same id.
     """
     chosen, skipped, covered = _assign_objects(sets, table, reference, stamp, epochs)
     rows = np.concatenate([np.zeros(0, np.intp), *chosen])
@@ -85,7 +85,7 @@ def plan_cutouts(
 def _assign_objects(
     sets: Sequence[FrameSet], table: Catalogue, reference: int, stamp: int, epochs: str
 ) -> tuple[list[Rows], list[dict[str, Any]], Floats]:
-    """The rows of the table to cut out of each set, what can be cut out of none, and the frames' corners."""
+    """Returns the table's rows to cut from each set, the skipped objects, and the frames' corners."""
     order = np.argsort(table.dec, kind="stable")
     dec = table.dec[order]
     chosen: list[Rows] = [np.zeros(0, np.intp) for _ in sets]
@@ -117,7 +117,7 @@ def _assign_objects(
 
 
 def skipped_entries(object_id: Ids, reason: str) -> list[dict[str, Any]]:
-    """Entries of the manifest's `skipped` for objects that are cut from no frame; many are only counted."""
+    """Returns entries of the manifest's `skipped` for objects that are cut from no frame."""
     entry: dict[str, Any] = {"run": None, "reason": reason}
     entries = [{"object_id": one, **entry} for one in object_id[:_MAX_LISTED].tolist()]
     if len(object_id) > _MAX_LISTED:
@@ -126,13 +126,13 @@ def skipped_entries(object_id: Ids, reason: str) -> list[dict[str, Any]]:
 
 
 def _corners(geometry: Geometry) -> Floats:
-    """Ra and dec (4, 2) of a frame's outermost pixels' centres, deg."""
+    """Returns ra and dec (4, 2), deg, of the centres of a frame's corner pixels."""
     height, width = geometry.shape
     return geometry.sky(np.array([[x, y] for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)]))
 
 
 def sky_range(ra: Floats, dec: Floats) -> str:
-    """Where places lie, in words; where they lie across ra 0, the first ra is the larger one."""
+    """Describes the range of places in words; if it contains ra 0, the first ra is the larger one."""
     around = np.sort(np.mod(ra, 360.0))
     gaps = np.diff(around, append=around[0] + 360.0)
     widest = int(np.argmax(gaps))
@@ -152,7 +152,7 @@ def _reference_geometry(frame_set: FrameSet, reference: int) -> Geometry:
 def _objects_on_frame(
     geometry: Geometry, table: Catalogue, order: Rows, dec: npt.NDArray[Any]
 ) -> tuple[Rows, npt.NDArray[Any]]:
-    """Rows of the table that lie on a frame, and how far from its outermost pixels' centres, pixels.
+    """Returns the table's rows on a frame, and their distances from the centres of its edge pixels, pixels.
 
     Args:
         geometry: of the frame.
@@ -162,7 +162,7 @@ def _objects_on_frame(
     """
     height, width = geometry.shape
     ra0, dec0 = geometry.sky(np.array([[(width - 1) / 2, (height - 1) / 2]]))[0]
-    # A tangent plane has no place for the other half of the sky: only what is near is projected.
+    # Only objects near the frame are projected: the other half of the sky has no place in a tangent plane.
     radius = (geometry.pixel_area**0.5) * np.hypot(width, height) * 0.55
     first, stop = np.searchsorted(dec, [dec0 - radius, dec0 + radius])
     rows = order[first:stop]

@@ -2,7 +2,7 @@
 
 HDU 1 to 5 (u, g, r, i, z) hold Karhunen-Loeve eigenimages and, for each, a polynomial of the position in the
 frame (Lupton et al. 2001, "The SDSS Imaging Pipelines"); HDU 6 holds one row of figures of the whole field.
-The stars that it was made of are pixels of the frame: the response of the square pixel is already in it.
+It was fitted to pixels of stars in the frame, so it includes the response of the square pixel.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class BandPSF:
     coefficients: Floats  # (component, power of row, power of column)
 
     def at(self, x: float, y: float) -> Floats:
-        """The image (side, side) of a star of unit flux centred on its middle pixel.
+        """Returns the image (side, side) of a star of unit flux, centred on the middle pixel.
 
         Args:
-            x, y: where in the frame: column and row in pixels from 0; varies slowly, so half a pixel does not
+            x, y: column and row in the frame, pixels from 0. The PSF varies slowly: half a pixel does not
                 matter.
         """
         rows = (y * _SCALE) ** np.arange(self.coefficients.shape[1])

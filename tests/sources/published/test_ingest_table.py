@@ -15,11 +15,11 @@ from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.catalogue import read_redshifts
 from hpcphotoz.sources.identifiers import identifier
 from hpcphotoz.sources.noise import outer_pixels, stamp_sky_sigma
 from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS, SDSS_EXTINCTION
 from hpcphotoz.sources.published.ingest_table import ingest_table
-from hpcphotoz.sources.redshifts import read_redshifts
 from hpcphotoz.sources.simulation.population import EXTINCTION
 from tests.helpers.commands import TINY
 from tests.helpers.datasets import load
@@ -390,7 +390,7 @@ def test_redshift_tables(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.lookup(ids), [0.1, 0.2, np.nan, np.nan])
     for text, says in (
         ("id,z\n1,2\n", "needs columns object_id and z_spec or z; it has id, z"),
-        ("object_id,z\n1,x\n", "line 2: no object_id and redshift"),
+        ("object_id,z\n1,x\n", "line 2: z x is not a number"),
         ("object_id,z\n1,0.1\n1,0.2\n", "object_id 1 has redshifts 0.1 and 0.2: keep one"),
     ):
         (tmp_path / "z.csv").write_text(text)

@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from hpcphotoz.data.format.manifest import MANIFEST, read_manifest  # noqa: E402
 from hpcphotoz.data.format.stamps import Stamps  # noqa: E402
 from hpcphotoz.data.read.rows import verify  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
-from hpcphotoz.sources.extra import sources_extra  # noqa: E402
+from hpcphotoz.sources.optional_imports import sources_extra  # noqa: E402
 from hpcphotoz.sources.simulation import simulate as module  # noqa: E402
 from hpcphotoz.sources.simulation.population import (  # noqa: E402
     BANDS,
@@ -285,13 +284,11 @@ def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) 
 
 
 def test_interrupted_simulation_is_not_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module._chunks
-
-    def interrupted(*arguments: object) -> Iterator[Stamps]:
-        yield next(real(*arguments))  # type: ignore[arg-type]
+    def interrupted(results: Iterator[tuple[int, Stamps]]) -> Iterator[Stamps]:
+        yield next(results)[1]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_chunks", interrupted)
+    monkeypatch.setattr(module, "in_order", interrupted)
     with pytest.raises(KeyboardInterrupt):
         simulate(tmp_path / "d", 64, shard_rows=8, processes=1)
     assert list((tmp_path / "d").glob("shard-*.h5"))
@@ -302,45 +299,19 @@ def test_interrupted_simulation_is_not_a_dataset(tmp_path: Path, monkeypatch: py
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_work", leave)
-    with pytest.raises(BadInput, match="simulation process died"):
+    monkeypatch.setattr(module, "SimulateChunk", Leave)
+    with pytest.raises(BadInput, match="a worker process died"):
         simulate(tmp_path / "d", 64, processes=2)
     assert not (tmp_path / "d" / MANIFEST).exists()
 
 
-def leave(task: object) -> Stamps:
-    os._exit(9)
+@dataclass(frozen=True)
+class Leave:
+    tables: SurveyTables
+    seed: int
 
-
-def test_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        assert running(worker)
-        parent.kill()
-    deadline = time.monotonic() + 30
-    while running(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not running(worker)
-
-
-PARENT = """
-import multiprocessing, os, time
-from concurrent.futures import ProcessPoolExecutor
-from hpcphotoz.sources.simulation.simulate import _start_worker
-
-if __name__ == "__main__":
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (None,)) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        time.sleep(300)
-"""
-
-
-def running(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(state.strip()) and not state.strip().startswith("Z")
+    def __call__(self, chunk: tuple[int, int]) -> Stamps:
+        os._exit(9)
 
 
 def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The libraries that only reading and simulating images needs."""
+"""Imports of libraries that only reading and simulating images needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from hpcphotoz.errors import BadInput
 
 @contextmanager
 def sources_extra() -> Iterator[None]:
-    """Turn a failing import in its body into one line that says what to install.
+    """Turns a failed import in the `with` body into one line that says what to install.
 
     Raises:
         BadInput: a library of the `sources` extra is missing.
