@@ -43,7 +43,7 @@ def simulate(options: argparse.Namespace) -> int:
 
 def ingest_sdss_frames(options: argparse.Namespace) -> int:
     """Cut stamps of real objects out of SDSS frames."""
-    from hpcphotoz.sources.cutouts import MASKED_FRACTION
+    from hpcphotoz.sources.constants import MASKED_FRACTION
     from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
 
     masked = MASKED_FRACTION if options.masked_fraction is None else options.masked_fraction

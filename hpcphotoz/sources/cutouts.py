@@ -21,10 +21,6 @@ from hpcphotoz.sources.surveys.sdss import BAD_PLANES, read_dr8_frame, read_fpc,
 from hpcphotoz.sources.surveys.sdss_fields import FrameSet
 from hpcphotoz.sources.surveys.sdss_plan import CutoutList
 
-# 20 pixels of 64 x 64. Nearly every saturated star has more; of the cosmic rays, whose pixels the survey has
-# filled in, only the longest have. This loses 1 to 2 % of the places in an average field; a limit of 0 would
-# lose half.
-MASKED_FRACTION = 0.005
 _READERS = {"fpC": read_fpc, "frame": read_dr8_frame}
 
 

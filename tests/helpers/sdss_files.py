@@ -14,7 +14,7 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from hpcphotoz.sources.surveys.sdss_fields import BANDS
+from hpcphotoz.sources.constants import BANDS
 
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 STRIPE82 = DATA / "sdss-stripe82"

@@ -11,13 +11,13 @@ pytest.importorskip("astropy")
 from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.sources.catalogue import RUN_FACTOR  # noqa: E402
+from hpcphotoz.sources.constants import BANDS  # noqa: E402
 from hpcphotoz.sources.cutouts import project, stamp_grid  # noqa: E402
 from hpcphotoz.sources.noise import frame_sky_sigma  # noqa: E402
 from hpcphotoz.sources.surveys.fits import read_header  # noqa: E402
 from hpcphotoz.sources.surveys.frame import read_geometry, resample  # noqa: E402
 from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames  # noqa: E402
 from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
-from hpcphotoz.sources.surveys.sdss_fields import BANDS  # noqa: E402
 from tests.helpers.datasets import load  # noqa: E402
 from tests.helpers.sdss_files import (  # noqa: E402
     DEC,

@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE, SDSS_EXTINCTION, ZERO_POINT
 from hpcphotoz.sources.published.array_file import ArrayFile
 
-SDSS = ("u", "g", "r", "i", "z")
-# Extinction in ugriz over E(B-V), Schlafly & Finkbeiner 2011.
-SDSS_EXTINCTION = (4.239, 3.303, 2.285, 1.698, 1.263)
-NANOMAGGY = 22.5  # its AB magnitude
 HSC = 27.0  # AB magnitude of one count of an HSC coadd
 
 
@@ -25,7 +22,7 @@ class FileLayout:
     dec: tuple[str, ...] = ("dec",)
     bands: tuple[str, ...] = ()  # (): every row names its own
     pixel_scale: float = 0.0  # arcsec; 0: every row gives its own
-    zero_point: float | None = NANOMAGGY  # AB magnitude of one unit of the pixels; None: by the bands' names
+    zero_point: float | None = ZERO_POINT  # AB magnitude of one unit of the pixels; None: by the bands' names
     channels_last: bool = False
     per_band: tuple[float, ...] = ()  # `ebv` is a band's extinction; these, over E(B-V)
     optional: tuple[str, ...] = ()  # of ebv (else 0), ra and dec (else NaN)
@@ -43,12 +40,12 @@ class FileLayout:
 
 FILE_LAYOUTS = {
     "pasquet": FileLayout(
-        "cube", "specObjID", "z", ("EBV",), bands=SDSS, pixel_scale=0.396, channels_last=True
+        "cube", "specObjID", "z", ("EBV",), bands=BANDS, pixel_scale=PIXEL_SCALE, channels_last=True
     ),
     "hayat": FileLayout(
         *("images", "ObjID", "specz_redshift", ("e_bv",)),
-        bands=SDSS,
-        pixel_scale=0.396,
+        bands=BANDS,
+        pixel_scale=PIXEL_SCALE,
         per_band=SDSS_EXTINCTION,
     ),
     "galaxiesml": FileLayout(
@@ -73,7 +70,7 @@ _DESCRIPTIONS = {  # publication, and kind of file
     "ssl-legacy": "ssl-legacysurvey: HDF5",
 }
 # AB magnitude of one unit in surveys of the Multimodal Universe, whose bands are called survey-filter.
-ZERO_POINTS = {"des": NANOMAGGY, "decam": NANOMAGGY, "hsc": HSC}
+ZERO_POINTS = {"des": ZERO_POINT, "decam": ZERO_POINT, "hsc": HSC}
 BAND_FIELD, SCALE_FIELD = "image_band", "image_scale"  # (N, band) each
 MASK_FIELDS = ("image_mask", "bit_mask")  # (N, band, y, x) or (N, y, x), true: clean
 IVAR_FIELD = "image_ivar"  # (N, band, y, x)
@@ -90,7 +87,7 @@ def _describe_format(name: str, layout: FileLayout) -> list[str]:
         " ".join(layout.bands) if layout.bands else f"named in {BAND_FIELD} (N, band), 'des-g' for instance"
     )
     scale = f'{layout.pixel_scale}"' if layout.pixel_scale else f"{SCALE_FIELD} (N, band), arcsec"
-    unit = "nanomaggies" if layout.zero_point == NANOMAGGY else f"1 is AB magnitude {layout.zero_point}"
+    unit = "nanomaggies" if layout.zero_point == ZERO_POINT else f"1 is AB magnitude {layout.zero_point}"
     if layout.zero_point is None:
         known = ", ".join(f"{survey} {magnitude:g}" for survey, magnitude in ZERO_POINTS.items())
         unit = f"1 is AB magnitude: {known}; of other surveys, --zero-point"

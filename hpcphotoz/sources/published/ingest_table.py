@@ -22,6 +22,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.sources.build import build_dataset
 from hpcphotoz.sources.catalogue import Redshifts, read_redshifts
+from hpcphotoz.sources.constants import MASKED_FRACTION, ZERO_POINT
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.published.array_file import open_array_file
@@ -34,7 +35,7 @@ from hpcphotoz.sources.published.file_layouts import (
     inspect_file,
     pixel_zero_point,
 )
-from hpcphotoz.sources.published.row_reader import MASKED_FRACTION, ReadRows, RowRange, SourceFile, read_ids
+from hpcphotoz.sources.published.row_reader import ReadRows, RowRange, SourceFile, read_ids
 
 __all__ = ["FILE_LAYOUTS", "ingest_table"]
 
@@ -149,7 +150,7 @@ def _plan(
         raise BadInput(f"crop {stamp}: {first[0]} has images of {kind.size} pixels: crop to at most that")
     unit = zero_point if zero_point is not None else pixel_zero_point(layout, kind.bands, first[0])
     header = Header(kind.bands, stamp, kind.pixel_scale)
-    make = ReadRows(name, header, kind.size, 10 ** (0.4 * (22.5 - unit)), keep_unlabelled)
+    make = ReadRows(name, header, kind.size, 10 ** (0.4 * (ZERO_POINT - unit)), keep_unlabelled)
     provenance = {
         "command": "ingest table",
         "format": name,

@@ -13,6 +13,7 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.catalogue import EBV_MAX, EBV_UNKNOWN, Z_MAX, nan_if_unknown
+from hpcphotoz.sources.constants import MASKED_FRACTION
 from hpcphotoz.sources.identifiers import Ids, identifiers
 from hpcphotoz.sources.noise import stamp_sky_sigma
 from hpcphotoz.sources.published.array_file import ArrayFile, open_array_file
@@ -27,7 +28,6 @@ from hpcphotoz.sources.published.file_layouts import (
 
 Array = npt.NDArray[Any]
 
-MASKED_FRACTION = 0.005  # largest part of a stamp's pixels, in any one band, that may be masked
 _BLOCK_BYTES = 16 << 20  # read at a time: 200 stamps of 64 x 64 x 5
 _FLOAT16 = float(np.finfo(np.float16).max)
 

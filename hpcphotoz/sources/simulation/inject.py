@@ -23,10 +23,10 @@ from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps, build_dataset
+from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.simulation.population import (
-    BANDS,
     R_BAND,
     Galaxy,
     SurveyTables,
@@ -47,7 +47,7 @@ from hpcphotoz.sources.simulation.real_sky import (
     project,
     psf_path,
 )
-from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, STAMP, render_in_pixels
+from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels
 from hpcphotoz.sources.simulation.simulate import check_arguments, provenance
 from hpcphotoz.sources.surveys.frame import Floats, resample
 

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.sources.constants import BANDS, SDSS_EXTINCTION, ZERO_POINT
 from hpcphotoz.sources.optional_imports import sources_extra
 
 Floats = npt.NDArray[np.floating[Any]]
 
-BANDS = ("u", "g", "r", "i", "z")
 R_BAND = BANDS.index("r")
-# A_band / E(B-V) with R_V = 3.1 on the SFD scale (Schlafly & Finkbeiner 2011, table 6).
-EXTINCTION = np.array([4.239, 3.303, 2.285, 1.698, 1.263])
-ZERO_POINT = 22.5  # AB magnitude of 1 nanomaggy
+EXTINCTION = np.array(SDSS_EXTINCTION)
 TEMPLATES = ("E", "Sbc", "Scd", "Im")  # type 0, 1, 2, 3
 
 

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.noise import frame_sky_sigma
-from hpcphotoz.sources.simulation.population import (
-    BANDS,
-    R_BAND,
-)
-from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, STAMP
+from hpcphotoz.sources.simulation.population import R_BAND
+from hpcphotoz.sources.simulation.rendering import STAMP
 from hpcphotoz.sources.surveys.fits import header_numbers, read_header
 from hpcphotoz.sources.surveys.frame import Floats, Frame
 from hpcphotoz.sources.surveys.sdss import BAD_PLANES, Mask, read_fpc, read_mask

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.optional_imports import sources_extra
-from hpcphotoz.sources.simulation.population import BANDS, Floats, Galaxy
+from hpcphotoz.sources.simulation.population import Floats, Galaxy
 
 with sources_extra():
     import galsim
 
 STAMP = 64  # pixels a side
-PIXEL_SCALE = 0.396  # arcsec
 # The wing of an untruncated de Vaucouleurs profile would wrap around any grid.
 _TRUNCATION = 8.0  # half-light radii
 _BULGE = galsim.DeVaucouleurs(half_light_radius=1.0, trunc=_TRUNCATION)

@@ -17,25 +17,17 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
+from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
 from hpcphotoz.sources.simulation.population import (
-    BANDS,
     Galaxy,
     Survey,
     SurveyTables,
     draw_galaxy,
     make_survey_tables,
 )
-from hpcphotoz.sources.simulation.rendering import (
-    PIXEL_SCALE,
-    STAMP,
-    Camera,
-    Exposure,
-    add_noise,
-    draw_exposure,
-    render,
-)
+from hpcphotoz.sources.simulation.rendering import STAMP, Camera, Exposure, add_noise, draw_exposure, render
 
 with sources_extra():
     import galsim

@@ -13,17 +13,12 @@ from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import build_dataset, count_skipped
 from hpcphotoz.sources.catalogue import EBV_UNKNOWN, read_catalogue
-from hpcphotoz.sources.cutouts import MASKED_FRACTION, CutStamps
+from hpcphotoz.sources.constants import BANDS, MASKED_FRACTION, PIXEL_SCALE
+from hpcphotoz.sources.cutouts import CutStamps
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.surveys.sdss import BAD_PLANES
-from hpcphotoz.sources.surveys.sdss_fields import (
-    BANDS,
-    PIXEL_SCALE,
-    FrameSet,
-    find_frame_sets,
-    report_left_out,
-)
+from hpcphotoz.sources.surveys.sdss_fields import FrameSet, find_frame_sets, report_left_out
 from hpcphotoz.sources.surveys.sdss_plan import EPOCHS, CutoutPlan, plan_cutouts, skipped_entries, sky_range
 
 _REASON_LABELS = {  # part of a reason -> label in the closing line

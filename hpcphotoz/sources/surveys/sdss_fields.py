@@ -12,9 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
-
-BANDS = ("u", "g", "r", "i", "z")
-PIXEL_SCALE = 0.396  # arcsec
+from hpcphotoz.sources.constants import BANDS
 
 _FPC = re.compile(r"fpC-(?P<run>\d{6})-(?P<band>[ugriz])(?P<camcol>\d)-(?P<field>\d{4})\.fit(\.gz)?")
 _FPM = re.compile(r"fpM-(?P<run>\d{6})-(?P<band>[ugriz])(?P<camcol>\d)-(?P<field>\d{4})\.fit(\.gz)?")

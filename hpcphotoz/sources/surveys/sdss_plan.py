@@ -11,10 +11,11 @@ import numpy.typing as npt
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 from hpcphotoz.sources.catalogue import Catalogue, epoch_ids
+from hpcphotoz.sources.constants import PIXEL_SCALE
 from hpcphotoz.sources.identifiers import Ids
 from hpcphotoz.sources.surveys.fits import read_header
 from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Geometry, read_geometry, separation
-from hpcphotoz.sources.surveys.sdss_fields import PIXEL_SCALE, FrameSet
+from hpcphotoz.sources.surveys.sdss_fields import FrameSet
 
 EPOCHS = ("one", "all")
 _HEADER_THREADS = 8  # unpacking releases the interpreter lock

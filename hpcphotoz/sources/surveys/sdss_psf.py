@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.constants import BANDS
 from hpcphotoz.sources.surveys.fits import open_fits
-from hpcphotoz.sources.surveys.sdss_fields import BANDS, Floats
+from hpcphotoz.sources.surveys.sdss_fields import Floats
 
 _SCALE = 0.001  # the polynomials are in thousands of pixels
 _SUMMARY = 6

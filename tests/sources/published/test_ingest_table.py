@@ -18,9 +18,8 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.catalogue import read_redshifts
 from hpcphotoz.sources.identifiers import identifier
 from hpcphotoz.sources.noise import outer_pixels, stamp_sky_sigma
-from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS, SDSS_EXTINCTION
+from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS
 from hpcphotoz.sources.published.ingest_table import ingest_table
-from hpcphotoz.sources.simulation.population import EXTINCTION
 from tests.helpers.commands import TINY
 from tests.helpers.datasets import load
 from tests.helpers.published_files import GZIP, hayat, labels, mmu, pixels, write
@@ -86,10 +85,6 @@ def test_hayat(tmp_path: Path, crop: int | None) -> None:
     np.testing.assert_array_equal(stamps.images, pixels(7, 5, 107)[:, :, low : low + size, low : low + size])
     np.testing.assert_allclose(stamps.ebv, np.linspace(0.01, 0.1, 7), rtol=1e-5)
     assert stamps.object_id[3] == 1237661971724599003
-
-
-def test_extinction_coefficients_are_those_of_the_simulation() -> None:
-    assert SDSS_EXTINCTION == tuple(EXTINCTION.tolist())
 
 
 def test_galaxiesml_counts_become_nanomaggies(tmp_path: Path) -> None:

@@ -21,12 +21,16 @@ from hpcphotoz.__main__ import main  # noqa: E402
 from hpcphotoz.data.format.manifest import MANIFEST  # noqa: E402
 from hpcphotoz.data.format.stamps import COLUMNS  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.sources.constants import (
+    BANDS,  # noqa: E402
+    PIXEL_SCALE,  # noqa: E402
+)
 from hpcphotoz.sources.simulation import inject as module  # noqa: E402
 from hpcphotoz.sources.simulation import real_sky  # noqa: E402
 from hpcphotoz.sources.simulation.inject import count_photons, inject, inject_blocks, simulate_onto  # noqa: E402
-from hpcphotoz.sources.simulation.population import BANDS, R_BAND, Galaxy, SurveyTables, make_survey_tables  # noqa: E402
+from hpcphotoz.sources.simulation.population import R_BAND, Galaxy, SurveyTables, make_survey_tables  # noqa: E402
 from hpcphotoz.sources.simulation.real_sky import PATCH, RealField, field_blocks, find_place, load_field  # noqa: E402
-from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, STAMP, render_in_pixels  # noqa: E402
+from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels  # noqa: E402
 from hpcphotoz.sources.simulation.simulate import simulate_object  # noqa: E402
 from hpcphotoz.sources.surveys.frame import resample  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets  # noqa: E402

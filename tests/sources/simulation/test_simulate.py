@@ -18,10 +18,13 @@ from hpcphotoz.data.format.manifest import MANIFEST, read_manifest  # noqa: E402
 from hpcphotoz.data.format.stamps import Stamps  # noqa: E402
 from hpcphotoz.data.read.rows import verify  # noqa: E402
 from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.sources.constants import (
+    BANDS,  # noqa: E402
+    PIXEL_SCALE,  # noqa: E402
+)
 from hpcphotoz.sources.optional_imports import sources_extra  # noqa: E402
 from hpcphotoz.sources.simulation import simulate as module  # noqa: E402
 from hpcphotoz.sources.simulation.population import (  # noqa: E402
-    BANDS,
     EXTINCTION,
     R_BAND,
     Galaxy,
@@ -32,7 +35,6 @@ from hpcphotoz.sources.simulation.population import (  # noqa: E402
     mixture,
 )
 from hpcphotoz.sources.simulation.rendering import (  # noqa: E402
-    PIXEL_SCALE,
     STAMP,
     Camera,
     Exposure,

@@ -13,9 +13,13 @@ pytest.importorskip("galsim")
 from astropy.io import fits  # noqa: E402
 
 from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.sources.constants import (
+    BANDS,  # noqa: E402
+    PIXEL_SCALE,  # noqa: E402
+)
 from hpcphotoz.sources.noise import frame_sky_sigma  # noqa: E402
-from hpcphotoz.sources.simulation.population import BANDS, R_BAND  # noqa: E402
-from hpcphotoz.sources.simulation.rendering import PIXEL_SCALE, centre_of_light  # noqa: E402
+from hpcphotoz.sources.simulation.population import R_BAND  # noqa: E402
+from hpcphotoz.sources.simulation.rendering import centre_of_light  # noqa: E402
 from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_psf import BandPSF, read_psf  # noqa: E402
 from tests.helpers.sdss_files import STRIPE82, real_frames  # noqa: E402
