@@ -23,6 +23,7 @@ from tests.helpers.sdss_files import (  # noqa: E402
     DEC,
     FLUX,
     FLUX20,
+    LIE,
     NOISE_DN,
     RA,
     SCALE,
@@ -64,7 +65,9 @@ def test_flux_and_place_are_kept_in_every_band(tmp_path: Path, frames: Path) -> 
     # The aperture's noise is 0.1 % of the flux (z: 0.2 %).
     np.testing.assert_allclose(flux, np.tile([FLUX[b] for b in BANDS], (2, 1)), rtol=5e-3)
     assert np.abs(centroids(stamps.images, 8.0)).max() < 0.1
-    expected = np.array([NOISE_DN * 10 / FLUX20[band] for band in BANDS])
+    # Counts are whole DN and the noise is 4 DN: the cut at 3 sigma keeps all pixels of +-12 DN or none, which
+    # makes 2 %. Frames of other pixel scales are brought to that of r.
+    expected = np.array([NOISE_DN * 10 / FLUX20[band] / LIE[band][3] ** 2 for band in BANDS])
     np.testing.assert_allclose(stamps.sky_sigma, np.tile(expected, (2, 1)), rtol=0.03)
     assert manifest.provenance["skipped"] == []
 
