@@ -87,10 +87,10 @@ def test_a_run_says_what_it_computes_in_and_keeps_it(
     assert configuration.load(str(out / "config.toml")).compute.precision == "bf16"
     monkeypatch.setattr(compute, "bfloat16_speedup", lambda: 0.1)
     train(config(precision="auto", max_steps=2), dataset, out)
-    told = capsys.readouterr()
-    assert "CPU: precision bf16 (as the run was begun)" in told.out
-    assert "10.0 times as long as in fp32" in told.err
-    assert "another one wants a new --out" in told.err and "want auto" not in told.err
+    printed = capsys.readouterr()
+    assert "CPU: precision bf16 (as the run was begun)" in printed.out
+    assert "10.0 times as long as in fp32" in printed.err
+    assert "another one wants a new --out" in printed.err and "want auto" not in printed.err
     starts = json.loads((out / "provenance.json").read_text())["starts"]
     assert [start["speed"]["training"] for start in starts] == ["bf16", "bf16"]
     with pytest.raises(BadInput, match="another compute.precision"):

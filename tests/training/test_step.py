@@ -45,10 +45,10 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize("objective", ["replace", "append", "consistency", "free"])
 def test_no_step_writes_a_number_of_the_host_by_index(objective: str) -> None:
     config, module = configured(objective), Curved()
-    taken: Callable[[RankBatch], Tensor] = stepper(config, module)[0]
+    take: Callable[[RankBatch], Tensor] = stepper(config, module)[0]
     if objective == "free":
         optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
-        taken = FreeStep(module, optimiser, config, BINS, compute_options(config.compute, CPU))
+        take = FreeStep(module, optimiser, config, BINS, compute_options(config.compute, CPU))
     with Copies() as copies:
-        taken(make_rank_batch(batch(), config, 0, 0))
+        take(make_rank_batch(batch(), config, 0, 0))
     assert not copies.found

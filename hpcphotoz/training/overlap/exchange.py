@@ -67,8 +67,8 @@ class _Endpoint:
         self._topology, self._first, self._waiting = topology, first, waiting
         self._images = ImageMessages(topology.overlap.images_transfer, shape, device)
         self._weights = WeightMessages(list(module.parameters()), topology.overlap.weights_transfer)
-        speaks = topology.rank == 0 or topology.split.is_attacker(topology.rank)
-        self._free = deque([self._weights.empty(), self._weights.empty()] if speaks else [])
+        in_group = topology.rank == 0 or topology.split.is_attacker(topology.rank)
+        self._free = deque([self._weights.empty(), self._weights.empty()] if in_group else [])
 
 
 class LearnerEndpoint(_Endpoint):

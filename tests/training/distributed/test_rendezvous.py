@@ -14,6 +14,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
 from hpcphotoz.world import World
 from tests.helpers.launch.cluster import until
+from tests.helpers.ranks import free_port
 
 # One rank of a process group, without a run.
 JOIN = r"""import os, sys
@@ -35,12 +36,6 @@ try:
 except (BadInput, group.RankLost) as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 def join(

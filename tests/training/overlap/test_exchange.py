@@ -27,7 +27,7 @@ LAST = 5
 def test_weights_are_asked_for_when_the_images_they_wait_for_are_sent(
     staleness: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A receive occupies a GPU until it is served; loading a kernel for the attack may wait for it to end."""
+    """A pending receive occupies a GPU; loading a kernel for the attack may wait for it to end."""
     posted: list[str] = []
     asked: list[int] = []
 

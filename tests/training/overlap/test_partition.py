@@ -17,19 +17,19 @@ def test_every_attacked_position_travels_once(ranks: int, attackers: int, fracti
     assert sorted(split.attacker_ranks + split.learner_ranks) == list(range(ranks))
     sent, received = (
         {
-            (share.rank, rank) if split.is_attacker(rank) else (rank, share.rank): split.attacked_positions(
+            (part.rank, rank) if split.is_attacker(rank) else (rank, part.rank): split.attacked_positions(
                 rank, size, fraction
-            )[share.start : share.stop].tolist()
+            )[part.start : part.stop].tolist()
             for rank in kind
-            for share in split.message_slices(rank, size, fraction)
+            for part in split.message_slices(rank, size, fraction)
         }
         for kind in (split.attacker_ranks, split.learner_ranks)
     )
     assert sent == received, "both ends mean the same images, in the same order"
     pairs = {pair for rank in range(ranks) for pair in split.pairs(rank)}
-    assert {(attacker, learner) for learner, attacker in sent} <= pairs, "greeted before"
+    assert {(attacker, learner) for learner, attacker in sent} <= pairs, "connected before the first step"
     wanted = np.flatnonzero(attacked_mask(np.arange(size), fraction)).tolist()
-    assert sorted(position for share in sent.values() for position in share) == wanted
+    assert sorted(position for message in sent.values() for position in message) == wanted
     counts = [len(split.attacked_positions(rank, size, fraction)) for rank in split.attacker_ranks]
     assert max(counts) - min(counts) <= 2, "attackers have equal work"
 
