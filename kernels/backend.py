@@ -45,6 +45,6 @@ def kernels_on(device: str) -> Kernels:
     if not has_triton(device, "attack steps run unfused, about four times slower each"):
         r = reference
         return Kernels(r.pgd, r.l2, r.flux, r.momentum, r.start, r.select)
-    from hpcphotoz.kernels import pgd, project, select, start
+    from hpcphotoz.kernels import flux, l2, pgd, select, start
 
-    return Kernels(pgd.pgd, project.l2, project.flux, pgd.momentum, start.start, select.select)
+    return Kernels(pgd.pgd, l2.l2, flux.flux, pgd.momentum, start.start, select.select)

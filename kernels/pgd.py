@@ -13,16 +13,10 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from hpcphotoz.kernels import checks, reference
+from hpcphotoz.kernels.device_functions import clamp
 
 BLOCK = 2048  # pixels a program: 16 a thread, four independent 16-byte loads of each image
 PLANE = 1024  # a plane of fewer pixels shares its program with the other bands
-
-
-@triton.jit
-def _clamp(x, low, high):  # type: ignore[no-untyped-def]
-    # As torch.maximum and torch.minimum: NaN stays NaN, where the default makes it the bound.
-    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -106,12 +100,12 @@ def _pgd_kernel(  # type: ignore[no-untyped-def]
         g = tl.load(grad + run + i, reads).to(tl.float32)
         sign = tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))  # NaN compares false twice: zero
         new = old + tl.load(step + n * step_stride + band) * sign
-    new = _clamp(_clamp(new, x - e, x + e), low, high)
+    new = clamp(clamp(new, x - e, x + e), low, high)
     if MOMENTUM:
         # d - d / 4 is 3 d / 4 rounded once, and d / 4 is exact: no fused multiply-add changes a bit.
         d = new - old
         new = old + (d - 0.25 * d) + 0.25 * (old - tl.load(previous + run + i, reads))
-        new = _clamp(_clamp(new, x - e, x + e), low, high)
+        new = clamp(clamp(new, x - e, x + e), low, high)
     new = tl.where(changes, new, old)
     tl.store(out + run + i, new, reads if IN_PLACE else inside)
     if COPIED:

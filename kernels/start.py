@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from hpcphotoz.kernels import checks
+from hpcphotoz.kernels.device_functions import clamp
 
 _MASK = 0xFFFFFFFF
 _GROUPS = 20480  # of four pixels, a thread: with fewer, calls of torch dominate; with more, they leave L2
@@ -57,9 +58,7 @@ def _start_kernel(  # type: ignore[no-untyped-def]
     moved = (x.to(tl.float64) + e.to(tl.float64) * u).to(tl.float32)
     lowest = tl.load(lo + n * lo_stride + band, inside)
     highest = tl.load(hi + n * hi_stride + band, inside)
-    every: tl.constexpr = tl.PropagateNan.ALL
-    moved = tl.minimum(tl.maximum(moved, x - e, propagate_nan=every), x + e, propagate_nan=every)
-    moved = tl.minimum(tl.maximum(moved, lowest, propagate_nan=every), highest, propagate_nan=every)
+    moved = clamp(clamp(moved, x - e, x + e), lowest, highest)
     if MASKED:
         moved = tl.where(tl.load(mask + at, inside) != 0, moved, x)
     tl.store(out + at, moved, inside)

@@ -15,7 +15,7 @@ from tests.helpers.kernels.ptx import Resources, built, resources
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from hpcphotoz.kernels import load, pgd, project, select, start  # noqa: E402
+from hpcphotoz.kernels import device_functions, flux, l2, load, pgd, select, start  # noqa: E402
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -66,8 +66,8 @@ def steps(layout: torch.memory_format) -> Variants:
 def projections(layout: torch.memory_format) -> Variants:
     for side, kind in product((64, 33, 128, 130), KINDS):
         p = problem(side, layout, kind)
-        yield f"l2 {side} {kind}", project, partial(project.launch_l2, **p)
-        yield f"flux {side} {kind}", project, partial(project.launch_flux, **p)
+        yield f"l2 {side} {kind}", l2, partial(l2.launch, **p)
+        yield f"flux {side} {kind}", flux, partial(flux.launch, **p)
 
 
 def others(layout: torch.memory_format) -> Variants:
@@ -102,7 +102,7 @@ def test_registers_and_spills(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str, layout: str, variants: Any
 ) -> None:
     if target == "gfx942":
-        monkeypatch.setattr(project, "_WARP", 64)
+        monkeypatch.setattr(device_functions, "_WARP", 64)
     wrong = []
     for name, module, launch in variants(LAYOUTS[layout]):
         found = resources(built(monkeypatch, module, launch, TARGETS[target]), tmp_path)

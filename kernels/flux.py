@@ -1,11 +1,9 @@
-"""A step in the noise-weighted L2 ball and one in the flux-conserving ball, each as one kernel.
+"""A step in the flux-conserving ball as one kernel: one object and band a program.
 
-Definitions and references: `reference.l2`, `reference.flux`. The operators `hpcphotoz::l2` and
-`hpcphotoz::flux` run the kernels on CUDA tensors and the reference elsewhere; the kernels themselves run on
-CPU tensors under TRITON_INTERPRET=1. They add up in another order than the reference: equal to rounding.
+Definition and references: `reference.flux`. The operator `hpcphotoz::flux` runs the kernel on CUDA tensors
+and the reference elsewhere; under TRITON_INTERPRET=1 the kernel itself runs on CPU tensors. Its sums are
+taken in another order than those of the reference: results are equal to rounding.
 """
-
-from typing import Any
 
 import torch
 import triton
@@ -14,139 +12,18 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from hpcphotoz.kernels import checks, reference
+from hpcphotoz.kernels.device_functions import copy_unchanged, finite, may_change, step_arguments, warps
 
 _ONE_BLOCK = 16384  # pixels of an object and band that a program of 1024 threads keeps in registers
-_WARP = 64 if torch.version.hip else 32  # threads
-_HUGE = tl.constexpr(3.4028234663852886e38)
-_NEVER = tl.constexpr(0x7FFFFFFF)  # where a pixel may not change: the rank of a NaN, which no gradient has
-_EVERY = tl.constexpr(tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _finite(x):  # type: ignore[no-untyped-def]
-    return tl.minimum(tl.maximum(tl.where(x == x, x, 0.0), -_HUGE), _HUGE)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _free(mask, at, inside, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    if MASKED:
-        inside = tl.load(mask + at, inside, 0) != 0
-    return inside
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _copy(out, adv, base, count, between, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    for first in range(0, count, BLOCK):
-        i = first + tl.arange(0, BLOCK)
-        at = base + i.to(tl.int64) * between
-        tl.store(out + at, tl.load(adv + at, i < count), i < count)
-
-
-@triton.jit
-def _ascent(grad, s, at, free):  # type: ignore[no-untyped-def]
-    # step grad, finite even where it overflows; 0 where a pixel may not change.
-    return _finite(s * _finite(tl.load(grad + at, free, 0.0).to(tl.float32)))
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _l2_kernel(  # type: ignore[no-untyped-def]
-    out,
-    adv,
-    x0,
-    grad,
-    eps,
-    step,
-    lo,
-    hi,
-    mask,
-    active,
-    eps_stride,
-    step_stride,
-    lo_stride,
-    hi_stride,
-    BANDS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    STEPPED: tl.constexpr,
-    MASKED: tl.constexpr,
-    FLAGGED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STRIDE: tl.constexpr,
-):
-    # One object a program, read twice: for two norms, and, backwards (what was read last is in the cache
-    # still), to write. In runs: the planes, whose parameters are scalars, or in channels_last the whole
-    # object. There a block begins STRIDE numbers after the one before, a multiple of BANDS, so that a lane
-    # keeps its band and its parameters. The sums are float64, where no square of a float32 overflows or
-    # vanishes.
-    n = tl.program_id(0).to(tl.int64)  # N B H W passes 2^31 elements at survey batch sizes
-    count: tl.constexpr = BANDS * PIXELS
-    runs: tl.constexpr = 1 if CHANNELS_LAST else BANDS
-    run: tl.constexpr = count // runs
-    blocks: tl.constexpr = (run + STRIDE - 1) // STRIDE
-    if FLAGGED:
-        if tl.load(active + n) == 0:
-            _copy(out, adv, n * count, count, 1, BLOCK)
-            return
-    lane = tl.arange(0, BLOCK)
-    # v = step grad, c = (adv - x0) / eps, d = step v / eps: |delta / eps|^2 = |c + d / |v||^2.
-    vv = tl.zeros((BLOCK,), tl.float64)
-    cc, cd, dd = vv, vv, vv
-    for k in range(runs):
-        band = lane % BANDS if CHANNELS_LAST else k
-        s = tl.load(step + n * step_stride + band)
-        e = tl.load(eps + n * eps_stride + band)
-        for m in range(blocks):
-            i = m * STRIDE + lane
-            at = n * count + k * run + i
-            free = _free(mask, at, (lane < STRIDE) & (i < run), MASKED)
-            c = tl.load(adv + at, free, 0.0) - tl.load(x0 + at, free, 0.0)
-            c = tl.where(e > 0, tl.div_rn(c, tl.where(e > 0, e, 1.0)), 0.0).to(tl.float64)
-            cc += c * c
-            if STEPPED:
-                v = _ascent(grad, s, at, free).to(tl.float64)
-                d = v * tl.where(e > 0, tl.div_rn(s, tl.where(e > 0, e, 1.0)), 0.0).to(tl.float64)
-                vv += v * v
-                cd += c * d
-                dd += d * d
-    square, unit, length = tl.sum(cc), 1.0, 1.0
-    if STEPPED:
-        norm = tl.sqrt(tl.sum(vv))
-        # A power of two brings |v| among the normal float32 numbers.
-        unit = tl.where(norm > 1e37, 0.00006103515625, tl.where(norm < 1e-30, 1.2676506002282294e30, 1.0))
-        unit = tl.where(norm > 0, unit, 0.0).to(tl.float32)
-        norm = tl.where(norm > 0, norm, 1.0)
-        length = tl.where(unit > 0, norm * unit.to(tl.float64), 1.0).to(tl.float32)
-        square += (2.0 * tl.sum(cd) + tl.sum(dd) / norm) / norm
-    radius = tl.sqrt(square).to(tl.float32)
-    for back in range(runs):
-        k = runs - 1 - back
-        band = lane % BANDS if CHANNELS_LAST else k
-        s = tl.load(step + n * step_stride + band)
-        e = tl.load(eps + n * eps_stride + band)
-        lowest = tl.load(lo + n * lo_stride + band)
-        highest = tl.load(hi + n * hi_stride + band)
-        for m in range(blocks):
-            i = (blocks - 1 - m) * STRIDE + lane
-            inside = (lane < STRIDE) & (i < run)
-            at = n * count + k * run + i
-            free = _free(mask, at, inside, MASKED)
-            a = tl.load(adv + at, inside, 0.0)
-            x = tl.load(x0 + at, inside, 0.0)
-            moved = a
-            if STEPPED:
-                moved = a + s * tl.div_rn(_ascent(grad, s, at, free) * unit, length)
-            drawn = tl.where(radius > 1, x + tl.div_rn(moved - x, tl.maximum(radius, 1.0)), moved)
-            drawn = tl.where(e > 0, drawn, x)
-            drawn = tl.minimum(tl.maximum(drawn, lowest, _EVERY), highest, _EVERY)
-            tl.store(out + at, tl.where(free, drawn, a), inside)
+_NEVER = tl.constexpr(0x7FFFFFFF)  # rank of a pixel that may not change: that of a NaN, which no gradient has
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _rank(grad, mask, base, i, between, PIXELS: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
     # The gradient as an int32 in the same order: the bits of a float, those of a negative one turned.
     at = base + i.to(tl.int64) * between
-    free = _free(mask, at, i < PIXELS, MASKED)
-    bits = _finite(tl.load(grad + at, free, 0.0).to(tl.float32)).to(tl.int32, bitcast=True)
+    free = may_change(mask, at, i < PIXELS, MASKED)
+    bits = finite(tl.load(grad + at, free, 0.0).to(tl.float32)).to(tl.int32, bitcast=True)
     return tl.where(free, tl.where(bits < 0, bits ^ _NEVER, bits), _NEVER)
 
 
@@ -209,11 +86,11 @@ def _moved(  # type: ignore[no-untyped-def]
 ):
     # The original, how far the step has moved it, 0 where it may not, and whether it may.
     at = base + i.to(tl.int64) * between
-    free = _free(mask, at, i < PIXELS, MASKED)
+    free = may_change(mask, at, i < PIXELS, MASKED)
     x = tl.load(x0 + at, free, 0.0)
     moved = tl.load(adv + at, free, 0.0)
     if STEPPED:
-        g = _finite(tl.load(grad + at, free, 0.0).to(tl.float32))
+        g = finite(tl.load(grad + at, free, 0.0).to(tl.float32))
         moved += s * tl.where(g > median, 1.0, tl.where(g < median, -1.0, 0.0))
     return x, tl.where(free, moved - x, 0.0), free
 
@@ -272,7 +149,7 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
     base = n * (BANDS * PIXELS) + (band if CHANNELS_LAST else band * PIXELS)
     if FLAGGED:
         if tl.load(active + n) == 0:
-            _copy(out, adv, base, PIXELS, between, BLOCK)
+            copy_unchanged(out, adv, base, PIXELS, between, BLOCK)
             return
     e = tl.load(eps + n * eps_stride + band)
     s = tl.load(step + n * step_stride + band)
@@ -334,34 +211,12 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
             tl.maximum(x + _shifted(delta, tau, low, high), tl.minimum(lowest, x)), tl.maximum(highest, x)
         )
         if MASKED:
-            may = _free(mask, at, i < PIXELS, MASKED)
+            may = may_change(mask, at, i < PIXELS, MASKED)
             new = tl.where(may, new, tl.load(adv + at, i < PIXELS, 0.0))
         tl.store(out + at, new, i < PIXELS)
 
 
-def launch_l2(
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None = None,
-    active: Tensor | None = None,
-    block: int = 2048,
-) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.l2`."""
-    bands, pixels = int(x0.shape[1]), int(x0.shape[2] * x0.shape[3])
-    last = checks.is_channels_last(x0)
-    block = min(block, triton.next_power_of_2(bands * pixels if last else pixels))
-    # Of whole 16-byte loads of a half-precision gradient, where a block holds so many.
-    unit = bands * (8 if block >= 64 * bands else 1) if last else 1
-    options = {"BLOCK": block, "STRIDE": block // unit * unit, "num_warps": _warps(block, pixels=4)}
-    return _launch(_l2_kernel, x0.shape[0], adv, x0, grad, eps, step, lo, hi, mask, active, options)
-
-
-def launch_flux(
+def launch(
     adv: Tensor,
     x0: Tensor,
     grad: Tensor | None,
@@ -374,82 +229,23 @@ def launch_flux(
     block: int = 4096,
     one_block: int = _ONE_BLOCK,
 ) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.flux`."""
-    plane = triton.next_power_of_2(int(x0.shape[2] * x0.shape[3]))
-    block = plane if plane <= one_block else block
-    options = {"BLOCK": block, "num_warps": _warps(block, pixels=16)}
-    return _launch(
-        _flux_kernel, x0.shape[0] * x0.shape[1], adv, x0, grad, eps, step, lo, hi, mask, active, options
-    )
+    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.flux`.
 
-
-def _warps(block: int, pixels: int) -> int:
-    # Warps of a program in which each thread has `pixels` pixels of a block: never more than 1024 threads.
-    return max(1, min(1024, block // pixels) // _WARP)
-
-
-def _launch(
-    kernel: Any,
-    programs: int,
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None,
-    active: Tensor | None,
-    options: dict[str, int],
-) -> Tensor:
+    Args:
+        block: pixels that a program handles at a time, a power of two.
+        one_block: planes of at most this many pixels are one block.
+    """
     out = torch.empty_like(x0)
     if x0.numel() == 0:
         return out
+    plane = triton.next_power_of_2(int(x0.shape[2] * x0.shape[3]))
+    block = plane if plane <= one_block else block
+    tensors, constants = step_arguments(adv, x0, grad, eps, step, lo, hi, mask, active)
     with checks.on_device(x0):
-        wrap_triton(kernel)[(programs,)](
-            out,
-            adv,
-            x0,
-            x0 if grad is None else grad,
-            eps,
-            step,
-            lo,
-            hi,
-            x0 if mask is None else mask,
-            x0 if active is None else active,
-            *(checks.band_stride(t) for t in (eps, step, lo, hi)),
-            BANDS=int(x0.shape[1]),
-            PIXELS=int(x0.shape[2] * x0.shape[3]),
-            CHANNELS_LAST=checks.is_channels_last(x0),
-            STEPPED=grad is not None,
-            MASKED=mask is not None,
-            FLAGGED=active is not None,
-            **options,
+        wrap_triton(_flux_kernel)[(x0.shape[0] * x0.shape[1],)](
+            out, *tensors, **constants, BLOCK=block, num_warps=warps(block, pixels=16)
         )
     return out
-
-
-@triton_op("hpcphotoz::l2", mutates_args={})
-def l2(
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None = None,
-    active: Tensor | None = None,
-) -> Tensor:
-    """`reference.l2` as a torch operator: the fused kernel on CUDA, the reference elsewhere.
-
-    Raises:
-        ValueError: shapes, types, layouts or devices that do not belong together, as in `checks`.
-    """
-    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
-    if x0.device.type != "cuda":
-        return reference.l2(adv, x0, grad, eps, step, lo, hi, mask, active)
-    return launch_l2(adv, x0, grad, eps, step, lo, hi, mask, active)
 
 
 @triton_op("hpcphotoz::flux", mutates_args={})
@@ -472,4 +268,4 @@ def flux(
     checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
     if x0.device.type != "cuda":
         return reference.flux(adv, x0, grad, eps, step, lo, hi, mask, active)
-    return launch_flux(adv, x0, grad, eps, step, lo, hi, mask, active)
+    return launch(adv, x0, grad, eps, step, lo, hi, mask, active)

@@ -1,0 +1,200 @@
+"""What the steps in the L2 and in the flux-conserving ball have in common.
+
+The file runs twice: on the operators, and in a process of its own on the kernels, under Triton's interpreter.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from hpcphotoz.kernels import reference
+from tests.helpers.kernels.interpreter import (
+    INTERPRETED,
+    compiled,
+    interpret,
+    interpreted,
+    passed_under_the_interpreter,
+)
+from tests.helpers.kernels.ptx import ptx
+from tests.helpers.kernels.step_problems import CASES, FEW, FORMATS, SHAPES, Shape, Step, close, free, problem
+
+triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
+from hpcphotoz.kernels import flux as flux_kernel  # noqa: E402
+from hpcphotoz.kernels import l2 as l2_kernel  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+interpret(l2_kernel)
+interpret(flux_kernel)
+on_cuda = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no CUDA device")
+l2: Step = l2_kernel.launch if INTERPRETED else l2_kernel.l2
+flux: Step = flux_kernel.launch if INTERPRETED else flux_kernel.flux
+OPERATORS = [(l2_kernel.l2, reference.l2), (flux_kernel.flux, reference.flux)]
+UNITS = 16.0  # of the last place, for flux; l2 has half of them: each one's own test says why
+
+
+@compiled
+@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
+def test_kernels_under_the_interpreter() -> None:
+    assert passed_under_the_interpreter(__file__, "", slow=False) >= 10
+
+
+@interpreted
+@pytest.mark.parametrize("step", [l2, flux])
+def test_no_objects(step: Step) -> None:
+    for layout in FORMATS:
+        p = problem((0, 5, 8, 8), CASES[1], layout)
+        assert step(**p).shape == (0, 5, 8, 8)
+
+
+@on_cuda
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, (0, 5, 8, 8), (16, 5, 64, 64), (1, 2, 128, 128), (1, 2, 130, 150)]
+)
+def test_operators_on_cuda_equal_reference(shape: Shape, layout: torch.memory_format, case: Any) -> None:
+    p = problem(shape, case, layout)
+    moved = problem(shape, case, layout, device="cuda")
+    # The sums are longer here, their rounding grows with the root of the number of pixels at most.
+    more = max(1.0, (shape[2] * shape[3] / 132) ** 0.5)
+    close(l2_kernel.l2(**moved).cpu(), reference.l2(**p), p, more * UNITS / 2)
+    close(flux_kernel.flux(**moved).cpu(), reference.flux(**p), p, more * UNITS)
+
+
+@on_cuda
+@pytest.mark.parametrize("step", [l2_kernel.l2, flux_kernel.flux])
+def test_a_graph_reads_the_parameters_at_each_replay(step: Step) -> None:
+    p = problem((4, 5, 16, 16), CASES[1], device="cuda")
+    step(**p)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(**p)
+    for _ in range(2):
+        p["eps"] *= 0.5
+        p["active"].logical_not_()
+        graph.replay()
+        assert torch.equal(found, step(**p))
+
+
+@pytest.mark.parametrize("step", [l2, flux])
+def test_a_nan_gradient_counts_as_zero_and_an_infinite_one_gives_no_nan(step: Step) -> None:
+    for case in [case for case in FEW if case[0] is not None]:
+        p = problem((2, 3, 7, 11), case)
+        zero = p | {"grad": torch.where(p["grad"].isnan(), 0, p["grad"])}
+        out = step(**p)
+        assert out.isfinite().all() and torch.equal(out, step(**zero))
+
+
+@pytest.mark.parametrize("step", [l2, flux])
+def test_what_may_not_change_stays_and_does_not_count(step: Step) -> None:
+    p = problem((2, 3, 7, 11), (torch.float32, True, True, True))
+    out = step(**p)
+    assert torch.equal(out[~free(p)], p["adv"][~free(p)])
+    assert (out != p["adv"])[free(p)].any()
+    other = {name: p[name].clone() for name in ("adv", "grad")}
+    other["adv"][~free(p)] += 0.5
+    other["grad"][~free(p)] = 1e20
+    assert torch.equal(step(**p | other)[free(p)], out[free(p)])
+
+
+@pytest.mark.parametrize("step", [l2, flux])
+def test_an_object_does_not_see_the_others(step: Step) -> None:
+    p = problem((2, 3, 7, 11), (torch.float32, True, True, True))
+    whole = step(**p)
+    for n in range(2):
+        one = {name: t if t.shape == (3,) else t[n : n + 1] for name, t in p.items()}
+        # The reference's sums may be taken in another order for another batch.
+        close(step(**one), whole[n : n + 1], one, UNITS)
+
+
+@pytest.mark.parametrize(("operator", "definition"), OPERATORS)
+def test_operators_equal_reference_on_the_cpu(operator: Step, definition: Step) -> None:
+    for layout in FORMATS:
+        for case in CASES:
+            p = problem((2, 3, 7, 11), case, layout)
+            found, wanted = operator(**p), definition(**p)
+            assert torch.equal(found, wanted) and found.stride() == wanted.stride() == p["x0"].stride()
+
+
+@compiled
+@pytest.mark.parametrize(("case", "layout"), [(CASES[1], FORMATS[0]), (CASES[4], FORMATS[1])])
+@pytest.mark.parametrize("operator", [l2_kernel.l2, flux_kernel.flux])
+def test_operators_pass_opcheck(operator: Any, case: Any, layout: torch.memory_format) -> None:
+    torch.use_deterministic_algorithms(False)  # opcheck compares what it leaves uninitialised
+    torch.library.opcheck(operator, (), problem((2, 5, 4, 4), case, layout))
+
+
+@compiled
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("launch", [l2_kernel.launch, flux_kernel.launch])
+def test_the_launch_can_be_traced(launch: Step, case: Any) -> None:
+    # As torch.compile sees it on a GPU: the kernel and the choice of device inside a graph.
+    p = problem((2, 5, 4, 4), case, torch.channels_last)
+    given = {name: value for name, value in p.items() if value is not None}
+
+    def run(*tensors: Tensor) -> Tensor:
+        return launch(**dict.fromkeys(p) | dict(zip(given, tensors, strict=True)))
+
+    graph = make_fx(run, tracing_mode="fake")(*given.values())
+    assert "triton_kernel_wrapper" in graph.code
+
+
+@compiled
+@pytest.mark.parametrize(("case", "layout"), [(CASES[0], FORMATS[0]), (CASES[1], FORMATS[1])])
+@pytest.mark.parametrize(
+    ("launch", "size", "threads"),
+    [
+        (l2_kernel.launch, 64, 512),
+        (flux_kernel.launch, 64, 256),
+        (flux_kernel.launch, 128, 1024),
+        (flux_kernel.launch, 160, 256),
+    ],
+)
+def test_what_an_h100_would_run(
+    monkeypatch: pytest.MonkeyPatch,
+    launch: Step,
+    size: int,
+    threads: int,
+    case: Any,
+    layout: torch.memory_format,
+) -> None:
+    p = problem((1, 2, size, size), case, layout)
+    module = l2_kernel if launch is l2_kernel.launch else flux_kernel
+    code = ptx(monkeypatch, module, lambda: launch(**p))
+    assert f".reqntid {threads}" in code
+    assert ".ftz" not in code and "div.full" not in code  # the least gradients count, the divisions are exact
+
+
+@compiled
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(("operator", "definition"), OPERATORS)
+def test_operators_compile(operator: Step, definition: Step, backend: str) -> None:
+    p = problem((2, 3, 7, 11), CASES[3], torch.channels_last)
+    whole = torch.compile(lambda **p: operator(**p), fullgraph=True, backend=backend)
+    close(whole(**p), definition(**p), p, UNITS)  # Inductor's sums have their own order
+
+
+@compiled
+@pytest.mark.parametrize("operator", [l2_kernel.l2, flux_kernel.flux])
+def test_operators_refuse_what_they_would_get_wrong(operator: Step) -> None:
+    p = problem((2, 5, 4, 4), (torch.float32, False, True, True))
+    strided = torch.randn(2, 5, 4, 8)[..., ::2]
+    wrong: dict[str, list[Tensor]] = {
+        "x0": [p["x0"].double(), p["x0"][0]],
+        "adv": [p["adv"].double(), p["adv"][:1], p["adv"].contiguous(memory_format=torch.channels_last)],
+        "grad": [p["grad"].double(), p["grad"][:1], strided, p["grad"].to("meta")],
+        "eps": [p["eps"][..., :4], p["eps"].double(), p["eps"].expand(2, 5)],
+        "step": [p["step"][:1]],
+        "lo": [p["lo"][..., :4]],
+        "hi": [p["hi"].half()],
+        "mask": [p["x0"], p["mask"][:1], p["mask"].contiguous(memory_format=torch.channels_last)],
+        "active": [p["active"].int(), p["active"][:1], p["active"].to("meta")],
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} "):
+                operator(**(p | {name: value}))
