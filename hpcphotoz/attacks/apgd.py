@@ -1,4 +1,4 @@
-"""APGD: PGD that chooses its own step sizes and goes back to the best point (Croce & Hein 2020)."""
+"""APGD: PGD that adapts its step sizes and returns to the best point (Croce & Hein 2020)."""
 
 from dataclasses import replace
 from functools import partial
@@ -34,15 +34,15 @@ def apgd(
 ) -> Tensor:
     """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690): no step size to choose; the best image is returned.
 
-    The step begins at 2 eps. At checkpoints that come closer and closer it is halved for the objects whose
-    loss rose in no more than a share `rho` of the steps since the last one, or whose best loss and step are
-    those of the last one; these go on from their best image.
+    The first step is 2 eps. At checkpoints, at ever shorter intervals, the step is halved for two kinds of
+    objects: those whose loss rose in at most a fraction `rho` of the steps since the last checkpoint, and
+    those whose best loss and step have not changed since then. They continue from their best image.
 
     Args:
         model, images, ebv, z, eps, loss, start, restarts, passes: as `pgd`.
-        stop: an object for which it holds stays as it is; it is still computed.
+        stop: condition at which an object is finished; its passes are still computed.
         steps: updates of each restart; steps gradients and one more forward pass.
-        rho: see above.
+        rho: fraction of steps, see above.
 
     Returns:
         The images of greatest loss, (N, B, H, W) float32, within the ball up to one rounding.
@@ -90,7 +90,7 @@ def _ascend(
 
 
 class _Restart:
-    """One restart: the state of all objects, updated without a look at any of it by the host."""
+    """State of one restart for all objects; the host reads no value of it."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Restart:
         self._previous, self._adv = adv, moved
 
     def _evaluate(self, final: bool) -> None:
-        if final:  # where nothing follows, no gradient is needed
+        if final:  # the last images need no gradient
             outputs, loss = self._image_loss.value(self._adv, self._p)
             self.best.add(ALL_ROWS, self._adv, outputs, loss, self._p.labels)
             return

@@ -14,20 +14,20 @@ BALLS = ("linf", "l2", "flux")
 
 @dataclass(frozen=True)
 class Ball:
-    """The perturbations that are allowed.
+    """The set of allowed perturbations.
 
     Attributes:
-        eps: (B,) or (N, B) float32, nMgy. "linf": greatest change of a pixel. "flux": the same, and the
+        eps: (B,) or (N, B) float32, nMgy. "linf": largest change of a pixel. "flux": the same, and the
             change adds up to 0 over the pixels of an object and band, so that photometry does not notice.
             "l2": semi-axes of the ellipsoid |delta / eps|_2 <= 1 over all pixels and bands of an object.
         kind: "linf", "l2" or "flux"; definitions in `kernels.reference`.
-        lo, hi: (B,) or (N, B) float32, nMgy, least and greatest flux of a pixel; none by default. They win
-            over the ball where an image lies outside them ("flux": such a pixel moves no further out).
+        lo, hi: (B,) or (N, B) float32, nMgy, lowest and highest flux of a pixel; no limits by default. They
+            win over the ball where an image lies outside them ("flux": such a pixel moves no further out).
         mask: (N, B, H, W) bool, or broadcastable to it: which pixels may change; all by default.
 
     Raises:
         ValueError: an eps that is negative or not finite as float32, a lo that is NaN or infinity, or a hi
-            that is NaN or minus infinity, if they are on the CPU: a look at another device would wait for it.
+            that is NaN or minus infinity. Only tensors on the CPU are checked: the host would wait for a GPU.
     """
 
     eps: Tensor
@@ -47,10 +47,10 @@ class RandomStart:
     """A random point of the ball, keyed by (seed, epoch, object): the same in any batch, on any rank.
 
     Attributes:
-        object_id: (N,) int64; the places in the batch by default.
+        object_id: (N,) int64; positions in the batch by default.
         seed: of the run.
-        epoch: number of the pass, below 2^20, so that a galaxy is attacked anew each time; a tensor () int64
-            on the device where a CUDA graph is captured: a number would be captured with it.
+        epoch: number of the epoch, below 2^20: a galaxy has another start in each. Where a CUDA graph is
+            captured, a tensor () int64 on the device: a number would become part of the graph.
     """
 
     object_id: Tensor | None = None
@@ -64,12 +64,12 @@ class AttackBatch:
 
     images: Tensor  # (N, B, H, W) float32, nMgy, contiguous or channels_last
     ebv: Tensor | None  # (N,) float32, mag; None: the model takes images only
-    labels: Tensor  # (N, ...) what the loss takes
+    labels: Tensor  # (N, ...) labels as the loss expects them
     eps: Tensor  # (N, B)
     step: Tensor  # (N, B), nMgy
     lo: Tensor  # (N, B)
     hi: Tensor  # (N, B)
-    mask: Tensor | None  # (N, B, H, W) bool, laid out as the images
+    mask: Tensor | None  # (N, B, H, W) bool, in the images' memory layout
     object_id: Tensor  # (N,) int64
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class AttackBatch:
         return self.map_tensors(lambda tensor: in_layout_of(tensor[rows], self.images))
 
     def tensors(self) -> dict[str, Tensor | None]:
-        """All of it by name."""
+        """All fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def map_tensors(self, of: Callable[[Tensor], Tensor]) -> "AttackBatch":
@@ -88,32 +88,33 @@ class AttackBatch:
         return AttackBatch(**found)
 
     def scaled(self, factor: Tensor) -> "AttackBatch":
-        """The same with another ball for each object: radius and step times `factor` (N,)."""
+        """The same batch with radius and step of each object times `factor` (N,)."""
         return replace(self, eps=factor[:, None] * self.eps, step=factor[:, None] * self.step)
 
     @property
     def kernels(self) -> Kernels:
-        """Those of the device on which the images are."""
+        """Kernels for the images' device."""
         return kernels_on(self.images.device.type)
 
     def begin(self, kind: str, key: Tensor | None, restart: int) -> Tensor:
-        """Where to start: the images, or a random point of the ball.
+        """First images of a restart: the clean images, or a random point of the ball.
 
         Args:
-            kind: of the ball.
-            key: (2,) int64, (seed, epoch); None: the images.
-            restart: each has numbers of its own; below 2^12.
+            kind: kind of the ball.
+            key: (2,) int64, (seed, epoch); None: start at the clean images.
+            restart: number of the restart, below 2^12; each has random numbers of its own.
         """
         if key is None:
             return self.images
-        # Of what is there already: a copy from the host may not stand in a CUDA graph.
+        # Made from tensors on the device: a CUDA graph may not contain a copy from the host.
         key = torch.stack([key[0], key[1] + (restart << 20)])
         start = self.kernels.start(self.images, self.object_id, self.eps, self.lo, self.hi, key, self.mask)
-        # In 20,000 dimensions nearly all of an L2 ball is its surface, and a cube's directions nearly even.
+        # In 20,000 dimensions nearly all of an L2 ball is near its surface, and the directions to points of a
+        # cube are nearly uniform.
         return start if kind == "linf" else self.advance(kind, start, None)
 
     def advance(self, kind: str, adv: Tensor, grad: Tensor | None, active: Tensor | None = None) -> Tensor:
-        """One step and the projection; without a gradient the projection alone."""
+        """One step and the projection; without a gradient only the projection."""
         return self.kernels.step(kind)(
             adv, self.images, grad, self.eps, self.step, self.lo, self.hi, self.mask, active
         )
@@ -132,9 +133,9 @@ def attack_batch(
 
     Args:
         images, ebv, labels: see `AttackBatch`.
-        ball: where the attack may go; a tensor is the `eps` of an L-infinity ball.
+        ball: the allowed perturbations; a tensor is the `eps` of an L-infinity ball.
         step_size: like eps; None: eps / eps_over_step.
-        object_id: (N,) int64; places in the batch by default.
+        object_id: (N,) int64; positions in the batch by default.
 
     Raises:
         ValueError: shapes or types that do not belong together.
@@ -173,20 +174,20 @@ def attack_batch(
 
 
 def layout(images: Tensor) -> torch.memory_format:
-    """channels_last if the images are so and not contiguous too."""
+    """channels_last for images that are so and not contiguous too; contiguous for all others."""
     if not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
 
 
 def in_layout_of(tensor: Tensor, images: Tensor) -> Tensor:
-    """A tensor like images in their memory layout; one of another shape contiguous."""
+    """Bring a 4-d tensor into the memory layout of `images`; any other becomes contiguous."""
     return tensor.contiguous(memory_format=layout(images)) if tensor.ndim == 4 else tensor.contiguous()
 
 
 def replace_rows(images: Tensor, rows: Tensor, adv: Tensor) -> Tensor:
-    """The images (n, B, H, W) with `rows` (m,) replaced by `adv` (m, B, H, W), laid out as they were."""
-    # Out of place, index_copy gives contiguous images, which the next convolution turns back.
+    """The images (n, B, H, W) with `rows` (m,) replaced by `adv` (m, B, H, W), in the same memory layout."""
+    # The out-of-place index_copy returns contiguous images, which the next convolution would convert back.
     return images.clone(memory_format=torch.preserve_format).index_copy_(0, rows, adv)
 
 
@@ -203,7 +204,7 @@ def _refuse(name: str, values: Tensor | float | None, bad: Callable[[Tensor], Te
     if values is None:
         return
     values = torch.as_tensor(values)
-    if values.device.type != "cpu":  # a look would wait for the device
+    if values.device.type != "cpu":  # the host would wait for the device
         return
     # Float32 is what attacks compute in: 1e39 is finite as float64 and infinite there.
     if (found := bad(values.float())).any():

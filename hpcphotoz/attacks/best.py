@@ -1,4 +1,7 @@
-"""The best image of each object so far, and which objects are at their end; on a GPU the host never waits."""
+"""Keeps the best image of each object so far, and knows which objects have reached their stop condition.
+
+On a GPU the host never waits for either.
+"""
 
 from typing import Self
 
@@ -12,11 +15,11 @@ ALL_ROWS = slice(None)
 
 
 class BestSoFar:
-    """Images of greatest loss, (N, B, H, W), with `loss` (N,): infinite where the end was reached.
+    """Images of greatest loss, (N, B, H, W), and their `loss` (N,): infinite where the stop condition holds.
 
     Args:
         batch: its images are the first ones kept, with a loss of minus infinity.
-        stop: when an object is at its end: its image of that moment is then the best for good.
+        stop: condition at which an object is finished: its image of that moment stays the best.
     """
 
     def __init__(self, batch: AttackBatch, stop: Condition | None) -> None:
@@ -25,8 +28,14 @@ class BestSoFar:
         self.loss = torch.full((len(batch),), -torch.inf, device=batch.images.device)
 
     def add(self, rows: slice | Tensor, adv: Tensor, outputs: Tensor, loss: Tensor, labels: Tensor) -> None:
-        """Keep what is better; `rows` says which objects the others are about."""
-        loss = loss.float().clamp(max=torch.finfo(torch.float32).max)  # infinity means: at its end
+        """Keep the images whose loss is greater.
+
+        Args:
+            rows: the objects that the other arguments belong to.
+            adv: their images.
+            outputs, loss, labels: of these images.
+        """
+        loss = loss.float().clamp(max=torch.finfo(torch.float32).max)  # infinity means: finished
         if self._stop is not None:
             loss = loss.masked_fill(self._stop(outputs, labels), torch.inf)
         if isinstance(rows, slice):
@@ -36,21 +45,21 @@ class BestSoFar:
             self.images[rows[better]], self.loss[rows[better]] = adv[better], loss[better]
 
     def forget_unfinished(self) -> Self:
-        """Forget the losses of the objects that are not at their end."""
+        """Forget the losses of the objects that are not finished."""
         self.loss = self.loss.masked_fill(self.loss < torch.inf, -torch.inf)
         return self
 
     def merge(self, other: "BestSoFar") -> None:
-        """Keep of another what is better."""
+        """Keep the better of both images, object by object."""
         self.loss = self._kernels.select(self.images, self.loss, other.images, other.loss)
 
     @property
     def active(self) -> Tensor | None:
-        """(N,) bool: which objects are not at their end; None: none will be."""
+        """(N,) bool: objects for which `stop` does not hold yet; None: there is no stop condition."""
         return None if self._stop is None else self.loss < torch.inf
 
     def unfinished_rows(self) -> slice | Tensor:
-        """What is left to attack: on a CPU the objects not at their end; on a GPU all, for it would wait."""
+        """Rows to attack: on a CPU the active objects, on a GPU all (to count them the host would wait)."""
         active = self.active
         if active is None or active.device.type != "cpu" or active.all():
             return ALL_ROWS

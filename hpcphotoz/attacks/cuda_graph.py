@@ -1,9 +1,8 @@
-"""All steps of an attack as one CUDA graph: one launch instead of thousands, where shapes are fixed.
+"""A whole attack as one CUDA graph: one launch instead of thousands. Shapes are fixed.
 
-Buffers of a graph: `images`, `eps`, ... of the captured batch and the key are written by a call and read by
-the replay; the replay's results lie in the graph's own memory, and a call returns copies of them, so that the
-next may overwrite both. Weights are read where they lie: a step of an optimiser in place is seen by the next
-call.
+Buffers: a call copies its batch and key into the tensors that were captured, replays, and returns copies of
+the graph's outputs, so that the next call may overwrite both. Weights are read in place: the next call sees
+an in-place optimiser step.
 """
 
 from collections import OrderedDict
@@ -19,11 +18,11 @@ from hpcphotoz.attacks.runner import AttackLoop, match_model_layout, restore_lay
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.config import Attack
 
-_MAX_GRAPHS = 8  # graphs that are kept: each holds the memory of an attack
+_MAX_GRAPHS = 8  # each holds the memory of an attack
 
 
 def graph_key(attack: Attack) -> str:
-    """A name for all attacks that one graph can replay: eps and step size are read by it."""
+    """Name shared by all configured attacks that one graph can replay: eps and step size are inputs."""
     return attack.model_copy(update={"eps": 0.0, "step_size": 0.0}).model_dump_json()
 
 
@@ -43,10 +42,10 @@ class AttackGraphs:
         key: Tensor | None,
         passes: Passes,
     ) -> tuple[Tensor, ...]:
-        """Attack; captured at the first call of its kind.
+        """Attack; the first call of its kind captures a graph.
 
         Args:
-            name: of the attack: calls with one name have the same loss and loop.
+            name: name of the attack; calls with the same name must have the same loss and loop.
             model, batch, loss, loop, key, passes: as `run_attack`.
         """
         given = batch
@@ -63,8 +62,8 @@ class AttackGraph:
     """An attack on images of one shape, captured at the first call.
 
     Args:
-        model: a CUDA module; captured anew where its parameters have been replaced.
-        loss, loop, passes: as `run_attack`. The loop may not stop early on the host; no attack here does.
+        model: a CUDA module; the attack is captured again where its parameters have been replaced.
+        loss, loop, passes: as `run_attack`. The loop may not stop early on the host; no loop here does.
     """
 
     def __init__(self, model: Model, loss: Loss, loop: AttackLoop, passes: Passes) -> None:
@@ -74,7 +73,7 @@ class AttackGraph:
         self._replay: Callable[[], object] | None = None
 
     def __call__(self, batch: AttackBatch, key: Tensor | None) -> tuple[Tensor, ...]:
-        """Attack; every call must have the shapes of the first.
+        """Attack; every call needs the shapes of the first.
 
         Raises:
             ValueError: images that are not on a GPU, or other shapes than those captured.
@@ -91,12 +90,12 @@ class AttackGraph:
     def _capture(self, batch: AttackBatch, key: Tensor | None) -> None:
         self._batch = match_model_layout(self._model, batch).map_tensors(_clone)
         self._key = None if key is None else _clone(key)
-        # The casts of the weights are captured too: they follow the weights as these are trained.
+        # The casts of the weights are captured too, so that they follow the weights in training.
         self._replay, self._out = capture(lambda: self._run(batch.images.device), batch.images.device)
         self._captured_addresses = self._addresses()
 
     def _addresses(self) -> list[int]:
-        # Weights that were replaced, not changed, are elsewhere: the graph would read freed memory.
+        # Replaced weights (not changed in place) are elsewhere: the graph would read freed memory.
         tensors = self._model.state_dict().values() if isinstance(self._model, nn.Module) else ()
         return [tensor.data_ptr() for tensor in tensors]
 

@@ -31,21 +31,17 @@ def perturb(
 ) -> Tensor:
     """Run the attack that a configuration describes.
 
-    The L2 ball is the one of noise-weighted root mean square eps over all pixels and bands of a stamp: it
-    holds the L-infinity ball of the same eps.
-
     Args:
         model, images, ebv, passes: as `pgd`.
-        z: (N,) float32, the redshift to move away from; for a target by shift, to move on from.
+        z: (N,) float32, the redshift to move away from; the target `shift` is counted from it.
         sky_sigma: (N, B) float32, nMgy: epsilon and step are multiples of it, per object and band.
-        object_id: (N,) int64: random starts are keyed by (seed, epoch, object), never by place or rank.
+        object_id: (N,) int64: random starts are keyed by (seed, epoch, object), never by position or rank.
         attack: method, ball, epsilon, steps, start, loss, target.
-        bins: what the logits mean.
+        bins: redshift bins of the logits.
         seed, epoch: key of the random starts.
     """
     loss, labels, stop = loss_labels_stop(attack, z, bins)
-    unit = sky_sigma * math.sqrt(images[0].numel()) if attack.ball == "l2" else sky_sigma
-    ball = Ball(attack.eps * unit, attack.ball)
+    ball, step_size = ball_and_step(attack, images, sky_sigma)
     if attack.method == "fgsm":
         return fgsm(model, images, ebv, labels, ball, loss=loss, passes=passes)
     start = RandomStart(object_id, seed, epoch) if attack.random_start else None
@@ -58,17 +54,32 @@ def perturb(
     }
     if attack.method == "pgd":
         attacked = pgd
-        options["step_size"] = attack.step_size * unit if attack.step_size else None
+        options["step_size"] = step_size
     return attacked(model, images, ebv, labels, ball, loss=loss, passes=passes, **options)
 
 
-def loss_labels_stop(attack: Attack, z: Tensor, bins: RedshiftBins) -> tuple[Loss, Tensor, Condition | None]:
-    """What an attack raises, the labels of it, and where an object is at its end.
+def ball_and_step(attack: Attack, images: Tensor, sky_sigma: Tensor) -> tuple[Ball, Tensor | None]:
+    """Ball and step size (None: the default) of a configured attack, in nMgy.
+
+    In the L2 ball, eps is the root mean square over all pixels and bands, in sky sigmas: the ball contains
+    the L-infinity ball of the same eps.
 
     Args:
-        attack: loss, target and stop are used.
+        attack: its ball, eps and step size are used.
+        images: (N, B, H, W).
+        sky_sigma: (N, B) float32, nMgy.
+    """
+    unit = sky_sigma * math.sqrt(images.shape[1:].numel()) if attack.ball == "l2" else sky_sigma
+    return Ball(attack.eps * unit, attack.ball), attack.step_size * unit if attack.step_size else None
+
+
+def loss_labels_stop(attack: Attack, z: Tensor, bins: RedshiftBins) -> tuple[Loss, Tensor, Condition | None]:
+    """Loss, labels and stop condition of a configured attack.
+
+    Args:
+        attack: its loss, target and stop are used.
         z: (N,) float32, redshift.
-        bins: what the logits mean.
+        bins: redshift bins of the logits.
     """
     loss = losses.redshift_losses[attack.loss](bins)
     if attack.target == "away":

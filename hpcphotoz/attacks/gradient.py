@@ -1,8 +1,8 @@
-"""Input gradients of any model, at the cost of one forward pass and half a backward one.
+"""Input gradients of any model, at the cost of one forward pass and half a backward pass.
 
-Parameters are frozen while an attack runs, the model is in evaluation mode, and a DistributedDataParallel
-wrapper is taken off (through it each step would cost a collective). Losses are summed over objects: a mean
-would push bfloat16 gradients into underflow.
+While an attack runs, parameters are frozen, the model is in evaluation mode, and a DistributedDataParallel
+wrapper is bypassed (with it each step would cost a collective). Losses are summed over objects: with a mean,
+bfloat16 gradients would underflow.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +21,7 @@ from hpcphotoz.compute.compiler import compiled
 from hpcphotoz.compute.precision import tf32
 
 Model = Callable[..., Tensor]  # (images, ebv) -> logits, or (images,) -> logits; usually an nn.Module
-_AUTOCAST_LAYERS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.Linear,
-)  # what autocast computes in the lower precision
+_AUTOCAST_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # computed in the lower precision
 
 
 @dataclass(frozen=True)
@@ -34,13 +29,13 @@ class Passes:
     """How forward and backward passes are computed.
 
     Attributes:
-        autocast: torch.bfloat16: the precision of convolutions and matrix products, also where it is judged
-            whether an object is at its end; None: as the caller has it.
-        tf32: whether a GPU may round the factors of float32 products to TF32; None: as the caller has it.
-        compiled: through torch.compile; the first attack of a model and shape then takes a minute or more,
-            on a GPU that of each number of images anew.
-        rows: objects at a time through all steps of the attack; None: on a CPU 16 (their activations then
-            stay in the cache, and no memory is fetched from the system anew), elsewhere all.
+        autocast: torch.bfloat16: precision of convolutions and matrix products, in the stop condition too;
+            None: the caller's autocast decides.
+        tf32: whether a GPU may round the factors of float32 products to TF32; None: the caller's setting.
+        compiled: use torch.compile; the first attack of a model and shape then takes a minute or more, and on
+            a GPU so does each new batch size.
+        rows: objects that go through all steps of the attack together; None: 16 on a CPU (their activations
+            then stay in the cache, and no new memory is requested from the system), all on a GPU.
         replay: runs the attack as a CUDA graph on a GPU: a `cuda_graph.AttackGraphs` with its name bound.
     """
 
@@ -55,9 +50,9 @@ AS_IS = Passes()
 
 
 class GradientResult(NamedTuple):
-    """What one forward and backward pass gives."""
+    """Result of one forward and backward pass."""
 
-    grad: Tensor  # (N, B, H, W) of the summed loss, laid out as the images
+    grad: Tensor  # (N, B, H, W) of the summed loss, in the images' layout
     loss: Tensor  # (N,)
     outputs: Tensor  # (N, ...)
 
@@ -69,7 +64,7 @@ class ImageLoss:
         self._forward, self._loss = forward, loss
 
     def with_loss(self, loss: Loss) -> "ImageLoss":
-        """The same model under another loss."""
+        """The same model with another loss."""
         return ImageLoss(self._forward, loss)
 
     def gradient(self, adv: Tensor, batch: AttackBatch) -> GradientResult:
@@ -111,9 +106,9 @@ def _describe(outputs: object) -> str:
 
 @contextmanager
 def image_loss_of(model: Model, loss: Loss, device: torch.device, passes: Passes) -> Iterator[ImageLoss]:
-    """The model frozen, in the precision asked for, as something that has input gradients."""
+    """Freeze the model and set the precision; yields the loss as a function of the images."""
     cast = passes.autocast or _callers_autocast(device)
-    # Without the cache, which would keep a cast of every step's images until the attack ends.
+    # No cache: it would keep the cast images of every step until the attack ends.
     lower = nullcontext() if cast is None else torch.autocast(device.type, cast, cache_enabled=False)
     rounded = nullcontext() if passes.tf32 is None else tf32(passes.tf32)
     with frozen(model) as inner, lower, rounded:
@@ -126,19 +121,18 @@ def image_loss_of(model: Model, loss: Loss, device: torch.device, passes: Passes
 
 
 def _callers_autocast(device: torch.device) -> torch.dtype | None:
-    """The precision that the caller's autocast asks for."""
+    """The dtype of the caller's autocast; None where it is off."""
     known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if known else None
 
 
 @contextmanager
 def frozen(model: Model) -> Iterator[Model]:
-    """The bare module in evaluation mode with no parameter requiring a gradient; everything is put back
-    after.
+    """Freeze a model: bare module, evaluation mode, no parameter requires a gradient; restored at the end.
 
     Freezing matters even with `autograd.grad`: torch.compile would compute the weight gradients all the same,
-    and so does a Python `autograd.Function` that asks `ctx.needs_input_grad`. One thread at a time may attack
-    a model.
+    and so would a Python `autograd.Function` that asks `ctx.needs_input_grad`. Only one thread at a time may
+    attack a model.
     """
     inner = getattr(model, "_orig_mod", model)  # torch.compile around DDP
     inner = inner.module if isinstance(inner, DistributedDataParallel) else model
@@ -160,8 +154,8 @@ def frozen(model: Model) -> Iterator[Model]:
 
 
 def _with_cast_weights(module: nn.Module, dtype: torch.dtype) -> Model:
-    # Autocast would cast frozen weights again at every step, 31 % of the small CNN's on a CPU. Only of our
-    # own networks is it known that no layer leaves autocast and no weight is shared.
+    # Autocast would cast frozen weights again at every step, 31 % of the time of the small CNN on a CPU. Only
+    # for our own networks it is known that no layer leaves autocast and no weight is shared.
     if not type(module).__module__.startswith("hpcphotoz.models."):
         return module
     weights = _cast_weights(module, dtype)

@@ -1,4 +1,4 @@
-"""What an attack raises: a number per object, from the logits of a network and a redshift.
+"""Losses that attacks raise: one number per object, from the network's outputs and the redshifts.
 
 A loss is any function of (outputs (N, ...), labels (N,)) that returns (N,) float32; `redshift_losses` names
 those of redshift PDFs.
@@ -40,7 +40,7 @@ def margin(bins: RedshiftBins) -> Loss:
         logits, own = logits.float(), bins.index(z)[:, None]
         rival = logits.scatter(1, own, -torch.inf).amax(dim=1)
         apart = rival - logits.gather(1, own)[:, 0]
-        if bins.n < 3:  # there is no third: the difference itself
+        if bins.n < 3:  # without a third logit: the difference itself
             return apart
         top = logits.topk(3, dim=1).values
         return apart / (top[:, 0] - top[:, 2] + 1e-12)
@@ -54,18 +54,19 @@ def shift(bins: RedshiftBins) -> Loss:
 
 
 def higher(bins: RedshiftBins) -> Loss:
-    """<z>: raising it moves a galaxy away from us, whatever its redshift."""
+    """<z>: raising it moves a galaxy to higher redshift, whatever its own."""
     return lambda logits, z: bins.mean(logits)
 
 
 def lower(bins: RedshiftBins) -> Loss:
-    """-<z>: raising it draws a galaxy nearer, whatever its redshift."""
+    """-<z>: raising it moves a galaxy to lower redshift, whatever its own."""
     return lambda logits, z: -bins.mean(logits)
 
 
 def crps(bins: RedshiftBins) -> Loss:
-    """Continuous ranked probability score, integral (CDF(z') - H(z' - z))^2 dz', a bin's probability spread
-    evenly over it (Gneiting & Raftery 2007, doi:10.1198/016214506000001437).
+    """Continuous ranked probability score (Gneiting & Raftery 2007, doi:10.1198/016214506000001437).
+
+    integral (CDF(z') - H(z' - z))^2 dz', with the probability of a bin spread evenly over it.
     """
 
     def loss(logits: Tensor, z: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ def crps(bins: RedshiftBins) -> Loss:
 
 
 def toward(loss: Loss) -> Loss:
-    """The same loss lowered: a targeted attack, whose labels are the redshifts wanted (see `moved_by`)."""
+    """The negative of a loss, for targeted attacks: labels are the wanted redshifts (see `moved_by`)."""
     return lambda outputs, wanted: -loss(outputs, wanted)
 
 
@@ -99,12 +100,12 @@ def moved_by(z: Tensor, shift: float, bins: RedshiftBins) -> Tensor:
 
 
 def outlier(bins: RedshiftBins, beyond: float = 0.05) -> Condition:
-    """When an attack is at its end: |<z> - z| > beyond (1 + z), an outlier as the field defines it."""
+    """Stop condition: |<z> - z| > beyond (1 + z), an outlier by the field's definition."""
     return lambda logits, z: (bins.mean(logits) - z).abs() > beyond * (1 + z)
 
 
 def reached(bins: RedshiftBins, within: float = 0.01) -> Condition:
-    """When a targeted attack has reached its end: |<z> - wanted| <= within (1 + wanted)."""
+    """Stop condition of a targeted attack: |<z> - wanted| <= within (1 + wanted)."""
     return lambda logits, wanted: (bins.mean(logits) - wanted).abs() <= within * (1 + wanted)
 
 
@@ -117,5 +118,5 @@ redshift_losses: dict[str, Callable[[RedshiftBins], Loss]] = {
 
 
 def _square(a: Tensor, b: Tensor) -> Tensor:
-    # Mean of the square of a function that runs straight from a to b.
+    # Mean of the square of a linear function from a to b.
     return (a * a + a * b + b * b) / 3

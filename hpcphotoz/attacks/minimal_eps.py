@@ -13,7 +13,7 @@ from hpcphotoz.attacks.losses import Condition, Loss
 from hpcphotoz.attacks.pgd import pgd_keeping_best
 from hpcphotoz.attacks.runner import AttackLoop, run_attack
 
-_RANGE = 1024.0  # the smallest epsilon looked for is this many times below the greatest
+_RANGE = 1024.0  # largest over smallest epsilon of the search
 
 
 def minimal_eps(
@@ -33,17 +33,18 @@ def minimal_eps(
 ) -> tuple[Tensor, Tensor]:
     """Find the smallest multiple of a ball in which PGD reaches a condition, for each object.
 
-    With `eps` the sky sigma and `reach` = `losses.outlier(bins)`, it is the sky noise that moves <z> by
-    0.05 (1 + z). An upper bound: a stronger attack may find less. Multiples are halved on a logarithmic scale
-    between the greatest and 1/1024 of it: 8 bisections leave 2.7 %.
+    With `eps` the sky sigma and `reach` = `losses.outlier(bins)`, it is the number of sky sigmas that moves
+    <z> by 0.05 (1 + z). It is an upper bound: a stronger attack may find less. Multiples are halved on a
+    logarithmic scale between the greatest and 1/1024 of it: 8 bisections leave 2.7 %.
 
     Args:
         model, images, ebv, z, loss, start, passes: as `pgd`.
         eps: the greatest ball; the result is in units of it.
-        reach: what is asked for, of (outputs, z): `losses.outlier(bins)`, `losses.reached(bins)`, your own.
-        others: losses tried in turn where `loss` does not reach it: |<z> - z| can drive
-            a galaxy to an end of the bins where it is no outlier, from which `losses.higher` or `lower` leads
-            away.
+        reach: condition (outputs, z) -> (N,) bool that the attack is to reach: `losses.outlier(bins)`,
+            `losses.reached(bins)`, or your own.
+        others: further losses, tried in turn for objects that `loss` does not bring there. |<z> - z| can
+            drive a galaxy to an end of the bins where it is no outlier; `losses.higher` or `lower` leads away
+            from there.
         steps: gradient evaluations at each radius, of 2.5 radius / steps.
         bisections: radii tried between the bounds.
 
@@ -90,7 +91,7 @@ def _search(
     reached = ~already & (best.loss == torch.inf)
     multiple = torch.where(reached, 1.0, multiple)
     found = torch.where(reached[:, None, None, None], best.images, p.images)
-    if reached.device.type != "cpu":  # to leave the others out it would have to wait for their number
+    if reached.device.type != "cpu":  # to leave out the others, the host would wait for their number
         return _bisect(image_losses, p, found, multiple, reached, kind, steps, bisections, reach)
     rows = reached.nonzero()[:, 0]
     if len(rows):
@@ -109,7 +110,7 @@ def _ascend_each_loss(
     begin: Tensor | None,
 ) -> BestSoFar:
     best = None
-    for image_loss in image_losses:  # each for the objects that the ones before did not bring to their end
+    for image_loss in image_losses:  # each for the objects that the earlier ones did not finish
         best = pgd_keeping_best(
             image_loss, p, key, kind=kind, steps=steps, stop=reach, begin=begin, best=best
         )
@@ -132,7 +133,7 @@ def _bisect(
     for _ in range(bisections):
         middle = (low * high).sqrt()
         smaller = p.scaled(middle)
-        # From what a larger ball gave, drawn in: fewer steps find the way again.
+        # Begin from the image found in the larger ball, scaled into this one: fewer steps are needed.
         begin = p.images + (middle / high)[:, None, None, None] * (found - p.images)
         begin = smaller.advance(kind, in_layout_of(begin, p.images), None)
         best = _ascend_each_loss(image_losses, smaller, None, kind, steps, reach, begin)

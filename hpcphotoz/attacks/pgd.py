@@ -1,4 +1,4 @@
-"""FGSM and PGD in any ball, with random restarts, best-so-far selection and an end for each object."""
+"""FGSM and PGD in any ball, with random restarts, best-so-far selection and a stop condition per object."""
 
 from functools import partial
 
@@ -49,18 +49,18 @@ def pgd(
 
     Args:
         model: anything called as model(images, ebv) that returns logits, or as model(images) where `ebv` is
-            None; a module is left as it was found.
+            None; a module is restored at the end.
         images: (N, B, H, W) float32, nMgy.
         ebv: (N,) float32, mag; None: the model takes images only.
-        z: (N,) float32, the redshift to move away from, or whatever labels the loss takes.
+        z: (N,) float32, the redshift to move away from, or other labels that the loss expects.
         eps: the ball; a tensor (B,) or (N, B) float32, nMgy, is the radius of an L-infinity one.
-        loss: what to raise, per object: one of `losses`, or your own.
+        loss: the loss to raise, per object: one of `losses`, or your own.
         steps: gradient evaluations of each restart.
         step_size: (B,) or (N, B) float32, nMgy; 2.5 eps / steps by default.
         start: a random point of the ball; the image itself by default.
-        restarts: independent random starts; of each object the image of greatest loss is kept.
-        best: keep the image of greatest loss on the way, not the last; costs a forward pass.
-        stop: an object for which it holds stays as it is; on a CPU it costs nothing from then on.
+        restarts: independent random starts; the image of greatest loss is kept for each object.
+        best: return the image of greatest loss on the way, not the last one; costs a forward pass.
+        stop: condition at which an object is finished; on a CPU it costs nothing from then on.
         passes: precision, compilation, objects at a time.
 
     Returns:
@@ -87,10 +87,10 @@ def pgd_loop(
 
 
 def check_restarts(steps: int, restarts: int, random_start: bool) -> None:
-    """Refuse numbers that mean nothing.
+    """Refuse numbers of steps and restarts that make no attack.
 
     Raises:
-        ValueError: none of them, or several restarts from the same image.
+        ValueError: no step, no restart, too many restarts, or several restarts from the same image.
     """
     if steps < 1 or not 1 <= restarts <= 4096:
         raise ValueError(f"steps {steps} and restarts {restarts}: at least 1, and at most 4096 restarts")
@@ -124,9 +124,9 @@ def pgd_keeping_best(
     Args:
         image_loss, p, key: as `run_attack` passes them.
         kind, steps, restarts, stop: as `pgd`.
-        begin: (N, B, H, W), where to begin instead of the image or a random point.
+        begin: (N, B, H, W), first images, instead of the clean ones or a random point.
         best: the result of an earlier call, perhaps with another loss. Objects for which `stop` holds are
-            left alone; the losses of the others are forgotten, because they may be of another kind.
+            not attacked; the losses of the others are forgotten, because they may be of another kind.
     """
     best = BestSoFar(p, stop) if best is None else best.forget_unfinished()
     for restart in range(restarts):

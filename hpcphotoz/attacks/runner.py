@@ -1,4 +1,4 @@
-"""Runs the loop of an attack on a batch: memory layout, frozen model, some objects at a time."""
+"""Runs the loop of an attack: sets the memory layout, freezes the model, splits the batch into chunks."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ _ROWS_ON_CPU = 16
 def run_attack(
     model: Model, batch: AttackBatch, loss: Loss, loop: AttackLoop, start: RandomStart | None, passes: Passes
 ) -> tuple[Tensor, ...]:
-    """Attack all objects; the model is left as it was found."""
+    """Attack all objects; the model is restored at the end."""
     key = start_key(start, batch.images.device)
     if passes.replay is not None and batch.images.is_cuda:
         return passes.replay(model, batch, loss, loop, key, passes)
@@ -58,6 +58,6 @@ def start_key(start: RandomStart | None, device: torch.device) -> Tensor | None:
     epoch = start.epoch
     if isinstance(epoch, int) and not 0 <= epoch < 2**20:
         raise ValueError(f"epoch {epoch}: random starts are keyed by 0 to {2**20 - 1}")
-    # Filled where it is wanted: a copy from the host would wait for the GPU.
+    # Created on the device: a copy from the host would wait for the GPU.
     seed = torch.full((), start.seed, dtype=torch.int64, device=device)
     return torch.stack([seed, torch.full_like(seed, epoch) if isinstance(epoch, int) else epoch])

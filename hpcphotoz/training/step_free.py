@@ -5,13 +5,12 @@ for their next attack step. K = `attack.steps` updates cost as much as K clean s
 object begins anew with each batch, at the object's random start: it depends on no other batch or rank.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.attacks.ball import Ball, RandomStart, attack_batch, replace_rows
+from hpcphotoz.attacks.ball import RandomStart, attack_batch, replace_rows
+from hpcphotoz.attacks.from_config import ball_and_step
 from hpcphotoz.attacks.runner import start_key
 from hpcphotoz.config import Config
 from hpcphotoz.models.bins import RedshiftBins
@@ -41,13 +40,10 @@ class FreeStep:
     def __call__(self, batch: RankBatch) -> Tensor:
         """Update K times; returns the sums of the last update, as `step.Step` does."""
         attack, rows = attack_at(batch.step, self._config.attack, self._config.adversarial), batch.attacked
-        unit = batch.sky_sigma[rows]
-        if attack.ball == "l2":
-            unit = unit * math.sqrt(batch.images[0].numel() if len(batch.images) else 1)
-        ball, start = Ball(attack.eps * unit, attack.ball), None
+        ball, step_size = ball_and_step(attack, batch.images, batch.sky_sigma[rows])
+        start = None
         if attack.random_start:
             start = RandomStart(batch.object_id[rows], start_seed(self._config), batch.epoch)
-        step_size = attack.step_size * unit if attack.step_size else None
         given = attack_batch(
             batch.images[rows],
             None,
