@@ -1,4 +1,4 @@
-"""The kernels that attacks loop over: Triton's where it is installed, their plain torch form elsewhere."""
+"""The kernels that attacks loop over: Triton where it is installed, the plain torch reference elsewhere."""
 
 import importlib.util
 import logging
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of `kernels.reference`, by name."""
+    """The functions of `kernels.reference`, or the operators that replace them, by name."""
 
     pgd: StepKernel
     l2: StepKernel
@@ -32,7 +32,7 @@ class Kernels:
 
 
 def has_triton(device: str, otherwise: str) -> bool:
-    """Whether kernels can run; where a GPU has none, says what happens otherwise."""
+    """Whether Triton is installed; on a GPU without it, logs a warning that says what happens instead."""
     found = importlib.util.find_spec("triton") is not None
     if not found and device == "cuda":
         _log.warning("triton is not installed: %s", otherwise)
@@ -41,7 +41,7 @@ def has_triton(device: str, otherwise: str) -> bool:
 
 @cache
 def kernels_on(device: str) -> Kernels:
-    """The kernels for tensors of a type of device."""
+    """The kernels for tensors on a type of device, such as "cuda"."""
     if not has_triton(device, "attack steps run unfused, about four times slower each"):
         r = reference
         return Kernels(r.pgd, r.l2, r.flux, r.momentum, r.start, r.select)

@@ -1,7 +1,7 @@
-"""What the operators refuse, and how their kernels see a tensor's layout.
+"""Argument checks of the operators, and memory layouts as their kernels need them.
 
-A kernel reads memory, not tensors: a shape, type, layout or device other than it expects gives wrong numbers
-or an illegal access. Shapes and types: `reference`.
+A kernel reads raw memory: an unexpected shape, type, layout or device gives wrong numbers or an illegal
+access. `reference` documents shapes and types.
 """
 
 from contextlib import AbstractContextManager
@@ -24,7 +24,7 @@ def check_step(
     mask: Tensor | None,
     active: Tensor | None,
 ) -> None:
-    """The arguments that the steps in every ball share; shapes and types in `reference`."""
+    """Check the arguments that the steps in all balls share."""
     check_images(x0, adv=adv)
     check_grad(grad, x0)
     for name, values in (("eps", eps), ("step", step), ("lo", lo), ("hi", hi)):
@@ -34,10 +34,10 @@ def check_step(
 
 
 def check_images(x0: Tensor, **others: Tensor | None) -> None:
-    """`x0` and, by name, those that are float32 images like it.
+    """Check `x0`, and the tensors that have to be float32 images like it.
 
     Raises:
-        ValueError: not one (N, B, H, W), not float32, another layout or device.
+        ValueError: a tensor of another shape, type, layout or device; names it.
     """
     check_dense("x0", x0, (torch.float32,))
     for name, tensor in others.items():
@@ -46,19 +46,19 @@ def check_images(x0: Tensor, **others: Tensor | None) -> None:
 
 
 def check_grad(grad: Tensor | None, x0: Tensor) -> None:
-    """The gradient: like the images, of one of `GRADIENTS`; None passes."""
+    """Check the gradient: like the images, of one of `GRADIENTS`; None passes."""
     if grad is not None:
         check_like("grad", grad, x0, GRADIENTS)
 
 
 def check_mask(mask: Tensor | None, x0: Tensor) -> None:
-    """The pixels that may change: like the images, bool; None passes."""
+    """Check the mask of pixels that may change: like the images, bool; None passes."""
     if mask is not None:
         check_like("mask", mask, x0, (torch.bool,))
 
 
 def check_copy(copy: Tensor, x0: Tensor) -> None:
-    """Room for what a model reads: bfloat16 in channels_last, whatever the layout of x0."""
+    """Check the buffer for a model's input: bfloat16 in channels_last, whatever the layout of x0."""
     if copy.shape != x0.shape or copy.dtype != torch.bfloat16:
         raise ValueError(f"copy {tuple(copy.shape)} {copy.dtype}: want {tuple(x0.shape)} torch.bfloat16")
     if not copy.is_contiguous(memory_format=torch.channels_last):
@@ -67,13 +67,13 @@ def check_copy(copy: Tensor, x0: Tensor) -> None:
 
 
 def check_active(active: Tensor | None, x0: Tensor) -> None:
-    """The objects that may change: (N,) contiguous bool; None passes."""
+    """Check the flags of objects that may change: (N,) contiguous bool; None passes."""
     if active is not None:
         check_vector("active", active, x0, torch.bool)
 
 
 def check_per_band(name: str, values: Tensor, x0: Tensor) -> None:
-    """`eps`, `step`, `lo` or `hi`: (B,) or (N, B), contiguous float32."""
+    """Check `eps`, `step`, `lo` or `hi`: (B,) or (N, B), contiguous float32."""
     n, bands = x0.shape[:2]
     if values.shape not in ((bands,), (n, bands)):
         raise ValueError(f"{name} {tuple(values.shape)}: want (B,) = ({bands},) or (N, B) = ({n}, {bands})")
@@ -81,14 +81,14 @@ def check_per_band(name: str, values: Tensor, x0: Tensor) -> None:
 
 
 def check_vector(name: str, values: Tensor, x0: Tensor, dtype: torch.dtype) -> None:
-    """One value an object: (N,) contiguous of `dtype`."""
+    """Check values per object: (N,), contiguous, of `dtype`."""
     if values.shape != x0.shape[:1]:
         raise ValueError(f"{name} {tuple(values.shape)}: want (N,) = ({x0.shape[0]},)")
     _check_plain(name, values, x0, dtype)
 
 
 def check_dense(name: str, x0: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """The images that the others have to be like: (N, B, H, W) of one of `dtypes`, in one of `LAYOUTS`."""
+    """Check the images that the other tensors have to be like: (N, B, H, W), `dtypes`, `LAYOUTS`."""
     if x0.ndim != 4 or x0.dtype not in dtypes:
         raise ValueError(f"{name} {tuple(x0.shape)} {x0.dtype}: want (N, B, H, W) {_either(dtypes)}")
     if not any(x0.is_contiguous(memory_format=layout) for layout in LAYOUTS):
@@ -98,14 +98,14 @@ def check_dense(name: str, x0: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
 
 
 def check_key(key: Tensor, x0: Tensor) -> None:
-    """Seed and epoch of `reference.start`: (2,) contiguous int64."""
+    """Check seed and epoch of `reference.start`: (2,) contiguous int64."""
     if key.shape != (2,):
         raise ValueError(f"key {tuple(key.shape)}: want (2,), the seed and the epoch")
     _check_plain("key", key, x0, torch.int64)
 
 
 def check_like(name: str, tensor: Tensor, x0: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """A tensor of the images' shape, layout and device, of one of `dtypes`."""
+    """Check a tensor that has to have the images' shape, layout and device, and one of `dtypes`."""
     if tensor.shape != x0.shape or tensor.dtype not in dtypes:
         wanted = f"want {tuple(x0.shape)} {_either(dtypes)}, like the other images"
         raise ValueError(f"{name} {tuple(tensor.shape)} {tensor.dtype}: {wanted}")
@@ -116,22 +116,22 @@ def check_like(name: str, tensor: Tensor, x0: Tensor, dtypes: tuple[torch.dtype,
 
 
 def is_channels_last(x0: Tensor) -> bool:
-    """Whether the bands of a pixel lie together; one band or one pixel counts as contiguous."""
+    """Whether images are channels_last; with one band or one pixel they count as contiguous."""
     return not x0.is_contiguous()
 
 
 def memory_format(x0: Tensor) -> torch.memory_format:
-    """What a tensor like `x0` is allocated with."""
+    """The memory format of `x0`, to allocate a tensor like it."""
     return torch.channels_last if is_channels_last(x0) else torch.contiguous_format
 
 
 def band_stride(values: Tensor) -> int:
-    """How far apart the values of two objects are: 0 for (B,), B for (N, B)."""
+    """Distance in memory between the values of two objects: 0 for (B,), B for (N, B)."""
     return 0 if values.ndim == 1 else values.shape[1]
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, not on that of the tensors. Does nothing for CPU tensors."""
+    """Make the tensor's GPU the current one, on which Triton launches. Does nothing for CPU tensors."""
     return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
 
 

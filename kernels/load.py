@@ -1,4 +1,4 @@
-"""From pixels as stored to what a network reads, in one pass over memory: cast, scale, turn, channels_last.
+"""Decodes stored pixels for a network in one pass over memory: scale, flip or rotate, float32, channels_last.
 
 Definition: `reference.load`. The operator `hpcphotoz::load` runs the kernel on CUDA tensors and `on_cpu`
 elsewhere; the kernel itself runs on CPU tensors under TRITON_INTERPRET=1.

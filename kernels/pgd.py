@@ -79,7 +79,7 @@ def _pgd_kernel(  # type: ignore[no-untyped-def]
         run = plane * PIXELS
         last = i
 
-    # Of an inactive object nothing is read, but what has to be written elsewhere.
+    # Of an inactive object only the pixels that have to be written elsewhere are read.
     reads = inside
     if FLAGGED:
         reads = (inside & tl.load(active + n)) != 0  # the interpreter wants the comparison last
@@ -132,7 +132,7 @@ def launch(
 
     Args:
         previous: as in `reference.momentum`, which is computed if it is given.
-        out: what is written; None: a new tensor; `adv` itself: in place.
+        out: the tensor to write; None: a new one; `adv` itself: in place.
         copy: (N, B, H, W) bfloat16 channels_last, filled with the result.
         block: pixels a program, a power of two.
 
@@ -152,7 +152,7 @@ def launch(
     programs = x0.shape[0] * triton.cdiv(run, block) * (1 if last or tiled else bands)
     with checks.on_device(x0):
         wrap_triton(_pgd_kernel)[(programs,)](
-            # What is not given is not read either: any tensor holds its place.
+            # The kernel does not read a tensor that is None: any other takes its place.
             out,
             x0 if copy is None else copy,
             x0 if in_place else adv,
@@ -200,7 +200,7 @@ def pgd(
         A new tensor with the layout of x0.
 
     Raises:
-        ValueError: shapes, types, layouts or devices that do not belong together, as `checks` has them.
+        ValueError: shapes, types, layouts or devices that do not belong together, as in `checks`.
     """
     checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
     if not x0.is_cuda:
@@ -247,7 +247,7 @@ def pgd_copy_(
     mask: Tensor | None = None,
     active: Tensor | None = None,
 ) -> None:
-    """`pgd_copy` in place: `adv` becomes the result, and `copy` what a model in bfloat16 reads of it.
+    """`pgd_copy` in place: `adv` becomes the result, and `copy` the same for a model in bfloat16.
 
     Args:
         copy: (N, B, H, W) bfloat16 channels_last, filled with the result, inactive objects included.
@@ -275,7 +275,7 @@ def pgd_copy(
     mask: Tensor | None = None,
     active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`pgd`, and what a model in bfloat16 reads of it.
+    """`pgd`, and a copy of the result for a model in bfloat16.
 
     Returns:
         The images as `pgd` returns them, and (N, B, H, W) bfloat16 in channels_last memory format.

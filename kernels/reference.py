@@ -1,24 +1,25 @@
-"""Plain torch definitions of the kernels: the definition, the CPU path and the oracle of every test.
+"""The kernels in plain torch: their definition, the CPU path, and what every test compares with.
 
-Shapes and types that all of them share:
+Shared shapes and types:
 
     x0, adv, ...    (N, B, H, W) float32, nMgy: the original and the attacked images
     grad            (N, B, H, W) of float32, bfloat16 or float16: the gradient of the loss; NaN counts as
                     zero, sign(0) = 0; None: no step is taken, the images are only projected
     eps, step       (B,) or (N, B) float32, nMgy: radius of the ball and length of the step, per band or per
                     object and band
-    lo, hi          (B,) or (N, B) float32, nMgy: least and greatest flux of a pixel; may be infinite
+    lo, hi          (B,) or (N, B) float32, nMgy: lowest and highest flux of a pixel; may be infinite
     mask            (N, B, H, W) bool: which pixels may change; None: all
     active          (N,) bool: which objects may change; None: all
 
-What may not change stays as it is in `adv`. The bounds win over the ball where x0 lies outside them.
+Pixels and objects that may not change stay as they are in `adv`. The bounds win over the ball where x0 lies
+outside them.
 """
 
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-_BISECTIONS = 40  # the shift lies between two of the changes: 2^-40 of their distance is far below an ulp
+_BISECTIONS = 40  # of an interval that two of the changes span: 2^-40 of it is far below an ulp
 
 
 def pgd(
@@ -75,7 +76,7 @@ def l2(
     mask: Tensor | None = None,
     active: Tensor | None = None,
 ) -> Tensor:
-    """One step of steepest ascent in the ellipsoid |delta / eps|_2 <= 1, drawn back along the radius.
+    """One step of steepest ascent in the ellipsoid |delta / eps|_2 <= 1, scaled back along the radius.
 
     With eps = r sky_sigma it is the ball of r sigma in noise-weighted flux; with one eps in all bands, the
     L2 ball of PGD-L2 (Madry et al. 2018). The step is the one that raises the loss most among those with
@@ -110,13 +111,13 @@ def flux(
 ) -> Tensor:
     """One step in the flux-conserving ball, |delta| <= eps per pixel and sum(delta) = 0 per object and band.
 
-    No aperture that holds the stamp notices such a perturbation. The step d = step sign(grad - median(grad)),
-    with the lower median over the pixels of an object and band that may change, raises the loss most among
-    those with |d| <= step and sum(d) = 0 (but for the median pixel itself). The projection is the Euclidean
-    one: a shift tau per object and band with delta = clamp(adv + d - x0 - tau, low, high), found by
-    bisection, for the sum falls as tau grows. [low, high] is the ball cut by the bounds; it always holds 0,
-    so that a pixel of x0 outside the bounds moves no further out. Pixels that the mask excludes count as
-    unchanged.
+    The flux in an aperture that contains the stamp does not change. The step
+    d = step sign(grad - median(grad)), with the lower median over the pixels of an object and band that may
+    change, raises the loss most among those with |d| <= step and sum(d) = 0 (except for the median pixel
+    itself). The projection is the Euclidean one: a shift tau per object and band with
+    delta = clamp(adv + d - x0 - tau, low, high), found by bisection, because the sum falls as tau grows.
+    [low, high] is the ball cut by the bounds; it always holds 0, so that a pixel of x0 outside the bounds
+    moves no further out. Pixels that the mask excludes count as unchanged.
     """
     box = [_per_pixel(t) for t in (eps, lo, hi)]
     low = _masked(torch.maximum(-box[0], box[1] - x0).clamp(max=0), mask)
@@ -150,7 +151,7 @@ def start(
 
     Args:
         object_id: (N,) int64.
-        key: (2,) int64, (seed, epoch): a tensor, so that a CUDA graph reads it anew at each replay.
+        key: (2,) int64, (seed, epoch): a tensor, so that a CUDA graph reads its value at each replay.
     """
     u = uniform(x0.shape, object_id, key)
     moved = (x0.double() + _per_pixel(eps).double() * u.double()).float()
@@ -163,7 +164,7 @@ def select(best: Tensor, best_loss: Tensor, adv: Tensor, loss: Tensor) -> Tensor
     Args:
         best: (N, B, H, W) float32, changed in place where `loss > best_loss`.
         best_loss, loss: (N,) float32.
-        adv: (N, B, H, W) float32, what replaces `best`.
+        adv: (N, B, H, W) float32, images that replace those in `best`.
 
     Returns:
         The new best loss, (N,) float32.
@@ -180,7 +181,7 @@ def uniform(shape: torch.Size, object_id: Tensor, key: Tensor) -> Tensor:
     id low, high, epoch) and the seed as key.
 
     Args:
-        shape: (N, ...), what is filled.
+        shape: (N, ...), shape of the result.
         object_id: (N,) int64.
         key: (2,) int64, (seed, epoch).
     """
@@ -224,12 +225,12 @@ def dihedral(images: Tensor, code: Tensor) -> Tensor:
 
 
 def load(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
-    """What a network reads, from pixels as they are stored: turned, scaled and cast; always a new tensor.
+    """Decode stored pixels for a network: flip or rotate, scale, convert to float32; always a new tensor.
 
     Args:
         images: (N, B, H, W) contiguous float32, float16 or int16.
-        scale: (N, B) float32, nMgy of a unit; None: one. Of int16 images, negative: pixels are `curved`.
-        code: (N,) int64, a symmetry of the square each, as in `dihedral` (then H = W); None: as they are.
+        scale: (N, B) float32, nMgy of a unit; None: one. Negative for int16 images: pixels are `curved`.
+        code: (N,) int64, a symmetry of the square each, as in `dihedral` (then H = W); None: unchanged.
 
     Returns:
         (N, B, H, W) float32 in channels_last memory format.
@@ -265,7 +266,7 @@ def curved(stored: Tensor, scale: Tensor) -> Tensor:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Room for the images as float32 in channels_last memory format."""
+    """Empty float32 tensor of the images' shape in channels_last memory format."""
     return torch.empty(
         images.shape, dtype=torch.float32, device=images.device, memory_format=torch.channels_last
     )
@@ -282,7 +283,7 @@ def _bounded(images: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
 
 
 def _keep(adv: Tensor, moved: Tensor, mask: Tensor | None, active: Tensor | None) -> Tensor:
-    # What may not change stays as it is.
+    # Pixels and objects that may not change stay as they are.
     moved = moved if mask is None else torch.where(mask, moved, adv)
     return moved if active is None else torch.where(active[:, None, None, None], moved, adv)
 
@@ -296,7 +297,7 @@ def _finite(grad: Tensor) -> Tensor:
 
 
 def _unit(direction: Tensor) -> Tensor:
-    # By the largest first: the squares of a gradient of 1e-25, or of 1e25, are not float32 numbers.
+    # Divide by the largest first: squares of a gradient of 1e-25, or of 1e25, are not float32 numbers.
     direction = torch.nan_to_num(direction)
     largest = direction.abs().amax((1, 2, 3), keepdim=True)
     scaled = torch.where(largest > 0, direction / largest, 0)
@@ -306,7 +307,7 @@ def _unit(direction: Tensor) -> Tensor:
 
 
 def _centred(grad: Tensor, mask: Tensor | None) -> Tensor:
-    # Less its median per object and band; 0 where the mask leaves no pixel.
+    # Subtract the median per object and band; 0 where the mask leaves no pixel.
     known = grad if mask is None else torch.where(mask, grad, torch.nan)
     return grad - torch.nan_to_num(known.flatten(2).nanmedian(dim=2).values[..., None, None])
 

@@ -1,8 +1,8 @@
-"""The best image of each object so far, kept without asking the device which objects those are.
+"""Keeps the best image of each object so far, without a copy to the host.
 
-Definition: `reference.select`. An object that is no better costs two losses and no image. The operator
-`hpcphotoz::select` runs the kernel on CUDA tensors and the reference elsewhere; the kernel itself runs on CPU
-tensors under TRITON_INTERPRET=1.
+Definition: `reference.select`. For an object that did not improve, two losses are read and no image. The
+operator `hpcphotoz::select` runs the kernel on CUDA tensors and the reference elsewhere; the kernel itself
+runs on CPU tensors under TRITON_INTERPRET=1.
 """
 
 import torch

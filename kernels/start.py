@@ -1,4 +1,4 @@
-"""A random start in the L-infinity ball, in one pass: read x0, write the start.
+"""A random start in the L-infinity ball in one pass: reads x0, writes the start.
 
 Definition and references: `reference.start`. The operator `hpcphotoz::start` runs the kernel on CUDA tensors
 and `on_cpu` elsewhere, with the same bits; the kernel itself runs on CPU tensors under TRITON_INTERPRET=1.
@@ -117,21 +117,21 @@ def on_cpu(
         return out
     pixels = x0[0].numel()
     groups = (pixels + 3) // 4
-    few = min(n, max(1, _GROUPS * torch.get_num_threads() // groups))
+    chunk = min(n, max(1, _GROUPS * torch.get_num_threads() // groups))
     radius, lowest, highest = (t.expand(n, bands)[:, :, None, None] for t in (eps, lo, hi))
     scaled = radius.double() * 2.0**-23
-    buffers = torch.empty((3, 2, few, groups), dtype=torch.int64)
-    words, exact = torch.empty((few, groups, 4)).double(), torch.empty((few, *x0.shape[1:])).double()
+    buffers = torch.empty((3, 2, chunk, groups), dtype=torch.int64)
+    words, exact = torch.empty((chunk, groups, 4)).double(), torch.empty((chunk, *x0.shape[1:])).double()
     edge = exact.float()
-    for first in range(0, n, few):
-        now, left = slice(first, first + few), n - first
-        x, e, moved, side = x0[now], radius[now], out[now], edge[:left]
-        _fill(words[:left], object_id[now], key, buffers[:, :, :left])
+    for first in range(0, n, chunk):
+        rows, left = slice(first, first + chunk), n - first
+        x, e, moved, scratch = x0[rows], radius[rows], out[rows], edge[:left]
+        _fill(words[:left], object_id[rows], key, buffers[:, :, :left])
         u = words[:left].flatten(1)[:, :pixels].reshape(x.shape)
-        moved.copy_(exact[:left].copy_(x).addcmul_(u, scaled[now]))
-        torch.maximum(moved, torch.sub(x, e, out=side), out=moved)
-        torch.minimum(moved, torch.add(x, e, out=side), out=moved)
-        torch.minimum(torch.maximum(moved, lowest[now], out=moved), highest[now], out=moved)
+        moved.copy_(exact[:left].copy_(x).addcmul_(u, scaled[rows]))
+        torch.maximum(moved, torch.sub(x, e, out=scratch), out=moved)
+        torch.minimum(moved, torch.add(x, e, out=scratch), out=moved)
+        torch.minimum(torch.maximum(moved, lowest[rows], out=moved), highest[rows], out=moved)
     return out if mask is None else torch.where(mask, out, x0)
 
 

@@ -1,4 +1,4 @@
-"""The redshift-bin head: what the logits of a network mean."""
+"""Redshift bins: turn logits into a PDF and its mean."""
 
 from dataclasses import dataclass
 
@@ -20,15 +20,16 @@ class RedshiftBins:
         return (self.z_max - self.z_min) / self.n
 
     def centres(self, device: torch.device | str = "cpu") -> Tensor:
-        """Bin centres, (n,) float32. Left edges would bias every mean by half a bin (0.0011 for 180 on [0,
-        0.4)).
+        """Bin centres, (n,) float32.
+
+        Left edges would bias every mean by half a bin: 0.0011 for 180 bins on [0, 0.4).
         """
-        # Made where they are wanted: a copy from the host would be a synchronisation in every attack step.
+        # Created on the device: a copy from the host would synchronise in every step of an attack.
         numbers = torch.arange(self.n, dtype=torch.float64, device=device)
         return (self.z_min + (numbers + 0.5) * self.width).float()
 
     def index(self, z: Tensor) -> Tensor:
-        """The bin that holds each redshift, int64; meant for z inside [z_min, z_max)."""
+        """Number of the bin that holds each redshift, int64; z outside [z_min, z_max) get the nearest bin."""
         return ((z.double() - self.z_min) / self.width).floor().long().clamp(0, self.n - 1)
 
     def mean(self, logits: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class _FrozenPReLU(torch.autograd.Function):
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """max(x, 0) + slope min(x, 0) of (N, C, H, W) and (C,), quick where the slopes are frozen."""
+    """max(x, 0) + slope min(x, 0) of (N, C, H, W) and (C,), faster where the slopes are frozen."""
     if x.device.type != "cpu" or slope.requires_grad or torch.compiler.is_compiling():
         return functional.prelu(x, slope)
     out: Tensor = _FrozenPReLU.apply(x, slope)  # type: ignore[no-untyped-call]
@@ -70,8 +70,7 @@ class _Pool2x2(torch.autograd.Function):
 
 
 class Normalise(nn.Module):
-    """The first layer: compress flux so that the network sees numbers of order one, and attacks still work
-    on flux.
+    """The first layer: compresses flux to numbers of order one, so that attacks still work on flux.
 
     Args:
         kind: "asinh": asinh(x / scale); "sqrt": sign(x)(sqrt(|x| + 1) - 1), as Pasquet et al. 2019, no scale.
