@@ -49,7 +49,7 @@ from hpcphotoz.compute import cost
 from hpcphotoz.compute.precision import autocast_dtype
 from hpcphotoz.config import Model
 from hpcphotoz.data.format.manifest import read_manifest
-from hpcphotoz.evaluation.network import read_batches, to_tensors
+from hpcphotoz.evaluation.batches import read_batches, to_tensors
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.run.network import load_network

@@ -29,9 +29,9 @@ from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.batches import attack_labels
+from hpcphotoz.evaluation.batches import attack_labels, to_tensors
 from hpcphotoz.evaluation.inference import PASSES
-from hpcphotoz.evaluation.network import compute_pdfs, to_tensors
+from hpcphotoz.evaluation.network import compute_pdfs
 from hpcphotoz.training import trainer
 from hpcphotoz.training.distributed.rank_device import choose_device
 from hpcphotoz.training.run.network import TrainedNetwork, load_network

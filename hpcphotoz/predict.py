@@ -23,17 +23,9 @@ from hpcphotoz.atomic import atomic_write, check_output_file
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.batches import check_batch, count_subset_objects, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
-from hpcphotoz.evaluation.network import (
-    TrainedNetwork,
-    check_bands_and_stamp,
-    compute_pdfs,
-    count_subset_objects,
-    edges,
-    read_batches,
-    subset_record,
-    to_tensors,
-)
+from hpcphotoz.evaluation.network import TrainedNetwork, check_bands_and_stamp, compute_pdfs
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
@@ -87,12 +79,11 @@ def predict(
     bins = _common_bins(networks)
     for network in networks:
         check_bands_and_stamp(network, manifest.header, data)
-    if batch < 1:
-        raise BadInput(f"batch {batch}: must be at least 1")
+    check_batch(batch)
     rows, done = count_subset_objects(data, manifest, subset), 0
     turns = 8 if tta else 1
     forwards = [DatasetForward(network, batch, rows * turns) for network in networks]
-    facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": subset_record(subset)}
+    facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": subset.record()}
     runs = [f"{network.name} step {network.step}" for network in networks]
     with _QpWriter(out, rows, bins, {"runs": runs, "dataset": json.dumps(facts)}) as output:
         for stamps in read_batches(data, manifest, batch, "predicting", subset=subset):
@@ -140,7 +131,7 @@ def point_estimates(pdf: Floats, bins: RedshiftBins) -> dict[str, Floats]:
         pdf: (N, n) probability per bin, rows that sum to 1.
         bins: the redshift bins.
     """
-    e = edges(bins)
+    e = bins.edges()
     centres = (e[1:] + e[:-1]) / 2
     cdf = np.cumsum(pdf, axis=1)
     k = (cdf < 0.5 * cdf[:, -1:]).sum(axis=1)  # the bin in which the CDF passes 1/2
@@ -201,7 +192,7 @@ class _QpWriter:
             self._file.attrs.update(attributes)
             self._file["meta/pdf_name"] = np.array([b"hist"])
             self._file["meta/pdf_version"] = np.array([0])
-            self._file["meta/bins"] = edges(bins)[None]
+            self._file["meta/bins"] = bins.edges()[None]
             self._file.create_dataset("data/pdfs", (rows, bins.n), np.float32)
             for name, dtype in ANCIL.items():
                 self._file.create_dataset(f"ancil/{name}", (rows,), dtype)

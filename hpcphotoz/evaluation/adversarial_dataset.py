@@ -10,16 +10,15 @@ from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.batches import attack_labels, check_redshifts
-from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward
-from hpcphotoz.evaluation.network import (
-    TrainedNetwork,
-    check_bands_and_stamp,
-    compute_pdfs,
+from hpcphotoz.evaluation.batches import (
+    attack_labels,
+    check_batch,
+    check_redshifts,
     read_batches,
-    subset_record,
     to_tensors,
 )
+from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
+from hpcphotoz.evaluation.network import TrainedNetwork, check_bands_and_stamp, compute_pdfs
 
 
 def write_adversarial_dataset(
@@ -66,10 +65,8 @@ def write_adversarial_dataset(
     problem = attack.conflict(network.bins.z_min, network.bins.z_max)
     if problem:
         raise BadInput(f"{problem} of run '{network.name}'")
-    if precision not in PASSES:
-        raise BadInput(f"precision '{precision}': want one of {', '.join(PASSES)}")
-    if batch < 1 or (limit is not None and limit < 1):
-        raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
+    check_precision(precision)
+    check_batch(batch, limit)
     manifest = read_manifest(data)
     check_bands_and_stamp(network, manifest.header, data)
     check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
@@ -78,7 +75,7 @@ def write_adversarial_dataset(
         "source": data.resolve().name,
         "source_manifest_sha256": manifest.sha256,
         "source_storage": manifest.header.storage,
-        "source_subset": {**subset_record(subset), "limit": limit},
+        "source_subset": {**subset.record(), "limit": limit},
         "source_provenance": dict(manifest.provenance),
         "run": network.name,
         "step": network.step,

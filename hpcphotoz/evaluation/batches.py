@@ -1,5 +1,6 @@
 """Batches of a dataset for evaluation and prediction, and their redshift labels."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,32 +9,89 @@ from torch import Tensor
 
 from hpcphotoz.data.format.manifest import Manifest
 from hpcphotoz.data.format.shards import naming_damage, open_shard
+from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.read.rows import read_rows
+from hpcphotoz.data.read.shard_files import ShardFiles
+from hpcphotoz.data.select.census import count_objects
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.progress import track
 
 
-def attack_labels(bins: RedshiftBins, clean: Tensor, z_spec: Tensor) -> Tensor:
-    """Labels of an attack, (N,) float32: z_spec, or the most probable redshift where z_spec is unknown.
+def to_tensors(stamps: Stamps, device: torch.device | str) -> dict[str, Tensor]:
+    """Copy images, E(B-V), z_spec, sky sigma and object id of a batch to a device."""
+    names = ("images", "ebv", "z_spec", "sky_sigma", "object_id")
+    return {name: torch.from_numpy(np.ascontiguousarray(getattr(stamps, name))).to(device) for name in names}
 
-    The mode of the PDF and not its mean: |<z> - z| has no gradient at z = <z>, so FGSM would not move.
+
+def read_batches(
+    data: Path,
+    manifest: Manifest,
+    batch: int,
+    what: str,
+    limit: int | None = None,
+    subset: Subset = ALL_OBJECTS,
+) -> Iterator[Stamps]:
+    """Read the first `limit` objects of a subset (all by default) in stored order, with a progress bar.
+
+    Objects are counted at the call, not at the first batch: an empty subset is refused before any output.
 
     Args:
-        bins: what the PDFs mean.
-        clean: (N, bins) PDFs of the images before the attack.
-        z_spec: (N,) float32, NaN: unknown.
+        data, manifest: the dataset's folder and its manifest.
+        batch: batch size; the last batch of a shard may be smaller.
+        what: the verb of the progress line, such as "predicting".
+        limit: greatest number of objects to read.
+        subset: which objects of the dataset.
+
+    Raises:
+        BadInput: the subset is empty, or, during the iteration, a shard cannot be read.
     """
-    mode = bins.centres(str(clean.device))[clean.argmax(dim=1)]
-    return torch.where(torch.isnan(z_spec), mode, z_spec)
+    left = min(count_subset_objects(data, manifest, subset), limit or manifest.rows)
+    parts = _first(read_rows(data, manifest, batch, subset if subset.columns else None), left)
+    return track(parts, f"{what} (objects)", total=left, weight=len)
+
+
+def count_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> int:
+    """Number of objects in a subset of a dataset.
+
+    Raises:
+        BadInput: the subset is empty, or the labels of a shard cannot be read.
+    """
+    if manifest.rows == 0:
+        raise BadInput(f"{data}: holds no object")
+    if {"validation": subset.validation, "test": subset.test}.get(subset.part) == 0:
+        raise BadInput(
+            f"{data}: the split of the training has no {subset.part} part (data.{subset.part} is 0): "
+            f"choose another part, or a run trained with --data.{subset.part} 0.1"
+        )
+    rows = count_objects(manifest, ShardFiles(data, manifest), [subset])[0].census.rows
+    if rows == 0:
+        raise BadInput(
+            f"{data}: none of its {manifest.rows} objects is selected{subset.text()}: "
+            "change the part or the predicate"
+        )
+    return rows
+
+
+def check_batch(batch: int, limit: int | None = None) -> None:
+    """Refuse a batch size or a limit below 1.
+
+    Raises:
+        BadInput: one of them is below 1.
+    """
+    for name, value in (("batch", batch), ("limit", limit)):
+        if value is not None and value < 1:
+            raise BadInput(f"{name} {value}: must be at least 1")
 
 
 def check_redshifts(
     bins: RedshiftBins, data: Path, manifest: Manifest, who: str, subset: Subset = ALL_OBJECTS
 ) -> None:
-    """Refuse a dataset with a known z_spec outside the bins, naming the first such object.
+    """Refuse a subset with a known z_spec outside the bins, naming the first such object.
 
     Raises:
-        BadInput: there is one, or a shard whose labels cannot be read.
+        BadInput: there is such an object, or the labels of a shard cannot be read.
     """
     for shard in manifest.shards:
         if shard.z_min is None or shard.z_max is None:
@@ -48,3 +106,26 @@ def check_redshifts(
                 f"{data / shard.file}: object {object_id[i]} has z_spec {z[i]:.4f}, outside "
                 f"[{bins.z_min}, {bins.z_max}) of {who}: leave such objects out, with --where"
             )
+
+
+def attack_labels(bins: RedshiftBins, clean: Tensor, z_spec: Tensor) -> Tensor:
+    """Labels of an attack, (N,) float32: z_spec, or the most probable redshift where z_spec is unknown.
+
+    The mode of the PDF and not its mean: |<z> - z| has no gradient at z = <z>, so FGSM would not move.
+
+    Args:
+        bins: redshift bins of the PDFs.
+        clean: (N, bins) PDFs of the images before the attack.
+        z_spec: (N,) float32, NaN: unknown.
+    """
+    mode = bins.centres(str(clean.device))[clean.argmax(dim=1)]
+    return torch.where(torch.isnan(z_spec), mode, z_spec)
+
+
+def _first(parts: Iterator[Stamps], left: int) -> Iterator[Stamps]:
+    """The first `left` objects of a stream."""
+    for stamps in parts:
+        yield stamps[:left]
+        left -= len(stamps)
+        if left <= 0:
+            return

@@ -18,7 +18,7 @@ from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiled
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config import Attack
-from hpcphotoz.errors import first_line
+from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.evaluation.network import TrainedNetwork
 
 PASSES = {
@@ -32,6 +32,16 @@ MIN_GRADIENTS_TO_COMPILE = 2_500_000
 # A forward pass takes about half as long as a gradient, and compiling saves half as much on it.
 MIN_FORWARDS_TO_COMPILE = 2 * MIN_GRADIENTS_TO_COMPILE
 _log = logging.getLogger(__name__)
+
+
+def check_precision(name: str) -> None:
+    """Refuse a name that is not in `PASSES`.
+
+    Raises:
+        BadInput: it is not.
+    """
+    if name not in PASSES:
+        raise BadInput(f"precision '{name}': want one of {', '.join(PASSES)}")
 
 
 class DatasetAttack:

@@ -6,12 +6,10 @@ a few scores per object and condition, and the images of one example galaxy.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config.section import GREATEST
@@ -19,19 +17,13 @@ from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.attack_grid import NamedAttack, build_attack_grid, headline_attack
-from hpcphotoz.evaluation.batches import attack_labels, check_redshifts
-from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward
+from hpcphotoz.evaluation.attack_grid import build_attack_grid, headline_attack
+from hpcphotoz.evaluation.batches import check_batch, check_redshifts, read_batches, to_tensors
+from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
 from hpcphotoz.evaluation.minimal_eps import find_minimal_eps
-from hpcphotoz.evaluation.network import (
-    TrainedNetwork,
-    check_bands_and_stamp,
-    compute_pdfs,
-    read_batches,
-    to_tensors,
-)
-from hpcphotoz.evaluation.result import EvaluationResult, ExampleGalaxy, Floats, MinimalEps, NetworkResult
-from hpcphotoz.evaluation.scores import ScoreAccumulator, network_result
+from hpcphotoz.evaluation.network import TrainedNetwork, check_bands_and_stamp
+from hpcphotoz.evaluation.result import EvaluationResult, ExampleGalaxy
+from hpcphotoz.evaluation.scores import AttackedBatch, NetworkScorer, ScoreAccumulator
 
 
 def evaluate(
@@ -149,58 +141,6 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True)
-class AttackedBatch:
-    attacked: Tensor
-    pdf_clean: Tensor
-    pdf_attacked: Tensor
-
-
-class NetworkScorer:
-    """Attacks one network batch by batch and accumulates its scores under every condition."""
-
-    def __init__(
-        self,
-        network: TrainedNetwork,
-        grid: list[NamedAttack],
-        attacked: DatasetAttack,
-        forward: DatasetForward,
-    ) -> None:
-        self.network, self._grid, self._dataset_attack, self._forward = network, grid, attacked, forward
-        self._accumulators = [ScoreAccumulator() for _ in range(1 + len(grid))]  # clean first
-        self.minimal_eps: list[Floats] = []
-
-    def score_batch(
-        self,
-        tensor: dict[str, Tensor],
-        z_spec: Floats,
-        headline_key: tuple[str, float],
-        seed: int,
-    ) -> AttackedBatch:
-        """Score a batch under every condition; return the images and PDFs of attack `headline_key`."""
-        network, headline_batch = self.network, None
-        clean = self.compute_pdfs(tensor, tensor["images"])
-        self._accumulators[0].add(network, clean, z_spec)
-        z = attack_labels(network.bins, clean, tensor["z_spec"])
-        for accumulator, (name, attack) in zip(self._accumulators[1:], self._grid, strict=True):
-            attacked = self._dataset_attack(tensor, z, attack, seed)
-            pdf = self.compute_pdfs(tensor, attacked)
-            accumulator.add(network, pdf, z_spec)
-            if (name, attack.eps) == headline_key:
-                headline_batch = AttackedBatch(attacked, clean, pdf)
-        assert headline_batch is not None  # the headline epsilon is always among those measured
-        return headline_batch
-
-    def compute_pdfs(self, tensor: dict[str, Tensor], images: Tensor) -> Tensor:
-        """The network's PDFs of some images of the batch."""
-        return compute_pdfs(self.network, images, tensor["ebv"], tensor["object_id"], self._forward)
-
-    def result(self, z_spec: Floats, max_eps: float | None) -> NetworkResult:
-        """Score summary of the network over everything scored so far; call it after the last batch."""
-        minimal_eps = None if max_eps is None else MinimalEps(np.concatenate(self.minimal_eps), max_eps)
-        return network_result(self.network, self._accumulators, self._grid, z_spec, minimal_eps)
-
-
 def _example(
     networks: Sequence[TrainedNetwork], stamps: Stamps, headline_batches: dict[str, AttackedBatch]
 ) -> ExampleGalaxy:
@@ -240,10 +180,8 @@ def _check(
         raise BadInput(
             f"two runs are called '{max(names, key=names.count)}': rename one folder to tell them apart"
         )
-    if batch < 1 or (limit is not None and limit < 1):
-        raise BadInput(f"batch {batch} and limit {limit}: must be at least 1")
-    if precision not in PASSES:
-        raise BadInput(f"precision '{precision}': want one of {', '.join(PASSES)}")
+    check_batch(batch, limit)
+    check_precision(precision)
     if minimal_eps_max is not None and not 0 < minimal_eps_max <= GREATEST:
         raise BadInput(
             f"greatest epsilon {minimal_eps_max} of the least ones: must be above 0 and at most {GREATEST:g} "

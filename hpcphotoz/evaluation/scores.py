@@ -1,13 +1,15 @@
 """Accumulates per-object scores batch by batch and summarises them as metrics."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.attack_grid import NamedAttack
-from hpcphotoz.evaluation.network import TrainedNetwork, edges
+from hpcphotoz.evaluation.batches import attack_labels
+from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward
+from hpcphotoz.evaluation.network import TrainedNetwork, compute_pdfs
 from hpcphotoz.evaluation.result import CLEAN, ConditionResult, Floats, MinimalEps, NetworkResult
 
 
@@ -28,7 +30,7 @@ class ScoreAccumulator:
         mean = network.bins.integral(pdf).cpu().numpy()
         scores = np.full((3, len(pdf)), np.nan)
         known = np.isfinite(z_spec)
-        p, e, z = pdf.cpu().numpy()[known], edges(network.bins), z_spec[known]
+        p, e, z = pdf.cpu().numpy()[known], network.bins.edges(), z_spec[known]
         scores[:, known] = metrics.pit(p, e, z), metrics.crps(p, e, z), metrics.cde_loss(p, e, z)
         self._parts.append(np.vstack([mean, scores]).astype(np.float32))
 
@@ -43,27 +45,68 @@ class ScoreAccumulator:
         return metrics.summary(z_phot, z_spec[known], crps, cde) if known.any() else {}
 
 
-def network_result(
-    network: TrainedNetwork,
-    accumulators: Sequence[ScoreAccumulator],
-    grid: Sequence[NamedAttack],
-    z_spec: Floats,
-    minimal_eps: MinimalEps | None,
-) -> NetworkResult:
-    """Summarise the scores of one network under every condition.
+@dataclass(frozen=True)
+class AttackedBatch:
+    """Attacked images of one batch, with the network's PDFs before and after."""
 
-    Args:
-        network: which.
-        accumulators: one per condition: clean, then every attack of the grid.
-        grid: the attacks.
-        z_spec: (N,) of all objects, NaN: unknown.
-        minimal_eps: smallest epsilons that make outliers; None if they were not searched for.
-    """
-    reference = accumulators[0].per_object_scores()[0]
-    conditions = []
-    names = [(CLEAN, 0.0), *((name, attack.eps) for name, attack in grid)]
-    for (method, eps), accumulator in zip(names, accumulators, strict=True):
-        z_phot, pit = accumulator.per_object_scores()[:2]
-        median, p90 = np.percentile(np.abs(z_phot - reference), [50, 90]).tolist()
-        conditions.append(ConditionResult(method, eps, z_phot, pit, accumulator.metrics(z_spec), median, p90))
-    return NetworkResult(network.name, network.step, network.bins, tuple(conditions), minimal_eps)
+    attacked: Tensor  # (N, B, H, W) nMgy
+    pdf_clean: Tensor  # (N, bins)
+    pdf_attacked: Tensor  # (N, bins)
+
+
+class NetworkScorer:
+    """Attacks one network batch by batch and accumulates its scores under every condition."""
+
+    def __init__(
+        self,
+        network: TrainedNetwork,
+        grid: list[NamedAttack],
+        attacked: DatasetAttack,
+        forward: DatasetForward,
+    ) -> None:
+        self.network, self._grid, self._dataset_attack, self._forward = network, grid, attacked, forward
+        self._accumulators = [ScoreAccumulator() for _ in range(1 + len(grid))]  # clean first
+        self.minimal_eps: list[Floats] = []
+
+    def score_batch(
+        self,
+        tensor: dict[str, Tensor],
+        z_spec: Floats,
+        headline_key: tuple[str, float],
+        seed: int,
+    ) -> AttackedBatch:
+        """Score a batch under every condition; return the images and PDFs of attack `headline_key`."""
+        network, headline_batch = self.network, None
+        clean = self.compute_pdfs(tensor, tensor["images"])
+        self._accumulators[0].add(network, clean, z_spec)
+        z = attack_labels(network.bins, clean, tensor["z_spec"])
+        for accumulator, (name, attack) in zip(self._accumulators[1:], self._grid, strict=True):
+            attacked = self._dataset_attack(tensor, z, attack, seed)
+            pdf = self.compute_pdfs(tensor, attacked)
+            accumulator.add(network, pdf, z_spec)
+            if (name, attack.eps) == headline_key:
+                headline_batch = AttackedBatch(attacked, clean, pdf)
+        assert headline_batch is not None  # the headline epsilon is always among those measured
+        return headline_batch
+
+    def compute_pdfs(self, tensor: dict[str, Tensor], images: Tensor) -> Tensor:
+        """The network's PDFs of some images of the batch."""
+        return compute_pdfs(self.network, images, tensor["ebv"], tensor["object_id"], self._forward)
+
+    def result(self, z_spec: Floats, max_eps: float | None) -> NetworkResult:
+        """Metrics of the network under every condition, over all batches scored so far.
+
+        Args:
+            z_spec: (N,) of all objects, NaN: unknown.
+            max_eps: largest epsilon of the search for minimal epsilons; None if there was no search.
+        """
+        reference = self._accumulators[0].per_object_scores()[0]
+        conditions = []
+        names = [(CLEAN, 0.0), *((name, attack.eps) for name, attack in self._grid)]
+        for (method, eps), scores in zip(names, self._accumulators, strict=True):
+            z_phot, pit = scores.per_object_scores()[:2]
+            median, p90 = np.percentile(np.abs(z_phot - reference), [50, 90]).tolist()
+            conditions.append(ConditionResult(method, eps, z_phot, pit, scores.metrics(z_spec), median, p90))
+        minimal_eps = None if max_eps is None else MinimalEps(np.concatenate(self.minimal_eps), max_eps)
+        network = self.network
+        return NetworkResult(network.name, network.step, network.bins, tuple(conditions), minimal_eps)

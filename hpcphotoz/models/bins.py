@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,6 +29,10 @@ class RedshiftBins:
         # Created on the device: a copy from the host would synchronise in every step of an attack.
         numbers = torch.arange(self.n, dtype=torch.float64, device=device)
         return (self.z_min + (numbers + 0.5) * self.width).float()
+
+    def edges(self) -> npt.NDArray[np.float64]:
+        """Bin edges, (n + 1,) float64."""
+        return np.linspace(self.z_min, self.z_max, self.n + 1)
 
     def index(self, z: Tensor) -> Tensor:
         """Number of the bin that holds each redshift, int64; z outside [z_min, z_max) get the nearest bin."""

@@ -143,12 +143,12 @@ def test_nothing_meant_is_one_line_and_leaves_nothing(
     fails(
         capsys,
         [name, folder / "split", *words, "--where", "z_spec > 9"],
-        "none of its 300 objects is meant (where z_spec > 9): change the part or the predicate",
+        "none of its 300 objects is selected (where z_spec > 9): change the part or the predicate",
     )
     fails(
         capsys,
         [name, folder / "plain", *words, "--part", "test"],
-        "the split of the training has no test part (data.test is 0): take another part, or a run",
+        "the split of the training has no test part (data.test is 0): choose another part, or a run",
     )
     fails(capsys, [name, folder / "split", *words, "--where", "z_spec < "], "is not a condition")
     assert not out.exists() or (name == "evaluate" and not list(out.iterdir()))

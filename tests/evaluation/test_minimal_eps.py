@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.evaluation.network import to_tensors
+from hpcphotoz.evaluation.batches import to_tensors
 from hpcphotoz.evaluation.report.summary import print_table, summary, write_report
 from hpcphotoz.evaluation.result import EvaluationResult, MinimalEps
 from hpcphotoz.evaluation.robustness import evaluate

@@ -11,7 +11,7 @@ from torch import Tensor
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
-from hpcphotoz.evaluation.network import edges, read_batches
+from hpcphotoz.evaluation.batches import read_batches
 from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.models.bins import RedshiftBins
 from tests.helpers.toys import BINS, Diverged, Linear, Toy, stamps, write
@@ -55,11 +55,11 @@ def test_metrics_are_those_of_the_pdfs(tmp_path: Path) -> None:
     expected = metrics.summary(
         pdf @ BINS.centres().numpy(),
         content.z_spec,
-        metrics.crps(pdf, edges(BINS), content.z_spec),
-        metrics.cde_loss(pdf, edges(BINS), content.z_spec),
+        metrics.crps(pdf, BINS.edges(), content.z_spec),
+        metrics.cde_loss(pdf, BINS.edges(), content.z_spec),
     )
     assert one.clean.metrics == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, edges(BINS), content.z_spec), atol=1e-6)
+    np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, BINS.edges(), content.z_spec), atol=1e-6)
     assert one.at("pgd", 0.1).metrics["crps"] > one.clean.metrics["crps"]
 
 

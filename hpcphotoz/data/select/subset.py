@@ -51,5 +51,24 @@ class Subset:
             keep &= part == _PART_NUMBERS[self.part]
         return keep if self.where is None else keep & self.where(columns)
 
+    def record(self) -> dict[str, Any]:
+        """The subset as JSON for provenance: `part`, `where` ("": all) and, unless all parts, the `split`."""
+        record: dict[str, Any] = {"part": self.part, "where": self.where.text if self.where else ""}
+        if self.part != "all":
+            record["split"] = {"validation": self.validation, "test": self.test, "seed": self.seed}
+        return record
+
+    def text(self, limit: int | None = None) -> str:
+        """The subset as text in parentheses after a space, for messages; empty if it is the whole dataset."""
+        words = []
+        if self.part != "all":
+            fractions = f"{self.validation:g} validation, {self.test:g} test"
+            words.append(f"{self.part} part of a split into {fractions}, seed {self.seed}")
+        if self.where:
+            words.append(f"where {' '.join(self.where.text.split())}")
+        if limit:
+            words.append(f"at most the first {limit}")
+        return f" ({'; '.join(words)})" if words else ""
+
 
 ALL_OBJECTS = Subset()

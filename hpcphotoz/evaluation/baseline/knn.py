@@ -18,8 +18,7 @@ from hpcphotoz.data.format.manifest import Header, read_manifest
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
-from hpcphotoz.evaluation.batches import check_redshifts
-from hpcphotoz.evaluation.network import edges, read_batches
+from hpcphotoz.evaluation.batches import check_redshifts, read_batches
 from hpcphotoz.models.bins import RedshiftBins
 
 Floats = npt.NDArray[np.float64]
@@ -92,7 +91,7 @@ def knn_colours(
     _check_no_overlap(known, asked, train, test)
     options = tune(known, bins, k)
     z_phot, pdf = estimate(known, asked, options, bins, k)
-    e = edges(bins)
+    e = bins.edges()
     figures = metrics.summary(
         z_phot,
         asked.z_spec,
@@ -190,7 +189,7 @@ def tune(known: Photometry, bins: RedshiftBins, k: int) -> KnnOptions:
     for kernel in kernels:
         options = KnnOptions(**{**vars(best[1]), "kernel": kernel})
         pdf = estimate(rest, asked, options, bins, k)[1]
-        scores.append((metrics.crps(pdf, edges(bins), asked.z_spec).mean(), kernel))
+        scores.append((metrics.crps(pdf, bins.edges(), asked.z_spec).mean(), kernel))
     return KnnOptions(**{**vars(best[1]), "kernel": min(scores)[1]})
 
 
@@ -201,7 +200,7 @@ def estimate(
     distance, z = _neighbours(known, asked, options.radius, options.whiten, options.magnitude, k)
     weights = _weights(distance, options.inverse)
     pdf = np.empty((len(z), bins.n))
-    at = torch.from_numpy(edges(bins))
+    at = torch.from_numpy(bins.edges())
     for rows in np.array_split(np.arange(len(z)), max(1, len(z) // 1024)):
         cdf = torch.special.ndtr((at - torch.from_numpy(z[rows])[:, :, None]) / options.kernel)
         mass = (torch.from_numpy(weights[rows])[:, :, None] * cdf.diff(dim=2)).sum(dim=1)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.evaluation.network import edges
 from hpcphotoz.evaluation.report.figure import figure_png
 from hpcphotoz.evaluation.report.gallery import three_bands
 from hpcphotoz.evaluation.result import EvaluationResult, NetworkResult
@@ -43,7 +42,7 @@ def example_galaxy(result: EvaluationResult, name: str) -> bytes:
 
 
 def _pdfs(ax: Any, result: EvaluationResult, network: NetworkResult) -> None:
-    example, e = result.example, edges(network.bins)
+    example, e = result.example, network.bins.edges()
     clean, attacked = example.pdf_clean[network.name], example.pdf_attacked[network.name]
     ax.stairs(clean / network.bins.width, e, fill=True, color="#9DB9D3", label="PDF of the galaxy")
     ax.stairs(attacked / network.bins.width, e, color="#D55E00", lw=1.8, label="PDF of the attacked galaxy")

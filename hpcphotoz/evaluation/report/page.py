@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
-from hpcphotoz.evaluation.network import subset_text
 from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.output import number_of
 
@@ -78,7 +77,7 @@ def render_page(
     return _TEMPLATE.format(
         title=TITLE,
         data=html.escape(result.data.resolve().name),
-        subset=html.escape(subset_text(result.subset, result.limit)),
+        subset=html.escape(result.subset.text(result.limit)),
         objects=number_of(len(result.z_spec), "galaxy", "galaxies"),
         unlabelled=f", {result.unlabelled} of them without z_spec (attacked, but left out of the metrics)"
         if result.unlabelled

@@ -16,7 +16,6 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.minimal_eps import BISECTIONS
-from hpcphotoz.evaluation.network import subset_record, subset_text
 from hpcphotoz.evaluation.report.page import TITLE, render_page
 from hpcphotoz.evaluation.result import CLEAN, EvaluationResult
 from hpcphotoz.output import number_of
@@ -66,7 +65,7 @@ def summary(result: EvaluationResult, baseline: Mapping[str, float] | None = Non
     tree["transfer"] = result.transfer
     tree["data"] = {
         "name": result.data.resolve().name,
-        "subset": {**subset_record(result.subset), "limit": result.limit},
+        "subset": {**result.subset.record(), "limit": result.limit},
         "objects": len(result.z_spec),
         "unlabelled": result.unlabelled,
         "bands": list(result.header.bands),
@@ -160,7 +159,7 @@ def write_report(
 
 def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> None:
     """Print the metrics, clean and at the headline epsilon, and the least epsilons, to standard output."""
-    which = subset_text(result.subset, result.limit)
+    which = result.subset.text(result.limit)
     galaxies = number_of(len(result.z_spec), "galaxy", "galaxies")
     _print(f"{galaxies} of {result.data}{which}", _metrics_rows(result, baseline), 2)
     if rows := _minimal_eps_rows(result):
