@@ -1,9 +1,9 @@
-"""Redshift PDFs for a catalogue, in the file that qp and RAIL read.
+"""Writes redshift PDFs for a catalogue, in the file format that qp and RAIL read.
 
 Layout of the file (qp's `hist`): group `meta` with `pdf_name`, `pdf_version` and `bins` (1, n + 1); group
 `data` with `pdfs` (N, n), probability densities; group `ancil` with arrays of length N. Attributes of
 the file: `runs`, and `dataset`, a JSON text with the dataset's name, its manifest's SHA-256 and the subset.
-It is written by h5py alone, slice by slice, so that memory does not grow with the catalogue.
+The file is written by h5py alone, batch by batch: memory does not grow with the catalogue.
 """
 
 import json
@@ -53,17 +53,17 @@ def predict(
     tta: bool = False,
     subset: Subset = ALL_OBJECTS,
 ) -> int:
-    """Write the PDF of every object of a dataset; several networks are averaged.
+    """Write the PDF of every object of a dataset; the PDFs of several networks are averaged.
 
     The file appears under its name only when it is complete.
 
     Args:
         networks: at least one; all with the same redshift bins and the dataset's bands.
         data: dataset folder; z_spec may be unknown.
-        out: HDF5 file to write, with a name that ends in .hdf5, by which qp knows the format; one that holds
-            PDFs is replaced, any other refused.
-        batch: objects at a time.
-        device: where the networks are.
+        out: HDF5 file to write; qp needs a name that ends in .hdf5. An existing file is replaced if it holds
+            PDFs, and refused otherwise.
+        batch: batch size.
+        device: device of the networks.
         tta: average over the eight flips and right-angle rotations of each image; costs eight times as much.
         subset: which objects of the dataset.
 
@@ -71,8 +71,8 @@ def predict(
         Number of objects.
 
     Raises:
-        BadInput: no network, different bins, other bands or stamp size than the dataset, an output that is
-            not finite, a dataset that cannot be read or holds no object, or `out` that cannot be written.
+        BadInput: no network, different bins, other bands or stamp size than the dataset's, an output that is
+            not finite, an unreadable dataset, an empty subset, or `out` cannot be written.
     """
     _check_output_path(out)
     manifest = read_manifest(data)
@@ -113,7 +113,7 @@ def average_pdfs(
         ebv: (N,) float32, mag.
         object_id: (N,) int64.
         tta: average over the eight flips and right-angle rotations.
-        forwards: compute the logits of each network; None: their modules do.
+        forwards: compute the logits of each network; None: the modules compute them.
     """
     total = torch.zeros(len(images), networks[0].bins.n, device=images.device)
     codes = range(8 if tta else 1)
@@ -149,7 +149,7 @@ def _check_output_path(out: Path) -> None:
     if out.is_dir():
         raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")
     if out.exists() and not _holds_pdfs(out):
-        raise BadInput(f"{out}: is there and holds no PDFs: delete it, or choose another name")
+        raise BadInput(f"{out}: exists and holds no PDFs: delete it, or choose another name")
     if out.suffix != ".hdf5":  # to qp, .h5, .hf5 and .hd5 are other formats
         raise BadInput(
             f"{out}: qp reads PDFs only from files whose names end in .hdf5: "
@@ -199,7 +199,7 @@ class _QpWriter:
             self._out, self._stack = out, stack.pop_all()
 
     def write_rows(self, first: int, density: Floats, points: Mapping[str, Any]) -> None:
-        """Write (n, bins) densities and what `ANCIL` lists, from row `first` on."""
+        """Write (n, bins) densities and the columns of `ANCIL`, from row `first` on."""
         rows = slice(first, first + len(density))
         with _writing(self._out):
             self._file["data/pdfs"][rows] = density

@@ -36,8 +36,8 @@ def write_adversarial_dataset(
 ) -> int:
     """Attack every galaxy of a dataset and write the result as a dataset: same objects, order and labels.
 
-    The pixels are written as float32 whatever the source's storage: rounding to int16 or float16 would carry
-    a perturbation out of its ball, or lose it. Distances are from the source's pixels as they are read.
+    The pixels are written as float32 whatever the source's storage: rounding to int16 or float16 would move
+    a perturbation out of its ball, or lose it. Distances are from the source's decoded pixels.
     Objects of unknown z_spec are attacked away from the network's own clean prediction, or by a shift from
     it, and stay unlabelled. A flux-conserving attack conserves what is written up to the rounding of pixels.
     The manifest's provenance holds the SHA-256 of the source's manifest, its storage, which of its objects
@@ -46,12 +46,12 @@ def write_adversarial_dataset(
     Args:
         network: the network to attack.
         data: source dataset.
-        out: folder to create; a failure leaves it without a manifest, that is, unfinished.
-        attack: what to do; epsilon and step in sky sigmas.
+        out: folder to create; after a failure it has no manifest, that is, it is unfinished.
+        attack: configuration of the attack; epsilon and step in sky sigmas.
         seed: key of the random starts.
-        batch: objects at a time.
-        device: where the network is and the attack runs.
-        limit: only the first so many objects.
+        batch: batch size.
+        device: device of the network.
+        limit: greatest number of objects, the first of the subset; None: all.
         subset: which objects of the dataset.
         precision: of the gradients: "fp32", "tf32" or "bf16".
 
@@ -59,8 +59,8 @@ def write_adversarial_dataset(
         Number of objects written.
 
     Raises:
-        BadInput: bands, stamp size or a z_spec that the network does not take, an output that is not finite,
-            no object meant, options of the attack that do not belong together, or `out` in use.
+        BadInput: other bands or stamp size than the network's, a z_spec outside its bins, an output that is
+            not finite, an empty subset, contradictory options of the attack, or `out` in use.
     """
     problem = attack.conflict(network.bins.z_min, network.bins.z_max)
     if problem:

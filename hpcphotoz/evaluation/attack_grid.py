@@ -74,14 +74,14 @@ def build_attack_grid(
     """All attacks of an evaluation, ordered by method as in `METHODS`, then by growing epsilon.
 
     Args:
-        methods: names in `METHODS`; one given twice counts once.
-        eps: sky sigmas; 0 is dropped, `headline_eps` added.
+        methods: names in `METHODS`; duplicates are ignored.
+        eps: sky sigmas; 0 is dropped, and `headline_eps` is added.
         headline_eps: sky sigmas.
         steps, restarts: of all methods but FGSM.
-        loss: what is raised.
+        loss: loss that the attacks maximise.
 
     Raises:
-        BadInput: an unknown method, none, or an option out of range.
+        BadInput: no method, an unknown method, or an option out of range.
     """
     if not methods:
         raise BadInput(f"no attack method: give some of {', '.join(METHODS)}")
@@ -94,7 +94,7 @@ def build_attack_grid(
         raise BadInput(f"{restarts} restarts of FGSM alone: it has no random start: add another attack")
     radii = sorted({float(e) for e in eps if e} | {float(headline_eps)})
     shared = {"steps": steps, "restarts": restarts, "loss": loss}
-    parse({"attack": shared}, "evaluation")  # FGSM's own steps and restarts would hide what is out of range
+    parse({"attack": shared}, "evaluation")  # FGSM ignores steps and restarts, which may be out of range
     return [
         NamedAttack(
             name,

@@ -64,7 +64,7 @@ class DatasetAttack:
         """Attacked images, (N, B, H, W) float32 nMgy.
 
         Args:
-            tensor: of `batches.to_tensors`.
+            tensor: from `batches.to_tensors`.
             z: (N,) float32 from `attack_labels`.
             attack: configuration of the attack.
             seed: key of the random starts.
@@ -106,7 +106,7 @@ class DatasetForward:
     """The forward pass of one network over a dataset, batch by batch, in float32 without TF32.
 
     Args:
-        network: in evaluation mode from now on.
+        network: the network; its module is put in evaluation mode.
         batch: batch size; batches at the ends of shards may be smaller.
         forwards: total number of image forward passes.
     """
@@ -131,7 +131,8 @@ class DatasetForward:
                 # Compilers, their back ends and the code that they make raise errors of no common type.
                 except Exception as error:
                     _log.warning(
-                        "a compiled network as a CUDA graph failed here (%s: %s): PDFs come without either",
+                        "a compiled network as a CUDA graph failed here (%s: %s): "
+                        "PDFs are computed without either",
                         type(error).__name__,
                         first_line(error),
                     )

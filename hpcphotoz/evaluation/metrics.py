@@ -23,7 +23,7 @@ def residuals(z_phot: Array, z_spec: Array) -> Floats:
         z_phot, z_spec: (N,) redshifts, finite, N >= 1.
 
     Raises:
-        ValueError: different shapes, nothing to measure, a redshift that is not finite or at most -1.
+        ValueError: different shapes, no object, a redshift that is not finite, or z_spec at most -1.
     """
     phot, spec = np.asarray(z_phot, np.float64), np.asarray(z_spec, np.float64)
     if phot.ndim != 1 or phot.shape != spec.shape:
@@ -41,7 +41,7 @@ def bias(dz: Array) -> float:
 
 
 def sigma_mad(dz: Array) -> float:
-    """1.4826 median |dz - median(dz)|: the scatter, blind to outliers and to a common offset."""
+    """1.4826 median |dz - median(dz)|: the scatter, insensitive to outliers and to an offset."""
     dz = _one_dimensional(dz)
     return float(NMAD * np.median(np.abs(dz - np.median(dz))))
 
@@ -60,7 +60,7 @@ def pit(pdf: Array, edges: Array, z_spec: Array) -> Floats:
         z_spec: (N,) redshifts; 0 below the first edge, 1 above the last.
 
     Raises:
-        ValueError: shapes that do not belong together, rows that are not PDFs.
+        ValueError: inconsistent shapes, or rows that are not PDFs.
     """
     pdf, edges, z = _checked(pdf, edges, z_spec)
     cdf, k, t = _locate(pdf, edges, z)
@@ -71,7 +71,7 @@ def pit(pdf: Array, edges: Array, z_spec: Array) -> Floats:
 def crps(pdf: Array, edges: Array, z_spec: Array) -> Floats:
     """Continuous ranked probability score, integral (CDF(z) - H(z - z_spec))^2 dz.
 
-    One figure an object, in redshift; a PDF that is a spike at z gives |z - z_spec|; smaller is better
+    One value per object, in redshift; a PDF that is a spike at z gives |z - z_spec|; smaller is better
     (Gneiting & Raftery 2007, doi:10.1198/016214506000001437).
 
     Arguments and errors as `pit`; a z_spec outside the edges adds its distance from them.
@@ -90,7 +90,7 @@ def crps(pdf: Array, edges: Array, z_spec: Array) -> Floats:
 
 
 def cde_loss(pdf: Array, edges: Array, z_spec: Array) -> Floats:
-    """Conditional density loss, integral p^2 dz - 2 p(z_spec), one figure an object (Izbicki & Lee 2017).
+    """Conditional density loss, integral p^2 dz - 2 p(z_spec), one value per object (Izbicki & Lee 2017).
 
     Its mean differs from the density's mean squared error by a constant; smaller is better, often negative.
     Arguments and errors as `pit`; p is 0 outside the edges.
@@ -110,7 +110,7 @@ def summary(
     *,
     threshold: float = OUTLIER,
 ) -> dict[str, float]:
-    """The figures a paper quotes: `bias`, `sigma_mad`, `eta`, `n`, and `crps`, `cde_loss` where given.
+    """The metrics that papers quote: `bias`, `sigma_mad`, `eta`, `n`, and `crps`, `cde_loss` if given.
 
     Args:
         z_phot, z_spec: (N,) redshifts.
@@ -152,12 +152,12 @@ def _checked(pdf: Array, edges: Array, z_spec: Array) -> tuple[Floats, Floats, F
 
 
 def _locate(pdf: Floats, edges: Floats, z: Floats) -> tuple[Floats, npt.NDArray[np.intp], Floats]:
-    """The CDF at the edges (N, n + 1), the bin k that holds z, and where in it z lies, from 0 to 1."""
+    """The CDF at the edges (N, n + 1), the bin k that holds z, and the place of z in it from 0 to 1."""
     cdf = np.concatenate([np.zeros((len(pdf), 1)), np.cumsum(pdf, axis=1)], axis=1)
     k = np.clip(np.searchsorted(edges, z, side="right") - 1, 0, len(edges) - 2)
     return cdf, k, np.clip((z - edges[k]) / np.diff(edges)[k], 0, 1)
 
 
 def _square(a: Floats, b: Floats) -> Floats:
-    """Mean over an interval of the square of a function that goes linearly from a to b."""
+    """Mean square, over an interval, of a function that is linear from a to b."""
     return np.asarray((a * a + a * b + b * b) / 3)

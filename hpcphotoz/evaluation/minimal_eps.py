@@ -1,4 +1,4 @@
-"""Minimal epsilon: the smallest that makes each galaxy an outlier. It needs no choice of epsilon."""
+"""Minimal epsilon: the smallest one that makes each galaxy an outlier."""
 
 import numpy as np
 import torch
@@ -23,21 +23,21 @@ def find_minimal_eps(
     """Search for the minimal epsilon of a batch of objects with `attacks.minimal_eps`, in float32.
 
     The loss is |<z> - z|, which defines an outlier: for 256 galaxies and the demo's two networks it found no
-    epsilon below 1 for 124 galaxies, cross-entropy for 164, with epsilons 11 to 14 % larger. Galaxies that it
-    does not make outliers are attacked again to raise <z>, then to lower it: the first attack had driven 3 of
-    96 galaxies to the nearer end of the bins. Only objects of known z_spec are attacked: for the others an
-    outlier is not defined.
+    epsilon below 1 for 124 galaxies, cross-entropy for 164, with epsilons 11 to 14 % larger. Galaxies that
+    this attack does not make outliers are attacked again to raise <z>, then to lower it: the first attack had
+    moved 3 of 96 galaxies to the nearer end of the bins. Objects of unknown z_spec are not attacked, because
+    an outlier is not defined for them.
 
     Args:
         network: the network to attack.
         tensor: of `batches.to_tensors`, N objects.
-        max_eps: the largest epsilon looked at, sky sigmas of each band.
-        steps: PGD steps at each of up to 1 + `BISECTIONS` epsilons, of each loss in turn.
+        max_eps: upper end of the search, sky sigmas of each band.
+        steps: PGD steps at each of up to 1 + `BISECTIONS` epsilons, for each loss.
         seed: key of the random starts.
 
     Returns:
-        (N,) float32, sky sigmas: 0 for an outlier before any attack, infinite where `max_eps` does not make
-        it one, NaN where z_spec is unknown.
+        (N,) float32, sky sigmas: 0 for an outlier before any attack, infinite if the galaxy is no outlier at
+        `max_eps`, NaN if z_spec is unknown.
     """
     known = ~torch.isnan(tensor["z_spec"])
     found = torch.full_like(tensor["z_spec"], torch.nan)

@@ -38,8 +38,8 @@ class ConditionResult:
 class MinimalEps:
     """Minimal epsilon of each galaxy, for one network: the smallest found that makes it an outlier."""
 
-    eps: Floats  # (N,) sky sigmas; 0: one already; inf: not up to `max_eps`; NaN: z_spec is unknown
-    max_eps: float  # sky sigmas, the largest looked at
+    eps: Floats  # (N,) sky sigmas; 0: an outlier already; inf: none up to `max_eps`; NaN: z_spec is unknown
+    max_eps: float  # sky sigmas, upper end of the search
 
     @property
     def known(self) -> Floats:
@@ -76,7 +76,7 @@ class NetworkResult:
     step: int
     bins: RedshiftBins
     conditions: tuple[ConditionResult, ...]  # clean first, then by method and growing epsilon
-    minimal_eps: MinimalEps | None = None  # None: was not asked for
+    minimal_eps: MinimalEps | None = None  # None: not searched for
 
     @property
     def clean(self) -> ConditionResult:
@@ -91,7 +91,7 @@ class NetworkResult:
         raise KeyError(f"{method} at {eps}")
 
     def curve(self, method: str) -> list[ConditionResult]:
-        """Clean and then the attack at growing epsilon."""
+        """The clean condition, then the attack at growing epsilon."""
         return [self.clean, *(condition for condition in self.conditions if condition.method == method)]
 
     def shift_curve(self, method: str) -> list[tuple[float, float, float]]:
@@ -128,12 +128,11 @@ class EvaluationResult:
     seed: int
     precision: str  # of the attacks' gradients
     networks: tuple[NetworkResult, ...]
-    transfer: dict[
-        str, dict[str, dict[str, float]]
-    ]  # attacked network -> network shown the images -> metrics
+    # Metrics by name of the attacked network, then of the network that predicts from its images.
+    transfer: dict[str, dict[str, dict[str, float]]]
     example: ExampleGalaxy
     subset: Subset = ALL_OBJECTS  # which objects of the dataset
-    limit: int | None = None  # and of those the first so many
+    limit: int | None = None  # greatest number of objects, the first of the subset
     restarts: int = 1  # of all methods but FGSM
 
     @property

@@ -50,31 +50,30 @@ def evaluate(
     They count in the change of <z> and are left out of the metrics.
 
     Args:
-        networks: what to measure; names must differ, all in the dataset's bands.
+        networks: networks of different names, all in the dataset's bands.
         data: dataset folder.
-        eps: in sky sigmas of each band: the greatest change of a pixel, of "l2" the root mean square; 0 is
-            dropped (it is the clean condition).
+        eps: epsilons in sky sigmas of each band: the greatest change of a pixel, or for "l2" its root mean
+            square; 0, the clean condition, is dropped.
         methods: names in `attack_grid.METHODS`. Pictures and transfer show the one that
             `attack_grid.headline_attack` chooses.
         steps: of all methods but FGSM, from a random start; PGD's each of 2.5 eps / steps.
-        restarts: random starts of the same methods, of which the best is kept.
-        batch: objects at a time.
-        loss: what the attack raises: "cross_entropy", "margin", "shift" or "crps".
+        restarts: random starts of the same methods; the best one is kept.
+        batch: batch size.
+        loss: loss that the attacks maximise: "cross_entropy", "margin", "shift" or "crps".
         headline_eps: the epsilon of summary, pictures and transfer; measured even if not in `eps`.
         minimal_eps_max: also search for the smallest epsilon that makes each galaxy an outlier, up to this
             many sky sigmas; None: no search.
-        device: where the networks are and the attacks run.
-        limit: only the first so many objects.
+        device: device of the networks.
+        limit: greatest number of objects, the first of the subset; None: all.
         seed: key of the random starts.
         precision: of the attacks' gradients: "fp32", "tf32" or "bf16"; bf16 was as strong where it was
-            compared. What is measured on the attacked images is always float32 without TF32, and so is the
-            search for the least epsilon.
+            compared. Metrics and the search for minimal epsilons always use float32 without TF32.
         subset: which objects of the dataset.
 
     Raises:
-        BadInput: no network, two of one name, other bands or stamp size than the dataset, a z_spec outside a
-            network's bins, no object meant, an output that is not finite, an unknown method, or an option out
-            of range.
+        BadInput: no network, two networks of the same name, other bands or stamp size than the dataset, a
+            z_spec outside a network's bins, an empty subset, an output that is not finite, an unknown method,
+            or an option out of range.
     """
     manifest = read_manifest(data)
     _check(networks, data, manifest, batch, limit, subset, precision, minimal_eps_max)
@@ -82,7 +81,7 @@ def evaluate(
     headline_key = headline_attack(methods), headline_eps
     objects = min(limit or manifest.rows, manifest.rows)
     gradients = objects * sum(attack.steps * attack.restarts for _, attack in grid)
-    forwards = objects * (len(grid) + len(networks))  # clean, each attack, the images of the others
+    forwards = objects * (len(grid) + len(networks))  # clean, each attack, transfer
     scorers = [
         NetworkScorer(
             one,
@@ -114,7 +113,7 @@ def evaluate(
         example = example or _example(networks, stamps, headline_batches)
         object_id.append(stamps.object_id)
         z_spec.append(stamps.z_spec)
-    assert example is not None  # a dataset without objects was refused
+    assert example is not None  # an empty subset was refused
     truth = np.concatenate(z_spec)
     return EvaluationResult(
         data=data,
@@ -184,8 +183,7 @@ def _check(
     check_precision(precision)
     if minimal_eps_max is not None and not 0 < minimal_eps_max <= GREATEST:
         raise BadInput(
-            f"greatest epsilon {minimal_eps_max} of the least ones: must be above 0 and at most {GREATEST:g} "
-            "sky sigmas"
+            f"minimal_eps_max {minimal_eps_max}: must be above 0 and at most {GREATEST:g} sky sigmas"
         )
     for network in networks:
         check_bands_and_stamp(network, manifest.header, data)

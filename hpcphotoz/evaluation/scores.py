@@ -23,7 +23,7 @@ class ScoreAccumulator:
         """Score a batch.
 
         Args:
-            network: whose PDFs.
+            network: the network that predicted the PDFs.
             pdf: (N, bins) probabilities.
             z_spec: (N,) NaN: unknown, scored NaN.
         """
@@ -39,7 +39,7 @@ class ScoreAccumulator:
         return np.concatenate(self._parts, axis=1)
 
     def metrics(self, z_spec: Floats) -> dict[str, float]:
-        """`metrics.summary` over the objects of known z_spec; empty where there is none."""
+        """`metrics.summary` over the objects of known z_spec; empty if there is none."""
         known = np.isfinite(z_spec)
         z_phot, _, crps, cde = self.per_object_scores()[:, known]
         return metrics.summary(z_phot, z_spec[known], crps, cde) if known.any() else {}

@@ -194,7 +194,7 @@ def test_what_is_not_a_result_is_not_overwritten(
     data, run = folder / "set", folder / "split"
     before = {path: path.read_bytes() for path in (*data.iterdir(), run / "config.toml")}
     for path in before:
-        fails(capsys, ["predict", run, "--data", data, "--out", path], "is there and holds no PDFs")
+        fails(capsys, ["predict", run, "--data", data, "--out", path], "exists and holds no PDFs")
     assert {path: path.read_bytes() for path in before} == before
     fails(capsys, ["evaluate", run, "--data", data, "--out", data], "is a dataset")
     fails(capsys, ["evaluate", run, "--data", data, "--out", run], "is a run")

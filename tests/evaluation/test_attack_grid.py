@@ -9,7 +9,7 @@ import pytest
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_attack
-from hpcphotoz.evaluation.report.summary import summary
+from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.models.bins import RedshiftBins
 from tests.helpers.toys import BANDS, SIDE, Curved, Toy, stamps, write
@@ -75,7 +75,7 @@ def test_pictures_and_transfer_show_the_strongest_attack_on_single_pixels(data: 
 
 def test_the_summary_says_what_each_method_was(data: Path) -> None:
     result = evaluate([Toy()], data, eps=(), methods=("fgsm", "flux", "l2"), steps=3, restarts=2)
-    tree = json.loads(json.dumps(summary(result), allow_nan=False))
+    tree = json.loads(json.dumps(report_summary(result), allow_nan=False))
     assert tree["attack"]["by_method"] == {
         "fgsm": {"method": "fgsm", "ball": "linf", "steps": 1, "restarts": 1},
         "flux": {"method": "pgd", "ball": "flux", "steps": 3, "restarts": 2},
@@ -97,7 +97,7 @@ def test_gradients_in_bfloat16_fool_as_well(data: Path) -> None:
         c.metrics["crps"] for c in (*full.networks[0].conditions, half.networks[0].conditions[1])
     )
     assert other - clean > 0.9 * (most - clean)
-    assert summary(half)["attack"]["gradient_precision"] == "bf16"
+    assert report_summary(half)["attack"]["gradient_precision"] == "bf16"
 
 
 def test_a_plan_is_in_order_and_refuses_what_is_not_one() -> None:

@@ -138,7 +138,7 @@ def test_a_network_that_the_compiler_fails_on_is_said_once(
     forward, batch = DatasetForward(Toy(), BATCH, MIN_FORWARDS_TO_COMPILE), images(BATCH, 1)
     for _ in range(2):
         assert torch.equal(forward(*batch), Toy().module(*batch))
-    assert caplog.text.count("failed here (RuntimeError: no compiler): PDFs come without") == 1
+    assert caplog.text.count("failed here (RuntimeError: no compiler): PDFs are computed without") == 1
 
 
 def test_predict_attack_and_evaluate_take_the_pdfs_of_the_graph(

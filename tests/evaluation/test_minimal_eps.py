@@ -1,4 +1,4 @@
-"""The least epsilon: the analytic one of a linear network, and what a report makes of many of them."""
+"""Minimal epsilon: the analytic value of a linear network, and its quantiles and tables in a report."""
 
 import json
 import math
@@ -11,7 +11,8 @@ import torch
 
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.evaluation.batches import to_tensors
-from hpcphotoz.evaluation.report.summary import print_table, summary, write_report
+from hpcphotoz.evaluation.report.summary import print_table, report_summary
+from hpcphotoz.evaluation.report.write import write_report
 from hpcphotoz.evaluation.result import EvaluationResult, MinimalEps
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.toys import BINS, Linear, Toy, stamps, write
@@ -35,20 +36,20 @@ def content() -> Stamps:
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
     """Of that network, and of one that is harder to move."""
-    data = write(tmp_path_factory.mktemp("least") / "d", content())
+    data = write(tmp_path_factory.mktemp("minimal_eps") / "d", content())
     networks = [Toy(), Toy("steady", Linear(scale=0.001))]
     return evaluate(networks, data, eps=(0.3,), steps=4, minimal_eps_max=2.0, batch=16)
 
 
 def found(result: EvaluationResult, k: int = 0) -> MinimalEps:
-    least = result.networks[k].minimal_eps
-    assert least is not None
-    return least
+    minimal = result.networks[k].minimal_eps
+    assert minimal is not None
+    return minimal
 
 
 def test_of_a_linear_network_it_is_the_analytic_one(result: EvaluationResult) -> None:
-    some, least = content(), found(result).eps
-    assert np.isnan(least[:5]).all() and (least[OUTLIERS] == 0).all() and (least[10:] > 0).all()
+    some, minimal = content(), found(result).eps
+    assert np.isnan(minimal[:5]).all() and (minimal[OUTLIERS] == 0).all() and (minimal[10:] > 0).all()
     w = next(Toy().module.parameters()).detach().double().numpy()
     gain = (some.sky_sigma * np.abs(w).sum(axis=(1, 2))).sum(axis=1)[10:]
     z, mean = (a[10:].astype(np.float64) for a in (some.z_spec, result.networks[0].clean.z_phot))
@@ -57,7 +58,7 @@ def test_of_a_linear_network_it_is_the_analytic_one(result: EvaluationResult) ->
     true = np.abs(np.log(wanted / (1 - wanted)) - np.log(now / (1 - now))) / gain
     assert 0.02 < true.min() < true.max() < 1
     # Eight bisections of a factor of 1024: 2.7 %, always from above.
-    ratio = least[10:] / true
+    ratio = minimal[10:] / true
     assert (ratio > 0.999).all() and (ratio < 1.028).all()
 
 
@@ -65,8 +66,8 @@ def test_of_a_linear_network_it_is_the_analytic_one(result: EvaluationResult) ->
 def test_an_attack_with_more_succeeds_and_one_with_less_fails(
     result: EvaluationResult, tmp_path: Path, factor: float, wins: bool
 ) -> None:
-    some, least = content()[10:], found(result).eps[10:]
-    sigma = (factor * least[:, None] * some.sky_sigma).astype(np.float32)
+    some, minimal = content()[10:], found(result).eps[10:]
+    sigma = (factor * minimal[:, None] * some.sky_sigma).astype(np.float32)
     data = write(tmp_path / "d", replace(some, sky_sigma=sigma))
     one = evaluate([Toy()], data, eps=(), headline_eps=1.0, methods=("fgsm", "apgd"), loss="shift")
     for method in one.methods:
@@ -98,8 +99,8 @@ def test_objects_come_alone_or_in_batches_with_the_same_figures(result: Evaluati
 
 def test_quantiles_are_galaxies_and_may_be_infinite() -> None:
     inf, nan = np.inf, np.nan
-    least = MinimalEps(np.array([0.3, nan, 0.0, inf, 0.1, inf, 0.2, inf, 0.4, 0.0, inf], np.float32), 0.5)
-    assert [least.quantile(q) for q in (0.1, 0.2, 0.3, 0.6, 0.61, 1.0)] == [
+    minimal = MinimalEps(np.array([0.3, nan, 0.0, inf, 0.1, inf, 0.2, inf, 0.4, 0.0, inf], np.float32), 0.5)
+    assert [minimal.quantile(q) for q in (0.1, 0.2, 0.3, 0.6, 0.61, 1.0)] == [
         0,
         0,
         np.float32(0.1),
@@ -107,7 +108,7 @@ def test_quantiles_are_galaxies_and_may_be_infinite() -> None:
         inf,
         inf,
     ]
-    assert least.as_summary() == {
+    assert minimal.as_summary() == {
         "p16_sky_sigma": 0.0,
         "p50_sky_sigma": pytest.approx(0.3),
         "p84_sky_sigma": None,
@@ -116,14 +117,14 @@ def test_quantiles_are_galaxies_and_may_be_infinite() -> None:
         "max_sky_sigma": 0.5,
         "n": 10,
     }
-    json.dumps(least.as_summary(), allow_nan=False)
+    json.dumps(minimal.as_summary(), allow_nan=False)
     unknown = MinimalEps(np.full(3, nan, np.float32), 1.0)
     assert math.isnan(unknown.quantile(0.5))
     assert unknown.as_summary()["p50_sky_sigma"] is None and unknown.as_summary()["n"] == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
-def test_summary_table_and_page_tell_it(
+def test_summary_table_and_page_show_it(
     result: EvaluationResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = write_report(result, tmp_path)
@@ -132,10 +133,10 @@ def test_summary_table_and_page_tell_it(
     assert written["steady"]["minimal_eps"]["p84_sky_sigma"] is None
     assert written["attack"]["minimal_eps"]["steps"] == 4
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<h2>Least epsilon</h2>") == 1 and 'alt="Least epsilon"' in page
+    assert page.count("<h2>Minimal epsilon</h2>") == 1 and 'alt="Minimal epsilon"' in page
     print_table(result)
-    shown = capsys.readouterr().out
-    assert "least epsilon (sky sigmas)" in shown and "&gt; 2" in page and "> 2" in shown
+    output = capsys.readouterr().out
+    assert "minimal epsilon (sky sigmas)" in output and "&gt; 2" in page and "> 2" in output
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
@@ -148,16 +149,16 @@ def test_all_galaxies_at_one_end_are_drawn_too(result: EvaluationResult, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
-def test_without_any_redshift_there_is_nothing_to_tell(
+def test_without_any_redshift_no_quantile_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write(tmp_path / "d", stamps(20, unknown=20))
     none = evaluate([Toy()], data, eps=(), methods=("fgsm",), minimal_eps_max=1.0)
-    assert summary(none)["standard"]["minimal_eps"]["n"] == 0
+    assert report_summary(none)["standard"]["minimal_eps"]["n"] == 0
     write_report(none, tmp_path / "report")
     print_table(none)
     assert "no z_spec" in capsys.readouterr().out
-    assert "minimal_eps" not in summary(evaluate([Toy()], data, eps=(), methods=("fgsm",)))["standard"]
+    assert "minimal_eps" not in report_summary(evaluate([Toy()], data, eps=(), methods=("fgsm",)))["standard"]
 
 
 def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Matplotlib helpers of the report's plots: figures as PNG bytes, network colours, the epsilon axis."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 except ImportError:
-    raise BadInput("a report needs matplotlib: pip install 'hpcphotoz[report]'") from None
+    raise BadInput("plots need matplotlib: pip install 'hpcphotoz[report]'") from None
 
-# Okabe & Ito's colours, told apart with any colour vision; black is kept for the truth and the ideal.
+# Okabe & Ito's colours, distinct with any colour vision; black is kept for the truth and the ideal.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLE = {
+REPORT_STYLE: Mapping[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,14 +37,14 @@ def colour(result: EvaluationResult, name: str) -> str:
 
 
 def condition_title(condition: ConditionResult) -> str:
-    """A condition's name above a panel."""
+    """Name of a condition, for the title of a panel."""
     if condition.eps == 0:
         return "clean"
     return f"{METHODS[condition.method].label}, $\\epsilon$ = {condition.eps:g} sky sigma"
 
 
 def epsilon_axis(ax: Any, result: EvaluationResult) -> None:
-    """Epsilon along x, linear below the smallest, so that the clean condition has its place at 0."""
+    """Set the x axis: logarithmic in epsilon, linear below the smallest one, so that it includes 0."""
     ax.set_xscale("symlog", linthresh=min(result.eps), linscale=0.5)
     ticks = [0.0, *result.eps]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
@@ -53,23 +53,31 @@ def epsilon_axis(ax: Any, result: EvaluationResult) -> None:
 
 
 def start_y_at_zero(*axes: Any) -> None:
-    """Let the axes, which share their y, begin at 0 and end above the highest point."""
+    """Set the y limits from 0 to above the highest point of all axes, which share their y."""
     y = np.concatenate([np.asarray(line.get_ydata(), float) for ax in axes for line in ax.get_lines()])
     top = float(y[np.isfinite(y)].max(initial=0))
     axes[0].set_ylim(0, 1.08 * top or 1)
 
 
 def legend_below(figure: Any, ax: Any) -> None:
-    """One legend for all panels, under them."""
+    """Add one legend for all panels, below them."""
     handles, labels = ax.get_legend_handles_labels()
     inches = 0.085 * max(map(len, labels)) + 0.7  # of a label of 10 points and its handle
     columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def figure_png(draw: Callable[[Any], None], width: float, height: float) -> bytes:
-    """Draw on a figure of that many inches and return it as PNG; nothing global is touched or kept."""
-    with rc_context(_STYLE):
+def figure_png(
+    draw: Callable[[Any], None], width: float, height: float, style: Mapping[str, Any] = REPORT_STYLE
+) -> bytes:
+    """Draw a figure and return it as PNG, without pyplot and its global state.
+
+    Args:
+        draw: draws on the Matplotlib figure.
+        width, height: inches.
+        style: Matplotlib's rcParams.
+    """
+    with rc_context(dict(style)):
         figure = Figure(figsize=(width, height), layout="constrained")
         canvas = FigureCanvasAgg(figure)
         draw(figure)

@@ -3,13 +3,10 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hpcphotoz.evaluation.report.figure import figure_png
-from hpcphotoz.evaluation.report.gallery import three_bands
+from hpcphotoz.evaluation.report.rgb import rgb_image
 from hpcphotoz.evaluation.result import EvaluationResult, NetworkResult
-
-Floats = npt.NDArray[Any]
 
 
 def example_galaxy(result: EvaluationResult, name: str) -> bytes:
@@ -27,7 +24,7 @@ def example_galaxy(result: EvaluationResult, name: str) -> bytes:
         top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.15, 0.85, 1))
         before, after = top.subplots(1, 2)
         for ax, image, title in ((before, example.image, "galaxy"), (after, attacked, "attacked galaxy")):
-            ax.imshow(rgb(image, example.image, bands), origin="lower", extent=extent)
+            ax.imshow(rgb_image(image, example.image, bands), origin="lower", extent=extent)
             ax.set(title=title, xlabel="arcsec", ylabel="arcsec")
             ax.grid(False)
         panels = middle.subplots(1, len(bands), squeeze=False, sharey=True)[0]
@@ -52,31 +49,3 @@ def _pdfs(ax: Any, result: EvaluationResult, network: NetworkResult) -> None:
         )
     ax.set(xlabel="redshift", ylabel="probability density", xlim=(e[0], e[-1]), ylim=(0, None))
     ax.legend()
-
-
-def rgb(image: Floats, scale: Floats, bands: tuple[str, ...]) -> Floats:
-    """A colour picture of nMgy images, (H, W, 3) on [0, 1], by an asinh stretch of the mean of three bands.
-
-    The ratio of the bands in a pixel, and so its colour, survives the stretch (Lupton et al. 2004,
-    doi:10.1086/382245).
-
-    Args:
-        image: (B, H, W) nMgy.
-        scale: (B, H, W) nMgy, the image that sets the stretch: the same for pictures to be compared.
-        bands: names; `three_bands` says which are red, green and blue.
-    """
-    three = three_bands(bands)
-
-    def balanced(x: Floats) -> Floats:
-        # Blue is raised and red lowered so that a typical galaxy (g - i about 1) comes out neutral.
-        return np.asarray(x[three] * np.array([0.65, 1.0, 1.7])[:, None, None], np.float64)
-
-    channels, reference = balanced(image), balanced(scale).mean(axis=0)
-    floor = np.median(reference)
-    noise = max(float(np.median(np.abs(reference - floor))) * 1.4826, 1e-12)
-    top = np.arcsinh(max(float(reference.max()) - floor, 10 * noise) / (5 * noise))
-    base = np.array([np.median(c) for c in balanced(scale)])[:, None, None]
-    lifted = channels - base
-    intensity = np.maximum(lifted.mean(axis=0), 1e-12)
-    stretched = np.arcsinh(intensity / (5 * noise)) / top
-    return np.asarray(np.clip(np.moveaxis(lifted * stretched / intensity, 0, 2), 0, 1))

@@ -1,4 +1,4 @@
-"""The HTML page of a report: self-contained, pictures inside, no request to anywhere."""
+"""The HTML page of a report, self-contained: pictures are embedded, and nothing is requested."""
 
 import base64
 import html
@@ -16,23 +16,23 @@ EPS sky sigma of its bandROOTMEAN; the last column is the median change of the P
 _REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its spectroscopic one, clean
 and under STRONGEST at EPS sky sigma. Solid: equality; dotted: the outlier limit, |&Delta;z/(1+z)| =
 {OUTLIER}."""
-_ROBUSTNESS = """Scatter, outlier fraction and absolute bias as the attack may change each pixel by more,
+_ROBUSTNESS = """Scatter, outlier fraction and absolute bias against &epsilon;, the greatest change of a pixel
 in units of the sky noise of its band. A broken network's scatter can fall again at large &epsilon;, when
 all redshifts are pushed the same way: read it beside the outliers and the bias."""
-_MINIMAL = f"""Each galaxy is attacked again and again to find the least &epsilon; that carries its redshift
-beyond {OUTLIER} (1 + z): the curve is the share of galaxies that are outliers, or can be made so with no more
-than &epsilon;. A network is the more robust the further right its curve rises. It is an upper bound: a
-stronger attack may need less."""
-_SHIFT = """How far the attack moves the mean of the PDF from where it was on the clean image. It needs no
-spectroscopic redshift, so it can be measured on any survey's images."""
+_MINIMAL = f"""Each galaxy is attacked repeatedly to find the minimal &epsilon; that moves its redshift by
+more than {OUTLIER} (1 + z). The curve is the fraction of galaxies that are outliers without an attack or
+become outliers within &epsilon;. The further right its curve rises, the more robust is a network. The
+minimal &epsilon; found is an upper bound: a stronger attack may need less."""
+_SHIFT = """Change of the PDF's mean between the clean and the attacked image. It needs no spectroscopic
+redshift, so it can be measured on any survey's images."""
 _CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs,
 U-shaped for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude the
 true redshift."""
-_TRANSFER = """sigma_MAD / outliers when the images made against one network by STRONGEST at EPS sky sigma
-(row) are shown to another (column): do attacks fool networks they were not made for?"""
+_TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the images made against another
+(row) by STRONGEST at EPS sky sigma: do attacks also fool networks that they were not made for?"""
 _GALAXY = """Galaxy OBJECT, for which the attack on &lsquo;FIRST&rsquo; has about the median effect, as
-&lsquo;NETWORK&rsquo; sees it. The STRONGEST perturbation, BOUND, is drawn band by band on a scale of
-its own: on that of the galaxy it cannot be seen."""
+&lsquo;NETWORK&rsquo; sees it. The STRONGEST perturbation, BOUND, has a
+colour scale of its own: on the galaxy's scale it is invisible."""
 
 
 def render_page(
@@ -45,16 +45,16 @@ def render_page(
     """Render the report as one HTML page.
 
     Args:
-        result: what was measured.
+        result: from `evaluate`.
         table: rows of the summary table, its head first.
         minimal_eps: rows of the table of minimal epsilons, its head first; empty if not searched for.
-        baseline: metrics of the kNN baseline, if there is one.
+        baseline: metrics of the kNN baseline; None: no baseline.
         footer: versions of the software.
 
     Raises:
         BadInput: matplotlib is not installed.
     """
-    from hpcphotoz.evaluation.report import galaxy, plots  # here, so that all else works without matplotlib
+    from hpcphotoz.evaluation.report import galaxy, plots  # a local import: all else works without matplotlib
 
     sections = [_section("Summary", _SUMMARY, _table(table), result)]
 
@@ -65,8 +65,8 @@ def render_page(
         picture("Redshifts", _REDSHIFTS, plots.redshift_scatter(result))
         picture("Robustness", _ROBUSTNESS, plots.robustness_curves(result, baseline))
         if minimal_eps:
-            body = _table(minimal_eps) + _image(plots.minimal_eps_curves(result), "Least epsilon")
-            sections.append(_section("Least epsilon", _MINIMAL, body, result))
+            body = _table(minimal_eps) + _image(plots.minimal_eps_curves(result), "Minimal epsilon")
+            sections.append(_section("Minimal epsilon", _MINIMAL, body, result))
         picture("Calibration", _CALIBRATION, plots.pit_histograms(result))
         if result.transfer:
             sections.append(_section("Transfer", _TRANSFER, _table(_transfer(result)), result))
@@ -90,7 +90,7 @@ def render_page(
 
 
 def _attacks(result: EvaluationResult) -> str:
-    """What the attacks are, in sentences."""
+    """Sentences that describe the attacks."""
     steps = f"{result.steps} step{'s' * (result.steps > 1)}"
     each = "; ".join(METHODS[name].description.replace("STEPS", steps) for name in result.methods)
     loss = result.loss.replace("_", "-")
@@ -101,7 +101,7 @@ def _attacks(result: EvaluationResult) -> str:
 
 def _transfer(result: EvaluationResult) -> list[list[str]]:
     names = [network.name for network in result.networks]
-    rows = [["images made against", *(f"shown to {name}" for name in names)]]
+    rows = [["images made against", *(f"predicted by {name}" for name in names)]]
     for network in result.networks:
         own = network.at(result.headline_method, result.headline_eps).metrics
         by_network = {**result.transfer[network.name], network.name: own}
@@ -113,6 +113,7 @@ def _transfer(result: EvaluationResult) -> list[list[str]]:
 
 
 def _section(title: str, text: str, body: str, result: EvaluationResult) -> str:
+    """A section of the page; the capitalised words of its text are replaced by their values."""
     l2 = result.headline_method == "l2"
     bound = "of root mean square EPS sky sigma" if l2 else "at most EPS sky sigma a pixel"
     words = {

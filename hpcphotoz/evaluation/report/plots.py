@@ -23,7 +23,7 @@ Floats = npt.NDArray[Any]
 
 BASELINE = "#666666"
 _PANELS = 3  # side by side: more are too small on a page
-# Where the curves coincide, the thin dashes and open circles of FGSM are seen on the wide line of PGD.
+# Where the curves coincide, FGSM's thin dashes and open circles are visible on the wide line of PGD.
 METHOD_STYLE: dict[str, dict[str, Any]] = {
     "fgsm": {"ls": "--", "lw": 1.2, "marker": "o", "ms": 8, "mfc": "none", "zorder": 4},
     "pgd": {"ls": "-", "lw": 3, "marker": "s", "ms": 4, "alpha": 0.55, "zorder": 3},
@@ -76,7 +76,7 @@ def _scatter(
 
 
 def robustness_curves(result: EvaluationResult, baseline: Mapping[str, float] | None) -> bytes:
-    """Scatter, outliers and bias against epsilon: a colour a network, a line style a method."""
+    """Scatter, outliers and bias against epsilon: one colour per network, one line style per method."""
     panels = (
         ("sigma_mad", "$\\sigma_{MAD}$ of $\\Delta z/(1+z)$", 1.0),
         ("eta", f"$\\eta$: outliers, |$\\Delta z/(1+z)$| > {OUTLIER} (%)", 100.0),
@@ -108,7 +108,7 @@ def robustness_curves(result: EvaluationResult, baseline: Mapping[str, float] | 
 
 
 def shift_curves(result: EvaluationResult) -> bytes:
-    """Change of <z> against epsilon, median and 90th percentile, a panel a method; needs no z_spec."""
+    """Change of <z> against epsilon, median and 90th percentile, one panel per method; needs no z_spec."""
 
     rows = math.ceil(len(result.methods) / _PANELS)
     columns = min(len(result.methods), _PANELS)
@@ -135,7 +135,7 @@ def shift_curves(result: EvaluationResult) -> bytes:
 
 
 def pit_histograms(result: EvaluationResult) -> bytes:
-    """PIT histograms: a panel a network; clean and attacked."""
+    """PIT histograms, clean and attacked; one panel per network."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, len(result.networks), squeeze=False, sharey=True)[0]
@@ -165,10 +165,10 @@ def minimal_eps_curves(result: EvaluationResult) -> bytes:
         ax = figure.subplots()
         for name, one in measured:
             reached = one.known[np.isfinite(one.known)]
-            share = 100 * np.arange(len(reached) + 1) / max(len(one.known), 1)
-            # On the left edge those that need no attack; flat from the last one found to the end.
+            percent = 100 * np.arange(len(reached) + 1) / max(len(one.known), 1)
+            # Galaxies that need no attack are at the left edge; beyond the last one found the curve is flat.
             x = np.concatenate([[low], np.maximum(reached, low), [max_eps]])
-            y = np.concatenate([share, share[-1:]])
+            y = np.concatenate([percent, percent[-1:]])
             ax.plot(x, y, drawstyle="steps-post", color=colour(result, name), lw=1.8, label=name)
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")

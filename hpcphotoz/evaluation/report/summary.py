@@ -1,22 +1,18 @@
-"""The report of an evaluation: one self-contained HTML page, a JSON summary, and a table for the terminal."""
+"""The content of `summary.json`, and the tables that the terminal and the page show."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from hpcphotoz.atomic import check_output_folder, write_text
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.minimal_eps import BISECTIONS
-from hpcphotoz.evaluation.report.page import TITLE, render_page
 from hpcphotoz.evaluation.result import CLEAN, EvaluationResult
 from hpcphotoz.output import number_of
 from hpcphotoz.provenance import commit
@@ -26,19 +22,21 @@ _PACKAGES = ("hpcphotoz", "torch", "numpy", "h5py", "matplotlib")
 _RESERVED = (BASELINE, "robustness_curves", "transfer", "data", "attack", "versions")
 
 
-def summary(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
+def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Build the content of `summary.json`.
 
-    Keys are the runs' names, each with `clean` and the methods' names, each with `bias`, `sigma_mad`, `eta`,
-    `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z>, at the headline epsilon, and where it was
-    looked for `minimal_eps` (see `MinimalEps.as_summary`: null is a quantile beyond `max_sky_sigma`); then
-    `knn_colours` (the same metrics), `robustness_curves` (per run and method, every epsilon), `transfer`
-    (attacked run, then shown run; by `attack.headline_method`), `data` (with the subset of it that was
-    measured), `attack` and `versions`.
+    Each run's name is a key. Its value has the keys `clean` and the methods' names, each with `bias`,
+    `sigma_mad`, `eta`, `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z> at the headline
+    epsilon, and `minimal_eps` if it was searched for (see `MinimalEps.as_summary`: null is a quantile beyond
+    `max_sky_sigma`).
+
+    The other keys are `knn_colours` (the same metrics), `robustness_curves` (per run and method, every
+    epsilon), `transfer` (per attacked run and predicting run, of `attack.headline_method`), `data` (with the
+    measured subset), `attack` and `versions`.
 
     Args:
         result: from `evaluate`.
-        baseline: from `knn_colours`, if there is one.
+        baseline: metrics from `knn_colours`; None: no baseline.
 
     Raises:
         BadInput: a run whose name is one of the other keys.
@@ -95,90 +93,39 @@ def summary(result: EvaluationResult, baseline: Mapping[str, float] | None = Non
 
 
 def check_run_names(names: Sequence[str]) -> None:
-    """Refuse runs that a summary has no place for.
+    """Refuse runs whose names collide with other keys of the summary.
 
     Raises:
-        BadInput: a name that is one of the summary's other keys.
+        BadInput: a name is one of those keys.
     """
     for name in names:
         if name in _RESERVED:
             raise BadInput(f"run '{name}': its name is a key of the summary: rename the run folder")
 
 
-def check_report_folder(out: Path) -> None:
-    """Refuse a folder in which a report cannot be written or would replace something else; change nothing.
-
-    Raises:
-        BadInput: the folder cannot be made or written, is a dataset or a run, or holds a `report.html` or
-            `summary.json` that no evaluation wrote.
-    """
-    for name, what in (("manifest.json", "a dataset"), ("checkpoints", "a run")):
-        if (out / name).exists():
-            raise BadInput(f"{out}: is {what}: choose another folder for the report")
-    for name, mark in (("report.html", f"<title>{TITLE}"), ("summary.json", '"robustness_curves"')):
-        path = out / name
-        try:
-            ours = not path.exists() or mark in path.read_text(encoding="utf-8", errors="replace")
-        except OSError:  # a folder, or a file that may not be read
-            ours = False
-        if not ours:
-            raise BadInput(
-                f"{path}: is there and no evaluation wrote it: choose another folder for the report"
-            )
-    check_output_folder(out)
-
-
-def write_report(
-    result: EvaluationResult, out: Path, baseline: Mapping[str, float] | None = None
-) -> dict[str, Any]:
-    """Write `report.html` and `summary.json` into a folder, each under its name only when complete.
-
-    Args:
-        result: from `evaluate`.
-        out: folder; made where it does not exist.
-        baseline: metrics from `knn_colours`, drawn and listed beside the networks.
-
-    Returns:
-        The summary.
-
-    Raises:
-        BadInput: no matplotlib, or a folder that `check_report_folder` refuses.
-    """
-    check_report_folder(out)
-    tree = summary(result, baseline)
-    footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
-    text = render_page(result, _metrics_rows(result, baseline), _minimal_eps_rows(result), baseline, footer)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "report.html", text)
-        write_text(out / "summary.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise BadInput(f"{out}: cannot write the report: {error.strerror}") from None
-    return tree
-
-
 def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> None:
-    """Print the metrics, clean and at the headline epsilon, and the least epsilons, to standard output."""
+    """Print the metrics, clean and at the headline epsilon, and the minimal epsilons, to standard output."""
     which = result.subset.text(result.limit)
     galaxies = number_of(len(result.z_spec), "galaxy", "galaxies")
-    _print(f"{galaxies} of {result.data}{which}", _metrics_rows(result, baseline), 2)
-    if rows := _minimal_eps_rows(result):
-        title = "least epsilon (sky sigmas) that makes a share of the galaxies outliers"
+    _print(f"{galaxies} of {result.data}{which}", metrics_rows(result, baseline), 2)
+    if rows := minimal_eps_rows(result):
+        title = "minimal epsilon (sky sigmas) that makes a fraction of the galaxies outliers"
         _print(title, rows, 1)
 
 
-def _print(title: str, rows: list[list[str]], words: int) -> None:
-    """One table, its head first; so many columns are words, the others numbers."""
+def _print(title: str, rows: list[list[str]], text_columns: int) -> None:
+    """Print a table whose first row is the head; columns after the first `text_columns` are numbers."""
     table = Table(title=title)
     head, *body = rows
     for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i < words else "right")
+        table.add_column(name, justify="left" if i < text_columns else "right")
     for row in body:
         table.add_row(*row)
     Console().print(table)
 
 
-def _metrics_rows(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[list[str]]:
+def metrics_rows(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[list[str]]:
+    """Table of metrics, clean and at the headline epsilon, its head first."""
     rows = [["run", "attack", "eps", "bias", "sigma_MAD", "eta", "CRPS", "|d<z>|"]]
     for network in result.networks:
         conditions = [network.clean, *(network.at(method, result.headline_eps) for method in result.methods)]
@@ -189,7 +136,8 @@ def _metrics_rows(result: EvaluationResult, baseline: Mapping[str, float] | None
     return rows
 
 
-def _minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
+def minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
+    """Table of the minimal epsilons, its head first; empty if they were not searched for."""
     measured = [(n.name, n.minimal_eps) for n in result.networks if n.minimal_eps is not None]
     if not measured:
         return []

@@ -12,7 +12,7 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.baseline import knn
+from hpcphotoz.evaluation.baseline import knn, photometry
 from hpcphotoz.models.bins import RedshiftBins
 
 BINS = RedshiftBins(40, 0.0, 0.4)
@@ -28,7 +28,7 @@ def galaxies(
     seen = z if informative else rng.permutation(z)
     magnitude = rng.uniform(15, 17, n)[:, None] - np.outer(6 * seen, np.arange(len(bands)))
     extinction = rng.uniform(0, ebv, n) if ebv else np.zeros(n)
-    dust = np.array([knn.REDDENING.get(band, 0.0) for band in bands])
+    dust = np.array([photometry.REDDENING.get(band, 0.0) for band in bands])
     total = 10 ** (-0.4 * (magnitude - 22.5 + extinction[:, None] * dust))
     at = (np.arange(32) - 15.5) * 0.396
     shape = np.exp(-0.5 * (at[:, None] ** 2 + at[None] ** 2) / 1.0**2)
@@ -94,7 +94,7 @@ def test_the_subset_and_the_limit_say_what_is_measured_and_among_what(tmp_path: 
     parts = order.split_part(stamps.object_id, 0.1, 0.3, 0)
     figures = knn.knn_colours(data, data, BINS, 10, subset=asked, limit=50, train_subset=train_subset)
     assert (figures["n"], figures["n_train"]) == (50, (parts[np.isfinite(stamps.z_spec)] == 0).sum())
-    found = knn.measure_photometry(data, BINS, asked, 50)
+    found = photometry.measure_photometry(data, BINS, asked, 50)
     np.testing.assert_array_equal(found.object_id, stamps.object_id[parts == 2][:50])
     assert figures["sigma_mad"] < 0.01
     with pytest.raises(BadInput, match="of its objects are in .*such as --part test"):
@@ -121,22 +121,22 @@ def test_unknown_redshifts_are_left_out_and_unusable_sets_refused(tmp_path: Path
 
 def test_a_band_of_unknown_reddening_brings_ebv_as_a_feature(tmp_path: Path) -> None:
     bands = ("g", "r", "y")
-    data = knn.measure_photometry(write(tmp_path / "gry", galaxies(30, 1, bands=bands), bands), BINS)
-    colours, rest = knn.features(data, 1, data.noise)
+    data = photometry.measure_photometry(write(tmp_path / "gry", galaxies(30, 1, bands=bands), bands), BINS)
+    colours, rest = photometry.features(data, 1, data.noise)
     assert colours.shape == (30, 2) and rest.shape == (30, 3)
 
 
 def test_apertures_have_the_area_of_their_circles() -> None:
-    weights = knn.apertures(Header(BANDS, 64, 0.396))
-    circles = np.pi * (np.array(knn.RADII) / 0.396) ** 2
+    weights = photometry.apertures(Header(BANDS, 64, 0.396))
+    circles = np.pi * (np.array(photometry.RADII) / 0.396) ** 2
     # 8 x 8 samples a pixel: a relative error below 1 % from a radius of 2.5 pixels on.
     np.testing.assert_allclose(weights.sum(axis=(1, 2)), circles, rtol=0.01)
     np.testing.assert_allclose(weights, weights[:, ::-1, ::-1])
 
 
 def test_the_pdf_is_a_pdf_and_its_mean_is_the_estimate(tmp_path: Path) -> None:
-    known = knn.measure_photometry(write(tmp_path / "train", galaxies(200, 1)), BINS)
-    asked = knn.measure_photometry(write(tmp_path / "test", galaxies(30, 2)), BINS)
+    known = photometry.measure_photometry(write(tmp_path / "train", galaxies(200, 1)), BINS)
+    asked = photometry.measure_photometry(write(tmp_path / "test", galaxies(30, 2)), BINS)
     options = knn.KnnOptions(radius=2, whiten=False, magnitude=0.2, inverse=True, kernel=0.005)
     z_phot, pdf = knn.estimate(known, asked, options, BINS, 10)
     np.testing.assert_allclose(pdf.sum(axis=1), 1, atol=1e-12)

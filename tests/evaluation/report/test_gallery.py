@@ -3,7 +3,6 @@
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +13,11 @@ from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.report import gallery
-from hpcphotoz.evaluation.report.gallery import (
-    band_colours,
-    band_letter,
-    caption_band,
-    magnitude,
-    plot_dataset,
-    rgb_images,
-    sample_dataset,
-    three_bands,
-)
+from hpcphotoz.evaluation.report import figure as figures
+from hpcphotoz.evaluation.report.dataset_sample import sample_dataset
+from hpcphotoz.evaluation.report.gallery import ab_magnitude, caption_band, plot_dataset
+from hpcphotoz.evaluation.report.rgb import band_colours, band_letter, rgb_images, three_bands
+from hpcphotoz.sources.noise import sky_sigma
 from tests.helpers.datasets import SKY, make_stamps
 
 
@@ -42,15 +35,16 @@ def words(folder: Path, manifest: Manifest, out: Path, monkeypatch: pytest.Monke
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    figures: list[Any] = []
+    texts: list[str] = []
 
-    def figure(**options: Any) -> Any:
-        figures.append(Figure(**options))
-        return figures[-1]
+    class Recorded(Figure):
+        def clear(self, keep_observers: bool = False) -> None:
+            texts.extend(text.get_text() for text in self.findobj(Text))
+            super().clear(keep_observers)
 
-    monkeypatch.setattr(gallery, "Figure", figure)
+    monkeypatch.setattr(figures, "Figure", Recorded)
     plot_dataset(folder, manifest, out)
-    return "\n".join(text.get_text() for text in figures[0].findobj(Text))
+    return "\n".join(texts)
 
 
 def size(png: Path) -> tuple[int, int]:
@@ -126,7 +120,7 @@ def test_a_small_dataset_is_taken_whole_and_measured(tmp_path: Path) -> None:
 def test_a_large_dataset_is_sampled_from_many_shards_and_alike_every_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpcphotoz.evaluation.report.gallery._MAX_OBJECTS", 128)
+    monkeypatch.setattr("hpcphotoz.evaluation.report.dataset_sample._MAX_OBJECTS", 128)
     stamps = make_stamps(700, size=4)
     folder, manifest = written(tmp_path / "set", stamps, shard_rows=100)
     first, again, other = (
@@ -162,26 +156,28 @@ def test_a_band_has_its_colour_in_every_dataset() -> None:
     assert caption_band(("g", "i", "z")) == 1 and caption_band(("J",)) == 0
 
 
-def test_the_scatter_of_the_edge_is_clipped_and_not_in_steps_of_int16() -> None:
+def test_the_scatter_of_the_outer_pixels_is_clipped_and_not_in_steps_of_int16() -> None:
     rng = np.random.default_rng(0)
     images = rng.normal(0, 0.03, (200, 1, 64, 64)).astype(np.float32)
     images[:, :, :2, :6] += 3  # a neighbour
     images[:, :, 32, 32] = 40  # needs larger units: 1333 sigma
     sky = np.full((200, 1), 0.03, np.float32)
     stored, unit = encoding.encode(images, sky, "int16")
-    fine, coarse = (gallery._edge_scatter(x) / 0.03 for x in (images, encoding.decode(stored, unit)))
+    fine, coarse = (sky_sigma(x) / 0.03 for x in (images, encoding.decode(stored, unit)))
     np.testing.assert_allclose(coarse, fine, rtol=0.04)  # a pixel at the cut changes it by 1 %
     assert np.median(np.abs(coarse / fine - 1)) < 0.003
     assert len(np.unique(np.round(coarse, 6))) > 150
     assert coarse.mean() == pytest.approx(1, abs=0.01) and coarse.std() < 0.05
-    assert not gallery._edge_scatter(np.ones((1, 1, 8, 8), np.float32)).any()
+    assert not sky_sigma(np.ones((1, 1, 8, 8), np.float32)).any()
 
 
 def test_three_bands_are_chosen_and_magnitudes_are_ab() -> None:
     assert three_bands(("u", "g", "r", "i", "z")) == [3, 2, 1]
     assert three_bands(("Y", "J", "H", "K")) == [3, 2, 0] and three_bands(("r",)) == [0, 0, 0]
     assert three_bands(("des-g", "des-r", "des-i", "des-z")) == [2, 1, 0]
-    np.testing.assert_array_equal(magnitude(np.array([1.0, 100.0, 0.0, -1.0])), [22.5, 17.5, np.nan, np.nan])
+    np.testing.assert_array_equal(
+        ab_magnitude(np.array([1.0, 100.0, 0.0, -1.0])), [22.5, 17.5, np.nan, np.nan]
+    )
 
 
 def test_the_command_draws_and_says_what_is_wrong(

@@ -20,7 +20,8 @@ from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.attack_grid import METHODS
-from hpcphotoz.evaluation.report.summary import check_report_folder, print_table, summary, write_report
+from hpcphotoz.evaluation.report.summary import print_table, report_summary
+from hpcphotoz.evaluation.report.write import check_report_folder, write_report
 from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult, ExampleGalaxy, NetworkResult
 from hpcphotoz.models.bins import RedshiftBins
 
@@ -200,12 +201,12 @@ def test_summary_page_and_table_say_which_objects_were_measured(
 
 def test_the_terminal_shows_every_run_and_the_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(made(), BASELINE)
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("standard", "adversarial", "kNN colours", "pgd", "0.0190", "5.0 %"):
-        assert word in shown
+        assert word in output
 
 
-def test_a_failed_write_is_told_in_a_line_and_keeps_the_earlier_report(
+def test_a_failed_write_is_reported_in_a_line_and_keeps_the_earlier_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_report(made(("standard",)), tmp_path)
@@ -249,20 +250,20 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     assert "other" in json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "report.html").unlink()
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(BadInput, match="report.html: is there and no evaluation wrote it"):
+    with pytest.raises(BadInput, match="report.html: exists and was not written by an evaluation"):
         write_report(made(("standard",)), tmp_path)
 
 
 def test_a_run_must_not_be_called_like_a_key() -> None:
     with pytest.raises(BadInput, match="rename"):
-        summary(made(("versions",)))
+        report_summary(made(("versions",)))
 
 
 def test_matplotlib_is_needed_only_by_the_page_and_missed_in_a_line(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "from hpcphotoz.errors import BadInput\n"
-        "import hpcphotoz.evaluation.report.summary, hpcphotoz.evaluation.robustness, hpcphotoz.predict\n"
+        "import hpcphotoz.evaluation.report.write, hpcphotoz.evaluation.robustness, hpcphotoz.predict\n"
         "names = ['hpcphotoz.evaluation.report.plots', 'hpcphotoz.evaluation.report.galaxy']\n"
         "for name in [*names, 'hpcphotoz.evaluation.report.figure']:\n"
         "    try:\n        __import__(name)\n"
@@ -274,13 +275,13 @@ def test_matplotlib_is_needed_only_by_the_page_and_missed_in_a_line(tmp_path: Pa
 
 @pytest.mark.parametrize("bands", [BANDS, ("g", "r", "z"), ("r",)])
 def test_the_colour_picture_is_on_zero_to_one_and_the_same_stretch_compares(bands: tuple[str, ...]) -> None:
-    from hpcphotoz.evaluation.report import galaxy
+    from hpcphotoz.evaluation.report.rgb import rgb_image
 
     rng = np.random.default_rng(0)
     image = rng.normal(0, 0.02, (len(bands), 16, 16))
     image[:, 8, 8] = 5
-    picture = galaxy.rgb(image, image, bands)
+    picture = rgb_image(image, image, bands)
     assert picture.shape == (16, 16, 3) and picture.min() >= 0 and picture.max() <= 1
     assert picture[8, 8].min() > 0.5 > np.median(picture)
-    brighter = galaxy.rgb(image * np.where(image > 1, 1, 1) + 0.05, image, bands)
+    brighter = rgb_image(image * np.where(image > 1, 1, 1) + 0.05, image, bands)
     assert np.median(brighter) > np.median(picture)
