@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hpcphotoz import __version__
-from hpcphotoz.cli import cluster, data, networks, training
+from hpcphotoz.cli import cluster, data, evaluate, networks, training
 from hpcphotoz.cli.parser import Parser
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.mpi import refuse_ranks
@@ -50,5 +50,6 @@ def _parser() -> Parser:
     training.add_config(commands)
     training.add_train(commands)
     networks.add(commands)
+    evaluate.add(commands)
     cluster.add(commands)
     return parser

@@ -1,0 +1,157 @@
+"""The command `evaluate`."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from hpcphotoz.cli.network_options import (
+    UNKNOWN_Z_SPEC,
+    add_loss,
+    add_precision,
+    add_subset,
+    batch_size,
+    choose_device,
+    choose_precision,
+    chosen_subset,
+)
+from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid
+
+if TYPE_CHECKING:
+    from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.training.run.network import TrainedNetwork
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Measure runs clean and attacked, and write a report."""
+    from hpcphotoz.evaluation.baseline.knn import knn_colours
+    from hpcphotoz.evaluation.report.summary import check_run_names, print_table
+    from hpcphotoz.evaluation.report.write import check_report_folder, write_report
+    from hpcphotoz.evaluation.robustness import evaluate
+    from hpcphotoz.training.run.network import load_network
+
+    # A check of the options before the trial of precisions.
+    build_attack_grid(
+        options.attacks, options.eps, options.headline_eps, steps=options.steps, restarts=options.restarts
+    )
+    check_report_folder(options.out)
+    device = choose_device(options.device)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)  # before an hour of attacks
+    except OSError as error:
+        raise BadInput(f"{options.out}: cannot make the folder: {error.strerror}") from None
+    networks = [load_network(run, device) for run in options.runs]
+    check_run_names([network.name for network in networks])
+    subset = chosen_subset(options, networks)
+    baseline = None
+    if options.knn_train:  # first: it takes seconds and may refuse its data
+        baseline = knn_colours(
+            options.knn_train,
+            options.data,
+            networks[0].bins,
+            subset=subset,
+            limit=options.limit,
+            train_subset=_neighbours(options, networks),
+        )
+    result = evaluate(
+        networks,
+        options.data,
+        eps=options.eps,
+        methods=options.attacks,
+        steps=options.steps,
+        restarts=options.restarts,
+        loss=options.loss,
+        headline_eps=options.headline_eps,
+        minimal_eps_max=options.minimal_eps,
+        device=device,
+        limit=options.limit,
+        seed=options.seed,
+        precision=choose_precision(options.precision, networks[0], device),
+        batch=batch_size(device),
+        subset=subset,
+    )
+    tree = write_report(result, options.out, baseline)
+    if options.json:
+        print(json.dumps(tree, indent=1, allow_nan=False))
+    else:
+        print_table(result, baseline)
+        print(f"{options.out / 'report.html'}, {options.out / 'summary.json'}")
+    return 0
+
+
+def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
+    """The objects of --knn-train that serve as neighbours: those that meet the predicate of the runs.
+
+    With --part, only those of the training part, by object id: an object of the measured part is then no
+    neighbour in any copy of the dataset, such as an attacked one. --where does not apply to the neighbours,
+    because the networks were not trained with it.
+    """
+    from hpcphotoz.data.select.subset import Subset
+
+    if len({network.config.data.where for network in networks}) > 1:
+        raise BadInput("--knn-train: the runs were trained with different predicates: name one run at a time")
+    return Subset.of(networks[0].config.data, "all" if options.part == "all" else "train", networks[0].bands)
+
+
+def add(commands: Commands) -> None:
+    """Add the parser of `evaluate`."""
+    p = command(commands, "evaluate", evaluate)
+    p.add_argument(
+        "runs", type=path, nargs="+", metavar="run", help="run folders; names are the folders' names"
+    )
+    help_text = (
+        f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
+    )
+    p.add_argument("--data", type=path, required=True, help=help_text)
+    add_subset(p)
+    p.add_argument("--out", type=path, required=True, help="folder for report.html and summary.json")
+    p.add_argument(
+        "--attacks",
+        nargs="+",
+        choices=tuple(METHODS),
+        default=["fgsm", "pgd"],
+        help="flux: PGD that conserves the flux of every band; l2: PGD with a bounded root mean square; each "
+        "costs as much again as pgd (default fgsm pgd)",
+    )
+    p.add_argument(
+        "--eps",
+        type=option("attack.eps"),
+        nargs="+",
+        default=[0.05, 0.1, 0.2, 0.5],
+        help="in sky sigmas: greatest change of a pixel; of l2 the root mean square (default 0.05 0.1 0.2 "
+        "0.5)",
+    )
+    p.add_argument(
+        "--headline-eps", type=radius, default=0.1, help="of summary.json, in sky sigmas (default 0.1)"
+    )
+    p.add_argument(
+        "--steps", type=option("attack.steps"), default=10, help="of all attacks but fgsm (default 10)"
+    )
+    p.add_argument(
+        "--restarts",
+        type=option("attack.restarts"),
+        default=1,
+        help="random starts of all attacks but fgsm; the best is kept (default 1)",
+    )
+    add_loss(p, "what attacks maximise")
+    p.add_argument(
+        "--minimal-eps",
+        type=radius,
+        nargs="?",
+        const=1.0,
+        metavar="MAX",
+        help="also search for the minimal epsilon that makes each galaxy an outlier, up to MAX sky sigmas "
+        "(default 1); costs up to eleven PGD attacks, more for galaxies that hardly move",
+    )
+    add_precision(p)
+    add_device(p)
+    p.add_argument("--limit", type=count, help="only the first so many objects")
+    p.add_argument("--seed", type=seed, default=0, help="of the random starts (default 0)")
+    p.add_argument("--json", action="store_true", help="print summary.json instead of the table")
+    p.add_argument(
+        "--knn-train",
+        type=path,
+        help="dataset for the nearest-neighbour baseline on aperture colours: its objects that meet the "
+        "runs' data.where; with --part, of those the training part of the split",
+    )

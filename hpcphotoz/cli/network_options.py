@@ -1,0 +1,123 @@
+"""Arguments and checks that the commands attack, predict and evaluate share."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, get_args
+
+from hpcphotoz.cli.parser import Parser
+from hpcphotoz.config import Attack
+from hpcphotoz.data.select.subset import SPLIT_PARTS
+from hpcphotoz.errors import BadInput
+from hpcphotoz.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.training.run.network import TrainedNetwork
+
+
+UNKNOWN_Z_SPEC = (
+    "an object without z_spec is attacked away from the most probable redshift of the network's own clean PDF"
+)
+
+
+def choose_device(wanted: str) -> str:
+    """Type of the device that --device selects, prepared for inference: "cuda" or "cpu"."""
+    import torch
+
+    from hpcphotoz.training.distributed import rank_device
+    from hpcphotoz.world import World
+
+    device = rank_device.choose_device(World(), wanted)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches but the last of a shard have the same shape
+    else:
+        keep_freed_memory()
+    return device.type
+
+
+def choose_precision(wanted: str, network: "TrainedNetwork", device: str) -> str:
+    """Precision of the attacks' gradients; "auto" is decided by a short trial, and the reason is printed."""
+    from hpcphotoz.compute.precision_trial import precision_of_attacks
+
+    shape = (batch_size(device), len(network.bands), network.stamp, network.stamp)
+    found, reason = precision_of_attacks(wanted, network.module, device, shape)
+    if reason:
+        print(f"hpcphotoz: {reason}", file=sys.stderr)
+    return found
+
+
+def batch_size(device: str) -> int:
+    """Batch size of inference on a device."""
+    # On a CPU, memory of larger tensors returns to the system after each batch: 128 took 1.4 times longer.
+    return 512 if device == "cuda" else 32
+
+
+def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
+    """The subset that --part and --where select; a part is that of the runs, and includes their predicate.
+
+    Warnings about the runs' training set and about objects without z_spec are printed.
+
+    Raises:
+        BadInput: the runs have different splits or predicates, or --where is not a predicate.
+    """
+    from hpcphotoz.data.format.manifest import read_manifest
+    from hpcphotoz.data.select.subset import Subset
+
+    splits = [n.config.data.model_dump(include={"validation", "test", "split_seed"}) for n in networks]
+    if options.part != "all" and any(split != splits[0] for split in splits):
+        raise BadInput(f"--part {options.part}: the runs have different splits: give one run at a time")
+    manifest = read_manifest(options.data)
+    for network in networks:
+        own, warning = network.manifest_sha256 == manifest.sha256, ""
+        if options.part != "all" and not own:
+            warning = f"another dataset than {options.data}: --part is by the object ids of the latter"
+        if options.command == "evaluate" and options.part == "all" and not options.where and own:
+            warning = f"{options.data}: its metrics are of objects seen in training; use --part test"
+        if warning:
+            print(f"hpcphotoz: warning: run '{network.name}' was trained on {warning}", file=sys.stderr)
+    unknown = sum(shard.unlabelled for shard in manifest.shards)
+    if unknown and options.command != "predict":
+        left_out = ", and metrics exclude it" if options.command == "evaluate" else ""
+        print(
+            f"hpcphotoz: {options.data}: {unknown} of {manifest.rows} objects have no z_spec: "
+            "the most probable redshift of the network's clean PDF replaces it"
+            f"{left_out}",
+            file=sys.stderr,
+        )
+    where = {n.config.data.where for n in networks} if options.part != "all" else set()
+    if len(where) > 1:
+        raise BadInput(f"--part {options.part}: the runs have different predicates: give one run at a time")
+    parts = [text for text in (*where, options.where) if text]
+    both = " and ".join(f"({text})" for text in parts) if len(parts) > 1 else "".join(parts)
+    data = networks[0].config.data.model_copy(update={"where": both})
+    return Subset.of(data, options.part, manifest.header.bands)
+
+
+def add_choice(parser: Parser, name: str, default: str, text: str) -> None:
+    """Add an argument whose choices are those of an option of the `attack` section."""
+    choices = get_args(Attack.model_fields[name].annotation)
+    parser.add_argument(f"--{name}", choices=choices, default=default, help=f"{text} (default {default})")
+
+
+def add_loss(parser: Parser, what: str) -> None:
+    """Add --loss."""
+    text = f"{what}: cross-entropy over bins, DLR margin, |<z> - z|, CRPS"
+    add_choice(parser, "loss", "cross_entropy", text)
+
+
+def add_precision(parser: Parser) -> None:
+    """Add --precision."""
+    help_text = "of the attacks' gradients (default auto: the quickest on this device, by a short trial)"
+    choices = ("auto", "fp32", "tf32", "bf16")
+    parser.add_argument("--precision", choices=choices, default="auto", help=help_text)
+
+
+def add_subset(parser: Parser) -> None:
+    """Add --where and --part."""
+    parser.add_argument("--where", default="", help="only objects for which this holds: 'z_spec < 0.3'")
+    parser.add_argument(
+        "--part",
+        choices=SPLIT_PARTS,
+        default="all",
+        help="part of the split the run was trained with (default all)",
+    )
