@@ -29,7 +29,7 @@ nitpicky = True
 # Markdown
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-suppress_warnings = ["mystnb.unknown_mime_type"]
+suppress_warnings = ["myst-nb.lexer"]  # a notebook that is not executed does not name its language
 
 # The notebook of the tutorial runs in a folder of its own; results are kept until it changes.
 nb_execution_mode = "cache"
