@@ -1,0 +1,49 @@
+"""The page on the run folder names what a run writes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import hpcphotoz
+from tests.helpers.pages import ROOT
+
+PAGE = (ROOT / "docs/explanation/run-folder.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "run"
+    return hpcphotoz.train(
+        "adversarial",
+        dataset,
+        out,
+        device="cpu",
+        epochs=1,
+        global_batch=16,
+        width=8,
+        log_steps=1,
+        validation=0.2,
+    )
+
+
+def test_the_tree_names_every_file_of_a_run(run: Path) -> None:
+    tree = re.search(r"^```text\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert tree
+    named = {line.split()[0].rstrip("/") for line in tree[1].splitlines() if line[:1].strip()}
+    written = {path.name for path in run.iterdir()}
+    assert written <= named, written - named
+    assert named - written == {"launch", "profile"}  # of `launch` and `train --profile`
+
+
+def test_the_table_names_every_figure_of_the_metrics(run: Path) -> None:
+    section = PAGE[PAGE.index("## metrics.jsonl") : PAGE.index("## provenance.json")]
+    table = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if line.get("part") != "validation"]
+    validation = [line for line in lines if line.get("part") == "validation"]
+    assert training and validation
+    assert set(training[0]) == named - {"part", "rank_wait"}
+    assert {"part", "n", "bias", "sigma_mad", "eta"} <= set(validation[0])
