@@ -184,8 +184,8 @@ def open(
     Args:
         folder: dataset folder.
         batch: greatest number of objects in a batch.
-        subset: which objects to read. `Subset.of(network.config.data, "test", network.bands)` is the test
-            part of the split with which a network was trained (`hpcphotoz.data.select.subset`).
+        subset: which objects to read. `Subset.from_options(network.config.data, "test", network.bands)` (of
+            `hpcphotoz.data.select.subset`) is the test part of the split with which a network was trained.
         device: where batches are put: "cuda", "cpu", or "auto": a GPU where there is one.
 
     Raises:

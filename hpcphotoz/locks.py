@@ -16,7 +16,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
+def lock_file(path: Path, refusal: str) -> Iterator[None]:
     """Hold a lock file, which is made for the purpose and removed at the end.
 
     A process that was killed leaves the file but not the lock. On a file system without locks (some Lustre

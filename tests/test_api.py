@@ -75,7 +75,7 @@ def test_options_by_name_replace_those_of_the_recipe(run: Path) -> None:
 
 def test_a_network_gives_the_pdfs_of_attacked_images_on_its_test_part(run: Path, dataset: Path) -> None:
     network = hpcphotoz.load(run, device="cpu")
-    part = Subset.of(network.config.data, "test", network.bands)
+    part = Subset.from_options(network.config.data, "test", network.bands)
     objects = 0
     for batch in hpcphotoz.open(dataset, subset=part, device="cpu"):
         attacked = hpcphotoz.attack(network, batch, eps=0.2, steps=3)

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import locked
+from hpcphotoz.locks import lock_file
 
 TIMEOUT_S = 60
 HOLD = """
 import sys
 from pathlib import Path
-from hpcphotoz.locks import locked
-with locked(Path(sys.argv[1]), "busy"):
+from hpcphotoz.locks import lock_file
+with lock_file(Path(sys.argv[1]), "busy"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -28,12 +28,12 @@ with locked(Path(sys.argv[1]), "busy"):
 
 def test_a_second_holder_is_refused_and_the_file_goes_with_the_first(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with locked(path, "busy"):
-        with pytest.raises(BadInput, match="^busy$"), locked(path, "busy"):
+    with lock_file(path, "busy"):
+        with pytest.raises(BadInput, match="^busy$"), lock_file(path, "busy"):
             pass
         assert path.exists()
     assert not path.exists()
-    with locked(path, "busy"):
+    with lock_file(path, "busy"):
         pass
 
 
@@ -42,11 +42,11 @@ def test_a_killed_process_leaves_the_file_and_not_the_lock(tmp_path: Path) -> No
     holder = [sys.executable, "-c", HOLD, str(path)]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with pytest.raises(BadInput, match="busy"), locked(path, "busy"):
+        with pytest.raises(BadInput, match="busy"), lock_file(path, "busy"):
             pass
         process.kill()
     assert path.exists()
-    with locked(path, "busy"):
+    with lock_file(path, "busy"):
         pass
 
 
@@ -55,7 +55,7 @@ def _count(path: Path, turns: int) -> int:
     done = 0
     while done < turns:
         try:
-            with locked(path.with_name("lock"), "busy"):
+            with lock_file(path.with_name("lock"), "busy"):
                 path.write_text(str(int(path.read_text()) + 1))
                 done += 1
         except BadInput:
@@ -78,7 +78,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refusing(number))
-    with locked(tmp_path / "lock", "busy"):
+    with lock_file(tmp_path / "lock", "busy"):
         said = capsys.readouterr().err
     assert said.startswith(f"hpcphotoz: warning: {tmp_path}: no locks on this file system ")
     assert said.count("\n") == 1
@@ -87,7 +87,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
 def test_a_lock_that_fails_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(fcntl, "flock", refusing(number))
-    with pytest.raises(BadInput, match=r"lock: cannot be locked: "), locked(tmp_path / "lock", "busy"):
+    with pytest.raises(BadInput, match=r"lock: cannot be locked: "), lock_file(tmp_path / "lock", "busy"):
         pass
 
 
@@ -101,6 +101,6 @@ def refusing(number: int) -> Callable[[int, int], None]:
 def test_a_link_or_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for path in (tmp_path / "link", tmp_path / "none" / "lock"):
-        with pytest.raises(BadInput, match="the folder cannot be written: "), locked(path, "busy"):
+        with pytest.raises(BadInput, match="the folder cannot be written: "), lock_file(path, "busy"):
             pass
     assert not (tmp_path / "elsewhere").exists()

@@ -91,7 +91,9 @@ def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -
 
     if len({network.config.data.where for network in networks}) > 1:
         raise BadInput("--knn-train: the runs were trained with different predicates: name one run at a time")
-    return Subset.of(networks[0].config.data, "all" if options.part == "all" else "train", networks[0].bands)
+    return Subset.from_options(
+        networks[0].config.data, "all" if options.part == "all" else "train", networks[0].bands
+    )
 
 
 def add(commands: Commands) -> None:

@@ -90,7 +90,7 @@ def text_attribute(file: h5py.File, name: str) -> tuple[str, ...] | None:
     raise BadInput(f"{file.filename}: attribute '{name}' {values.tolist()}: want a list of names, in UTF-8")
 
 
-def array(file: h5py.File, name: str) -> h5py.Dataset:
+def checked_array(file: h5py.File, name: str) -> h5py.Dataset:
     """An array of a file, checked: `read` may then be called on it.
 
     Raises:
@@ -157,7 +157,7 @@ def is_stored_as(data: h5py.Dataset, dtype: npt.DTypeLike | None = None) -> bool
 
 
 def read(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> Array:
-    """Rows `start` to `stop - 1` of an array that `array` has checked; None: to the end.
+    """Rows `start` to `stop - 1` of an array that `checked_array` has checked; None: to the end.
 
     Chunks with gzip are undone here and not by HDF5, which allots whatever a hostile chunk expands to.
 

@@ -19,14 +19,18 @@ _ROUNDS = 6
 _CELL = 8  # neighbouring positions whose objects change places; ranks' slices are often multiples of it
 
 
+def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al. 2014, Vigna's constants): a bijection of 64-bit words."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def keyed_hash(x: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
-    """Hash 64-bit words under a key: the finaliser of SplitMix64 (Steele et al. 2014), twice."""
+    """Hash 64-bit words under a key, by two rounds of SplitMix64."""
     x = x ^ np.uint64(key & 0xFFFFFFFFFFFFFFFF)
     for _ in range(2):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
+        x = splitmix64(x + np.uint64(0x9E3779B97F4A7C15))
     return x
 
 
@@ -68,6 +72,11 @@ class Blocks:
     shard: Int64Array
     first: Int64Array
     count: Int64Array
+
+    @classmethod
+    def single(cls, shard: int, first: int, count: int) -> "Blocks":
+        """One block."""
+        return cls(np.array([shard]), np.array([first]), np.array([count]))
 
     def rows(self) -> tuple[Int64Array, Int64Array]:
         """Shard and row of every object, block after block."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.data.format.manifest import Manifest
-from hpcphotoz.data.format.shards import naming_damage, open_shard
 from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.order import Blocks
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.census import count_objects
@@ -93,13 +93,14 @@ def check_redshifts(
     Raises:
         BadInput: there is such an object, or the labels of a shard cannot be read.
     """
-    for shard in manifest.shards:
+    files = ShardFiles(data, manifest)
+    for number, shard in enumerate(manifest.shards):
         if shard.z_min is None or shard.z_max is None:
             continue
         if shard.z_min >= bins.z_min and shard.z_max < bins.z_max:
             continue
-        with open_shard(data, manifest, shard) as file, naming_damage(data / shard.file, 0, shard.rows):
-            columns = {name: file[name][:] for name in {"z_spec", "object_id"} | subset.columns}
+        names = {"z_spec", "object_id"} | subset.columns
+        columns = files.columns(Blocks.single(number, 0, shard.rows), names)
         z, object_id = columns["z_spec"], columns["object_id"]
         for i in np.flatnonzero(subset(columns) & ((z < bins.z_min) | (z >= bins.z_max))):
             raise BadInput(

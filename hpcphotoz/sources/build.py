@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from hpcphotoz.atomic import fsync_folder, write_text
 from hpcphotoz.data.format.band_moments import BandMoments
-from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder
-from hpcphotoz.data.format.manifest import Header, Manifest, write_manifest
+from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder, shard_name
+from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.format.writer import check_stamps, write_shard
+from hpcphotoz.data.format.writer import check_stamps, finish_dataset, write_shard
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
@@ -56,14 +56,14 @@ class _BuildUnit:
 
     def __call__(self, task: tuple[int, Any, str]) -> FinishedUnit:
         k, unit, fingerprint = task
-        path = self.out / f"shard-{k:05d}.h5"
+        path = self.out / shard_name(k)
         made = self.make(unit)
         shard = record = None
         try:
             if made.stamps is not None and len(made.stamps):
                 stamps = check_stamps(self.header, made.stamps, str(path))
                 shard = write_shard(path, self.header, stamps)
-                record = _moments_of(self.header, stamps).record()
+                record = _moments_of(self.header, stamps).to_json()
             done = FinishedUnit(shard, record, made.skipped)
             entry = {"options": self.options, "unit": fingerprint, **asdict(done)}
             write_text(path.with_name(path.name + SIDECAR_SUFFIX), json.dumps(entry))
@@ -177,9 +177,8 @@ def _finish(
         moments = BandMoments(len(header.bands))
         for one in done:
             if one.moments is not None:
-                moments.merge(BandMoments.of(one.moments))
-        manifest = Manifest(header, shards, moments.result(), {**provenance, "skipped": skipped})
-        write_manifest(out, manifest)
+                moments.merge(BandMoments.from_json(one.moments))
+        manifest = finish_dataset(out, header, shards, moments, {**provenance, "skipped": skipped})
     for path in sidecars:
         path.unlink()
     fsync_folder(out)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.order import splitmix64
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.identifiers import Ids
 from hpcphotoz.sources.table_files import Column, Floats, TableFile, read_table
@@ -146,7 +147,7 @@ def epoch_ids(object_id: Ids, run: Ids) -> tuple[Ids, str]:
     if not len(object_id) or (-limit <= int(object_id.min()) and int(object_id.max()) <= limit):
         ids, rule = object_id * RUN_FACTOR + run, f"table's object_id * {RUN_FACTOR} + run"
     else:
-        mixed = _mix(_mix(object_id.astype(np.uint64)) + run.astype(np.uint64))
+        mixed = splitmix64(splitmix64(object_id.astype(np.uint64)) + run.astype(np.uint64))
         ids, rule = (mixed >> np.uint64(1)).astype(np.int64), "mix(mix(table's object_id) + run) >> 1"
         rule += ", mix: SplitMix64's finaliser"
     order = np.argsort(ids, kind="stable")
@@ -158,12 +159,6 @@ def epoch_ids(object_id: Ids, run: Ids) -> tuple[Ids, str]:
             "stamp id: renumber the table's objects"
         )
     return ids, rule
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return x ^ (x >> np.uint64(31))
 
 
 def _column_names(file: TableFile, wanted: Mapping[str, str]) -> dict[str, str]:

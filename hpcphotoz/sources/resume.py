@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz import __version__
-from hpcphotoz.data.format.folder import SIDECAR_SUFFIX
+from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, shard_name
 from hpcphotoz.data.format.manifest import FORMAT_VERSION, Header, ShardEntry, shard_file_problem
 from hpcphotoz.errors import BadInput
 
@@ -34,7 +34,7 @@ def finished_units(
     Raises:
         BadInput: the finished units are of other options, or none of them has the same input.
     """
-    expected = {f"shard-{k:05d}.h5{SIDECAR_SUFFIX}": k for k in range(len(fingerprints))}
+    expected = {shard_name(k) + SIDECAR_SUFFIX: k for k in range(len(fingerprints))}
     kept: dict[int, FinishedUnit] = {}
     same = changed = 0
     for path in found:
@@ -49,7 +49,7 @@ def finished_units(
             kept[k] = done
     if changed and not same:  # not what a replaced file does: another table, or another folder of input
         raise _other_build(out)
-    stay = {f"shard-{k:05d}.h5{SIDECAR_SUFFIX}" for k in kept}
+    stay = {shard_name(k) + SIDECAR_SUFFIX for k in kept}
     stay |= {done.shard.file for done in kept.values() if done.shard is not None}
     for path in found:
         if path.name not in stay:

@@ -257,7 +257,7 @@ def test_whatever_h5py_writes_is_read_as_h5py_reads_it(
     with h5py.File(path, "w") as file:
         file.create_dataset("a", data=values, chunks=chunks, **options)
     with hdf5.open_file(path) as file:
-        found = hdf5.array(file, "a")
+        found = hdf5.checked_array(file, "a")
         np.testing.assert_array_equal(hdf5.read(found, start, stop), values[start:stop], strict=True)
         np.testing.assert_array_equal(hdf5.read(found), values, strict=True)
 

@@ -70,7 +70,7 @@ def test_an_attack_stays_in_the_ball_and_is_not_lost_whatever_the_storage(
 
 def test_an_attack_on_nothing_leaves_no_folder(tmp_path: Path) -> None:
     data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
-    nothing = Subset.of(parse({"data": {"where": "z_spec > 9"}}, "test").data, "all", BANDS)
+    nothing = Subset.from_options(parse({"data": {"where": "z_spec > 9"}}, "test").data, "all", BANDS)
     with pytest.raises(BadInput, match="none of its 50 objects is selected .where z_spec > 9.: change"):
         write_adversarial_dataset(
             Toy(), data, out, parse({"attack": {"eps": 0.1}}, "test").attack, subset=nothing

@@ -42,13 +42,13 @@ class BandMoments:
         self.sky += other.sky
         self.pixels, self.objects = total, self.objects + other.objects
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As plain values that JSON keeps exactly."""
         arrays = {name: getattr(self, name).tolist() for name in ("mean", "m2", "sky")}
         return {"pixels": self.pixels, "objects": self.objects, **arrays}
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "BandMoments":
+    def from_json(cls, record: Mapping[str, Any]) -> "BandMoments":
         """From what `record` gave."""
         moments = cls(len(record["mean"]))
         moments.pixels, moments.objects = record["pixels"], record["objects"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcphotoz.atomic import check_output_folder
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import locked
+from hpcphotoz.locks import lock_file
 
 LOCK_FILE = ".lock"
 SIDECAR_SUFFIX = ".done.json"  # after a shard's name: the record of a finished shard, see `sources/build.py`
@@ -16,6 +16,11 @@ SIDECAR_SUFFIX = ".done.json"  # after a shard's name: the record of a finished 
 _ALLOWED_NAMES = re.compile(
     rf"(shard-\d{{5,}}\.h5({re.escape(SIDECAR_SUFFIX)})?|manifest\.json)(\..*\.tmp)?|\.lock"
 )
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard, counted from 0: `shard-00000.h5`."""
+    return f"shard-{number:05d}.h5"
 
 
 @contextmanager
@@ -36,7 +41,9 @@ def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{out}: cannot make the folder: {error.strerror}") from None
-    with locked(out / LOCK_FILE, f"{out}: another process is writing a dataset in it: choose another folder"):
+    with lock_file(
+        out / LOCK_FILE, f"{out}: another process is writing a dataset in it: choose another folder"
+    ):
         check_dataset_folder(out)  # again: another writer may have finished meanwhile
         yield [path for path in _files(out) if path.name != LOCK_FILE]
 

@@ -24,7 +24,6 @@ from hpcphotoz.data.format.manifest import (
     Header,
     Manifest,
     ShardEntry,
-    write_manifest,
 )
 from hpcphotoz.data.format.shards import (
     CHECKSUM_SUFFIX,
@@ -35,10 +34,10 @@ from hpcphotoz.data.format.shards import (
     naming_damage,
     open_shard,
 )
-from hpcphotoz.data.format.stamps import COLUMNS, Stamps
-from hpcphotoz.data.format.writer import check_stamps
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps, redshift_range
+from hpcphotoz.data.format.writer import check_stamps, finish_dataset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import locked
+from hpcphotoz.locks import lock_file
 from hpcphotoz.progress import track
 
 _ROWS = 256
@@ -70,7 +69,7 @@ def index_folder(folder: Path) -> Manifest:
         what = "is a file" if folder.exists() else "no such folder"
         raise BadInput(f"{folder}: {what}: name the folder that holds the shards")
     _find_shards(folder)
-    with locked(
+    with lock_file(
         folder / LOCK_FILE, f"{folder}: another process is writing a dataset in it: wait for its end"
     ):
         paths = _find_shards(folder)  # again: another writer may have finished meanwhile
@@ -80,9 +79,7 @@ def index_folder(folder: Path) -> Manifest:
         for path in track(paths, "indexing shards", total=len(paths)):
             entries.append(_index_shard(path, header, moments))
         provenance = {"command": "index", "note": "shards written by another program"}
-        manifest = Manifest(header, tuple(entries), moments.result(), provenance)
-        write_manifest(folder, manifest)
-    return manifest
+        return finish_dataset(folder, header, entries, moments, provenance)
 
 
 def _find_shards(folder: Path) -> list[Path]:
@@ -137,7 +134,7 @@ def _open_shards(paths: Iterable[bytes]) -> None:
             for name in _ATTRIBUTES:
                 hdf5.attribute(file, name)
             for name in COLUMNS:
-                hdf5.array(file, name)
+                hdf5.checked_array(file, name)
 
 
 def _read_header(path: Path) -> Header:
@@ -155,7 +152,7 @@ def _read_header(path: Path) -> Header:
                 )
             if not 0 < scale < 100:
                 raise BadInput(f"{path}: attribute pixel_scale {scale:g}: want arcsec")
-            images = hdf5.array(file, "images")
+            images = hdf5.checked_array(file, "images")
             if images.ndim != 4 or images.shape[1] != len(bands) or images.shape[2] != images.shape[3]:
                 raise BadInput(
                     f"{path}: 'images' {images.shape}: want (N, {len(bands)}, S, S) for {','.join(bands)}"
@@ -173,14 +170,13 @@ def _read_header(path: Path) -> Header:
 def _index_shard(path: Path, header: Header, moments: BandMoments) -> ShardEntry:
     size = path.stat().st_size
     with naming_damage(path), hdf5.open_file(path) as file:
-        images = hdf5.array(file, "images")
+        images = hdf5.checked_array(file, "images")
         rows = images.shape[0] if images.ndim == 4 else 0
         chunk_rows = images.chunks[0] if images.chunks else 1
     if not rows:
         raise BadInput(f"{path}: holds no image: remove it")
     shard = ShardEntry(path.name, rows, size, "", None, None, 0, chunk_rows=min(chunk_rows, rows))
     manifest = Manifest(header, (shard,), moments.result(), {})
-    low, high, unlabelled = np.inf, -np.inf, 0
     labels: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "image_xxh3") if name != "images"}
     with open_shard(path.parent, manifest, shard) as file:
         for start in range(0, rows, _ROWS):
@@ -192,20 +188,17 @@ def _index_shard(path: Path, header: Header, moments: BandMoments) -> ShardEntry
             for name, pieces in labels.items():
                 pieces.append(part[name])
             moments.add(stamps)
-            known = stamps.z_spec[np.isfinite(stamps.z_spec)]
-            unlabelled += len(stamps) - len(known)
-            low, high = min(low, *known.tolist(), np.inf), max(high, *known.tolist(), -np.inf)
         whole = {name: np.concatenate(pieces) for name, pieces in labels.items()}
         _store_image_digests(path, file, whole["image_xxh3"])
     values, counts = np.unique(whole["object_id"], return_counts=True)
     if (counts > 1).any():
         raise BadInput(f"{path}: object_id {values[counts > 1][0]} is there twice: ids must be unique")
-    ends = (float(low), float(high)) if low <= high else (None, None)
+    z_min, z_max, unlabelled = redshift_range(whole["z_spec"])
     return replace(
         shard,
         sha256=file_sha256(path),
-        z_min=ends[0],
-        z_max=ends[1],
+        z_min=z_min,
+        z_max=z_max,
         unlabelled=unlabelled,
         labels_xxh3=label_digest(whole),
         ids_xxh3=label_digest({"object_id": whole["object_id"]}),
@@ -221,7 +214,7 @@ def _store_image_digests(path: Path, file: h5py.File, digests: npt.NDArray[np.ui
     with naming_damage(path):
         wrong = np.flatnonzero(hdf5.read(file["image_xxh3"]) != digests)
     if len(wrong):
-        raise BadInput(images_differ_message(path, int(wrong[0]), int(wrong[-1]), len(wrong)))
+        raise BadInput(images_differ_message(path, wrong))
 
 
 def _check_values(stamps: Stamps, path: Path, start: int) -> None:

@@ -9,7 +9,7 @@ little-endian.
 
 import hashlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,14 @@ def labels_differ_message(path: Path, shard: ShardEntry, what: str) -> str:
     )
 
 
-def images_differ_message(path: Path, first: int, last: int, count: int) -> str:
-    """The message for checksums of images."""
-    rows = f"row {first}" if count == 1 else f"rows {first} to {last} ({count} of them)"
+def images_differ_message(path: Path, wrong: npt.NDArray[np.int64]) -> str:
+    """The message for images whose checksums differ.
+
+    Args:
+        path: the shard.
+        wrong: (n,) their rows, ascending; at least one.
+    """
+    rows = f"row {wrong[0]}" if len(wrong) == 1 else f"rows {wrong[0]} to {wrong[-1]} ({len(wrong)} of them)"
     return f"{path}: {rows}: pixels differ from the checksums stored with them: copy or write the shard again"
 
 
@@ -79,7 +84,7 @@ def open_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> h5py.File
         if "image_xxh3" in file:
             wanted["image_xxh3"] = ((), np.dtype(np.uint64))
         for name, (row, dtype) in wanted.items():
-            shape, found = (shard.rows, *row), hdf5.array(file, name)
+            shape, found = (shard.rows, *row), hdf5.checked_array(file, name)
             if found.shape != shape or not hdf5.is_stored_as(found, dtype):
                 raise BadInput(f"{path}: '{name}' is {found.dtype}{found.shape}, want {dtype}{shape}")
             if shard.offsets is not None and found.id.get_offset() != shard.offsets.get(name):
@@ -126,6 +131,27 @@ def stored_digests(folder: Path, shard: ShardEntry, file: h5py.File) -> npt.NDAr
     except OSError as error:
         raise BadInput(f"{path}: the shard's checksums cannot be read: {error.strerror}") from None
     return found
+
+
+def check_finite(images: Iterable[Array], path: Path, first_row: int) -> None:
+    """Refuse NaN and infinite pixels.
+
+    The sum in the pixels' own type is checked first, four times quicker: it is finite only if all pixels are,
+    unless it overflows.
+
+    Args:
+        images: of neighbouring rows, each of any shape and float type.
+        path: the shard, for the message.
+        first_row: number of the first image in the shard.
+
+    Raises:
+        BadInput: names the first row with such a pixel.
+    """
+    for row, image in enumerate(images, first_row):
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = image.sum()
+        if not (np.isfinite(total) or np.isfinite(image).all()):
+            raise BadInput(f"{path}: row {row} has a pixel that is not finite: drop it and write again")
 
 
 def checksum_path(folder: Path, shard: ShardEntry) -> Path:

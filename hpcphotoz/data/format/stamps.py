@@ -33,6 +33,13 @@ class Stamps:
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
 
 
+def redshift_range(z_spec: Array) -> tuple[float | None, float | None, int]:
+    """Smallest and largest known redshift (None: none is known), and the number of unknown ones (NaN)."""
+    known = z_spec[np.isfinite(z_spec)]
+    ends = (float(known.min()), float(known.max())) if len(known) else (None, None)
+    return *ends, len(z_spec) - len(known)
+
+
 COLUMNS = {
     "images": np.float32,
     "z_spec": np.float32,

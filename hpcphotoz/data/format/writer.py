@@ -1,6 +1,6 @@
 """Writes a dataset: its shards and its manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.band_moments import BandMoments
-from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder, lock_dataset_folder
+from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder, lock_dataset_folder, shard_name
 from hpcphotoz.data.format.manifest import (
     FLUX_UNIT,
     FORMAT,
@@ -24,7 +24,7 @@ from hpcphotoz.data.format.manifest import (
     write_manifest,
 )
 from hpcphotoz.data.format.shards import file_sha256, image_digests, label_digest
-from hpcphotoz.data.format.stamps import COLUMNS, Stamps
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps, redshift_range
 from hpcphotoz.errors import BadInput
 
 ALIGNMENT = 1 << 20
@@ -91,11 +91,10 @@ class DatasetWriter:
         if sum(map(len, self._pending)):
             self._write(Stamps.concatenate(self._pending))
         self._pending = []
-        manifest = Manifest(self._header, tuple(self._shards), self._moments.result(), self._provenance)
-        write_manifest(self._out, manifest)
+        finish_dataset(self._out, self._header, self._shards, self._moments, self._provenance)
 
     def _write(self, stamps: Stamps) -> None:
-        name = f"shard-{len(self._shards):05d}.h5"
+        name = shard_name(len(self._shards))
         self._shards.append(write_shard(self._out / name, self._header, stamps))
         self._moments.add(stamps)
 
@@ -152,19 +151,32 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> ShardEntry:
                 _create_contiguous(file, name, data.shape, data.dtype)[...] = data
             offsets = {name: file[name].id.get_offset() for name in ("images", *labels)}
         digest = file_sha256(temporary)
-    known = stamps.z_spec[np.isfinite(stamps.z_spec)]
+    z_min, z_max, unlabelled = redshift_range(stamps.z_spec)
     return ShardEntry(
         file=path.name,
         rows=len(stamps),
         bytes=path.stat().st_size,
         sha256=digest,
-        z_min=float(known.min()) if len(known) else None,
-        z_max=float(known.max()) if len(known) else None,
-        unlabelled=len(stamps) - len(known),
+        z_min=z_min,
+        z_max=z_max,
+        unlabelled=unlabelled,
         offsets=offsets,
         labels_xxh3=label_digest(labels),
         ids_xxh3=label_digest({"object_id": stamps.object_id}),
     )
+
+
+def finish_dataset(
+    out: Path,
+    header: Header,
+    shards: Sequence[ShardEntry],
+    moments: BandMoments,
+    provenance: Mapping[str, Any],
+) -> Manifest:
+    """Write the manifest of shards that have been written; the folder is a dataset from then on."""
+    manifest = Manifest(header, tuple(shards), moments.result(), provenance)
+    write_manifest(out, manifest)
+    return manifest
 
 
 def _write_attributes(file: h5py.File, header: Header) -> None:

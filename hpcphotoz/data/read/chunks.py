@@ -34,7 +34,7 @@ class ChunkIndex:
     filters: tuple[int, ...]
 
 
-def index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
+def chunk_index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
     """The chunks of a dataset in a file of `size` bytes; None where they cannot be read without HDF5."""
     if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
         return None
@@ -62,7 +62,7 @@ class ChunkReader:
         self._name, self._read, self._index = name, read, index
         self._row_bytes, self._item = row_bytes, item
         gzip = hdf5_filters.GZIP in index.filters
-        self.path = "chunked shards, read chunk by chunk" + (
+        self.method = "chunked shards, read chunk by chunk" + (
             f" and decompressed by threads{_SLOW}" if gzip else ""
         )
 
@@ -104,7 +104,7 @@ class ChunkReader:
 class Hdf5Reader:
     """Images that only HDF5 can read, one slab at a time."""
 
-    path = (
+    method = (
         "shards in a layout or with a filter that only HDF5 reads: slab by slab under its lock, slower "
         "than chunks of whole stamps"
     )

@@ -13,6 +13,7 @@ from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.manifest import Manifest, ShardEntry, columns, shard_file_problem
 from hpcphotoz.data.format.shards import (
+    check_finite,
     file_sha256,
     image_digests,
     images_differ_message,
@@ -59,7 +60,7 @@ def read_rows(
                         _verify_images(path, found["images"], digests[start:stop], start)
                 unit = found.pop("image_unit", None)
                 stamps = Stamps(**{**found, "images": encoding.decode(found["images"], unit)})
-                check_finite(stamps.images, f"{path}: row", start)
+                check_finite(stamps.images, path, start)
                 if row_filter is not None:
                     stamps = stamps[row_filter(found)]
                 if len(stamps):
@@ -99,18 +100,6 @@ def _problem(folder: Path, manifest: Manifest, shard: ShardEntry) -> str | None:
     return f"{path}: checksum differs from the manifest: copy or write it again"
 
 
-def check_finite(images: Array, where: str, first_row: int = 0) -> None:
-    """Refuse a NaN or infinite pixel, naming its row after `where`. One sum an image: NaN and infinity
-    survive it.
-    """
-    sums = images.reshape(len(images), -1).sum(axis=1, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(sums))
-    if len(bad):
-        raise BadInput(
-            f"{where} {first_row + bad[0]} has a pixel that is not finite: drop the object and write again"
-        )
-
-
 def _verify_labels(
     path: Path, shard: ShardEntry, file: h5py.File, names: Sequence[str], digests: Array | None
 ) -> None:
@@ -126,6 +115,6 @@ def _verify_labels(
 
 
 def _verify_images(path: Path, images: Array, stored: Array, first: int) -> None:
-    wrong = np.flatnonzero(image_digests(images) != stored)
+    wrong = first + np.flatnonzero(image_digests(images) != stored)
     if len(wrong):
-        raise BadInput(images_differ_message(path, first + int(wrong[0]), first + int(wrong[-1]), len(wrong)))
+        raise BadInput(images_differ_message(path, wrong))

@@ -36,7 +36,7 @@ _logged_methods_lock = threading.Lock()
 class ImageReader(Protocol):
     """The images of one shard."""
 
-    path: str  # how they are read, in words
+    method: str  # how they are read, in words
 
     def read(self, first: int, views: Sequence[memoryview]) -> None:
         """Put the rows from `first` on into `views`, one each."""
@@ -113,7 +113,7 @@ class ShardFile:
             return
         every = {*self._columns, *(["image_xxh3"] if self.has_digests else [])} - {"images"}
         names = {"object_id"} if ids_only else every
-        found = {name: empty(self._columns, name, self.entry.rows) for name in names}
+        found = {name: allocate_column(self._columns, name, self.entry.rows) for name in names}
         for name, column in found.items():
             self.column(name, 0, column)
         if shards.label_digest(found) != (self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3):
@@ -128,7 +128,7 @@ class ShardFile:
         data = file["images"]
         if (offset := self._offset_of(data)) is not None:
             return _ContiguousReader(self._handle, offset, self.row_bytes)
-        if (index := chunks.index(data, self.entry.bytes)) is not None:
+        if (index := chunks.chunk_index(data, self.entry.bytes)) is not None:
             return chunks.ChunkReader(
                 str(self.path), self._handle.read, index, self.row_bytes, data.dtype.itemsize
             )
@@ -177,7 +177,7 @@ class ShardFiles:
                     if self._open.get(number) is opened:
                         del self._open[number]
             else:
-                self._log_method(opened.result().images.path)
+                self._log_method(opened.result().images.method)
         return opened.result()
 
     def verify_labels(self, number: int, ids_only: bool = False) -> None:
@@ -219,7 +219,7 @@ class ShardFiles:
             for shard in np.unique(blocks.shard).tolist():
                 self.verify_labels(shard, ids_only=set(names) == {"object_id"})
         ends = np.cumsum(blocks.count)
-        found = {name: empty(self._columns, name, int(blocks.count.sum())) for name in names}
+        found = {name: allocate_column(self._columns, name, int(blocks.count.sum())) for name in names}
         for shard, first, count, end in zip(
             blocks.shard.tolist(), blocks.first.tolist(), blocks.count.tolist(), ends.tolist(), strict=True
         ):
@@ -236,14 +236,14 @@ class ShardFiles:
         if new:
             _log.warning("%s", text)
 
-    def _log_method(self, path: str) -> None:
+    def _log_method(self, method: str) -> None:
         """Log how shards are read, once a process: training and validation read one dataset."""
         with _logged_methods_lock:
-            new = (self._folder, path) not in _logged_methods
-            _logged_methods.add((self._folder, path))
+            new = (self._folder, method) not in _logged_methods
+            _logged_methods.add((self._folder, method))
         if new:
-            level = logging.INFO if path == _ContiguousReader.path else logging.WARNING
-            _log.log(level, "%s: %s", self._folder, path)
+            level = logging.INFO if method == _ContiguousReader.method else logging.WARNING
+            _log.log(level, "%s: %s", self._folder, method)
 
 
 def _run_into(future: "Future[_T]", work: Callable[[], _T]) -> None:
@@ -254,14 +254,14 @@ def _run_into(future: "Future[_T]", work: Callable[[], _T]) -> None:
         future.set_exception(error)
 
 
-def empty(columns: Mapping[str, tuple[tuple[int, ...], Any]], name: str, rows: int) -> Array:
+def allocate_column(columns: Mapping[str, tuple[tuple[int, ...], Any]], name: str, rows: int) -> Array:
     """Room for rows of a shard's array."""
     row, dtype = ((), np.uint64) if name == "image_xxh3" else columns[name]
     return np.empty((rows, *row), dtype)
 
 
 class _ContiguousReader:
-    path = "contiguous shards, read by preadv"
+    method = "contiguous shards, read by preadv"
 
     def __init__(self, handle: "FileHandle", offset: int, row_bytes: int) -> None:
         self._handle, self._offset, self._row_bytes = handle, offset, row_bytes

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hpcphotoz.atomic import write_text
 from hpcphotoz.data.format.manifest import Manifest, ShardEntry
+from hpcphotoz.data.format.stamps import redshift_range
 from hpcphotoz.data.order import ORDER, Blocks
 from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.selection import Selection
@@ -167,15 +166,12 @@ def _scan(
 ) -> Census:
     found = Census()
     for first in range(0, shard.rows, _ROWS):
-        block = Blocks(*(np.array([x]) for x in (number, first, min(_ROWS, shard.rows - first))))
+        block = Blocks.single(number, first, min(_ROWS, shard.rows - first))
         columns = files.columns(block, subset.columns | {"z_spec"}, verify)
         keep = subset(columns)
         selection.set_rows(number, first, keep)
         z = columns["z_spec"][keep]
-        known = z[np.isfinite(z)]
-        low = float(known.min()) if len(known) else None
-        high = float(known.max()) if len(known) else None
-        found = _merged(found, Census(len(z), low, high, len(z) - len(known), *3 * (shard.file,)))
+        found = _merged(found, Census(len(z), *redshift_range(z), *3 * (shard.file,)))
     return found
 
 

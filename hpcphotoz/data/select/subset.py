@@ -27,7 +27,7 @@ class Subset:
     where: Predicate | None = None
 
     @classmethod
-    def of(cls, options: Data, part: SplitPart, bands: Sequence[str]) -> "Subset":
+    def from_options(cls, options: Data, part: SplitPart, bands: Sequence[str]) -> "Subset":
         """The part that these options mean.
 
         Raises:

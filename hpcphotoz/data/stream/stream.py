@@ -75,7 +75,7 @@ class Stream:
         self.manifest = read_manifest(folder, check)
         self._folder, self._options, self._seed, self._part = folder, options, seed, part
         self._global_batch, self._shuffle = global_batch, shuffle
-        self._subset = Subset.of(options, part, self.manifest.header.bands)
+        self._subset = Subset.from_options(options, part, self.manifest.header.bands)
         self.files = ShardFiles(folder, self.manifest)
         # A block that is not whole chunks would have its first and last chunk decompressed twice.
         chunk = max((shard.chunk_rows for shard in self.manifest.shards[:1]), default=1)
@@ -179,23 +179,23 @@ class Stream:
         with ThreadPoolExecutor(self.threads + 1, "hpcphotoz-read") as threads:
             coming: deque[tuple[Window, list[Future[float]]]] = deque()
 
-            def prepare() -> Window | None:
+            def next_window() -> Window | None:
                 window_order = next(plan, None)
                 return None if window_order is None else self._window(window_order, start, verify)
 
-            def begin(window: Window | None) -> Future[Window | None]:
+            def start_reading(window: Window | None) -> Future[Window | None]:
                 if window is not None:
                     window.open()
                     reads = [threads.submit(window.read_runs) for _ in range(self.threads)]
                     coming.append((window, reads))
-                return threads.submit(prepare)
+                return threads.submit(next_window)
 
             try:
-                prepared = threads.submit(prepare)
+                planned = threads.submit(next_window)
                 for _ in range(self._options.windows_ahead):
-                    prepared = begin(prepared.result())
+                    planned = start_reading(planned.result())
                 while True:
-                    prepared = begin(prepared.result())
+                    planned = start_reading(planned.result())
                     if not coming:
                         break
                     window, reads = coming[0]

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.manifest import Manifest, columns
-from hpcphotoz.data.format.shards import naming_damage, open_shard
+from hpcphotoz.data.format.shards import check_finite, naming_damage, open_shard
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.read.rows import check_finite
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.baseline.photometry import RADII, apertures
 from hpcphotoz.progress import track
@@ -99,7 +98,7 @@ def _read_slabs(folder: Path, manifest: Manifest, slabs: list[tuple[int, int, in
             with naming_damage(path, first, last):
                 found = {name: hdf5.read(file[name], first, last) for name in columns(manifest.header)}
             images = encoding.decode(found["images"], found.pop("image_unit", None))
-            check_finite(images, f"{path}: row", first)
+            check_finite(images, path, first)
             yield Stamps(**{**found, "images": images})
     finally:
         if file is not None:

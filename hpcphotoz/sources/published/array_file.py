@@ -33,7 +33,7 @@ class ArrayFile(Mapping[str, Any]):
         if name not in self._opened:
             columns = self._columns
             self._opened[name] = (
-                hdf5.array(columns, name) if isinstance(columns, h5py.File) else columns[name]
+                hdf5.checked_array(columns, name) if isinstance(columns, h5py.File) else columns[name]
             )
         return self._opened[name]
 

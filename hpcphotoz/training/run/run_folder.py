@@ -10,7 +10,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import locked
+from hpcphotoz.locks import lock_file
 from hpcphotoz.training.run.checkpoint import paths, with_room
 from hpcphotoz.world import World
 
@@ -57,7 +57,7 @@ def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
         yield
         return
     busy = f"{run}: another process is training in it: wait, or choose another --out"
-    with locked(run / "logs" / "lock", busy):
+    with lock_file(run / "logs" / "lock", busy):
         text, keep = configuration.to_toml(config), config.run.keep_checkpoints
         with_room(run, keep, lambda: write_text(run / "config.toml", text))
         yield

@@ -13,7 +13,7 @@ from hpcphotoz.data.format.manifest import MANIFEST, Header, read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.read.rows import verify
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import locked
+from hpcphotoz.locks import lock_file
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from tests.helpers.builds import Blobs
 from tests.helpers.datasets import make_stamps
@@ -59,12 +59,12 @@ def test_a_writer_that_finishes_while_another_begins_keeps_its_dataset(
     @contextmanager
     def late(path: Path, refusal: str) -> Iterator[None]:
         with monkeypatch.context() as first:
-            first.setattr("hpcphotoz.data.format.folder.locked", locked)
+            first.setattr("hpcphotoz.data.format.folder.lock_file", lock_file)
             write(out)
-        with locked(path, refusal):
+        with lock_file(path, refusal):
             yield
 
-    monkeypatch.setattr(f"{module}.locked", late)
+    monkeypatch.setattr(f"{module}.lock_file", late)
     with pytest.raises(BadInput, match="already (holds|has)"):
         second(out)
     manifest = read_manifest(out)

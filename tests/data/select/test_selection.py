@@ -80,7 +80,7 @@ def test_a_kept_selection_is_that_of_the_same_part_of_the_same_dataset(
     dataset: Path, tmp_path: Path, opened: list[int]
 ) -> None:
     manifest = read_manifest(dataset)
-    mine = Subset.of(OPTIONS, "train", manifest.header.bands)
+    mine = Subset.from_options(OPTIONS, "train", manifest.header.bands)
     found = census.save_objects(
         tmp_path / "kept",
         manifest,
@@ -109,7 +109,7 @@ def test_a_kept_selection_is_that_of_the_same_part_of_the_same_dataset(
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
 def test_a_selection_is_what_the_labels_say(dataset: Path, part: SplitPart) -> None:
     manifest = read_manifest(dataset)
-    subset = Subset.of(OPTIONS, part, manifest.header.bands)
+    subset = Subset.from_options(OPTIONS, part, manifest.header.bands)
     objects = count_objects(manifest, shard_files.ShardFiles(dataset, manifest), [subset])[0]
     stamps = make_stamps(75)
     want = subset({"object_id": stamps.object_id, "z_spec": stamps.z_spec})
