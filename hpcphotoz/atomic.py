@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files whole or not at all, and checks output paths before a computation."""
 
 import os
 import tempfile
@@ -11,12 +11,13 @@ from hpcphotoz.errors import BadInput
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to, flushed and renamed to `path` if nothing is raised.
+    """Context manager that yields a temporary path, and on success renames it to `path`.
 
-    On an error, or when the process is killed, what was at `path` before is still there.
+    The file is flushed to the disk before. On an error, or when the process is killed, what was at `path`
+    before is still there.
 
     Raises:
-        BadInput: `path` is a folder, a device or another thing that is no file.
+        BadInput: `path` is a folder or a device.
         OSError: with `filename` set, also where the disk is full.
     """
     if path.exists() and not path.is_file():
@@ -36,14 +37,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a failed write says no name
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a failed write gives no name
             error.filename = str(path)
         raise
     fsync_folder(path.parent)
 
 
 def check_output_file(path: Path) -> None:
-    """Refuse a name under which no file can be written, before the work whose result it is for; make nothing.
+    """Refuse a path that cannot be written, before the computation of its content; create nothing.
 
     Raises:
         BadInput: `path` is a folder or a device, or its folder is missing or may not be written.
@@ -57,10 +58,10 @@ def check_output_file(path: Path) -> None:
 
 
 def check_output_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, before the work whose results it is for; make nothing.
+    """Refuse a folder that cannot be made or written, before the computation; create nothing.
 
     Raises:
-        BadInput: it, or the nearest folder above that is there, is a file or may not be written.
+        BadInput: it, or the nearest parent that exists, is a file or may not be written.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -77,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries: a renamed file could otherwise be lost with the machine's power."""
+    """Flush a folder's entries: without it a renamed file could be lost in a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,20 +11,20 @@ from pathlib import Path
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import say
 
-# What a file system without locks says, such as Lustre without -o flock.
+# Errors of a file system without locks, such as Lustre without -o flock.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
 def lock_file(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock file, which is made for the purpose and removed at the end.
+    """Context manager that holds a lock file, created for the purpose and removed at the end.
 
     A process that was killed leaves the file but not the lock. On a file system without locks (some Lustre
-    mounts) nothing is held, and a warning says so.
+    mounts) no lock is held, and a warning is printed.
 
     Args:
-        path: the lock file, in a folder that is there.
-        refusal: what to tell the user where another process holds the lock.
+        path: the lock file, in an existing folder.
+        refusal: message for the user where another process holds the lock.
 
     Raises:
         BadInput: another process holds it, or the file cannot be made or locked.
@@ -42,10 +42,10 @@ def _acquire(path: Path, refusal: str) -> int:
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            said = (
+            message = (
                 f"{path.parent}: the folder cannot be written: {error.strerror} (its lock file {path.name})"
             )
-            raise BadInput(said) from None
+            raise BadInput(message) from None
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -63,7 +63,7 @@ def _acquire(path: Path, refusal: str) -> int:
             return number
         if _is_at(path, number):
             return number
-        os.close(number)  # its holder removed it between our opening and our locking: take the new one
+        os.close(number)  # its holder removed it before we locked it: try the new file
 
 
 def _is_at(path: Path, number: int) -> bool:

@@ -1,4 +1,4 @@
-"""The lock file: one holder at a time, dropped with its process, never held on a file that has gone."""
+"""The lock file has one holder at a time, and the lock ends with its process."""
 
 import errno
 import fcntl
@@ -51,7 +51,7 @@ def test_a_killed_process_leaves_the_file_and_not_the_lock(tmp_path: Path) -> No
 
 
 def _count(path: Path, turns: int) -> int:
-    """Add one to the number in a file, unprotected but for the lock, so many times."""
+    """Add one to the number in a file `turns` times, protected by the lock alone."""
     done = 0
     while done < turns:
         try:
@@ -64,7 +64,7 @@ def _count(path: Path, turns: int) -> int:
 
 
 def test_no_two_processes_hold_it_while_others_come_and_go(tmp_path: Path) -> None:
-    """Each holder removes the file: who opened it before must not hold a lock on what has gone."""
+    """Each holder removes the file: another must not hold a lock on the file that was removed."""
     path = tmp_path / "count"
     path.write_text("0")
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:

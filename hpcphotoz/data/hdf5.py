@@ -1,9 +1,9 @@
-"""HDF5 files that somebody else wrote: which of their arrays are read, and in how much memory.
+"""Reads arrays and attributes of HDF5 files that other programs wrote, within a bound on memory.
 
-Only arrays of plain numbers and text that are stored in the file itself are read, reached by a hard link:
-a soft or external link, a virtual dataset and external storage lead to other bytes, in other files, than
-those whose checksums and places are known. Of filters, those that h5py has built in and whose expansion can
-be bounded are undone: shuffle, gzip, fletcher32 and LZF.
+An array is read if it holds plain numbers or text, is stored in the file itself, and is reached by a hard
+link. A soft or external link, a virtual dataset and external storage lead to bytes in other files, whose
+checksums and offsets are not known. Of the filters, those that h5py has built in and whose expansion can be
+bounded are undone: shuffle, gzip, fletcher32 and LZF.
 """
 
 import math
@@ -35,27 +35,22 @@ _DECODED_HERE = (SHUFFLE, GZIP, FLETCHER32)  # in the order in which h5py applie
 LARGEST_CHUNK = 1 << 28  # bytes uncompressed; reading holds a few chunks a thread
 LARGEST_LZF_CHUNK = 1 << 22  # HDF5 undoes LZF without a limit, and LZF expands by 88 at most
 _MAX_ATTRIBUTE_VALUES = 1000  # values of an attribute
-HDF5_ERRORS = (
-    OSError,
-    KeyError,
-    RuntimeError,
-    ValueError,
-    IndexError,
-    TypeError,
-)  # what HDF5's errors become
+# What h5py raises on a damaged file.
+HDF5_ERRORS = (OSError, KeyError, RuntimeError, ValueError, IndexError, TypeError)
 
 
 def open_file(path: Path) -> h5py.File:
     """Open an HDF5 file for reading.
 
-    Locks fail on file systems mounted without them (Lustre's -o noflock), and nobody writes these files: they
-    are off unless HDF5_USE_FILE_LOCKING says otherwise. One process must open a file in one way only.
+    HDF5's file locks are off unless HDF5_USE_FILE_LOCKING is set: they fail on file systems mounted without
+    locks (Lustre's -o noflock), and no process writes these files any more. HDF5 requires that all handles
+    of a file in one process agree on locking.
     """
     return h5py.File(path, "r", locking=None if "HDF5_USE_FILE_LOCKING" in os.environ else False)
 
 
 def attribute(file: h5py.File, name: str) -> Any:
-    """An attribute of a file: a number or text, or some of them; None: there is none.
+    """Return an attribute of a file: a number, a text or a list of them; None where there is none.
 
     Raises:
         BadInput: it is of another type, for which HDF5 may crash, or longer than any list of bands.
@@ -73,7 +68,7 @@ def attribute(file: h5py.File, name: str) -> Any:
 
 
 def text_attribute(file: h5py.File, name: str) -> tuple[str, ...] | None:
-    """An attribute of a file that is a text or a list of them; None: there is none.
+    """Return an attribute of a file that is a text or a list of texts; None where there is none.
 
     Raises:
         BadInput: as `attribute`, or it is of numbers, of several dimensions, or not in UTF-8.
@@ -91,7 +86,7 @@ def text_attribute(file: h5py.File, name: str) -> tuple[str, ...] | None:
 
 
 def checked_array(file: h5py.File, name: str) -> h5py.Dataset:
-    """An array of a file, checked: `read` may then be called on it.
+    """Return an array of a file once it has passed the checks that `read` relies on.
 
     Raises:
         BadInput: it is missing or no array, is not stored in this file or was never written, holds other than
@@ -114,7 +109,7 @@ def checked_array(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def _why_refused(data: h5py.Dataset) -> str | None:
-    """Why an array is not read; None: it is."""
+    """Why an array cannot be read, in words; None where it can."""
     plist, kind = data.id.get_create_plist(), data.dtype.kind
     if plist.get_layout() == h5py.h5d.VIRTUAL:
         return "is a virtual dataset: copy the array into the file"
@@ -146,8 +141,8 @@ def _why_refused(data: h5py.Dataset) -> str | None:
 
 
 def _subsets(*names: int) -> Iterator[tuple[int, ...]]:
-    for taken in product((False, True), repeat=len(names)):
-        yield tuple(name for name, take in zip(names, taken, strict=True) if take)
+    for chosen in product((False, True), repeat=len(names)):
+        yield tuple(name for name, take in zip(names, chosen, strict=True) if take)
 
 
 def is_stored_as(data: h5py.Dataset, dtype: npt.DTypeLike | None = None) -> bool:
@@ -159,7 +154,7 @@ def is_stored_as(data: h5py.Dataset, dtype: npt.DTypeLike | None = None) -> bool
 def read(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> Array:
     """Rows `start` to `stop - 1` of an array that `checked_array` has checked; None: to the end.
 
-    Chunks with gzip are undone here and not by HDF5, which allots whatever a hostile chunk expands to.
+    Chunks with gzip are undone here and not by HDF5, which allocates whatever a hostile chunk expands to.
 
     Raises:
         OSError, RuntimeError, ValueError: damage.
@@ -197,7 +192,7 @@ def _chunk_starts(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[i
 
 
 def _copy_chunk(out: Array, chunk: Array, place: tuple[int, ...]) -> None:
-    """Copy a chunk whose first element belongs at `place` of `out`; what lies outside is left away."""
+    """Copy a chunk whose first element belongs at `place` of `out`; elements outside `out` are dropped."""
     inside = [(max(at, 0), min(at + c, n)) for at, c, n in zip(place, chunk.shape, out.shape, strict=True)]
     part = tuple(slice(low - at, high - at) for (low, high), at in zip(inside, place, strict=True))
     out[tuple(slice(*one) for one in inside)] = chunk[part]

@@ -1,4 +1,4 @@
-"""Undoes HDF5's gzip, shuffle and fletcher32 filters within a bound on the output."""
+"""Undoes HDF5's gzip, shuffle and fletcher32 filters, within a bound on the output."""
 
 import zlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ except ImportError:
 HAS_ISAL = isal_zlib is not None
 _INFLATE: Any = isal_zlib or zlib
 SHUFFLE, GZIP, FLETCHER32, LZF = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, h5z.FILTER_FLETCHER32, 32000)
-MAX_GZIP_EXPANSION = 1032  # of gzip, at most
+MAX_GZIP_EXPANSION = 1032  # bytes from one compressed byte
 
 
 def filters(data: h5py.Dataset) -> tuple[int, ...]:
@@ -26,7 +26,7 @@ def filters(data: h5py.Dataset) -> tuple[int, ...]:
 
 
 def check_stored_size(stored: int, size: int) -> None:
-    """Refuse a chunk that takes more room than filters can make of `size` bytes.
+    """Refuse a chunk that is larger than filters can make of `size` bytes.
 
     Raises:
         ValueError: its index is damaged.
@@ -36,13 +36,17 @@ def check_stored_size(stored: int, size: int) -> None:
 
 
 def undo_filters(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[Any, bool]:
-    """A chunk's bytes without its filters, and whether they are still shuffled.
+    """Undo a chunk's gzip and fletcher32 filters.
 
     Args:
         raw: as stored.
-        mask: bit k: filter k was left out.
-        known: the filters, of shuffle, gzip and fletcher32, as they were applied; shuffle is the first.
-        size: bytes of a chunk. No more than this is ever expanded.
+        mask: bit k is set where filter k was not applied.
+        known: the filters in the order in which they were applied: of shuffle (always first), gzip and
+            fletcher32.
+        size: bytes of an uncompressed chunk; expansion stops there.
+
+    Returns:
+        The bytes, and whether the shuffle filter is still to be undone (see `unshuffle`).
 
     Raises:
         ValueError: the chunk is damaged.
@@ -68,14 +72,14 @@ def undo_filters(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[
 
 
 def unshuffle(content: Any, item: int) -> bytes:
-    """Undo the shuffle filter: byte k of every number lies in plane k, what is left over at the end."""
+    """Undo the shuffle filter, which stores byte k of every number in plane k, and left-over bytes last."""
     raw = np.frombuffer(content, np.uint8)
     whole = len(raw) // item * item
     return raw[:whole].reshape(item, -1).T.tobytes() + raw[whole:].tobytes()
 
 
 def _strip_fletcher32(raw: Any) -> Any:
-    """Check and take off what HDF5's fletcher32 filter has put at the end.
+    """Check and remove the checksum that HDF5's fletcher32 filter has appended.
 
     Raises:
         ValueError: too short, or the checksum differs.

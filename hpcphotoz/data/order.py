@@ -1,8 +1,7 @@
-"""The order of objects in an epoch, as pure functions: index bijection, windows of blocks, global batches,
-slices.
+"""Pure functions for the order of objects in an epoch: a keyed bijection, windows, global batches, slices.
 
-Nothing here holds an array of the data set's length, and nothing depends on a rank until `rank_slice`, the
-last step: the global sequence is the same for any number of ranks.
+No function holds an array as long as the dataset. Only the last step, `rank_slice`, depends on a rank: the
+global sequence is the same for any number of ranks.
 """
 
 import math
@@ -16,7 +15,7 @@ import numpy.typing as npt
 Int64Array = npt.NDArray[np.int64]
 ORDER = 4  # raised whenever the same seed gives another order or another split
 _ROUNDS = 6
-_CELL = 8  # neighbouring positions whose objects change places; ranks' slices are often multiples of it
+_CELL = 8  # positions whose objects are shuffled among themselves; ranks' slices are often multiples of it
 
 
 def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -44,11 +43,13 @@ def derive_key(*words: int) -> int:
 
 
 def permute(index: Int64Array, n: int, key: int) -> Int64Array:
-    """A keyed bijection of [0, n): a Feistel network that walks its cycle back into range (Black & Rogaway
-    2002).
+    """Apply a keyed bijection of [0, n) to some indices.
+
+    A Feistel network permutes the smallest range [0, 4^k) that holds [0, n); a result outside [0, n) is
+    permuted again (cycle walking, Black & Rogaway 2002).
 
     Args:
-        index: int64 in [0, n), any shape; only these are computed: memory does not grow with n.
+        index: int64 in [0, n), any shape; memory grows with its size and not with n.
         n: size of the range.
         key: selects the bijection.
     """
@@ -86,9 +87,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Where the blocks of a dataset lie: each shard is cut into blocks of `block_rows`, its last may be
-    shorter.
-    """
+    """How shards are cut into blocks of `block_rows` rows; the last block of a shard may be shorter."""
 
     shard_rows: tuple[int, ...]
     block_rows: int
@@ -112,10 +111,11 @@ BlockFilter = Callable[[Blocks], npt.NDArray[np.bool_]]  # which of the blocks' 
 
 @dataclass(frozen=True)
 class WindowOrder:
-    """Objects that are read together, in the order of their blocks, and their places in the epoch.
+    """Objects of one window in the order of their blocks, and the batch and position of each.
 
     Object k has position `place[k] % size` in global batch `first + place[k] // size`. All batches of a
-    window are whole, except the last batch of an epoch.
+    window are whole, except the last batch of an epoch: the objects left over go to the next window. A window
+    with many objects of the subset is cut into several.
     """
 
     first: int  # number of the window's first batch in the epoch
@@ -133,19 +133,19 @@ def windows(
     start: int = 0,
     max_rows: int | None = None,
 ) -> Iterator[WindowOrder]:
-    """An epoch: windows of blocks in bijective order, each cut into global batches that take from all of it.
+    """Yield an epoch's windows: blocks in permuted order, whose objects are shuffled into global batches.
 
-    What a window leaves over joins the next; nothing is dropped. Neighbouring positions of a batch take their
-    objects from one place of the window, so that the slice of a rank comes from blocks of its own, read
-    whole; the batch and the position of an object are random, see `batch_places`.
+    Objects that fill no whole batch join the next window; none is dropped. Neighbouring positions of a batch
+    take their objects from neighbouring blocks, so that a rank reads blocks of its own as a whole. The batch
+    and the position of an object are random: see `batch_places`.
 
     Args:
         layout: the blocks.
         window_blocks: blocks a window.
         size: objects a global batch.
-        key: of the order; None: that of the disk.
+        key: selects the order; None: the order on disk.
         block_filter: which objects belong to the subset; None: all.
-        start: number of the first batch that is needed; windows before it are counted, not made.
+        start: number of the first batch that is needed; windows before it are counted, not yielded.
         max_rows: objects a window, at least `size`; a window with more objects is cut into several. None: no
             limit.
     """
@@ -181,7 +181,10 @@ def _window_order(
 
 
 def _permuted_blocks(n_blocks: int, window_blocks: int, key: int | None) -> Iterator[Int64Array]:
-    """The blocks of each window, permuted many windows at a time: a call costs as much as 1000 blocks."""
+    """Yield the block numbers of each window.
+
+    Some 4096 blocks are permuted at a time: a call of `permute` costs as much as 1000 blocks.
+    """
     some = window_blocks * -(-4096 // window_blocks)
     for begin in range(0, n_blocks, some):
         number = np.arange(begin, min(begin + some, n_blocks))
@@ -192,18 +195,17 @@ def _permuted_blocks(n_blocks: int, window_blocks: int, key: int | None) -> Iter
 
 
 def batch_places(shard: Int64Array, row: Int64Array, size: int, key: int) -> Int64Array:
-    """Places of the objects of a window, drawn from the key and each object's shard and row.
+    """Places of a window's objects in its batches, drawn from the key and each object's shard and row.
 
-    Every `len(row) // size` neighbours on disk go to one position, each to another batch, at random. The
-    positions are turned against the disk by one random number, and within each batch the objects of every
-    `_CELL` neighbouring positions change places at random. So every object comes to every position equally
-    often, whatever its offset in its block, and each key draws anew which objects are attacked (see
-    `attacked_mask`).
+    Every `len(row) // size` neighbours on disk get one position, each in another batch, at random. One random
+    number rotates the positions, and within each batch the objects of every `_CELL` neighbouring positions
+    are shuffled. So every object comes to every position equally often, whatever its offset in its block, and
+    each key draws anew which objects are attacked (see `attacked_mask`).
 
     Args:
         shard, row: (n,) of the objects, n a multiple of `size`.
         size: objects a global batch.
-        key: another one for each epoch and window.
+        key: a different one for each epoch and window.
 
     Returns:
         (n,) permutation of 0 .. n - 1: place p is position `p % size` of batch `p // size`.
@@ -222,20 +224,17 @@ def batch_places(shard: Int64Array, row: Int64Array, size: int, key: int) -> Int
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:
-    """The contiguous positions of a global batch of `size` that a rank takes; lengths differ by at most
-    one.
-    """
+    """Contiguous positions of a rank in a global batch of `size`; ranks' lengths differ by at most one."""
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
 
 
 def attacked_mask(position: Int64Array, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which positions p of a global batch are attacked: floor((p+1) f) > floor(p f), an exact, even
-    fraction.
+    """Which positions p of a global batch are attacked: those where floor((p+1) f) > floor(p f).
 
-    Which objects come to these positions is drawn anew each epoch: see `batch_places`.
+    The fraction is exact, and its positions are evenly spread. Which objects come to them is drawn anew each
+    epoch: see `batch_places`.
     """
-    # In 2^-32 units: floor of a float product would differ between f = 0.1 (p = 9: 0.9999...) and the exact
-    # rule.
+    # In units of 2^-32: with f = 0.1 and p = 9 a float product is 0.9999..., whose floor is wrong.
     units = math.ceil(fraction * 2**32)
     return ((position + 1) * units >> 32) > (position * units >> 32)
 
@@ -243,7 +242,7 @@ def attacked_mask(position: Int64Array, fraction: float) -> npt.NDArray[np.bool_
 def split_part(object_id: Int64Array, validation: float, test: float, seed: int) -> npt.NDArray[np.int8]:
     """Which part each object belongs to, by a hash of (seed, object id): 0 training, 1 validation, 2 test.
 
-    It is stable as shards are added, and as the fraction of the other part changes.
+    An object keeps its part as shards are added, and as the fraction of the other part changes.
 
     Args:
         object_id: (N,) int64.

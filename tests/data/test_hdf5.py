@@ -1,4 +1,4 @@
-"""Foreign HDF5 files: what lies elsewhere, expands too far or is no plain array is not read."""
+"""Foreign HDF5 files: data in other files, data that expand too far and special types are refused."""
 
 import json
 import tracemalloc
@@ -23,8 +23,7 @@ from hpcphotoz.data.read import rows
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report.dataset_sample import sample_dataset
 from hpcphotoz.sources.published.ingest_table import ingest_table
-from tests.data.read.test_shard_files import streamed
-from tests.helpers.datasets import make_dataset, make_stamps
+from tests.helpers.datasets import make_dataset, make_stamps, streamed_images
 
 N = 12
 SHAPE = (N, 5, 16, 16)
@@ -44,7 +43,7 @@ def write(path: Path, change: Change | None = None, **options: Any) -> None:
 
 
 def foreign(folder: Path, change: Change) -> Path:
-    """A dataset whose shard was changed, and its manifest made to fit, after it was indexed."""
+    """A dataset whose shard and manifest were changed consistently after it was indexed."""
     folder.mkdir()
     path = folder / "shard-00000.h5"
     write(path)
@@ -66,12 +65,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "verify": lambda folder: rows.verify(folder, read_manifest(folder)),
     "evaluate": lambda folder: list(rows.read_rows(folder, read_manifest(folder))),
     "picture": lambda folder: sample_dataset(folder, read_manifest(folder)),
-    "train": streamed,
+    "train": streamed_images,
 }
 
 
 def put(name: str, **how: Any) -> Change:
-    """In place of an array, another one of its name."""
+    """Replace an array by another of the same name."""
 
     def change(file: h5py.File, path: Path) -> None:
         data = file[name][...]
@@ -123,7 +122,7 @@ def vlen(file: h5py.File, path: Path) -> None:
 
 
 def bomb(name: str, size: int, **options: Any) -> Change:
-    """In place of an array, one whose second chunk expands to `size` bytes of zeros."""
+    """Replace an array by one whose second chunk expands to `size` bytes of zeros."""
 
     def change(file: h5py.File, path: Path) -> None:
         data = file[name][...]
@@ -241,7 +240,7 @@ def test_training_and_evaluation_read_the_same_bytes(tmp_path: Path) -> None:
 def test_whatever_h5py_writes_is_read_as_h5py_reads_it(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Chunks of any shape, edges included, and any filters that are known."""
+    """Chunks of any shape, partial ones included, with any of the known filters."""
     shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
     chunks = tuple(data.draw(st.integers(1, n)) for n in shape)
     dtype = data.draw(st.sampled_from(["f4", ">f4", "f8", "i8", "i2", "u1", "?", "S5"]))
@@ -267,7 +266,7 @@ def test_whatever_h5py_writes_is_read_as_h5py_reads_it(
 def test_fletcher32_is_that_of_hdf5(
     tmp_path_factory: pytest.TempPathFactory, size: int, seed: int, ones: bool
 ) -> None:
-    """Also of an odd number of bytes, and of all bits set, where a sum is 0xffff and not 0."""
+    """Also for an odd number of bytes, and with all bits set, where a sum is 0xffff and not 0."""
     values = np.random.default_rng(seed).integers(0, 256, size).astype(np.uint8)
     values = np.full(size, 255, np.uint8) if ones else values
     path = tmp_path_factory.mktemp("any") / "a.h5"

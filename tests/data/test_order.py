@@ -113,7 +113,7 @@ def test_every_object_exactly_once_at_any_world_size_and_across_a_resume(
 
 
 def test_a_rank_reads_blocks_of_its_own() -> None:
-    """What makes reading in blocks possible at any world size: few blocks have rows of two ranks."""
+    """Few blocks have rows of two ranks: so reading in blocks is efficient at any world size."""
     layout = order.BlockLayout((8192,) * 4, 32)
     window_order = next(order.windows(layout, 64, 256, 5))
     position = window_order.place % 256
@@ -182,7 +182,7 @@ def test_small_fractions_leave_no_object_out_for_ever(fraction: float, epochs: i
 
 
 def test_neighbours_on_disk_land_far_apart() -> None:
-    """The stated quality of the shuffle: neighbours share a batch as often as chance in a window has it."""
+    """Neighbours share a batch as often as in a random permutation of their window."""
     layout = order.BlockLayout((1 << 15,), 32)
     where = np.empty(1 << 15, np.int64)
     for window_order in order.windows(layout, 64, 128, 11):

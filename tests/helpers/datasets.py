@@ -1,19 +1,24 @@
 """Small datasets for tests: blobs whose colour follows redshift, so that a network can learn it."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest
+from hpcphotoz.config import Data
+from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest, write_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.read.rows import read_rows
+from hpcphotoz.data.stream.stream import Stream
 
+HEADER = Header(tuple("ugriz"), 16, 0.396)
 SKY = np.array([0.05, 0.02, 0.03, 0.04, 0.2])
 
 
 def make_stamps(n: int, *, size: int = 16, seed: int = 0, bands: int = 5) -> Stamps:
-    """`n` galaxies: flux in band b grows as z^b, on sky noise of SDSS's size (nMgy)."""
+    """Stamps of `n` galaxies (nMgy): the flux in band b grows as (0.5 + z)^b, over sky noise as in SDSS."""
     rng = np.random.default_rng(seed)
     z = rng.uniform(0.02, 0.38, n)
     sky = np.broadcast_to(SKY[:bands], (n, bands))
@@ -39,6 +44,24 @@ def make_dataset(out: Path, *, n: int, shard_rows: int, size: int = 16, bands: s
     return out
 
 
+def linked_dataset(real: Path, folder: Path, count: int) -> Path:
+    """A dataset of `count` hard links to the first shard of another."""
+    manifest = read_manifest(real)
+    folder.mkdir()
+    entries = tuple(replace(manifest.shards[0], file=f"shard-{k:05d}.h5") for k in range(count))
+    for entry in entries:
+        os.link(real / manifest.shards[0].file, folder / entry.file)
+    write_manifest(folder, replace(manifest, shards=entries))
+    return folder
+
+
 def load(folder: Path, manifest: Manifest | None = None) -> Stamps:
     """All objects of a dataset, in memory."""
     return Stamps.concatenate(list(read_rows(folder, manifest or read_manifest(folder))))
+
+
+def streamed_images(folder: Path) -> np.ndarray:
+    """Images of a dataset of at most 12 objects, as a stream in stored order yields them."""
+    options = Data(block_rows=4, window_blocks=3)
+    (batch,) = Stream(folder, options, global_batch=12, seed=1, part="all", shuffle=False).epoch(0)
+    return batch.images.numpy()

@@ -19,7 +19,7 @@ class BandMoments:
         self.mean, self.m2, self.sky = np.zeros(bands), np.zeros(bands), np.zeros(bands)
 
     def add(self, stamps: Stamps) -> None:
-        """Add objects, some at a time: in float64 a whole shard would take eight times its bytes."""
+        """Add objects, `_ROWS` at a time: in float64 a whole shard would take eight times its bytes."""
         for start in range(0, len(stamps), _ROWS):
             self._add(stamps[start : start + _ROWS])
 
@@ -33,7 +33,7 @@ class BandMoments:
         self.pixels, self.objects = total, self.objects + len(stamps)
 
     def merge(self, other: "BandMoments") -> None:
-        """Add the objects of another; in the order of the shards, the result is the same to the bit."""
+        """Add another's objects; merged in the order of the shards, the result is the same to the bit."""
         if not other.pixels:
             return
         delta, total = other.mean - self.mean, self.pixels + other.pixels
@@ -43,13 +43,13 @@ class BandMoments:
         self.pixels, self.objects = total, self.objects + other.objects
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values that JSON keeps exactly."""
+        """Plain values that JSON keeps exactly."""
         arrays = {name: getattr(self, name).tolist() for name in ("mean", "m2", "sky")}
         return {"pixels": self.pixels, "objects": self.objects, **arrays}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "BandMoments":
-        """From what `record` gave."""
+        """Restore from what `to_json` returned."""
         moments = cls(len(record["mean"]))
         moments.pixels, moments.objects = record["pixels"], record["objects"]
         for name in ("mean", "m2", "sky"):
@@ -57,7 +57,7 @@ class BandMoments:
         return moments
 
     def result(self) -> BandStatistics:
-        """The figures of all objects added."""
+        """Statistics of all objects added so far."""
         std = np.sqrt(self.m2 / max(self.pixels, 1))
         sky = self.sky / max(self.objects, 1)
         return BandStatistics(tuple(self.mean.tolist()), tuple(std.tolist()), tuple(sky.tolist()))

@@ -3,9 +3,9 @@
 int16, of an object and band whose pixels lie within 1023 sky sigmas: flux = unit c, where c is the stored
 number and unit = sky_sigma / 32. The error is at most half a unit, 1/64 sky sigma.
 
-Where a brighter pixel is among them, a bright neighbour's for instance, `image_unit` is stored with a minus
-sign, and flux = |unit| (c + sign(c) max(|c| - 16384, 0)^2 / 256). Up to 512 sky sigmas the steps are those
-from above: the pixels beside the bright ones keep their 1/64 sky sigma. Beyond, steps grow with the square
+Where one of them is brighter, because of a bright neighbour for instance, `image_unit` is stored with a minus
+sign, and flux = |unit| (c + sign(c) max(|c| - 16384, 0)^2 / 256). Up to 512 sky sigmas the steps are the
+same: the pixels beside the bright ones keep their 1/64 sky sigma. Beyond, steps grow with the square
 root of the flux, as photon noise does: a pixel of F sky sigmas has an error of at most sqrt(F/2 - 255) / 64
 sky sigmas (0.24 at F = 1,000, 1 at 8,700, 2 at 33,000). That is sqrt(e) / 90 of its photon noise, where e is
 the sky sigma in electrons: a sixteenth in SDSS's bands, whose sky sigmas are 7 to 32 electrons. The code
@@ -30,7 +30,7 @@ _MAX_UNITS = _MAX_CODE + (_MAX_CODE - LINEAR) ** 2 / CURVE  # units
 
 
 def encode(images: Array, sky_sigma: Array, storage: str, first_row: int = 0) -> tuple[Array, Array | None]:
-    """Pixels as they are stored, and the units of int16.
+    """Encode pixels for storage.
 
     Args:
         images: (N, B, y, x) float32 nMgy, finite.
@@ -39,7 +39,8 @@ def encode(images: Array, sky_sigma: Array, storage: str, first_row: int = 0) ->
         first_row: number of the first of these rows in its shard, for the message.
 
     Returns:
-        (N, B, y, x) of that type, and (N, B) float32 nMgy (int16) or None. Negative: as above.
+        Pixels (N, B, y, x) of that type, and the units of int16, (N, B) float32 nMgy, or None. Where a unit
+        is negative, bright pixels are compressed: see above.
 
     Raises:
         ValueError: a pixel beyond the range of float16 (65504 nMgy), or a sky sigma too small for int16;
@@ -70,7 +71,7 @@ def encode(images: Array, sky_sigma: Array, storage: str, first_row: int = 0) ->
 
 
 def decode(stored: Array, unit: Array | None) -> Array:
-    """Pixels in nMgy, (N, B, y, x) float32, from what `encode` gave; as `kernels.reference.load`."""
+    """Decode the results of `encode` to nMgy, (N, B, y, x) float32, as `kernels.reference.load` does."""
     if stored.dtype == np.float32:
         return stored
     images = stored.astype(np.float32)
@@ -83,7 +84,7 @@ def decode(stored: Array, unit: Array | None) -> Array:
 
 
 def _compress_bright(scaled: Array) -> Array:
-    """From units of flux to numbers that are stored, before rounding."""
+    """Convert fluxes in units to the numbers that are stored, before rounding."""
     size = np.abs(scaled, dtype=np.float64)
     beyond = np.maximum(size - LINEAR, 0)
     root = (np.sqrt(1 + beyond * (4 / CURVE)) - 1) * (CURVE / 2)
@@ -92,7 +93,7 @@ def _compress_bright(scaled: Array) -> Array:
 
 
 def _expand_bright(stored: Array, unit: Array) -> Array:
-    """The reverse of `_compress_bright`, in nMgy: exact in integers, rounded once."""
+    """Undo `_compress_bright` and give nMgy: exact in integers, rounded once."""
     numbers = stored.astype(np.int32)
     beyond = np.maximum(np.abs(numbers) - LINEAR, 0)
     found: Array = (numbers * CURVE + np.sign(numbers) * beyond * beyond).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The folder of a dataset while it is written: what it may hold, and one writer at a time."""
+"""Checks the folder that a dataset is written to, and locks it for one writer at a time."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from hpcphotoz.locks import lock_file
 
 LOCK_FILE = ".lock"
 SIDECAR_SUFFIX = ".done.json"  # after a shard's name: the record of a finished shard, see `sources/build.py`
-# What an unfinished dataset may hold; a WebDataset's shard-000000.tar is somebody else's.
+# Files of an unfinished dataset. A folder with others, such as a WebDataset's shard-000000.tar, is refused.
 _ALLOWED_NAMES = re.compile(
     rf"(shard-\d{{5,}}\.h5({re.escape(SIDECAR_SUFFIX)})?|manifest\.json)(\..*\.tmp)?|\.lock"
 )
@@ -25,12 +25,12 @@ def shard_name(number: int) -> str:
 
 @contextmanager
 def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
-    """Make the folder of a dataset and hold it against other writers for the `with` body.
+    """Context manager that makes the folder of a dataset and locks it against other writers.
 
     Args:
         out: folder to create; may hold an unfinished dataset.
 
-    Returns:
+    Yields:
         The files of the unfinished dataset that it holds, sorted.
 
     Raises:
@@ -49,7 +49,7 @@ def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
 
 
 def check_dataset_folder(out: Path) -> None:
-    """Refuse a folder in which no dataset can be made, before hours of reading; make and change nothing.
+    """Refuse a folder in which no dataset can be made, before hours of reading; create nothing.
 
     Raises:
         BadInput: it holds a finished dataset or other files, or cannot be made or written.
@@ -65,7 +65,7 @@ def _files(out: Path) -> list[Path]:
     """The files of a folder, sorted.
 
     Raises:
-        BadInput: one that is no part of a dataset.
+        BadInput: one of them does not belong to a dataset.
     """
     found = sorted(out.iterdir())
     strangers = [
@@ -77,5 +77,5 @@ def _files(out: Path) -> list[Path]:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether a file, or what another writer has just removed."""
+    """Whether it is a file, or another writer has just removed it."""
     return path.is_file() or not path.exists()

@@ -1,4 +1,4 @@
-"""A manifest for shards that somebody else wrote with h5py, in any layout."""
+"""Writes the manifest of shards that another program wrote with h5py, in any layout."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ from hpcphotoz.progress import track
 
 _ROWS = 256
 _ATTRIBUTES = ("bands", "pixel_scale", "flux_unit", "version")
-# -P: the working directory, perhaps a download, is no place to import from.
+# -P: nothing is imported from the working directory, which may be a download.
 _PROBE_COMMAND = [sys.executable, "-P", "-m", "hpcphotoz.data.format.index"]
 _PROBE_S = 60.0  # a shard; a file of millions of chunks takes some seconds
 
@@ -51,9 +51,9 @@ def index_folder(folder: Path) -> Manifest:
     """Read every `shard-*.h5` of a folder, check it, and write the manifest that makes it a dataset.
 
     A shard holds the columns of `Stamps` with their types, and the attributes `bands` (list of names) and
-    `pixel_scale` (arcsec). It stays as it is: chunked and compressed images stream, if more slowly. The
-    checksums of its images are written beside it, 8 bytes an image. That ids are unique is checked within a
-    shard, not between shards.
+    `pixel_scale` (arcsec). Its file is not changed: chunked and compressed images stream, but more slowly.
+    The checksums of its images are written to a file beside it, 8 bytes an image. Ids are checked to be
+    unique within a shard, not between shards.
 
     Args:
         folder: with `shard-00000.h5`, `shard-00001.h5` ... and no manifest.
@@ -62,8 +62,7 @@ def index_folder(folder: Path) -> Manifest:
         The manifest that was written.
 
     Raises:
-        BadInput: no such folder, a manifest in it, no shard, or one that does not hold what it must; names
-            it.
+        BadInput: no such folder, a manifest in it, no shard, or a shard with wrong contents; names it.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
@@ -104,7 +103,7 @@ def _probe(paths: list[Path], limit_s: float = _PROBE_S) -> None:
     """Open the shards in another process first: damage in an attribute can crash or hang HDF5 itself.
 
     Raises:
-        BadInput: that process died or came to a stand; names the shard.
+        BadInput: that process died or did not end in time; names the shard.
     """
     names = b"\0".join(os.fsencode(path.absolute()) for path in paths)
     roots = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -127,7 +126,7 @@ def _probe(paths: list[Path], limit_s: float = _PROBE_S) -> None:
 
 
 def _open_shards(paths: Iterable[bytes]) -> None:
-    """What the process of `_probe` does; other errors than crashes are left to be found again."""
+    """Open the shards, in the process that `_probe` starts; exceptions are left to the caller of `_probe`."""
     for k, path in enumerate(paths):
         print(k, flush=True)
         with suppress(BadInput, *hdf5.HDF5_ERRORS), hdf5.open_file(Path(os.fsdecode(path))) as file:

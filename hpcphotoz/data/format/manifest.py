@@ -31,7 +31,7 @@ STORAGE = ("float32", "float16", "int16")
 
 @dataclass(frozen=True)
 class Header:
-    """What every shard of a dataset has in common."""
+    """Bands, stamp size, pixel scale and storage type, the same in all shards of a dataset."""
 
     bands: tuple[str, ...]  # e.g. ("u", "g", "r", "i", "z")
     stamp: int  # pixels a side
@@ -41,7 +41,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One line of the manifest."""
+    """A shard's entry in the manifest: file, size, redshift range, offsets and checksums."""
 
     file: str
     rows: int
@@ -51,14 +51,14 @@ class ShardEntry:
     z_max: float | None
     unlabelled: int  # rows whose z_spec is unknown
     offsets: Mapping[str, int] | None = None  # first byte of each array; None: ask HDF5
-    labels_xxh3: str | None = None  # of all arrays but the images, see `label_digest`; None: unknown
+    labels_xxh3: str | None = None  # of all arrays except the images, see `label_digest`; None: unknown
     ids_xxh3: str | None = None  # of object_id alone, which decides on the split
     chunk_rows: int = 1  # images that are compressed together
 
 
 @dataclass(frozen=True)
 class BandStatistics:
-    """Per-band figures over the whole dataset, nanomaggies."""
+    """Statistics of each band over the whole dataset, in nanomaggies."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -67,7 +67,7 @@ class BandStatistics:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything known of a dataset without opening a shard."""
+    """Contents of `manifest.json`: header, shard entries, band statistics and provenance."""
 
     header: Header
     shards: tuple[ShardEntry, ...]
@@ -86,12 +86,11 @@ def read_manifest(folder: Path, check: bool = True) -> Manifest:
 
     Args:
         folder: the dataset.
-        check: look at every shard's size; False: a shard is looked at when it is opened.
+        check: check the size of every shard's file; False: a shard is checked when it is opened.
 
     Raises:
         BadInput: no manifest (an unfinished dataset), one that cannot be read, a shard that is missing,
-            truncated or
-            outside the folder.
+            truncated or outside the folder.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -121,7 +120,7 @@ def read_manifest(folder: Path, check: bool = True) -> Manifest:
 
 
 def parse_manifest(raw: bytes) -> Manifest:
-    """A manifest from the bytes of its file.
+    """Parse the bytes of a manifest's file.
 
     Raises:
         ValueError: what is wrong, in one line.
@@ -157,10 +156,10 @@ def _without_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_offsets(line: ShardEntryModel, sizes: Mapping[str, int]) -> None:
-    """Whether all arrays fit into the file.
+    """Check that all arrays of a shard fit into its file.
 
     Args:
-        line: of the manifest.
+        line: the shard's entry.
         sizes: bytes a row of every array.
     """
     rows, images = line.rows, sizes["images"]
@@ -178,10 +177,10 @@ def _check_offsets(line: ShardEntryModel, sizes: Mapping[str, int]) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest atomically: this is what makes the dataset finished.
+    """Write the manifest atomically; from then on the dataset is finished.
 
     Raises:
-        BadInput: it would not be read again, a shard's name that is no text for instance.
+        BadInput: it could not be read back, for instance because a shard's name is not printable.
     """
     tree = {
         "format": FORMAT,
@@ -202,12 +201,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def format_version(header: Header) -> int:
-    """The version of a dataset: 2 of int16, whose units may be negative (`codec.py`), else 1."""
+    """Format version: 2 with int16 pixels, whose units may be negative (see `encoding`), else 1."""
     return FORMAT_VERSION if header.storage == "int16" else 1
 
 
 def columns(header: Header) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Every array that a shard must have: the shape of a row, and the type."""
+    """Arrays that every shard must have, by name: the shape of a row, and the type."""
     bands = len(header.bands)
     shapes: dict[str, tuple[int, ...]] = {
         "images": (bands, header.stamp, header.stamp),
@@ -221,9 +220,12 @@ def columns(header: Header) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 
 
 def shard_file_problem(folder: Path, shard: ShardEntry) -> str | None:
-    """What is wrong with a shard's file at a glance; None: nothing.
+    """Check that a shard's file is there, is a regular file and has the size that the manifest lists.
 
     A link is refused: it may lead outside the dataset's folder.
+
+    Returns:
+        The problem in words, or None.
     """
     path = folder / shard.file
     try:

@@ -1,4 +1,4 @@
-"""What a manifest may say: strict types and ranges, so that a wrong one is refused where it is read."""
+"""Pydantic models of `manifest.json`: strict types and ranges."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, 
 
 Count = Annotated[StrictInt, Field(ge=1, lt=2**62)]
 NonNegative = Annotated[StrictInt, Field(ge=0, lt=2**62)]
-_MAX_DEPTH = 64  # containers inside one another; an attacked copy of a copy has a few more than its source
+_MAX_DEPTH = 64  # of provenance; each attacked copy of a dataset is a few levels deeper than its source
 
 
 def _printable(text: str) -> str:
@@ -26,7 +26,7 @@ class _StrictModel(BaseModel):
 
 
 class ShardEntryModel(_StrictModel):
-    """One shard."""
+    """Entry of one shard."""
 
     file: Text
     rows: Count
@@ -42,7 +42,7 @@ class ShardEntryModel(_StrictModel):
 
 
 class BandStatisticsModel(_StrictModel):
-    """Per-band figures, nanomaggies."""
+    """Statistics of each band, in nanomaggies."""
 
     mean: list[Number]
     std: list[Sigma]
@@ -50,7 +50,7 @@ class BandStatisticsModel(_StrictModel):
 
 
 class ManifestModel(_StrictModel):
-    """The whole file."""
+    """The whole file except the shards."""
 
     format: Literal["hpcphotoz-shards"]
     version: Literal[1, 2]
@@ -65,7 +65,7 @@ class ManifestModel(_StrictModel):
 
 
 def validate_manifest(tree: Mapping[str, Any]) -> ManifestModel:
-    """Everything but the shards, checked.
+    """Validate everything except the shards.
 
     Raises:
         ValueError: one line with the first thing that is wrong.
@@ -83,7 +83,7 @@ def validate_manifest(tree: Mapping[str, Any]) -> ManifestModel:
 
 
 def validate_entries(lines: Any) -> Iterator[ShardEntryModel]:
-    """The shards, checked one by one; each is taken off the list, for a survey's are 20 MB of them.
+    """Yield validated shard entries, each removed from the list first: a survey's take 20 MB.
 
     Raises:
         ValueError: one line with the first thing that is wrong.
@@ -98,7 +98,7 @@ def validate_entries(lines: Any) -> Iterator[ShardEntryModel]:
 
 
 def _check_depth(value: Any, left: int) -> None:
-    """Refuse what cannot be copied or printed: Python's own limit would end that with a traceback."""
+    """Refuse values nested so deep that copying them would meet Python's recursion limit."""
     if not left:
         raise ValueError(f"provenance: more than {_MAX_DEPTH} levels deep")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

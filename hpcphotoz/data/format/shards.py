@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 
 def labels_differ_message(path: Path, shard: ShardEntry, what: str) -> str:
-    """The message for a checksum of a whole shard."""
+    """Message for a shard of which `what` ("labels", "ids" or "the file") differs from its checksum."""
     return (
         f"{path}: {what} of rows 0 to {shard.rows - 1}: checksum differs from the manifest: "
         "copy or write the shard again"
@@ -36,7 +36,7 @@ def labels_differ_message(path: Path, shard: ShardEntry, what: str) -> str:
 
 
 def images_differ_message(path: Path, wrong: npt.NDArray[np.int64]) -> str:
-    """The message for images whose checksums differ.
+    """Message for images that differ from their checksums.
 
     Args:
         path: the shard.
@@ -48,11 +48,11 @@ def images_differ_message(path: Path, wrong: npt.NDArray[np.int64]) -> str:
 
 @contextmanager
 def naming_damage(path: Path, start: int | None = None, stop: int = 0) -> Iterator[None]:
-    """Turn what HDF5 raises on damaged files into one line.
+    """Context manager that turns HDF5's exceptions on a damaged shard into one BadInput.
 
     Args:
         path: the shard.
-        start, stop: the rows that are read; None: others than rows.
+        start, stop: the rows that are read, for the message; None: it names none.
 
     Raises:
         BadInput: names the shard and the rows.
@@ -102,7 +102,7 @@ def open_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> h5py.File
 
 
 def label_digest(arrays: Mapping[str, Array]) -> str:
-    """XXH3-64, in hexadecimal, of all of a shard's arrays but the images, in the order of their names."""
+    """XXH3-64, in hexadecimal, of a shard's arrays except the images, in the order of their names."""
     digest = xxhash.xxh3_64()
     for name in sorted(arrays):
         if name != "images":
@@ -116,7 +116,7 @@ def image_digests(images: Array) -> npt.NDArray[np.uint64]:
 
 
 def stored_digests(folder: Path, shard: ShardEntry, file: h5py.File) -> npt.NDArray[np.uint64] | None:
-    """The checksums of a shard's images that were stored with them, (N,); None: there are none.
+    """Stored checksums of a shard's images, (N,); None where there are none.
 
     Raises:
         BadInput: the file beside the shard that should hold them is missing or of another size.
@@ -155,10 +155,10 @@ def check_finite(images: Iterable[Array], path: Path, first_row: int) -> None:
 
 
 def checksum_path(folder: Path, shard: ShardEntry) -> Path:
-    """The file of a shard's image checksums, with its size and type checked as by `shard_file_problem`.
+    """Path of the file with a shard's image checksums, once its type and size are checked.
 
     Raises:
-        BadInput: it is missing, a link or no plain file, or of another size.
+        BadInput: it is missing, a link or not a regular file, or of another size.
     """
     path, size = folder / (shard.file + CHECKSUM_SUFFIX), 8 * shard.rows
     try:

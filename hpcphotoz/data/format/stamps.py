@@ -1,4 +1,4 @@
-"""Objects in memory: their images and labels."""
+"""Images and labels of objects in memory, the columns of a shard."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,7 +11,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Stamps:
-    """Objects in memory, equal lengths N."""
+    """Images and labels of N objects."""
 
     images: Array  # (N, band, y, x) float32, nanomaggies
     z_spec: Array  # (N,) float32, NaN: unknown

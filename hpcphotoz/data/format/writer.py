@@ -34,8 +34,8 @@ _ROWS = 128  # encoded at a time: 10 MB of float32 for stamps of 64 x 64 x 5
 class DatasetWriter:
     """Writes a dataset shard by shard; memory is bounded by one shard.
 
-    Use as a context manager: entering it makes the folder and locks it against other writers, leaving it
-    normally writes the manifest, leaving it by an exception does not, so that nothing half-written looks
+    Use it as a context manager. Entering makes the folder and locks it against other writers. Leaving
+    normally writes the manifest; leaving by an exception does not, so that nothing half-written looks
     finished.
 
     Args:
@@ -45,7 +45,7 @@ class DatasetWriter:
         provenance: JSON-serialisable record of how the stamps were made.
 
     Raises:
-        BadInput: `out` holds a finished dataset or something that is not one, or another process is writing
+        BadInput: `out` holds a finished dataset or other files, or another process is writing
             in it; stamps of the wrong shape, not finite or with a sky sigma that is not positive.
     """
 
@@ -100,7 +100,7 @@ class DatasetWriter:
 
 
 def check_stamps(header: Header, stamps: Stamps, where: str) -> Stamps:
-    """The stamps with the types of the format, or a reason why they cannot be written.
+    """Return the stamps in the types of the format, or refuse them.
 
     Raises:
         BadInput: a wrong shape, a pixel or E(B-V) that is not finite, or a sky sigma that is not positive;
@@ -189,7 +189,7 @@ def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -
     """Encode and write the images, some rows at a time.
 
     Returns:
-        `image_xxh3` and, of int16, `image_unit`, yet to be written.
+        The arrays that are still to be written: `image_xxh3` and, for int16, `image_unit`.
 
     Raises:
         BadInput: a pixel that the header's storage cannot hold.
@@ -212,13 +212,13 @@ def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -
 
 
 def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-    """An array in one piece, whose bytes have their place in the file from the start."""
+    """Create a contiguous array."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)
     # Early allocation: a contiguous dataset then has its file offset from the start, readable by preadv.
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    layout.set_obj_track_times(False)  # a time of writing would give equal shards other checksums
+    layout.set_obj_track_times(False)  # time stamps would give equal shards different checksums
     space = h5py.h5s.create_simple(shape)
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, layout)
     return file[name]

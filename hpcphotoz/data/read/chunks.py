@@ -1,4 +1,4 @@
-"""Reads chunked and compressed images, as h5py users make them: chunks read and decompressed by threads.
+"""Reads chunked and compressed images, as h5py users write them.
 
 Where every chunk holds whole images, and LZF is not among its filters, the compressed bytes are read outside
 HDF5's global lock and decompressed by the reading thread. Anything else is read through HDF5, slab by slab.
@@ -25,7 +25,7 @@ Read = Callable[[Sequence[memoryview], int], None]
 
 @dataclass(frozen=True)
 class ChunkIndex:
-    """Where the chunks of a dataset lie; chunk k holds the rows from `k * rows` on."""
+    """Where the chunks of an array lie; chunk k holds the rows from `k * rows` on."""
 
     rows: int
     offset: npt.NDArray[np.int64]  # (chunks,) bytes
@@ -35,7 +35,7 @@ class ChunkIndex:
 
 
 def chunk_index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
-    """The chunks of a dataset in a file of `size` bytes; None where they cannot be read without HDF5."""
+    """Index of an array's chunks in a file of `size` bytes; None where only HDF5 can read them."""
     if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
         return None
     filters = hdf5_filters.filters(data)
@@ -46,17 +46,17 @@ def chunk_index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
 
     def note(chunk: Any) -> None:
         k = chunk.chunk_offset[0] // rows
-        if 0 <= k < number:  # a damaged index may say anything
+        if 0 <= k < number:  # a damaged index may hold any number
             found[:, k] = (chunk.byte_offset, chunk.size, chunk.filter_mask)
 
     data.id.chunk_iter(note)
     if (found < 0).any() or (found[0] + found[1] > size).any():
-        return None  # a damaged index, which HDF5 will name
+        return None  # a damaged index: reading through HDF5 reports it
     return ChunkIndex(rows, found[0], found[1], found[2], filters)
 
 
 class ChunkReader:
-    """Images in chunks of whole rows, decompressed by whoever reads."""
+    """Reads images in chunks of whole rows; the calling thread decompresses them."""
 
     def __init__(self, name: str, read: Read, index: ChunkIndex, row_bytes: int, item: int) -> None:
         self._name, self._read, self._index = name, read, index
@@ -67,7 +67,7 @@ class ChunkReader:
         )
 
     def read(self, first: int, views: Sequence[memoryview]) -> None:
-        """Put the rows from `first` on into `views`, one each."""
+        """Read rows from `first` on, one into each view."""
         done = 0
         while done < len(views):
             number, start = divmod(first + done, self._index.rows)
@@ -95,14 +95,14 @@ class ChunkReader:
         size = self._row_bytes // item
         for k, view in enumerate(views, start):
             row = np.frombuffer(view, np.uint8).reshape(size, item)
-            # Undoes the shuffle filter, byte k of every number in plane k: one strided copy a byte is three
-            # times quicker than a transposed copy.
+            # Undoes the shuffle filter, which stores byte k of every number in plane k. One strided copy a
+            # byte is three times quicker than a transposed copy.
             for byte in range(item):
                 row[:, byte] = planes[byte, k * size : (k + 1) * size]
 
 
 class Hdf5Reader:
-    """Images that only HDF5 can read, one slab at a time."""
+    """Reads images in layouts that only HDF5 can read, one slab of rows at a time."""
 
     method = (
         "shards in a layout or with a filter that only HDF5 reads: slab by slab under its lock, slower "
@@ -113,7 +113,7 @@ class Hdf5Reader:
         self._name, self._file, self._lock = name, file, threading.Lock()
 
     def read(self, first: int, views: Sequence[memoryview]) -> None:
-        """Put the rows from `first` on into `views`, one each."""
+        """Read rows from `first` on, one into each view."""
         with self._lock, naming_damage(self._name, first, first + len(views)):
             slab = np.ascontiguousarray(hdf5.read(self._file["images"], first, first + len(views)))
         for view, image in zip(views, slab, strict=True):

@@ -14,21 +14,21 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _TRIES = 6
 _FIRST_WAIT_S = 0.1  # doubled each time: 3 s in all
-_TRANSIENT_ERRNOS = (errno.EIO, errno.ESTALE)  # what a network file system says while its server is restarted
+_TRANSIENT_ERRNOS = (errno.EIO, errno.ESTALE)  # from a network file system whose server is restarting
 
 
 class FileHandle:
-    """A file descriptor that is opened again when the server has forgotten it."""
+    """A file open for reading; it is opened again when a network file system has lost the handle."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._number = with_retries(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
 
     def read(self, views: Sequence[memoryview], offset: int) -> None:
-        """Fill the views, in order, from this byte on.
+        """Fill the views in order from byte `offset` of the file on.
 
         Raises:
-            BadInput: the file ends inside, or the error stays after several tries.
+            BadInput: the file ends too early, or an error persists after several tries.
         """
         want = sum(len(view) for view in views)
         got = self._preadv(views, offset)
@@ -54,15 +54,15 @@ class FileHandle:
 
 
 def with_retries(work: Callable[[], _T], path: Path, again: Callable[[], None] | None = None) -> _T:
-    """Do it, a few times over if a network file system says that it could not just now.
+    """Call `work` and return its result; try again where a network file system fails for a moment.
 
     Args:
-        work: what to do.
-        path: for the message.
-        again: done before another try.
+        work: reads the file.
+        path: the file, for the message.
+        again: called before each further try.
 
     Raises:
-        BadInput: the error stays, about 3 s later, or is of another kind.
+        BadInput: the error persists for about 3 s, or is of another kind.
     """
     for attempt in range(_TRIES):
         try:

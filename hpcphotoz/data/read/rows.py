@@ -1,4 +1,4 @@
-"""Rows of a dataset in the order of the disk, decoded and checked: what evaluation and prediction read."""
+"""Reads a dataset in stored order, decoded and verified, for evaluation, prediction and `inspect`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,19 +29,19 @@ from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
 
 Array = npt.NDArray[Any]
-_MAX_NAMED = 5  # damaged shards that are described
+_MAX_NAMED = 5  # damaged shards described in the message
 RowFilter = Callable[[Mapping[str, Array]], npt.NDArray[np.bool_]]  # columns -> which rows
 
 
 def read_rows(
     folder: Path, manifest: Manifest, batch: int = 256, row_filter: RowFilter | None = None
 ) -> Iterator[Stamps]:
-    """All objects in the order they are stored, at most `batch` at a time; checksums are compared.
+    """Yield all objects in stored order, at most `batch` at a time, after comparing checksums.
 
     Args:
         folder, manifest: the dataset.
         batch: rows read at a time.
-        row_filter: from columns by name, which rows to give; None: all.
+        row_filter: takes columns by name and returns a mask of rows; None: all rows.
 
     Raises:
         BadInput: a shard that cannot be read, is damaged or does not match the manifest.
@@ -71,7 +71,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """Read every byte and check it against the manifest's checksums, then every pixel for being finite.
 
     Raises:
-        BadInput: names all shards that are damaged, and what of the first few.
+        BadInput: gives the number of damaged shards and describes the first few.
     """
     problems = []
     for shard in track(manifest.shards, "verifying shards", len(manifest.shards)):

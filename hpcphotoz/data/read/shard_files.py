@@ -1,7 +1,7 @@
-"""Shards open for reading: rows straight into the caller's memory, outside HDF5's global lock.
+"""Opens shards and reads their rows straight into the caller's memory, outside HDF5's global lock.
 
-A shard whose manifest line knows its offsets is never opened through HDF5 at all: on a network file system
-that saves several round trips a shard. Others are asked for their offsets, or for their chunks.
+A shard whose manifest entry lists its offsets is never opened through HDF5: on a network file system that
+saves several round trips a shard. Of other shards, HDF5 gives the offsets or the chunks.
 """
 
 import logging
@@ -29,25 +29,25 @@ _T = TypeVar("_T")
 _MAX_OPEN_SHARDS = 64
 _IOV_MAX = 1024
 _log = logging.getLogger(__name__)
-_logged_methods: set[tuple[Path, str]] = set()  # folders and the ways of reading them that the log has named
+_logged_methods: set[tuple[Path, str]] = set()  # (folder, method of reading), each logged once
 _logged_methods_lock = threading.Lock()
 
 
 class ImageReader(Protocol):
-    """The images of one shard."""
+    """Reads the images of one shard."""
 
     method: str  # how they are read, in words
 
     def read(self, first: int, views: Sequence[memoryview]) -> None:
-        """Put the rows from `first` on into `views`, one each."""
+        """Read rows from `first` on, one into each view."""
         ...
 
 
 class ShardFile:
     """One shard open for reading.
 
-    Labels are read from the file whenever they are asked for: the system's cache holds them once a node. Only
-    labels that are chunked or compressed, in shards that somebody else wrote, are held in memory.
+    Labels are read from the file each time they are needed: the page cache holds them once a node. Only
+    labels that are chunked or compressed, in shards that another program wrote, are kept in memory.
 
     Args:
         folder, manifest: the dataset.
@@ -91,7 +91,7 @@ class ShardFile:
         )
 
     def column(self, name: str, first: int, out: Array) -> None:
-        """Put the rows from `first` on of a label into `out`, (n, ...) contiguous."""
+        """Read the rows of a label from `first` on into `out`, (n, ...) contiguous."""
         if name in self._decoded_labels:
             out[:] = self._decoded_labels[name][first : first + len(out)]
         elif len(out):
@@ -101,7 +101,7 @@ class ShardFile:
             (beside or self._handle).read([view], start + first * (len(view) // len(out)))
 
     def verify_labels(self, ids_only: bool = False) -> None:
-        """Check everything but the images, or only the object ids, against the manifest.
+        """Compare all labels, or only the object ids, with the manifest's checksums.
 
         Raises:
             BadInput: a byte has changed since the shard was written.
@@ -143,8 +143,9 @@ class ShardFile:
 
 
 class ShardFiles:
-    """Open shards, the least recently used closed beyond a limit: a survey has more shards than file
-    handles.
+    """Open shards; beyond 64, the least recently used is closed.
+
+    A survey has more shards than a process may open files.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -152,13 +153,13 @@ class ShardFiles:
         self._columns = columns(manifest.header)
         self._open: OrderedDict[int, Future[ShardFile]] = OrderedDict()
         self._lock = threading.Lock()
-        self.openings = 0  # so far
+        self.openings = 0  # shards opened so far
         self._warned: set[str] = set()
-        # What is wrong, by shard and `ids_only`; a future, so that threads that meet a shard check it once.
+        # The problem found, by shard and `ids_only`: futures, so that one thread checks a shard for all.
         self._verified: dict[tuple[int, bool], Future[str | None]] = {}
 
     def get(self, number: int) -> ShardFile:
-        """The shard of this number, opened if need be; several threads open several shards at a time."""
+        """Return shard `number`, opened if necessary; threads may open several at a time."""
         with self._lock:
             opened = self._open.get(number)
             mine = opened is None
@@ -166,8 +167,7 @@ class ShardFiles:
                 opened = self._open[number] = Future()
                 self.openings += 1
                 if len(self._open) > _MAX_OPEN_SHARDS:
-                    # Closed when the last reader drops it, not here: another thread may be in the middle of
-                    # a read.
+                    # It is closed when its last reader drops it: another thread may be reading it now.
                     self._open.popitem(last=False)
             self._open.move_to_end(number)
         if mine:
@@ -181,7 +181,7 @@ class ShardFiles:
         return opened.result()
 
     def verify_labels(self, number: int, ids_only: bool = False) -> None:
-        """`ShardFile.verify_labels`, once a shard.
+        """Call `ShardFile.verify_labels`, once a shard.
 
         Raises:
             BadInput: a byte has changed since the shard was written.
@@ -229,7 +229,7 @@ class ShardFiles:
         return found
 
     def warn(self, text: str) -> None:
-        """A warning, once: a damaged shard is met many times."""
+        """Log a warning once, however often it is given: a damaged shard is read many times."""
         with self._lock:
             new = text not in self._warned
             self._warned.add(text)
@@ -247,15 +247,15 @@ class ShardFiles:
 
 
 def _run_into(future: "Future[_T]", work: Callable[[], _T]) -> None:
-    """Do the work and put its result, or what it raises, into the future that other threads wait for."""
+    """Call `work` and put its result or exception into a future that other threads wait for."""
     try:
         future.set_result(work())
-    except BaseException as error:  # also an interrupt: nobody may wait for ever
+    except BaseException as error:  # also KeyboardInterrupt: no thread may wait for ever
         future.set_exception(error)
 
 
 def allocate_column(columns: Mapping[str, tuple[tuple[int, ...], Any]], name: str, rows: int) -> Array:
-    """Room for rows of a shard's array."""
+    """Uninitialised memory for some rows of a column."""
     row, dtype = ((), np.uint64) if name == "image_xxh3" else columns[name]
     return np.empty((rows, *row), dtype)
 

@@ -1,4 +1,4 @@
-"""Which objects a part of a dataset has, how many and at which redshifts: one scan of the deciding labels."""
+"""Counts the objects of subsets and finds their redshift range, by one scan of the labels."""
 
 import hashlib
 import json
@@ -20,46 +20,46 @@ from hpcphotoz.progress import track
 
 _ROWS = 1 << 16  # scanned together; a multiple of 8: see `Selection.set_rows`
 _THREADS = 8
-_MANY = 1000  # shards whose scan takes long enough to be shown
+_MANY = 1000  # shards from which on the scan has a progress bar
 
 
 @dataclass(frozen=True)
 class Census:
-    """What is known of a part before an image is read."""
+    """Number of objects in a subset and their redshift range."""
 
     rows: int = 0
     z_min: float | None = None  # smallest known z_spec; None: none known
     z_max: float | None = None
     unlabelled: int = 0  # objects whose z_spec is unknown
-    z_min_in: str = ""  # the shards that hold them; for messages
+    z_min_in: str = ""  # the shards with these redshifts; for messages
     z_max_in: str = ""
-    unlabelled_in: str = ""  # the first
+    unlabelled_in: str = ""  # the first shard with such objects
     lost: tuple[int, ...] = ()  # shards that are missing or of another size, left out as a whole
 
     def lost_rows(self, manifest: Manifest) -> int:
-        """Number of objects in the lost shards, of every part."""
+        """Number of objects in the lost shards, in and outside the subset."""
         return sum(manifest.shards[number].rows for number in self.lost)
 
 
 @dataclass(frozen=True)
 class SelectedObjects:
-    """The objects of a part: how many there are, and which."""
+    """A subset's census and its row mask, which may be mapped from a file that ranks share."""
 
     census: Census
     selection: Selection | None  # None: all rows of the shards that are not lost
-    file: str = ""  # that holds the selection, in the folder of `load_objects`
+    file: str = ""  # name of the file with the selection, in the folder of `load_objects`
     xxh3: str = ""  # checksum of that file
 
     def facts(self) -> dict[str, Any]:
-        """What another process needs to have the same objects by `from_facts`; JSON can hold it."""
+        """JSON-serialisable record from which `from_facts` restores the objects in another process."""
         return {"census": asdict(self.census), "file": self.file, "xxh3": self.xxh3}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any], folder: Path, manifest: Manifest) -> "SelectedObjects":
-        """The objects of these facts; the selection is mapped into memory from its file in `folder`.
+        """Restore the objects; the selection is mapped into memory from its file in `folder`.
 
         Raises:
-            BadInput: the file is missing or another one.
+            BadInput: the file is missing or does not match its checksum.
         """
         census = Census(**{**facts["census"], "lost": tuple(facts["census"]["lost"])})
         file, xxh3 = facts["file"], facts["xxh3"]
@@ -70,7 +70,7 @@ class SelectedObjects:
 def load_objects(
     folder: Path, manifest: Manifest, subset: Subset, lost: tuple[int, ...]
 ) -> SelectedObjects | None:
-    """What `save_objects` has written for these parts of this dataset, if anything."""
+    """Load what `save_objects` wrote for this subset; None where there is none or it is damaged."""
     try:
         facts = json.loads((folder / f"{_name(manifest, subset, lost)}.json").read_bytes())
         return SelectedObjects.from_facts(facts, folder, manifest)
@@ -81,12 +81,12 @@ def load_objects(
 def save_objects(
     folder: Path, manifest: Manifest, subset: Subset, objects: SelectedObjects
 ) -> SelectedObjects:
-    """Write a part's objects for other ranks and for a resumed run; they come back mapped into memory.
+    """Write a subset's objects for other ranks and a resumed run; return them mapped into memory.
 
     Args:
-        folder: is made where it does not exist.
-        manifest, subset: the part of which dataset; with the lost shards they make the files' name.
-        objects: as `count_objects` gives them.
+        folder: created if it does not exist.
+        manifest, subset: the dataset and the subset, which with the lost shards determine the file's name.
+        objects: as `count_objects` returns them.
     """
     if objects.selection is None:
         return objects
@@ -112,11 +112,11 @@ def count_objects(
     verify: bool = False,
     skip: bool = False,
 ) -> list[SelectedObjects]:
-    """Find the objects of some parts by one scan; the manifest alone is enough where all are meant.
+    """Find the objects of several subsets by one scan; a subset of all objects needs only the manifest.
 
     Args:
         manifest, files: the dataset.
-        subsets: the parts.
+        subsets: of the dataset.
         lost: shards to leave out.
         verify: compare labels with their checksums.
         skip: count a shard whose labels are damaged as lost, with a warning, instead of raising.
@@ -148,7 +148,7 @@ def count_objects(
     if not any(subset.columns for subset in subsets):
         found: Iterable[list[Census]] = map(one, numbers)
         return total(found)
-    # Several at a time: on a network file system a shard is a few round trips, one after the other.
+    # Several shards at a time: on a network file system each takes a few round trips, one after another.
     with ThreadPoolExecutor(_THREADS, "hpcphotoz-count") as threads:
         found = threads.map(one, numbers)
         if len(numbers) >= _MANY:

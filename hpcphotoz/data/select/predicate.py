@@ -1,14 +1,14 @@
-"""A subset of a dataset by a condition on its labels, such as `z_spec < 0.3 and sky_sigma_r < 0.03`.
+"""Selects objects by a condition on their labels, such as `z_spec < 0.3 and sky_sigma_r < 0.03`.
 
 A condition has Python's syntax and numpy's meaning, object by object: comparisons (also chained), `and`,
-`or`, `not`, `+ - * / %`, numbers, parentheses and the functions of `FUNCTIONS`, on z_spec, ebv, object_id,
-ra, dec and sky_sigma_<band>. What follows from that:
+`or`, `not`, `+ - * / %`, numbers, parentheses and the functions abs, isfinite, log10 and sqrt, on
+z_spec, ebv, object_id, ra, dec and sky_sigma_<band>. In particular:
 
-- A comparison with NaN is false, but for `!=`: `z_spec < 0.3` leaves out unknown redshifts and
+- A comparison with NaN is false, except `!=`: `z_spec < 0.3` leaves out unknown redshifts and
   `not z_spec >= 0.3` keeps them. `isfinite(z_spec)` asks for known ones.
 - Numbers are rounded to the type of the column beside them: `z_spec <= 0.3` keeps a float32 0.3.
 - A real number divided by a column that is zero somewhere is infinite or NaN there.
-- object_id is a whole number, exact to 64 bits: it meets whole numbers only, until it is divided.
+- object_id is a whole number, exact to 64 bits: it combines with whole numbers only, until it is divided.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,16 +28,16 @@ _WHOLE = INT64 * (1 - 2.0**-50)
 
 @dataclass(frozen=True)
 class Predicate:
-    """Which objects are meant."""
+    """Boolean filter over label columns."""
 
     text: str
     bands: tuple[str, ...]
-    columns: frozenset[str] = field(compare=False)  # the columns of a shard that decide
+    columns: frozenset[str] = field(compare=False)  # the columns that the condition reads
     _root: Node = field(compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str, bands: Sequence[str]) -> "Predicate":
-        """Understand a condition; nothing of it is ever executed as Python.
+        """Parse a condition; it is never executed as Python.
 
         Args:
             text: the condition, at most `MAX_LENGTH` characters.
@@ -55,13 +55,13 @@ class Predicate:
         return cls(text, tuple(bands), frozenset(parser.columns), root)
 
     def __call__(self, columns: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
-        """Which rows are meant.
+        """Evaluate the condition for every row.
 
         Args:
             columns: at least `self.columns`, as a shard holds them: (N,), and sky_sigma (N, B) in nMgy.
 
         Returns:
-            (N,) bool.
+            Mask of the selected rows, (N,) bool.
 
         Raises:
             BadInput: arithmetic with object_id leaves 64 bits, or divides a whole number by zero.
@@ -77,7 +77,7 @@ class Predicate:
             return columns[node.name] if node.band is None else columns[node.name][:, node.band]
         values = [self._value(operand, columns) for operand in node.operands]
         if node.kind == "whole":
-            # numpy wraps int64 around and gives x % 0 = 0, both without a word: the wrong objects.
+            # numpy wraps int64 around and gives x % 0 = 0, both silently: wrong objects would be selected.
             if node.symbol == "%" and np.any(np.equal(values[1], 0)):
                 refuse(self.text, self.bands, "divides a whole number by zero", node.at)
             about = node.function(*(np.asarray(value, np.float64) for value in values))

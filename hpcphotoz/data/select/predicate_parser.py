@@ -46,12 +46,16 @@ INT64 = 2**63
 
 @dataclass(frozen=True)
 class Number:
+    """A constant."""
+
     kind: Kind
     value: bool | int | float
 
 
 @dataclass(frozen=True)
 class Column:
+    """A label column; `band` is the column of `sky_sigma`."""
+
     kind: Kind
     name: str
     band: int | None
@@ -59,6 +63,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Operation:
+    """An operator or a function, applied to operands."""
+
     kind: Kind
     symbol: str
     function: Callable[..., Any]
@@ -70,12 +76,12 @@ Node = Number | Column | Operation
 
 
 class Parser:
-    """From text to nodes: anything that is not on the list is refused where it stands."""
+    """Builds the expression tree of a text; refuses syntax that is not on its list, with the position."""
 
     def __init__(self, text: str, bands: Sequence[str]) -> None:
         self.text, self.bands = text, bands
         self.columns: set[str] = set()
-        # One line, for Python would end the condition at a line's end; characters keep their places.
+        # On one line: Python would end the condition at a line break. Characters keep their positions.
         self.line = "".join(" " if c in "\n\r\t\f" else c for c in text)
         self.start = len(self.line) - len(self.line.lstrip(" "))
 
@@ -83,12 +89,12 @@ class Parser:
         refuse(self.text, self.bands, what, at)
 
     def at(self, node: ast.AST) -> int:
-        """The character at which a piece of syntax begins, from 1; Python counts bytes."""
+        """Position of the character at which a piece of syntax begins, from 1; Python counts bytes."""
         before = self.line[self.start :].encode()[: getattr(node, "col_offset", 0)]
         return self.start + len(before.decode()) + 1
 
     def tree(self) -> ast.expr:
-        """The condition as Python reads it."""
+        """The condition as Python's syntax tree."""
         if not self.line.strip():
             self.refuse("is empty: leave it out to mean every object", 1)
         if len(self.line) > MAX_LENGTH:
@@ -109,7 +115,7 @@ class Parser:
             self.refuse(f"is nested too deeply: at most {MAX_DEPTH} levels", 1)
 
     def node(self, tree: ast.expr, depth: int) -> Node:
-        """A piece of syntax as a node of ours."""
+        """Convert a piece of Python's syntax tree to a node."""
         if depth > MAX_DEPTH:
             self.refuse(f"is nested too deeply: at most {MAX_DEPTH} levels", self.at(tree))
         match tree:
@@ -175,7 +181,7 @@ class Parser:
         truths: bool = False,
         gives: Kind | None = None,
     ) -> Node:
-        """An operator between conditions (`truths`) or numbers; it gives what it takes unless told."""
+        """An operator on conditions (`truths`) or numbers; its result is of their kind, or `gives`."""
         symbol, function = _OPERATORS[type(op)]
         kinds = {operand.kind for operand in operands}
         if truths != ("truth" in kinds) or (truths and len(kinds) > 1):
@@ -194,7 +200,7 @@ class Parser:
         return self.build(Operation(gives or kind, symbol, function, tuple(operands), self.at(tree)))
 
     def build(self, node: Operation) -> Node:
-        """The node; a number where it holds numbers only."""
+        """Return the node, or its value where all operands are constants."""
         numbers = [operand.value for operand in node.operands if isinstance(operand, Number)]
         if len(numbers) < len(node.operands):
             return node
@@ -212,8 +218,9 @@ class Parser:
 
 
 def refuse(text: str, bands: Sequence[str], what: str, at: int) -> NoReturn:
-    shown = text if len(text) <= 80 else text[:77] + "..."
+    """Raise a BadInput with the problem, its position and the names that may be used."""
+    excerpt = text if len(text) <= 80 else text[:77] + "..."
     names = ", ".join([*LABEL_NAMES, *(f"sky_sigma_{band}" for band in bands)])
     raise BadInput(
-        f"{shown!r} {what}, at character {at}; names: {names}; functions: {', '.join(FUNCTIONS)}"
+        f"{excerpt!r} {what}, at character {at}; names: {names}; functions: {', '.join(FUNCTIONS)}"
     ) from None

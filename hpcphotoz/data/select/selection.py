@@ -1,4 +1,4 @@
-"""Which rows of a dataset belong to a part of it: one bit a row, in memory or in a file that ranks share."""
+"""Row mask of a subset: one bit a row, in memory or in a file that ranks share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ Bits = npt.NDArray[np.uint8]
 
 
 class Selection:
-    """One bit a row of a dataset, 12.5 MB for 1e8 rows; the rows of a shard begin at a byte of their own.
+    """Row mask of a dataset, one bit a row (12.5 MB for 1e8 rows); each shard begins at a whole byte.
 
     Args:
         shard_rows: rows of each shard.
-        bits: the bits, the least significant first; None: no row belongs to the part yet.
+        bits: the bits, the least significant first; None: no row is selected yet.
     """
 
     def __init__(self, shard_rows: Sequence[int], bits: Bits | None = None) -> None:
@@ -30,13 +30,13 @@ class Selection:
             raise ValueError(f"{len(self.bits)} bytes for shards of {sizes.sum()}")
 
     def set_rows(self, shard: int, first: int, keep: npt.NDArray[np.bool_]) -> None:
-        """Set the rows of a shard from `first`, a multiple of 8, on. Threads may fill different shards."""
+        """Set the rows of a shard from `first`, a multiple of 8, on. Threads may set different shards."""
         start = int(self._first[shard]) + first // 8
         packed = np.packbits(keep, bitorder="little")
         self.bits[start : start + len(packed)] = packed
 
     def __call__(self, blocks: Blocks) -> npt.NDArray[np.bool_]:
-        """Which rows of these blocks belong to the part, block after block."""
+        """Mask of the selected rows of these blocks, block after block."""
         shard, row = blocks.rows()
         byte = self.bits[self._first[shard] + (row >> 3)]
         return (byte >> (row & 7).astype(np.uint8) & 1).astype(np.bool_)
@@ -52,7 +52,7 @@ class Selection:
         """Map a file that `write` has written into memory: the ranks of a node share its pages.
 
         Raises:
-            BadInput: the file is missing, or holds something else than the checksum says.
+            BadInput: the file is missing, or does not match the checksum.
         """
         try:
             bits = np.memmap(path, np.uint8, mode="r")

@@ -1,4 +1,4 @@
-"""Which objects of a dataset are meant: a part of the split by object id, and a predicate on the labels."""
+"""Subsets of a dataset: a part of the split by object id, and a predicate on the labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _PART_NUMBERS = {"train": 0, "validation": 1, "test": 2}
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of the split, and of that the objects for which the predicate holds."""
+    """The objects of a part of the split for which the predicate holds."""
 
     part: SplitPart = "all"
     validation: float = 0.0
@@ -28,7 +28,7 @@ class Subset:
 
     @classmethod
     def from_options(cls, options: Data, part: SplitPart, bands: Sequence[str]) -> "Subset":
-        """The part that these options mean.
+        """The subset that the options describe.
 
         Raises:
             BadInput: `where` is not a predicate on the labels.
@@ -38,13 +38,13 @@ class Subset:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The labels that decide; none: all objects are meant."""
+        """Labels on which the subset depends; empty: all objects are selected."""
         names = frozenset() if self.where is None else self.where.columns
         split = self.part != "all" and (self.validation or self.test or self.part != "train")
         return names | {"object_id"} if split else names
 
     def __call__(self, columns: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-        """Which rows are meant, (N,), from at least the `columns`, each (N, ...)."""
+        """Mask of the selected rows, (N,) bool, from label columns of shape (N, ...)."""
         keep = np.ones(len(next(iter(columns.values()))), np.bool_)
         if self.part != "all" and "object_id" in self.columns:
             part = order.split_part(columns["object_id"], self.validation, self.test, self.seed)

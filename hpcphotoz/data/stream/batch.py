@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's slice of a global batch; may be empty when the batch is smaller than the world."""
+    """A rank's slice of a global batch; it may be empty where the batch is smaller than the world."""
 
     images: Tensor  # (n, B, y, x) as stored: float32 or float16 nMgy, or int16 in units of image_unit
     z_spec: Tensor  # (n,) float32

@@ -1,9 +1,9 @@
-"""Memory that batches are read into, used again as soon as nobody holds the batch.
+"""Pool of the memory buffers that batches are read into.
 
     acquire() ─► filled by reading threads ─► as_tensor() ─► tensors over it ─► the last one dies ─► acquire()
 
-A consumer may keep a batch as long as it likes: a buffer comes back by the end of its tensors' life, not by a
-rule about when.
+A buffer returns to the pool when the last tensor over it is garbage-collected: a consumer may keep a batch as
+long as it likes.
 """
 
 import weakref
@@ -30,7 +30,7 @@ class BufferPool:
         self._free: deque[Bytes] = deque()  # append and pop are atomic: finalizers run in any thread
 
     def acquire(self) -> Bytes:
-        """A buffer that nobody else holds."""
+        """A free buffer, allocated where there is none."""
         try:
             return self._free.pop()
         except IndexError:
@@ -39,7 +39,7 @@ class BufferPool:
             return np.empty(self._size, np.uint8)  # numpy asks for huge pages: fewer faults than torch.empty
 
     def as_tensor(self, buffer: Bytes, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
-        """A tensor over the buffer's beginning; it comes back when the tensor and its views are gone."""
+        """A tensor over the start of a buffer, which is free again when the tensor and its views are gone."""
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         view = buffer[:count].view(dtype).reshape(shape)
         back = weakref.finalize(view, self._free.append, buffer)

@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU: copied on a CUDA stream of their own while the one before is computed on.
+"""Copies batches to a GPU on a CUDA stream of its own, while the previous batch is used.
 
     host      read 1   read 2      read 3
     copies        copy 1   copy 2      copy 3
@@ -19,14 +19,12 @@ from torch import Tensor
 
 from hpcphotoz.data.stream.batch import Batch
 
-_ON_HOST = (
-    "position",
-    "object_id",
-)  # what a step is planned by: to ask a GPU for them would be to wait for it
+# The host plans a step from these: reading them back from the GPU would synchronise.
+_ON_HOST = ("position", "object_id")
 
 
 def batch_to_device(batch: Batch, device: torch.device, non_blocking: bool = False) -> Batch:
-    """The batch with its tensors on a device, but for `_ON_HOST`."""
+    """The batch with its tensors on a device, except those of `_ON_HOST`."""
     fields = vars(batch).items()
     tensors = [(k, value) for k, value in fields if isinstance(value, Tensor) and k not in _ON_HOST]
     # Images last: the labels are not pinned, and their copies would wait for the images' on the same stream.
@@ -36,19 +34,19 @@ def batch_to_device(batch: Batch, device: torch.device, non_blocking: bool = Fal
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host on a device, by a copy for which nothing waits.
+    """Copy a small tensor from the host to a device without waiting.
 
-    From memory that is not pinned, CUDA waits for all that the stream has been given before it copies.
+    From memory that is not pinned, CUDA copies only after all earlier work of the stream, and the host waits.
     """
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def prefetch_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on a device; on a GPU the next one is copied while the last one is used.
+    """The same batches on a device; for a GPU the next one is copied while the last one is used.
 
     Args:
-        batches: in host memory; pinned, or the copies wait for each other.
-        device: where to.
+        batches: in host memory, pinned: from other memory the copies would be synchronous.
+        device: to which they are copied.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -71,12 +69,12 @@ def prefetch_to_device(batches: Iterator[Batch], device: torch.device) -> Iterat
             yield _after_copy(*coming.popleft(), device)
     while coming:
         yield _after_copy(*coming.popleft(), device)
-    copies.synchronize()  # before the last host buffers are given back
+    copies.synchronize()  # before the last host buffers return to their pool
 
 
 @cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream for copies to a device: one a process, for torch has 32 and gives them out in turns."""
+    """The stream for copies to a device. One a process: torch has 32 and hands them out in rotation."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

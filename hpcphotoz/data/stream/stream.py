@@ -1,8 +1,7 @@
-"""Shards in, batches out: blocks read ahead by threads, in an order that no rank changes, resumable at any
-batch.
+"""Streams batches from shards: threads read windows of blocks ahead; an epoch resumes at any batch.
 
-A window of blocks is read at a time, each block by one `os.preadv` that scatters its rows to their places in
-the window's batches: the only copy is the kernel's.
+The order does not depend on the number of ranks. Each block is read by one `os.preadv`, which scatters its
+rows to their places in the window's batches: the only copy is the kernel's.
 """
 
 import logging
@@ -28,10 +27,8 @@ from hpcphotoz.data.stream.window import Window
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
 
-_MIN_BATCHES_A_WINDOW = (
-    4  # a window holds at least so many global batches: with fewer, a batch is one stretch of the disk
-)
-_MAX_WINDOW_GROWTH = 32  # a window has at most so many times more blocks where few of their objects are meant
+_MIN_BATCHES_A_WINDOW = 4  # with fewer, a batch would be one stretch of the disk
+_MAX_WINDOW_GROWTH = 32  # in blocks, of windows in which few objects are selected
 _log = logging.getLogger(__name__)
 
 
@@ -41,20 +38,20 @@ class Stream:
     Every object of the part is seen exactly once an epoch over all ranks, at any world size; the global
     sequence depends on (seed, epoch) alone. The state of a stream is (epoch, batch index): pass them to
     `epoch` to resume. Memory is `windows_ahead` + 1 windows, shared by the ranks, and one bit an object where
-    only some are meant.
+    only some are selected.
 
     Args:
         folder: the dataset.
         options: blocks, windows, threads, the split, the predicate, what to do about damage.
         global_batch: objects a batch, over all ranks.
-        seed: of the order.
+        seed: determines the order.
         part: train, validation, test (split by object id) or all.
         world: which rank this is; it takes a contiguous slice of every global batch.
-        shuffle: False: the order of the disk.
-        pinned: read into page-locked memory, for asynchronous copies to a GPU.
+        shuffle: False: in stored order.
+        pinned: whether to read into page-locked memory, for asynchronous copies to a GPU.
 
     Raises:
-        BadInput: an unfinished dataset, a missing, truncated or mismatched shard, a predicate that is none.
+        BadInput: an unfinished dataset, a missing, truncated or mismatched shard, an invalid predicate.
     """
 
     def __init__(
@@ -70,7 +67,7 @@ class Stream:
         pinned: bool = False,
     ) -> None:
         self._world = world or World()
-        # One rank looks at every file: all ranks at ten thousand shards would stall a metadata server.
+        # One rank checks every file: all ranks at ten thousand shards would stall a metadata server.
         check = self._world.is_first and options.damaged == "fail"
         self.manifest = read_manifest(folder, check)
         self._folder, self._options, self._seed, self._part = folder, options, seed, part
@@ -94,7 +91,7 @@ class Stream:
 
     @property
     def objects(self) -> SelectedObjects:
-        """Which objects the part has: found once, by one scan of labels, unless another rank's are taken."""
+        """The selected objects, found once by a scan of the labels unless set to another rank's."""
         if self._objects is None:
             self.count_together([self])
         assert self._objects is not None
@@ -106,7 +103,7 @@ class Stream:
 
     @property
     def census(self) -> Census:
-        """How many objects the part has and between which redshifts.
+        """Number of selected objects and their redshift range.
 
         Raises:
             BadInput: no object at all.
@@ -121,11 +118,11 @@ class Stream:
 
     @staticmethod
     def count_together(streams: "Sequence[Stream]", folder: Path | None = None) -> None:
-        """Find the objects of several parts of one dataset by one scan.
+        """Find the objects of several streams of one dataset by one scan.
 
         Args:
             streams: of one dataset.
-            folder: where selections are kept for other ranks and for a resumed run; None: in memory.
+            folder: for selections, which other ranks and a resumed run read; None: keep them in memory.
         """
         first = streams[0]
         manifest, skip, verify = first.manifest, first._options.damaged == "skip", first._verify_labels
@@ -169,7 +166,7 @@ class Stream:
         Raises:
             BadInput: a shard that is damaged, missing or unreadable; names the shard and the rows.
         """
-        # What one pass leaves out the next would train on, at this rank or another: skipping checks them all.
+        # With damage skipped, every epoch verifies: an image that one leaves out, another would train on.
         again = self._options.verify == "always" or self._options.damaged == "skip"
         verify = self._options.verify != "never" and (again or not self._verified)
         if self._options.verify == "always":
@@ -203,15 +200,15 @@ class Stream:
                     coming.popleft()
                     for index, size, content in window.batches():
                         yield Batch(**content, size=size, index=index)
-                        del content  # or its buffer would stay away one batch longer
-                # Resumed in the middle: what came before was not read by this process.
+                        del content  # or its buffer would be held one batch longer
+                # An epoch resumed in the middle has not verified the batches before.
                 self._verified |= start == 0
             finally:
                 for window, _ in coming:
                     window.stop()
 
     def empty(self) -> Batch:
-        """A batch of no objects, for a rank that has to take part in a step with nothing."""
+        """An empty batch, for a rank that takes part in a step without objects."""
         tensors: dict[str, Any] = {
             name: torch.from_numpy(np.empty((0, *row), dtype))
             for name, (row, dtype) in columns(self.manifest.header).items()
@@ -220,18 +217,18 @@ class Stream:
         return Batch(**tensors, position=torch.zeros(0, dtype=torch.int64), size=0, index=0)
 
     def plan(self, epoch: int, start: int = 0) -> Iterator[order.WindowOrder]:
-        """What is read together, and where in the epoch it goes; the same on every rank."""
+        """The windows of an epoch from global batch `start` on; the same on every rank."""
         key = order.derive_key(self._seed, epoch) if self._shuffle else None
         lost = set(self.census.lost)  # no rows: no blocks
         rows = tuple(0 if k in lost else shard.rows for k, shard in enumerate(self.manifest.shards))
         layout = order.BlockLayout(rows, self._block_rows)
-        # As many objects a window as where all are meant: smaller windows would open more shards a batch.
-        meant = self._window_rows * min(sum(rows) / self.rows, _MAX_WINDOW_GROWTH)
-        window_blocks = math.ceil(meant / self._block_rows)
-        # Where those that are meant lie together, a window has many more of them: it is read in parts.
-        most = self._window_rows * (2 if self._shuffle else 1)
-        wanted = self.objects.selection
-        return order.windows(layout, window_blocks, self._global_batch, key, wanted, start, most)
+        # As many selected objects a window as if all were: smaller windows would open more shards a batch.
+        window_rows = self._window_rows * min(sum(rows) / self.rows, _MAX_WINDOW_GROWTH)
+        window_blocks = math.ceil(window_rows / self._block_rows)
+        # Where selected objects lie together, a window has many more of them: it is read in several parts.
+        max_rows = self._window_rows * (2 if self._shuffle else 1)
+        selection = self.objects.selection
+        return order.windows(layout, window_blocks, self._global_batch, key, selection, start, max_rows)
 
     def _window(self, window_order: order.WindowOrder, start: int, verify: bool) -> Window:
         size = min(self._global_batch, len(window_order.row))  # the last batch of an epoch may be smaller

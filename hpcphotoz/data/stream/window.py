@@ -1,4 +1,4 @@
-"""One window of blocks on its way from the shards into the memory of its batches."""
+"""Reads one window of blocks into the buffers of its batches."""
 
 import time
 from collections import deque
@@ -22,16 +22,16 @@ _VERIFY_BYTES = 1 << 19
 
 
 class Window:
-    """A rank's rows of one window: runs of neighbouring rows, read by any number of threads, and its batches.
+    """A rank's rows of one window, read by any number of threads as runs of neighbouring rows.
 
     Args:
-        files: where from.
-        buffers: where to; each holds this rank's images of one batch.
+        files: the dataset's shards.
+        buffers: memory for the images; each holds this rank's images of one batch.
         header: of the dataset.
-        window_order: which objects, and their places.
+        window_order: the objects and their places in the batches.
         size: objects a global batch.
-        slots: this rank's positions of it.
-        start: batches before this one of the epoch are left out.
+        slots: this rank's positions in a global batch.
+        start: number of the epoch's first batch that is read.
         verify: compare each image with its checksum.
         skip: leave out what is damaged instead of raising.
     """
@@ -68,21 +68,21 @@ class Window:
         self._runs = deque(self._find_runs())
 
     def open(self) -> None:
-        """Take the memory: just before reading, when the window before the last has given back its own."""
+        """Acquire the buffers; called just before reading, when an earlier window has returned its own."""
         self._memory = [self._buffers.acquire() for _ in range(self._begin, self._batches)]
 
     def read_runs(self) -> float:
         """Read runs until none is left; several threads may. Returns the seconds it took.
 
         Raises:
-            BadInput: damage that is not to be skipped; the other threads then stop too.
+            BadInput: damage, unless it is skipped; the other threads then stop too.
         """
         start = time.perf_counter()
         try:
             while self._runs:
                 try:
                     low, high = self._runs.popleft()
-                except IndexError:  # another thread was quicker
+                except IndexError:  # another thread took the last run
                     break
                 try:
                     self._read(low, high)
@@ -91,7 +91,7 @@ class Window:
                         raise
                     self._read_singly(low, high, error)
         except BaseException:
-            self.stop()  # whatever it is, the other threads need not read on
+            self.stop()  # on any error the other threads need not read on
             raise
         return time.perf_counter() - start
 
@@ -100,7 +100,7 @@ class Window:
         self._runs.clear()
 
     def batches(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """After reading: number, global size and content (the fields of a `Batch`) of each batch."""
+        """Yield number, global size and content (the fields of a `Batch`) of each batch, after reading."""
         in_order = np.lexsort((self._slot, self._batch))
         labels = {name: torch.from_numpy(column[in_order]) for name, column in self._labels.items()}
         good = ~self._bad[in_order]
@@ -126,7 +126,7 @@ class Window:
         return list(zip(ends[:-1], ends[1:], strict=True))
 
     def _read_singly(self, low: int, high: int, error: BadInput) -> None:
-        """Find out which rows of a run it is: what is left out must not depend on who reads what together."""
+        """Find a run's damaged rows: what is left out must not depend on which rows are read together."""
         for k in range(low, high):
             try:
                 self._read(k, k + 1)

@@ -1,4 +1,4 @@
-"""The folder of a dataset that is being written: one writer at a time, of whatever kind."""
+"""The folder of a dataset that is being written has one writer at a time, of any kind."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ def test_a_second_writer_is_refused_and_the_first_one_ends_well(
 def test_a_writer_that_finishes_while_another_begins_keeps_its_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: Callable[[Path], Any]
 ) -> None:
-    """Between the second writer's look at the folder and its lock the first one writes all it has."""
+    """The first writer finishes between the second writer's check of the folder and its lock."""
     out = tmp_path / "d"
     if second is index_folder:
         write(out)

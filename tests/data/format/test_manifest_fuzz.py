@@ -24,8 +24,7 @@ from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.data.read import rows
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
-from tests.data.format.test_shards import HEADER
-from tests.helpers.datasets import make_dataset, make_stamps
+from tests.helpers.datasets import HEADER, make_dataset, make_stamps
 
 N = 10
 MEMORY = 32 << 20  # bytes: of a manifest of some kilobytes
@@ -58,7 +57,7 @@ def whole(folder: Path) -> bytes:
 
 
 def places(tree: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a tree, its root excluded."""
+    """Every position in a tree, its root excluded."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [place for key, value in items for place in ((*here, key), *places(value, (*here, key)))]
 
@@ -98,7 +97,7 @@ def changed(data: st.DataObject, raw: bytes) -> bytes:
 
 
 def flipped(data: st.DataObject, raw: bytes) -> bytes:
-    """A manifest with bytes changed, cut out or put in."""
+    """A manifest with bytes changed, removed or inserted."""
     content = bytearray(raw)
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, len(content)))
@@ -108,7 +107,7 @@ def flipped(data: st.DataObject, raw: bytes) -> bytes:
 
 
 def check(folder: Path, raw: bytes) -> None:
-    """What a manifest leads to: one line, or the objects that were written, on every way of reading."""
+    """Every way of reading gives an error of one line, or the objects that were written."""
     (folder / MANIFEST).write_bytes(raw)
     expected = make_stamps(N, size=4)
     row = {int(key): k for k, key in enumerate(expected.object_id)}

@@ -1,4 +1,4 @@
-"""Shards with damaged bytes are refused in one line; what HDF5 cannot stand ends in another process."""
+"""Shards with damaged bytes are refused in one line; what crashes HDF5 does so in another process."""
 
 import os
 import random
@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def damaged(raw: bytes, seed: int) -> bytes:
-    """Cut off, overwritten in one place, or with one to sixteen bytes changed."""
+    """A file cut off, overwritten in one place, or with one to sixteen bytes changed."""
     rng, content = random.Random(seed), bytearray(raw)
     how = rng.random()
     if how < 0.1:
@@ -73,26 +73,26 @@ def stream(folder: Path) -> None:
 
 
 def work(folder: Path, kind: str, seeds: range) -> None:
-    """In a process of its own: every damage on every way of reading, each seed printed when it begins."""
+    """Read every damaged file in every way, in a process of its own; each seed is printed when it begins."""
     make(folder, kind)
-    path, told = folder / "shard-00000.h5", folder / MANIFEST
-    whole, manifest, text = path.read_bytes(), read_manifest(folder), told.read_text()
-    beside = {p: p.read_bytes() for p in folder.iterdir() if p not in (path, told)}
+    path, listing = folder / "shard-00000.h5", folder / MANIFEST
+    whole, manifest, text = path.read_bytes(), read_manifest(folder), listing.read_text()
+    beside = {p: p.read_bytes() for p in folder.iterdir() if p not in (path, listing)}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 
     def with_manifest(read: Callable[[], Any]) -> None:
-        told.write_text(text)
+        listing.write_text(text)
         read()
 
     def matching(read: Callable[[], Any]) -> None:
-        """Of a manifest that was written for the damaged file."""
+        """Read with a manifest that was written for the damaged file."""
         entry = replace(manifest.shards[0], bytes=path.stat().st_size, sha256=shards.file_sha256(path))
         write_manifest(folder, replace(manifest, shards=(entry,)))
         read()
 
     def index_again() -> None:
-        told.unlink()
+        listing.unlink()
         index.index_folder(folder)
 
     for seed in seeds:
@@ -131,7 +131,7 @@ work(Path(sys.argv[1]), kind, range(first, last))
 @pytest.mark.parametrize("count", [40, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_bytes_are_refused_or_harmless(tmp_path: Path, kind: str, count: int) -> None:
-    """No error but ours, within the memory; HDF5 itself may die or stop of one in a hundred."""
+    """BadInput is the only error, memory is bounded, and HDF5 itself crashes or hangs on at most 1 %."""
     first, lost, quiet = 0, [], {**os.environ, "OMP_NUM_THREADS": "1"}
     while first < count:
         folder = tmp_path / str(first)

@@ -1,4 +1,4 @@
-"""The shard format: what is written is what is read, and nothing half-written or altered passes for whole."""
+"""The shard format: what is written is read back; half-written and altered datasets are refused."""
 
 import json
 import time
@@ -13,14 +13,12 @@ import pytest
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format import shards
 from hpcphotoz.data.format.band_moments import BandMoments
-from hpcphotoz.data.format.manifest import MANIFEST, STORAGE, Header, read_manifest
+from hpcphotoz.data.format.manifest import MANIFEST, STORAGE, read_manifest
 from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.data.format.writer import ALIGNMENT, DatasetWriter, write_shard
 from hpcphotoz.data.read import rows
 from hpcphotoz.errors import BadInput
-from tests.helpers.datasets import make_dataset, make_stamps
-
-HEADER = Header(tuple("ugriz"), 16, 0.396)
+from tests.helpers.datasets import HEADER, make_dataset, make_stamps
 
 
 def read(folder: Path) -> Stamps:
@@ -341,5 +339,5 @@ def test_a_terminal_does_not_obey_a_manifest(tmp_path: Path, capsys: pytest.Capt
     with DatasetWriter(tmp_path / "d", HEADER, 8, record) as writer:
         writer.append(make_stamps(3))
     assert main(["inspect", str(tmp_path / "d")]) == 0
-    shown = capsys.readouterr().out
-    assert "made" in shown and "title" in shown and shown.replace("\n", "").isprintable()
+    printed = capsys.readouterr().out
+    assert "made" in printed and "title" in printed and printed.replace("\n", "").isprintable()

@@ -1,11 +1,10 @@
-"""Open shards: descriptors given back, files opened again, chunks of every kind, errors that pass."""
+"""Open shards: descriptors are closed, stale files opened again, all kinds of chunks read."""
 
 import errno
 import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ import pytest
 
 from hpcphotoz.config import Data
 from hpcphotoz.data.format.index import index_folder
-from hpcphotoz.data.format.manifest import MANIFEST, read_manifest, write_manifest
+from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
 from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.data.read import file_handle, shard_files
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.stream.buffers import BufferPool
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
-from tests.helpers.datasets import make_dataset, make_stamps
+from tests.helpers.datasets import linked_dataset, make_dataset, make_stamps, streamed_images
 
 OPTIONS = Data(block_rows=4, window_blocks=3)
 
@@ -31,19 +30,8 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def many(real: Path, folder: Path, count: int) -> Path:
-    """A dataset of hard links to one shard."""
-    manifest = read_manifest(real)
-    folder.mkdir()
-    entries = tuple(replace(manifest.shards[0], file=f"shard-{k:05d}.h5") for k in range(count))
-    for entry in entries:
-        os.link(real / manifest.shards[0].file, folder / entry.file)
-    write_manifest(folder, replace(manifest, shards=entries))
-    return folder
-
-
 def test_open_files_are_few_and_are_closed(tmp_path: Path) -> None:
-    folder = many(make_dataset(tmp_path / "one", n=8, shard_rows=8), tmp_path / "many", 300)
+    folder = linked_dataset(make_dataset(tmp_path / "one", n=8, shard_rows=8), tmp_path / "many", 300)
     before, most = descriptors(), 0
     stream = Stream(folder, OPTIONS, global_batch=16, seed=1, part="all")
     for epoch in range(2):
@@ -57,8 +45,8 @@ def test_open_files_are_few_and_are_closed(tmp_path: Path) -> None:
 def test_threads_open_different_shards_at_a_time_and_the_same_one_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a network file system an opening is several round trips: one must not wait for another."""
-    folder = many(make_dataset(tmp_path / "one", n=8, shard_rows=8), tmp_path / "many", 4)
+    """On a network file system opening takes several round trips: threads open shards at the same time."""
+    folder = linked_dataset(make_dataset(tmp_path / "one", n=8, shard_rows=8), tmp_path / "many", 4)
     opened, together = [], threading.Barrier(4, timeout=20)
     start = shard_files.ShardFile.__init__
 
@@ -187,12 +175,6 @@ def write_user_shard(folder: Path, userblock: int = 0) -> h5py.File:
     return file
 
 
-def streamed(folder: Path) -> np.ndarray:
-    stream = Stream(folder, OPTIONS, global_batch=12, seed=1, part="all", shuffle=False)
-    (batch,) = stream.epoch(0)
-    return batch.images.numpy()
-
-
 def test_a_chunk_whose_filters_were_left_out(tmp_path: Path) -> None:
     images = make_stamps(12).images
     with write_user_shard(tmp_path / "d") as file:
@@ -203,7 +185,7 @@ def test_a_chunk_whose_filters_were_left_out(tmp_path: Path) -> None:
         for k in (6, 9):  # the bits of the mask: no shuffle, no gzip
             data.id.write_direct_chunk((k, 0, 0, 0), images[k : k + 3].tobytes(), filter_mask=0b11)
     index_folder(tmp_path / "d")
-    np.testing.assert_array_equal(streamed(tmp_path / "d"), images)
+    np.testing.assert_array_equal(streamed_images(tmp_path / "d"), images)
 
 
 def test_a_chunk_that_was_never_written_is_not_trained_on(tmp_path: Path) -> None:
@@ -222,17 +204,17 @@ def test_a_user_block_before_the_file(tmp_path: Path, chunks: tuple[int, ...] | 
     with write_user_shard(tmp_path / "d", userblock=512) as file:
         file.create_dataset("images", data=images, chunks=chunks)
     index_folder(tmp_path / "d")
-    np.testing.assert_array_equal(streamed(tmp_path / "d"), images)
+    np.testing.assert_array_equal(streamed_images(tmp_path / "d"), images)
 
 
 def test_bands_may_be_bytes(tmp_path: Path) -> None:
-    """As numpy's own arrays of text are stored."""
+    """Fixed-length bytes, as numpy stores arrays of text."""
     images = make_stamps(12).images
     with write_user_shard(tmp_path / "d") as file:
         file.attrs["bands"] = np.array([*"ugriz"], "S1")
         file["images"] = images
     assert index_folder(tmp_path / "d").header.bands == tuple("ugriz")
-    np.testing.assert_array_equal(streamed(tmp_path / "d"), images)
+    np.testing.assert_array_equal(streamed_images(tmp_path / "d"), images)
     np.testing.assert_array_equal(
         next(read_rows(tmp_path / "d", read_manifest(tmp_path / "d"))).images, images
     )

@@ -1,4 +1,4 @@
-"""Conditions on labels: they mean what Python means row by row, and what is not one is refused in a line."""
+"""Conditions on labels mean what Python means row by row; anything else is refused in one line."""
 
 import pickle
 import sys
@@ -73,7 +73,7 @@ def test_examples(text: str, rows: list[int], columns: set[str]) -> None:
 
 @pytest.fixture
 def usual_recursion() -> Iterator[None]:
-    """Python's own limit: torch's compiler raises it; 4,000 signs are then read, and refused at the 65th."""
+    """Also where torch's compiler has raised Python's recursion limit: the 65th of 4,000 signs is refused."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     yield
@@ -248,7 +248,7 @@ CONDITIONS = st.recursive(
 
 
 class Id(int):
-    """A whole number of Python's, whose quotients are float64 as those of a column are."""
+    """A Python integer whose quotients are float64, as those of a column are."""
 
     def __truediv__(self, other: int) -> np.float64:
         return np.float64(int(self) / int(other))

@@ -1,4 +1,4 @@
-"""Which objects belong to a part: one bit each, kept in files, never those of another part or dataset."""
+"""Selections: one bit an object, kept in files, never those of another subset or dataset."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +23,14 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.world import World
-from tests.data.read.test_shard_files import many
-from tests.helpers.datasets import make_dataset, make_stamps
+from tests.helpers.datasets import linked_dataset, make_dataset, make_stamps
 
 OPTIONS = Data(validation=0.2, test=0.2, where="z_spec < 0.3")
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of the shards that have been opened, in order."""
+    """Numbers of the shards that were opened, in order."""
     numbers: list[int] = []
     start = shard_files.ShardFile.__init__
 
@@ -120,9 +119,11 @@ def test_a_selection_is_what_the_labels_say(dataset: Path, part: SplitPart) -> N
 
 
 def test_the_default_split_opens_no_more_shards_than_the_whole(tmp_path: Path, opened: list[int]) -> None:
-    """Nothing but the images that this rank takes is read, also after a resume in the middle."""
+    """A rank reads only the images of its own slices, also after a resume in the middle."""
     rows, batches = 256, 200
-    folder = many(make_dataset(tmp_path / "one", n=rows, shard_rows=rows, size=2), tmp_path / "many", 1600)
+    folder = linked_dataset(
+        make_dataset(tmp_path / "one", n=rows, shard_rows=rows, size=2), tmp_path / "many", 1600
+    )
     openings, before_first = {}, {}
     parts: tuple[SplitPart, ...] = ("all", "train")
     for part in parts:
@@ -131,8 +132,8 @@ def test_the_default_split_opens_no_more_shards_than_the_whole(tmp_path: Path, o
         stream = Stream(folder, options, global_batch=1024, seed=0, part=part, world=world)
         assert stream.rows > 0.9 * 1600 * rows
         opened.clear()
-        taken = sum(1 for _ in stream.epoch(0))
-        openings[part] = len(opened) / taken
+        read = sum(1 for _ in stream.epoch(0))
+        openings[part] = len(opened) / read
         stream.files = shard_files.ShardFiles(folder, stream.manifest)
         opened.clear()
         resumed = stream.epoch(0, batches)

@@ -1,6 +1,4 @@
-"""The stream: what is on disk, in the planned order, at any world size, from any point; bad files are
-named.
-"""
+"""The stream gives the stored objects in the planned order, at any world size; damaged files are named."""
 
 import errno
 import os
@@ -114,7 +112,7 @@ def test_a_predicate_chooses_objects(dataset: Path) -> None:
 def test_objects_that_lie_together_do_not_fill_the_memory(
     tmp_path: Path, shuffle: bool, window_blocks: int
 ) -> None:
-    """A window is enlarged where few objects are meant: what it holds must not grow where all those meet."""
+    """Windows grow where few objects are selected: memory must not grow where these lie together."""
     shard, count = 256, 40
     with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 1, 0.396), shard, {}) as writer:
         for k in range(count):
@@ -212,7 +210,7 @@ def test_blocks_are_whole_chunks(dataset: Path, tmp_path: Path) -> None:
 
 
 def damaged(dataset: Path, folder: Path, name: str, row: int, column: str = "images") -> Path:
-    """A copy with one byte flipped, of this row of this shard."""
+    """A copy of the dataset with one byte flipped, in this row of this shard."""
     shutil.copytree(dataset, folder)
     entry = next(s for s in read_manifest(folder).shards if s.file == name)
     assert entry.offsets is not None
@@ -284,7 +282,7 @@ def test_damaged_images_are_left_out_and_counted_if_asked(dataset: Path, tmp_pat
 
 @pytest.mark.parametrize("verify", ["first", "always"])
 def test_damaged_images_are_left_out_of_every_epoch(dataset: Path, tmp_path: Path, verify: str) -> None:
-    """Whichever rank meets the row, and however often it has been read before."""
+    """On any rank that has the row, and however often it has been read before."""
     folder = damaged(dataset, tmp_path / "d", "shard-00001.h5", 7)
     options = SMALL.model_copy(update={"damaged": "skip", "verify": verify})
     good = set(make_stamps(75).object_id.tolist()) - {int(make_stamps(75).object_id[32 + 7])}
@@ -373,7 +371,7 @@ def test_a_user_file_with_a_nan_pixel_is_named(dataset: Path, tmp_path: Path) ->
 def test_shards_of_others_are_checked_as_they_are_read(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """No file is hashed whole: each rank checks the labels of its shards, and the images that it reads."""
+    """No file is hashed as a whole: a rank verifies the labels of its shards and the images that it reads."""
     folder = as_users_write(dataset, tmp_path / "d", **options)
 
     def whole(path: Path) -> str:
@@ -431,7 +429,7 @@ def test_checksums_beside_a_shard_are_checked_too(dataset: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
 def test_checksums_beside_a_shard_must_be_a_plain_file(dataset: Path, tmp_path: Path, kind: str) -> None:
-    """In another process: a read of a pipe would not end."""
+    """In another process, because reading a pipe would not end."""
     folder = as_users_write(dataset, tmp_path / "d")
     beside = folder / "shard-00001.h5.xxh3"
     if kind == "link":
@@ -495,7 +493,7 @@ def test_a_short_read_is_finished(dataset: Path, monkeypatch: pytest.MonkeyPatch
     real = os.preadv
 
     def short(number: int, views: list[memoryview], offset: int) -> int:
-        """At most 1000 bytes at a time, across the ends of views."""
+        """Read at most 1000 bytes at a time, across the ends of views."""
         some, left = [], 1000
         for view in views:
             some.append(view[:left])

@@ -1,4 +1,4 @@
-"""Real processes killed within an epoch and followed by another number of ranks: every object once."""
+"""Processes are killed within an epoch and another number of ranks resumes: every object is seen once."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def unequal(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, size: int, epoch: int, start: int, tokens: list[int] | None) -> list[list[list[Any]]]:
-    """Batches of each rank; with `tokens`, rank r goes on that often and is then killed with SIGKILL."""
+    """Batches of each rank; with `tokens`, rank r reads that many and is then killed with SIGKILL."""
     words = [sys.executable, "-c", RANK, str(folder)]
     ranks = [
         subprocess.Popen(
