@@ -397,7 +397,7 @@ READ = """
 import sys
 from pathlib import Path
 from hpcphotoz.data.read.rows import read_rows
-from hpcphotoz.data.format.shards import read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.config import Data
 folder = Path(sys.argv[1])
