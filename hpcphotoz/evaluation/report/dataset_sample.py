@@ -16,7 +16,7 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.baseline.photometry import RADII, apertures
 from hpcphotoz.progress import track
-from hpcphotoz.sources.noise import sky_sigma
+from hpcphotoz.sources.noise import stamp_sky_sigma
 
 Floats = npt.NDArray[Any]
 MOSAIC_STAMPS = 32
@@ -58,7 +58,7 @@ def sample_dataset(folder: Path, manifest: Manifest, seed: int = 0) -> DatasetSa
         here = mosaic[(mosaic >= seen) & (mosaic < seen + len(stamps))] - seen
         kept.append(stamps[here])
         flux = np.einsum("nbyx,yx->nb", stamps.images, weight)
-        parts.append((flux, stamps.z_spec, stamps.sky_sigma, sky_sigma(stamps.images), flux[here]))
+        parts.append((flux, stamps.z_spec, stamps.sky_sigma, stamp_sky_sigma(stamps.images), flux[here]))
         seen += len(stamps)
     flux, z_spec, sky, scatter, stamp_flux = (np.concatenate(p) for p in zip(*parts, strict=True))
     noise = np.sqrt((weight.astype(np.float64) ** 2).sum()) * np.median(sky, axis=0)

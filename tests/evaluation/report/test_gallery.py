@@ -17,7 +17,7 @@ from hpcphotoz.evaluation.report import figure as figures
 from hpcphotoz.evaluation.report.dataset_sample import sample_dataset
 from hpcphotoz.evaluation.report.gallery import ab_magnitude, caption_band, plot_dataset
 from hpcphotoz.evaluation.report.rgb import band_colours, band_letter, rgb_images, three_bands
-from hpcphotoz.sources.noise import sky_sigma
+from hpcphotoz.sources.noise import stamp_sky_sigma
 from tests.helpers.datasets import SKY, make_stamps
 
 
@@ -163,12 +163,12 @@ def test_the_scatter_of_the_outer_pixels_is_clipped_and_not_in_steps_of_int16() 
     images[:, :, 32, 32] = 40  # needs larger units: 1333 sigma
     sky = np.full((200, 1), 0.03, np.float32)
     stored, unit = encoding.encode(images, sky, "int16")
-    fine, coarse = (sky_sigma(x) / 0.03 for x in (images, encoding.decode(stored, unit)))
+    fine, coarse = (stamp_sky_sigma(x) / 0.03 for x in (images, encoding.decode(stored, unit)))
     np.testing.assert_allclose(coarse, fine, rtol=0.04)  # a pixel at the cut changes it by 1 %
     assert np.median(np.abs(coarse / fine - 1)) < 0.003
     assert len(np.unique(np.round(coarse, 6))) > 150
     assert coarse.mean() == pytest.approx(1, abs=0.01) and coarse.std() < 0.05
-    assert not sky_sigma(np.ones((1, 1, 8, 8), np.float32)).any()
+    assert not stamp_sky_sigma(np.ones((1, 1, 8, 8), np.float32)).any()
 
 
 def test_three_bands_are_chosen_and_magnitudes_are_ab() -> None:
