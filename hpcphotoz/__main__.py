@@ -1,4 +1,4 @@
-"""`python -m hpcphotoz` and the console script: errors a user can mend are one line and exit status 2."""
+"""`python -m hpcphotoz` and the console script: an error that the user can correct is one line, status 2."""
 
 import signal
 import sys
@@ -12,8 +12,8 @@ _BROKEN_PIPE_STATUS = 128 + 13  # as the shell reports a program that SIGPIPE ha
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status.
 
-    0: done; 1: failed; 2: bad input, or a file or disk that cannot be used; 130: interrupted; 141: whoever
-    read the output has gone.
+    0: done; 1: failed; 2: bad input, or a file or disk that cannot be used; 130: interrupted; 141: the reader
+    of the output has ended.
 
     Args:
         arguments: words after the program's name; those of this process by default.
@@ -24,11 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run(sys.argv[1:] if arguments is None else arguments)
         output.flush()
         return status
-    except KeyboardInterrupt:  # of the imports too, which take most of a second
+    except KeyboardInterrupt:  # also during the imports, which take most of a second
         return _report_failure("interrupted", 130)
-    except (
-        BrokenPipeError
-    ):  # the reader of a pipe (head, less): nothing is wrong, and nobody is there to tell
+    except BrokenPipeError:  # the reader of a pipe, such as head or less, has ended: no error
         output.discard(sys.stdout)
         return _BROKEN_PIPE_STATUS
     except OSError as error:
@@ -44,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _InterruptRecorder:
-    """Notes Ctrl-C: numpy turns one that comes during its import into an ImportError."""
+    """Records Ctrl-C, because numpy turns an interrupt during its import into an ImportError."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -72,7 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
         return run(arguments)
     except BadInput as error:
         return _report_failure(f"error: {error}", 2)
-    except SystemExit as end:  # help and version; another rank that has said what is wrong
+    except SystemExit as end:  # help and version, or an error that another rank has reported
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 

@@ -1,18 +1,18 @@
-"""The one exception a user is meant to see, and a hint for it."""
+"""BadInput, the exception for errors that a user can correct, and the hint of its messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class BadInput(Exception):
-    """Input that cannot be used: the message is one line that says what, where, and what to do.
+    """Input that cannot be used. The message is one line: what is wrong, where, and what to do.
 
     The command line prints it and exits with status 2.
     """
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ " (did you mean X?)" with the known word that is most like `word`; empty where none is."""
+    """The hint " (did you mean X?)" with the known word most like `word`; empty if none is similar."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {found[0]}?)" if found else ""
 

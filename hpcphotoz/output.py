@@ -1,9 +1,9 @@
-"""Standard output and error, which may be closed, full, or unable to show a character."""
+"""Writing to standard output and error, which may be closed, full, or of a limited encoding."""
 
 import os
 import sys
 
-TYPE_CHECKING = False  # typing takes as long to import as all else here, and Ctrl-C may come meanwhile
+TYPE_CHECKING = False  # importing typing would double the time in which Ctrl-C gives a traceback
 if TYPE_CHECKING:
     from typing import TextIO
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def prepare() -> None:
     """Make the standard streams usable: call it once, as a program starts.
 
-    Characters that the terminal's encoding lacks are shown as escapes. A descriptor that the caller closed is
-    opened on /dev/null: the next file would otherwise take its number and get what libraries print.
+    Characters that the terminal's encoding lacks are printed as escapes. A descriptor that the caller closed
+    is opened on /dev/null: otherwise the next file would get its number, and whatever libraries print.
     """
     for number in (0, 1, 2):
         try:
@@ -28,11 +28,11 @@ def prepare() -> None:
 
 
 def say(text: str, stream: "TextIO | None" = None) -> None:
-    """Print a line for whoever still listens; one that cannot be written does not end the work.
+    """Print a line; if it cannot be written, the program continues.
 
     Args:
         text: the line.
-        stream: standard output by default. After a failure it leads to /dev/null, and a warning is logged.
+        stream: standard output by default. After a failure it writes to /dev/null, and a warning is logged.
     """
     stream = sys.stdout if stream is None else stream
     try:
@@ -41,7 +41,7 @@ def say(text: str, stream: "TextIO | None" = None) -> None:
         discard(stream)
         import logging
 
-        logging.getLogger(__name__).warning("%s: %s; the work goes on", _name(stream), error.strerror)
+        logging.getLogger(__name__).warning("%s: %s; continuing without it", _name(stream), error.strerror)
 
 
 def number_of(n: int, one: str, many: str = "") -> str:
@@ -49,17 +49,17 @@ def number_of(n: int, one: str, many: str = "") -> str:
 
     Args:
         n: the number.
-        one: the noun of one thing.
-        many: its plural, if not with an s.
+        one: the noun in the singular.
+        many: the plural, if it is not `one` with an s.
     """
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def flush() -> None:
-    """Write what the streams still hold, which the interpreter would do too late to say what went wrong.
+    """Flush both streams; at exit the interpreter would do it too late to report an error.
 
     Raises:
-        OSError: standard output cannot be written; the error's `filename` says which stream it is.
+        OSError: standard output cannot be written; the error's `filename` names the stream.
     """
     for stream in (sys.stderr, sys.stdout):
         try:
@@ -72,10 +72,10 @@ def flush() -> None:
 
 
 def discard(stream: "TextIO") -> None:
-    """Let a stream that cannot be written lead to /dev/null."""
+    """Redirect a stream that cannot be written to /dev/null."""
     try:
         number = stream.fileno()
-    except (OSError, ValueError):  # no file of the system, or closed
+    except (OSError, ValueError):  # not a file of the system, or closed
         return
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, number)

@@ -18,14 +18,14 @@ _LINE_EVERY_S = 10.0
 def track(
     items: Iterable[T], what: str, total: int, weight: int | Callable[[T], int] = 1, done: int = 0
 ) -> Iterator[T]:
-    """Yield the items while showing how far it is.
+    """Yield the items while showing the progress.
 
     Args:
-        items: what to go through.
-        what: a few words on the work, with its unit: "simulating galaxies".
-        total: number of units in all.
-        weight: units an item stands for, or a function that tells; the last one may stand for fewer.
-        done: units done before, by a run that this one resumes.
+        items: the iterable.
+        what: description of the work with its unit, such as "simulating galaxies".
+        total: number of units.
+        weight: units per item, or a function of the item; the last item may count fewer.
+        done: units that are already done, in a run that is resumed.
     """
     units: Callable[[T], int] = weight if callable(weight) else lambda item: weight
     if sys.stderr.isatty():
@@ -55,10 +55,10 @@ def _lines(items: Iterable[T], what: str, total: int, units: Callable[[T], int],
 
 
 class _Terminal:
-    """Standard error for the bar; what a terminal that has gone no longer takes is dropped."""
+    """Standard error for the bar; if the terminal has gone, output is dropped."""
 
     def __init__(self) -> None:
-        self._stream = sys.stderr  # which the bar replaces while it is shown
+        self._stream = sys.stderr  # the bar replaces sys.stderr while it is shown
         self.encoding = self._stream.encoding
 
     def write(self, text: str) -> int:

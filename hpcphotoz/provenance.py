@@ -15,17 +15,17 @@ import hpcphotoz
 from hpcphotoz.atomic import write_text
 from hpcphotoz.world import World
 
-RECORD = "COMMIT"  # beside a snapshot of the package, which is no repository
+RECORD = "COMMIT"  # file beside a snapshot of the package, which is not a repository
 _PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
 
 
 def commit() -> str | None:
-    """Commit of the source tree, with "-dirty" where files differ from it; None: installed without one."""
+    """Commit of the source tree, with "-dirty" if files differ from it; None: not a checkout."""
     folder = Path(hpcphotoz.__file__).resolve().parent
     record = folder.parent / RECORD
     if record.is_file():
         return record.read_text().strip() or None
-    # An installation inside some project's folder must not report that project's commit: is this tracked?
+    # An installation inside another project's folder must not report that project's commit.
     if not _git(folder, "ls-files", "__init__.py"):
         return None
     head = _git(folder, "rev-parse", "HEAD")

@@ -1,4 +1,4 @@
-"""The command line: one thin function a command."""
+"""The command line: one thin function for each command."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse a command line and run its command; returns the exit status.
 
     Raises:
-        BadInput: words that are not understood, or what a command cannot use.
+        BadInput: words that are not understood, or input that a command cannot use.
     """
     words, after = list(arguments), None
     if words[:1] == ["launch"] and "--" in words:

@@ -1,4 +1,4 @@
-"""The commands that make and show datasets: simulate, ingest, inspect."""
+"""Commands that make, index and show datasets: simulate, ingest, index, inspect."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def simulate(options: argparse.Namespace) -> int:
-    """Make labelled galaxies of known redshift."""
+    """Simulate galaxies of known redshift and write them as a dataset."""
     how = {
         "seed": options.seed,
         "shard_rows": options.shard_rows,
@@ -42,7 +42,7 @@ def simulate(options: argparse.Namespace) -> int:
 
 
 def ingest_sdss_frames(options: argparse.Namespace) -> int:
-    """Cut stamps of real objects out of SDSS frames."""
+    """Cut stamps of catalogued objects from SDSS frames and write them as a dataset."""
     from hpcphotoz.sources.constants import MASKED_FRACTION
     from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
 
@@ -87,7 +87,7 @@ def _count_shards(manifest: "Manifest") -> str:
 
 
 def ingest_table(options: argparse.Namespace) -> int:
-    """Make shards of a published HDF5 or npz set."""
+    """Convert a published set of HDF5 or npz files to a dataset."""
     from hpcphotoz.sources.build import count_skipped
     from hpcphotoz.sources.published.ingest_table import ingest_table
 
@@ -111,7 +111,7 @@ def ingest_table(options: argparse.Namespace) -> int:
 
 
 def index(options: argparse.Namespace) -> int:
-    """Make a dataset of shards that another program wrote: check them and write their manifest."""
+    """Check shards that another program wrote, and write the manifest that makes them a dataset."""
     from hpcphotoz.data.format.index import index_folder
 
     manifest = index_folder(options.folder)
@@ -120,11 +120,11 @@ def index(options: argparse.Namespace) -> int:
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Say what a dataset holds, and check it byte by byte if asked."""
+    """Print what a dataset contains; with --verify, check every byte."""
     from hpcphotoz.data.format.manifest import read_manifest
     from hpcphotoz.data.read import rows
 
-    if options.plot:  # now, not after everything is read
+    if options.plot:  # before everything is read
         from hpcphotoz.evaluation.report.gallery import check_plot_path, plot_dataset
 
         check_plot_path(options.plot)
@@ -163,7 +163,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def _short(value: Any) -> str:
-    """A value on one line; `--json` has it whole."""
+    """A value shortened to one line; `--json` prints it in full."""
     if isinstance(value, list) and all(isinstance(v, int | float | str) for v in value):
         text = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
     else:
@@ -173,28 +173,28 @@ def _short(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text as it is, or in quotes where a terminal would obey it: a manifest may come from anywhere."""
+    """A text, quoted if it has control characters, which a terminal would obey: manifests may be foreign."""
     return text if text.isprintable() else json.dumps(text)
 
 
 def add(commands: Commands) -> None:
-    """Add these commands to the program's."""
+    """Add the parsers of these commands."""
     p = command(commands, "simulate", simulate)
-    p.add_argument("out", type=path, help="dataset folder to make")
+    p.add_argument("out", type=path, help="dataset folder to create")
     p.add_argument("--n", type=int, required=True, help="number of galaxies")
     p.add_argument("--seed", type=seed, default=0, help="galaxy k of a seed is always the same (default 0)")
     p.add_argument(
         "--onto",
         type=path,
         metavar="FRAMES",
-        help="put the galaxies into real sky: a folder, searched below too, with SDSS DR7 fpC frames "
-        "and their fpM and psField files (default: simulated sky)",
+        help="add the galaxies to real sky: a folder, searched recursively, with SDSS DR7 fpC frames and their "
+        "fpM and psField files (default: simulated sky)",
     )
     _add_storage(p)
-    p.add_argument("--shard-rows", type=int, default=1024, help="galaxies a shard (default 1024)")
-    p.add_argument("--processes", type=int, help="processes (default: one a core)")
+    p.add_argument("--shard-rows", type=int, default=1024, help="galaxies per shard (default 1024)")
+    p.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
-    p = commands.add_parser("ingest", help="make shards of existing images", allow_abbrev=False)
+    p = commands.add_parser("ingest", help="convert existing images to a dataset", allow_abbrev=False)
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
     p = command(kinds, "sdss-frames", ingest_sdss_frames)
     p.add_argument("out", type=path, help="dataset folder to make")
@@ -202,8 +202,8 @@ def add(commands: Commands) -> None:
         "--frames",
         type=path,
         required=True,
-        help="folder with SDSS frames, searched below too: fpC-*.fit[.gz] (DR7), frame-*.fits[.bz2] (DR8 and "
-        "later), and their mask planes fpM-*.fit[.gz]",
+        help="folder with SDSS frames, searched recursively: fpC-*.fit[.gz] (DR7), frame-*.fits[.bz2] (DR8 "
+        "and later), and their mask planes fpM-*.fit[.gz]",
     )
     p.add_argument(
         "--objects",
@@ -223,17 +223,17 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--bands",
         default="ugriz",
-        help="such as gri (default ugriz); the stamps have r's grid, or without r the first one's",
+        help="such as gri (default ugriz); stamps have the pixel grid of r, or of the first band without r",
     )
-    p.add_argument("--stamp", type=int, default=64, help='pixels of 0.396" a side (default 64)')
+    p.add_argument("--stamp", type=int, default=64, help='side of a stamp in pixels of 0.396" (default 64)')
     p.add_argument(
         "--epochs",
         choices=("one", "all"),
         default="one",
-        help="one: a stamp an object, with the table's object_id, from the frame in which it lies farthest "
-        "from the edge (default); all: one from every run that saw it, with object_id * 1000000 + run, or a "
-        "hash of both where that exceeds 63 bits: ra and dec tell which object it is. The split is by this "
-        "id, and can put one galaxy in train and test",
+        help="one: a stamp per object, with the table's object_id, from the frame in which it is farthest "
+        "from the edge (default); all: a stamp from every run that saw it, with object_id * 1000000 + run, or a "
+        "hash of both where that exceeds 63 bits (ra and dec still identify the object). The split is by "
+        "this id: one galaxy can be in both train and test",
     )
     p.add_argument(
         "--masked-fraction",
@@ -241,9 +241,13 @@ def add(commands: Commands) -> None:
         help="skip a stamp with more of its pixels (0 to 1) flagged saturated, cosmic ray or ghost in any "
         "band (default 0.005)",
     )
-    p.add_argument("--shard-rows", type=int, default=1024, help="stamps a shard at most (default 1024)")
+    p.add_argument(
+        "--shard-rows", type=int, default=1024, help="largest number of stamps in a shard (default 1024)"
+    )
     _add_storage(p)
-    p.add_argument("--processes", type=int, help="processes (default: one a core; under mpiexec its ranks)")
+    p.add_argument(
+        "--processes", type=int, help="worker processes (default: one per core; under mpiexec its ranks)"
+    )
 
     p = command(kinds, "table", ingest_table)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -258,17 +262,19 @@ def add(commands: Commands) -> None:
         "out", type=path, help="dataset folder to make; an unfinished one of this ingest is continued"
     )
     p.add_argument(
-        "sources", type=path, nargs="+", metavar="SRC", help="files, or folders searched below too"
+        "sources", type=path, nargs="+", metavar="SRC", help="files, or folders that are searched recursively"
     )
     p.add_argument(
         "--format",
         required=True,
         choices=tuple(FILE_LAYOUTS),
-        help="whose: Pasquet et al. 2019, Hayat et al. 2021, GalaxiesML, Multimodal Universe, "
+        help="format of the files: Pasquet et al. 2019, Hayat et al. 2021, GalaxiesML, Multimodal Universe, "
         "ssl-legacysurvey; see below",
     )
-    p.add_argument("--shard-rows", type=int, default=8192, help="source rows a shard (default 8192)")
-    p.add_argument("--crop", type=int, help="centre of so many pixels a side (default: as in the files)")
+    p.add_argument("--shard-rows", type=int, default=8192, help="source rows per shard (default 8192)")
+    p.add_argument(
+        "--crop", type=int, help="keep the central square of this side in pixels (default: whole stamps)"
+    )
     p.add_argument(
         "--redshifts",
         type=path,
@@ -281,20 +287,24 @@ def add(commands: Commands) -> None:
         type=number,
         help="AB mag, 0 to 40, of one unit of the pixels (default: the format's)",
     )
-    p.add_argument("--limit", type=int, help="only the first so many rows")
+    p.add_argument("--limit", type=int, help="convert only this many rows")
     _add_storage(p)
-    p.add_argument("--processes", type=int, help="processes (default: one a core; with mpiexec, one a rank)")
+    p.add_argument(
+        "--processes", type=int, help="worker processes (default: one per core; under mpiexec its ranks)"
+    )
 
     p = command(commands, "index", index)
     p.add_argument(
-        "folder", type=path, help="with shard-*.h5, in any layout, with gzip, shuffle, fletcher32 or LZF"
+        "folder",
+        type=path,
+        help="folder with shard-*.h5, of any HDF5 layout; gzip, shuffle, fletcher32 and LZF are read",
     )
 
     p = command(commands, "inspect", inspect)
     p.add_argument("dataset", type=path, help="dataset folder")
     p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
-    p.add_argument("--plot", type=path, help="draw stamps, n(z), magnitudes and noise to this PNG file")
-    p.add_argument("--json", action="store_true", help="figures as JSON")
+    p.add_argument("--plot", type=path, help="plot stamps, n(z), magnitudes and noise into this PNG file")
+    p.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
 def _add_storage(parser: Parser) -> None:
@@ -302,12 +312,12 @@ def _add_storage(parser: Parser) -> None:
         "--storage",
         choices=STORAGE,
         default=STORAGE[0],
-        help="of the images (default float32); int16: half the bytes, in steps of 1/32 sky sigma, in pixels "
-        "above 512 sky sigmas wider ones",
+        help="type of the stored pixels (default float32); int16: half the bytes, in steps of 1/32 sky "
+        "sigma, wider in pixels above 512 sky sigmas",
     )
 
 
 def _print_on_first_rank(text: str) -> None:
-    """One rank speaks for all."""
+    """Print on rank 0 alone."""
     if detect().is_first:
         print(text)

@@ -1,4 +1,4 @@
-"""What every command's parser has in common."""
+"""The parser of every command, and the types and options that several commands share."""
 
 import argparse
 import math
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 
-# argparse's own knows no exponent and took -5e-2 for an option.
+# argparse's own pattern has no exponent: it reads -5e-2 as an option.
 _NEGATIVE = re.compile(r"-(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of a page of usage."""
+    """An argument parser that reports an error in one line, without the usage."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -32,11 +32,11 @@ class Parser(argparse.ArgumentParser):
     def refuse_unknown(self, words: Sequence[str]) -> None:
         """Refuse the first unknown command or option, and name the nearest one.
 
-        argparse would first ask for arguments that are missing, which the misspelt one may be. Options of the
-        configuration (--section.key) are left to it.
+        argparse would first report missing arguments, although one of them may only be misspelt. Options of
+        the configuration (--section.key) are checked when it is loaded.
 
         Raises:
-            BadInput: some word is unknown.
+            BadInput: a command or option is unknown.
         """
         subparsers = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         commands: dict[str, Parser] = dict(subparsers[0].choices) if subparsers else {}
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
                 return
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
-        # argparse's own ignores a full disk and a closed pipe.
+        # argparse's own method ignores a full disk and a closed pipe.
         if message:
             (file or sys.stderr).write(message)
 
@@ -68,7 +68,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def number(text: str) -> float:
-    """A finite number of the command line."""
+    """Parse a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -79,7 +79,7 @@ def number(text: str) -> float:
 
 
 def option(name: str) -> Callable[[str], Any]:
-    """The type of an argument that is one option of the configuration, `section.key`: the same range."""
+    """A parser of values of one option of the configuration, `section.key`, with its range."""
 
     def checked(text: str) -> Any:
         try:
@@ -91,7 +91,7 @@ def option(name: str) -> Callable[[str], Any]:
 
 
 def radius(text: str) -> float:
-    """A radius of the command line in sky sigmas, as `attack.eps`, but above 0."""
+    """Parse a radius in sky sigmas, with the range of `attack.eps` but above 0."""
     value: float = option("attack.eps")(text)
     if value == 0:
         raise argparse.ArgumentTypeError(f"{text}: must be above 0 sky sigmas")
@@ -99,7 +99,7 @@ def radius(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """A number of objects of the command line, at least 1."""
+    """Parse a number of objects, at least 1."""
     value = int(text) if text.isdecimal() else 0
     if not 1 <= value < 1 << 31:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1 and less than 2^31")
@@ -107,14 +107,14 @@ def count(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """A path of the command line."""
-    if not text:  # pathlib takes it for the working directory; in a script it is a variable that is not set
+    """Parse a path."""
+    if not text:  # to pathlib, the working directory; in a shell script, an unset variable
         raise argparse.ArgumentTypeError("an empty path: give the name of a file or folder")
     return Path(text)
 
 
 def memory(text: str) -> float:
-    """GB of memory: 0, or what is at least 1 MB, Slurm's smallest unit here."""
+    """Parse GB of memory: 0, or at least 1 MB, the smallest unit passed to Slurm."""
     value = number(text)
     if value != 0 and round(value * 1024) < 1:
         raise argparse.ArgumentTypeError(
@@ -124,7 +124,7 @@ def memory(text: str) -> float:
 
 
 def seed(text: str) -> int:
-    """A seed of the command line, as `run.seed`."""
+    """Parse a seed, with the range of `run.seed`."""
     try:
         value = int(text)
     except ValueError:
@@ -135,12 +135,12 @@ def seed(text: str) -> int:
 
 
 def add_device(parser: Parser) -> None:
-    """Add --device, which says what a network is computed on."""
+    """Add the option --device."""
     parser.add_argument(
         "--device",
         choices=("auto", "cuda", "cpu"),
         default="auto",
-        help="auto: a GPU where there is one (default); cpu: also where there are GPUs",
+        help="where networks are computed; auto: on a GPU if there is one (default)",
     )
 
 
