@@ -187,7 +187,7 @@ def add(commands: Commands) -> None:
         "--onto",
         type=path,
         metavar="FRAMES",
-        help="add the galaxies to real sky: a folder, searched recursively, with SDSS DR7 fpC frames and their "
+        help="add the galaxies to real sky: a folder, searched recursively, with SDSS DR7 fpC frames, their "
         "fpM and psField files (default: simulated sky)",
     )
     _add_storage(p)
@@ -231,9 +231,9 @@ def add(commands: Commands) -> None:
         choices=("one", "all"),
         default="one",
         help="one: a stamp per object, with the table's object_id, from the frame in which it is farthest "
-        "from the edge (default); all: a stamp from every run that saw it, with object_id * 1000000 + run, or a "
-        "hash of both where that exceeds 63 bits (ra and dec still identify the object). The split is by "
-        "this id: one galaxy can be in both train and test",
+        "from the edge (default); all: a stamp from every run that saw it, with object_id * 1000000 + "
+        "run, or a hash of both where that exceeds 63 bits (ra and dec still identify the object). The "
+        "split is by this id: one galaxy can be in both train and test",
     )
     p.add_argument(
         "--masked-fraction",

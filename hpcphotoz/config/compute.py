@@ -20,18 +20,19 @@ class Compute(Section):
 
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto",
-        description="of the forward and backward passes of training; tf32: products of float32 rounded to "
-        "TF32 (GPUs that have it); bf16: bfloat16 autocast; auto: the quickest in a short trial on the "
-        "device (on a GPU, of tf32 and bf16)",
+        description="precision of the forward and backward passes of training; tf32: factors of float32 "
+        "products rounded to TF32 (GPUs that have it); bf16: bfloat16 autocast; auto: the "
+        "fastest in a short trial on the device (on a GPU, of tf32 and bf16)",
     )
     attack_precision: Literal["training", "fp32", "tf32", "bf16"] = Field(
-        "training", description="of the gradients of the attack; training: the same as precision"
+        "training",
+        description="precision of the gradients of the attack; training: the same as precision",
     )
     channels_last: Switch = Field("auto", description="memory format of images and weights; auto: on")
     compiled: Switch = Field(
         "auto",
         description="torch.compile; auto: on a GPU with a graph of the step, in runs of at least 2,000,000 "
-        "images a rank, which earn back the minute or two of compiling",
+        "images per rank, in which the minute or two of compiling pays off",
     )
     graphs: Literal["auto", "off", "attack", "step"] = Field(
         "auto",
@@ -43,8 +44,8 @@ class Compute(Section):
     micro_batch: int = Field(
         0,
         ge=0,
-        description="objects of one forward and backward pass, whose gradients are added up; 0: 64 on a CPU, "
-        "else all",
+        description="objects of one forward and backward pass; the gradients of all passes of a step are "
+        "summed; 0: 64 on a CPU, else all",
     )
     bucket_mb: float = Field(
         25, gt=0, le=GREATEST, description="size of a bucket of gradients that is averaged over ranks (MB)"

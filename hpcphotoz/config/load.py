@@ -19,7 +19,7 @@ from hpcphotoz.errors import BadInput, nearest
 
 _LONGEST = 1 << 20  # characters of a configuration file
 _LISTED = 6  # old names that a refusal lists
-_COLUMNS = 100  # of the comments in a TOML file
+_COLUMNS = 100  # width of the comments in a TOML file
 
 
 def recipes() -> list[str]:
@@ -85,7 +85,7 @@ def configure(source: str, **options: object) -> Config:
     """A configuration from options by their bare names, which are unique over all sections.
 
     Args:
-        source: who asks; a refusal begins with it.
+        source: name of the caller; error messages begin with it.
         options: such as epochs=3, eps=0.2.
 
     Raises:
@@ -127,8 +127,8 @@ def parse(tree: Mapping[str, Any], source: str, overrides: Mapping[str, str] | N
 
     Args:
         tree: section -> key -> value.
-        source: where the mapping is from; a refusal begins with it.
-        overrides: options of `tree` that come from a command line; a refusal names them as they were typed.
+        source: where the mapping comes from; error messages begin with it.
+        overrides: options of `tree` from a command line; error messages name them as they were typed.
 
     Raises:
         BadInput: as `load`.
@@ -151,7 +151,7 @@ def to_toml(config: Config) -> str:
 
 
 def commented_toml(config: Config, title: str) -> str:
-    """The same with a comment before every section and option: what it means, its values and its default.
+    """TOML text with a comment before every section and option: its meaning, its values and its default.
 
     Args:
         config: the values to write.
@@ -168,12 +168,12 @@ def commented_toml(config: Config, title: str) -> str:
 
 
 def summary(section: type[Section]) -> str:
-    """What a section is about, in one line."""
+    """The first line of a section's docstring."""
     return (section.__doc__ or "").strip().splitlines()[0]
 
 
 def _refusal(error: Mapping[str, Any], source: str, typed: Mapping[str, str]) -> str:
-    """One line on the first error of pydantic."""
+    """The first error of pydantic in one line."""
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{source}: unknown key '{name}'{_hint(name)}; valid: {_valid(name.split('.')[0])}"
@@ -186,7 +186,9 @@ def _refusal(error: Mapping[str, Any], source: str, typed: Mapping[str, str]) ->
     if name in ("", begin):  # no section, or one that the source names already
         return f"{begin}: {reason}"
     given = error.get("input")
-    value = "" if isinstance(given, dict) else f" = {given!r}"  # a whole section: its options contradict
+    value = (
+        "" if isinstance(given, dict) else f" = {given!r}"
+    )  # a whole section: its options contradict each other
     return f"{begin}: {name}{value}: {reason}"
 
 
@@ -197,7 +199,7 @@ def _renamed(old: Mapping[str, str], source: str) -> str:
 
 
 def _hint(name: str) -> str:
-    """The option or section whose name is most like an unknown one, in brackets; "" if none is."""
+    """A hint with the option or section whose name is most like an unknown one; "" if none is similar."""
     if name == OLD_SECTION:
         return " (its options are now in optimiser, adversarial, overlap, compute, run and data)"
     if name.startswith(f"{OLD_SECTION}."):  # a misspelt old name
