@@ -74,10 +74,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Task:
-    """A network and what of it is attacked."""
+    """A network and the objects on which it is attacked."""
 
     name: str
-    told: dict[str, Any]  # the network, for a peer to build
+    spec: dict[str, Any]  # description of the network, from which a peer builds it
     model: nn.Module
     bins: RedshiftBins
     images: Tensor
@@ -90,7 +90,7 @@ class Task:
         return replace(self, images=self.images[:n], ebv=self.ebv[:n], z=self.z[:n])
 
     def attack(self, **options: Any) -> Callable[[], Tensor]:
-        """Our PGD, to be called."""
+        """Our PGD as a callable."""
         loss = attacks.cross_entropy(self.bins)
         if options.pop("graph", False):
             graph = attacks.PGD(self.model, self.eps, steps=STEPS, loss=loss, graph=True, **options)
@@ -170,7 +170,7 @@ def given() -> argparse.Namespace:
 
 
 def fresh(name: str, part: int = 1) -> Task:
-    """A network of that name after some training, and galaxies that it has not seen.
+    """A network of that name after a short training, and galaxies that it has not seen.
 
     Args:
         name: of the network.
@@ -181,8 +181,8 @@ def fresh(name: str, part: int = 1) -> Task:
     print(f"{name}: trained {steps} steps in {time.perf_counter() - start:.0f} s", flush=True)
     objects = OBJECTS[name] * (8 if DEVICE.type == "cuda" else 1) // part
     images, ebv, z = (t.to(DEVICE) for t in galaxies(objects, seed=2))
-    told = described(configuration(name).model, STAMP, [10 * s for s in SKY])
-    return Task(name, told, model, bins, images, ebv, z, EPS * torch.tensor(SKY, device=DEVICE))
+    spec = described(configuration(name).model, STAMP, [10 * s for s in SKY])
+    return Task(name, spec, model, bins, images, ebv, z, EPS * torch.tensor(SKY, device=DEVICE))
 
 
 def of_run(run: Path, data: Path) -> Task:
@@ -190,10 +190,10 @@ def of_run(run: Path, data: Path) -> Task:
     network, manifest = load_network(run, DEVICE), read_manifest(data)
     found = to_tensors(next(iter(read_batches(data, manifest, 256, "reading"))), DEVICE)
     scale = network.module.state_dict()["normalise.scale"].flatten().tolist()
-    told = described(network.config.model, network.stamp, scale)
+    spec = described(network.config.model, network.stamp, scale)
     eps = 0.05 * found["sky_sigma"].mean(0)  # where about half of a standard network's galaxies still hold
     return Task(
-        "run", told, network.module, network.bins, found["images"], found["ebv"], found["z_spec"], eps
+        "run", spec, network.module, network.bins, found["images"], found["ebv"], found["z_spec"], eps
     )
 
 
@@ -217,7 +217,7 @@ def speed(
     benchmark: Benchmark,
     which: str = "",
 ) -> dict[str, Any]:
-    """Images a second of every rival, and how strong each attack is.
+    """Images per second of every rival, and the strength of each attack.
 
     Args:
         task: what is attacked.
@@ -275,7 +275,7 @@ def speed(
 
 
 def aliases(precision: str) -> dict[str, str]:
-    """Rivals that are the same as others on this device, and need not run twice."""
+    """Rivals that are identical to others on this device and need not run twice."""
     found = {f"ours_{precision}": "ours"}
     if precision == "fp32":
         found["torchattacks_tuned_fp32"] = "torchattacks_tuned"
@@ -327,7 +327,7 @@ def start_peer(
     name, tuned = library.partition("_")[0], "_tuned" in library
     python = PEERS_PYTHON if PEERS_PYTHON.exists() else Path(sys.executable)
     model, data = folder / f"{task.name}.pt", folder / f"{task.name}-data.pt"
-    torch.save({**task.told, "state": task.model.state_dict()}, model)
+    torch.save({**task.spec, "state": task.model.state_dict()}, model)
     found: list[tuple[float, Peer]] = []
     try:
         for batch in (len(task.z),) if DEVICE.type == "cuda" else (16, 32):

@@ -31,7 +31,7 @@ QUICK_COMPILED = ("pgd", "l2")  # torch.compile takes seconds for each
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images, gradients and per-object values that the kernels are given."""
+    """Images, gradients and per-object values: the inputs of the kernels."""
 
     x0: Tensor
     adv: Tensor
@@ -66,7 +66,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Problem:
-    """What one kernel is given, and the images that it reads and writes.
+    """The inputs of one kernel, and the images that it reads and writes.
 
     Attributes:
         function: name in `kernels.reference` and among the fused kernels.
@@ -84,7 +84,7 @@ class Problem:
 
     @property
     def bytes(self) -> float:
-        """Bytes over the memory bus that it cannot do without: a tensor given twice is read once."""
+        """Smallest number of bytes that must cross the memory bus: a tensor given twice is read once."""
         distinct = {tensor.data_ptr(): tensor.nbytes for tensor in self.read}
         return self.part * (sum(distinct.values()) + self.written.nbytes)
 
@@ -139,7 +139,7 @@ def problems(i: Inputs) -> dict[str, Problem]:
 
 
 def rivals(problem: Problem, torchattacks_too: bool, compiled: bool) -> dict[str, Call]:
-    """Calls that do the same."""
+    """Calls that compute the same, by name."""
     ours, plain = (getattr(k, problem.function) for k in (kernels_on(DEVICE.type), reference))
     calls: dict[str, Call] = {
         "ours": lambda: ours(*problem.given),

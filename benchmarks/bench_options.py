@@ -1,4 +1,4 @@
-"""What each speed option does to a training step on the device at hand: defaults are chosen by this table.
+"""The effect of each `compute` option on a training step on this device: defaults are chosen by this table.
 
 python -m benchmarks.bench_options [--quick] [--networks cnn inception] [--json PATH]
 
@@ -147,7 +147,7 @@ def stepped(config: Config, size: int, device: torch.device) -> tuple[Callable[[
 
 
 def peak_gb(work: Callable[[], T], device: torch.device) -> tuple[float | None, T]:
-    """Peak of a GPU's memory during a work alone, above what is allocated already; None on a CPU.
+    """Peak of a GPU's memory during a call, above what is allocated already; None on a CPU.
 
     Returns:
         Gigabytes, and what the work gives.
@@ -168,7 +168,7 @@ def configured(network: str, options: dict[str, object], fraction: float, steps:
 
 
 def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:
-    """What takes a step, and the operations of it."""
+    """A function that takes a training step, and the number of operations of the step."""
     step, components, rank_batch = assembled(config, size, device)
     passed, attacked = operations(components.module, components.attack_eagerly, rank_batch)
     return step, passed * size + attacked * len(rank_batch.attacked)

@@ -144,8 +144,8 @@ def alone(network: str, batch: int) -> dict[str, float]:
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
     if found.returncode:
         raise RuntimeError(f"benchmarks.training.alone {network} failed:\n{found.stderr[-2000:]}")
-    told: dict[str, float] = json.loads(found.stdout)
-    return told
+    answer: dict[str, float] = json.loads(found.stdout)
+    return answer
 
 
 def quality(train: Path, test: Path, seeds: int, epochs: int, benchmark: Benchmark) -> None:
@@ -190,9 +190,9 @@ def robustness(variant: str, train: Path, test: Path, seeds: int, epochs: int) -
         )
         if found.returncode:
             raise RuntimeError(f"evaluate failed:\n{found.stderr[-2000:]}")
-        told = json.loads(found.stdout)
+        answer = json.loads(found.stdout)
         return {
-            kind: spread([told[run.name][kind]["sigma_mad"] for run in runs]) for kind in ("clean", "pgd")
+            kind: spread([answer[run.name][kind]["sigma_mad"] for run in runs]) for kind in ("clean", "pgd")
         }
 
 

@@ -110,7 +110,7 @@ def main() -> None:
 
 @contextmanager
 def without_gpus() -> Iterator[None]:
-    """Processes started meanwhile train on the CPU, on gloo, where this machine has GPUs too."""
+    """Processes started in this block train on the CPU with gloo, also on a machine with GPUs."""
     name = "CUDA_VISIBLE_DEVICES"
     before = os.environ.get(name)
     os.environ[name] = ""
@@ -123,7 +123,7 @@ def without_gpus() -> Iterator[None]:
 
 
 def cases(kind: str, networks: Sequence[str], ranks: Sequence[int]) -> list[Case]:
-    """Of "weak", "strong" or "apart"."""
+    """The cases of one kind: "weak", "strong" or "apart"."""
     if kind == "apart":
         return [Case(name, 1, WEAK, copies=2) for name in networks]
     return [Case(name, p, p * WEAK if kind == "weak" else STRONG) for name in networks for p in ranks]
@@ -155,7 +155,7 @@ def take_turns(every: Sequence[Case], precision: str, rounds: int, benchmark: Be
 
 
 def train(case: Case, precision: str, data: Path) -> Rate:
-    """Of a copy, the mean."""
+    """Rate of one copy of a run: the mean over all."""
     plan = RunPlan(case.network, data, case.ranks, case.batch, LOG_STEPS[case.network], LINES, workers=0)
     with ThreadPoolExecutor(case.copies) as pool:
         runs = list(pool.map(lambda _: train_runs.ours(plan, {"precision": precision}), range(case.copies)))
@@ -164,7 +164,7 @@ def train(case: Case, precision: str, data: Path) -> Rate:
 
 
 def single(case: Case, kind: str) -> Case:
-    """What a case's efficiency is measured against: one rank with the batch of its kind."""
+    """The reference of a case's efficiency: one rank with the batch of its kind."""
     return Case(case.network, 1, STRONG if kind == "strong" else WEAK)
 
 
@@ -246,10 +246,10 @@ def show(figures: dict[str, Any]) -> None:
         for r in figures[kind]:
             rate, modelled = r["images_per_s"], figures["model"].get(r["network"])
             found = modelled["here"].get(kind, {}) if modelled else {}
-            told = f"{rate['median']:.1f} ({rate['p20']:.1f}-{rate['p80']:.1f})"
+            interval = f"{rate['median']:.1f} ({rate['p20']:.1f}-{rate['p80']:.1f})"
             note = f"  more ranks than the {CORES} cores: measures the machine" if r["oversubscribed"] else ""
             expected = f"{found[r['ranks']]:6.2f}" if found else " " * 6
-            print(f"{kind:7s} {r['network']:10s} {r['ranks']:5d} {r['batch']:5d} {told:>18s} ", end="")
+            print(f"{kind:7s} {r['network']:10s} {r['ranks']:5d} {r['batch']:5d} {interval:>18s} ", end="")
             print(f"{r['efficiency']['median']:10.2f} {expected}{note}")
     print(f"largest data_wait {figures['data_wait_max']}")
     for found in filter(None, (figures["allreduce"], figures["allreduce_nccl"])):

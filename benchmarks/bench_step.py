@@ -10,12 +10,12 @@ same dataset, initial weights, global batch, PGD-3 on half of every batch, epsil
 labels. Augmentation is off in ours (`data.augment`), the peer has none. On a CPU: two ranks, one thread
 each; on a GPU: a rank each, larger batches.
 
-    peer                the loop as it comes: float32, on a GPU with TF32
+    peer                the loop with torch's defaults: float32, on a GPU with TF32
     peer_fp32           the same without TF32
     peer_tuned          the same with channels_last, the memory kept, and autocast in the precision that the
                         device chooses (`precision`), all set by hand
     peer_tuned_fp32     the same in float32
-    ours                `hpcphotoz train` as it comes: precision, compiler and graphs are what auto stands for
+    ours                `hpcphotoz train` with its defaults: precision, compiler and graphs are auto
                         in a run of many epochs (`speed`)
     ours_fp32           the same in float32
 
@@ -136,7 +136,7 @@ def against_peer(networks: list[str], repeat: int, quick: bool, benchmark: Bench
 
 
 def aliases(precision: str) -> dict[str, str]:
-    """Runs that are the same as others on this device, and need not be made twice."""
+    """Runs that are identical to others on this device and need not be made twice."""
     found = {"ours_fp32": "ours", "peer_tuned_fp32": "peer_tuned"} if precision == "fp32" else {}
     if DEVICE.type == "cuda":
         found.pop("ours_fp32", None)  # what auto stands for in a run is measured in its own form
@@ -162,7 +162,7 @@ def rivals(plan: RunPlan, precision: str, quick: bool) -> dict[str, Callable[[],
 def take_turns(
     network: str, runs: dict[str, Callable[[], Rate]], repeat: int, benchmark: Benchmark
 ) -> dict[str, list[Rate]]:
-    """Every run once a round; one that fails is not there, and the others go on."""
+    """Every run once per round; a run that fails is left out, and the others continue."""
     found: dict[str, list[Rate]] = {name: [] for name in runs}
     for _ in range(repeat):
         for name in list(found):
@@ -175,7 +175,7 @@ def take_turns(
 
 
 def planned(network: str, data: Path) -> RunPlan:
-    """Runs of some seconds: four to six lines, of which the first is not timed."""
+    """Runs of a few seconds: four to six log lines, of which the first is not timed."""
     gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if gpus:
         return RunPlan(

@@ -31,12 +31,12 @@ def galaxies(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def configuration(network: str) -> Config:
-    """Of a network by name, with 180 bins on [0, 0.4)."""
+    """The `model` section of a network by name, with 180 bins on [0, 0.4)."""
     return configure("benchmark", name=network)
 
 
 def trained(network: str, steps: int, device: torch.device) -> tuple[nn.Module, RedshiftBins]:
-    """A network after some steps on clean galaxies: attacks mean little on an untrained one."""
+    """A network after a few steps on clean galaxies: attacks on an untrained network mean little."""
     config = configuration(network)
     torch.manual_seed(0)
     model = build(config.model, stamp=STAMP, scale=tuple(10 * s for s in SKY))

@@ -1,4 +1,4 @@
-"""What every benchmark needs: taking turns, medians, notes of failures, and a JSON record of it all."""
+"""Shared by all benchmarks: rivals that take turns, medians, recorded failures, and a JSON record."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ _MASKS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # variables that hide a 
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """`--quick` and `--json PATH`, and room for more."""
+    """A parser with `--quick` and `--json PATH`, to which a benchmark adds its own options."""
     words = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,7 +34,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """`--quick` and `--json PATH`."""
+    """Parse a command line of `--quick` and `--json PATH`."""
     return parser(description).parse_args()
 
 
@@ -57,7 +57,7 @@ class Benchmark:
         self._end = time.perf_counter() + QUICK_S if quick else float("inf")
 
     def attempt(self, rival: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What a rival's work gives; None where it fails or where the time is over; both are noted."""
+        """The result of a rival; None if it fails or the time is over, which is recorded."""
         if time.perf_counter() > self._end:
             if rival not in self.left_out:
                 self.left_out.append(rival)
@@ -69,7 +69,7 @@ class Benchmark:
             return None
 
     def failed(self, rival: str, error: Exception) -> None:
-        """Note why a rival has no figures."""
+        """Record why a rival has no figures."""
         lines = str(error).strip().splitlines() or [""]
         first, last = lines[0], lines[-1]
         why = first if first == last else f"{first} ... {last}"
@@ -77,7 +77,7 @@ class Benchmark:
         print(f"{rival} fails: {self.failures[rival]}", flush=True)
 
     def add(self, **figures: Any) -> None:
-        """Further figures, into the record at once."""
+        """Add figures to the record and write it."""
         self.figures |= figures
         self.write()
 
@@ -96,7 +96,7 @@ class Benchmark:
 
 
 def on_host_clock(work: Callable[[], object]) -> Callable[[], float]:
-    """A rival that returns the seconds which its work takes, until a GPU is done with it."""
+    """A rival that returns the seconds of a call, until a GPU has finished it."""
 
     def measure() -> float:
         start = time.perf_counter()
@@ -144,7 +144,7 @@ def rounds(
 
 
 def ratio(times: Mapping[str, Sequence[float]], over: str, under: str) -> dict[str, float] | None:
-    """Spread over the rounds of a ratio of two rivals' values; None where one of them has none."""
+    """Spread, over the rounds, of the ratio of two rivals' values; None if one of them has none."""
     if over not in times or under not in times:
         return None
     return spread([a / b for a, b in zip(times[over], times[under], strict=False)])
@@ -168,7 +168,7 @@ def record(
     failures: Mapping[str, str] | None = None,
     left_out: Sequence[str] = (),
 ) -> None:
-    """Write the figures with what they depend on; no path: nothing."""
+    """Write the figures with device, versions and commit; without a path, nothing is written."""
     if path is None:
         return
     packages = ("torch", "numpy", "h5py", "triton")

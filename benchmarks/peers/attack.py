@@ -102,7 +102,7 @@ class Pixels(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """What is attacked: a network, and objects with their E(B-V), redshift bins and epsilon per band."""
+    """A network and the objects to attack, with their E(B-V), redshift bins and epsilon per band."""
 
     model: Pixels
     bins: int
@@ -151,16 +151,16 @@ class Task:
 
 def load(model: Path, data: Path) -> Task:
     """Read both files."""
-    told, found = read(model), read(data)
-    network = build(told)
-    network.load_state_dict(told["state"])
+    spec, found = read(model), read(data)
+    network = build(spec)
+    network.load_state_dict(spec["state"])
     network.eval().to(DEVICE)
     if found.get("tuned"):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, eps = found["images"].contiguous(), found["eps"]
     pixels = Pixels(network, images, eps).eval().to(DEVICE)
     rest = found["ebv"], found["label"], eps, found["batch"], found["precision"]
-    return Task(pixels, told["bins"], images, *rest)
+    return Task(pixels, spec["bins"], images, *rest)
 
 
 def allow_tf32(on: bool) -> None:
@@ -176,7 +176,7 @@ def synchronise() -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What torch.save wrote."""
+    """Load a file of torch.save, without unpickling code."""
     try:
         found: dict[str, Any] = torch.load(path, map_location=DEVICE, weights_only=True)
     except (EOFError, pickle.UnpicklingError) as error:
@@ -184,17 +184,17 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def build(told: dict[str, Any]) -> nn.Module:
+def build(spec: dict[str, Any]) -> nn.Module:
     """The network that MODEL.pt describes; as `hpcphotoz.models.build`, which needs more than torch."""
-    normalise, bands = Normalise(told["normalisation"], tuple(told["scale"])), len(told["scale"])
-    shape = (normalise, bands, told["stamp"], told["bins"])
-    if told["network"] == "compact":
-        return CompactCNN(*shape, width=told["width"])
-    if told["network"] == "cnn":
+    normalise, bands = Normalise(spec["normalisation"], tuple(spec["scale"])), len(spec["scale"])
+    shape = (normalise, bands, spec["stamp"], spec["bins"])
+    if spec["network"] == "compact":
+        return CompactCNN(*shape, width=spec["width"])
+    if spec["network"] == "cnn":
         return SmallCNN(*shape, relu_logits=False)
-    if told["network"] == "inception":
+    if spec["network"] == "inception":
         return Inception(*shape, relu_logits=False, counts_padding=True)
-    raise ValueError(f"unknown network {told['network']!r}")
+    raise ValueError(f"unknown network {spec['network']!r}")
 
 
 def torchattacks(task: Task) -> tuple[str, dict[str, Maker]]:
@@ -273,7 +273,7 @@ def art(task: Task) -> tuple[str, dict[str, Maker]]:
 LIBRARIES = {"torchattacks": torchattacks, "foolbox": foolbox, "art": art}
 
 
-def serve(words: list[str], out: TextIO) -> None:
+def answer_requests(words: list[str], out: TextIO) -> None:
     """Load, then answer until standard input ends."""
     if len(words) != 3 or words[0] not in LIBRARIES:
         raise ValueError(f"usage: attack.py {'|'.join(LIBRARIES)} MODEL.pt DATA.pt")
@@ -299,13 +299,13 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        serve(sys.argv[1:], out)
+        answer_requests(sys.argv[1:], out)
     except (OSError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(complain(error))
 
 
 def complain(error: Exception) -> int:
-    """Say it in one line; the exit status."""
+    """Report an error in one line; returns the exit status."""
     print(f"attack.py: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
 

@@ -1,4 +1,4 @@
-"""A peer in another environment, kept alive and asked line by line; the benchmark's side of it."""
+"""The benchmark's side of a peer: a process in another environment that answers request lines."""
 
 import json
 import os
@@ -48,7 +48,7 @@ class Peer:
             raise
 
     def ask(self, line: str, timeout_s: float) -> Any:
-        """What it answers; it is killed if it takes longer.
+        """The answer to a request; the peer is killed if it takes longer.
 
         Raises:
             RuntimeError: as above.
@@ -60,7 +60,7 @@ class Peer:
         return json.loads(self._answer(timeout_s))
 
     def close(self) -> None:
-        """End of input: the peer cleans up and leaves; killed if it does not within a minute."""
+        """Close the input, at which the peer ends; it is killed if it does not within a minute."""
         try:
             self._process.communicate(timeout=60)
         except subprocess.TimeoutExpired:

@@ -3,7 +3,8 @@
     step = (compute + update) (1 + straggling) + exposed part of the all-reduce + agreement
 
 Compute is 3 passes (forward, input gradient, weight gradient) over a rank's batch and 2 K over the attacked
-fraction f: the cost law 1 + 2 K f / 3, but for batches so small that a pass takes its least time. The attack
+fraction f: the cost law 1 + 2 K f / 3, except for batches so small that a pass takes its minimal time. The
+    attack
 multiplies compute and not the all-reduce, which hides behind the training's own backward pass alone. Not in
 it: reading (data_wait is measured), validation, checkpoints, failures, other jobs on the switches.
 """
@@ -19,7 +20,7 @@ AGREEMENT_BYTES = 56  # seven float64 a step: losses, numbers, requests to stop
 
 
 class Quantity(NamedTuple):
-    """A number that a prediction stands on."""
+    """A number on which a prediction depends, with its unit and source."""
 
     value: float
     unit: str
@@ -46,7 +47,7 @@ class Assumptions:
     """One rank at work on one network, and what joins the ranks: rings inside nodes, then between nodes."""
 
     image: Quantity  # s/image, clean step at full load
-    floor: Quantity  # s, the least time of one pass
+    floor: Quantity  # s, the minimal time of one pass
     update: Quantity  # s/step, the optimiser, whatever the batch
     gradients: Quantity  # bytes
     bucket: Quantity  # bytes that are reduced together
@@ -91,7 +92,7 @@ def compute_s(a: Assumptions, batch: float, attack: Attack) -> float:
 
 
 def exposed_s(a: Assumptions, ranks: int, batch: float) -> float:
-    """What of the all-reduce is not hidden by the backward pass (two of three passes): a bucket at least."""
+    """The part of the all-reduce that the backward pass (2 of 3 passes) does not hide: at least a bucket."""
     whole = gradients_s(a, ranks)
     hidden = a.overlap.value * compute_s(a, batch, Attack(0, 0)) * 2 / 3
     return max(whole / math.ceil(a.gradients.value / a.bucket.value), whole - hidden)
@@ -118,7 +119,7 @@ def strong(a: Assumptions, ranks: int, batch: float, attack: Attack) -> float:
 
 
 def fit_ring(points: Sequence[Point]) -> tuple[float, float]:
-    """alpha (s) and beta (s/byte), neither negative, that fit measured times with the least relative error.
+    """alpha (s) and beta (s/byte), not negative, that fit measured times with the smallest relative error.
 
     Raises:
         ValueError: fewer than two different sizes.

@@ -1,4 +1,4 @@
-"""The numbers that predictions stand on, each with unit and source, and the tables that follow from them."""
+"""The assumptions of the predictions, each with unit and source, and the tables that follow from them."""
 
 import dataclasses
 import json

@@ -34,7 +34,7 @@ SHARD_ROWS = 256
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What all rivals do alike."""
+    """Settings that all compared training runs share."""
 
     network: str
     data: Path
@@ -46,7 +46,7 @@ class RunPlan:
 
     @property
     def steps(self) -> int:
-        """All steps of a run."""
+        """Number of steps of a run."""
         return self.log_steps * self.lines
 
 
@@ -72,7 +72,7 @@ def write_dataset(out: Path, objects: int) -> None:
 
 
 def ours(plan: RunPlan, options: Mapping[str, object] | None = None) -> Rate:
-    """A run of `hpcphotoz train` as it comes, but for what all rivals do alike and for some options.
+    """A run of `hpcphotoz train` with its defaults, except the shared settings and the given options.
 
     Args:
         plan: what all rivals do alike.
@@ -137,7 +137,7 @@ def peer(plan: RunPlan, tuned: bool = False, precision: str = "fp32") -> Rate:
 
 
 def rate(name: str, lines: str, plan: RunPlan) -> Rate:
-    """What a run says in its lines of JSON, without the first.
+    """The JSON lines that a run prints, without the first.
 
     Raises:
         RuntimeError: not as many lines as planned, or a loss that is not finite.
@@ -198,7 +198,7 @@ def launch(
         words: what torchrun shall run.
         environment: variables set for it, beside this process's; how memory is freed is not inherited.
         timeout_s: seconds it may take.
-        enough: asked again and again; when it is true, the program is told to stop, and that is its end.
+        enough: called repeatedly; when it returns true, the program is stopped.
 
     Returns:
         Standard output.
@@ -238,7 +238,7 @@ def launch(
                     process.wait(timeout=POLL_S)
         finally:
             stop(process)
-        status = 0 if stopped else process.returncode  # torchrun that is told to stop ends with a traceback
+        status = 0 if stopped else process.returncode  # torchrun ends with a traceback when it is stopped
         if status:
             raise RuntimeError(f"{name} ended with status {status}:\n{_tail(_all(errors))}")
         return _all(out)
@@ -261,6 +261,6 @@ def _all(file: IO[str]) -> str:
 
 
 def _tail(errors: str, lines: int = 12) -> str:
-    """The last lines, but for torchrun's own, which come after the ranks' and say less."""
+    """The last lines of the ranks, without those of torchrun that follow them."""
     theirs = re.split(r"(?m)^[EW]\d{4} .*torch[./]distributed", errors)[0].strip() or errors.strip()
     return "\n".join(theirs.splitlines()[-lines:]) or "(nothing on standard error)"

@@ -31,8 +31,8 @@ def test_an_ingest_that_fails_leaves_the_others_their_figures(
     monkeypatch.setattr(sys, "argv", ["bench_ingest.py", "--json", str(path)])
     with pytest.raises(SystemExit) as end:
         bench_ingest.main()
-    told = json.loads(path.read_text())
+    record = json.loads(path.read_text())
     failed = {"pasquet_4", "hayat_1", "hayat_2", "hayat_4"}
-    assert end.value.code == 1 and set(told["failures"]) == failed
-    assert told["figures"]["pasquet_2_ranks"]["over_one_rank"] == pytest.approx(2)
-    assert "hayat_1_ranks" not in told["figures"] and "out of space" in capsys.readouterr().out
+    assert end.value.code == 1 and set(record["failures"]) == failed
+    assert record["figures"]["pasquet_2_ranks"]["over_one_rank"] == pytest.approx(2)
+    assert "hayat_1_ranks" not in record["figures"] and "out of space" in capsys.readouterr().out

@@ -106,11 +106,11 @@ def test_a_table_and_a_record_without_the_rival_that_fails(
     monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--json", str(path)])
     with pytest.raises(SystemExit) as end:
         bench_kernels.main()
-    told = json.loads(path.read_text())
+    record = json.loads(path.read_text())
     assert end.value.code == 1
-    assert told["failures"]["pgd, torchattacks"] == "RuntimeError: out of memory"
+    assert record["failures"]["pgd, torchattacks"] == "RuntimeError: out of memory"
     assert (
-        told["figures"]["ratio_torchattacks_step"] is None and told["figures"]["pgd"]["ratio_reference"] > 0
+        record["figures"]["ratio_torchattacks_step"] is None and record["figures"]["pgd"]["ratio_reference"] > 0
     )
     assert "fails: RuntimeError: out of memory" in capsys.readouterr().out
-    assert told["figures"]["momentum"]["us"]["ours"]["median"] > 0
+    assert record["figures"]["momentum"]["us"]["ours"]["median"] > 0

@@ -84,9 +84,9 @@ def test_an_option_that_fails_leaves_the_others_their_figures(
     monkeypatch.setattr(sys, "argv", ["bench_options.py", "--networks", "compact", "--json", str(path)])
     with pytest.raises(SystemExit) as end:
         bench_options.main()
-    told = json.loads(path.read_text())
-    assert end.value.code == 1 and list(told["failures"]) == ["compact, all bfloat16"]
-    found = told["figures"]["compact"]
+    record = json.loads(path.read_text())
+    assert end.value.code == 1 and list(record["failures"]) == ["compact, all bfloat16"]
+    found = record["figures"]["compact"]
     assert found["all bfloat16"] == {"fails": "RuntimeError: no such units"}
     assert found["all float32"]["ratio"]["n"] == 5 and found["channels_last off"]["memory_gb"] is None
     assert "compact, all bfloat16 fails: RuntimeError: no such units" in capsys.readouterr().out

@@ -31,10 +31,10 @@ def test_a_case_that_fails_leaves_the_others_their_figures(
     monkeypatch.setattr(sys, "argv", ["bench_scaling.py", "--json", str(path)])
     with pytest.raises(SystemExit) as end:
         bench_scaling.main()
-    told = json.loads(path.read_text())
-    assert end.value.code == 1 and "all-reduce, gloo" in told["failures"]
-    assert len(told["failures"]) == 5, "weak and strong on four ranks, two networks"
+    record = json.loads(path.read_text())
+    assert end.value.code == 1 and "all-reduce, gloo" in record["failures"]
+    assert len(record["failures"]) == 5, "weak and strong on four ranks, two networks"
     for kind, ranks in (("weak", [1, 2]), ("strong", [1, 2]), ("apart", [1])):
-        assert [row["ranks"] for row in told["figures"][kind]] == ranks * 2
-        assert told["figures"][kind][0]["efficiency"]["median"] == 1
-    assert told["figures"]["model"] == {} and "a rank is lost" in capsys.readouterr().out
+        assert [row["ranks"] for row in record["figures"][kind]] == ranks * 2
+        assert record["figures"][kind][0]["efficiency"]["median"] == 1
+    assert record["figures"]["model"] == {} and "a rank is lost" in capsys.readouterr().out

@@ -31,9 +31,9 @@ def test_a_run_that_fails_takes_nothing_from_the_others(tmp_path: Path) -> None:
     found = bench_step.take_turns("compact", runs, 3, benchmark)
     assert {name: len(rates) for name, rates in found.items()} == {"peer": 3, "ours": 3, "peer_tuned": 3}
     assert benchmark.failures == {"compact, ours_fp32": "RuntimeError: the loss is nan"}
-    told = bench_step.compared(found, PLAN, {"peer_fp32": "peer"})
-    assert told["ratio_peer_loop"] == 3.5 and told["ratio_peer_loop_fp32"] is None
-    assert told["speed"]["ours"] == {"precision": "any"}
+    record = bench_step.compared(found, PLAN, {"peer_fp32": "peer"})
+    assert record["ratio_peer_loop"] == 3.5 and record["ratio_peer_loop_fp32"] is None
+    assert record["speed"]["ours"] == {"precision": "any"}
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_rivals_have_the_precision_of_the_device_and_float32(
     assert runs["peer_tuned"]() == (True, precision)
     assert runs["ours"]() is None, "hpcphotoz train as it comes"
     same = bench_step.aliases(precision)
-    told = bench_step.compared({name: [run(float(len(name)))()] for name in runs}, PLAN, same)
-    assert all(told[ratio] for ratio in bench_step.RATIOS), "each ratio is there"
+    record = bench_step.compared({name: [run(float(len(name)))()] for name in runs}, PLAN, same)
+    assert all(record[ratio] for ratio in bench_step.RATIOS), "each ratio is there"
 
 
 def test_without_the_peer_ours_is_measured(
@@ -79,10 +79,10 @@ def test_without_the_peer_ours_is_measured(
     monkeypatch.setattr(sys, "argv", ["bench_step.py", "--networks", "compact", "--json", str(path)])
     with pytest.raises(SystemExit) as end:
         bench_step.main()
-    told = json.loads(path.read_text())
-    assert end.value.code == 1 and "compact, peer" in told["failures"]
-    assert told["figures"]["peer"]["compact"]["images_per_s"]["ours"]["median"] == 5
-    assert told["figures"]["ratio_peer_loop"] is None and "make peers" in capsys.readouterr().out
+    record = json.loads(path.read_text())
+    assert end.value.code == 1 and "compact, peer" in record["failures"]
+    assert record["figures"]["peer"]["compact"]["images_per_s"]["ours"]["median"] == 5
+    assert record["figures"]["ratio_peer_loop"] is None and "make peers" in capsys.readouterr().out
 
 
 def test_a_program_is_told_to_stop_when_it_has_said_enough(tmp_path: Path) -> None:
@@ -90,10 +90,10 @@ def test_a_program_is_told_to_stop_when_it_has_said_enough(tmp_path: Path) -> No
     script, lines = tmp_path / "run.py", tmp_path / "metrics.jsonl"
     script.write_text(
         "import signal, sys\n"
-        "def told(*_):\n"
+        "def record(*_):\n"
         f"    open({str(tmp_path / 'stopped')!r}, 'w').close()\n"
         "    sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, told)\n"
+        "signal.signal(signal.SIGTERM, record)\n"
         f"open({str(lines)!r}, 'w').write('line' + chr(10))\n"
         "while True:\n"
         "    signal.pause()\n"

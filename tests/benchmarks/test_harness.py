@@ -25,9 +25,9 @@ def test_a_failing_rival_is_recorded_and_the_others_keep_their_figures(tmp_path:
     with pytest.raises(SystemExit) as end:
         benchmark.end()
     assert end.value.code == 1
-    told = json.loads(path.read_text())
-    assert told["failures"] == {"broken": "ValueError: first line ... last line"}
-    assert told["figures"]["ratio"]["n"] == 3 and told["figures"]["none"] is None
+    record = json.loads(path.read_text())
+    assert record["failures"] == {"broken": "ValueError: first line ... last line"}
+    assert record["figures"]["ratio"]["n"] == 3 and record["figures"]["none"] is None
 
 
 def test_without_a_benchmark_a_failure_is_raised() -> None:
@@ -72,7 +72,7 @@ def test_the_record_names_the_processors_units(monkeypatch: pytest.MonkeyPatch) 
     lines = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu avx2 avx512_bf16 amx_bf16 sse\n"
     monkeypatch.setattr(Path, "read_text", lambda self: lines)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    told = harness.machine()
-    assert told["processor"] == "A Processor"
-    assert told["cpu_flags"] == ["amx_bf16", "avx2", "avx512_bf16"]
-    assert told["hidden"]["ONEDNN_MAX_CPU_ISA"] == "AVX2" and told["cpu_capability_of_torch"]
+    record = harness.machine()
+    assert record["processor"] == "A Processor"
+    assert record["cpu_flags"] == ["amx_bf16", "avx2", "avx512_bf16"]
+    assert record["hidden"]["ONEDNN_MAX_CPU_ISA"] == "AVX2" and record["cpu_capability_of_torch"]
