@@ -3,10 +3,9 @@
     step = (compute + update) (1 + straggling) + exposed part of the all-reduce + agreement
 
 Compute is 3 passes (forward, input gradient, weight gradient) over a rank's batch and 2 K over the attacked
-fraction f: the cost law 1 + 2 K f / 3, except for batches so small that a pass takes its minimal time. The
-    attack
-multiplies compute and not the all-reduce, which hides behind the training's own backward pass alone. Not in
-it: reading (data_wait is measured), validation, checkpoints, failures, other jobs on the switches.
+fraction f: the cost law 1 + 2 K f / 3, except for batches so small that a pass takes its minimal time.
+The attack multiplies compute and not the all-reduce, which only the training's own backward pass hides. The
+model leaves out reading (data_wait is measured), validation, checkpoints, failures, and other jobs' traffic.
 """
 
 import math

@@ -109,8 +109,7 @@ def test_a_table_and_a_record_without_the_rival_that_fails(
     record = json.loads(path.read_text())
     assert end.value.code == 1
     assert record["failures"]["pgd, torchattacks"] == "RuntimeError: out of memory"
-    assert (
-        record["figures"]["ratio_torchattacks_step"] is None and record["figures"]["pgd"]["ratio_reference"] > 0
-    )
+    figures = record["figures"]
+    assert figures["ratio_torchattacks_step"] is None and figures["pgd"]["ratio_reference"] > 0
     assert "fails: RuntimeError: out of memory" in capsys.readouterr().out
-    assert record["figures"]["momentum"]["us"]["ours"]["median"] > 0
+    assert figures["momentum"]["us"]["ours"]["median"] > 0
