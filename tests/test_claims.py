@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.paths import ROOT
+
 TEXTS = sorted(
     path
     for pattern in ("*.md", "benchmarks/**/*.md", "hpcphotoz/**/*.py", "hpcphotoz/**/*.toml", "kernels/*.py")

@@ -1,7 +1,6 @@
 """The main job at a small size: simulate, train, evaluate, predict; and real galaxies, attacked."""
 
 import json
-import os
 from pathlib import Path
 
 import h5py
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from hpcphotoz.__main__ import main
+from tests.helpers.paths import DATA
 
 SIZE = [
     "--model.bins",
@@ -43,8 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stamps of real galaxies, without redshifts."""
     pytest.importorskip("astropy", reason="astropy is not installed: FITS cannot be read")
-    base = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    frames = base / "sdss-stripe82"
+    frames = DATA / "sdss-stripe82"
     if not frames.is_dir():
         pytest.skip(f"no SDSS frames in {frames}: set HPCPHOTOZ_DATA to the folder that holds sdss-stripe82")
     out = tmp_path_factory.mktemp("real") / "set"

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.paths import ROOT
+
 TORCH = {"torch", "triton", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock"}
 TORCH |= {"fsspec", "typing_extensions", "setuptools", "cuda", "torchgen", "functorch", "optree"}
 # What images with torch for GPU clusters bring besides.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.config.load import recipes
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hpcphotoz"
 
 # Floors, from the top: a module may import from its own floor and from those below, but for what NEVER says.

@@ -11,8 +11,8 @@ import pytest
 from hpcphotoz import cli
 from hpcphotoz.cli import training
 from hpcphotoz.config import load as config
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _START = re.compile(r"(?:^|\s)(?:python -m |-m )?hpcphotoz (?=[a-z-])")
 _OPTION = re.compile(r"--([a-z]+\.[a-z_0-9]+)\b")

@@ -15,7 +15,8 @@ from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.layers import Normalise
 from hpcphotoz.sources.catalogue import Catalogue
 from tests.helpers.attacked import problem, slack
-from tests.helpers.pages import ROOT, blocks, example, module, write_coadd
+from tests.helpers.pages import blocks, example, module, write_coadd
+from tests.helpers.paths import ROOT
 
 PAGE = "CONTRIBUTING.md"
 LONGEST = 40  # lines of an example

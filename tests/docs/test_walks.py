@@ -14,9 +14,10 @@ import pytest
 
 from hpcphotoz.__main__ import main
 from tests.helpers.datasets import make_dataset
+from tests.helpers.paths import ROOT
 from tests.helpers.sdss_files import DEC, RA, write_set, write_table
 
-PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "architecture.md"
+PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 
 
 def walks() -> dict[str, list[str]]:

@@ -14,8 +14,8 @@ from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from tests.helpers.datasets import make_stamps
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 HEADER = Header(tuple("ugriz"), 16, 0.396)
 UNITS = [3, 1, 4, 1, 5, 9]
 TIMEOUT_S = 60

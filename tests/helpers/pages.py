@@ -11,7 +11,7 @@ import numpy.typing as npt
 from astropy.io import fits
 from astropy.wcs import WCS
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.paths import ROOT
 
 
 def blocks(page: str) -> list[str]:

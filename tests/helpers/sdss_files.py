@@ -4,7 +4,6 @@ import bz2
 import csv
 import gzip
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from hpcphotoz.sources.constants import BANDS
+from tests.helpers.paths import DATA
 
-DATA = Path(os.environ.get("HPCPHOTOZ_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 STRIPE82 = DATA / "sdss-stripe82"
 real_frames = pytest.mark.skipif(
     not STRIPE82.is_dir(), reason=f"no SDSS frames at {STRIPE82} (HPCPHOTOZ_DATA names their parent)"

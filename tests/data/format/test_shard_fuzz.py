@@ -23,8 +23,8 @@ from hpcphotoz.data.read import rows
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
 from tests.helpers.datasets import make_dataset, make_stamps
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 PROBE = index._probe
 N = 4
 MEMORY = 1 << 30  # bytes that a shard of 20 kilobytes may take beside what the process has

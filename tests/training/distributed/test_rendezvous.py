@@ -14,6 +14,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
 from hpcphotoz.world import World
 from tests.helpers.launch.cluster import until
+from tests.helpers.paths import ROOT
 from tests.helpers.ranks import free_port
 
 # One rank of a process group, without a run.
@@ -184,7 +185,7 @@ def test_under_torchrun_its_store_is_used(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
