@@ -100,7 +100,7 @@ def configuration() -> str:
         for key, field in section.model_fields.items():
             default = f"`{json.dumps(field.default)}`"
             meaning = _text(field.description or "")
-            may = " ·" if key in section.may_change else ""
+            may = " †" if key in section.may_change else ""
             lines.append(
                 f"| `{key}`{may} | {_values(field.annotation, field.metadata)} | {default} | {meaning} |"
             )
