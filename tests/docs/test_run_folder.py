@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import hpcphotoz
-from tests.helpers.pages import ROOT
+from tests.helpers.paths import ROOT
 
 PAGE = (ROOT / "docs/explanation/run-folder.md").read_text()
 
