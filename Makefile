@@ -6,8 +6,10 @@ D := demo
 # One thread a rank: two ranks share two cores, and torchrun would otherwise warn about choosing the same.
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hpcphotoz train --device cpu
 
-# A test file a worker, so that its fixtures are made once; a worker a core, each with one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# One worker per core, each with one thread. A worker takes a whole file, so that its fixtures are made once, and
+# tests/conftest.py puts the files with the longest tests first, so that no core idles at the end.
+XDIST := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := test
 .PHONY: help demo docs test test-slow test-torch211 peers bench-gpu bench-gpu-training bench-gpu-quick format clean
@@ -29,8 +31,8 @@ test-slow: $(VENV)/.ready  ## the longer tests
 # wheels with CUDA import without a GPU, and bring the assembler that counts the registers of a kernel.
 TORCH211 := .venv-torch211/bin/python
 test-torch211: .venv-torch211/.ready  ## tests with the oldest torch and triton that are supported
-	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not slow" \
-	  tests/kernels tests/attacks tests/models tests/training/test_step.py tests/test_imports.py
+	OMP_NUM_THREADS=1 $(TORCH211) -m pytest $(XDIST) -m "not slow" tests/kernels tests/attacks tests/compute tests/models \
+	  $(wildcard tests/training/test_step*.py) tests/test_imports.py
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 -m slow \
 	  -k "registers or test_pool_compiled or test_compiled and cnn" tests/kernels/test_compiled_kernels.py tests/models/test_compiled.py
 

@@ -20,6 +20,15 @@ def pytest_configure() -> None:
     keep_compiled_code()  # also of tests that compile by themselves: apart for each kind of CPU
 
 
+# Folders with long tests: they start ranks, clusters, compilers and interpreters.
+LONG = ("launch", "overlap", "training", "distributed", "run", "kernels")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the folders of long tests: a worker that meets one at the end keeps the others waiting."""
+    items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexing opens shards in another process first: a second each time."""
