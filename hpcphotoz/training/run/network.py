@@ -81,9 +81,9 @@ def load_network(run: Path | str, device: torch.device | str = "cpu") -> Trained
 
 def _current_config(state: checkpoint.State) -> dict[str, Any]:
     """The configuration in a checkpoint, with the current names of sections and keys."""
-    tree = {name: dict(section) for name, section in state["config"].items()}
+    tree = to_current(state["config"])
     # Before checkpoints had the key `order`, `seed` drew the split too, and `read_ahead` counted batches.
     if "order" not in state:
         tree["data"].pop("read_ahead", None)
-        tree["data"].setdefault("split_seed", tree["training"]["seed"])
-    return to_current(tree)
+        tree["data"].setdefault("split_seed", tree["run"]["seed"])
+    return tree
