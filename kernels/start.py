@@ -56,9 +56,10 @@ def _start_kernel(  # type: ignore[no-untyped-def]
     e = tl.load(eps + n * eps_stride + band, inside)
     u = (words >> 8).to(tl.float64) * 1.1920928955078125e-07 - 1  # 2^-23
     moved = (x.to(tl.float64) + e.to(tl.float64) * u).to(tl.float32)
+    moved = clamp(moved, x - e, x + e)
     lowest = tl.load(lo + n * lo_stride + band, inside)
     highest = tl.load(hi + n * hi_stride + band, inside)
-    moved = clamp(clamp(moved, x - e, x + e), lowest, highest)
+    moved = clamp(moved, lowest, highest)
     if MASKED:
         moved = tl.where(tl.load(mask + at, inside) != 0, moved, x)
     tl.store(out + at, moved, inside)
