@@ -97,7 +97,7 @@ def _add_source(parser: Parser) -> None:
 def _add_sections(parser: Parser) -> None:
     options = config.options()
     for section, fields in config.sections().items():
-        group = parser.add_argument_group(f"{section}: {config.summary(fields)}")
+        group = parser.add_argument_group(f"{section}: {config.summary(fields).rstrip('.')}")
         for key in fields.model_fields:
             default, text = options[f"{section}.{key}"]
             help_text = f"{text} (default {default or 'none'})".replace("%", "%%")
