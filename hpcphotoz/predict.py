@@ -25,7 +25,7 @@ from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import check_batch, count_subset_objects, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
-from hpcphotoz.evaluation.network import TrainedNetwork, check_bands_and_stamp, compute_pdfs
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
@@ -44,7 +44,7 @@ ANCIL = {
 
 
 def predict(
-    networks: Sequence[TrainedNetwork],
+    networks: Sequence[RedshiftNetwork],
     data: Path,
     out: Path,
     *,
@@ -97,7 +97,7 @@ def predict(
 
 
 def average_pdfs(
-    networks: Sequence[TrainedNetwork],
+    networks: Sequence[RedshiftNetwork],
     images: Tensor,
     ebv: Tensor,
     object_id: Tensor,
@@ -166,7 +166,7 @@ def _holds_pdfs(path: Path) -> bool:
         return False
 
 
-def _common_bins(networks: Sequence[TrainedNetwork]) -> RedshiftBins:
+def _common_bins(networks: Sequence[RedshiftNetwork]) -> RedshiftBins:
     if not networks:
         raise BadInput("no network to predict with: give at least one run folder")
     first = networks[0]

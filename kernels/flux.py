@@ -37,9 +37,8 @@ def _median(  # type: ignore[no-untyped-def]
     ranks = _rank(grad, mask, base, tl.arange(0, BLOCK), between, PIXELS, MASKED)
     lowest, highest, half = -_NEVER - 1, _NEVER - 1, -1
     while lowest < highest:
-        middle = (lowest & highest) + (
-            (lowest ^ highest) >> 1
-        )  # (lowest + highest) / 2 rounded down, without overflow
+        # (lowest + highest) / 2 rounded down, without overflow.
+        middle = (lowest & highest) + ((lowest ^ highest) >> 1)
         middle = tl.where(half < 0, highest, middle)
         lanes = (ranks <= middle).to(tl.int32)
         if PIXELS > BLOCK:

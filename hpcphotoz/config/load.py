@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from hpcphotoz.config import Config
-from hpcphotoz.config.renamed import OLD_SECTION, REMOVED, RENAMED, old_names, to_current
+from hpcphotoz.config.renamed import OLD_SECTION, REMOVED, RENAMED, old_names, removed_names, to_current
 from hpcphotoz.config.section import Section
 from hpcphotoz.errors import BadInput, nearest
 
@@ -136,6 +136,9 @@ def parse(tree: Mapping[str, Any], source: str, overrides: Mapping[str, str] | N
     old = old_names(tree)
     if old:
         raise BadInput(f"{source}: {_renamed(old, source)}")
+    removed = removed_names(tree)
+    if removed:
+        raise BadInput(f"{source}: {', '.join(removed)}: no longer an option: leave it out")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -186,9 +189,8 @@ def _refusal(error: Mapping[str, Any], source: str, typed: Mapping[str, str]) ->
     if name in ("", begin):  # no section, or one that the source names already
         return f"{begin}: {reason}"
     given = error.get("input")
-    value = (
-        "" if isinstance(given, dict) else f" = {given!r}"
-    )  # a whole section: its options contradict each other
+    # Of a whole section only the reason is said: its options contradict each other.
+    value = "" if isinstance(given, dict) else f" = {given!r}"
     return f"{begin}: {name}{value}: {reason}"
 
 

@@ -18,11 +18,11 @@ from hpcphotoz.evaluation.batches import (
     to_tensors,
 )
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
-from hpcphotoz.evaluation.network import TrainedNetwork, check_bands_and_stamp, compute_pdfs
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
 
 
 def write_adversarial_dataset(
-    network: TrainedNetwork,
+    network: RedshiftNetwork,
     data: Path,
     out: Path,
     attack: Attack,

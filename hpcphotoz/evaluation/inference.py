@@ -15,11 +15,11 @@ from torch import Tensor
 from hpcphotoz.attacks import Passes, perturb
 from hpcphotoz.attacks.cuda_graph import AttackGraphs, graph_key
 from hpcphotoz.compute.capture import capture
-from hpcphotoz.compute.compiler import compiled
+from hpcphotoz.compute.compiler import compiled, compiler_failure
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config import Attack
-from hpcphotoz.errors import BadInput, first_line
-from hpcphotoz.evaluation.network import TrainedNetwork
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.network import RedshiftNetwork
 
 PASSES = {
     "fp32": Passes(tf32=False),
@@ -54,7 +54,7 @@ class DatasetAttack:
         gradients: total number of image gradients that all attacks on all objects take.
     """
 
-    def __init__(self, network: TrainedNetwork, precision: str, batch: int, gradients: int) -> None:
+    def __init__(self, network: RedshiftNetwork, precision: str, batch: int, gradients: int) -> None:
         self._network, self._passes, self._batch = network, PASSES[precision], batch
         self._graphs = (
             AttackGraphs() if gradients >= MIN_GRADIENTS_TO_COMPILE and _can_compile(network) else None
@@ -71,18 +71,15 @@ class DatasetAttack:
         """
         if self._graphs is not None and len(z) == self._batch:
             replay = partial(self._graphs, graph_key(attack))
-            try:
-                return self._attacked(
-                    tensor, z, attack, seed, replace(self._passes, compiled=True, replay=replay)
-                )
-            # Compilers, their back ends and the code that they make raise errors of no common type.
-            except Exception as error:
-                _log.warning(
-                    "a compiled attack as a CUDA graph failed here (%s: %s): attacks run without either",
-                    type(error).__name__,
-                    first_line(error),
-                )
-                self._graphs = None
+            passes = replace(self._passes, compiled=True, replay=replay)
+            made: list[Tensor] = []
+            failed = compiler_failure(lambda: made.append(self._attacked(tensor, z, attack, seed, passes)))
+            if not failed:
+                return made[0]
+            _log.warning(
+                "a compiled attack as a CUDA graph failed here (%s): attacks run without either", failed
+            )
+            self._graphs = None
         return self._attacked(tensor, z, attack, seed, self._passes)
 
     def _attacked(
@@ -111,7 +108,7 @@ class DatasetForward:
         forwards: total number of image forward passes.
     """
 
-    def __init__(self, network: TrainedNetwork, batch: int, forwards: int) -> None:
+    def __init__(self, network: RedshiftNetwork, batch: int, forwards: int) -> None:
         self._module, self._batch = network.module.eval(), batch
         self._use_graph = forwards >= MIN_FORWARDS_TO_COMPILE and _can_compile(network)
         self._replay: Callable[[], object] | None = None
@@ -126,25 +123,25 @@ class DatasetForward:
         """
         with tf32(False):
             if self._use_graph and len(images) == self._batch:
-                try:
-                    return self._replayed(images, ebv)
-                # Compilers, their back ends and the code that they make raise errors of no common type.
-                except Exception as error:
+                if self._replay is None and (failed := compiler_failure(lambda: self._capture(images, ebv))):
                     _log.warning(
-                        "a compiled network as a CUDA graph failed here (%s: %s): "
+                        "a compiled network as a CUDA graph failed here (%s): "
                         "PDFs are computed without either",
-                        type(error).__name__,
-                        first_line(error),
+                        failed,
                     )
                     self._use_graph = False
+                else:
+                    return self._replayed(images, ebv)
             logits: Tensor = self._module(images, ebv)
             return logits
 
+    def _capture(self, images: Tensor, ebv: Tensor) -> None:
+        given = self._images, self._ebv = images.clone(), ebv.clone()
+        forward = compiled(self._module, images.device)
+        self._replay, self._logits = capture(lambda: forward(*given), images.device)
+
     def _replayed(self, images: Tensor, ebv: Tensor) -> Tensor:
-        if self._replay is None:
-            given = self._images, self._ebv = images.clone(), ebv.clone()
-            forward = compiled(self._module, images.device)
-            self._replay, self._logits = capture(lambda: forward(*given), images.device)
+        assert self._replay is not None
         self._images.copy_(images)
         self._ebv.copy_(ebv)
         self._replay()
@@ -152,6 +149,6 @@ class DatasetForward:
         return logits
 
 
-def _can_compile(network: TrainedNetwork) -> bool:
+def _can_compile(network: RedshiftNetwork) -> bool:
     on_gpu = any(parameter.is_cuda for parameter in network.module.parameters())
     return on_gpu and importlib.util.find_spec("triton") is not None

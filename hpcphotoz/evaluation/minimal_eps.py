@@ -6,14 +6,14 @@ from torch import Tensor
 
 from hpcphotoz.attacks import Ball, RandomStart, higher, lower, minimal_eps, outlier, shift
 from hpcphotoz.evaluation.metrics import OUTLIER
-from hpcphotoz.evaluation.network import TrainedNetwork
+from hpcphotoz.evaluation.network import RedshiftNetwork
 from hpcphotoz.evaluation.result import Floats
 
 BISECTIONS = 8
 
 
 def find_minimal_eps(
-    network: TrainedNetwork,
+    network: RedshiftNetwork,
     tensor: dict[str, Tensor],
     max_eps: float,
     *,

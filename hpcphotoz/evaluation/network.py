@@ -12,7 +12,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 
 
-class TrainedNetwork(Protocol):
+class RedshiftNetwork(Protocol):
     """A trained network: what `training.run.network.load_network` returns, or any with these members."""
 
     @property
@@ -40,7 +40,7 @@ class TrainedNetwork(Protocol):
         """Number of optimiser steps in training."""
 
 
-def check_bands_and_stamp(network: TrainedNetwork, header: Header, where: object) -> None:
+def check_bands_and_stamp(network: RedshiftNetwork, header: Header, where: object) -> None:
     """Refuse a dataset whose bands or stamp size differ from those of the network's training set.
 
     Raises:
@@ -58,7 +58,7 @@ def check_bands_and_stamp(network: TrainedNetwork, header: Header, where: object
 
 @torch.no_grad()
 def compute_pdfs(
-    network: TrainedNetwork,
+    network: RedshiftNetwork,
     images: Tensor,
     ebv: Tensor,
     object_id: Tensor,

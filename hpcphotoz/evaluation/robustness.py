@@ -21,13 +21,13 @@ from hpcphotoz.evaluation.attack_grid import build_attack_grid, headline_attack
 from hpcphotoz.evaluation.batches import check_batch, check_redshifts, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
 from hpcphotoz.evaluation.minimal_eps import find_minimal_eps
-from hpcphotoz.evaluation.network import TrainedNetwork, check_bands_and_stamp
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
 from hpcphotoz.evaluation.result import EvaluationResult, ExampleGalaxy
 from hpcphotoz.evaluation.scores import AttackedBatch, NetworkScorer, ScoreAccumulator
 
 
 def evaluate(
-    networks: Sequence[TrainedNetwork],
+    networks: Sequence[RedshiftNetwork],
     data: Path,
     *,
     eps: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.5),
@@ -141,7 +141,7 @@ def evaluate(
 
 
 def _example(
-    networks: Sequence[TrainedNetwork], stamps: Stamps, headline_batches: dict[str, AttackedBatch]
+    networks: Sequence[RedshiftNetwork], stamps: Stamps, headline_batches: dict[str, AttackedBatch]
 ) -> ExampleGalaxy:
     """A typical galaxy: the headline attack moves its <z>, by the first network, by the median amount."""
     first, known = networks[0], np.isfinite(stamps.z_spec)
@@ -163,7 +163,7 @@ def _example(
 
 
 def _check(
-    networks: Sequence[TrainedNetwork],
+    networks: Sequence[RedshiftNetwork],
     data: Path,
     manifest: Manifest,
     batch: int,

@@ -9,7 +9,7 @@ from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.attack_grid import NamedAttack
 from hpcphotoz.evaluation.batches import attack_labels
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward
-from hpcphotoz.evaluation.network import TrainedNetwork, compute_pdfs
+from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
 from hpcphotoz.evaluation.result import CLEAN, ConditionResult, Floats, MinimalEps, NetworkResult
 
 
@@ -19,7 +19,7 @@ class ScoreAccumulator:
     def __init__(self) -> None:
         self._parts: list[Floats] = []
 
-    def add(self, network: TrainedNetwork, pdf: Tensor, z_spec: Floats) -> None:
+    def add(self, network: RedshiftNetwork, pdf: Tensor, z_spec: Floats) -> None:
         """Score a batch.
 
         Args:
@@ -59,7 +59,7 @@ class NetworkScorer:
 
     def __init__(
         self,
-        network: TrainedNetwork,
+        network: RedshiftNetwork,
         grid: list[NamedAttack],
         attacked: DatasetAttack,
         forward: DatasetForward,

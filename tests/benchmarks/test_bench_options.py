@@ -45,9 +45,8 @@ def test_every_rival_is_a_configuration_that_training_takes(how: dict[str, objec
 
 def test_peak_memory_is_that_of_one_rival(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(monkeypatch)
-    memory.use(
-        kept=3e9, during=20e9
-    )  # the default: its weights stay, its activations were more than the rival's
+    # The default: its weights stay, its activations were more than the rival's.
+    memory.use(kept=3e9, during=20e9)
     assert peak_gb(lambda: memory.use(kept=2e9, during=5e9), CUDA)[0] == pytest.approx(5)
     memory.use(kept=0, during=20e9)  # the default's steps, in turn with the rival's
     assert peak_gb(lambda: memory.use(kept=1e9, during=1e9), CUDA)[0] == pytest.approx(1)

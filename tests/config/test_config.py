@@ -170,3 +170,9 @@ def test_bare_names_of_options_are_unique() -> None:
     assert len(set(names)) == len(names)
     with pytest.raises(BadInput, match=r"test: unknown option epoch \(did you mean epochs\?\)"):
         config.configure("test", epoch=3)
+
+
+def test_an_option_that_is_gone_is_refused_in_a_file_by_name(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[training]\npadded = 'on'\n")
+    with pytest.raises(BadInput, match="c.toml: training.padded: no longer an option: leave it out"):
+        config.load(str(tmp_path / "c.toml"))

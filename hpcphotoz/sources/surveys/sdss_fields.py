@@ -31,9 +31,8 @@ class FrameSet:
     camcol: int
     field: int
     paths: tuple[Path, ...]  # in the order of the bands asked for
-    masks: tuple[Path | None, ...] = dataclasses.field(
-        default=(), compare=False
-    )  # fpM files, in the same order
+    # fpM files, in the same order.
+    masks: tuple[Path | None, ...] = dataclasses.field(default=(), compare=False)
     kind: str = "fpC"  # or "frame": DR8 and later
     bands: tuple[str, ...] = BANDS
 

@@ -81,9 +81,8 @@ class LearnerEndpoint(_Endpoint):
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
         self._coming: list[tuple[dist.Work, Tensor, int, int]] = []
         self._given_up = 0
-        self.flags = torch.zeros(
-            2, dtype=torch.float64
-        )  # number of attackers asked to stop, and that cannot read
+        # Number of attackers that are asked to stop, and number that cannot read.
+        self.flags = torch.zeros(2, dtype=torch.float64)
 
     def begin(self, batch: RankBatch) -> None:
         """Start to receive the images of this step; they arrive during the clean passes."""
