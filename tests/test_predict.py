@@ -4,9 +4,10 @@ import json
 import tempfile
 import tracemalloc
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,64 +15,38 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.data.format.manifest import Header, read_manifest
+from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.predict import average_pdfs, point_estimates, predict
-
-BANDS = ("g", "r", "i")
-BINS = RedshiftBins(20, 0.0, 0.4)
-SIDE = 8
+from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE, write_stamps
+from tests.helpers.networks import BINS, LinearNetwork, StubNetwork
 
 
-class Probe(nn.Module):
-    """Logits linear in the pixels, so that a flipped image has another PDF."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        draw = torch.randn(len(BANDS), SIDE, SIDE, BINS.n, generator=torch.Generator().manual_seed(seed))
-        self.w = nn.Parameter(0.1 * draw)
-
-    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
-        return torch.einsum("nbyx,byxk->nk", images, self.w) + ebv[:, None]
-
-
-class Fails(Probe):
+class FailingNetwork(LinearNetwork):
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         if images.shape[0] < 16:
             raise RuntimeError("the node went away")
         return super().forward(images, ebv)
 
 
-@dataclass(frozen=True)
-class Toy:
-    name: str = "standard"
-    module: nn.Module = field(default_factory=Probe)
-    bins: RedshiftBins = BINS
-    bands: tuple[str, ...] = BANDS
-    stamp: int = SIDE
-    step: int = 3
+def stub(name: str = "standard", module: nn.Module | None = None, **members: Any) -> StubNetwork:
+    """A stub of 20 bins, whose PDFs depend on the orientation of the image."""
+    return replace(StubNetwork(name, module or LinearNetwork(), BINS), **members)
 
 
 def stamps(n: int) -> Stamps:
     rng = np.random.default_rng(7)
     return Stamps(
-        images=rng.normal(0, 1, (n, len(BANDS), SIDE, SIDE)).astype(np.float32),
+        images=rng.normal(0, 1, (n, len(NOISE_BANDS), NOISE_SIDE, NOISE_SIDE)).astype(np.float32),
         z_spec=np.full(n, np.nan, np.float32),
         ebv=rng.uniform(0, 0.1, n).astype(np.float32),
         object_id=np.arange(n, dtype=np.int64) + (1 << 60),
-        sky_sigma=np.ones((n, len(BANDS)), np.float32),
+        sky_sigma=np.ones((n, len(NOISE_BANDS)), np.float32),
         ra=rng.uniform(0, 360, n),
         dec=rng.uniform(-90, 90, n),
     )
-
-
-def write(folder: Path, content: Stamps, shard_rows: int = 24) -> Path:
-    with DatasetWriter(folder, Header(BANDS, SIDE, 0.396), shard_rows, {}) as writer:
-        writer.append(content)
-    return folder
 
 
 def softmax(module: nn.Module, content: Stamps) -> Tensor:
@@ -92,7 +67,7 @@ def qp() -> ModuleType:
 
 def test_qp_reads_the_file_and_agrees_on_the_means(tmp_path: Path, qp: ModuleType) -> None:
     content, out = stamps(50), tmp_path / "pz.hdf5"
-    assert predict([Toy()], write(tmp_path / "d", content), out, batch=16) == 50
+    assert predict([stub()], write_stamps(tmp_path / "d", content, shard_rows=24), out, batch=16) == 50
     ensemble = qp.read(str(out))
     assert ensemble.npdf == 50
     # float32 densities: seven digits.
@@ -104,9 +79,9 @@ def test_qp_reads_the_file_and_agrees_on_the_means(tmp_path: Path, qp: ModuleTyp
 
 
 def test_the_file_holds_the_pdfs_in_order(tmp_path: Path) -> None:
-    content, out, toy = stamps(50), tmp_path / "pz.hdf5", Toy()
-    predict([toy], write(tmp_path / "d", content), out, batch=7)
-    expected = softmax(toy.module, content).double().numpy()
+    content, out, network = stamps(50), tmp_path / "pz.hdf5", stub()
+    predict([network], write_stamps(tmp_path / "d", content, shard_rows=24), out, batch=7)
+    expected = softmax(network.module, content).double().numpy()
     with h5py.File(out) as file:
         pdf = file["data/pdfs"][:] * BINS.width
         np.testing.assert_allclose(pdf, expected, atol=1e-6)
@@ -122,8 +97,8 @@ def test_the_file_holds_the_pdfs_in_order(tmp_path: Path) -> None:
 
 
 def test_several_runs_are_averaged_as_pdfs(tmp_path: Path) -> None:
-    content, one, two = stamps(20), Toy(), Toy("other", Probe(1))
-    predict([one, two], write(tmp_path / "d", content), tmp_path / "pz.hdf5")
+    content, one, two = stamps(20), stub(), stub("other", LinearNetwork(1))
+    predict([one, two], write_stamps(tmp_path / "d", content), tmp_path / "pz.hdf5")
     mean = (softmax(one.module, content) + softmax(two.module, content)) / 2
     with h5py.File(tmp_path / "pz.hdf5") as file:
         np.testing.assert_allclose(file["data/pdfs"][:] * BINS.width, mean, atol=1e-6)
@@ -132,7 +107,7 @@ def test_several_runs_are_averaged_as_pdfs(tmp_path: Path) -> None:
 def test_tta_averages_eight_views_and_so_ignores_the_orientation() -> None:
     content = stamps(12)
     images, ebv = torch.from_numpy(content.images), torch.from_numpy(content.ebv)
-    ids, networks = torch.from_numpy(content.object_id), [Toy()]
+    ids, networks = torch.from_numpy(content.object_id), [stub()]
     pdf = average_pdfs(networks, images, ebv, ids, tta=True)
     views = [v for r in range(4) for v in (images.rot90(r, (2, 3)), images.rot90(r, (2, 3)).flip(3))]
     expected = sum(average_pdfs(networks, view, ebv, ids) for view in views) / 8
@@ -152,13 +127,13 @@ def test_point_estimates_by_hand() -> None:
 
 
 def test_an_interrupted_prediction_leaves_nothing_and_keeps_the_earlier_file(tmp_path: Path) -> None:
-    data, out = write(tmp_path / "d", stamps(40)), tmp_path / "out" / "pz.hdf5"
+    data, out = write_stamps(tmp_path / "d", stamps(40), shard_rows=24), tmp_path / "out" / "pz.hdf5"
     out.parent.mkdir()
-    broken = Toy(module=Fails())  # its second batch, the rest of the first shard, is smaller
+    broken = stub(module=FailingNetwork())  # its second batch, the rest of the first shard, is smaller
     with pytest.raises(RuntimeError, match="went away"):
         predict([broken], data, out, batch=16)
     assert list(out.parent.iterdir()) == []
-    predict([Toy()], data, out)
+    predict([stub()], data, out)
     before = out.read_bytes()
     with pytest.raises(RuntimeError, match="went away"):
         predict([broken], data, out, batch=16)
@@ -167,9 +142,9 @@ def test_an_interrupted_prediction_leaves_nothing_and_keeps_the_earlier_file(tmp
 
 def test_memory_does_not_grow_with_the_catalogue(tmp_path: Path) -> None:
     def peak(n: int) -> int:
-        data = write(Path(tempfile.mkdtemp(dir=tmp_path)), stamps(n), shard_rows=n)
+        data = write_stamps(Path(tempfile.mkdtemp(dir=tmp_path)), stamps(n), shard_rows=n)
         tracemalloc.start()
-        predict([Toy()], data, tmp_path / "pz.hdf5", batch=8)
+        predict([stub()], data, tmp_path / "pz.hdf5", batch=8)
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return used
@@ -179,16 +154,16 @@ def test_memory_does_not_grow_with_the_catalogue(tmp_path: Path) -> None:
     assert peak(512) - peak(32) < 180_000
 
 
-class NoCompiler(Probe):
+class NetworkWithoutCompiler(LinearNetwork):
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         raise OSError("no compiler in PATH")
 
 
 def test_errors_of_reading_and_of_the_network_are_not_called_errors_of_writing(tmp_path: Path) -> None:
-    data, out = write(tmp_path / "d", stamps(40)), tmp_path / "out" / "pz.hdf5"
+    data, out = write_stamps(tmp_path / "d", stamps(40), shard_rows=24), tmp_path / "out" / "pz.hdf5"
     out.parent.mkdir()
     with pytest.raises(OSError, match="no compiler"):
-        predict([Toy(module=NoCompiler())], data, out)
+        predict([stub(module=NetworkWithoutCompiler())], data, out)
     path = data / "shard-00001.h5"
     with h5py.File(path, "r") as file:
         offset = file["images"].id.get_offset()
@@ -196,14 +171,14 @@ def test_errors_of_reading_and_of_the_network_are_not_called_errors_of_writing(t
     raw[offset] ^= 1
     path.write_bytes(raw)
     with pytest.raises(BadInput, match=f"^{path}: row 0: pixels differ"):
-        predict([Toy()], data, out)
+        predict([stub()], data, out)
     assert list(out.parent.iterdir()) == []
 
 
 def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, out = write(tmp_path / "d", stamps(40)), tmp_path / "out" / "pz.hdf5"
+    data, out = write_stamps(tmp_path / "d", stamps(40), shard_rows=24), tmp_path / "out" / "pz.hdf5"
     out.parent.mkdir()
 
     def full(self: h5py.Dataset, rows: object, values: object) -> None:
@@ -211,7 +186,7 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(
 
     monkeypatch.setattr(h5py.Dataset, "__setitem__", full)
     with pytest.raises(BadInput, match=f"^{out}: cannot be written: Can't write .*No space left") as caught:
-        predict([Toy()], data, out)
+        predict([stub()], data, out)
     assert "\n" not in str(caught.value)
     assert list(out.parent.iterdir()) == []
 
@@ -220,16 +195,16 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(
     ("networks", "options", "message"),
     [
         ([], {}, "no network"),
-        ([Toy(), Toy("b", bins=RedshiftBins(20, 0.0, 0.5))], {}, "'standard' and 'b' have different"),
-        ([Toy(bands=("g", "r", "z"))], {}, "bands"),
-        ([Toy(stamp=64)], {}, "stamps of 8"),
-        ([Toy()], {"batch": 0}, "batch"),
+        ([stub(), stub("b", bins=RedshiftBins(20, 0.0, 0.5))], {}, "'standard' and 'b' have different"),
+        ([stub(bands=("g", "r", "z"))], {}, "bands"),
+        ([stub(stamp=64)], {}, "stamps of 8"),
+        ([stub()], {"batch": 0}, "batch"),
     ],
 )
 def test_unusable_input_is_refused(
-    tmp_path: Path, networks: list[Toy], options: dict[str, int], message: str
+    tmp_path: Path, networks: list[StubNetwork], options: dict[str, int], message: str
 ) -> None:
-    data = write(tmp_path / "d", stamps(5))
+    data = write_stamps(tmp_path / "d", stamps(5))
     with pytest.raises(BadInput, match=message):
         predict(networks, data, tmp_path / "pz.hdf5", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "pz.hdf5").exists()
@@ -237,21 +212,21 @@ def test_unusable_input_is_refused(
 
 @pytest.mark.parametrize("name", ["pz.csv", "pz", "pz.h5", "pz.HDF5"])
 def test_a_name_that_qp_would_not_read_is_refused(tmp_path: Path, name: str) -> None:
-    data = write(tmp_path / "d", stamps(5))
+    data = write_stamps(tmp_path / "d", stamps(5))
     with pytest.raises(BadInput, match=rf"{name}: qp reads .* end in \.hdf5: name it pz\.hdf5$"):
-        predict([Toy()], data, tmp_path / name)
+        predict([stub()], data, tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write(tmp_path / "d", stamps(5))
+    data = write_stamps(tmp_path / "d", stamps(5))
     with pytest.raises(BadInput, match=f"^{tmp_path}/nowhere/pz.hdf5: no such folder: {tmp_path}/nowhere$"):
-        predict([Toy()], data, tmp_path / "nowhere" / "pz.hdf5")
+        predict([stub()], data, tmp_path / "nowhere" / "pz.hdf5")
     with pytest.raises(BadInput, match="is a folder"):
-        predict([Toy()], data, tmp_path)
+        predict([stub()], data, tmp_path)
     with monkeypatch.context() as readonly:
         readonly.setattr("os.access", lambda path, mode: path != tmp_path)
         with pytest.raises(BadInput, match=f"pz.hdf5: no permission to write in {tmp_path}$"):
-            predict([Toy()], data, tmp_path / "pz.hdf5")
+            predict([stub()], data, tmp_path / "pz.hdf5")
     with pytest.raises(BadInput, match="holds no object"):
-        predict([Toy()], write(tmp_path / "empty", stamps(0)), tmp_path / "pz.hdf5")
+        predict([stub()], write_stamps(tmp_path / "empty", stamps(0)), tmp_path / "pz.hdf5")

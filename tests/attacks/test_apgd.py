@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from hpcphotoz import attacks
 from hpcphotoz.attacks.apgd import step_size_checkpoints
-from tests.helpers.attacked import BINS, curved, problem, slack
+from tests.helpers.attack_problems import batch_norm_problem, conv_problem, rounding
+from tests.helpers.networks import BINS
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
@@ -17,7 +18,7 @@ def test_checkpoints_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("kind", ["linf", "l2", "flux"])
 def test_it_climbs_at_least_as_far_as_pgd(kind: str) -> None:
-    model, images, z = curved(16)
+    model, images, z = conv_problem(16)
     loss = attacks.cross_entropy(BINS)
     eps = torch.full((3,), 3.0 if kind == "l2" else 0.3)
     ball = attacks.Ball(eps, kind)
@@ -49,20 +50,22 @@ def test_it_finds_a_maximum_inside_the_ball() -> None:
 
 
 def test_it_stays_in_the_ball_and_the_bounds_and_returns_its_best() -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     loss = attacks.cross_entropy(BINS)
     hi = torch.tensor([1.0, 0.5, 2.0])
     ball = attacks.Ball(eps, hi=hi)
     images = images.clamp(max=0.4)
     adv = attacks.apgd(model, images, ebv, z, ball, loss=loss, steps=7, start=attacks.RandomStart(seed=5))
     radius = eps[:, None, None]
-    assert ((adv - images).abs() <= radius + slack(images, radius)).all() and (adv <= hi[:, None, None]).all()
+    assert ((adv - images).abs() <= radius + rounding(images, radius)).all() and (
+        adv <= hi[:, None, None]
+    ).all()
     model.eval()
     assert (loss(model(adv, ebv), z) > loss(model(images, ebv), z)).all()
 
 
 def test_more_restarts_are_never_worse() -> None:
-    model, images, z = curved(12)
+    model, images, z = conv_problem(12)
     loss, eps = attacks.cross_entropy(BINS), torch.full((3,), 0.5)
 
     def after(restarts: int) -> Tensor:
@@ -75,7 +78,7 @@ def test_more_restarts_are_never_worse() -> None:
 
 
 def test_an_object_at_its_end_stays_there() -> None:
-    model, images, z = curved(12)
+    model, images, z = conv_problem(12)
     loss, eps, stop = attacks.cross_entropy(BINS), torch.full((3,), 0.5), attacks.outlier(BINS)
     free = attacks.apgd(model, images, None, z, eps, loss=loss, steps=20)
     held = attacks.apgd(model, images, None, z, eps, loss=loss, steps=20, stop=stop)
@@ -124,7 +127,7 @@ def published(model: nn.Module, images: Tensor, z: Tensor, eps: Tensor, steps: i
 
 
 def test_it_visits_what_the_published_algorithm_visits() -> None:
-    model, images, z = curved(8)
+    model, images, z = conv_problem(8)
     eps, steps, visited = torch.tensor([0.5, 1.0, 2.0]), 30, list[Tensor]()
     with model.register_forward_pre_hook(lambda module, given: visited.append(given[0].detach())):
         attacks.apgd(model, images, None, z, eps, loss=attacks.cross_entropy(BINS), steps=steps)

@@ -12,7 +12,8 @@ from hpcphotoz.attacks.losses import redshift_losses
 from hpcphotoz.config import Attack
 from hpcphotoz.config.load import parse
 from hpcphotoz.errors import BadInput
-from tests.helpers.attacked import BINS, curved, problem, slack
+from tests.helpers.attack_problems import batch_norm_problem, conv_problem, rounding
+from tests.helpers.networks import BINS
 
 LOSS = attacks.cross_entropy(BINS)
 
@@ -22,7 +23,7 @@ def inside(adv: Tensor, images: Tensor, eps: Tensor, kind: str = "linf") -> bool
     radius, change = eps[:, None, None], adv - images
     if kind == "l2":
         return bool((torch.linalg.vector_norm(change / radius, dim=(1, 2, 3)) < 1 + 1e-5).all())
-    within = bool((change.abs() <= radius + slack(images, radius)).all())
+    within = bool((change.abs() <= radius + rounding(images, radius)).all())
     # Each pixel of x0 + delta is rounded by half an ulp of at most 4, and 64 of them are added up.
     balanced = bool((change.sum((2, 3)).abs() < 64 * 2.0**-22).all())
     return within and (kind == "linf" or balanced)
@@ -31,7 +32,7 @@ def inside(adv: Tensor, images: Tensor, eps: Tensor, kind: str = "linf") -> bool
 @pytest.mark.parametrize("name", redshift_losses)
 @pytest.mark.parametrize("kind", ["linf", "l2", "flux"])
 def test_attacks_raise_the_loss_and_stay_in_the_ball(name: str, kind: str) -> None:
-    model, images, ebv, z, eps = problem(16)
+    model, images, ebv, z, eps = batch_norm_problem(16)
     loss, ball = redshift_losses[name](BINS), attacks.Ball(eps, kind)
     model.eval()
     before = loss(model(images, ebv), z)
@@ -52,7 +53,7 @@ def test_attacks_raise_the_loss_and_stay_in_the_ball(name: str, kind: str) -> No
 
 
 def test_pgd_of_a_linear_loss_is_the_analytic_optimum_in_every_ball() -> None:
-    _, images, ebv, z, eps = problem()
+    _, images, ebv, z, eps = batch_norm_problem()
     weight = torch.randn(3, 8, 8)
 
     def model(x: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def test_pgd_of_a_linear_loss_is_the_analytic_optimum_in_every_ball() -> None:
 
 
 def test_a_model_is_left_as_it_was() -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     model.train()
     model.head.weight.requires_grad_(False)  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -93,7 +94,7 @@ def test_a_model_is_left_as_it_was() -> None:
 
 
 def test_a_failing_model_is_left_as_it_was_too() -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     with pytest.raises(RuntimeError):
         attacks.pgd(model, images[:, :2].contiguous(), ebv, z, eps[:2], loss=LOSS)
     assert model.training and all(p.requires_grad for p in model.parameters())
@@ -103,7 +104,7 @@ def test_a_failing_model_is_left_as_it_was_too() -> None:
     "change", [{}, {"ball": "flux"}, {"ball": "l2"}, {"method": "apgd"}, {"restarts": 2}]
 )
 def test_perturb_speaks_in_sky_sigmas_and_keys_starts_by_object(change: dict[str, Any]) -> None:
-    model, images, ebv, z, _ = problem()
+    model, images, ebv, z, _ = batch_norm_problem()
     sky, ids = torch.rand(6, 3) + 0.1, torch.arange(100, 106)
     run: dict[str, Any] = dict(attack=Attack(eps=0.2, steps=3, **change), bins=BINS, seed=7, epoch=2)
     adv = attacks.perturb(model, images, ebv, z, sky, ids, **run)
@@ -122,7 +123,7 @@ def test_perturb_speaks_in_sky_sigmas_and_keys_starts_by_object(change: dict[str
 
 
 def test_a_target_draws_the_redshift_to_it() -> None:
-    model, images, ebv, z, _ = problem(24)
+    model, images, ebv, z, _ = batch_norm_problem(24)
     sky, ids = torch.full((24, 3), 0.3), torch.arange(24)
     model.eval()
     clean = BINS.mean(model(images, ebv))
@@ -141,7 +142,7 @@ def test_a_target_draws_the_redshift_to_it() -> None:
 
 
 def test_random_starts_lie_in_the_ball_and_bounds_hold() -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     start = attacks.RandomStart(torch.arange(6))
     ball = attacks.Ball(eps, hi=torch.full((3,), 1.0))
     adv = attacks.pgd(model, images, ebv, z, ball, loss=attacks.shift(BINS), steps=2, start=start)
@@ -152,7 +153,7 @@ def test_random_starts_lie_in_the_ball_and_bounds_hold() -> None:
 
 @pytest.mark.parametrize("kind", ["linf", "l2", "flux"])
 def test_pixels_outside_the_mask_stay(kind: str) -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     mask[..., 2:6, 1:7] = True
     ball = attacks.Ball(eps, kind, mask=mask)
@@ -168,7 +169,7 @@ def test_pixels_outside_the_mask_stay(kind: str) -> None:
 @pytest.mark.parametrize("n", [1, 6])
 @pytest.mark.parametrize("kind", ["linf", "l2", "flux"])
 def test_channels_last_and_contiguous_images_give_the_same_attack(kind: str, n: int) -> None:
-    model, images, ebv, z, eps = problem(n)
+    model, images, ebv, z, eps = batch_norm_problem(n)
     ball, start, stop = attacks.Ball(eps, kind), attacks.RandomStart(), attacks.outlier(BINS)
     shared: dict[str, Any] = {"loss": LOSS, "steps": 6, "start": start}
     every: list[Callable[[Tensor], Tensor]] = [
@@ -186,7 +187,7 @@ def test_channels_last_and_contiguous_images_give_the_same_attack(kind: str, n: 
 
 
 def test_images_come_back_in_the_layout_they_were_given_in() -> None:
-    model, images, z = curved()
+    model, images, z = conv_problem()
     eps, loss = torch.full((3,), 0.1), LOSS
     plain = attacks.pgd(model, images, None, z, eps, loss=loss, steps=3)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -199,7 +200,7 @@ def test_images_come_back_in_the_layout_they_were_given_in() -> None:
 
 
 def test_a_nan_gradient_does_not_become_a_nan_image() -> None:
-    _, images, ebv, z, eps = problem()
+    _, images, ebv, z, eps = batch_norm_problem()
 
     class Broken(nn.Module):
         def forward(self, x: Tensor, e: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ def test_a_nan_gradient_does_not_become_a_nan_image() -> None:
 
 
 def test_a_plain_function_can_be_attacked() -> None:
-    _, images, ebv, z, eps = problem()
+    _, images, ebv, z, eps = batch_norm_problem()
 
     def model(x: Tensor, e: Tensor) -> Tensor:
         return x.flatten(1)[:, :20] + e[:, None]
@@ -222,7 +223,7 @@ def test_a_plain_function_can_be_attacked() -> None:
 
 
 def test_some_objects_at_a_time_are_the_same_attack() -> None:
-    model, images, z = curved(11)
+    model, images, z = conv_problem(11)
     eps = torch.full((3,), 0.2)
     whole, parts = (
         attacks.pgd(
@@ -241,7 +242,7 @@ def test_some_objects_at_a_time_are_the_same_attack() -> None:
 
 
 def test_the_best_image_on_the_way_is_never_worse_than_the_last() -> None:
-    model, images, z = curved(16)
+    model, images, z = conv_problem(16)
     eps = torch.full((3,), 0.5)
     coarse: dict[str, Any] = dict(loss=LOSS, steps=6, step_size=eps)
     last, best = (
@@ -251,7 +252,7 @@ def test_the_best_image_on_the_way_is_never_worse_than_the_last() -> None:
 
 
 def test_more_restarts_are_never_worse() -> None:
-    model, images, z = curved(16)
+    model, images, z = conv_problem(16)
     eps, start = torch.full((3,), 0.5), attacks.RandomStart(seed=2)
     one, five = (
         LOSS(
@@ -263,7 +264,7 @@ def test_more_restarts_are_never_worse() -> None:
 
 
 def test_an_object_at_its_end_stays_as_it_is_and_costs_nothing_more() -> None:
-    model, images, z = curved(16)
+    model, images, z = conv_problem(16)
     rows = []
     model.register_forward_hook(lambda module, given, out: rows.append(len(out)))
     stop, eps = attacks.outlier(BINS), torch.full((3,), 0.5)
@@ -300,7 +301,7 @@ def test_an_object_at_its_end_stays_as_it_is_and_costs_nothing_more() -> None:
     ],
 )
 def test_what_does_not_belong_together_is_refused(given: dict[str, Any], said: str) -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     whole: dict[str, Any] = {"model": model, "images": images, "ebv": ebv, "z": z, "eps": eps, "loss": LOSS}
     with pytest.raises(ValueError, match=said):
         attacks.pgd(**{**whole, **given})
@@ -308,7 +309,7 @@ def test_what_does_not_belong_together_is_refused(given: dict[str, Any], said: s
 
 @pytest.mark.parametrize("eps", [float("inf"), float("nan"), -1.0])
 def test_every_attack_refuses_a_ball_without_a_radius(eps: float) -> None:
-    model, images, ebv, z, radius = problem()
+    model, images, ebv, z, radius = batch_norm_problem()
     for name in (attacks.FGSM, attacks.PGD, attacks.APGD):
         with pytest.raises(ValueError, match="eps .*: must be finite and not negative"):
             name(model, eps)
@@ -336,7 +337,7 @@ def test_every_attack_refuses_a_ball_without_a_radius(eps: float) -> None:
 def test_a_model_that_returns_no_tensor_is_told_so(
     outputs: Callable[[torch.Tensor], object], said: str
 ) -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     with pytest.raises(TypeError, match=f"the model returned {said}: attacks want one tensor"):
         attacks.pgd(lambda x, e: outputs(model(x, e)), images, ebv, z, eps, loss=LOSS)  # type: ignore[arg-type,return-value]
 

@@ -1,12 +1,7 @@
 """What an attack costs and leaves behind: no parameter gradient, no collective, no host synchronisation."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -20,13 +15,10 @@ from hpcphotoz.attacks.ball import attack_batch
 from hpcphotoz.attacks.gradient import image_loss_of
 from hpcphotoz.attacks.minimal_eps import minimal_eps_loop
 from hpcphotoz.attacks.pgd import pgd_loop
-from hpcphotoz.compute.capture import _capture_stream, capture
-from hpcphotoz.compute.compiler import compiled
-from hpcphotoz.compute.cost import flops
 from hpcphotoz.config import Model
-from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import build
-from tests.helpers.attacked import BINS, problem
+from tests.helpers.attack_problems import batch_norm_problem
+from tests.helpers.networks import BINS
 
 SCALE = (0.1,) * 5
 
@@ -76,20 +68,9 @@ def test_no_parameter_gradient_is_computed(name: str, network: str) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("network", ["inception", "cnn", "compact"])
-def test_a_step_costs_two_forward_passes(network: str) -> None:
-    """And not three: matrix products and convolutions, counted as they are dispatched."""
-    model = build(Model(name=network), stamp=32, scale=SCALE)
-    images, ebv, z, eps = five_bands(1, 32)
-    bins = RedshiftBins()
-    forward = flops(lambda: model(images, ebv))
-    attack = flops(lambda: attacks.pgd(model, images, ebv, z, eps, loss=attacks.cross_entropy(bins), steps=4))
-    assert attack == 4 * 2 * forward
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_ddp_sees_nothing_of_an_attack(name: str, tmp_path: Path) -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(model)
@@ -149,7 +130,7 @@ def test_bfloat16_weights_are_cast_once_and_the_model_keeps_its_own() -> None:
 
 
 def test_a_compiled_model_gives_the_same_attack() -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     plain = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=3)
     compiled = attacks.pgd(
         model, images, ebv, z, eps, loss=LOSS, steps=3, passes=attacks.Passes(compiled=True)
@@ -187,51 +168,3 @@ def test_a_graph_sees_weights_that_were_trained_on() -> None:
     assert not torch.equal(first, again)
     eager = attacks.PGD(model, eps, steps=3, loss=LOSS, passes=passes)
     assert (again == eager(images, z, ebv)).float().mean() > 0.99
-
-
-def test_a_capture_lets_other_threads_call_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that copies batches does: in the default mode its calls would end the capture."""
-    captures: list[dict[str, Any]] = []
-    made = mock.Mock(return_value=SimpleNamespace(wait_stream=lambda other: None))
-
-    @contextmanager
-    def graph(cuda_graph: object, **options: Any) -> Iterator[None]:
-        captures.append(options)
-        yield
-
-    stream = made.return_value
-    monkeypatch.setattr("torch.cuda.Stream", made)
-    monkeypatch.setattr("torch.cuda.current_stream", lambda device: stream)
-    monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
-    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
-    monkeypatch.setattr("torch.cuda.CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-    monkeypatch.setattr("torch.cuda.graph", graph)
-    calls: list[int] = []
-    replay, out = capture(lambda: calls.append(1), torch.device("cuda"))
-    assert captures == [{"stream": stream, "capture_error_mode": "thread_local"}] and len(calls) == 4
-    capture(lambda: None, torch.device("cuda"))
-    assert made.call_count == 1, "torch has 32 streams and gives them out in turns"
-    _capture_stream.cache_clear()
-
-
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_compiled_code_is_kept_in_the_users_cache_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Below /tmp, where Inductor keeps it by default, a batch job finds nothing of the one before."""
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/somewhere/else")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for kind in ("AVX512", "AVX2"):  # nodes that share a home must not run each other's code
-        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kind=kind: kind)
-        compiled(nn.Linear(1, 1), torch.device("cpu"))
-        folder = tmp_path / "hpcphotoz" / f"torch-{torch.__version__}-{kind}" / "inductor"
-        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) and folder.is_dir()
-    assert os.environ["TRITON_CACHE_DIR"] == "/somewhere/else", "as the user has it"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compiled(nn.Linear(1, 1), torch.device("cpu"))
-    found = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
-    assert not found.startswith(str(tmp_path)), "no folder can be made: Inductor's default"

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from hpcphotoz.attacks import losses
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.models.bins import RedshiftBins
-from tests.helpers.attacked import BINS
+from tests.helpers.networks import BINS
 
 
 def some(n: int = 64) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from hpcphotoz import attacks
-from tests.helpers.attacked import BINS, curved
+from tests.helpers.attack_problems import conv_problem
+from tests.helpers.networks import BINS
 
 
 def test_of_a_linear_model_it_is_the_analytic_one() -> None:
@@ -66,7 +67,7 @@ def test_what_one_loss_does_not_reach_another_may() -> None:
 
 
 def test_of_a_curved_model_the_images_found_do_what_was_asked() -> None:
-    model, images, z = curved(20)
+    model, images, z = conv_problem(20)
     reach = attacks.outlier(BINS)
     multiple, adv = attacks.minimal_eps(
         model, images, None, z, torch.ones(3), loss=attacks.shift(BINS), reach=reach, steps=10

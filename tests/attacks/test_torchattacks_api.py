@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from hpcphotoz import attacks
-from tests.helpers.attacked import BINS, curved, problem
+from tests.helpers.attack_problems import batch_norm_problem, conv_problem
+from tests.helpers.networks import BINS
 
 
 def test_they_give_what_the_functions_give() -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     loss = attacks.cross_entropy(BINS)
     given: dict[str, Any] = {"loss": loss, "passes": attacks.Passes(rows=4)}
     start = attacks.RandomStart(seed=9)
@@ -32,7 +33,7 @@ def test_they_give_what_the_functions_give() -> None:
 
 
 def test_a_classifier_of_images_alone_needs_no_more_than_an_epsilon() -> None:
-    model, images, z = curved()
+    model, images, z = conv_problem()
     labels = BINS.index(z)
     adv = attacks.PGD(model, 0.1, steps=3)(images, labels)
     loss = attacks.cross_entropy()
@@ -41,7 +42,7 @@ def test_a_classifier_of_images_alone_needs_no_more_than_an_epsilon() -> None:
 
 
 def test_several_epsilons_at_once() -> None:
-    model, images, z = curved(12)
+    model, images, z = conv_problem(12)
     attack = attacks.PGD(model, 1.0, steps=5, loss=attacks.shift(BINS), stop=attacks.outlier(BINS))
     attacked, success = attack.over(images, z, [0.01, 0.1, 1.0])
     assert success is not None and success.shape == (3, 12)
@@ -52,6 +53,6 @@ def test_several_epsilons_at_once() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_graph_on_a_cpu_is_refused() -> None:
-    model, images, z = curved()
+    model, images, z = conv_problem()
     with pytest.raises(ValueError, match="a CUDA graph wants them on a GPU"):
         attacks.PGD(model, 0.1, graph=True)(images, BINS.index(z))

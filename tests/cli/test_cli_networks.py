@@ -10,9 +10,8 @@ import torch
 
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
-from hpcphotoz.data.format.writer import DatasetWriter
 from tests.helpers.commands import fails
-from tests.helpers.datasets import make_dataset, make_stamps
+from tests.helpers.datasets import make_dataset, make_stamps, write_stamps
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -135,9 +134,7 @@ def test_what_stands_in_for_an_unknown_redshift_is_said_once(
 ) -> None:
     stamps = make_stamps(20, seed=3)
     stamps.z_spec[:7] = np.nan
-    header = read_manifest(dataset).header
-    with DatasetWriter(tmp_path / "data", header, 10, {}) as writer:
-        writer.append(stamps)
+    write_stamps(tmp_path / "data", stamps, shard_rows=10)
     steps = ["--steps", "1", *(["--eps", "0.1", "--attacks", "pgd"] if command == "evaluate" else [])]
     words = [command, run, "--data", tmp_path / "data", "--out", tmp_path / "out", *steps]
     capsys.readouterr()

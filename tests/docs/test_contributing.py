@@ -14,7 +14,7 @@ from hpcphotoz.attacks import cross_entropy, fgsm
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.layers import Normalise
 from hpcphotoz.sources.catalogue import Catalogue
-from tests.helpers.attacked import problem, slack
+from tests.helpers.attack_problems import batch_norm_problem, rounding
 from tests.helpers.pages import blocks, example, module, write_coadd
 from tests.helpers.paths import ROOT
 
@@ -28,12 +28,12 @@ def test_examples_are_short(name: str) -> None:
 
 
 def test_the_attack_stays_in_the_ball_and_raises_the_loss(tmp_path: Path) -> None:
-    model, images, ebv, z, eps = problem()
+    model, images, ebv, z, eps = batch_norm_problem()
     model.eval()
     loss = cross_entropy(RedshiftBins(20, 0.0, 0.4))
     adv = module(example(PAGE, "mifgsm.py"), tmp_path, "mifgsm").mifgsm(model, images, ebv, z, eps, loss=loss)
     radius = eps[:, None, None]
-    assert ((adv - images).abs() <= radius + slack(images, radius)).all()
+    assert ((adv - images).abs() <= radius + rounding(images, radius)).all()
     assert (loss(model(adv, ebv), z) > loss(model(images, ebv), z)).all()
 
 

@@ -15,7 +15,7 @@ import pytest
 from hpcphotoz.__main__ import main
 from tests.helpers.datasets import make_dataset
 from tests.helpers.paths import ROOT
-from tests.helpers.sdss_files import DEC, RA, write_set, write_table
+from tests.helpers.sources.sdss_files import DEC, RA, write_set, write_table
 
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 

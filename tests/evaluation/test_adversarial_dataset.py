@@ -17,15 +17,15 @@ from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
 from hpcphotoz.evaluation.robustness import evaluate
-from hpcphotoz.models.bins import RedshiftBins
-from tests.helpers.toys import BANDS, Curved, Diverged, Toy, stamps, write
+from tests.helpers.datasets import NOISE_BANDS, noise_stamps, write_stamps
+from tests.helpers.networks import BINS, ConvNetwork, NonFiniteNetwork, StubNetwork
 
 
 def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Path) -> None:
-    content = stamps(50, unknown=5)
-    data, out, toy = write(tmp_path / "d", content), tmp_path / "out", Toy()
+    content = noise_stamps(50, unknown=5)
+    data, out, network = write_stamps(tmp_path / "d", content), tmp_path / "out", StubNetwork()
     attack = parse({"attack": {"method": "pgd", "eps": 0.3, "steps": 4, "loss": "shift"}}, "test").attack
-    assert write_adversarial_dataset(toy, data, out, attack, seed=5, batch=7) == 50
+    assert write_adversarial_dataset(network, data, out, attack, seed=5, batch=7) == 50
     manifest = read_manifest(out)
     verify(out, manifest)
     written = Stamps.concatenate(list(read_rows(out, manifest)))
@@ -42,8 +42,10 @@ def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Pa
     assert provenance["attack"]["eps"] == 0.3 and provenance["attack"]["steps"] == 4
     assert provenance["source_subset"] == {"part": "all", "where": "", "limit": None}
     # A network sees in the attacked set what evaluation saw in its own attack.
-    seen = evaluate([toy], data, eps=(0.3,), steps=4, seed=5, loss="shift").networks[0].at("pgd", 0.3)
-    np.testing.assert_allclose(evaluate([toy], out, eps=()).networks[0].clean.z_phot, seen.z_phot, atol=1e-6)
+    seen = evaluate([network], data, eps=(0.3,), steps=4, seed=5, loss="shift").networks[0].at("pgd", 0.3)
+    np.testing.assert_allclose(
+        evaluate([network], out, eps=()).networks[0].clean.z_phot, seen.z_phot, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("storage", STORAGE)
@@ -51,12 +53,12 @@ def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Pa
 def test_an_attack_stays_in_the_ball_and_is_not_lost_whatever_the_storage(
     tmp_path: Path, storage: str, method: str
 ) -> None:
-    bright = stamps()
+    bright = noise_stamps()
     bright.images[:] += 200  # where float16 has steps of 1/8, a fraction of the sky sigma
-    data, out = write(tmp_path / "d", bright, storage=storage), tmp_path / "out"
+    data, out = write_stamps(tmp_path / "d", bright, storage=storage), tmp_path / "out"
     eps = 0.01  # less than half a unit of int16, sigma / 64
     attack = parse({"attack": {"method": method, "eps": eps, "steps": 4}}, "test").attack
-    write_adversarial_dataset(Toy(), data, out, attack)
+    write_adversarial_dataset(StubNetwork(), data, out, attack)
     source, written = (
         Stamps.concatenate(list(read_rows(folder, read_manifest(folder)))) for folder in (data, out)
     )
@@ -69,24 +71,24 @@ def test_an_attack_stays_in_the_ball_and_is_not_lost_whatever_the_storage(
 
 
 def test_an_attack_on_nothing_leaves_no_folder(tmp_path: Path) -> None:
-    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
-    nothing = Subset.from_options(parse({"data": {"where": "z_spec > 9"}}, "test").data, "all", BANDS)
+    data, out = write_stamps(tmp_path / "d", noise_stamps()), tmp_path / "out"
+    nothing = Subset.from_options(parse({"data": {"where": "z_spec > 9"}}, "test").data, "all", NOISE_BANDS)
     with pytest.raises(BadInput, match="none of its 50 objects is selected .where z_spec > 9.: change"):
         write_adversarial_dataset(
-            Toy(), data, out, parse({"attack": {"eps": 0.1}}, "test").attack, subset=nothing
+            StubNetwork(), data, out, parse({"attack": {"eps": 0.1}}, "test").attack, subset=nothing
         )
     assert not out.exists()
 
 
 def test_a_failed_attack_leaves_no_finished_dataset(tmp_path: Path) -> None:
-    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
+    data, out = write_stamps(tmp_path / "d", noise_stamps()), tmp_path / "out"
     attack = parse({"attack": {"eps": 0.1}}, "test").attack
     with pytest.raises(BadInput, match="not finite"):
-        write_adversarial_dataset(Toy(module=Diverged()), data, out, attack, batch=16)
+        write_adversarial_dataset(StubNetwork(module=NonFiniteNetwork()), data, out, attack, batch=16)
     with pytest.raises(BadInput, match="manifest.json"):
         read_manifest(out)
     with pytest.raises(BadInput, match="finished dataset"):
-        write_adversarial_dataset(Toy(), data, data, attack)
+        write_adversarial_dataset(StubNetwork(), data, data, attack)
 
 
 def attack_of(**options: object) -> Attack:
@@ -98,7 +100,7 @@ def read(folder: Path) -> Stamps:
 
 
 def z_phot(data: Path) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    return evaluate([Toy()], data, eps=(), methods=("fgsm",)).networks[0].clean.z_phot
+    return evaluate([StubNetwork()], data, eps=(), methods=("fgsm",)).networks[0].clean.z_phot
 
 
 @pytest.mark.parametrize("storage", STORAGE)
@@ -106,11 +108,13 @@ def z_phot(data: Path) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 def test_a_flux_attack_leaves_the_flux_of_every_band_and_stays_in_the_ball(
     tmp_path: Path, storage: str, method: str
 ) -> None:
-    bright = stamps()
+    bright = noise_stamps()
     bright.images[::2] += 200
-    data, out = write(tmp_path / "d", bright, storage=storage), tmp_path / "out"
+    data, out = write_stamps(tmp_path / "d", bright, storage=storage), tmp_path / "out"
     eps = 0.3
-    write_adversarial_dataset(Toy(), data, out, attack_of(method=method, ball="flux", eps=eps, steps=4))
+    write_adversarial_dataset(
+        StubNetwork(), data, out, attack_of(method=method, ball="flux", eps=eps, steps=4)
+    )
     source, written = read(data), read(out)
     change = written.images.astype(np.float64) - source.images
     radius = eps * source.sky_sigma[:, :, None, None]
@@ -124,9 +128,9 @@ def test_a_flux_attack_leaves_the_flux_of_every_band_and_stays_in_the_ball(
 
 
 def test_an_l2_attack_has_the_root_mean_square_of_epsilon(tmp_path: Path) -> None:
-    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
-    write_adversarial_dataset(Toy(), data, out, attack_of(ball="l2", eps=0.3, steps=4))
-    sigmas = (read(out).images - stamps().images) / stamps().sky_sigma[:, :, None, None]
+    data, out = write_stamps(tmp_path / "d", noise_stamps()), tmp_path / "out"
+    write_adversarial_dataset(StubNetwork(), data, out, attack_of(ball="l2", eps=0.3, steps=4))
+    sigmas = (read(out).images - noise_stamps().images) / noise_stamps().sky_sigma[:, :, None, None]
     rms = np.sqrt((sigmas.astype(np.float64) ** 2).mean(axis=(1, 2, 3)))
     np.testing.assert_allclose(rms, 0.3, rtol=1e-4)
     assert np.abs(sigmas).max() > 0.6
@@ -137,10 +141,10 @@ def test_an_l2_attack_has_the_root_mean_square_of_epsilon(tmp_path: Path) -> Non
 def test_a_targeted_attack_moves_every_galaxy_towards_the_target(
     tmp_path: Path, loss: str, ball: str
 ) -> None:
-    data, out = write(tmp_path / "d", stamps(50, unknown=5)), tmp_path / "out"
+    data, out = write_stamps(tmp_path / "d", noise_stamps(50, unknown=5)), tmp_path / "out"
     chosen = attack_of(loss=loss, ball=ball, eps=0.1, target="redshift", target_value=0.35)
     before = z_phot(data)
-    assert write_adversarial_dataset(Toy(), data, out, chosen) == 50
+    assert write_adversarial_dataset(StubNetwork(), data, out, chosen) == 50
     after = z_phot(out)
     assert (np.abs(after - 0.35) < np.abs(before - 0.35) - 0.002).all()
     assert np.isnan(read(out).z_spec[:5]).all() and not np.isnan(read(out).z_spec[5:]).any()
@@ -150,13 +154,13 @@ def test_a_targeted_attack_moves_every_galaxy_towards_the_target(
 
 
 def test_a_target_by_the_margin_becomes_the_most_probable_bin(tmp_path: Path) -> None:
-    toy = Toy(module=Curved(), bins=RedshiftBins(20, 0.0, 0.4))  # of two bins the DLR is 1 or -1
-    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
+    network = StubNetwork(module=ConvNetwork(), bins=BINS)  # of two bins the DLR is 1 or -1
+    data, out = write_stamps(tmp_path / "d", noise_stamps()), tmp_path / "out"
     chosen = attack_of(method="apgd", loss="margin", eps=1.0, target="redshift", target_value=0.35)
-    write_adversarial_dataset(toy, data, out, chosen)
+    write_adversarial_dataset(network, data, out, chosen)
     with torch.no_grad():
         before, after = (
-            toy.module(torch.from_numpy(read(folder).images), torch.zeros(50)).argmax(dim=1)
+            network.module(torch.from_numpy(read(folder).images), torch.zeros(50)).argmax(dim=1)
             for folder in (data, out)
         )
     wanted = 17  # the bin of 0.35, which the margin compares with its strongest rival
@@ -165,14 +169,14 @@ def test_a_target_by_the_margin_becomes_the_most_probable_bin(tmp_path: Path) ->
 
 @pytest.mark.parametrize("shift", [-0.04, 0.04])
 def test_a_shift_is_from_each_galaxys_own_redshift_or_else_the_networks(tmp_path: Path, shift: float) -> None:
-    some = stamps()
-    data = write(tmp_path / "a", some)
+    some = noise_stamps()
+    data = write_stamps(tmp_path / "a", some)
     own = z_phot(data)
     z = own.copy()
     z[:5] = np.nan
-    data, out = write(tmp_path / "d", replace(some, z_spec=z)), tmp_path / "out"
+    data, out = write_stamps(tmp_path / "d", replace(some, z_spec=z)), tmp_path / "out"
     chosen = attack_of(method="apgd", eps=1.0, loss="shift", steps=40, target="shift", target_value=shift)
-    write_adversarial_dataset(Toy(), data, out, chosen)
+    write_adversarial_dataset(StubNetwork(), data, out, chosen)
     after = z_phot(out)
     labels = np.where(np.isnan(z), np.where(own < 0.2, 0.1, 0.3), z)  # the most probable bin
     wanted = np.clip(labels + shift * (1 + labels), 0.1, 0.3)  # the centres of the outer bins
@@ -183,12 +187,12 @@ def test_a_shift_is_from_each_galaxys_own_redshift_or_else_the_networks(tmp_path
 
 
 def test_an_attack_stops_where_it_is_told(tmp_path: Path) -> None:
-    data = write(tmp_path / "d", stamps())
+    data = write_stamps(tmp_path / "d", noise_stamps())
     free = attack_of(eps=0.5, loss="shift", steps=20, target="redshift", target_value=0.25)
     within = 0.02 * 1.25
     held = free.model_copy(update={"stop": 0.02})
     for name, chosen in (("free", free), ("held", held)):
-        write_adversarial_dataset(Toy(), data, tmp_path / name, chosen)
+        write_adversarial_dataset(StubNetwork(), data, tmp_path / name, chosen)
     there = np.abs(z_phot(tmp_path / "held") - 0.25)
     assert (there < within + 1e-6).all(), "each galaxy reaches it"
     already = np.abs(z_phot(data) - 0.25) < within
@@ -212,9 +216,9 @@ def test_an_attack_stops_where_it_is_told(tmp_path: Path) -> None:
 def test_options_that_mean_nothing_together_are_refused(
     tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
-    data, out = write(tmp_path / "d", stamps()), tmp_path / "out"
+    data, out = write_stamps(tmp_path / "d", noise_stamps()), tmp_path / "out"
     with pytest.raises(BadInput, match=message):
-        write_adversarial_dataset(Toy(), data, out, attack_of(**options))
+        write_adversarial_dataset(StubNetwork(), data, out, attack_of(**options))
     with pytest.raises(BadInput, match="precision 'fp8': want one of fp32, tf32, bf16"):
-        write_adversarial_dataset(Toy(), data, out, attack_of(), precision="fp8")
+        write_adversarial_dataset(StubNetwork(), data, out, attack_of(), precision="fp8")
     assert not out.exists()

@@ -11,8 +11,8 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_attack
 from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.robustness import evaluate
-from hpcphotoz.models.bins import RedshiftBins
-from tests.helpers.toys import BANDS, SIDE, Curved, Toy, stamps, write
+from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE, noise_stamps, write_stamps
+from tests.helpers.networks import BINS, ConvNetwork, StubNetwork
 
 EPS = 0.1
 
@@ -25,13 +25,13 @@ def logit(z_phot: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("methods") / "d", stamps())
+    return write_stamps(tmp_path_factory.mktemp("methods") / "d", noise_stamps())
 
 
 def test_each_method_moves_a_linear_network_as_far_as_its_ball_allows(data: Path) -> None:
-    toy, content = Toy(), stamps()
-    one = evaluate([toy], data, eps=(), headline_eps=EPS, methods=tuple(METHODS)).networks[0]
-    w = next(toy.module.parameters()).detach().double().numpy().reshape(len(BANDS), -1)
+    network, content = StubNetwork(), noise_stamps()
+    one = evaluate([network], data, eps=(), headline_eps=EPS, methods=tuple(METHODS)).networks[0]
+    w = next(network.module.parameters()).detach().double().numpy().reshape(len(NOISE_BANDS), -1)
     sigma = content.sky_sigma.astype(np.float64)
     # The largest w . delta in each ball. Flux: the upper half of the weights up, the lower half down.
     box = EPS * (sigma * np.abs(w).sum(axis=1)).sum(axis=1)
@@ -47,20 +47,20 @@ def test_each_method_moves_a_linear_network_as_far_as_its_ball_allows(data: Path
 
 
 def test_apgd_raises_the_loss_at_least_as_far_as_pgd_and_more_restarts_further(data: Path) -> None:
-    toy = Toy(module=Curved(), bins=RedshiftBins(20, 0.0, 0.4))
+    network = StubNetwork(module=ConvNetwork(), bins=BINS)
 
     def crps(restarts: int) -> dict[str, float]:
-        result = evaluate([toy], data, eps=(), methods=("pgd", "apgd"), loss="crps", restarts=restarts)
+        result = evaluate([network], data, eps=(), methods=("pgd", "apgd"), loss="crps", restarts=restarts)
         return {m: result.networks[0].at(m, 0.1).metrics["crps"] for m in result.methods}
 
     one, four = crps(1), crps(4)
-    assert one["apgd"] >= one["pgd"] > evaluate([toy], data, eps=()).networks[0].clean.metrics["crps"]
+    assert one["apgd"] >= one["pgd"] > evaluate([network], data, eps=()).networks[0].clean.metrics["crps"]
     assert four["apgd"] >= one["apgd"] - 1e-6 and four["pgd"] >= one["pgd"] - 1e-6
 
 
 def test_pictures_and_transfer_show_the_strongest_attack_on_single_pixels(data: Path) -> None:
-    toys = [Toy(), Toy("twin")]
-    result = evaluate(toys, data, eps=(), methods=("l2", "pgd", "flux", "apgd", "fgsm"))
+    networks = [StubNetwork(), StubNetwork("twin")]
+    result = evaluate(networks, data, eps=(), methods=("l2", "pgd", "flux", "apgd", "fgsm"))
     assert result.methods == ("fgsm", "pgd", "apgd", "flux", "l2")
     assert result.headline_method == "apgd"
     own = result.networks[0].at("apgd", 0.1).metrics
@@ -74,7 +74,7 @@ def test_pictures_and_transfer_show_the_strongest_attack_on_single_pixels(data: 
 
 
 def test_the_summary_says_what_each_method_was(data: Path) -> None:
-    result = evaluate([Toy()], data, eps=(), methods=("fgsm", "flux", "l2"), steps=3, restarts=2)
+    result = evaluate([StubNetwork()], data, eps=(), methods=("fgsm", "flux", "l2"), steps=3, restarts=2)
     tree = json.loads(json.dumps(report_summary(result), allow_nan=False))
     assert tree["attack"]["by_method"] == {
         "fgsm": {"method": "fgsm", "ball": "linf", "steps": 1, "restarts": 1},
@@ -87,9 +87,11 @@ def test_the_summary_says_what_each_method_was(data: Path) -> None:
 
 
 def test_gradients_in_bfloat16_fool_as_well(data: Path) -> None:
-    toy = Toy(module=Curved(), bins=RedshiftBins(20, 0.0, 0.4))
+    network = StubNetwork(module=ConvNetwork(), bins=BINS)
     full, half = (
-        evaluate([toy], data, eps=(), headline_eps=0.3, methods=("apgd",), loss="crps", precision=precision)
+        evaluate(
+            [network], data, eps=(), headline_eps=0.3, methods=("apgd",), loss="crps", precision=precision
+        )
         for precision in ("fp32", "bf16")
     )
     assert not np.array_equal(full.networks[0].conditions[1].z_phot, half.networks[0].conditions[1].z_phot)
@@ -111,4 +113,4 @@ def test_a_plan_is_in_order_and_refuses_what_is_not_one() -> None:
     }
     with pytest.raises(BadInput, match="attack.steps"):
         build_attack_grid(["fgsm"], [0.1], 0.1, steps=0)
-    assert SIDE**2 % 2 == 0  # the median of an even number of weights, above
+    assert NOISE_SIDE**2 % 2 == 0  # the median of an even number of weights, above

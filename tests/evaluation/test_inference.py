@@ -23,7 +23,8 @@ from hpcphotoz.evaluation.inference import (
 )
 from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.predict import predict
-from tests.helpers.toys import Toy, stamps, write
+from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.networks import StubNetwork
 
 BATCH = 4
 
@@ -53,7 +54,7 @@ def test_long_work_on_a_gpu_is_compiled_and_one_graph_serves_all_epsilons(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = Perturb(monkeypatch)
-    made = DatasetAttack(Toy(), "bf16", BATCH, MIN_GRADIENTS_TO_COMPILE)
+    made = DatasetAttack(StubNetwork(), "bf16", BATCH, MIN_GRADIENTS_TO_COMPILE)
     attack(made)
     attack(made, eps=0.5)
     attack(made, n=3)  # the last of a shard
@@ -65,9 +66,9 @@ def test_long_work_on_a_gpu_is_compiled_and_one_graph_serves_all_epsilons(
 
 
 def test_short_work_and_work_on_a_cpu_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not inference._can_compile(Toy())
+    assert not inference._can_compile(StubNetwork())
     seen = Perturb(monkeypatch)
-    attack(DatasetAttack(Toy(), "fp32", BATCH, MIN_GRADIENTS_TO_COMPILE - 1))
+    attack(DatasetAttack(StubNetwork(), "fp32", BATCH, MIN_GRADIENTS_TO_COMPILE - 1))
     assert seen.passes == [Passes(tf32=False)]
 
 
@@ -75,7 +76,7 @@ def test_a_compiler_that_fails_is_said_once_and_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen = Perturb(monkeypatch, compiler_fails=True)
-    made = DatasetAttack(Toy(), "tf32", BATCH, MIN_GRADIENTS_TO_COMPILE)
+    made = DatasetAttack(StubNetwork(), "tf32", BATCH, MIN_GRADIENTS_TO_COMPILE)
     attack(made)
     attack(made)
     assert [passes.compiled for passes in seen.passes] == [True, False, False]
@@ -113,7 +114,7 @@ def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def test_pdfs_of_long_work_on_a_gpu_come_from_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, network = Capture(monkeypatch), Toy()
+    seen, network = Capture(monkeypatch), StubNetwork()
     forward = DatasetForward(network, BATCH, MIN_FORWARDS_TO_COMPILE)
     batches = [images(BATCH, 1), images(BATCH, 2), images(3, 3)]
     found = [forward(*batch) for batch in batches]  # a result is kept while the next overwrites the graph's
@@ -125,9 +126,11 @@ def test_pdfs_of_long_work_on_a_gpu_come_from_one_graph(monkeypatch: pytest.Monk
 def test_pdfs_of_short_work_and_on_a_cpu_come_from_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = images(BATCH, 1)
     for objects in (MIN_FORWARDS_TO_COMPILE, 1):
-        assert torch.equal(DatasetForward(Toy(), BATCH, objects)(*batch), Toy().module(*batch))
+        assert torch.equal(
+            DatasetForward(StubNetwork(), BATCH, objects)(*batch), StubNetwork().module(*batch)
+        )
     seen = Capture(monkeypatch)
-    DatasetForward(Toy(), BATCH, MIN_FORWARDS_TO_COMPILE - 1)(*batch)
+    DatasetForward(StubNetwork(), BATCH, MIN_FORWARDS_TO_COMPILE - 1)(*batch)
     assert seen.replays == 0
 
 
@@ -135,16 +138,16 @@ def test_a_network_that_the_compiler_fails_on_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     Capture(monkeypatch, compiler_fails=True)
-    forward, batch = DatasetForward(Toy(), BATCH, MIN_FORWARDS_TO_COMPILE), images(BATCH, 1)
+    forward, batch = DatasetForward(StubNetwork(), BATCH, MIN_FORWARDS_TO_COMPILE), images(BATCH, 1)
     for _ in range(2):
-        assert torch.equal(forward(*batch), Toy().module(*batch))
+        assert torch.equal(forward(*batch), StubNetwork().module(*batch))
     assert caplog.text.count("failed here (RuntimeError: no compiler): PDFs are computed without") == 1
 
 
 def test_predict_attack_and_evaluate_take_the_pdfs_of_the_graph(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    data, network = write(tmp_path / "data", stamps(8), shard_rows=8), Toy()
+    data, network = write_stamps(tmp_path / "data", noise_stamps(8), shard_rows=8), StubNetwork()
     predict([network], data, tmp_path / "plain.hdf5", batch=BATCH)
     plain = evaluate([network], data, eps=[0.1], methods=["fgsm"], batch=BATCH)
     seen = Capture(monkeypatch)

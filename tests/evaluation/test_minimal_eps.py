@@ -15,17 +15,18 @@ from hpcphotoz.evaluation.report.summary import print_table, report_summary
 from hpcphotoz.evaluation.report.write import write_report
 from hpcphotoz.evaluation.result import EvaluationResult, MinimalEps
 from hpcphotoz.evaluation.robustness import evaluate
-from tests.helpers.toys import BINS, Linear, Toy, stamps, write
+from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.networks import TWO_BINS, LogisticNetwork, StubNetwork
 
 OUTLIERS = slice(5, 10)  # before any attack; those before are of unknown redshift
 
 
 def content() -> Stamps:
     """Galaxies for which the network is wrong by so much that an attack goes on where the error points."""
-    some, rng = stamps(50), np.random.default_rng(3)
+    some, rng = noise_stamps(50), np.random.default_rng(3)
     with torch.no_grad():
-        logits = Toy().module(torch.from_numpy(some.images), torch.zeros(50))
-        mean = BINS.mean(logits).numpy()
+        logits = StubNetwork().module(torch.from_numpy(some.images), torch.zeros(50))
+        mean = TWO_BINS.mean(logits).numpy()
     wrong = rng.uniform(0.03, 0.045, 50)  # of 0.06 that make an outlier; a random start moves <z> by 0.02
     wrong[OUTLIERS] = 0.08
     z = mean + wrong * np.where(rng.random(50) < 0.5, -1, 1)
@@ -36,8 +37,8 @@ def content() -> Stamps:
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
     """Of that network, and of one that is harder to move."""
-    data = write(tmp_path_factory.mktemp("minimal_eps") / "d", content())
-    networks = [Toy(), Toy("steady", Linear(scale=0.001))]
+    data = write_stamps(tmp_path_factory.mktemp("minimal_eps") / "d", content())
+    networks = [StubNetwork(), StubNetwork("steady", LogisticNetwork(scale=0.001))]
     return evaluate(networks, data, eps=(0.3,), steps=4, minimal_eps_max=2.0, batch=16)
 
 
@@ -50,7 +51,7 @@ def found(result: EvaluationResult, k: int = 0) -> MinimalEps:
 def test_of_a_linear_network_it_is_the_analytic_one(result: EvaluationResult) -> None:
     some, minimal = content(), found(result).eps
     assert np.isnan(minimal[:5]).all() and (minimal[OUTLIERS] == 0).all() and (minimal[10:] > 0).all()
-    w = next(Toy().module.parameters()).detach().double().numpy()
+    w = next(StubNetwork().module.parameters()).detach().double().numpy()
     gain = (some.sky_sigma * np.abs(w).sum(axis=(1, 2))).sum(axis=1)[10:]
     z, mean = (a[10:].astype(np.float64) for a in (some.z_spec, result.networks[0].clean.z_phot))
     # <z> = 0.1 + 0.2 sigmoid(logit), and the logit changes by epsilon times the gain.
@@ -68,8 +69,8 @@ def test_an_attack_with_more_succeeds_and_one_with_less_fails(
 ) -> None:
     some, minimal = content()[10:], found(result).eps[10:]
     sigma = (factor * minimal[:, None] * some.sky_sigma).astype(np.float32)
-    data = write(tmp_path / "d", replace(some, sky_sigma=sigma))
-    one = evaluate([Toy()], data, eps=(), headline_eps=1.0, methods=("fgsm", "apgd"), loss="shift")
+    data = write_stamps(tmp_path / "d", replace(some, sky_sigma=sigma))
+    one = evaluate([StubNetwork()], data, eps=(), headline_eps=1.0, methods=("fgsm", "apgd"), loss="shift")
     for method in one.methods:
         error = np.abs(one.networks[0].at(method, 1.0).z_phot - some.z_spec) / (1 + some.z_spec)
         assert ((error > 0.05) == wins).all(), method
@@ -91,9 +92,9 @@ def test_objects_come_alone_or_in_batches_with_the_same_figures(result: Evaluati
     from hpcphotoz.evaluation.minimal_eps import find_minimal_eps
 
     some = content()[3:20]
-    alone = find_minimal_eps(Toy(), to_tensors(some, "cpu"), 2.0, steps=4, seed=0)
+    alone = find_minimal_eps(StubNetwork(), to_tensors(some, "cpu"), 2.0, steps=4, seed=0)
     np.testing.assert_allclose(alone, found(result).eps[3:20], rtol=0.03)
-    nothing = find_minimal_eps(Toy(), to_tensors(some[:2], "cpu"), 2.0, steps=4, seed=0)
+    nothing = find_minimal_eps(StubNetwork(), to_tensors(some[:2], "cpu"), 2.0, steps=4, seed=0)
     assert np.isnan(nothing).all()
 
 
@@ -152,21 +153,29 @@ def test_all_galaxies_at_one_end_are_drawn_too(result: EvaluationResult, tmp_pat
 def test_without_any_redshift_no_quantile_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write(tmp_path / "d", stamps(20, unknown=20))
-    none = evaluate([Toy()], data, eps=(), methods=("fgsm",), minimal_eps_max=1.0)
+    data = write_stamps(tmp_path / "d", noise_stamps(20, unknown=20))
+    none = evaluate([StubNetwork()], data, eps=(), methods=("fgsm",), minimal_eps_max=1.0)
     assert report_summary(none)["standard"]["minimal_eps"]["n"] == 0
     write_report(none, tmp_path / "report")
     print_table(none)
     assert "no z_spec" in capsys.readouterr().out
-    assert "minimal_eps" not in report_summary(evaluate([Toy()], data, eps=(), methods=("fgsm",)))["standard"]
+    assert (
+        "minimal_eps"
+        not in report_summary(evaluate([StubNetwork()], data, eps=(), methods=("fgsm",)))["standard"]
+    )
 
 
 def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
-    toy = Toy()
-    toy.module.train()
-    before = {name: value.clone() for name, value in toy.module.state_dict().items()}
+    network = StubNetwork()
+    network.module.train()
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
     evaluate(
-        [toy], write(tmp_path / "d", stamps(20)), eps=(), methods=("fgsm",), minimal_eps_max=1.0, steps=2
+        [network],
+        write_stamps(tmp_path / "d", noise_stamps(20)),
+        eps=(),
+        methods=("fgsm",),
+        minimal_eps_max=1.0,
+        steps=2,
     )
-    assert all(torch.equal(value, before[name]) for name, value in toy.module.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in toy.module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in network.module.parameters())

@@ -15,7 +15,8 @@ from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.batches import read_batches
 from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.models.bins import RedshiftBins
-from tests.helpers.toys import BINS, Diverged, Linear, Toy, stamps, write
+from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.networks import TWO_BINS, LogisticNetwork, NonFiniteNetwork, StubNetwork
 
 
 def mean_redshift(
@@ -25,9 +26,11 @@ def mean_redshift(
 
 
 def test_fgsm_on_a_linear_network_moves_each_redshift_by_the_analytic_amount(tmp_path: Path) -> None:
-    content, toy = stamps(), Toy()
-    result = evaluate([toy], write(tmp_path / "d", content), eps=(0, 0.05, 0.2), headline_eps=0.1, batch=7)
-    w = next(toy.module.parameters()).detach().double().numpy()
+    content, network = noise_stamps(), StubNetwork()
+    result = evaluate(
+        [network], write_stamps(tmp_path / "d", content), eps=(0, 0.05, 0.2), headline_eps=0.1, batch=7
+    )
+    w = next(network.module.parameters()).detach().double().numpy()
     logit = (content.images * w).sum(axis=(1, 2, 3))
     # sign(gradient) is +sign(w) where the label is the lower bin: the loss rises with the upper logit.
     away = np.where(content.z_spec < 0.2, 1, -1)
@@ -49,43 +52,62 @@ def test_fgsm_on_a_linear_network_moves_each_redshift_by_the_analytic_amount(tmp
 
 
 def test_metrics_are_those_of_the_pdfs(tmp_path: Path) -> None:
-    content, toy = stamps(), Toy()
-    one = evaluate([toy], write(tmp_path / "d", content), eps=()).networks[0]
+    content, network = noise_stamps(), StubNetwork()
+    one = evaluate([network], write_stamps(tmp_path / "d", content), eps=()).networks[0]
     with torch.no_grad():
-        pdf = torch.softmax(toy.module(torch.from_numpy(content.images), torch.zeros(50)), dim=1).numpy()
+        pdf = torch.softmax(network.module(torch.from_numpy(content.images), torch.zeros(50)), dim=1).numpy()
     expected = metrics.summary(
-        pdf @ BINS.centres().numpy(),
+        pdf @ TWO_BINS.centres().numpy(),
         content.z_spec,
-        metrics.crps(pdf, BINS.edges(), content.z_spec),
-        metrics.cde_loss(pdf, BINS.edges(), content.z_spec),
+        metrics.crps(pdf, TWO_BINS.edges(), content.z_spec),
+        metrics.cde_loss(pdf, TWO_BINS.edges(), content.z_spec),
     )
     assert one.clean.metrics == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, BINS.edges(), content.z_spec), atol=1e-6)
+    np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, TWO_BINS.edges(), content.z_spec), atol=1e-6)
     assert one.at("pgd", 0.1).metrics["crps"] > one.clean.metrics["crps"]
 
 
 def test_the_batch_size_and_the_shards_change_nothing(tmp_path: Path) -> None:
-    few = evaluate([Toy()], write(tmp_path / "a", stamps(), 50), eps=(0.3,), steps=1, batch=50)
-    many = evaluate([Toy()], write(tmp_path / "b", stamps(), 9), eps=(0.3,), steps=1, batch=4)
+    few = evaluate(
+        [StubNetwork()],
+        write_stamps(tmp_path / "a", noise_stamps(), shard_rows=50),
+        eps=(0.3,),
+        steps=1,
+        batch=50,
+    )
+    many = evaluate(
+        [StubNetwork()],
+        write_stamps(tmp_path / "b", noise_stamps(), shard_rows=9),
+        eps=(0.3,),
+        steps=1,
+        batch=4,
+    )
     for a, b in zip(few.networks[0].conditions, many.networks[0].conditions, strict=True):
         np.testing.assert_allclose(a.z_phot, b.z_phot, atol=1e-6)
         assert a.metrics == pytest.approx(b.metrics, rel=1e-4)
 
 
 def test_unknown_redshifts_are_attacked_but_not_scored(tmp_path: Path) -> None:
-    part = evaluate([Toy()], write(tmp_path / "part", stamps(50, unknown=20)), eps=(0.1,))
+    part = evaluate(
+        [StubNetwork()], write_stamps(tmp_path / "part", noise_stamps(50, unknown=20)), eps=(0.1,)
+    )
     assert part.unlabelled == 20
     assert part.networks[0].clean.metrics["n"] == 30
     assert np.isnan(part.networks[0].clean.pit).sum() == 20
-    known = stamps(50, unknown=20)[20:]
-    alone = evaluate([Toy()], write(tmp_path / "alone", known), eps=(0.1,))
+    known = noise_stamps(50, unknown=20)[20:]
+    alone = evaluate([StubNetwork()], write_stamps(tmp_path / "alone", known), eps=(0.1,))
     for a, b in zip(part.networks[0].conditions, alone.networks[0].conditions, strict=True):
         assert a.metrics == pytest.approx(b.metrics, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "shift"])
 def test_without_any_redshift_the_change_of_the_mean_is_still_measured(tmp_path: Path, loss: str) -> None:
-    result = evaluate([Toy()], write(tmp_path / "d", stamps(30, unknown=30)), eps=(0.02, 0.3), loss=loss)
+    result = evaluate(
+        [StubNetwork()],
+        write_stamps(tmp_path / "d", noise_stamps(30, unknown=30)),
+        eps=(0.02, 0.3),
+        loss=loss,
+    )
     one = result.networks[0]
     assert one.clean.metrics == {}
     assert np.isnan(result.example.z_spec)
@@ -97,10 +119,10 @@ def test_without_any_redshift_the_change_of_the_mean_is_still_measured(tmp_path:
 def test_transfer_to_the_same_weights_is_the_attack_itself_and_to_opposite_ones_a_gift(
     tmp_path: Path,
 ) -> None:
-    opposite = Linear()
+    opposite = LogisticNetwork()
     opposite.w.data.neg_()
-    networks = [Toy(), Toy("twin"), Toy("opposite", opposite)]
-    result = evaluate(networks, write(tmp_path / "d", stamps()), eps=(0.1,))
+    networks = [StubNetwork(), StubNetwork("twin"), StubNetwork("opposite", opposite)]
+    result = evaluate(networks, write_stamps(tmp_path / "d", noise_stamps()), eps=(0.1,))
     own = result.networks[0].at("pgd", 0.1).metrics
     assert result.transfer["standard"]["twin"] == pytest.approx(own)
     gift, clean = result.transfer["standard"]["opposite"], result.networks[2].clean.metrics
@@ -109,8 +131,12 @@ def test_transfer_to_the_same_weights_is_the_attack_itself_and_to_opposite_ones_
 
 
 def test_the_example_is_a_galaxy_of_the_set_and_its_attack_stays_in_the_ball(tmp_path: Path) -> None:
-    content = stamps()
-    example = evaluate([Toy(), Toy("b", Linear(seed=1))], write(tmp_path / "d", content), eps=()).example
+    content = noise_stamps()
+    example = evaluate(
+        [StubNetwork(), StubNetwork("b", LogisticNetwork(seed=1))],
+        write_stamps(tmp_path / "d", content),
+        eps=(),
+    ).example
     i = int(np.flatnonzero(content.object_id == example.object_id)[0])
     np.testing.assert_array_equal(example.image, content.images[i])
     assert set(example.attacked) == {"standard", "b"}
@@ -121,14 +147,14 @@ def test_the_example_is_a_galaxy_of_the_set_and_its_attack_stays_in_the_ball(tmp
 
 
 def test_leaves_the_network_as_it_was(tmp_path: Path) -> None:
-    toy = Toy()
-    before = {name: value.clone() for name, value in toy.module.state_dict().items()}
-    evaluate([toy], write(tmp_path / "d", stamps()), eps=())
-    assert all(torch.equal(value, before[name]) for name, value in toy.module.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in toy.module.parameters())
+    network = StubNetwork()
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    evaluate([network], write_stamps(tmp_path / "d", noise_stamps()), eps=())
+    assert all(torch.equal(value, before[name]) for name, value in network.module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in network.module.parameters())
 
 
-class Blind(Linear):
+class Blind(LogisticNetwork):
     """Sees the image but shows the attack a gradient of zero: PGD stays where it started."""
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
@@ -136,10 +162,15 @@ class Blind(Linear):
 
 
 def test_random_starts_are_keyed_by_seed_and_object(tmp_path: Path) -> None:
-    data, other = write(tmp_path / "d", stamps()), write(tmp_path / "other", stamps()[10:], 7)
+    data, other = (
+        write_stamps(tmp_path / "d", noise_stamps()),
+        write_stamps(tmp_path / "other", noise_stamps()[10:], shard_rows=7),
+    )
 
     def started(folder: Path, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        one = evaluate([Toy(module=Blind())], folder, eps=(), methods=("pgd",), headline_eps=1.0, seed=seed)
+        one = evaluate(
+            [StubNetwork(module=Blind())], folder, eps=(), methods=("pgd",), headline_eps=1.0, seed=seed
+        )
         return one.networks[0].at("pgd", 1.0).z_phot
 
     first = started(data, 1)
@@ -148,8 +179,10 @@ def test_random_starts_are_keyed_by_seed_and_object(tmp_path: Path) -> None:
 
 
 def test_limit_takes_the_first_objects(tmp_path: Path) -> None:
-    data = write(tmp_path / "d", stamps())
-    assert evaluate([Toy()], data, eps=(), limit=21, batch=5).object_id.tolist() == list(range(100, 121))
+    data = write_stamps(tmp_path / "d", noise_stamps())
+    assert evaluate([StubNetwork()], data, eps=(), limit=21, batch=5).object_id.tolist() == list(
+        range(100, 121)
+    )
     manifest = read_manifest(data)
     assert sum(map(len, read_batches(data, manifest, 5, "reading"))) == 50
     assert sum(map(len, read_batches(data, manifest, 5, "reading", limit=1000))) == 50
@@ -159,33 +192,33 @@ def test_limit_takes_the_first_objects(tmp_path: Path) -> None:
     ("networks", "options", "message"),
     [
         ([], {}, "no network"),
-        ([Toy(), Toy()], {}, "two runs are called 'standard'"),
-        ([Toy(bands=("r", "g", "i"))], {}, "g,r,i but run 'standard' takes r,g,i"),
-        ([Toy(stamp=64)], {}, "stamps of 8 pixels"),
-        ([Toy(bins=RedshiftBins(2, 0.0, 0.2))], {}, "object 1[0-9][0-9] has z_spec"),
-        ([Toy(bins=RedshiftBins(3, 0.0, 0.4))], {}, "logits of shape"),
-        ([Toy(module=Diverged())], {"batch": 16}, "output for object 115 is not finite"),
-        ([Toy()], {"methods": ("cw",)}, "attack method 'cw': want some of fgsm, pgd, apgd, flux, l2"),
-        ([Toy()], {"methods": ("fgsm",), "restarts": 3}, "3 restarts of FGSM alone"),
-        ([Toy()], {"restarts": 0}, "attack.restarts"),
-        ([Toy()], {"loss": "mse"}, "attack.loss"),
-        ([Toy()], {"precision": "fp16"}, "precision 'fp16': want one of fp32, tf32, bf16"),
-        ([Toy()], {"minimal_eps_max": 0.0}, "minimal_eps_max 0.0: must be above 0"),
-        ([Toy()], {"minimal_eps_max": float("inf")}, "minimal_eps_max inf: must be above 0"),
-        ([Toy()], {"minimal_eps_max": 1e39}, "at most 1e"),
-        ([Toy()], {"eps": [1e39]}, "attack.eps"),
-        ([Toy()], {"methods": ()}, "no attack method"),
-        ([Toy()], {"eps": (-0.1,)}, "attack.eps"),
-        ([Toy()], {"steps": 0}, "attack.steps"),
-        ([Toy()], {"headline_eps": 0.0}, "headline"),
-        ([Toy()], {"batch": 0}, "batch"),
-        ([Toy()], {"limit": 0}, "limit"),
+        ([StubNetwork(), StubNetwork()], {}, "two runs are called 'standard'"),
+        ([StubNetwork(bands=("r", "g", "i"))], {}, "g,r,i but run 'standard' takes r,g,i"),
+        ([StubNetwork(stamp=64)], {}, "stamps of 8 pixels"),
+        ([StubNetwork(bins=RedshiftBins(2, 0.0, 0.2))], {}, "object 1[0-9][0-9] has z_spec"),
+        ([StubNetwork(bins=RedshiftBins(3, 0.0, 0.4))], {}, "logits of shape"),
+        ([StubNetwork(module=NonFiniteNetwork())], {"batch": 16}, "output for object 115 is not finite"),
+        ([StubNetwork()], {"methods": ("cw",)}, "attack method 'cw': want some of fgsm, pgd, apgd, flux, l2"),
+        ([StubNetwork()], {"methods": ("fgsm",), "restarts": 3}, "3 restarts of FGSM alone"),
+        ([StubNetwork()], {"restarts": 0}, "attack.restarts"),
+        ([StubNetwork()], {"loss": "mse"}, "attack.loss"),
+        ([StubNetwork()], {"precision": "fp16"}, "precision 'fp16': want one of fp32, tf32, bf16"),
+        ([StubNetwork()], {"minimal_eps_max": 0.0}, "minimal_eps_max 0.0: must be above 0"),
+        ([StubNetwork()], {"minimal_eps_max": float("inf")}, "minimal_eps_max inf: must be above 0"),
+        ([StubNetwork()], {"minimal_eps_max": 1e39}, "at most 1e"),
+        ([StubNetwork()], {"eps": [1e39]}, "attack.eps"),
+        ([StubNetwork()], {"methods": ()}, "no attack method"),
+        ([StubNetwork()], {"eps": (-0.1,)}, "attack.eps"),
+        ([StubNetwork()], {"steps": 0}, "attack.steps"),
+        ([StubNetwork()], {"headline_eps": 0.0}, "headline"),
+        ([StubNetwork()], {"batch": 0}, "batch"),
+        ([StubNetwork()], {"limit": 0}, "limit"),
     ],
 )
 def test_unusable_input_is_refused(
-    tmp_path: Path, networks: list[Toy], options: dict[str, object], message: str
+    tmp_path: Path, networks: list[StubNetwork], options: dict[str, object], message: str
 ) -> None:
-    data = write(tmp_path / "d", stamps())
+    data = write_stamps(tmp_path / "d", noise_stamps())
     with pytest.raises(BadInput, match=message):
         evaluate(networks, data, **options)  # type: ignore[arg-type]
 
@@ -193,11 +226,11 @@ def test_unusable_input_is_refused(
 def test_redshifts_that_cannot_be_read_are_named_by_their_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = write(tmp_path / "d", stamps())
+    data = write_stamps(tmp_path / "d", noise_stamps())
 
     def fails(*_: object) -> int:
         raise OSError(errno.EREMOTEIO, "Remote I/O error")
 
     monkeypatch.setattr(os, "preadv", fails)
     with pytest.raises(BadInput, match=r"d/shard-00000.h5: cannot be read: Remote I/O error"):
-        evaluate([Toy(bins=RedshiftBins(2, 0.0, 0.2))], data)
+        evaluate([StubNetwork(bins=RedshiftBins(2, 0.0, 0.2))], data)

@@ -1,6 +1,7 @@
 """Small datasets for tests: blobs whose colour follows redshift, so that a network can learn it."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hpcphotoz.data.stream.stream import Stream
 
 HEADER = Header(tuple("ugriz"), 16, 0.396)
 SKY = np.array([0.05, 0.02, 0.03, 0.04, 0.2])
+NOISE_BANDS, NOISE_SIDE = ("g", "r", "i"), 8  # of noise_stamps
 
 
 def make_stamps(n: int, *, size: int = 16, seed: int = 0, bands: int = 5) -> Stamps:
@@ -37,11 +39,38 @@ def make_stamps(n: int, *, size: int = 16, seed: int = 0, bands: int = 5) -> Sta
     )
 
 
+def noise_stamps(n: int = 50, unknown: int = 0) -> Stamps:
+    """Stamps of pure noise (3 bands, 8 pixels) with ids from 100; the first `unknown` redshifts are NaN."""
+    rng = np.random.default_rng(7)
+    z = rng.uniform(0.01, 0.39, n).astype(np.float32)
+    z[:unknown] = np.nan
+    bands = len(NOISE_BANDS)
+    return Stamps(
+        images=rng.normal(0, 1, (n, bands, NOISE_SIDE, NOISE_SIDE)).astype(np.float32),
+        z_spec=z,
+        ebv=np.zeros(n, np.float32),
+        object_id=np.arange(100, 100 + n, dtype=np.int64),
+        sky_sigma=rng.uniform(0.5, 2, (n, bands)).astype(np.float32),
+        ra=np.zeros(n),
+        dec=np.zeros(n),
+    )
+
+
+def write_stamps(
+    out: Path, stamps: Stamps, *, bands: Sequence[str] = "", shard_rows: int = 16, storage: str = "float32"
+) -> Path:
+    """Write stamps as a dataset and return its folder; without `bands`, 3 are gri and 5 are ugriz."""
+    names = tuple(bands or {3: NOISE_BANDS, 5: "ugriz"}[stamps.images.shape[1]])
+    header = Header(names, stamps.images.shape[-1], 0.396, storage)
+    with DatasetWriter(out, header, shard_rows, {"made": "for a test"}) as writer:
+        writer.append(stamps)
+    return out
+
+
 def make_dataset(out: Path, *, n: int, shard_rows: int, size: int = 16, bands: str = "ugriz") -> Path:
     """Write `make_stamps` as a dataset and return its folder."""
-    with DatasetWriter(out, Header(tuple(bands), size, 0.396), shard_rows, {"made": "for a test"}) as writer:
-        writer.append(make_stamps(n, size=size, bands=len(bands)))
-    return out
+    stamps = make_stamps(n, size=size, bands=len(bands))
+    return write_stamps(out, stamps, bands=bands, shard_rows=shard_rows)
 
 
 def linked_dataset(real: Path, folder: Path, count: int) -> Path:

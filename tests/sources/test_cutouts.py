@@ -19,7 +19,7 @@ from hpcphotoz.sources.surveys.frame import read_geometry, resample  # noqa: E40
 from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames  # noqa: E402
 from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
 from tests.helpers.datasets import load  # noqa: E402
-from tests.helpers.sdss_files import (  # noqa: E402
+from tests.helpers.sources.sdss_files import (  # noqa: E402
     DEC,
     FLUX,
     FLUX20,

@@ -18,8 +18,8 @@ from hpcphotoz.sources.catalogue import (
 from hpcphotoz.sources.identifiers import identifier, identifiers  # noqa: E402
 from hpcphotoz.sources.published.ingest_table import ingest_table  # noqa: E402
 from tests.helpers.datasets import load  # noqa: E402
-from tests.helpers.published_files import hayat
-from tests.helpers.sdss_files import write_table  # noqa: E402
+from tests.helpers.sources.published_files import hayat
+from tests.helpers.sources.sdss_files import write_table  # noqa: E402
 
 EBOSS = 11_000_000_000_000_000_001  # specObjIDs of eBOSS plates from 8192 on are above 2^63
 SDSS = 1237661971724599442

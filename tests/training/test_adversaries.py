@@ -4,7 +4,7 @@ import pytest
 
 from hpcphotoz.training.adversaries import attack_at
 from hpcphotoz.training.rank_batch import make_rank_batch
-from tests.helpers.toys import Curved
+from tests.helpers.networks import ConvNetwork
 from tests.helpers.training.steps import batch, configured, stepper
 
 
@@ -17,7 +17,7 @@ def test_eps_and_steps_grow_over_their_warm_ups() -> None:
 
 
 def test_a_warm_up_reaches_the_images() -> None:
-    config, module = configured(eps_warmup_steps=9), Curved()
+    config, module = configured(eps_warmup_steps=9), ConvNetwork()
     _, generate = stepper(config, module)
     moved = []
     for step in (0, 4, 20):

@@ -8,34 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from hpcphotoz.compute import precision_trial
-from hpcphotoz.compute.precision_trial import (
-    bf16_warning,
-    precision_of_attacks,
-)
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training import compute
 from hpcphotoz.training.compute import (
     MIN_IMAGES_TO_COMPILE,
-    ComputeChoice,
     choose_compute,
     compute_options,
 )
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.trainer import train
-from hpcphotoz.world import World
 from tests.helpers import ranks
+from tests.helpers.training.fake_gpu import GPU, ONE_RANK, FakeGPU
 from tests.helpers.training.runs import (
     arguments,
     config,
 )
 from tests.helpers.training.steps import CPU, configured
-
-GPU = torch.device("cuda", 0)
-
-
-ALONE = World(0, 1, 0, 1, "none")
 
 
 @pytest.mark.parametrize(("speedup", "want"), [(0.1, "fp32"), (1.0, "fp32"), (1.5, "bf16"), (3.0, "bf16")])
@@ -47,7 +36,7 @@ def test_auto_takes_bfloat16_where_it_was_measured_to_be_quicker(
     found = compute_options(auto.compute, CPU)
     assert found.training is found.attack is (torch.bfloat16 if want == "bf16" else None)
     assert found.facts()["training"] == found.facts()["attack"] == want
-    agreed = choose_compute(auto, ALONE, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100)
+    agreed = choose_compute(auto, ONE_RANK, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100)
     assert agreed.compute.precision == want and not agreed.warning
     assert agreed.message.startswith(f"CPU: precision {want} (measured: convolutions in bf16 are ")
 
@@ -58,14 +47,13 @@ def test_bfloat16_asked_for_without_units_is_warned_of_with_its_cost(
     monkeypatch.setattr(compute, "bfloat16_speedup", lambda: 0.125)
     for training, attack in (("bf16", "training"), ("fp32", "bf16")):
         asked = configured(precision=training, attack_precision=attack)
-        found = choose_compute(asked, ALONE, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100)
+        found = choose_compute(asked, ONE_RANK, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100)
         assert found.compute.precision == training and "as asked" in found.message
         assert "8.0 times as long as in fp32 (measured)" in found.warning
         advice = "want auto or fp32" if training == "bf16" else "want attack_precision training or fp32"
         assert found.warning.endswith(advice)
-        resumed = choose_compute(asked, ALONE, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100, begun=training)
+        resumed = choose_compute(asked, ONE_RANK, nn.Linear(1, 1), CPU, (4, 5, 8, 8), 100, begun=training)
         assert resumed.warning.endswith("another one wants a new --out")
-    assert bf16_warning("bf16", 2.0) is None and bf16_warning("fp32", 0.1) is None
 
 
 def test_what_a_cpu_does_when_asked() -> None:
@@ -105,32 +93,6 @@ def test_all_ranks_take_one_precision_and_one_says_so(dataset: Path, tmp_path: P
     assert [status for status, _, _ in found] == [0, 0], found
     assert configuration.load(str(tmp_path / "run" / "config.toml")).compute.precision == "fp32"
     assert "CPU: precision fp32" in found[0][1] and "precision" not in found[1][1]
-
-
-class FakeGPU:
-    """Stands in for a GPU's trial: (seconds of a pass eagerly, compiled), or an error of the compiler."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
-        self.eager, self.compiled = {"tf32": 0.031, "bf16": 0.0382}, {"tf32": 0.02, "bf16": 0.015}
-        self.compiler_fails, self.calls = False, list[tuple[bool, bool]]()
-        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
-        monkeypatch.setattr("torch.cuda.get_device_name", lambda device=None: "NVIDIA H200")
-        for module in (compute, precision_trial):
-            monkeypatch.setattr(module, "seconds_of_a_pass", self._seconds)
-
-    def _seconds(
-        self, module: nn.Module, device: torch.device, shape: tuple[int, ...], *, compiled: bool, graph: bool
-    ) -> dict[str, float]:
-        self.calls.append((compiled, graph))
-        if compiled and self.compiler_fails:
-            raise RuntimeError("Failed to find C compiler\nPlease specify via CC")
-        return self.compiled if compiled else self.eager
-
-    def settle(
-        self, objects: int = MIN_IMAGES_TO_COMPILE, begun: str | None = None, **training: Any
-    ) -> ComputeChoice:
-        asked = configured(**{"precision": "auto", **training})
-        return choose_compute(asked, ALONE, nn.Linear(1, 1), GPU, (64, 5, 64, 64), objects, begun)
 
 
 def test_auto_on_a_gpu_is_compiled_and_a_graph_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,22 +168,6 @@ def test_a_gpu_without_units_and_a_run_that_was_begun_need_no_trial(monkeypatch:
     )
     assert "precision bf16 (as the run was begun)" in gpu.settle(begun="bf16").message
     assert "precision fp32 (as asked)" in FakeGPU(monkeypatch).settle(precision="fp32").message
-
-
-def test_attacks_too_take_the_quickest_precision_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, shape = nn.Linear(1, 1), (512, 5, 64, 64)
-    monkeypatch.setattr(precision_trial, "bfloat16_speedup", lambda: 0.125)
-    found, said = precision_of_attacks("auto", net, "cpu", shape)
-    assert found == "fp32"
-    assert said == "gradients of attacks in fp32 (measured: convolutions in bf16 are 8.0 times slower here)"
-    assert precision_of_attacks("fp32", net, "cpu", shape) == ("fp32", "")
-    assert precision_of_attacks("bf16", net, "cpu", shape)[1].startswith("warning: bf16 on this CPU: ")
-    FakeGPU(monkeypatch)
-    found, said = precision_of_attacks("auto", net, "cuda", shape)
-    assert found == "tf32" and "a pass over 512 images takes 31 ms in tf32, 38.2 ms in bf16" in said
-    assert precision_of_attacks("bf16", net, "cuda", shape) == ("bf16", "")
-    FakeGPU(monkeypatch, capability=(7, 5))
-    assert precision_of_attacks("auto", net, "cuda", shape)[0] == "fp32"
 
 
 class ReachedTheData(Exception):

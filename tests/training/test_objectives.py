@@ -14,7 +14,7 @@ from hpcphotoz.training.overlap.streams import NoOverlap, SerialOverlap
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.trainer import train
 from tests.helpers import ranks
-from tests.helpers.toys import Curved
+from tests.helpers.networks import ConvNetwork
 from tests.helpers.training.runs import SAME, arguments, assert_same_curve, config
 from tests.helpers.training.steps import BINS, SIZE, batch, configured, gradients, stepper
 
@@ -45,7 +45,7 @@ def by_hand(kind: str, module: nn.Module, rank_batch: RankBatch, adv: Tensor, we
 @pytest.mark.parametrize("source", [NoOverlap, SerialOverlap])
 @pytest.mark.parametrize("micro_batch", [3, 100])
 def test_gradients_are_those_of_the_formula(kind: str, source: type[NoOverlap], micro_batch: int) -> None:
-    config, module = configured(kind, micro_batch=micro_batch, consistency_weight=2.5), Curved()
+    config, module = configured(kind, micro_batch=micro_batch, consistency_weight=2.5), ConvNetwork()
     take, generate = stepper(config, module, source)
     rank_batch = make_rank_batch(batch(), config, epoch=1, step=0)
     assert rank_batch.attacked.tolist() == [1, 3, 6, 8], "positions 2, 4, 7, 9"
@@ -67,7 +67,7 @@ def test_gradients_are_those_of_the_formula(kind: str, source: type[NoOverlap], 
 def test_fractions_of_none_and_all() -> None:
     for fraction, counts in ((0.0, [11, 0]), (1.0, [0, 11])):
         for source in (NoOverlap, SerialOverlap):
-            take, _ = stepper(configured(fraction=fraction), Curved(), source)
+            take, _ = stepper(configured(fraction=fraction), ConvNetwork(), source)
             sums = take(make_rank_batch(batch(), configured(fraction=fraction), 0, 0))
             assert [sums[1], sums[3]] == counts and sums.isfinite().all()
 
@@ -76,7 +76,7 @@ def test_fractions_of_none_and_all() -> None:
 @pytest.mark.parametrize("source", [NoOverlap, SerialOverlap])
 def test_a_rank_with_no_object_has_gradients_of_zero(kind: str, source: type[NoOverlap]) -> None:
     """Its collectives must take place: the others wait for them."""
-    module = Curved()
+    module = ConvNetwork()
     take, _ = stepper(configured(kind), module, source)
     assert take(make_rank_batch(batch(0), configured(kind), 0, 0)).tolist() == [0, 0, 0, 0]
     assert len(gradients(module)) == len(list(module.parameters()))

@@ -2,15 +2,12 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from hpcphotoz.data.format.manifest import Header
-from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.order import split_part
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.loop import Diverged, Outcome
@@ -18,7 +15,7 @@ from hpcphotoz.training.run import run_folder
 from hpcphotoz.training.trainer import train
 from hpcphotoz.world import World
 from tests.helpers import ranks
-from tests.helpers.datasets import make_stamps
+from tests.helpers.datasets import make_stamps, write_stamps
 from tests.helpers.training.runs import (
     arguments,
     config,
@@ -34,8 +31,8 @@ def test_labels_must_lie_in_the_bins(dataset: Path, tmp_path: Path) -> None:
 
 def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
     stamps = make_stamps(20)
-    with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 16, 0.396), 32, {}) as writer:
-        writer.append(replace(stamps, z_spec=np.where(np.arange(20) < 3, np.nan, stamps.z_spec)))
+    stamps.z_spec[:3] = np.nan
+    write_stamps(tmp_path / "d", stamps, shard_rows=32)
     with pytest.raises(BadInput, match="3 of the 19 objects have no z_spec"):
         train(config(), tmp_path / "d", tmp_path / "run")
 

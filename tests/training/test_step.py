@@ -12,13 +12,13 @@ from hpcphotoz.training.compute import compute_options
 from hpcphotoz.training.overlap.streams import SerialOverlap
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.step_free import FreeStep
-from tests.helpers.toys import Curved
+from tests.helpers.networks import ConvNetwork
 from tests.helpers.training.steps import BINS, CPU, batch, configured, gradients, stepper
 
 
 def test_an_attack_leaves_nothing_behind_between_clean_and_adversarial_passes() -> None:
     """Gradients of the clean pass wait while the attack freezes the parameters and computes gradients."""
-    module = Curved()
+    module = ConvNetwork()
     take, _ = stepper(configured(), module, SerialOverlap)
     take(make_rank_batch(batch(), configured(), 0, 0))
     twice = gradients(module)
@@ -44,7 +44,7 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @pytest.mark.parametrize("objective", ["replace", "append", "consistency", "free"])
 def test_no_step_writes_a_number_of_the_host_by_index(objective: str) -> None:
-    config, module = configured(objective), Curved()
+    config, module = configured(objective), ConvNetwork()
     take: Callable[[RankBatch], Tensor] = stepper(config, module)[0]
     if objective == "free":
         optimiser = torch.optim.SGD(module.parameters(), lr=0.0)

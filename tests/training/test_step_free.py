@@ -9,12 +9,12 @@ from hpcphotoz.training.adversaries import start_seed
 from hpcphotoz.training.compute import compute_options
 from hpcphotoz.training.rank_batch import make_rank_batch
 from hpcphotoz.training.step_free import FreeStep
-from tests.helpers.toys import Curved
+from tests.helpers.networks import ConvNetwork
 from tests.helpers.training.steps import BINS, CPU, SIZE, batch, configured
 
 
 def test_free_training_takes_k_updates_and_moves_images_by_the_gradients_of_training() -> None:
-    config, module, reference = configured("free"), Curved(), Curved()
+    config, module, reference = configured("free"), ConvNetwork(), ConvNetwork()
     compute = compute_options(config.compute, CPU)
     free = FreeStep(module, torch.optim.SGD(module.parameters(), lr=0.1), config, BINS, compute)
     rank_batch = make_rank_batch(batch(), config, 2, 0)

@@ -18,14 +18,14 @@ from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.step import Step
 from hpcphotoz.training.step_graph import GraphedStep
 from hpcphotoz.world import World
-from tests.helpers.toys import Curved
+from tests.helpers.networks import ConvNetwork
 from tests.helpers.training.steps import BINS, CPU, batch, configured, stepper
 
 
 def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
     """A stand-in for a CUDA graph: it runs on the tensors of the capture, and writes the same gradients."""
     config = configured(eps_warmup_steps=1)
-    plain, captured = Curved(), Curved()
+    plain, captured = ConvNetwork(), ConvNetwork()
 
     def record(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], object], Tensor]:
         out = call()
@@ -81,7 +81,7 @@ def test_the_compiled_step_is_captured_and_if_the_compiler_fails_the_plain_one(
         return lambda: out.copy_(call()), out
 
     for fails in (False, True):
-        module, plain = Curved(), Curved()
+        module, plain = ConvNetwork(), ConvNetwork()
         usual, _ = stepper(config, plain)
         optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
         graphed = GraphedStep(
@@ -106,7 +106,7 @@ def test_the_graph_of_the_step_holds_the_compiled_network_and_the_rest_runs_with
     asked = configured(graphs="step", compiled="on")
     how = compute_options(asked.compute, torch.device("cuda", 0))
     assert how.graphs == "step" and how.compiled
-    module = Curved()
+    module = ConvNetwork()
     optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
     components = TrainingComponents(module, optimiser, asked, BINS, (), how, CPU, Timers(CPU))
     step = components.build_step(components.adversaries(), RankRole(World()))

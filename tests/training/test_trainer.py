@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.config import load as configuration
-from hpcphotoz.data.format.manifest import Header
-from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.training.trainer import implausible_options, train
 from tests.helpers import ranks
-from tests.helpers.datasets import make_stamps
+from tests.helpers.datasets import make_stamps, write_stamps
 from tests.helpers.training.runs import SAME, arguments, assert_same_curve, config
 
 
@@ -81,8 +79,7 @@ def test_a_warning_of_a_long_warm_up_is_one_line(
 @pytest.mark.parametrize("storage", ["float16", "int16"])
 def test_smaller_storage_trains_to_the_same_loss_but_for_its_rounding(tmp_path: Path, storage: str) -> None:
     for kind in ("float32", storage):
-        with DatasetWriter(tmp_path / kind, Header(tuple("ugriz"), 16, 0.396, kind), 32, {}) as writer:
-            writer.append(make_stamps(75))
+        write_stamps(tmp_path / kind, make_stamps(75), shard_rows=32, storage=kind)
         train(config(max_steps=6), tmp_path / kind, tmp_path / f"run-{kind}")
     ours, theirs = (ranks.curve(tmp_path / f"run-{kind}") for kind in (storage, "float32"))
     # A pixel moves by 1/64 sky sigma at most, a thirtieth of what the attack of 0.3 moves it; seen: 4e-4.

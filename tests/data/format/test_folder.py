@@ -16,7 +16,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from tests.helpers.builds import Blobs
-from tests.helpers.datasets import make_stamps
+from tests.helpers.datasets import make_stamps, write_stamps
 
 HEADER = Header(tuple("ugriz"), 16, 0.396)
 
@@ -26,8 +26,7 @@ def ingest(out: Path) -> None:
 
 
 def write(out: Path) -> None:
-    with DatasetWriter(out, HEADER, 8, {}) as writer:
-        writer.append(make_stamps(3, seed=9))
+    write_stamps(out, make_stamps(3, seed=9))
 
 
 @pytest.mark.parametrize("second", [write, ingest, index_folder])

@@ -9,11 +9,11 @@ import pytest
 from hpcphotoz.data import order
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.baseline import knn, photometry
 from hpcphotoz.models.bins import RedshiftBins
+from tests.helpers.datasets import write_stamps
 
 BINS = RedshiftBins(40, 0.0, 0.4)
 BANDS = ("u", "g", "r", "i", "z")
@@ -45,9 +45,7 @@ def galaxies(
 
 
 def write(folder: Path, stamps: Stamps, bands: tuple[str, ...] = BANDS) -> Path:
-    with DatasetWriter(folder, Header(bands, 32, 0.396), 200, {}) as writer:
-        writer.append(stamps)
-    return folder
+    return write_stamps(folder, stamps, bands=bands, shard_rows=200)
 
 
 def test_recovers_redshift_from_colour_whatever_brightness_and_dust(tmp_path: Path) -> None:

@@ -9,24 +9,21 @@ import pytest
 
 from hpcphotoz.cli import run
 from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest
+from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report import figure as figures
 from hpcphotoz.evaluation.report.dataset_sample import sample_dataset
 from hpcphotoz.evaluation.report.gallery import ab_magnitude, caption_band, plot_dataset
 from hpcphotoz.evaluation.report.rgb import band_colours, band_letter, rgb_images, three_bands
 from hpcphotoz.sources.noise import stamp_sky_sigma
-from tests.helpers.datasets import SKY, make_stamps
+from tests.helpers.datasets import SKY, make_stamps, write_stamps
 
 
 def written(
     out: Path, stamps: Stamps, bands: str = "ugriz", storage: str = "float32", shard_rows: int = 40
 ) -> tuple[Path, Manifest]:
-    header = Header(tuple(bands), stamps.images.shape[-1], 0.396, storage)
-    with DatasetWriter(out, header, shard_rows, {}) as writer:
-        writer.append(stamps)
+    write_stamps(out, stamps, bands=bands, storage=storage, shard_rows=shard_rows)
     return out, read_manifest(out)
 
 

@@ -22,7 +22,7 @@ from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS
 from hpcphotoz.sources.published.ingest_table import ingest_table
 from tests.helpers.commands import TINY
 from tests.helpers.datasets import load
-from tests.helpers.published_files import GZIP, hayat, labels, mmu, pixels, write
+from tests.helpers.sources.published_files import GZIP, hayat, labels, mmu, pixels, write
 
 RNG = np.random.default_rng(5)
 

@@ -35,8 +35,8 @@ from hpcphotoz.sources.simulation.simulate import simulate_object  # noqa: E402
 from hpcphotoz.sources.surveys.frame import resample  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets  # noqa: E402
 from tests.helpers.datasets import load  # noqa: E402
-from tests.helpers.sdss_files import STRIPE82, real_frames, write_mask  # noqa: E402
-from tests.sources.surveys.test_sdss_psf import GAIN, gaussian, write_psfield  # noqa: E402
+from tests.helpers.sources.psfield_files import GAIN, gaussian, write_psfield  # noqa: E402
+from tests.helpers.sources.sdss_files import STRIPE82, real_frames, write_mask  # noqa: E402
 
 Array = npt.NDArray[Any]
 SHAPE = (200, 230)  # y, x

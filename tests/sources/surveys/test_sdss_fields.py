@@ -26,7 +26,7 @@ from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets  # noqa: E402
 from hpcphotoz.sources.surveys.sdss_plan import plan_cutouts, sky_range  # noqa: E402
 from tests.helpers.datasets import load  # noqa: E402
-from tests.helpers.sdss_files import (  # noqa: E402
+from tests.helpers.sources.sdss_files import (  # noqa: E402
     DEC,
     RA,
     SCALE,

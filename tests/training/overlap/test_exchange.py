@@ -17,7 +17,7 @@ from hpcphotoz.training.overlap.roles import assign_role
 from hpcphotoz.training.overlap.topology import ExchangeTopology
 from hpcphotoz.training.rank_batch import make_rank_batch
 from hpcphotoz.world import World
-from tests.helpers.toys import Curved
+from tests.helpers.networks import ConvNetwork
 from tests.helpers.training.steps import SIZE, batch, configured
 
 LAST = 5
@@ -45,7 +45,9 @@ def test_weights_are_asked_for_when_the_images_they_wait_for_are_sent(
     monkeypatch.setattr("torch.distributed.isend", isend)
     config = configured(mode="ranks", max_staleness=staleness)
     topology = ExchangeTopology(RankSplit(2, 1), 1, 0.4, config.overlap, LAST, lambda step: SIZE, None)
-    end = AttackerEndpoint(topology, Curved(), (3, 8, 8), torch.device("cpu"), 0, lambda what: nullcontext())
+    end = AttackerEndpoint(
+        topology, ConvNetwork(), (3, 8, 8), torch.device("cpu"), 0, lambda what: nullcontext()
+    )
     for step in range(LAST):
         rank_batch = replace(
             make_rank_batch(batch(), config, 0, step), positions=batch().position.numpy()[:4]
