@@ -13,9 +13,9 @@ import torch
 from tests.helpers.kernels.ptx import Resources, built, resources
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
-from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.backends.compiler import GPUTarget
 
-from hpcphotoz.kernels import device_functions, flux, l2, load, pgd, select, start  # noqa: E402
+from hpcphotoz.kernels import device_functions, flux, l2, load, pgd, select, start
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

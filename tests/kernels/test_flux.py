@@ -38,7 +38,7 @@ from tests.helpers.kernels.step_problems import (
 )
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
-from hpcphotoz.kernels import flux as kernel  # noqa: E402
+from hpcphotoz.kernels import flux as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -35,7 +35,7 @@ from tests.helpers.kernels.step_problems import (
 )
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
-from hpcphotoz.kernels import l2 as kernel  # noqa: E402
+from hpcphotoz.kernels import l2 as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 

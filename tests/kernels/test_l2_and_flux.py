@@ -22,8 +22,8 @@ from tests.helpers.kernels.ptx import ptx
 from tests.helpers.kernels.step_problems import CASES, FEW, FORMATS, SHAPES, Shape, Step, close, free, problem
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
-from hpcphotoz.kernels import flux as flux_kernel  # noqa: E402
-from hpcphotoz.kernels import l2 as l2_kernel  # noqa: E402
+from hpcphotoz.kernels import flux as flux_kernel
+from hpcphotoz.kernels import l2 as l2_kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 

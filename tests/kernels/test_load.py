@@ -19,7 +19,7 @@ from tests.helpers.kernels.interpreter import (
 from tests.helpers.kernels.ptx import ptx
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import load as kernel  # noqa: E402
+from hpcphotoz.kernels import load as kernel
 
 CASES = [
     # n, bands, height, width beside tiles of 16 x 16: smaller, exactly one, one pixel more, several, a single

@@ -20,7 +20,7 @@ from tests.helpers.kernels.interpreter import (
 from tests.helpers.kernels.ptx import ptx
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import pgd as kernel  # noqa: E402
+from hpcphotoz.kernels import pgd as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 

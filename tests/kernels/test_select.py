@@ -18,7 +18,7 @@ from tests.helpers.kernels.interpreter import (
 )
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import select as kernel  # noqa: E402
+from hpcphotoz.kernels import select as kernel
 
 # n, bands, height, width beside programs of 4096 numbers: smaller, exactly one, several, odd; no images.
 SHAPES = [(4, 5, 3, 3), (3, 1, 64, 64), (5, 5, 64, 64), (2, 3, 33, 47), (0, 5, 8, 8)]

@@ -8,18 +8,18 @@ import pytest
 
 pytest.importorskip("astropy")
 
-from astropy.io import fits  # noqa: E402
+from astropy.io import fits
 
-from hpcphotoz.sources.catalogue import RUN_FACTOR  # noqa: E402
-from hpcphotoz.sources.constants import BANDS  # noqa: E402
-from hpcphotoz.sources.cutouts import project, stamp_grid  # noqa: E402
-from hpcphotoz.sources.noise import frame_sky_sigma  # noqa: E402
-from hpcphotoz.sources.surveys.fits import read_header  # noqa: E402
-from hpcphotoz.sources.surveys.frame import read_geometry, resample  # noqa: E402
-from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames  # noqa: E402
-from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
-from tests.helpers.datasets import load  # noqa: E402
-from tests.helpers.sources.sdss_files import (  # noqa: E402
+from hpcphotoz.sources.catalogue import RUN_FACTOR
+from hpcphotoz.sources.constants import BANDS
+from hpcphotoz.sources.cutouts import project, stamp_grid
+from hpcphotoz.sources.noise import frame_sky_sigma
+from hpcphotoz.sources.surveys.fits import read_header
+from hpcphotoz.sources.surveys.frame import read_geometry, resample
+from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
+from hpcphotoz.sources.surveys.sdss import read_fpc
+from tests.helpers.datasets import load
+from tests.helpers.sources.sdss_files import (
     DEC,
     FLUX,
     FLUX20,
@@ -36,12 +36,6 @@ from tests.helpers.sources.sdss_files import (  # noqa: E402
     write_set,
     write_table,
 )
-
-
-@pytest.fixture
-def frames(tmp_path: Path) -> Path:
-    write_set(tmp_path / "frames" / "run-000094", [(RA, DEC), (RA + 0.0031, DEC - 0.0022)])
-    return tmp_path / "frames"
 
 
 def test_flux_and_place_are_kept_in_every_band(tmp_path: Path, frames: Path) -> None:

@@ -8,18 +8,18 @@ import pytest
 
 pytest.importorskip("astropy")
 
-from astropy.table import MaskedColumn, Table  # noqa: E402
+from astropy.table import MaskedColumn, Table
 
-from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.catalogue import (
-    read_catalogue,  # noqa: E402
-    read_redshifts,  # noqa: E402
+    read_catalogue,
+    read_redshifts,
 )
-from hpcphotoz.sources.identifiers import identifier, identifiers  # noqa: E402
-from hpcphotoz.sources.published.ingest_table import ingest_table  # noqa: E402
-from tests.helpers.datasets import load  # noqa: E402
+from hpcphotoz.sources.identifiers import identifier, identifiers
+from hpcphotoz.sources.published.ingest_table import ingest_table
+from tests.helpers.datasets import load
 from tests.helpers.sources.published_files import hayat
-from tests.helpers.sources.sdss_files import write_table  # noqa: E402
+from tests.helpers.sources.sdss_files import write_table
 
 EBOSS = 11_000_000_000_000_000_001  # specObjIDs of eBOSS plates from 8192 on are above 2^63
 SDSS = 1237661971724599442

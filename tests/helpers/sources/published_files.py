@@ -1,4 +1,4 @@
-"""Writes small files in the layouts of published image sets, as their authors do."""
+"""Writes small files in the layouts of published image sets, as their authors do, and ingests them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hpcphotoz.data.format.manifest import Manifest, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.sources.published.ingest_table import ingest_table
 from hpcphotoz.sources.simulation.population import EXTINCTION
+from tests.helpers.datasets import load
 
 GZIP = {"compression": "gzip", "chunks": True}
 
@@ -65,3 +69,12 @@ def mmu(path: Path, ids: Any, bands: str = "griz", size: int = 24, seed: int = 1
         "EBV": np.full(n, 0.03, np.float32),
     }
     return write(path, GZIP, **(fields | other))
+
+
+def ingest_and_load(
+    out: Path, sources: list[Path], layout: str, **options: Any
+) -> tuple[Manifest, Stamps, list[Any]]:
+    """Ingest files and return the manifest, all stamps and the skipped objects."""
+    manifest, skipped = ingest_table(out, sources, layout, processes=1, **options)
+    assert read_manifest(out) == manifest and manifest.provenance["skipped"] == skipped
+    return manifest, load(out, manifest), skipped

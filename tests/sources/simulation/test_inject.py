@@ -15,71 +15,28 @@ pytest.importorskip("astropy")
 pytest.importorskip("galsim")
 pytest.importorskip("speclite")
 
-from astropy.io import fits  # noqa: E402
-
-from hpcphotoz.__main__ import main  # noqa: E402
-from hpcphotoz.data.format.manifest import MANIFEST  # noqa: E402
-from hpcphotoz.data.format.stamps import COLUMNS  # noqa: E402
-from hpcphotoz.errors import BadInput  # noqa: E402
+from hpcphotoz.__main__ import main
+from hpcphotoz.data.format.manifest import MANIFEST
+from hpcphotoz.data.format.stamps import COLUMNS
+from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.constants import (
-    BANDS,  # noqa: E402
-    PIXEL_SCALE,  # noqa: E402
+    BANDS,
 )
-from hpcphotoz.sources.simulation import inject as module  # noqa: E402
-from hpcphotoz.sources.simulation import real_sky  # noqa: E402
-from hpcphotoz.sources.simulation.inject import count_photons, inject, inject_blocks, simulate_onto  # noqa: E402
-from hpcphotoz.sources.simulation.population import R_BAND, Galaxy, SurveyTables, make_survey_tables  # noqa: E402
-from hpcphotoz.sources.simulation.real_sky import PATCH, RealField, field_blocks, find_place, load_field  # noqa: E402
-from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels  # noqa: E402
-from hpcphotoz.sources.simulation.simulate import simulate_object  # noqa: E402
-from hpcphotoz.sources.surveys.frame import resample  # noqa: E402
-from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets  # noqa: E402
-from tests.helpers.datasets import load  # noqa: E402
-from tests.helpers.sources.psfield_files import GAIN, gaussian, write_psfield  # noqa: E402
-from tests.helpers.sources.sdss_files import STRIPE82, real_frames, write_mask  # noqa: E402
+from hpcphotoz.sources.simulation import inject as module
+from hpcphotoz.sources.simulation import real_sky
+from hpcphotoz.sources.simulation.inject import count_photons, inject, inject_blocks, simulate_onto
+from hpcphotoz.sources.simulation.population import R_BAND, Galaxy, SurveyTables
+from hpcphotoz.sources.simulation.real_sky import PATCH, RealField, field_blocks, load_field
+from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels
+from hpcphotoz.sources.simulation.simulate import simulate_object
+from hpcphotoz.sources.surveys.frame import resample
+from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets
+from tests.helpers.datasets import load
+from tests.helpers.sources.psfield_files import gaussian
+from tests.helpers.sources.sdss_files import STRIPE82, real_frames
+from tests.helpers.sources.sky_fields import FLUX20, NOISE_DN, OFFSET, SHAPE, write_field
 
 Array = npt.NDArray[Any]
-SHAPE = (200, 230)  # y, x
-FLUX20 = (950.0, 2700.0, 1980.0, 1590.0, 264.0)
-OFFSET = ((3.3, -2.6), (-1.7, 0.45), (0.0, 0.0), (0.5, 0.5), (-4.25, 6.1))  # of each band's frame, pixels
-SKY_DN, NOISE_DN = 120, 4.0
-
-
-def write_field(folder: Path, run: int = 94, field: int = 12) -> Path:
-    """Frames, masks and PSF of one field of empty sky, as SDSS writes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(run)
-    for band, flux20, (dx, dy) in zip(BANDS, FLUX20, OFFSET, strict=True):
-        scale = PIXEL_SCALE / 3600
-        header = {
-            **{"SOFTBIAS": 1000, "SKY": SKY_DN, "FLUX20": flux20, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"},
-            **{"CRPIX1": SHAPE[1] / 2 + dx, "CRPIX2": SHAPE[0] / 2 + dy, "CRVAL1": 351.65, "CRVAL2": 0.1},
-            **{"CD1_1": 0.0, "CD1_2": scale, "CD2_1": scale, "CD2_2": 0.0},
-        }
-        counts = np.rint(SKY_DN + 1000 + NOISE_DN * rng.standard_normal(SHAPE)).astype(np.uint16)
-        name = f"{run:06d}-{band}4-{field:04d}.fit"
-        fits.PrimaryHDU(counts, fits.Header(header)).writeto(folder / f"fpC-{name}")
-        write_mask(folder / f"fpM-{name}", {"CR": [[(10, 11, 12)]]})
-    write_psfield(folder / f"psField-{run:06d}-4-{field:04d}.fit")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("frames")
-    write_field(folder / "run-000094")
-    write_field(folder / "run-000125", run=125)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tables() -> SurveyTables:
-    return make_survey_tables()
-
-
-@pytest.fixture
-def field(frames: Path) -> RealField:
-    return load_field(find_frame_sets(frames)[0][0])
 
 
 def disc(radius: float = 1.0) -> Galaxy:
@@ -166,35 +123,6 @@ def test_a_stamp_has_the_noise_of_its_photons(
     assert np.isfinite(noise).all() and len({image.tobytes() for image in seen}) == 40
 
 
-def test_electrons_per_nanomaggy_are_gain_times_calibration(field: RealField) -> None:
-    np.testing.assert_allclose(field.electrons, np.array(GAIN) * FLUX20 / 10, rtol=1e-6)
-
-
-def test_places_are_empty_and_whole(field: RealField) -> None:
-    star, speck = (60, 150), (140, 60)  # y, x: a star of r = 20, a bad pixel in u
-    images = [frame.image.copy() for frame in field.frames]
-    images[R_BAND][star] += 10.0
-    bright = tuple(replace(f, image=image) for f, image in zip(field.frames, images, strict=True))
-    masks = [np.zeros(SHAPE, np.bool_) for _ in BANDS]
-    masks[0][speck] = True
-    crowded, rng = replace(field, frames=bright, masks=tuple(masks)), np.random.default_rng(2)
-    places = np.array([find_place(crowded, rng) for _ in range(300)])  # (300, band, 2)
-    from_star = np.hypot(places[:, R_BAND, 0] - star[1], places[:, R_BAND, 1] - star[0])
-    assert from_star.min() > 3.0 / PIXEL_SCALE - 1
-    assert from_star.min() < 3.0 / PIXEL_SCALE + 6  # no farther than asked: neighbours are wanted
-    away = np.abs(places[:, 0] - [speck[1], speck[0]]).max(axis=1)
-    assert away.min() >= STAMP / 2
-    low = places.min(axis=0), np.array(SHAPE[::-1]) - 1 - places.max(axis=0)
-    assert min(edge.min() for edge in low) >= STAMP / 2
-
-
-def test_a_field_without_an_empty_place_is_one_line(field: RealField) -> None:
-    full = replace(field, masks=tuple(np.ones(SHAPE, np.bool_) for _ in BANDS))
-    with pytest.raises(BadInput, match="run 94 camcol 4 field 12: no empty place") as caught:
-        find_place(full, np.random.default_rng(0))
-    assert "\n" not in str(caught.value)
-
-
 def test_galaxies_do_not_depend_on_number_shards_or_processes(
     tmp_path: Path, frames: Path, tables: SurveyTables
 ) -> None:
@@ -212,14 +140,6 @@ def test_galaxies_do_not_depend_on_number_shards_or_processes(
     assert len({*b.ra.tolist()}) == 36
     expected = np.array([NOISE_DN * 10 / flux20 for flux20 in FLUX20])
     np.testing.assert_allclose(b.sky_sigma.mean(axis=0), expected, rtol=0.03)
-
-
-def test_fields_take_turns(frames: Path, tables: SurveyTables) -> None:
-    sets, _ = find_frame_sets(frames)
-    blocks = [(block.frame_set.run, block.start, block.stop) for block in field_blocks(sets, 5, 130)]
-    assert blocks == [(94, 5, 64), (125, 64, 128), (94, 128, 130)]
-    last_first = inject_blocks(tables, field_blocks(sets, 63, 65), 1).images
-    assert np.abs(last_first[0] - last_first[1]).max() > 0
 
 
 def test_command_and_provenance(tmp_path: Path, frames: Path) -> None:

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("astropy")
 
-from astropy.io import fits  # noqa: E402
+from astropy.io import fits
 
-from hpcphotoz.errors import BadInput  # noqa: E402
-from hpcphotoz.sources.surveys.sdss import read_mask, read_planes  # noqa: E402
-from tests.helpers.sources.sdss_files import STRIPE82, real_frames, write_mask  # noqa: E402
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.surveys.sdss import read_mask, read_planes
+from tests.helpers.sources.sdss_files import STRIPE82, real_frames, write_mask
 
 
 def test_spans_come_back(tmp_path: Path) -> None:

@@ -10,19 +10,16 @@ import pytest
 pytest.importorskip("astropy")
 pytest.importorskip("galsim")
 
-from astropy.io import fits  # noqa: E402
+from astropy.io import fits
 
-from hpcphotoz.errors import BadInput  # noqa: E402
-from hpcphotoz.sources.constants import (
-    BANDS,  # noqa: E402
-    PIXEL_SCALE,  # noqa: E402
-)
-from hpcphotoz.sources.noise import frame_sky_sigma  # noqa: E402
-from hpcphotoz.sources.simulation.population import R_BAND  # noqa: E402
-from hpcphotoz.sources.simulation.rendering import centre_of_light  # noqa: E402
-from hpcphotoz.sources.surveys.sdss import read_fpc  # noqa: E402
-from hpcphotoz.sources.surveys.sdss_psf import BandPSF, read_psf  # noqa: E402
-from tests.helpers.sources.psfield_files import (  # noqa: E402
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
+from hpcphotoz.sources.noise import frame_sky_sigma
+from hpcphotoz.sources.simulation.population import R_BAND
+from hpcphotoz.sources.simulation.rendering import centre_of_light
+from hpcphotoz.sources.surveys.sdss import read_fpc
+from hpcphotoz.sources.surveys.sdss_psf import BandPSF, read_psf
+from tests.helpers.sources.psfield_files import (
     GAIN,
     SIDE,
     components,
@@ -30,7 +27,7 @@ from tests.helpers.sources.psfield_files import (  # noqa: E402
     gaussian,
     write_psfield,
 )
-from tests.helpers.sources.sdss_files import STRIPE82, real_frames  # noqa: E402
+from tests.helpers.sources.sdss_files import STRIPE82, real_frames
 
 REAL = [
     STRIPE82 / "run-004192" / "psField-004192-4-0300.fit",

@@ -1,0 +1,72 @@
+"""Attacks as the configuration describes them: in units of sky sigma, with starts keyed by object."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpcphotoz import attacks
+from hpcphotoz.config import Attack
+from hpcphotoz.config.load import parse
+from hpcphotoz.errors import BadInput
+from tests.helpers.attack_problems import batch_norm_problem
+from tests.helpers.networks import BINS
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"ball": "flux"}, {"ball": "l2"}, {"method": "apgd"}, {"restarts": 2}]
+)
+def test_perturb_speaks_in_sky_sigmas_and_keys_starts_by_object(change: dict[str, Any]) -> None:
+    model, images, ebv, z, _ = batch_norm_problem()
+    sky, ids = torch.rand(6, 3) + 0.1, torch.arange(100, 106)
+    run: dict[str, Any] = dict(attack=Attack(eps=0.2, steps=3, **change), bins=BINS, seed=7, epoch=2)
+    adv = attacks.perturb(model, images, ebv, z, sky, ids, **run)
+    scaled = (adv - images) / sky[:, :, None, None]
+    if change.get("ball") == "l2":  # eps is the root mean square over the stamp
+        assert (scaled.square().mean((1, 2, 3)).sqrt() <= 0.2 * (1 + 1e-5)).all()
+    else:
+        assert (scaled.abs().amax((2, 3)) <= 0.2 + 1e-5).all()
+    order = torch.tensor([4, 1, 5])
+    some = attacks.perturb(model, images[order], ebv[order], z[order], sky[order], ids[order], **run)
+    # Matrix products of other batch sizes round differently: a pixel's sign may flip only where its gradient
+    # is ~0.
+    assert ((some - adv[order]).abs() < 1e-5).float().mean() > 0.999
+    other = attacks.perturb(model, images, ebv, z, sky, ids, **{**run, "epoch": 3})
+    assert not torch.equal(other, adv)
+
+
+def test_a_target_draws_the_redshift_to_it() -> None:
+    model, images, ebv, z, _ = batch_norm_problem(24)
+    sky, ids = torch.full((24, 3), 0.3), torch.arange(24)
+    model.eval()
+    clean = BINS.mean(model(images, ebv))
+
+    def after(**change: Any) -> Tensor:
+        attack = Attack(eps=1.0, steps=10, loss="shift", **change)
+        return BINS.mean(
+            model(attacks.perturb(model, images, ebv, z, sky, ids, attack=attack, bins=BINS), ebv)
+        )
+
+    near = after(target="redshift", target_value=0.05)
+    assert ((near - 0.05).abs() < (clean - 0.05).abs()).all()
+    shifted = after(target="shift", target_value=-0.08)
+    wanted = attacks.moved_by(z, -0.08, BINS)
+    assert ((shifted - wanted).abs().mean()) < 0.5 * (clean - wanted).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"restarts": 2, "random_start": False}, "attack: restarts 2 without random_start are one$"),
+        ({"method": "fgsm", "restarts": 2}, "fgsm has no random start"),
+        ({"method": "apgd", "step_size": 0.1}, "apgd has its own"),
+        ({"target": "redshift", "target_value": 0.5}, r"outside the bins \[0, 0.4\)"),
+        ({"target_value": 0.1}, "without a target"),
+        ({"ball": "cube"}, "linf"),
+        ({"stop": -1}, "greater"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused(attack: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        parse({"attack": attack}, "test")
