@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.harness import Benchmark, in_turn, parser, ratio, spread
-from benchmarks.training.precision import chosen
+from benchmarks.training.precision import chosen_precision
 from benchmarks.training.steps import assembled
 from hpcphotoz.compute.precision import autocast_dtype, tf32
 from hpcphotoz.config import Config
@@ -82,7 +82,7 @@ def measured(
     """Add to the figures, by rival: images a second, ratio to the default, fraction of the device, memory."""
     on_gpu, quick = device.type == "cuda", repeat == 2
     size, steps = (256, 10) if on_gpu else (64, 3)
-    precision = chosen(device, network)
+    precision = chosen_precision(device, network)
     usual: dict[str, object] = {"precision": precision, "compiled": "off", "graphs": "off"}
     config = configured(network, usual, 0.5, steps)
     plain = benchmark.attempt(f"{network}, default", prepared, config, size, device)

@@ -30,7 +30,7 @@ import torch
 from benchmarks.harness import Benchmark, middle, parser, ratio, spread
 from benchmarks.streaming.stream_readers import ROOT
 from benchmarks.training import train_runs
-from benchmarks.training.precision import chosen
+from benchmarks.training.precision import chosen_precision
 from benchmarks.training.train_runs import FRACTION, STEPS, RunPlan
 from hpcphotoz.compute.cost import attack_cost_law
 from hpcphotoz.config.load import named
@@ -63,7 +63,7 @@ def main() -> None:
     words.add_argument("--no-speed", action="store_true", help="quality alone")
     options = words.parse_args()
     benchmark = Benchmark("overlap", options.json, options.quick)
-    benchmark.add(law=attack_cost_law(STEPS, FRACTION), precision=chosen(torch.device("cpu")))
+    benchmark.add(law=attack_cost_law(STEPS, FRACTION), precision=chosen_precision(torch.device("cpu")))
     if not options.no_speed:
         networks = ["compact"] if options.quick else options.networks
         speed(networks, 1 if options.quick else 3, benchmark)
@@ -179,7 +179,7 @@ def robustness(variant: str, train: Path, test: Path, seeds: int, epochs: int) -
             train_runs.launch(variant, Path(sys.executable), 2, [*words, f"--run.epochs={epochs}"])
         command = [*python, "evaluate", *runs, "--data", test, "--out", Path(folder, "report")]
         command += ["--attacks", "pgd", "--eps", "0.1", "--json"]
-        command += ["--precision", chosen(torch.device("cpu"))]
+        command += ["--precision", chosen_precision(torch.device("cpu"))]
         found = subprocess.run(
             [sys.executable, *command],
             capture_output=True,

@@ -40,7 +40,7 @@ from benchmarks.scaling.scaling_model import (
     weak,
 )
 from benchmarks.training import train_runs
-from benchmarks.training.precision import chosen
+from benchmarks.training.precision import chosen_precision
 from benchmarks.training.train_runs import FRACTION, STEPS, Rate, RunPlan
 from hpcphotoz.compute.cost import attack_cost_law, flops
 from hpcphotoz.errors import BadInput
@@ -66,7 +66,7 @@ def main() -> None:
     """Measure, predict, print tables, draw."""
     words = parser(__doc__)
     words.add_argument("--plot", type=Path, help="draw here (PNG)")
-    usual = chosen(torch.device("cpu"))
+    usual = chosen_precision(torch.device("cpu"))
     words.add_argument("--precision", choices=["fp32", "bf16"], default=usual, help="of the training")
     words.add_argument("--gpu-json", type=Path, help="what was measured on one GPU")
     options = words.parse_args()

@@ -42,7 +42,7 @@ import torch
 
 from benchmarks.harness import Benchmark, in_turn, middle, parser, ratio, spread
 from benchmarks.training import train_runs
-from benchmarks.training.precision import as_it_comes, chosen
+from benchmarks.training.precision import chosen_precision, default_precision
 from benchmarks.training.steps import assembled
 from benchmarks.training.train_runs import FRACTION, STEPS, Rate, RunPlan
 from hpcphotoz.compute.cost import attack_cost_law
@@ -90,7 +90,7 @@ def overhead(networks: list[str], repeat: int, benchmark: Benchmark) -> None:
     print(f"\nPGD-{STEPS} on {FRACTION:g} of a batch of {SIZE}; law {LAW:g} clean steps")
     print(f"{'network':10s} {'precision':9s} {'clean/s':>8s} {'adv./s':>8s} {'ratio':>6s} {'over law':>8s}")
     for name in networks:
-        for precision in sorted({"fp32", chosen(DEVICE, name)}):
+        for precision in sorted({"fp32", chosen_precision(DEVICE, name)}):
             times = benchmark.attempt(f"overhead, {name}, {precision}", measure, name, precision, repeat)
             if times is None:
                 continue
@@ -128,7 +128,11 @@ def against_peer(networks: list[str], repeat: int, quick: bool, benchmark: Bench
         heads = f"{'images/s':>9s} {'p20':>9s} {'p80':>9s} {'wait':>6s} {'loss':>6s}"
         print(f"{'network':10s} {'run':16s} {heads}", flush=True)
         for network in networks:
-            plan, start, precision = planned(network, data), time.perf_counter(), chosen(DEVICE, network)
+            plan, start, precision = (
+                planned(network, data),
+                time.perf_counter(),
+                chosen_precision(DEVICE, network),
+            )
             runs = take_turns(network, rivals(plan, precision, quick), repeat, benchmark)
             figures[network] = {"precision": precision, **compared(runs, plan, aliases(precision))}
             show(network, figures[network], time.perf_counter() - start)
@@ -140,7 +144,7 @@ def aliases(precision: str) -> dict[str, str]:
     found = {"ours_fp32": "ours", "peer_tuned_fp32": "peer_tuned"} if precision == "fp32" else {}
     if DEVICE.type == "cuda":
         found.pop("ours_fp32", None)  # what auto stands for in a run is measured in its own form
-    if as_it_comes(DEVICE) == "fp32":
+    if default_precision(DEVICE) == "fp32":
         found["peer_fp32"] = "peer"
     return found
 
@@ -148,7 +152,7 @@ def aliases(precision: str) -> dict[str, str]:
 def rivals(plan: RunPlan, precision: str, quick: bool) -> dict[str, Callable[[], Rate]]:
     """Runs by name, without aliases."""
     found: dict[str, Callable[[], Rate]] = {
-        "peer": partial(train_runs.peer, plan, precision=as_it_comes(DEVICE)),
+        "peer": partial(train_runs.peer, plan, precision=default_precision(DEVICE)),
         "ours": partial(train_runs.ours, plan),
         "peer_tuned": partial(train_runs.peer, plan, tuned=True, precision=precision),
         "ours_fp32": partial(train_runs.ours, plan, {"precision": "fp32"}),

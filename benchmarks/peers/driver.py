@@ -10,6 +10,17 @@ from os import PathLike
 from threading import Timer
 from typing import Any
 
+from hpcphotoz.config import Model
+
+# Keeps freed memory in a process on a CPU, as `hpcphotoz.memory` does for our commands.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+
+
+def describe_network(model: Model, stamp: int, scale: list[float]) -> dict[str, Any]:
+    """What a peer needs to build a network without the configuration's library."""
+    options = model.model_dump(include={"bins", "normalisation", "width"})
+    return {"network": model.name, "stamp": stamp, "scale": scale, **options}
+
 
 class Peer:
     """A process that says `ready VERSION`, then answers each line by one line of JSON.

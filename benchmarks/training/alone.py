@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.galaxies import SKY, STAMP, galaxies
 from benchmarks.harness import in_turn, spread
-from benchmarks.training.precision import chosen
+from benchmarks.training.precision import chosen_precision
 from benchmarks.training.train_runs import EPS, FRACTION, STEPS
 from hpcphotoz.config.load import configure
 from hpcphotoz.data.stream.batch import Batch
@@ -30,7 +30,7 @@ def main() -> None:
     """Measure and print."""
     network, size = sys.argv[1], int(sys.argv[2])
     keep_freed_memory()
-    precision = chosen(torch.device("cpu"))
+    precision = chosen_precision(torch.device("cpu"))
     config = configure(
         "benchmark",
         **{"name": network, "precision": precision, "augment": False},

@@ -10,8 +10,8 @@ from hpcphotoz.models.build import build
 TUNED_OBJECTS = 128  # of a pass, where a GPU's precisions are compared
 
 
-def chosen(device: torch.device, network: str = "compact") -> str:
-    """What `precision = "auto"` stands for on a device where nothing is compiled or graphed: measured.
+def chosen_precision(device: torch.device, network: str = "compact") -> str:
+    """The precision that `auto` measures to be fastest on a device, without compiling and CUDA graphs.
 
     Args:
         device: a CPU, whose choice does not depend on the network, or a GPU.
@@ -23,6 +23,6 @@ def chosen(device: torch.device, network: str = "compact") -> str:
     return precision_of_attacks("auto", module, device, shape)[0]
 
 
-def as_it_comes(device: torch.device) -> str:
-    """The precision of torch and of the peers where nothing is set: on a GPU cuDNN has TF32."""
+def default_precision(device: torch.device) -> str:
+    """The default precision of torch and the peers: on a GPU, cuDNN has TF32."""
     return "tf32" if device.type == "cuda" else "fp32"

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import torch
 
-from benchmarks.bench_attacks import KEPT, described
 from benchmarks.galaxies import SKY, STAMP, galaxies
+from benchmarks.peers.driver import KEEP_MEMORY, describe_network
 from benchmarks.streaming.stream_readers import PEERS_PYTHON, ROOT
 from hpcphotoz.config.load import configure, to_toml
 from hpcphotoz.data.format.manifest import Header
@@ -112,7 +112,7 @@ def peer(plan: RunPlan, tuned: bool = False, precision: str = "fp32") -> Rate:
     """
     config = configure("benchmark", name=plan.network)
     task = {
-        **described(config.model, STAMP, [config.model.softening * sigma for sigma in SKY]),
+        **describe_network(config.model, STAMP, [config.model.softening * sigma for sigma in SKY]),
         **config.model.model_dump(include={"z_min", "z_max"}),
         "data": str(plan.data),
         "eps": [EPS * sigma for sigma in SKY],
@@ -132,7 +132,7 @@ def peer(plan: RunPlan, tuned: bool = False, precision: str = "fp32") -> Rate:
         name = f"the peer loop, {plan.network}{', tuned' * tuned}, {precision}"
         words: list[str | Path] = [ROOT / "benchmarks/peers/train.py", file, *["--tuned"] * tuned]
         words += ["--precision", precision]
-        said = launch(name, peers_python(), plan.ranks, words, KEPT if tuned else {})
+        said = launch(name, peers_python(), plan.ranks, words, KEEP_MEMORY if tuned else {})
     return rate(name, said, plan)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_attacks
-from benchmarks.bench_attacks import Task, aliases, precision_of, speed, variants
+from benchmarks.attacks import speed as module
+from benchmarks.attacks.speed import aliases, precision_of, speed, variants
+from benchmarks.attacks.task import Task
 from benchmarks.galaxies import SKY, galaxies
 from benchmarks.harness import Benchmark
 from benchmarks.peers.driver import Peer
@@ -27,7 +28,7 @@ def task() -> Task:
 
 def recorded(monkeypatch: pytest.MonkeyPatch, device: str, precision: str, task: Task) -> dict[str, Any]:
     """Options of our attacks by name, on a device that need not be there."""
-    monkeypatch.setattr(bench_attacks, "DEVICE", torch.device(device))
+    monkeypatch.setattr(module, "DEVICE", torch.device(device))
     monkeypatch.setattr(Task, "attack", lambda self, **options: options)
     return dict(variants(task, precision))
 
@@ -54,7 +55,7 @@ def test_on_a_gpu_every_fused_form_runs(monkeypatch: pytest.MonkeyPatch, task: T
         precision == "tf32"
     )
     # What a peer's precision is compared with is there, under its name or another.
-    for library in bench_attacks.LIBRARIES:
+    for library in module.LIBRARIES:
         plain = f"ours_{precision_of(library, precision)}"
         assert plain in found or aliases(precision)[plain] in found
 
@@ -79,7 +80,7 @@ def test_a_peer_that_fails_takes_nothing_from_the_others(
     def attack(self: Task, **options: Any) -> Callable[[], Tensor]:
         return lambda: self.images
 
-    monkeypatch.setattr(bench_attacks, "start_peer", start_peer)
+    monkeypatch.setattr(module, "start_peer", start_peer)
     monkeypatch.setattr(Task, "attack", attack)
     benchmark = Benchmark("attacks", None)
     found = speed(task, tmp_path, "fp32", ("torchattacks", "foolbox", "art"), 2, benchmark)
