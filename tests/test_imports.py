@@ -78,7 +78,7 @@ def test_modules_import_beside_few_packages(allowed: set[str], names: list[str])
     assert len(names) > 3 and found.returncode == 0, found.stderr
 
 
-def test_what_is_not_installed_is_refused() -> None:
+def test_missing_packages_are_refused() -> None:
     found = subprocess.run(
         [sys.executable, "-c", BLOCKED, "torch", "pydantic"],
         capture_output=True,

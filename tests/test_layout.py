@@ -124,7 +124,7 @@ def test_links_are_relative_and_have_no_init() -> None:
         assert not (ROOT / name / "__init__.py").exists()
 
 
-def test_a_lost_link_is_said_clearly(tmp_path: Path) -> None:
+def test_a_lost_link_is_reported(tmp_path: Path) -> None:
     (tmp_path / "hpcphotoz").mkdir()
     (tmp_path / "hpcphotoz" / "__init__.py").write_text((PACKAGE / "__init__.py").read_text())
     (tmp_path / "hpcphotoz" / "kernels").write_text("../kernels")  # what a source zip leaves of a link

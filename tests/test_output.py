@@ -65,7 +65,7 @@ def test_training_does_not_need_room_for_its_output(dataset: Path, tmp_path: Pat
     assert said.count("standard output: No space left on device; continuing without it") == 1
 
 
-def test_training_does_not_need_its_streams_at_all(dataset: Path, tmp_path: Path) -> None:
+def test_training_does_not_need_its_streams(dataset: Path, tmp_path: Path) -> None:
     line = [
         sys.executable,
         "-m",

@@ -175,9 +175,7 @@ def test_errors_of_reading_and_of_the_network_are_not_called_errors_of_writing(t
     assert list(out.parent.iterdir()) == []
 
 
-def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = write_stamps(tmp_path / "d", stamps(40), shard_rows=24), tmp_path / "out" / "pz.hdf5"
     out.parent.mkdir()
 

@@ -56,7 +56,7 @@ SINGLETON = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
         ({**SLURM, **OPENMPI}, World(5, 8, 1, 4, "openmpi")),
     ],
 )
-def test_detect(env: dict[str, str], world: World) -> None:
+def test_the_launcher_is_detected_from_the_environment(env: dict[str, str], world: World) -> None:
     assert detect(env) == world
 
 

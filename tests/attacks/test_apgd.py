@@ -1,4 +1,4 @@
-"""APGD: its checkpoints are the paper's, and it climbs at least as far as PGD."""
+"""APGD has the checkpoints of the paper, and raises the loss at least as far as PGD."""
 
 import pytest
 import torch
@@ -24,12 +24,12 @@ def test_it_climbs_at_least_as_far_as_pgd(kind: str) -> None:
     ball = attacks.Ball(eps, kind)
     fixed = loss(model(attacks.pgd(model, images, None, z, ball, loss=loss, steps=20)), z)
     own = loss(model(attacks.apgd(model, images, None, z, ball, loss=loss, steps=20)), z)
-    # One galaxy may end in another maximum; on average the step sizes pay.
+    # A single galaxy may end in another maximum; on average the adaptive step sizes raise the loss further.
     assert own.mean() >= fixed.mean() and (own > fixed - 0.02 * fixed.abs()).all()
 
 
 def test_it_finds_a_maximum_inside_the_ball() -> None:
-    """A signed step of fixed size circles around it: APGD halves the step until it is there."""
+    """PGD's steps of fixed size circle around a maximum; APGD halves its step until it gets there."""
     g = torch.Generator().manual_seed(1)
     peak = 0.3 * (2 * torch.rand(4, 3, 8, 8, generator=g) - 1)
     images, eps = torch.zeros(4, 3, 8, 8), torch.ones(3)
@@ -77,7 +77,7 @@ def test_more_restarts_are_never_worse() -> None:
     assert (four >= one - 1e-6).all() and (four > one + 1e-4).any()
 
 
-def test_an_object_at_its_end_stays_there() -> None:
+def test_an_object_that_meets_the_stop_condition_stays() -> None:
     model, images, z = conv_problem(12)
     loss, eps, stop = attacks.cross_entropy(BINS), torch.full((3,), 0.5), attacks.outlier(BINS)
     free = attacks.apgd(model, images, None, z, eps, loss=loss, steps=20)
@@ -88,7 +88,7 @@ def test_an_object_at_its_end_stays_there() -> None:
 
 
 def published(model: nn.Module, images: Tensor, z: Tensor, eps: Tensor, steps: int) -> Tensor:
-    """Algorithm 1 of the paper, an object at a time: all images it visits, (steps + 1, N, B, H, W)."""
+    """All images that Algorithm 1 of the paper visits, (steps + 1, N, B, H, W), one object at a time."""
     loss, radius = attacks.cross_entropy(BINS), eps[:, None, None]
     seen = []
     for k in range(len(images)):
@@ -126,12 +126,12 @@ def published(model: nn.Module, images: Tensor, z: Tensor, eps: Tensor, steps: i
     return torch.stack(seen, 1)
 
 
-def test_it_visits_what_the_published_algorithm_visits() -> None:
+def test_it_visits_the_images_of_the_published_algorithm() -> None:
     model, images, z = conv_problem(8)
     eps, steps, visited = torch.tensor([0.5, 1.0, 2.0]), 30, list[Tensor]()
     with model.register_forward_pre_hook(lambda module, given: visited.append(given[0].detach())):
         attacks.apgd(model, images, None, z, eps, loss=attacks.cross_entropy(BINS), steps=steps)
     ours, theirs = torch.stack(visited), published(model, images, z, eps, steps)
     assert ours.shape == theirs.shape
-    # Rounding turns a sign only where the gradient is ~0; a rule that differed would move whole images.
+    # Rounding changes a sign only where the gradient is ~0; a different rule would move whole images.
     assert ((ours - theirs).abs() < 1e-4).float().mean() > 0.99

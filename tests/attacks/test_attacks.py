@@ -1,4 +1,4 @@
-"""Attacks on any model: they climb, stay in the ball, and leave no trace in the model."""
+"""Attacks raise the loss of any model, stay in the ball, and leave the model unchanged."""
 
 from collections.abc import Callable
 from typing import Any

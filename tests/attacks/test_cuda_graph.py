@@ -73,7 +73,7 @@ def compute(precision: torch.dtype | None) -> ComputeOptions:
         ("compact", {"ball": "flux", "target": "shift", "target_value": 0.1, "stop": 0.01}),
     ],
 )
-def test_the_passes_of_a_step(
+def test_a_training_step_can_be_captured(
     monkeypatch: pytest.MonkeyPatch,
     network: str,
     options: dict[str, Any],
@@ -153,12 +153,12 @@ def test_attacks(monkeypatch: pytest.MonkeyPatch, kind: str, ball: str, loss: An
         lambda x: torch.tensor([1.0, 2.0], device="cuda"),
     ],
 )
-def test_what_may_not_be_captured_is_seen(monkeypatch: pytest.MonkeyPatch, forbidden: Any) -> None:
+def test_forbidden_operations_are_detected(monkeypatch: pytest.MonkeyPatch, forbidden: Any) -> None:
     with fake_gpu(monkeypatch):
         x = torch.rand(8, device="cuda")
         try:
             with Watch() as watch:
                 forbidden(x)
-        except Exception as error:  # of a size that only the device knows
+        except Exception as error:  # the size of the result is known on the device alone
             assert "fake" in f"{type(error)} {error}".lower() or "DataDependent" in type(error).__name__
     assert watch.found

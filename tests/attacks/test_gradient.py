@@ -1,4 +1,4 @@
-"""What an attack costs and leaves behind: no parameter gradient, no collective, no host synchronisation."""
+"""Attacks compute no parameter gradient, call no collective and never make the host wait."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ SCALE = (0.1,) * 5
 
 
 class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Everything that reaches the dispatcher, by name; of convolutions, whether weights get a gradient."""
+    """Records the names of all operators, and how many convolutions compute a gradient of their weights."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -64,12 +64,14 @@ def test_no_parameter_gradient_is_computed(name: str, network: str) -> None:
         EVERY[name](model, *five_bands())
     layers = 4 if network == "compact" else 3
     assert seen.convolutions == layers * (1 if name == "fgsm" else 3) and seen.weight_gradients == 0
-    assert "aten::_prelu_kernel_backward" not in seen.names  # which would compute the slopes' too
+    assert (
+        "aten::_prelu_kernel_backward" not in seen.names
+    )  # it would also compute the gradient of the slopes
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_ddp_sees_nothing_of_an_attack(name: str, tmp_path: Path) -> None:
+def test_an_attack_on_a_ddp_model_calls_no_collective(name: str, tmp_path: Path) -> None:
     model, images, ebv, z, eps = batch_norm_problem()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -88,7 +90,7 @@ def test_ddp_sees_nothing_of_an_attack(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [None, attacks.outlier(BINS)])
 @pytest.mark.parametrize("name", ["pgd", "l2", "flux", "apgd", "minimal"])
 def test_the_host_never_waits_for_a_gpu(name: str, stop: attacks.Condition | None) -> None:
-    """Run on tensors that have shapes and no data, and are on no CPU: a look at a value raises an error."""
+    """Runs on meta tensors, which have shapes but no data: reading a value raises an error."""
     loop = apgd_loop("linf", 4, 2, stop=stop)
     if name != "apgd":
         loop = pgd_loop("linf" if name == "pgd" else name, 3, 2, best=True, stop=stop)
@@ -121,7 +123,7 @@ def test_bfloat16_weights_are_cast_once_and_the_model_keeps_its_own() -> None:
     model.eval()
     loss = [LOSS(model(x, ebv), z) for x in (images, adv, full)]
     assert ((loss[1] - loss[0]) > 0.9 * (loss[2] - loss[0])).all()
-    # The last dense layer's weights, 20 x 1024, are the largest thing cast: once, not at every step.
+    # Weights are cast once, not at every step; the largest are the last dense layer's, 20 x 1024.
     casts = sum(name == "aten::_to_copy" for name in seen.names)
     with Dispatched() as more:
         attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=8, passes=passes)
@@ -138,7 +140,7 @@ def test_a_compiled_model_gives_the_same_attack() -> None:
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=2, passes=attacks.Passes(compiled=True))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "compiled twice"
-    # Sums are ordered otherwise: a sign may flip where the gradient is ~0.
+    # Compiled sums have another order: a sign may flip where the gradient is ~0.
     assert (plain == compiled).float().mean() > 0.999
 
 
@@ -155,7 +157,7 @@ def test_a_graph_replays_the_attack_on_new_images(kind: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_graph_sees_weights_that_were_trained_on() -> None:
+def test_a_graph_uses_updated_weights() -> None:
     model = build(Model(bins=20, width=8), stamp=16, scale=SCALE).cuda()
     images, ebv, z, eps = (t.cuda() for t in five_bands(8))
     passes = attacks.Passes(autocast=torch.bfloat16)

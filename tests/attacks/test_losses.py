@@ -1,4 +1,4 @@
-"""What attacks raise: the losses are what their names say, and have gradients to climb."""
+"""The losses that attacks raise have the values of their definitions, and useful gradients."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def test_margin_is_positive_where_another_bin_wins_and_does_not_feel_the_scale()
 
 
 @pytest.mark.parametrize("name", losses.redshift_losses)
-def test_every_loss_is_one_number_an_object_with_a_gradient(name: str) -> None:
+def test_every_loss_is_one_number_per_object_with_a_gradient(name: str) -> None:
     logits, z = some()
     logits.requires_grad_()
     loss = losses.redshift_losses[name](BINS)(logits, z)
@@ -58,7 +58,7 @@ def test_two_bins_have_a_margin_to_climb() -> None:
     assert grad.tolist() == [[-1.0, 1.0]]
 
 
-def test_a_target_turns_the_loss_round() -> None:
+def test_a_target_negates_the_loss() -> None:
     logits, z = some()
     wanted = losses.moved_by(z, 0.1, BINS)
     inside = wanted < BINS.z_max - BINS.width
@@ -67,7 +67,7 @@ def test_a_target_turns_the_loss_round() -> None:
     assert torch.equal(losses.toward(losses.shift(BINS))(logits, wanted), -losses.shift(BINS)(logits, wanted))
 
 
-def test_ends_are_those_of_the_field() -> None:
+def test_outliers_and_reached_targets_are_those_of_the_field() -> None:
     z = torch.tensor([0.1, 0.1])
     logits = torch.full((2, BINS.n), -100.0)
     logits[0, 7], logits[1, 8] = 100.0, 100.0  # <z> of 0.15 and 0.17: 0.045 and 0.064 in units of 1 + z
@@ -75,7 +75,7 @@ def test_ends_are_those_of_the_field() -> None:
     assert losses.reached(BINS, within=0.05)(logits, z).tolist() == [True, False]
 
 
-def test_class_numbers_are_labels_too() -> None:
+def test_class_numbers_are_accepted_as_labels() -> None:
     logits, z = some()
     ours = losses.cross_entropy()(logits, BINS.index(z))
     assert torch.equal(ours, losses.cross_entropy(BINS)(logits, z))
@@ -95,7 +95,7 @@ REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The types of all floating-point results."""
+    """Records the types of all floating-point results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -110,7 +110,7 @@ class Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize("name", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_changes_no_number_over_the_bins(name: str, dtype: torch.dtype) -> None:
-    """As inside an attack: bfloat16 has steps of 0.001 to 0.002 in <z>, more than the bias of a survey."""
+    """Attacks run under autocast: bfloat16 would round <z> to 0.001 to 0.002, more than a survey's bias."""
     logits, z = some()
     logits = logits.to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16), Types() as types:

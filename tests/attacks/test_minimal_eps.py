@@ -1,4 +1,4 @@
-"""The minimal epsilon: the analytic one of a linear model, zero and infinite where it should be."""
+"""The minimal epsilon has the analytic value for a linear model, zero and infinity included."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from tests.helpers.attack_problems import conv_problem
 from tests.helpers.networks import BINS
 
 
-def test_of_a_linear_model_it_is_the_analytic_one() -> None:
+def test_minimal_eps_of_a_linear_model_is_the_analytic_one() -> None:
     g = torch.Generator().manual_seed(2)
     weight, images = torch.randn(3, 8, 8, generator=g), torch.randn(40, 3, 8, 8, generator=g)
     unit = torch.tensor([0.5, 1.0, 2.0])
@@ -40,8 +40,8 @@ def test_of_a_linear_model_it_is_the_analytic_one() -> None:
     assert torch.equal(adv[~reaching], images[~reaching])
 
 
-def test_what_one_loss_does_not_reach_another_may() -> None:
-    """A galaxy near the lower end, driven further down: an outlier only the other way."""
+def test_another_loss_may_reach_what_the_first_does_not() -> None:
+    """A galaxy near the lower end of the bins becomes an outlier only when its redshift is raised."""
     g = torch.Generator().manual_seed(3)
     weight, images, unit = torch.randn(3, 8, 8, generator=g), torch.zeros(8, 3, 8, 8), torch.ones(3)
 
@@ -62,11 +62,11 @@ def test_what_one_loss_does_not_reach_another_may() -> None:
     alone, _ = attacks.minimal_eps(*given, loss=down, reach=reach)
     assert torch.isinf(alone).all()
     both, adv = attacks.minimal_eps(*given, loss=down, reach=reach, others=(up,))
-    # Found at the greatest ball by the other loss; smaller ones begin from there, drawn in.
+    # The other loss reaches it in the largest ball; smaller balls start from that image, projected.
     assert (both > 0.499).all() and (both < 0.515).all() and reach(model(adv), images).all()
 
 
-def test_of_a_curved_model_the_images_found_do_what_was_asked() -> None:
+def test_the_images_found_on_a_nonlinear_model_reach_the_condition() -> None:
     model, images, z = conv_problem(20)
     reach = attacks.outlier(BINS)
     multiple, adv = attacks.minimal_eps(

@@ -19,7 +19,7 @@ def test_pgd_of_a_linear_loss_is_the_analytic_optimum_in_every_ball() -> None:
     def model(x: Tensor) -> Tensor:
         return (x * weight).sum((1, 2, 3))[:, None]
 
-    # The maximum of a linear function: at the corner; along the gradient; half of the pixels up, half down.
+    # The maximum of a linear function: a corner; along the gradient; half of the pixels up, half down.
     centred = weight - weight.flatten(1).median(1).values[:, None, None]
     best = {
         "linf": (eps[:, None, None] * weight.abs()).sum(),
@@ -62,7 +62,7 @@ def test_a_nan_gradient_does_not_become_a_nan_image() -> None:
         assert adv.isfinite().all()
 
 
-def test_some_objects_at_a_time_are_the_same_attack() -> None:
+def test_batches_of_some_objects_give_the_same_attack() -> None:
     model, images, z = conv_problem(11)
     eps = torch.full((3,), 0.2)
     whole, parts = (
@@ -103,7 +103,7 @@ def test_more_restarts_are_never_worse() -> None:
     assert (five >= one - 1e-6).all() and (five > one + 1e-4).any()
 
 
-def test_an_object_at_its_end_stays_as_it_is_and_costs_nothing_more() -> None:
+def test_an_object_that_meets_the_stop_condition_is_not_attacked_further() -> None:
     model, images, z = conv_problem(16)
     rows = []
     model.register_forward_hook(lambda module, given, out: rows.append(len(out)))
@@ -112,7 +112,7 @@ def test_an_object_at_its_end_stays_as_it_is_and_costs_nothing_more() -> None:
     assert rows[0] == 16 and rows == sorted(rows, reverse=True) and rows[-1] < 16
     clean = stop(model(images), z)
     assert clean.any() and torch.equal(adv[clean], images[clean])
-    # Those that became outliers on the way left the attack at once: they moved less than the rest.
+    # Objects that became outliers left the attack at once, so they moved less than the rest.
     done = stop(model(adv), z) & ~clean
     moved = (adv - images).abs().mean((1, 2, 3))
     assert done.any() and (~(done | clean)).any()

@@ -34,7 +34,7 @@ LOSS = attacks.cross_entropy(BINS)
         ({"eps": torch.tensor(3e38), "steps": 1}, "step of the attack inf: must be finite"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(given: dict[str, Any], said: str) -> None:
+def test_arguments_that_contradict_each_other_are_refused(given: dict[str, Any], said: str) -> None:
     model, images, ebv, z, eps = batch_norm_problem()
     whole: dict[str, Any] = {"model": model, "images": images, "ebv": ebv, "z": z, "eps": eps, "loss": LOSS}
     with pytest.raises(ValueError, match=said):
@@ -68,7 +68,7 @@ def test_every_attack_refuses_a_ball_without_a_radius(eps: float) -> None:
         (lambda logits: None, "a NoneType"),
     ],
 )
-def test_a_model_that_returns_no_tensor_is_told_so(
+def test_a_model_that_returns_no_tensor_is_refused(
     outputs: Callable[[torch.Tensor], object], said: str
 ) -> None:
     model, images, ebv, z, eps = batch_norm_problem()

@@ -1,4 +1,4 @@
-"""Attacks as objects: the same images as the functions give."""
+"""Attack objects give the same images as the functions."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.helpers.attack_problems import batch_norm_problem, conv_problem
 from tests.helpers.networks import BINS
 
 
-def test_they_give_what_the_functions_give() -> None:
+def test_attack_objects_give_the_images_of_the_functions() -> None:
     model, images, ebv, z, eps = batch_norm_problem()
     loss = attacks.cross_entropy(BINS)
     given: dict[str, Any] = {"loss": loss, "passes": attacks.Passes(rows=4)}

@@ -1,4 +1,4 @@
-"""The benchmark of attacks: which rivals there are on a device, and what their precision is compared with."""
+"""The benchmark of attacks: the rivals on each device, and the precision they are compared in."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def task() -> Task:
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, device: str, precision: str, task: Task) -> dict[str, Any]:
-    """Options of our attacks by name, on a device that need not be there."""
+    """Options of our attacks by name, on a device that this machine may lack."""
     monkeypatch.setattr(module, "DEVICE", torch.device(device))
     monkeypatch.setattr(Task, "attack", lambda self, **options: options)
     return dict(variants(task, precision))
@@ -54,13 +54,13 @@ def test_on_a_gpu_every_fused_form_runs(monkeypatch: pytest.MonkeyPatch, task: T
     assert found["ours_fp32"]["passes"].tf32 is False and found["ours"]["passes"].tf32 == (
         precision == "tf32"
     )
-    # What a peer's precision is compared with is there, under its name or another.
+    # Our attack in the precision of each peer exists, under its own name or an alias.
     for library in module.LIBRARIES:
         plain = f"ours_{precision_of(library, precision)}"
         assert plain in found or aliases(precision)[plain] in found
 
 
-def test_a_peer_that_fails_takes_nothing_from_the_others(
+def test_a_peer_that_fails_leaves_the_others_their_figures(
     monkeypatch: pytest.MonkeyPatch, task: Task, tmp_path: Path
 ) -> None:
     class Quick:

@@ -1,4 +1,4 @@
-"""The benchmark of kernels: what it counts, and that a GPU's time is not the host's."""
+"""The benchmark of kernels counts bytes, and times a GPU rather than the host."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def test_a_tensor_that_is_given_twice_is_read_once() -> None:
     assert Problem("momentum", (), (x, x, torch.ones_like(x)), x).bytes == 3 * x.nbytes
 
 
-def test_inputs_are_what_the_counts_say() -> None:
+def test_inputs_have_the_size_that_the_counts_assume() -> None:
     i = Inputs.drawn(6, CPU)
     assert i.previous.data_ptr() != i.x0.data_ptr() and not torch.equal(i.previous, i.x0)
     assert int((i.loss > i.worse).sum()) == 3, "select copies half of the objects"

@@ -1,4 +1,4 @@
-"""The benchmark of options: a rival's memory is its own, and one that fails takes nothing from the others."""
+"""The benchmark of options: peak memory is that of one rival; a failing rival leaves the others alone."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ CUDA = torch.device("cuda")
 
 
 class Memory:
-    """A GPU's memory, as torch counts it."""
+    """Stands in for torch's counters of a GPU's memory."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.peak = 0.0
@@ -29,13 +29,13 @@ class Memory:
         self.peak = self.now
 
     def use(self, kept: float, during: float) -> None:
-        """Take so much (bytes), more meanwhile, and keep some."""
+        """A training step: allocates `during` bytes at its peak and keeps `kept` bytes."""
         self.peak = max(self.peak, self.now + during)
         self.now += kept
 
 
 @pytest.mark.parametrize("how", [*bench_options.ON_GPU.values(), *bench_options.EVERYWHERE.values()])
-def test_every_rival_is_a_configuration_that_training_takes(how: dict[str, object]) -> None:
+def test_every_rival_is_a_valid_training_configuration(how: dict[str, object]) -> None:
     usual: dict[str, object] = {"precision": "tf32", "compiled": "off", "graphs": "off"}
     found = bench_options.configured("inception", {**usual, **how}, 0.5, 10)
     options = {**found.overlap.model_dump(), **found.compute.model_dump()}

@@ -1,4 +1,4 @@
-"""The benchmark of training: runs in turn, without the one that fails; ours as it comes, beside float32."""
+"""The benchmark of training: runs take turns, a failing one is left out, and ours also runs in float32."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def broken() -> Rate:
     raise RuntimeError("the loss is nan")
 
 
-def test_a_run_that_fails_takes_nothing_from_the_others(tmp_path: Path) -> None:
+def test_a_run_that_fails_leaves_the_others_their_figures(tmp_path: Path) -> None:
     benchmark = Benchmark("step", tmp_path / "step.json")
     runs = {"peer": run(2), "ours": run(7), "ours_fp32": broken, "peer_tuned": run(3)}
     found = bench_step.take_turns("compact", runs, 3, benchmark)
@@ -85,8 +85,8 @@ def test_without_the_peer_ours_is_measured(
     assert record["figures"]["ratio_peer_loop"] is None and "make peers" in capsys.readouterr().out
 
 
-def test_a_program_is_told_to_stop_when_it_has_said_enough(tmp_path: Path) -> None:
-    """As a run of ours, which is planned for many epochs: auto must not take it for a short one."""
+def test_a_program_is_stopped_after_enough_steps(tmp_path: Path) -> None:
+    """Our runs are planned for many epochs, so that `auto` does not see a short run, and then stopped."""
     script, lines = tmp_path / "run.py", tmp_path / "metrics.jsonl"
     script.write_text(
         "import signal, sys\n"

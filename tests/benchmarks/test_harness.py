@@ -1,4 +1,4 @@
-"""Benchmarks: one rival that fails, or too little time, takes nothing from the others."""
+"""A rival that fails, or for which there is no time, leaves the others their figures."""
 
 import json
 from pathlib import Path
@@ -35,14 +35,14 @@ def test_without_a_benchmark_a_failure_is_raised() -> None:
         in_turn({"broken": broken}, 1)
 
 
-def test_a_benchmark_that_is_killed_leaves_what_it_had(tmp_path: Path) -> None:
+def test_a_benchmark_that_is_killed_leaves_its_figures(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     benchmark = Benchmark("any", path)
     benchmark.add(first=1)
     assert json.loads(path.read_text())["figures"] == {"first": 1}
 
 
-def test_a_quick_benchmark_begins_nothing_late(
+def test_a_quick_benchmark_starts_no_rival_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0

@@ -1,4 +1,4 @@
-"""The scaling model: what must hold of any machine, and that fits find what made the times."""
+"""The scaling model: properties that hold for any machine, and fits that recover known parameters."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def test_an_attack_multiplies_compute_by_the_law_and_leaves_the_all_reduce(
     for p in (1, 8, 512):
         more = step_s(a, p, batch, attack) - step_s(a, p, batch, clean)
         one = step_s(a, 1, batch, attack) - step_s(a, 1, batch, clean)
-        # The same with ranks as without: differences of steps lose digits to the all-reduce they share.
+        # Equal with and without ranks; differences of steps lose digits to the all-reduce in both.
         assert more == pytest.approx(one, rel=1e-6, abs=1e-9 * step_s(a, p, batch, attack))
 
 
@@ -90,14 +90,14 @@ def test_levels_and_trees_never_cost_more_than_one_slow_ring(a: Assumptions, ran
         assert allreduce_s(replace(trees, node=Quantity(8, "", "")), ranks, size) < ring
 
 
-def test_a_tree_is_taken_for_small_messages_among_many() -> None:
+def test_a_tree_is_chosen_for_small_messages_among_many_ranks() -> None:
     trees = replace(core(1, 0, 1, 1e-5, 1e-9), trees=Quantity(1, "0 or 1", "test"))
     assert allreduce_s(trees, 1024, 8) == pytest.approx(2 * 10 * 1e-5, rel=1e-2)  # 8 bytes take 2e-8 s
     assert allreduce_s(trees, 2, 2**27) == pytest.approx(ring_s(2, 2**27, 1e-5, 1e-9))
 
 
 @given(st.floats(1e-7, 1e-3), st.floats(1e-12, 1e-7))
-def test_the_ring_fit_finds_what_made_the_times(alpha: float, beta: float) -> None:
+def test_the_ring_fit_recovers_the_parameters(alpha: float, beta: float) -> None:
     sizes = [2 ** (12 + 3 * k) for k in range(6)]
     points = [Point(p, n, ring_s(p, n, alpha, beta)) for p in (2, 4) for n in sizes]
     found = fit_ring(points)
@@ -107,7 +107,7 @@ def test_the_ring_fit_finds_what_made_the_times(alpha: float, beta: float) -> No
 
 
 def test_the_ring_fit_weighs_small_messages_as_large_ones_and_stays_physical() -> None:
-    # 10 % on the largest message alone: absolute residuals would move alpha (1e-5 s) by thousands of it.
+    # 10 % on the largest message alone: a fit of absolute residuals would move alpha (1e-5 s) a thousandfold.
     points = [
         Point(2, n, ring_s(2, n, 1e-5, 1e-9) * (1.1 if n == 2**27 else 1))
         for n in (2**12, 2**15, 2**24, 2**27)
@@ -155,7 +155,7 @@ def test_a_backward_pass_hides_all_but_one_bucket() -> None:
     assert exposed_s(replace(a, overlap=Quantity(0, "", "test")), 4, 10**6) == pytest.approx(whole)
 
 
-def test_the_slowest_of_many_ranks_is_late() -> None:
+def test_many_ranks_wait_for_the_slowest() -> None:
     a = core(1, 0, 1, 0, 0)  # nothing to wait for but the slowest
     late = replace(a, jitter=Quantity(0.01, "", "test"))
     assert step_s(late, 1, 1, ATTACKS["clean"]) == step_s(a, 1, 1, ATTACKS["clean"])

@@ -1,4 +1,4 @@
-"""The readers that bench_stream compares deliver the objects that are on disk."""
+"""The readers that bench_stream compares yield the objects on disk."""
 
 from pathlib import Path
 from typing import Any

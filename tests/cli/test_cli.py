@@ -1,4 +1,4 @@
-"""The command line: any bad input is one clear line, exit status 2, and leaves nothing that looks done."""
+"""The command line: any bad input gives one clear line and exit status 2, and leaves no finished output."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_unknown_configuration_key(dataset: Path, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "run").exists()
 
 
-def test_unusable_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["simulat"], "simulat: unknown command (did you mean simulate?); valid: simulate, ingest")
     fails(capsys, ["ingest", "tabel"], "tabel: unknown command (did you mean table?); valid: sdss-frames")
     fails(capsys, ["simulate", "/tmp/x", "--n", "ten"], "invalid int value: 'ten'")
@@ -48,7 +48,7 @@ def test_an_unknown_option_is_named_before_what_is_missing(
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0.0004", "much", "-1"])
-def test_memory_that_cannot_be(value: str, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_memory_is_refused(value: str, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["launch", "slurm", "--dry-run", "--mem-gb", value, "--", "train", "standard"]
     fails(capsys, [*words, "--data", dataset, "--out", "run"], f"argument --mem-gb: {value}: must be ")
 

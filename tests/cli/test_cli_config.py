@@ -1,4 +1,4 @@
-"""The command `config`: a complete commented configuration to start from, made of a recipe or an old file."""
+"""The command `config` prints a complete commented configuration from a recipe or an old file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Datasets on the command line: damage is reported in one clear line and leaves nothing that looks done."""
+"""Datasets on the command line: damage is reported in one clear line and leaves no finished output."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_unreadable_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not (tmp_path / "d" / "manifest.json").exists()
 
 
-def test_inspect_tells_what_is_there(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_describes_the_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(dataset), "--verify", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["rows"], facts["shards"], facts["bands"], facts["verified"]) == (75, 3, list("ugriz"), True)

@@ -115,7 +115,7 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         (["--precision", "fp16"], "invalid choice: 'fp16'"),
     ],
 )
-def test_options_of_an_attack_that_cannot_be(
+def test_impossible_options_of_attack_are_refused(
     run: Path,
     dataset: Path,
     tmp_path: Path,
@@ -129,7 +129,7 @@ def test_options_of_an_attack_that_cannot_be(
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
 @pytest.mark.parametrize("command", ["attack", "evaluate"])
-def test_what_stands_in_for_an_unknown_redshift_is_said_once(
+def test_the_substitute_for_an_unknown_redshift_is_reported_once(
     command: str, run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stamps = make_stamps(20, seed=3)
@@ -157,7 +157,7 @@ def test_what_stands_in_for_an_unknown_redshift_is_said_once(
         (["--restarts", "0"], "--restarts: 0: Input should be greater"),
     ],
 )
-def test_options_of_an_evaluation_that_cannot_be(
+def test_impossible_options_of_evaluate_are_refused(
     run: Path,
     dataset: Path,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""--part and --where of evaluate, attack and predict: the right objects, in number, and on record."""
+"""--part and --where of evaluate, attack and predict select the right objects, and are recorded."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def command(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, a run with a test part, one without."""
+    """A folder of a dataset, a run with a test part and a run without."""
     base = tmp_path_factory.mktemp("subset")
     data = make_dataset(base / "set", n=N, shard_rows=120)
     assert command("train", "standard", "--data", data, "--out", base / "split", *TINY, *WORDS) == 0
@@ -41,7 +41,7 @@ def read(data: Path) -> Stamps:
 
 
 def meant(data: Path, part: str, low: bool) -> npt.NDArray[np.int64]:
-    """Ids of a part, of those of low redshift where asked, in stored order."""
+    """Ids of the objects of a part, in stored order; of low redshift only where asked."""
     content = read(data)
     keep = np.ones(N, np.bool_)
     if part != "all":
@@ -112,7 +112,7 @@ def test_the_neighbours_are_given_the_same_objects_and_come_from_the_training_pa
     assert command(*words, "--part", "test", "--where", PREDICATE, "--limit", 21) == 0
     tree = json.loads((tmp_path / "summary.json").read_text())
     assert tree["knn_colours"]["n"] == tree["split"]["clean"]["n"] == tree["data"]["objects"] == 21
-    # What selects the objects to measure does not select the neighbours: networks trained on all redshifts.
+    # --where selects the objects to measure but not the neighbours: the networks trained on all redshifts.
     assert tree["knn_colours"]["n_train"] == len(meant(data, "train", low=False))
     fails(capsys, words, "300 of its objects are in")
 
@@ -135,7 +135,7 @@ def test_the_neighbours_meet_the_predicate_of_the_training(
 
 
 @pytest.mark.parametrize("name", ["evaluate", "attack", "predict"])
-def test_nothing_meant_is_one_line_and_leaves_nothing(
+def test_an_empty_selection_is_one_line_and_leaves_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     out = tmp_path / ("out.hdf5" if name == "predict" else "out")
@@ -173,7 +173,7 @@ def test_a_run_is_told_from_the_dataset_it_was_trained_on(
     assert warnings("--data", folder / "set", "--part", "test") == warnings("--data", other) == []
 
 
-def test_a_part_is_that_of_the_run_its_predicate_included(folder: Path, tmp_path: Path) -> None:
+def test_a_part_includes_the_predicate_of_the_run(folder: Path, tmp_path: Path) -> None:
     data, run = folder / "set", tmp_path / "run"
     assert (
         command("train", "standard", "--data", data, "--out", run, *TINY, *WORDS, "--where", PREDICATE) == 0

@@ -1,4 +1,4 @@
-"""Capture of CUDA graphs, on a stand-in for torch's."""
+"""Capture of CUDA graphs, with a stand-in for torch.cuda."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +13,7 @@ from hpcphotoz.compute.capture import _capture_stream, capture
 
 
 def test_a_capture_lets_other_threads_call_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that copies batches does: in the default mode its calls would end the capture."""
+    """The thread that copies batches calls CUDA: in the default mode its calls would end the capture."""
     captures: list[dict[str, Any]] = []
     made = mock.Mock(return_value=SimpleNamespace(wait_stream=lambda other: None))
 
@@ -33,5 +33,5 @@ def test_a_capture_lets_other_threads_call_cuda(monkeypatch: pytest.MonkeyPatch)
     replay, out = capture(lambda: calls.append(1), torch.device("cuda"))
     assert captures == [{"stream": stream, "capture_error_mode": "thread_local"}] and len(calls) == 4
     capture(lambda: None, torch.device("cuda"))
-    assert made.call_count == 1, "torch has 32 streams and gives them out in turns"
+    assert made.call_count == 1, "torch hands out 32 streams in turns"
     _capture_stream.cache_clear()

@@ -1,4 +1,4 @@
-"""Where code that torch.compile made is kept."""
+"""Where compiled code is cached."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from hpcphotoz.compute.compiler import compiled
 def test_compiled_code_is_kept_in_the_users_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Below /tmp, where Inductor keeps it by default, a batch job finds nothing of the one before."""
+    """Inductor's default is below /tmp, where a batch job finds nothing of the job before."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", "/somewhere/else")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

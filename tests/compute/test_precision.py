@@ -9,7 +9,7 @@ from tests.helpers.training.steps import CPU
 GPU = torch.device("cuda", 0)
 
 
-def test_tf32_is_what_is_asked_for_in_convolutions_and_matrix_products_and_is_put_back() -> None:
+def test_tf32_is_set_for_convolutions_and_matrix_products_and_restored() -> None:
     def flags() -> tuple[bool, bool]:
         return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 

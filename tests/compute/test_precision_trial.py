@@ -1,4 +1,4 @@
-"""Timed trials of precisions, and what they decide."""
+"""Timed trials choose the precision."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 def test_bfloat16_without_units_is_measured_to_be_slow() -> None:
-    """As on AVX2 alone: oneDNN kept from its units takes 8 to 10 times as long."""
+    """oneDNN limited to AVX2 takes 8 to 10 times as long."""
     code = "from hpcphotoz.compute.precision_trial import bfloat16_speedup; print(bfloat16_speedup())"
     weak = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     found = subprocess.run(
@@ -54,7 +54,7 @@ def test_only_slow_bfloat16_is_warned_of() -> None:
     assert bf16_warning("bf16", 2.0) is None and bf16_warning("fp32", 0.1) is None
 
 
-def test_attacks_too_take_the_quickest_precision_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attacks_use_the_quickest_precision_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     net, shape = nn.Linear(1, 1), (512, 5, 64, 64)
     monkeypatch.setattr(precision_trial, "bfloat16_speedup", lambda: 0.125)
     found, said = precision_of_attacks("auto", net, "cpu", shape)

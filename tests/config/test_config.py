@@ -58,7 +58,7 @@ def test_unknown_override_lists_the_valid_ones() -> None:
         config.load("standard", {"attack.epsilon": "1"})
 
 
-def test_a_file_without_an_end_is_refused() -> None:
+def test_an_endless_file_is_refused() -> None:
     with pytest.raises(BadInput, match="/dev/zero: more than 1048576 characters"):
         config.load("/dev/zero")
 
@@ -84,7 +84,7 @@ def test_a_boolean_is_no_number(key: str, value: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["data.block_rows", "run.global_batch", "model.bins"])
-def test_a_count_has_an_end(key: str) -> None:
+def test_a_count_has_an_upper_limit(key: str) -> None:
     with pytest.raises(BadInput, match=f"--{key} 1000000000000000000: want less than 2\\^31"):
         config.load("standard", {key: str(10**18)})
 
@@ -104,7 +104,7 @@ def test_a_number_that_float32_cannot_hold_is_refused(key: str) -> None:
         config.load("adversarial", {**others, key: "1e39"})
 
 
-def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes("\ufeff[run]\nepochs = 3\n".encode())
     assert config.load(str(tmp_path / "c.toml")).run.epochs == 3
 
@@ -112,13 +112,13 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["a = " + 5000 * "[" + 5000 * "]", "a = " + 5000 * "9", 5000 * "a." + "a = 1"]
 )
-def test_what_no_parser_takes_is_one_line(text: str, tmp_path: Path) -> None:
+def test_unparsable_text_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(BadInput, match=r"c\.toml: (nested too deeply|not TOML|unknown key)"):
         config.load(str(tmp_path / "c.toml"))
 
 
-def test_an_unknown_name_brings_the_nearest_one(tmp_path: Path) -> None:
+def test_an_unknown_name_suggests_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("[run]\nepoch = 3\n")
     with pytest.raises(BadInput, match=r"unknown key 'run.epoch' \(did you mean run.epochs\?\); valid"):
         config.load(str(tmp_path / "c.toml"))

@@ -33,6 +33,6 @@ from hpcphotoz.errors import BadInput
         ({"attackers": "some"}, "want auto, or the number of ranks that attack"),
     ],
 )
-def test_options_that_do_not_belong_together(options: dict[str, Any], said: str) -> None:
+def test_contradicting_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         configure("test", **options)

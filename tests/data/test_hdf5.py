@@ -1,4 +1,4 @@
-"""Foreign HDF5 files: data in other files, data that expand too far and special types are refused."""
+"""Foreign HDF5 files: links to other files, oversized decompression and special types are refused."""
 
 import json
 import tracemalloc
@@ -32,7 +32,7 @@ Change = Callable[[h5py.File, Path], Any]
 
 
 def write(path: Path, change: Change | None = None, **options: Any) -> None:
-    """A shard as users write them, then changed."""
+    """A shard that h5py writes with these options, then changed."""
     stamps = make_stamps(N)
     with h5py.File(path, "w") as file:
         file.attrs.update(bands=list("ugriz"), pixel_scale=0.396)
@@ -186,7 +186,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_what_is_no_plain_array_of_this_file_is_refused_by_every_reader(
+def test_every_reader_refuses_data_that_are_no_plain_array_of_the_file(
     tmp_path: Path, kind: str, reader: str
 ) -> None:
     change, says = HOSTILE[kind]
@@ -213,7 +213,7 @@ def test_ingest_follows_no_link_either(tmp_path: Path, kind: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_no_more_is_expanded_than_a_chunk_holds() -> None:
+def test_decompression_stops_at_the_size_of_a_chunk() -> None:
     raw, size = zlib.compress(bytes(64 << 20), 9), 100_000
     tracemalloc.start()
     with pytest.raises(ValueError, match="more bytes instead of 100000"):
@@ -266,7 +266,7 @@ def test_whatever_h5py_writes_is_read_as_h5py_reads_it(
 def test_fletcher32_is_that_of_hdf5(
     tmp_path_factory: pytest.TempPathFactory, size: int, seed: int, ones: bool
 ) -> None:
-    """Also for an odd number of bytes, and with all bits set, where a sum is 0xffff and not 0."""
+    """Also for an odd number of bytes, and with all bits set, where a sum is 0xffff instead of 0."""
     values = np.random.default_rng(seed).integers(0, 256, size).astype(np.uint8)
     values = np.full(size, 255, np.uint8) if ones else values
     path = tmp_path_factory.mktemp("any") / "a.h5"

@@ -1,4 +1,4 @@
-"""The order of objects: a bijection, exactly once, the same for any number of ranks."""
+"""The order of objects is a bijection, and the same for any number of ranks."""
 
 import math
 from collections import Counter
@@ -53,7 +53,7 @@ def batches(windows: Iterator[order.WindowOrder], size: int) -> dict[int, list[P
 
 
 def every(keep: float, seed: int) -> order.BlockFilter:
-    """A subset that depends on the object alone."""
+    """A subset of positions that depends on the object alone."""
 
     def wanted(blocks: order.Blocks) -> npt.NDArray[np.bool_]:
         shard, row = blocks.rows()
@@ -106,14 +106,14 @@ def test_every_object_exactly_once_at_any_world_size_and_across_a_resume(
         assert [pair for s in slices for pair in batch[s]] == batch
         lengths = [s.stop - s.start for s in slices]
         assert max(lengths) - min(lengths) <= 1
-    # Killed after any batch and resumed: what is left is what was left.
+    # Killed after any batch and resumed: the remaining batches are those that remained.
     start = data.draw(st.integers(0, len(whole)))
     resumed = batches(order.windows(layout, window, size, key, wanted, start, max_rows), size)
     assert {k: v for k, v in resumed.items() if k >= start} == {k: v for k, v in whole.items() if k >= start}
 
 
 def test_a_rank_reads_blocks_of_its_own() -> None:
-    """Few blocks have rows of two ranks: so reading in blocks is efficient at any world size."""
+    """Few blocks are split between ranks, so that reading in blocks is efficient at any world size."""
     layout = order.BlockLayout((8192,) * 4, 32)
     window_order = next(order.windows(layout, 64, 256, 5))
     position = window_order.place % 256
@@ -136,7 +136,7 @@ def test_a_rank_reads_blocks_of_its_own() -> None:
 def test_which_objects_are_attacked_is_drawn_anew_each_epoch(
     fraction: float, size: int, shard_rows: tuple[int, ...], held_out: bool
 ) -> None:
-    """Each object is attacked as often as by independent draws; the fraction of a batch is exact."""
+    """Objects are attacked as often as with independent draws, but the fraction of a batch is exact."""
     layout, epochs, starts = order.BlockLayout(shard_rows, 64), 64, np.cumsum((0, *shard_rows))
     attacked = np.full((epochs, starts[-1]), -1)
     for epoch in range(epochs):
@@ -177,7 +177,7 @@ def test_small_fractions_leave_no_object_out_for_ever(fraction: float, epochs: i
     assert f == pytest.approx(fraction, rel=0.3), "a whole number of each batch"
     # A tenth of these 2048 objects is 205 +- 14; neighbours are not quite independent.
     assert (times == 0).mean() == pytest.approx((1 - f) ** epochs, abs=0.04)
-    offset = times.reshape(2, 16, 64).mean((0, 1)) / epochs  # by the place in the block, of 32 objects each
+    offset = times.reshape(2, 16, 64).mean((0, 1)) / epochs  # by the place in a block of 32 objects
     assert np.abs(offset - f).max() < 6 * math.sqrt(f * (1 - f) / (32 * epochs))
 
 
@@ -212,7 +212,7 @@ def test_the_adversarial_fraction_is_exact_and_even(fraction: float) -> None:
 @pytest.mark.parametrize(
     ("fraction", "n", "expected"), [(0.2, 5, 1), (0.2, 320, 64), (1 / 3, 384, 128), (0.1, 30, 3)]
 )
-def test_whole_shares_are_met_exactly(fraction: float, n: int, expected: int) -> None:
+def test_fractions_that_give_whole_numbers_are_exact(fraction: float, n: int, expected: int) -> None:
     assert order.attacked_mask(np.arange(n), fraction).sum() == expected
 
 

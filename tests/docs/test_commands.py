@@ -1,4 +1,4 @@
-"""Every command line that the README and the documentation show is one that hpcphotoz understands."""
+"""hpcphotoz accepts every command line of the README and the documentation."""
 
 import argparse
 import re
@@ -67,7 +67,9 @@ def parse_configuration(options: argparse.Namespace, rest: list[str]) -> None:
         assert not rest, rest
         return
     options.rest = rest
-    source = options.config if options.config in config.recipes() else "standard"  # a file of the reader's
+    source = (
+        options.config if options.config in config.recipes() else "standard"
+    )  # a file that the reader has
     overrides = training._overrides(options)
     fraction = {} if options.config in config.recipes() else {"adversarial.fraction": "0.5"}
     config.load(source, fraction | overrides)

@@ -1,4 +1,4 @@
-"""The three walks of `docs/explanation/architecture.md`: small real runs pass the functions in that order."""
+"""Small real runs call the functions of the walks in `docs/explanation/architecture.md` in that order."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 
 
 def walks() -> dict[str, list[str]]:
-    """The dotted names in the tables of the page, by the title of their section."""
+    """Dotted names in the tables of the page, by section title."""
     found: dict[str, list[str]] = {}
     for section in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
         names = re.findall(r"^\| \d+ \| `([\w.]+)`", section, flags=re.MULTILINE)
@@ -31,7 +31,7 @@ def walks() -> dict[str, list[str]]:
 
 
 def resolve(name: str) -> tuple[ModuleType, str, Any]:
-    """The module of a dotted name, the name inside the module, and what it leads to."""
+    """The module of a dotted name, the name inside the module, and the object."""
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         try:
@@ -47,8 +47,8 @@ def resolve(name: str) -> tuple[ModuleType, str, Any]:
 
 @contextmanager
 def order_of_first_calls(names: list[str]) -> Iterator[list[str]]:
-    """Collects which of these functions are called in the block, each when it is called first."""
-    # By file and name: decorators, such as that of an operator of torch, hide the function that they call.
+    """Collects the names of these functions in the order of their first calls inside the block."""
+    # By file and name: decorators, such as torch's for operators, hide the function that they call.
     wanted, seen = {(resolve(name)[0].__file__, resolve(name)[1]): name for name in names}, list[str]()
 
     def note(frame: Any, event: str, argument: object) -> None:

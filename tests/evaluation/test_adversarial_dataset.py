@@ -1,4 +1,4 @@
-"""Attacked datasets: the same objects, in the ball, whatever the attack and the storage."""
+"""Attacked datasets hold the same objects within the ball, for every attack and storage."""
 
 import hashlib
 from dataclasses import replace
@@ -118,7 +118,7 @@ def test_a_flux_attack_leaves_the_flux_of_every_band_and_stays_in_the_ball(
     source, written = read(data), read(out)
     change = written.images.astype(np.float64) - source.images
     radius = eps * source.sky_sigma[:, :, None, None]
-    # What is written is rounded once: half a spacing of x + eps sigma.
+    # Stored pixels are rounded once: half a spacing of x + eps sigma.
     rounding = 2.0**-24 * (np.abs(source.images) + radius)
     assert (np.abs(change) <= radius + 2 * rounding).all()
     flux, most = np.abs(change.sum(axis=(2, 3))), rounding.sum(axis=(2, 3))
@@ -186,7 +186,7 @@ def test_a_shift_is_from_each_galaxys_own_redshift_or_else_the_networks(tmp_path
     np.testing.assert_array_equal(np.sign(after - own)[5:], np.sign(shift))
 
 
-def test_an_attack_stops_where_it_is_told(tmp_path: Path) -> None:
+def test_an_attack_stops_at_its_stop_condition(tmp_path: Path) -> None:
     data = write_stamps(tmp_path / "d", noise_stamps())
     free = attack_of(eps=0.5, loss="shift", steps=20, target="redshift", target_value=0.25)
     within = 0.02 * 1.25
@@ -213,9 +213,7 @@ def test_an_attack_stops_where_it_is_told(tmp_path: Path) -> None:
         ({"target": "shift", "target_value": -0.5}, "target shift -0.5: carries every galaxy out"),
     ],
 )
-def test_options_that_mean_nothing_together_are_refused(
-    tmp_path: Path, options: dict[str, object], message: str
-) -> None:
+def test_contradicting_options_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
     data, out = write_stamps(tmp_path / "d", noise_stamps()), tmp_path / "out"
     with pytest.raises(BadInput, match=message):
         write_adversarial_dataset(StubNetwork(), data, out, attack_of(**options))

@@ -1,4 +1,4 @@
-"""The attacks of an evaluation: on linear networks each reaches what its ball allows, and no more."""
+"""Each attack of an evaluation reaches the analytic optimum of its ball on a linear network."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ EPS = 0.1
 
 
 def logit(z_phot: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Of the linear network, whose mean redshift is 0.1 + 0.2 sigmoid(logit)."""
+    """The logit of a LogisticNetwork with this mean redshift, 0.1 + 0.2 sigmoid(logit)."""
     p = (z_phot.astype(np.float64) - 0.1) / 0.2
     return np.log(p / (1 - p))
 
@@ -113,4 +113,4 @@ def test_a_plan_is_in_order_and_refuses_what_is_not_one() -> None:
     }
     with pytest.raises(BadInput, match="attack.steps"):
         build_attack_grid(["fgsm"], [0.1], 0.1, steps=0)
-    assert NOISE_SIDE**2 % 2 == 0  # the median of an even number of weights, above
+    assert NOISE_SIDE**2 % 2 == 0  # the test of flux takes the median of an even number of weights

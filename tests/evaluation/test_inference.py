@@ -1,4 +1,4 @@
-"""Attacks and PDFs of a whole dataset: compiled, as CUDA graphs, in long work on a GPU; plainly elsewhere."""
+"""Attacks and PDFs of a whole dataset are compiled and captured for long work on a GPU, and only there."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ BATCH = 4
 
 
 class Perturb:
-    """Notes the passes of each attack; fails where they are compiled, if it is told to."""
+    """Replaces `perturb` and records the passes of each attack; raises for compiled ones on request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, compiler_fails: bool = False) -> None:
         self.passes: list[Passes] = []
@@ -65,14 +65,14 @@ def test_long_work_on_a_gpu_is_compiled_and_one_graph_serves_all_epsilons(
     assert isinstance(made._graphs, AttackGraphs)
 
 
-def test_short_work_and_work_on_a_cpu_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_work_and_work_on_a_cpu_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not inference._can_compile(StubNetwork())
     seen = Perturb(monkeypatch)
     attack(DatasetAttack(StubNetwork(), "fp32", BATCH, MIN_GRADIENTS_TO_COMPILE - 1))
     assert seen.passes == [Passes(tf32=False)]
 
 
-def test_a_compiler_that_fails_is_said_once_and_left(
+def test_a_failing_compiler_is_reported_once_and_not_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen = Perturb(monkeypatch, compiler_fails=True)
@@ -85,7 +85,7 @@ def test_a_compiler_that_fails_is_said_once_and_left(
 
 
 class Capture:
-    """Stands for `graph.capture` on a CPU: a replay computes anew into the tensor that was captured."""
+    """Replaces `capture` on a CPU: a replay computes again and writes into the captured tensor."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, compiler_fails: bool = False) -> None:
         self.replays = 0
@@ -134,7 +134,7 @@ def test_pdfs_of_short_work_and_on_a_cpu_come_from_the_module(monkeypatch: pytes
     assert seen.replays == 0
 
 
-def test_a_network_that_the_compiler_fails_on_is_said_once(
+def test_a_network_that_cannot_be_compiled_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     Capture(monkeypatch, compiler_fails=True)
@@ -144,7 +144,7 @@ def test_a_network_that_the_compiler_fails_on_is_said_once(
     assert caplog.text.count("failed here (RuntimeError: no compiler): PDFs are computed without") == 1
 
 
-def test_predict_attack_and_evaluate_take_the_pdfs_of_the_graph(
+def test_predict_attack_and_evaluate_use_the_pdfs_of_the_graph(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     data, network = write_stamps(tmp_path / "data", noise_stamps(8), shard_rows=8), StubNetwork()

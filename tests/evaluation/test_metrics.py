@@ -140,7 +140,7 @@ def test_unusable_redshifts_are_refused(phot: list[float], spec: list[float]) ->
         (np.array([[1.5, -0.5]]), np.arange(3.0), np.ones(1)),
     ],
 )
-def test_what_is_not_a_pdf_is_refused(pdf: Floats, edges: Floats, z: Floats) -> None:
+def test_arrays_that_are_no_pdfs_are_refused(pdf: Floats, edges: Floats, z: Floats) -> None:
     for score in (metrics.pit, metrics.crps, metrics.cde_loss):
         with pytest.raises(ValueError):
             score(pdf, edges, z)

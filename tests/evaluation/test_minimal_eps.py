@@ -18,16 +18,16 @@ from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.networks import TWO_BINS, LogisticNetwork, StubNetwork
 
-OUTLIERS = slice(5, 10)  # before any attack; those before are of unknown redshift
+OUTLIERS = slice(5, 10)  # wrong before any attack; the first five have no redshift
 
 
 def content() -> Stamps:
-    """Galaxies for which the network is wrong by so much that an attack goes on where the error points."""
+    """Galaxies with errors so large that an attack continues in the direction of the error."""
     some, rng = noise_stamps(50), np.random.default_rng(3)
     with torch.no_grad():
         logits = StubNetwork().module(torch.from_numpy(some.images), torch.zeros(50))
         mean = TWO_BINS.mean(logits).numpy()
-    wrong = rng.uniform(0.03, 0.045, 50)  # of 0.06 that make an outlier; a random start moves <z> by 0.02
+    wrong = rng.uniform(0.03, 0.045, 50)  # an outlier is wrong by 0.06; a random start moves <z> by 0.02
     wrong[OUTLIERS] = 0.08
     z = mean + wrong * np.where(rng.random(50) < 0.5, -1, 1)
     z[:5] = np.nan
@@ -36,7 +36,7 @@ def content() -> Stamps:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
-    """Of that network, and of one that is harder to move."""
+    """The evaluation of a LogisticNetwork and of one that is harder to move."""
     data = write_stamps(tmp_path_factory.mktemp("minimal_eps") / "d", content())
     networks = [StubNetwork(), StubNetwork("steady", LogisticNetwork(scale=0.001))]
     return evaluate(networks, data, eps=(0.3,), steps=4, minimal_eps_max=2.0, batch=16)
@@ -48,7 +48,7 @@ def found(result: EvaluationResult, k: int = 0) -> MinimalEps:
     return minimal
 
 
-def test_of_a_linear_network_it_is_the_analytic_one(result: EvaluationResult) -> None:
+def test_minimal_eps_of_a_linear_network_is_the_analytic_one(result: EvaluationResult) -> None:
     some, minimal = content(), found(result).eps
     assert np.isnan(minimal[:5]).all() and (minimal[OUTLIERS] == 0).all() and (minimal[10:] > 0).all()
     w = next(StubNetwork().module.parameters()).detach().double().numpy()
@@ -88,7 +88,7 @@ def test_fewer_galaxies_of_the_steadier_network_are_reached(result: EvaluationRe
         assert share >= network.at("pgd", 0.3).metrics["eta"]
 
 
-def test_objects_come_alone_or_in_batches_with_the_same_figures(result: EvaluationResult) -> None:
+def test_the_batch_size_changes_no_figure(result: EvaluationResult) -> None:
     from hpcphotoz.evaluation.minimal_eps import find_minimal_eps
 
     some = content()[3:20]
@@ -142,7 +142,7 @@ def test_summary_table_and_page_show_it(
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
 @pytest.mark.parametrize("eps", [0.0, 1.0, np.inf])
-def test_all_galaxies_at_one_end_are_drawn_too(result: EvaluationResult, tmp_path: Path, eps: float) -> None:
+def test_a_plot_of_equal_values_is_drawn(result: EvaluationResult, tmp_path: Path, eps: float) -> None:
     same = MinimalEps(np.full(50, eps, np.float32), 2.0)
     networks = tuple(replace(network, minimal_eps=same) for network in result.networks)
     tree = write_report(replace(result, networks=networks), tmp_path)

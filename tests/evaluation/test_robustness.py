@@ -1,4 +1,4 @@
-"""Robustness against linear networks, on which an attack does what can be written down."""
+"""Robustness of linear networks, for which attacks have analytic results."""
 
 import errno
 import os
@@ -116,7 +116,7 @@ def test_without_any_redshift_the_change_of_the_mean_is_still_measured(tmp_path:
         assert medians[0] == 0 and medians == sorted(medians) and medians[-1] > 0.02
 
 
-def test_transfer_to_the_same_weights_is_the_attack_itself_and_to_opposite_ones_a_gift(
+def test_transfer_to_equal_weights_is_the_attack_itself_and_to_opposite_weights_lowers_the_loss(
     tmp_path: Path,
 ) -> None:
     opposite = LogisticNetwork()
@@ -155,7 +155,7 @@ def test_leaves_the_network_as_it_was(tmp_path: Path) -> None:
 
 
 class Blind(LogisticNetwork):
-    """Sees the image but shows the attack a gradient of zero: PGD stays where it started."""
+    """Depends on the image with a gradient of zero: PGD stays at its random start."""
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         return super().forward(images.detach(), ebv) + 0 * images.sum()

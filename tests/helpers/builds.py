@@ -1,4 +1,4 @@
-"""Small builds of datasets, also in processes of their own, and what they leave in a folder."""
+"""Small builds of datasets, in this process or another, and the content of their folders."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Blobs:
-    """Unit n: n galaxies of seed n; of unit 1 the only one is skipped; "die", "bad" and "bug" fail."""
+    """Makes n galaxies of seed n for unit n, skips that of unit 1, and fails for "die", "bad" and "bug"."""
 
     note: str = ""
     source: Path | None = None

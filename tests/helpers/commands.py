@@ -1,4 +1,4 @@
-"""Command lines in tests: small training options, and the one line of a refusal."""
+"""Command lines in tests: small training options, and a check of refusals."""
 
 import shutil
 from pathlib import Path
@@ -20,12 +20,12 @@ TINY = [
 
 
 def copy(dataset: Path, to: Path) -> Path:
-    """A copy of a dataset, to be damaged."""
+    """Copy a dataset, so that it can be damaged."""
     return Path(shutil.copytree(dataset, to))
 
 
 def fails(capsys: pytest.CaptureFixture[str], words: list[object], says: str) -> None:
-    """Exit status 2, and the last line of standard error is the one that says why."""
+    """Asserts exit status 2 and exactly one error line, which contains `says`."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()

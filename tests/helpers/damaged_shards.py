@@ -23,7 +23,7 @@ from hpcphotoz.errors import BadInput
 from tests.helpers.datasets import make_dataset, make_stamps
 
 N = 4
-MEMORY = 1 << 30  # bytes that a shard of 20 kilobytes may take beside what the process has
+MEMORY = 1 << 30  # bytes that reading a shard of 20 kilobytes may allocate
 SEED_S = 20
 KINDS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def damaged(raw: bytes, seed: int) -> bytes:
-    """A file cut off, overwritten in one place, or with one to sixteen bytes changed."""
+    """A file truncated, overwritten in one place, or with one to sixteen bytes changed."""
     rng, content = random.Random(seed), bytearray(raw)
     how = rng.random()
     if how < 0.1:
@@ -82,7 +82,7 @@ def read_damaged_files(folder: Path, kind: str, seeds: range) -> None:
         read()
 
     def matching(read: Callable[[], Any]) -> None:
-        """Read with a manifest that was written for the damaged file."""
+        """Read with a manifest whose size and checksum are those of the damaged file."""
         entry = replace(manifest.shards[0], bytes=path.stat().st_size, sha256=shards.file_sha256(path))
         write_manifest(folder, replace(manifest, shards=(entry,)))
         read()
@@ -93,7 +93,7 @@ def read_damaged_files(folder: Path, kind: str, seeds: range) -> None:
 
     for seed in seeds:
         print(seed, flush=True)
-        signal.alarm(SEED_S)  # ends the process, wherever it is: HDF5 lets no handler of Python's run
+        signal.alarm(SEED_S)  # kills the process: while HDF5 hangs, no handler of Python runs
         path.write_bytes(damaged(whole, seed))
         unchanged = path.read_bytes() == whole
         for p, content in beside.items():
@@ -108,7 +108,7 @@ def read_damaged_files(folder: Path, kind: str, seeds: range) -> None:
         for k, way in enumerate(ways):
             try:
                 way()
-                assert k != 0 or unchanged, "damage that is not seen"
+                assert k != 0 or unchanged, "damage was not detected"
             except BadInput as error:
                 assert "\n" not in str(error) and "shard-00000.h5" in str(error), error
     print("done", flush=True)

@@ -1,4 +1,4 @@
-"""Code shown on pages of the documentation, as modules, and the images that it reads."""
+"""Imports code of the documentation as modules, and writes the images that it reads."""
 
 import importlib.util
 import re
@@ -20,7 +20,7 @@ def blocks(page: str) -> list[str]:
 
 
 def example(page: str, name: str) -> str:
-    """The Python block below the line of a page that names a file."""
+    """The Python block of a page below the line that names this file."""
     text = (ROOT / page).read_text()
     found = re.search(rf"^[^\n]*{re.escape(name)}`:\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert found, f"{page}: no example {name}"

@@ -1,4 +1,4 @@
-"""Where the repository and the shared test data are."""
+"""Folders of the repository and of the shared test data."""
 
 import os
 from pathlib import Path

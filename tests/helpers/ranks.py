@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 TIMEOUT_S = 120
-# Below the ports that systems hand out, and from another place in each test process: two that run side by
+# Below the ports that systems assign, and from another start in each test process: two that run side by
 # side must not choose the same between looking and listening.
 _ports = itertools.cycle(range(10000 + os.getpid() * 97 % 20000, 30000))
 
@@ -28,18 +28,18 @@ def free_port() -> int:
 def start(
     world_size: int, arguments: Sequence[str], own: Sequence[Mapping[str, str]] = ()
 ) -> list[subprocess.Popen[str]]:
-    """Start `python -m hpcphotoz ARGUMENTS` on every rank of a world of its own.
+    """Start `python -m hpcphotoz ARGUMENTS` as ranks of a new world.
 
     Args:
-        world_size, arguments: how many ranks, and what each is given.
-        own: further environment variables of each rank.
+        world_size, arguments: number of ranks, and the words of each command line.
+        own: additional environment variables of each rank.
     """
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",  # gloo on CPUs, also where there is a GPU or two
+        "CUDA_VISIBLE_DEVICES": "",  # gloo on CPUs, even where there are GPUs
     }
     return [
         subprocess.Popen(
@@ -72,7 +72,7 @@ def finish(ranks: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]
 
 
 def run(world_size: int, arguments: Sequence[str]) -> list[tuple[int, str, str]]:
-    """`start` and `finish`."""
+    """Start ranks and wait for their end."""
     return finish(start(world_size, arguments))
 
 

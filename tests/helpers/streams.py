@@ -1,4 +1,4 @@
-"""Streams of small datasets, read whole, and datasets that are damaged or written by h5py."""
+"""Streams of small datasets, and datasets that are damaged or written by h5py."""
 
 import shutil
 from pathlib import Path

@@ -90,7 +90,7 @@ def test_a_nan_gradient_counts_as_zero_and_an_infinite_one_gives_no_nan(step: St
 
 
 @pytest.mark.parametrize("step", [l2, flux])
-def test_what_may_not_change_stays_and_does_not_count(step: Step) -> None:
+def test_inactive_objects_and_masked_pixels_stay_and_do_not_count(step: Step) -> None:
     p = problem((2, 3, 7, 11), (torch.float32, True, True, True))
     out = step(**p)
     assert torch.equal(out[~free(p)], p["adv"][~free(p)])

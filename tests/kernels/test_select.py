@@ -68,7 +68,7 @@ def test_kernel_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 10
 
 
-def test_what_is_better_is_kept_and_nothing_else() -> None:
+def test_only_better_images_are_kept() -> None:
     best, old, adv, new = problem((5, 2, 3, 3))
     before = best.clone()
     loss = kernel.select(best, old, adv, new)

@@ -189,7 +189,7 @@ def test_a_start_is_in_the_ball_and_in_the_bounds(start: Any, shape: Shape) -> N
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_of_no_objects_there_is_no_start(layout: torch.memory_format) -> None:
+def test_no_objects_give_an_empty_start(layout: torch.memory_format) -> None:
     p = problem((0, 5, 8, 8), layout, (True, True))
     same(kernel.start(**p), p["x0"])
     same(kernel.launch(**p), p["x0"])

@@ -82,7 +82,7 @@ def test_a_killed_run_keeps_its_finished_shards(whole: Path, tmp_path: Path, pro
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
 
 
-def test_kept_shards_are_said_and_a_torn_one_is_made_again(
+def test_kept_shards_are_reported_and_a_torn_one_is_made_again(
     tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "set"
@@ -205,7 +205,7 @@ def test_failures(tmp_path: Path, processes: int) -> None:
         run(tmp_path / "d", processes=0)
 
 
-def test_a_worker_that_dies_is_said(tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="a worker process died"):
         run(tmp_path / "set", [3, "die", 4], processes=2)
 

@@ -150,7 +150,7 @@ def test_minus_one_and_below_is_unknown(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_catalogue(tmp_path / "t.fits").z_spec, [np.nan, np.nan, 0.1])
 
 
-def test_which_of_two_columns_may_be_said(tmp_path: Path) -> None:
+def test_a_mapping_chooses_between_two_columns(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("object_id,ra,ra_deg,dec\n4,1,15,0\n")
     assert read_catalogue(path, {"ra": "ra"}).ra.tolist() == [1]

@@ -80,7 +80,7 @@ def test_a_rank_that_fails_ends_all_with_one_line(tmp_path: Path) -> None:
     assert status == 2 and error.count("\n") == 1 and "no such file" in error
 
 
-def test_what_takes_one_process_is_refused_once(tmp_path: Path) -> None:
+def test_a_command_for_one_process_is_refused_once(tmp_path: Path) -> None:
     status, said, error = mpi(2, ["-m", "hpcphotoz", "simulate", str(tmp_path / "set"), "--n", "2"])
     assert status == 2 and not said and not (tmp_path / "set").exists()
     assert error == (

@@ -56,7 +56,7 @@ def test_bfloat16_asked_for_without_units_is_warned_of_with_its_cost(
         assert resumed.warning.endswith("another one wants a new --out")
 
 
-def test_what_a_cpu_does_when_asked() -> None:
+def test_precisions_that_a_cpu_is_given() -> None:
     found = compute_options(configured(precision="fp32", attack_precision="bf16").compute, CPU)
     assert found.training is None and found.attack is torch.bfloat16
     assert found.passes.autocast is torch.bfloat16
@@ -152,7 +152,7 @@ def test_a_compiler_that_fails_leaves_the_graph_alone_and_says_so(monkeypatch: p
     ],
     ids=str,
 )
-def test_what_has_no_graph_of_the_step_says_so(
+def test_configurations_without_a_step_graph_say_so(
     how: dict[str, Any], graphs: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = FakeGPU(monkeypatch).settle(**how)

@@ -44,7 +44,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(dataset: Path, tmp
         train(config(learning_rate=1e30, warmup_steps=0), dataset, tmp_path / "run")
 
 
-def test_bad_input_on_several_ranks_is_said_once(dataset: Path, tmp_path: Path) -> None:
+def test_bad_input_on_several_ranks_is_reported_once(dataset: Path, tmp_path: Path) -> None:
     words = [*arguments(dataset, tmp_path / "run", tmp_path), "--model.z_max", "0.2"]
     results = ranks.run(2, words)
     assert [status for status, _, _ in results] == [2, 2]

@@ -154,7 +154,7 @@ def test_the_wall_time_budget_stops_cleanly(dataset: Path, tmp_path: Path) -> No
     assert len(ranks.curve(tmp_path / "run")) == 1
 
 
-def test_a_torn_checkpoint_is_passed_over(alone: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_torn_checkpoint_is_skipped(alone: Path, dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(config(max_steps=6), dataset, out)
     newest = checkpoint.latest(out)
@@ -194,7 +194,7 @@ def test_a_run_of_the_older_order_is_not_resumed_but_its_split_is_still_known(
     assert load_network(tmp_path / "run").config.data.split_seed == 3
 
 
-def test_a_continuation_may_change_how_and_not_what(dataset: Path, tmp_path: Path) -> None:
+def test_a_continuation_may_change_how_but_not_what_is_computed(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(config(max_steps=2), dataset, out)
     train(config(max_steps=4, mode="streams", micro_batch=2, fused_adam="off"), dataset, out)

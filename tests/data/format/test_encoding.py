@@ -59,14 +59,14 @@ def test_int16_keeps_to_the_stated_error_however_bright(peak: float, seed: int) 
 
 
 def in_sky_sigmas(peak: float, seed: int = 0) -> Array:
-    """Two objects of one band, 24 pixels a side, noise of one sky sigma; beside one a star of this peak."""
+    """Two objects of one band with noise of one sky sigma, 24 pixels a side; one has a star of this peak."""
     y, x = np.mgrid[:24, :24] - 11.5
     noise = np.random.default_rng(seed).normal(size=(2, 1, 24, 24))
     star = peak * np.exp(-((x - 6) ** 2 + (y - 6) ** 2) / 4)
     return np.stack([noise[0], noise[1] + star])
 
 
-STORED_ERROR = 2.0**-22  # of the flux: a quotient, a product and a number beyond 2^24 in float32
+STORED_ERROR = 2.0**-22  # relative to the flux: a quotient, a product and a number beyond 2^24 in float32
 
 
 @pytest.mark.parametrize("magnitude", [16, 15, 14, 13])
@@ -88,7 +88,7 @@ def test_int16_keeps_a_64th_of_a_sky_sigma_beside_a_bright_neighbour(magnitude: 
 
 
 def test_int16s_error_in_bright_pixels_is_a_small_part_of_their_photon_noise() -> None:
-    """In every band of SDSS: the widest sky sigma in electrons, in i, gives a sixteenth."""
+    """The band with the widest sky sigma in electrons, i, gives a sixteenth."""
     camera = Camera()
     flux = np.geomspace(600, 33_000, 2000).reshape(1, 1, 40, 50)
     for sigma, electrons in zip(camera.sky_sigma, camera.electrons, strict=True):
@@ -98,7 +98,7 @@ def test_int16s_error_in_bright_pixels_is_a_small_part_of_their_photon_noise() -
         assert np.all(error < photon_noise / 15)
 
 
-def test_int16_of_objects_without_a_bright_pixel_is_as_it_always_was() -> None:
+def test_int16_of_objects_without_a_bright_pixel_has_the_unit_of_version_1() -> None:
     images, sky = (in_sky_sigmas(1000) * 0.027).astype(np.float32), np.full((2, 1), 0.027, np.float32)
     stored, unit = encoding.encode(images, sky, "int16")
     assert unit is not None

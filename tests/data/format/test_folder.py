@@ -1,4 +1,4 @@
-"""The folder of a dataset that is being written has one writer at a time, of any kind."""
+"""A folder has one writer at a time, whether a dataset is written, built or indexed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -26,7 +26,7 @@ def test_a_shard_outside_the_folder_is_refused(dataset: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "hpcphotoz-shards", "version": 99}', "\x00"])
-def test_a_manifest_that_is_none_is_refused(dataset: Path, tmp_path: Path, text: str) -> None:
+def test_text_that_is_no_manifest_is_refused(dataset: Path, tmp_path: Path, text: str) -> None:
     folder = copy(dataset, tmp_path / "d")
     (folder / "manifest.json").write_text(text)
     with pytest.raises(BadInput, match=r"manifest\.json: not a manifest"):

@@ -1,4 +1,4 @@
-"""Any manifest is refused in one line or gives the right data, in little memory."""
+"""A damaged manifest is refused in one line or gives the right data, in little memory."""
 
 import copy
 import json
@@ -27,10 +27,10 @@ from hpcphotoz.errors import BadInput
 from tests.helpers.datasets import HEADER, make_dataset, make_stamps
 
 N = 10
-MEMORY = 32 << 20  # bytes: of a manifest of some kilobytes
+MEMORY = 32 << 20  # bytes that reading a manifest of some kilobytes may allocate
 HOLE = "what is replaced"
 
-# What JSON can say and Python, pydantic, numpy or a file system may choke on, as text.
+# Valid JSON on which Python, pydantic, numpy or a file system may fail, as text.
 RAW = (
     *("NaN", "Infinity", "-Infinity", "1e999", "-1e308", "1e-999", "-0.0", "0", "1", "-1", "1.5"),
     *("true", "false", "null", "[]", "{}", '""', '"a"', '{"a": 1, "a": 2}', "[[[[0]]]]"),
@@ -57,7 +57,7 @@ def whole(folder: Path) -> bytes:
 
 
 def places(tree: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every position in a tree, its root excluded."""
+    """Every position in a JSON tree except its root."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [place for key, value in items for place in ((*here, key), *places(value, (*here, key)))]
 
@@ -107,7 +107,7 @@ def flipped(data: st.DataObject, raw: bytes) -> bytes:
 
 
 def check(folder: Path, raw: bytes) -> None:
-    """Every way of reading gives an error of one line, or the objects that were written."""
+    """Asserts that every way of reading gives an error of one line, or the objects that were written."""
     (folder / MANIFEST).write_bytes(raw)
     expected = make_stamps(N, size=4)
     row = {int(key): k for k, key in enumerate(expected.object_id)}
@@ -120,7 +120,7 @@ def check(folder: Path, raw: bytes) -> None:
         for name in COLUMNS:
             kept = getattr(expected, name)[[row[int(key)] for key in found.object_id]]
             np.testing.assert_array_equal(getattr(found, name), kept)
-        write_manifest(folder, manifest)  # what can be read can be written
+        write_manifest(folder, manifest)  # a manifest that can be read can be written
         json.dumps(dict(manifest.provenance), indent=1)
         if len(found) >= 3:
             stream = Stream(folder, Data(block_rows=2), global_batch=3, seed=1, part="all", shuffle=False)

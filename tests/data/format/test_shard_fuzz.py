@@ -1,4 +1,4 @@
-"""Shards with damaged bytes are refused in one line; what crashes HDF5 does so in another process."""
+"""Shards with damaged bytes are refused in one line; those that crash HDF5 crash another process."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def test_damaged_bytes_are_refused_or_harmless(tmp_path: Path, kind: str, count:
         ("signal.pause()", "shard-00001.h5: is not opened by HDF5 in 2 s: damaged"),
     ],
 )
-def test_a_shard_that_hdf5_cannot_stand_is_named(
+def test_a_shard_that_crashes_hdf5_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, says: str
 ) -> None:
     code = f"import os, signal\nprint(0, flush=True)\nprint(1, flush=True)\n{end}"
@@ -60,10 +60,10 @@ def test_a_shard_that_hdf5_cannot_stand_is_named(
         PROBE([tmp_path / f"shard-0000{k}.h5" for k in range(3)], limit_s=2)
 
 
-def test_sound_shards_are_opened_in_another_process_first(tmp_path: Path) -> None:
+def test_shards_are_opened_in_another_process_first(tmp_path: Path) -> None:
     make_small_dataset(tmp_path / "d", "gzip")
     (tmp_path / "d" / "shard-00001.h5").write_text("no HDF5 at all")
-    PROBE(sorted((tmp_path / "d").glob("shard-*.h5")))  # leaves this one to the index itself
+    PROBE(sorted((tmp_path / "d").glob("shard-*.h5")))  # the probe passes a file that is not HDF5
     with pytest.raises(BadInput, match="shard-00001"):
         (tmp_path / "d" / MANIFEST).unlink()
         index.index_folder(tmp_path / "d")

@@ -1,4 +1,4 @@
-"""Writing datasets: interrupted and refused writes, memory, and what int16 may not hold."""
+"""Writing datasets: interrupted and refused writes, and memory."""
 
 import time
 import tracemalloc

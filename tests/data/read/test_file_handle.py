@@ -1,4 +1,4 @@
-"""Reads on a network file system: passing errors are tried again, short reads are finished."""
+"""Reads on a network file system: temporary errors are tried again, short reads are completed."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def test_a_short_read_is_finished(dataset: Path, monkeypatch: pytest.MonkeyPatch
     real = os.preadv
 
     def short(number: int, views: list[memoryview], offset: int) -> int:
-        """Read at most 1000 bytes at a time, across the ends of views."""
+        """Reads at most 1000 bytes a call, across the ends of views."""
         some, left = [], 1000
         for view in views:
             some.append(view[:left])

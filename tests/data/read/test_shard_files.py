@@ -81,7 +81,7 @@ def test_threads_that_meet_a_shard_verify_its_labels_once(
 
     def verify(self: shard_files.ShardFile, ids_only: bool = False) -> None:
         checked.append(self.entry.file)
-        both.wait()  # until another thread is about to ask
+        both.wait()  # until another thread asks too
 
     monkeypatch.setattr(shard_files.ShardFile, "verify_labels", verify)
     these = shard_files.ShardFiles(dataset, read_manifest(dataset))
@@ -93,10 +93,10 @@ def test_threads_that_meet_a_shard_verify_its_labels_once(
     assert checked == ["shard-00000.h5"]
 
 
-def test_a_forgotten_file_is_opened_again_under_the_same_number(
+def test_a_stale_file_is_opened_again_under_the_same_descriptor(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ESTALE is cured by opening the file again: reading the old descriptor would fail for ever."""
+    """After ESTALE the file is opened again: reading the old descriptor would fail for ever."""
     real_read, real_open, stale = os.preadv, os.open, set()
 
     def opened(path: os.PathLike[str], flags: int) -> int:
@@ -125,7 +125,7 @@ def test_a_forgotten_file_is_opened_again_under_the_same_number(
     assert bytes(first) == b"\x89HDF\r\n\x1a\n"
 
 
-def test_buffers_are_not_made_anew() -> None:
+def test_buffers_are_reused() -> None:
     buffers = BufferPool(1000, pinned=False)
     first = buffers.acquire()
     place = id(first)
@@ -175,7 +175,7 @@ def write_user_shard(folder: Path, userblock: int = 0) -> h5py.File:
     return file
 
 
-def test_a_chunk_whose_filters_were_left_out(tmp_path: Path) -> None:
+def test_a_chunk_with_skipped_filters_is_read(tmp_path: Path) -> None:
     images = make_stamps(12).images
     with write_user_shard(tmp_path / "d") as file:
         data = file.create_dataset(
@@ -199,7 +199,7 @@ def test_a_chunk_that_was_never_written_is_not_trained_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("chunks", [None, (3, 5, 16, 16)])
-def test_a_user_block_before_the_file(tmp_path: Path, chunks: tuple[int, ...] | None) -> None:
+def test_a_file_with_a_user_block_is_read(tmp_path: Path, chunks: tuple[int, ...] | None) -> None:
     images = make_stamps(12).images
     with write_user_shard(tmp_path / "d", userblock=512) as file:
         file.create_dataset("images", data=images, chunks=chunks)
@@ -243,7 +243,7 @@ def test_bands_may_be_bytes(tmp_path: Path) -> None:
         (lambda f: f["object_id"].__setitem__(2, f["object_id"][1]), "object_id"),
     ],
 )
-def test_index_refuses_what_is_plainly_wrong(tmp_path: Path, change: object, says: str) -> None:
+def test_index_refuses_invalid_shards(tmp_path: Path, change: object, says: str) -> None:
     with write_user_shard(tmp_path / "d") as file:
         file["images"] = make_stamps(12).images
         change(file)  # type: ignore[operator]

@@ -56,7 +56,9 @@ def table(n: int = 6) -> Columns:
     ],
 )
 def test_examples(text: str, rows: list[int], columns: set[str]) -> None:
-    if text.startswith("-object_id"):  # the last 8192 whole numbers are refused: tested below
+    if text.startswith(
+        "-object_id"
+    ):  # the last 8192 whole numbers are refused: test_whole_numbers_never_wrap_around
         data = {name: column[:5] for name, column in table().items()}
     else:
         data = table()
@@ -73,7 +75,7 @@ def test_examples(text: str, rows: list[int], columns: set[str]) -> None:
 
 @pytest.fixture
 def usual_recursion() -> Iterator[None]:
-    """Also where torch's compiler has raised Python's recursion limit: the 65th of 4,000 signs is refused."""
+    """Python's default recursion limit, which torch's compiler raises: the parser's own limit must hold."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     yield
@@ -248,7 +250,7 @@ CONDITIONS = st.recursive(
 
 
 class Id(int):
-    """A Python integer whose quotients are float64, as those of a column are."""
+    """A Python integer whose quotients are float64, like those of a column."""
 
     def __truediv__(self, other: int) -> np.float64:
         return np.float64(int(self) / int(other))
@@ -266,7 +268,7 @@ for _name in ("add", "sub", "mul", "mod", "neg", "abs"):
 
 
 def plain(name: str) -> Any:
-    """A function that turns Python's numbers into Python's, as a constant is rounded by its neighbours."""
+    """The function as plain Python, applied to numbers that are rounded like constants of a condition."""
 
     def call(x: Any) -> Any:
         if isinstance(x, int) and name == "abs":
@@ -305,7 +307,7 @@ def test_any_text_is_a_condition_or_refused_in_a_line(text: str) -> None:
         assert "\n" not in str(error) and "at character" in str(error)
 
 
-def test_nothing_is_left_of_a_warning() -> None:
-    # Warnings are errors here: overflow, invalid and division by zero stay inside.
+def test_numerical_warnings_are_suppressed() -> None:
+    # Warnings are errors in tests: overflow, invalid values and division by zero must be suppressed.
     text = "1 / z_spec > 1 or log10(dec) > sqrt(ra - 1000) or ebv * 1e38 * 1e38 > 1 or z_spec % ebv < 0"
     assert Predicate.parse(text, BANDS)(table()).shape == (6,)

@@ -1,4 +1,4 @@
-"""Selections: one bit an object, kept in files, never those of another subset or dataset."""
+"""Selections: one bit per object, kept in files that another subset or dataset does not use."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seed=st.integers(0, 100),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_bit_an_object(sizes: list[int], block: int, piece: int, seed: int) -> None:
+def test_a_selection_keeps_one_bit_per_object(sizes: list[int], block: int, piece: int, seed: int) -> None:
     selection, layout = Selection(sizes), BlockLayout(tuple(sizes), block)
     keep = [np.random.default_rng(seed + k).random(rows) < 0.5 for k, rows in enumerate(sizes)]
     for number, mask in reversed(list(enumerate(keep))):
@@ -106,7 +106,7 @@ def test_a_kept_selection_is_that_of_the_same_part_of_the_same_dataset(
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-def test_a_selection_is_what_the_labels_say(dataset: Path, part: SplitPart) -> None:
+def test_a_selection_holds_the_objects_that_the_labels_select(dataset: Path, part: SplitPart) -> None:
     manifest = read_manifest(dataset)
     subset = Subset.from_options(OPTIONS, part, manifest.header.bands)
     objects = count_objects(manifest, shard_files.ShardFiles(dataset, manifest), [subset])[0]

@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU, on a CPU: which streams are asked for."""
+"""Copies of batches to a GPU, tested on a CPU: which CUDA streams are used."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ GPU = torch.device("cuda", 0)
 
 
 def test_all_epochs_are_copied_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch has 32 streams and gives them out in turns: one an epoch would come to be the computing one."""
+    """Torch hands out 32 streams in turns: a new one each epoch would at last be the computing stream."""
     stream = SimpleNamespace(synchronize=lambda: None, wait_event=lambda event: None)
     made = mock.Mock(return_value=stream)
     event = SimpleNamespace(record=lambda stream: None, query=lambda: True)

@@ -79,7 +79,7 @@ def test_a_predicate_chooses_objects(dataset: Path) -> None:
 def test_objects_that_lie_together_do_not_fill_the_memory(
     tmp_path: Path, shuffle: bool, window_blocks: int
 ) -> None:
-    """Windows grow where few objects are selected: memory must not grow where these lie together."""
+    """Windows grow when few objects are selected; memory must not grow when these lie together."""
     shard, count = 256, 40
     with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 1, 0.396), shard, {}) as writer:
         for k in range(count):
@@ -102,7 +102,9 @@ def test_a_batch_may_be_kept_and_buffers_are_used_again(dataset: Path) -> None:
     places = {batch.images.data_ptr() for batch in kept}
     for _ in range(3):
         for batch in opened.epoch(1):
-            assert batch.images.data_ptr() not in places, "memory of a batch that is held"
+            assert batch.images.data_ptr() not in places, (
+                "the memory of a batch that is still held was reused"
+            )
     assert all(torch.equal(batch.images, copy) for batch, copy in zip(kept, copies, strict=True))
     view = kept[0].images[0]
     del kept, batch

@@ -21,7 +21,7 @@ def test_a_flipped_byte_is_named_by_shard_and_row(dataset: Path, tmp_path: Path,
         list(open_stream(folder, options=options).epoch(0))
 
 
-def test_never_means_never_and_first_means_once(dataset: Path, tmp_path: Path) -> None:
+def test_verify_never_and_first_are_honoured(dataset: Path, tmp_path: Path) -> None:
     folder = flip_byte(dataset, tmp_path / "d", "shard-00001.h5", 7)
     assert (
         len(ids(list(open_stream(folder, options=SMALL.model_copy(update={"verify": "never"})).epoch(0))))
@@ -77,7 +77,7 @@ def test_damaged_images_are_left_out_and_counted_if_asked(dataset: Path, tmp_pat
 
 @pytest.mark.parametrize("verify", ["first", "always"])
 def test_damaged_images_are_left_out_of_every_epoch(dataset: Path, tmp_path: Path, verify: str) -> None:
-    """On any rank that has the row, and however often it has been read before."""
+    """On any rank that has the row, and also after the first epoch."""
     folder = flip_byte(dataset, tmp_path / "d", "shard-00001.h5", 7)
     options = SMALL.model_copy(update={"damaged": "skip", "verify": verify})
     good = set(make_stamps(75).object_id.tolist()) - {int(make_stamps(75).object_id[32 + 7])}

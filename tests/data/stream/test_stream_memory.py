@@ -1,4 +1,4 @@
-"""Memory of the stream does not depend on the number of objects: 1e4 or, virtually, 1e8."""
+"""Memory of the stream is the same for 1e4 objects and 1e8 virtual ones."""
 
 import json
 import os
@@ -56,9 +56,9 @@ def test_a_hundred_million_objects_cost_what_ten_thousand_do(tmp_path: Path, par
     few, many = measure(small, part, 0), measure(large, part, 0)
     assert many["rows"] > (99_000_000 if part == "all" else 11_000_000)
     assert many["seen"] == 100 * 256
-    # One array of that length, in bytes, would be 95 MiB.
+    # An array of one byte per object would be 95 MiB.
     assert many["peak_kib"] < 1.1 * few["peak_kib"], (few, many)
-    if part == "all":  # deep in the epoch
+    if part == "all":  # late in the epoch
         assert measure(large, part, 300_000)["peak_kib"] < 1.1 * few["peak_kib"]
 
 

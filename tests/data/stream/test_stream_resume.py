@@ -49,7 +49,7 @@ def unequal(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, size: int, epoch: int, start: int, tokens: list[int] | None) -> list[list[list[Any]]]:
-    """Batches of each rank; with `tokens`, rank r reads that many and is then killed with SIGKILL."""
+    """Batches that each rank read; with `tokens`, rank r is killed with SIGKILL after tokens[r] batches."""
     words = [sys.executable, "-c", RANK, str(folder)]
     ranks = [
         subprocess.Popen(
@@ -86,7 +86,7 @@ def test_killed_on_two_resumed_on_three_killed_resumed_on_one(unequal: Path) -> 
     start = 0
     for size, tokens in ((2, [3, 5]), (3, [4, 3, 6]), (1, None)):
         found = run(unequal, size, 3, start, tokens)
-        # Like a checkpoint: what all ranks have done counts, the rest is done again.
+        # Like a checkpoint: batches that all ranks have read count, others are read again.
         stop = start + min(tokens) if tokens else len(whole)
         for index in range(start, stop):
             parts = [next(batch for batch in rank if batch[0] == index) for rank in found]

@@ -1,4 +1,4 @@
-"""The nearest-neighbour baseline, on skies whose colours are a known function of redshift."""
+"""The nearest-neighbour baseline, on galaxies whose colours are a known function of redshift."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ BANDS = ("u", "g", "r", "i", "z")
 def galaxies(
     n: int, seed: int, *, bands: tuple[str, ...] = BANDS, ebv: float = 0.0, informative: bool = True
 ) -> Stamps:
-    """Round galaxies of 2 arcsec whose colours are linear in redshift, of any brightness, on noisy sky."""
+    """Round galaxies of 2 arcsec on noisy sky, of random brightness, whose colours are linear in redshift."""
     rng = np.random.default_rng(seed)
     z = rng.uniform(0.02, 0.38, n)
     seen = z if informative else rng.permutation(z)
@@ -49,7 +49,9 @@ def write(folder: Path, stamps: Stamps, bands: tuple[str, ...] = BANDS) -> Path:
 
 
 def test_recovers_redshift_from_colour_whatever_brightness_and_dust(tmp_path: Path) -> None:
-    train = write(tmp_path / "train", galaxies(600, 1))  # no dust: neighbours must be found through it
+    train = write(
+        tmp_path / "train", galaxies(600, 1)
+    )  # without dust: neighbours of dusty galaxies must be found
     test = write(tmp_path / "test", galaxies(100, 2, ebv=0.3))
     figures = knn.knn_colours(train, test, BINS, k=10)
     assert figures["n"] == 100 and figures["n_train"] == 600

@@ -1,4 +1,4 @@
-"""The picture of a dataset: any bands, sizes and redshifts; what is drawn is what is on disk."""
+"""The gallery of a dataset, for any bands, sizes and redshifts."""
 
 import struct
 from dataclasses import replace
@@ -76,7 +76,7 @@ def test_any_dataset_is_drawn(
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["out.png"]
 
 
-def test_no_light_is_drawn_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_light_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = make_stamps(4)
     folder, manifest = written(tmp_path / "set", replace(stamps, images=-np.ones_like(stamps.images)))
     text = words(folder, manifest, tmp_path / "out.png", monkeypatch)
@@ -84,7 +84,7 @@ def test_no_light_is_drawn_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert text.count("no mag") == 4 and "no flux above its noise" in text and "dotted" not in text
 
 
-def test_what_the_panels_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_of_the_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = make_stamps(12)
     z_spec = np.where(np.arange(12) < 5, np.float32(np.nan), stamps.z_spec)
     folder, manifest = written(tmp_path / "set", replace(stamps, z_spec=z_spec))
@@ -100,7 +100,7 @@ def test_what_the_panels_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "below 1: resampling smooths noise" in text and "pure sky noise" not in text
 
 
-def test_a_small_dataset_is_taken_whole_and_measured(tmp_path: Path) -> None:
+def test_a_small_dataset_is_measured_whole(tmp_path: Path) -> None:
     stamps = make_stamps(75, size=32)
     sample = sample_dataset(*written(tmp_path / "set", stamps))
     np.testing.assert_array_equal(sample.z_spec, stamps.z_spec)

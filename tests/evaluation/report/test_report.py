@@ -1,4 +1,4 @@
-"""The report: a whole page with its pictures inside, and a summary whose keys other programs read."""
+"""The report: a self-contained page, and a summary whose keys other programs read."""
 
 import base64
 import html
@@ -81,7 +81,7 @@ def made(
 
 
 class Page(HTMLParser):
-    """Collects open tags, picture sources and whatever would be fetched."""
+    """Collects open tags, image sources and links that a browser would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

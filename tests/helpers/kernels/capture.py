@@ -1,4 +1,4 @@
-"""What a CUDA graph may not capture, found on a machine without a GPU: calls run on fake CUDA tensors."""
+"""Detects operators that a CUDA graph may not capture, on fake CUDA tensors, without a GPU."""
 
 import traceback
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ _WRITES = ("copy_", "_to_copy", "index_put", "_index_put_impl", "index_copy", "s
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the operators that read a CUDA tensor on the host, or copy between host and device.
+    """Records the operators that read a CUDA tensor on the host, or copy between host and device.
 
     Attributes:
-        found: what was called and where, a line each.
+        found: the operator and the line of code of each, as text.
         names: of all operators.
     """
 
@@ -48,7 +48,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             out = func(*args, **(kwargs or {}))
         except Exception:
-            self._note(str(func))  # a size that only the device knows
+            self._note(str(func))  # the size of the result is known on the device alone
             raise
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         devices = {t.device.type for t in (*given, *made)}

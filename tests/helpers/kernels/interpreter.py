@@ -1,4 +1,4 @@
-"""Kernels under Triton's interpreter: on CPU tensors, in a process of its own for each test module."""
+"""Runs kernels under Triton's interpreter on CPU tensors, each test module in its own process."""
 
 import os
 import re
@@ -20,9 +20,9 @@ compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernel is n
 
 
 def interpret(module: ModuleType) -> None:
-    """Where this is the interpreter's process, let a module's launches run there under torch 2.11 too.
+    """In the interpreter's process, let the launches of a module run under torch 2.11 too.
 
-    torch 2.11 refuses what is no compiled kernel; later releases hand it through, as is done here.
+    torch 2.11 refuses interpreted kernels; later releases return them unchanged, as this function does.
     """
     if INTERPRETED:
         module.wrap_triton = lambda kernel: kernel  # type: ignore[attr-defined]

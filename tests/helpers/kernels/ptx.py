@@ -1,4 +1,4 @@
-"""What Triton makes of a launch for a GPU, on a machine that has none."""
+"""Compiles the kernel of a launch for a GPU, on a machine without one, and counts its resources."""
 
 import re
 import subprocess
@@ -18,15 +18,15 @@ TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.int16: "i16"}
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes of a GPU."""
+    """Threads, registers and memory that a compiled kernel uses."""
 
-    threads: int  # of a program
-    registers: int  # of a thread
-    spilt: int  # bytes of a thread that lie in memory, for registers do not suffice
+    threads: int  # per program
+    registers: int  # per thread
+    spilt: int  # bytes per thread in memory, for lack of registers
 
 
 def ptx(patch: pytest.MonkeyPatch, module: ModuleType, launch: Callable[[], object]) -> str:
-    """The assembly of the one kernel that `launch` would start, on an H100; arguments as `built`."""
+    """PTX of the kernel that `launch` would start on an H100; arguments as for `built`."""
     return str(built(patch, module, launch).asm["ptx"])
 
 
@@ -64,11 +64,11 @@ def resources(kernel: Any, folder: Path) -> Resources:
 def built(
     patch: pytest.MonkeyPatch, module: ModuleType, launch: Callable[[], object], target: Any = None
 ) -> Any:
-    """The one kernel that `launch` would start, compiled.
+    """Compile the kernel that `launch` would start.
 
     Args:
-        patch: of the test that calls.
-        module: where the kernel and the name `wrap_triton` are.
+        patch: pytest's fixture, of the calling test.
+        module: the module of the kernel, which imports `wrap_triton`.
         launch: starts the kernel once, with tensors of any device.
         target: Triton's GPUTarget; an H100 by default.
     """

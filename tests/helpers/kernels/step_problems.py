@@ -1,4 +1,4 @@
-"""Problems for a step in a ball of several bands, and how close a kernel has to come to the reference."""
+"""Inputs for a step in a ball of several bands, and tolerances between kernel and reference."""
 
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +76,7 @@ def per_pixel(p: Problem, name: str) -> Tensor:
 
 
 def free(p: Problem) -> Tensor:
-    """The pixels that may change."""
+    """Mask of the pixels that may change."""
     found: Tensor = torch.ones_like(p["x0"], dtype=torch.bool)
     for may in (p.get("mask"), p.get("active")):
         if may is not None:
@@ -85,7 +85,7 @@ def free(p: Problem) -> Tensor:
 
 
 def scale(p: Problem) -> Tensor:
-    """No smaller than any number that is rounded on the way to a pixel."""
+    """An upper bound of all numbers that are rounded on the way to a pixel."""
     x0: Tensor = p["x0"]
     adv: Tensor = p["adv"]
     return x0.abs() + (adv - x0).abs() + per_pixel(p, "eps") + per_pixel(p, "step")

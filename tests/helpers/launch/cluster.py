@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, with its own folder, ports and munge."""
+"""Runs a real Slurm of two nodes on this machine, with its own folder, ports and munge."""
 
 import contextlib
 import os
@@ -54,7 +54,7 @@ PartitionName=high Nodes=n1,n2 MaxTime=60 State=UP PriorityTier=10 PreemptMode=O
 
 
 def missing() -> str:
-    """Why this machine cannot run the cluster; empty: it can."""
+    """Why this machine cannot run the cluster; empty if it can."""
     absent = [
         name for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun") if shutil.which(name) is None
     ]
@@ -114,7 +114,7 @@ class Cluster:
         return done.stdout.strip()
 
     def job(self, job_id: str) -> dict[str, str]:
-        """What Slurm says of a job, e.g. `JobState`, `Restarts`."""
+        """Fields of `scontrol show job`, such as `JobState` and `Restarts`."""
         text = self.command("scontrol", "show", "job", "--oneliner", job_id)
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
@@ -131,7 +131,7 @@ class Cluster:
         return until(f"job {job_id} {state}", probe, timeout_s)
 
     def logs(self) -> str:
-        """The ends of the daemons' logs."""
+        """The last lines of the daemons' logs."""
         parts = [f"{path.name}:\n{path.read_text()[-1500:]}" for path in sorted(self.folder.glob("*.log"))]
         return "\n".join(parts)
 
@@ -178,7 +178,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _environment(self) -> Iterator[None]:
-        """SLURM_CONF; and no variable of a cluster that the tests themselves may run on."""
+        """Sets SLURM_CONF and removes the variables of a cluster that the tests may run on."""
         hidden = {
             name: os.environ.pop(name) for name in list(os.environ) if name.startswith(("SLURM", "SBATCH"))
         }
@@ -190,7 +190,7 @@ class Cluster:
             os.environ.update(hidden)
 
     def _kill_everything(self) -> None:
-        """End the daemons and whatever their jobs have left, and wait until they are gone."""
+        """Kill the daemons and the processes of their jobs, and wait until they are gone."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in self._processes():
                 with contextlib.suppress(ProcessLookupError):
@@ -205,7 +205,7 @@ class Cluster:
         raise TimeoutError(f"processes of the cluster are left: {self._processes()}")
 
     def _processes(self) -> list[int]:
-        """Processes that were started with this cluster's SLURM_CONF, this one and zombies left out."""
+        """Processes that were started with this cluster's SLURM_CONF, except this one and zombies."""
         mark = f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""Small training runs for tests of launches, and what they have recorded."""
+"""Small training runs for tests of launches, and readers of their records."""
 
 import json
 import re
@@ -15,7 +15,7 @@ TWO_RANKS = LaunchPlan(tasks_per_node=2, cpus_per_task=1)
 
 
 def small(max_steps: int, **model: object) -> Config:
-    """About 10 ms a step on two ranks; a line of metrics every step; no checkpoint but the last one."""
+    """A run of 10 ms a step on two ranks, with metrics every step and one checkpoint at the end."""
     return configure(
         "test",
         **{"width": 8, "bins": 20, **model, "validation": 0, "read_threads": 1},
@@ -25,19 +25,19 @@ def small(max_steps: int, **model: object) -> Config:
 
 
 def starts(run: Path) -> list[dict[str, Any]]:
-    """What each start of a run recorded of itself."""
+    """The provenance that each start of a run recorded."""
     found: list[dict[str, Any]] = json.loads((run / "provenance.json").read_text())["starts"]
     return found
 
 
 def steps_logged(run: Path) -> list[int]:
-    """The steps of metrics.jsonl; empty before the first."""
+    """The steps in metrics.jsonl; empty if there is no such file."""
     path = run / "metrics.jsonl"
     text = path.read_text() if path.is_file() else ""
     return [json.loads(line)["step"] for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def stopped_after(run: Path, ranks: int) -> set[str]:
-    """The steps after which the ranks stopped, by their own logs."""
+    """The steps after which the ranks stopped, according to their logs."""
     logs = [(run / "logs" / f"rank-{rank}.log").read_text() for rank in range(ranks)]
     return {step for log in logs for step in re.findall(r"stopped after step (\d+)", log) or ["never"]}

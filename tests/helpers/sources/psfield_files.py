@@ -30,8 +30,7 @@ def gaussian(sigma: float, dx: float = 0.0, dy: float = 0.0) -> Array:
 
 
 def components(sigma: float) -> tuple[Array, Array]:
-    """Eigenimages and their polynomials: a Gaussian that widens with the row, quadratically, and leans with
-    the product of row and column."""
+    """Eigenimages and polynomials of a Gaussian that widens with row^2 and leans with row times column."""
     images = np.stack([gaussian(sigma), gaussian(1.5 * sigma), gaussian(sigma, 0.5) - gaussian(sigma, -0.5)])
     polynomials = np.zeros((3, 3, 2))
     polynomials[0, 0, 0], polynomials[1, 2, 0], polynomials[2, 1, 1] = 1.0, 0.3, 0.2
@@ -39,7 +38,7 @@ def components(sigma: float) -> tuple[Array, Array]:
 
 
 def write_psfield(path: Path, sigmas: tuple[float, ...] = (1.6, 1.5, 1.4, 1.3, 1.4), **changes: Any) -> Path:
-    """A psField file as SDSS writes it: 5 x 5 coefficients of which the polynomial's own are set."""
+    """Write a psField file like SDSS: 5 x 5 coefficients, of which those of the polynomial are set."""
     hdus: list[fits.PrimaryHDU | fits.BinTableHDU] = [fits.PrimaryHDU()]
     for sigma in sigmas:
         images, polynomials = components(sigma)

@@ -16,7 +16,7 @@ GZIP = {"compression": "gzip", "chunks": True}
 
 
 def pixels(n: int, bands: int, size: int, seed: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Unequal noise in each band, so that a band or axis out of place shows."""
+    """Images (n, bands, size, size) whose noise differs by band, so that swapped bands or axes show."""
     noise = np.random.default_rng(seed).normal(size=(n, bands, size, size))
     return (noise * (1 + np.arange(bands))[:, None, None]).astype(np.float32)
 

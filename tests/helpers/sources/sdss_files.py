@@ -1,4 +1,4 @@
-"""SDSS files as the survey writes them, small, for the tests of what reads them; and where real ones are."""
+"""Writes small SDSS files like the survey, and names the folder of real ones."""
 
 import bz2
 import csv
@@ -27,7 +27,7 @@ RA, DEC = 351.65, 0.10
 SCALE = 0.396 / 3600  # deg
 FLUX20 = {"u": 950.0, "g": 2700.0, "r": 1980.0, "i": 1590.0, "z": 264.0}
 FLUX = {"u": 800.0, "g": 900.0, "r": 1000.0, "i": 1100.0, "z": 1200.0}  # nMgy of the injected source
-# How each band's frame lies: pixels of offset, degrees of rotation, scale.
+# Each band's frame: offset in x and y (pixels), rotation (deg), scale.
 LIE = {
     "u": (3.3, -2.6, 0.4, 1.0),
     "g": (-1.7, 0.45, -0.3, 1.01),
@@ -74,12 +74,12 @@ def write_set(
     offset: float = 0.0,
     dr8: str = "",
 ) -> None:
-    """Five frames of Gaussian sources (FWHM 1.3") at these positions, as SDSS writes them.
+    """Write five frames of Gaussian sources (FWHM 1.3") at these positions, like SDSS.
 
     Args:
-        folder: where to.
+        folder: output folder.
         sources: ra and dec, deg.
-        run, field, camcol: of the set.
+        run, field, camcol: numbers of the frame set.
         offset: deg by which the frames lie farther east.
         dr8: the suffix of DR8 frames with the same light, rather than of DR7.
     """
@@ -109,7 +109,7 @@ def write_set(
 
 
 def write_dr8(path: Path, image: npt.NDArray[Any], head: fits.Header, hdus: int = 3) -> None:
-    """A frame in the layout of DR8 and later: image, calibration of the columns, sky and how to spread it."""
+    """Write a frame in the layout of DR8 and later: image, calibration of the columns and sky table."""
     head = head.copy()
     for key in ("SOFTBIAS", "SKY", "FLUX20"):
         head.remove(key, ignore_missing=True)
@@ -136,7 +136,7 @@ def write_dr8(path: Path, image: npt.NDArray[Any], head: fits.Header, hdus: int 
 
 
 def write_mask(path: Path, planes: dict[str, Spans], row0: int = 0) -> Path:
-    """An fpM file as SDSS writes it."""
+    """Write an fpM file like SDSS."""
     hdus: list[fits.PrimaryHDU | fits.BinTableHDU] = [fits.PrimaryHDU()]
     for name in PLANES:
         masks = planes.get(name, [])

@@ -22,7 +22,7 @@ SKY_DN, NOISE_DN = 120, 4.0
 
 
 def write_field(folder: Path, run: int = 94, field: int = 12) -> Path:
-    """Frames, masks and PSF of one field of empty sky, as SDSS writes them."""
+    """Write frames, masks and PSF of one field of empty sky, like SDSS."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(run)
     for band, flux20, (dx, dy) in zip(BANDS, FLUX20, OFFSET, strict=True):

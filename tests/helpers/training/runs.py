@@ -56,7 +56,7 @@ def validations(run: Path) -> list[dict[str, float]]:
 
 
 def ask_to_stop(monkeypatch: pytest.MonkeyPatch, at_look: int) -> None:
-    """A request to stop that comes before the flag is looked at for the `at_look`-th time."""
+    """Request a stop before the flag is read for the `at_look`-th time."""
     looks = iter(range(1, 10**6))
     reason = property(lambda _: "asked by a test" if next(looks) >= at_look else "")
     monkeypatch.setattr("hpcphotoz.training.run.signals.StopRequest.reason", reason)

@@ -36,7 +36,7 @@ def test_pasquet_npz_is_mapped_not_loaded(tmp_path: Path, monkeypatch: pytest.Mo
     np.testing.assert_allclose(stamps.sky_sigma, np.tile(np.arange(1, 6), (20, 1)), rtol=0.12)
 
 
-def test_pasquet_compressed_is_refused_and_its_folder_taken(tmp_path: Path) -> None:
+def test_compressed_pasquet_is_refused_and_its_unpacked_folder_read(tmp_path: Path) -> None:
     cube, rows = pixels(4, 5, 16).transpose(0, 2, 3, 1), labels(4)
     np.savez_compressed(tmp_path / "sdss.npz", cube=cube, labels=rows)
     with pytest.raises(BadInput, match=r"cube\.npy is compressed .* `unzip sdss\.npz -d FOLDER`"):
@@ -178,7 +178,7 @@ def test_mmu_masks_and_inverse_variance_may_be_absent(tmp_path: Path, absent: tu
     assert [entry["row"] for entry in skipped] == ([1] if len(absent) == 1 else [])
 
 
-def test_mmu_pixels_of_hsc_are_counts_and_others_must_be_told(tmp_path: Path) -> None:
+def test_mmu_pixels_of_hsc_are_counts_and_others_need_a_zero_point(tmp_path: Path) -> None:
     hsc = np.array([[b"hsc-g", b"hsc-r"]] * 2)
     path = mmu(
         tmp_path / "a.hdf5", [1, 2], "gr", image_band=hsc, image_mask=np.ones((2, 2, 24, 24), np.bool_)

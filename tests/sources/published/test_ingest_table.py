@@ -51,7 +51,9 @@ def test_sentinels_and_numbers_beyond_float32_are_not_stored(tmp_path: Path) -> 
     ]
 
 
-def test_files_without_extinction_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_extinction_are_reported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for k in range(2):
         fields: dict[str, Any] = {"image": pixels(3, 5, 24, k), "specz_redshift": np.full(3, 0.1)}
         write(tmp_path / "in" / f"{k}.h5", **fields, object_id=np.arange(3) + 10 * k)
@@ -146,7 +148,7 @@ def test_counted_objects_are_summed(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_fields_are_named(
+def test_fields_of_wrong_shape_or_type_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any], says: str
 ) -> None:
     path = hayat(tmp_path / "wrong.h5", 7, 16, **other)
@@ -182,7 +184,7 @@ def test_wrong_files_and_options_are_one_line(tmp_path: Path, capsys: pytest.Cap
         assert error.count("\n") == 1 and says in error, error
 
 
-def test_the_folder_to_make_is_looked_at_first(tmp_path: Path) -> None:
+def test_an_unusable_output_folder_is_refused_first(tmp_path: Path) -> None:
     ingest_and_load(tmp_path / "done", [hayat(tmp_path / "a.h5", 3, 16)], "hayat")
     with pytest.raises(BadInput, match="already holds a finished dataset"):
         ingest_table(tmp_path / "done", [tmp_path / "absent.h5"], "hayat")

@@ -217,7 +217,7 @@ def test_bad_folders_are_one_line(
     assert not (out / MANIFEST).exists()
 
 
-def test_the_folder_to_make_is_looked_at_first(tmp_path: Path) -> None:
+def test_an_unusable_output_folder_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(BadInput, match=r"holds other files \(thesis.tex\)"):

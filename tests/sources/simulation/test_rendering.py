@@ -97,7 +97,7 @@ def test_a_large_galaxy_does_not_wrap_around(radius: float) -> None:
     np.testing.assert_allclose(image[outside], light[outside], rtol=5e-3)
 
 
-def test_smaller_galaxies_are_drawn_on_the_same_grid_as_ever() -> None:
+def test_the_grid_grows_with_the_galaxy() -> None:
     for radius, size in ((1.0, 128), (10.0, 128), (10.1, 256), (28.0, 256), (28.1, 512), (112.0, 1024)):
         galaxy = compact(radius_bulge=radius * PIXEL_SCALE, radius_disc=0.3)
         assert _grid_size(galaxy, STAMP) == size

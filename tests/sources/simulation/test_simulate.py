@@ -61,7 +61,7 @@ def test_seeds_and_objects_differ(tables: SurveyTables) -> None:
     assert np.abs(a.images[0] - a.images[1]).max() > 0
 
 
-def test_provenance_tells_how(tmp_path: Path) -> None:
+def test_provenance_records_how_a_dataset_was_simulated(tmp_path: Path) -> None:
     simulate(tmp_path / "d", 2, seed=9, processes=1)
     record = json.loads((tmp_path / "d" / MANIFEST).read_text())["provenance"]
     assert (record["command"], record["n"], record["seed"]) == ("simulate", 2, 9)

@@ -102,7 +102,7 @@ def test_a_replaced_frame_makes_only_its_own_shards_again(tmp_path: Path, frames
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_the_folder_to_make_is_looked_at_first(
+def test_an_unusable_output_folder_is_refused_first(
     tmp_path: Path, frames: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": RA, "dec": DEC}])

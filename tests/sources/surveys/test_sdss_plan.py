@@ -71,7 +71,7 @@ def test_one_stamp_a_run_and_one_only_of_overlapping_fields(tmp_path: Path, fram
     assert load(tmp_path / "one", manifest).object_id.tolist() == [5]
 
 
-def test_several_stamps_of_an_object_are_said_once(
+def test_several_stamps_of_an_object_are_reported_once(
     tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_set(frames / "run-000752", [(RA, DEC)], run=752)
@@ -92,7 +92,7 @@ def test_several_stamps_of_an_object_are_said_once(
     assert "several runs" not in capsys.readouterr().err and "caution" not in manifest.provenance
 
 
-def test_places_in_words() -> None:
+def test_sky_ranges_in_messages() -> None:
     dec = np.array([0.5, -0.25])
     assert sky_range(np.array([351.5, 10.25]), dec) == "ra 351.5000 to 10.2500, dec -0.2500 to 0.5000"
     assert sky_range(np.array([-8.5, 368.0]), dec).startswith("ra 351.5000 to 8.0000")

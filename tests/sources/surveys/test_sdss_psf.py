@@ -83,7 +83,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 @real_frames
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
-def test_real_width_is_the_files_own(path: Path) -> None:
+def test_real_widths_agree_with_psf_width(path: Path) -> None:
     psf = read_psf(path)
     widths = np.array([effective_width(band.at(1023.5, 744.0)) for band in psf.bands]) * PIXEL_SCALE
     # 0.6 to 4.5 % wider was seen: `psf_width` is of a composite radial profile of the field's stars.
@@ -96,7 +96,7 @@ def test_real_width_is_the_files_own(path: Path) -> None:
 
 
 @real_frames
-def test_real_figures_are_the_calibrations(tmp_path: Path) -> None:
+def test_real_widths_and_gains_are_those_of_the_calibration(tmp_path: Path) -> None:
     for path in REAL:
         psf = read_psf(path)
         name = path.name.replace("psField", "tsField").replace("-4-", "-4-40-")

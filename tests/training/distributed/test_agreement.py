@@ -61,7 +61,7 @@ def test_a_stop_holds_after_the_step_in_which_it_is_read() -> None:
 
 
 @pytest.mark.parametrize(("sums", "problem"), [(BAD, False), (GOOD, True)])
-def test_what_ends_a_run_is_told_with_its_step(sums: torch.Tensor, problem: bool) -> None:
+def test_the_end_of_a_run_is_reported_with_its_step(sums: torch.Tensor, problem: bool) -> None:
     for lags in (False, True):
         made, metrics = agreement(lags)
         made.after(GOOD, rank_batch(0), False, False, None, now=False)
@@ -73,7 +73,7 @@ def test_what_ends_a_run_is_told_with_its_step(sums: torch.Tensor, problem: bool
         assert made.step == 2 and metrics.sums[0] == 3, "nothing of it is added up"
 
 
-def test_attackers_have_a_say() -> None:
+def test_attackers_can_stop_a_run() -> None:
     made, _ = agreement(lags=False)
     asked, cannot = (torch.tensor(flags, dtype=torch.float64) for flags in ([1.0, 0.0], [0.0, 1.0]))
     assert made.after(GOOD, rank_batch(0), False, False, asked, now=True) is Verdict.STOP

@@ -77,7 +77,7 @@ def test_without_a_gpu_it_is_the_cpu(env: dict[str, str], gpus: list[str]) -> No
         choose_device(World(), "cuda", env)
 
 
-def test_a_gpu_that_torch_cannot_use_is_not_passed_over(gpus: list[str], tmp_path: Path) -> None:
+def test_a_gpu_that_torch_cannot_use_is_an_error(gpus: list[str], tmp_path: Path) -> None:
     (tmp_path / "nvidia0").touch()
     with pytest.raises(BadInput, match="or is there, but torch"):
         choose_device(World(), env={})

@@ -76,13 +76,13 @@ def test_ranks_meet_whoever_comes_first() -> None:
 
 
 @pytest.mark.parametrize("port", ["abc", "0", "70000", "-1"])
-def test_a_port_that_is_none(port: str) -> None:
+def test_an_invalid_port_is_refused(port: str) -> None:
     for rank in range(2):
         with pytest.raises(BadInput, match=f"MASTER_PORT={port}: is no port"):
             Rendezvous(World(rank, 2), 5, {"MASTER_ADDR": "localhost", "MASTER_PORT": port})
 
 
-def test_a_host_that_is_none() -> None:
+def test_an_unknown_host_is_refused() -> None:
     for rank in range(2):
         env = {"MASTER_ADDR": "no such host", "MASTER_PORT": str(free_port())}
         with pytest.raises(BadInput, match="MASTER_ADDR=no such host: no such host"):

@@ -136,7 +136,7 @@ def test_a_dead_or_hanging_rank_ends_the_job_with_a_clear_message(
     assert "Traceback" not in error
 
 
-def test_what_an_attacker_cannot_read_is_said_once(dataset: Path, tmp_path: Path) -> None:
+def test_an_image_that_an_attacker_cannot_read_is_reported_once(dataset: Path, tmp_path: Path) -> None:
     """Also in the validation part, which learners alone read, while attackers wait."""
     for part in ("train", "validation"):
         folder = shutil.copytree(dataset, tmp_path / part)
@@ -196,7 +196,7 @@ def test_damaged_images_are_left_out_by_both(dataset: Path, tmp_path: Path) -> N
         (2, {"attackers": 2}, "overlap.attackers 2 of 2 rank"),
     ],
 )
-def test_splits_that_cannot_be(
+def test_impossible_splits_are_refused(
     world_size: int, how: dict[str, object], said: str, dataset: Path, tmp_path: Path
 ) -> None:
     results = ranks.run(world_size, arguments(dataset, tmp_path / "run", tmp_path, **APART, **how))

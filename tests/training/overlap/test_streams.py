@@ -27,7 +27,7 @@ def test_streams_average_gradients_once_over_ranks(alone: Path, dataset: Path, t
     assert "clean passes and attack run one after the other" in log
 
 
-def test_streams_without_a_gpu_say_how_they_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_streams_without_a_gpu_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "hpcphotoz"):
         SerialOverlap(lambda rank_batch: rank_batch.images)
     assert "no CUDA device: clean passes and attack run one after the other" in caplog.text

@@ -47,7 +47,7 @@ def tear(run: Path, step: int) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def test_with_room_all_that_are_to_be_kept_are_kept(tmp_path: Path) -> None:
+def test_a_disk_with_room_keeps_all_checkpoints(tmp_path: Path) -> None:
     save_all(tmp_path, range(1, 5))
     checkpoint.save(tmp_path, {"step": 5}, keep=3)
     assert steps_of(tmp_path) == [3, 4, 5]
