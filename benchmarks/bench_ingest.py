@@ -1,4 +1,4 @@
-"""Making shards of published sets and of SDSS frames, on 1, 2 and 4 MPI ranks, in turn in one run.
+"""Ingest of published sets and of SDSS frames on 1, 2 and 4 MPI ranks, which take turns in one run.
 
 python -m benchmarks.bench_ingest [--quick] [--json PATH]
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def write_sources(folder: Path, rows: int) -> list[str]:
-    """The files to ingest; the names of their kinds."""
+    """Write the files to ingest, and return the names of their kinds."""
     rng = np.random.default_rng(0)
     labels = np.zeros(rows, [(name, "f8") for name in ("z", "EBV", "ra", "dec")] + [("specObjID", "i8")])
     labels["specObjID"] = np.arange(rows)
@@ -90,7 +90,7 @@ def write_sources(folder: Path, rows: int) -> list[str]:
 
 
 def ingest(kind: str, folder: Path, out: Path) -> int:
-    """Make shards of one kind's files on this rank's share of the ranks; the number of stamps."""
+    """Ingest the files of one kind on this rank, and return the number of stamps of all ranks."""
     from hpcphotoz.sources.published.ingest_table import ingest_table
     from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
 
@@ -105,7 +105,7 @@ def ingest(kind: str, folder: Path, out: Path) -> int:
 
 
 def on_rank(kind: str, folder: str, out: str) -> None:
-    """Print the seconds from the ranks' meeting to the manifest, and the number of stamps."""
+    """Print the seconds from a barrier of the ranks to the manifest, and the number of stamps."""
     import hpcphotoz.sources.cutouts
     import hpcphotoz.sources.published.ingest_table  # noqa: F401
     from hpcphotoz.sources.mpi import mpi_ranks
@@ -124,7 +124,7 @@ def _measure(
 ) -> Callable[[], float]:
     def measure() -> float:
         out = folder / "out"
-        shutil.rmtree(out, ignore_errors=True)  # of an ingest that failed: it would be resumed
+        shutil.rmtree(out, ignore_errors=True)  # a failed ingest would be resumed
         code = (
             f"from benchmarks.bench_ingest import on_rank; on_rank({kind!r}, {str(folder)!r}, {str(out)!r})"
         )

@@ -24,7 +24,7 @@ from hpcphotoz.kernels.backend import kernels_on
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STAMPS = 4096 if DEVICE.type == "cuda" else 32
-MOST_CALLS, REPLAY_S = 20, 0.01  # calls of a graph: up to so many, or as many as take so long
+MOST_CALLS, REPLAY_S = 20, 0.01  # calls in a graph: this many at most, or as many as take this long
 Call = Callable[[], object]
 QUICK_COMPILED = ("pgd", "l2")  # torch.compile takes seconds for each
 
@@ -35,7 +35,7 @@ class Inputs:
 
     x0: Tensor
     adv: Tensor
-    previous: Tensor  # of the step before, for momentum: memory of its own
+    previous: Tensor  # of the step before, for momentum, in separate memory
     grad: Tensor
     eps: Tensor
     object_id: Tensor
@@ -45,7 +45,7 @@ class Inputs:
 
     @staticmethod
     def drawn(n: int, device: torch.device) -> "Inputs":
-        """For n objects."""
+        """Draw the inputs of n objects."""
         g = torch.Generator(device).manual_seed(0)
         x0 = torch.randn(n, 5, 64, 64, generator=g, device=device)
         eps = 0.1 + torch.rand(n, 5, generator=g, device=device)
@@ -84,7 +84,7 @@ class Problem:
 
     @property
     def bytes(self) -> float:
-        """Smallest number of bytes that must cross the memory bus: a tensor given twice is read once."""
+        """Smallest number of bytes that a kernel must move: a tensor given twice is read once."""
         distinct = {tensor.data_ptr(): tensor.nbytes for tensor in self.read}
         return self.part * (sum(distinct.values()) + self.written.nbytes)
 
@@ -155,7 +155,7 @@ def rivals(problem: Problem, torchattacks_too: bool, compiled: bool) -> dict[str
 
 
 def torchattacks(adv: Tensor, images: Tensor, grad: Tensor, eps: float, alpha: float) -> Tensor:
-    """The step of torchattacks' PGD, between two gradients, with its scalar epsilon and bounds of 0 and 1."""
+    """The update of torchattacks' PGD, without its gradient; epsilon is a scalar and bounds are 0 and 1."""
     adv = adv.detach() + alpha * grad.sign()
     delta = torch.clamp(adv - images, min=-eps, max=eps)
     return torch.clamp(images + delta, min=0, max=1).detach()
@@ -190,11 +190,11 @@ def measure(
 
 
 def timed(call: Call, device: torch.device) -> Callable[[], float]:
-    """What measures the seconds of a call: of a replayed CUDA graph of several, on a CPU of one.
+    """A function that times a call: on a GPU in a replayed CUDA graph of several, on a CPU one by one.
 
     Args:
-        call: made a few times at once; on a GPU one that a capture allows.
-        device: where it computes.
+        call: is made a few times at first; on a GPU it can be captured.
+        device: the device on which it computes.
     """
     if device.type != "cuda":
         return on_host_clock(call)

@@ -53,7 +53,7 @@ ON_GPU: dict[str, dict[str, object]] = {
     "compiled, graphs step, bfloat16": {"compiled": "on", "graphs": "step", "precision": "bf16"},
 }
 QUICK = ("clean", "all float32", "all bfloat16", "graphs step", "compiled, graphs step", "micro_batch 16")
-FIRST_STEPS = 2  # after which the memory of a rival has had its peak
+FIRST_STEPS = 2  # steps after which the memory of a rival has had its peak
 T = TypeVar("T")
 
 
@@ -97,7 +97,7 @@ def measured(
         rival = f"{network}, {name}"
         config = configured(network, {**usual, **how}, 0.5 * (name != "clean"), steps)
         figures = benchmark.attempt(rival, against, default, config, size, device, rates, repeat)
-        # What is left of a rival must not be in the memory of the next.
+        # The memory of a rival is freed before the next one starts.
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
@@ -121,7 +121,7 @@ def against(
     rates: dict[str, float],
     repeat: int,
 ) -> dict[str, Any]:
-    """A rival's figures, in turn with the default.
+    """Figures of a rival that takes turns with the default.
 
     Args:
         default: takes the default's step.
@@ -139,7 +139,7 @@ def against(
 
 
 def stepped(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:
-    """As `prepared`, after the first steps."""
+    """The result of `prepared`, after the first steps."""
     take, counted = prepared(config, size, device)
     for _ in range(FIRST_STEPS):
         take()
@@ -150,7 +150,7 @@ def peak_gb(work: Callable[[], T], device: torch.device) -> tuple[float | None, 
     """Peak of a GPU's memory during a call, above what is allocated already; None on a CPU.
 
     Returns:
-        Gigabytes, and what the work gives.
+        Gigabytes, and the result of the work.
     """
     if device.type != "cuda":
         return None, work()

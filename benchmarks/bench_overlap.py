@@ -1,4 +1,4 @@
-"""Overlap: ranks that attack beside ranks that learn, against plain data parallelism; the price of staleness.
+"""Overlap of attacker and learner ranks against plain data parallelism, and the cost of staleness.
 
 python -m benchmarks.bench_overlap [--quick] [--quality TRAIN TEST] [--json PATH]
 
@@ -138,7 +138,7 @@ def compared(network: str, batch: int, seconds: dict[str, list[float]], data_wai
 
 
 def alone(network: str, batch: int) -> dict[str, float]:
-    """Seconds of the attack and of the training of a step, on one core with nothing beside."""
+    """Seconds of the attack and of the training of a step, on one core of an otherwise idle machine."""
     command = [sys.executable, "-m", "benchmarks.training.alone", network, str(batch)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)

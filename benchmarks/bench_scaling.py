@@ -3,12 +3,12 @@
 python -m benchmarks.bench_scaling [--quick] [--json PATH] [--plot PNG] [--precision P] [--gpu-json PATH]
 
 Training (`hpcphotoz train`, bfloat16, PGD-3 on half of each batch) runs by torchrun on 1, 2 and 4 gloo ranks
-of one thread, the cases taking turns. Strong: 64 images a step on all ranks; weak: 32 on each. `apart`: two
-runs of one rank at once that do not speak: what is lost there is lost to the machine, not to communication.
-Rows of more ranks than cores are marked: they measure the machine. scaling_model.py has the model,
-scaling_predict.py the numbers it stands on: family `gloo` is GPUs joined by the all-reduce measured here,
-`cluster` GPUs joined as assumed there. --gpu-json: a record of bench_step on a GPU; its rate replaces the
-assumed one. On a quiet machine of two cores 9 minutes, --quick 2 (one round: it shows that all runs).
+of one thread; the cases take turns. Strong: 64 images a step on all ranks; weak: 32 on each. `apart`: two
+runs of one rank at the same time, without communication: what they lose is due to the machine. Rows of more
+ranks than cores are marked: they measure the machine. scaling_model.py has the model, scaling_predict.py its
+numbers: family `gloo` is GPUs joined by the all-reduce measured here, `cluster` GPUs joined as assumed there.
+--gpu-json: a record of bench_step on a GPU; its rate replaces the assumed one. Takes 9 minutes on an idle
+machine of two cores, 2 with --quick (one round, which shows that everything runs).
 """
 
 import os
@@ -74,7 +74,7 @@ def main() -> None:
     benchmark = Benchmark("scaling", options.json, options.quick)
     try:
         if options.plot:
-            from benchmarks.scaling.scaling_plot import draw  # before minutes are spent: it wants matplotlib
+            from benchmarks.scaling.scaling_plot import draw  # fails at once where matplotlib is missing
         images = {
             name: scaling_predict.gpu_image(options.gpu_json, name, ATTACK)
             for name in networks
@@ -130,10 +130,7 @@ def cases(kind: str, networks: Sequence[str], ranks: Sequence[int]) -> list[Case
 
 
 def take_turns(every: Sequence[Case], precision: str, rounds: int, benchmark: Benchmark) -> Rates:
-    """Every case once a round, without those that fail.
-
-    No round is left out: each run leaves out its own first steps.
-    """
+    """Run every case once a round, without those that fail; each run leaves out its own first steps."""
     found: Rates = {case: [] for case in every}
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-scaling-") as folder:
         data = Path(folder, "data")
@@ -164,7 +161,7 @@ def train(case: Case, precision: str, data: Path) -> Rate:
 
 
 def single(case: Case, kind: str) -> Case:
-    """The reference of a case's efficiency: one rank with the batch of its kind."""
+    """The case that efficiencies refer to: one rank with the batch of this kind."""
     return Case(case.network, 1, STRONG if kind == "strong" else WEAK)
 
 

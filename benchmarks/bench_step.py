@@ -66,11 +66,11 @@ def main() -> None:
     words.add_argument("--networks", nargs="+", help="compact with --quick, else inception and cnn")
     words.add_argument("--rounds", type=int, default=3, help="runs of each rival; 1 with --quick")
     options = words.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else ranks and folders would be left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise ranks and folders would stay
     benchmark = Benchmark("step", options.json, options.quick)
     networks = options.networks or (["compact"] if options.quick else ["inception", "cnn"])
     benchmark.add(law=LAW, steps=STEPS, fraction=FRACTION, batch=SIZE)
-    # Before minutes are spent: without it the peers' runs all fail.
+    # Fails at once where the peer is missing: all its runs would fail.
     benchmark.add(peer_versions=benchmark.attempt("peer versions", train_runs.peer_versions))
     against_peer(networks, 1 if options.quick else options.rounds, options.quick, benchmark)
     for name in RATIOS:
@@ -140,10 +140,10 @@ def against_peer(networks: list[str], repeat: int, quick: bool, benchmark: Bench
 
 
 def aliases(precision: str) -> dict[str, str]:
-    """Runs that are identical to others on this device and need not be made twice."""
+    """Names of runs that equal another run on this device, and the name of that one."""
     found = {"ours_fp32": "ours", "peer_tuned_fp32": "peer_tuned"} if precision == "fp32" else {}
     if DEVICE.type == "cuda":
-        found.pop("ours_fp32", None)  # what auto stands for in a run is measured in its own form
+        found.pop("ours_fp32", None)  # `auto` in a run may choose another form than `chosen_precision`
     if default_precision(DEVICE) == "fp32":
         found["peer_fp32"] = "peer"
     return found

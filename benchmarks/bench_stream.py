@@ -118,14 +118,14 @@ def make_stamps(rows: int, stamp: int) -> Stamps:
 
 
 def write(out: Path, stamps: Stamps, shard_rows: int, storage: str = "float32") -> None:
-    """A dataset as this package writes it."""
+    """Write a dataset with this package."""
     header = Header(tuple(BANDS), stamps.images.shape[-1], 0.396, storage)
     with DatasetWriter(out, header, shard_rows, {"made": "for a benchmark"}) as writer:
         writer.append(stamps)
 
 
 def compress(source: Path, out: Path) -> None:
-    """The same shards as h5py users write them: images in gzip-4 + shuffle chunks of one row, indexed."""
+    """Rewrite shards like h5py users, with images in gzip-4 + shuffle chunks of one row, and index them."""
     out.mkdir()
     for path in sorted(source.glob("*.h5")):
         with h5py.File(path, locking=False) as old, h5py.File(out / path.name, "w") as new:
@@ -147,7 +147,7 @@ def start_peer(folder: Path) -> Mds | None:
 
 
 def readers(folder: Path, peer: Mds | None) -> dict[str, Reader]:
-    """Everything that takes part, by name."""
+    """All readers by name."""
     data = Data()
     found: dict[str, Reader] = {"ours": ours(folder / "float32", data)}
     first = configure("benchmark", verify="first").data

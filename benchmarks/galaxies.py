@@ -36,7 +36,7 @@ def configuration(network: str) -> Config:
 
 
 def trained(network: str, steps: int, device: torch.device) -> tuple[nn.Module, RedshiftBins]:
-    """A network after a few steps on clean galaxies: attacks on an untrained network mean little."""
+    """Train a network for a few steps on clean galaxies: attacks on an untrained network mean little."""
     config = configuration(network)
     torch.manual_seed(0)
     model = build(config.model, stamp=STAMP, scale=tuple(10 * s for s in SKY))

@@ -19,7 +19,7 @@ from hpcphotoz.provenance import commit
 Times = dict[str, list[float]]
 T = TypeVar("T")
 P = ParamSpec("P")
-QUICK_S = 40  # with --quick, nothing is begun later than this: the whole ends within a minute
+QUICK_S = 40  # with --quick, nothing starts later than this, so that the benchmark ends within a minute
 _MASKS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # variables that hide a processor's units from torch
 
 
@@ -39,14 +39,14 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 class Benchmark:
-    """One run of a benchmark: its figures, the rivals that failed, and those that time left out.
+    """One run of a benchmark: its figures, the rivals that failed, and those for which there was no time.
 
     The record is written after every addition, so that a benchmark that is killed leaves what it had.
 
     Args:
-        name: of the benchmark, for the record.
-        path: of the record; None: nothing is written.
-        quick: begin nothing after `QUICK_S` seconds.
+        name: name of the benchmark in the record.
+        path: file of the record; None writes nothing.
+        quick: start nothing after `QUICK_S` seconds.
     """
 
     def __init__(self, name: str, path: Path | None, quick: bool = False) -> None:
@@ -57,14 +57,14 @@ class Benchmark:
         self._end = time.perf_counter() + QUICK_S if quick else float("inf")
 
     def attempt(self, rival: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """The result of a rival; None if it fails or the time is over, which is recorded."""
+        """The result of a rival; None, with a record, if it fails or there is no time."""
         if time.perf_counter() > self._end:
             if rival not in self.left_out:
                 self.left_out.append(rival)
             return None
         try:
             return work(*args, **kwargs)
-        except Exception as error:  # of any library: it must not take the other rivals' figures with it
+        except Exception as error:  # any error of any library: the other rivals keep their figures
             self.failed(rival, error)
             return None
 
@@ -96,7 +96,7 @@ class Benchmark:
 
 
 def on_host_clock(work: Callable[[], object]) -> Callable[[], float]:
-    """A rival that returns the seconds of a call, until a GPU has finished it."""
+    """A rival that returns the seconds of a call, including the wait for a GPU."""
 
     def measure() -> float:
         start = time.perf_counter()
@@ -121,7 +121,7 @@ def in_turn(
 def rounds(
     rivals: Mapping[str, Callable[[], float]], repeat: int, benchmark: Benchmark | None = None
 ) -> Times:
-    """The same for rivals that time themselves, for instance in another process, and return their seconds.
+    """Like `in_turn`, for rivals that return their own seconds, for instance those of another process.
 
     Args:
         rivals: by name.
@@ -189,7 +189,7 @@ def record(
 
 
 def machine() -> dict[str, Any]:
-    """Device, processor with its vector and matrix units, and what hides some of them from torch."""
+    """Device, processor with its vector and matrix units, and variables that hide some of them from torch."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     model = _cpuinfo("model name") or platform.processor() or platform.machine()
     return {

@@ -13,11 +13,11 @@ from tests.helpers.datasets import make_dataset
 
 
 def pytest_configure() -> None:
-    """Hear signals again that a shell in the background or nohup has told its children to ignore."""
+    """Restore signals that a background shell or nohup has set to be ignored."""
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
-    keep_compiled_code()  # also of tests that compile by themselves: apart for each kind of CPU
+    keep_compiled_code()  # in a cache folder per kind of CPU, also for tests that call torch.compile
 
 
 # Folders with long tests: they start ranks, clusters, compilers and interpreters.
@@ -25,13 +25,13 @@ LONG = ("launch", "overlap", "training", "distributed", "run", "kernels")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the folders of long tests: a worker that meets one at the end keeps the others waiting."""
+    """Start with the folders of long tests: one that starts last would keep all other workers waiting."""
     items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexing opens shards in another process first: a second each time."""
+    """Indexing opens shards in another process first, which takes a second; tests skip that."""
     monkeypatch.setattr(index, "_probe", lambda paths: None)
 
 
@@ -43,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def poison() -> Iterator[None]:
-    """torch.empty is NaN, or the greatest integer: what a kernel forgets to write is seen."""
+    """Fills torch.empty with NaN or the largest integer, so that elements a kernel does not write show."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

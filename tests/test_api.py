@@ -1,4 +1,4 @@
-"""The public names of the package: from data to the PDF of an attacked galaxy in a few lines."""
+"""The public functions of the package, from data to the PDF of an attacked galaxy."""
 
 import inspect
 import subprocess

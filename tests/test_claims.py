@@ -1,4 +1,4 @@
-"""What the texts say about the work of others is no more than is known of it."""
+"""Texts claim no more about the work of others than its abstract says."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The main job at a small size: simulate, train, evaluate, predict; and real galaxies, attacked."""
+"""Small end-to-end runs: simulate, train, evaluate and predict; and attacks on real galaxies."""
 
 import json
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_evaluate_writes_what_the_readme_says(folder: Path, tmp_path: Path) -> N
             assert {"bias", "sigma_mad", "eta", "crps", "eps_sky_sigma", "n"} <= set(figures)
             assert figures["eps_sky_sigma"] == (0 if condition == "clean" else 0.1) and figures["n"] == 100
     assert summary["knn_colours"]["sigma_mad"] > 0
-    # PGD raises the loss it climbs; the network has learnt something: a blind guess scatters by about 0.08.
+    # PGD raises its loss; the network has learnt something: a blind guess scatters by about 0.08.
     assert summary["standard"]["pgd"]["crps"] > summary["standard"]["clean"]["crps"]
     assert summary["standard"]["clean"]["sigma_mad"] < 0.04
     page = (tmp_path / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""What has to be installed where: modules import beside the packages of a plain GPU image, and no others."""
+"""Modules import with the packages of a plain GPU image alone."""
 
 import subprocess
 import sys
@@ -9,11 +9,11 @@ from tests.helpers.paths import ROOT
 
 TORCH = {"torch", "triton", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock"}
 TORCH |= {"fsspec", "typing_extensions", "setuptools", "cuda", "torchgen", "functorch", "optree"}
-# What images with torch for GPU clusters bring besides.
+# Other packages in usual GPU images with torch.
 IMAGE = TORCH | {"h5py", "mpi4py", "rich", "pygments", "markdown_it", "mdurl", "xxhash", "scipy", "tqdm"}
 IMAGE |= {"matplotlib", "mpl_toolkits", "PIL", "cycler", "kiwisolver", "contourpy", "pyparsing", "dateutil"}
 IMAGE |= {"packaging", "yaml", "psutil", "safetensors", "six", "fontTools"}
-FOUR = {"pydantic", "pydantic_core", "typing_inspection", "annotated_types"}  # small wheels to bring along
+FOUR = {"pydantic", "pydantic_core", "typing_inspection", "annotated_types"}  # small wheels that a user adds
 
 BLOCKED = '''
 import importlib, importlib.metadata, sys
@@ -41,7 +41,7 @@ for name in sys.argv[2].split(","):
 def modules(*folders: str) -> list[str]:
     """Every module under some folders of the repository, as it is imported."""
     files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
-    files = [file for file in files if "peers" not in file.parts]  # they run in an environment of their own
+    files = [file for file in files if "peers" not in file.parts]  # they run in another environment
     return [
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files
     ]

@@ -1,4 +1,4 @@
-"""The architecture stays visible: links, direction of imports, a README that tells the truth of the tree."""
+"""The architecture: links, the direction of imports, and the tree in the README."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 
 PACKAGE = ROOT / "hpcphotoz"
 
-# Floors, from the top: a module may import from its own floor and from those below, but for what NEVER says.
+# Floors, from the top: a module may import from its own floor and from those below.
 FLOORS = [
     ["cli", "__main__"],
     ["launch", "predict", "api"],
@@ -37,7 +37,7 @@ FLOORS = [
         "__init__",
     ],
 ]
-ALONE = ["data/order.py", "evaluation/metrics.py"]  # nothing of ours
+ALONE = ["data/order.py", "evaluation/metrics.py"]  # import nothing of this package
 ONLY_IN = {
     "galsim": "sources",
     "astropy": "sources",
@@ -141,7 +141,7 @@ def test_a_lost_link_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_plain_installation_is_whole(tmp_path: Path) -> None:
-    """Not editable: links become folders, recipes and the type marker come along."""
+    """In an installation that is not editable, links are folders, and recipes and type marker are there."""
     clone, target = tmp_path / "clone", tmp_path / "installed"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True, timeout=60)
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]

@@ -64,7 +64,7 @@ def _count(path: Path, turns: int) -> int:
 
 
 def test_no_two_processes_hold_it_while_others_come_and_go(tmp_path: Path) -> None:
-    """Each holder removes the file: another must not hold a lock on the file that was removed."""
+    """Each holder removes the file at its end; the next must not lock the removed file."""
     path = tmp_path / "count"
     path.write_text("0")
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:

@@ -1,4 +1,4 @@
-"""Memory that is freed stays in the process, where the C library can do that and the user has not chosen."""
+"""Freed memory stays in the process, where the C library can do that and no variable forbids it."""
 
 import platform
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Pages fetched from the system in ten rounds of taking and freeing 20 MB, as a network's layers do.
+# Counts pages fetched from the system in ten rounds of allocating and freeing 20 MB, like layers do.
 CODE = """
 import resource, sys
 from hpcphotoz.memory import keep_freed_memory

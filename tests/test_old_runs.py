@@ -1,4 +1,4 @@
-"""Runs of earlier versions, whose files hold the old names of options, still resume, predict and evaluate."""
+"""Runs of earlier versions, with old names of options, still resume, predict and evaluate."""
 
 import json
 import tomllib
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
 
 
 def in_old_names(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A configuration as the version wrote it that had one section for all of training."""
+    """A configuration like those of the version that had one section for all of training."""
     old_of = {new: old for old, new in RENAMED.items()}
     old: dict[str, dict[str, Any]] = {}
     for section, keys in tree.items():

@@ -1,6 +1,4 @@
-"""Streams that are closed, full or know few characters: training goes on, other commands end with one line or
-none.
-"""
+"""With closed, full or ASCII output streams, training goes on and other commands end in one line at most."""
 
 import errno
 import io
@@ -112,7 +110,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(dataset: Path, tmp_path
 
 @pytest.mark.parametrize("turned_into", ["KeyboardInterrupt", "ImportError('from numpy')"])
 def test_an_interrupt_during_the_imports_is_one_line(turned_into: str) -> None:
-    """They take most of a second, in which a mistyped command is often interrupted."""
+    """Imports take most of a second, in which users interrupt mistyped commands."""
     code = (
         "import os, signal, sys\n"
         "class Interrupt:\n"

@@ -1,4 +1,4 @@
-"""Prediction: the file qp reads, streamed, averaged, whole or absent."""
+"""Prediction writes a file that qp reads: streamed, averaged over runs, and complete or absent."""
 
 import json
 import tempfile
@@ -58,7 +58,7 @@ def softmax(module: nn.Module, content: Stamps) -> Tensor:
 @pytest.fixture
 def qp() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its import warns of what is none of ours
+        warnings.simplefilter("ignore")  # the import of qp warns
         module: ModuleType = pytest.importorskip(
             "qp", reason="needs qp-prob: pip install hpcphotoz[dev]", exc_type=ImportError
         )
@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_the_catalogue(tmp_path: Path) -> None:
         return used
 
     peak(32)  # imports and caches
-    # Reading it whole would add 768 bytes a stamp, 368 kB; objects that await garbage collection add 80 kB.
+    # Loading the whole catalogue would add 368 kB, 768 bytes a stamp; uncollected garbage adds 80 kB.
     assert peak(512) - peak(32) < 180_000
 
 

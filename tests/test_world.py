@@ -1,4 +1,4 @@
-"""Ranks are read from whatever launcher started the process."""
+"""Rank and world size are read from the variables of the launcher."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A peer attack library, in an environment of its own, driven line by line so that it can take turns.
+"""A peer attack library in its own environment, which answers requests so that it can take turns.
 
 .venv-peers/bin/python benchmarks/peers/attack.py torchattacks|foolbox|art MODEL.pt DATA.pt
 

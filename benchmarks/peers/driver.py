@@ -65,7 +65,9 @@ class Peer:
             RuntimeError: as above.
         """
         assert self._process.stdin
-        with suppress(BrokenPipeError):  # it is gone: the empty answer says so, with its reasons
+        with suppress(
+            BrokenPipeError
+        ):  # the process has ended: the empty answer is reported with its standard error
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         return json.loads(self._answer(timeout_s))

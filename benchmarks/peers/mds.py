@@ -1,4 +1,4 @@
-"""The peer mosaicml-streaming, in an environment of its own, driven line by line so that it can take turns.
+"""The peer mosaicml-streaming in its own environment, which answers requests so that it can take turns.
 
 .venv-peers/bin/python benchmarks/peers/mds.py SHARDS_FOLDER MDS_FOLDER
 

@@ -1,4 +1,4 @@
-"""The training loop that a user would write by hand, in an environment of its own.
+"""The training loop that a user would write by hand, in its own environment.
 
 .venv-peers/bin/torchrun --standalone --nproc-per-node R benchmarks/peers/train.py TASK.json [--tuned]
     [--precision fp32|tf32|bf16]
@@ -150,7 +150,7 @@ def batches(rows: Rows, task: dict[str, Any], pinned: bool) -> Iterator[Sample]:
 
 
 def train(task: dict[str, Any], tuned: bool, precision: str, device: torch.device) -> None:
-    """Take the steps, and say how quickly."""
+    """Take the steps, and print their speed."""
     rows, ranks = Rows(sorted(Path(task["data"]).glob("*.h5"))), dist.get_world_size()
     loop = Loop(task, tuned, precision, rows.extremes, device)
     source = batches(rows, task, device.type == "cuda")

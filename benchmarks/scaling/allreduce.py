@@ -1,4 +1,4 @@
-"""Times of all-reduce: start the ranks (`measure`), or be one of them (`main`, under torchrun)."""
+"""Times of all-reduce: `measure` starts the ranks, and `main` is one of them under torchrun."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def measure(backend: str, ranks: int, largest: int = LARGEST, rounds: int = 5) -
     """Seconds of single all-reduces of float32 by message size in bytes, 4 KB to `largest`.
 
     Raises:
-        RuntimeError: the ranks did not meet or did not end; with the last lines that they said.
+        RuntimeError: the ranks did not connect or did not end; with their last lines.
     """
     words = ["-m", "benchmarks.scaling.allreduce", backend, str(largest), str(rounds)]
     name = f"all-reduce on {ranks} ranks, {backend}"
@@ -28,7 +28,7 @@ def measure(backend: str, ranks: int, largest: int = LARGEST, rounds: int = 5) -
 
 
 def sizes(largest: int) -> list[int]:
-    """Bytes of the messages, each eight times the one before; the largest always."""
+    """Message sizes in bytes, each eight times the one before, and the largest."""
     return [*(SMALLEST * 8**k for k in range(6) if SMALLEST * 8**k < largest), largest]
 
 

@@ -43,7 +43,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Assumptions:
-    """One rank at work on one network, and what joins the ranks: rings inside nodes, then between nodes."""
+    """Speed of one rank on one network, and of the rings inside nodes and between them."""
 
     image: Quantity  # s/image, clean step at full load
     floor: Quantity  # s, the minimal time of one pass
@@ -66,7 +66,7 @@ def ring_s(ranks: int, size: float, alpha: float, beta: float) -> float:
 
 
 def allreduce_s(a: Assumptions, ranks: int, size: float) -> float:
-    """All-reduce of `size` bytes, seconds: inside nodes, and between them of the part each rank then has."""
+    """All-reduce of `size` bytes, seconds: inside nodes, then between nodes of each rank's part."""
     near = min(ranks, int(a.node.value))
     nodes, part = math.ceil(ranks / near), size / near
     far = ring_s(nodes, part, a.alpha.value, a.beta.value)
@@ -91,7 +91,7 @@ def compute_s(a: Assumptions, batch: float, attack: Attack) -> float:
 
 
 def exposed_s(a: Assumptions, ranks: int, batch: float) -> float:
-    """The part of the all-reduce that the backward pass (2 of 3 passes) does not hide: at least a bucket."""
+    """Seconds of the all-reduce that the backward pass (2 of 3 passes) does not hide: at least one bucket."""
     whole = gradients_s(a, ranks)
     hidden = a.overlap.value * compute_s(a, batch, Attack(0, 0)) * 2 / 3
     return max(whole / math.ceil(a.gradients.value / a.bucket.value), whole - hidden)
@@ -134,9 +134,9 @@ def fit_ring(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def fit_step(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
-    """Seconds an image and seconds whatever the batch, from (images, seconds) of two steps of one rank.
+    """Seconds per image and constant seconds, from (images, seconds) of two steps of one rank.
 
-    Neither is negative: where noise would have one so, all time of the larger batch is its images'.
+    Neither is negative: if noise makes one negative, all time of the larger batch counts per image.
     """
     (n, t), (m, u) = small, large
     image = (u - t) / (m - n)

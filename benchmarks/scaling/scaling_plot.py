@@ -1,4 +1,4 @@
-"""The plot of bench_scaling: measured and modelled efficiency here, predicted efficiency of GPUs."""
+"""The plot of bench_scaling: efficiency measured and modelled on this machine, and predicted for GPUs."""
 
 import textwrap
 from typing import Any
@@ -10,7 +10,7 @@ LINES = {"weak": ("-", "o"), "strong": ("--", "s")}
 
 
 def draw(figures: dict[str, Any]) -> bytes:
-    """A row of two panels a network, and below what was assumed; PNG."""
+    """Draw a row of two panels per network with the assumptions below, as PNG."""
     networks = list(figures["model"])
 
     def on(figure: Any) -> None:

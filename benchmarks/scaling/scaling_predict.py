@@ -48,7 +48,7 @@ def core(image: float, update: float, parameters: int, alpha: float, beta: float
 
 
 def on_gpus(here: Assumptions, flops: float, tensors: int, image: Quantity | None) -> Assumptions:
-    """The same ring with a GPU for a core: seconds an image, or None: ACHIEVED of PEAK for the FLOP counted.
+    """The same ring with GPUs: measured seconds an image, or with None the counted FLOP at ACHIEVED of PEAK.
 
     Args:
         flops: an image, clean step (two a multiply-add).

@@ -23,7 +23,7 @@ def peak_mib() -> float:
 
 
 def main() -> None:
-    """Stream that many batches, over as many epochs as it takes."""
+    """Stream this many batches, over several epochs if needed."""
     folder, wanted = Path(sys.argv[1]), int(sys.argv[2])
     imports, seen, epoch = peak_mib(), 0, 0
     stream = open_stream(folder, Data())

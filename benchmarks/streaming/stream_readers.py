@@ -1,4 +1,4 @@
-"""The readers that bench_stream compares, each a function that gives the seconds of one shuffled pass."""
+"""The readers that bench_stream compares: functions that return the seconds of one shuffled pass."""
 
 import itertools
 import os

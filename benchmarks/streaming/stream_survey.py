@@ -1,4 +1,4 @@
-"""A survey of many shards as one of several ranks sees it: openings, default split, resume in the middle."""
+"""A survey of many shards, read by one of several ranks: openings, default split, resume in the middle."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Seconds of the parts of a training step by themselves: python -m benchmarks.training.alone NETWORK BATCH
+"""Seconds of the parts of a training step, each alone: python -m benchmarks.training.alone NETWORK BATCH
 
 Prints JSON: "attack alone", the attacked half of a batch by PGD-3; "training alone", clean pass, adversarial
 pass and update of the whole batch, with attacked images that are there already. Medians.

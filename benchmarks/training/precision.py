@@ -1,4 +1,4 @@
-"""The precision that a device chooses for itself, which benchmarks run beside float32."""
+"""The precision that a device chooses, which benchmarks compare with float32."""
 
 import torch
 
@@ -7,7 +7,7 @@ from hpcphotoz.compute.precision_trial import precision_of_attacks
 from hpcphotoz.config.load import configure
 from hpcphotoz.models.build import build
 
-TUNED_OBJECTS = 128  # of a pass, where a GPU's precisions are compared
+TUNED_OBJECTS = 128  # objects of a pass when precisions of a GPU are compared
 
 
 def chosen_precision(device: torch.device, network: str = "compact") -> str:

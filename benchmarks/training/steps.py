@@ -1,4 +1,4 @@
-"""Training steps as the trainer puts them together, on one batch that stays in memory."""
+"""Training steps built by the trainer's own parts, on one batch that stays in memory."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.world import World
 
-LEARNING_RATE = 1e-5  # small: a benchmark's steps all see the same objects
+LEARNING_RATE = 1e-5  # small, as all steps of a benchmark see the same objects
 
 
 def assembled(

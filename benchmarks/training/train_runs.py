@@ -27,8 +27,8 @@ from hpcphotoz.data.format.writer import DatasetWriter
 EPS, STEPS, FRACTION = 0.1, 3, 0.5  # of PGD: sky sigmas, steps, part of every batch
 LEARNING_RATE = 1e-4
 TIMEOUT_S = 600  # a run; on two slow cores the longest takes two minutes
-POLL_S = 0.2  # between looks at a run's progress
-EPOCHS = 10_000  # of our runs, which end when they have said enough: "auto" must not take them for short ones
+POLL_S = 0.2  # seconds between checks of a run's progress
+EPOCHS = 10_000  # of our runs, which are stopped early: `auto` must not see a short run
 SHARD_ROWS = 256
 
 
@@ -52,7 +52,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Rate:
-    """A run after its warm-up."""
+    """Speed and losses of a run after its warm-up."""
 
     images_per_s: float
     data_wait: float  # fraction of the time
@@ -75,7 +75,7 @@ def ours(plan: RunPlan, options: Mapping[str, object] | None = None) -> Rate:
     """A run of `hpcphotoz train` with its defaults, except the shared settings and the given options.
 
     Args:
-        plan: what all rivals do alike.
+        plan: settings that all rivals share.
         options: by bare name; without, precision, compiler and graphs are their defaults.
     """
     shared: dict[str, object] = {
@@ -106,7 +106,7 @@ def peer(plan: RunPlan, tuned: bool = False, precision: str = "fp32") -> Rate:
     """A run of `benchmarks/peers/train.py`.
 
     Args:
-        plan: what all rivals do alike.
+        plan: settings that all rivals share.
         tuned: channels_last and kept memory, set by hand.
         precision: fp32, tf32, or bf16 by autocast.
     """
@@ -145,7 +145,7 @@ def rate(name: str, lines: str, plan: RunPlan) -> Rate:
     found = [json.loads(line) for line in lines.splitlines()]
     if len(found) != plan.lines:
         raise RuntimeError(f"{name}: {len(found)} lines of progress, want {plan.lines}")
-    seconds = [1 / line["images_per_s"] for line in found[1:]]  # an image; all lines have as many
+    seconds = [1 / line["images_per_s"] for line in found[1:]]  # per image: all lines have as many images
     waited = sum(line["data_wait"] * t for line, t in zip(found[1:], seconds, strict=True))
     loss = found[-1]["loss"]
     if not 0 < loss < float("inf"):
@@ -167,7 +167,7 @@ def peers_python() -> Path:
 
 
 def peer_versions() -> dict[str, str]:
-    """Of the packages that the peer loop uses.
+    """Versions of the packages that the peer loop uses.
 
     Raises:
         RuntimeError: one of them is not there.
@@ -245,7 +245,7 @@ def launch(
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    """End torchrun, which ends its ranks: they are in sessions of their own, and would outlive a kill."""
+    """Stop torchrun, which stops its ranks: they have their own sessions, and would outlive a kill."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -23,7 +23,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# The type of the gradient, then: masked, flagged.
+# Dtype of the gradient; whether there are a mask and flags.
 KINDS: list[tuple[torch.dtype | None, bool, bool]] = [
     (torch.float32, False, False),
     (torch.bfloat16, True, True),
@@ -32,7 +32,7 @@ KINDS: list[tuple[torch.dtype | None, bool, bool]] = [
 SLOW = pytest.mark.slow
 Variants = Iterator[
     tuple[str, ModuleType, Callable[[], object]]
-]  # name, where the kernel is, what launches it
+]  # name, module of the kernel, function that launches it
 
 
 def problem(
@@ -112,10 +112,9 @@ def test_registers_and_spills(
 
 
 def _allowed(name: str, found: Resources, target: str) -> bool:
-    """Registers as they are, and a little more; spills only where a plane of flux has 16384 pixels, but for
-    one word of flux on sm_80 with triton 3.9.
+    """Limits slightly above the registers and spills measured with triton 3.6 and 3.9.
 
-    Measured with triton 3.6 and 3.9; a change for the worse is to be seen.
+    Only flux with planes of 16384 pixels spills, and one word of flux on sm_80 with triton 3.9.
     """
     amd = target == "gfx942"
     if name.startswith("flux 128"):  # 16384 pixels in the registers of 1024 threads

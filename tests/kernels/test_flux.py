@@ -1,6 +1,6 @@
-"""The flux-conserving step: the kernel equals the reference to rounding, and the promises of the ball hold.
+"""The flux-conserving step: the kernel equals the reference to rounding, and flux is conserved in the ball.
 
-The file runs twice: on the operator, and in a process of its own on the kernel, under Triton's interpreter.
+The file runs twice: on the operator, and in another process on the kernel, under Triton's interpreter.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,13 +47,13 @@ flux: Step = kernel.launch if INTERPRETED else kernel.flux
 
 
 @compiled
-@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
+@pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernels_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "", slow=slow) >= (30 if slow else 45)
 
 
-# Of flux, the shift is the root of a sum of up to 132 rounded numbers: a few units of that sum, shared among
+# The shift is the root of a sum of up to 132 rounded numbers: a few units of that sum, shared among
 # the pixels that are not at the edge of their box, of which these planes have several.
 FLUX_UNITS = 16.0
 
@@ -71,12 +71,14 @@ def test_flux_kernel_equals_reference_in_one_block(shape: Shape, case: Any) -> N
 def test_flux_kernel_equals_reference_in_several_blocks(shape: Shape, case: Any) -> None:
     p = problem(shape, case, FORMATS[CASES.index(case) % 2])
     later = torch.arange(shape[2] * shape[3]).reshape(shape[2:]) >= 64
-    p["adv"] = torch.where(later, p["adv"] + 0.5, p["x0"])  # no shift that the first block knows of will do
+    p["adv"] = torch.where(
+        later, p["adv"] + 0.5, p["x0"]
+    )  # the first block alone does not determine the shift
     close(kernel.launch(**p, block=64, one_block=64), reference.flux(**p), p, FLUX_UNITS)
 
 
 def summed(p: Problem, out: Tensor) -> tuple[Tensor, Tensor]:
-    """|sum of delta| of each object and band, in float64, and what rounding may add to 0."""
+    """|sum of delta| of each object and band, in float64, and its bound by rounding."""
     # A pixel adds the rounding of x0 + delta and of delta - tau, half a unit of `scale` each; the sum that
     # the shift makes zero is itself rounded, by less than half a unit a pixel.
     delta = torch.where(free(p), out.double() - p["x0"], 0)
@@ -105,7 +107,9 @@ def test_flux_projection_is_idempotent_and_zero_gradient_a_fixed_point(shape: Sh
         once = flux(**p)
         again = p | {"adv": once}
         for grad in (None, torch.full_like(once, torch.nan), torch.ones_like(once)):
-            close(flux(**again | {"grad": grad}), once, again, 4.0)  # x0 + delta, adv - x0, less a shift of 0
+            close(
+                flux(**again | {"grad": grad}), once, again, 4.0
+            )  # x0 + delta, adv - x0, minus a shift of 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -159,7 +163,7 @@ CHANGES: dict[str, Callable[[Tensor, int], Tensor]] = {
     ("name", "bound"), thinned(list(product(CHANGES, [0.0, 0.2, torch.inf])), lambda k: k % 3 == k // 3 % 3)
 )
 def test_flux_is_conserved_whatever_the_changes(name: str, bound: float) -> None:
-    """Where the sum of the shifted changes has flat pieces, steep ones, and many or few ends of pieces."""
+    """The sum of the shifted changes is piecewise linear: with flat and steep pieces, few or many of them."""
     for shape in ((1, 2, 7, 11), (1, 1, 1, 2), (1, 2, 16, 16)):
         p = interior(shape, eps=1.0, step=0.25)
         g = torch.Generator().manual_seed(2)
@@ -209,7 +213,7 @@ def test_flux_step_does_not_depend_on_the_size_of_the_gradient(power: int) -> No
 
 
 def gradients(pixels: int) -> Iterator[Tensor]:
-    """Gradients whose median is hard: ties, both zeros, the least and the greatest numbers, one sign only."""
+    """Gradients with a difficult median: ties, both zeros, smallest and largest numbers, one sign only."""
     g = torch.Generator().manual_seed(0)
     plain = torch.randn(pixels, generator=g)
     yield from (plain, plain.abs() + 1, -plain.abs() - 1, plain.round(), torch.full((pixels,), -3.0))
@@ -221,7 +225,7 @@ def gradients(pixels: int) -> Iterator[Tensor]:
         [3e38, -3e38],
     ):
         yield torch.tensor(values)[torch.randint(len(values), (pixels,), generator=g)]
-    yield torch.nextafter(torch.ones(pixels), plain)  # neighbours of 1
+    yield torch.nextafter(torch.ones(pixels), plain)  # the floats next to 1
 
 
 @pytest.mark.parametrize(
@@ -242,6 +246,6 @@ def test_the_median_is_exact(pixels: int, dtype: torch.dtype) -> None:
             g = grad[0, band, :, 0].float().nan_to_num()[may]
             sign = (g - g.median()).sign() if len(g) else g
             found = out[0, band, :, 0]
-            # Less the mean, which makes the sum zero. Any other median moves a pixel by 1.
+            # The mean is subtracted, so that the sum is zero. Any other median moves a pixel by 1.
             torch.testing.assert_close(found[may], sign - sign.mean() if len(g) else g, rtol=0, atol=1e-6)
             assert (found[~may] == 0).all()

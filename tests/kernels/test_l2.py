@@ -1,6 +1,6 @@
-"""The L2 step: the kernel equals the reference to rounding, and the promises of the ball hold.
+"""The L2 step: the kernel equals the reference to rounding, and images stay in the ellipsoid.
 
-The file runs twice: on the operator, and in a process of its own on the kernel, under Triton's interpreter.
+The file runs twice: on the operator, and in another process on the kernel, under Triton's interpreter.
 """
 
 from itertools import product
@@ -44,13 +44,13 @@ l2: Step = kernel.launch if INTERPRETED else kernel.l2
 
 
 @compiled
-@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
+@pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernels_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "", slow=slow) >= (6 if slow else 36)
 
 
-# Of l2, five numbers are rounded on the way to a pixel, by half a unit of `scale` at most each; two norms are
+# Five numbers are rounded on the way to a pixel, by half a unit of `scale` at most each; two norms are
 # of sums of up to 800 squares, in lanes and then in pairs: a few units more. A wrong sign is 10^5 units.
 L2_UNITS = 8.0
 
@@ -67,7 +67,7 @@ def test_l2_kernel_equals_reference(shape: Shape, layout: torch.memory_format, b
 
 
 def ellipsoid(p: Problem, out: Tensor) -> tuple[Tensor, Tensor]:
-    """|delta / eps| of each object, in float64, and what rounding may add to a norm of 1."""
+    """|delta / eps| of each object, in float64, and how far rounding may raise it above 1."""
     delta = torch.where(free(p), out.double() - p["x0"], 0)
     eps = per_pixel(p, "eps").double().clamp(min=1e-30)
     # x0 + delta is rounded; the norm by which it was divided is that of up to 800 rounded squares.
@@ -81,7 +81,7 @@ def ellipsoid(p: Problem, out: Tensor) -> tuple[Tensor, Tensor]:
 def test_l2_stays_in_the_ellipsoid_and_the_bounds(shape: Shape, bound: float) -> None:
     for case in FEW:
         p = problem(shape, case, bound=bound)
-        p["eps"][..., -1:] = 0  # a closed band
+        p["eps"][..., -1:] = 0  # eps = 0 in one band
         p["x0"] = p["x0"].clamp(per_pixel(p, "lo"), per_pixel(p, "hi"))
         out, may = l2(**p), free(p)
         norm, slack = ellipsoid(p, out)
@@ -96,7 +96,9 @@ def test_l2_stays_in_the_ellipsoid_and_the_bounds(shape: Shape, bound: float) ->
 def test_l2_projection_is_idempotent_and_zero_gradient_a_fixed_point(shape: Shape) -> None:
     for case in FEW:
         p = problem(shape, case)
-        p["x0"] = p["x0"].clamp(per_pixel(p, "lo"), per_pixel(p, "hi"))  # where it is not, the bounds may win
+        p["x0"] = p["x0"].clamp(
+            per_pixel(p, "lo"), per_pixel(p, "hi")
+        )  # elsewhere, the bounds may limit the change
         once = l2(**p)
         again = p | {"adv": once, "grad": None}
         close(l2(**again), once, again, 2.0)  # the norm is 1 to rounding, so that a pixel moves by its own
@@ -114,7 +116,7 @@ def test_l2_takes_a_full_step_whatever_the_size_of_the_gradient(shape: Shape, si
     out = l2(**p | {"grad": size * grad})
     taken = (out.double() / per_pixel(p, "step")).flatten(1).norm(dim=1)
     torch.testing.assert_close(taken, torch.ones_like(taken), rtol=16 * UNIT, atol=0)
-    # Of all steps of that length the one that climbs most: d = step^2 grad / |step grad|. Below 1e-37 a
+    # The steepest step of that length is d = step^2 grad / |step grad|. Below 1e-37 a
     # product loses bits; above, every factor is rounded, and the norm is a sum.
     best = per_pixel(p, "step").double() ** 2 * grad / (per_pixel(p, "step") * grad.double()).norm()
     if shape[0] == 1:

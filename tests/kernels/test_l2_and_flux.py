@@ -1,6 +1,6 @@
-"""What the steps in the L2 and in the flux-conserving ball have in common.
+"""Properties that the steps in the L2 and the flux-conserving ball share.
 
-The file runs twice: on the operators, and in a process of its own on the kernels, under Triton's interpreter.
+The file runs twice: on the operators, and in another process on the kernels, under Triton's interpreter.
 """
 
 from typing import Any
@@ -33,11 +33,11 @@ on_cuda = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reaso
 l2: Step = l2_kernel.launch if INTERPRETED else l2_kernel.l2
 flux: Step = flux_kernel.launch if INTERPRETED else flux_kernel.flux
 OPERATORS = [(l2_kernel.l2, reference.l2), (flux_kernel.flux, reference.flux)]
-UNITS = 16.0  # of the last place, for flux; l2 has half of them: each one's own test says why
+UNITS = 16.0  # units in the last place, for flux; half for l2: test_flux and test_l2 derive them
 
 
 @compiled
-@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
+@pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 def test_kernels_under_the_interpreter() -> None:
     assert passed_under_the_interpreter(__file__, "", slow=False) >= 10
 
@@ -59,7 +59,7 @@ def test_no_objects(step: Step) -> None:
 def test_operators_on_cuda_equal_reference(shape: Shape, layout: torch.memory_format, case: Any) -> None:
     p = problem(shape, case, layout)
     moved = problem(shape, case, layout, device="cuda")
-    # The sums are longer here, their rounding grows with the root of the number of pixels at most.
+    # Planes are larger here: rounding of their sums grows at most with the root of the number of pixels.
     more = max(1.0, (shape[2] * shape[3] / 132) ** 0.5)
     close(l2_kernel.l2(**moved).cpu(), reference.l2(**p), p, more * UNITS / 2)
     close(flux_kernel.flux(**moved).cpu(), reference.flux(**p), p, more * UNITS)
@@ -124,7 +124,7 @@ def test_operators_equal_reference_on_the_cpu(operator: Step, definition: Step) 
 @pytest.mark.parametrize(("case", "layout"), [(CASES[1], FORMATS[0]), (CASES[4], FORMATS[1])])
 @pytest.mark.parametrize("operator", [l2_kernel.l2, flux_kernel.flux])
 def test_operators_pass_opcheck(operator: Any, case: Any, layout: torch.memory_format) -> None:
-    torch.use_deterministic_algorithms(False)  # opcheck compares what it leaves uninitialised
+    torch.use_deterministic_algorithms(False)  # opcheck compares uninitialised memory too
     torch.library.opcheck(operator, (), problem((2, 5, 4, 4), case, layout))
 
 
@@ -166,7 +166,7 @@ def test_what_an_h100_would_run(
     module = l2_kernel if launch is l2_kernel.launch else flux_kernel
     code = ptx(monkeypatch, module, lambda: launch(**p))
     assert f".reqntid {threads}" in code
-    assert ".ftz" not in code and "div.full" not in code  # the least gradients count, the divisions are exact
+    assert ".ftz" not in code and "div.full" not in code  # denormal gradients count, and divisions are exact
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Decoding on load: the Triton kernel and the CPU form equal the reference bit for bit; what that is."""
+"""Decoding on load: the Triton kernel and the CPU form equal the reference bit for bit."""
 
 import re
 from itertools import product
@@ -22,7 +22,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed: the kern
 from hpcphotoz.kernels import load as kernel
 
 CASES = [
-    # n, bands, height, width beside tiles of 16 x 16: smaller, exactly one, one pixel more, several, a single
+    # n, bands, height, width against tiles of 16 x 16: smaller, exactly one, one pixel more, several, one
     # pixel; bands that are a power of two and not; no images
     (3, 5, 3, 3),
     (1, 1, 16, 16),
@@ -48,7 +48,7 @@ def problem(
     turned: bool = True,
     seed: int = 0,
 ) -> Problem:
-    """Pixels over the whole range of their type, with its extremes; symmetries from 7 downwards."""
+    """Pixels over the whole range of their dtype, extremes included; symmetries from 7 downwards."""
     g = torch.Generator().manual_seed(seed)
     images = torch.randint(-32768, 32768, shape, generator=g).to(torch.int16)
     flat = images.view(-1)
@@ -65,7 +65,7 @@ def problem(
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Equal in every bit and in the layout, NaN to NaN."""
+    """Asserts equal bits and layout; NaN equals NaN."""
     both = a.nan_to_num(123.0), b.nan_to_num(123.0)
     return (
         a.dtype == b.dtype == torch.float32
@@ -94,7 +94,7 @@ def test_kernel_equals_reference_bit_for_bit(
 
 
 @compiled
-@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
+@pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernel_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 19
@@ -164,7 +164,7 @@ def test_the_scale_is_per_object_and_band_and_linear(shape: tuple[int, int, int,
     images, scale, code = problem(shape)
     assert scale is not None and code is not None
     found = kernel.load(images, scale, code)
-    for factor in (2.0, 0.25):  # powers of two: exact
+    for factor in (2.0, 0.25):  # exact, as they are powers of two
         assert torch.equal(kernel.load(images, factor * scale, code), factor * found)
     assert torch.equal(kernel.load(images, torch.ones_like(scale), code), kernel.load(images, None, code))
     for n in range(shape[0]):

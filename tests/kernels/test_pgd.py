@@ -1,4 +1,4 @@
-"""The L-infinity steps: the Triton kernel equals the reference bit for bit; what the operators promise."""
+"""The L-infinity steps: the kernel equals the reference bit for bit, and the operators keep the ball."""
 
 import re
 from itertools import product
@@ -97,7 +97,10 @@ def copy_of(wanted: Tensor) -> Tensor:
 )
 def test_kernel_bit_for_bit(shape: Shape, grad: torch.dtype | None, layout: torch.memory_format) -> None:
     first = SHAPES.index(shape) + GRADS.index(grad) + FORMATS.index(layout)
-    for flags in (FLAGS[first % 8], FLAGS[7 - first % 8]):  # every flag both ways, whatever the rest
+    for flags in (
+        FLAGS[first % 8],
+        FLAGS[7 - first % 8],
+    ):  # every flag is on and off for each of the other parameters
         p = problem(shape, grad, layout, flags)
         wanted = reference.pgd(**p)
         same(kernel.launch(**p), wanted)
@@ -124,7 +127,7 @@ def test_small_blocks_and_every_flag_bit_for_bit(layout: torch.memory_format, fl
 
 
 def truncated(copy: Tensor, wanted: Tensor) -> None:
-    # The interpreter cuts a bfloat16 off where a GPU rounds: an error below one unit in the eighth bit.
+    # The interpreter truncates to bfloat16 where a GPU rounds: an error below one unit in the eighth bit.
     assert copy.stride() == copy_of(wanted).stride()
     assert ((copy.float() - wanted).abs() <= 2.0**-7 * wanted.abs()).all()
 
@@ -156,7 +159,7 @@ def test_nan_images_bit_for_bit(shape: Shape) -> None:
 
 
 @compiled
-@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
+@pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernel_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 40
@@ -166,7 +169,7 @@ def test_kernel_under_the_interpreter(slow: bool) -> None:
 @pytest.mark.parametrize("flags", FLAGS)
 def test_the_step_stays_in_the_ball_and_the_bounds(shape: Shape, flags: tuple[bool, ...]) -> None:
     p = problem(shape, flags=flags)
-    p["adv"] = p["x0"]  # what may not change stays, and here it lies in the ball
+    p["adv"] = p["x0"]  # pixels that may not change lie in the ball here
     out, radius = kernel.pgd(**p), p["eps"][..., None, None]
     lo, hi = p["lo"][..., None, None], p["hi"][..., None, None]
     # x0 +- eps is rounded once, and so is the difference taken here: half an ulp (2^-24) of |x0| + eps each.
@@ -214,7 +217,7 @@ def test_momentum_without_a_past_is_three_quarters_of_a_step() -> None:
 @pytest.mark.parametrize("flags", [FLAGS[0], FLAGS[7]])
 def test_operators_pass_opcheck(layout: torch.memory_format, flags: tuple[bool, ...]) -> None:
     p = problem((2, 5, 4, 4), torch.bfloat16, layout, flags)
-    torch.use_deterministic_algorithms(False)  # opcheck compares with a run of its own
+    torch.use_deterministic_algorithms(False)  # opcheck compares two runs
     torch.library.opcheck(kernel.pgd, (), p)
     torch.library.opcheck(kernel.pgd_copy, (), p)
     torch.library.opcheck(kernel.momentum, (), with_previous(p))

@@ -1,6 +1,6 @@
-"""The definitions on examples worked by hand, the random numbers, and the symmetries of the square.
+"""The reference on examples worked out by hand, the random numbers, and the symmetries of the square.
 
-What holds for any images is tested beside the kernels, on the definitions and on the kernels alike.
+Properties of any images are tested in the kernels' files, for reference and kernels alike.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from hpcphotoz.kernels import reference
 
 
 def pixels(*values: float, bands: int = 1) -> Tensor:
-    """An object with so many bands and the pixels of each in a row."""
+    """One object (1, B, 1, W) with these pixels in each band."""
     return torch.tensor(values).reshape(1, bands, 1, -1)
 
 
@@ -62,7 +62,7 @@ def test_l2_is_drawn_back_along_the_radius() -> None:
         ((3.0, 4.0), (1.0, 1.0), (0.6, 0.8)),
         ((3.0, 8.0), (1.0, 2.0), (0.6, 1.6)),
         ((0.5, 0.5), (1.0, 1.0), (0.5, 0.5)),
-        ((5.0, 2.0), (0.0, 1.0), (0.0, 1.0)),  # a closed band
+        ((5.0, 2.0), (0.0, 1.0), (0.0, 1.0)),  # eps = 0 in one band
         ((5.0, 0.5), (0.0, 1.0), (0.0, 0.5)),
     ):
         moved = reference.l2(x0 + pixels(*delta, bands=2), x0, None, constants(*eps), none, *FREE_2)
@@ -74,7 +74,7 @@ def test_flux_steps_by_the_sign_about_the_median() -> None:
     given = constants(5), constants(0.5), *FREE
     assert reference.flux(x0, x0, grad, *given).flatten().tolist() == pytest.approx([-0.5, 0.5, 0], abs=1e-10)
     mask = torch.tensor([True, False, True]).reshape(1, 1, 1, 3)
-    # The lower median of 1 and 2 is 1: signs of 0 and 1, less their mean.
+    # The lower median of 1 and 2 is 1: signs of 0 and 1, minus their mean.
     moved = reference.flux(x0, x0, grad, *given, mask).flatten().tolist()
     assert moved == pytest.approx([-0.25, 0, 0.25], abs=1e-10)
 

@@ -1,4 +1,4 @@
-"""The best image so far: the kernel equals the reference bit for bit, and asks nobody which are better."""
+"""The best image so far: the kernel equals the reference bit for bit, and needs no decision of the host."""
 
 from itertools import product
 from typing import Literal
@@ -20,7 +20,7 @@ from tests.helpers.kernels.interpreter import (
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels import select as kernel
 
-# n, bands, height, width beside programs of 4096 numbers: smaller, exactly one, several, odd; no images.
+# n, bands, height, width against programs of 4096 numbers: smaller, exactly one, several, odd; no images.
 SHAPES = [(4, 5, 3, 3), (3, 1, 64, 64), (5, 5, 64, 64), (2, 3, 33, 47), (0, 5, 8, 8)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 interpret(kernel)
@@ -62,7 +62,7 @@ def test_kernel_equals_reference_bit_for_bit(
 
 
 @compiled
-@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
+@pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernel_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 10
@@ -75,7 +75,7 @@ def test_only_better_images_are_kept() -> None:
     assert loss.tolist() == [0.5, 1.0, 2.0, -torch.inf, torch.inf]  # NaN is never better
     assert torch.equal(best[0], adv[0]) and torch.equal(best[1:], before[1:])
     kernel.select(best, loss, adv + 1, new)
-    assert torch.equal(best[0], adv[0])  # the same again is no better
+    assert torch.equal(best[0], adv[0])  # an equal loss is not better
 
 
 def test_operator_passes_opcheck_and_compiles_as_one_graph() -> None:

@@ -1,4 +1,4 @@
-"""The random start: kernel and CPU path equal the reference bit for bit, and what all three promise."""
+"""The random start: kernel and CPU path equal the reference bit for bit, and lie in the ball."""
 
 from itertools import product
 from typing import Any
@@ -27,7 +27,7 @@ Shape = tuple[int, int, int, int]
 Problem = dict[str, Any]
 SHAPES: list[Shape] = [
     # n, bands, height, width; a program has 1024 pixels of an object, or 64 where `groups` is 16
-    (2, 5, 3, 3),  # 45 pixels: three words of the last group are of no pixel
+    (2, 5, 3, 3),  # 45 pixels: three words of the last group belong to no pixel
     (1, 1, 16, 16),  # exactly four small programs; contiguous and channels_last at once
     (3, 3, 5, 7),  # 105 pixels: two small programs, a band ends within a group
     (2, 6, 16, 17),  # two programs, the second nearly empty
@@ -92,7 +92,7 @@ def test_nan_bit_for_bit(name: str) -> None:
 
 
 @compiled
-@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes beside other work
+@pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernel_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "bit_for_bit", slow=slow) >= 10
@@ -214,7 +214,7 @@ def test_the_layout_changes_no_number(start: Any) -> None:
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_operators_pass_opcheck(flags: tuple[bool, bool], layout: torch.memory_format) -> None:
-    torch.use_deterministic_algorithms(False)  # opcheck compares what it leaves uninitialised
+    torch.use_deterministic_algorithms(False)  # opcheck compares uninitialised memory too
     p = problem((2, 5, 4, 4), layout, flags)
     torch.library.opcheck(kernel.start, (), p)
     torch.library.opcheck(kernel.on_cpu, (), p)

@@ -22,7 +22,7 @@ def test_the_port_is_not_one_that_the_system_hands_out_and_moves_on_a_restart() 
 
 
 def test_every_option_of_train_reaches_the_ranks(dataset: Path, tmp_path: Path) -> None:
-    """Those of the configuration do by its text."""
+    """Options of the configuration reach them as its text."""
     run = tmp_path / "run"
     given = {"--data": str(dataset), "--out": str(run), "--device": "cpu", "--profile": None}
     shown = cli._parser().parse_args(["train", "standard", "--data", "d", "--out", "r"])

@@ -76,13 +76,13 @@ sys.exit(run_local(TWO_RANKS, pickle.load(open(sys.argv[1], "rb"))))
 
 
 def started(job: TrainJob, folder: Path) -> subprocess.Popen[bytes]:
-    """`run_local` in a process group of its own, as a shell would start it."""
+    """Start `run_local` in its own process group, like a shell."""
     (folder / "job").write_bytes(pickle.dumps(job))
     return subprocess.Popen([sys.executable, "-c", START, folder / "job"], cwd=ROOT, process_group=0)
 
 
 def pid_of_rank(rank: int, folder: Path) -> int:
-    """The process of one local rank, found by what submitit put into its environment."""
+    """The process id of one local rank, found by submitit's variables in its environment."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "environ").read_bytes().split(b"\0")

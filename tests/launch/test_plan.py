@@ -1,4 +1,4 @@
-"""The plan of a launch: what it refuses."""
+"""Plans of launches that are refused."""
 
 import re
 
@@ -19,7 +19,10 @@ from hpcphotoz.launch.plan import LaunchPlan
         ({"extra": ("a b=3",)}, "write key=value"),
         ({"extra": ("cpus_per_task=3",)}, "set by the launcher's own options"),
         ({"extra": ("--signal=USR1@5",)}, "set by the launcher's own options"),
-        ({"extra": ("parti=debug",)}, "set by the launcher's own options"),  # sbatch would understand
+        (
+            {"extra": ("parti=debug",)},
+            "set by the launcher's own options",
+        ),  # sbatch accepts it, but a plan does not
         ({"extra": ("parsable",)}, "changes what sbatch does, not the job"),
         ({"extra": ("test-only",)}, "changes what sbatch does, not the job"),
         ({"extra": ("comment=a\n#SBATCH --uid=0",)}, "--extra 'comment=a\\n#SBATCH --uid=0': has a control"),

@@ -1,4 +1,4 @@
-"""Before a launch: what is refused, and that nothing is written then."""
+"""Launches that are refused before anything is queued, and write nothing."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes: train to the end, come back after a preemption, stop when cancelled."""
+"""A real Slurm of two nodes: runs train to the end, resume after a preemption, and stop when cancelled."""
 
 import os
 import re
@@ -26,7 +26,7 @@ SHELL = {
     "SRUN_EXPORT_ENV": "NONE",
 }
 
-# What a rank of `srun` chooses where torch sees the GPUs that Slurm shows it, and no others.
+# Prints the device that a rank of `srun` chooses where torch sees exactly the GPUs that Slurm shows.
 CHOICE = """import os, sys
 from types import SimpleNamespace
 import torch
@@ -43,7 +43,7 @@ print(world.rank, world.launcher, len(shown), chosen, os.environ["SLURMD_NODENAM
 
 
 def cluster_or_skip(preempt_signal: bool) -> Iterator[Cluster]:
-    """The cluster; where it cannot run, a skip, or a failure with HPCPHOTOZ_REQUIRE_SLURM=1."""
+    """The cluster; skips where it cannot run, and fails there with HPCPHOTOZ_REQUIRE_SLURM=1."""
     if reason := missing():
         if os.environ.get("HPCPHOTOZ_REQUIRE_SLURM") == "1":
             pytest.fail(f"no Slurm, though HPCPHOTOZ_REQUIRE_SLURM=1: {reason}")
@@ -72,13 +72,13 @@ def training(cluster: Cluster, dataset: Path, run: Path, max_steps: int) -> Subm
 
 
 def log(submitted: SubmittedJob, rank: int) -> str:
-    """What one rank has printed so far."""
+    """Output of one rank so far."""
     path = submitted.logs / f"{submitted.job_id}_{rank}_log.out"
     return path.read_text() if path.exists() else ""
 
 
 def preempted(cluster: Cluster, dataset: Path, run: Path, signal: str) -> None:
-    """Preempt a run by another job, and check that it ends as if nothing had happened."""
+    """Preempt a run by another job, and assert that it still ends with the curve of an unbroken run."""
     submitted = training(cluster, dataset, run, 300)
     words = "sbatch --parsable --partition high --nodes 2 --exclusive --output /dev/null --wrap true"
     cluster.command(*words.split())

@@ -83,7 +83,7 @@ export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=2 --wait=0 \
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
 """
-# What a user's shell may hold against PLAN.
+# Variables of a user's shell that contradict PLAN.
 OVERRIDING = [
     *("SBATCH_ACCOUNT", "SBATCH_ARRAY_INX", "SBATCH_EXPORT", "SBATCH_GPUS_PER_TASK", "SBATCH_JOB_NAME"),
     *("SBATCH_MEM_PER_CPU", "SBATCH_NO_REQUEUE", "SBATCH_OUTPUT", "SBATCH_PARTITION", "SBATCH_RESERVATION"),

@@ -1,4 +1,4 @@
-"""The snapshot of the code: whole, and trusted only as long as it is unchanged."""
+"""The snapshot of the code is complete, and is trusted only while it is unchanged."""
 
 import os
 import subprocess

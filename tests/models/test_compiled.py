@@ -1,4 +1,4 @@
-"""Merged and compiled networks compute what the plain one does, from the same parameters."""
+"""Merged and compiled networks give the results of the plain network with the same parameters."""
 
 import copy
 import os
@@ -27,7 +27,7 @@ def network(name: str, stamp: int = 16, *, counts_padding: bool = True) -> nn.Mo
     torch.manual_seed(0)
     model = Model(name=name, bins=20, width=12, pool_counts_padding=counts_padding)
     built = build(model, stamp=stamp, scale=SCALE)
-    for parameter in built.parameters():  # slopes and biases that differ, or a wrong order would not show
+    for parameter in built.parameters():  # with equal slopes and biases, a wrong order would not show
         parameter.data += 0.05 * torch.randn_like(parameter) if parameter.dim() == 1 else 0
     return built
 
@@ -95,7 +95,7 @@ def test_merging_leaves_half_of_the_convolutions() -> None:
 
 
 def test_merged_in_bfloat16() -> None:
-    """Each of some ten layers rounds to 2^-9: a few percent of the largest, as the plain form's own error."""
+    """Each of about ten layers rounds to 2^-9: a few percent of the largest value, in the plain form too."""
     plain = network("inception")
     with torch.autocast("cpu", torch.bfloat16):
         assert_same(merged(plain), plain, *given(), 0.05)
@@ -103,7 +103,7 @@ def test_merged_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_a_merged_network_is_attacked(autocast: torch.dtype | None) -> None:
-    """Frozen, with weights replaced by their casts."""
+    """Attacks freeze a network and replace its weights by casts."""
     module = merged(network("inception"))
     images, ebv = given()
     eps, passes = torch.full((5,), 0.01), attacks.Passes(autocast=autocast)
@@ -152,7 +152,7 @@ def test_pool_compiled(side: int) -> None:
 @COMPILER
 @QUIET
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a minute or two each, on a core that has other work
+@pytest.mark.timeout(900)  # one or two minutes each on a busy core
 @pytest.mark.parametrize(
     ("name", "stamp", "counts_padding", "merge"),
     [("inception", 16, True, False), ("inception", 16, False, True), ("cnn", 9, True, False)],

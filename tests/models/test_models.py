@@ -112,7 +112,7 @@ def test_bins() -> None:
 def test_asinh_is_asinh_with_its_gradient() -> None:
     x = torch.cat([torch.zeros(1), torch.logspace(-6, 4, 200), -torch.logspace(-6, 4, 200)]).requires_grad_()
     ours, theirs = asinh(x), torch.asinh(x)
-    # The form loses an ulp of 1 (1.2e-7) near 0 and of the result elsewhere.
+    # The formula loses an ulp of 1 (1.2e-7) near 0, and an ulp of the result elsewhere.
     torch.testing.assert_close(ours, theirs, rtol=3e-7, atol=2.4e-7)
     (mine,), (right,) = torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x)
     torch.testing.assert_close(mine, right, rtol=1e-6, atol=0)
@@ -161,7 +161,7 @@ def _frozen_prelu(x: Tensor) -> Tensor:
 def test_the_gradient_of_a_compiled_layer_is_that_of_the_plain_one(
     layer: Callable[[Tensor], Tensor], backend: str
 ) -> None:
-    """And no function with a gradient of its own is traced: torch 2.11 gave that of asinh as exactly 0."""
+    """No function with a hand-written gradient is traced: torch 2.11 made that of asinh exactly 0."""
     torch._dynamo.reset()
     traced: list[str] = []
 

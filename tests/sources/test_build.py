@@ -1,4 +1,4 @@
-"""Assembling a dataset: the same bytes by any number of processes, nothing finished is done twice."""
+"""Building a dataset gives the same bytes with any number of processes, and keeps finished shards."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_a_killed_run_keeps_its_finished_shards(whole: Path, tmp_path: Path, pro
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.communicate(timeout=TIMEOUT_S)
-    for child in children:  # a worker does not outlive the run that started it
+    for child in children:  # workers end with the run that started them
         until(partial(_gone, int(child)), f"worker {child}")
     assert not (out / "manifest.json").exists()
     with pytest.raises(BadInput, match="unfinished dataset"):
@@ -108,7 +108,7 @@ def test_other_options_are_not_mixed_in(tmp_path: Path) -> None:
     with refused:
         run(out, [3, "bad"], Blobs("b", source))
     with refused:
-        run(out, [4, "bad"], make)  # of other input altogether
+        run(out, [4, "bad"], make)  # with entirely different input
     source.write_text("22")
     with refused:
         run(out, [3, "bad"], make)
@@ -117,7 +117,7 @@ def test_other_options_are_not_mixed_in(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class FromFile:
-    """So many galaxies as the unit's file says."""
+    """Makes as many galaxies as the unit's file says."""
 
     def __call__(self, unit: Any) -> UnitStamps:
         text = unit.read_text()
@@ -136,7 +136,7 @@ def test_a_replaced_file_makes_its_own_shard_again_and_no_other(
     with pytest.raises(BadInput, match="3.dat: torn"):
         run(out, files, FromFile())
     before = {k: (out / f"shard-{k:05d}.h5").stat().st_mtime_ns for k in range(3)}
-    files[3].write_text("6")  # as the message says
+    files[3].write_text("6")  # which the message advises
     files[1].write_text("14")
     manifest, _ = run(out, files, FromFile())
     assert (
@@ -214,7 +214,9 @@ def test_one_units_stamps_are_in_memory(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Watched:
         def __call__(self, unit: int) -> UnitStamps:
-            assert not any(reference() is not None for reference in made), "the unit before is still held"
+            assert not any(reference() is not None for reference in made), (
+                "stamps of the previous unit are still in memory"
+            )
             stamps = make_stamps(unit, seed=unit)
             made.append(weakref.ref(stamps.images))
             return UnitStamps(stamps)

@@ -25,7 +25,7 @@ SDSS = 1237661971724599442  # 19 digits: a float64 keeps 16 of them
 
 
 def survey_table() -> Table:
-    """As a survey's server sends it: names of its own, masked values, strings, units."""
+    """A table like those of survey servers: other column names, masked values, strings, units."""
     z = MaskedColumn([0.1, -9999.0, 0.3], mask=[False, True, False], dtype="f4")
     return Table(
         {
@@ -179,7 +179,7 @@ def test_units_of_places_are_heeded(
 
 
 def write_units(path: Path, units: tuple[str, str], ra: float, dec: float) -> Path:
-    """By hand: astropy does not write what services do."""
+    """Write a table with units as services write them, which astropy does not."""
     if path.suffix == ".fits":
         columns = [
             fits.Column(name, "D", unit=unit, array=[value])

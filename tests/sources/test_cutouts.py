@@ -1,4 +1,4 @@
-"""Stamps cut out of SDSS frames: flux and place kept in every band, masks heeded, real frames read."""
+"""Stamps cut out of SDSS frames keep flux and place in every band, and masked ones are skipped."""
 
 import csv
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_flux_and_place_are_kept_in_every_band(tmp_path: Path, frames: Path) -> 
     # The aperture's noise is 0.1 % of the flux (z: 0.2 %).
     np.testing.assert_allclose(flux, np.tile([FLUX[b] for b in BANDS], (2, 1)), rtol=5e-3)
     assert np.abs(centroids(stamps.images, 8.0)).max() < 0.1
-    # Counts are whole DN and the noise is 4 DN: the cut at 3 sigma keeps all pixels of +-12 DN or none, which
+    # Counts are whole DN and the noise is 4 DN: the clip at 3 sigma keeps all or no pixels of +-12 DN, which
     # makes 2 %. Frames of other pixel scales are brought to that of r.
     expected = np.array([NOISE_DN * 10 / FLUX20[band] / LIE[band][3] ** 2 for band in BANDS])
     np.testing.assert_allclose(stamps.sky_sigma, np.tile(expected, (2, 1)), rtol=0.03)
@@ -226,7 +226,7 @@ def test_real_frames_of_two_runs(tmp_path: Path) -> None:
     # The frames' SKY, gain and dark variance give 0.055 0.019 0.028 0.043 0.21 for run 4192.
     sky = np.median(stamps.sky_sigma[runs == 4192], axis=0)
     np.testing.assert_allclose(sky[:4], [0.055, 0.0188, 0.0285, 0.0431], rtol=0.05)
-    # In z there is more than photons and darkness: differences of adjacent pixels say so too.
+    # In z there is more noise than photons and dark current give, also in differences of adjacent pixels.
     np.testing.assert_allclose(sky[4], 0.206, rtol=0.15)
     offset = centroids(stamps.images[:, 1:4], 6.0)  # g, r, i; u and z are too noisy for single objects
     assert np.median(np.abs(offset)) < 0.1 and np.abs(offset).max() < 0.6

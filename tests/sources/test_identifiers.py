@@ -1,4 +1,4 @@
-"""Object identifiers: one rule for every source, reversible for numbers, nothing absent or blurred taken."""
+"""Object identifiers: one rule for every source; missing or rounded identifiers are refused."""
 
 from pathlib import Path
 from typing import Any

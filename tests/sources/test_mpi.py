@@ -1,4 +1,4 @@
-"""Ingest on real MPI ranks: the same bytes as without, one line for a failure, nothing finished lost."""
+"""Ingest on real MPI ranks: the same bytes as without MPI, one line for a failure, finished shards kept."""
 
 import os
 import re

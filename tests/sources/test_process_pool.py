@@ -1,4 +1,4 @@
-"""Tasks on spawned processes: every result once, in order if wanted, and none held back by a slow reader."""
+"""Tasks on spawned processes: every result once, in order if wanted, and a bounded number waiting."""
 
 import pytest
 

@@ -11,7 +11,7 @@ from tests.helpers.training.runs import config
 
 @pytest.fixture(scope="session")
 def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run on one rank that the others are compared with."""
+    """A run on one rank, with which others are compared."""
     out = tmp_path_factory.mktemp("runs") / "alone"
     assert train(config(), dataset, out) is Outcome.FINISHED
     return out

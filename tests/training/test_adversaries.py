@@ -26,5 +26,5 @@ def test_a_warm_up_reaches_the_images() -> None:
             rank_batch.attacked
         ][:, :, None, None]
         moved.append(float(change.abs().max()))
-    # Images of order 1 with changes of 0.02: one rounding is 1e-7 / 0.02 of it.
+    # Images of order 1 change by 0.02: one rounding is 1e-7 / 0.02 of that.
     assert moved == pytest.approx([0.02, 0.1, 0.2], rel=2e-5)

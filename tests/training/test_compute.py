@@ -1,4 +1,4 @@
-"""What a device computes in: measured, agreed on by all ranks, said once, kept by the run."""
+"""Precision and graphs of a run: measured, agreed on by all ranks, printed once, and kept when resumed."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_precisions_that_a_cpu_is_given() -> None:
 def test_a_run_says_what_it_computes_in_and_keeps_it(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Continued elsewhere, or after another outcome of the trial, it goes on in its own precision."""
+    """A run continued on another machine, or after another outcome of the trial, keeps its precision."""
     out = tmp_path / "run"
     monkeypatch.setattr(compute, "bfloat16_speedup", lambda: 3.0)
     train(config(precision="auto", max_steps=1), dataset, out)
@@ -86,7 +86,7 @@ def test_a_run_says_what_it_computes_in_and_keeps_it(
 
 
 def test_all_ranks_take_one_precision_and_one_says_so(dataset: Path, tmp_path: Path) -> None:
-    """Each measures; the slowest decides: here one rank alone has no bfloat16 units."""
+    """Every rank measures and the slowest decides: here only one rank lacks bfloat16 units."""
     words = arguments(dataset, tmp_path / "run", tmp_path, precision="auto", max_steps=1)
     started = ranks.start(2, words, [{}, {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}])
     found = ranks.finish(started)
@@ -102,7 +102,7 @@ def test_auto_on_a_gpu_is_compiled_and_a_graph_of_the_step(monkeypatch: pytest.M
         "NVIDIA H200: precision bf16 (measured: a pass over 64 images takes 20 ms in tf32, 15 ms in bf16), "
         "graph of the step (a smaller last batch of an epoch and the attack's warm-up run without), compiled"
     )
-    assert gpu.calls[-1] == (True, True), "the trial is of the form that the run has"
+    assert gpu.calls[-1] == (True, True), "the trial is compiled and captured like the run"
     how = compute_options(found.compute, GPU)
     assert (how.graphs, how.compiled, how.training, how.tf32) == ("step", True, torch.bfloat16, False)
     assert how.passes.autocast is torch.bfloat16 and how.passes.compiled and how.passes.tf32 is False
@@ -171,7 +171,7 @@ def test_a_gpu_without_units_and_a_run_that_was_begun_need_no_trial(monkeypatch:
 
 
 class ReachedTheData(Exception):
-    """Everything that is decided before the first object is read has been."""
+    """Raised where training would read the first object."""
 
 
 @pytest.mark.parametrize("how", [{"epochs": 100_000}, {}, {"mode": "streams"}], ids=str)
@@ -182,7 +182,7 @@ def test_train_on_a_gpu_says_what_it_computes_in(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As far as the first object, with a network that stays on the CPU; config.toml holds the precision."""
+    """Runs up to the first object, with the network on the CPU; config.toml holds the precision."""
 
     def stop(trainer: object) -> None:
         raise ReachedTheData

@@ -26,7 +26,7 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 def by_hand(kind: str, module: nn.Module, rank_batch: RankBatch, adv: Tensor, weight: float) -> Tensor:
-    """The objective as the papers write it, on all objects at once."""
+    """The objective of the papers, on all objects at once."""
     label, x = BINS.index(rank_batch.z_spec), rank_batch.images
     mixed = x.index_copy(0, rank_batch.attacked, adv)
     if kind == "replace":

@@ -30,5 +30,5 @@ def test_a_rank_batch_is_sent_to_a_gpu_without_waiting_for_it(monkeypatch: pytes
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.zeros(11, 3, 8, 8, device=GPU)
     make_rank_batch(replace(batch(), images=images), configured(augment=True), 0, 0)
-    # Rows that are attacked and others, object ids, and how each image is turned.
+    # Attacked and clean rows, object ids, and the symmetry of each image.
     assert pinned.call_count == len(copies) == 4 and all(copies)

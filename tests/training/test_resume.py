@@ -1,4 +1,4 @@
-"""A run that was stopped or killed anywhere and resumed gives the loss curve of an unbroken run."""
+"""A run that is stopped or killed anywhere and resumed gives the loss curve of an unbroken run."""
 
 import shutil
 import signal
@@ -96,7 +96,7 @@ def test_a_stop_at_an_epochs_end_saves_at_once_and_the_resumed_run_validates(
 
 
 class Saves:
-    """Saves, and notes the steps."""
+    """Saves checkpoints, and records their steps."""
 
     def __init__(self, save: Callable[..., Path]) -> None:
         self._save, self.steps = save, list[int]()
@@ -180,7 +180,7 @@ def test_another_dataset_does_not_continue_a_run(dataset: Path, tmp_path: Path) 
 def test_a_run_of_the_older_order_is_not_resumed_but_its_split_is_still_known(
     dataset: Path, tmp_path: Path
 ) -> None:
-    """Its parts were drawn by the training seed: with another split its held-out objects would leak."""
+    """Its split used the training seed: with another split, its held-out objects would be trained on."""
     train(config(max_steps=3, seed=3), dataset, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "step-00000003.pt"
     state = checkpoint.load(path)

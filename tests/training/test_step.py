@@ -1,4 +1,4 @@
-"""One step leaves nothing behind, and copies no number of the host by index."""
+"""A step leaves no gradient of the attack behind, and writes no host number by index."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from tests.helpers.training.steps import BINS, CPU, batch, configured, gradients
 
 
 def test_an_attack_leaves_nothing_behind_between_clean_and_adversarial_passes() -> None:
-    """Gradients of the clean pass wait while the attack freezes the parameters and computes gradients."""
+    """Gradients of the clean pass are kept while the attack freezes the parameters."""
     module = ConvNetwork()
     take, _ = stepper(configured(), module, SerialOverlap)
     take(make_rank_batch(batch(), configured(), 0, 0))
@@ -28,7 +28,7 @@ def test_an_attack_leaves_nothing_behind_between_clean_and_adversarial_passes() 
 
 
 class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes what copies from the host on a GPU, and is refused in a capture: `tensor[index] = number`."""
+    """Records `tensor[index] = number`, which copies from the host on a GPU and cannot be captured."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ def test_free_training_takes_k_updates_and_moves_images_by_the_gradients_of_trai
         BINS.index(rank_batch.z_spec),
     )
     eps = 0.2 * rank_batch.sky_sigma[rows][:, :, None, None]
-    # No step of pgd but its start: a step of size 0.
+    # The start of pgd alone: its step has size 0.
     start = RandomStart(rank_batch.object_id[rows], start_seed(config), 2)
     radius = 0.2 * rank_batch.sky_sigma[rows]
     adv = pgd(

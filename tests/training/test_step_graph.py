@@ -23,7 +23,7 @@ from tests.helpers.training.steps import BINS, CPU, batch, configured, stepper
 
 
 def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
-    """A stand-in for a CUDA graph: it runs on the tensors of the capture, and writes the same gradients."""
+    """The stand-in for a CUDA graph runs on the tensors of the capture, and writes the same gradients."""
     config = configured(eps_warmup_steps=1)
     plain, captured = ConvNetwork(), ConvNetwork()
 
@@ -102,7 +102,7 @@ def test_the_compiled_step_is_captured_and_if_the_compiler_fails_the_plain_one(
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_the_graph_of_the_step_holds_the_compiled_network_and_the_rest_runs_without() -> None:
-    """`graphs = step` with `compiled` is allowed, and the quickest form on a GPU."""
+    """`graphs = step` together with `compiled` is the fastest form on a GPU."""
     asked = configured(graphs="step", compiled="on")
     how = compute_options(asked.compute, torch.device("cuda", 0))
     assert how.graphs == "step" and how.compiled

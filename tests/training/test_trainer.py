@@ -1,4 +1,4 @@
-"""One run, any machine: the same loss curve on 1, 2 and 3 ranks, and what the run folder holds."""
+"""The same loss curve on 1, 2 and 3 ranks, and the content of the run folder."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_smaller_storage_trains_to_the_same_loss_but_for_its_rounding(tmp_path: 
         write_stamps(tmp_path / kind, make_stamps(75), shard_rows=32, storage=kind)
         train(config(max_steps=6), tmp_path / kind, tmp_path / f"run-{kind}")
     ours, theirs = (ranks.curve(tmp_path / f"run-{kind}") for kind in (storage, "float32"))
-    # A pixel moves by 1/64 sky sigma at most, a thirtieth of what the attack of 0.3 moves it; seen: 4e-4.
+    # Storage moves a pixel by 1/64 sky sigma at most, a thirtieth of the attack of 0.3; seen: 4e-4.
     assert 0 < max(abs(a - b) for (_, a), (_, b) in zip(ours, theirs, strict=True)) < 5e-3
 
 
@@ -96,6 +96,6 @@ def test_compiled_networks_train_alike(dataset: Path, tmp_path: Path) -> None:
         options = config(name="inception", max_steps=3, learning_rate=1e-4, compiled=how)
         train(options, dataset, tmp_path / str(number))
         curves.append([loss for _, loss in ranks.curve(tmp_path / str(number))])
-    # Sums in another order, fed back through Adam for two updates; another function would be 1e-2 away.
+    # Sums have another order, fed back through Adam for two updates; a wrong function would be 1e-2 away.
     for other in curves[1:]:
         assert other == pytest.approx(curves[0], rel=1e-4)

@@ -19,7 +19,7 @@ SHAPES: list[Shape] = [
     (1, 6, 4, 33),  # three blocks of 64 a plane, the last nearly empty
 ]
 FORMATS = [torch.contiguous_format, torch.channels_last]
-# The type of the gradient, then: per object, masked, flagged.
+# Dtype of the gradient; whether parameters are per object, and there are a mask and flags.
 CASES: list[tuple[torch.dtype | None, bool, bool, bool]] = [
     (torch.float32, False, False, False),
     (torch.bfloat16, True, True, True),

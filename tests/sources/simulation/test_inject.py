@@ -1,4 +1,4 @@
-"""Galaxies in real sky: flux and place right in every band, photons counted, places empty, sky untouched."""
+"""Galaxies injected into real sky: flux and place in every band, photon noise, and unchanged sky."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def disc(radius: float = 1.0) -> Galaxy:
 
 
 def quiet(field: RealField) -> RealField:
-    """The same field without noise to speak of, and with countless photons."""
+    """The same field with negligible noise and countless photons."""
     rng = np.random.default_rng(0)
     images = [1e-7 * rng.standard_normal(SHAPE).astype(np.float32) for _ in BANDS]
     silent = tuple(replace(f, image=image) for f, image in zip(field.frames, images, strict=True))
@@ -78,7 +78,7 @@ def test_flux_and_place_are_right_in_every_band(
 
 
 def test_a_point_looks_like_the_psf_with_no_second_pixel() -> None:
-    # Half a pixel off in x; a lopsided star image, whose centre of light must come to lie there.
+    # Half a pixel off in x; the PSF is lopsided, and its centre of light must lie there.
     star = 0.7 * gaussian(1.4) + 0.3 * gaussian(2.0, 1.0, -0.5)
     drawn = render_in_pixels(disc(1e-3), [star] * 5, [(35.5, 36.0)] * 5, PATCH)
     total = drawn.sum(axis=(1, 2))
@@ -95,7 +95,7 @@ def test_photons_are_counted() -> None:
     electrons = np.array([150.0, 1000.0])
     light = np.stack([np.full((100, 100), 0.5), np.full((100, 100), 2.0)])
     seen = count_photons(light, electrons, np.random.default_rng(1))
-    # 10,000 pixels: the mean to 1 % of the scatter, the scatter to 0.7 %; 4 of those.
+    # 10,000 pixels give the mean to 1 % of the scatter and the scatter to 0.7 %; four of those are allowed.
     scatter = np.sqrt(np.array([0.5, 2.0]) / electrons)
     assert (np.abs(seen.mean(axis=(1, 2)) - [0.5, 2.0]) < 0.04 * scatter).all()
     np.testing.assert_allclose(seen.std(axis=(1, 2)), scatter, rtol=0.03)
@@ -113,7 +113,7 @@ def test_a_stamp_has_the_noise_of_its_photons(
     clean = inject(tables, silent, 0, 0).image.astype(np.float64)
     seen = [inject(tables, replace(silent, electrons=field.electrons), 0, k).image for k in range(40)]
     noise = np.stack(seen) - clean
-    # 40 stamps of some hundred pixels that matter: 2 %.
+    # 40 stamps with about a hundred bright pixels each: 2 %.
     expected = (clean[R_BAND].clip(0) / field.electrons[R_BAND]).sum()
     assert (noise[:, R_BAND] ** 2).sum(axis=(1, 2)).mean() == pytest.approx(expected, rel=0.06)
     pull = noise.sum(axis=(2, 3)) / np.sqrt(disc().flux_disc / field.electrons)

@@ -36,7 +36,7 @@ def test_places_are_empty_and_whole(field: RealField) -> None:
     places = np.array([find_place(crowded, rng) for _ in range(300)])  # (300, band, 2)
     from_star = np.hypot(places[:, R_BAND, 0] - star[1], places[:, R_BAND, 1] - star[0])
     assert from_star.min() > 3.0 / PIXEL_SCALE - 1
-    assert from_star.min() < 3.0 / PIXEL_SCALE + 6  # no farther than asked: neighbours are wanted
+    assert from_star.min() < 3.0 / PIXEL_SCALE + 6  # and no farther than asked
     away = np.abs(places[:, 0] - [speck[1], speck[0]]).max(axis=1)
     assert away.min() >= STAMP / 2
     low = places.min(axis=0), np.array(SHAPE[::-1]) - 1 - places.max(axis=0)

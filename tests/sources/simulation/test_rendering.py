@@ -55,7 +55,7 @@ def test_render_conserves_flux_and_centres() -> None:
     y, x = ((y_x[axis] * image).sum(axis=(1, 2)) / total for axis in (0, 1))
     np.testing.assert_allclose(x, 0.2, atol=0.01)
     np.testing.assert_allclose(y, -0.15, atol=0.01)
-    assert image.min() > -1e-4 * image.max()  # a wrong phase or grid rings
+    assert image.min() > -1e-4 * image.max()  # a wrong phase or grid makes the image ring
 
 
 def test_render_matches_galsim_drawing_the_same_scene() -> None:

@@ -1,4 +1,4 @@
-"""Mask planes: written spans come back, bad files are named, real masks lie on real saturated stars."""
+"""Mask planes: written spans are read back, bad files are named, real masks lie on saturated stars."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The PSF of an SDSS field: the polynomial by its definition, the file's own figures, real stars."""
+"""The PSF of an SDSS field agrees with the definition of its polynomial, the file's width and real stars."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_polynomial_is_of_row_then_column_in_thousands(tmp_path: Path) -> None:
         expected = images[0] + 0.3 * 1.2**2 * images[1] + 0.2 * 1.2 * 0.4 * images[2]
         np.testing.assert_allclose(band.at(400.0, 1200.0), expected / expected.sum(), atol=1e-6)
         assert band.at(1700.0, 90.0).sum() == pytest.approx(1.0)
-        # The lean is along x, by what the second term says.
+        # The third component shifts the light along x.
         assert centre_of_light(band.at(400.0, 1200.0))[0] - SIDE // 2 > 0.05
         assert centre_of_light(band.at(400.0, 1200.0))[1] == pytest.approx(SIDE // 2, abs=1e-3)
 
@@ -86,7 +86,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 def test_real_widths_agree_with_psf_width(path: Path) -> None:
     psf = read_psf(path)
     widths = np.array([effective_width(band.at(1023.5, 744.0)) for band in psf.bands]) * PIXEL_SCALE
-    # 0.6 to 4.5 % wider was seen: `psf_width` is of a composite radial profile of the field's stars.
+    # Seen: 0.6 to 4.5 % wider, as `psf_width` is that of a composite radial profile of the field's stars.
     np.testing.assert_allclose(widths, psf.width, rtol=0.06)
     for band in psf.bands:
         image = band.at(1023.5, 744.0)
@@ -126,7 +126,7 @@ def test_real_stars_look_like_it_and_less_like_its_transpose() -> None:
 
 
 def stars(path: Path) -> list[tuple[Array, float, float]]:
-    """Bright, lonely, unsaturated stars of a frame: (41, 41) pixels each, and where."""
+    """Bright, isolated, unsaturated stars of a frame: (41, 41) pixels each, with x and y."""
     frame = read_fpc(path)
     image, found = frame.image, []
     offset_y, offset_x = np.mgrid[-20:21, -20:21]

@@ -1,4 +1,4 @@
-"""What all ranks do after a step, also where its outcome is read a step later, as on a GPU."""
+"""What all ranks do after a step, also when its outcome is read one step later, as on a GPU."""
 
 import signal
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_an_outcome_is_read_while_the_next_step_runs_or_when_it_is_wanted() -> N
 
 
 def test_a_stop_holds_after_the_step_in_which_it_is_read() -> None:
-    """What that step gave is read too: it is saved."""
+    """The outcome of that step is read too, and saved."""
     made, metrics = agreement(lags=True)
     assert made.after(GOOD, rank_batch(0), True, False, None, now=False) is Verdict.GO_ON
     assert made.after(GOOD, rank_batch(1), True, False, None, now=False) is Verdict.STOP
@@ -70,7 +70,7 @@ def test_the_end_of_a_run_is_reported_with_its_step(sums: torch.Tensor, problem:
             assert verdict is Verdict.GO_ON
             verdict = made.after(GOOD, rank_batch(2), False, False, None, now=False)
         assert verdict is (Verdict.PROBLEM if problem else Verdict.DIVERGED)
-        assert made.step == 2 and metrics.sums[0] == 3, "nothing of it is added up"
+        assert made.step == 2 and metrics.sums[0] == 3, "its loss is not added to the sums"
 
 
 def test_attackers_can_stop_a_run() -> None:
@@ -84,7 +84,7 @@ def test_attackers_can_stop_a_run() -> None:
 def test_a_run_that_reads_later_is_the_same_run(
     alone: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its lines, its checkpoints and its continuation; steps 3, 7 are between what is written."""
+    """Metrics, checkpoints and continuation are equal; steps 3 and 7 lie between metrics and checkpoints."""
     monkeypatch.setattr(loop, "reads_later", lambda device: True)
     train(config(log_steps=4, max_steps=7), dataset, tmp_path / "run")
     assert checkpoint.load(checkpoint.latest(tmp_path / "run") or Path())["step"] == 7

@@ -1,4 +1,4 @@
-"""A rank that hangs is noticed where no call fails: with NCCL, when the host waits for the device."""
+"""A hanging rank is noticed although no call fails: with NCCL, the host waits for the device."""
 
 import subprocess
 import sys

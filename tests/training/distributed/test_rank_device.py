@@ -1,4 +1,4 @@
-"""Every rank has a device of its own, and no run falls back to CPUs by itself."""
+"""Every rank has its own device, and no run falls back to CPUs without being asked."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from hpcphotoz.world import World
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """UUIDs of the GPUs that torch shows this process; the test fills it. No device files at first."""
+    """UUIDs of the GPUs that torch shows this process, which the test fills; there are no device files."""
     shown: list[str] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(shown))
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
@@ -27,7 +27,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "slurm", "openmpi"])
 def test_a_rank_that_is_shown_one_gpu_takes_it(launcher: str, gpus: list[str]) -> None:
-    """As `--gpus-per-task` and cgroups do; whichever launcher says how many ranks the node has."""
+    """`--gpus-per-task` and cgroups show one GPU, whatever the launcher says of ranks on the node."""
     gpus += ["a"]
     for rank in range(4):
         assert choose_device(World(rank, 4, rank, 4, launcher), env={}) == torch.device("cuda", 0)

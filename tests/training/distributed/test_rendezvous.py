@@ -1,4 +1,4 @@
-"""Ranks that come together, and what keeps them from it: always one line, and Ctrl-C is heard at once."""
+"""Ranks connect; failures to connect are one line, and Ctrl-C ends the wait at once."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from tests.helpers.launch.cluster import until
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import free_port
 
-# One rank of a process group, without a run.
+# Joins a process group as one rank, without a run.
 JOIN = r"""import os, sys
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed import group
@@ -58,7 +58,7 @@ def join(
 
 
 def ended(*ranks: subprocess.Popen[str]) -> list[tuple[int, str, list[str]]]:
-    """Status, output and lines of errors of each."""
+    """Exit status, output and error lines of each rank."""
     try:
         said = [rank.communicate(timeout=90) for rank in ranks]
     finally:
@@ -126,7 +126,7 @@ def test_ctrl_c_is_heard_while_joining(rank: int) -> None:
 
 
 def listens(pid: int) -> bool:
-    """Whether a process has sockets open; it has none before it meets the others."""
+    """Whether a process has open sockets; it has none before it connects to the others."""
     return any(os.readlink(path).startswith("socket:") for path in Path(f"/proc/{pid}/fd").iterdir())
 
 
@@ -160,7 +160,7 @@ def test_options_that_differ_are_named_by_the_rank_and_by_rank_0() -> None:
 
 
 def test_a_rank_of_another_run_is_refused_at_once() -> None:
-    """Also one that rank 0 does not wait for, or while rank 0 waits for others."""
+    """Also when rank 0 does not wait for it, or waits for others."""
     port = free_port()
     first = join(0, 3, port, 60)
     try:
@@ -175,7 +175,7 @@ def test_a_rank_of_another_run_is_refused_at_once() -> None:
 
 
 def test_under_torchrun_its_store_is_used(tmp_path: Path) -> None:
-    """It holds MASTER_PORT itself."""
+    """torchrun itself listens on MASTER_PORT."""
     text = JOIN.splitlines()
     text[6] = "rank, size, timeout_s, gpu = int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), 60, ''"
     (tmp_path / "join.py").write_text("\n".join(text))

@@ -1,4 +1,4 @@
-"""Overlap `ranks`: learners and attackers give the loss curve of one rank that does all, and end together."""
+"""Overlap `ranks`: learners and attackers give the loss curve of a single rank, and end together."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def test_ranks_with_different_options_do_not_begin(name: str, dataset: Path, tmp
 
 
 def test_auto_chooses_attackers_by_what_it_measured(dataset: Path, tmp_path: Path) -> None:
-    """It says what that was, and leaves the curve as it is."""
+    """The measurement is printed, and does not change the loss curve."""
     words = arguments(dataset, tmp_path / "run", tmp_path, **APART, max_steps=3)
     train(config(max_steps=3), dataset, tmp_path / "alone")
     for status, _, error in ranks.run(2, words):
@@ -90,11 +90,13 @@ def test_staleness_and_fewer_bits_move_the_curve_a_little_and_always_alike(
         words = arguments(dataset, tmp_path / name, tmp_path, **APART, attackers=1, **how)
         for status, _, error in ranks.run(2, words):
             assert status == 0, error
-    assert_same_curve(tmp_path / "one", tmp_path / "two", 0.0)  # not whoever comes first
+    assert_same_curve(
+        tmp_path / "one", tmp_path / "two", 0.0
+    )  # independent of the order in which messages arrive
     ours, theirs = ranks.curve(tmp_path / "one"), ranks.curve(alone)
     apart = [abs(a - b) for (_, a), (_, b) in zip(ours, theirs, strict=True)]
     # The attack of an older network is a little weaker: 3e-3 nats were seen; without an attack, 6e-2.
-    assert 1e-7 < max(apart) < 2e-2, "it does something, and not much"
+    assert 1e-7 < max(apart) < 2e-2, "staleness changes the curve, but little"
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
@@ -113,7 +115,7 @@ def test_a_signal_to_an_attacker_stops_all_and_the_run_goes_on(
         assert "SIGUSR2 received: saved and stopped after step" in results[0][1]
         assert state["step"] == ranks.curve(out)[-1][0]
     if staleness == 0:
-        train(config(), dataset, out)  # on one rank, by another overlap: nothing of the curve depends on it
+        train(config(), dataset, out)  # on one rank with another overlap, which does not change the curve
         assert_same_curve(out, alone, SAME)
 
 
@@ -137,7 +139,7 @@ def test_a_dead_or_hanging_rank_ends_the_job_with_a_clear_message(
 
 
 def test_an_image_that_an_attacker_cannot_read_is_reported_once(dataset: Path, tmp_path: Path) -> None:
-    """Also in the validation part, which learners alone read, while attackers wait."""
+    """Also in the validation part, which only learners read while attackers wait."""
     for part in ("train", "validation"):
         folder = shutil.copytree(dataset, tmp_path / part)
         with h5py.File(folder / "shard-00001.h5", "r+") as file:
@@ -153,7 +155,7 @@ def test_an_image_that_an_attacker_cannot_read_is_reported_once(dataset: Path, t
 
 @pytest.mark.slow
 def test_a_stop_before_an_unreadable_validation_ends_both(dataset: Path, tmp_path: Path) -> None:
-    """The stop saves at once; the resumed run makes up for the validation, and cannot read it."""
+    """The stop saves at once; the resumed run validates first, and cannot read the image."""
     folder = shutil.copytree(dataset, tmp_path / "d")
     with h5py.File(folder / "shard-00001.h5", "r+") as file:
         row = int(np.flatnonzero(split_part(file["object_id"][...], 0.1, 0.0, seed=0) == 1)[0])

@@ -56,20 +56,22 @@ def test_weights_are_asked_for_when_the_images_they_wait_for_are_sent(
         posted.append(f"attack {step}")
         end.send(rank_batch, rank_batch.images[rank_batch.attacked], stop=False)
     for version in asked:
-        # They are what the learners have after the step before, for which they want its attacked images.
+        # Learners need the attacked images of the step before to make these weights.
         assert posted.index(f"weights {version}") > posted.index(f"images {version - 1}")
-    assert asked == list(range(1, LAST - staleness)), "what is needed, and nothing else"
+    assert asked == list(range(1, LAST - staleness)), "exactly the weights that are needed"
     if staleness:
-        during = [f"attack {version + staleness - 1}" for version in asked]  # the step before they are needed
+        during = [
+            f"attack {version + staleness - 1}" for version in asked
+        ]  # the step before the weights are needed
         early = [posted.index(f"weights {v}") < posted.index(a) for v, a in zip(asked, during, strict=True)]
-        assert all(early), "with staleness they still come during an attack"
+        assert all(early), "with staleness weights arrive during an attack"
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_groups_are_connected_by_the_collectives_that_they_will_use(
     rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NCCL connects at the first use of each: a broadcast after an all-reduce alone, amid the steps."""
+    """NCCL connects at the first use of each collective, which must not happen during the steps."""
     calls: list[tuple[str, object]] = []
     monkeypatch.setattr("torch.distributed.new_group", lambda members, timeout: tuple(members))
     for name in ("all_reduce", "broadcast"):

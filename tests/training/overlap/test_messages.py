@@ -19,13 +19,13 @@ def test_images_travel_within_their_ball(kind: str) -> None:
     codec.write(message, rows, adv, clean)
     assert header(message)[:2].tolist() == [77, 1]
     found = codec.read(message, rows, clean)
-    # Of the change: bfloat16 keeps 8 bits, cut off; int8 half of 1/127 of the greatest. Of x0 + change: one
+    # Errors of the change: bfloat16 truncates to 8 bits; int8 has 1/254 of the largest. Of x0 + change: one
     # rounding, 2^-24 of a pixel of at most 4000.
     error = {"fp32": 0.0, "bf16": 2**-7, "int8": 0.5 / 127}[kind] * eps + 4000 * 2**-24 * (kind != "fp32")
     assert ((found - adv).abs() <= error).all()
     assert ((found - clean).abs() <= eps * (1 + 1e-6) + 4000 * 2**-24).all()
     assert codec.read(message, torch.tensor([1, 4]), clean[:2]).isnan().all(), (
-        "what was not written is not an image"
+        "the rest of the message is no image"
     )
     assert {"fp32": 4, "bf16": 2, "int8": 1}[kind] * clean[0].numel() * 6 <= message.numel()
 

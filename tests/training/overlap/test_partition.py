@@ -1,4 +1,4 @@
-"""Who attacks for whom: every attacked position travels once, at any split, in milliseconds."""
+"""Which attacker serves which learner: every attacked position is sent once, for any split."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_every_attacked_position_travels_once(ranks: int, attackers: int, fracti
         }
         for kind in (split.attacker_ranks, split.learner_ranks)
     )
-    assert sent == received, "both ends mean the same images, in the same order"
+    assert sent == received, "both ends expect the same images, in the same order"
     pairs = {pair for rank in range(ranks) for pair in split.pairs(rank)}
     assert {(attacker, learner) for learner, attacker in sent} <= pairs, "connected before the first step"
     wanted = np.flatnonzero(attacked_mask(np.arange(size), fraction)).tolist()

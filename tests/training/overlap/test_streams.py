@@ -18,7 +18,7 @@ def test_streams_give_the_loss_curve_of_off(alone: Path, dataset: Path, tmp_path
 
 
 def test_streams_average_gradients_once_over_ranks(alone: Path, dataset: Path, tmp_path: Path) -> None:
-    """In several micro-batches too."""
+    """Also with several micro-batches."""
     words = arguments(dataset, tmp_path / "run", tmp_path, mode="streams", micro_batch=3)
     for status, _, error in ranks.run(2, words):
         assert status == 0, error

@@ -1,4 +1,4 @@
-"""Checkpoints on a full disk: one line, the newest good one stays, and fewer make room."""
+"""Checkpoints on a full disk: one line, the newest good one is kept, and older ones make room."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint, run_folder
 from tests.helpers import ranks
 
-LIMIT = 64 * 1024  # bytes a file: less than a checkpoint of the smallest network, more than all else
+LIMIT = 64 * 1024  # bytes per file: less than a checkpoint of the smallest network, more than any other file
 
 
 def save_all(run: Path, steps: range) -> None:
@@ -29,7 +29,7 @@ def steps_of(run: Path) -> list[int]:
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
-    """From now on there is room for so many checkpoints."""
+    """Leave room on the disk for this many checkpoints."""
     write = atomic.atomic_write
 
     @contextmanager
@@ -89,7 +89,7 @@ def test_without_a_checkpoint_that_loads_nothing_is_dropped(
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """Processes that start meanwhile cannot write files of more than `LIMIT` bytes."""
+    """Processes started in this block cannot write files of more than `LIMIT` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
     try:
@@ -157,7 +157,7 @@ def test_a_run_resumes_on_a_full_disk_with_a_smaller_keep(
         write(path, text)
 
     monkeypatch.setattr(run_folder, "write_text", write_text)
-    assert main([*words(dataset, out, 9), keep, "4"]) == 0, "three and the one that is to come"
+    assert main([*words(dataset, out, 9), keep, "4"]) == 0, "three, and one more while the next is written"
     assert main([*words(dataset, out, 10), keep, "2"]) == 0
     assert steps_of(out) == [9, 10]
 

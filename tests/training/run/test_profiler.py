@@ -26,7 +26,7 @@ class Event:
     time_range: SimpleNamespace = field(init=False)
 
     def __post_init__(self) -> None:
-        """As torch keeps it."""
+        """Set the time range, as torch's events do."""
         self.time_range = SimpleNamespace(start=self.start, end=self.end)
 
 
@@ -92,7 +92,7 @@ def test_a_profile_of_standard_training_speaks_of_no_attack(dataset: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_profile_on_two_ranks_sees_the_all_reduce(dataset: Path, tmp_path: Path) -> None:
-    """And what it counts on rank 0 disturbs no other."""
+    """Counting on rank 0 does not disturb other ranks."""
     words = [*arguments(dataset, tmp_path / "run", tmp_path, mode="streams"), "--profile"]
     for status, _, error in ranks.run(2, words):
         assert status == 0, error

@@ -1,4 +1,4 @@
-"""What asks a run to stop, and what does not."""
+"""Signals and limits that request a stop, and signals that do not."""
 
 import os
 import signal
