@@ -79,7 +79,7 @@ def test_an_option_that_fails_leaves_the_others_their_figures(
 
     monkeypatch.setattr(bench_options, "prepared", prepared)
     monkeypatch.setattr(bench_options, "matrix_rate", lambda device, dtype: 1.0)
-    monkeypatch.setattr(bench_options, "chosen", lambda device, network: "fp32")
+    monkeypatch.setattr(bench_options, "chosen_precision", lambda device, network: "fp32")
     monkeypatch.setattr(sys, "argv", ["bench_options.py", "--networks", "compact", "--json", str(path)])
     with pytest.raises(SystemExit) as end:
         bench_options.main()
