@@ -14,13 +14,10 @@ import torch
 import hpcphotoz
 from hpcphotoz import api
 from hpcphotoz.config.load import configure
-from hpcphotoz.data.format.manifest import read_manifest
-from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
-from tests.helpers.datasets import make_dataset
+from tests.helpers.datasets import load, make_dataset
 
 SMALL: dict[str, Any] = {"bins": 20, "width": 8, "global_batch": 16, "max_steps": 6, "precision": "fp32"}
 
@@ -56,7 +53,7 @@ def test_a_dataset_gives_all_objects_in_batches(dataset: Path) -> None:
     opened = hpcphotoz.open(str(dataset), batch=20, device="cpu")
     batches = list(opened)
     assert opened.manifest.rows == 75 and max(map(len, batches)) == 20
-    stored = Stamps.concatenate(list(read_rows(dataset, opened.manifest)))
+    stored = load(dataset, opened.manifest)
     for name in ("images", "ebv", "z_spec", "sky_sigma", "object_id"):
         found = torch.cat([getattr(batch, name) for batch in batches])
         np.testing.assert_array_equal(found.numpy(), getattr(stored, name))
@@ -100,7 +97,7 @@ def test_attack_is_the_attack_of_the_command_line(
         hpcphotoz.attack(network, batch, method=method, eps=0.3, steps=3, seed=4, loss="shift")
         for batch in batches
     ]
-    written = Stamps.concatenate(list(read_rows(tmp_path / "out", read_manifest(tmp_path / "out"))))
+    written = load(tmp_path / "out")
     np.testing.assert_array_equal(torch.cat(attacked).numpy(), written.images)
 
 

@@ -11,7 +11,7 @@ import torch
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
 from tests.helpers.commands import fails
-from tests.helpers.datasets import make_dataset, make_stamps, write_stamps
+from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -69,15 +69,13 @@ def test_a_checkpoint_with_code_in_it_is_not_run(
 
 
 def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Path) -> None:
-    from hpcphotoz.data.format.stamps import Stamps
-    from hpcphotoz.data.read import rows
 
     out = tmp_path / "adv"
     assert (
         main(["attack", str(run), "--data", str(dataset), "--out", str(out), "--eps", "0.5", "--steps", "3"])
         == 0
     )
-    pairs = [Stamps.concatenate(list(rows.read_rows(d, read_manifest(d)))) for d in (dataset, out)]
+    pairs = [load(dataset), load(out)]
     np.testing.assert_array_equal(pairs[0].object_id, pairs[1].object_id)
     np.testing.assert_array_equal(pairs[0].z_spec, pairs[1].z_spec)
     change = np.abs(pairs[1].images - pairs[0].images).max(axis=(2, 3)) / pairs[0].sky_sigma

@@ -11,10 +11,8 @@ import pytest
 from hpcphotoz.__main__ import main
 from hpcphotoz.data import order
 from hpcphotoz.data.format.manifest import read_manifest
-from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.read.rows import read_rows
 from tests.helpers.commands import TINY, fails
-from tests.helpers.datasets import make_dataset
+from tests.helpers.datasets import load, make_dataset
 
 N, VALIDATION, TEST, SEED = 300, 0.1, 0.3, 4
 SPLIT = {"validation": VALIDATION, "test": TEST, "seed": SEED}
@@ -36,13 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def read(data: Path) -> Stamps:
-    return Stamps.concatenate(list(read_rows(data, read_manifest(data))))
-
-
 def meant(data: Path, part: str, low: bool) -> npt.NDArray[np.int64]:
     """Ids of the objects of a part, in stored order; of low redshift only where asked."""
-    content = read(data)
+    content = load(data)
     keep = np.ones(N, np.bool_)
     if part != "all":
         number = ("train", "validation", "test").index(part)
@@ -79,7 +73,7 @@ def test_attack(folder: Path, tmp_path: Path, part: str, where: str) -> None:
     out = tmp_path / "out"
     words = ["attack", folder / "split", "--data", folder / "set", "--out", out, "--method", "fgsm"]
     assert command(*words, "--part", part, "--where", where) == 0
-    manifest, attacked, source = read_manifest(out), read(out), read(folder / "set")
+    manifest, attacked, source = read_manifest(out), load(out), load(folder / "set")
     np.testing.assert_array_equal(attacked.object_id, meant(folder / "set", part, bool(where)))
     assert manifest.provenance["source_subset"] == {**record(part, where), "limit": None}
     rows = np.searchsorted(source.object_id, attacked.object_id)
@@ -127,7 +121,7 @@ def test_the_neighbours_meet_the_predicate_of_the_training(
     capsys.readouterr()
     assert command("evaluate", run, *words, "--out", tmp_path / "report", "--json") == 0
     tree = json.loads(capsys.readouterr().out)
-    content = read(data)
+    content = load(data)
     parts = order.split_part(content.object_id, VALIDATION, TEST, SEED)
     assert tree["knn_colours"]["n_train"] == ((parts == 0) & (content.z_spec < np.float32(0.3))).sum()
     two = ["evaluate", run, folder / "split", *words, "--out", tmp_path / "two"]
@@ -184,7 +178,7 @@ def test_a_part_includes_the_predicate_of_the_run(folder: Path, tmp_path: Path) 
         assert command(*words) == 0
         with h5py.File(out) as file:
             ids = file["ancil/object_id"][...]
-        z = dict(zip(read(data).object_id.tolist(), read(data).z_spec.tolist(), strict=True))
+        z = dict(zip(load(data).object_id.tolist(), load(data).z_spec.tolist(), strict=True))
         assert ids.tolist() == [i for i in meant(data, "test", True).tolist() if z[i] < limit]
 
 

@@ -11,13 +11,12 @@ import torch
 from hpcphotoz.config import Attack
 from hpcphotoz.config.load import parse
 from hpcphotoz.data.format.manifest import STORAGE, read_manifest
-from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.read.rows import read_rows, verify
+from hpcphotoz.data.read.rows import verify
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
 from hpcphotoz.evaluation.robustness import evaluate
-from tests.helpers.datasets import NOISE_BANDS, noise_stamps, write_stamps
+from tests.helpers.datasets import NOISE_BANDS, load, noise_stamps, write_stamps
 from tests.helpers.networks import BINS, ConvNetwork, NonFiniteNetwork, StubNetwork
 
 
@@ -28,7 +27,7 @@ def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Pa
     assert write_adversarial_dataset(network, data, out, attack, seed=5, batch=7) == 50
     manifest = read_manifest(out)
     verify(out, manifest)
-    written = Stamps.concatenate(list(read_rows(out, manifest)))
+    written = load(out, manifest)
     for name in ("object_id", "z_spec", "ebv", "sky_sigma", "ra", "dec"):
         np.testing.assert_array_equal(getattr(written, name), getattr(content, name))
     sigmas = np.abs(written.images - content.images) / content.sky_sigma[:, :, None, None]
@@ -59,9 +58,7 @@ def test_an_attack_stays_in_the_ball_and_is_not_lost_whatever_the_storage(
     eps = 0.01  # less than half a unit of int16, sigma / 64
     attack = parse({"attack": {"method": method, "eps": eps, "steps": 4}}, "test").attack
     write_adversarial_dataset(StubNetwork(), data, out, attack)
-    source, written = (
-        Stamps.concatenate(list(read_rows(folder, read_manifest(folder)))) for folder in (data, out)
-    )
+    source, written = load(data), load(out)
     sigmas = np.abs(written.images - source.images) / source.sky_sigma[:, :, None, None]
     assert sigmas.min() > 0, "a linear network moves every pixel"
     # One rounding of x + eps sigma, |x| < 256, in units of a sky sigma of at least 0.5.
@@ -95,10 +92,6 @@ def attack_of(**options: object) -> Attack:
     return parse({"attack": options}, "test").attack
 
 
-def read(folder: Path) -> Stamps:
-    return Stamps.concatenate(list(read_rows(folder, read_manifest(folder))))
-
-
 def z_phot(data: Path) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return evaluate([StubNetwork()], data, eps=(), methods=("fgsm",)).networks[0].clean.z_phot
 
@@ -115,7 +108,7 @@ def test_a_flux_attack_leaves_the_flux_of_every_band_and_stays_in_the_ball(
     write_adversarial_dataset(
         StubNetwork(), data, out, attack_of(method=method, ball="flux", eps=eps, steps=4)
     )
-    source, written = read(data), read(out)
+    source, written = load(data), load(out)
     change = written.images.astype(np.float64) - source.images
     radius = eps * source.sky_sigma[:, :, None, None]
     # Stored pixels are rounded once: half a spacing of x + eps sigma.
@@ -130,7 +123,7 @@ def test_a_flux_attack_leaves_the_flux_of_every_band_and_stays_in_the_ball(
 def test_an_l2_attack_has_the_root_mean_square_of_epsilon(tmp_path: Path) -> None:
     data, out = write_stamps(tmp_path / "d", noise_stamps()), tmp_path / "out"
     write_adversarial_dataset(StubNetwork(), data, out, attack_of(ball="l2", eps=0.3, steps=4))
-    sigmas = (read(out).images - noise_stamps().images) / noise_stamps().sky_sigma[:, :, None, None]
+    sigmas = (load(out).images - noise_stamps().images) / noise_stamps().sky_sigma[:, :, None, None]
     rms = np.sqrt((sigmas.astype(np.float64) ** 2).mean(axis=(1, 2, 3)))
     np.testing.assert_allclose(rms, 0.3, rtol=1e-4)
     assert np.abs(sigmas).max() > 0.6
@@ -147,7 +140,7 @@ def test_a_targeted_attack_moves_every_galaxy_towards_the_target(
     assert write_adversarial_dataset(StubNetwork(), data, out, chosen) == 50
     after = z_phot(out)
     assert (np.abs(after - 0.35) < np.abs(before - 0.35) - 0.002).all()
-    assert np.isnan(read(out).z_spec[:5]).all() and not np.isnan(read(out).z_spec[5:]).any()
+    assert np.isnan(load(out).z_spec[:5]).all() and not np.isnan(load(out).z_spec[5:]).any()
     provenance = read_manifest(out).provenance["attack"]
     assert provenance == {**chosen.model_dump(exclude={"fraction"})}
     assert (provenance["target"], provenance["target_value"], provenance["ball"]) == ("redshift", 0.35, ball)
@@ -160,7 +153,7 @@ def test_a_target_by_the_margin_becomes_the_most_probable_bin(tmp_path: Path) ->
     write_adversarial_dataset(network, data, out, chosen)
     with torch.no_grad():
         before, after = (
-            network.module(torch.from_numpy(read(folder).images), torch.zeros(50)).argmax(dim=1)
+            network.module(torch.from_numpy(load(folder).images), torch.zeros(50)).argmax(dim=1)
             for folder in (data, out)
         )
     wanted = 17  # the bin of 0.35, which the margin compares with its strongest rival

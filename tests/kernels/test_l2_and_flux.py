@@ -16,6 +16,7 @@ from tests.helpers.kernels.interpreter import (
     compiled,
     interpret,
     interpreted,
+    on_cuda,
     passed_under_the_interpreter,
 )
 from tests.helpers.kernels.ptx import ptx
@@ -29,7 +30,6 @@ pytestmark = pytest.mark.usefixtures("poison")
 
 interpret(l2_kernel)
 interpret(flux_kernel)
-on_cuda = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no CUDA device")
 l2: Step = l2_kernel.launch if INTERPRETED else l2_kernel.l2
 flux: Step = flux_kernel.launch if INTERPRETED else flux_kernel.flux
 OPERATORS = [(l2_kernel.l2, reference.l2), (flux_kernel.flux, reference.flux)]

@@ -13,6 +13,7 @@ from tests.helpers.kernels.interpreter import (
     compiled,
     interpret,
     interpreted,
+    on_cuda,
     passed_under_the_interpreter,
     thinned,
 )
@@ -65,7 +66,7 @@ def problem(
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Asserts equal bits and layout; NaN equals NaN."""
+    """Whether two results have equal bits and layout; NaN equals NaN."""
     both = a.nan_to_num(123.0), b.nan_to_num(123.0)
     return (
         a.dtype == b.dtype == torch.float32
@@ -112,7 +113,7 @@ def test_operator_on_the_cpu_equals_reference(
         assert same(kernel.load(images, scale, now), reference.load(images, scale, now))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_cuda
 @pytest.mark.parametrize("dtype", kernel.STORED)
 @pytest.mark.parametrize("scaled", SCALED)
 @pytest.mark.parametrize("turned", [False, True])

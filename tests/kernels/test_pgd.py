@@ -14,18 +14,18 @@ from tests.helpers.kernels.interpreter import (
     compiled,
     interpret,
     interpreted,
+    on_cuda,
     passed_under_the_interpreter,
     thinned,
 )
 from tests.helpers.kernels.ptx import ptx
+from tests.helpers.kernels.step_problems import FORMATS, Problem, Shape, assert_identical
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels import pgd as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 
-Shape = tuple[int, int, int, int]
-Problem = dict[str, Any]
 SHAPES: list[Shape] = [
     # n, bands, height, width. Planes below 1024 pixels share a program, those above have their own; a program
     # has 2048 pixels (channels_last: of an object, otherwise of a plane).
@@ -39,10 +39,8 @@ SHAPES: list[Shape] = [
     (0, 5, 8, 8),
 ]
 GRADS = [torch.float32, torch.bfloat16, torch.float16, None]
-FORMATS = [torch.contiguous_format, torch.channels_last]
 FLAGS = list(product([False, True], repeat=3))  # per object, masked, flagged
 interpret(kernel)
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def problem(
@@ -81,12 +79,6 @@ def with_previous(p: Problem) -> Problem:
     return p | {"previous": p["x0"] + p["eps"][..., None, None] * noise.to(p["x0"])}
 
 
-def same(found: Tensor, wanted: Tensor) -> None:
-    """Every number, NaN to NaN, type and layout."""
-    assert found.stride() == wanted.stride() or found.numel() == 0
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
-
-
 def copy_of(wanted: Tensor) -> Tensor:
     return wanted.to(torch.bfloat16, memory_format=torch.channels_last)
 
@@ -103,13 +95,13 @@ def test_kernel_bit_for_bit(shape: Shape, grad: torch.dtype | None, layout: torc
     ):  # every flag is on and off for each of the other parameters
         p = problem(shape, grad, layout, flags)
         wanted = reference.pgd(**p)
-        same(kernel.launch(**p), wanted)
+        assert_identical(kernel.launch(**p), wanted)
         copy = torch.empty_like(wanted, dtype=torch.bfloat16, memory_format=torch.channels_last)
-        same(kernel.launch(**p, copy=copy), wanted)
+        assert_identical(kernel.launch(**p, copy=copy), wanted)
         truncated(copy, wanted)
         in_place = p["adv"].clone(memory_format=torch.preserve_format)
         assert kernel.launch(**{**p, "adv": in_place}, out=in_place) is in_place
-        same(in_place, wanted)
+        assert_identical(in_place, wanted)
 
 
 @interpreted
@@ -122,7 +114,7 @@ def test_small_blocks_and_every_flag_bit_for_bit(layout: torch.memory_format, fl
     for block in (16, 64):
         copy = torch.full_like(wanted, torch.nan, dtype=torch.bfloat16, memory_format=torch.channels_last)
         q = p | {"adv": p["adv"].clone(memory_format=torch.preserve_format)}
-        same(kernel.launch(**q, out=q["adv"], copy=copy, block=block), wanted)
+        assert_identical(kernel.launch(**q, out=q["adv"], copy=copy, block=block), wanted)
         truncated(copy, wanted)
 
 
@@ -143,7 +135,7 @@ def test_momentum_kernel_bit_for_bit(
     first = SHAPES.index(shape) + GRADS.index(grad)
     for flags in (FLAGS[first % 8], FLAGS[7 - first % 8]):
         p = with_previous(problem(shape, grad, layout, flags))
-        same(kernel.launch(**p), reference.momentum(**p))
+        assert_identical(kernel.launch(**p), reference.momentum(**p))
 
 
 @interpreted
@@ -153,9 +145,9 @@ def test_nan_images_bit_for_bit(shape: Shape) -> None:
     for name in ("x0", "adv", "previous", "eps", "step", "lo", "hi"):
         q = p | {name: p[name].clone()}
         q[name].view(-1)[::3] = torch.nan
-        same(kernel.launch(**q), reference.momentum(**q))
+        assert_identical(kernel.launch(**q), reference.momentum(**q))
         q.pop("previous")
-        same(kernel.launch(**q), reference.pgd(**q))
+        assert_identical(kernel.launch(**q), reference.pgd(**q))
 
 
 @compiled
@@ -260,14 +252,14 @@ def test_in_place_and_copies_are_the_same_numbers() -> None:
     p = problem((3, 5, 6, 6), flags=FLAGS[7])
     wanted = reference.pgd(**p)
     new, copy = kernel.pgd_copy(**p)
-    same(new, wanted)
-    same(copy, copy_of(wanted))
+    assert_identical(new, wanted)
+    assert_identical(copy, copy_of(wanted))
     adv, room = p["adv"].clone(), torch.empty_like(copy)
     kernel.pgd_copy_(**{**p, "adv": adv}, copy=room)
-    same(adv, wanted)
-    same(room, copy)
+    assert_identical(adv, wanted)
+    assert_identical(room, copy)
     kernel.pgd_(**{**p, "adv": adv.copy_(p["adv"])})
-    same(adv, wanted)
+    assert_identical(adv, wanted)
 
 
 @pytest.mark.parametrize(
@@ -317,12 +309,12 @@ def test_operators_on_cuda_equal_the_reference(
 ) -> None:
     for flags in FLAGS:
         p = problem(shape, grad, layout, flags, device="cuda")
-        same(kernel.pgd(**p), reference.pgd(**p))
+        assert_identical(kernel.pgd(**p), reference.pgd(**p))
         new, copy = kernel.pgd_copy(**p)
-        same(new, reference.pgd(**p))
-        same(copy, copy_of(new))
+        assert_identical(new, reference.pgd(**p))
+        assert_identical(copy, copy_of(new))
         if grad is not None:
-            same(kernel.momentum(**with_previous(p)), reference.momentum(**with_previous(p)))
+            assert_identical(kernel.momentum(**with_previous(p)), reference.momentum(**with_previous(p)))
 
 
 @on_cuda
@@ -336,7 +328,7 @@ def test_a_cuda_graph_and_a_compiled_function_give_the_same() -> None:
         out = kernel.pgd(**p)
     p["grad"].neg_()
     graph.replay()
-    same(out, reference.pgd(**p))
+    assert_identical(out, reference.pgd(**p))
     copy = copy_of(out)
     kernel.pgd_copy_(**{**p, "adv": p["adv"].clone()}, copy=copy)  # compiled before it is captured
     with torch.cuda.graph(in_place := torch.cuda.CUDAGraph()):
@@ -345,8 +337,8 @@ def test_a_cuda_graph_and_a_compiled_function_give_the_same() -> None:
     p["eps"].mul_(0.5)
     wanted = reference.pgd(**p)
     in_place.replay()
-    same(p["adv"], wanted)
-    same(copy, copy_of(wanted))
+    assert_identical(p["adv"], wanted)
+    assert_identical(copy, copy_of(wanted))
 
 
 @on_cuda

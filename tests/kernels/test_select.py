@@ -13,6 +13,7 @@ from tests.helpers.kernels.interpreter import (
     compiled,
     interpret,
     interpreted,
+    on_cuda,
     passed_under_the_interpreter,
     thinned,
 )
@@ -118,7 +119,7 @@ def test_operator_refuses_what_it_would_get_wrong() -> None:
         kernel.select(best, old, adv.to("meta"), new)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_cuda
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_operator_on_cuda_equals_reference(

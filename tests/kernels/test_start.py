@@ -13,18 +13,18 @@ from tests.helpers.kernels.interpreter import (
     compiled,
     interpret,
     interpreted,
+    on_cuda,
     passed_under_the_interpreter,
     thinned,
 )
 from tests.helpers.kernels.ptx import ptx
+from tests.helpers.kernels.step_problems import FORMATS, Problem, Shape, assert_identical
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels import start as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 
-Shape = tuple[int, int, int, int]
-Problem = dict[str, Any]
 SHAPES: list[Shape] = [
     # n, bands, height, width; a program has 1024 pixels of an object, or 64 where `groups` is 16
     (2, 5, 3, 3),  # 45 pixels: three words of the last group belong to no pixel
@@ -33,10 +33,8 @@ SHAPES: list[Shape] = [
     (2, 6, 16, 17),  # two programs, the second nearly empty
     (1, 2, 1, 1),  # half a group
 ]
-FORMATS = [torch.contiguous_format, torch.channels_last]
 FLAGS = [(False, False), (False, True), (True, False), (True, True)]  # per object, masked
 interpret(kernel)
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def problem(
@@ -63,12 +61,6 @@ def problem(
     return {name: t if t is None else t.to(device) for name, t in found.items()}
 
 
-def same(found: Tensor, wanted: Tensor) -> None:
-    """Every number, NaN to NaN, type and layout."""
-    assert found.stride() == wanted.stride() or found.numel() == 0
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
-
-
 @interpreted
 @pytest.mark.parametrize(
     ("shape", "layout", "groups"),
@@ -77,10 +69,10 @@ def same(found: Tensor, wanted: Tensor) -> None:
 def test_kernel_bit_for_bit(shape: Shape, layout: torch.memory_format, groups: int) -> None:
     for flags in FLAGS:
         p = problem(shape, layout, flags)
-        same(kernel.launch(**p, groups=groups), reference.start(**p))
+        assert_identical(kernel.launch(**p, groups=groups), reference.start(**p))
     for key in ((-1, -1), (2**63 - 1, 2**40)):
         q = p | {"key": torch.tensor(key)}
-        same(kernel.launch(**q, groups=groups), reference.start(**q))
+        assert_identical(kernel.launch(**q, groups=groups), reference.start(**q))
 
 
 @interpreted
@@ -88,7 +80,7 @@ def test_kernel_bit_for_bit(shape: Shape, layout: torch.memory_format, groups: i
 def test_nan_bit_for_bit(name: str) -> None:
     p = problem(SHAPES[0])
     p[name].view(-1)[::3] = torch.nan
-    same(kernel.launch(**p), reference.start(**p))
+    assert_identical(kernel.launch(**p), reference.start(**p))
 
 
 @compiled
@@ -118,10 +110,10 @@ def test_operator_on_the_cpu_equals_reference(
         p = problem(shape, layout, flags)
         for groups in (1, 3000, 20480):  # one object at a time, two and a rest, all
             monkeypatch.setattr(kernel, "_GROUPS", groups // torch.get_num_threads())
-            same(kernel.start(**p), reference.start(**p))
+            assert_identical(kernel.start(**p), reference.start(**p))
     for key in ((-1, -1), (2**63 - 1, 2**40)):
         q = p | {"key": torch.tensor(key)}
-        same(kernel.start(**q), reference.start(**q))
+        assert_identical(kernel.start(**q), reference.start(**q))
 
 
 @on_cuda
@@ -132,7 +124,7 @@ def test_operator_on_cuda_equals_the_cpu(
     shape: Shape, layout: torch.memory_format, flags: tuple[bool, bool]
 ) -> None:
     found = kernel.start(**problem(shape, layout, flags, device="cuda"))
-    same(found.cpu(), kernel.start(**problem(shape, layout, flags)))
+    assert_identical(found.cpu(), kernel.start(**problem(shape, layout, flags)))
 
 
 @on_cuda
@@ -145,7 +137,7 @@ def test_a_graph_reads_the_key_at_each_replay() -> None:
     for key in ((2**33 + 1, 4), (2**33 + 1, 5), (7, 4)):
         p["key"].copy_(torch.tensor(key))
         graph.replay()
-        same(found, reference.start(**p))
+        assert_identical(found, reference.start(**p))
 
 
 @pytest.mark.parametrize("start", [kernel.start, reference.start])
@@ -191,8 +183,8 @@ def test_a_start_is_in_the_ball_and_in_the_bounds(start: Any, shape: Shape) -> N
 @pytest.mark.parametrize("layout", FORMATS)
 def test_no_objects_give_an_empty_start(layout: torch.memory_format) -> None:
     p = problem((0, 5, 8, 8), layout, (True, True))
-    same(kernel.start(**p), p["x0"])
-    same(kernel.launch(**p), p["x0"])
+    assert_identical(kernel.start(**p), p["x0"])
+    assert_identical(kernel.launch(**p), p["x0"])
 
 
 @pytest.mark.parametrize("start", [kernel.start, reference.start])
@@ -239,9 +231,9 @@ def test_the_launch_can_be_traced(flags: tuple[bool, bool]) -> None:
 def test_operator_compiles(backend: str) -> None:
     p = problem((2, 5, 4, 4), torch.channels_last, (True, True))
     whole = torch.compile(lambda **p: kernel.start(**p), fullgraph=True, backend=backend)
-    same(whole(**p), reference.start(**p))
+    assert_identical(whole(**p), reference.start(**p))
     p["key"] += 1  # is read anew
-    same(whole(**p), reference.start(**p))
+    assert_identical(whole(**p), reference.start(**p))
 
 
 def test_operator_refuses_what_it_would_get_wrong() -> None:

@@ -14,13 +14,13 @@ import pytest
 from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.read.rows import read_rows, verify
+from hpcphotoz.data.read.rows import verify
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources import build as module
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.mpi import mpi_ranks
 from tests.helpers.builds import TIMEOUT_S, UNITS, Blobs, content, run, start, until
-from tests.helpers.datasets import make_dataset, make_stamps
+from tests.helpers.datasets import load, make_dataset, make_stamps
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_shards_are_units_and_empty_ones_are_left_out(whole: Path) -> None:
     assert [shard.file for shard in manifest.shards] == [f"shard-{k:05d}.h5" for k in (0, 2, 4, 5)]
     assert sorted(content(whole)) == ["manifest.json", *(shard.file for shard in manifest.shards)]
     assert manifest.provenance["skipped"] == [{"object_id": 7, "reason": "masked"}] * 2
-    stamps = Stamps.concatenate(list(read_rows(whole, manifest)))
+    stamps = load(whole, manifest)
     expected = Stamps.concatenate([make_stamps(n, seed=n) for n in UNITS if n > 1])
     np.testing.assert_array_equal(stamps.images, expected.images)
     np.testing.assert_array_equal(stamps.object_id, expected.object_id)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.paths import ROOT
 
@@ -16,6 +17,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(
     not INTERPRETED, reason="runs under the interpreter, in a process of its own"
 )
+on_cuda = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no CUDA device")
 compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernel is no kernel")
 
 

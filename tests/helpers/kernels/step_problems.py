@@ -91,6 +91,12 @@ def scale(p: Problem) -> Tensor:
     return x0.abs() + (adv - x0).abs() + per_pixel(p, "eps") + per_pixel(p, "step")
 
 
+def assert_identical(found: Tensor, wanted: Tensor) -> None:
+    """Asserts equal dtype, layout and values; NaN equals NaN."""
+    assert found.stride() == wanted.stride() or found.numel() == 0
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def close(found: Tensor, wanted: Tensor, p: Problem, units: float) -> None:
     assert found.shape == wanted.shape and found.dtype == wanted.dtype
     if found.numel() == 0:  # torch gives an empty channels_last tensor other strides on a GPU than on a CPU

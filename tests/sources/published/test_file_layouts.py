@@ -11,13 +11,12 @@ import pytest
 
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
-from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.identifiers import identifier
 from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS
 from hpcphotoz.sources.published.ingest_table import ingest_table
 from tests.helpers.commands import TINY
+from tests.helpers.datasets import load
 from tests.helpers.sources.published_files import GZIP, hayat, ingest_and_load, labels, mmu, pixels, write
 
 
@@ -146,7 +145,7 @@ def test_mmu_join_masks_and_bands(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "4 stamps in 1 shard; left out 4" in capsys.readouterr().out
     manifest = read_manifest(tmp_path / "out")
     assert manifest.header.bands == ("des-g", "des-r", "des-i", "des-z")
-    stamps = Stamps.concatenate(list(read_rows(tmp_path / "out", manifest)))
+    stamps = load(tmp_path / "out", manifest)
     kept = [ids[0], ids[2], ids[5]]
     np.testing.assert_array_equal(stamps.object_id, [18, *map(identifier, kept)])
     np.testing.assert_allclose(stamps.z_spec, [0.9, 0.1, 0.3, 0.6])

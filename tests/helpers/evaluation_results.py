@@ -1,0 +1,73 @@
+"""Results of evaluations, made of random numbers."""
+
+from pathlib import Path
+
+import numpy as np
+
+from hpcphotoz.data.format.manifest import Header
+from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult, ExampleGalaxy, NetworkResult
+from hpcphotoz.models.bins import RedshiftBins
+
+BINS = RedshiftBins(20, 0.0, 0.4)
+
+
+BANDS = ("u", "g", "r", "i", "z")
+
+
+def make_result(
+    names: tuple[str, ...] = ("standard", "adversarial"),
+    *,
+    known: bool = True,
+    n: int = 60,
+    methods: tuple[str, ...] = ("fgsm", "pgd"),
+) -> EvaluationResult:
+    """The result of an evaluation of these networks at epsilons of 0.05, 0.1 and 0.5.
+
+    Args:
+        names: of the networks.
+        known: whether redshifts are known.
+        n: number of objects.
+        methods: of attack.
+    """
+    rng = np.random.default_rng(0)
+    z = rng.uniform(0.02, 0.38, n).astype(np.float32)
+
+    def condition(method: str, eps: float) -> ConditionResult:
+        z_phot = np.clip(z + rng.normal(0, 0.02 + 0.2 * eps, n), 0, 0.4).astype(np.float32)
+        figures = metrics.summary(z_phot, z, np.full(n, 0.01 + eps), np.full(n, -5.0)) if known else {}
+        pit = rng.uniform(0, 1, n) if known else np.full(n, np.nan)
+        return ConditionResult(method, eps, z_phot, pit.astype(np.float32), figures, eps / 10, eps / 5)
+
+    grid = [("clean", 0.0), *((method, eps) for method in methods for eps in (0.05, 0.1, 0.5))]
+    networks = tuple(
+        NetworkResult(name, 7, BINS, tuple(condition(*point) for point in grid)) for name in names
+    )
+    image = rng.normal(0, 0.02, (5, 16, 16)).astype(np.float32)
+    pdf = rng.dirichlet(np.ones(20)).astype(np.float32)
+    example = ExampleGalaxy(
+        object_id=42,
+        z_spec=float(z[0]) if known else float("nan"),
+        image=image,
+        sky_sigma=np.full(5, 0.02, np.float32),
+        attacked={name: image + np.float32(0.002) for name in names},
+        pdf_clean={name: pdf for name in names},
+        pdf_attacked={name: pdf[::-1].copy() for name in names},
+    )
+    own = networks[0].at(methods[0], 0.1).metrics
+    return EvaluationResult(
+        data=Path("survey & more"),
+        header=Header(BANDS, 16, 0.396),
+        object_id=np.arange(n),
+        z_spec=z if known else np.full(n, np.nan, np.float32),
+        methods=methods,
+        eps=(0.05, 0.1, 0.5),
+        headline_eps=0.1,
+        steps=10,
+        loss="cross_entropy",
+        precision="fp32",
+        seed=0,
+        networks=networks,
+        transfer={a: {b: own for b in names if b != a} for a in names} if len(names) > 1 else {},
+        example=example,
+    )
