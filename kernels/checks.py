@@ -5,6 +5,7 @@ access. `reference` documents shapes and types.
 """
 
 from contextlib import AbstractContextManager
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,24 +14,47 @@ GRADIENTS = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
-def check_step(
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None,
-    active: Tensor | None,
-) -> None:
-    """Check the arguments that the steps in all balls share."""
-    check_images(x0, adv=adv)
-    check_grad(grad, x0)
-    for name, values in (("eps", eps), ("step", step), ("lo", lo), ("hi", hi)):
-        check_per_band(name, values, x0)
-    check_mask(mask, x0)
-    check_active(active, x0)
+class StepArguments(NamedTuple):
+    """The arguments of a step in any ball, as `reference` documents them."""
+
+    adv: Tensor
+    x0: Tensor
+    grad: Tensor | None
+    eps: Tensor
+    step: Tensor
+    lo: Tensor
+    hi: Tensor
+    mask: Tensor | None = None
+    active: Tensor | None = None
+
+    def checked(self) -> Self:
+        """These arguments; raises ValueError where their shapes, types, layouts or devices differ."""
+        check_images(self.x0, adv=self.adv)
+        if self.grad is not None:
+            check_like("grad", self.grad, self.x0, GRADIENTS)
+        for name in ("eps", "step", "lo", "hi"):
+            check_per_band(name, getattr(self, name), self.x0)
+        check_mask(self.mask, self.x0)
+        if self.active is not None:
+            check_vector("active", self.active, self.x0, torch.bool)
+        return self
+
+    def of_kernel(self) -> tuple[tuple[Tensor | int, ...], dict[str, int]]:
+        """The tensors and band strides of a kernel, in its order, and the constants of all step kernels.
+
+        A kernel does not read a tensor that is None; `x0` takes its place.
+        """
+        tensors = (self.x0 if tensor is None else tensor for tensor in self)
+        strides = (band_stride(values) for values in (self.eps, self.step, self.lo, self.hi))
+        constants = {
+            "BANDS": int(self.x0.shape[1]),
+            "PIXELS": int(self.x0.shape[2] * self.x0.shape[3]),
+            "CHANNELS_LAST": is_channels_last(self.x0),
+            "STEPPED": self.grad is not None,
+            "MASKED": self.mask is not None,
+            "FLAGGED": self.active is not None,
+        }
+        return (*tensors, *strides), constants
 
 
 def check_images(x0: Tensor, **others: Tensor | None) -> None:
@@ -45,31 +69,10 @@ def check_images(x0: Tensor, **others: Tensor | None) -> None:
             check_like(name, tensor, x0, (torch.float32,))
 
 
-def check_grad(grad: Tensor | None, x0: Tensor) -> None:
-    """Check the gradient: like the images, of one of `GRADIENTS`; None passes."""
-    if grad is not None:
-        check_like("grad", grad, x0, GRADIENTS)
-
-
 def check_mask(mask: Tensor | None, x0: Tensor) -> None:
     """Check the mask of pixels that may change: like the images, bool; None passes."""
     if mask is not None:
         check_like("mask", mask, x0, (torch.bool,))
-
-
-def check_copy(copy: Tensor, x0: Tensor) -> None:
-    """Check the buffer for a model's input: bfloat16 in channels_last, whatever the layout of x0."""
-    if copy.shape != x0.shape or copy.dtype != torch.bfloat16:
-        raise ValueError(f"copy {tuple(copy.shape)} {copy.dtype}: want {tuple(x0.shape)} torch.bfloat16")
-    if not copy.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(f"copy has strides {copy.stride()}: want channels_last")
-    _check_device("copy", copy, x0)
-
-
-def check_active(active: Tensor | None, x0: Tensor) -> None:
-    """Check the flags of objects that may change: (N,) contiguous bool; None passes."""
-    if active is not None:
-        check_vector("active", active, x0, torch.bool)
 
 
 def check_per_band(name: str, values: Tensor, x0: Tensor) -> None:

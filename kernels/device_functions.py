@@ -1,13 +1,8 @@
-"""Triton functions and launch arguments that several kernels share."""
-
-from typing import Any
+"""Triton functions that several kernels share."""
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from hpcphotoz.kernels import checks
 
 _WARP = 64 if torch.version.hip else 32  # threads of a warp
 _HUGE = tl.constexpr(3.4028234663852886e38)
@@ -45,31 +40,3 @@ def copy_unchanged(out, adv, base, count, between, BLOCK: tl.constexpr):  # type
 def warps(block: int, pixels: int) -> int:
     """Warps of a program in which each thread has `pixels` pixels of a block: at most 1024 threads."""
     return max(1, min(1024, block // pixels) // _WARP)
-
-
-def step_arguments(
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None,
-    active: Tensor | None,
-) -> tuple[tuple[Tensor | int, ...], dict[str, Any]]:
-    """Arguments that the kernels of `l2` and `flux` share: those after `out`, and the constants.
-
-    A kernel does not read a tensor that is None; `x0` takes its place in the list.
-    """
-    optional = (x0 if tensor is None else tensor for tensor in (mask, active))
-    tensors = (adv, x0, x0 if grad is None else grad, eps, step, lo, hi, *optional)
-    constants = {
-        "BANDS": int(x0.shape[1]),
-        "PIXELS": int(x0.shape[2] * x0.shape[3]),
-        "CHANNELS_LAST": checks.is_channels_last(x0),
-        "STEPPED": grad is not None,
-        "MASKED": mask is not None,
-        "FLAGGED": active is not None,
-    }
-    return (*tensors, *(checks.band_stride(t) for t in (eps, step, lo, hi))), constants

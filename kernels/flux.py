@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from hpcphotoz.kernels import checks, reference
-from hpcphotoz.kernels.device_functions import copy_unchanged, finite, may_change, step_arguments, warps
+from hpcphotoz.kernels.checks import StepArguments
+from hpcphotoz.kernels.device_functions import copy_unchanged, finite, may_change, warps
 
 _ONE_BLOCK = 16384  # pixels of an object and band that a program of 1024 threads keeps in registers
 _NEVER = tl.constexpr(0x7FFFFFFF)  # rank of a pixel that may not change: that of a NaN, which no gradient has
@@ -215,31 +216,19 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
         tl.store(out + at, new, i < PIXELS)
 
 
-def launch(
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None = None,
-    active: Tensor | None = None,
-    block: int = 4096,
-    one_block: int = _ONE_BLOCK,
-) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.flux`.
+def launch(given: StepArguments, block: int = 4096, one_block: int = _ONE_BLOCK) -> Tensor:
+    """Run the kernel itself, on whatever device the tensors are.
 
     Args:
         block: pixels that a program handles at a time, a power of two.
         one_block: planes of at most this many pixels are one block.
     """
-    out = torch.empty_like(x0)
+    x0, out = given.x0, torch.empty_like(given.x0)
     if x0.numel() == 0:
         return out
     plane = triton.next_power_of_2(int(x0.shape[2] * x0.shape[3]))
     block = plane if plane <= one_block else block
-    tensors, constants = step_arguments(adv, x0, grad, eps, step, lo, hi, mask, active)
+    tensors, constants = given.of_kernel()
     with checks.on_device(x0):
         wrap_triton(_flux_kernel)[(x0.shape[0] * x0.shape[1],)](
             out, *tensors, **constants, BLOCK=block, num_warps=warps(block, pixels=16)
@@ -259,12 +248,6 @@ def flux(
     mask: Tensor | None = None,
     active: Tensor | None = None,
 ) -> Tensor:
-    """`reference.flux` as a torch operator: the fused kernel on CUDA, the reference elsewhere.
-
-    Raises:
-        ValueError: shapes, types, layouts or devices that do not belong together, as in `checks`.
-    """
-    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
-    if x0.device.type != "cuda":
-        return reference.flux(adv, x0, grad, eps, step, lo, hi, mask, active)
-    return launch(adv, x0, grad, eps, step, lo, hi, mask, active)
+    """The torch operator: the kernel on CUDA, `reference.flux` elsewhere; `checks` raises ValueError."""
+    given = StepArguments(adv, x0, grad, eps, step, lo, hi, mask, active).checked()
+    return launch(given) if x0.is_cuda else reference.flux(*given)

@@ -12,14 +12,8 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from hpcphotoz.kernels import checks, reference
-from hpcphotoz.kernels.device_functions import (
-    clamp,
-    copy_unchanged,
-    finite,
-    may_change,
-    step_arguments,
-    warps,
-)
+from hpcphotoz.kernels.checks import StepArguments
+from hpcphotoz.kernels.device_functions import clamp, copy_unchanged, finite, may_change, warps
 
 
 @triton.jit
@@ -121,32 +115,20 @@ def _l2_kernel(  # type: ignore[no-untyped-def]
             tl.store(out + at, tl.where(free, drawn, a), inside)
 
 
-def launch(
-    adv: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    mask: Tensor | None = None,
-    active: Tensor | None = None,
-    block: int = 2048,
-) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.l2`.
+def launch(given: StepArguments, block: int = 2048) -> Tensor:
+    """Run the kernel itself, on whatever device the tensors are.
 
     Args:
         block: pixels that a program handles at a time, a power of two.
     """
-    out = torch.empty_like(x0)
+    x0, out = given.x0, torch.empty_like(given.x0)
     if x0.numel() == 0:
         return out
-    bands, pixels = int(x0.shape[1]), int(x0.shape[2] * x0.shape[3])
-    last = checks.is_channels_last(x0)
+    tensors, constants = given.of_kernel()
+    bands, pixels, last = constants["BANDS"], constants["PIXELS"], constants["CHANNELS_LAST"]
     block = min(block, triton.next_power_of_2(bands * pixels if last else pixels))
     # A multiple of whole 16-byte loads of a half-precision gradient, where a block holds that many.
     unit = bands * (8 if block >= 64 * bands else 1) if last else 1
-    tensors, constants = step_arguments(adv, x0, grad, eps, step, lo, hi, mask, active)
     with checks.on_device(x0):
         wrap_triton(_l2_kernel)[(x0.shape[0],)](
             out,
@@ -171,12 +153,6 @@ def l2(
     mask: Tensor | None = None,
     active: Tensor | None = None,
 ) -> Tensor:
-    """`reference.l2` as a torch operator: the fused kernel on CUDA, the reference elsewhere.
-
-    Raises:
-        ValueError: shapes, types, layouts or devices that do not belong together, as in `checks`.
-    """
-    checks.check_step(adv, x0, grad, eps, step, lo, hi, mask, active)
-    if x0.device.type != "cuda":
-        return reference.l2(adv, x0, grad, eps, step, lo, hi, mask, active)
-    return launch(adv, x0, grad, eps, step, lo, hi, mask, active)
+    """The torch operator: the kernel on CUDA, `reference.l2` elsewhere; `checks` raises ValueError."""
+    given = StepArguments(adv, x0, grad, eps, step, lo, hi, mask, active).checked()
+    return launch(given) if x0.is_cuda else reference.l2(*given)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels import checks, reference
 
 STORED = (torch.float32, torch.float16, torch.int16)
 LINEAR, CURVE = tl.constexpr(reference.LINEAR), tl.constexpr(reference.CURVE)
@@ -71,8 +71,7 @@ def launch(images: Tensor, scale: Tensor | None, code: Tensor | None, tile: int 
     if images.numel() == 0:
         return out
     grid = (n, triton.cdiv(height, tile) * triton.cdiv(width, tile))
-    # Triton launches on the current device, not on that of the tensors. Does nothing for CPU tensors.
-    with torch.cuda.device(images.device if images.is_cuda else -1):
+    with checks.on_device(images):
         wrap_triton(_load_kernel)[grid](
             out,
             images,
@@ -113,7 +112,7 @@ def on_cpu(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
 
 
 @on_cpu.register_fake
-def _like_on_cpu(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
+def _like_on_cpu(images: Tensor, *_: Tensor | None) -> Tensor:
     return reference.channels_last(images)
 
 

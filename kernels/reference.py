@@ -84,16 +84,13 @@ def l2(
 
     x' = clamp(x0 + delta / max(1, |delta / eps|_2), lo, hi),  delta = adv + d - x0
     """
-    moved = (
-        adv
-        if grad is None
-        else adv + _per_pixel(step) * _unit(_masked(_per_pixel(step) * _finite(grad), mask))
-    )
+    moved = adv
+    if grad is not None:
+        moved = adv + _per_pixel(step) * _unit(_masked(_per_pixel(step) * _finite(grad), mask))
     open_ = (_per_pixel(eps) > 0).expand_as(x0)
     delta = _masked(moved - x0, open_ if mask is None else open_ & mask)
-    norm = torch.linalg.vector_norm(
-        torch.where(open_, delta / _per_pixel(eps), 0), dim=(1, 2, 3), keepdim=True
-    )
+    scaled = torch.where(open_, delta / _per_pixel(eps), 0)
+    norm = torch.linalg.vector_norm(scaled, dim=(1, 2, 3), keepdim=True)
     drawn = torch.where(norm > 1, x0 + delta / norm, torch.where(open_, moved, x0))
     return _keep(adv, _bounded(drawn, lo, hi), mask, active)
 

@@ -164,15 +164,7 @@ def _fill(words: Tensor, object_id: Tensor, key: Tensor, buffers: Tensor) -> Non
 
 
 @on_cpu.register_fake
-def _like_on_cpu(
-    x0: Tensor,
-    object_id: Tensor,
-    eps: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    key: Tensor,
-    mask: Tensor | None = None,
-) -> Tensor:
+def _like_on_cpu(x0: Tensor, *_: Tensor | None) -> Tensor:
     return torch.empty_like(x0)
 
 
@@ -186,11 +178,7 @@ def start(
     key: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """`reference.start` as a torch operator: the fused kernel on CUDA, `on_cpu` elsewhere.
-
-    Raises:
-        ValueError: shapes, types, layouts or devices that do not belong together, as in `checks`.
-    """
+    """The torch operator: the kernel on CUDA, `on_cpu` elsewhere; `checks` raises ValueError."""
     checks.check_images(x0)
     checks.check_vector("object_id", object_id, x0, torch.int64)
     for name, values in (("eps", eps), ("lo", lo), ("hi", hi)):

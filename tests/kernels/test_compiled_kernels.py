@@ -15,7 +15,7 @@ from tests.helpers.kernels.ptx import Resources, built, resources
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from triton.backends.compiler import GPUTarget
 
-from hpcphotoz.kernels import device_functions, flux, l2, load, pgd, select, start
+from hpcphotoz.kernels import checks, device_functions, flux, l2, load, pgd, select, start
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -37,37 +37,33 @@ Variants = Iterator[
 
 def problem(
     side: int, layout: torch.memory_format, kind: tuple[torch.dtype | None, bool, bool]
-) -> dict[str, Any]:
+) -> checks.StepArguments:
     dtype, masked, flagged = kind
     x0 = torch.zeros(2, 5, side, side).contiguous(memory_format=layout)
     eps = torch.zeros(2, 5)
-    return {
-        "adv": x0.clone(memory_format=torch.preserve_format),
-        "x0": x0,
-        "grad": None if dtype is None else x0.to(dtype),
+    return checks.StepArguments(
+        adv=x0.clone(memory_format=torch.preserve_format),
+        x0=x0,
+        grad=None if dtype is None else x0.to(dtype),
         **dict.fromkeys(("eps", "step", "lo", "hi"), eps),
-        "mask": x0 > 0 if masked else None,
-        "active": torch.ones(2, dtype=torch.bool) if flagged else None,
-    }
+        mask=x0 > 0 if masked else None,
+        active=torch.ones(2, dtype=torch.bool) if flagged else None,
+    )
 
 
 def steps(layout: torch.memory_format) -> Variants:
     for side, kind in product((64, 32, 33), KINDS):
         p = problem(side, layout, kind)
-        copy = torch.empty(p["x0"].shape, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        named = f"{side} {kind}"
-        yield f"pgd {named}", pgd, partial(pgd.launch, **p)
-        yield f"pgd_ {named}", pgd, partial(pgd.launch, **p, out=p["adv"])
-        yield f"pgd_copy_ {named}", pgd, partial(pgd.launch, **p, out=p["adv"], copy=copy)
+        yield f"pgd {side} {kind}", pgd, partial(pgd.launch, p)
         if kind[0] is not None:
-            yield f"momentum {named}", pgd, partial(pgd.launch, **p, previous=p["adv"])
+            yield f"momentum {side} {kind}", pgd, partial(pgd.launch, p, p.adv)
 
 
 def projections(layout: torch.memory_format) -> Variants:
     for side, kind in product((64, 33, 128, 130), KINDS):
         p = problem(side, layout, kind)
-        yield f"l2 {side} {kind}", l2, partial(l2.launch, **p)
-        yield f"flux {side} {kind}", flux, partial(flux.launch, **p)
+        yield f"l2 {side} {kind}", l2, partial(l2.launch, p)
+        yield f"flux {side} {kind}", flux, partial(flux.launch, p)
 
 
 def others(layout: torch.memory_format) -> Variants:
@@ -77,10 +73,10 @@ def others(layout: torch.memory_format) -> Variants:
         yield (
             f"start {masked}",
             start,
-            partial(start.launch, p["x0"], ids, p["eps"], p["lo"], p["hi"], key, p["mask"]),
+            partial(start.launch, p.x0, ids, p.eps, p.lo, p.hi, key, p.mask),
         )
     for dtype in select.IMAGES:
-        x = p["x0"].to(dtype)
+        x = p.x0.to(dtype)
         yield f"select {dtype}", select, partial(select.launch, x, torch.zeros(2), x, torch.ones(2))
     if layout == torch.contiguous_format:
         for dtype, scaled, turned in product(load.STORED, (False, True), (False, True)):

@@ -32,6 +32,7 @@ from tests.helpers.kernels.step_problems import (
     close,
     free,
     interior,
+    launched,
     per_pixel,
     problem,
     scale,
@@ -43,7 +44,7 @@ from hpcphotoz.kernels import flux as kernel
 pytestmark = pytest.mark.usefixtures("poison")
 
 interpret(kernel)
-flux: Step = kernel.launch if INTERPRETED else kernel.flux
+flux: Step = launched(kernel.launch) if INTERPRETED else kernel.flux
 
 
 @compiled
@@ -62,7 +63,7 @@ FLUX_UNITS = 16.0
 @pytest.mark.parametrize(("case", "shape"), thinned(list(product(CASES, SHAPES)), lambda k: k % 3 == 0))
 def test_flux_kernel_equals_reference_in_one_block(shape: Shape, case: Any) -> None:
     p = problem(shape, case, FORMATS[CASES.index(case) % 2])
-    close(kernel.launch(**p), reference.flux(**p), p, FLUX_UNITS)
+    close(launched(kernel.launch)(**p), reference.flux(**p), p, FLUX_UNITS)
 
 
 @interpreted
@@ -71,10 +72,8 @@ def test_flux_kernel_equals_reference_in_one_block(shape: Shape, case: Any) -> N
 def test_flux_kernel_equals_reference_in_several_blocks(shape: Shape, case: Any) -> None:
     p = problem(shape, case, FORMATS[CASES.index(case) % 2])
     later = torch.arange(shape[2] * shape[3]).reshape(shape[2:]) >= 64
-    p["adv"] = torch.where(
-        later, p["adv"] + 0.5, p["x0"]
-    )  # the first block alone does not determine the shift
-    close(kernel.launch(**p, block=64, one_block=64), reference.flux(**p), p, FLUX_UNITS)
+    p["adv"] = torch.where(later, p["adv"] + 0.5, p["x0"])  # the first block does not determine the shift
+    close(launched(kernel.launch, block=64, one_block=64)(**p), reference.flux(**p), p, FLUX_UNITS)
 
 
 def summed(p: Problem, out: Tensor) -> tuple[Tensor, Tensor]:

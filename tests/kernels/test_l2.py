@@ -30,6 +30,7 @@ from tests.helpers.kernels.step_problems import (
     close,
     free,
     interior,
+    launched,
     per_pixel,
     problem,
 )
@@ -40,7 +41,7 @@ from hpcphotoz.kernels import l2 as kernel
 pytestmark = pytest.mark.usefixtures("poison")
 
 interpret(kernel)
-l2: Step = kernel.launch if INTERPRETED else kernel.l2
+l2: Step = launched(kernel.launch) if INTERPRETED else kernel.l2
 
 
 @compiled
@@ -63,7 +64,7 @@ L2_UNITS = 8.0
 def test_l2_kernel_equals_reference(shape: Shape, layout: torch.memory_format, block: int) -> None:
     for case in CASES if block > 64 else CASES[1:2] + CASES[-2:-1]:
         p = problem(shape, case, layout)
-        close(kernel.launch(**p, block=block), reference.l2(**p), p, L2_UNITS)
+        close(launched(kernel.launch, block=block)(**p), reference.l2(**p), p, L2_UNITS)
 
 
 def ellipsoid(p: Problem, out: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,18 @@ from tests.helpers.kernels.interpreter import (
     passed_under_the_interpreter,
 )
 from tests.helpers.kernels.ptx import ptx
-from tests.helpers.kernels.step_problems import CASES, FEW, FORMATS, SHAPES, Shape, Step, close, free, problem
+from tests.helpers.kernels.step_problems import (
+    CASES,
+    FEW,
+    FORMATS,
+    SHAPES,
+    Shape,
+    Step,
+    close,
+    free,
+    launched,
+    problem,
+)
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from hpcphotoz.kernels import flux as flux_kernel
@@ -30,8 +41,8 @@ pytestmark = pytest.mark.usefixtures("poison")
 
 interpret(l2_kernel)
 interpret(flux_kernel)
-l2: Step = l2_kernel.launch if INTERPRETED else l2_kernel.l2
-flux: Step = flux_kernel.launch if INTERPRETED else flux_kernel.flux
+l2: Step = launched(l2_kernel.launch) if INTERPRETED else l2_kernel.l2
+flux: Step = launched(flux_kernel.launch) if INTERPRETED else flux_kernel.flux
 OPERATORS = [(l2_kernel.l2, reference.l2), (flux_kernel.flux, reference.flux)]
 UNITS = 16.0  # units in the last place, for flux; half for l2: test_flux and test_l2 derive them
 
@@ -137,7 +148,7 @@ def test_the_launch_can_be_traced(launch: Step, case: Any) -> None:
     given = {name: value for name, value in p.items() if value is not None}
 
     def run(*tensors: Tensor) -> Tensor:
-        return launch(**dict.fromkeys(p) | dict(zip(given, tensors, strict=True)))
+        return launched(launch)(**dict.fromkeys(p) | dict(zip(given, tensors, strict=True)))
 
     graph = make_fx(run, tracing_mode="fake")(*given.values())
     assert "triton_kernel_wrapper" in graph.code
@@ -164,7 +175,7 @@ def test_what_an_h100_would_run(
 ) -> None:
     p = problem((1, 2, size, size), case, layout)
     module = l2_kernel if launch is l2_kernel.launch else flux_kernel
-    code = ptx(monkeypatch, module, lambda: launch(**p))
+    code = ptx(monkeypatch, module, lambda: launched(launch)(**p))
     assert f".reqntid {threads}" in code
     assert ".ftz" not in code and "div.full" not in code  # denormal gradients count, and divisions are exact
 

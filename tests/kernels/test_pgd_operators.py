@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.checks import StepArguments
 from tests.helpers.kernels.interpreter import (
     compiled,
     on_cuda,
 )
-from tests.helpers.kernels.pgd_problems import FLAGS, GRADS, SHAPES, copy_of, problem, with_previous
+from tests.helpers.kernels.pgd_problems import FLAGS, GRADS, SHAPES, problem, with_previous
 from tests.helpers.kernels.ptx import ptx
 from tests.helpers.kernels.step_problems import FORMATS, Problem, Shape, assert_identical
 
@@ -29,25 +30,19 @@ def test_operators_pass_opcheck(layout: torch.memory_format, flags: tuple[bool, 
     p = problem((2, 5, 4, 4), torch.bfloat16, layout, flags)
     torch.use_deterministic_algorithms(False)  # opcheck compares two runs
     torch.library.opcheck(kernel.pgd, (), p)
-    torch.library.opcheck(kernel.pgd_copy, (), p)
     torch.library.opcheck(kernel.momentum, (), with_previous(p))
-    torch.library.opcheck(kernel.pgd_, (), p)
-    copy = torch.empty_like(p["x0"], dtype=torch.bfloat16, memory_format=torch.channels_last)
-    torch.library.opcheck(kernel.pgd_copy_, (), p | {"copy": copy})
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_operators_compile_as_one_graph(backend: str) -> None:
     p = problem((2, 5, 4, 4), flags=FLAGS[7])
 
-    def four(q: Problem) -> tuple[Tensor, ...]:
-        new, copy = kernel.pgd_copy(**q)
-        adv = q["adv"] + 0
-        kernel.pgd_(**{**q, "adv": adv})
-        return 2 * new, copy, adv, kernel.momentum(**q, previous=new)
+    def both(q: Problem) -> tuple[Tensor, ...]:
+        new = kernel.pgd(**q)
+        return 2 * new, kernel.momentum(**q, previous=new)
 
-    found = torch.compile(four, fullgraph=True, backend=backend)(p)
-    for a, b in zip(found, four(p), strict=True):
+    found = torch.compile(both, fullgraph=True, backend=backend)(p)
+    for a, b in zip(found, both(p), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -58,26 +53,12 @@ def test_the_launch_can_be_traced(layout: torch.memory_format, tracing_mode: Any
     # As torch.compile sees it on a GPU, with a batch of any size too.
     p = problem((2, 5, 4, 4), torch.bfloat16, layout, FLAGS[7])
 
-    def in_place(copy: Tensor, *tensors: Tensor) -> Tensor:
-        q: Problem = dict(zip(p, tensors, strict=True))
-        return kernel.launch(**q, out=q["adv"], copy=copy)
+    def launch(*tensors: Tensor) -> Tensor:
+        return kernel.launch(StepArguments(*tensors))
 
-    graph = make_fx(in_place, tracing_mode=tracing_mode)(copy_of(p["x0"]), *p.values())
+    in_order = StepArguments(**p)
+    graph = make_fx(launch, tracing_mode=tracing_mode)(*in_order)
     assert "triton_kernel_wrapper" in graph.code
-
-
-def test_in_place_and_copies_are_the_same_numbers() -> None:
-    p = problem((3, 5, 6, 6), flags=FLAGS[7])
-    wanted = reference.pgd(**p)
-    new, copy = kernel.pgd_copy(**p)
-    assert_identical(new, wanted)
-    assert_identical(copy, copy_of(wanted))
-    adv, room = p["adv"].clone(), torch.empty_like(copy)
-    kernel.pgd_copy_(**{**p, "adv": adv}, copy=room)
-    assert_identical(adv, wanted)
-    assert_identical(room, copy)
-    kernel.pgd_(**{**p, "adv": adv.copy_(p["adv"])})
-    assert_identical(adv, wanted)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +77,11 @@ def test_in_place_and_copies_are_the_same_numbers() -> None:
         ({"adv": torch.zeros(2, 5, 4, 4, device="meta")}, "adv is on meta and .* on cpu"),
         ({"hi": torch.zeros(5, 2).T}, r"hi has strides \(1, 2\): call .contiguous"),
         ({"step": torch.zeros(5).double()}, "step torch.float64: want torch.float32"),
-        ({"copy": torch.zeros(2, 5, 4, 4)}, "copy .* torch.float32: want .* torch.bfloat16"),
-        ({"copy": torch.zeros(2, 5, 4, 4).bfloat16()}, "copy has strides .*: want channels_last"),
     ],
 )
 def test_operators_refuse_what_they_would_get_wrong(given: Problem, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        operator = kernel.pgd_copy_ if "copy" in given else kernel.pgd_
-        operator(**{**problem((2, 5, 4, 4)), **given})
+        kernel.pgd(**{**problem((2, 5, 4, 4)), **given})
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -112,7 +90,7 @@ def test_the_kernel_reads_16_bytes_at_a_time(
 ) -> None:
     """On an H100, as Triton compiles it: four wide loads of each image a thread, nothing spilt."""
     p = problem((1, 5, 64, 64), layout=layout)
-    text = ptx(monkeypatch, kernel, lambda: kernel.launch(**p))
+    text = ptx(monkeypatch, kernel, lambda: kernel.launch(StepArguments(**p)))
     wide = len(re.findall(r"ld\.global\.v4", text))
     assert wide >= 3 * 4 and text.count("st.global.v4") >= 4, f"{wide} wide loads"
     assert ".local" not in text
@@ -128,9 +106,6 @@ def test_operators_on_cuda_equal_the_reference(
     for flags in FLAGS:
         p = problem(shape, grad, layout, flags, device="cuda")
         assert_identical(kernel.pgd(**p), reference.pgd(**p))
-        new, copy = kernel.pgd_copy(**p)
-        assert_identical(new, reference.pgd(**p))
-        assert_identical(copy, copy_of(new))
         if grad is not None:
             assert_identical(kernel.momentum(**with_previous(p)), reference.momentum(**with_previous(p)))
 
@@ -147,16 +122,10 @@ def test_a_cuda_graph_and_a_compiled_function_give_the_same() -> None:
     p["grad"].neg_()
     graph.replay()
     assert_identical(out, reference.pgd(**p))
-    copy = copy_of(out)
-    kernel.pgd_copy_(**{**p, "adv": p["adv"].clone()}, copy=copy)  # compiled before it is captured
-    with torch.cuda.graph(in_place := torch.cuda.CUDAGraph()):
-        kernel.pgd_copy_(**p, copy=copy)
     p["active"].logical_not_()
     p["eps"].mul_(0.5)
-    wanted = reference.pgd(**p)
-    in_place.replay()
-    assert_identical(p["adv"], wanted)
-    assert_identical(copy, copy_of(wanted))
+    graph.replay()
+    assert_identical(out, reference.pgd(**p))
 
 
 @on_cuda
@@ -168,5 +137,5 @@ def test_more_than_2_to_the_31_elements(layout: torch.memory_format) -> None:
     x0 = torch.empty(n, 5, 64, 64, device="cuda", memory_format=layout).zero_()
     grad = torch.ones_like(x0, dtype=torch.bfloat16)
     one, free = torch.ones(5, device="cuda"), torch.full((5,), torch.inf, device="cuda")
-    kernel.pgd_(x0, x0.clone(), grad, one, 0.5 * one, -free, free)
-    assert (x0[-3:] == 0.5).all() and (x0[:3] == 0.5).all()
+    out = kernel.pgd(x0, x0, grad, one, 0.5 * one, -free, free)
+    assert (out[-3:] == 0.5).all() and (out[:3] == 0.5).all()

@@ -3,7 +3,6 @@
 from itertools import product
 
 import torch
-from torch import Tensor
 
 from tests.helpers.kernels.step_problems import Problem, Shape
 
@@ -61,7 +60,3 @@ def with_previous(p: Problem) -> Problem:
     g = torch.Generator().manual_seed(1)
     noise = 4 * torch.rand(p["x0"].shape, generator=g) - 2
     return p | {"previous": p["x0"] + p["eps"][..., None, None] * noise.to(p["x0"])}
-
-
-def copy_of(wanted: Tensor) -> Tensor:
-    return wanted.to(torch.bfloat16, memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcphotoz.kernels.checks import StepArguments
 from tests.helpers.kernels.interpreter import INTERPRETED
 
 Shape = tuple[int, int, int, int]
@@ -30,6 +31,11 @@ CASES: list[tuple[torch.dtype | None, bool, bool, bool]] = [
 ]
 FEW = CASES[1:2] if INTERPRETED else CASES  # a plane takes the interpreter 30 ms
 UNIT = 2.0**-24  # the relative error of one rounding
+
+
+def launched(launch: Callable[..., Tensor], **options: Any) -> Step:
+    """The kernel of a `launch`, as a function of the arguments of the reference."""
+    return lambda **p: launch(StepArguments(**p), **options)
 
 
 def problem(
