@@ -11,7 +11,7 @@ from hpcphotoz.attacks.best import ALL_ROWS, BestSoFar
 from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
 from hpcphotoz.attacks.pgd import check_restarts
-from hpcphotoz.attacks.runner import AttackLoop, run_attack
+from hpcphotoz.attacks.runner import run_attack
 
 EPS_OVER_FIRST_STEP = 0.5  # the first step crosses the whole ball: 2 eps
 _NEW_STEP_WEIGHT = 0.75  # share of the new step; the rest is momentum
@@ -51,16 +51,27 @@ def apgd(
         ValueError: shapes, types or options that do not belong together.
     """
     check_restarts(steps, restarts, start is not None)
-    given = attack_batch(images, ebv, z, eps, None, EPS_OVER_FIRST_STEP, start.object_id if start else None)
-    kind = eps.kind if isinstance(eps, Ball) else "linf"
-    return run_attack(model, given, loss, apgd_loop(kind, steps, restarts, rho, stop), start, passes)[0]
+    ids = start.object_id if start else None
+    batch = attack_batch(images, ebv, z, eps, None, EPS_OVER_FIRST_STEP, ids)
+    loop = partial(apgd_loop, steps=steps, restarts=restarts, rho=rho, stop=stop)
+    return run_attack(model, batch, loss, loop, start, passes)[0]
 
 
 def apgd_loop(
-    kind: str, steps: int, restarts: int = 1, rho: float = 0.75, stop: Condition | None = None
-) -> AttackLoop:
-    """Build the loop of APGD that `run_attack` calls; arguments as `apgd`. The first step is 2 eps."""
-    return partial(_ascend, kind=kind, steps=steps, restarts=restarts, rho=rho, stop=stop)
+    image_loss: ImageLoss,
+    batch: AttackBatch,
+    key: Tensor | None,
+    *,
+    steps: int,
+    restarts: int = 1,
+    rho: float = 0.75,
+    stop: Condition | None = None,
+) -> tuple[Tensor]:
+    """The loop of APGD for `run_attack`; options as `apgd`."""
+    best = BestSoFar(batch, stop)
+    for restart in range(restarts):
+        best.merge(_Restart(image_loss, batch, batch.begin(key, restart), stop, rho).take_steps(steps))
+    return (best.images,)
 
 
 def step_size_checkpoints(steps: int) -> list[int]:
@@ -72,47 +83,22 @@ def step_size_checkpoints(steps: int) -> list[int]:
     return found[1:]
 
 
-def _ascend(
-    image_loss: ImageLoss,
-    p: AttackBatch,
-    key: Tensor | None,
-    *,
-    kind: str,
-    steps: int,
-    restarts: int,
-    rho: float,
-    stop: Condition | None,
-) -> tuple[Tensor]:
-    best = BestSoFar(p, stop)
-    for restart in range(restarts):
-        best.merge(_Restart(image_loss, p, p.begin(kind, key, restart), kind, stop, rho).take_steps(steps))
-    return (best.images,)
-
-
 class _Restart:
     """State of one restart for all objects; the host reads no value of it."""
 
     def __init__(
-        self,
-        image_loss: ImageLoss,
-        p: AttackBatch,
-        adv: Tensor,
-        kind: str,
-        stop: Condition | None,
-        rho: float,
+        self, image_loss: ImageLoss, batch: AttackBatch, adv: Tensor, stop: Condition | None, rho: float
     ) -> None:
-        self._image_loss, self._p, self._kind, self._rho = image_loss, p, kind, rho
+        self._image_loss, self._batch, self._rho = image_loss, batch, rho
         self._adv = self._previous = adv
-        self.best = BestSoFar(p, stop)
-        at = image_loss.gradient(adv, p)
-        self.best.add(ALL_ROWS, adv, at.outputs, at.loss, p.labels)
+        self.best = BestSoFar(batch, stop)
+        at = image_loss.gradient(adv, batch)
+        self.best.add(ALL_ROWS, adv, at.outputs, at.loss, batch.labels)
         self._grad, self._loss = at.grad, at.loss
         self._grad_best = at.grad.clone(memory_format=torch.preserve_format)
         self._rises = torch.zeros_like(at.loss)  # since the last checkpoint
-        self._checkpoint_loss, self._checkpoint_halved = (
-            self.best.loss,
-            torch.zeros_like(at.loss, dtype=torch.bool),
-        )
+        self._checkpoint_loss = self.best.loss
+        self._checkpoint_halved = torch.zeros_like(at.loss, dtype=torch.bool)
 
     def take_steps(self, steps: int) -> BestSoFar:
         """Take all updates and return the best images."""
@@ -126,27 +112,26 @@ class _Restart:
         return self.best
 
     def _move(self, first: bool) -> None:
-        p, adv, active = self._p, self._adv, self.best.active
+        batch, adv, active = self._batch, self._adv, self.best.active
         if first:
-            moved = p.advance(self._kind, adv, self._grad, active)
-        elif self._kind == "linf":
-            moved = p.kernels.momentum(
-                adv, self._previous, p.images, self._grad, p.eps, p.step, p.lo, p.hi, p.mask, active
-            )
+            moved = batch.advance(adv, self._grad, active)
+        elif batch.ball == "linf":
+            limits = batch.eps, batch.step, batch.lo, batch.hi, batch.mask
+            moved = batch.kernels.momentum(adv, self._previous, batch.images, self._grad, *limits, active)
         else:
-            ahead = p.advance(self._kind, adv, self._grad, active)
+            ahead = batch.advance(adv, self._grad, active)
             mixed = adv + _NEW_STEP_WEIGHT * (ahead - adv) + (1 - _NEW_STEP_WEIGHT) * (adv - self._previous)
-            moved = p.advance(self._kind, mixed, None, active)
+            moved = batch.advance(mixed, None, active)
         self._previous, self._adv = adv, moved
 
     def _evaluate(self, final: bool) -> None:
         if final:  # the last images need no gradient
-            outputs, loss = self._image_loss.value(self._adv, self._p)
-            self.best.add(ALL_ROWS, self._adv, outputs, loss, self._p.labels)
+            outputs, loss = self._image_loss.value(self._adv, self._batch)
+            self.best.add(ALL_ROWS, self._adv, outputs, loss, self._batch.labels)
             return
-        at, before = self._image_loss.gradient(self._adv, self._p), self.best.loss
-        self.best.add(ALL_ROWS, self._adv, at.outputs, at.loss, self._p.labels)
-        self._p.kernels.select(self._grad_best, before, at.grad, self.best.loss)
+        at, before = self._image_loss.gradient(self._adv, self._batch), self.best.loss
+        self.best.add(ALL_ROWS, self._adv, at.outputs, at.loss, self._batch.labels)
+        self._batch.kernels.select(self._grad_best, before, at.grad, self.best.loss)
         self._rises += at.loss > self._loss
         self._grad, self._loss = at.grad, at.loss
 
@@ -157,10 +142,7 @@ class _Restart:
         there = halve[:, None, None, None]
         self._adv = torch.where(there, self.best.images, self._adv)
         self._grad = torch.where(there, self._grad_best, self._grad)
-        step = torch.where(halve[:, None], 0.5 * self._p.step, self._p.step)
-        self._p = replace(self._p, step=step)
-        self._rises, self._checkpoint_loss, self._checkpoint_halved = (
-            torch.zeros_like(self._rises),
-            self.best.loss,
-            halve,
-        )
+        step = torch.where(halve[:, None], 0.5 * self._batch.step, self._batch.step)
+        self._batch = replace(self._batch, step=step)
+        self._rises = torch.zeros_like(self._rises)
+        self._checkpoint_loss, self._checkpoint_halved = self.best.loss, halve

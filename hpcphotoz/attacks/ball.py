@@ -1,7 +1,7 @@
 """Balls of allowed perturbations, random starts, and the batch under attack."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class AttackBatch:
     hi: Tensor  # (N, B)
     mask: Tensor | None  # (N, B, H, W) bool, in the images' memory layout
     object_id: Tensor  # (N,) int64
+    ball: str  # its kind: "linf", "l2" or "flux"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,13 +80,13 @@ class AttackBatch:
         return self.map_tensors(lambda tensor: in_layout_of(tensor[rows], self.images))
 
     def tensors(self) -> dict[str, Tensor | None]:
-        """All fields by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The tensors by name."""
+        return {name: value for name, value in vars(self).items() if name != "ball"}
 
     def map_tensors(self, of: Callable[[Tensor], Tensor]) -> "AttackBatch":
         """Apply a function to every tensor that is not None."""
-        found: dict[str, Any] = {k: None if v is None else of(v) for k, v in self.tensors().items()}
-        return AttackBatch(**found)
+        found: dict[str, Any] = {k: of(v) for k, v in self.tensors().items() if v is not None}
+        return replace(self, **found)
 
     def scaled(self, factor: Tensor) -> "AttackBatch":
         """The same batch with radius and step of each object times `factor` (N,)."""
@@ -96,11 +97,10 @@ class AttackBatch:
         """Kernels for the images' device."""
         return kernels_on(self.images.device.type)
 
-    def begin(self, kind: str, key: Tensor | None, restart: int) -> Tensor:
+    def begin(self, key: Tensor | None, restart: int) -> Tensor:
         """First images of a restart: the clean images, or a random point of the ball.
 
         Args:
-            kind: kind of the ball.
             key: (2,) int64, (seed, epoch); None: start at the clean images.
             restart: number of the restart, below 2^12; each has random numbers of its own.
         """
@@ -111,11 +111,11 @@ class AttackBatch:
         start = self.kernels.start(self.images, self.object_id, self.eps, self.lo, self.hi, key, self.mask)
         # In 20,000 dimensions nearly all of an L2 ball is near its surface, and the directions to points of a
         # cube are nearly uniform.
-        return start if kind == "linf" else self.advance(kind, start, None)
+        return start if self.ball == "linf" else self.advance(start, None)
 
-    def advance(self, kind: str, adv: Tensor, grad: Tensor | None, active: Tensor | None = None) -> Tensor:
+    def advance(self, adv: Tensor, grad: Tensor | None, active: Tensor | None = None) -> Tensor:
         """One step and the projection; without a gradient only the projection."""
-        return self.kernels.step(kind)(
+        return self.kernels.step(self.ball)(
             adv, self.images, grad, self.eps, self.step, self.lo, self.hi, self.mask, active
         )
 
@@ -170,6 +170,7 @@ def attack_batch(
         hi=_per_object(infinity if ball.hi is None else ball.hi, images, "hi"),
         mask=None if ball.mask is None else in_layout_of(ball.mask.bool().expand(images.shape), images),
         object_id=object_id.to(images.device),
+        ball=ball.kind,
     )
 
 
@@ -192,11 +193,7 @@ def replace_rows(images: Tensor, rows: Tensor, adv: Tensor) -> Tensor:
 
 
 def check_step(name: str, values: Tensor | float | None) -> None:
-    """Refuse a step size on the CPU that is not finite as float32.
-
-    Raises:
-        ValueError: names it, and the value.
-    """
+    """Raise ValueError for a step size on the CPU that is not finite as float32; names it, and the value."""
     _refuse(name, values, lambda step: ~step.isfinite(), "finite")
 
 

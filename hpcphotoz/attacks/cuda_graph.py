@@ -48,8 +48,8 @@ class AttackGraphs:
             name: name of the attack; calls with the same name must have the same loss and loop.
             model, batch, loss, loop, key, passes: as `run_attack`.
         """
-        given = batch
-        kind = (name, given.images.shape, given.images.stride(), given.ebv is None, given.labels.dtype)
+        images = batch.images
+        kind = (name, batch.ball, images.shape, images.stride(), batch.ebv is None, batch.labels.dtype)
         if kind not in self._graphs:
             self._graphs[kind] = AttackGraph(model, loss, loop, passes)
         self._graphs.move_to_end(kind)
@@ -73,13 +73,7 @@ class AttackGraph:
         self._replay: Callable[[], object] | None = None
 
     def __call__(self, batch: AttackBatch, key: Tensor | None) -> tuple[Tensor, ...]:
-        """Attack; every call needs the shapes of the first.
-
-        Raises:
-            ValueError: images that are not on a GPU, or other shapes than those captured.
-        """
-        if not batch.images.is_cuda:
-            raise ValueError(f"images on {batch.images.device}: a CUDA graph wants them on a GPU")
+        """Attack; raises ValueError for other shapes than those captured."""
         if self._replay is None or self._captured_addresses != self._addresses():
             self._capture(batch, key)
         assert self._replay is not None
@@ -104,9 +98,9 @@ class AttackGraph:
             return self._loop(image_loss, self._batch, self._key)
 
     def _fill(self, batch: AttackBatch, key: Tensor | None) -> None:
-        theirs = {**batch.tensors(), "key": key}
+        given_tensors = {**batch.tensors(), "key": key}
         for name, mine in {**self._batch.tensors(), "key": self._key}.items():
-            given = theirs[name]
+            given = given_tensors[name]
             was, now = (None if tensor is None else tuple(tensor.shape) for tensor in (mine, given))
             if was != now:
                 raise ValueError(f"{name} {now}: this graph was captured with {was}: make another for it")

@@ -1,7 +1,7 @@
 """The attack that a configuration describes, in sky sigmas."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -40,22 +40,16 @@ def perturb(
         bins: redshift bins of the logits.
         seed, epoch: key of the random starts.
     """
-    loss, labels, stop = loss_labels_stop(attack, z, bins)
+    loss, labels, stop = _loss_labels_stop(attack, z, bins)
     ball, step_size = ball_and_step(attack, images, sky_sigma)
     if attack.method == "fgsm":
         return fgsm(model, images, ebv, labels, ball, loss=loss, passes=passes)
     start = RandomStart(object_id, seed, epoch) if attack.random_start else None
-    attacked: Callable[..., Tensor] = apgd
-    options: dict[str, object] = {
-        "steps": attack.steps,
-        "restarts": attack.restarts,
-        "start": start,
-        "stop": stop,
-    }
-    if attack.method == "pgd":
-        attacked = pgd
-        options["step_size"] = step_size
-    return attacked(model, images, ebv, labels, ball, loss=loss, passes=passes, **options)
+    options: dict[str, Any] = {"loss": loss, "steps": attack.steps, "restarts": attack.restarts}
+    options |= {"start": start, "stop": stop, "passes": passes}
+    if attack.method == "apgd":
+        return apgd(model, images, ebv, labels, ball, **options)
+    return pgd(model, images, ebv, labels, ball, step_size=step_size, **options)
 
 
 def ball_and_step(attack: Attack, images: Tensor, sky_sigma: Tensor) -> tuple[Ball, Tensor | None]:
@@ -73,14 +67,7 @@ def ball_and_step(attack: Attack, images: Tensor, sky_sigma: Tensor) -> tuple[Ba
     return Ball(attack.eps * unit, attack.ball), attack.step_size * unit if attack.step_size else None
 
 
-def loss_labels_stop(attack: Attack, z: Tensor, bins: RedshiftBins) -> tuple[Loss, Tensor, Condition | None]:
-    """Loss, labels and stop condition of a configured attack.
-
-    Args:
-        attack: its loss, target and stop are used.
-        z: (N,) float32, redshift.
-        bins: redshift bins of the logits.
-    """
+def _loss_labels_stop(attack: Attack, z: Tensor, bins: RedshiftBins) -> tuple[Loss, Tensor, Condition | None]:
     loss = losses.redshift_losses[attack.loss](bins)
     if attack.target == "away":
         return loss, z, losses.outlier(bins, attack.stop) if attack.stop else None

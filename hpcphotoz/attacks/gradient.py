@@ -158,15 +158,11 @@ def _with_cast_weights(module: nn.Module, dtype: torch.dtype) -> Model:
     # for our own networks it is known that no layer leaves autocast and no weight is shared.
     if not type(module).__module__.startswith("hpcphotoz.models."):
         return module
-    weights = _cast_weights(module, dtype)
-    return lambda *arguments: functional_call(module, weights, arguments)
-
-
-def _cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {
+    weights = {
         f"{path}.{name}" if path else name: parameter.detach().to(dtype)
         for path, layer in module.named_modules()
         if isinstance(layer, _AUTOCAST_LAYERS)
         for name, parameter in layer.named_parameters(recurse=False)
         if parameter.dtype == torch.float32
     }
+    return lambda *arguments: functional_call(module, weights, arguments)

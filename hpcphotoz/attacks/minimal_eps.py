@@ -1,6 +1,6 @@
 """The smallest epsilon at which an attack succeeds, for each object, found by bisection."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from hpcphotoz.attacks.best import BestSoFar
 from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
 from hpcphotoz.attacks.pgd import pgd_keeping_best
-from hpcphotoz.attacks.runner import AttackLoop, run_attack
+from hpcphotoz.attacks.runner import run_attack
 
 _RANGE = 1024.0  # largest over smallest epsilon of the search
 
@@ -57,86 +57,64 @@ def minimal_eps(
     """
     if steps < 1 or bisections < 1:
         raise ValueError(f"steps {steps} and bisections {bisections}: must be at least 1")
-    given = attack_batch(images, ebv, z, eps, None, steps / 2.5, start.object_id if start else None)
-    kind = eps.kind if isinstance(eps, Ball) else "linf"
-    multiple, found = run_attack(
-        model, given, loss, minimal_eps_loop(kind, steps, bisections, reach, others), start, passes
-    )
+    batch = attack_batch(images, ebv, z, eps, None, steps / 2.5, start.object_id if start else None)
+    loop = partial(minimal_eps_loop, steps=steps, bisections=bisections, reach=reach, others=others)
+    multiple, found = run_attack(model, batch, loss, loop, start, passes)
     return multiple, found
 
 
 def minimal_eps_loop(
-    kind: str, steps: int, bisections: int, reach: Condition, others: Sequence[Loss] = ()
-) -> AttackLoop:
-    """Build the search that `run_attack` calls; arguments as `minimal_eps`."""
-    return partial(_search, kind=kind, steps=steps, bisections=bisections, reach=reach, others=others)
-
-
-def _search(
     image_loss: ImageLoss,
-    p: AttackBatch,
+    batch: AttackBatch,
     key: Tensor | None,
     *,
-    kind: str,
     steps: int,
     bisections: int,
     reach: Condition,
-    others: Sequence[Loss],
+    others: Sequence[Loss] = (),
 ) -> tuple[Tensor, Tensor]:
-    outputs, _ = image_loss.value(p.images, p)
-    already = reach(outputs, p.labels)
-    multiple = torch.where(already, 0.0, torch.inf)
+    """The search for `run_attack`; options as `minimal_eps`."""
     image_losses = [image_loss, *(image_loss.with_loss(other) for other in others)]
-    best = _ascend_each_loss(image_losses, p, key, kind, steps, reach, None)
+
+    def ascend(batch: AttackBatch, key: Tensor | None = None, begin: Tensor | None = None) -> BestSoFar:
+        best = None
+        for one in image_losses:  # each for the objects that the earlier ones did not finish
+            best = pgd_keeping_best(one, batch, key, steps=steps, stop=reach, begin=begin, best=best)
+        assert best is not None
+        return best
+
+    outputs, _ = image_loss.value(batch.images, batch)
+    already = reach(outputs, batch.labels)
+    multiple = torch.where(already, 0.0, torch.inf)
+    best = ascend(batch, key)
     reached = ~already & (best.loss == torch.inf)
     multiple = torch.where(reached, 1.0, multiple)
-    found = torch.where(reached[:, None, None, None], best.images, p.images)
+    found = torch.where(reached[:, None, None, None], best.images, batch.images)
     if reached.device.type != "cpu":  # to leave out the others, the host would wait for their number
-        return _bisect(image_losses, p, found, multiple, reached, kind, steps, bisections, reach)
+        return _bisect(ascend, batch, found, multiple, reached, bisections)
     rows = reached.nonzero()[:, 0]
     if len(rows):
-        part = (found[rows], multiple[rows], reached[rows])
-        multiple[rows], found[rows] = _bisect(image_losses, p[rows], *part, kind, steps, bisections, reach)
+        part = batch[rows], found[rows], multiple[rows], reached[rows]
+        multiple[rows], found[rows] = _bisect(ascend, *part, bisections)
     return multiple, found
 
 
-def _ascend_each_loss(
-    image_losses: Sequence[ImageLoss],
-    p: AttackBatch,
-    key: Tensor | None,
-    kind: str,
-    steps: int,
-    reach: Condition,
-    begin: Tensor | None,
-) -> BestSoFar:
-    best = None
-    for image_loss in image_losses:  # each for the objects that the earlier ones did not finish
-        best = pgd_keeping_best(
-            image_loss, p, key, kind=kind, steps=steps, stop=reach, begin=begin, best=best
-        )
-    assert best is not None
-    return best
-
-
 def _bisect(
-    image_losses: Sequence[ImageLoss],
-    p: AttackBatch,
+    ascend: Callable[..., BestSoFar],
+    batch: AttackBatch,
     found: Tensor,
     multiple: Tensor,
     reached: Tensor,
-    kind: str,
-    steps: int,
     bisections: int,
-    reach: Condition,
 ) -> tuple[Tensor, Tensor]:
     low, high = torch.full_like(multiple, 1 / _RANGE), torch.ones_like(multiple)
     for _ in range(bisections):
         middle = (low * high).sqrt()
-        smaller = p.scaled(middle)
+        smaller = batch.scaled(middle)
         # Begin from the image found in the larger ball, scaled into this one: fewer steps are needed.
-        begin = p.images + (middle / high)[:, None, None, None] * (found - p.images)
-        begin = smaller.advance(kind, in_layout_of(begin, p.images), None)
-        best = _ascend_each_loss(image_losses, smaller, None, kind, steps, reach, begin)
+        begin = batch.images + (middle / high)[:, None, None, None] * (found - batch.images)
+        begin = smaller.advance(in_layout_of(begin, batch.images), None)
+        best = ascend(smaller, begin=begin)
         hit = reached & (best.loss == torch.inf)
         found = torch.where(hit[:, None, None, None], best.images, found)
         multiple = torch.where(hit, middle, multiple)

@@ -8,7 +8,7 @@ from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch,
 from hpcphotoz.attacks.best import BestSoFar
 from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
-from hpcphotoz.attacks.runner import AttackLoop, run_attack
+from hpcphotoz.attacks.runner import run_attack
 
 
 def fgsm(
@@ -71,48 +71,44 @@ def pgd(
     """
     check_restarts(steps, restarts, start is not None)
     ids = start.object_id if start else None
-    given = attack_batch(images, ebv, z, eps, step_size, steps / 2.5, ids)
-    kind = eps.kind if isinstance(eps, Ball) else "linf"
-    return run_attack(model, given, loss, pgd_loop(kind, steps, restarts, best, stop), start, passes)[0]
-
-
-def pgd_loop(
-    kind: str, steps: int, restarts: int = 1, best: bool = False, stop: Condition | None = None
-) -> AttackLoop:
-    """Build the loop of PGD that `run_attack` calls; arguments as `pgd`, and the kind of the ball."""
-    if restarts == 1 and not best and stop is None:
-        return partial(_pgd_last_image, kind=kind, steps=steps)
-    ascend = partial(pgd_keeping_best, kind=kind, steps=steps, restarts=restarts, stop=stop)
-    return lambda image_loss, p, key: (ascend(image_loss, p, key).images,)
+    batch = attack_batch(images, ebv, z, eps, step_size, steps / 2.5, ids)
+    loop = partial(pgd_loop, steps=steps, restarts=restarts, best=best, stop=stop)
+    return run_attack(model, batch, loss, loop, start, passes)[0]
 
 
 def check_restarts(steps: int, restarts: int, random_start: bool) -> None:
-    """Refuse numbers of steps and restarts that make no attack.
-
-    Raises:
-        ValueError: no step, no restart, too many restarts, or several restarts from the same image.
-    """
+    """Raise ValueError for no step, no restart, too many restarts, or several restarts from one image."""
     if steps < 1 or not 1 <= restarts <= 4096:
         raise ValueError(f"steps {steps} and restarts {restarts}: at least 1, and at most 4096 restarts")
     if restarts > 1 and not random_start:
         raise ValueError(f"{restarts} restarts from the same image are one: give a random start")
 
 
-def _pgd_last_image(
-    image_loss: ImageLoss, p: AttackBatch, key: Tensor | None, *, kind: str, steps: int
+def pgd_loop(
+    image_loss: ImageLoss,
+    batch: AttackBatch,
+    key: Tensor | None,
+    *,
+    steps: int,
+    restarts: int = 1,
+    best: bool = False,
+    stop: Condition | None = None,
 ) -> tuple[Tensor]:
-    adv = p.begin(kind, key, 0)
+    """The loop of PGD for `run_attack`; options as `pgd`."""
+    if best or restarts > 1 or stop is not None:
+        found = pgd_keeping_best(image_loss, batch, key, steps=steps, restarts=restarts, stop=stop)
+        return (found.images,)
+    adv = batch.begin(key, 0)
     for _ in range(steps):
-        adv = p.advance(kind, adv, image_loss.gradient(adv, p).grad)
+        adv = batch.advance(adv, image_loss.gradient(adv, batch).grad)
     return (adv,)
 
 
 def pgd_keeping_best(
     image_loss: ImageLoss,
-    p: AttackBatch,
+    batch: AttackBatch,
     key: Tensor | None,
     *,
-    kind: str,
     steps: int,
     restarts: int = 1,
     stop: Condition | None = None,
@@ -122,20 +118,22 @@ def pgd_keeping_best(
     """PGD that keeps the best image of each object on the way.
 
     Args:
-        image_loss, p, key: as `run_attack` passes them.
-        kind, steps, restarts, stop: as `pgd`.
+        image_loss, batch, key: as `run_attack` passes them.
+        steps, restarts, stop: as `pgd`.
         begin: (N, B, H, W), first images, instead of the clean ones or a random point.
         best: the result of an earlier call, perhaps with another loss. Objects for which `stop` holds are
             not attacked; the losses of the others are forgotten, because they may be of another kind.
     """
-    best = BestSoFar(p, stop) if best is None else best.forget_unfinished()
+    best = BestSoFar(batch, stop) if best is None else best.forget_unfinished()
     for restart in range(restarts):
-        adv = p.begin(kind, key, restart) if begin is None else begin
+        adv = batch.begin(key, restart) if begin is None else begin
         for step in range(steps + 1):
             rows = best.unfinished_rows()
             if isinstance(rows, Tensor) and len(rows) == 0:
                 return best
-            part, now = (p, adv) if isinstance(rows, slice) else (p[rows], in_layout_of(adv[rows], p.images))
+            part, now = batch, adv
+            if isinstance(rows, Tensor):
+                part, now = batch[rows], in_layout_of(adv[rows], batch.images)
             if step == steps:
                 outputs, loss = image_loss.value(now, part)
                 best.add(rows, now, outputs, loss, part.labels)
@@ -143,7 +141,7 @@ def pgd_keeping_best(
             at = image_loss.gradient(now, part)
             best.add(rows, now, at.outputs, at.loss, part.labels)
             if isinstance(rows, slice):
-                adv = p.advance(kind, adv, at.grad, best.active)
+                adv = batch.advance(adv, at.grad, best.active)
             else:
-                adv = replace_rows(adv, rows, part.advance(kind, now, at.grad))
+                adv = replace_rows(adv, rows, part.advance(now, at.grad))
     return best

@@ -3,13 +3,14 @@
     attack = PGD(model, eps=0.1 * sky_sigma, steps=10, loss=cross_entropy(bins))
     adv = attack(images, z_spec, ebv)
 
-Unlike those libraries' they know no pixel range: `eps` is in the images' own units, per band or per object
-and band, and bounds are given as `lo` and `hi`. The same call gives the same images; `epoch` draws other
-random starts.
+Images need not lie in [0, 1], as those of these libraries must: `eps` is in the images' own units, per band
+or per object and band, and bounds are given as `lo` and `hi`. The same call gives the same images; another
+`epoch` gives other random starts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,16 +22,16 @@ from hpcphotoz.attacks.cuda_graph import AttackGraphs
 from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, image_loss_of
 from hpcphotoz.attacks.losses import Condition, Loss, cross_entropy
 from hpcphotoz.attacks.pgd import check_restarts, pgd_loop
-from hpcphotoz.attacks.runner import AttackLoop, run_attack, start_key
+from hpcphotoz.attacks.runner import run_attack
 
 
 class CallableAttack:
-    """Base of `FGSM`, `PGD` and `APGD`: an attack made once and called on batches.
+    """Base of `FGSM`, `PGD` and `APGD`: an attack that is made once and called on batches.
 
     Args:
         model: called as model(images, ebv), or as model(images) where no ebv is given.
         eps: a number, (B,) or (N, B), in the images' units: radius of the ball.
-        loop, alpha, eps_over_step: chosen by subclasses: the loop; its step size, or eps over it.
+        loop: of `run_attack`; chosen by subclasses, with its first step `alpha`, or eps / `eps_over_step`.
         ball: "linf", "l2" or "flux".
         loss: what to raise; cross-entropy against class numbers by default.
         lo, hi, mask: as `Ball`.
@@ -48,7 +49,7 @@ class CallableAttack:
         self,
         model: Model,
         eps: float | Tensor,
-        loop: AttackLoop,
+        loop: Callable[..., tuple[Tensor, ...]],
         *,
         ball: str = "linf",
         alpha: float | Tensor | None = None,
@@ -63,14 +64,14 @@ class CallableAttack:
         passes: Passes = AS_IS,
         graph: bool = False,
     ) -> None:
+        check_step("alpha", alpha)
         self.model, self.eps = model, torch.as_tensor(eps)
         self.loss, self.stop = loss or cross_entropy(), stop
-        self._alpha = None if alpha is None else torch.as_tensor(alpha)
         self._ball = Ball(self.eps, ball, lo, hi, mask)
-        check_step("alpha", self._alpha)
-        self._loop, self._eps_over_step, self._passes = loop, eps_over_step, passes
-        self._start = RandomStart(seed=seed) if random_start else None
-        self._graphs = AttackGraphs() if graph else None
+        self._alpha = None if alpha is None else torch.as_tensor(alpha)
+        self._eps_over_step, self._start = eps_over_step, RandomStart(seed=seed) if random_start else None
+        self._loop, self._graph = partial(loop, stop=stop), graph
+        self._passes = replace(passes, replay=partial(AttackGraphs(), "")) if graph else passes
 
     def __call__(
         self,
@@ -87,12 +88,12 @@ class CallableAttack:
             labels: (N,) what the loss takes: z_spec, or class numbers.
             ebv: (N,) float32, mag, for models that take it.
             object_id: (N,) int64, key of the random starts; the places in the batch by default.
-            epoch: further key of the random starts: another number is another start.
+            epoch: further key of the random starts.
 
         Raises:
             ValueError: shapes or types that do not belong together; a graph asked for on a CPU.
         """
-        return self._attack(self._attack_batch(1.0, images, labels, ebv, object_id), epoch)
+        return self._attack(self._batch(1.0, images, labels, ebv, object_id), epoch)
 
     def over(
         self,
@@ -102,56 +103,52 @@ class CallableAttack:
         ebv: Tensor | None = None,
         object_id: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Attack with several multiples of `eps`.
+        """Attack with several multiples of `eps`; arguments otherwise as a call.
 
         Returns:
             The attacked images of each; and whether `stop` holds for them, (len(epsilons), N) bool, if there
             is a `stop`.
         """
-        batches = [self._attack_batch(e, images, labels, ebv, object_id) for e in epsilons]
-        attacked = [self._attack(one) for one in batches]
+        batches = [self._batch(e, images, labels, ebv, object_id) for e in epsilons]
+        attacked = [self._attack(batch) for batch in batches]
         if self.stop is None:
             return attacked, None
         with image_loss_of(self.model, self.loss, images.device, self._passes) as image_loss:
-            outputs = [image_loss.value(adv, one)[0] for adv, one in zip(attacked, batches, strict=True)]
+            outputs = [image_loss.value(adv, batch)[0] for adv, batch in zip(attacked, batches, strict=True)]
         return attacked, torch.stack([self.stop(found, labels) for found in outputs])
 
-    def _attack_batch(
+    def _batch(
         self, factor: float, images: Tensor, labels: Tensor, ebv: Tensor | None, object_id: Tensor | None
     ) -> AttackBatch:
         ball = replace(self._ball, eps=factor * self.eps)
         step = None if self._alpha is None else factor * self._alpha
         return attack_batch(images, ebv, labels, ball, step, self._eps_over_step, object_id)
 
-    def _attack(self, given: AttackBatch, epoch: int = 0) -> Tensor:
+    def _attack(self, batch: AttackBatch, epoch: int = 0) -> Tensor:
+        if self._graph and not batch.images.is_cuda:
+            raise ValueError(f"images on {batch.images.device}: a CUDA graph wants them on a GPU")
         start = None if self._start is None else replace(self._start, epoch=epoch)
-        if self._graphs is None:
-            return run_attack(self.model, given, self.loss, self._loop, start, self._passes)[0]
-        key = start_key(start, given.images.device)
-        return self._graphs("", self.model, given, self.loss, self._loop, key, self._passes)[0]
+        return run_attack(self.model, batch, self.loss, self._loop, start, self._passes)[0]
 
 
 class FGSM(CallableAttack):
     """Fast gradient sign method (Goodfellow et al. 2015, arXiv:1412.6572).
 
     Args:
-        model, eps, shared: as `CallableAttack`.
-        ball: "linf", "l2" or "flux".
+        model, eps, options: as `CallableAttack`; no random start by default.
     """
 
-    def __init__(self, model: Model, eps: float | Tensor, *, ball: str = "linf", **shared: Any) -> None:
-        loop = pgd_loop(ball, 1, stop=shared.get("stop"))
-        super().__init__(model, eps, loop, ball=ball, **{"random_start": False, **shared})
+    def __init__(self, model: Model, eps: float | Tensor, **options: Any) -> None:
+        super().__init__(model, eps, partial(pgd_loop, steps=1), **{"random_start": False, **options})
 
 
 class PGD(CallableAttack):
     """Projected gradient ascent (Madry et al. 2018, arXiv:1706.06083).
 
     Args:
-        model, eps, shared: as `CallableAttack`.
+        model, eps, options: as `CallableAttack`.
         alpha: step size, like eps; 2.5 eps / steps by default.
         steps, restarts, best: as `pgd`.
-        ball: "linf", "l2" or "flux".
     """
 
     def __init__(
@@ -161,23 +158,21 @@ class PGD(CallableAttack):
         alpha: float | Tensor | None = None,
         steps: int = 10,
         *,
-        ball: str = "linf",
         restarts: int = 1,
         best: bool = False,
-        **shared: Any,
+        **options: Any,
     ) -> None:
-        check_restarts(steps, restarts, shared.get("random_start", True))
-        loop = pgd_loop(ball, steps, restarts, best, shared.get("stop"))
-        super().__init__(model, eps, loop, ball=ball, alpha=alpha, eps_over_step=steps / 2.5, **shared)
+        check_restarts(steps, restarts, options.get("random_start", True))
+        loop = partial(pgd_loop, steps=steps, restarts=restarts, best=best)
+        super().__init__(model, eps, loop, alpha=alpha, eps_over_step=steps / 2.5, **options)
 
 
 class APGD(CallableAttack):
     """Auto-PGD (Croce & Hein 2020, arXiv:2003.01690).
 
     Args:
-        model, eps, shared: as `CallableAttack`.
+        model, eps, options: as `CallableAttack`.
         steps, restarts, rho: as `apgd`.
-        ball: "linf", "l2" or "flux".
     """
 
     def __init__(
@@ -186,11 +181,10 @@ class APGD(CallableAttack):
         eps: float | Tensor,
         steps: int = 10,
         *,
-        ball: str = "linf",
         restarts: int = 1,
         rho: float = 0.75,
-        **shared: Any,
+        **options: Any,
     ) -> None:
-        check_restarts(steps, restarts, shared.get("random_start", True))
-        loop = apgd_loop(ball, steps, restarts, rho, shared.get("stop"))
-        super().__init__(model, eps, loop, ball=ball, eps_over_step=EPS_OVER_FIRST_STEP, **shared)
+        check_restarts(steps, restarts, options.get("random_start", True))
+        loop = partial(apgd_loop, steps=steps, restarts=restarts, rho=rho)
+        super().__init__(model, eps, loop, eps_over_step=EPS_OVER_FIRST_STEP, **options)

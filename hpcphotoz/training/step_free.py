@@ -53,15 +53,13 @@ class FreeStep:
             attack.steps / 2.5,
             batch.object_id[rows],
         )
-        adv = (
-            given.begin(attack.ball, start_key(start, batch.images.device), 0) if len(rows) else given.images
-        )
+        adv = given.begin(start_key(start, batch.images.device), 0) if len(rows) else given.images
         loss_sums = torch.zeros(4, dtype=torch.float64, device=batch.images.device)
         for _ in range(attack.steps):
             loss_sums, gradient = self._update(batch, adv)
             if len(rows):
                 with self._timers("attack"):
-                    adv = given.advance(attack.ball, adv, gradient)
+                    adv = given.advance(adv, gradient)
         return loss_sums
 
     def _update(self, batch: RankBatch, adv: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Attacks compute no parameter gradient, call no collective and never make the host wait."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,16 +92,17 @@ def test_an_attack_on_a_ddp_model_calls_no_collective(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", ["pgd", "l2", "flux", "apgd", "minimal"])
 def test_the_host_never_waits_for_a_gpu(name: str, stop: attacks.Condition | None) -> None:
     """Runs on meta tensors, which have shapes but no data: reading a value raises an error."""
-    loop = apgd_loop("linf", 4, 2, stop=stop)
-    if name != "apgd":
-        loop = pgd_loop("linf" if name == "pgd" else name, 3, 2, best=True, stop=stop)
+    loop: Callable[..., tuple[Tensor, ...]] = partial(pgd_loop, steps=3, restarts=2, best=True, stop=stop)
+    if name == "apgd":
+        loop = partial(apgd_loop, steps=4, restarts=2, stop=stop)
     if name == "minimal":
-        loop = minimal_eps_loop("linf", 3, 2, attacks.outlier(BINS))
+        loop = partial(minimal_eps_loop, steps=3, bisections=2, reach=attacks.outlier(BINS))
     with torch.device("meta"):
         model = build(Model(bins=20, width=8), stamp=16, scale=SCALE)
         images, ids = torch.empty(4, 5, 16, 16), torch.empty(4, dtype=torch.int64)
         ebv, z, eps, key = torch.empty(4), torch.empty(4), torch.empty(5), torch.empty(2, dtype=torch.int64)
-    given = attack_batch(images, ebv, z, eps, None, 1.0, ids)
+    ball = attacks.Ball(eps, name if name in ("l2", "flux") else "linf")
+    given = attack_batch(images, ebv, z, ball, None, 1.0, ids)
     with Dispatched() as seen, image_loss_of(model, LOSS, images.device, attacks.AS_IS) as image_loss:
         out = loop(image_loss, given, key)
     assert out[-1].device.type == "meta" and out[-1].shape == images.shape
