@@ -10,13 +10,7 @@ from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.batches import (
-    attack_labels,
-    check_batch,
-    check_redshifts,
-    read_batches,
-    to_tensors,
-)
+from hpcphotoz.evaluation.batches import attack_labels, check_batch, check_redshifts, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
 

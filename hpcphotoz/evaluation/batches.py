@@ -53,11 +53,7 @@ def read_batches(
 
 
 def count_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> int:
-    """Number of objects in a subset of a dataset.
-
-    Raises:
-        BadInput: the subset is empty, or the labels of a shard cannot be read.
-    """
+    """Number of objects in a subset of a dataset; raises BadInput for none, or for an unreadable shard."""
     if manifest.rows == 0:
         raise BadInput(f"{data}: holds no object")
     if {"validation": subset.validation, "test": subset.test}.get(subset.part) == 0:
@@ -75,11 +71,7 @@ def count_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> int:
 
 
 def check_batch(batch: int, limit: int | None = None) -> None:
-    """Refuse a batch size or a limit below 1.
-
-    Raises:
-        BadInput: one of them is below 1.
-    """
+    """Raise BadInput for a batch size or a limit below 1."""
     for name, value in (("batch", batch), ("limit", limit)):
         if value is not None and value < 1:
             raise BadInput(f"{name} {value}: must be at least 1")
@@ -88,16 +80,11 @@ def check_batch(batch: int, limit: int | None = None) -> None:
 def check_redshifts(
     bins: RedshiftBins, data: Path, manifest: Manifest, who: str, subset: Subset = ALL_OBJECTS
 ) -> None:
-    """Refuse a subset with a known z_spec outside the bins, naming the first such object.
-
-    Raises:
-        BadInput: there is such an object, or the labels of a shard cannot be read.
-    """
+    """Raise BadInput for the first object of known z_spec outside the bins, or for an unreadable shard."""
     files = ShardFiles(data, manifest)
     for number, shard in enumerate(manifest.shards):
-        if shard.z_min is None or shard.z_max is None:
-            continue
-        if shard.z_min >= bins.z_min and shard.z_max < bins.z_max:
+        low, high = shard.z_min, shard.z_max
+        if low is None or high is None or (low >= bins.z_min and high < bins.z_max):
             continue
         names = {"z_spec", "object_id"} | subset.columns
         columns = files.columns(Blocks.single(number, 0, shard.rows), names)
@@ -124,7 +111,6 @@ def attack_labels(bins: RedshiftBins, clean: Tensor, z_spec: Tensor) -> Tensor:
 
 
 def _first(parts: Iterator[Stamps], left: int) -> Iterator[Stamps]:
-    """The first `left` objects of a stream."""
     for stamps in parts:
         yield stamps[:left]
         left -= len(stamps)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -35,11 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_precision(name: str) -> None:
-    """Refuse a name that is not in `PASSES`.
-
-    Raises:
-        BadInput: it is not.
-    """
+    """Raise BadInput for a name that is not in `PASSES`."""
     if name not in PASSES:
         raise BadInput(f"precision '{name}': want one of {', '.join(PASSES)}")
 
@@ -56,9 +53,8 @@ class DatasetAttack:
 
     def __init__(self, network: RedshiftNetwork, precision: str, batch: int, gradients: int) -> None:
         self._network, self._passes, self._batch = network, PASSES[precision], batch
-        self._graphs = (
-            AttackGraphs() if gradients >= MIN_GRADIENTS_TO_COMPILE and _can_compile(network) else None
-        )
+        compiles = gradients >= MIN_GRADIENTS_TO_COMPILE and _can_compile(network)
+        self._graphs = AttackGraphs() if compiles else None
 
     def __call__(self, tensor: dict[str, Tensor], z: Tensor, attack: Attack, seed: int) -> Tensor:
         """Attacked images, (N, B, H, W) float32 nMgy.
@@ -76,9 +72,8 @@ class DatasetAttack:
             failed = compiler_failure(lambda: made.append(self._attacked(tensor, z, attack, seed, passes)))
             if not failed:
                 return made[0]
-            _log.warning(
-                "a compiled attack as a CUDA graph failed here (%s): attacks run without either", failed
-            )
+            said = "a compiled attack as a CUDA graph failed here (%s): attacks run without either"
+            _log.warning(said, failed)
             self._graphs = None
         return self._attacked(tensor, z, attack, seed, self._passes)
 
@@ -115,25 +110,16 @@ class DatasetForward:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, ebv: Tensor) -> Tensor:
-        """Logits, (N, bins).
-
-        Args:
-            images: (N, B, H, W) float32, nMgy.
-            ebv: (N,) float32, mag.
-        """
+        """Logits, (N, bins), of images (N, B, H, W) float32 in nMgy and E(B-V) (N,) float32 in mag."""
         with tf32(False):
             if self._use_graph and len(images) == self._batch:
                 if self._replay is None and (failed := compiler_failure(lambda: self._capture(images, ebv))):
-                    _log.warning(
-                        "a compiled network as a CUDA graph failed here (%s): "
-                        "PDFs are computed without either",
-                        failed,
-                    )
+                    said = "a compiled network as a CUDA graph failed here (%s)"
+                    _log.warning(f"{said}: PDFs are computed without either", failed)
                     self._use_graph = False
                 else:
                     return self._replayed(images, ebv)
-            logits: Tensor = self._module(images, ebv)
-            return logits
+            return cast(Tensor, self._module(images, ebv))
 
     def _capture(self, images: Tensor, ebv: Tensor) -> None:
         given = self._images, self._ebv = images.clone(), ebv.clone()
@@ -145,8 +131,7 @@ class DatasetForward:
         self._images.copy_(images)
         self._ebv.copy_(ebv)
         self._replay()
-        logits: Tensor = self._logits.clone()
-        return logits
+        return cast(Tensor, self._logits.clone())
 
 
 def _can_compile(network: RedshiftNetwork) -> bool:

@@ -16,36 +16,21 @@ class RedshiftNetwork(Protocol):
     """A trained network: what `training.run.network.load_network` returns, or any with these members."""
 
     @property
-    def name(self) -> str:
-        """The run folder's name."""
-
+    def name(self) -> str: ...  # the run folder's name
     @property
-    def module(self) -> nn.Module:
-        """Called as module(images, ebv); returns logits (N, bins)."""
-
+    def module(self) -> nn.Module: ...  # called as module(images, ebv); returns logits (N, bins)
     @property
-    def bins(self) -> RedshiftBins:
-        """Redshift bins of the logits."""
-
+    def bins(self) -> RedshiftBins: ...  # of the logits
     @property
-    def bands(self) -> tuple[str, ...]:
-        """Bands in the order in which the network takes them."""
-
+    def bands(self) -> tuple[str, ...]: ...  # in the order in which the network takes them
     @property
-    def stamp(self) -> int:
-        """Pixels per side of the images that the network takes."""
-
+    def stamp(self) -> int: ...  # pixels per side of the images that the network takes
     @property
-    def step(self) -> int:
-        """Number of optimiser steps in training."""
+    def step(self) -> int: ...  # number of optimiser steps in training
 
 
 def check_bands_and_stamp(network: RedshiftNetwork, header: Header, where: object) -> None:
-    """Refuse a dataset whose bands or stamp size differ from those of the network's training set.
-
-    Raises:
-        BadInput: they differ.
-    """
+    """Raise BadInput for a dataset of other bands or stamp size than the network's training set."""
     if network.bands != header.bands:
         ours, theirs = ",".join(network.bands), ",".join(header.bands)
         raise BadInput(f"{where}: holds bands {theirs} but run '{network.name}' takes {ours}, in that order")

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config.section import GREATEST
 from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
@@ -20,10 +19,9 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import build_attack_grid, headline_attack
 from hpcphotoz.evaluation.batches import check_batch, check_redshifts, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
-from hpcphotoz.evaluation.minimal_eps import find_minimal_eps
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
 from hpcphotoz.evaluation.result import EvaluationResult, ExampleGalaxy
-from hpcphotoz.evaluation.scores import AttackedBatch, NetworkScorer, ScoreAccumulator
+from hpcphotoz.evaluation.scores import AttackedBatch, NetworkScorer, ScoreAccumulator, find_minimal_eps
 
 
 def evaluate(
@@ -84,10 +82,7 @@ def evaluate(
     forwards = objects * (len(grid) + len(networks))  # clean, each attack, transfer
     scorers = [
         NetworkScorer(
-            one,
-            grid,
-            DatasetAttack(one, precision, batch, gradients),
-            DatasetForward(one, batch, forwards),
+            one, grid, DatasetAttack(one, precision, batch, gradients), DatasetForward(one, batch, forwards)
         )
         for one in networks
     ]
@@ -102,10 +97,8 @@ def evaluate(
         }
         if minimal_eps_max is not None:
             for one in scorers:
-                with tf32(False):
-                    one.minimal_eps.append(
-                        find_minimal_eps(one.network, tensor, minimal_eps_max, steps=steps, seed=seed)
-                    )
+                found = find_minimal_eps(one.network, tensor, minimal_eps_max, steps=steps, seed=seed)
+                one.minimal_eps.append(found)
         for source, targets in transfer_scores.items():
             for target in (one for one in scorers if one.network.name in targets):
                 pdf = target.compute_pdfs(tensor, headline_batches[source].attacked)
@@ -129,11 +122,7 @@ def evaluate(
         seed=seed,
         precision=precision,
         networks=tuple(one.result(truth, minimal_eps_max) for one in scorers),
-        transfer={
-            s: {t: scores.metrics(truth) for t, scores in ts.items()}
-            for s, ts in transfer_scores.items()
-            if ts
-        },
+        transfer={s: {t: x.metrics(truth) for t, x in ts.items()} for s, ts in transfer_scores.items() if ts},
         example=example,
         subset=subset,
         limit=limit,
@@ -154,10 +143,11 @@ def _example(
         z_spec=float(stamps.z_spec[i]),
         image=stamps.images[i].copy(),
         sky_sigma=stamps.sky_sigma[i].copy(),
-        attacked={name: one.attacked[i].cpu().numpy().copy() for name, one in headline_batches.items()},
-        pdf_clean={name: one.pdf_clean[i].cpu().numpy().copy() for name, one in headline_batches.items()},
-        pdf_attacked={
-            name: one.pdf_attacked[i].cpu().numpy().copy() for name, one in headline_batches.items()
+        **{
+            field: {
+                name: getattr(one, field)[i].cpu().numpy().copy() for name, one in headline_batches.items()
+            }
+            for field in ("attacked", "pdf_clean", "pdf_attacked")
         },
     )
 

@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from hpcphotoz.attacks import Ball, RandomStart, higher, lower, minimal_eps, outlier, shift
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.attack_grid import NamedAttack
 from hpcphotoz.evaluation.batches import attack_labels
-from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward
+from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
 from hpcphotoz.evaluation.result import CLEAN, ConditionResult, Floats, MinimalEps, NetworkResult
+
+BISECTIONS = 8  # of the search for minimal epsilons
 
 
 class ScoreAccumulator:
@@ -69,11 +73,7 @@ class NetworkScorer:
         self.minimal_eps: list[Floats] = []
 
     def score_batch(
-        self,
-        tensor: dict[str, Tensor],
-        z_spec: Floats,
-        headline_key: tuple[str, float],
-        seed: int,
+        self, tensor: dict[str, Tensor], z_spec: Floats, headline_key: tuple[str, float], seed: int
     ) -> AttackedBatch:
         """Score a batch under every condition; return the images and PDFs of attack `headline_key`."""
         network, headline_batch = self.network, None
@@ -107,6 +107,50 @@ class NetworkScorer:
             z_phot, pit = scores.per_object_scores()[:2]
             median, p90 = np.percentile(np.abs(z_phot - reference), [50, 90]).tolist()
             conditions.append(ConditionResult(method, eps, z_phot, pit, scores.metrics(z_spec), median, p90))
-        minimal_eps = None if max_eps is None else MinimalEps(np.concatenate(self.minimal_eps), max_eps)
+        found = None if max_eps is None else MinimalEps(np.concatenate(self.minimal_eps), max_eps)
         network = self.network
-        return NetworkResult(network.name, network.step, network.bins, tuple(conditions), minimal_eps)
+        return NetworkResult(network.name, network.step, network.bins, tuple(conditions), found)
+
+
+def find_minimal_eps(
+    network: RedshiftNetwork, tensor: dict[str, Tensor], max_eps: float, *, steps: int, seed: int
+) -> Floats:
+    """Search for the minimal epsilon of a batch of objects by `attacks.minimal_eps`, in float32 without TF32.
+
+    The loss is |<z> - z|, which defines an outlier: for 256 galaxies and the demo's two networks it found no
+    epsilon below 1 for 124 galaxies, cross-entropy for 164, with epsilons 11 to 14 % larger. Galaxies that
+    this attack does not make outliers are attacked again to raise <z>, then to lower it: the first attack had
+    moved 3 of 96 galaxies to the nearer end of the bins. Objects of unknown z_spec are not attacked, because
+    an outlier is not defined for them.
+
+    Args:
+        network: the network to attack.
+        tensor: of `batches.to_tensors`, N objects.
+        max_eps: upper end of the search, sky sigmas of each band.
+        steps: PGD steps at each of up to 1 + `BISECTIONS` epsilons, for each loss.
+        seed: key of the random starts.
+
+    Returns:
+        (N,) float32, sky sigmas: 0 for an outlier before any attack, infinite if the galaxy is no outlier at
+        `max_eps`, NaN if z_spec is unknown.
+    """
+    known = ~torch.isnan(tensor["z_spec"])
+    found = torch.full_like(tensor["z_spec"], torch.nan)
+    if known.any():
+        rows = {name: values[known] for name, values in tensor.items()}
+        multiple, _ = minimal_eps(
+            network.module,
+            rows["images"],
+            rows["ebv"],
+            rows["z_spec"],
+            Ball(max_eps * rows["sky_sigma"]),
+            loss=shift(network.bins),
+            others=(higher(network.bins), lower(network.bins)),
+            reach=outlier(network.bins, metrics.OUTLIER),
+            steps=steps,
+            bisections=BISECTIONS,
+            start=RandomStart(rows["object_id"], seed),
+            passes=PASSES["fp32"],
+        )
+        found[known] = max_eps * multiple
+    return found.cpu().numpy().astype(np.float32)

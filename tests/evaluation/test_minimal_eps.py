@@ -89,7 +89,7 @@ def test_fewer_galaxies_of_the_steadier_network_are_reached(result: EvaluationRe
 
 
 def test_the_batch_size_changes_no_figure(result: EvaluationResult) -> None:
-    from hpcphotoz.evaluation.minimal_eps import find_minimal_eps
+    from hpcphotoz.evaluation.scores import find_minimal_eps
 
     some = content()[3:20]
     alone = find_minimal_eps(StubNetwork(), to_tensors(some, "cpu"), 2.0, steps=4, seed=0)

@@ -74,12 +74,8 @@ def knn_colours(
     options = tune(train, bins, k)
     z_phot, pdf = estimate(train, test, options, bins, k)
     e = bins.edges()
-    figures = metrics.summary(
-        z_phot,
-        test.z_spec,
-        metrics.crps(pdf, e, test.z_spec),
-        metrics.cde_loss(pdf, e, test.z_spec),
-    )
+    scores = metrics.crps(pdf, e, test.z_spec), metrics.cde_loss(pdf, e, test.z_spec)
+    figures = metrics.summary(z_phot, test.z_spec, *scores)
     return {**figures, "n_train": len(train.z_spec), "aperture_arcsec": RADII[options.radius]}
 
 
@@ -93,29 +89,28 @@ def tune(photometry: Photometry, bins: RedshiftBins, k: int) -> KnnOptions:
     test, train = photometry.rows(order[:cut]), photometry.rows(order[cut : cut + _TUNE_TRAIN])
     width = max(bins.width, 1e-6)
     kernels = tuple(width * factor for factor in (0.5, 1, 2, 4, 8, 16))
-    best: tuple[float, KnnOptions] | None = None
+    scored: list[tuple[float, KnnOptions]] = []
     grid = itertools.product(range(len(RADII)), (False, True), (0.0, 0.2, 0.5, 1.0))
     for radius, whiten, magnitude in grid:
-        distance, z = _neighbours(train, test, radius, whiten, magnitude, k)
+        options = KnnOptions(radius, whiten, magnitude, inverse=False, kernel=kernels[0])
+        distance, z = _neighbours(train, test, options, k)
         for inverse in (False, True):
             z_phot = (_weights(distance, inverse) * z).sum(axis=1)
             score = metrics.sigma_mad(metrics.residuals(z_phot, test.z_spec))
-            if best is None or score < best[0]:
-                best = score, KnnOptions(radius, whiten, magnitude, inverse, kernels[0])
-    assert best is not None
+            scored.append((score, replace(options, inverse=inverse)))
+    best = min(scored, key=lambda one: one[0])[1]
     scores = []
     for kernel in kernels:
-        options = replace(best[1], kernel=kernel)
-        pdf = estimate(train, test, options, bins, k)[1]
+        pdf = estimate(train, test, replace(best, kernel=kernel), bins, k)[1]
         scores.append((metrics.crps(pdf, bins.edges(), test.z_spec).mean(), kernel))
-    return replace(best[1], kernel=min(scores)[1])
+    return replace(best, kernel=min(scores)[1])
 
 
 def estimate(
     train: Photometry, test: Photometry, options: KnnOptions, bins: RedshiftBins, k: int
 ) -> tuple[Floats, Floats]:
     """Weighted mean of the neighbours' redshifts (N,), and their kernel density as a PDF (N, bins)."""
-    distance, z = _neighbours(train, test, options.radius, options.whiten, options.magnitude, k)
+    distance, z = _neighbours(train, test, options, k)
     weights = _weights(distance, options.inverse)
     pdf = np.empty((len(z), bins.n))
     at = torch.from_numpy(bins.edges())
@@ -126,13 +121,10 @@ def estimate(
     return (weights * z).sum(axis=1), pdf
 
 
-def _neighbours(
-    train: Photometry, test: Photometry, radius: int, whiten: bool, magnitude: float, k: int
-) -> tuple[Floats, Floats]:
+def _neighbours(train: Photometry, test: Photometry, options: KnnOptions, k: int) -> tuple[Floats, Floats]:
     """Distances to the k nearest objects of `train`, and their redshifts, both (N, k)."""
-    train_features, test_features = _feature_space(train, test, radius, whiten, magnitude)
-    z, distance = torch.from_numpy(train.z_spec), []
-    found = []
+    train_features, test_features = _feature_space(train, test, options)
+    z, distance, found = torch.from_numpy(train.z_spec), [], []
     rows = max(1, (1 << 24) // len(train_features))  # 64 MiB of distances at a time
     for part in torch.split(test_features, rows):
         near = torch.cdist(part, train_features).topk(k, largest=False)
@@ -142,18 +134,20 @@ def _neighbours(
 
 
 def _feature_space(
-    train: Photometry, test: Photometry, radius: int, whiten: bool, magnitude: float
+    train: Photometry, test: Photometry, options: KnnOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of both sets, centred and scaled by the statistics of `train`, (N, features) float32."""
-    (colours, rest), (theirs, others) = (features(data, radius, train.noise) for data in (train, test))
+    (colours, rest), (theirs, others) = (
+        features(data, options.radius, train.noise) for data in (train, test)
+    )
     centre = np.median(colours, axis=0)
     scale = np.diag(1 / np.maximum(colours.std(axis=0), 1e-9))
-    if whiten:
+    if options.whiten:
         values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(colours.T)))
         scale = vectors / np.sqrt(np.maximum(values, 1e-12))
     middle, spread = np.median(rest, axis=0), np.maximum(rest.std(axis=0), 1e-9)
     both = (
-        np.hstack([(c - centre) @ scale, magnitude * (m - middle) / spread])
+        np.hstack([(c - centre) @ scale, options.magnitude * (m - middle) / spread])
         for c, m in ((colours, rest), (theirs, others))
     )
     first, second = (torch.from_numpy(array.astype(np.float32)) for array in both)
@@ -174,8 +168,7 @@ def _check_no_overlap(train: Photometry, test: Photometry, train_data: Path, tes
         for data in (train, test)
     )
     trained_on = set(train_keys)
-    common = sum(key in trained_on for key in test_keys)
-    if common:
+    if common := sum(key in trained_on for key in test_keys):
         raise BadInput(
             f"{test_data}: {common} of its objects are in {train_data} too, where the neighbours come from: "
             "test on objects that were not trained on, such as --part test of the run's split"

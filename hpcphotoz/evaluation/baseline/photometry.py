@@ -35,13 +35,8 @@ class Photometry:
 
     def rows(self, rows: npt.NDArray[np.intp]) -> "Photometry":
         """The photometry of some of the objects."""
-        return replace(
-            self,
-            flux=self.flux[rows],
-            ebv=self.ebv[rows],
-            z_spec=self.z_spec[rows],
-            object_id=self.object_id[rows],
-        )
+        columns = ("flux", "ebv", "z_spec", "object_id")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
 
 def measure_photometry(

@@ -1,5 +1,6 @@
 """A random sample of a dataset's objects, measured for the picture of the dataset."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,21 +86,12 @@ def _choose_slabs(manifest: Manifest, rng: np.random.Generator) -> list[tuple[in
 
 
 def _read_slabs(folder: Path, manifest: Manifest, slabs: list[tuple[int, int, int]]) -> Iterator[Stamps]:
-    """Read the stamps of each slab."""
-    file: Any = None
-    opened = -1
-    try:
-        for number, first, last in slabs:
-            if number != opened:
-                if file is not None:
-                    file.close()
-                file, opened = open_shard(folder, manifest, manifest.shards[number]), number
-            path = folder / manifest.shards[number].file
-            with naming_damage(path, first, last):
-                found = {name: hdf5.read(file[name], first, last) for name in columns(manifest.header)}
-            images = encoding.decode(found["images"], found.pop("image_unit", None))
-            check_finite(images, path, first)
-            yield Stamps(**{**found, "images": images})
-    finally:
-        if file is not None:
-            file.close()
+    for number, slabs_of_shard in itertools.groupby(slabs, lambda slab: slab[0]):
+        path = folder / manifest.shards[number].file
+        with open_shard(folder, manifest, manifest.shards[number]) as file:
+            for _, first, last in slabs_of_shard:
+                with naming_damage(path, first, last):
+                    found = {name: hdf5.read(file[name], first, last) for name in columns(manifest.header)}
+                images = encoding.decode(found["images"], found.pop("image_unit", None))
+                check_finite(images, path, first)
+                yield Stamps(**{**found, "images": images})

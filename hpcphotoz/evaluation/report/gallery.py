@@ -20,20 +20,11 @@ except ImportError:
 
 Floats = npt.NDArray[Any]
 COLUMNS = 8  # of the mosaic
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.5,
-}
+_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9.5}
 
 
 def check_plot_path(out: Path) -> None:
-    """Check, before the dataset is read, that a PNG file can be written at a path; create nothing.
-
-    Raises:
-        BadInput: the name does not end in .png, or the folder does not exist or cannot be written.
-    """
+    """Raise BadInput unless a path ends in .png and its folder can be written; create nothing."""
     if out.suffix.lower() != ".png":
         raise BadInput(f"{out}: a picture is written as PNG: give a name that ends in .png")
     check_output_file(out)
@@ -182,10 +173,7 @@ def _medians(values: Floats, form: str) -> list[str]:
 def _band_histograms(
     ax: Any, header: Header, values: list[Floats], bins: Floats, notes: list[str], head: str
 ) -> None:
-    """Draw one histogram per band on a common scale, the first at the top, with a note beside each.
-
-    `head` is the heading of the column of notes.
-    """
+    """Draw a histogram per band on a common scale, the first at the top; notes beside, `head` above them."""
     counts = [np.histogram(one[np.isfinite(one)], bins)[0] for one in values]
     tallest = max(1, *(int(count.max()) for count in counts))
     bases = np.arange(len(values))[::-1]

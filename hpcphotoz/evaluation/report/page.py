@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.report.summary import metrics_rows, minimal_eps_rows
 from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.output import number_of
 
@@ -35,28 +36,17 @@ _GALAXY = """Galaxy OBJECT, for which the attack on &lsquo;FIRST&rsquo; has abou
 colour scale of its own: on the galaxy's scale it is invisible."""
 
 
-def render_page(
-    result: EvaluationResult,
-    table: list[list[str]],
-    minimal_eps: list[list[str]],
-    baseline: Mapping[str, float] | None,
-    footer: str,
-) -> str:
-    """Render the report as one HTML page.
+def render_page(result: EvaluationResult, baseline: Mapping[str, float] | None, footer: str) -> str:
+    """Render the report as one HTML page; raises BadInput where matplotlib is not installed.
 
     Args:
         result: from `evaluate`.
-        table: rows of the summary table, its head first.
-        minimal_eps: rows of the table of minimal epsilons, its head first; empty if not searched for.
         baseline: metrics of the kNN baseline; None: no baseline.
         footer: versions of the software.
-
-    Raises:
-        BadInput: matplotlib is not installed.
     """
-    from hpcphotoz.evaluation.report import galaxy, plots  # a local import: all else works without matplotlib
+    from hpcphotoz.evaluation.report import plots  # a local import: all else works without matplotlib
 
-    sections = [_section("Summary", _SUMMARY, _table(table), result)]
+    sections = [_section("Summary", _SUMMARY, _table(metrics_rows(result, baseline)), result)]
 
     def picture(title: str, text: str, png: bytes) -> None:
         sections.append(_section(title, text, _image(png, title), result))
@@ -64,8 +54,8 @@ def render_page(
     if result.unlabelled < len(result.z_spec):
         picture("Redshifts", _REDSHIFTS, plots.redshift_scatter(result))
         picture("Robustness", _ROBUSTNESS, plots.robustness_curves(result, baseline))
-        if minimal_eps:
-            body = _table(minimal_eps) + _image(plots.minimal_eps_curves(result), "Minimal epsilon")
+        if rows := minimal_eps_rows(result):
+            body = _table(rows) + _image(plots.minimal_eps_curves(result), "Minimal epsilon")
             sections.append(_section("Minimal epsilon", _MINIMAL, body, result))
         picture("Calibration", _CALIBRATION, plots.pit_histograms(result))
         if result.transfer:
@@ -73,7 +63,7 @@ def render_page(
     picture("Change of redshift", _SHIFT, plots.shift_curves(result))
     for network in result.networks:
         text = _GALAXY.replace("NETWORK", html.escape(network.name))
-        picture(f"One galaxy: {network.name}", text, galaxy.example_galaxy(result, network.name))
+        picture(f"One galaxy: {network.name}", text, plots.example_galaxy(result, network.name))
     return _TEMPLATE.format(
         title=TITLE,
         data=html.escape(result.data.resolve().name),

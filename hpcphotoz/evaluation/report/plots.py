@@ -17,7 +17,8 @@ from hpcphotoz.evaluation.report.figure import (
     legend_below,
     start_y_at_zero,
 )
-from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
+from hpcphotoz.evaluation.report.rgb import rgb_image
+from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult, NetworkResult
 
 Floats = npt.NDArray[Any]
 
@@ -36,24 +37,22 @@ METHOD_STYLE: dict[str, dict[str, Any]] = {
 def redshift_scatter(result: EvaluationResult) -> bytes:
     """z_phot against z_spec, clean and under the headline attack; one row per network."""
     known = np.isfinite(result.z_spec)
-    rows = len(result.networks)
-    conditions = [n.clean for n in result.networks]
-    conditions += [n.at(result.headline_method, result.headline_eps) for n in result.networks]
-    top = max(float(z[known].max()) for z in (result.z_spec, *(c.z_phot for c in conditions)))
+    rows = [(n, (n.clean, n.at(result.headline_method, result.headline_eps))) for n in result.networks]
+    predicted = [condition.z_phot for _, pair in rows for condition in pair]
+    top = max(float(z[known].max()) for z in (result.z_spec, *predicted))
     low = min(network.bins.z_min for network in result.networks)
     limits = low, low + 1.1 * (top - low)
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True)
-        for pair, network in zip(axes, result.networks, strict=True):
-            attacked = network.at(result.headline_method, result.headline_eps)
-            for ax, condition in zip(pair, (network.clean, attacked), strict=True):
+        axes = figure.subplots(len(rows), 2, squeeze=False, sharex=True, sharey=True)
+        for row, (network, pair) in zip(axes, rows, strict=True):
+            for ax, condition in zip(row, pair, strict=True):
                 _scatter(ax, result.z_spec[known], condition, known, limits)
-            pair[0].set_ylabel(f"{network.name}\n$z_{{phot}}$ (mean of PDF)")
+            row[0].set_ylabel(f"{network.name}\n$z_{{phot}}$ (mean of PDF)")
         for ax in axes[-1]:
             ax.set_xlabel("$z_{spec}$")
 
-    return figure_png(draw, 8.4, 3.9 * rows)
+    return figure_png(draw, 8.4, 3.9 * len(rows))
 
 
 def _scatter(
@@ -109,7 +108,6 @@ def robustness_curves(result: EvaluationResult, baseline: Mapping[str, float] | 
 
 def shift_curves(result: EvaluationResult) -> bytes:
     """Change of <z> against epsilon, median and 90th percentile, one panel per method; needs no z_spec."""
-
     rows = math.ceil(len(result.methods) / _PANELS)
     columns = min(len(result.methods), _PANELS)
 
@@ -177,3 +175,43 @@ def minimal_eps_curves(result: EvaluationResult) -> bytes:
         legend_below(figure, ax)
 
     return figure_png(draw, 6.4, 4.2)
+
+
+def example_galaxy(result: EvaluationResult, name: str) -> bytes:
+    """One galaxy, its perturbation in every band, the attacked galaxy, and both PDFs, for one network."""
+    example, bands = result.example, result.header.bands
+    attacked = example.attacked[name]
+    sigmas = (attacked - example.image) / example.sky_sigma[:, None, None]
+    # An L2 ball bounds no single pixel.
+    limit = max(np.abs(sigmas).max() if result.headline_method == "l2" else result.headline_eps, 1e-6)
+    side = result.header.stamp * result.header.pixel_scale / 2
+    extent = (-side, side, -side, side)
+    network = next(one for one in result.networks if one.name == name)
+
+    def draw(figure: Any) -> None:
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.15, 0.85, 1))
+        before, after = top.subplots(1, 2)
+        for ax, image, title in ((before, example.image, "galaxy"), (after, attacked, "attacked galaxy")):
+            ax.imshow(rgb_image(image, example.image, bands), origin="lower", extent=extent)
+            ax.set(title=title, xlabel="arcsec", ylabel="arcsec")
+            ax.grid(False)
+        panels = middle.subplots(1, len(bands), squeeze=False, sharey=True)[0]
+        for ax, band, delta in zip(panels, bands, sigmas, strict=True):
+            picture = ax.imshow(delta, origin="lower", extent=extent, vmin=-limit, vmax=limit, cmap="RdBu_r")
+            ax.set(title=f"perturbation, {band}", xticks=[], yticks=[])
+            ax.grid(False)
+        middle.colorbar(picture, ax=list(panels), label="sky sigmas", shrink=0.8, pad=0.01)
+        _pdfs(bottom.subplots(), result, network)
+
+    return figure_png(draw, 9.2, 9.4)
+
+
+def _pdfs(ax: Any, result: EvaluationResult, network: NetworkResult) -> None:
+    example, e = result.example, network.bins.edges()
+    clean, attacked = example.pdf_clean[network.name], example.pdf_attacked[network.name]
+    ax.stairs(clean / network.bins.width, e, fill=True, color="#9DB9D3", label="PDF of the galaxy")
+    ax.stairs(attacked / network.bins.width, e, color="#D55E00", lw=1.8, label="PDF of the attacked galaxy")
+    if np.isfinite(z := example.z_spec):
+        ax.axvline(z, color="black", lw=1.3, ls="--", label=f"$z_{{spec}}$ = {z:.4f}")
+    ax.set(xlabel="redshift", ylabel="probability density", xlim=(e[0], e[-1]), ylim=(0, None))
+    ax.legend()

@@ -4,6 +4,7 @@ The colour images stretch the mean of three bands by an asinh, which keeps the r
 and so its colour (Lupton et al. 2004, doi:10.1086/382245).
 """
 
+import itertools
 import re
 from typing import Any
 
@@ -22,8 +23,7 @@ _OTHER_COLOURS = ("#0E9AA7", "#D6479A", "#7A7A00", "#4A5568", "#B08BD9", "#6BBF5
 def rgb_images(images: Floats, sky_sigma: Floats, bands: tuple[str, ...]) -> Floats:
     """Colour images of many stamps, (N, y, x, 3) on [0, 1], all with the same stretch.
 
-    The stretch and the saturation keep the ratio of the bands in a pixel, and so its colour. No background is
-    subtracted: sky that was left in a stamp is visible.
+    No background is subtracted: sky that was left in a stamp is visible.
 
     Args:
         images: (N, B, y, x) nMgy.
@@ -33,9 +33,8 @@ def rgb_images(images: Floats, sky_sigma: Floats, bands: tuple[str, ...]) -> Flo
     three = three_bands(bands)
     names = tuple(band_letter(bands[k]) for k in three)
     x = images[:, three].astype(np.float64)
-    if names == ("i", "r", "g"):
-        balance = _BALANCE
-    else:  # grey is the mean colour of the stamps
+    balance = _BALANCE
+    if names != ("i", "r", "g"):  # grey is the mean colour of the stamps
         light = np.maximum(np.percentile(x, 99, axis=(2, 3)).mean(axis=0), 1e-12)
         balance = light.mean() / light
     x *= balance[:, None, None]
@@ -65,10 +64,7 @@ def rgb_image(image: Floats, reference: Floats, bands: tuple[str, ...]) -> Float
 
 
 def _stretch(channels: Floats, softening: float, top: float) -> Floats:
-    """Scale each pixel so that its mean becomes asinh(mean / softening) / top; (..., y, x, 3).
-
-    `channels` is (..., 3, y, x) in nMgy; `softening` is in nMgy.
-    """
+    """(..., 3, y, x) to (..., y, x, 3), a pixel scaled so that its mean is asinh(mean / softening) / top."""
     intensity = np.maximum(channels.mean(axis=-3), 1e-12)
     shade = np.arcsinh(intensity / softening) / top
     return np.asarray(np.moveaxis(channels * (shade / intensity)[..., None, :, :], -3, -1))
@@ -90,10 +86,5 @@ def band_letter(band: str) -> str:
 
 def band_colours(bands: tuple[str, ...]) -> list[str]:
     """One colour per band: u g r i z y have colours of their own, other bands take the rest in turn."""
-    others = [band for band in bands if not band_letter(band)]
-    return [
-        _COLOURS[band_letter(band)]
-        if band_letter(band)
-        else _OTHER_COLOURS[others.index(band) % len(_OTHER_COLOURS)]
-        for band in bands
-    ]
+    others = itertools.cycle(_OTHER_COLOURS)
+    return [_COLOURS[band_letter(band)] if band_letter(band) else next(others) for band in bands]

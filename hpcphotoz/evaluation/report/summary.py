@@ -12,8 +12,8 @@ from rich.table import Table
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
-from hpcphotoz.evaluation.minimal_eps import BISECTIONS
 from hpcphotoz.evaluation.result import CLEAN, EvaluationResult
+from hpcphotoz.evaluation.scores import BISECTIONS
 from hpcphotoz.output import number_of
 from hpcphotoz.provenance import commit
 
@@ -93,11 +93,7 @@ def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | Non
 
 
 def check_run_names(names: Sequence[str]) -> None:
-    """Refuse runs whose names collide with other keys of the summary.
-
-    Raises:
-        BadInput: a name is one of those keys.
-    """
+    """Raise BadInput for a run whose name is another key of the summary."""
     for name in names:
         if name in _RESERVED:
             raise BadInput(f"run '{name}': its name is a key of the summary: rename the run folder")
@@ -116,10 +112,9 @@ def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None =
 def _print(title: str, rows: list[list[str]], text_columns: int) -> None:
     """Print a table whose first row is the head; columns after the first `text_columns` are numbers."""
     table = Table(title=title)
-    head, *body = rows
-    for i, name in enumerate(head):
+    for i, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if i < text_columns else "right")
-    for row in body:
+    for row in rows[1:]:
         table.add_row(*row)
     Console().print(table)
 

@@ -8,12 +8,12 @@ from typing import Any
 from hpcphotoz.atomic import check_output_folder, write_text
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report.page import TITLE, render_page
-from hpcphotoz.evaluation.report.summary import metrics_rows, minimal_eps_rows, report_summary
+from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.result import EvaluationResult
 
 
 def check_report_folder(out: Path) -> None:
-    """Check that a report can be written to a folder and would replace nothing else; create nothing.
+    """Check that a report can be written to a folder; create nothing.
 
     Raises:
         BadInput: the folder cannot be made or written, is a dataset or a run, or holds a `report.html` or
@@ -54,7 +54,7 @@ def write_report(
     check_report_folder(out)
     tree = report_summary(result, baseline)
     footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
-    text = render_page(result, metrics_rows(result, baseline), minimal_eps_rows(result), baseline, footer)
+    text = render_page(result, baseline, footer)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "report.html", text)

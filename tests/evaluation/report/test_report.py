@@ -160,7 +160,7 @@ def test_matplotlib_is_needed_only_by_the_page_and_missed_in_a_line(tmp_path: Pa
         "import sys; sys.modules['matplotlib'] = None\n"
         "from hpcphotoz.errors import BadInput\n"
         "import hpcphotoz.evaluation.report.write, hpcphotoz.evaluation.robustness, hpcphotoz.predict\n"
-        "names = ['hpcphotoz.evaluation.report.plots', 'hpcphotoz.evaluation.report.galaxy']\n"
+        "names = ['hpcphotoz.evaluation.report.plots', 'hpcphotoz.evaluation.report.gallery']\n"
         "for name in [*names, 'hpcphotoz.evaluation.report.figure']:\n"
         "    try:\n        __import__(name)\n"
         "    except BadInput as error:\n        print(error)\n"
