@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -63,25 +63,9 @@ class TrainJob:
     visible_gpus: str | None = None
 
     @classmethod
-    def of(
-        cls,
-        config: Config,
-        data: Path,
-        out: Path,
-        *,
-        profile: bool = False,
-        device: str = "auto",
-        command: Sequence[str] = (),
-    ) -> Self:
-        """The job that trains `config` on the dataset `data` into the run folder `out`."""
-        return cls(
-            to_toml(config),
-            str(data.absolute()),
-            str(out.absolute()),
-            profile=profile,
-            device=device,
-            command=tuple(command),
-        )
+    def of(cls, config: Config, data: Path, out: Path, **options: Any) -> Self:
+        """The job that trains `config` on the dataset `data` into `out`; options are further fields."""
+        return cls(to_toml(config), str(data.absolute()), str(out.absolute()), **options)
 
     @property
     def parsed(self) -> Config:

@@ -10,16 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, visible_gpus
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.plan import LaunchPlan
-from hpcphotoz.launch.preparation import (
-    check_folders,
-    import_submitit,
-    launch_folder,
-    take_snapshot,
-    with_placement,
-)
+from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
 from hpcphotoz.output import say
 
 _LOCAL_MINUTES = 60 * 24 * 365  # submitit's local executor requires a limit; a local run has none
@@ -56,13 +51,10 @@ def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = s
             raise BadInput(f"--{option}: means nothing on this machine: leave it out, or use `launch slurm`")
     check_folders(job)
     visible = visible_gpus(plan.gpus_per_node, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    code = take_snapshot(launch)
+    code = snapshot.take(launch)
     executor = submitit.LocalExecutor(launch, max_num_timeout=plan.max_requeues)
-    executor.update_parameters(
-        tasks_per_node=plan.ranks_per_node,
-        timeout_min=_LOCAL_MINUTES,
-        stderr_to_stdout=True,
-    )
+    ranks = plan.ranks_per_node
+    executor.update_parameters(tasks_per_node=ranks, timeout_min=_LOCAL_MINUTES, stderr_to_stdout=True)
     placed = replace(with_placement(job, plan, code), visible_gpus=visible)
     # submitit's controlling process would kill the ranks one second after a Ctrl-C, and abandon them after a
     # hangup: it ignores both signals. The ranks inherit that, but the trainer installs its own handlers.
@@ -74,10 +66,9 @@ def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = s
     ):
         running = executor.submit(placed)
     logs = f"{launch}/{running.job_id}_<rank>_log.out"
-    interrupted = _wait(
-        running._process, lambda: report(f"{plan.ranks_per_node} ranks, job {running.job_id}, logs in {logs}")
-    )
-    return _local_status(launch, running.job_id, plan.ranks_per_node, interrupted, report)
+    said = f"{ranks} ranks, job {running.job_id}, logs in {logs}"
+    interrupted = _wait(running._process, lambda: report(said))
+    return _local_status(launch, running.job_id, ranks, interrupted, report)
 
 
 @contextlib.contextmanager

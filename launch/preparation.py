@@ -1,4 +1,4 @@
-"""Steps before every launch: find its folder, check the run and its data, take the code snapshot."""
+"""Steps before every launch: find its folder, check the run and its data, complete the job."""
 
 import re
 from dataclasses import replace
@@ -7,18 +7,13 @@ from typing import Any
 
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.plan import LaunchPlan
 from hpcphotoz.training.run import checkpoint, run_folder
 
 
 def import_submitit() -> Any:
-    """The module submitit.
-
-    Raises:
-        BadInput: it is not installed.
-    """
+    """The module submitit; raises BadInput where it is not installed."""
     try:
         import submitit
     except ImportError:
@@ -27,11 +22,7 @@ def import_submitit() -> Any:
 
 
 def launch_folder(job: TrainJob) -> Path:
-    """The folder for scripts, logs and code of a launch, RUN/launch; writes nothing.
-
-    Raises:
-        BadInput: Slurm would not write to a folder of this name.
-    """
+    """RUN/launch, for scripts, logs and code; raises BadInput for a name that Slurm would not write to."""
     if re.search(r"[%\\]", job.out):
         raise BadInput(f"{job.out}: Slurm would rewrite '%' and '\\' in this name: choose another run folder")
     if not job.out.isprintable():
@@ -50,18 +41,6 @@ def check_folders(job: TrainJob) -> None:
     newest = checkpoint.latest(run)
     if newest is not None:
         checkpoint.check_data(run, checkpoint.load(newest), Path(job.data), manifest.sha256)
-
-
-def take_snapshot(launch: Path) -> Path:
-    """Copy the present code into the launch folder and return the folder of the copy.
-
-    Raises:
-        BadInput: the launch folder cannot be written.
-    """
-    try:
-        return snapshot.take(launch)
-    except OSError as error:
-        raise BadInput(f"{launch}: cannot write the launch folder: {error.strerror}") from None
 
 
 def with_placement(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:

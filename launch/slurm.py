@@ -26,13 +26,7 @@ from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.plan import LaunchPlan, parse_option
-from hpcphotoz.launch.preparation import (
-    check_folders,
-    import_submitit,
-    launch_folder,
-    take_snapshot,
-    with_placement,
-)
+from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
 from hpcphotoz.output import say
 
 
@@ -74,7 +68,7 @@ def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say)
                 f"{command}: not found; submit on a login node of the cluster, or use `launch local`"
             )
     check_folders(job)  # now, not after a day in the queue
-    code = take_snapshot(launch)
+    code = snapshot.take(launch)
     executor = _executor(plan, launch, code)
     script = executor._make_submission_file_text(executor._submitit_command_str, "")
     overriding = overriding_variables(script, os.environ)
@@ -106,9 +100,7 @@ def _executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
     # handler is in place, because `env --ignore-signal` is newer (coreutils 8.31) than Red Hat 8.
     python = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
     executor = Executor(launch, max_num_timeout=plan.max_requeues, python=python)
-    named = {
-        name: getattr(plan, name) or None for name in ("partition", "account", "qos", "constraint", "exclude")
-    }
+    names = ("partition", "account", "qos", "constraint", "exclude")
     further = {key: value or True for key, value in map(parse_option, plan.extra)}
     executor.update_parameters(
         job_name=plan.job_name,
@@ -129,12 +121,8 @@ def _executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
             "--export=ALL",  # with SLURM_EXPORT_ENV=NONE ranks would lack submitit's variables
         ],
         # The signal by name: submitit takes it from SUBMITIT_PREEMPT_SIGNAL, which the job does not have.
-        additional_parameters={
-            "requeue": True,
-            "chdir": code,
-            "signal": f"USR2@{plan.signal_delay_s}",
-            **further,
-        },
-        **named,
+        additional_parameters={"requeue": True, "chdir": code, "signal": f"USR2@{plan.signal_delay_s}"}
+        | further,
+        **{name: getattr(plan, name) or None for name in names},
     )
     return executor

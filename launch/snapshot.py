@@ -20,11 +20,7 @@ def folder(launch: Path) -> Path:
 
 
 def check(code: Path) -> None:
-    """Check that a snapshot still holds the code that its name is the hash of.
-
-    Raises:
-        BadInput: a file was changed, added or removed.
-    """
+    """Raise BadInput unless a snapshot still holds the code that its name is the hash of."""
     if _name(code / "hpcphotoz") != code.name:
         raise BadInput(
             f"{code}: this code was changed since it was submitted: remove the folder, launch again"
@@ -37,28 +33,28 @@ def take(launch: Path) -> Path:
     Snapshots (a few hundred kB each) are kept as long as the run folder: a requeued job starts from its own.
 
     Raises:
-        BadInput: a snapshot of this code exists already, and it was changed.
+        BadInput: a snapshot of this code exists already, and it was changed; or it cannot be written.
     """
     final = folder(launch)
     if final.is_dir():
         check(final)
         return final
-    launch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=launch, prefix=final.name + ".") as partial:
-        copy = Path(partial) / "code"
-        shutil.copytree(
-            Path(hpcphotoz.__file__).parent,
-            copy / "hpcphotoz",
-            symlinks=False,  # `kernels` and `launch` are links in a checkout and folders in an installation
-            # Not by ignore_dangling_symlinks, which looks for `../kernels` from the working directory.
-            ignore=lambda base, names: [name for name in names if _is_left_out(Path(base) / name)],
-        )
-        (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
-        try:
+    try:
+        launch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=launch, prefix=final.name + ".") as partial:
+            copy = Path(partial) / "code"
+            shutil.copytree(
+                Path(hpcphotoz.__file__).parent,
+                copy / "hpcphotoz",
+                symlinks=False,  # `kernels` and `launch` are links in a checkout, folders in an installation
+                # Not by ignore_dangling_symlinks, which looks for `../kernels` from the working directory.
+                ignore=lambda base, names: [name for name in names if _is_left_out(Path(base) / name)],
+            )
+            (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
             os.replace(copy, final)
-        except OSError:  # another submission of the same code made it meanwhile
-            if not final.is_dir():
-                raise
+    except OSError as error:
+        if not final.is_dir():  # else another submission of the same code made it meanwhile
+            raise BadInput(f"{launch}: cannot write the launch folder: {error.strerror}") from None
     return final
 
 

@@ -28,7 +28,7 @@ def launch(options: argparse.Namespace) -> int:
         words.out,
         profile=words.profile,
         device=words.device,
-        command=options.words,
+        command=tuple(options.words),
     )
     given = {field.name: getattr(options, field.name) for field in fields(LaunchPlan)}
     chosen: dict[str, Any] = {
