@@ -111,7 +111,7 @@ def test_an_object_of_unknown_redshift_is_attacked_away_from_its_prediction(run:
     )
 
 
-def test_attack_refuses_what_the_network_does_not_take(run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_attack_refuses_batches_that_do_not_fit_the_network(run: Path, dataset: Path, tmp_path: Path) -> None:
     network = hpcphotoz.load(run, device="cpu")
     batch = next(iter(hpcphotoz.open(dataset, device="cpu")))
     with pytest.raises(BadInput, match="attack: unknown key 'attack.epsilon'"):

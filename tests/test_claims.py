@@ -26,7 +26,7 @@ UNKNOWN = (
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_claimed_of_the_paper_beyond_its_abstract(path: Path) -> None:
+def test_no_claim_about_the_paper_exceeds_its_abstract(path: Path) -> None:
     text = " ".join(path.read_text().split())
     for sentence in re.split(r"(?<=[.;]) ", re.sub(r"et al\.|J\.-E\.", "", text)):
         if re.search(r"Campagne|2002\.10154", sentence):

@@ -203,7 +203,7 @@ def _listed(folder: str, told: set[str]) -> bool:
     return any(path.startswith(folder) and path != folder for path in told)
 
 
-def test_nothing_speaks_of_a_place_or_machine() -> None:
+def test_no_file_names_a_place_or_machine() -> None:
     pattern = re.compile(r"/wor[k]/|/roo[t]/|/hom[e]/")
     for name in tracked():
         path = ROOT / name

@@ -35,7 +35,7 @@ def faults(how: str, **environment: str) -> tuple[str, int]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
-def test_freed_memory_is_taken_again_without_the_system() -> None:
+def test_freed_memory_is_reused_without_the_system() -> None:
     _, usual = faults("leave")
     done, kept = faults("keep")
     assert done == "True" and kept < usual / 4

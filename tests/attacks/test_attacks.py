@@ -63,7 +63,7 @@ def test_a_model_is_left_as_it_was() -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_a_failing_model_is_left_as_it_was_too() -> None:
+def test_a_failing_model_is_restored() -> None:
     model, images, ebv, z, eps = batch_norm_problem()
     with pytest.raises(RuntimeError):
         attacks.pgd(model, images[:, :2].contiguous(), ebv, z, eps[:2], loss=LOSS)

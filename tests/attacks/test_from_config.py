@@ -17,7 +17,7 @@ from tests.helpers.networks import BINS
 @pytest.mark.parametrize(
     "change", [{}, {"ball": "flux"}, {"ball": "l2"}, {"method": "apgd"}, {"restarts": 2}]
 )
-def test_perturb_speaks_in_sky_sigmas_and_keys_starts_by_object(change: dict[str, Any]) -> None:
+def test_perturb_uses_sky_sigmas_and_keys_starts_by_object(change: dict[str, Any]) -> None:
     model, images, ebv, z, _ = batch_norm_problem()
     sky, ids = torch.rand(6, 3) + 0.1, torch.arange(100, 106)
     run: dict[str, Any] = dict(attack=Attack(eps=0.2, steps=3, **change), bins=BINS, seed=7, epoch=2)
@@ -36,7 +36,7 @@ def test_perturb_speaks_in_sky_sigmas_and_keys_starts_by_object(change: dict[str
     assert not torch.equal(other, adv)
 
 
-def test_a_target_draws_the_redshift_to_it() -> None:
+def test_a_target_attracts_the_redshift() -> None:
     model, images, ebv, z, _ = batch_norm_problem(24)
     sky, ids = torch.full((24, 3), 0.3), torch.arange(24)
     model.eval()

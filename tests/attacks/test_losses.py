@@ -51,7 +51,7 @@ def test_every_loss_is_one_number_per_object_with_a_gradient(name: str) -> None:
     assert (raised > loss)[climbs].all()
 
 
-def test_two_bins_have_a_margin_to_climb() -> None:
+def test_the_margin_of_two_bins_has_a_gradient() -> None:
     two = RedshiftBins(2, 0.0, 0.4)
     logits = torch.tensor([[1.0, 3.0]], requires_grad=True)
     (grad,) = torch.autograd.grad(losses.margin(two)(logits, torch.tensor([0.1])).sum(), logits)

@@ -39,7 +39,7 @@ def test_pgd_of_a_linear_loss_is_the_analytic_optimum_in_every_ball() -> None:
             torch.testing.assert_close(got, gain.expand(6), rtol=tolerance, atol=1e-5)
 
 
-def test_random_starts_lie_in_the_ball_and_bounds_hold() -> None:
+def test_random_starts_lie_in_the_ball_and_the_bounds() -> None:
     model, images, ebv, z, eps = batch_norm_problem()
     start = attacks.RandomStart(torch.arange(6))
     ball = attacks.Ball(eps, hi=torch.full((3,), 1.0))

@@ -53,7 +53,7 @@ def test_peak_memory_is_that_of_one_rival(monkeypatch: pytest.MonkeyPatch) -> No
     assert peak_gb(lambda: "given", torch.device("cpu")) == (None, "given")
 
 
-def test_memory_is_read_before_the_default_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_read_before_the_default_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(monkeypatch)
 
     def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:

@@ -125,7 +125,7 @@ def test_the_step_fit_finds_both_parts_and_survives_noise() -> None:
     assert fit_step((32, 0.5), (64, 1.2)) == pytest.approx((1.2 / 64, 0))
 
 
-def test_the_table_holds_every_case_once_and_says_where_numbers_come_from() -> None:
+def test_the_table_holds_every_case_once_with_sources_of_numbers() -> None:
     a = on_cluster(on_gpus(core(1e-2, 1e-2, 10**6, 1e-5, 1e-9), 1e9, 50, None))
     rows = table(a)
     assert len({(r["scaling"], r["attack"], r["ranks"]) for r in rows}) == len(rows) == 2 * 3 * 9
@@ -163,7 +163,7 @@ def test_many_ranks_wait_for_the_slowest() -> None:
     assert ratio == pytest.approx(1 + 0.01 * math.sqrt(2 * math.log(1024)))
 
 
-def test_where_launches_take_the_time_an_attack_on_half_the_batch_costs_as_one_on_all() -> None:
+def test_where_launch_time_dominates_an_attack_on_half_the_batch_costs_as_much_as_on_all() -> None:
     a = replace(core(1e-6, 0, 1, 0, 0), floor=Quantity(1, "", "test"))
     assert compute_s(a, 16, Attack(3, 0.5)) == compute_s(a, 16, Attack(3, 1.0)) == 3 + 2 * 3
 

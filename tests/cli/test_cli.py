@@ -101,7 +101,7 @@ def test_an_empty_path_is_not_the_working_directory(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_launch_says_where_it_can_go(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_launch_without_a_target_lists_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["launch", "--", "train", "standard"], "required: local|slurm")
     fails(capsys, ["launch"], "required: local|slurm")
 

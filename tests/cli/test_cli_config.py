@@ -43,7 +43,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize("recipe", config.recipes())
-def test_what_is_printed_of_a_recipe_is_the_recipe(
+def test_the_printed_configuration_of_a_recipe_equals_the_recipe(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "mine.toml"

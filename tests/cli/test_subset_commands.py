@@ -149,7 +149,7 @@ def test_an_empty_selection_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
-def test_a_run_is_told_from_the_dataset_it_was_trained_on(
+def test_evaluation_of_training_objects_or_of_another_datasets_test_part_warns(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = make_dataset(tmp_path / "other", n=60, shard_rows=60)
@@ -182,7 +182,7 @@ def test_a_part_includes_the_predicate_of_the_run(folder: Path, tmp_path: Path) 
         assert ids.tolist() == [i for i in meant(data, "test", True).tolist() if z[i] < limit]
 
 
-def test_what_is_not_a_result_is_not_overwritten(
+def test_files_that_are_no_result_are_not_overwritten(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run = folder / "set", folder / "split"

@@ -133,7 +133,7 @@ def test_a_rank_reads_blocks_of_its_own() -> None:
 @pytest.mark.parametrize("shard_rows", [(256,) * 4, (256, 256, 256, 100), (1000,)], ids=str)
 @pytest.mark.parametrize("size", [32, 128, 2000])
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.7, 1.0])
-def test_which_objects_are_attacked_is_drawn_anew_each_epoch(
+def test_attacked_objects_are_drawn_again_each_epoch(
     fraction: float, size: int, shard_rows: tuple[int, ...], held_out: bool
 ) -> None:
     """Objects are attacked as often as with independent draws, but the fraction of a batch is exact."""
@@ -181,7 +181,7 @@ def test_small_fractions_leave_no_object_out_for_ever(fraction: float, epochs: i
     assert np.abs(offset - f).max() < 6 * math.sqrt(f * (1 - f) / (32 * epochs))
 
 
-def test_neighbours_on_disk_land_far_apart() -> None:
+def test_neighbours_on_disk_are_in_different_batches() -> None:
     """Neighbours share a batch as often as in a random permutation of their window."""
     layout = order.BlockLayout((1 << 15,), 32)
     where = np.empty(1 << 15, np.int64)

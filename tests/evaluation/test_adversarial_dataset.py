@@ -49,7 +49,7 @@ def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Pa
 
 @pytest.mark.parametrize("storage", STORAGE)
 @pytest.mark.parametrize("method", ["fgsm", "pgd", "apgd"])
-def test_an_attack_stays_in_the_ball_and_is_not_lost_whatever_the_storage(
+def test_an_attack_stays_in_the_ball_and_survives_every_storage(
     tmp_path: Path, storage: str, method: str
 ) -> None:
     bright = noise_stamps()

@@ -102,7 +102,7 @@ def test_gradients_in_bfloat16_fool_as_well(data: Path) -> None:
     assert report_summary(half)["attack"]["gradient_precision"] == "bf16"
 
 
-def test_a_plan_is_in_order_and_refuses_what_is_not_one() -> None:
+def test_a_plan_is_sorted_and_invalid_ones_are_refused() -> None:
     plan = build_attack_grid(["l2", "pgd", "l2"], [0.5, 0, 0.2, 0.5], 0.1, steps=4, restarts=2, loss="margin")
     assert [(name, attack.eps) for name, attack in plan] == [
         (name, eps) for name in ("pgd", "l2") for eps in (0.1, 0.2, 0.5)

@@ -178,7 +178,7 @@ def test_random_starts_are_keyed_by_seed_and_object(tmp_path: Path) -> None:
     assert np.abs(started(data, 2) - first).max() > 1e-3
 
 
-def test_limit_takes_the_first_objects(tmp_path: Path) -> None:
+def test_limit_selects_the_first_objects(tmp_path: Path) -> None:
     data = write_stamps(tmp_path / "d", noise_stamps())
     assert evaluate([StubNetwork()], data, eps=(), limit=21, batch=5).object_id.tolist() == list(
         range(100, 121)

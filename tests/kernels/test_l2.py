@@ -110,7 +110,7 @@ def test_l2_projection_is_idempotent_and_zero_gradient_a_fixed_point(shape: Shap
 
 @pytest.mark.parametrize("size", [1e-37, 1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_l2_takes_a_full_step_whatever_the_size_of_the_gradient(shape: Shape, size: float) -> None:
+def test_l2_takes_a_full_step_for_any_size_of_the_gradient(shape: Shape, size: float) -> None:
     p = interior(shape, eps=1e6)
     p["step"] = 0.1 + torch.rand(shape[1])
     grad = p["grad"]

@@ -119,7 +119,7 @@ def test_philox_matches_the_published_vectors() -> None:
         assert [int(word) for word in reference.philox((c0, c1, c2, c3), (k0, k1))] == answer
 
 
-def test_uniform_takes_the_words_of_philox_in_the_order_of_the_pixels() -> None:
+def test_uniform_uses_the_words_of_philox_in_the_order_of_the_pixels() -> None:
     object_id, key = torch.tensor([2**40 + 3]), torch.tensor([2**33 + 1, 4])
     u = reference.uniform(torch.Size((1, 2, 3, 1)), object_id, key).flatten()
     for i in range(6):

@@ -114,7 +114,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on(
     "kind",
     ["Ctrl-C", pytest.param("closed terminal", marks=pytest.mark.slow), "hangup of the launcher alone"],
 )
-def test_what_stops_the_launcher_saves_and_stops_its_ranks(kind: str, dataset: Path, tmp_path: Path) -> None:
+def test_stopping_the_launcher_saves_and_stops_its_ranks(kind: str, dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     launched = started(TrainJob.of(small(20_000), dataset, run), tmp_path)
     until("steps", lambda: len(steps_logged(run)) > 3, 60)

@@ -126,7 +126,7 @@ def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, dataset: Path, t
     assert cluster.command("squeue", "--noheader") == ""
 
 
-def test_tasks_with_a_gpu_each_train_where_they_were_asked_to_whatever_the_shell_says(
+def test_tasks_with_a_gpu_each_ignore_contradicting_variables_of_the_shell(
     cluster: Cluster, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SHELL.items():
@@ -163,7 +163,7 @@ def test_ranks_of_srun_have_a_gpu_each(words: str, shown: int, cluster: Cluster)
     assert len({(node, gpu) for *_, node, gpu in ranks}) == 4
 
 
-def test_slurms_refusal_is_told(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
+def test_a_refusal_of_slurm_is_reported(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
     plan = LaunchPlan(partition="nowhere")
     with pytest.raises(BadInput, match=r"sbatch refused the job: .*invalid partition.*nowhere"):
         submit(plan, TrainJob.of(small(3), dataset, tmp_path / "run"))

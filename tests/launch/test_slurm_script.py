@@ -122,7 +122,7 @@ def test_a_refusal_of_sbatch_is_one_line_and_leaves_no_job_behind(
     assert [path.name[:5] for path in (Path(job.out) / "launch").iterdir()] == ["code-"]
 
 
-def test_what_is_submitted(
+def test_arguments_of_sbatch(
     job: TrainJob, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("srun", "exit 1")
@@ -155,7 +155,7 @@ def test_what_is_submitted(
     assert placed.device == "cuda", "GPUs were asked for"
 
 
-def test_defaults_of_the_shell_hold_where_the_plan_says_nothing(
+def test_defaults_of_the_shell_apply_where_the_plan_has_no_value(
     job: TrainJob, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("srun", "exit 1")

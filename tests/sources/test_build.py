@@ -163,7 +163,7 @@ def test_a_file_of_the_same_size_that_is_newer_is_read_again(tmp_path: Path) -> 
     assert [shard.rows for shard in manifest.shards] == [2, 4, 9]
 
 
-def test_a_dataset_of_more_or_fewer_units_keeps_what_is_the_same(tmp_path: Path) -> None:
+def test_a_dataset_of_more_or_fewer_units_keeps_its_equal_shards(tmp_path: Path) -> None:
     out, fresh = tmp_path / "set", tmp_path / "fresh"
     with pytest.raises(BadInput, match="torn"):
         run(out, [3, 4, 5, "bad"], provenance={"files": 4})

@@ -113,7 +113,7 @@ def test_bad_csv_is_named(tmp_path: Path, text: str, message: str) -> None:
     refused(path, message)
 
 
-def test_rows_of_csv_are_taken_as_text(tmp_path: Path) -> None:
+def test_csv_fields_are_read_as_text(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(
         '\n#id,object_id,,ra,dec\n#1,007, x,1, 2 \n,"a,b",,3,4\n  \n,12345678901234567890,"y ""z""",5,6'

@@ -87,7 +87,7 @@ def test_flux_and_place_at_any_fraction_of_a_pixel(tmp_path: Path) -> None:
     assert np.abs(centroids(stamps.images, 8.0)).max() < 0.05
 
 
-def test_a_frame_is_carried_onto_another_as_its_wcs_says(tmp_path: Path) -> None:
+def test_a_frame_is_resampled_onto_another_by_its_wcs(tmp_path: Path) -> None:
     # Tangent points a degree apart, and a band that is turned by 2 degrees.
     write_set(tmp_path, [(RA, DEC)])
     write_set(tmp_path, [(RA, DEC)], field=13, offset=1.0)

@@ -34,7 +34,7 @@ def ids(values: Any) -> list[int]:
     return [int(one) for one in identifiers(np.asanyarray(values), fail)]
 
 
-def test_every_number_comes_back_whatever_type_holds_it() -> None:
+def test_every_number_is_recovered_from_any_type() -> None:
     unsigned = np.array(NUMBERS, np.uint64)
     found = identifiers(unsigned, fail)
     np.testing.assert_array_equal(found.astype(np.uint64), unsigned)

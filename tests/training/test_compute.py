@@ -28,7 +28,7 @@ from tests.helpers.training.steps import CPU, configured
 
 
 @pytest.mark.parametrize(("speedup", "want"), [(0.1, "fp32"), (1.0, "fp32"), (1.5, "bf16"), (3.0, "bf16")])
-def test_auto_takes_bfloat16_where_it_was_measured_to_be_quicker(
+def test_auto_chooses_bfloat16_where_it_is_measured_to_be_faster(
     speedup: float, want: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compute, "bfloat16_speedup", lambda: speedup)
@@ -64,7 +64,7 @@ def test_precisions_that_a_cpu_is_given() -> None:
     assert compute_options(configured(precision="tf32").compute, CPU).facts()["training"] == "fp32"
 
 
-def test_a_run_says_what_it_computes_in_and_keeps_it(
+def test_a_run_prints_its_precision_and_keeps_it(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run continued on another machine, or after another outcome of the trial, keeps its precision."""
@@ -85,7 +85,7 @@ def test_a_run_says_what_it_computes_in_and_keeps_it(
         train(config(precision="fp32"), dataset, out)
 
 
-def test_all_ranks_take_one_precision_and_one_says_so(dataset: Path, tmp_path: Path) -> None:
+def test_all_ranks_use_one_precision_and_one_rank_prints_it(dataset: Path, tmp_path: Path) -> None:
     """Every rank measures and the slowest decides: here only one rank lacks bfloat16 units."""
     words = arguments(dataset, tmp_path / "run", tmp_path, precision="auto", max_steps=1)
     started = ranks.start(2, words, [{}, {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}])
@@ -120,7 +120,9 @@ def test_a_run_too_short_to_earn_a_compile_goes_without(monkeypatch: pytest.Monk
     assert compute_options(configured(precision="fp32").compute, GPU).passes.tf32 is False, "fp32 is float32"
 
 
-def test_a_compiler_that_fails_leaves_the_graph_alone_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compiler_is_reported_and_the_graph_runs_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     gpu = FakeGPU(monkeypatch)
     gpu.compiler_fails = True
     found = gpu.settle()
@@ -175,7 +177,7 @@ class ReachedTheData(Exception):
 
 
 @pytest.mark.parametrize("how", [{"epochs": 100_000}, {}, {"mode": "streams"}], ids=str)
-def test_train_on_a_gpu_says_what_it_computes_in(
+def test_train_on_a_gpu_prints_its_precision(
     how: dict[str, Any],
     dataset: Path,
     tmp_path: Path,

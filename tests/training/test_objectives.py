@@ -64,7 +64,7 @@ def test_gradients_are_those_of_the_formula(kind: str, source: type[NoOverlap], 
     )
 
 
-def test_fractions_of_none_and_all() -> None:
+def test_attacked_fractions_of_zero_and_one() -> None:
     for fraction, counts in ((0.0, [11, 0]), (1.0, [0, 11])):
         for source in (NoOverlap, SerialOverlap):
             take, _ = stepper(configured(fraction=fraction), ConvNetwork(), source)

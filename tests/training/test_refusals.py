@@ -61,7 +61,7 @@ def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp
     assert not any("Traceback" in error for _, _, error in results)
 
 
-def test_a_bad_row_in_the_validation_part_too(dataset: Path, tmp_path: Path) -> None:
+def test_a_bad_row_in_the_validation_part_ends_all_with_one_line(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
     with h5py.File(folder / "shard-00000.h5", "r+") as file:
         row = int(np.flatnonzero(split_part(file["object_id"][...], 0.1, 0.0, seed=0) == 1)[0])
@@ -92,7 +92,7 @@ def test_damaged_images_are_counted_in_the_metrics_and_trained_around(dataset: P
     assert start["lost_shards"] == ["shard-00002.h5"] and start["lost_objects"] == 11
 
 
-def test_a_predicate_leaves_out_what_cannot_be_trained_on(dataset: Path, tmp_path: Path) -> None:
+def test_a_predicate_leaves_out_objects_that_cannot_be_trained_on(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="leaves the bins"):
         train(config(z_max=0.2), dataset, tmp_path / "run")
     narrow = config(z_max=0.2, where="z_spec < 0.2")

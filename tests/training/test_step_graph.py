@@ -22,7 +22,7 @@ from tests.helpers.networks import ConvNetwork
 from tests.helpers.training.steps import BINS, CPU, batch, configured, stepper
 
 
-def test_a_captured_step_reads_every_batch_epoch_and_weight_anew() -> None:
+def test_a_captured_step_uses_the_current_batch_epoch_and_weights() -> None:
     """The stand-in for a CUDA graph runs on the tensors of the capture, and writes the same gradients."""
     config = configured(eps_warmup_steps=1)
     plain, captured = ConvNetwork(), ConvNetwork()

@@ -90,7 +90,7 @@ def test_smaller_storage_trains_to_the_same_loss_but_for_its_rounding(tmp_path: 
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: torch.compile has none to call")
-def test_compiled_networks_train_alike(dataset: Path, tmp_path: Path) -> None:
+def test_compiled_networks_give_the_same_loss_curve(dataset: Path, tmp_path: Path) -> None:
     curves = []
     for number, how in enumerate(["off", "on"]):
         options = config(name="inception", max_steps=3, learning_rate=1e-4, compiled=how)

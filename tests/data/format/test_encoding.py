@@ -87,7 +87,7 @@ def test_int16_keeps_a_64th_of_a_sky_sigma_beside_a_bright_neighbour(magnitude: 
     assert np.all(error[~faint] <= bound + bright * STORED_ERROR)
 
 
-def test_int16s_error_in_bright_pixels_is_a_small_part_of_their_photon_noise() -> None:
+def test_the_error_of_int16_in_bright_pixels_is_small_beside_photon_noise() -> None:
     """The band with the widest sky sigma in electrons, i, gives a sixteenth."""
     camera = Camera()
     flux = np.geomspace(600, 33_000, 2000).reshape(1, 1, 40, 50)
@@ -111,7 +111,7 @@ def test_an_old_unit_that_was_doubled_is_still_read() -> None:
     assert encoding.decode(stored, np.array([[0.25]], np.float32)).tolist() == [[[[5000, -8192]]]]
 
 
-def test_numpy_and_the_kernels_definition_decode_alike() -> None:
+def test_numpy_and_the_reference_decode_to_the_same_values() -> None:
     stored = np.arange(-32768, 32768).astype(np.int16).reshape(1, 1, 256, 256).repeat(2, axis=1)
     unit = np.array([[0.0123, -0.0123]], np.float32)
     found = reference.load(torch.from_numpy(stored), torch.from_numpy(unit), None).numpy()

@@ -88,7 +88,7 @@ def test_a_second_ingest_leaves_the_shards_of_the_first_alone(tmp_path: Path) ->
     verify(out, read_manifest(out))
 
 
-def test_a_writer_that_fails_lets_go_of_the_folder(tmp_path: Path) -> None:
+def test_a_writer_that_fails_unlocks_the_folder(tmp_path: Path) -> None:
     out = tmp_path / "d"
     with pytest.raises(ZeroDivisionError), DatasetWriter(out, HEADER, 8, {}) as writer:
         writer.append(make_stamps(20))

@@ -33,7 +33,7 @@ def test_text_that_is_no_manifest_is_refused(dataset: Path, tmp_path: Path, text
         read_manifest(folder)
 
 
-def test_a_manifest_that_may_not_be_read_is_not_called_another_format(
+def test_a_manifest_without_read_permission_is_reported_as_such(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> bytes:
@@ -97,7 +97,7 @@ def test_a_manifest_that_cannot_be_true_is_refused_in_one_line(
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_old_software_refuses_int16_that_it_would_misread(tmp_path: Path) -> None:
+def test_int16_has_a_version_that_older_software_refuses(tmp_path: Path) -> None:
     for storage, version in (("float32", 1), ("float16", 1), ("int16", 2)):
         with DatasetWriter(tmp_path / storage, replace(HEADER, storage=storage), 8, {}) as writer:
             writer.append(make_stamps(3))
@@ -113,7 +113,9 @@ def test_int16_of_version_1_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load(tmp_path / "d").images, before)
 
 
-def test_a_terminal_does_not_obey_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_a_manifest_are_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = {"made\x1b[2J": "here\x1b]0;title\x07", "note": ["\u202eabc"]}
     with DatasetWriter(tmp_path / "d", HEADER, 8, record) as writer:
         writer.append(make_stamps(3))

@@ -79,7 +79,7 @@ def test_stamps_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", STORAGE)
-def test_writing_a_shard_takes_little_memory_beside_it(tmp_path: Path, storage: str) -> None:
+def test_writing_a_shard_needs_little_additional_memory(tmp_path: Path, storage: str) -> None:
     stamps = make_stamps(1500, size=32)
     header = replace(HEADER, stamp=32, storage=storage)
     path = tmp_path / "shard-00000.h5"
@@ -99,7 +99,7 @@ def test_a_bad_row_far_down_a_shard_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_int16_refuses_a_sky_sigma_it_cannot_scale_by(tmp_path: Path) -> None:
+def test_int16_refuses_a_sky_sigma_that_is_no_usable_unit(tmp_path: Path) -> None:
     stamps = replace(make_stamps(3), sky_sigma=np.full((3, 5), 1e-44, np.float32))
     with (
         pytest.raises(BadInput, match="row 0 has a sky sigma too small"),

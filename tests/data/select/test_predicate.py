@@ -133,7 +133,7 @@ def usual_recursion() -> Iterator[None]:
     ],
 )
 @pytest.mark.usefixtures("usual_recursion")
-def test_what_is_no_condition_is_refused_where_it_stands(text: str, said: str, at: int) -> None:
+def test_text_that_is_no_condition_is_refused_with_its_place(text: str, said: str, at: int) -> None:
     with pytest.raises(BadInput) as error:
         Predicate.parse(text, BANDS)
     line = str(error.value)

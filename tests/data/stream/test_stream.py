@@ -76,7 +76,7 @@ def test_a_predicate_chooses_objects(dataset: Path) -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("window_blocks", [3, 32])
-def test_objects_that_lie_together_do_not_fill_the_memory(
+def test_selected_objects_that_are_adjacent_do_not_fill_the_memory(
     tmp_path: Path, shuffle: bool, window_blocks: int
 ) -> None:
     """Windows grow when few objects are selected; memory must not grow when these lie together."""

@@ -126,7 +126,7 @@ def test_a_shard_with_damaged_labels_is_left_out_if_asked(dataset: Path, tmp_pat
     assert sum(batch.skipped for batch in batches) == 11
 
 
-def test_a_shard_whose_labels_cannot_decide_is_lost_if_asked(
+def test_a_shard_whose_damaged_labels_decide_the_split_is_left_out_if_asked(
     dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = flip_byte(dataset, tmp_path / "d", "shard-00001.h5", 2, "object_id")

@@ -31,7 +31,7 @@ from tests.helpers.streams import SMALL, ids, open_stream, rewrite_with_h5py
         ({"chunks": (2, 5, 16, 16), "compression": "gzip", "fletcher32": True}, "chunk by chunk"),
     ],
 )
-def test_whatever_h5py_writes_streams_the_same_and_says_how(
+def test_all_formats_of_h5py_stream_the_same_and_log_how_they_are_read(
     dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any], says: str
 ) -> None:
     folder = rewrite_with_h5py(dataset, tmp_path / "d", **options)
@@ -64,7 +64,7 @@ def test_a_user_file_with_a_nan_pixel_is_named(dataset: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (6, 5, 16, 16), "compression": "gzip"}], ids=str)
-def test_shards_of_others_are_checked_as_they_are_read(
+def test_foreign_shards_are_verified_while_they_are_read(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     """No file is hashed as a whole: a rank verifies the labels of its shards and the images that it reads."""

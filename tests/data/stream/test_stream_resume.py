@@ -80,7 +80,9 @@ def run(folder: Path, size: int, epoch: int, start: int, tokens: list[int] | Non
 
 
 @pytest.mark.timeout(3 * TIMEOUT_S)
-def test_killed_on_two_resumed_on_three_killed_resumed_on_one(unequal: Path) -> None:
+def test_kills_and_resumes_at_other_world_sizes_lose_no_object(
+    unequal: Path,
+) -> None:
     whole = run(unequal, 1, 3, 0, None)[0]
     stages: list[list[Any]] = []
     start = 0

@@ -48,7 +48,7 @@ def write(folder: Path, stamps: Stamps, bands: tuple[str, ...] = BANDS) -> Path:
     return write_stamps(folder, stamps, bands=bands, shard_rows=200)
 
 
-def test_recovers_redshift_from_colour_whatever_brightness_and_dust(tmp_path: Path) -> None:
+def test_redshift_is_recovered_from_colour_for_any_brightness_and_dust(tmp_path: Path) -> None:
     train = write(
         tmp_path / "train", galaxies(600, 1)
     )  # without dust: neighbours of dusty galaxies must be found
@@ -86,7 +86,7 @@ def test_an_object_of_training_is_known_again_when_its_pixels_have_changed(tmp_p
         knn.knn_colours(train, attacked, BINS)
 
 
-def test_the_subset_and_the_limit_say_what_is_measured_and_among_what(tmp_path: Path) -> None:
+def test_the_subset_and_the_limit_select_measured_objects_and_neighbours(tmp_path: Path) -> None:
     stamps = galaxies(400, 1)
     stamps.z_spec[5] = np.nan
     data = write(tmp_path / "d", stamps)

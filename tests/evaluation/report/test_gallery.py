@@ -114,7 +114,7 @@ def test_a_small_dataset_is_measured_whole(tmp_path: Path) -> None:
     assert np.median(sample.scatter / SKY) == pytest.approx(1, abs=0.03)
 
 
-def test_a_large_dataset_is_sampled_from_many_shards_and_alike_every_time(
+def test_a_large_dataset_is_sampled_from_many_shards_reproducibly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpcphotoz.evaluation.report.dataset_sample._MAX_OBJECTS", 128)

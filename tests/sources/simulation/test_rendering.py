@@ -103,7 +103,7 @@ def test_the_grid_grows_with_the_galaxy() -> None:
         assert _grid_size(galaxy, STAMP) == size
 
 
-def test_point_spread_function_has_the_width_it_says() -> None:
+def test_point_spread_function_has_its_nominal_width() -> None:
     point = compact(radius_bulge=0.01, radius_disc=0.01)
     image = render(point, exposure(0.5, 0.5), Camera())[R_BAND]
     row = image[STAMP // 2, STAMP // 2 :]

@@ -124,7 +124,7 @@ def test_an_unusable_output_folder_is_refused_first(
             ingest_frames(out, frames, table)
 
 
-def test_nothing_in_the_frames_is_an_error(tmp_path: Path, frames: Path) -> None:
+def test_a_table_without_objects_in_the_frames_is_an_error(tmp_path: Path, frames: Path) -> None:
     table = write_table(tmp_path / "t.csv", [{"object_id": 1, "ra": 10.0, "dec": 10.0}])
     places = "at ra 10.0000 to 10.0000, dec 10.0000 to 10.0000, the frames at ra 351.6[0-9]* to 351.6"
     with pytest.raises(BadInput, match=f"none of its 1 objects .*: they are {places}"):

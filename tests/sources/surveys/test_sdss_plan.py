@@ -61,7 +61,7 @@ def test_a_unit_reads_each_frame_once(tmp_path: Path, frames: Path, monkeypatch:
     assert manifest.rows == 12 and len(read) == len(set(read)) == 10
 
 
-def test_one_stamp_a_run_and_one_only_of_overlapping_fields(tmp_path: Path, frames: Path) -> None:
+def test_one_stamp_per_run_also_where_fields_overlap(tmp_path: Path, frames: Path) -> None:
     write_set(frames / "run-000094", [(RA, DEC)], field=13)
     write_set(frames / "run-000752", [(RA, DEC)], run=752)
     table = write_table(tmp_path / "t.csv", [{"object_id": 5, "ra": RA, "dec": DEC}])

@@ -26,14 +26,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "slurm", "openmpi"])
-def test_a_rank_that_is_shown_one_gpu_takes_it(launcher: str, gpus: list[str]) -> None:
+def test_a_rank_that_sees_one_gpu_uses_it(launcher: str, gpus: list[str]) -> None:
     """`--gpus-per-task` and cgroups show one GPU, whatever the launcher says of ranks on the node."""
     gpus += ["a"]
     for rank in range(4):
         assert choose_device(World(rank, 4, rank, 4, launcher), env={}) == torch.device("cuda", 0)
 
 
-def test_a_rank_that_is_shown_all_gpus_takes_its_own(gpus: list[str]) -> None:
+def test_a_rank_that_sees_all_gpus_uses_its_own(gpus: list[str]) -> None:
     gpus += ["a", "b", "c", "d"]
     chosen = [choose_device(World(4 + k, 8, k, 4), env={}) for k in range(4)]
     assert chosen == [torch.device("cuda", k) for k in range(4)]

@@ -67,7 +67,7 @@ def ended(*ranks: subprocess.Popen[str]) -> list[tuple[int, str, list[str]]]:
     return [(rank.returncode, out, err.splitlines()) for rank, (out, err) in zip(ranks, said, strict=True)]
 
 
-def test_ranks_meet_whoever_comes_first() -> None:
+def test_ranks_connect_in_any_order() -> None:
     port = free_port()
     late = join(1, 2, port, 60)
     assert late.stdout is not None and late.stdout.readline() == "joins\n"

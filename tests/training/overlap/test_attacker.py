@@ -62,7 +62,7 @@ def test_ranks_with_different_options_do_not_begin(name: str, dataset: Path, tmp
     assert not list(tmp_path.glob("run*"))
 
 
-def test_auto_chooses_attackers_by_what_it_measured(dataset: Path, tmp_path: Path) -> None:
+def test_auto_chooses_attackers_by_measured_times(dataset: Path, tmp_path: Path) -> None:
     """The measurement is printed, and does not change the loss curve."""
     words = arguments(dataset, tmp_path / "run", tmp_path, **APART, max_steps=3)
     train(config(max_steps=3), dataset, tmp_path / "alone")
@@ -83,7 +83,7 @@ def test_auto_chooses_attackers_by_what_it_measured(dataset: Path, tmp_path: Pat
     ],
     ids=str,
 )
-def test_staleness_and_fewer_bits_move_the_curve_a_little_and_always_alike(
+def test_staleness_and_fewer_bits_change_the_curve_slightly_and_reproducibly(
     how: dict[str, object], alone: Path, dataset: Path, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
