@@ -116,11 +116,7 @@ def _l2_kernel(  # type: ignore[no-untyped-def]
 
 
 def launch(given: StepArguments, block: int = 2048) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are.
-
-    Args:
-        block: pixels that a program handles at a time, a power of two.
-    """
+    """Run the kernel itself, on whatever device the tensors are; `block` pixels at a time, a power of two."""
     x0, out = given.x0, torch.empty_like(given.x0)
     if x0.numel() == 0:
         return out

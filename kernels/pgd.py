@@ -16,7 +16,7 @@ from hpcphotoz.kernels import checks, reference
 from hpcphotoz.kernels.checks import StepArguments
 from hpcphotoz.kernels.device_functions import clamp
 
-BLOCK = 2048  # pixels a program: 16 a thread, four independent 16-byte loads of each image
+BLOCK = 2048  # pixels a program, a power of two: 16 a thread, four independent 16-byte loads of each image
 PLANE = 1024  # a plane of fewer pixels shares its program with the other bands
 
 
@@ -102,12 +102,7 @@ def _pgd_kernel(  # type: ignore[no-untyped-def]
 
 
 def launch(given: StepArguments, previous: Tensor | None = None, block: int = BLOCK) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are.
-
-    Args:
-        previous: as in `reference.momentum`, which is computed if it is given.
-        block: pixels a program, a power of two.
-    """
+    """Run the kernel itself, on any device: `reference.pgd`, or `momentum` if `previous` is given."""
     x0, out = given.x0, torch.empty_like(given.x0)
     if x0.numel() == 0:
         return out

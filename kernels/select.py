@@ -13,7 +13,7 @@ from torch.library import triton_op, wrap_triton
 
 from hpcphotoz.kernels import checks, reference
 
-BLOCK = 4096  # numbers a program: most programs have nothing to do, so fewer and larger ones
+BLOCK = 4096  # numbers a program, a power of two: most programs have nothing to do, so fewer and larger ones
 IMAGES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,11 +35,7 @@ def _select_kernel(  # type: ignore[no-untyped-def]
 
 
 def launch(best: Tensor, best_loss: Tensor, adv: Tensor, loss: Tensor, block: int = BLOCK) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.select`.
-
-    Args:
-        block: numbers a program, a power of two.
-    """
+    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.select`."""
     size = int(best.shape[1] * best.shape[2] * best.shape[3])
     if best.numel() == 0:
         return torch.where(loss > best_loss, loss, best_loss)

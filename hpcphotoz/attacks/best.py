@@ -28,13 +28,7 @@ class BestSoFar:
         self.loss = torch.full((len(batch),), -torch.inf, device=batch.images.device)
 
     def add(self, rows: slice | Tensor, adv: Tensor, outputs: Tensor, loss: Tensor, labels: Tensor) -> None:
-        """Keep the images whose loss is greater.
-
-        Args:
-            rows: the objects that the other arguments belong to.
-            adv: their images.
-            outputs, loss, labels: of these images.
-        """
+        """Keep the images `adv` of the objects `rows` where their loss is greater."""
         loss = loss.float().clamp(max=torch.finfo(torch.float32).max)  # infinity means: finished
         if self._stop is not None:
             loss = loss.masked_fill(self._stop(outputs, labels), torch.inf)

@@ -42,11 +42,9 @@ class AttackGraphs:
         key: Tensor | None,
         passes: Passes,
     ) -> tuple[Tensor, ...]:
-        """Attack; the first call of its kind captures a graph.
+        """Attack as `run_attack`; the first call of its kind captures a graph.
 
-        Args:
-            name: name of the attack; calls with the same name must have the same loss and loop.
-            model, batch, loss, loop, key, passes: as `run_attack`.
+        Calls with the same name of the attack must have the same loss and loop.
         """
         images = batch.images
         kind = (name, batch.ball, images.shape, images.stride(), batch.ebv is None, batch.labels.dtype)

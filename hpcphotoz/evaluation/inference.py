@@ -57,14 +57,7 @@ class DatasetAttack:
         self._graphs = AttackGraphs() if compiles else None
 
     def __call__(self, tensor: dict[str, Tensor], z: Tensor, attack: Attack, seed: int) -> Tensor:
-        """Attacked images, (N, B, H, W) float32 nMgy.
-
-        Args:
-            tensor: from `batches.to_tensors`.
-            z: (N,) float32 from `attack_labels`.
-            attack: configuration of the attack.
-            seed: key of the random starts.
-        """
+        """Attacked images, (N, B, H, W) float32 nMgy, of a batch of `to_tensors` with its `attack_labels`."""
         if self._graphs is not None and len(z) == self._batch:
             replay = partial(self._graphs, graph_key(attack))
             passes = replace(self._passes, compiled=True, replay=replay)

@@ -24,13 +24,7 @@ class ScoreAccumulator:
         self._parts: list[Floats] = []
 
     def add(self, network: RedshiftNetwork, pdf: Tensor, z_spec: Floats) -> None:
-        """Score a batch.
-
-        Args:
-            network: the network that predicted the PDFs.
-            pdf: (N, bins) probabilities.
-            z_spec: (N,) NaN: unknown, scored NaN.
-        """
+        """Score the PDFs (N, bins) that a network predicted; where z_spec (N,) is NaN, so are the scores."""
         mean = network.bins.integral(pdf).cpu().numpy()
         scores = np.full((3, len(pdf)), np.nan)
         known = np.isfinite(z_spec)
@@ -94,12 +88,7 @@ class NetworkScorer:
         return compute_pdfs(self.network, images, tensor["ebv"], tensor["object_id"], self._forward)
 
     def result(self, z_spec: Floats, max_eps: float | None) -> NetworkResult:
-        """Metrics of the network under every condition, over all batches scored so far.
-
-        Args:
-            z_spec: (N,) of all objects, NaN: unknown.
-            max_eps: largest epsilon of the search for minimal epsilons; None if there was no search.
-        """
+        """Metrics under every condition, over all batches so far; without a search `max_eps` is None."""
         reference = self._accumulators[0].per_object_scores()[0]
         conditions = []
         names = [(CLEAN, 0.0), *((name, attack.eps) for name, attack in self._grid)]
