@@ -13,11 +13,11 @@ import pytest
 from hpcphotoz.data.format import index
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
-from tests.helpers.damaged_shards import KINDS, make_small_dataset
+from tests.helpers.data.damaged_shards import KINDS, make_small_dataset
 from tests.helpers.paths import ROOT
 
 PROBE = index._probe
-READER = "tests.helpers.damaged_shards"
+READER = "tests.helpers.data.damaged_shards"
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(600, marks=pytest.mark.slow)])

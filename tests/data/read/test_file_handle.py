@@ -8,7 +8,7 @@ import pytest
 
 from hpcphotoz.data.read import file_handle
 from hpcphotoz.errors import BadInput
-from tests.helpers.streams import assert_holds_stamps, ids, open_stream
+from tests.helpers.data.streams import assert_holds_stamps, ids, open_stream
 
 
 def test_a_passing_error_of_a_network_file_system_is_tried_again(

@@ -10,7 +10,7 @@ import pytest
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.data.select.predicate_parser import FUNCTIONS, LABEL_NAMES, MAX_DEPTH, MAX_LENGTH
 from hpcphotoz.errors import BadInput
-from tests.helpers.labels import BANDS, table
+from tests.helpers.data.labels import BANDS, table
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.data.select.predicate_parser import FUNCTIONS
 from hpcphotoz.errors import BadInput
-from tests.helpers.labels import BANDS, table
+from tests.helpers.data.labels import BANDS, table
 
 # Random conditions as text. No constant divisor is zero, and ids are made small before they are divided:
 # Python rounds the quotient of two whole numbers once and numpy thrice.

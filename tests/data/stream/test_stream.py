@@ -13,8 +13,8 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
+from tests.helpers.data.streams import SMALL, assert_holds_stamps, ids, open_stream
 from tests.helpers.datasets import make_dataset, make_stamps
-from tests.helpers.streams import SMALL, assert_holds_stamps, ids, open_stream
 
 
 def test_batches_hold_what_is_on_disk(dataset: Path) -> None:

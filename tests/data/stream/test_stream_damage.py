@@ -9,8 +9,8 @@ import pytest
 
 from hpcphotoz.data import order
 from hpcphotoz.errors import BadInput
+from tests.helpers.data.streams import SMALL, flip_byte, ids, open_stream
 from tests.helpers.datasets import make_stamps
-from tests.helpers.streams import SMALL, flip_byte, ids, open_stream
 
 
 @pytest.mark.parametrize("verify", ["first", "always"])

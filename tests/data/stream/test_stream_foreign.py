@@ -14,8 +14,8 @@ from hpcphotoz.data.format import shards
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.errors import BadInput
+from tests.helpers.data.streams import SMALL, ids, open_stream, rewrite_with_h5py
 from tests.helpers.datasets import make_stamps
-from tests.helpers.streams import SMALL, ids, open_stream, rewrite_with_h5py
 
 
 @pytest.mark.parametrize(
