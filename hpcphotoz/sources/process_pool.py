@@ -6,8 +6,10 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from queue import SimpleQueue
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from hpcphotoz.errors import BadInput
@@ -15,7 +17,8 @@ from hpcphotoz.errors import BadInput
 T = TypeVar("T")
 R = TypeVar("R")
 
-_WAITING = 2  # finished results for each process that may wait for the reader; then the processes wait
+_AHEAD = 3  # tasks for each process that are sent before the reader takes a result; then the processes wait
+_work: Callable[[Any], Any]  # in a worker process
 
 
 def usable_cores() -> int:
@@ -29,53 +32,43 @@ def usable_cores() -> int:
 def run_on_processes(work: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[int, R]]:
     """Yields (k, result of task k) as tasks finish in spawned processes.
 
-    With one process or one task, everything is done here, in order. Otherwise a thread receives the results,
-    so that the processes go on while the reader writes what it has.
+    With one process or one task, everything is done here, in order.
 
     Args:
         work: must pickle; sent to each process once.
-        tasks: must pickle; a process is sent its next task when it has finished one.
+        tasks: must pickle; few are sent ahead, so that the processes go on while the reader writes.
         processes: at most one is started for each task.
 
     Raises:
         BadInput: a process died, or what `work` raises.
         RuntimeError: another error in a process, with its traceback.
     """
-    if min(processes, len(tasks)) <= 1:
+    processes = min(processes, len(tasks))
+    if processes <= 1:
         for k, task in enumerate(tasks):
             yield k, work(task)
         return
     # spawn, never fork: the caller may hold threads (torch, HDF5), and a forked child may then hang.
     context = multiprocessing.get_context("spawn")
+    theirs, mine = context.Pipe(duplex=False)
     left = iter(enumerate(tasks))
-    workers: dict[Any, Any] = {}  # connection -> process
-    results: SimpleQueue[tuple[int, R] | Exception] = SimpleQueue()
-    room = threading.Semaphore(_WAITING * processes)
-    receiver = threading.Thread(target=_receive_all, args=(workers, left, results, room), daemon=True)
-    try:
-        for _ in range(min(processes, len(tasks))):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=_run_worker, args=(theirs, work), daemon=True)
-            process.start()
-            theirs.close()
-            workers[mine] = process
-            mine.send(next(left))
-        receiver.start()
-        for _ in tasks:
-            result = results.get()
-            if isinstance(result, Exception):
-                raise result
-            room.release()
-            yield result
-    finally:
-        for process in workers.values():
-            process.terminate()
-            process.join()
-        if receiver.is_alive():
-            room.release(len(tasks))  # it then finds that the processes have ended
-            receiver.join()
-        for connection in workers:
-            connection.close()
+    running: dict[Future[R], int] = {}
+    with theirs, mine, ProcessPoolExecutor(processes, context, _start_worker, (work, theirs)) as pool:
+        try:
+            while True:
+                for k, task in islice(left, _AHEAD * processes - len(running)):
+                    running[pool.submit(_run_task, task)] = k
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool:
+            raise BadInput(
+                "a worker process died (out of memory?): run again with fewer `processes`"
+            ) from None
+        except BaseException:
+            mine.close()
+            raise
 
 
 def in_order(results: Iterator[tuple[int, R]]) -> Iterator[R]:
@@ -89,64 +82,24 @@ def in_order(results: Iterator[tuple[int, R]]) -> Iterator[R]:
             turn += 1
 
 
-def _receive_all(
-    workers: dict[Any, Any],
-    left: Iterator[tuple[int, Any]],
-    results: "SimpleQueue[Any]",
-    room: threading.Semaphore,
-) -> None:
-    """Receives all results, sends each worker its next task, and puts an error in place of a result."""
-    busy = list(workers)
-    try:
-        while busy:
-            for ready in wait(busy):
-                assert isinstance(ready, Connection)
-                room.acquire()
-                result = _receive(ready)
-                task = next(left, None)
-                if task is None:
-                    busy.remove(ready)
-                else:
-                    ready.send(task)
-                results.put(result)
-    except Exception as error:  # the reader raises it
-        results.put(error)
-
-
-def _receive(connection: Connection) -> tuple[int, Any]:
-    try:
-        k, result, problem, trace = connection.recv()
-    except (EOFError, OSError):
-        raise BadInput("a worker process died (out of memory?): run again with fewer `processes`") from None
-    if trace is not None:
-        raise RuntimeError(f"in a worker process:\n{trace}")
-    if problem is not None:
-        raise BadInput(problem)
-    return k, result
-
-
-def _run_worker(connection: Connection, work: Callable[[Any], Any]) -> None:
+def _start_worker(work: Callable[[Any], Any], parent: Connection) -> None:
+    global _work
+    _work = work
     # Ctrl-C reaches the whole process group: the parent ends the workers, which need not print tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        try:
-            k, task = connection.recv()
-        except EOFError:
-            return
-        answer: tuple[int, Any, str | None, str | None]
-        try:
-            answer = (k, work(task), None, None)
-        except BadInput as error:
-            answer = (k, None, str(error), None)
-        except Exception:
-            answer = (k, None, None, traceback.format_exc())
-        connection.send(answer)
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """Ends this process with its parent; otherwise it would go on writing beside a new run."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with_parent(parent: Connection) -> None:
+    """Ends this process when its parent ends or needs no more: it must not write beside a new run."""
+    parent.poll(None)
+    os._exit(1)
+
+
+def _run_task(task: Any) -> Any:
+    try:
+        return _work(task)
+    except BadInput:
+        raise
+    except Exception:
+        raise RuntimeError(f"in a worker process:\n{traceback.format_exc()}") from None
