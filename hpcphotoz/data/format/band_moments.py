@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcphotoz.data.format.manifest import BandStatistics
+from hpcphotoz.data.format.manifest_schema import BandStatistics
 from hpcphotoz.data.format.stamps import Stamps
 
 _ROWS = 128  # added at a time: 21 MB of float64 for stamps of 64 x 64 x 5

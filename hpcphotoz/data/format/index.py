@@ -23,8 +23,8 @@ from hpcphotoz.data.format.manifest import (
     MANIFEST,
     Header,
     Manifest,
-    ShardEntry,
 )
+from hpcphotoz.data.format.manifest_schema import ShardEntry
 from hpcphotoz.data.format.shards import (
     CHECKSUM_SUFFIX,
     file_sha256,

@@ -9,7 +9,7 @@ import json
 import math
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ import numpy as np
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.data import hdf5, hdf5_filters
-from hpcphotoz.data.format.manifest_schema import ShardEntryModel, validate_entries, validate_manifest
+from hpcphotoz.data.format.manifest_schema import (
+    BandStatistics,
+    ShardEntry,
+    validate_entries,
+    validate_manifest,
+)
 from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.errors import BadInput
 
@@ -37,32 +42,6 @@ class Header:
     stamp: int  # pixels a side
     pixel_scale: float  # arcsec
     storage: str = "float32"  # of the images: one of STORAGE
-
-
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
-    """A shard's entry in the manifest: file, size, redshift range, offsets and checksums."""
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
-    z_min: float | None  # smallest known z_spec; None: none known
-    z_max: float | None
-    unlabelled: int  # rows whose z_spec is unknown
-    offsets: Mapping[str, int] | None = None  # first byte of each array; None: ask HDF5
-    labels_xxh3: str | None = None  # of all arrays except the images, see `label_digest`; None: unknown
-    ids_xxh3: str | None = None  # of object_id alone, which decides on the split
-    chunk_rows: int = 1  # images that are compressed together
-
-
-@dataclass(frozen=True)
-class BandStatistics:
-    """Statistics of each band over the whole dataset, in nanomaggies."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    sky_sigma: tuple[float, ...]  # mean of the objects' sky sigmas
 
 
 @dataclass(frozen=True)
@@ -128,24 +107,23 @@ def parse_manifest(raw: bytes) -> Manifest:
     content = json.loads(raw, object_pairs_hook=_without_duplicate_keys)
     lines = content.pop("shards", None) if isinstance(content, dict) else None
     tree = validate_manifest(content)
-    header = Header(tuple(tree.bands), tree.stamp, float(tree.pixel_scale), tree.storage)
+    header = Header(tree.bands, tree.stamp, tree.pixel_scale, tree.storage)
     sizes = {
         name: math.prod(row) * dtype.itemsize
         for name, (row, dtype) in {**columns(header), "image_xxh3": ((), np.dtype(np.uint64))}.items()
     }
-    shared: dict[tuple[tuple[str, int], ...], Mapping[str, int]] = {}  # ten thousand equal ones took 10 MB
+    shared: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}  # ten thousand equal ones took 10 MB
     entries = []
-    for line in validate_entries(lines):
-        offsets = line.offsets
-        _check_offsets(line, sizes)
-        kept = None if offsets is None else shared.setdefault(tuple(offsets.items()), offsets)
-        entries.append(ShardEntry(**{**dict(line), "offsets": kept}))
+    for entry in validate_entries(lines):
+        _check_offsets(entry, sizes)
+        if entry.offsets is not None:
+            entry = replace(entry, offsets=shared.setdefault(tuple(entry.offsets.items()), entry.offsets))
+        entries.append(entry)
     if len({entry.file for entry in entries}) < len(entries):
         raise ValueError("shards: one file is listed twice")
     if sum(entry.rows for entry in entries) != tree.rows:
         raise ValueError(f"rows: {tree.rows}, but the shards have {sum(entry.rows for entry in entries)}")
-    statistics = BandStatistics(**{k: tuple(map(float, v)) for k, v in dict(tree.statistics).items()})
-    return Manifest(header, tuple(entries), statistics, tree.provenance, hashlib.sha256(raw).hexdigest())
+    return Manifest(header, tuple(entries), tree.statistics, tree.provenance, hashlib.sha256(raw).hexdigest())
 
 
 def _without_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -155,13 +133,8 @@ def _without_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_offsets(line: ShardEntryModel, sizes: Mapping[str, int]) -> None:
-    """Check that all arrays of a shard fit into its file.
-
-    Args:
-        line: the shard's entry.
-        sizes: bytes a row of every array.
-    """
+def _check_offsets(line: ShardEntry, sizes: Mapping[str, int]) -> None:
+    """Check that all arrays of a shard, of these sizes in bytes a row, fit into its file."""
     rows, images = line.rows, sizes["images"]
     if line.chunk_rows > rows or line.chunk_rows * images > max(hdf5.LARGEST_CHUNK, images):
         raise ValueError(f"{line.file}: chunk_rows {line.chunk_rows} of {rows} rows: too many")

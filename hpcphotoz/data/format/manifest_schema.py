@@ -1,9 +1,19 @@
-"""Pydantic models of `manifest.json`: strict types and ranges."""
+"""The parts of `manifest.json`, with the strict types and ranges that pydantic checks where one is read."""
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 Count = Annotated[StrictInt, Field(ge=1, lt=2**62)]
 NonNegative = Annotated[StrictInt, Field(ge=0, lt=2**62)]
@@ -17,51 +27,61 @@ def _printable(text: str) -> str:
 
 
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=200), AfterValidator(_printable)]
-Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
+Number = Annotated[StrictFloat, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
 Sigma = Annotated[Number, Field(ge=0)]
 
 
-class _StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid")
 
 
-class ShardEntryModel(_StrictModel):
-    """Entry of one shard."""
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A shard's entry in the manifest: file, size, redshift range, offsets and checksums."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     file: Text
     rows: Count
     bytes: Count
     sha256: Text
-    z_min: Number | None
+    z_min: Number | None  # smallest known z_spec; None: none known
     z_max: Number | None
-    unlabelled: NonNegative
-    offsets: dict[Text, NonNegative] | None = None
-    labels_xxh3: Text | None = None
-    ids_xxh3: Text | None = None
-    chunk_rows: Count = 1
+    unlabelled: NonNegative  # rows whose z_spec is unknown
+    offsets: dict[Text, NonNegative] | None = None  # first byte of each array; None: ask HDF5
+    labels_xxh3: Text | None = None  # of all arrays except the images, see `label_digest`; None: unknown
+    ids_xxh3: Text | None = None  # of object_id alone, which decides on the split
+    chunk_rows: Count = 1  # images that are compressed together
 
 
-class BandStatisticsModel(_StrictModel):
-    """Statistics of each band, in nanomaggies."""
+@dataclass(frozen=True)
+class BandStatistics:
+    """Statistics of each band over the whole dataset, in nanomaggies."""
 
-    mean: list[Number]
-    std: list[Sigma]
-    sky_sigma: list[Sigma]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    mean: tuple[Number, ...]
+    std: tuple[Sigma, ...]
+    sky_sigma: tuple[Sigma, ...]  # mean of the objects' sky sigmas
 
 
-class ManifestModel(_StrictModel):
+class ManifestModel(BaseModel):
     """The whole file except the shards."""
+
+    model_config = _STRICT
 
     format: Literal["hpcphotoz-shards"]
     version: Literal[1, 2]
     rows: NonNegative
     flux_unit: Literal["nanomaggy"]
-    bands: Annotated[list[Text], Field(min_length=1, max_length=1000)]
+    bands: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000)]
     stamp: Annotated[StrictInt, Field(ge=1, le=1 << 14)]
     pixel_scale: Annotated[Number, Field(gt=0)]
     storage: Literal["float32", "float16", "int16"] = "float32"
-    statistics: BandStatisticsModel
+    statistics: BandStatistics
     provenance: dict[str, Any]
+
+
+_SHARD_ENTRY = TypeAdapter(ShardEntry)
 
 
 def validate_manifest(tree: Mapping[str, Any]) -> ManifestModel:
@@ -70,7 +90,7 @@ def validate_manifest(tree: Mapping[str, Any]) -> ManifestModel:
     Raises:
         ValueError: one line with the first thing that is wrong.
     """
-    found: ManifestModel = _validate(ManifestModel, tree, "the file")
+    found: ManifestModel = _validate(ManifestModel.model_validate, tree, "the file")
     sizes = {len(found.statistics.mean), len(found.statistics.std), len(found.statistics.sky_sigma)}
     if sizes != {len(found.bands)}:
         raise ValueError(f"statistics: want one figure for each of the {len(found.bands)} bands")
@@ -82,7 +102,7 @@ def validate_manifest(tree: Mapping[str, Any]) -> ManifestModel:
     return found
 
 
-def validate_entries(lines: Any) -> Iterator[ShardEntryModel]:
+def validate_entries(lines: Any) -> Iterator[ShardEntry]:
     """Yield validated shard entries, each removed from the list first: a survey's take 20 MB.
 
     Raises:
@@ -93,7 +113,7 @@ def validate_entries(lines: Any) -> Iterator[ShardEntryModel]:
     lines.reverse()
     number = 0
     while lines:
-        yield _validate(ShardEntryModel, lines.pop(), f"shards.{number}")
+        yield _validate(_SHARD_ENTRY.validate_python, lines.pop(), f"shards.{number}")
         number += 1
 
 
@@ -106,9 +126,9 @@ def _check_depth(value: Any, left: int) -> None:
             _check_depth(item, left - 1)
 
 
-def _validate(kind: type[Any], tree: Any, what: str) -> Any:
+def _validate(check: Callable[[Any], Any], tree: Any, what: str) -> Any:
     try:
-        return kind.model_validate(tree)
+        return check(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

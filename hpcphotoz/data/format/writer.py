@@ -18,11 +18,11 @@ from hpcphotoz.data.format.manifest import (
     FORMAT,
     Header,
     Manifest,
-    ShardEntry,
     columns,
     format_version,
     write_manifest,
 )
+from hpcphotoz.data.format.manifest_schema import ShardEntry
 from hpcphotoz.data.format.shards import file_sha256, image_digests, label_digest
 from hpcphotoz.data.format.stamps import COLUMNS, Stamps, redshift_range
 from hpcphotoz.errors import BadInput

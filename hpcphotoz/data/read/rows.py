@@ -1,29 +1,27 @@
 """Reads a dataset in stored order, decoded and verified, for evaluation, prediction and `inspect`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.manifest import Manifest, ShardEntry, columns, shard_file_problem
+from hpcphotoz.data.format.manifest import Manifest, columns, shard_file_problem
+from hpcphotoz.data.format.manifest_schema import ShardEntry
 from hpcphotoz.data.format.shards import (
     check_finite,
     file_sha256,
     image_digests,
     images_differ_message,
-    label_digest,
-    labels_differ_message,
     naming_damage,
     open_shard,
-    stored_digests,
 )
 from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.read.shard_files import ShardFile
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
@@ -46,18 +44,21 @@ def read_rows(
     Raises:
         BadInput: a shard that cannot be read, is damaged or does not match the manifest.
     """
-    for shard in manifest.shards:
+    for number, shard in enumerate(manifest.shards):
         path = folder / shard.file
         with open_shard(folder, manifest, shard) as file:
-            with naming_damage(path):
-                digests = stored_digests(folder, shard, file)
-                _verify_labels(path, shard, file, list(columns(manifest.header)), digests)
+            labels = ShardFile(folder, manifest, number)
+            labels.verify_labels()
             for start in range(0, shard.rows, batch):
                 stop = min(start + batch, shard.rows)
                 with naming_damage(path, start, stop):
                     found = {name: hdf5.read(file[name], start, stop) for name in columns(manifest.header)}
-                    if shard.labels_xxh3 is not None and digests is not None:
-                        _verify_images(path, found["images"], digests[start:stop], start)
+                if labels.has_digests:
+                    stored = np.empty(stop - start, np.uint64)
+                    labels.column("image_xxh3", start, stored)
+                    wrong = start + np.flatnonzero(image_digests(found["images"]) != stored)
+                    if len(wrong):
+                        raise BadInput(images_differ_message(path, wrong))
                 unit = found.pop("image_unit", None)
                 stamps = Stamps(**{**found, "images": encoding.decode(found["images"], unit)})
                 check_finite(stamps.images, path, start)
@@ -98,23 +99,3 @@ def _problem(folder: Path, manifest: Manifest, shard: ShardEntry) -> str | None:
     if digest == shard.sha256:
         return None
     return f"{path}: checksum differs from the manifest: copy or write it again"
-
-
-def _verify_labels(
-    path: Path, shard: ShardEntry, file: h5py.File, names: Sequence[str], digests: Array | None
-) -> None:
-    if shard.labels_xxh3 is None:
-        if file_sha256(path) != shard.sha256:
-            raise BadInput(labels_differ_message(path, shard, "the file"))
-        return
-    found = {name: hdf5.read(file[name]) for name in names if name != "images"}
-    if digests is not None:
-        found["image_xxh3"] = digests
-    if label_digest(found) != shard.labels_xxh3:
-        raise BadInput(labels_differ_message(path, shard, "labels"))
-
-
-def _verify_images(path: Path, images: Array, stored: Array, first: int) -> None:
-    wrong = first + np.flatnonzero(image_digests(images) != stored)
-    if len(wrong):
-        raise BadInput(images_differ_message(path, wrong))

@@ -7,10 +7,10 @@ saves several round trips a shard. Of other shards, HDF5 gives the offsets or th
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -20,27 +20,15 @@ from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import shards
 from hpcphotoz.data.format.manifest import Manifest, columns, shard_file_problem
 from hpcphotoz.data.order import Blocks
-from hpcphotoz.data.read import chunks
-from hpcphotoz.data.read.file_handle import FileHandle, with_retries
+from hpcphotoz.data.read import readers
 from hpcphotoz.errors import BadInput
 
 Array = npt.NDArray[Any]
 _T = TypeVar("_T")
 _MAX_OPEN_SHARDS = 64
-_IOV_MAX = 1024
 _log = logging.getLogger(__name__)
 _logged_methods: set[tuple[Path, str]] = set()  # (folder, method of reading), each logged once
 _logged_methods_lock = threading.Lock()
-
-
-class ImageReader(Protocol):
-    """Reads the images of one shard."""
-
-    method: str  # how they are read, in words
-
-    def read(self, first: int, views: Sequence[memoryview]) -> None:
-        """Read rows from `first` on, one into each view."""
-        ...
 
 
 class ShardFile:
@@ -62,43 +50,46 @@ class ShardFile:
         self.path = folder / self.entry.file
         self._columns = columns(manifest.header)
         shape, dtype = self._columns["images"]
-        self.row_bytes = int(np.prod(shape)) * dtype.itemsize
-        if problem := with_retries(lambda: shard_file_problem(folder, self.entry), self.path):
+        row_bytes = int(np.prod(shape)) * dtype.itemsize
+        if problem := readers.with_retries(lambda: shard_file_problem(folder, self.entry), self.path):
             raise BadInput(problem)
-        self._handle = FileHandle(self.path)
-        self._digests: FileHandle | None = None  # of the file beside a shard that lacks `image_xxh3`
-        self._decoded_labels: dict[str, Array] = {}
-        self._offsets = dict(self.entry.offsets or {})
-        self.images: ImageReader
+        handle = readers.FileHandle(self.path)
+        # Where each label lies: a file and the first byte there, or an array in memory.
+        self._labels: dict[str, tuple[readers.FileHandle, int] | Array] = {}
+        self.images: readers.ImageReader
         if self.entry.offsets is not None:
-            self.images = _ContiguousReader(self._handle, self._offsets["images"], self.row_bytes)
+            self._labels = {name: (handle, offset) for name, offset in self.entry.offsets.items()}
+            self.images = readers.ContiguousReader(handle, self.entry.offsets["images"], row_bytes)
             return
         with shards.open_shard(folder, manifest, self.entry) as file, shards.naming_damage(self.path):
-            for name in self._names(file):
-                if (offset := self._offset_of(file[name])) is None:
-                    self._decoded_labels[name] = hdf5.read(file[name])
-                else:
-                    self._offsets[name] = offset
-            self.images = self._image_reader(file, folder, manifest)
+            for name in (*self._columns, "image_xxh3"):
+                if name != "images" and name in file:
+                    offset = self._offset_of(file[name])
+                    self._labels[name] = hdf5.read(file[name]) if offset is None else (handle, offset)
+            data = file["images"]
+            if (offset := self._offset_of(data)) is not None:
+                self.images = readers.ContiguousReader(handle, offset, row_bytes)
+            elif (index := readers.chunk_index(data, self.entry.bytes)) is not None:
+                self.images = readers.ChunkReader(self.path, handle, index, row_bytes, data.dtype.itemsize)
+            else:
+                self.images = readers.Hdf5Reader(self.path, shards.open_shard(folder, manifest, self.entry))
         if not self.has_digests and self.entry.labels_xxh3 is not None:
-            self._digests = FileHandle(shards.checksum_path(folder, self.entry))
+            beside = shards.checksum_path(folder, self.entry)
+            self._labels["image_xxh3"] = (readers.FileHandle(beside), 0)
 
     @property
     def has_digests(self) -> bool:
         """Whether a checksum of each image is stored."""
-        return (
-            self._digests is not None or "image_xxh3" in self._offsets or "image_xxh3" in self._decoded_labels
-        )
+        return "image_xxh3" in self._labels
 
     def column(self, name: str, first: int, out: Array) -> None:
         """Read the rows of a label from `first` on into `out`, (n, ...) contiguous."""
-        if name in self._decoded_labels:
-            out[:] = self._decoded_labels[name][first : first + len(out)]
+        place = self._labels[name]
+        if isinstance(place, np.ndarray):
+            out[:] = place[first : first + len(out)]
         elif len(out):
             view = out.data.cast("B")
-            beside = self._digests if name == "image_xxh3" else None
-            start = 0 if beside else self._offsets[name]
-            (beside or self._handle).read([view], start + first * (len(view) // len(out)))
+            place[0].read([view], place[1] + first * (len(view) // len(out)))
 
     def verify_labels(self, ids_only: bool = False) -> None:
         """Compare all labels, or only the object ids, with the manifest's checksums.
@@ -121,21 +112,7 @@ class ShardFile:
                 shards.labels_differ_message(self.path, self.entry, "ids" if ids_only else "labels")
             )
 
-    def _names(self, file: h5py.File) -> list[str]:
-        return [name for name in (*self._columns, "image_xxh3") if name != "images" and name in file]
-
-    def _image_reader(self, file: h5py.File, folder: Path, manifest: Manifest) -> ImageReader:
-        data = file["images"]
-        if (offset := self._offset_of(data)) is not None:
-            return _ContiguousReader(self._handle, offset, self.row_bytes)
-        if (index := chunks.chunk_index(data, self.entry.bytes)) is not None:
-            return chunks.ChunkReader(
-                str(self.path), self._handle.read, index, self.row_bytes, data.dtype.itemsize
-            )
-        return chunks.Hdf5Reader(self.path, shards.open_shard(folder, manifest, self.entry))
-
     def _offset_of(self, data: h5py.Dataset) -> int | None:
-        """First byte of a contiguous array; None: it is stored in chunks."""
         offset = data.id.get_offset()
         # An unallocated dataset behind a user block once gave offset 511: hence the check of its end.
         inside = offset is not None and offset + data.nbytes <= self.entry.bytes
@@ -188,10 +165,8 @@ class ShardFiles:
         """
         what = (number, ids_only)
         with self._lock:
-            checked = self._verified.get(what)
-            mine = checked is None
-            if checked is None:
-                checked = self._verified[what] = Future()
+            mine = what not in self._verified
+            checked = self._verified.setdefault(what, Future())
         if mine:
             _run_into(checked, lambda: self._problem(number, ids_only))
         if problem := checked.result():
@@ -242,7 +217,7 @@ class ShardFiles:
             new = (self._folder, method) not in _logged_methods
             _logged_methods.add((self._folder, method))
         if new:
-            level = logging.INFO if method == _ContiguousReader.method else logging.WARNING
+            level = logging.INFO if method == readers.ContiguousReader.method else logging.WARNING
             _log.log(level, "%s: %s", self._folder, method)
 
 
@@ -258,15 +233,3 @@ def allocate_column(columns: Mapping[str, tuple[tuple[int, ...], Any]], name: st
     """Uninitialised memory for some rows of a column."""
     row, dtype = ((), np.uint64) if name == "image_xxh3" else columns[name]
     return np.empty((rows, *row), dtype)
-
-
-class _ContiguousReader:
-    method = "contiguous shards, read by preadv"
-
-    def __init__(self, handle: "FileHandle", offset: int, row_bytes: int) -> None:
-        self._handle, self._offset, self._row_bytes = handle, offset, row_bytes
-
-    def read(self, first: int, views: Sequence[memoryview]) -> None:
-        for start in range(0, len(views), _IOV_MAX):
-            part = views[start : start + _IOV_MAX]
-            self._handle.read(part, self._offset + (first + start) * self._row_bytes)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz.atomic import write_text
-from hpcphotoz.data.format.manifest import Manifest, ShardEntry
+from hpcphotoz.data.format.manifest import Manifest
+from hpcphotoz.data.format.manifest_schema import ShardEntry
 from hpcphotoz.data.format.stamps import redshift_range
 from hpcphotoz.data.order import ORDER, Blocks
 from hpcphotoz.data.read.shard_files import ShardFiles
-from hpcphotoz.data.select.selection import Selection
-from hpcphotoz.data.select.subset import Subset
+from hpcphotoz.data.select.subset import Selection, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 

@@ -22,8 +22,7 @@ from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.census import Census, SelectedObjects, count_objects, load_objects, save_objects
 from hpcphotoz.data.select.subset import SplitPart, Subset
 from hpcphotoz.data.stream.batch import Batch
-from hpcphotoz.data.stream.buffers import BufferPool
-from hpcphotoz.data.stream.window import Window
+from hpcphotoz.data.stream.window import BufferPool, Window
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
 

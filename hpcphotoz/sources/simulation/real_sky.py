@@ -15,9 +15,8 @@ from hpcphotoz.sources.simulation.population import R_BAND
 from hpcphotoz.sources.simulation.rendering import STAMP
 from hpcphotoz.sources.surveys.fits import header_numbers, read_header
 from hpcphotoz.sources.surveys.frame import Floats, Frame
-from hpcphotoz.sources.surveys.sdss import BAD_PLANES, Mask, read_fpc, read_mask
+from hpcphotoz.sources.surveys.sdss import BAD_PLANES, FieldPSF, Mask, read_fpc, read_mask, read_psf
 from hpcphotoz.sources.surveys.sdss_fields import FrameSet, find_frame_sets, left_out_entry, report_left_out
-from hpcphotoz.sources.surveys.sdss_psf import FieldPSF, read_psf
 
 PATCH = STAMP + 8  # pixels of a frame that a stamp may draw on: half a stamp, a fraction, and Lanczos-3
 FIELDS_IN_MEMORY = 2  # 80 MB each

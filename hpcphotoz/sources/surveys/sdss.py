@@ -1,4 +1,4 @@
-"""SDSS frames of DR7 and of DR8 and later, and the mask planes of DR7.
+"""SDSS frames of DR7 and of DR8 and later, and the mask planes and point spread functions of DR7.
 
 DR7 corrected frames are `fpC-RRRRRR-BC-FFFF.fit[.gz]`, in counts. Frames of DR8 and later are
 `frame-B-RRRRRR-C-FFFF.fits[.bz2|.gz]`: HDU 0 is the image in nanomaggies, with the sky subtracted; HDU 1 is
@@ -9,9 +9,15 @@ without them is not whole.
 Mask planes, `fpM-RRRRRR-BC-FFFF.fit[.gz]`, flag the pixels of a corrected frame that are not to be trusted.
 HDU k + 1 is the plane of value k in the last HDU's table of names. A plane is a list of object masks; the
 column `s` of a mask holds its spans as triples of big-endian int16: row, first and last column, from 0.
+
+The point spread function of a field is in `psField-RRRRRR-C-FFFF.fit`. HDU 1 to 5 (u, g, r, i, z) hold
+Karhunen-Loeve eigenimages and, for each, a polynomial of the position in the frame (Lupton et al. 2001, "The
+SDSS Imaging Pipelines"); HDU 6 holds one row of figures of the whole field. It was fitted to pixels of stars
+in the frame, so it includes the response of the square pixel.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.constants import BANDS
 from hpcphotoz.sources.surveys.fits import header_numbers, open_fits
-from hpcphotoz.sources.surveys.frame import Frame, read_geometry
+from hpcphotoz.sources.surveys.frame import Floats, Frame, read_geometry
 
 _FPC_EXPECTED = "an fpC frame of SDSS DR7"
 _DR8_EXPECTED = "a frame of SDSS DR8 or later"
@@ -30,6 +37,8 @@ _DR8_EXPECTED = "a frame of SDSS DR8 or later"
 # frame's edge.
 BAD_PLANES = ("SATUR", "CR", "GHOST")
 _PREFIX = "S_MASK_"
+_PSF_SCALE = 0.001  # its polynomials are in thousands of pixels
+_PSF_SUMMARY = 6
 Mask = npt.NDArray[np.bool_]
 
 
@@ -142,3 +151,74 @@ def _unpack_plane(table: Any, shape: tuple[int, int], path: Path) -> Mask:
     for y, start, stop in zip(row, first, last + 1, strict=True):
         mask[y, start:stop] = True
     return mask
+
+
+@dataclass(frozen=True)
+class BandPSF:
+    """One band's point spread function anywhere in the frame."""
+
+    images: Floats  # (component, y, x) eigenimages, odd sides
+    coefficients: Floats  # (component, power of row, power of column)
+
+    def at(self, x: float, y: float) -> Floats:
+        """Returns the image (side, side) of a star of unit flux, centred on the middle pixel.
+
+        Args:
+            x, y: column and row in the frame, pixels from 0. The PSF varies slowly: half a pixel does not
+                matter.
+        """
+        rows = (y * _PSF_SCALE) ** np.arange(self.coefficients.shape[1])
+        columns = (x * _PSF_SCALE) ** np.arange(self.coefficients.shape[2])
+        image = np.einsum("kij,i,j,kyx->yx", self.coefficients, rows, columns, self.images, optimize=True)
+        return np.asarray(image / image.sum())
+
+
+@dataclass(frozen=True)
+class FieldPSF:
+    """All five bands of one field."""
+
+    path: Path
+    bands: tuple[BandPSF, ...]  # in the order of BANDS
+    width: Floats  # (band,) the file's own `psf_width`: effective full width at half maximum, arcsec
+    gain: Floats  # (band,) electrons per DN
+
+
+def read_psf(path: Path) -> FieldPSF:
+    """Read a psField file.
+
+    Raises:
+        BadInput: missing, unreadable, truncated, or not laid out as a psField file.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: missing: the field's psField file is needed for its PSF and gain")
+    with open_fits(path) as hdus:
+        bands = tuple(_read_band_psf(hdus[1 + b].data) for b in range(len(BANDS)))
+        row = hdus[_PSF_SUMMARY].data[0]
+        width, gain = (np.array(row[name], np.float64) for name in ("psf_width", "gain"))
+    for name, values in (("psf_width", width), ("gain", gain)):
+        if values.shape != (len(BANDS),) or not (np.isfinite(values) & (values > 0)).all():
+            raise BadInput(f"{path}: {name} = {values.tolist()}: five positive numbers expected")
+    return FieldPSF(path, bands, width, gain)
+
+
+def _read_band_psf(table: Any) -> BandPSF:
+    """Components of one HDU.
+
+    Raises:
+        ValueError, KeyError, IndexError: not what a psField file holds.
+    """
+    powers = {(int(row["nrow_b"]), int(row["ncol_b"])) for row in table}
+    sides = {(int(row["rnrow"]), int(row["rncol"])) for row in table}
+    if len(powers) != 1 or len(sides) != 1:
+        raise ValueError(f"components of different sizes: {sorted(sides)} pixels, {sorted(powers)} powers")
+    (n_row, n_column), (height, width) = powers.pop(), sides.pop()
+    if height != width or height % 2 == 0:
+        raise ValueError(f"eigenimages of {width} x {height} pixels: an odd square expected")
+    # The rest of the 5 x 5 array is not initialised: NaN and 1e38 were seen there.
+    coefficients = np.array([row["c"] for row in table], np.float64)[:, :n_row, :n_column]
+    images = np.array([row["rrows"] for row in table], np.float64).reshape(-1, height, width)
+    if coefficients.shape[1:] != (n_row, n_column) or not np.isfinite(coefficients).all():
+        raise ValueError(f"no finite {n_row} x {n_column} polynomial coefficients")
+    if not np.isfinite(images).all() or not (images[0].sum() * coefficients[0, 0, 0]) > 0:
+        raise ValueError("eigenimages that are not finite or hold no light")
+    return BandPSF(images, coefficients)

@@ -16,10 +16,10 @@ from hpcphotoz.config import Data
 from hpcphotoz.data.format.index import index_folder
 from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
 from hpcphotoz.data.format.stamps import COLUMNS
-from hpcphotoz.data.read import file_handle, shard_files
+from hpcphotoz.data.read import readers, shard_files
 from hpcphotoz.data.read.rows import read_rows
-from hpcphotoz.data.stream.buffers import BufferPool
 from hpcphotoz.data.stream.stream import Stream
+from hpcphotoz.data.stream.window import BufferPool
 from hpcphotoz.errors import BadInput
 from tests.helpers.datasets import linked_dataset, make_dataset, make_stamps, streamed_images
 
@@ -115,9 +115,9 @@ def test_a_stale_file_is_opened_again_under_the_same_descriptor(
         stale.discard(target)
         return real_dup2(source, target)
 
-    handle = file_handle.FileHandle(dataset / "shard-00000.h5")
+    handle = readers.FileHandle(dataset / "shard-00000.h5")
     stale.add(handle._number)
-    monkeypatch.setattr(file_handle, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(readers, "_FIRST_WAIT_S", 0.001)
     for name, function in (("preadv", read), ("open", opened), ("dup2", dup2)):
         monkeypatch.setattr(os, name, function)
     first = bytearray(8)

@@ -16,8 +16,7 @@ from hpcphotoz.data.order import BlockLayout
 from hpcphotoz.data.read import shard_files
 from hpcphotoz.data.select import census
 from hpcphotoz.data.select.census import count_objects, load_objects
-from hpcphotoz.data.select.selection import Selection
-from hpcphotoz.data.select.subset import SplitPart, Subset
+from hpcphotoz.data.select.subset import Selection, SplitPart, Subset
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.dataloader import RankLoader

@@ -1,14 +1,19 @@
-"""Reads chunked and compressed images, as h5py users write them.
+"""Reads the images of a shard: by `preadv`, chunk by chunk, or through HDF5.
 
 Where every chunk holds whole images, and LZF is not among its filters, the compressed bytes are read outside
-HDF5's global lock and decompressed by the reading thread. Anything else is read through HDF5, slab by slab.
+HDF5's global lock and decompressed by the reading thread. Anything else that is chunked is read through HDF5,
+slab by slab.
 """
 
+import errno
+import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import h5py
 import numpy as np
@@ -18,9 +23,108 @@ from hpcphotoz.data import hdf5, hdf5_filters
 from hpcphotoz.data.format.shards import naming_damage
 from hpcphotoz.errors import BadInput
 
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+_TRIES = 6
+_FIRST_WAIT_S = 0.1  # doubled each time: 3 s in all
+_TRANSIENT_ERRNOS = (errno.EIO, errno.ESTALE)  # from a network file system whose server is restarting
+_IOV_MAX = 1024
 _SLOW = "" if hdf5_filters.HAS_ISAL else " (by zlib; installing isal makes it 1.3 times quicker)"
-Array = npt.NDArray[Any]
-Read = Callable[[Sequence[memoryview], int], None]
+
+
+class FileHandle:
+    """A file open for reading; it is opened again when a network file system has lost the handle."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._number = with_retries(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
+
+    def read(self, views: Sequence[memoryview], offset: int) -> None:
+        """Fill the views in order from byte `offset` of the file on.
+
+        Raises:
+            BadInput: the file ends too early, or an error persists after several tries.
+        """
+        want = sum(len(view) for view in views)
+        got = self._preadv(views, offset)
+        while got != want:
+            # The kernel may return less than asked near 2 GiB or on a signal.
+            if got == 0 or not (views := _unfilled(views, got)):
+                raise BadInput(f"{self._path}: ends at byte {offset}: truncated while in use, copy it again")
+            want, offset = want - got, offset + got
+            got = self._preadv(views, offset)
+
+    def __del__(self) -> None:
+        if (number := getattr(self, "_number", None)) is not None:
+            os.close(number)
+
+    def _preadv(self, views: Sequence[memoryview], offset: int) -> int:
+        return with_retries(lambda: os.preadv(self._number, views, offset), self._path, self._reopen)
+
+    def _reopen(self) -> None:
+        # The number stays the same, so that other threads in the middle of a read are not disturbed.
+        fresh = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(fresh, self._number)
+        os.close(fresh)
+
+
+def with_retries(work: Callable[[], _T], path: Path, again: Callable[[], None] | None = None) -> _T:
+    """Call `work` and return its result; try again where a network file system fails for a moment.
+
+    Args:
+        work: reads the file.
+        path: the file, for the message.
+        again: called before each further try.
+
+    Raises:
+        BadInput: the error persists for about 3 s, or is of another kind.
+    """
+    for attempt in range(_TRIES):
+        try:
+            if attempt and again is not None:
+                again()
+            return work()
+        except OSError as error:
+            if error.errno not in _TRANSIENT_ERRNOS or attempt == _TRIES - 1:
+                tries = f" ({attempt + 1} tries)" if attempt else ""
+                raise BadInput(f"{path}: cannot be read: {error.strerror}{tries}") from None
+            _log.warning("%s: %s: trying again", path, error.strerror)
+            time.sleep(_FIRST_WAIT_S * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _unfilled(views: Sequence[memoryview], done: int) -> list[memoryview]:
+    left = []
+    for view in views:
+        if done < len(view):
+            left.append(view[done:])
+        done = max(done - len(view), 0)
+    return left
+
+
+class ImageReader(Protocol):
+    """Reads the images of one shard."""
+
+    method: str  # how they are read, in words
+
+    def read(self, first: int, views: Sequence[memoryview]) -> None:
+        """Read rows from `first` on, one into each view."""
+        ...
+
+
+class ContiguousReader:
+    """Reads images that lie one after the other from byte `offset` of a file on."""
+
+    method = "contiguous shards, read by preadv"
+
+    def __init__(self, handle: FileHandle, offset: int, row_bytes: int) -> None:
+        self._handle, self._offset, self._row_bytes = handle, offset, row_bytes
+
+    def read(self, first: int, views: Sequence[memoryview]) -> None:
+        """Read rows from `first` on, one into each view."""
+        for start in range(0, len(views), _IOV_MAX):
+            part = views[start : start + _IOV_MAX]
+            self._handle.read(part, self._offset + (first + start) * self._row_bytes)
 
 
 @dataclass(frozen=True)
@@ -58,8 +162,8 @@ def chunk_index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
 class ChunkReader:
     """Reads images in chunks of whole rows; the calling thread decompresses them."""
 
-    def __init__(self, name: str, read: Read, index: ChunkIndex, row_bytes: int, item: int) -> None:
-        self._name, self._read, self._index = name, read, index
+    def __init__(self, name: Path, handle: FileHandle, index: ChunkIndex, row_bytes: int, item: int) -> None:
+        self._name, self._handle, self._index = name, handle, index
         self._row_bytes, self._item = row_bytes, item
         gzip = hdf5_filters.GZIP in index.filters
         self.method = "chunked shards, read chunk by chunk" + (
@@ -80,7 +184,7 @@ class ChunkReader:
         try:
             hdf5_filters.check_stored_size(stored, size)
             raw = np.empty(stored, np.uint8)
-            self._read([raw.data], int(self._index.offset[number]))
+            self._handle.read([raw.data], int(self._index.offset[number]))
             data, shuffled = hdf5_filters.undo_filters(
                 raw, int(self._index.mask[number]), self._index.filters, size
             )
