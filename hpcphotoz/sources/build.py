@@ -10,11 +10,11 @@ input has changed.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hpcphotoz.atomic import fsync_folder, write_text
 from hpcphotoz.data.format.band_moments import BandMoments
@@ -39,10 +39,8 @@ class UnitStamps:
     skipped: tuple[dict[str, Any], ...] = ()
 
 
-class MakeStamps(Protocol):
-    """Makes the stamps of a unit: a frozen dataclass, which is sent to processes and fingerprinted."""
-
-    def __call__(self, unit: Any) -> UnitStamps: ...
+# Makes the stamps of a unit: a frozen dataclass, which is sent to processes and fingerprinted.
+MakeStamps = Callable[[Any], UnitStamps]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class _BuildUnit:
             if made.stamps is not None and len(made.stamps):
                 stamps = check_stamps(self.header, made.stamps, str(path))
                 shard = write_shard(path, self.header, stamps)
-                record = _moments_of(self.header, stamps).to_json()
+                record = BandMoments.of(stamps).to_json()
             done = FinishedUnit(shard, record, made.skipped)
             entry = {"options": self.options, "unit": fingerprint, **asdict(done)}
             write_text(path.with_name(path.name + SIDECAR_SUFFIX), json.dumps(entry))
@@ -129,9 +127,8 @@ def build_dataset(
         work = _BuildUnit(out, header, make, options)
         done = dict(kept)
         if ranks.comm is not None:
-            made = ranks.map_tasks(
-                work, tasks, lambda results, n: _with_progress(results, label, n, ranks.size)
-            )
+            shown = label if ranks.size == 1 else f"{label} (rank 0 of {ranks.size})"
+            made = ranks.map_tasks(work, tasks, lambda results, n: track(results, shown, total=n))
             done |= {task[0]: result for task, result in zip(tasks, made, strict=True)}
         else:
             results = run_on_processes(work, tasks, processes)
@@ -152,18 +149,6 @@ def _processes(ranks: MPIRanks, processes: int | None) -> int:
             f"processes {processes}: under MPI every rank is one; leave it out, use `mpiexec -n N`"
         )
     return processes
-
-
-def _with_progress(
-    results: Iterator[FinishedUnit], label: str, total: int, ranks: int
-) -> Iterator[FinishedUnit]:
-    return track(results, label if ranks == 1 else f"{label} (rank 0 of {ranks})", total=total)
-
-
-def _moments_of(header: Header, stamps: Stamps) -> BandMoments:
-    moments = BandMoments(len(header.bands))
-    moments.add(stamps)
-    return moments
 
 
 def _finish(

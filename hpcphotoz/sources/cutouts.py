@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.surveys.frame import Floats, Frame, Geometry, resample
-from hpcphotoz.sources.surveys.sdss import BAD_PLANES, read_dr8_frame, read_fpc, read_planes
-from hpcphotoz.sources.surveys.sdss_fields import FrameSet
+from hpcphotoz.sources.surveys.sdss import BAD_PLANES, MaskFlags, read_dr8_frame, read_fpc, read_mask
 from hpcphotoz.sources.surveys.sdss_plan import CutoutList
 
 _READERS = {"fpC": read_fpc, "frame": read_dr8_frame}
@@ -49,9 +47,10 @@ class CutStamps:
         base: Geometry | None = None
         for b in order:
             frame = _READERS[cutout_list.frame_set.kind](cutout_list.frame_set.paths[b])
-            flags = _mask_flags(cutout_list.frame_set, b, frame.image.shape)
+            mask = cutout_list.frame_set.masks[b]
+            flags = None if mask is None else read_mask(mask, frame.geometry.shape)
             base = base or frame.geometry
-            scale = base.pixel_area / frame.pixel_area
+            scale = base.pixel_area / frame.geometry.pixel_area
             name = f"the {self.bands[b]} frame of {cutout_list.frame_set.name}"
             centres, jacobians = project(base, frame.geometry, objects.ra, objects.dec, self.stamp / 2)
             for k in range(count):
@@ -80,7 +79,7 @@ class CutStamps:
         run, ids = cutout_list.frame_set.run, objects.object_id.tolist()
         return stamps, [{"object_id": ids[k], "run": run, "reason": reasons[k]} for k in sorted(reasons)]
 
-    def _skip_reason(self, frame: Frame, flags: "MaskFlags | None", x: Floats, y: Floats) -> str | None:
+    def _skip_reason(self, frame: Frame, flags: MaskFlags | None, x: Floats, y: Floats) -> str | None:
         """Returns why the stamp at these positions is not cut; None: it is cut."""
         if not frame.holds(x, y):
             return "stamp crosses the edge of"
@@ -92,9 +91,6 @@ class CutStamps:
             return None
         per_plane = [np.count_nonzero(near & (1 << k)) for k in range(len(BAD_PLANES))]
         return f"{100 * masked:.2g} % of the stamp masked ({BAD_PLANES[int(np.argmax(per_plane))]}) in"
-
-
-MaskFlags = npt.NDArray[np.uint8]  # (y, x), bit k: plane k of BAD_PLANES
 
 
 def project(
@@ -128,16 +124,6 @@ def stamp_grid(centre: Floats, jacobian: Floats, stamp: int) -> tuple[Floats, Fl
         centre[0] + jacobian[0, 0] * along_x + jacobian[0, 1] * along_y,
         centre[1] + jacobian[1, 0] * along_x + jacobian[1, 1] * along_y,
     )
-
-
-def _mask_flags(frame_set: FrameSet, b: int, shape: tuple[int, ...]) -> MaskFlags | None:
-    path = frame_set.masks[b]
-    if path is None:
-        return None
-    flags = np.zeros(shape, np.uint8)
-    for k, mask in enumerate(read_planes(path, (shape[0], shape[1])).values()):
-        flags |= mask.astype(np.uint8) << k
-    return flags
 
 
 def _sky_sigma(frame: Frame, x: float, y: float) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from hpcphotoz import world
 from hpcphotoz.errors import BadInput
@@ -78,7 +78,8 @@ class MPIRanks:
             done += results if self.rank else tracked(results, len(mine))
         except Exception as found:
             error = found
-        requests = [self.comm.isend(None, rank, _STOP) for rank in self._others()] if error else []
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        requests = [self.comm.isend(None, rank, _STOP) for rank in others] if error else []
         reports = self.comm.allgather((done, _status(error), str(error)))
         failed = [rank for rank, (_, status, _) in enumerate(reports) if status]
         for rank in failed:
@@ -87,7 +88,12 @@ class MPIRanks:
         for request in requests:
             request.wait()
         if failed:
-            self._raise_or_exit(error, failed[0], *reports[failed[0]][1:])
+            _, status, reason = reports[failed[0]]
+            if status == 2 and self.rank == 0:
+                raise BadInput(reason)
+            if status == 1 and self.rank == failed[0] and error is not None:
+                raise error
+            raise SystemExit(status)
         return [reports[k % self.size][0][k // self.size] for k in range(len(tasks))]
 
     def _until_stopped(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
@@ -95,16 +101,6 @@ class MPIRanks:
             if self.comm.iprobe(tag=_STOP):
                 return
             yield work(task)
-
-    def _others(self) -> list[int]:
-        return [rank for rank in range(self.size) if rank != self.rank]
-
-    def _raise_or_exit(self, error: Exception | None, rank: int, status: int, reason: str) -> NoReturn:
-        if status == 2 and self.rank == 0:
-            raise BadInput(reason)
-        if status == 1 and self.rank == rank and error is not None:
-            raise error
-        raise SystemExit(status)
 
 
 def _status(error: Exception | None) -> int:

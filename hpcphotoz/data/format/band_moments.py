@@ -18,19 +18,23 @@ class BandMoments:
         self.pixels, self.objects = 0, 0
         self.mean, self.m2, self.sky = np.zeros(bands), np.zeros(bands), np.zeros(bands)
 
+    @classmethod
+    def of(cls, stamps: Stamps) -> "BandMoments":
+        """Moments of these objects."""
+        moments = cls(stamps.images.shape[1])
+        moments.add(stamps)
+        return moments
+
     def add(self, stamps: Stamps) -> None:
         """Add objects, `_ROWS` at a time: in float64 a whole shard would take eight times its bytes."""
         for start in range(0, len(stamps), _ROWS):
-            self._add(stamps[start : start + _ROWS])
-
-    def _add(self, stamps: Stamps) -> None:
-        x = stamps.images.astype(np.float64).transpose(1, 0, 2, 3).reshape(len(self.mean), -1)
-        n, mean = x.shape[1], x.mean(axis=1)
-        delta, total = mean - self.mean, self.pixels + x.shape[1]
-        self.m2 += ((x - mean[:, None]) ** 2).sum(axis=1) + delta**2 * self.pixels * n / total
-        self.mean += delta * n / total
-        self.sky += stamps.sky_sigma.astype(np.float64).sum(axis=0)
-        self.pixels, self.objects = total, self.objects + len(stamps)
+            some = stamps[start : start + _ROWS]
+            x = some.images.astype(np.float64).transpose(1, 0, 2, 3).reshape(len(self.mean), -1)
+            part = BandMoments(len(self.mean))
+            part.pixels, part.objects, part.mean = x.shape[1], len(some), x.mean(axis=1)
+            part.m2 = ((x - part.mean[:, None]) ** 2).sum(axis=1)
+            part.sky = some.sky_sigma.astype(np.float64).sum(axis=0)
+            self.merge(part)
 
     def merge(self, other: "BandMoments") -> None:
         """Add another's objects; merged in the order of the shards, the result is the same to the bit."""

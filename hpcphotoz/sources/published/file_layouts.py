@@ -78,10 +78,11 @@ IVAR_FIELD = "image_ivar"  # (N, band, y, x)
 
 def describe_formats() -> str:
     """Describes the fields that the files of each format must have, as lines of text."""
-    return "\n".join(line for name in FILE_LAYOUTS for line in _describe_format(name, FILE_LAYOUTS[name]))
+    return "\n".join(map(_describe_format, FILE_LAYOUTS))
 
 
-def _describe_format(name: str, layout: FileLayout) -> list[str]:
+def _describe_format(name: str) -> str:
+    layout = FILE_LAYOUTS[name]
     axes = "(N, y, x, band)" if layout.channels_last else "(N, band, y, x)"
     bands = (
         " ".join(layout.bands) if layout.bands else f"named in {BAND_FIELD} (N, band), 'des-g' for instance"
@@ -93,19 +94,16 @@ def _describe_format(name: str, layout: FileLayout) -> list[str]:
         unit = f"1 is AB magnitude: {known}; of other surveys, --zero-point"
     where = ", ".join(" or ".join(names) for names in (layout.ra, layout.dec))
     absent = "; unknown in files without" if "ra" in layout.optional else ""
-    lines = [
-        f"{name}: {_DESCRIPTIONS[name]}",
-        f"  pixels    {layout.images} {axes}, square",
-        f"  unit      {unit}",
-        f"  bands     {bands}; pixel scale {scale}",
-        f"  id        {layout.object_id}",
-        f"  redshift  {layout.z_spec or 'not in the files: --redshifts TABLE'}",
-        f"  E(B-V)    {layout.ebv_rule}",
-        f"  place     {where} (deg){absent}",
-    ]
-    if not layout.bands:
-        lines.append(f"  masks     if there: {' or '.join(MASK_FIELDS)} (true: clean), {IVAR_FIELD} (0: bad)")
-    return lines
+    masks = f"\n  masks     if there: {' or '.join(MASK_FIELDS)} (true: clean), {IVAR_FIELD} (0: bad)"
+    return f"""\
+{name}: {_DESCRIPTIONS[name]}
+  pixels    {layout.images} {axes}, square
+  unit      {unit}
+  bands     {bands}; pixel scale {scale}
+  id        {layout.object_id}
+  redshift  {layout.z_spec or "not in the files: --redshifts TABLE"}
+  E(B-V)    {layout.ebv_rule}
+  place     {where} (deg){absent}{"" if layout.bands else masks}"""
 
 
 @dataclass(frozen=True)
@@ -115,6 +113,9 @@ class ImageKind:
     bands: tuple[str, ...]
     size: int
     pixel_scale: float
+
+    def __str__(self) -> str:
+        return f"{','.join(self.bands)} of {self.size} pixels of {self.pixel_scale:g} arcsec"
 
 
 def inspect_file(table: ArrayFile, layout: FileLayout) -> tuple[ImageKind | None, int]:
@@ -176,10 +177,6 @@ def inspect_file(table: ArrayFile, layout: FileLayout) -> tuple[ImageKind | None
     if len(set(named)) < len(named) or not scale > 0:
         raise BadInput(f"{table.path}: bands {named} of {scale:g} arcsec a pixel in its first row")
     return ImageKind(named, height, scale), rows
-
-
-def describe_kind(kind: ImageKind) -> str:
-    return f"{','.join(kind.bands)} of {kind.size} pixels of {kind.pixel_scale:g} arcsec"
 
 
 def pixel_zero_point(layout: FileLayout, bands: tuple[str, ...], path: Path) -> float:

@@ -9,7 +9,6 @@ an error that names it; after it is replaced, the same command keeps all finishe
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from hpcphotoz.sources.published.file_layouts import (
     IVAR_FIELD,
     MASK_FIELDS,
     ImageKind,
-    describe_kind,
     inspect_file,
     pixel_zero_point,
 )
@@ -84,98 +82,97 @@ def ingest_table(
         BadInput: an option is out of range, a file is not of the layout or differs from the first one in
             bands, size or pixel scale, the folder cannot be used, or no object is usable.
     """
-    plan = mpi_ranks().on_first_rank(
-        lambda: _plan(out, sources, layout, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
-    )
-    make, units, header, provenance = plan
-    header = replace(header, storage=storage)
+
+    def plan_here() -> tuple[ReadRows, list[tuple[RowRange, ...]], dict[str, Any]]:
+        if layout not in FILE_LAYOUTS:
+            raise BadInput(f"format '{layout}': must be one of {', '.join(FILE_LAYOUTS)}")
+        if shard_rows < 1:
+            raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+        if crop is not None and crop < 4:
+            raise BadInput(f"crop {crop}: must be at least 4 pixels")
+        if zero_point is not None and not 0 <= zero_point <= 40:
+            raise BadInput(f"zero point {zero_point:g}: must be an AB magnitude from 0 to 40")
+        if limit is not None and limit < 1:
+            raise BadInput(f"limit {limit}: must be at least 1")
+        has_own = FILE_LAYOUTS[layout].z_spec is not None
+        if has_own and (redshifts is not None or keep_unlabelled):
+            raise BadInput(
+                f"format {layout} holds redshifts: --redshifts, --keep-unlabelled are for those without"
+            )
+        if not has_own and redshifts is None and not keep_unlabelled:
+            raise BadInput(
+                f"format {layout} holds no redshifts: give --redshifts TABLE, or --keep-unlabelled"
+            )
+        check_dataset_folder(out)
+        fields = FILE_LAYOUTS[layout]
+        table = read_redshifts(redshifts) if redshifts is not None else None
+        files: list[SourceFile] = []
+        ids: list[npt.NDArray[np.int64]] = []
+        first: tuple[Path, ImageKind] | None = None
+        lacking: Counter[str] = Counter()
+        without_ebv = 0
+        for path, display_name in _source_files(sources, layout):
+            left = None if limit is None else limit - sum(map(len, ids))
+            if left == 0:
+                break
+            with open_array_file(path, layout) as opened:
+                kind, rows = inspect_file(opened, fields)
+                rows = rows if left is None else min(rows, left)
+                if kind is None or not rows:
+                    continue
+                first = first or (path, kind)
+                if kind != first[1]:
+                    raise BadInput(f"{path}: {kind}, but {first[0]} has {first[1]}")
+                without_ebv += not fields.ebv or opened.first(fields.ebv, "ebv" in fields.optional) is None
+                ids.append(read_ids(opened, fields, 0, rows))
+                if not fields.bands:
+                    lacking[MASK_FIELDS[0]] += opened.first(MASK_FIELDS, optional=True) is None
+                    lacking[IVAR_FIELD] += IVAR_FIELD not in opened
+            parts = tuple(path / f"{part}.npy" for part in ("cube", "labels")) if path.is_dir() else (path,)
+            files.append(SourceFile(path, display_name, parts))
+        if first is None:
+            raise BadInput(f"{', '.join(map(str, sources))}: no object in it")
+        kind = first[1]
+        stamp = kind.size if crop is None else crop
+        if stamp > kind.size:
+            raise BadInput(f"crop {stamp}: {first[0]} has images of {kind.size} pixels: crop to at most that")
+        unit = zero_point if zero_point is not None else pixel_zero_point(fields, kind.bands, first[0])
+        header = Header(kind.bands, stamp, kind.pixel_scale, storage)
+        make = ReadRows(layout, header, kind.size, 10 ** (0.4 * (ZERO_POINT - unit)), keep_unlabelled)
+        provenance = {
+            "command": "ingest table",
+            "format": layout,
+            "sources": [{"name": one.name, "bytes": one.files[0].stat().st_size} for one in files],
+            "rows": sum(map(len, ids)),
+            "crop": crop,
+            "zero_point_ab": unit,
+            "nanomaggies_per_unit": make.nanomaggies_per_unit,
+            "ebv": fields.ebv_rule,
+            "files_without_ebv": without_ebv,
+            "object_id": RULE,
+            "sky_sigma": "clipped standard deviation of the image's outer eighth, before cropping",
+        }
+        if not fields.bands:
+            provenance |= {
+                "redshifts": None if redshifts is None else redshifts.name,
+                "masked_fraction": MASKED_FRACTION,
+                "files_without": dict(lacking),
+            }
+        if without_ebv:
+            of = number_of(len(files), "file")
+            print(f"no E(B-V) in {without_ebv} of {of}: for their objects 0 is stored", file=sys.stderr)
+        return make, _units(files, ids, table, shard_rows), provenance
+
+    make, units, provenance = mpi_ranks().on_first_rank(plan_here)
     return build_dataset(
         out,
-        header,
-        replace(make, header=header),
+        make.header,
+        make,
         units,
         provenance=provenance,
         label="reading tables, shards",
         processes=processes,
     )
-
-
-IngestPlan = tuple[ReadRows, list[tuple[RowRange, ...]], Header, dict[str, Any]]
-
-
-def _plan(
-    out: Path,
-    paths: Sequence[Path],
-    name: str,
-    shard_rows: int,
-    crop: int | None,
-    redshifts: Path | None,
-    keep_unlabelled: bool,
-    zero_point: float | None,
-    limit: int | None,
-) -> IngestPlan:
-    _check_options(name, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
-    check_dataset_folder(out)
-    layout = FILE_LAYOUTS[name]
-    table = read_redshifts(redshifts) if redshifts is not None else None
-    sources: list[SourceFile] = []
-    ids: list[npt.NDArray[np.int64]] = []
-    first: tuple[Path, ImageKind] | None = None
-    lacking: Counter[str] = Counter()
-    without_ebv = 0
-    for path, display_name in _source_files(paths, name):
-        left = None if limit is None else limit - sum(map(len, ids))
-        if left == 0:
-            break
-        with open_array_file(path, name) as opened:
-            kind, rows = inspect_file(opened, layout)
-            rows = rows if left is None else min(rows, left)
-            if kind is None or not rows:
-                continue
-            first = first or (path, kind)
-            if kind != first[1]:
-                raise BadInput(f"{path}: {describe_kind(kind)}, but {first[0]} has {describe_kind(first[1])}")
-            without_ebv += not layout.ebv or opened.first(layout.ebv, "ebv" in layout.optional) is None
-            ids.append(read_ids(opened, layout, 0, rows))
-            if not layout.bands:
-                lacking[MASK_FIELDS[0]] += opened.first(MASK_FIELDS, optional=True) is None
-                lacking[IVAR_FIELD] += IVAR_FIELD not in opened
-        files = tuple(path / f"{part}.npy" for part in ("cube", "labels")) if path.is_dir() else (path,)
-        sources.append(SourceFile(path, display_name, files))
-    if first is None:
-        raise BadInput(f"{', '.join(map(str, paths))}: no object in it")
-    kind = first[1]
-    stamp = kind.size if crop is None else crop
-    if stamp > kind.size:
-        raise BadInput(f"crop {stamp}: {first[0]} has images of {kind.size} pixels: crop to at most that")
-    unit = zero_point if zero_point is not None else pixel_zero_point(layout, kind.bands, first[0])
-    header = Header(kind.bands, stamp, kind.pixel_scale)
-    make = ReadRows(name, header, kind.size, 10 ** (0.4 * (ZERO_POINT - unit)), keep_unlabelled)
-    provenance = {
-        "command": "ingest table",
-        "format": name,
-        "sources": [{"name": one.name, "bytes": one.files[0].stat().st_size} for one in sources],
-        "rows": sum(map(len, ids)),
-        "crop": crop,
-        "zero_point_ab": unit,
-        "nanomaggies_per_unit": make.nanomaggies_per_unit,
-        "ebv": layout.ebv_rule,
-        "files_without_ebv": without_ebv,
-        "object_id": RULE,
-        "sky_sigma": "clipped standard deviation of the image's outer eighth, before cropping",
-    }
-    if not layout.bands:
-        provenance |= {
-            "redshifts": None if redshifts is None else redshifts.name,
-            "masked_fraction": MASKED_FRACTION,
-            "files_without": dict(lacking),
-        }
-    if without_ebv:
-        print(
-            f"no E(B-V) in {without_ebv} of {number_of(len(sources), 'file')}: for their objects 0 is stored",
-            file=sys.stderr,
-        )
-    return make, _units(sources, ids, table, shard_rows), header, provenance
 
 
 def _units(
@@ -219,31 +216,3 @@ def _source_files(paths: Sequence[Path], name: str) -> list[tuple[Path, str]]:
         for one in below:
             found.setdefault(one.resolve(), one.relative_to(path).as_posix())
     return sorted(found.items())
-
-
-def _check_options(
-    layout: str,
-    shard_rows: int,
-    crop: int | None,
-    redshifts: Path | None,
-    keep_unlabelled: bool,
-    zero_point: float | None,
-    limit: int | None,
-) -> None:
-    if layout not in FILE_LAYOUTS:
-        raise BadInput(f"format '{layout}': must be one of {', '.join(FILE_LAYOUTS)}")
-    if shard_rows < 1:
-        raise BadInput(f"shard rows {shard_rows}: must be at least 1")
-    if crop is not None and crop < 4:
-        raise BadInput(f"crop {crop}: must be at least 4 pixels")
-    if zero_point is not None and not 0 <= zero_point <= 40:
-        raise BadInput(f"zero point {zero_point:g}: must be an AB magnitude from 0 to 40")
-    if limit is not None and limit < 1:
-        raise BadInput(f"limit {limit}: must be at least 1")
-    has_own = FILE_LAYOUTS[layout].z_spec is not None
-    if has_own and (redshifts is not None or keep_unlabelled):
-        raise BadInput(
-            f"format {layout} holds redshifts: --redshifts, --keep-unlabelled are for those without"
-        )
-    if not has_own and redshifts is None and not keep_unlabelled:
-        raise BadInput(f"format {layout} holds no redshifts: give --redshifts TABLE, or --keep-unlabelled")

@@ -10,7 +10,6 @@ place there is drawn from the same generator. So the place depends on the frames
 of objects, shards or processes.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import numpy.typing as npt
 
 from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
-from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
@@ -48,7 +46,7 @@ from hpcphotoz.sources.simulation.real_sky import (
     psf_path,
 )
 from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels
-from hpcphotoz.sources.simulation.simulate import check_arguments, provenance
+from hpcphotoz.sources.simulation.simulate import check_arguments, provenance, to_stamps
 from hpcphotoz.sources.surveys.frame import Floats, resample
 
 
@@ -136,30 +134,17 @@ class InjectGalaxies:
     versions: tuple[tuple[str, str], ...]  # of the libraries that draw galaxies: other versions keep no shard
 
     def __call__(self, unit: Any) -> UnitStamps:
-        return UnitStamps(inject_blocks(self.tables, unit, self.seed))
-
-
-def inject_blocks(tables: SurveyTables, blocks: Sequence[FieldBlock], seed: int) -> Stamps:
-    """Returns the objects of some blocks of a seed.
-
-    Raises:
-        BadInput: as `load_field` and `find_place`.
-    """
-    objects = [
-        inject(tables, load_field(block.frame_set), seed, index)
-        for block in blocks
-        for index in range(block.start, block.stop)
-    ]
-    indices = np.concatenate([np.arange(block.start, block.stop, dtype=np.int64) for block in blocks])
-    return Stamps(
-        images=np.stack([one.image for one in objects]),
-        z_spec=np.array([one.galaxy.z for one in objects], np.float32),
-        ebv=np.array([one.galaxy.ebv for one in objects], np.float32),
-        object_id=(np.int64(seed) << np.int64(32)) | indices,
-        sky_sigma=np.array([one.sky_sigma for one in objects], np.float32),
-        ra=np.array([one.ra for one in objects]),
-        dec=np.array([one.dec for one in objects]),
-    )
+        """Returns the objects of some blocks."""
+        index = np.concatenate([np.arange(block.start, block.stop, dtype=np.int64) for block in unit])
+        objects = [
+            inject(self.tables, load_field(block.frame_set), self.seed, k)
+            for block in unit
+            for k in range(block.start, block.stop)
+        ]
+        galaxies, images, noise, places = zip(
+            *((one.galaxy, one.image, one.sky_sigma, (one.ra, one.dec)) for one in objects), strict=True
+        )
+        return UnitStamps(to_stamps(galaxies, images, noise, places, self.seed, index))
 
 
 def inject(tables: SurveyTables, field: RealField, seed: int, index: int) -> InjectedGalaxy:

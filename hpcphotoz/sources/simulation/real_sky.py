@@ -15,7 +15,7 @@ from hpcphotoz.sources.simulation.population import R_BAND
 from hpcphotoz.sources.simulation.rendering import STAMP
 from hpcphotoz.sources.surveys.fits import header_numbers, read_header
 from hpcphotoz.sources.surveys.frame import Floats, Frame
-from hpcphotoz.sources.surveys.sdss import BAD_PLANES, FieldPSF, Mask, read_fpc, read_mask, read_psf
+from hpcphotoz.sources.surveys.sdss import BAD_PLANES, FieldPSF, MaskFlags, read_fpc, read_mask, read_psf
 from hpcphotoz.sources.surveys.sdss_fields import FrameSet, find_frame_sets, left_out_entry, report_left_out
 
 PATCH = STAMP + 8  # pixels of a frame that a stamp may draw on: half a stamp, a fraction, and Lanczos-3
@@ -28,7 +28,7 @@ class RealField:
 
     name: str
     frames: tuple[Frame, ...]  # in the order of BANDS
-    masks: tuple[Mask, ...]  # (y, x) a band: pixels not to trust
+    masks: tuple[MaskFlags, ...]  # (y, x) a band: pixels not to trust
     psf: FieldPSF
     electrons: Floats  # (band,) per nanomaggy
 
@@ -114,7 +114,7 @@ def patch_corner(x: float, y: float) -> tuple[int, int]:
     return int(np.floor(x)) - PATCH // 2 + 1, int(np.floor(y)) - PATCH // 2 + 1
 
 
-def _patch_is_clean(mask: Mask, x: float, y: float) -> bool:
+def _patch_is_clean(mask: MaskFlags, x: float, y: float) -> bool:
     """Returns whether the patch around a place lies in the frame and has no flagged pixel."""
     x0, y0 = patch_corner(x, y)
     height, width = mask.shape

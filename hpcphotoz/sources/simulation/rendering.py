@@ -9,7 +9,8 @@ measured in pixels includes the pixel already.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,6 @@ class Camera:
     # Electrons per nMgy: gain (1.6 3.995 4.76 4.885 4.775) times FLUX20 / 10 of the Stripe 82 run 4192.
     electrons: tuple[float, ...] = (153.4, 1080.1, 943.3, 777.3, 126.0)
     jitter: float = 0.25  # pixels: largest offset of the centre along an axis
-
-    def record(self) -> dict[str, Any]:
-        """Returns every figure, for the provenance."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -149,16 +146,12 @@ class _Grid:
         return np.fft.irfft2(transform, s=(self.size, self.size))
 
 
-_GRIDS: dict[int, _Grid] = {}
-
-
+@cache
 def _grid(size: int) -> _Grid:
-    if size not in _GRIDS:
-        kx = 2 * math.pi * np.fft.rfftfreq(size)[None, :]
-        ky = 2 * math.pi * np.fft.fftfreq(size)[:, None]
-        pixel = np.sinc(kx / (2 * math.pi)) * np.sinc(ky / (2 * math.pi))
-        _GRIDS[size] = _Grid(size, kx, ky, kx**2 + ky**2, pixel)
-    return _GRIDS[size]
+    kx = 2 * math.pi * np.fft.rfftfreq(size)[None, :]
+    ky = 2 * math.pi * np.fft.fftfreq(size)[:, None]
+    pixel = np.sinc(kx / (2 * math.pi)) * np.sinc(ky / (2 * math.pi))
+    return _Grid(size, kx, ky, kx**2 + ky**2, pixel)
 
 
 def _grid_size(galaxy: Galaxy, side: int) -> int:

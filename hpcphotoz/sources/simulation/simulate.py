@@ -5,12 +5,14 @@ come from a Philox generator with the key (s, k).
 """
 
 import multiprocessing
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
@@ -21,6 +23,7 @@ from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
 from hpcphotoz.sources.simulation.population import (
+    Floats,
     Galaxy,
     Survey,
     SurveyTables,
@@ -68,7 +71,7 @@ def simulate(
     tables = make_survey_tables()
     header = Header(BANDS, STAMP, PIXEL_SCALE, storage)
     tasks = [(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    sky = {"camera": _CAMERA.record(), "footprint_deg": list(FOOTPRINT)}
+    sky = {"camera": asdict(_CAMERA), "footprint_deg": list(FOOTPRINT)}
     record = provenance(n, seed, tables.survey) | sky
     with DatasetWriter(out, header, shard_rows, record) as writer:
         chunks = in_order(run_on_processes(SimulateChunk(tables, seed), tasks, processes))
@@ -88,19 +91,28 @@ class SimulateChunk:
         """Returns the objects `start` to `stop - 1` of a chunk (start, stop)."""
         if multiprocessing.parent_process() is not None:
             galsim.set_omp_threads(1)  # every core has a worker already
-        return simulate_rows(self.tables, self.seed, *chunk)
+        index = np.arange(*chunk, dtype=np.int64)
+        objects = [simulate_object(self.tables, self.seed, k) for k in index.tolist()]
+        galaxies, exposures, images, places = zip(*objects, strict=True)
+        return to_stamps(galaxies, images, [one.sky_sigma for one in exposures], places, self.seed, index)
 
 
-def simulate_rows(tables: SurveyTables, seed: int, start: int, stop: int) -> Stamps:
-    """Returns the objects `start` to `stop - 1` of a seed."""
-    objects = [simulate_object(tables, seed, index) for index in range(start, stop)]
-    ra, dec = np.array([position for *_, position in objects]).T
+def to_stamps(
+    galaxies: Sequence[Galaxy],
+    images: Sequence[npt.NDArray[np.float32]],  # (band, y, x) nMgy each
+    sky_sigma: Sequence[Floats],  # (band,) nMgy each
+    places: Sequence[tuple[float, float]],  # ra, dec, deg
+    seed: int,
+    index: npt.NDArray[np.int64],
+) -> Stamps:
+    """Returns simulated objects as stamps with the ids `(seed << 32) | index`."""
+    ra, dec = np.array(places).T
     return Stamps(
-        images=np.stack([image for _, _, image, _ in objects]),
-        z_spec=np.array([galaxy.z for galaxy, *_ in objects], np.float32),
-        ebv=np.array([galaxy.ebv for galaxy, *_ in objects], np.float32),
-        object_id=(np.int64(seed) << np.int64(32)) | np.arange(start, stop, dtype=np.int64),
-        sky_sigma=np.array([exposure.sky_sigma for _, exposure, *_ in objects], np.float32),
+        images=np.stack(images),
+        z_spec=np.array([galaxy.z for galaxy in galaxies], np.float32),
+        ebv=np.array([galaxy.ebv for galaxy in galaxies], np.float32),
+        object_id=(np.int64(seed) << np.int64(32)) | index,
+        sky_sigma=np.array(sky_sigma, np.float32),
         ra=ra,
         dec=dec,
     )
@@ -108,7 +120,7 @@ def simulate_rows(tables: SurveyTables, seed: int, start: int, stop: int) -> Sta
 
 def simulate_object(
     tables: SurveyTables, seed: int, index: int
-) -> tuple[Galaxy, Exposure, np.ndarray[Any, np.dtype[np.float32]], tuple[float, float]]:
+) -> tuple[Galaxy, Exposure, npt.NDArray[np.float32], tuple[float, float]]:
     """Returns galaxy, observing conditions, stamp (5, 64, 64) nMgy and (ra, dec) in deg of object `index`."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     galaxy = draw_galaxy(tables, rng)

@@ -52,16 +52,6 @@ class Frame:
     image: npt.NDArray[np.float32]  # (y, x) nanomaggies per pixel, sky subtracted
     geometry: Geometry
 
-    @property
-    def wcs(self) -> Any:
-        """astropy WCS; pixel positions count from 0."""
-        return self.geometry.wcs
-
-    @property
-    def pixel_area(self) -> float:
-        """deg^2."""
-        return self.geometry.pixel_area
-
     def holds(self, x: Floats, y: Floats) -> bool:
         """Returns whether `resample` at these positions stays inside the frame."""
         height, width = self.image.shape

@@ -39,7 +39,7 @@ BAD_PLANES = ("SATUR", "CR", "GHOST")
 _PREFIX = "S_MASK_"
 _PSF_SCALE = 0.001  # its polynomials are in thousands of pixels
 _PSF_SUMMARY = 6
-Mask = npt.NDArray[np.bool_]
+MaskFlags = npt.NDArray[np.uint8]  # (y, x), bit k: plane k
 
 
 def read_fpc(path: Path) -> Frame:
@@ -87,36 +87,30 @@ def read_dr8_frame(path: Path) -> Frame:
         return Frame(path, np.asarray(hdus[0].data, np.float32), geometry)
 
 
-def read_mask(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PLANES) -> Mask:
-    """Returns a boolean image (y, x) of the pixels that any of these planes flags.
+def read_mask(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PLANES) -> MaskFlags:
+    """Reads mask planes.
 
     Args:
         path: the fpM file of the frame's band.
         shape: rows and columns of the frame.
-        planes: of INTERP, SATUR, NOTCHECKED, OBJECT, BRIGHTOBJECT, BINOBJECT, CATOBJECT, SUBTRACTED, GHOST,
-            CR.
+        planes: at most eight of INTERP, SATUR, NOTCHECKED, OBJECT, BRIGHTOBJECT, BINOBJECT, CATOBJECT,
+            SUBTRACTED, GHOST, CR.
 
-    Raises:
-        BadInput: as `read_planes`.
-    """
-    mask = np.zeros(shape, np.bool_)
-    for plane in read_planes(path, shape, planes).values():
-        mask |= plane
-    return mask
-
-
-def read_planes(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PLANES) -> dict[str, Mask]:
-    """Reads mask planes one by one: a boolean image (y, x) for each.
+    Returns:
+        (y, x), bit k set where plane k of these flags the pixel.
 
     Raises:
         BadInput: unreadable, not mask planes, a plane that the file does not have, or a span outside `shape`.
     """
+    flags = np.zeros(shape, np.uint8)
     with open_fits(path) as hdus:
         values = _plane_numbers(hdus, path)
-        unknown = [plane for plane in planes if plane not in values]
-        if unknown:
-            raise BadInput(f"{path}: no mask plane {unknown[0]}: it has {', '.join(values)}")
-        return {plane: _unpack_plane(hdus[values[plane] + 1].data, shape, path) for plane in planes}
+        for k, plane in enumerate(planes):
+            if plane not in values:
+                raise BadInput(f"{path}: no mask plane {plane}: it has {', '.join(values)}")
+            for y, start, stop in _spans(hdus[values[plane] + 1].data, shape, path):
+                flags[y, start:stop] |= 1 << k
+    return flags
 
 
 def _plane_numbers(hdus: Any, path: Path) -> dict[str, int]:
@@ -132,10 +126,10 @@ def _plane_numbers(hdus: Any, path: Path) -> dict[str, int]:
     return found
 
 
-def _unpack_plane(table: Any, shape: tuple[int, int], path: Path) -> Mask:
-    mask = np.zeros(shape, np.bool_)
+def _spans(table: Any, shape: tuple[int, int], path: Path) -> npt.NDArray[np.intp]:
+    """Returns row, first column and the column after the last of each span of a plane."""
     if table is None or not len(table):
-        return mask
+        return np.zeros((0, 3), np.intp)
     if not {"nspan", "row0", "col0", "s"} <= set(table.dtype.names):
         raise BadInput(f"{path}: a mask plane without columns nspan, row0, col0, s: expected an fpM file")
     spans = np.frombuffer(b"".join(np.asarray(s, np.uint8).tobytes() for s in table["s"]), ">i2")
@@ -148,9 +142,7 @@ def _unpack_plane(table: Any, shape: tuple[int, int], path: Path) -> Mask:
     first = np.maximum(first, 0)
     if row.min() < 0 or row.max() >= shape[0] or last.max() >= shape[1]:
         raise BadInput(f"{path}: a masked pixel outside the frame of {shape[1]} x {shape[0]} pixels")
-    for y, start, stop in zip(row, first, last + 1, strict=True):
-        mask[y, start:stop] = True
-    return mask
+    return np.stack([row, first, last + 1], axis=1)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ import numpy.typing as npt
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.constants import BANDS
 
-_FPC = re.compile(r"fpC-(?P<run>\d{6})-(?P<band>[ugriz])(?P<camcol>\d)-(?P<field>\d{4})\.fit(\.gz)?")
-_FPM = re.compile(r"fpM-(?P<run>\d{6})-(?P<band>[ugriz])(?P<camcol>\d)-(?P<field>\d{4})\.fit(\.gz)?")
-_FRAME = re.compile(
-    r"frame-(?P<band>[ugriz])-(?P<run>\d{6})-(?P<camcol>\d)-(?P<field>\d{4})\.fits(\.gz|\.bz2)?"
+_NAMES = (
+    r"(?P<kind>fp[CM])-(?P<run>\d{6})-(?P<band>[ugriz])(?P<camcol>\d)-(?P<field>\d{4})\.fit(\.gz)?",
+    r"(?P<kind>frame)-(?P<band>[ugriz])-(?P<run>\d{6})-(?P<camcol>\d)-(?P<field>\d{4})\.fits(\.gz|\.bz2)?",
 )
 _Key = tuple[int, int, int]
 Floats = npt.NDArray[np.floating[Any]]
@@ -57,15 +56,14 @@ def find_frame_sets(
         raise BadInput(f"{frames}: no such folder")
     found: dict[str, dict[_Key, dict[str, Path]]] = {"fpC": {}, "fpM": {}, "frame": {}}
     for path in sorted(frames.rglob("f*")):
-        for kind, pattern in (("fpC", _FPC), ("fpM", _FPM), ("frame", _FRAME)):
-            match = pattern.fullmatch(path.name)
-            if match is None or match["band"] not in bands:
-                continue
-            key = int(match["run"]), int(match["camcol"]), int(match["field"])
-            paths = found[kind].setdefault(key, {})
-            if match["band"] in paths:
-                raise BadInput(f"{path}: the same frame as {paths[match['band']]}: remove one of them")
-            paths[match["band"]] = path
+        match = next(filter(None, (re.fullmatch(pattern, path.name) for pattern in _NAMES)), None)
+        if match is None or match["band"] not in bands:
+            continue
+        key = int(match["run"]), int(match["camcol"]), int(match["field"])
+        paths = found[match["kind"]].setdefault(key, {})
+        if match["band"] in paths:
+            raise BadInput(f"{path}: the same frame as {paths[match['band']]}: remove one of them")
+        paths[match["band"]] = path
     both = sorted(found["fpC"].keys() & found["frame"].keys())
     if both:
         one, other = (next(iter(found[kind][both[0]].values())) for kind in ("fpC", "frame"))
