@@ -165,7 +165,8 @@ def read(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> Array:
         return np.asarray(data[start:stop])
     ours = not set(known) - set(_DECODED_HERE) and is_stored_as(data)
     out = np.empty((stop - start if ours else 0, *data.shape[1:]), data.dtype)
-    for place in _chunk_starts(data, start, stop):
+    for part in data.iter_chunks((slice(start, stop), *map(slice, data.shape[1:]))):
+        place = tuple(at.start // size * size for at, size in zip(part, data.chunks, strict=True))
         info = data.id.get_chunk_info_by_coord(place)
         check_stored_size(info.size, _chunk_bytes(data))
         if GZIP not in known and not ours:
@@ -174,25 +175,11 @@ def read(data: h5py.Dataset, start: int = 0, stop: int | None = None) -> Array:
         content, shuffled = undo_filters(raw, mask, known, _chunk_bytes(data))
         if ours:
             flat = unshuffle(content, data.dtype.itemsize) if shuffled else content
-            _copy_chunk(
-                out, np.frombuffer(flat, data.dtype).reshape(data.chunks), (place[0] - start, *place[1:])
-            )
+            chunk = np.frombuffer(flat, data.dtype).reshape(data.chunks)
+            wanted = tuple(slice(at.start - k, at.stop - k) for at, k in zip(part, place, strict=True))
+            out[(slice(part[0].start - start, part[0].stop - start), *part[1:])] = chunk[wanted]
     return out if ours else np.asarray(data[start:stop])
 
 
 def _chunk_bytes(data: h5py.Dataset) -> int:
     return int(math.prod(data.chunks) * data.dtype.itemsize)
-
-
-def _chunk_starts(data: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, ...]]:
-    """The first element of each chunk that holds some of these rows."""
-    rows, *across = data.chunks
-    first = range(start // rows * rows, stop, rows)
-    yield from product(first, *(range(0, n, c) for n, c in zip(data.shape[1:], across, strict=True)))
-
-
-def _copy_chunk(out: Array, chunk: Array, place: tuple[int, ...]) -> None:
-    """Copy a chunk whose first element belongs at `place` of `out`; elements outside `out` are dropped."""
-    inside = [(max(at, 0), min(at + c, n)) for at, c, n in zip(place, chunk.shape, out.shape, strict=True)]
-    part = tuple(slice(low - at, high - at) for (low, high), at in zip(inside, place, strict=True))
-    out[tuple(slice(*one) for one in inside)] = chunk[part]

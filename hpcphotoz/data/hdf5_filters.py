@@ -79,11 +79,7 @@ def unshuffle(content: Any, item: int) -> bytes:
 
 
 def _strip_fletcher32(raw: Any) -> Any:
-    """Check and remove the checksum that HDF5's fletcher32 filter has appended.
-
-    Raises:
-        ValueError: too short, or the checksum differs.
-    """
+    """Check and remove the checksum that HDF5's fletcher32 filter has appended."""
     if len(raw) < 4:
         raise ValueError("no checksum")
     content, stored = memoryview(raw)[:-4], int.from_bytes(memoryview(raw)[-4:], "little")

@@ -90,7 +90,7 @@ def build_dataset(
         out: folder to create; may hold an unfinished dataset of the same options: its shards whose units and
             input files are unchanged are kept.
         header: bands, stamp size, pixel scale and storage of every stamp.
-        make: makes the stamps of a unit. A frozen dataclass that pickles.
+        make: makes the stamps of a unit; must pickle.
         units: one a shard, of plain values, arrays, paths and dataclasses, which pickle. Everything that the
             stamps depend on must be in the unit or in `make`; otherwise changed input would keep old shards.
             A `Path` to a file counts with the file's size and time of modification. Input files belong in

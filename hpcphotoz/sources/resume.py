@@ -59,11 +59,7 @@ def finished_units(
 
 
 def _read_sidecar(path: Path, options: str) -> tuple[str, FinishedUnit]:
-    """Reads a sidecar: the unit's fingerprint, and the finished unit.
-
-    Raises:
-        BadInput: not a sidecar, or one of other options.
-    """
+    """Reads a sidecar: the unit's fingerprint, and the finished unit; BadInput: of other options."""
     try:
         tree = json.loads(path.read_text())
         if tree.get("options") != options:
@@ -101,21 +97,20 @@ class Fingerprint:
 
     def of(self, value: Any) -> str:
         """Returns the hex digest of a value and everything in it."""
-        self.add(value)
+        self._add(value)
         return self._sha256.hexdigest()
 
-    def add(self, value: Any) -> None:
-        """Adds a value and everything in it."""
+    def _add(self, value: Any) -> None:
         if is_dataclass(value) and not isinstance(value, type):
             self._text(f"<{type(value).__qualname__}")
             for field in fields(value):
-                self.add((field.name, getattr(value, field.name)))
+                self._add((field.name, getattr(value, field.name)))
         elif isinstance(value, Mapping):
-            self.add(sorted(value.items()))
+            self._add(sorted(value.items()))
         elif isinstance(value, list | tuple):
             self._text(f"[{len(value)}")
             for item in value:
-                self.add(item)
+                self._add(item)
         elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
             self._text(f"#{value.dtype.str}{value.shape}")
             self._sha256.update(np.ascontiguousarray(value).tobytes())

@@ -62,20 +62,10 @@ def check_dataset_folder(out: Path) -> None:
 
 
 def _files(out: Path) -> list[Path]:
-    """The files of a folder, sorted.
-
-    Raises:
-        BadInput: one of them does not belong to a dataset.
-    """
+    """The files of a folder, sorted; BadInput: one of them does not belong to a dataset."""
     found = sorted(out.iterdir())
-    strangers = [
-        path.name for path in found if not _ALLOWED_NAMES.fullmatch(path.name) or not _is_plain(path)
-    ]
-    if strangers:
-        raise BadInput(f"{out}: holds other files ({strangers[0]}): choose an empty or new folder")
+    for path in found:
+        plain = path.is_file() or not path.exists()  # another writer may just have removed it
+        if not (plain and _ALLOWED_NAMES.fullmatch(path.name)):
+            raise BadInput(f"{out}: holds other files ({path.name}): choose an empty or new folder")
     return found
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether it is a file, or another writer has just removed it."""
-    return path.is_file() or not path.exists()

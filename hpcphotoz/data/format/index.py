@@ -82,11 +82,7 @@ def index_folder(folder: Path) -> Manifest:
 
 
 def _find_shards(folder: Path) -> list[Path]:
-    """The shards of a folder that has no manifest, sorted.
-
-    Raises:
-        BadInput: a manifest, an unfinished ingest, no shard, or a link.
-    """
+    """The shards, sorted; BadInput: a manifest, an unfinished ingest, no shard, or a link."""
     if (folder / MANIFEST).exists():
         raise BadInput(f"{folder}: already has a {MANIFEST}: delete it to have the shards indexed again")
     paths = sorted(folder.glob("shard-*.h5"))
@@ -100,11 +96,7 @@ def _find_shards(folder: Path) -> list[Path]:
 
 
 def _probe(paths: list[Path], limit_s: float = _PROBE_S) -> None:
-    """Open the shards in another process first: damage in an attribute can crash or hang HDF5 itself.
-
-    Raises:
-        BadInput: that process died or did not end in time; names the shard.
-    """
+    """Open the shards in another process first: damage in an attribute can crash or hang HDF5 itself."""
     names = b"\0".join(os.fsencode(path.absolute()) for path in paths)
     roots = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     what = "crashes HDF5"

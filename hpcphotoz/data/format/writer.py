@@ -75,8 +75,11 @@ class DatasetWriter:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._folder_lock:
-            if kind is None:
-                self._finish()
+            if kind is not None:
+                return
+            if sum(map(len, self._pending)):
+                self._write(Stamps.concatenate(self._pending))
+            finish_dataset(self._out, self._header, self._shards, self._moments, self._provenance)
 
     def append(self, stamps: Stamps) -> None:
         """Add any number of objects; whole shards are written as they fill."""
@@ -85,13 +88,6 @@ class DatasetWriter:
             pending = Stamps.concatenate(self._pending)
             self._pending = [pending[self._rows :]]
             self._write(pending[: self._rows])
-
-    def _finish(self) -> None:
-        """Write what is left and then the manifest."""
-        if sum(map(len, self._pending)):
-            self._write(Stamps.concatenate(self._pending))
-        self._pending = []
-        finish_dataset(self._out, self._header, self._shards, self._moments, self._provenance)
 
     def _write(self, stamps: Stamps) -> None:
         name = shard_name(len(self._shards))
@@ -145,7 +141,9 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> ShardEntry:
             alignment_threshold=ALIGNMENT // 2,
             alignment_interval=ALIGNMENT,
         ) as file:
-            _write_attributes(file, header)
+            version, scale = format_version(header), header.pixel_scale
+            file.attrs.update(format=FORMAT, version=version, flux_unit=FLUX_UNIT, pixel_scale=scale)
+            file.attrs["bands"] = list(header.bands)
             labels |= _write_images(file, header, stamps, path)
             for name, data in labels.items():
                 _create_contiguous(file, name, data.shape, data.dtype)[...] = data
@@ -179,21 +177,8 @@ def finish_dataset(
     return manifest
 
 
-def _write_attributes(file: h5py.File, header: Header) -> None:
-    version, scale = format_version(header), header.pixel_scale
-    file.attrs.update(format=FORMAT, version=version, flux_unit=FLUX_UNIT, pixel_scale=scale)
-    file.attrs["bands"] = list(header.bands)
-
-
 def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -> dict[str, Any]:
-    """Encode and write the images, some rows at a time.
-
-    Returns:
-        The arrays that are still to be written: `image_xxh3` and, for int16, `image_unit`.
-
-    Raises:
-        BadInput: a pixel that the header's storage cannot hold.
-    """
+    """Encode and write the images; return `image_xxh3` and, for int16, `image_unit`, still to be written."""
     row, dtype = columns(header)["images"]
     images = _create_contiguous(file, "images", (len(stamps), *row), dtype)
     units, digests = [], []
@@ -212,7 +197,6 @@ def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -
 
 
 def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-    """Create a contiguous array."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)
     # Early allocation: a contiguous dataset then has its file offset from the start, readable by preadv.

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -45,21 +46,19 @@ class FileHandle:
         Raises:
             BadInput: the file ends too early, or an error persists after several tries.
         """
-        want = sum(len(view) for view in views)
-        got = self._preadv(views, offset)
-        while got != want:
-            # The kernel may return less than asked near 2 GiB or on a signal.
-            if got == 0 or not (views := _unfilled(views, got)):
+        want = sum(map(len, views))
+        while want:
+            got = with_retries(partial(os.preadv, self._number, views, offset), self._path, self._reopen)
+            if got == want:
+                return
+            if got == 0:
                 raise BadInput(f"{self._path}: ends at byte {offset}: truncated while in use, copy it again")
-            want, offset = want - got, offset + got
-            got = self._preadv(views, offset)
+            # The kernel may return less than asked near 2 GiB or on a signal.
+            views, want, offset = _unfilled(views, got), want - got, offset + got
 
     def __del__(self) -> None:
         if (number := getattr(self, "_number", None)) is not None:
             os.close(number)
-
-    def _preadv(self, views: Sequence[memoryview], offset: int) -> int:
-        return with_retries(lambda: os.preadv(self._number, views, offset), self._path, self._reopen)
 
     def _reopen(self) -> None:
         # The number stays the same, so that other threads in the middle of a read are not disturbed.

@@ -142,18 +142,16 @@ def count_objects(
             files.warn(f"{error}; its {shard.rows} objects are left out")
             return [Census(lost=(number,))] * len(subsets)
 
-    def total(found: Iterable[list[Census]]) -> list[SelectedObjects]:
-        return list(map(SelectedObjects, _total(found, len(subsets), lost), selections))
-
-    if not any(subset.columns for subset in subsets):
-        found: Iterable[list[Census]] = map(one, numbers)
-        return total(found)
+    totals = [Census(lost=lost)] * len(subsets)
     # Several shards at a time: on a network file system each takes a few round trips, one after another.
     with ThreadPoolExecutor(_THREADS, "hpcphotoz-count") as threads:
-        found = threads.map(one, numbers)
-        if len(numbers) >= _MANY:
+        scanned = any(subset.columns for subset in subsets)
+        found: Iterable[list[Census]] = threads.map(one, numbers) if scanned else map(one, numbers)
+        if scanned and len(numbers) >= _MANY:
             found = track(found, "counting objects (shards)", len(numbers))
-        return total(found)
+        for each in found:
+            totals = list(map(_merged, totals, each))
+    return list(map(SelectedObjects, totals, selections))
 
 
 def _scan(
@@ -173,13 +171,6 @@ def _scan(
         z = columns["z_spec"][keep]
         found = _merged(found, Census(len(z), *redshift_range(z), *3 * (shard.file,)))
     return found
-
-
-def _total(found: Iterable[list[Census]], parts: int, lost: tuple[int, ...]) -> list[Census]:
-    totals = [Census(lost=lost)] * parts
-    for each in found:
-        totals = [_merged(total, one) for total, one in zip(totals, each, strict=True)]
-    return totals
 
 
 def _merged(a: Census, b: Census) -> Census:

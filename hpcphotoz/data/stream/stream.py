@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +84,15 @@ class Stream:
         shape, dtype = columns(header)["images"]
         slots = -(-global_batch // self._world.size)
         self._buffers = BufferPool(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
-        self._objects: SelectedObjects | None = None
         self._verified = False
-        self._verify_labels = options.verify != "never"
+        self.threads = options.read_threads
         self.busy_s = 0.0  # seconds that reading threads have worked, added up
 
-    @property
+    @cached_property
     def objects(self) -> SelectedObjects:
         """The selected objects, found once by a scan of the labels unless set to another rank's."""
-        if self._objects is None:
-            self.count_together([self])
-        assert self._objects is not None
-        return self._objects
-
-    @objects.setter
-    def objects(self, objects: SelectedObjects) -> None:
-        self._objects = objects
+        self.count_together([self])
+        return self.objects
 
     @property
     def census(self) -> Census:
@@ -124,7 +118,8 @@ class Stream:
             folder: for selections, which other ranks and a resumed run read; None: keep them in memory.
         """
         first = streams[0]
-        manifest, skip, verify = first.manifest, first._options.damaged == "skip", first._verify_labels
+        manifest, options = first.manifest, first._options
+        skip, verify = options.damaged == "skip", options.verify != "never"
         lost = first._find_lost() if skip else ()
         unknown = []
         for stream in streams:
@@ -153,11 +148,6 @@ class Stream:
     def batches(self) -> int:
         """Global batches an epoch, the last partial one included."""
         return -(-self.rows // self._global_batch)
-
-    @property
-    def threads(self) -> int:
-        """How many threads read."""
-        return self._options.read_threads
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, from global batch `start` on.

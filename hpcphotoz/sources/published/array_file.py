@@ -19,7 +19,7 @@ from hpcphotoz.errors import BadInput
 Array = npt.NDArray[Any]
 
 
-class ArrayFile(Mapping[str, Any]):
+class ArrayFile:
     """Columns of an open file, arrays or HDF5 datasets, from which slices of rows are read."""
 
     def __init__(self, path: Path, columns: Mapping[str, Any]) -> None:
@@ -28,23 +28,15 @@ class ArrayFile(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._columns:
-            has = ", ".join(sorted(self)[:20]) or "nothing"
+            has = ", ".join(sorted(self._columns)[:20]) or "nothing"
             raise BadInput(f"{self.path}: no field '{name}': it has {has}; is --format right?")
         if name not in self._opened:
-            columns = self._columns
-            self._opened[name] = (
-                hdf5.checked_array(columns, name) if isinstance(columns, h5py.File) else columns[name]
-            )
+            hdf5_file = isinstance(self._columns, h5py.File)
+            self._opened[name] = hdf5.checked_array(self._columns, name) if hdf5_file else self._columns[name]
         return self._opened[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._columns  # the mixin asks __getitem__, which raises BadInput and no KeyError
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
 
     def first(self, names: tuple[str, ...], optional: bool = False) -> str | None:
         """Returns the first of these names that the file has; None: it has none.

@@ -138,8 +138,7 @@ def inspect_file(table: ArrayFile, layout: FileLayout) -> tuple[ImageKind | None
     if layout.z_spec is not None:
         expected[layout.z_spec] = ()
     for what in ("ebv", "ra", "dec"):
-        names = getattr(layout, what)
-        field = table.first(names, what in layout.optional) if names else None
+        field = table.first(getattr(layout, what), what in layout.optional)
         if field is not None:
             expected[field] = (len(layout.per_band),) if what == "ebv" and layout.per_band else ()
     if not layout.bands:

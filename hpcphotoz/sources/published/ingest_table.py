@@ -123,7 +123,7 @@ def ingest_table(
                 first = first or (path, kind)
                 if kind != first[1]:
                     raise BadInput(f"{path}: {kind}, but {first[0]} has {first[1]}")
-                without_ebv += not fields.ebv or opened.first(fields.ebv, "ebv" in fields.optional) is None
+                without_ebv += opened.first(fields.ebv, "ebv" in fields.optional) is None
                 ids.append(read_ids(opened, fields, 0, rows))
                 if not fields.bands:
                     lacking[MASK_FIELDS[0]] += opened.first(MASK_FIELDS, optional=True) is None

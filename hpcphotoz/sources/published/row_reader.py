@@ -185,8 +185,7 @@ def _read_labels(table: ArrayFile, layout: FileLayout, row_range: RowRange) -> d
     start, stop = row_range.start, row_range.stop
     found: dict[str, Array] = {"object_id": read_ids(table, layout, start, stop)}
     for what, absent in (("ebv", 0.0), ("ra", np.nan), ("dec", np.nan)):
-        names = getattr(layout, what)
-        name = table.first(names, what in layout.optional) if names else None
+        name = table.first(getattr(layout, what), what in layout.optional)
         values = np.full(stop - start, absent) if name is None else table.rows(name, start, stop)
         found[what] = values.astype(np.float64)
     ebv = nan_if_unknown(found["ebv"])

@@ -31,17 +31,11 @@ def open_fits(path: Path) -> Iterator[Any]:
     Raises:
         BadInput: the file is missing, truncated or not FITS, also if that shows only in the body.
     """
-    try:
-        with _open_unpacked(path) as file:
-            raw = file.read()
-        with warnings.catch_warnings():
-            # A truncated file is only a warning to astropy; so is a header card that is merely untidy.
-            warnings.simplefilter("ignore", AstropyWarning)
-            warnings.filterwarnings("error", ".*truncated", AstropyWarning)
-            with fits.open(io.BytesIO(raw)) as hdus:
-                yield hdus
-    except _READ_ERRORS as error:
-        raise BadInput(_unreadable(path, error)) from None
+    with _open_unpacked(path) as file:
+        # A truncated file is only a warning to astropy; so is a header card that is merely untidy.
+        warnings.filterwarnings("error", ".*truncated", AstropyWarning)
+        with fits.open(io.BytesIO(file.read())) as hdus:
+            yield hdus
 
 
 def read_header(path: Path) -> Any:
@@ -50,15 +44,11 @@ def read_header(path: Path) -> Any:
     Raises:
         BadInput: the file is missing, truncated within the header, or not FITS.
     """
-    try:
-        with _open_unpacked(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)
-            header = fits.Header.fromfile(file)
-            if "SIMPLE" not in header:
-                raise OSError("no SIMPLE keyword")
-            return header
-    except _READ_ERRORS as error:
-        raise BadInput(_unreadable(path, error)) from None
+    with _open_unpacked(path) as file:
+        header = fits.Header.fromfile(file)
+        if "SIMPLE" not in header:
+            raise OSError("no SIMPLE keyword")
+        return header
 
 
 def header_numbers(header: Any, keys: tuple[str, ...], path: Path, expected: str) -> dict[str, float]:
@@ -79,12 +69,14 @@ def header_numbers(header: Any, keys: tuple[str, ...], path: Path, expected: str
     return values
 
 
-def _open_unpacked(path: Path) -> IO[bytes]:
-    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
-    opened: IO[bytes] = openers[path.suffix](path) if path.suffix in openers else open(path, "rb")
-    return opened
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{path}: not a readable FITS file ({reason}): fetch it again"
+@contextmanager
+def _open_unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for the `with` body; what goes wrong there is one line, and astropy's warnings are off."""
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+    try:
+        with openers.get(path.suffix, open)(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            yield file
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"{path}: not a readable FITS file ({reason}): fetch it again") from None

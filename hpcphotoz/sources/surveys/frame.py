@@ -1,6 +1,5 @@
 """One calibrated frame of one band: its place on the sky, and resampling."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,14 +113,6 @@ def resample(frame: Frame, x: Floats, y: Floats) -> Floats:
             row += wx[i] * values.take(corner + (j * box.shape[1] + i))
         answer += wy[j] * row
     return answer
-
-
-def separation(ra: Floats, dec: Floats, ra0: float, dec0: float) -> Floats:
-    """Returns angles on the sky, deg, between positions and one position, deg (haversine)."""
-    d_ra, d_dec = np.radians(ra - ra0) / 2, np.radians(dec - dec0) / 2
-    cosines = np.cos(np.radians(dec)) * math.cos(math.radians(dec0))
-    square = np.sin(d_dec) ** 2 + cosines * np.sin(d_ra) ** 2
-    return np.asarray(np.degrees(2 * np.arcsin(np.sqrt(np.clip(square, 0, 1)))))
 
 
 def _lanczos_weights(fraction: Floats) -> Floats:

@@ -169,7 +169,6 @@ class BandPSF:
 class FieldPSF:
     """All five bands of one field."""
 
-    path: Path
     bands: tuple[BandPSF, ...]  # in the order of BANDS
     width: Floats  # (band,) the file's own `psf_width`: effective full width at half maximum, arcsec
     gain: Floats  # (band,) electrons per DN
@@ -190,15 +189,10 @@ def read_psf(path: Path) -> FieldPSF:
     for name, values in (("psf_width", width), ("gain", gain)):
         if values.shape != (len(BANDS),) or not (np.isfinite(values) & (values > 0)).all():
             raise BadInput(f"{path}: {name} = {values.tolist()}: five positive numbers expected")
-    return FieldPSF(path, bands, width, gain)
+    return FieldPSF(bands, width, gain)
 
 
 def _read_band_psf(table: Any) -> BandPSF:
-    """Components of one HDU.
-
-    Raises:
-        ValueError, KeyError, IndexError: not what a psField file holds.
-    """
     powers = {(int(row["nrow_b"]), int(row["ncol_b"])) for row in table}
     sides = {(int(row["rnrow"]), int(row["rncol"])) for row in table}
     if len(powers) != 1 or len(sides) != 1:

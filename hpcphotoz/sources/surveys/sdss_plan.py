@@ -13,9 +13,13 @@ from hpcphotoz.progress import track
 from hpcphotoz.sources.catalogue import Catalogue, epoch_ids
 from hpcphotoz.sources.constants import PIXEL_SCALE
 from hpcphotoz.sources.identifiers import Ids
+from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.surveys.fits import read_header
-from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Geometry, read_geometry, separation
+from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Geometry, read_geometry
 from hpcphotoz.sources.surveys.sdss_fields import FrameSet
+
+with sources_extra():
+    from astropy.coordinates import angular_separation
 
 EPOCHS = ("one", "all")
 _HEADER_THREADS = 8  # unpacking releases the interpreter lock
@@ -155,11 +159,7 @@ def _objects_on_frame(
 ) -> tuple[Rows, npt.NDArray[Any]]:
     """Returns the table's rows on a frame, and their distances from the centres of its edge pixels, pixels.
 
-    Args:
-        geometry: of the frame.
-        table: all objects.
-        order: its rows by declination.
-        dec: (N,) deg, in that order.
+    `order` are the table's rows by declination, and `dec` (N,) the declinations in that order, deg.
     """
     height, width = geometry.shape
     ra0, dec0 = geometry.sky(np.array([[(width - 1) / 2, (height - 1) / 2]]))[0]
@@ -167,7 +167,8 @@ def _objects_on_frame(
     radius = (geometry.pixel_area**0.5) * np.hypot(width, height) * 0.55
     first, stop = np.searchsorted(dec, [dec0 - radius, dec0 + radius])
     rows = order[first:stop]
-    rows = rows[separation(table.ra[rows], table.dec[rows], float(ra0), float(dec0)) < radius]
+    there = np.radians([table.ra[rows], table.dec[rows]])
+    rows = rows[np.degrees(angular_separation(*there, *np.radians([ra0, dec0]))) < radius]
     x, y = geometry.pixels(table.ra[rows], table.dec[rows]).T
     distance = np.min([x, width - 1 - x, y, height - 1 - y], axis=0)
     # Half a pixel beyond the last centre is still the frame.
