@@ -240,14 +240,10 @@ def attacked_mask(position: Int64Array, fraction: float) -> npt.NDArray[np.bool_
 
 
 def split_part(object_id: Int64Array, validation: float, test: float, seed: int) -> npt.NDArray[np.int8]:
-    """Which part each object belongs to, by a hash of (seed, object id): 0 training, 1 validation, 2 test.
+    """Which part each object (N,) belongs to, by a hash of (seed, id): 0 training, 1 validation, 2 test.
 
-    An object keeps its part as shards are added, and as the fraction of the other part changes.
-
-    Args:
-        object_id: (N,) int64.
-        validation, test: fractions of all objects; together at most 1.
-        seed: of the split.
+    `validation` and `test` are fractions of all objects, together at most 1. An object keeps its part as
+    shards are added, and as the fraction of the other part changes.
     """
     word = keyed_hash(object_id.astype(np.uint64), derive_key(seed, 3))
     part = np.zeros(object_id.shape, np.int8)

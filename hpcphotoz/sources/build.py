@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz.atomic import fsync_folder, write_text
-from hpcphotoz.data.format.band_moments import BandMoments
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder, shard_name
 from hpcphotoz.data.format.manifest import Header, Manifest
-from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.format.stamps import BandMoments, Stamps
 from hpcphotoz.data.format.writer import check_stamps, finish_dataset, write_shard
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of

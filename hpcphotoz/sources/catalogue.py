@@ -172,19 +172,15 @@ def _column_names(file: TableFile, wanted: Mapping[str, str]) -> dict[str, str]:
             usual = (wanted[key],)
         there = [name for name in file.names if name in usual]
         if len(there) > 1:
-            raise BadInput(f"{file.path}: has columns {' and '.join(there)}: {_which_hint(key, there)}")
+            which = f"say by --columns {key}={there[0]} which is {key}"
+            hint = "rename one" if len(set(there)) < len(there) else which
+            raise BadInput(f"{file.path}: has columns {' and '.join(there)}: {hint}")
         if there:
             found[key] = there[0]
         elif _MISSING.get(key) is None:
             either = " or ".join(reversed(usual))
             raise BadInput(f"{file.path}: no column {either}: {has}; --columns {key}=NAME names another")
     return found
-
-
-def _which_hint(key: str, names: list[str]) -> str:
-    if len(set(names)) < len(names):
-        return "rename one"
-    return f"say by --columns {key}={names[0]} which is {key}"
 
 
 def _unique_identifiers(column: Column) -> Ids:

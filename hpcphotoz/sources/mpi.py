@@ -60,12 +60,8 @@ class MPIRanks:
         """Runs `work` on all tasks and returns the results in order, on every rank.
 
         Task k runs on rank k modulo the number of ranks. A rank that fails sends a message to the others,
-        which finish the task at hand and begin no other.
-
-        Args:
-            work: called on this rank.
-            tasks: the same on every rank.
-            tracked: wraps an iterator of this many results and shows progress; used on rank 0.
+        which finish the task at hand and begin no other. On rank 0, `tracked` wraps an iterator of this many
+        results and shows progress.
 
         Raises:
             BadInput: on rank 0, with the message of the first rank that failed; others end silently.

@@ -17,15 +17,10 @@ _CLIPPED_STD = 0.98658
 
 
 def stamp_sky_sigma(images: Array) -> npt.NDArray[np.float32]:
-    """Estimates the sky sigma of stamps from their outer pixels.
+    """Estimates the sky sigma (N, band) of stamps (N, band, y, x) float32, finite, from their outer pixels.
 
-    Correlated noise, as in resampled images, counts as the pixels have it.
-
-    Args:
-        images: (N, band, y, x) float32, finite.
-
-    Returns:
-        (N, band) in the images' unit; 0 where most of the outer pixels are equal.
+    It is in the images' unit, and 0 where most of the outer pixels are equal. Correlated noise, as in
+    resampled images, counts as the pixels have it.
     """
     n, bands, size, _ = images.shape
     places, flat = outer_pixels(size), images.reshape(n * bands, -1)

@@ -8,11 +8,7 @@ from hpcphotoz.errors import BadInput
 
 @contextmanager
 def sources_extra() -> Iterator[None]:
-    """Turns a failed import in the `with` body into one line that says what to install.
-
-    Raises:
-        BadInput: a library of the `sources` extra is missing.
-    """
+    """Turns a failed import in the `with` body into one line that says what to install: a BadInput."""
     try:
         yield
     except ImportError as error:

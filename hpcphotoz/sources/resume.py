@@ -79,9 +79,7 @@ def _other_build(out: Path) -> BadInput:
 def fingerprint_units(header: Header, make: Any, units: Sequence[Any], look: bool) -> tuple[str, list[str]]:
     """Returns fingerprints of the options (header and make) and of each unit.
 
-    Args:
-        header, make, units: as in `build_dataset`.
-        look: whether sizes and times of the files that they name count; under MPI only rank 0 looks.
+    With `look`, sizes and times of the files that they name count; under MPI only rank 0 looks.
     """
     files: dict[Path, str] | None = {} if look else None
     options = Fingerprint(files).of((__version__, FORMAT_VERSION, header, make))

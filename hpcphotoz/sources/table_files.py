@@ -93,8 +93,7 @@ class Column:
     def degrees_per_unit(self, hours: bool) -> float:
         """Returns the number of degrees in one of the column's units; a column without a unit is in degrees.
 
-        Args:
-            hours: whether the unit may be hours, as of a right ascension.
+        With `hours`, the unit may be hours, as of a right ascension.
 
         Raises:
             BadInput: the unit is no angle.

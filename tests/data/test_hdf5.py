@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcphotoz.data import hdf5, hdf5_filters
+from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import shards
 from hpcphotoz.data.format.index import index_folder
 from hpcphotoz.data.format.manifest import MANIFEST, read_manifest, write_manifest
@@ -217,7 +217,7 @@ def test_decompression_stops_at_the_size_of_a_chunk() -> None:
     raw, size = zlib.compress(bytes(64 << 20), 9), 100_000
     tracemalloc.start()
     with pytest.raises(ValueError, match="more bytes instead of 100000"):
-        hdf5_filters.undo_filters(raw, 0, (hdf5_filters.GZIP,), size)
+        hdf5.undo_filters(raw, 0, (hdf5.GZIP,), size)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * size
@@ -273,10 +273,8 @@ def test_fletcher32_is_that_of_hdf5(
     with h5py.File(path, "w") as file:
         file.create_dataset("a", data=values, chunks=(size,), fletcher32=True)
         mask, raw = file["a"].id.read_direct_chunk((0,))
-    assert (
-        bytes(hdf5_filters.undo_filters(raw, mask, (hdf5_filters.FLETCHER32,), size)[0]) == values.tobytes()
-    )
+    assert bytes(hdf5.undo_filters(raw, mask, (hdf5.FLETCHER32,), size)[0]) == values.tobytes()
     raw = bytearray(raw)
     raw[seed % size] ^= 1
     with pytest.raises(ValueError, match="checksum differs"):
-        hdf5_filters.undo_filters(bytes(raw), mask, (hdf5_filters.FLETCHER32,), size)
+        hdf5.undo_filters(bytes(raw), mask, (hdf5.FLETCHER32,), size)

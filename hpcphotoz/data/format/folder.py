@@ -27,9 +27,6 @@ def shard_name(number: int) -> str:
 def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
     """Context manager that makes the folder of a dataset and locks it against other writers.
 
-    Args:
-        out: folder to create; may hold an unfinished dataset.
-
     Yields:
         The files of the unfinished dataset that it holds, sorted.
 

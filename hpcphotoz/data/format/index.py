@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.data import hdf5
-from hpcphotoz.data.format.band_moments import BandMoments
 from hpcphotoz.data.format.folder import LOCK_FILE, SIDECAR_SUFFIX
 from hpcphotoz.data.format.manifest import (
     FLUX_UNIT,
@@ -34,7 +33,7 @@ from hpcphotoz.data.format.shards import (
     naming_damage,
     open_shard,
 )
-from hpcphotoz.data.format.stamps import COLUMNS, Stamps, redshift_range
+from hpcphotoz.data.format.stamps import COLUMNS, BandMoments, Stamps, redshift_range
 from hpcphotoz.data.format.writer import check_stamps, finish_dataset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file

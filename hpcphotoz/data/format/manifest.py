@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz.atomic import write_text
-from hpcphotoz.data import hdf5, hdf5_filters
+from hpcphotoz.data import hdf5
 from hpcphotoz.data.format.manifest_schema import (
     BandStatistics,
     ShardEntry,
@@ -63,9 +63,7 @@ class Manifest:
 def read_manifest(folder: Path, check: bool = True) -> Manifest:
     """Read a dataset's manifest and check that its shards are there with the sizes it lists.
 
-    Args:
-        folder: the dataset.
-        check: check the size of every shard's file; False: a shard is checked when it is opened.
+    With `check` False, a shard's file is checked when it is opened.
 
     Raises:
         BadInput: no manifest (an unfinished dataset), one that cannot be read, a shard that is missing,
@@ -139,7 +137,7 @@ def _check_offsets(line: ShardEntry, sizes: Mapping[str, int]) -> None:
     if line.chunk_rows > rows or line.chunk_rows * images > max(hdf5.LARGEST_CHUNK, images):
         raise ValueError(f"{line.file}: chunk_rows {line.chunk_rows} of {rows} rows: too many")
     if line.offsets is None:
-        if rows * images > line.bytes * hdf5_filters.MAX_GZIP_EXPANSION:
+        if rows * images > line.bytes * hdf5.MAX_GZIP_EXPANSION:
             raise ValueError(f"{line.file}: {rows} rows do not fit in {line.bytes} bytes")
         return
     if line.offsets.keys() != sizes.keys() or line.labels_xxh3 is None:
@@ -193,12 +191,9 @@ def columns(header: Header) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 
 
 def shard_file_problem(folder: Path, shard: ShardEntry) -> str | None:
-    """Check that a shard's file is there, is a regular file and has the size that the manifest lists.
+    """What is wrong, in words, with a shard's file, which must be a regular one of the size listed, or None.
 
     A link is refused: it may lead outside the dataset's folder.
-
-    Returns:
-        The problem in words, or None.
     """
     path = folder / shard.file
     try:

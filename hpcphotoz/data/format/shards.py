@@ -37,12 +37,7 @@ def labels_differ_message(path: Path, shard: ShardEntry, what: str) -> str:
 
 
 def images_differ_message(path: Path, wrong: npt.NDArray[np.int64]) -> str:
-    """Message for images that differ from their checksums.
-
-    Args:
-        path: the shard.
-        wrong: (n,) their rows, ascending; at least one.
-    """
+    """Message for images that differ from their checksums: rows `wrong` (n,) of a shard, ascending."""
     rows = f"row {wrong[0]}" if len(wrong) == 1 else f"rows {wrong[0]} to {wrong[-1]} ({len(wrong)} of them)"
     return f"{path}: {rows}: pixels differ from the checksums stored with them: copy or write the shard again"
 
@@ -51,12 +46,7 @@ def images_differ_message(path: Path, wrong: npt.NDArray[np.int64]) -> str:
 def naming_damage(path: Path, start: int | None = None, stop: int = 0) -> Iterator[None]:
     """Context manager that turns HDF5's exceptions on a damaged shard into one BadInput.
 
-    Args:
-        path: the shard.
-        start, stop: the rows that are read, for the message; None: it names none.
-
-    Raises:
-        BadInput: names the shard and the rows.
+    It names the shard and the rows `start` to `stop - 1` that are read; None: no rows.
     """
     try:
         yield
@@ -117,20 +107,14 @@ def image_digests(images: Array) -> npt.NDArray[np.uint64]:
 
 
 def check_finite(images: Iterable[Array], path: Path, first_row: int) -> None:
-    """Refuse NaN and infinite pixels.
-
-    The sum in the pixels' own type is checked first, four times quicker: it is finite only if all pixels are,
-    unless it overflows.
-
-    Args:
-        images: of neighbouring rows, each of any shape and float type.
-        path: the shard, for the message.
-        first_row: number of the first image in the shard.
+    """Refuse NaN and infinite pixels in images, of any shape and float type, of rows from `first_row` on.
 
     Raises:
-        BadInput: names the first row with such a pixel.
+        BadInput: names the shard and the first row with such a pixel.
     """
     for row, image in enumerate(images, first_row):
+        # The sum in the pixels' own type, four times quicker, is finite only if all pixels are, unless it
+        # overflows.
         with np.errstate(over="ignore", invalid="ignore"):
             total = image.sum()
         if not (np.isfinite(total) or np.isfinite(image).all()):

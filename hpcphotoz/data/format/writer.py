@@ -11,7 +11,6 @@ import numpy as np
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.band_moments import BandMoments
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder, lock_dataset_folder, shard_name
 from hpcphotoz.data.format.manifest import (
     FLUX_UNIT,
@@ -24,7 +23,7 @@ from hpcphotoz.data.format.manifest import (
 )
 from hpcphotoz.data.format.manifest_schema import ShardEntry
 from hpcphotoz.data.format.shards import file_sha256, image_digests, label_digest
-from hpcphotoz.data.format.stamps import COLUMNS, Stamps, redshift_range
+from hpcphotoz.data.format.stamps import COLUMNS, BandMoments, Stamps, redshift_range
 from hpcphotoz.errors import BadInput
 
 ALIGNMENT = 1 << 20

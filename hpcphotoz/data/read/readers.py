@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data import hdf5, hdf5_filters
+from hpcphotoz.data import hdf5
 from hpcphotoz.data.format.shards import naming_damage
 from hpcphotoz.errors import BadInput
 
@@ -30,7 +30,7 @@ _TRIES = 6
 _FIRST_WAIT_S = 0.1  # doubled each time: 3 s in all
 _TRANSIENT_ERRNOS = (errno.EIO, errno.ESTALE)  # from a network file system whose server is restarting
 _IOV_MAX = 1024
-_SLOW = "" if hdf5_filters.HAS_ISAL else " (by zlib; installing isal makes it 1.3 times quicker)"
+_SLOW = "" if hdf5.HAS_ISAL else " (by zlib; installing isal makes it 1.3 times quicker)"
 
 
 class FileHandle:
@@ -68,15 +68,10 @@ class FileHandle:
 
 
 def with_retries(work: Callable[[], _T], path: Path, again: Callable[[], None] | None = None) -> _T:
-    """Call `work` and return its result; try again where a network file system fails for a moment.
-
-    Args:
-        work: reads the file.
-        path: the file, for the message.
-        again: called before each further try.
+    """Call `work` and return its result; try again, after `again`, where a network file system fails.
 
     Raises:
-        BadInput: the error persists for about 3 s, or is of another kind.
+        BadInput: the error persists for about 3 s, or is of another kind; names the file.
     """
     for attempt in range(_TRIES):
         try:
@@ -141,8 +136,8 @@ def chunk_index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
     """Index of an array's chunks in a file of `size` bytes; None where only HDF5 can read them."""
     if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
         return None
-    filters = hdf5_filters.filters(data)
-    if hdf5_filters.LZF in filters:
+    filters = hdf5.filters(data)
+    if hdf5.LZF in filters:
         return None
     rows, number = data.chunks[0], -(-data.shape[0] // data.chunks[0])
     found = np.full((3, number), -1, np.int64)
@@ -164,7 +159,7 @@ class ChunkReader:
     def __init__(self, name: Path, handle: FileHandle, index: ChunkIndex, row_bytes: int, item: int) -> None:
         self._name, self._handle, self._index = name, handle, index
         self._row_bytes, self._item = row_bytes, item
-        gzip = hdf5_filters.GZIP in index.filters
+        gzip = hdf5.GZIP in index.filters
         self.method = "chunked shards, read chunk by chunk" + (
             f" and decompressed by threads{_SLOW}" if gzip else ""
         )
@@ -181,12 +176,10 @@ class ChunkReader:
     def _read_chunk(self, number: int, start: int, views: Sequence[memoryview]) -> None:
         stored, size = int(self._index.size[number]), self._index.rows * self._row_bytes
         try:
-            hdf5_filters.check_stored_size(stored, size)
+            hdf5.check_stored_size(stored, size)
             raw = np.empty(stored, np.uint8)
             self._handle.read([raw.data], int(self._index.offset[number]))
-            data, shuffled = hdf5_filters.undo_filters(
-                raw, int(self._index.mask[number]), self._index.filters, size
-            )
+            data, shuffled = hdf5.undo_filters(raw, int(self._index.mask[number]), self._index.filters, size)
         except ValueError as error:
             first = number * self._index.rows
             raise BadInput(

@@ -138,15 +138,13 @@ class ShardFiles:
     def get(self, number: int) -> ShardFile:
         """Return shard `number`, opened if necessary; threads may open several at a time."""
         with self._lock:
-            opened = self._open.get(number)
-            mine = opened is None
-            if opened is None:
-                opened = self._open[number] = Future()
-                self.openings += 1
-                if len(self._open) > _MAX_OPEN_SHARDS:
-                    # It is closed when its last reader drops it: another thread may be reading it now.
-                    self._open.popitem(last=False)
+            mine = number not in self._open
+            opened = self._open.setdefault(number, Future())
             self._open.move_to_end(number)
+            self.openings += mine
+            if len(self._open) > _MAX_OPEN_SHARDS:
+                # It is closed when its last reader drops it: another thread may be reading it now.
+                self._open.popitem(last=False)
         if mine:
             _run_into(opened, lambda: ShardFile(self._folder, self._manifest, number))
             if opened.exception() is not None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.data.format.manifest import Manifest
-from hpcphotoz.data.format.manifest_schema import ShardEntry
 from hpcphotoz.data.format.stamps import redshift_range
 from hpcphotoz.data.order import ORDER, Blocks
 from hpcphotoz.data.read.shard_files import ShardFiles
@@ -83,10 +82,7 @@ def save_objects(
 ) -> SelectedObjects:
     """Write a subset's objects for other ranks and a resumed run; return them mapped into memory.
 
-    Args:
-        folder: created if it does not exist.
-        manifest, subset: the dataset and the subset, which with the lost shards determine the file's name.
-        objects: as `count_objects` returns them.
+    The name of the file in `folder` depends on the dataset, the subset and the lost shards.
     """
     if objects.selection is None:
         return objects
@@ -133,7 +129,7 @@ def count_objects(
         known = Census(shard.rows, shard.z_min, shard.z_max, shard.unlabelled, *3 * (shard.file,))
         try:
             return [
-                known if selection is None else _scan(files, number, shard, subset, selection, verify)
+                known if selection is None else _scan(files, number, subset, selection, verify)
                 for subset, selection in zip(subsets, selections, strict=True)
             ]
         except BadInput as error:
@@ -154,15 +150,8 @@ def count_objects(
     return list(map(SelectedObjects, totals, selections))
 
 
-def _scan(
-    files: ShardFiles,
-    number: int,
-    shard: ShardEntry,
-    subset: Subset,
-    selection: Selection,
-    verify: bool,
-) -> Census:
-    found = Census()
+def _scan(files: ShardFiles, number: int, subset: Subset, selection: Selection, verify: bool) -> Census:
+    shard, found = files.get(number).entry, Census()
     for first in range(0, shard.rows, _ROWS):
         block = Blocks.single(number, first, min(_ROWS, shard.rows - first))
         columns = files.columns(block, subset.columns | {"z_spec"}, verify)

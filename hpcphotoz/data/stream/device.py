@@ -44,9 +44,7 @@ def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def prefetch_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """The same batches on a device; for a GPU the next one is copied while the last one is used.
 
-    Args:
-        batches: in host memory, pinned: from other memory the copies would be synchronous.
-        device: to which they are copied.
+    Their memory must be pinned: from other memory the copies would be synchronous.
     """
     if device.type != "cuda":
         for batch in batches:

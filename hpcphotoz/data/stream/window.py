@@ -30,9 +30,7 @@ class BufferPool:
 
     A consumer may keep a batch as long as it likes: it keeps the buffer.
 
-    Args:
-        size: bytes each.
-        pinned: page-locked, for asynchronous copies to a GPU.
+    They have `size` bytes, and are page-locked if `pinned`, for asynchronous copies to a GPU.
     """
 
     def __init__(self, size: int, pinned: bool) -> None:

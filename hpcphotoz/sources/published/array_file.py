@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +17,10 @@ from hpcphotoz.data import hdf5
 from hpcphotoz.errors import BadInput
 
 Array = npt.NDArray[Any]
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class ArrayFile:
@@ -122,7 +126,11 @@ def _map_npy(path: Path, start: int, size: int | None) -> Array:
     """Maps the npy array at byte `start` of a file; `size`: its bytes with the header, if known."""
     with open(path, "rb") as file:
         file.seek(start)
-        shape, fortran, dtype = _npy_header(file)
+        version = np.lib.format.read_magic(file)
+        if version not in _NPY_HEADERS:
+            raise ValueError(f"npy version {version}: save it with plain field names")
+        # numpy refuses headers above 10 kB, as hostile ones are; one of 64 fields takes 3 kB.
+        shape, fortran, dtype = _NPY_HEADERS[version](file)
         offset = file.tell()
         held = file.seek(0, os.SEEK_END) - offset
     if dtype.hasobject:
@@ -135,13 +143,3 @@ def _map_npy(path: Path, start: int, size: int | None) -> Array:
     if not needed:
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-
-
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy version {version}: save it with plain field names")
-    # numpy refuses headers above 10 kB, as hostile ones are; one of 64 fields takes 3 kB.
-    shape, fortran, dtype = readers[version](file)
-    return shape, fortran, dtype

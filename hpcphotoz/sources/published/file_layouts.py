@@ -169,13 +169,19 @@ def inspect_file(table: ArrayFile, layout: FileLayout) -> tuple[ImageKind | None
         return None, 0
     if layout.bands:
         return ImageKind(layout.bands, height, layout.pixel_scale), rows
-    named = tuple(
-        v.decode() if isinstance(v, bytes) else str(v) for v in table.rows(BAND_FIELD, 0, 1)[0].tolist()
-    )
+    named = band_names(table, 0, 1)[0]
     scale = round(float(table.rows(SCALE_FIELD, 0, 1)[0, 0]), 6)
     if len(set(named)) < len(named) or not scale > 0:
         raise BadInput(f"{table.path}: bands {named} of {scale:g} arcsec a pixel in its first row")
     return ImageKind(named, height, scale), rows
+
+
+def band_names(table: ArrayFile, start: int, stop: int) -> list[tuple[str, ...]]:
+    """Returns the bands that rows `start` to `stop - 1` name."""
+    return [
+        tuple(v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in row)
+        for row in table.rows(BAND_FIELD, start, stop).tolist()
+    ]
 
 
 def pixel_zero_point(layout: FileLayout, bands: tuple[str, ...], path: Path) -> float:

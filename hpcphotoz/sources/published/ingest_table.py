@@ -35,8 +35,6 @@ from hpcphotoz.sources.published.file_layouts import (
 )
 from hpcphotoz.sources.published.row_reader import ReadRows, RowRange, SourceFile, read_ids
 
-__all__ = ["FILE_LAYOUTS", "ingest_table"]
-
 
 def ingest_table(
     out: Path,

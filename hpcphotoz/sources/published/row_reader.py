@@ -18,12 +18,12 @@ from hpcphotoz.sources.identifiers import Ids, identifiers
 from hpcphotoz.sources.noise import stamp_sky_sigma
 from hpcphotoz.sources.published.array_file import ArrayFile, open_array_file
 from hpcphotoz.sources.published.file_layouts import (
-    BAND_FIELD,
     FILE_LAYOUTS,
     IVAR_FIELD,
     MASK_FIELDS,
     SCALE_FIELD,
     FileLayout,
+    band_names,
 )
 
 Array = npt.NDArray[Any]
@@ -139,9 +139,8 @@ class ReadRows:
         self, table: ArrayFile, start: int, stop: int, crop: slice, reasons: "npt.NDArray[np.object_]"
     ) -> None:
         """Checks bands, pixel scale, masks and inverse variance of Multimodal Universe rows."""
-        named = table.rows(BAND_FIELD, start, stop)
-        bands = np.array([v.encode() for v in self.header.bands], np.bytes_)
-        other = np.array([[_bytes(v) for v in row] for row in named.tolist()], np.bytes_) != bands
+        bands = self.header.bands
+        other = np.array(band_names(table, start, stop)) != np.array(bands)
         self._add_reason(reasons, other, "another band in place of {}")
         scale = table.rows(SCALE_FIELD, start, stop)
         self._add_reason(
@@ -210,7 +209,3 @@ def _chunk_aligned_blocks(images: Any, start: int, stop: int) -> Iterator[tuple[
         end = min((start // step + 1) * step, stop)
         yield start, end
         start = end
-
-
-def _bytes(value: bytes | str) -> bytes:
-    return value if isinstance(value, bytes) else value.encode()

@@ -142,13 +142,10 @@ def make_survey_tables(survey: Survey | None = None) -> SurveyTables:
 
 
 def band_fluxes(z: Floats) -> Floats:
-    """Returns SDSS band fluxes of the redshifted template spectra, relative to their rest-frame r flux.
+    """Returns SDSS band fluxes of the template spectra at redshifts z (nz,) over their rest-frame r flux.
 
-    Args:
-        z: (nz,) redshifts.
-
-    Returns:
-        (nz, 4, 5): AB flux ratios at one luminosity distance; -2.5 log10 of the r column is the K correction.
+    They are AB flux ratios (nz, 4, 5) at one luminosity distance; -2.5 log10 of the r column is the K
+    correction.
     """
     with sources_extra():
         import galsim
@@ -214,7 +211,7 @@ def _candidate(tables: SurveyTables, rng: np.random.Generator) -> Galaxy:
     radius = kind.radius_kpc * 10 ** (-0.4 * kind.radius_slope * (magnitude + 21.0))
     radius *= math.exp(survey.size_scatter * rng.standard_normal())
     radius *= float(np.interp(z, tables.z, tables.arcsec_per_kpc))
-    bulge_size = 0.8 if index == 0 else 0.3
+    bulge_size, thickness = (0.8, 0.5) if index == 0 else (0.3, 0.2)
     return Galaxy(
         z=z,
         ebv=ebv,
@@ -226,7 +223,7 @@ def _candidate(tables: SurveyTables, rng: np.random.Generator) -> Galaxy:
         radius_disc=radius * (1.4 if index == 0 else 1.0),
         axis_ratio_bulge=rng.uniform(0.6, 1.0),
         # An oblate disc of intrinsic thickness 0.2 (early: 0.5) seen at this inclination (Hubble 1926).
-        axis_ratio_disc=_apparent_axis_ratio(cos_inclination, 0.5 if index == 0 else 0.2),
+        axis_ratio_disc=math.sqrt(cos_inclination**2 + thickness**2 * (1 - cos_inclination**2)),
         position_angle=rng.uniform(0.0, math.pi),
     )
 
@@ -240,10 +237,6 @@ def mixture(tables: SurveyTables, z: float, kind: float) -> Floats:
     w, v = kind - low, step - row
     at_z = (1 - v) * tables.relative_flux[row] + v * tables.relative_flux[row + 1]
     return np.asarray((1 - w) * at_z[low] + w * at_z[low + 1])
-
-
-def _apparent_axis_ratio(cos_inclination: float, thickness: float) -> float:
-    return math.sqrt(cos_inclination**2 + thickness**2 * (1 - cos_inclination**2))
 
 
 def _cumulative_integral(density: Floats, at: Floats) -> Floats:

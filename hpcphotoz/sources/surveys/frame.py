@@ -60,12 +60,7 @@ class Frame:
 
 
 def read_geometry(header: Any, path: Path, expected: str) -> Geometry:
-    """Reads the TAN projection and the size from a FITS header.
-
-    Args:
-        header: of the image.
-        path: for messages.
-        expected: for messages: the kind of frame that is expected.
+    """Reads the TAN projection and the size from an image's FITS header; `expected` is for messages.
 
     Raises:
         BadInput: not a two-dimensional image, a keyword that is absent or unusable, or another projection.
@@ -90,14 +85,9 @@ def read_geometry(header: Any, path: Path, expected: str) -> Geometry:
 
 
 def resample(frame: Frame, x: Floats, y: Floats) -> Floats:
-    """Interpolates the frame at any positions by Lanczos-3, with weights that sum to 1.
+    """Interpolates the frame, which must hold them, at pixel positions x, y (...) from 0, by Lanczos-3.
 
-    Args:
-        frame: must hold the positions.
-        x, y: (...) pixel positions from 0.
-
-    Returns:
-        (...) nanomaggies per pixel of the frame.
+    The weights sum to 1, and the result (...) is in nanomaggies per pixel of the frame.
     """
     x0, y0 = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
     left, bottom = int(x0.min()) - LANCZOS_ORDER + 1, int(y0.min()) - LANCZOS_ORDER + 1

@@ -153,12 +153,7 @@ class BandPSF:
     coefficients: Floats  # (component, power of row, power of column)
 
     def at(self, x: float, y: float) -> Floats:
-        """Returns the image (side, side) of a star of unit flux, centred on the middle pixel.
-
-        Args:
-            x, y: column and row in the frame, pixels from 0. The PSF varies slowly: half a pixel does not
-                matter.
-        """
+        """Returns the image (side, side) of a star of unit flux at column x, row y, in the middle pixel."""
         rows = (y * _PSF_SCALE) ** np.arange(self.coefficients.shape[1])
         columns = (x * _PSF_SCALE) ** np.arange(self.coefficients.shape[2])
         image = np.einsum("kij,i,j,kyx->yx", self.coefficients, rows, columns, self.images, optimize=True)

@@ -93,11 +93,6 @@ def left_out_entry(frame_set: FrameSet, reason: str) -> dict[str, Any]:
 def report_left_out(frames: Path, entries: Sequence[Mapping[str, Any]], used: int) -> None:
     """Prints how many frame sets are left out, and the first of them, in one line on standard error.
 
-    Args:
-        frames: folder of the frames.
-        entries: from `left_out_entry`.
-        used: number of frame sets that are not left out.
-
     Raises:
         BadInput: none is used.
     """

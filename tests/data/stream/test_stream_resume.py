@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hpcphotoz.data.format.band_moments import BandMoments
 from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest, write_manifest
+from hpcphotoz.data.format.stamps import BandMoments
 from hpcphotoz.data.format.writer import DatasetWriter, write_shard
 from tests.helpers.datasets import make_stamps
 
