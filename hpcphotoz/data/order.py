@@ -46,12 +46,8 @@ def permute(index: Int64Array, n: int, key: int) -> Int64Array:
     """Apply a keyed bijection of [0, n) to some indices.
 
     A Feistel network permutes the smallest range [0, 4^k) that holds [0, n); a result outside [0, n) is
-    permuted again (cycle walking, Black & Rogaway 2002).
-
-    Args:
-        index: int64 in [0, n), any shape; memory grows with its size and not with n.
-        n: size of the range.
-        key: selects the bijection.
+    permuted again (cycle walking, Black & Rogaway 2002). Memory grows with the size of `index`, of any
+    shape, and not with n.
     """
     half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)

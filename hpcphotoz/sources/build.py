@@ -18,9 +18,9 @@ from typing import Any
 
 from hpcphotoz.atomic import fsync_folder, write_text
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder, shard_name
-from hpcphotoz.data.format.manifest import Header, Manifest
+from hpcphotoz.data.format.manifest import Header, Manifest, write_manifest
 from hpcphotoz.data.format.stamps import BandMoments, Stamps
-from hpcphotoz.data.format.writer import check_stamps, finish_dataset, write_shard
+from hpcphotoz.data.format.writer import check_stamps, write_shard
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
@@ -79,16 +79,15 @@ def build_dataset(
     label: str,
     processes: int | None = None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
-    """Writes the dataset of the stamps that `make` gives for each unit.
+    """Writes the dataset of the stamps that `make` gives for each unit; returns its manifest and `skipped`.
 
     Under an MPI launcher, every rank calls this with the same arguments, writes some of the shards, and
-    returns the same. Without a launcher, `processes` processes are started. Memory is bounded by one unit a
-    rank or process.
+    returns the same. Memory is bounded by one unit a rank or process.
 
     Args:
         out: folder to create; may hold an unfinished dataset of the same options: its shards whose units and
             input files are unchanged are kept.
-        header: bands, stamp size, pixel scale and storage of every stamp.
+        header: of every stamp.
         make: makes the stamps of a unit; must pickle.
         units: one a shard, of plain values, arrays, paths and dataclasses, which pickle. Everything that the
             stamps depend on must be in the unit or in `make`; otherwise changed input would keep old shards.
@@ -99,9 +98,6 @@ def build_dataset(
         label: for the progress line: "cutting stamps, shards".
         processes: None: one a core; 1: this process does everything. Not with MPI, whose ranks are the
             processes.
-
-    Returns:
-        The manifest, and everything in its provenance's `skipped`.
 
     Raises:
         BadInput: the folder cannot be used, it holds an unfinished dataset of other options or input, `make`
@@ -162,7 +158,8 @@ def _finish(
         for one in done:
             if one.moments is not None:
                 moments.merge(BandMoments.from_json(one.moments))
-        manifest = finish_dataset(out, header, shards, moments, {**provenance, "skipped": skipped})
+        manifest = Manifest(header, shards, moments.result(), {**provenance, "skipped": skipped})
+        write_manifest(out, manifest)
     for path in sidecars:
         path.unlink()
     fsync_folder(out)

@@ -44,8 +44,7 @@ class Catalogue:
         return len(self.object_id)
 
     def __getitem__(self, rows: npt.NDArray[np.intp]) -> "Catalogue":
-        names = ("object_id", "ra", "dec", "z_spec", "ebv")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        return replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
 
 
 @dataclass(frozen=True)
@@ -130,15 +129,11 @@ def read_redshifts(path: Path) -> Redshifts:
 
 
 def epoch_ids(object_id: Ids, run: Ids) -> tuple[Ids, str]:
-    """Returns ids of stamps of the same objects in several runs, and the rule in words.
+    """Returns ids (N,) of stamps of the same objects (N,) in several runs (N,), and the rule in words.
 
     `object_id * 1,000,000 + run` where all of these fit 63 bits; otherwise (SDSS's own ids have 19 digits)
     the upper 63 bits of `mix(mix(object_id) + run)`, where mix is the finaliser of SplitMix64 (Steele et al.
     2014, Vigna's constants).
-
-    Args:
-        object_id: (N,) of the table, the same object once a run.
-        run: (N,)
 
     Raises:
         BadInput: two stamps would have the same id.

@@ -60,7 +60,12 @@ class CutStamps:
                 reason = self._skip_reason(frame, flags, x, y)
                 if reason is None:
                     images[k, b] = resample(frame, x, y) * scale
-                    sigma[k, b] = _sky_sigma(frame, *centres[k]) * scale
+                    at_x, at_y = centres[k]
+                    sky = frame_sky_sigma(frame.image, at_x, at_y)
+                    if not sky > 0:
+                        at = f"x = {at_x:.0f}, y = {at_y:.0f}"
+                        raise BadInput(f"{frame.path}: no noise around {at}: is this a sky image?")
+                    sigma[k, b] = sky * scale
                     if not np.isfinite(images[k, b]).all():
                         reason = "a pixel is not finite in"
                 if reason is not None:
@@ -102,7 +107,6 @@ def project(
     1e-4 px at its corners, for 64 pixels and tangent points a degree apart.
 
     Args:
-        source, target: the two frames' geometries.
         ra, dec: (N,) deg.
         half: half a stamp's width, pixels.
 
@@ -124,10 +128,3 @@ def stamp_grid(centre: Floats, jacobian: Floats, stamp: int) -> tuple[Floats, Fl
         centre[0] + jacobian[0, 0] * along_x + jacobian[0, 1] * along_y,
         centre[1] + jacobian[1, 0] * along_x + jacobian[1, 1] * along_y,
     )
-
-
-def _sky_sigma(frame: Frame, x: float, y: float) -> float:
-    sigma = frame_sky_sigma(frame.image, x, y)
-    if not sigma > 0:
-        raise BadInput(f"{frame.path}: no noise around x = {x:.0f}, y = {y:.0f}: is this a sky image?")
-    return sigma

@@ -132,11 +132,7 @@ def mpi_ranks() -> MPIRanks:
 
 
 def refuse_ranks(reason: str) -> None:
-    """Refuses to run on several ranks.
-
-    Raises:
-        BadInput: a launcher started several processes. Of MPI ranks only the first raises it.
-    """
+    """Raises BadInput if a launcher started several processes; of MPI ranks only the first raises it."""
     if world.detect().size > 1:
         try:
             ranks = mpi_ranks()

@@ -22,6 +22,7 @@ from hpcphotoz.data.format.manifest import (
     MANIFEST,
     Header,
     Manifest,
+    write_manifest,
 )
 from hpcphotoz.data.format.manifest_schema import ShardEntry
 from hpcphotoz.data.format.shards import (
@@ -34,7 +35,7 @@ from hpcphotoz.data.format.shards import (
     open_shard,
 )
 from hpcphotoz.data.format.stamps import COLUMNS, BandMoments, Stamps, redshift_range
-from hpcphotoz.data.format.writer import check_stamps, finish_dataset
+from hpcphotoz.data.format.writer import check_stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file
 from hpcphotoz.progress import track
@@ -47,18 +48,12 @@ _PROBE_S = 60.0  # a shard; a file of millions of chunks takes some seconds
 
 
 def index_folder(folder: Path) -> Manifest:
-    """Read every `shard-*.h5` of a folder, check it, and write the manifest that makes it a dataset.
+    """Read and check every `shard-*.h5` of a folder; write, and return, the manifest that makes it a dataset.
 
     A shard holds the columns of `Stamps` with their types, and the attributes `bands` (list of names) and
     `pixel_scale` (arcsec). Its file is not changed: chunked and compressed images stream, but more slowly.
     The checksums of its images are written to a file beside it, 8 bytes an image. Ids are checked to be
     unique within a shard, not between shards.
-
-    Args:
-        folder: with `shard-00000.h5`, `shard-00001.h5` ... and no manifest.
-
-    Returns:
-        The manifest that was written.
 
     Raises:
         BadInput: no such folder, a manifest in it, no shard, or a shard with wrong contents; names it.
@@ -77,7 +72,9 @@ def index_folder(folder: Path) -> Manifest:
         for path in track(paths, "indexing shards", total=len(paths)):
             entries.append(_index_shard(path, header, moments))
         provenance = {"command": "index", "note": "shards written by another program"}
-        return finish_dataset(folder, header, entries, moments, provenance)
+        manifest = Manifest(header, tuple(entries), moments.result(), provenance)
+        write_manifest(folder, manifest)
+        return manifest
 
 
 def _find_shards(folder: Path) -> list[Path]:

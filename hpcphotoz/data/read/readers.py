@@ -7,6 +7,7 @@ slab by slab.
 
 import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -99,7 +100,10 @@ def _unfilled(views: Sequence[memoryview], done: int) -> list[memoryview]:
 class ImageReader(Protocol):
     """Reads the images of one shard."""
 
-    method: str  # how they are read, in words
+    @property
+    def method(self) -> str:
+        """How they are read, in words."""
+        ...
 
     def read(self, first: int, views: Sequence[memoryview]) -> None:
         """Read rows from `first` on, one into each view."""
@@ -122,73 +126,69 @@ class ContiguousReader:
 
 
 @dataclass(frozen=True)
-class ChunkIndex:
-    """Where the chunks of an array lie; chunk k holds the rows from `k * rows` on."""
-
-    rows: int
-    offset: npt.NDArray[np.int64]  # (chunks,) bytes
-    size: npt.NDArray[np.int64]  # (chunks,) bytes
-    mask: npt.NDArray[np.int64]  # (chunks,) filters that were left out
-    filters: tuple[int, ...]
-
-
-def chunk_index(data: h5py.Dataset, size: int) -> ChunkIndex | None:
-    """Index of an array's chunks in a file of `size` bytes; None where only HDF5 can read them."""
-    if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
-        return None
-    filters = hdf5.filters(data)
-    if hdf5.LZF in filters:
-        return None
-    rows, number = data.chunks[0], -(-data.shape[0] // data.chunks[0])
-    found = np.full((3, number), -1, np.int64)
-
-    def note(chunk: Any) -> None:
-        k = chunk.chunk_offset[0] // rows
-        if 0 <= k < number:  # a damaged index may hold any number
-            found[:, k] = (chunk.byte_offset, chunk.size, chunk.filter_mask)
-
-    data.id.chunk_iter(note)
-    if (found < 0).any() or (found[0] + found[1] > size).any():
-        return None  # a damaged index: reading through HDF5 reports it
-    return ChunkIndex(rows, found[0], found[1], found[2], filters)
-
-
 class ChunkReader:
     """Reads images in chunks of whole rows; the calling thread decompresses them."""
 
-    def __init__(self, name: Path, handle: FileHandle, index: ChunkIndex, row_bytes: int, item: int) -> None:
-        self._name, self._handle, self._index = name, handle, index
-        self._row_bytes, self._item = row_bytes, item
-        gzip = hdf5.GZIP in index.filters
-        self.method = "chunked shards, read chunk by chunk" + (
-            f" and decompressed by threads{_SLOW}" if gzip else ""
-        )
+    path: Path
+    handle: FileHandle
+    rows: int  # of a chunk: chunk k holds the rows from `k * rows` on
+    row_bytes: int
+    item: int  # bytes of a number
+    filters: tuple[int, ...]
+    places: npt.NDArray[np.int64]  # (chunks, 3): first byte, bytes, filters that were left out
+
+    @classmethod
+    def of(cls, path: Path, handle: FileHandle, data: h5py.Dataset, size: int) -> "ChunkReader | None":
+        """The reader of an array's chunks in a file of `size` bytes; None where only HDF5 can read them."""
+        if data.chunks is None or data.chunks[1:] != data.shape[1:] or data.file.userblock_size:
+            return None
+        filters = hdf5.filters(data)
+        if hdf5.LZF in filters:
+            return None
+        rows, number = data.chunks[0], -(-data.shape[0] // data.chunks[0])
+        places = np.full((number, 3), -1, np.int64)
+
+        def note(chunk: Any) -> None:
+            k = chunk.chunk_offset[0] // rows
+            if 0 <= k < number:  # a damaged index may hold any number
+                places[k] = (chunk.byte_offset, chunk.size, chunk.filter_mask)
+
+        data.id.chunk_iter(note)
+        if (places < 0).any() or (places[:, 0] + places[:, 1] > size).any():
+            return None  # a damaged index: reading through HDF5 reports it
+        item = data.dtype.itemsize
+        return cls(path, handle, rows, math.prod(data.shape[1:]) * item, item, filters, places)
+
+    @property
+    def method(self) -> str:
+        gzip = f" and decompressed by threads{_SLOW}" if hdf5.GZIP in self.filters else ""
+        return f"chunked shards, read chunk by chunk{gzip}"
 
     def read(self, first: int, views: Sequence[memoryview]) -> None:
         """Read rows from `first` on, one into each view."""
         done = 0
         while done < len(views):
-            number, start = divmod(first + done, self._index.rows)
-            take = min(self._index.rows - start, len(views) - done)
+            number, start = divmod(first + done, self.rows)
+            take = min(self.rows - start, len(views) - done)
             self._read_chunk(number, start, views[done : done + take])
             done += take
 
     def _read_chunk(self, number: int, start: int, views: Sequence[memoryview]) -> None:
-        stored, size = int(self._index.size[number]), self._index.rows * self._row_bytes
+        (offset, stored, mask), size = self.places[number].tolist(), self.rows * self.row_bytes
         try:
             hdf5.check_stored_size(stored, size)
             raw = np.empty(stored, np.uint8)
-            self._handle.read([raw.data], int(self._index.offset[number]))
-            data, shuffled = hdf5.undo_filters(raw, int(self._index.mask[number]), self._index.filters, size)
+            self.handle.read([raw.data], offset)
+            data, shuffled = hdf5.undo_filters(raw, mask, self.filters, size)
         except ValueError as error:
-            first = number * self._index.rows
+            first = number * self.rows
             raise BadInput(
-                f"{self._name}: rows {first} to {first + self._index.rows - 1}: their chunk is damaged "
-                f"({error}): copy or write the shard again"
+                f"{self.path}: rows {first} to {first + self.rows - 1}: their chunk is damaged ({error}): "
+                "copy or write the shard again"
             ) from None
-        item = self._item if shuffled else 1
+        item = self.item if shuffled else 1
         planes = np.frombuffer(data, np.uint8).reshape(item, -1)
-        size = self._row_bytes // item
+        size = self.row_bytes // item
         for k, view in enumerate(views, start):
             row = np.frombuffer(view, np.uint8).reshape(size, item)
             # Undoes the shuffle filter, which stores byte k of every number in plane k. One strided copy a

@@ -36,10 +36,7 @@ def read_rows(
 ) -> Iterator[Stamps]:
     """Yield all objects in stored order, at most `batch` at a time, after comparing checksums.
 
-    Args:
-        folder, manifest: the dataset.
-        batch: rows read at a time.
-        row_filter: takes columns by name and returns a mask of rows; None: all rows.
+    With a `row_filter`, which takes columns by name and returns a mask of rows, only those.
 
     Raises:
         BadInput: a shard that cannot be read, is damaged or does not match the manifest.

@@ -37,10 +37,6 @@ class ShardFile:
     Labels are read from the file each time they are needed: the page cache holds them once a node. Only
     labels that are chunked or compressed, in shards that another program wrote, are kept in memory.
 
-    Args:
-        folder, manifest: the dataset.
-        number: which shard.
-
     Raises:
         BadInput: missing, of another size than the manifest says, or not as the manifest says.
     """
@@ -69,10 +65,10 @@ class ShardFile:
             data = file["images"]
             if (offset := self._offset_of(data)) is not None:
                 self.images = readers.ContiguousReader(handle, offset, row_bytes)
-            elif (index := readers.chunk_index(data, self.entry.bytes)) is not None:
-                self.images = readers.ChunkReader(self.path, handle, index, row_bytes, data.dtype.itemsize)
             else:
-                self.images = readers.Hdf5Reader(self.path, shards.open_shard(folder, manifest, self.entry))
+                self.images = readers.ChunkReader.of(
+                    self.path, handle, data, self.entry.bytes
+                ) or readers.Hdf5Reader(self.path, shards.open_shard(folder, manifest, self.entry))
         if not self.has_digests and self.entry.labels_xxh3 is not None:
             beside = shards.checksum_path(folder, self.entry)
             self._labels["image_xxh3"] = (readers.FileHandle(beside), 0)

@@ -111,8 +111,7 @@ def count_objects(
     """Find the objects of several subsets by one scan; a subset of all objects needs only the manifest.
 
     Args:
-        manifest, files: the dataset.
-        subsets: of the dataset.
+        manifest, files, subsets: of the dataset.
         lost: shards to leave out.
         verify: compare labels with their checksums.
         skip: count a shard whose labels are damaged as lost, with a warning, instead of raising.

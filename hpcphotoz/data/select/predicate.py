@@ -37,11 +37,9 @@ class Predicate:
 
     @classmethod
     def parse(cls, text: str, bands: Sequence[str]) -> "Predicate":
-        """Parse a condition; it is never executed as Python.
+        """Parse a condition of at most `MAX_LENGTH` characters; it is never executed as Python.
 
-        Args:
-            text: the condition, at most `MAX_LENGTH` characters.
-            bands: of the dataset, in the order of the second axis of `sky_sigma`.
+        The bands are in the order of the second axis of `sky_sigma`.
 
         Raises:
             BadInput: not a condition on the labels; says why, at which character (from 1), and the names.
@@ -55,13 +53,9 @@ class Predicate:
         return cls(text, tuple(bands), frozenset(parser.columns), root)
 
     def __call__(self, columns: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
-        """Evaluate the condition for every row.
+        """Mask of the selected rows, (N,) bool.
 
-        Args:
-            columns: at least `self.columns`, as a shard holds them: (N,), and sky_sigma (N, B) in nMgy.
-
-        Returns:
-            Mask of the selected rows, (N,) bool.
+        `columns` are at least `self.columns`, as a shard holds them: (N,), and sky_sigma (N, B) in nMgy.
 
         Raises:
             BadInput: arithmetic with object_id leaves 64 bits, or divides a whole number by zero.

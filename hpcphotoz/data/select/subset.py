@@ -82,9 +82,7 @@ ALL_OBJECTS = Subset()
 class Selection:
     """Row mask of a dataset, one bit a row (12.5 MB for 1e8 rows); each shard begins at a whole byte.
 
-    Args:
-        shard_rows: rows of each shard.
-        bits: the bits, the least significant first; None: no row is selected yet.
+    The least significant of its `bits` comes first; None: no row is selected yet.
     """
 
     def __init__(self, shard_rows: Sequence[int], bits: Bits | None = None) -> None:

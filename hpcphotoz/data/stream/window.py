@@ -59,9 +59,8 @@ class Window:
     """A rank's rows of one window, read by any number of threads as runs of neighbouring rows.
 
     Args:
-        files: the dataset's shards.
+        files, header: of the dataset.
         buffers: memory for the images; each holds this rank's images of one batch.
-        header: of the dataset.
         window_order: the objects and their places in the batches.
         size: objects a global batch.
         slots: this rank's positions in a global batch.

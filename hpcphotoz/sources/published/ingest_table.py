@@ -50,7 +50,7 @@ def ingest_table(
     storage: str = "float32",
     processes: int | None = None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
-    """Writes a dataset of the objects in published files.
+    """Writes a dataset of the objects in published files; returns its manifest, and the skipped objects.
 
     Object identifiers of all rows are read first, 8 bytes each; of rows with the same identifier, the first
     is used. Identifiers become int64 by the rule of `identifiers.py`. A redshift that is NaN, -1 or below is
@@ -72,9 +72,6 @@ def ingest_table(
         limit: number of rows to use, from the first; None: all.
         storage: of the images, as in `Header`.
         processes: as in `build_dataset`.
-
-    Returns:
-        The manifest, and the skipped objects.
 
     Raises:
         BadInput: an option is out of range, a file is not of the layout or differs from the first one in

@@ -79,16 +79,10 @@ def simulate_onto(
     psField file is left out and listed in the manifest's provenance.
 
     Args:
-        out: folder to create.
-        n: number of galaxies.
+        out, n, seed, storage: as `simulate`.
         frames: folder searched at any depth for fpC frames with their fpM and psField files.
-        seed: as `simulate`.
         shard_rows: objects a shard; one process makes a shard, in its memory.
         processes: None: one a core; each holds up to 150 MB of frames. Under MPI the ranks are the processes.
-        storage: of the images: float32, float16 or int16.
-
-    Returns:
-        The manifest of the finished dataset.
 
     Raises:
         BadInput: an argument is out of range, no frame set is complete, a file cannot be read, a field has no

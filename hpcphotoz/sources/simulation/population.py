@@ -8,7 +8,7 @@ survey; they are not fits.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,14 +61,6 @@ class Survey:
     ebv_median: float = 0.03  # mag, log-normal
     ebv_scatter: float = 0.75  # of ln E(B-V)
     ebv_max: float = 0.5
-
-    def record(self) -> dict[str, Any]:
-        """Returns everything that determines the sample, for the provenance."""
-        return {
-            **asdict(self),
-            "classes": [asdict(c) for c in CLASSES],
-            "templates": "CWW " + " ".join(TEMPLATES),
-        }
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ class Camera:
     jitter: float = 0.25  # pixels: largest offset of the centre along an axis
 
 
+CAMERA = Camera()
+
+
 @dataclass(frozen=True)
 class Exposure:
     """Observing conditions of one stamp."""
@@ -59,17 +62,17 @@ class Exposure:
     offset: tuple[float, float]  # x, y of the galaxy from the stamp's centre, pixels
 
 
-def draw_exposure(camera: Camera, rng: np.random.Generator) -> Exposure:
+def draw_exposure(rng: np.random.Generator) -> Exposure:
     """Draws seeing, sky and centring for one stamp."""
-    seeing = camera.seeing_scatter * rng.standard_normal()
-    per_band = camera.band_scatter * rng.standard_normal(len(BANDS))
-    sky = camera.sky_scatter * rng.standard_normal(len(BANDS))
-    dx, dy = rng.uniform(-camera.jitter, camera.jitter, 2)
-    fwhm = np.array(camera.fwhm) * np.exp(seeing + per_band)
-    return Exposure(fwhm, np.array(camera.sky_sigma) * np.exp(sky), (dx, dy))
+    seeing = CAMERA.seeing_scatter * rng.standard_normal()
+    per_band = CAMERA.band_scatter * rng.standard_normal(len(BANDS))
+    sky = CAMERA.sky_scatter * rng.standard_normal(len(BANDS))
+    dx, dy = rng.uniform(-CAMERA.jitter, CAMERA.jitter, 2)
+    fwhm = np.array(CAMERA.fwhm) * np.exp(seeing + per_band)
+    return Exposure(fwhm, np.array(CAMERA.sky_sigma) * np.exp(sky), (dx, dy))
 
 
-def render(galaxy: Galaxy, exposure: Exposure, camera: Camera) -> Floats:
+def render(galaxy: Galaxy, exposure: Exposure) -> Floats:
     """Renders the noise-free stamp, (5, 64, 64) nanomaggies a pixel.
 
     The stamp's centre is the pixel position (31.5, 31.5), counting from 0; `exposure.offset` is from there.
@@ -81,7 +84,7 @@ def render(galaxy: Galaxy, exposure: Exposure, camera: Camera) -> Floats:
     images = np.empty((len(BANDS), STAMP, STAMP))
     for band in range(len(BANDS)):
         profile = galaxy.flux_bulge[band] * bulge + galaxy.flux_disc[band] * disc
-        psf = _psf(camera, exposure.fwhm[band] / PIXEL_SCALE, grid.k_squared)
+        psf = _psf(exposure.fwhm[band] / PIXEL_SCALE, grid.k_squared)
         images[band] = grid.image(profile * psf * placed)[:STAMP, :STAMP]
     return images
 
@@ -115,15 +118,13 @@ def centre_of_light(image: Floats) -> tuple[float, float]:
     return float((light * x).sum() / light.sum()), float((light * y).sum() / light.sum())
 
 
-def add_noise(
-    image: Floats, exposure: Exposure, camera: Camera, rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def add_noise(image: Floats, exposure: Exposure, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Adds sky and photon noise to a noise-free stamp (5, 64, 64) with the sky level subtracted.
 
     The noise is normal, of variance sky_sigma^2 + flux / electrons_per_nMgy: sky and read-out alone have a
     variance of 50 electrons^2 a pixel or more.
     """
-    photons = np.maximum(image, 0) / np.array(camera.electrons)[:, None, None]
+    photons = np.maximum(image, 0) / np.array(CAMERA.electrons)[:, None, None]
     variance = exposure.sky_sigma[:, None, None] ** 2 + photons
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     return np.asarray(image + np.sqrt(variance) * noise, np.float32)
@@ -182,9 +183,9 @@ def _transform(profile: Any, radius: float, axis_ratio: float, angle: float, siz
     return np.fft.ifftshift(image.array.real, axes=0)
 
 
-def _psf(camera: Camera, fwhm: float, k_squared: Floats) -> Floats:
+def _psf(fwhm: float, k_squared: Floats) -> Floats:
     """Returns the transform of a double Gaussian of unit flux and this width at half maximum (pixels)."""
-    size, height = camera.wide_size, camera.wide_height
+    size, height = CAMERA.wide_size, CAMERA.wide_height
     sigma = fwhm / (2 * half_maximum(size, height))
     wide = height * size**2 / (1 + height * size**2)
     narrow_part = np.exp(-0.5 * sigma**2 * k_squared)

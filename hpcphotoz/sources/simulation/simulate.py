@@ -23,6 +23,8 @@ from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
 from hpcphotoz.sources.simulation.population import (
+    CLASSES,
+    TEMPLATES,
     Floats,
     Galaxy,
     Survey,
@@ -30,14 +32,13 @@ from hpcphotoz.sources.simulation.population import (
     draw_galaxy,
     make_survey_tables,
 )
-from hpcphotoz.sources.simulation.rendering import STAMP, Camera, Exposure, add_noise, draw_exposure, render
+from hpcphotoz.sources.simulation.rendering import CAMERA, STAMP, Exposure, add_noise, draw_exposure, render
 
 with sources_extra():
     import galsim
 
 CHUNK = 32  # objects a task: 3 MB of images
 FOOTPRINT = (120.0, 240.0, 0.0, 60.0)  # ra and dec ranges, deg
-_CAMERA = Camera()
 
 
 def simulate(
@@ -71,7 +72,7 @@ def simulate(
     tables = make_survey_tables()
     header = Header(BANDS, STAMP, PIXEL_SCALE, storage)
     tasks = [(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    sky = {"camera": asdict(_CAMERA), "footprint_deg": list(FOOTPRINT)}
+    sky = {"camera": asdict(CAMERA), "footprint_deg": list(FOOTPRINT)}
     record = provenance(n, seed, tables.survey) | sky
     with DatasetWriter(out, header, shard_rows, record) as writer:
         chunks = in_order(run_on_processes(SimulateChunk(tables, seed), tasks, processes))
@@ -124,11 +125,11 @@ def simulate_object(
     """Returns galaxy, observing conditions, stamp (5, 64, 64) nMgy and (ra, dec) in deg of object `index`."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     galaxy = draw_galaxy(tables, rng)
-    exposure = draw_exposure(_CAMERA, rng)
+    exposure = draw_exposure(rng)
     ra_min, ra_max, dec_min, dec_max = FOOTPRINT
     sin_dec = rng.uniform(np.sin(np.radians(dec_min)), np.sin(np.radians(dec_max)))
     position = (float(rng.uniform(ra_min, ra_max)), float(np.degrees(np.arcsin(sin_dec))))
-    return galaxy, exposure, add_noise(render(galaxy, exposure, _CAMERA), exposure, _CAMERA, rng), position
+    return galaxy, exposure, add_noise(render(galaxy, exposure), exposure, rng), position
 
 
 def provenance(n: int, seed: int, survey: Survey) -> dict[str, Any]:
@@ -139,7 +140,11 @@ def provenance(n: int, seed: int, survey: Survey) -> dict[str, Any]:
         "n": n,
         "seed": seed,
         "versions": {name: _version(name) for name in libraries},
-        "survey": survey.record(),
+        "survey": {
+            **asdict(survey),
+            "classes": [asdict(one) for one in CLASSES],
+            "templates": "CWW " + " ".join(TEMPLATES),
+        },
     }
 
 

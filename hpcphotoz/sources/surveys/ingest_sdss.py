@@ -69,9 +69,6 @@ def ingest_frames(
         storage: of the images, as in `Header`.
         processes: worker processes; None: one a core.
 
-    Returns:
-        The manifest of the finished dataset.
-
     Raises:
         BadInput: an option is out of range, a frame cannot be read, no set has all bands, the table lacks a
             column or has a bad value, or there is no stamp at all.
@@ -81,7 +78,16 @@ def ingest_frames(
     ranks = mpi_ranks()
 
     def plan_here() -> tuple[CutoutPlan, str | None]:
-        _check_options(stamp, shard_rows, bands, masked_fraction, epochs)
+        if not 4 <= stamp <= 1024:
+            raise BadInput(f"stamp {stamp}: must be from 4 to 1024 pixels")
+        if shard_rows < 1:
+            raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+        if not bands or len(set(bands)) < len(bands) or not set(bands) <= set(BANDS):
+            raise BadInput(f"bands '{''.join(bands)}': must be some of {''.join(BANDS)}, each once")
+        if not 0 <= masked_fraction <= 1:
+            raise BadInput(f"masked fraction {masked_fraction:g}: must be from 0 to 1")
+        if epochs not in EPOCHS:
+            raise BadInput(f"epochs '{epochs}': must be one of {', '.join(EPOCHS)}")
         check_dataset_folder(out)
         table = read_catalogue(objects, columns)
         unknown = np.isnan(table.ebv)
@@ -138,21 +144,6 @@ def ingest_frames(
     if ranks.rank == 0:
         _report_skipped(manifest.rows, skipped)
     return manifest
-
-
-def _check_options(
-    stamp: int, shard_rows: int, bands: tuple[str, ...], masked_fraction: float, epochs: str
-) -> None:
-    if not 4 <= stamp <= 1024:
-        raise BadInput(f"stamp {stamp}: must be from 4 to 1024 pixels")
-    if shard_rows < 1:
-        raise BadInput(f"shard rows {shard_rows}: must be at least 1")
-    if not bands or len(set(bands)) < len(bands) or not set(bands) <= set(BANDS):
-        raise BadInput(f"bands '{''.join(bands)}': must be some of {''.join(BANDS)}, each once")
-    if not 0 <= masked_fraction <= 1:
-        raise BadInput(f"masked fraction {masked_fraction:g}: must be from 0 to 1")
-    if epochs not in EPOCHS:
-        raise BadInput(f"epochs '{epochs}': must be one of {', '.join(EPOCHS)}")
 
 
 def _report_unmasked(sets: Sequence[FrameSet]) -> None:

@@ -56,7 +56,6 @@ def plan_cutouts(
 
     Args:
         sets: all frame sets; the header of each reference frame is read.
-        table: all objects.
         reference: place of the reference band in the sets' paths.
         stamp: pixels a side.
         shard_rows: most objects in a unit; only a set with more is split and read again.
