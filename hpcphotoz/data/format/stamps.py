@@ -74,13 +74,7 @@ class BandMoments:
     def add(self, stamps: Stamps) -> None:
         """Add objects, `_ROWS` at a time: in float64 a whole shard would take eight times its bytes."""
         for start in range(0, len(stamps), _ROWS):
-            some = stamps[start : start + _ROWS]
-            x = some.images.astype(np.float64).transpose(1, 0, 2, 3).reshape(len(self.mean), -1)
-            part = BandMoments(len(self.mean))
-            part.pixels, part.objects, part.mean = x.shape[1], len(some), x.mean(axis=1)
-            part.m2 = ((x - part.mean[:, None]) ** 2).sum(axis=1)
-            part.sky = some.sky_sigma.astype(np.float64).sum(axis=0)
-            self.merge(part)
+            self.merge(_moments(stamps[start : start + _ROWS]))
 
     def merge(self, other: "BandMoments") -> None:
         """Add another's objects; merged in the order of the shards, the result is the same to the bit."""
@@ -110,3 +104,12 @@ class BandMoments:
         std = np.sqrt(self.m2 / max(self.pixels, 1))
         sky = self.sky / max(self.objects, 1)
         return BandStatistics(tuple(self.mean.tolist()), tuple(std.tolist()), tuple(sky.tolist()))
+
+
+def _moments(stamps: Stamps) -> BandMoments:
+    x = stamps.images.astype(np.float64).transpose(1, 0, 2, 3).reshape(stamps.images.shape[1], -1)
+    found = BandMoments(len(x))
+    found.pixels, found.objects, found.mean = x.shape[1], len(stamps), x.mean(axis=1)
+    found.m2 = ((x - found.mean[:, None]) ** 2).sum(axis=1)
+    found.sky = stamps.sky_sigma.astype(np.float64).sum(axis=0)
+    return found
