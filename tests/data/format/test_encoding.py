@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.encoding import Array
 from hpcphotoz.kernels import reference
-from hpcphotoz.sources.simulation.rendering import Camera
+from hpcphotoz.sources.simulation.rendering import CAMERA
 from tests.helpers.datasets import SKY, make_stamps
 
 
@@ -89,7 +89,7 @@ def test_int16_keeps_a_64th_of_a_sky_sigma_beside_a_bright_neighbour(magnitude: 
 
 def test_the_error_of_int16_in_bright_pixels_is_small_beside_photon_noise() -> None:
     """The band with the widest sky sigma in electrons, i, gives a sixteenth."""
-    camera = Camera()
+    camera = CAMERA
     flux = np.geomspace(600, 33_000, 2000).reshape(1, 1, 40, 50)
     for sigma, electrons in zip(camera.sky_sigma, camera.electrons, strict=True):
         images, sky = (flux * sigma).astype(np.float32), np.full((1, 1), sigma, np.float32)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcphotoz.data.format.band_moments import BandMoments
 from hpcphotoz.data.format.manifest import MANIFEST, STORAGE, read_manifest
+from hpcphotoz.data.format.stamps import BandMoments
 from hpcphotoz.data.format.writer import DatasetWriter, write_shard
 from hpcphotoz.errors import BadInput
 from tests.helpers.datasets import HEADER, load, make_dataset, make_stamps

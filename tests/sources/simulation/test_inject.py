@@ -24,7 +24,7 @@ from hpcphotoz.sources.constants import (
 )
 from hpcphotoz.sources.simulation import inject as module
 from hpcphotoz.sources.simulation import real_sky
-from hpcphotoz.sources.simulation.inject import count_photons, inject, inject_blocks, simulate_onto
+from hpcphotoz.sources.simulation.inject import InjectGalaxies, count_photons, inject, simulate_onto
 from hpcphotoz.sources.simulation.population import R_BAND, Galaxy, SurveyTables
 from hpcphotoz.sources.simulation.real_sky import PATCH, RealField, field_blocks, load_field
 from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels
@@ -129,7 +129,7 @@ def test_galaxies_do_not_depend_on_number_shards_or_processes(
     simulate_onto(tmp_path / "one", 6, frames, seed=3, shard_rows=4, processes=1)
     simulate_onto(tmp_path / "two", 36, frames, seed=3, shard_rows=20, processes=2)
     a, b = load(tmp_path / "one"), load(tmp_path / "two")
-    middle = inject_blocks(tables, field_blocks(find_frame_sets(frames)[0], 2, 5), 3)
+    middle = InjectGalaxies(tables, 3, ())(field_blocks(find_frame_sets(frames)[0], 2, 5)).stamps
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(a, name), getattr(b[:6], name))
         np.testing.assert_array_equal(getattr(a[2:5], name), getattr(middle, name))
@@ -177,7 +177,7 @@ def test_a_replaced_psf_makes_only_its_own_shards_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("hpcphotoz.sources.build.finish_dataset", stop)
+        patched.setattr("hpcphotoz.sources.build.write_manifest", stop)
         with pytest.raises(KeyboardInterrupt):
             simulate_onto(tmp_path / "d", 4, tmp_path / "frames", shard_rows=2, processes=1)
     shards = sorted((tmp_path / "d").glob("shard-*.h5"))

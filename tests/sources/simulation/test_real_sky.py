@@ -12,7 +12,7 @@ pytest.importorskip("speclite")
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
-from hpcphotoz.sources.simulation.inject import inject_blocks
+from hpcphotoz.sources.simulation.inject import InjectGalaxies
 from hpcphotoz.sources.simulation.population import R_BAND, SurveyTables
 from hpcphotoz.sources.simulation.real_sky import RealField, field_blocks, find_place
 from hpcphotoz.sources.simulation.rendering import STAMP
@@ -30,8 +30,8 @@ def test_places_are_empty_and_whole(field: RealField) -> None:
     images = [frame.image.copy() for frame in field.frames]
     images[R_BAND][star] += 10.0
     bright = tuple(replace(f, image=image) for f, image in zip(field.frames, images, strict=True))
-    masks = [np.zeros(SHAPE, np.bool_) for _ in BANDS]
-    masks[0][speck] = True
+    masks = [np.zeros(SHAPE, np.uint8) for _ in BANDS]
+    masks[0][speck] = 1
     crowded, rng = replace(field, frames=bright, masks=tuple(masks)), np.random.default_rng(2)
     places = np.array([find_place(crowded, rng) for _ in range(300)])  # (300, band, 2)
     from_star = np.hypot(places[:, R_BAND, 0] - star[1], places[:, R_BAND, 1] - star[0])
@@ -44,7 +44,7 @@ def test_places_are_empty_and_whole(field: RealField) -> None:
 
 
 def test_a_field_without_an_empty_place_is_one_line(field: RealField) -> None:
-    full = replace(field, masks=tuple(np.ones(SHAPE, np.bool_) for _ in BANDS))
+    full = replace(field, masks=tuple(np.ones(SHAPE, np.uint8) for _ in BANDS))
     with pytest.raises(BadInput, match="run 94 camcol 4 field 12: no empty place") as caught:
         find_place(full, np.random.default_rng(0))
     assert "\n" not in str(caught.value)
@@ -54,5 +54,5 @@ def test_fields_take_turns(frames: Path, tables: SurveyTables) -> None:
     sets, _ = find_frame_sets(frames)
     blocks = [(block.frame_set.run, block.start, block.stop) for block in field_blocks(sets, 5, 130)]
     assert blocks == [(94, 5, 64), (125, 64, 128), (94, 128, 130)]
-    last_first = inject_blocks(tables, field_blocks(sets, 63, 65), 1).images
-    assert np.abs(last_first[0] - last_first[1]).max() > 0
+    last_first = InjectGalaxies(tables, 1, ())(field_blocks(sets, 63, 65)).stamps
+    assert last_first is not None and np.abs(last_first.images[0] - last_first.images[1]).max() > 0

@@ -14,8 +14,8 @@ from hpcphotoz.sources.simulation.population import (
     Galaxy,
 )
 from hpcphotoz.sources.simulation.rendering import (
+    CAMERA,
     STAMP,
-    Camera,
     Exposure,
     _grid_size,
     add_noise,
@@ -43,12 +43,12 @@ def compact(**changes: object) -> Galaxy:
 
 
 def exposure(dx: float = 0.0, dy: float = 0.0) -> Exposure:
-    return Exposure(np.full(5, 1.4), np.array(Camera().sky_sigma), (dx, dy))
+    return Exposure(np.full(5, 1.4), np.array(CAMERA.sky_sigma), (dx, dy))
 
 
 def test_render_conserves_flux_and_centres() -> None:
     galaxy, y_x = compact(), np.mgrid[:STAMP, :STAMP] - (STAMP - 1) / 2
-    image = render(galaxy, exposure(0.2, -0.15), Camera())
+    image = render(galaxy, exposure(0.2, -0.15))
     total = image.sum(axis=(1, 2))
     # 0.5 %: what a de Vaucouleurs profile of this size leaves outside the stamp.
     np.testing.assert_allclose(total, galaxy.flux_bulge + galaxy.flux_disc, rtol=5e-3)
@@ -61,8 +61,8 @@ def test_render_conserves_flux_and_centres() -> None:
 def test_render_matches_galsim_drawing_the_same_scene() -> None:
     import galsim
 
-    galaxy, camera = compact(position_angle=0.6), Camera()
-    image = render(galaxy, exposure(), camera)[R_BAND]
+    galaxy, camera = compact(position_angle=0.6), CAMERA
+    image = render(galaxy, exposure())[R_BAND]
     bulge = galsim.DeVaucouleurs(half_light_radius=0.5 * np.sqrt(0.9), trunc=4.0 * np.sqrt(0.9))
     disc = galsim.Exponential(half_light_radius=1.0 * np.sqrt(0.5))
     light = bulge.shear(q=0.9, beta=0.6 * galsim.radians) * galaxy.flux_bulge[R_BAND]
@@ -80,9 +80,9 @@ def test_render_matches_galsim_drawing_the_same_scene() -> None:
 def test_a_large_galaxy_does_not_wrap_around(radius: float) -> None:
     import galsim
 
-    size, camera = radius * PIXEL_SCALE, Camera()
+    size = radius * PIXEL_SCALE
     galaxy = compact(radius_bulge=size, axis_ratio_bulge=1.0, radius_disc=size, axis_ratio_disc=1.0)
-    image = render(galaxy, exposure(), camera)[R_BAND]
+    image = render(galaxy, exposure())[R_BAND]
     accurate = galsim.GSParams(folding_threshold=1e-5, maximum_fft_size=8192)
     bulge = galsim.DeVaucouleurs(half_light_radius=size, trunc=8 * size, gsparams=accurate)
     disc = galsim.Exponential(half_light_radius=size, gsparams=accurate)
@@ -105,7 +105,7 @@ def test_the_grid_grows_with_the_galaxy() -> None:
 
 def test_point_spread_function_has_its_nominal_width() -> None:
     point = compact(radius_bulge=0.01, radius_disc=0.01)
-    image = render(point, exposure(0.5, 0.5), Camera())[R_BAND]
+    image = render(point, exposure(0.5, 0.5))[R_BAND]
     row = image[STAMP // 2, STAMP // 2 :]
     half = np.interp(-0.5 * row[0], -row, np.arange(len(row)))
     # The square pixel widens the 1.4" profile by 2 %.
@@ -113,10 +113,10 @@ def test_point_spread_function_has_its_nominal_width() -> None:
 
 
 def test_noise_is_sky_plus_photons() -> None:
-    rng, camera, conditions = np.random.default_rng(0), Camera(), exposure()
-    empty = add_noise(np.zeros((5, STAMP, STAMP)), conditions, camera, rng)
+    rng, camera, conditions = np.random.default_rng(0), CAMERA, exposure()
+    empty = add_noise(np.zeros((5, STAMP, STAMP)), conditions, rng)
     # 4096 pixels give a standard deviation to 1.1 %; 5 % is 4.5 of those.
     np.testing.assert_allclose(empty.std(axis=(1, 2)), conditions.sky_sigma, rtol=0.05)
-    bright = add_noise(np.full((5, STAMP, STAMP), 10.0), conditions, camera, rng)
+    bright = add_noise(np.full((5, STAMP, STAMP), 10.0), conditions, rng)
     expected = np.sqrt(conditions.sky_sigma**2 + 10.0 / np.array(camera.electrons))
     np.testing.assert_allclose(bright.std(axis=(1, 2)), expected, rtol=0.05)

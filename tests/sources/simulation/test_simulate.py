@@ -27,10 +27,10 @@ from hpcphotoz.sources.simulation.population import (
     SurveyTables,
 )
 from hpcphotoz.sources.simulation.rendering import (
+    CAMERA,
     STAMP,
-    Camera,
 )
-from hpcphotoz.sources.simulation.simulate import simulate, simulate_object, simulate_rows
+from hpcphotoz.sources.simulation.simulate import SimulateChunk, simulate, simulate_object
 from tests.helpers.datasets import load
 
 
@@ -49,14 +49,14 @@ def test_objects_do_not_depend_on_processes_number_or_shards(tmp_path: Path, tab
     assert [s.rows for s in one.shards] == [16, 16, 8]
     a, b = load(tmp_path / "one"), load(tmp_path / "two")
     assert same_bits(a, b)
-    assert same_bits(a[:4], simulate_rows(tables, 3, 0, 4))
-    assert same_bits(a[5:8], simulate_rows(tables, 3, 5, 8))
+    assert same_bits(a[:4], SimulateChunk(tables, 3)((0, 4)))
+    assert same_bits(a[5:8], SimulateChunk(tables, 3)((5, 8)))
     assert (a.object_id == (3 << 32) + np.arange(40)).all()
     verify(tmp_path / "one", one)
 
 
 def test_seeds_and_objects_differ(tables: SurveyTables) -> None:
-    a, b = simulate_rows(tables, 0, 0, 3), simulate_rows(tables, 1, 0, 3)
+    a, b = SimulateChunk(tables, 0)((0, 3)), SimulateChunk(tables, 1)((0, 3))
     assert len({*a.z_spec.tolist(), *b.z_spec.tolist()}) == 6
     assert np.abs(a.images[0] - a.images[1]).max() > 0
 
@@ -71,7 +71,7 @@ def test_provenance_records_how_a_dataset_was_simulated(tmp_path: Path) -> None:
 
 
 def test_stored_sky_sigma_is_that_of_the_stamp(tables: SurveyTables) -> None:
-    stamps = simulate_rows(tables, 2, 0, 40)
+    stamps = SimulateChunk(tables, 2)((0, 40))
     border = np.ones((STAMP, STAMP), np.bool_)
     border[8:-8, 8:-8] = False
     # Differences of neighbours take out the galaxy's wing; their scatter is sqrt(2) sigma.
@@ -91,7 +91,7 @@ def test_stamp_flux_is_the_catalogue_flux(tables: SurveyTables) -> None:
             continue
         total = image.sum(axis=(1, 2), dtype=np.float64)
         flux = galaxy.flux_bulge + galaxy.flux_disc
-        noise = np.sqrt(STAMP**2 * conditions.sky_sigma**2 + flux / np.array(Camera().electrons))
+        noise = np.sqrt(STAMP**2 * conditions.sky_sigma**2 + flux / np.array(CAMERA.electrons))
         # 1.5 % lies outside the stamp at most; noise to 4 sigma.
         assert (np.abs(total - flux) < 4 * noise + 0.015 * flux).all()
         checked += 1

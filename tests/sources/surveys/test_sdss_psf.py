@@ -17,8 +17,7 @@ from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.simulation.population import R_BAND
 from hpcphotoz.sources.simulation.rendering import centre_of_light
-from hpcphotoz.sources.surveys.sdss import read_fpc
-from hpcphotoz.sources.surveys.sdss_psf import BandPSF, read_psf
+from hpcphotoz.sources.surveys.sdss import BandPSF, read_fpc, read_psf
 from tests.helpers.sources.psfield_files import (
     GAIN,
     SIDE,

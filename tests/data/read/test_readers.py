@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcphotoz.data.read import file_handle
+from hpcphotoz.data.read import readers
 from hpcphotoz.errors import BadInput
 from tests.helpers.data.streams import assert_holds_stamps, ids, open_stream
 
@@ -22,7 +22,7 @@ def test_a_passing_error_of_a_network_file_system_is_tried_again(
         return real(number, views, offset)
 
     monkeypatch.setattr(os, "preadv", failing)
-    monkeypatch.setattr(file_handle, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(readers, "_FIRST_WAIT_S", 0.001)
     assert len(ids(list(open_stream(dataset).epoch(0)))) == 75 and not left
     assert sum("trying again" in record.message for record in caplog.records) == 3
 
@@ -37,7 +37,7 @@ def test_an_error_that_stays_is_named_after_a_bounded_time(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", failing)
-    monkeypatch.setattr(file_handle, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(readers, "_FIRST_WAIT_S", 0.001)
     with pytest.raises(BadInput, match=r"shard-0000\d\.h5: cannot be read: Input/output error \(6 tries\)"):
         list(open_stream(dataset).epoch(0))
     assert len(calls) <= 6 * 2 * 2, "tries, threads, windows"
