@@ -193,7 +193,7 @@ def check_stored_size(stored: int, size: int) -> None:
 
 
 def undo_filters(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[Any, bool]:
-    """Undo a chunk's gzip and fletcher32 filters.
+    """Undo a chunk's gzip and fletcher32 filters; also returns whether `unshuffle` is still to be done.
 
     Args:
         raw: as stored.
@@ -201,9 +201,6 @@ def undo_filters(raw: Any, mask: int, known: Sequence[int], size: int) -> tuple[
         known: the filters in the order in which they were applied: of shuffle (always first), gzip and
             fletcher32.
         size: bytes of an uncompressed chunk; expansion stops there.
-
-    Returns:
-        The bytes, and whether the shuffle filter is still to be undone (see `unshuffle`).
 
     Raises:
         ValueError: the chunk is damaged.

@@ -46,8 +46,12 @@ def permute(index: Int64Array, n: int, key: int) -> Int64Array:
     """Apply a keyed bijection of [0, n) to some indices.
 
     A Feistel network permutes the smallest range [0, 4^k) that holds [0, n); a result outside [0, n) is
-    permuted again (cycle walking, Black & Rogaway 2002). Memory grows with the size of `index`, of any
-    shape, and not with n.
+    permuted again (cycle walking, Black & Rogaway 2002).
+
+    Args:
+        index: int64 in [0, n), any shape; memory grows with its size and not with n.
+        n: size of the range.
+        key: selects the bijection.
     """
     half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -236,10 +240,14 @@ def attacked_mask(position: Int64Array, fraction: float) -> npt.NDArray[np.bool_
 
 
 def split_part(object_id: Int64Array, validation: float, test: float, seed: int) -> npt.NDArray[np.int8]:
-    """Which part each object (N,) belongs to, by a hash of (seed, id): 0 training, 1 validation, 2 test.
+    """Which part each object belongs to, by a hash of (seed, object id): 0 training, 1 validation, 2 test.
 
-    `validation` and `test` are fractions of all objects, together at most 1. An object keeps its part as
-    shards are added, and as the fraction of the other part changes.
+    An object keeps its part as shards are added, and as the fraction of the other part changes.
+
+    Args:
+        object_id: (N,) int64.
+        validation, test: fractions of all objects; together at most 1.
+        seed: of the split.
     """
     word = keyed_hash(object_id.astype(np.uint64), derive_key(seed, 3))
     part = np.zeros(object_id.shape, np.int8)

@@ -18,9 +18,9 @@ from typing import Any
 
 from hpcphotoz.atomic import fsync_folder, write_text
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder, shard_name
-from hpcphotoz.data.format.manifest import Header, Manifest, write_manifest
+from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.data.format.stamps import BandMoments, Stamps
-from hpcphotoz.data.format.writer import check_stamps, write_shard
+from hpcphotoz.data.format.writer import check_stamps, finish_dataset, write_shard
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
@@ -158,8 +158,7 @@ def _finish(
         for one in done:
             if one.moments is not None:
                 moments.merge(BandMoments.from_json(one.moments))
-        manifest = Manifest(header, shards, moments.result(), {**provenance, "skipped": skipped})
-        write_manifest(out, manifest)
+        manifest = finish_dataset(out, header, shards, moments, {**provenance, "skipped": skipped})
     for path in sidecars:
         path.unlink()
     fsync_folder(out)

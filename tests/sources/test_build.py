@@ -86,7 +86,7 @@ def test_kept_shards_are_reported_and_a_torn_one_is_made_again(
     tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "set"
-    monkeypatch.setattr(module, "write_manifest", _interrupt)
+    monkeypatch.setattr(module, "finish_dataset", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(out)
     monkeypatch.undo()

@@ -27,8 +27,7 @@ def shard_name(number: int) -> str:
 def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
     """Context manager that makes the folder of a dataset and locks it against other writers.
 
-    Yields:
-        The files of the unfinished dataset that it holds, sorted.
+    It yields the files of the unfinished dataset that the folder holds, sorted.
 
     Raises:
         BadInput: as `check_dataset_folder`, or another process is writing in it.

@@ -16,15 +16,7 @@ import numpy.typing as npt
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.format.folder import LOCK_FILE, SIDECAR_SUFFIX
-from hpcphotoz.data.format.manifest import (
-    FLUX_UNIT,
-    FORMAT_VERSION,
-    MANIFEST,
-    Header,
-    Manifest,
-    write_manifest,
-)
-from hpcphotoz.data.format.manifest_schema import ShardEntry
+from hpcphotoz.data.format.manifest import FLUX_UNIT, FORMAT_VERSION, MANIFEST, Header, Manifest, ShardEntry
 from hpcphotoz.data.format.shards import (
     CHECKSUM_SUFFIX,
     file_sha256,
@@ -35,7 +27,7 @@ from hpcphotoz.data.format.shards import (
     open_shard,
 )
 from hpcphotoz.data.format.stamps import COLUMNS, BandMoments, Stamps, redshift_range
-from hpcphotoz.data.format.writer import check_stamps
+from hpcphotoz.data.format.writer import check_stamps, finish_dataset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file
 from hpcphotoz.progress import track
@@ -72,9 +64,7 @@ def index_folder(folder: Path) -> Manifest:
         for path in track(paths, "indexing shards", total=len(paths)):
             entries.append(_index_shard(path, header, moments))
         provenance = {"command": "index", "note": "shards written by another program"}
-        manifest = Manifest(header, tuple(entries), moments.result(), provenance)
-        write_manifest(folder, manifest)
-        return manifest
+        return finish_dataset(folder, header, entries, moments, provenance)
 
 
 def _find_shards(folder: Path) -> list[Path]:

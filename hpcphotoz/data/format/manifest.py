@@ -26,6 +26,8 @@ from hpcphotoz.data.format.manifest_schema import (
 from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.errors import BadInput
 
+__all__ = ["BandStatistics", "Header", "Manifest", "ShardEntry", "columns", "format_version"]
+__all__ += ["parse_manifest", "read_manifest", "shard_file_problem", "write_manifest"]
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 FLUX_UNIT = "nanomaggy"
@@ -107,8 +109,7 @@ def parse_manifest(raw: bytes) -> Manifest:
     tree = validate_manifest(content)
     header = Header(tree.bands, tree.stamp, tree.pixel_scale, tree.storage)
     sizes = {
-        name: math.prod(row) * dtype.itemsize
-        for name, (row, dtype) in {**columns(header), "image_xxh3": ((), np.dtype(np.uint64))}.items()
+        name: math.prod(row) * dtype.itemsize for name, (row, dtype) in columns(header, digests=True).items()
     }
     shared: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}  # ten thousand equal ones took 10 MB
     entries = []
@@ -176,8 +177,11 @@ def format_version(header: Header) -> int:
     return FORMAT_VERSION if header.storage == "int16" else 1
 
 
-def columns(header: Header) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Arrays that every shard must have, by name: the shape of a row, and the type."""
+def columns(header: Header, digests: bool = False) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Arrays that every shard must have, by name: the shape of a row, and the type.
+
+    With `digests`, also the checksums of images, which shards that another program wrote do not have.
+    """
     bands = len(header.bands)
     shapes: dict[str, tuple[int, ...]] = {
         "images": (bands, header.stamp, header.stamp),
@@ -187,6 +191,8 @@ def columns(header: Header) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     found["images"] = (shapes["images"], np.dtype(header.storage))
     if header.storage == "int16":
         found["image_unit"] = ((bands,), np.dtype(np.float32))
+    if digests:
+        found["image_xxh3"] = ((), np.dtype(np.uint64))
     return found
 
 

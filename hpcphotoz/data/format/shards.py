@@ -1,4 +1,4 @@
-"""Opens a shard, checks it against the manifest, and computes its checksums.
+"""Opens a shard, checks it against the manifest, and computes and finds its checksums.
 
 Every array of a shard is a contiguous, 1 MiB-aligned HDF5 dataset that h5py alone can read. Beside the
 columns of `Stamps` a shard holds `image_unit` (N, band) float32 nMgy where the pixels are int16 (see
@@ -20,8 +20,7 @@ import numpy.typing as npt
 import xxhash
 
 from hpcphotoz.data import hdf5
-from hpcphotoz.data.format.manifest import Manifest, columns, shard_file_problem
-from hpcphotoz.data.format.manifest_schema import ShardEntry
+from hpcphotoz.data.format.manifest import Manifest, ShardEntry, columns, shard_file_problem
 from hpcphotoz.errors import BadInput
 
 CHECKSUM_SUFFIX = ".xxh3"  # after the name of a shard that lacks `image_xxh3`: the file that holds it
@@ -71,10 +70,7 @@ def open_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> h5py.File
     except OSError as error:
         raise BadInput(f"{path}: not a readable HDF5 file ({error}): copy or write it again") from None
     try:
-        wanted = columns(h)
-        if "image_xxh3" in file:
-            wanted["image_xxh3"] = ((), np.dtype(np.uint64))
-        for name, (row, dtype) in wanted.items():
+        for name, (row, dtype) in columns(h, digests="image_xxh3" in file).items():
             shape, found = (shard.rows, *row), hdf5.checked_array(file, name)
             if found.shape != shape or not hdf5.is_stored_as(found, dtype):
                 raise BadInput(f"{path}: '{name}' is {found.dtype}{found.shape}, want {dtype}{shape}")
@@ -104,6 +100,23 @@ def label_digest(arrays: Mapping[str, Array]) -> str:
 def image_digests(images: Array) -> npt.NDArray[np.uint64]:
     """XXH3-64 of each image as stored, (N,)."""
     return np.array([xxhash.xxh3_64_intdigest(image) for image in np.ascontiguousarray(images)], np.uint64)
+
+
+def stored_digests(folder: Path, shard: ShardEntry, file: h5py.File) -> npt.NDArray[np.uint64] | None:
+    """Stored checksums of a shard's images, (N,); None where there are none.
+
+    Raises:
+        BadInput: the file beside the shard that should hold them is missing or of another size.
+    """
+    if "image_xxh3" in file:
+        return np.asarray(hdf5.read(file["image_xxh3"]), np.uint64)
+    if shard.labels_xxh3 is None:
+        return None
+    path = checksum_path(folder, shard)
+    try:
+        return np.fromfile(path, "<u8").astype(np.uint64, copy=False)
+    except OSError as error:
+        raise BadInput(f"{path}: the shard's checksums cannot be read: {error.strerror}") from None
 
 
 def check_finite(images: Iterable[Array], path: Path, first_row: int) -> None:

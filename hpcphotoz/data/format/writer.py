@@ -1,6 +1,6 @@
 """Writes a dataset: its shards and its manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,11 @@ from hpcphotoz.data.format.manifest import (
     FORMAT,
     Header,
     Manifest,
+    ShardEntry,
     columns,
     format_version,
     write_manifest,
 )
-from hpcphotoz.data.format.manifest_schema import ShardEntry
 from hpcphotoz.data.format.shards import file_sha256, image_digests, label_digest
 from hpcphotoz.data.format.stamps import COLUMNS, BandMoments, Stamps, redshift_range
 from hpcphotoz.errors import BadInput
@@ -78,8 +78,7 @@ class DatasetWriter:
                 return
             if sum(map(len, self._pending)):
                 self._write(Stamps.concatenate(self._pending))
-            shards, statistics = tuple(self._shards), self._moments.result()
-            write_manifest(self._out, Manifest(self._header, shards, statistics, self._provenance))
+            finish_dataset(self._out, self._header, self._shards, self._moments, self._provenance)
 
     def append(self, stamps: Stamps) -> None:
         """Add any number of objects; whole shards are written as they fill."""
@@ -162,6 +161,19 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> ShardEntry:
         labels_xxh3=label_digest(labels),
         ids_xxh3=label_digest({"object_id": stamps.object_id}),
     )
+
+
+def finish_dataset(
+    out: Path,
+    header: Header,
+    shards: Sequence[ShardEntry],
+    moments: BandMoments,
+    provenance: Mapping[str, Any],
+) -> Manifest:
+    """Write the manifest of shards that have been written; the folder is a dataset from then on."""
+    manifest = Manifest(header, tuple(shards), moments.result(), provenance)
+    write_manifest(out, manifest)
+    return manifest
 
 
 def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -> dict[str, Any]:

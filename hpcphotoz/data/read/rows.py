@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.manifest import Manifest, columns, shard_file_problem
-from hpcphotoz.data.format.manifest_schema import ShardEntry
+from hpcphotoz.data.format.manifest import Manifest, ShardEntry, columns, shard_file_problem
 from hpcphotoz.data.format.shards import (
     check_finite,
     file_sha256,
@@ -19,6 +18,7 @@ from hpcphotoz.data.format.shards import (
     images_differ_message,
     naming_damage,
     open_shard,
+    stored_digests,
 )
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.shard_files import ShardFile
@@ -44,16 +44,15 @@ def read_rows(
     for number, shard in enumerate(manifest.shards):
         path = folder / shard.file
         with open_shard(folder, manifest, shard) as file:
-            labels = ShardFile(folder, manifest, number)
-            labels.verify_labels()
+            ShardFile(folder, manifest, number).verify_labels()
+            with naming_damage(path):
+                digests = stored_digests(folder, shard, file)
             for start in range(0, shard.rows, batch):
                 stop = min(start + batch, shard.rows)
                 with naming_damage(path, start, stop):
                     found = {name: hdf5.read(file[name], start, stop) for name in columns(manifest.header)}
-                if labels.has_digests:
-                    stored = np.empty(stop - start, np.uint64)
-                    labels.column("image_xxh3", start, stored)
-                    wrong = start + np.flatnonzero(image_digests(found["images"]) != stored)
+                if digests is not None:
+                    wrong = start + np.flatnonzero(image_digests(found["images"]) != digests[start:stop])
                     if len(wrong):
                         raise BadInput(images_differ_message(path, wrong))
                 unit = found.pop("image_unit", None)

@@ -7,7 +7,7 @@ saves several round trips a shard. Of other shards, HDF5 gives the offsets or th
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,8 +44,8 @@ class ShardFile:
     def __init__(self, folder: Path, manifest: Manifest, number: int) -> None:
         self.entry = manifest.shards[number]
         self.path = folder / self.entry.file
-        self._columns = columns(manifest.header)
-        shape, dtype = self._columns["images"]
+        self._arrays = columns(manifest.header, digests=True)
+        shape, dtype = self._arrays["images"]
         row_bytes = int(np.prod(shape)) * dtype.itemsize
         if problem := readers.with_retries(lambda: shard_file_problem(folder, self.entry), self.path):
             raise BadInput(problem)
@@ -58,7 +58,7 @@ class ShardFile:
             self.images = readers.ContiguousReader(handle, self.entry.offsets["images"], row_bytes)
             return
         with shards.open_shard(folder, manifest, self.entry) as file, shards.naming_damage(self.path):
-            for name in (*self._columns, "image_xxh3"):
+            for name in self._arrays:
                 if name != "images" and name in file:
                     offset = self._offset_of(file[name])
                     self._labels[name] = hdf5.read(file[name]) if offset is None else (handle, offset)
@@ -98,9 +98,8 @@ class ShardFile:
             if shards.file_sha256(self.path) != self.entry.sha256:
                 raise BadInput(shards.labels_differ_message(self.path, self.entry, "the file"))
             return
-        every = {*self._columns, *(["image_xxh3"] if self.has_digests else [])} - {"images"}
-        names = {"object_id"} if ids_only else every
-        found = {name: allocate_column(self._columns, name, self.entry.rows) for name in names}
+        names = {"object_id"} if ids_only else self._labels.keys() - {"images"}
+        found = {name: _allocate(self._arrays[name], self.entry.rows) for name in names}
         for name, column in found.items():
             self.column(name, 0, column)
         if shards.label_digest(found) != (self.entry.ids_xxh3 if ids_only else self.entry.labels_xxh3):
@@ -123,7 +122,7 @@ class ShardFiles:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, manifest
-        self._columns = columns(manifest.header)
+        self._arrays = columns(manifest.header, digests=True)
         self._open: OrderedDict[int, Future[ShardFile]] = OrderedDict()
         self._lock = threading.Lock()
         self.openings = 0  # shards opened so far
@@ -188,7 +187,7 @@ class ShardFiles:
             for shard in np.unique(blocks.shard).tolist():
                 self.verify_labels(shard, ids_only=set(names) == {"object_id"})
         ends = np.cumsum(blocks.count)
-        found = {name: allocate_column(self._columns, name, int(blocks.count.sum())) for name in names}
+        found = {name: _allocate(self._arrays[name], int(blocks.count.sum())) for name in names}
         for shard, first, count, end in zip(
             blocks.shard.tolist(), blocks.first.tolist(), blocks.count.tolist(), ends.tolist(), strict=True
         ):
@@ -223,7 +222,6 @@ def _run_into(future: "Future[_T]", work: Callable[[], _T]) -> None:
         future.set_exception(error)
 
 
-def allocate_column(columns: Mapping[str, tuple[tuple[int, ...], Any]], name: str, rows: int) -> Array:
-    """Uninitialised memory for some rows of a column."""
-    row, dtype = ((), np.uint64) if name == "image_xxh3" else columns[name]
+def _allocate(array: tuple[tuple[int, ...], np.dtype[Any]], rows: int) -> Array:
+    row, dtype = array
     return np.empty((rows, *row), dtype)

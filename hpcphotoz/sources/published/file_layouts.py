@@ -121,8 +121,7 @@ class ImageKind:
 def inspect_file(table: ArrayFile, layout: FileLayout) -> tuple[ImageKind | None, int]:
     """Checks shapes and types of a file's fields without reading them.
 
-    Returns:
-        Bands, size and scale of the images (None: the file is empty), and the number of rows.
+    It returns bands, size and scale of the images (None: the file is empty), and the number of rows.
 
     Raises:
         BadInput: a field is missing, or its shape or type does not fit.

@@ -61,9 +61,6 @@ def simulate(
             does everything.
         storage: of the images: float32, float16 or int16.
 
-    Returns:
-        The manifest of the finished dataset.
-
     Raises:
         BadInput: an argument is out of range, the folder cannot be used, or a worker process died.
     """

@@ -88,16 +88,13 @@ def read_dr8_frame(path: Path) -> Frame:
 
 
 def read_mask(path: Path, shape: tuple[int, int], planes: Sequence[str] = BAD_PLANES) -> MaskFlags:
-    """Reads mask planes.
+    """Reads mask planes: an image (y, x) with bit k set where plane k of these flags the pixel.
 
     Args:
         path: the fpM file of the frame's band.
         shape: rows and columns of the frame.
         planes: at most eight of INTERP, SATUR, NOTCHECKED, OBJECT, BRIGHTOBJECT, BINOBJECT, CATOBJECT,
             SUBTRACTED, GHOST, CR.
-
-    Returns:
-        (y, x), bit k set where plane k of these flags the pixel.
 
     Raises:
         BadInput: unreadable, not mask planes, a plane that the file does not have, or a span outside `shape`.

@@ -46,8 +46,7 @@ def find_frame_sets(
 ) -> tuple[list[FrameSet], list[dict[str, Any]]]:
     """Finds all frame sets below a folder, in order of run, camera column and field.
 
-    Returns:
-        The sets with all bands, and an entry of the manifest's `skipped` for each set that lacks a band.
+    It returns the sets with all bands, and an entry of the manifest's `skipped` for each that lacks a band.
 
     Raises:
         BadInput: there is no frame, or a frame is there twice (also once of DR7 and once of DR8).

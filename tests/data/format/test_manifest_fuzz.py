@@ -15,11 +15,11 @@ from hpcphotoz.config import Data
 from hpcphotoz.data.format.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,
+    BandStatistics,
     Manifest,
     read_manifest,
     write_manifest,
 )
-from hpcphotoz.data.format.manifest_schema import BandStatistics
 from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.data.read import rows
 from hpcphotoz.data.stream.stream import Stream

@@ -87,7 +87,7 @@ def test_a_replaced_file_makes_only_its_own_shards_again(tmp_path: Path, layout:
         return {one.name: one.read_bytes() for one in (tmp_path / name).iterdir()}
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("hpcphotoz.sources.build.write_manifest", None)
+        patched.setattr("hpcphotoz.sources.build.finish_dataset", None)
         with pytest.raises(TypeError):  # ended before the manifest
             ingest("out")
     shards = sorted((tmp_path / "out").glob("shard-*.h5"))

@@ -177,7 +177,7 @@ def test_a_replaced_psf_makes_only_its_own_shards_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("hpcphotoz.sources.build.write_manifest", stop)
+        patched.setattr("hpcphotoz.sources.build.finish_dataset", stop)
         with pytest.raises(KeyboardInterrupt):
             simulate_onto(tmp_path / "d", 4, tmp_path / "frames", shard_rows=2, processes=1)
     shards = sorted((tmp_path / "d").glob("shard-*.h5"))
