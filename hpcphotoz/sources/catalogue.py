@@ -91,7 +91,11 @@ def read_catalogue(path: Path, columns: Mapping[str, str] | None = None) -> Cata
     found = {key: file.column(name) for key, name in _column_names(file, wanted).items()}
     if not len(found["object_id"].values):
         raise BadInput(f"{path}: lists no object")
-    ids = _unique_identifiers(found["object_id"])
+    ids = found["object_id"].identifiers()
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(same):
+        raise found["object_id"].fail(int(order[same[0] + 1]), "is there twice: ids must be unique")
     numbers = {
         key: _numbers(found[key], key) if key in found else np.full(len(ids), missing)
         for key, missing in _MISSING.items()
@@ -176,15 +180,6 @@ def _column_names(file: TableFile, wanted: Mapping[str, str]) -> dict[str, str]:
             either = " or ".join(reversed(usual))
             raise BadInput(f"{file.path}: no column {either}: {has}; --columns {key}=NAME names another")
     return found
-
-
-def _unique_identifiers(column: Column) -> Ids:
-    ids = column.identifiers()
-    order = np.argsort(ids, kind="stable")
-    same = np.flatnonzero(np.diff(ids[order]) == 0)
-    if len(same):
-        raise column.fail(int(order[same[0] + 1]), "is there twice: ids must be unique")
-    return ids
 
 
 def _numbers(column: Column, key: str) -> Floats:

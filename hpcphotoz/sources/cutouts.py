@@ -101,17 +101,13 @@ class CutStamps:
 def project(
     source: Geometry, target: Geometry, ra: Floats, dec: Floats, half: float
 ) -> tuple[Floats, Floats]:
-    """Projects sky positions into the target frame, with the Jacobian from the source's pixels.
+    """Projects ra, dec (N,) deg into the target frame, with the Jacobian from the source's pixels.
 
     Over a stamp the projection is so nearly linear that central differences over its width are right to
     1e-4 px at its corners, for 64 pixels and tangent points a degree apart.
 
-    Args:
-        ra, dec: (N,) deg.
-        half: half a stamp's width, pixels.
-
-    Returns:
-        x, y in the target (N, 2), and d(target x, y)/d(source x, y) (N, 2, 2).
+    `half` is half a stamp's width, pixels. The result is x, y in the target (N, 2), and the Jacobian
+    d(target x, y)/d(source x, y) (N, 2, 2).
     """
     xy = source.pixels(ra, dec)
     steps = [

@@ -27,10 +27,8 @@ _ABSENT = "is no id: every object needs one"
 def identifiers(values: npt.NDArray[Any], fail: Callable[[int, str], BadInput]) -> Ids:
     """Converts identifiers to int64 by `RULE`: reversible for numbers, whatever type holds them.
 
-    Args:
-        values: (N,) integers, whole floating-point numbers, or text as bytes, str or Python objects; may be a
-            masked array.
-        fail: makes the error from a place in `values` and the problem there.
+    The values (N,), maybe masked, are integers, whole floating-point numbers, or text as bytes, str or Python
+    objects; `fail` makes the error from a place there and the problem.
 
     Raises:
         BadInput: an id that is absent, is not text, or is a floating-point number that may have lost digits.

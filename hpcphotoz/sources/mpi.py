@@ -52,10 +52,7 @@ class MPIRanks:
         return BadInput(reason) if self.rank == 0 else SystemExit(2)
 
     def map_tasks(
-        self,
-        work: Callable[[T], R],
-        tasks: Sequence[T],
-        tracked: Callable[[Iterator[R], int], Iterator[R]],
+        self, work: Callable[[T], R], tasks: Sequence[T], tracked: Callable[[Iterator[R], int], Iterator[R]]
     ) -> list[R]:
         """Runs `work` on all tasks and returns the results in order, on every rank.
 

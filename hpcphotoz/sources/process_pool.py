@@ -34,10 +34,8 @@ def run_on_processes(work: Callable[[T], R], tasks: Sequence[T], processes: int)
 
     With one process or one task, everything is done here, in order.
 
-    Args:
-        work: must pickle; sent to each process once.
-        tasks: must pickle; few are sent ahead, so that the processes go on while the reader writes.
-        processes: at most one is started for each task.
+    Otherwise `work`, which must pickle, is sent to each process once. Tasks must pickle too; few are sent
+    ahead, so that the processes go on while the reader writes.
 
     Raises:
         BadInput: a process died, or what `work` raises.

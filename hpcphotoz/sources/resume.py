@@ -27,9 +27,7 @@ class FinishedUnit:
 def finished_units(
     out: Path, found: Sequence[Path], options: str, fingerprints: Sequence[str]
 ) -> tuple[dict[int, FinishedUnit], int]:
-    """The finished units among the files found in the folder, and how many have another input now.
-
-    The other files are removed.
+    """The finished units among the files found, and how many have another input now; removes other files.
 
     Raises:
         BadInput: the finished units are of other options, or none of them has the same input.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -97,19 +97,6 @@ def _unfilled(views: Sequence[memoryview], done: int) -> list[memoryview]:
     return left
 
 
-class ImageReader(Protocol):
-    """Reads the images of one shard."""
-
-    @property
-    def method(self) -> str:
-        """How they are read, in words."""
-        ...
-
-    def read(self, first: int, views: Sequence[memoryview]) -> None:
-        """Read rows from `first` on, one into each view."""
-        ...
-
-
 class ContiguousReader:
     """Reads images that lie one after the other from byte `offset` of a file on."""
 
@@ -161,6 +148,7 @@ class ChunkReader:
 
     @property
     def method(self) -> str:
+        """How they are read, in words."""
         gzip = f" and decompressed by threads{_SLOW}" if hdf5.GZIP in self.filters else ""
         return f"chunked shards, read chunk by chunk{gzip}"
 
@@ -217,3 +205,6 @@ class Hdf5Reader:
 
     def __del__(self) -> None:
         self._file.close()
+
+
+ImageReader = ContiguousReader | ChunkReader | Hdf5Reader

@@ -18,7 +18,6 @@ from hpcphotoz.errors import BadInput
 Bits = npt.NDArray[np.uint8]
 SplitPart = Literal["train", "validation", "test", "all"]
 SPLIT_PARTS: tuple[SplitPart, ...] = get_args(SplitPart)
-_PART_NUMBERS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Subset:
         keep = np.ones(len(next(iter(columns.values()))), np.bool_)
         if self.part != "all" and "object_id" in self.columns:
             part = order.split_part(columns["object_id"], self.validation, self.test, self.seed)
-            keep &= part == _PART_NUMBERS[self.part]
+            keep &= part == SPLIT_PARTS.index(self.part)
         return keep if self.where is None else keep & self.where(columns)
 
     def record(self) -> dict[str, Any]:

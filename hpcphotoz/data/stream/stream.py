@@ -1,7 +1,7 @@
 """Streams batches from shards: threads read windows of blocks ahead; an epoch resumes at any batch.
 
-The order does not depend on the number of ranks. Each block is read by one `os.preadv`, which scatters its
-rows to their places in the window's batches: the only copy is the kernel's.
+Each block is read by one `os.preadv`, which scatters its rows to their places in the window's batches: the
+only copy is the kernel's.
 """
 
 import logging
@@ -113,9 +113,7 @@ class Stream:
     def count_together(streams: "Sequence[Stream]", folder: Path | None = None) -> None:
         """Find the objects of several streams of one dataset by one scan.
 
-        Args:
-            streams: of one dataset.
-            folder: for selections, which other ranks and a resumed run read; None: keep them in memory.
+        Selections are kept in memory, or in `folder`, where other ranks and a resumed run read them.
         """
         first = streams[0]
         manifest, options = first.manifest, first._options

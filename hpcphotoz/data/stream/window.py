@@ -28,9 +28,8 @@ class BufferPool:
 
         acquire() ─► filled by threads ─► as_tensor() ─► tensors over it ─► the last one dies ─► acquire()
 
-    A consumer may keep a batch as long as it likes: it keeps the buffer.
-
-    They have `size` bytes, and are page-locked if `pinned`, for asynchronous copies to a GPU.
+    A consumer may keep a batch, and so its buffer, as long as it likes. Buffers have `size` bytes, and are
+    page-locked if `pinned`, for asynchronous copies to a GPU.
     """
 
     def __init__(self, size: int, pinned: bool) -> None:

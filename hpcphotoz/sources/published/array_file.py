@@ -17,10 +17,7 @@ from hpcphotoz.data import hdf5
 from hpcphotoz.errors import BadInput
 
 Array = npt.NDArray[Any]
-_NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class ArrayFile:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
@@ -24,13 +23,7 @@ from hpcphotoz.sources.build import UnitStamps, build_dataset
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.noise import frame_sky_sigma
-from hpcphotoz.sources.simulation.population import (
-    R_BAND,
-    Galaxy,
-    SurveyTables,
-    draw_galaxy,
-    make_survey_tables,
-)
+from hpcphotoz.sources.simulation.population import R_BAND, SurveyTables, draw_galaxy, make_survey_tables
 from hpcphotoz.sources.simulation.real_sky import (
     PATCH,
     PLACEMENT,
@@ -46,20 +39,8 @@ from hpcphotoz.sources.simulation.real_sky import (
     psf_path,
 )
 from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels
-from hpcphotoz.sources.simulation.simulate import check_arguments, provenance, to_stamps
+from hpcphotoz.sources.simulation.simulate import SimulatedGalaxy, check_arguments, provenance, to_stamps
 from hpcphotoz.sources.surveys.frame import Floats, resample
-
-
-@dataclass(frozen=True)
-class InjectedGalaxy:
-    """One galaxy in one place, and its stamp."""
-
-    galaxy: Galaxy
-    place: tuple[tuple[float, float], ...]  # x, y in each band's frame, pixels from 0
-    ra: float  # deg
-    dec: float
-    image: npt.NDArray[np.float32]  # (band, 64, 64) nanomaggies
-    sky_sigma: Floats  # (band,) of the frames there, nanomaggies per pixel
 
 
 def simulate_onto(
@@ -129,19 +110,15 @@ class InjectGalaxies:
 
     def __call__(self, unit: Any) -> UnitStamps:
         """Returns the objects of some blocks."""
-        index = np.concatenate([np.arange(block.start, block.stop, dtype=np.int64) for block in unit])
         objects = [
-            inject(self.tables, load_field(block.frame_set), self.seed, k)
+            inject(self.tables, load_field(block.frame_set), self.seed, index)
             for block in unit
-            for k in range(block.start, block.stop)
+            for index in range(block.start, block.stop)
         ]
-        galaxies, images, noise, places = zip(
-            *((one.galaxy, one.image, one.sky_sigma, (one.ra, one.dec)) for one in objects), strict=True
-        )
-        return UnitStamps(to_stamps(galaxies, images, noise, places, self.seed, index))
+        return UnitStamps(to_stamps(objects, self.seed))
 
 
-def inject(tables: SurveyTables, field: RealField, seed: int, index: int) -> InjectedGalaxy:
+def inject(tables: SurveyTables, field: RealField, seed: int, index: int) -> SimulatedGalaxy:
     """Puts object `index` of a seed into a field.
 
     Raises:
@@ -169,7 +146,7 @@ def inject(tables: SurveyTables, field: RealField, seed: int, index: int) -> Inj
     noise = np.array(
         [frame_sky_sigma(frame.image, *at) for frame, at in zip(field.frames, place, strict=True)]
     )
-    return InjectedGalaxy(galaxy, tuple(place), float(ra), float(dec), image, noise)
+    return SimulatedGalaxy(index, galaxy, image, noise, float(ra), float(dec), tuple(place))
 
 
 def count_photons(

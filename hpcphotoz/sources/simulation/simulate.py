@@ -32,7 +32,7 @@ from hpcphotoz.sources.simulation.population import (
     draw_galaxy,
     make_survey_tables,
 )
-from hpcphotoz.sources.simulation.rendering import CAMERA, STAMP, Exposure, add_noise, draw_exposure, render
+from hpcphotoz.sources.simulation.rendering import CAMERA, STAMP, add_noise, draw_exposure, render
 
 with sources_extra():
     import galsim
@@ -89,44 +89,44 @@ class SimulateChunk:
         """Returns the objects `start` to `stop - 1` of a chunk (start, stop)."""
         if multiprocessing.parent_process() is not None:
             galsim.set_omp_threads(1)  # every core has a worker already
-        index = np.arange(*chunk, dtype=np.int64)
-        objects = [simulate_object(self.tables, self.seed, k) for k in index.tolist()]
-        galaxies, exposures, images, places = zip(*objects, strict=True)
-        return to_stamps(galaxies, images, [one.sky_sigma for one in exposures], places, self.seed, index)
+        return to_stamps([simulate_object(self.tables, self.seed, k) for k in range(*chunk)], self.seed)
 
 
-def to_stamps(
-    galaxies: Sequence[Galaxy],
-    images: Sequence[npt.NDArray[np.float32]],  # (band, y, x) nMgy each
-    sky_sigma: Sequence[Floats],  # (band,) nMgy each
-    places: Sequence[tuple[float, float]],  # ra, dec, deg
-    seed: int,
-    index: npt.NDArray[np.int64],
-) -> Stamps:
-    """Returns simulated objects as stamps with the ids `(seed << 32) | index`."""
-    ra, dec = np.array(places).T
+@dataclass(frozen=True)
+class SimulatedGalaxy:
+    """Galaxy `index` of a seed, its stamp, and its place on the sky."""
+
+    index: int
+    galaxy: Galaxy
+    image: npt.NDArray[np.float32]  # (band, 64, 64) nanomaggies
+    sky_sigma: Floats  # (band,) nanomaggies per pixel
+    ra: float  # deg
+    dec: float
+    place: tuple[tuple[float, float], ...] = ()  # x, y in each band's frame, pixels from 0; (): in no frame
+
+
+def to_stamps(objects: Sequence[SimulatedGalaxy], seed: int) -> Stamps:
+    """Returns simulated galaxies as stamps with the ids `(seed << 32) | index`."""
     return Stamps(
-        images=np.stack(images),
-        z_spec=np.array([galaxy.z for galaxy in galaxies], np.float32),
-        ebv=np.array([galaxy.ebv for galaxy in galaxies], np.float32),
-        object_id=(np.int64(seed) << np.int64(32)) | index,
-        sky_sigma=np.array(sky_sigma, np.float32),
-        ra=ra,
-        dec=dec,
+        images=np.stack([one.image for one in objects]),
+        z_spec=np.array([one.galaxy.z for one in objects], np.float32),
+        ebv=np.array([one.galaxy.ebv for one in objects], np.float32),
+        object_id=(np.int64(seed) << np.int64(32)) | np.array([one.index for one in objects], np.int64),
+        sky_sigma=np.array([one.sky_sigma for one in objects], np.float32),
+        ra=np.array([one.ra for one in objects]),
+        dec=np.array([one.dec for one in objects]),
     )
 
 
-def simulate_object(
-    tables: SurveyTables, seed: int, index: int
-) -> tuple[Galaxy, Exposure, npt.NDArray[np.float32], tuple[float, float]]:
-    """Returns galaxy, observing conditions, stamp (5, 64, 64) nMgy and (ra, dec) in deg of object `index`."""
+def simulate_object(tables: SurveyTables, seed: int, index: int) -> SimulatedGalaxy:
+    """Simulates object `index` of a seed."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
-    galaxy = draw_galaxy(tables, rng)
-    exposure = draw_exposure(rng)
+    galaxy, exposure = draw_galaxy(tables, rng), draw_exposure(rng)
     ra_min, ra_max, dec_min, dec_max = FOOTPRINT
     sin_dec = rng.uniform(np.sin(np.radians(dec_min)), np.sin(np.radians(dec_max)))
-    position = (float(rng.uniform(ra_min, ra_max)), float(np.degrees(np.arcsin(sin_dec))))
-    return galaxy, exposure, add_noise(render(galaxy, exposure), exposure, rng), position
+    ra, dec = float(rng.uniform(ra_min, ra_max)), float(np.degrees(np.arcsin(sin_dec)))
+    image = add_noise(render(galaxy, exposure), exposure, rng)
+    return SimulatedGalaxy(index, galaxy, image, exposure.sky_sigma, ra, dec)
 
 
 def provenance(n: int, seed: int, survey: Survey) -> dict[str, Any]:

@@ -49,9 +49,7 @@ def ingest_frames(
     An object is cut from the field in which it lies farthest from the frame's edge. If it is too near the
     edge there, or masked, it is listed with the reason in the manifest's provenance and reported on standard
     error; with one epoch, no other field is tried. Frame sets without one of the bands and objects of unknown
-    E(B-V) are left out and listed. If the table has no column of E(B-V), 0 is stored, which is reported. A
-    frame that cannot be read ends the ingest with an error that names it; after it is replaced, the same
-    command keeps all finished shards without that frame.
+    E(B-V) are left out and listed. If the table has no column of E(B-V), 0 is stored, which is reported.
 
     Args:
         out: folder to create.

@@ -55,8 +55,7 @@ def plan_cutouts(
     """Assigns each object to the field in which it lies farthest from the frame's edge.
 
     Args:
-        sets: all frame sets; the header of each reference frame is read.
-        reference: place of the reference band in the sets' paths.
+        reference: place of the reference band in the paths of the sets; its headers are read.
         stamp: pixels a side.
         shard_rows: most objects in a unit; only a set with more is split and read again.
         epochs: "one": one stamp for each object, from any run; "all": one for each object and run.
@@ -100,7 +99,9 @@ def _assign_objects(
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
         geometries = pool.map(_reference_geometry, sets, [reference] * len(sets))
         for k, geometry in enumerate(track(geometries, "reading headers", total=len(sets))):
-            corners.append(_corners(geometry))
+            height, width = geometry.shape
+            edges = [[x, y] for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)]
+            corners.append(geometry.sky(np.array(edges)))
             rows, distance = _objects_on_frame(geometry, table, order, dec)
             better = distance > margin[rows]
             margin[rows[better]], best[rows[better]] = distance[better], k
@@ -127,12 +128,6 @@ def skipped_entries(object_id: Ids, reason: str) -> list[dict[str, Any]]:
     if len(object_id) > _MAX_LISTED:
         entries.append({"object_id": None, **entry, "count": len(object_id) - _MAX_LISTED})
     return entries
-
-
-def _corners(geometry: Geometry) -> Floats:
-    """Returns ra and dec (4, 2), deg, of the centres of a frame's corner pixels."""
-    height, width = geometry.shape
-    return geometry.sky(np.array([[x, y] for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)]))
 
 
 def sky_range(ra: Floats, dec: Floats) -> str:

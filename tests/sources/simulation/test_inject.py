@@ -134,7 +134,7 @@ def test_galaxies_do_not_depend_on_number_shards_or_processes(
         np.testing.assert_array_equal(getattr(a, name), getattr(b[:6], name))
         np.testing.assert_array_equal(getattr(a[2:5], name), getattr(middle, name))
     assert (b.object_id == (3 << 32) + np.arange(36)).all()
-    same = [simulate_object(tables, 3, k)[0] for k in range(6)]
+    same = [simulate_object(tables, 3, k).galaxy for k in range(6)]
     np.testing.assert_array_equal(a.z_spec, np.array([g.z for g in same], np.float32))
     np.testing.assert_array_equal(a.ebv, np.array([g.ebv for g in same], np.float32))
     assert len({*b.ra.tolist()}) == 36

@@ -84,14 +84,15 @@ def test_stored_sky_sigma_is_that_of_the_stamp(tables: SurveyTables) -> None:
 def test_stamp_flux_is_the_catalogue_flux(tables: SurveyTables) -> None:
     checked = 0
     for index in range(30):
-        galaxy, conditions, image, (ra, dec) = simulate_object(tables, 4, index)
+        one = simulate_object(tables, 4, index)
+        galaxy, image = one.galaxy, one.image
         assert image.dtype == np.float32 and image.shape == (len(BANDS), STAMP, STAMP)
-        assert 120 <= ra <= 240 and 0 <= dec <= 60
+        assert 120 <= one.ra <= 240 and 0 <= one.dec <= 60
         if max(galaxy.radius_disc, galaxy.radius_bulge) > 2.5:
             continue
         total = image.sum(axis=(1, 2), dtype=np.float64)
         flux = galaxy.flux_bulge + galaxy.flux_disc
-        noise = np.sqrt(STAMP**2 * conditions.sky_sigma**2 + flux / np.array(CAMERA.electrons))
+        noise = np.sqrt(STAMP**2 * one.sky_sigma**2 + flux / np.array(CAMERA.electrons))
         # 1.5 % lies outside the stamp at most; noise to 4 sigma.
         assert (np.abs(total - flux) < 4 * noise + 0.015 * flux).all()
         checked += 1
