@@ -68,7 +68,7 @@ def test_a_writer_that_finishes_while_another_begins_keeps_its_dataset(
         second(out)
     manifest = read_manifest(out)
     verify(out, manifest)
-    assert manifest.rows == 3 and manifest.provenance == {}
+    assert manifest.rows == 3 and manifest.provenance == {"made": "for a test"}
 
 
 def test_a_second_ingest_leaves_the_shards_of_the_first_alone(tmp_path: Path) -> None:
