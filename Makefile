@@ -11,12 +11,18 @@ TRAIN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m hp
 XDIST := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(XDIST)
 
+# $(call install,ENVIRONMENT,WHAT): pip is silent unless it fails; then its last lines give the reason.
+install = $(1)/bin/python -m pip install --disable-pip-version-check --progress-bar off $(2) >$(1)/pip.log 2>&1 || \
+  { tail -n 30 $(1)/pip.log >&2; echo "pip failed; all that it said is in $(1)/pip.log" >&2; exit 1; }
+
 .DEFAULT_GOAL := test
-.PHONY: help demo docs test test-slow test-torch211 peers bench-gpu bench-gpu-training bench-gpu-quick format clean
+.PHONY: help env demo docs test test-slow test-torch211 peers bench-gpu bench-gpu-training bench-gpu-quick format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
 	@grep -E '^[a-z][a-z0-9-]*:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-20s %s\n", $$1, $$2}'
+
+env: $(VENV)/.ready  ## set up .venv alone; then: source .venv/bin/activate
 
 test: $(VENV)/.ready  ## format, lint, types and the tests that ten minutes allow
 	$(BIN)/ruff format --check .
@@ -39,7 +45,7 @@ test-torch211: .venv-torch211/.ready  ## tests with the oldest torch and triton 
 .venv-torch211/.ready: pyproject.toml constraints.txt tests/torch211.txt
 	$(PYTHON) -m venv .venv-torch211
 	{ grep -v '^torch==' constraints.txt; cat tests/torch211.txt; } > .venv-torch211/constraints.txt
-	$(TORCH211) -m pip install --quiet --disable-pip-version-check -c .venv-torch211/constraints.txt --editable '.[dev]'
+	$(call install,.venv-torch211,-c .venv-torch211/constraints.txt --editable '.[dev]')
 	@touch $@
 
 # Simulate labelled galaxies, train a standard and an adversarial network on two ranks, attack both, report.
@@ -69,7 +75,7 @@ docs: $(VENV)/.docs  ## build the documentation: build/docs/index.html
 	@echo "open build/docs/index.html"
 
 $(VENV)/.docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[docs]'
+	$(call install,$(VENV),-c constraints.txt --editable '.[docs]')
 	@touch $@
 
 # Packages that benchmarks measure against, in an environment of their own: never dependencies.
@@ -77,8 +83,8 @@ peers: .venv-peers/.ready  ## the environment of the packages that benchmarks co
 
 .venv-peers/.ready: benchmarks/peers/requirements.txt benchmarks/peers/requirements-nodeps.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(word 2,$^)
+	$(call install,.venv-peers,-r $<)
+	$(call install,.venv-peers,--no-deps -r $(word 2,$^))
 	@touch $@
 
 # On a machine with a GPU, with its own torch and triton: PYTHON=python3 make bench-gpu
@@ -108,5 +114,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "hpcphotoz needs Python 3.11 or later; $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	$(call install,$(VENV),-c constraints.txt --editable '.[dev]')
 	@touch $@

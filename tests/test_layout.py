@@ -4,9 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from hpcphotoz.config.load import recipes
 from tests.helpers.paths import ROOT
@@ -209,3 +211,27 @@ def test_no_file_names_a_place_or_machine() -> None:
         path = ROOT / name
         if path.is_file() and path.suffix in (".py", ".md", ".toml", ".json", ".txt", ""):
             assert not pattern.search(path.read_text()), f"{name} names a path of some machine"
+
+
+def test_every_pinned_version_takes_the_oldest_python_that_pyproject_allows() -> None:
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    for name, version in pins:
+        try:
+            found = metadata.metadata(name)
+        except metadata.PackageNotFoundError:
+            continue  # of the documentation, which is installed for `make docs`
+        if found["Version"] == version and (wanted := found["Requires-Python"]):
+            assert "3.11.0" in SpecifierSet(wanted), f"{name}=={version} wants Python {wanted}"
+
+
+def test_an_installation_that_fails_says_why(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\ncase "$2" in\n venv) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";;\n'
+        ' pip) echo "The conflict is caused by: a constraint"; exit 1;;\nesac\n'
+    )
+    python.chmod(0o755)
+    words = ["make", "env", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode and "The conflict is caused by: a constraint" in done.stderr
+    assert "pip.log" in done.stderr and not (tmp_path / "venv/.ready").exists()
