@@ -37,7 +37,7 @@ def choose_device(wanted: str) -> str:
 
 def choose_precision(wanted: str, network: "TrainedNetwork", device: str) -> str:
     """Precision of the attacks' gradients; "auto" is decided by a short trial, and the reason is printed."""
-    from hpcphotoz.compute.precision_trial import precision_of_attacks
+    from hpcphotoz.compute.precision import precision_of_attacks
 
     shape = (batch_size(device), len(network.bands), network.stamp, network.stamp)
     found, reason = precision_of_attacks(wanted, network.module, device, shape)
@@ -56,9 +56,6 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     """The subset that --part and --where select; a part is that of the runs, and includes their predicate.
 
     Warnings about the runs' training set and about objects without z_spec are printed.
-
-    Raises:
-        BadInput: the runs have different splits or predicates, or --where is not a predicate.
     """
     from hpcphotoz.data.format.manifest import read_manifest
     from hpcphotoz.data.select.subset import Subset
@@ -78,12 +75,9 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     unknown = sum(shard.unlabelled for shard in manifest.shards)
     if unknown and options.command != "predict":
         left_out = ", and metrics exclude it" if options.command == "evaluate" else ""
-        print(
-            f"hpcphotoz: {options.data}: {unknown} of {manifest.rows} objects have no z_spec: "
-            "the most probable redshift of the network's clean PDF replaces it"
-            f"{left_out}",
-            file=sys.stderr,
-        )
+        how_many = f"{options.data}: {unknown} of {manifest.rows} objects have no z_spec"
+        instead = f"the most probable redshift of the network's clean PDF replaces it{left_out}"
+        print(f"hpcphotoz: {how_many}: {instead}", file=sys.stderr)
     where = {n.config.data.where for n in networks} if options.part != "all" else set()
     if len(where) > 1:
         raise BadInput(f"--part {options.part}: the runs have different predicates: give one run at a time")
@@ -115,9 +109,5 @@ def add_precision(parser: Parser) -> None:
 def add_subset(parser: Parser) -> None:
     """Add --where and --part."""
     parser.add_argument("--where", default="", help="only objects for which this holds: 'z_spec < 0.3'")
-    parser.add_argument(
-        "--part",
-        choices=SPLIT_PARTS,
-        default="all",
-        help="part of the split the run was trained with (default all)",
-    )
+    help_text = "part of the split the run was trained with (default all)"
+    parser.add_argument("--part", choices=SPLIT_PARTS, default="all", help=help_text)

@@ -29,10 +29,7 @@ def capture(call: Callable[[], T], device: torch.device) -> tuple[Callable[[], o
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # "thread_local": by default a CUDA call of any thread ends the capture, and one copies batches meanwhile.
-    with (
-        torch.cuda.device(device),
-        torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
-    ):
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         out = call()
     return graph.replay, out
 

@@ -1,6 +1,6 @@
 """The attack of a training step: its strength during the warm-ups, its precision, its random starts."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -18,28 +18,18 @@ from hpcphotoz.training.run.timers import Timers
 _START = 11  # purpose of these random numbers, different from that of all others
 
 
+@dataclass
 class StepAttack:
-    """Attacks rows of rank batches; an object gets the same adversarial image on whichever rank it is.
+    """Attacks rows of rank batches; an object gets the same adversarial image on whichever rank it is."""
 
-    Args:
-        module: the bare network.
-        config: attack, fraction, warm-ups and seed.
-        bins: redshift bins of the logits.
-        compute: precision, compilation, graphs.
-        timers: times the attack.
-    """
+    module: nn.Module  # the bare network
+    config: Config
+    bins: RedshiftBins
+    compute: ComputeOptions
+    timers: Timers = field(default_factory=Timers)
 
-    def __init__(
-        self,
-        module: nn.Module,
-        config: Config,
-        bins: RedshiftBins,
-        compute: ComputeOptions,
-        timers: Timers | None = None,
-    ) -> None:
-        self._module, self._config, self._bins = module, config, bins
-        self._passes, self._timers = compute.passes, timers or Timers()
-        self._graphs = AttackGraphs() if compute.graphs == "attack" else None
+    def __post_init__(self) -> None:
+        self._graphs = AttackGraphs() if self.compute.graphs == "attack" else None
 
     def __call__(self, batch: RankBatch) -> Tensor:
         """Attacked images of the rows `batch.attacked`, (m, B, H, W) float32 nMgy; m may be 0."""
@@ -48,29 +38,27 @@ class StepAttack:
         if not len(rows):
             return images
         # Outside the autocast of the caller: the attack has a precision of its own.
-        with self._timers("attack"), torch.autocast(images.device.type, enabled=False):
-            attack = attack_at(batch.step, self._config.attack, self._config.adversarial)
+        with self.timers("attack"), torch.autocast(images.device.type, enabled=False):
+            attack = attack_at(batch.step, self.config.attack, self.config.adversarial)
+            labels = batch.ebv[rows], batch.z_spec[rows], batch.sky_sigma[rows], batch.object_id[rows]
             return perturb(
-                self._module,
+                self.module,
                 images,
-                batch.ebv[rows],
-                batch.z_spec[rows],
-                batch.sky_sigma[rows],
-                batch.object_id[rows],
+                *labels,
                 attack=attack,
-                bins=self._bins,
-                seed=start_seed(self._config),
+                bins=self.bins,
+                seed=start_seed(self.config),
                 epoch=batch.epoch,
                 passes=self._passes_of(attack, batch),
             )
 
     def _passes_of(self, attack: Attack, batch: RankBatch) -> Passes:
-        if batch.images.is_cuda and (batch.skipped or batch.size < self._config.run.global_batch):
+        if batch.images.is_cuda and (batch.skipped or batch.size < self.config.run.global_batch):
             # Smaller batches are rare: compiling for their shape takes longer than attacking them eagerly.
-            return replace(self._passes, compiled=False)
+            return replace(self.compute.passes, compiled=False)
         if self._graphs is None:
-            return self._passes
-        return replace(self._passes, replay=partial(self._graphs, graph_key(attack)))
+            return self.compute.passes
+        return replace(self.compute.passes, replay=partial(self._graphs, graph_key(attack)))
 
 
 def start_seed(config: Config) -> int:

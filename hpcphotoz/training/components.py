@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hpcphotoz.compute.compiler import compiled as through_compiler
 from hpcphotoz.compute.precision import time_call
 from hpcphotoz.config import Config
+from hpcphotoz.data.order import ORDER
+from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.training.adversaries import StepAttack
@@ -19,6 +21,7 @@ from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.overlap.streams import AdversarySource, NoOverlap, SerialOverlap, StreamOverlap
 from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.run.checkpoint import State
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.step import Step
 from hpcphotoz.training.step_free import FreeStep
@@ -50,8 +53,7 @@ class TrainingComponents:
             config: every option of the run.
             stamp: pixels a side of the images.
             sky_sigma: (B,) nMgy, typical sky noise of the dataset.
-            device: where the network computes.
-            timers: times the sections of the steps.
+            device, timers: where the network computes, and what times the sections of its steps.
         """
         # A softening of 1 sky sigma distorts the noise itself: sigma_MAD was 5 to 10 % worse than with 10.
         scale = tuple(config.model.softening * sigma for sigma in sky_sigma)
@@ -65,6 +67,39 @@ class TrainingComponents:
             fused=compute.fused_adam,
         )
         return cls(module, optimiser, config, bins_of(config.model), scale, compute, device, timers)
+
+    def state(self, sums: Tensor, stream: Stream, step: int) -> State:
+        """What a checkpoint holds, from which `restore` continues the same loss curve.
+
+        Args:
+            sums: (5,) float64, `MetricsAccumulator.sums` since the last line of metrics.jsonl.
+            stream: the training objects.
+            step: number of optimiser steps taken.
+        """
+        header = stream.manifest.header
+        return {
+            "model": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": step,
+            "sums": sums.clone(),
+            "manifest_sha256": stream.manifest.sha256,
+            "lost": list(stream.census.lost),
+            "order": ORDER,
+            "config": self.config.model_dump(),
+            "bands": list(header.bands),
+            "stamp": header.stamp,
+            "pixel_scale": header.pixel_scale,
+            "scale": list(self.scale),
+        }
+
+    def restore(self, state: State) -> None:
+        """Load a checkpoint into network and optimiser."""
+        self.module.load_state_dict(state["model"])
+        # `fused` is an option of this process, not of the one that saved. It is set before loading, because
+        # it decides on which device the optimiser keeps its own `step`.
+        for entry in state["optimiser"]["param_groups"]:
+            entry["fused"] = self.compute.fused_adam
+        self.optimiser.load_state_dict(state["optimiser"])
 
     def step_attack(self) -> StepAttack:
         """The attack on the network of this run."""
@@ -90,9 +125,8 @@ class TrainingComponents:
             return self._graphed(module, objective, learners, role)
         model = self._wrapped(module, role)
         if self.config.adversarial.objective == "free":
-            return FreeStep(
-                model, self.optimiser, self.config, self.bins, self.compute, learners, self.timers
-            )
+            given = self.config, self.bins, self.compute, learners, self.timers
+            return FreeStep(model, self.optimiser, *given)
         return Step(model, self.optimiser, adversaries, objective, self.compute, learners, self.timers)
 
     def _graphed(

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import nn
 
 from hpcphotoz.attacks import Passes
 from hpcphotoz.compute.compiler import compiler_failure
-from hpcphotoz.compute.precision import Precision, autocast_dtype
-from hpcphotoz.compute.precision_trial import (
+from hpcphotoz.compute.precision import (
+    Precision,
+    autocast_dtype,
     bf16_warning,
     bfloat16_speedup,
     has_tf32,
@@ -112,17 +114,11 @@ def compute_options(compute: Compute, device: torch.device) -> ComputeOptions:
 
 @dataclass(frozen=True)
 class ComputeChoice:
-    """Section `compute` of a run with precision, compiler and graphs chosen, the same on all ranks.
-
-    Attributes:
-        compute: the section.
-        message: one line that says what was chosen and why.
-        warning: one line on the cost of an option that the user chose; "": no such cost.
-    """
+    """Section `compute` of a run with precision, compiler and graphs chosen, the same on all ranks."""
 
     compute: Compute
-    message: str
-    warning: str = ""
+    message: str  # one line that says what was chosen and why
+    warning: str = ""  # one line on the cost of an option that the user chose
 
 
 def choose_compute(
@@ -139,8 +135,7 @@ def choose_compute(
     Args:
         config: configuration from the user.
         world: all ranks.
-        module: the network, on the device.
-        device: device of this rank.
+        module, device: the network, on the device of this rank.
         shape: (n, B, H, W) of this rank's slice of a global batch.
         objects: number of images that the run trains on, over all ranks and epochs.
         begun: precision in which the run was begun, which it keeps; None: a new run.
@@ -150,13 +145,14 @@ def choose_compute(
         return _choose_on_cpu(compute, world, begun)
     graphs, why_graphs = _graphs(config)
     compiled, why_compiled = _compiled(compute, graphs, objects // world.size)
-    precision: str = compute.precision
-    why = "as asked"
-    if precision == "auto" and begun:
+    precision: str
+    if compute.precision != "auto":
+        precision, why = compute.precision, "as asked"
+    elif begun:
         precision, why = begun, "as the run was begun"
-    elif precision == "auto" and not has_tf32(device):
+    elif not has_tf32(device):
         precision, why = "fp32", "no units for tf32 and bf16"
-    elif precision == "auto":
+    else:
         seconds, failed = _trial(module, device, shape, compiled, graphs != "off", world)
         if failed:
             compiled, why_compiled = False, f"not compiled (torch.compile failed here: {failed})"
@@ -198,10 +194,8 @@ def _graphs(config: Config) -> tuple[str, str]:
         return "off", "no CUDA graphs (objective free: updates lie between its passes)"
     if overlap.mode == "streams":
         return "attack", "graph of the attack (overlap streams is slower than off without it)"
-    return (
-        "step",
-        "graph of the step (a smaller last batch of an epoch and the attack's warm-up run without)",
-    )
+    without = "a smaller last batch of an epoch and the attack's warm-up run without"
+    return "step", f"graph of the step ({without})"
 
 
 def _compiled(compute: Compute, graphs: str, objects: int) -> tuple[bool, str]:
@@ -224,9 +218,8 @@ def _trial(
     """Seconds of a pass in each precision, summed over ranks; and the compiler's error, or ""."""
     failed = ""
     if compiled:
-        failed = compiler_failure(
-            lambda: seconds_of_a_pass(module, device, shape, compiled=True, graph=False)
-        )
+        compile_it = partial(seconds_of_a_pass, module, device, shape, compiled=True, graph=False)
+        failed = compiler_failure(compile_it)
         failed = next((text for text in group.gather_texts(failed, world) if text), "")
     took = seconds_of_a_pass(module, device, shape, compiled=compiled and not failed, graph=graph)
     ranks = [json.loads(text or "") for text in group.gather_texts(json.dumps(took), world)]

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,33 +22,25 @@ from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.world import World
 
 
+@dataclass
 class RankLoader:
-    """Loads this rank's slice of every global batch.
+    """Loads this rank's slice of every global batch. Raises BadInput as `data.stream.Stream`."""
 
-    Args:
-        data: dataset folder.
-        run: run folder; `selection/` in it lists the objects of both parts.
-        config: every option of the run.
-        world: the ranks that divide a global batch, and this rank's place among them.
-        device: where batches are copied.
-        timers: times the waits for data.
+    data: Path  # dataset folder
+    run: Path  # run folder; `selection/` in it lists the objects of both parts
+    config: Config
+    world: World  # the ranks that divide a global batch, and this rank's place among them
+    device: torch.device  # where batches are copied
+    timers: Timers
 
-    Raises:
-        BadInput: as `data.stream.Stream`.
-    """
-
-    def __init__(
-        self, data: Path, run: Path, config: Config, world: World, device: torch.device, timers: Timers
-    ) -> None:
-        self._data, self._run, self._config, self._world = data, run, config, world
-        self._device, self._timers = device, timers
+    def __post_init__(self) -> None:
         self.train = self._open("train")
-        self.validation = self._open("validation") if config.data.validation else None
+        self.validation = self._open("validation") if self.config.data.validation else None
         self.waited_s = 0.0  # seconds of waiting for data since the start
 
     def for_world(self, world: World) -> "RankLoader":
         """A loader of the same counted objects, divided among other ranks."""
-        other = RankLoader(self._data, self._run, self._config, world, self._device, self._timers)
+        other = replace(self, world=world)
         for mine, theirs in ((self.train, other.train), (self.validation, other.validation)):
             if mine is not None and theirs is not None:
                 theirs.objects = mine.objects
@@ -61,30 +53,24 @@ class RankLoader:
             BadInput: a part without objects, or labels that cannot be trained on.
         """
         streams = [s for s in (self.train, self.validation) if s is not None]
-        if len(set(group.gather_texts(self.train.manifest.sha256, self._world))) > 1:
-            differs = f"{self._data}: {MANIFEST} is not the same on all ranks: copy the dataset again"
-            group.fail_together(differs if self._world.is_first else None, self._world)
-        problem, text, folder = None, None, self._run / "selection"
-        try:
-            if self._world.is_first:
+        if len(set(group.gather_texts(self.train.manifest.sha256, self.world))) > 1:
+            differs = f"{self.data}: {MANIFEST} is not the same on all ranks: copy the dataset again"
+            group.fail_together(differs if self.world.is_first else None, self.world)
+        text, folder = None, self.run / "selection"
+        with group.failing_together(self.world):
+            if self.world.is_first:
                 Stream.count_together(streams, folder)
                 text = json.dumps([stream.objects.facts() for stream in streams])
                 for stream in streams:
-                    check_labels(self._data, stream.census, self._config)
-        except (BadInput, OSError) as error:
-            problem = str(error)
-        group.fail_together(problem, self._world)
-        facts = json.loads(group.gather_texts(text, self._world)[0] or "")
-        try:
+                    _check_labels(self.data, stream.census, self.config)
+        facts = json.loads(group.gather_texts(text, self.world)[0] or "")
+        with group.failing_together(self.world):
             for stream, found in zip(streams, facts, strict=True):
                 stream.objects = SelectedObjects.from_facts(found, folder, stream.manifest)
-        except BadInput as error:
-            problem = str(error)
-        group.fail_together(problem, self._world)
 
     def global_batch_size(self, step: int) -> int:
         """Number of objects in the global batch of a step."""
-        size = self._config.run.global_batch
+        size = self.config.run.global_batch
         return min(size, self.train.rows - step % self.train.batches * size)
 
     def rank_batches(self, first: int, last: int) -> Iterator[RankBatch]:
@@ -96,44 +82,40 @@ class RankLoader:
         batches, problem = self._batches(first), None
         for step in range(first, last):
             start = time.monotonic()
-            with self._timers("data"):
+            with self.timers("data"):
                 try:
                     batch = next(batches)
                 except (BadInput, OSError, StopIteration) as error:
-                    batch = batch_to_device(self.train.empty(), self._device)
-                    early = f"{self._data}: fewer objects than were counted: has it changed since the start?"
+                    batch = batch_to_device(self.train.empty(), self.device)
+                    early = f"{self.data}: fewer objects than were counted: has it changed since the start?"
                     problem = problem or (early if isinstance(error, StopIteration) else str(error))
                 self.waited_s += time.monotonic() - start
-                rank_batch = make_rank_batch(batch, self._config, step // self.train.batches, step)
+                rank_batch = make_rank_batch(batch, self.config, step // self.train.batches, step)
             yield replace(rank_batch, problem=problem)
 
     def _batches(self, first: int) -> Iterator[Batch]:
         epoch, start = divmod(first, self.train.batches)
-        for number in range(epoch, self._config.run.epochs):
+        for number in range(epoch, self.config.run.epochs):
             yield from prefetch_to_device(
-                self.train.epoch(number, start if number == epoch else 0), self._device
+                self.train.epoch(number, start if number == epoch else 0), self.device
             )
 
     def _open(self, part: SplitPart) -> Stream:
-        run = self._config.run
+        run = self.config.run
         return Stream(
-            self._data,
-            self._config.data,
+            self.data,
+            self.config.data,
             global_batch=run.global_batch,
             seed=run.seed,
             part=part,
-            world=self._world,
+            world=self.world,
             shuffle=part == "train",
-            pinned=self._device.type == "cuda",
+            pinned=self.device.type == "cuda",
         )
 
 
-def check_labels(data: Path, census: Census, config: Config) -> None:
-    """Refuse objects that cannot be trained on.
-
-    Raises:
-        BadInput: a z_spec that is unknown or outside the bins; names a shard.
-    """
+def _check_labels(data: Path, census: Census, config: Config) -> None:
+    """Refuse objects whose z_spec is unknown or outside the bins."""
     low, high = config.model.z_min, config.model.z_max
     leave_out = "or leave those objects out with data.where"
     if census.unlabelled:

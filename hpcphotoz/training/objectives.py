@@ -49,22 +49,22 @@ class ForwardBatch:
             )
 
 
+@dataclass(frozen=True)
 class TrainingObjective:
-    """The objective that a configuration names.
+    """The objective that a configuration names."""
 
-    Args:
-        config: objective, its weight, width of the labels.
-        bins: redshift bins of the logits.
-    """
+    config: Config
+    bins: RedshiftBins
 
-    def __init__(self, config: Config, bins: RedshiftBins) -> None:
-        self._config, self._bins, self._kind = config, bins, config.adversarial.objective
+    @property
+    def _kind(self) -> str:
+        return self.config.adversarial.objective
 
     def objects(self, size: int) -> int:
         """The number by which the sum over a global batch of `size` objects is divided; at least 1."""
         if self._kind != "append":
             return max(size, 1)
-        return max(size + int(attacked_mask(np.arange(size), self._config.adversarial.fraction).sum()), 1)
+        return max(size + int(attacked_mask(np.arange(size), self.config.adversarial.fraction).sum()), 1)
 
     def together(self, batch: RankBatch, adv: Tensor) -> list[ForwardBatch]:
         """Clean and attacked objects as one forward batch; as two for objective consistency."""
@@ -72,19 +72,10 @@ class TrainingObjective:
             return [self.clean(batch), self.attacked(batch, adv)]
         if self._kind == "append":
             both = [self.clean(batch), self.attacked(batch, adv)]
-            return [
-                ForwardBatch(
-                    *(
-                        torch.cat([getattr(forward_batch, name) for forward_batch in both])
-                        for name in ("images", "ebv", "z_spec", "attacked")
-                    )
-                )
-            ]
-        return [
-            ForwardBatch(
-                replace_rows(batch.images, batch.attacked, adv), batch.ebv, batch.z_spec, attacked_rows(batch)
-            )
-        ]
+            names = ("images", "ebv", "z_spec", "attacked")
+            return [ForwardBatch(*(torch.cat([getattr(part, name) for part in both]) for name in names))]
+        images = replace_rows(batch.images, batch.attacked, adv)
+        return [ForwardBatch(images, batch.ebv, batch.z_spec, attacked_rows(batch))]
 
     def clean(self, batch: RankBatch) -> ForwardBatch:
         """The objects whose pass needs no attacked images; it can run during the attack."""
@@ -103,40 +94,30 @@ class TrainingObjective:
         """Images and E(B-V) for the network; for objective consistency the clean images come first."""
         if forward_batch.clean_images is None:
             return forward_batch.images, forward_batch.ebv
-        return torch.cat([forward_batch.clean_images, forward_batch.images]), torch.cat(
-            [forward_batch.ebv, forward_batch.ebv]
-        )
+        images, ebv = [forward_batch.clean_images, forward_batch.images], [forward_batch.ebv] * 2
+        return torch.cat(images), torch.cat(ebv)
 
     def loss(self, logits: Tensor, forward_batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """The loss of a pass, summed over its objects, and the sums for the metrics.
-
-        Args:
-            logits: of `inputs(forward_batch)`.
-            forward_batch: images and labels of the pass.
+        """The loss of a pass, summed over its objects, and the sums for the metrics, from logits of `inputs`.
 
         Returns:
             The loss, a scalar; and (4,) float64: sum of the cross-entropies of clean images, their number,
             sum of the cross-entropies of attacked images, their number.
         """
         logits = logits.float()
-        wanted = target(forward_batch.z_spec, self._bins, self._config.optimiser.label_width)
+        wanted = target(forward_batch.z_spec, self.bins, self.config.optimiser.label_width)
         if forward_batch.clean_images is None:
             each = functional.cross_entropy(logits, wanted, reduction="none")
             return each.sum(), sum_losses(each.detach(), forward_batch.attacked)
         clean, attacked = logits[: len(forward_batch)], logits[len(forward_batch) :]
         each = functional.cross_entropy(clean, wanted, reduction="none")
-        apart = functional.kl_div(
-            functional.log_softmax(attacked, 1),
-            functional.log_softmax(clean, 1),
-            reduction="sum",
-            log_target=True,
-        )
+        log_attacked, log_clean = functional.log_softmax(attacked, 1), functional.log_softmax(clean, 1)
+        apart = functional.kl_div(log_attacked, log_clean, reduction="sum", log_target=True)
         with torch.no_grad():
             theirs = functional.cross_entropy(attacked, wanted, reduction="none")
-            loss_sums = sum_losses(
-                torch.cat([each, theirs]), torch.cat([~forward_batch.attacked, forward_batch.attacked])
-            )
-        return each.sum() + self._config.adversarial.consistency_weight * apart, loss_sums
+            marks = torch.cat([~forward_batch.attacked, forward_batch.attacked])
+            loss_sums = sum_losses(torch.cat([each, theirs]), marks)
+        return each.sum() + self.config.adversarial.consistency_weight * apart, loss_sums
 
 
 def attacked_rows(batch: RankBatch) -> Tensor:

@@ -42,10 +42,8 @@ class RankBatch:
         ids = self.attacked[:n] if len(self.attacked) else torch.arange(min(n, len(self.images)))
         rows = {k: getattr(self, k)[ids] for k in ("images", "ebv", "z_spec", "sky_sigma", "object_id")}
         every = torch.arange(len(ids), device=self.images.device)
-        marked = every if len(self.attacked) else every[:0]
-        return replace(
-            self, **rows, attacked=marked, clean=every[len(marked) :], positions=self.positions[: len(marked)]
-        )
+        m = len(ids) if len(self.attacked) else 0
+        return replace(self, **rows, attacked=every[:m], clean=every[m:], positions=self.positions[:m])
 
 
 def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> RankBatch:
@@ -57,7 +55,7 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
     Args:
         batch: a batch of the stream; `position` and `object_id` in host memory.
         config: seed, augmentation, fraction of attacked objects.
-        epoch, step: epoch and optimiser step of the batch, counted from 0.
+        epoch, step: of the batch, counted from 0.
     """
     device = batch.images.device
     position = batch.position.numpy()
@@ -83,9 +81,7 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
 def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
     """Decoded images, (n, B, y, x) float32 nMgy channels_last, augmented by a symmetry of the square.
 
-    Args:
-        batch: a batch of the stream.
-        seed, epoch: with the object's number they choose one of the eight symmetries; seed None: unchanged.
+    Seed, epoch and the object's number choose one of the eight; seed None: the images stay as they are.
     """
     code = None
     if seed is not None:

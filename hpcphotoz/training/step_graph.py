@@ -11,7 +11,7 @@ because a graph keeps the strength of the attack that was captured.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,37 +29,22 @@ _COPIED = ("images", "ebv", "z_spec", "sky_sigma", "object_id", "attacked", "cle
 _log = logging.getLogger(__name__)
 
 
+@dataclass
 class GraphedStep:
-    """Takes optimisation steps as `step.Step` does, with its gradients captured as a CUDA graph.
+    """Takes optimisation steps as `step.Step` does, with its gradients captured as a CUDA graph."""
 
-    Args:
-        step: step of the bare network, without DistributedDataParallel; for batches that fit no graph.
-        module: the network.
-        optimiser: the optimiser of its parameters.
-        warmup_end: step from which the attack has its full strength; nothing is captured before.
-        learners, subgroup: number of ranks that train, and their group.
-        timers: times the sections of the step.
-        compiled: the same step through torch.compile. It is captured instead of `step`, unless the compiler
-            fails, which is logged. None: `step` is captured.
-        record: captures a call.
-    """
+    step: Step  # of the bare network, without DistributedDataParallel; for batches that fit no graph
+    module: nn.Module
+    optimiser: torch.optim.Optimizer
+    warmup_end: int  # step from which the attack has its full strength; nothing is captured before
+    learners: int = 1  # number of ranks that train
+    subgroup: Subgroup = None  # their process group
+    timers: Timers = field(default_factory=Timers)
+    compiled: Step | None = None  # `step` through torch.compile: captured instead, unless the compiler fails
+    record: Record = capture
 
-    def __init__(
-        self,
-        step: Step,
-        module: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        warmup_end: int,
-        learners: int = 1,
-        subgroup: Subgroup = None,
-        timers: Timers | None = None,
-        compiled: Step | None = None,
-        record: Record = capture,
-    ) -> None:
-        self._step, self._compiled, self._optimiser, self._record = step, compiled, optimiser, record
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self._warm = warmup_end
-        self._learners, self._subgroup, self._timers = learners, subgroup, timers or Timers()
+    def __post_init__(self) -> None:
+        self._parameters = [p for p in self.module.parameters() if p.requires_grad]
         self._replay: Callable[[], object] | None = None
 
     def __call__(self, batch: RankBatch) -> Tensor:
@@ -67,17 +52,17 @@ class GraphedStep:
         # Most batches are whole: if the first one was not, a later whole one is captured in its place.
         if self._replay is None or len(batch.images) > len(self._batch.images):
             self._replay = None
-            if batch.step >= self._warm:
+            if batch.step >= self.warmup_end:
                 self._capture(batch)
         if self._replay is not None and self._fits(batch):
             sums = self._replayed(batch)
         else:
-            sums = self._step.gradients(batch)
-        if self._learners > 1:
-            with self._timers("all-reduce"):
+            sums = self.step.gradients(batch)
+        if self.learners > 1:
+            with self.timers("all-reduce"):
                 self._average()
-        with self._timers("optimiser"):
-            self._optimiser.step()
+        with self.timers("optimiser"):
+            self.optimiser.step()
         return sums
 
     def _capture(self, batch: RankBatch) -> None:
@@ -85,25 +70,25 @@ class GraphedStep:
         own = {name: getattr(batch, name).clone(memory_format=torch.preserve_format) for name in _COPIED}
         self._batch = replace(batch, **own, epoch=epoch)
         captured = self._step_to_capture()
-        self._replay, self._out = self._record(lambda: captured.gradients(self._batch), batch.images.device)
+        self._replay, self._out = self.record(lambda: captured.gradients(self._batch), batch.images.device)
         self._gradients = [_gradient_of(p) for p in self._parameters]
 
     def _step_to_capture(self) -> Step:
         """The step to capture: the compiled one if it compiles and runs."""
-        if self._compiled is None:
-            return self._step
-        compiled, batch = self._compiled, self._batch
+        if self.compiled is None:
+            return self.step
+        compiled, batch = self.compiled, self._batch
         if failed := compiler_failure(lambda: compiled.gradients(batch)):
             _log.warning("torch.compile failed here (%s): the step runs as a CUDA graph without it", failed)
-            self._compiled = None
-        return self._compiled or self._step
+            self.compiled = None
+        return self.compiled or self.step
 
     def _replayed(self, batch: RankBatch) -> Tensor:
         assert self._replay is not None and isinstance(self._batch.epoch, Tensor)
         for name in _COPIED:
             getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
         self._batch.epoch.fill_(batch.epoch)
-        with self._timers("attack and passes"):
+        with self.timers("attack and passes"):
             self._replay()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient  # an eager step may have freed it
@@ -117,8 +102,8 @@ class GraphedStep:
     def _average(self) -> None:
         gradients = [_gradient_of(p) for p in self._parameters]
         flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat, group=self._subgroup)
-        flat /= self._learners
+        dist.all_reduce(flat, group=self.subgroup)
+        flat /= self.learners
         parts: Sequence[Tensor] = torch.split(flat, [g.numel() for g in gradients])
         torch._foreach_copy_(
             gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]

@@ -12,7 +12,6 @@ import torch
 from hpcphotoz.compute.precision import cudnn_benchmark, tf32
 from hpcphotoz.config import Config
 from hpcphotoz.data.order import rank_slice
-from hpcphotoz.errors import BadInput
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.output import say
 from hpcphotoz.provenance import record_start
@@ -21,7 +20,7 @@ from hpcphotoz.training.compute import choose_compute, compute_options
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.loop import Outcome, TrainingLoop
-from hpcphotoz.training.run import checkpoint, run_folder, state
+from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.signals import StopRequest
 from hpcphotoz.training.run.timers import Timers
@@ -64,23 +63,15 @@ def train(
         ) as chosen,
         StopRequest(config.run.wall_minutes) as stop,
     ):
-        trainer, problem = None, None
         if chosen.type == "cpu":
             keep_freed_memory()
-        try:
+        with group.failing_together(world):
             trainer = _Trainer(config, data, out, world, chosen)
-        except (BadInput, OSError) as error:
-            problem = str(error)
-        group.fail_together(problem, world)
-        assert trainer is not None
         stack.enter_context(cudnn_benchmark(chosen))
         config = trainer.choose_compute()
-        try:
+        with group.failing_together(world):
             stack.enter_context(run_folder.prepare(out, config, world))
-        except (BadInput, OSError) as error:
-            problem = str(error)
-        group.fail_together(problem, world)
-        stack.enter_context(tf32(trainer.tf32))
+        stack.enter_context(tf32(trainer.components.compute.tf32))
         trainer.count()
         with run_folder.rank_log(out, world):
             loop = trainer.resume(sys.argv if command is None else command)
@@ -98,29 +89,19 @@ def _options_of_all_ranks(config: Config, data: Path, out: Path, device: str) ->
 
 
 def implausible_options(config: Config, rows: int, steps: int) -> list[str]:
-    """Warnings about options that do not suit a dataset of this size, one line each.
-
-    Args:
-        config: configuration of the run.
-        rows: number of training objects.
-        steps: number of steps of all epochs.
-    """
+    """Warnings about options that do not suit `rows` training objects or `steps` in all, one line each."""
     run, found = config.run, []
     if run.global_batch > rows:
-        found.append(
-            f"run.global_batch {run.global_batch}: the training part holds {rows} objects: an "
-            "epoch is one step"
-        )
+        holds = f"the training part holds {rows} objects: an epoch is one step"
+        found.append(f"run.global_batch {run.global_batch}: {holds}")
     warmups = {"optimiser.warmup_steps": config.optimiser.warmup_steps}
     if config.adversarial.fraction:
         warmups["adversarial.eps_warmup_steps"] = config.adversarial.eps_warmup_steps
         warmups["adversarial.k_warmup_steps"] = config.adversarial.k_warmup_steps
     for name, length in warmups.items():
         if length > steps:
-            found.append(
-                f"{name} {length}: all {run.epochs} epochs are {steps} steps: "
-                "the run ends within this warm-up"
-            )
+            ends = f"all {run.epochs} epochs are {steps} steps: the run ends within this warm-up"
+            found.append(f"{name} {length}: {ends}")
     return found
 
 
@@ -135,19 +116,15 @@ class _Trainer:
         manifest = self._loader.train.manifest
         # In float32 until `choose_compute`; the form of the network does not depend on the precision.
         compute = config.compute.model_copy(update={"precision": "fp32"})
-        self._components = TrainingComponents.create(
-            config.model_copy(update={"compute": compute}),
-            manifest.header.stamp,
-            manifest.statistics.sky_sigma,
-            device,
-            timers,
-        )
+        stamp, sky_sigma = manifest.header.stamp, manifest.statistics.sky_sigma
+        first = config.model_copy(update={"compute": compute})
+        self.components = TrainingComponents.create(first, stamp, sky_sigma, device, timers)
         self._metrics = MetricsAccumulator(timers)
         self._total_steps = self._last_step = 0
 
     def choose_compute(self) -> Config:
         """Choose precision, compiler and graphs for the device and report them; returns the configuration."""
-        config, manifest, device = self._config, self._loader.train.manifest, self._components.device
+        config, manifest, device = self._config, self._loader.train.manifest, self.components.device
         run, header = config.run, manifest.header
         of_batch = rank_slice(run.global_batch, self._world.rank, self._world.size)
         n = max(of_batch.stop - of_batch.start, 1)
@@ -156,28 +133,18 @@ class _Trainer:
         if run.max_steps:
             objects = min(objects, run.max_steps * run.global_batch)
         begun = group.gather_texts(self._begun_precision, self._world)[0]
-        found = choose_compute(config, self._world, self._components.module, device, shape, objects, begun)
+        found = choose_compute(config, self._world, self.components.module, device, shape, objects, begun)
         self._config = config.model_copy(update={"compute": found.compute})
-        self._components = replace(
-            self._components, config=self._config, compute=compute_options(found.compute, device)
-        )
+        options = compute_options(found.compute, device)
+        self.components = replace(self.components, config=self._config, compute=options)
         if self._world.is_first:
             say(f"{self._out}: {found.message}")
             if found.warning:
                 say(f"hpcphotoz: warning: {found.warning}", sys.stderr)
         return self._config
 
-    @property
-    def tf32(self) -> bool:
-        """Whether a GPU may round the factors of training's products to TF32."""
-        return self._components.compute.tf32
-
     def count(self) -> None:
-        """Count objects and steps, the same on all ranks.
-
-        Raises:
-            BadInput: no objects in a part of the dataset, or labels that cannot be trained on.
-        """
+        """Count objects and steps, the same on all ranks; raises BadInput as `RankLoader.count`."""
         self._loader.count()
         self._total_steps = self._config.run.epochs * self._loader.train.batches
         self._last_step = min(self._total_steps, self._config.run.max_steps or self._total_steps)
@@ -187,23 +154,21 @@ class _Trainer:
 
     def resume(self, command: Sequence[str]) -> TrainingLoop:
         """Load the newest checkpoint, the same on every rank, and record this start with its command."""
-        found = group.gather_texts(
-            str(checkpoint.latest(self._out) or "") if self._world.is_first else None, self._world
-        )[0]
+        newest = str(checkpoint.latest(self._out) or "") if self._world.is_first else None
+        found = group.gather_texts(newest, self._world)[0]
         manifest, census = self._loader.train.manifest, self._loader.train.census
         saved: checkpoint.State | None = None
-        problem, step = None, 0
-        try:
-            saved = checkpoint.load(Path(found)) if found else None
-            if saved is not None:
+        step = 0
+        with group.failing_together(self._world):
+            if found:
+                saved = checkpoint.load(Path(found))
                 checkpoint.check_data(self._out, saved, self._data, manifest.sha256)
-        except BadInput as error:
-            problem = str(error)
-        group.fail_together(problem, self._world)
         if saved is not None:
-            step = state.restore(saved, self._components, self._metrics)
+            self.components.restore(saved)
+            self._metrics.sums[: len(saved["sums"])] = saved["sums"].cpu()
+            step = int(saved["step"])
             _log.info("resumed at step %d of %d from %s", step, self._last_step, found)
-            if state.lost_shards(saved) != census.lost:
+            if tuple(saved.get("lost", ())) != census.lost:
                 _log.warning("other shards are damaged than before: the rest of this epoch is ordered anew")
         if self._world.is_first:
             facts = {
@@ -212,18 +177,10 @@ class _Trainer:
                 "step": step,
                 "lost_shards": [manifest.shards[number].file for number in census.lost],
                 "lost_objects": census.lost_rows(manifest),
-                "device": str(self._components.device),
-                "speed": self._components.compute.facts(),
+                "device": str(self.components.device),
+                "speed": self.components.compute.facts(),
                 "command": list(command),
             }
             record_start(self._out, self._world, facts)
-        return TrainingLoop(
-            self._out,
-            self._world,
-            self._components,
-            self._loader,
-            self._metrics,
-            step,
-            self._last_step,
-            self._total_steps,
-        )
+        parts = self.components, self._loader, self._metrics
+        return TrainingLoop(self._out, self._world, *parts, step, self._last_step, self._total_steps)

@@ -7,8 +7,8 @@ import sys
 import pytest
 from torch import Tensor, nn
 
-from hpcphotoz.compute import precision_trial
-from hpcphotoz.compute.precision_trial import (
+from hpcphotoz.compute import precision
+from hpcphotoz.compute.precision import (
     bf16_warning,
     precision_of_attacks,
     quickest_on_cpu,
@@ -33,7 +33,7 @@ class Net(nn.Module):
 
 def test_bfloat16_without_units_is_measured_to_be_slow() -> None:
     """oneDNN limited to AVX2 takes 8 to 10 times as long."""
-    code = "from hpcphotoz.compute.precision_trial import bfloat16_speedup; print(bfloat16_speedup())"
+    code = "from hpcphotoz.compute.precision import bfloat16_speedup; print(bfloat16_speedup())"
     weak = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     found = subprocess.run(
         [sys.executable, "-c", code], env=weak, capture_output=True, text=True, check=True, timeout=60
@@ -56,7 +56,7 @@ def test_only_slow_bfloat16_is_warned_of() -> None:
 
 def test_attacks_use_the_quickest_precision_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     net, shape = nn.Linear(1, 1), (512, 5, 64, 64)
-    monkeypatch.setattr(precision_trial, "bfloat16_speedup", lambda: 0.125)
+    monkeypatch.setattr(precision, "bfloat16_speedup", lambda: 0.125)
     found, said = precision_of_attacks("auto", net, "cpu", shape)
     assert found == "fp32"
     assert said == "gradients of attacks in fp32 (measured: convolutions in bf16 are 8.0 times slower here)"

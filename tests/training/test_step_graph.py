@@ -110,6 +110,6 @@ def test_the_graph_of_the_step_holds_the_compiled_network_and_the_rest_runs_with
     optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
     components = TrainingComponents(module, optimiser, asked, BINS, (), how, CPU, Timers(CPU))
     step = components.build_step(components.adversaries(), RankRole(World()))
-    assert isinstance(step, GraphedStep) and step._compiled is not None
-    assert getattr(step._compiled._model, "_orig_mod", None) is module and step._step._model is module
-    assert step._compiled._compute.passes.compiled and not step._step._compute.passes.compiled
+    assert isinstance(step, GraphedStep) and step.compiled is not None
+    assert getattr(step.compiled.model, "_orig_mod", None) is module and step.step.model is module
+    assert step.compiled.compute.passes.compiled and not step.step.compute.passes.compiled

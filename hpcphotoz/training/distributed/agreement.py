@@ -15,6 +15,7 @@ import enum
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -44,21 +45,18 @@ class _PendingSums(NamedTuple):
     step: int  # counted from 1
 
 
+@dataclass
 class Agreement:
-    """Sums the outcome of every step over the learners, and decides what they do next.
+    """Sums the outcome of every step over the learners, and decides what they do next."""
 
-    Args:
-        world: the learners, and this rank's place among them.
-        subgroup: process group of the learners; None: all ranks.
-        add: called after every finite step with its sums, (5,) float64 (loss and number of the clean objects,
-            loss and number of the attacked ones, number of skipped objects), and its global batch size.
-        lags: whether the outcome of a step may be read one step later.
-    """
+    world: World  # the learners, and this rank's place among them
+    subgroup: group.Subgroup  # process group of the learners
+    # Called after every finite step with its global batch size and its sums, (5,) float64: loss and number of
+    # the clean objects, loss and number of the attacked ones, number of skipped objects.
+    add: Callable[[Tensor, int], None]
+    lags: bool  # whether the outcome of a step may be read one step later
 
-    def __init__(
-        self, world: World, subgroup: group.Subgroup, add: Callable[[Tensor, int], None], lags: bool
-    ) -> None:
-        self._world, self._subgroup, self._add, self._lags = world, subgroup, add, lags
+    def __post_init__(self) -> None:
         self._pending: deque[_PendingSums] = deque()
         self.step = 0  # last step whose outcome was read
 
@@ -78,10 +76,10 @@ class Agreement:
         if others is not None:
             flags[1:] += others
         both = torch.cat([sums, copy_to_device(flags, sums.device)])
-        both = group.sum_over_ranks(both, self._world, self._subgroup)
+        both = group.sum_over_ranks(both, self.world, self.subgroup)
         self._pending.append(_on_host(both, batch))
         verdict = Verdict.GO_ON
-        while len(self._pending) > (0 if now or verdict is Verdict.STOP or not self._lags else 1):
+        while len(self._pending) > (0 if now or verdict is Verdict.STOP or not self.lags else 1):
             verdict = max(verdict, self._read(self._pending.popleft()))
             if verdict > Verdict.STOP:
                 break
@@ -95,7 +93,7 @@ class Agreement:
             return Verdict.PROBLEM
         if not math.isfinite(sums[:4].sum()):
             return Verdict.DIVERGED
-        self._add(sums[:5], outcome.objects)
+        self.add(sums[:5], outcome.objects)
         return Verdict.STOP if sums[5] > 0 else Verdict.GO_ON
 
 

@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.output import say
-from hpcphotoz.training.distributed.rank_device import choose_device, conflict, identity
+from hpcphotoz.training.distributed.rank_device import choose_device, identity
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
 from hpcphotoz.world import World
 
@@ -78,7 +78,7 @@ def _join(
     try:
         meeting = Rendezvous(world, timeout_s)
         place = socket.gethostname(), identity(device)
-        found = meeting.first_problem(problem, place, conflict, options)
+        found = meeting.first_problem(problem, place, options)
         if found is None:
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
@@ -95,20 +95,31 @@ def _join(
     raise OtherRankFailed(2)
 
 
-def fail_together(problem: str | None, world: World, subgroup: Subgroup = None) -> None:
+def fail_together(problem: str | None, world: World) -> None:
     """End all ranks if one has a problem: the first such rank reports it, the others end without a message.
 
     Raises:
         BadInput: on the first rank that has a problem.
         OtherRankFailed: on the others.
     """
-    problems = gather_texts(problem, world, subgroup)
+    problems = gather_texts(problem, world)
     first = next((rank for rank, text in enumerate(problems) if text), None)
     if first is None:
         return
     if first == world.rank:
-        raise BadInput(str(problem))
+        raise BadInput(str(problem)) from None
     raise OtherRankFailed(2)
+
+
+@contextmanager
+def failing_together(world: World) -> Iterator[None]:
+    """A block after which all ranks end, as in `fail_together`, if BadInput or OSError was raised on one."""
+    problem = None
+    try:
+        yield
+    except (BadInput, OSError) as error:
+        problem = str(error)
+    fail_together(problem, world)
 
 
 def gather_texts(item: str | None, world: World, subgroup: Subgroup = None) -> list[str | None]:
@@ -121,13 +132,7 @@ def gather_texts(item: str | None, world: World, subgroup: Subgroup = None) -> l
 
 
 def sum_over_ranks(values: Tensor, world: World, subgroup: Subgroup = None) -> Tensor:
-    """Sum a tensor over ranks, in place, and return it.
-
-    Args:
-        values: a tensor of the same shape on all ranks.
-        world: the ranks that take part.
-        subgroup: their process group; None: all ranks.
-    """
+    """Sum a tensor of one shape over the ranks of `world`, in place, and return it."""
     if world.size > 1:
         dist.all_reduce(values, group=subgroup)
     return values
@@ -152,12 +157,8 @@ def detect_lost_ranks(progress_message: Callable[[], str], timeout_s: float) -> 
     """Turn the transport's error about a lost rank into one clear message.
 
     On a GPU no call fails: the host waits for the device, and the device for the other rank, until NCCL's own
-    watchdog aborts the process. There a thread ends the process with status 1 as soon as `progress_message`
-    has not changed for `timeout_s`.
-
-    Args:
-        progress_message: returns what this rank is doing; it changes with every step.
-        timeout_s: seconds that this rank waits for another.
+    watchdog aborts the process. There a thread ends the process with status 1 as soon as `progress_message`,
+    which changes with every step, has been the same for `timeout_s`.
 
     Raises:
         RankLost: a collective or a message failed or took too long.
@@ -173,11 +174,9 @@ def detect_lost_ranks(progress_message: Callable[[], str], timeout_s: float) -> 
 
 
 def _lost(progress_message: str, timeout_s: float, said: str) -> str:
-    return (
-        f"{progress_message}: another rank died, or did not answer for run.timeout_s = {timeout_s:g} s "
-        f"({said}): the newest lines of logs/rank-*.log say more; the same command resumes from the last "
-        "checkpoint"
-    )
+    lost = f"another rank died, or did not answer for run.timeout_s = {timeout_s:g} s ({said})"
+    more = "the newest lines of logs/rank-*.log say more; the same command resumes from the last checkpoint"
+    return f"{progress_message}: {lost}: {more}"
 
 
 @contextmanager
@@ -207,11 +206,5 @@ def _watchdog(progress_message: Callable[[], str], timeout_s: float) -> Iterator
 
 def _is_transport(error: RuntimeError) -> bool:
     # gloo's errors have no type of their own; their texts name its source files or the failed connection.
-    words = (
-        "gloo",
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Timed out waiting",
-        "Socket Timeout",
-    )
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+    words = "gloo|Connection closed by peer|Connection reset by peer|Timed out waiting|Socket Timeout"
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words.split("|"))

@@ -10,7 +10,6 @@ import torch
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
 
-DEVICES = ("auto", "cuda", "cpu")
 _DEVICE_FILES = "/dev"
 # Variables that SLURM sets in a job with GPUs, whichever of its options asked for them.
 _SLURM_GPUS = (
@@ -62,11 +61,7 @@ def identity(device: torch.device) -> str:
 
 
 def conflict(places: list[tuple[str, str]]) -> tuple[int, str] | None:
-    """Find the first rank whose device conflicts with those of the ranks before it, and say why.
-
-    Args:
-        places: (host, identity of the device) of every rank.
-    """
+    """The first rank whose place (host, identity of its device) conflicts with those before, and why."""
     owner: dict[tuple[str, str], int] = {}
     for rank, (host, device) in enumerate(places):
         if (device == "cpu") != (places[0][1] == "cpu"):

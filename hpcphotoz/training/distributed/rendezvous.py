@@ -10,17 +10,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
+from hpcphotoz.training.distributed.rank_device import conflict
 from hpcphotoz.world import World
 
-# From the (host, device) of every rank: the first rank that conflicts with the others, and why.
-Conflict = Callable[[list[tuple[str, str]]], tuple[int, str] | None]
 _POLL_S = 0.05
 _LEAVING_S = 5.0
 _FINISHING_S = 1.0
@@ -54,6 +54,8 @@ class Rendezvous:
         self._world, self._timeout_s = world, timeout_s
         self._end = time.monotonic() + timeout_s
         self._host, self._port = _address(world, env)
+        self._where = f"MASTER_ADDR, MASTER_PORT = {self._host}:{self._port}"
+        self._limit = f"run.timeout_s = {timeout_s:g} s"
         # torchrun's store exists before the ranks and outlives them. Restarted ranks, and a second run of the
         # same processes, must not read the keys of an earlier run.
         held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -63,7 +65,7 @@ class Rendezvous:
         )
 
     def first_problem(
-        self, problem: str | None, place: tuple[str, str], conflict: Conflict, options: Mapping[str, str]
+        self, problem: str | None, place: tuple[str, str], options: Mapping[str, str]
     ) -> Problem | None:
         """Wait for all ranks; return the first problem of a rank, the same on every rank, or None.
 
@@ -73,7 +75,6 @@ class Rendezvous:
         Args:
             problem: problem of this rank; None: it has none.
             place: host and device of this rank.
-            conflict: finds a conflict between ranks; called on rank 0.
             options: name and value of every option that must be the same on all ranks.
 
         Raises:
@@ -105,17 +106,12 @@ class Rendezvous:
         # The store ends with rank 0, which therefore waits until all ranks have read the verdict.
         self.store.set(f"read/{rank}", "")
         if self._world.is_first:
-            try:
+            with suppress(TimeoutError):
                 self._wait([f"read/{other}" for other in range(size)], time.monotonic() + _LEAVING_S)
-            except TimeoutError:
-                pass
         return Problem(tuple(verdict[0]), verdict[1])
 
     def _refused(self, problem: Problem, place: tuple[str, str], size: int) -> Problem:
-        """Report to rank 0 of a world of `size` that this rank's options differ; returns the problem.
-
-        Rank 0 may have to wait for other ranks; this rank does not.
-        """
+        """Report a problem of this rank to rank 0 of a world of `size`, which may have to wait for others."""
         rank = self._world.rank
         if rank < size:
             self.store.set(f"rank/{rank}", json.dumps([problem, *place]))
@@ -128,15 +124,11 @@ class Rendezvous:
         name = next((name for name in names if options.get(name) != first.get(name)), None)
         if name is None:
             return None
-        found = (
-            f"rank {self._world.rank} has {name} {options.get(name)}, rank 0 at MASTER_ADDR, MASTER_PORT = "
-            f"{self._host}:{self._port} has {first.get(name)}: "
+        another = "another run listens on this port: choose another, or " if name in _OF_A_RUN else ""
+        return (
+            f"rank {self._world.rank} has {name} {options.get(name)}, rank 0 at {self._where} has "
+            f"{first.get(name)}: {another}give all ranks the same options"
         )
-        if name in _OF_A_RUN:
-            return (
-                found + "another run listens on this port: choose another, or give all ranks the same options"
-            )
-        return found + "give all ranks the same options"
 
     def _wait(self, keys: list[str], end: float) -> None:
         pause = _POLL_S
@@ -156,10 +148,6 @@ class Rendezvous:
             f"rank {named}"
         )
 
-    @property
-    def _limit(self) -> str:
-        return f"run.timeout_s = {self._timeout_s:g} s"
-
     def _connect(self, holds: bool) -> Any:
         listening = _listen(self._port) if holds else None
         self._until_answered()
@@ -168,18 +156,11 @@ class Rendezvous:
         ended = threading.Event()
 
         def make() -> None:
+            how: dict[str, Any] = {"is_master": holds, "wait_for_workers": False}
+            how |= {"master_listen_fd": listening, "timeout": timedelta(seconds=self._timeout_s)}
             try:
-                made.append(
-                    dist.TCPStore(  # type: ignore[attr-defined]
-                        self._host,
-                        self._port,
-                        self._world.size,
-                        is_master=holds,
-                        timeout=timedelta(seconds=self._timeout_s),
-                        wait_for_workers=False,
-                        master_listen_fd=listening,
-                    )
-                )
+                store = dist.TCPStore(self._host, self._port, self._world.size, **how)  # type: ignore[attr-defined]
+                made.append(store)
             except RuntimeError as error:
                 failed.append(error)
             finally:
@@ -196,8 +177,8 @@ class Rendezvous:
         if not made:
             said = first_line(failed[0]) if failed else "no answer"
             raise TimeoutError(
-                f"what listens at MASTER_ADDR, MASTER_PORT = {self._host}:{self._port} is not rank 0 of this "
-                f"run ({said}): choose another MASTER_PORT"
+                f"what listens at {self._where} is not rank 0 of this run ({said}): "
+                "choose another MASTER_PORT"
             )
         return made[0]
 
@@ -211,8 +192,8 @@ class Rendezvous:
                     raise BadInput(f"MASTER_ADDR={self._host}: no such host") from None
                 if time.monotonic() > self._end:
                     raise TimeoutError(
-                        f"rank {self._world.rank}: rank 0 does not listen at MASTER_ADDR, MASTER_PORT = "
-                        f"{self._host}:{self._port} ({error.strerror or error}): waited {self._limit}"
+                        f"rank {self._world.rank}: rank 0 does not listen at {self._where} "
+                        f"({error.strerror or error}): waited {self._limit}"
                     ) from None
             time.sleep(4 * _POLL_S)
 
@@ -236,8 +217,6 @@ def _listen(port: int) -> int:
     try:
         server = socket.create_server(("", port), family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
-        raise BadInput(
-            f"MASTER_PORT={port}: cannot listen there on {socket.gethostname()}: {error.strerror}: choose a "
-            "free port"
-        ) from None
+        where = f"MASTER_PORT={port}: cannot listen there on {socket.gethostname()}"
+        raise BadInput(f"{where}: {error.strerror}: choose a free port") from None
     return server.detach()

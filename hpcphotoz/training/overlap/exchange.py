@@ -27,9 +27,9 @@ verdict, which the header of the next weights carries. Until an attacker reads i
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,34 +39,24 @@ from hpcphotoz.training.distributed.agreement import Verdict
 from hpcphotoz.training.overlap.messages import ImageMessages, WeightMessages, header
 from hpcphotoz.training.overlap.topology import ExchangeTopology
 from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.run.signals import StopRequest
 
-Waiting = Callable[[str], AbstractContextManager[None]]  # times a wait, given what the rank waits for
 
-
+@dataclass
 class _Endpoint:
-    """Topology and message buffers, which both kinds of ranks have.
+    """Topology and message buffers, which both kinds of ranks have."""
 
-    Args:
-        topology: which messages go between which ranks.
-        module: the network whose weights are sent or received.
-        shape: (B, H, W) of an image.
-        device: device of this rank.
-        first: first step of this process.
-        waiting: times a wait for another rank.
-    """
+    topology: ExchangeTopology
+    module: nn.Module  # the network whose weights are sent or received
+    shape: tuple[int, int, int]  # (B, H, W) of an image
+    device: torch.device
+    first: int  # first step of this process
+    waiting: Callable[[str], AbstractContextManager[None]]  # times a wait, given what the rank waits for
 
-    def __init__(
-        self,
-        topology: ExchangeTopology,
-        module: nn.Module,
-        shape: tuple[int, ...],
-        device: torch.device,
-        first: int,
-        waiting: Waiting,
-    ) -> None:
-        self._topology, self._first, self._waiting = topology, first, waiting
-        self._images = ImageMessages(topology.overlap.images_transfer, shape, device)
-        self._weights = WeightMessages(list(module.parameters()), topology.overlap.weights_transfer)
+    def __post_init__(self) -> None:
+        topology = self.topology
+        self._images = ImageMessages(topology.overlap.images_transfer, self.shape, self.device)
+        self._weights = WeightMessages(list(self.module.parameters()), topology.overlap.weights_transfer)
         in_group = topology.rank == 0 or topology.split.is_attacker(topology.rank)
         self._free = deque([self._weights.empty(), self._weights.empty()] if in_group else [])
 
@@ -76,8 +66,8 @@ class LearnerEndpoint(_Endpoint):
 
     overlaps = True
 
-    def __init__(self, *shared: Any) -> None:
-        super().__init__(*shared)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()
         self._coming: list[tuple[dist.Work, Tensor, int, int]] = []
         self._given_up = 0
@@ -93,13 +83,13 @@ class LearnerEndpoint(_Endpoint):
         clean = batch.images[batch.attacked]
         adv, self.flags = torch.empty_like(clean), torch.zeros(2, dtype=torch.float64)
         for request, message, start, stop in self._coming:
-            with self._waiting("attacked images"):
+            with self.waiting("attacked images"):
                 request.wait()
                 fields = header(message).cpu()  # on a GPU the host waits here
             if int(fields[0]) != batch.step:
                 raise RuntimeError(f"attacked images of step {int(fields[0])} arrived at step {batch.step}")
             self.flags += fields[1:3].double()
-            mine, rows = self._topology.rows(batch, start, stop)
+            mine, rows = self.topology.rows(batch, start, stop)
             adv[mine] = self._images.read(message, rows, clean[mine])
         return adv
 
@@ -109,22 +99,22 @@ class LearnerEndpoint(_Endpoint):
 
     def publish(self, version: int, verdict: Verdict) -> None:
         """Send the weights after `version` updates, and the verdict, if an attack will need them."""
-        if self._topology.rank or not self._topology.needed(version, self._first):
+        if self.topology.rank or not self.topology.needed(version, self.first):
             return
         while not self._free:
             request, message = self._sent.popleft()
-            with self._waiting("attackers to take weights"):
+            with self.waiting("attackers to take weights"):
                 request.wait()
             self._free.append(message)
         message = self._free.popleft()
         header(message)[:2] = torch.tensor([version, int(verdict)])
         self._weights.write(message)
-        request = dist.broadcast(message, 0, group=self._topology.weights_group, async_op=True)
+        request = dist.broadcast(message, 0, group=self.topology.weights_group, async_op=True)
         self._sent.append((request, message))
 
     def give_up(self, version: int) -> None:
         """Tell attackers to stop after weights `version` have already been sent with GO_ON."""
-        if version < self._topology.last:
+        if version < self.topology.last:
             self._drop(range(version, version + 1))
             self.publish(version + 1, Verdict.PROBLEM)
             self._given_up = 1
@@ -133,23 +123,21 @@ class LearnerEndpoint(_Endpoint):
         """Receive and drop the images that attackers sent before they read the verdict of `version`."""
         if verdict is not Verdict.GO_ON:
             version += self._given_up
-            self._drop(
-                range(version, min(version + self._topology.overlap.max_staleness, self._topology.last))
-            )
+            self._drop(range(version, min(version + self.topology.overlap.max_staleness, self.topology.last)))
         while self._sent:
             request, _ = self._sent.popleft()
-            with self._waiting("attackers to take weights"):
+            with self.waiting("attackers to take weights"):
                 request.wait()
 
     def _drop(self, steps: range) -> None:
         for step in steps:
             for request, *_ in self._receive(step):
-                with self._waiting("images that are not needed any more"):
+                with self.waiting("images that are not needed any more"):
                     request.wait()
 
     def _receive(self, step: int) -> list[tuple[dist.Work, Tensor, int, int]]:
         coming = []
-        for message_slice in self._topology.message_slices(step):
+        for message_slice in self.topology.message_slices(step):
             message = self._images.empty(message_slice.stop - message_slice.start)
             request = dist.irecv(message, message_slice.rank, tag=step)
             assert request is not None
@@ -160,18 +148,41 @@ class LearnerEndpoint(_Endpoint):
 class AttackerEndpoint(_Endpoint):
     """Receives weights on an attacker, and sends the attacked images to the learners."""
 
-    def __init__(self, *shared: Any) -> None:
-        super().__init__(*shared)
-        self._version = self._steps_sent = self._first
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._version = self._steps_sent = self.first
         self._coming: tuple[dist.Work, Tensor] | None = None
         self._sent: deque[list[tuple[dist.Work, Tensor]]] = deque()
 
+    def run(
+        self, rank_batches: Iterator[RankBatch], generate: Callable[[RankBatch], Tensor], stop: StopRequest
+    ) -> str | None:
+        """Receive weights, attack and send the images, until the last step or until the learners stop.
+
+        Args:
+            rank_batches: this rank's slice of the global batch of every step.
+            generate: the attack.
+            stop: request to stop on this rank, which is sent to the learners with the images.
+
+        Returns:
+            Why this rank could not read its data, or None.
+        """
+        problem = None
+        for batch in rank_batches:
+            problem = batch.problem
+            if self.weights_for(batch.step) is not Verdict.GO_ON:
+                break
+            self.send(batch, generate(batch), stop=bool(stop.reason))
+        while self._sent:
+            self._wait_for_oldest()
+        return problem
+
     def weights_for(self, step: int) -> Verdict:
         """Load the weights with which a step is attacked; returns the verdict: attack only if it is GO_ON."""
-        while self._version < max(step - self._topology.overlap.max_staleness, self._first):
+        while self._version < max(step - self.topology.overlap.max_staleness, self.first):
             assert self._coming is not None
             request, message = self._coming
-            with self._waiting(f"weights {self._version + 1}"):
+            with self.waiting(f"weights {self._version + 1}"):
                 request.wait()
                 version, verdict = header(message)[:2].tolist()
             if version != self._version + 1:
@@ -193,11 +204,11 @@ class AttackerEndpoint(_Endpoint):
             stop: whether this rank is asked to stop.
         """
         clean, requests = batch.images[batch.attacked], []
-        for message_slice in self._topology.message_slices(batch.step):
+        for message_slice in self.topology.message_slices(batch.step):
             message = self._images.empty(message_slice.stop - message_slice.start)
             fields = header(message)
             fields[:3] = torch.tensor([batch.step, int(stop), int(batch.problem is not None)])
-            mine, rows = self._topology.rows(batch, message_slice.start, message_slice.stop)
+            mine, rows = self.topology.rows(batch, message_slice.start, message_slice.stop)
             self._images.write(message, rows, adv[mine], clean[mine])
             request = dist.isend(message, message_slice.rank, tag=batch.step)
             assert request is not None
@@ -208,20 +219,15 @@ class AttackerEndpoint(_Endpoint):
         self._steps_sent = batch.step + 1
         self._ask()
 
-    def flush(self) -> None:
-        """Wait until learners have received all images."""
-        while self._sent:
-            self._wait_for_oldest()
-
     def _wait_for_oldest(self) -> None:
         for request, _ in self._sent.popleft():
-            with self._waiting("learners to take images"):
+            with self.waiting("learners to take images"):
                 request.wait()
 
     def _ask(self) -> None:
         """Start to receive the next weights, once all images on which they depend have been sent."""
         due = self._coming is None and self._version < self._steps_sent
-        if due and self._topology.needed(self._version + 1, self._first):
+        if due and self.topology.needed(self._version + 1, self.first):
             message = self._free.popleft()
-            request = dist.broadcast(message, 0, group=self._topology.weights_group, async_op=True)
+            request = dist.broadcast(message, 0, group=self.topology.weights_group, async_op=True)
             self._coming = (request, message)

@@ -10,7 +10,9 @@ greatest change of an object and band, so that no change becomes greater than th
 zero for the same reason.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,24 +27,19 @@ def header(buffer: Tensor) -> Tensor:
     return buffer[:_HEADER].view(torch.int64)
 
 
+@dataclass(frozen=True)
 class ImageMessages:
-    """Writes and reads messages of attacked images of one shape.
+    """Writes and reads messages of attacked images of one shape."""
 
-    Args:
-        kind: "fp32", "bf16" or "int8".
-        shape: (B, H, W).
-        device: device of the messages.
-    """
-
-    def __init__(self, kind: str, shape: Sequence[int], device: torch.device) -> None:
-        self._kind, self._shape, self._device = kind, tuple(shape), device
-        self._pixels = int(torch.Size(shape).numel())
+    kind: str  # "fp32", "bf16" or "int8"
+    shape: tuple[int, int, int]  # (B, H, W)
+    device: torch.device
 
     def empty(self, n: int) -> Tensor:
         """An uninitialised message for n images, uint8."""
-        scales = 4 * n * self._shape[0] if self._kind == "int8" else 0
-        size = _HEADER + scales + n * self._pixels * _BYTES[self._kind]
-        return torch.empty(size, dtype=torch.uint8, device=self._device)
+        scales = 4 * n * self.shape[0] if self.kind == "int8" else 0
+        size = _HEADER + scales + n * math.prod(self.shape) * _BYTES[self.kind]
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def write(self, message: Tensor, rows: Tensor, adv: Tensor, clean: Tensor) -> None:
         """Write images to rows of a message. Other rows become NaN; in int8 they must not be read.
@@ -53,7 +50,7 @@ class ImageMessages:
             adv, clean: (m, B, H, W).
         """
         scale, numbers = self._views(message)
-        if self._kind == "fp32":
+        if self.kind == "fp32":
             numbers.fill_(torch.nan).index_copy_(0, rows, adv)
             return
         change = adv - clean
@@ -65,15 +62,14 @@ class ImageMessages:
         greatest = change.abs().amax(dim=(2, 3))
         unit = torch.where(greatest > 0, greatest, 1.0) / 127
         scale.fill_(torch.nan).index_copy_(0, rows, greatest / 127)
-        numbers.index_copy_(
-            0, rows, (change / unit[:, :, None, None]).round_().clamp_(-127, 127).to(torch.int8)
-        )
+        counts = (change / unit[:, :, None, None]).round_().clamp_(-127, 127)
+        numbers.index_copy_(0, rows, counts.to(torch.int8))
 
     def read(self, message: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
         """Read the attacked images at rows of a message, (m, B, H, W) float32; clean: (m, B, H, W)."""
         scale, numbers = self._views(message)
         found = numbers.index_select(0, rows)
-        if self._kind == "fp32":
+        if self.kind == "fp32":
             return found
         change = found.float()
         if scale is not None:
@@ -81,13 +77,13 @@ class ImageMessages:
         return clean + change
 
     def _views(self, message: Tensor) -> tuple[Tensor | None, Tensor]:
-        bands, height, width = self._shape
+        bands, height, width = self.shape
         body, scale = message[_HEADER:], None
-        if self._kind == "int8":
-            n = body.numel() // (4 * bands + self._pixels)
+        if self.kind == "int8":
+            n = body.numel() // (4 * bands + math.prod(self.shape))
             scale = body[: 4 * n * bands].view(torch.float32).view(n, bands)
             body = body[4 * n * bands :]
-        numbers = body.view(_TYPE[self._kind]).view(-1, height, width, bands)
+        numbers = body.view(_TYPE[self.kind]).view(-1, height, width, bands)
         return scale, numbers.permute(0, 3, 1, 2)
 
 

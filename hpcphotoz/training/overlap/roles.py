@@ -11,7 +11,7 @@ from torch import distributed as dist
 from hpcphotoz.config import Config
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.group import Subgroup
-from hpcphotoz.training.overlap.partition import RankSplit, attackers_for_costs
+from hpcphotoz.training.overlap.topology import RankSplit, attackers_for_costs
 from hpcphotoz.world import World
 
 _log = logging.getLogger(__name__)
@@ -19,21 +19,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RankRole:
-    """The role of a rank, and the process groups in which it takes part.
+    """The role of a rank, and the process groups in which it takes part."""
 
-    Attributes:
-        world: the ranks with the same role, which divide a global batch, and this rank's place among them.
-        subgroup: process group of the learners; None: all ranks.
-        split: which ranks attack; None: every rank attacks and trains.
-        weights_group: process group of rank 0 and the attackers.
-        is_attacker: whether this rank only attacks.
-    """
-
-    world: World
-    subgroup: Subgroup = None
-    split: RankSplit | None = None
-    weights_group: Subgroup = None
-    is_attacker: bool = False
+    world: World  # this rank's place among those with its role, which divide a global batch
+    subgroup: Subgroup = None  # process group of the learners; None: all ranks
+    split: RankSplit | None = None  # which ranks attack; None: every rank attacks and trains
+    weights_group: Subgroup = None  # process group of rank 0 and the attackers
+    is_attacker: bool = False  # whether this rank only attacks
 
 
 def assign_role(
@@ -42,8 +34,7 @@ def assign_role(
     """Decide whether this rank is a learner or an attacker, and create the process groups.
 
     Args:
-        config: section `overlap`, and the timeout.
-        world: all ranks.
+        config, world: the options, and all ranks.
         costs: measures the seconds that this rank takes to attack a rank batch, and to train on it; called if
             `overlap.attackers` is "auto".
         device: device of the collectives.

@@ -86,12 +86,7 @@ class SerialOverlap(NoOverlap):
 
 
 class StreamOverlap:
-    """Overlap `streams` on a GPU: the attack runs on a second CUDA stream; see the diagram above.
-
-    Args:
-        generate: the attack.
-        device: a CUDA device.
-    """
+    """Overlap `streams` on a GPU: the attack runs on a second CUDA stream; see the diagram above."""
 
     overlaps = True
 

@@ -118,9 +118,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
         state = torch.load(path, map_location=device, weights_only=True)
     # torch raises RuntimeError, EOFError, KeyError, UnpicklingError and others for a damaged file.
     except Exception as error:
-        raise BadInput(
-            f"{path}: not a readable checkpoint ({type(error).__name__}): use an earlier one"
-        ) from None
+        why = type(error).__name__
+        raise BadInput(f"{path}: not a readable checkpoint ({why}): use an earlier one") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadInput(f"{path}: not a checkpoint of format {FORMAT}")
     return state
@@ -130,24 +129,19 @@ def check_data(run: Path, state: State, data: Path, manifest_sha256: str) -> Non
     """Refuse to continue a run on another dataset, or with another order of the same objects.
 
     Args:
-        run: run folder.
+        run, data: run folder and dataset folder.
         state: state in the newest checkpoint.
-        data: dataset folder.
-        manifest_sha256: checksum of the manifest of that dataset.
+        manifest_sha256: checksum of the manifest of the dataset.
 
     Raises:
         BadInput: the dataset or the order differs from that of the saved state.
     """
     if state.get("order") != ORDER:
-        raise BadInput(
-            f"{run}: was begun by a version with another order of objects and another split: "
-            "choose a new --out"
-        )
+        another = "another order of objects and another split"
+        raise BadInput(f"{run}: was begun by a version with {another}: choose a new --out")
     if state["manifest_sha256"] != manifest_sha256:
-        raise BadInput(
-            f"{run}: was trained on another dataset than {data}: "
-            "resume on the same dataset, or choose a new --out"
-        )
+        resume = "resume on the same dataset, or choose a new --out"
+        raise BadInput(f"{run}: was trained on another dataset than {data}: {resume}")
 
 
 def paths(run: Path) -> list[Path]:

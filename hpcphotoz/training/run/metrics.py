@@ -1,27 +1,18 @@
-"""Losses, object counts and times between two lines of metrics.jsonl, and that file."""
+"""Losses, object counts and times between two lines of metrics.jsonl."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hpcphotoz.atomic import write_text
-from hpcphotoz.errors import BadInput
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.run.timers import Timers
 
 
 class MetricsAccumulator:
-    """Adds up losses, object counts and times between two lines of metrics.jsonl.
-
-    Args:
-        timers: times the waits for other ranks.
-    """
+    """Adds up losses, object counts and times between two lines of metrics.jsonl."""
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
@@ -76,48 +67,3 @@ class MetricsAccumulator:
         self._seen, self._waited_for_ranks, self._since = 0, 0.0, now
         self._waited, self._busy = loader.waited_s, stream.busy_s
         return figures
-
-
-class MetricsFile:
-    """metrics.jsonl: one JSON object per line, flushed at once. Lines after a resumed step are removed.
-
-    Args:
-        run: run folder.
-        step: step from which the run continues; 0: a new run.
-
-    Raises:
-        BadInput: a line of a continued run is damaged.
-        OSError: the file cannot be read or written.
-    """
-
-    def __init__(self, run: Path, step: int) -> None:
-        self._path = run / "metrics.jsonl"
-        self._validated, kept = set[int](), []
-        for number, line in enumerate(self._lines() if step else (), 1):
-            try:
-                values = json.loads(line)
-                at, validation = int(values["step"]), values.get("part") == "validation"
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise BadInput(f"{self._path}: line {number} is damaged: delete it, and resume") from None
-            if at <= step:
-                kept.append(line)
-                self._validated |= {at} if validation else set()
-        write_text(self._path, "".join(line + "\n" for line in kept))
-
-    def validated(self, step: int) -> bool:
-        """Whether an earlier process wrote the validation after `step`."""
-        return step in self._validated
-
-    def write(self, **values: Any) -> None:
-        """Append one line.
-
-        Raises:
-            OSError: the file cannot be written, for example because the disk is full.
-        """
-        with self._path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
-
-    def _lines(self) -> list[str]:
-        # A killed process can leave an unfinished last line, which is written again after the resume.
-        text = self._path.read_text(errors="replace") if self._path.exists() else ""
-        return text[: text.rfind("\n") + 1].splitlines()

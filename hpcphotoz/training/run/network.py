@@ -57,26 +57,16 @@ def load_network(run: Path | str, device: torch.device | str = "cpu") -> Trained
     path = run if run.is_file() else checkpoint.latest(run)
     if path is None:
         torn = " that loads" if checkpoint.paths(run) else ""
-        raise BadInput(
-            f"{run}: no checkpoint{torn}: give a run folder that `hpcphotoz train --out` has filled"
-        )
+        give = "give a run folder that `hpcphotoz train --out` has filled"
+        raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     state = checkpoint.load(path, device)
     config = parse(_current_config(state), str(path))
     module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
     module.load_state_dict(state["model"])
     module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
-    bands = tuple(state["bands"])
-    return TrainedNetwork(
-        name,
-        module,
-        bins_of(config.model),
-        bands,
-        state["stamp"],
-        config,
-        state["step"],
-        state["manifest_sha256"],
-    )
+    facts = tuple(state["bands"]), state["stamp"], config, state["step"], state["manifest_sha256"]
+    return TrainedNetwork(name, module, bins_of(config.model), *facts)
 
 
 def _current_config(state: checkpoint.State) -> dict[str, Any]:

@@ -30,12 +30,9 @@ _SKIPPED, _STEPS = 3, 5  # the first steps of a process allocate memory and choo
 
 
 class StepProfiler:
-    """Profiles the first steps of a process.
+    """Profiles the first steps of a process; chrome://tracing and Perfetto show the trace in `folder`.
 
-    Args:
-        folder: output folder; chrome://tracing and Perfetto show the trace.
-        device: where the step runs.
-        timers: timers of the step, which are active during the profile.
+    The timers of the step are active during the profile.
     """
 
     def __init__(self, folder: Path, device: torch.device, timers: Timers) -> None:
@@ -78,27 +75,18 @@ class StepProfiler:
         config: Config,
         compute: ComputeOptions,
     ) -> str:
-        """Write the trace and the summary; returns the summary as text.
-
-        Args:
-            module: the bare network; operations are counted with a copy.
-            attack: attacks the objects of a rank batch with a network.
-            batch: any rank batch; two of its objects are used.
-            config, compute: configuration and resolved options of the run.
-        """
+        """Write the trace and the summary; returns the summary as text. Arguments also as `operations`."""
         self._folder.mkdir(exist_ok=True)
         with atomic_write(self._folder / "trace.json") as temporary:
             self._profiler.export_chrome_trace(str(temporary))
-        step = self._seconds / _STEPS
         shares = {name: s / self._seconds for name, s in self._timers.seconds().items()}
         events = self._profiler.events() or []  # type: ignore[no-untyped-call]
-        counted = self._operations(module, attack, batch, config)
+        counted = self._counted(*operations(module, attack, batch), config)
         rate, measured = counted / self._seconds, matrix_rate(self._device, compute.training)
         figures = {
             "steps": _STEPS,
-            "step_s": step,
+            "step_s": self._seconds / _STEPS,
             "images_per_s_of_this_rank": self._rows[0] / self._seconds,
-            # `rest` is negative by the time for which sections on two streams ran at once.
             "shares": {**shares, "rest": 1 - sum(shares.values())},
             "all_reduce": all_reduce_seconds(events, self._device) / self._seconds,
             "operations_per_s": rate,
@@ -116,15 +104,8 @@ class StepProfiler:
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def _operations(
-        self,
-        module: nn.Module,
-        attack: Callable[[nn.Module, RankBatch], object],
-        batch: RankBatch,
-        config: Config,
-    ) -> float:
-        """Operations of all passes and attacks during the profile."""
-        passed, attacked = operations(module, attack, batch)
+    def _counted(self, passed: float, attacked: float, config: Config) -> float:
+        """Operations of all passes and attacks during the profile, from those of one object."""
         objects, m = self._rows
         if config.adversarial.objective == "free":
             return passed * objects * config.attack.steps
@@ -182,9 +163,7 @@ def all_reduce_seconds(events: Iterable[Any], device: torch.device) -> float:
 def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     """Operations per second of square matrix products: the most that a device reaches in practice.
 
-    Args:
-        device: where they run.
-        dtype: dtype of the factors; None: float32, with TF32 if it is on.
+    Without a dtype the factors are float32, with TF32 if it is on.
     """
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device, dtype=dtype or torch.float32)
@@ -192,26 +171,19 @@ def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     return 2 * n**3 / time_call(lambda: a @ b, device, rounds=5)
 
 
-def _report(figures: dict[str, object], compute: ComputeOptions) -> str:
+def _report(figures: dict[str, Any], compute: ComputeOptions) -> str:
     shares = figures["shares"]
-    assert isinstance(shares, dict)
     width = max(len(name) for name in (*shares, "all-reduce, beside"))
     lines = [
-        f"profile of {figures['steps']} steps of rank 0: {1e3 * _f(figures['step_s']):.1f} ms a step, "
-        f"{_f(figures['images_per_s_of_this_rank']):.1f} images/s",
+        f"profile of {figures['steps']} steps of rank 0: {1e3 * figures['step_s']:.1f} ms a step, "
+        f"{figures['images_per_s_of_this_rank']:.1f} images/s"
     ]
     for name, share in sorted(shares.items(), key=lambda pair: -pair[1]):
         lines.append(f"  {name:{width}s} {100 * share:5.1f} %  {'#' * round(40 * max(share, 0))}")
-    lines.append(f"  {'all-reduce, beside':{width}s} {100 * _f(figures['all_reduce']):5.1f} %")
+    lines.append(f"  {'all-reduce, beside':{width}s} {100 * figures['all_reduce']:5.1f} %")
     precision = "bf16" if compute.training else "fp32"
     lines.append(
-        f"  {_f(figures['operations_per_s']) / 1e9:.1f} of the "
-        f"{_f(figures['device_operations_per_s']) / 1e9:.1f} GFLOP/s that {precision} matrix products reach "
-        f"here: {100 * _f(figures['fraction_of_device']):.1f} %"
+        f"  {figures['operations_per_s'] / 1e9:.1f} of the {figures['device_operations_per_s'] / 1e9:.1f} "
+        f"GFLOP/s that {precision} matrix products reach here: {100 * figures['fraction_of_device']:.1f} %"
     )
     return "\n".join(lines)
-
-
-def _f(value: object) -> float:
-    assert isinstance(value, int | float)
-    return float(value)

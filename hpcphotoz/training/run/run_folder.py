@@ -18,12 +18,7 @@ from hpcphotoz.world import World
 def check(run: Path, config: Config) -> None:
     """Refuse a folder that is a dataset or holds a run with other options; writes nothing.
 
-    Args:
-        run: the folder, which need not exist.
-        config: the given configuration; precision `auto` stands for that of the run in the folder.
-
-    Raises:
-        BadInput: the folder is a dataset, or holds a run with other options.
+    The folder need not exist. Precision `auto` stands for that of the run in it.
     """
     if (run / MANIFEST).exists():
         raise BadInput(f"{run}: is a dataset: choose another folder for the run")
@@ -78,12 +73,11 @@ def _saved_config(run: Path) -> Config | None:
 
 
 @contextmanager
-def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
+def rank_log(run: Path, world: World) -> Iterator[None]:
     """Write this rank's log to logs/rank-N.log; warnings of rank 0 go to standard error as well."""
     logger = logging.getLogger("hpcphotoz")
-    handler = _Log(run / "logs" / f"rank-{world.rank}.log")
+    handler, console = _Log(run / "logs" / f"rank-{world.rank}.log"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    console = logging.StreamHandler()
     console.setLevel(logging.WARNING)
     handlers: list[logging.Handler] = [handler, console] if world.is_first else [handler]
     level = logger.level
@@ -91,7 +85,7 @@ def rank_log(run: Path, world: World) -> Iterator[logging.Logger]:
     for each in handlers:
         logger.addHandler(each)
     try:
-        yield logger
+        yield
     finally:
         for each in handlers:
             logger.removeHandler(each)

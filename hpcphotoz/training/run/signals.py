@@ -17,10 +17,7 @@ class StopRequest:
 
     The handlers only set the flag. Ranks agree on it before they act, because a signal reaches them at
     different steps. Leaving the context restores the earlier handlers. A SIGHUP that is ignored, as under
-    nohup, stays ignored.
-
-    Args:
-        wall_minutes: budget from now (minutes); 0: no limit.
+    nohup, stays ignored. The budget counts from now; 0 minutes: no limit.
     """
 
     def __init__(self, wall_minutes: float = 0) -> None:

@@ -11,11 +11,8 @@ import torch
 class Timers:
     """Adds up seconds per named section while `active`; a nested section is not counted in the outer one.
 
-    On a GPU a section is timed between two events on the stream that is current at its start, so that the
-    host does not wait.
-
-    Args:
-        device: where the step runs.
+    If the step's device is a GPU, a section is timed between two events on the stream that is current at its
+    start, so that the host does not wait.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

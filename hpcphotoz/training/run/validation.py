@@ -9,6 +9,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed.agreement import Verdict
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import flux
 from hpcphotoz.training.run.signals import StopRequest
@@ -16,16 +17,12 @@ from hpcphotoz.training.run.signals import StopRequest
 _CHECK_STOP_EVERY = 16  # batches; a check is one small all-reduce
 
 
-class ValidationStopped(Exception):
-    """A rank was asked to stop: all learners leave the validation unfinished."""
+class ValidationEnded(Exception):
+    """All learners leave the validation: one is asked to stop, or cannot read its data (`problem`, on it)."""
 
-
-class UnreadableData(Exception):
-    """A rank cannot read its validation data; `problem` says why on that rank, and is None on the others."""
-
-    def __init__(self, problem: str | None) -> None:
+    def __init__(self, verdict: Verdict, problem: str | None = None) -> None:
         super().__init__(problem)
-        self.problem = problem
+        self.verdict, self.problem = verdict, problem
 
 
 @torch.no_grad()
@@ -36,13 +33,11 @@ def validate(
 
     Args:
         components: the network, in training mode afterwards, and its options.
-        stream: this rank's validation objects.
-        role: the ranks that take part.
+        stream, role: this rank's validation objects, and the ranks that take part.
         stop: read every 16 batches.
 
     Raises:
-        UnreadableData: on all learners, if one cannot read its data.
-        ValidationStopped: on all learners, if one is asked to stop.
+        ValidationEnded: on all learners, if one is asked to stop or cannot read its data.
     """
     components.module.eval()
     try:
@@ -71,7 +66,7 @@ def _predictions(components: TrainingComponents, stream: Stream, role: RankRole,
             if problems:
                 break
             if stops:
-                raise ValidationStopped
+                raise ValidationEnded(Verdict.STOP)
         if problem is not None:  # wait for the next check, in which all ranks take part
             continue
         try:
@@ -88,5 +83,5 @@ def _predictions(components: TrainingComponents, stream: Stream, role: RankRole,
     else:
         next(batches, None)  # ends the epoch: the stream records that every object is verified
     if any(group.gather_texts(problem, role.world, role.subgroup)):
-        raise UnreadableData(problem)
+        raise ValidationEnded(Verdict.PROBLEM, problem)
     return torch.cat(rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcphotoz.compute import precision_trial
+from hpcphotoz.compute import precision
 from hpcphotoz.training import compute
 from hpcphotoz.training.compute import MIN_IMAGES_TO_COMPILE, ComputeChoice, choose_compute
 from hpcphotoz.world import World
@@ -30,7 +30,7 @@ class FakeGPU:
         self.compiler_fails, self.calls = False, list[tuple[bool, bool]]()
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda device=None: capability)
         monkeypatch.setattr("torch.cuda.get_device_name", lambda device=None: "NVIDIA H200")
-        for module in (compute, precision_trial):
+        for module in (compute, precision):
             monkeypatch.setattr(module, "seconds_of_a_pass", self._seconds)
 
     def _seconds(

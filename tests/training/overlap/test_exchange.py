@@ -12,9 +12,8 @@ from torch import Tensor
 from hpcphotoz.training.distributed.agreement import Verdict
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint
 from hpcphotoz.training.overlap.messages import header
-from hpcphotoz.training.overlap.partition import RankSplit
 from hpcphotoz.training.overlap.roles import assign_role
-from hpcphotoz.training.overlap.topology import ExchangeTopology
+from hpcphotoz.training.overlap.topology import ExchangeTopology, RankSplit
 from hpcphotoz.training.rank_batch import make_rank_batch
 from hpcphotoz.world import World
 from tests.helpers.networks import ConvNetwork

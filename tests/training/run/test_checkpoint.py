@@ -137,7 +137,7 @@ def test_metrics_that_cannot_be_written_are_an_error(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("hpcphotoz.training.run.metrics.MetricsFile.write", full)
+    monkeypatch.setattr("hpcphotoz.training.run.recorder.RunRecorder._append", full)
     assert main(words(dataset, tmp_path / "run", 4)) == 2
     assert "run/metrics.jsonl: No space left on device: make room" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ import pytest
 
 from hpcphotoz.data.order import attacked_mask
 from hpcphotoz.errors import BadInput
-from hpcphotoz.training.overlap.partition import RankSplit, attackers_for_costs
+from hpcphotoz.training.overlap.topology import RankSplit, attackers_for_costs
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 1000])
