@@ -111,11 +111,10 @@ def simulate(
     """
     from hpcphotoz.sources.simulation import simulate
 
+    out = Path(out)
     with _script_not_repeated():
-        simulate.simulate(
-            Path(out), n, seed=seed, shard_rows=shard_rows, processes=processes, storage=storage
-        )
-    return Path(out)
+        simulate.simulate(out, n, seed=seed, shard_rows=shard_rows, processes=processes, storage=storage)
+    return out
 
 
 def train(
@@ -152,9 +151,8 @@ def train(
     settings = config if isinstance(config, Config) else configuration.load(str(config))
     if options:
         tree = settings.model_dump()
-        for name, value in configuration.named(options, "train").items():
-            section, _, key = name.partition(".")
-            tree[section][key] = value
+        for section, values in configuration.nested(configuration.named(options, "train")).items():
+            tree[section] |= values
         settings = configuration.parse(tree, "train")
     trainer.train(settings, Path(data), Path(out), profile, device)
     return Path(out)
@@ -228,39 +226,21 @@ def attack(
         BadInput: an unknown option, a value out of range, options that contradict each other, or images or
             redshifts that the network does not take.
     """
-    bins = network.bins
-    tree = {
-        "model": {"z_min": bins.z_min, "z_max": bins.z_max},
-        "attack": {"method": method, "eps": eps, "steps": steps, **options},
-    }
+    bins, z, run = network.bins, batch.z_spec, f"run '{network.name}'"
+    asked = {"method": method, "eps": eps, "steps": steps, **options}
+    tree = {"model": {"z_min": bins.z_min, "z_max": bins.z_max}, "attack": asked}
     chosen = configuration.parse(tree, "attack").attack
-    wanted = (len(network.bands), network.stamp, network.stamp)
-    if batch.images.shape[1:] != wanted:
-        raise BadInput(
-            f"attack: images of shape {tuple(batch.images.shape[1:])} but run '{network.name}' takes {wanted}"
-        )
-    z = batch.z_spec
+    shape, wanted = tuple(batch.images.shape[1:]), (len(network.bands), network.stamp, network.stamp)
+    if shape != wanted:
+        raise BadInput(f"attack: images of shape {shape} but {run} takes {wanted}")
     outside = (z < bins.z_min) | (z >= bins.z_max)
     if outside.any():
-        name, value = int(batch.object_id[outside][0]), float(z[outside][0])
-        raise BadInput(
-            f"attack: object {name} has z_spec {value:.4f}, outside [{bins.z_min}, {bins.z_max}) of run "
-            f"'{network.name}'"
-        )
+        who = f"object {int(batch.object_id[outside][0])} has z_spec {float(z[outside][0]):.4f}"
+        raise BadInput(f"attack: {who}, outside [{bins.z_min}, {bins.z_max}) of {run}")
     if z.isnan().any():
         z = attack_labels(bins, compute_pdfs(network, batch.images, batch.ebv, batch.object_id), z)
-    return perturb(
-        network.module,
-        batch.images,
-        batch.ebv,
-        z,
-        batch.sky_sigma,
-        batch.object_id,
-        attack=chosen,
-        bins=bins,
-        seed=seed,
-        passes=PASSES["fp32"],
-    )
+    given, passes = (batch.images, batch.ebv, z, batch.sky_sigma, batch.object_id), PASSES["fp32"]
+    return perturb(network.module, *given, attack=chosen, bins=bins, seed=seed, passes=passes)
 
 
 @contextmanager

@@ -42,10 +42,8 @@ def _acquire(path: Path, refusal: str) -> int:
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            message = (
-                f"{path.parent}: the folder cannot be written: {error.strerror} (its lock file {path.name})"
-            )
-            raise BadInput(message) from None
+            why = f"{error.strerror} (its lock file {path.name})"
+            raise BadInput(f"{path.parent}: the folder cannot be written: {why}") from None
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -55,11 +53,8 @@ def _acquire(path: Path, refusal: str) -> int:
             if error.errno not in _NO_LOCKS:
                 os.close(number)
                 raise BadInput(f"{path}: cannot be locked: {error.strerror}") from None
-            say(
-                f"hpcphotoz: warning: {path.parent}: no locks on this file system ({error.strerror}): let "
-                "no other process write there",
-                sys.stderr,
-            )
+            no_locks = f"no locks on this file system ({error.strerror}): let no other process write there"
+            say(f"hpcphotoz: warning: {path.parent}: {no_locks}", sys.stderr)
             return number
         if _is_at(path, number):
             return number

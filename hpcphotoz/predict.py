@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import h5py
@@ -151,10 +150,8 @@ def _check_output_path(out: Path) -> None:
     if out.exists() and not _holds_pdfs(out):
         raise BadInput(f"{out}: exists and holds no PDFs: delete it, or choose another name")
     if out.suffix != ".hdf5":  # to qp, .h5, .hf5 and .hd5 are other formats
-        raise BadInput(
-            f"{out}: qp reads PDFs only from files whose names end in .hdf5: "
-            f"name it {out.with_suffix('.hdf5').name}"
-        )
+        name = out.with_suffix(".hdf5").name
+        raise BadInput(f"{out}: qp reads PDFs only from files whose names end in .hdf5: name it {name}")
     check_output_file(out)
 
 
@@ -209,14 +206,9 @@ class _QpWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         with _writing(self._out):
-            self._stack.__exit__(kind, error, trace)
+            self._stack.__exit__(*error)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hpcphotoz import __version__
-from hpcphotoz.cli import cluster, data, evaluate, networks, training
+from hpcphotoz.cli import cluster, data, evaluate, inspect, networks, training
 from hpcphotoz.cli.parser import Parser
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.mpi import refuse_ranks
@@ -47,6 +47,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"hpcphotoz {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.add(commands)
+    inspect.add(commands)
     training.add_config(commands)
     training.add_train(commands)
     networks.add(commands)

@@ -22,14 +22,8 @@ def launch(options: argparse.Namespace) -> int:
             "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
         )
     words = parse_train(options.after)
-    job = TrainJob.of(
-        configuration(words),
-        words.data,
-        words.out,
-        profile=words.profile,
-        device=words.device,
-        command=tuple(options.words),
-    )
+    how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
+    job = TrainJob.of(configuration(words), words.data, words.out, **how)
     given = {field.name: getattr(options, field.name) for field in fields(LaunchPlan)}
     chosen: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
@@ -53,38 +47,22 @@ def add(commands: Commands) -> None:
     """Add the parser of `launch`."""
     p = command(commands, "launch", launch)
     p.usage = "%(prog)s local|slurm [OPTION ...] -- train CONFIG --data DATASET --out RUN [...]"
-    p.add_argument(
-        "where",
-        choices=("local", "slurm"),
-        metavar="local|slurm",
-        help="local: on this machine; slurm: with sbatch, one task per rank",
-    )
+    where = "local: on this machine; slurm: with sbatch, one task per rank"
+    p.add_argument("where", choices=("local", "slurm"), metavar="local|slurm", help=where)
     p.add_argument("--nodes", type=int, help="nodes (default 1)")
     p.add_argument("--tasks-per-node", type=int, help="ranks per node (default: one per GPU, or one)")
-    p.add_argument(
-        "--gpus-per-node",
-        type=int,
-        help="GPUs per node (default 0: none from slurm; local uses all that are visible)",
-    )
+    gpus = "GPUs per node (default 0: none from slurm; local uses all that are visible)"
+    p.add_argument("--gpus-per-node", type=int, help=gpus)
     p.add_argument("--cpus-per-task", type=int, help="CPUs per rank (default 2)")
     p.add_argument("--mem-gb", type=memory, help="memory per node in GB (default: the partition's)")
-    p.add_argument(
-        "--time-minutes",
-        type=int,
-        help="time limit in minutes (default 60); the run is requeued and continues",
-    )
-    p.add_argument(
-        "--signal-delay-s",
-        type=int,
-        help="seconds before the limit at which a checkpoint is saved (default 120)",
-    )
+    limit = "time limit in minutes (default 60); the run is requeued and continues"
+    p.add_argument("--time-minutes", type=int, help=limit)
+    delay = "seconds before the limit at which a checkpoint is saved (default 120)"
+    p.add_argument("--signal-delay-s", type=int, help=delay)
     p.add_argument("--max-requeues", type=int, help="restarts after time limits and preemptions (default 10)")
     for name in ("partition", "account", "qos", "constraint", "exclude", "job-name"):
         p.add_argument(f"--{name}", help=f"Slurm's {name}")
-    p.add_argument(
-        "--setup",
-        action="append",
-        help="shell line to run before the start, e.g. 'module load cuda'; repeatable",
-    )
+    setup = "shell line to run before the start, e.g. 'module load cuda'; repeatable"
+    p.add_argument("--setup", action="append", help=setup)
     p.add_argument("--extra", action="append", help="a further sbatch option, key=value or key; repeatable")
     p.add_argument("--dry-run", action="store_true", help="print the sbatch script; submit and write nothing")

@@ -1,30 +1,25 @@
-"""Commands that make, index and show datasets: simulate, ingest, index, inspect."""
+"""Commands that make and index datasets: simulate, ingest, index."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcphotoz.cli.parser import Commands, Parser, command, number, path, seed
-from hpcphotoz.data.format.manifest import STORAGE
+from hpcphotoz.data.format.manifest import STORAGE, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
+from hpcphotoz.sources.constants import MASKED_FRACTION
 from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS, describe_formats
 from hpcphotoz.world import detect
 
-if TYPE_CHECKING:
-    from hpcphotoz.data.format.manifest import Manifest
+_WRITING = ("shard_rows", "storage", "processes")  # see `_add_writing`
+_CORES_OR_RANKS = "one per core; under mpiexec its ranks"
 
 
 def simulate(options: argparse.Namespace) -> int:
     """Simulate galaxies of known redshift and write them as a dataset."""
-    how = {
-        "seed": options.seed,
-        "shard_rows": options.shard_rows,
-        "processes": options.processes,
-        "storage": options.storage,
-    }
+    how = _given(options, "seed", *_WRITING)
     if options.onto is not None:
         from hpcphotoz.sources.simulation.inject import simulate_onto
 
@@ -35,32 +30,18 @@ def simulate(options: argparse.Namespace) -> int:
 
         refuse_ranks("simulate without --onto uses the cores of one machine: start one process")
         manifest = simulate(options.out, options.n, **how)
-    _print_on_first_rank(
-        f"{options.out}: {number_of(manifest.rows, 'galaxy', 'galaxies')} in {_count_shards(manifest)}"
-    )
+    _say_what_is_in(options.out, manifest, "galaxy", "galaxies")
     return 0
 
 
 def ingest_sdss_frames(options: argparse.Namespace) -> int:
     """Cut stamps of catalogued objects from SDSS frames and write them as a dataset."""
-    from hpcphotoz.sources.constants import MASKED_FRACTION
     from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
 
-    masked = MASKED_FRACTION if options.masked_fraction is None else options.masked_fraction
-    manifest = ingest_frames(
-        options.out,
-        options.frames,
-        options.objects,
-        stamp=options.stamp,
-        shard_rows=options.shard_rows,
-        bands=options.bands,
-        columns=_columns(options.columns),
-        masked_fraction=masked,
-        epochs=options.epochs,
-        storage=options.storage,
-        processes=options.processes,
-    )
-    _print_on_first_rank(_describe_stamps(options.out, manifest))
+    how = _given(options, "stamp", "bands", "masked_fraction", "epochs", *_WRITING)
+    columns = _columns(options.columns)
+    manifest = ingest_frames(options.out, options.frames, options.objects, columns=columns, **how)
+    _say_what_is_in(options.out, manifest, "stamp")
     return 0
 
 
@@ -76,14 +57,17 @@ def _columns(words: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def _describe_stamps(out: Path, manifest: "Manifest") -> str:
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
+
+
+def _say_what_is_in(out: Path, manifest: Manifest, one: str, many: str = "", more: str = "") -> None:
+    """Print on rank 0 what a new dataset holds; its objects are called `one` or, several, `many`."""
     unknown = sum(shard.unlabelled for shard in manifest.shards)
-    more = f", {unknown} of unknown redshift" if unknown else ""
-    return f"{out}: {number_of(manifest.rows, 'stamp')} in {_count_shards(manifest)}{more}"
-
-
-def _count_shards(manifest: "Manifest") -> str:
-    return number_of(len(manifest.shards), "shard")
+    unlabelled = f", {unknown} of unknown redshift" if unknown else ""
+    shards = number_of(len(manifest.shards), "shard")
+    if detect().is_first:
+        print(f"{out}: {number_of(manifest.rows, one, many)} in {shards}{unlabelled}{more}")
 
 
 def ingest_table(options: argparse.Namespace) -> int:
@@ -91,22 +75,11 @@ def ingest_table(options: argparse.Namespace) -> int:
     from hpcphotoz.sources.build import count_skipped
     from hpcphotoz.sources.published.ingest_table import ingest_table
 
-    manifest, skipped = ingest_table(
-        options.out,
-        options.sources,
-        options.format,
-        shard_rows=options.shard_rows,
-        crop=options.crop,
-        redshifts=options.redshifts,
-        keep_unlabelled=options.keep_unlabelled,
-        zero_point=options.zero_point,
-        limit=options.limit,
-        storage=options.storage,
-        processes=options.processes,
-    )
+    how = _given(options, "crop", "redshifts", "keep_unlabelled", "zero_point", "limit", *_WRITING)
+    manifest, skipped = ingest_table(options.out, options.sources, options.format, **how)
     left_out = count_skipped(skipped)
     more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
-    _print_on_first_rank(_describe_stamps(options.out, manifest) + more)
+    _say_what_is_in(options.out, manifest, "stamp", more=more)
     return 0
 
 
@@ -115,66 +88,9 @@ def index(options: argparse.Namespace) -> int:
     from hpcphotoz.data.format.index import index_folder
 
     manifest = index_folder(options.folder)
-    print(f"{options.folder}: {number_of(manifest.rows, 'object')} in {_count_shards(manifest)}")
+    shards = number_of(len(manifest.shards), "shard")
+    print(f"{options.folder}: {number_of(manifest.rows, 'object')} in {shards}")
     return 0
-
-
-def inspect(options: argparse.Namespace) -> int:
-    """Print what a dataset contains; with --verify, check every byte."""
-    from hpcphotoz.data.format.manifest import read_manifest
-    from hpcphotoz.data.read import rows
-
-    if options.plot:  # before everything is read
-        from hpcphotoz.evaluation.report.gallery import check_plot_path, plot_dataset
-
-        check_plot_path(options.plot)
-    manifest = read_manifest(options.dataset, check=not options.verify)
-    if options.verify:
-        rows.verify(options.dataset, manifest)
-    known = [shard for shard in manifest.shards if shard.z_min is not None]
-    facts: dict[str, Any] = {
-        "rows": manifest.rows,
-        "shards": len(manifest.shards),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
-        "bands": list(manifest.header.bands),
-        "stamp_px": manifest.header.stamp,
-        "pixel_scale_arcsec": manifest.header.pixel_scale,
-        "storage": manifest.header.storage,
-        "z_spec_min": min((shard.z_min for shard in known if shard.z_min is not None), default=None),
-        "z_spec_max": max((shard.z_max for shard in known if shard.z_max is not None), default=None),
-        "unlabelled": sum(shard.unlabelled for shard in manifest.shards),
-        "sky_sigma_nmgy": list(manifest.statistics.sky_sigma),
-        "pixel_mean_nmgy": list(manifest.statistics.mean),
-        "pixel_std_nmgy": list(manifest.statistics.std),
-        "provenance": dict(manifest.provenance),
-    }
-    if options.verify:
-        facts["verified"] = True
-    if options.plot:
-        plot_dataset(options.dataset, manifest, options.plot)
-        facts["plot"] = str(options.plot)
-    if options.json:
-        print(json.dumps(facts, indent=1))
-        return 0
-    made = facts.pop("provenance")
-    for name, value in {**facts, **{f"made: {key}": value for key, value in made.items()}}.items():
-        print(f"{_printable(name):20s} {_short(value)}")
-    return 0
-
-
-def _short(value: Any) -> str:
-    """A value shortened to one line; `--json` prints it in full."""
-    if isinstance(value, list) and all(isinstance(v, int | float | str) for v in value):
-        text = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-    else:
-        text = value if isinstance(value, str) else json.dumps(value)
-    text = _printable(text)
-    return text if len(text) <= 100 else f"{text[:90]} ... ({len(text)} characters)"
-
-
-def _printable(text: str) -> str:
-    """A text, quoted if it has control characters, which a terminal would obey: manifests may be foreign."""
-    return text if text.isprintable() else json.dumps(text)
 
 
 def add(commands: Commands) -> None:
@@ -190,9 +106,7 @@ def add(commands: Commands) -> None:
         help="add the galaxies to real sky: a folder, searched recursively, with SDSS DR7 fpC frames, their "
         "fpM and psField files (default: simulated sky)",
     )
-    _add_storage(p)
-    p.add_argument("--shard-rows", type=int, default=1024, help="galaxies per shard (default 1024)")
-    p.add_argument("--processes", type=int, help="worker processes (default: one per core)")
+    _add_writing(p, 1024, "galaxies per shard", "one per core")
 
     p = commands.add_parser("ingest", help="convert existing images to a dataset", allow_abbrev=False)
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -238,16 +152,11 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--masked-fraction",
         type=number,
+        default=MASKED_FRACTION,
         help="skip a stamp with more of its pixels (0 to 1) flagged saturated, cosmic ray or ghost in any "
-        "band (default 0.005)",
+        f"band (default {MASKED_FRACTION})",
     )
-    p.add_argument(
-        "--shard-rows", type=int, default=1024, help="largest number of stamps in a shard (default 1024)"
-    )
-    _add_storage(p)
-    p.add_argument(
-        "--processes", type=int, help="worker processes (default: one per core; under mpiexec its ranks)"
-    )
+    _add_writing(p, 1024, "largest number of stamps in a shard", _CORES_OR_RANKS)
 
     p = command(kinds, "table", ingest_table)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -271,7 +180,6 @@ def add(commands: Commands) -> None:
         help="format of the files: Pasquet et al. 2019, Hayat et al. 2021, GalaxiesML, Multimodal Universe, "
         "ssl-legacysurvey; see below",
     )
-    p.add_argument("--shard-rows", type=int, default=8192, help="source rows per shard (default 8192)")
     p.add_argument(
         "--crop", type=int, help="keep the central square of this side in pixels (default: whole stamps)"
     )
@@ -283,15 +191,10 @@ def add(commands: Commands) -> None:
     )
     p.add_argument("--keep-unlabelled", action="store_true", help="mmu: keep objects without a redshift")
     p.add_argument(
-        "--zero-point",
-        type=number,
-        help="AB mag, 0 to 40, of one unit of the pixels (default: the format's)",
+        "--zero-point", type=number, help="AB mag, 0 to 40, of one unit of the pixels (default: the format's)"
     )
     p.add_argument("--limit", type=int, help="convert only this many rows")
-    _add_storage(p)
-    p.add_argument(
-        "--processes", type=int, help="worker processes (default: one per core; under mpiexec its ranks)"
-    )
+    _add_writing(p, 8192, "source rows per shard", _CORES_OR_RANKS)
 
     p = command(commands, "index", index)
     p.add_argument(
@@ -300,14 +203,10 @@ def add(commands: Commands) -> None:
         help="folder with shard-*.h5, of any HDF5 layout; gzip, shuffle, fletcher32 and LZF are read",
     )
 
-    p = command(commands, "inspect", inspect)
-    p.add_argument("dataset", type=path, help="dataset folder")
-    p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
-    p.add_argument("--plot", type=path, help="plot stamps, n(z), magnitudes and noise into this PNG file")
-    p.add_argument("--json", action="store_true", help="print the facts as JSON")
 
-
-def _add_storage(parser: Parser) -> None:
+def _add_writing(parser: Parser, rows: int, what: str, processes: str) -> None:
+    """Add the options on how shards are written: `what` --shard-rows counts, and defaults."""
+    parser.add_argument("--shard-rows", type=int, default=rows, help=f"{what} (default {rows})")
     parser.add_argument(
         "--storage",
         choices=STORAGE,
@@ -315,9 +214,4 @@ def _add_storage(parser: Parser) -> None:
         help="type of the stored pixels (default float32); int16: half the bytes, in steps of 1/32 sky "
         "sigma, wider in pixels above 512 sky sigmas",
     )
-
-
-def _print_on_first_rank(text: str) -> None:
-    """Print on rank 0 alone."""
-    if detect().is_first:
-        print(text)
+    parser.add_argument("--processes", type=int, help=f"worker processes (default: {processes})")

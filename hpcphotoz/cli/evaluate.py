@@ -46,14 +46,8 @@ def evaluate(options: argparse.Namespace) -> int:
     subset = chosen_subset(options, networks)
     baseline = None
     if options.knn_train:  # first: it takes seconds and may refuse its data
-        baseline = knn_colours(
-            options.knn_train,
-            options.data,
-            networks[0].bins,
-            subset=subset,
-            limit=options.limit,
-            train_subset=_neighbours(options, networks),
-        )
+        which = {"subset": subset, "limit": options.limit, "train_subset": _neighbours(options, networks)}
+        baseline = knn_colours(options.knn_train, options.data, networks[0].bins, **which)
     result = evaluate(
         networks,
         options.data,
@@ -84,28 +78,24 @@ def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -
     """The objects of --knn-train that serve as neighbours: those that meet the predicate of the runs.
 
     With --part, only those of the training part, by object id: an object of the measured part is then no
-    neighbour in any copy of the dataset, such as an attacked one. --where does not apply to the neighbours,
-    because the networks were not trained with it.
+    neighbour in any copy of the dataset, such as an attacked one. --where, with which the networks were not
+    trained, does not apply.
     """
     from hpcphotoz.data.select.subset import Subset
 
     if len({network.config.data.where for network in networks}) > 1:
         raise BadInput("--knn-train: the runs were trained with different predicates: name one run at a time")
-    return Subset.from_options(
-        networks[0].config.data, "all" if options.part == "all" else "train", networks[0].bands
-    )
+    config, bands = networks[0].config, networks[0].bands
+    return Subset.from_options(config.data, "all" if options.part == "all" else "train", bands)
 
 
 def add(commands: Commands) -> None:
     """Add the parser of `evaluate`."""
     p = command(commands, "evaluate", evaluate)
-    p.add_argument(
-        "runs", type=path, nargs="+", metavar="run", help="run folders; names are the folders' names"
-    )
-    help_text = (
-        f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
-    )
-    p.add_argument("--data", type=path, required=True, help=help_text)
+    names = "run folders; names are the folders' names"
+    p.add_argument("runs", type=path, nargs="+", metavar="run", help=names)
+    which = f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
+    p.add_argument("--data", type=path, required=True, help=which)
     add_subset(p)
     p.add_argument("--out", type=path, required=True, help="folder for report.html and summary.json")
     p.add_argument(

@@ -26,27 +26,16 @@ def attack(options: argparse.Namespace) -> int:
     from hpcphotoz.training.run.network import load_network
 
     if options.stop and options.precision in ("bf16", "tf32"):
-        raise BadInput(
-            f"--stop {options.stop:g} with --precision {options.precision}: the stop condition needs "
-            "float32: use --precision fp32"
-        )
+        both = f"--stop {options.stop:g} with --precision {options.precision}"
+        raise BadInput(f"{both}: the stop condition needs float32: use --precision fp32")
     device = choose_device(options.device)
     network = load_network(options.run, device)
     bins = {"z_min": network.bins.z_min, "z_max": network.bins.z_max}
     chosen = config.parse({"model": bins, "attack": _attack_options(options)}, "attack").attack
     subset = chosen_subset(options, [network])
     precision = "fp32" if options.stop else choose_precision(options.precision, network, device)
-    count = write_adversarial_dataset(
-        network,
-        options.data,
-        options.out,
-        chosen,
-        seed=options.seed,
-        device=device,
-        batch=batch_size(device),
-        subset=subset,
-        precision=precision,
-    )
+    how = {"seed": options.seed, "device": device, "batch": batch_size(device), "precision": precision}
+    count = write_adversarial_dataset(network, options.data, options.out, chosen, subset=subset, **how)
     what = f"{chosen.method} in the {chosen.ball} ball, eps {chosen.eps:g} sky sigma"
     print(f"{options.out}: {number_of(count, 'attacked stamp')}, {what}")
     return 0
@@ -59,14 +48,9 @@ def predict(options: argparse.Namespace) -> int:
 
     device = choose_device(options.device)
     networks = [load_network(run, device) for run in options.runs]
+    subset, batch = chosen_subset(options, networks), batch_size(device)
     count = predict(
-        networks,
-        options.data,
-        options.out,
-        device=device,
-        batch=batch_size(device),
-        tta=options.tta,
-        subset=chosen_subset(options, networks),
+        networks, options.data, options.out, device=device, batch=batch, tta=options.tta, subset=subset
     )
     print(f"{options.out}: {number_of(count, 'PDF')}")
     return 0
@@ -133,12 +117,8 @@ def _add_attack(p: Parser) -> None:
     )
     add_loss(p, "what the attack maximises, or minimises for a target")
     target = p.add_mutually_exclusive_group()
-    target.add_argument(
-        "--target-redshift",
-        type=number,
-        metavar="Z",
-        help="towards this redshift (default: away from z_spec)",
-    )
+    towards = "towards this redshift (default: away from z_spec)"
+    target.add_argument("--target-redshift", type=number, metavar="Z", help=towards)
     target.add_argument(
         "--target-shift", type=number, metavar="S", help="towards z_spec + S (1 + z_spec), S of either sign"
     )

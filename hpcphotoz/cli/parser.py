@@ -34,9 +34,6 @@ class Parser(argparse.ArgumentParser):
 
         argparse would first report missing arguments, although one of them may only be misspelt. Options of
         the configuration (--section.key) are checked when it is loaded.
-
-        Raises:
-            BadInput: a command or option is unknown.
         """
         subparsers = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         commands: dict[str, Parser] = dict(subparsers[0].choices) if subparsers else {}
@@ -47,14 +44,12 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("--") and " " not in word and "." not in name:
                 known = self._option_string_actions
                 if name not in known:
-                    raise BadInput(
-                        f"{name}: unknown option{nearest(name, known)}: see {self.prog} --help for all"
-                    )
+                    hint = f"{nearest(name, known)}: see {self.prog} --help for all"
+                    raise BadInput(f"{name}: unknown option{hint}")
             elif commands and not word.startswith("-"):
                 if word not in commands:
-                    raise BadInput(
-                        f"{word}: unknown command{nearest(word, commands)}; valid: {', '.join(commands)}"
-                    )
+                    hint = f"{nearest(word, commands)}; valid: {', '.join(commands)}"
+                    raise BadInput(f"{word}: unknown command{hint}")
                 commands[word].refuse_unknown(words[place + 1 :])
                 return
 
@@ -100,10 +95,7 @@ def radius(text: str) -> float:
 
 def count(text: str) -> int:
     """Parse a number of objects, at least 1."""
-    value = int(text) if text.isdecimal() else 0
-    if not 1 <= value < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1 and less than 2^31")
-    return value
+    return _whole_number(text, 1)
 
 
 def path(text: str) -> Path:
@@ -125,12 +117,18 @@ def memory(text: str) -> float:
 
 def seed(text: str) -> int:
     """Parse a seed, with the range of `run.seed`."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
         value = -1
-    if not 0 <= value < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 0 and less than 2^31")
+    if not least <= value < 1 << 31:
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be a whole number, at least {least} and less than 2^31"
+        )
     return value
 
 

@@ -34,20 +34,12 @@ def show_config(options: argparse.Namespace) -> int:
 
 
 def configuration(options: argparse.Namespace) -> Config:
-    """The configuration that a command line gives: a file or recipe, and --section.key overrides.
-
-    Raises:
-        BadInput: words that are not understood, or a configuration that cannot be used.
-    """
+    """The configuration that a command line gives: a file or recipe, and --section.key overrides."""
     return config.load(options.config, _overrides(options))
 
 
 def parse_train(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a `train` command line, whose first word is `train`.
-
-    Raises:
-        BadInput: words that are not understood.
-    """
+    """The options of a command line whose first word is `train`; raises BadInput as `Parser`."""
     parser = Parser(prog="hpcphotoz", allow_abbrev=False)
     add_train(parser.add_subparsers(dest="command", required=True))
     parser.refuse_unknown(words)
@@ -62,21 +54,13 @@ def add_train(commands: Commands) -> None:
     p.usage = "%(prog)s CONFIG --data DATASET --out RUN [--SECTION.KEY VALUE ...]"
     _add_source(p)
     p.add_argument("--data", type=path, required=True, metavar="DATASET", help="dataset folder")
-    p.add_argument(
-        "--out",
-        type=path,
-        required=True,
-        metavar="RUN",
-        help="run folder; one that holds this run is resumed",
-    )
+    help_text = "run folder; one that holds this run is resumed"
+    p.add_argument("--out", type=path, required=True, metavar="RUN", help=help_text)
     p.add_argument(
         "--where", dest="data.where", default=argparse.SUPPRESS, metavar="TEXT", help="short for --data.where"
     )
-    p.add_argument(
-        "--profile",
-        action="store_true",
-        help="write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt",
-    )
+    profile = "write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt"
+    p.add_argument("--profile", action="store_true", help=profile)
     add_device(p)
     _add_sections(p)
 
@@ -98,13 +82,12 @@ def _add_sections(parser: Parser) -> None:
     options = config.options()
     for section, fields in config.sections().items():
         group = parser.add_argument_group(f"{section}: {config.summary(fields).rstrip('.')}")
-        for key in fields.model_fields:
-            default, text = options[f"{section}.{key}"]
-            help_text = f"{text} (default {default or 'none'})".replace("%", "%%")
-            name = f"{section}.{key}"
-            group.add_argument(
-                f"--{name}", dest=name, default=argparse.SUPPRESS, metavar="VALUE", help=help_text
-            )
+        for name, (default, text) in options.items():
+            if name.startswith(f"{section}."):
+                help_text = f"{text} (default {default or 'none'})".replace("%", "%%")
+                group.add_argument(
+                    f"--{name}", dest=name, default=argparse.SUPPRESS, metavar="VALUE", help=help_text
+                )
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:

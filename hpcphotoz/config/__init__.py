@@ -12,17 +12,7 @@ from hpcphotoz.config.overlap import Overlap
 from hpcphotoz.config.run import Run
 from hpcphotoz.config.section import Section
 
-__all__ = [
-    "Adversarial",
-    "Attack",
-    "Compute",
-    "Config",
-    "Data",
-    "Model",
-    "Optimiser",
-    "Overlap",
-    "Run",
-]
+__all__ = ["Adversarial", "Attack", "Compute", "Config", "Data", "Model", "Optimiser", "Overlap", "Run"]
 
 
 class Config(Section):

@@ -12,10 +12,7 @@ class Compute(Section):
 
     # Not the precisions: their rounding shows in the loss curve.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("channels_last", "compiled", "graphs", "fused_adam"),
-            *("micro_batch", "bucket_mb"),
-        }
+        "channels_last compiled graphs fused_adam micro_batch bucket_mb".split()
     )
 
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
@@ -25,8 +22,7 @@ class Compute(Section):
         "fastest in a short trial on the device (on a GPU, of tf32 and bf16)",
     )
     attack_precision: Literal["training", "fp32", "tf32", "bf16"] = Field(
-        "training",
-        description="precision of the gradients of the attack; training: the same as precision",
+        "training", description="precision of the gradients of the attack; training: the same as precision"
     )
     channels_last: Switch = Field("auto", description="memory format of images and weights; auto: on")
     compiled: Switch = Field(

@@ -25,9 +25,7 @@ class Data(Section):
     augment: bool = Field(True, description="flip and rotate training images at random, by right angles")
     block_rows: int = Field(64, ge=1, description="rows of a block: neighbours on disk, read together")
     window_blocks: int = Field(
-        32,
-        ge=1,
-        description="blocks of a window: shuffled together (more if four global batches need more)",
+        32, ge=1, description="blocks of a window: shuffled together (more if four global batches need more)"
     )
     read_threads: int = Field(2, ge=1, le=256, description="reading threads of each rank")
     windows_ahead: int = Field(

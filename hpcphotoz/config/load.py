@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from hpcphotoz.config import Config
-from hpcphotoz.config.renamed import OLD_SECTION, REMOVED, RENAMED, old_names, removed_names, to_current
+from hpcphotoz.config.renamed import OLD_SECTION, REMOVED, RENAMED, option_names, to_current
 from hpcphotoz.config.section import Section
 from hpcphotoz.errors import BadInput, nearest
 
@@ -133,11 +133,10 @@ def parse(tree: Mapping[str, Any], source: str, overrides: Mapping[str, str] | N
     Raises:
         BadInput: as `load`.
     """
-    old = old_names(tree)
-    if old:
+    names = option_names(tree)
+    if old := [name for name in names if name in RENAMED]:
         raise BadInput(f"{source}: {_renamed(old, source)}")
-    removed = removed_names(tree)
-    if removed:
+    if removed := [name for name in names if name in REMOVED]:
         raise BadInput(f"{source}: {', '.join(removed)}: no longer an option: leave it out")
     try:
         return Config.model_validate(tree)
@@ -184,7 +183,8 @@ def _refusal(error: Mapping[str, Any], source: str, typed: Mapping[str, str]) ->
     if name in typed:
         return f"--{name} {typed[name]}: {reason}"
     # Options that do not fit together: name those of the command line that the reason mentions.
-    concerned = [f"--{key} {typed[key]}" for key in typed if _mentions(reason, key)]
+    mentioned = re.findall(r"\w+", reason)
+    concerned = [f"--{key} {typed[key]}" for key in typed if key.partition(".")[2] in mentioned]
     begin = " ".join([source, *(["with"] if concerned else []), *concerned])
     if name in ("", begin):  # no section, or one that the source names already
         return f"{begin}: {reason}"
@@ -194,8 +194,8 @@ def _refusal(error: Mapping[str, Any], source: str, typed: Mapping[str, str]) ->
     return f"{begin}: {name}{value}: {reason}"
 
 
-def _renamed(old: Mapping[str, str], source: str) -> str:
-    listed = "; ".join(f"{name} is now {new}" for name, new in list(old.items())[:_LISTED])
+def _renamed(old: list[str], source: str) -> str:
+    listed = "; ".join(f"{name} is now {RENAMED[name]}" for name in old[:_LISTED])
     more = f" and {len(old) - _LISTED} more" if len(old) > _LISTED else ""
     return f"{listed}{more}: `hpcphotoz config {source}` prints it with today's names"
 
@@ -212,10 +212,6 @@ def _hint(name: str) -> str:
 
 def _reason(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
-
-
-def _mentions(reason: str, name: str) -> bool:
-    return name.partition(".")[2] in re.findall(r"\w+", reason)
 
 
 def _choices(annotation: object) -> str:

@@ -30,17 +30,8 @@ RENAMED: dict[str, str] = {
 REMOVED = frozenset({"training.merged", "training.padded"})
 
 
-def old_names(tree: Mapping[str, Any]) -> dict[str, str]:
-    """The options of a nested mapping that have another name today: old name -> new name."""
-    return {name: RENAMED[name] for name in _names(tree) if name in RENAMED}
-
-
-def removed_names(tree: Mapping[str, Any]) -> list[str]:
-    """The options of a nested mapping that have no successor."""
-    return [name for name in _names(tree) if name in REMOVED]
-
-
-def _names(tree: Mapping[str, Any]) -> list[str]:
+def option_names(tree: Mapping[str, Any]) -> list[str]:
+    """The options of a nested mapping, as `section.key`."""
     tables = {section: keys for section, keys in tree.items() if isinstance(keys, Mapping)}
     return [f"{section}.{key}" for section, keys in tables.items() for key in keys]
 

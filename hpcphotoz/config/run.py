@@ -11,10 +11,7 @@ class Run(Section):
     """Seed, length, batch, checkpoints, logs and limits."""
 
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("checkpoint_steps", "keep_checkpoints", "log_steps"),
-            *("max_steps", "wall_minutes", "timeout_s"),
-        }
+        "checkpoint_steps keep_checkpoints log_steps max_steps wall_minutes timeout_s".split()
     )
 
     seed: int = Field(0, ge=0, lt=2**31, description="seed of all random numbers, except those of the split")

@@ -22,16 +22,9 @@ def build(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Module:
         stamp: pixels a side of the images.
         scale: per band, nMgy: the softening of the asinh normalisation; its length is the number of bands.
     """
-    normalise, bands = Normalise(model.normalisation, scale), len(scale)
+    shared = Normalise(model.normalisation, scale), len(scale), stamp, model.bins
     if model.name == "compact":
-        return CompactCNN(normalise, bands, stamp, model.bins, width=model.width)
+        return CompactCNN(*shared, width=model.width)
     if model.name == "cnn":
-        return SmallCNN(normalise, bands, stamp, model.bins, relu_logits=model.relu_logits)
-    return Inception(
-        normalise,
-        bands,
-        stamp,
-        model.bins,
-        relu_logits=model.relu_logits,
-        counts_padding=model.pool_counts_padding,
-    )
+        return SmallCNN(*shared, relu_logits=model.relu_logits)
+    return Inception(*shared, relu_logits=model.relu_logits, counts_padding=model.pool_counts_padding)

@@ -24,13 +24,7 @@ class InceptionModule(nn.Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        a: int,
-        b: int,
-        *,
-        large: bool = True,
-        counts_padding: bool = True,
+        self, inputs: int, a: int, b: int, *, large: bool = True, counts_padding: bool = True
     ) -> None:
         super().__init__()
         self.s1_0, self.s2_0 = Conv(inputs, a, 1, 0), Conv(a, b, 3, 1)

@@ -99,10 +99,7 @@ class Convolution(nn.Conv2d):
 
 
 class Conv(nn.Module):
-    """Convolution and PReLU per channel, initialised as in Campagne's code.
-
-    That is: weights Xavier uniform, bias 0.1, slope 0.25.
-    """
+    """Convolution and PReLU per channel, initialised as Campagne's: Xavier uniform, bias 0.1, slope 0.25."""
 
     def __init__(self, inputs: int, outputs: int, size: int, padding: int) -> None:
         super().__init__()
