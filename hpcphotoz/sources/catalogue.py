@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hpcphotoz.data.order import splitmix64
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.identifiers import Ids
-from hpcphotoz.sources.table_files import Column, Floats, TableFile, read_table
+from hpcphotoz.sources.table_files import Column, Floats, read_columns
 
 Z_MAX = 20.0  # a larger value is no redshift
 EBV_MAX = 100.0  # mag; a larger value is no E(B-V)
@@ -87,8 +87,7 @@ def read_catalogue(path: Path, columns: Mapping[str, str] | None = None) -> Cata
     unknown = [key for key in wanted if key not in _NAMES]
     if unknown:
         raise BadInput(f"columns: '{unknown[0]}' is none of {', '.join(_NAMES)}")
-    file = read_table(path)
-    found = {key: file.column(name) for key, name in _column_names(file, wanted).items()}
+    found = read_columns(path, lambda names: _column_names(path, names, wanted))
     if not len(found["object_id"].values):
         raise BadInput(f"{path}: lists no object")
     ids = found["object_id"].identifiers()
@@ -111,12 +110,16 @@ def read_redshifts(path: Path) -> Redshifts:
     Raises:
         BadInput: unreadable, a column missing, a value that is no number, an object with two redshifts.
     """
-    file = read_table(path)
-    z_name = next((name for name in _NAMES["z_spec"] if name in file.names), None)
-    if "object_id" not in file.names or z_name is None:
-        has = ", ".join(file.names) or "none"
-        raise BadInput(f"{path}: needs columns object_id and z_spec or z; it has {has}")
-    ids, z = file.column("object_id").identifiers(), nan_if_unknown(file.column(z_name).numbers(np.nan))
+
+    def choose(names: list[str]) -> dict[str, str]:
+        z_name = next((name for name in _NAMES["z_spec"] if name in names), None)
+        if "object_id" not in names or z_name is None:
+            has = ", ".join(names) or "none"
+            raise BadInput(f"{path}: needs columns object_id and z_spec or z; it has {has}")
+        return {"object_id": "object_id", "z_spec": z_name}
+
+    columns = read_columns(path, choose)
+    ids, z = columns["object_id"].identifiers(), nan_if_unknown(columns["z_spec"].numbers(np.nan))
     order = np.argsort(ids, kind="stable")
     order = order[~np.isnan(z[order])]
     ids, z = ids[order], z[order]
@@ -160,25 +163,25 @@ def epoch_ids(object_id: Ids, run: Ids) -> tuple[Ids, str]:
     return ids, rule
 
 
-def _column_names(file: TableFile, wanted: Mapping[str, str]) -> dict[str, str]:
+def _column_names(path: Path, names: list[str], wanted: Mapping[str, str]) -> dict[str, str]:
     """Returns the file's name for each column that it has."""
     found: dict[str, str] = {}
-    has = f"it has {', '.join(file.names) or 'none'}"
+    has = f"it has {', '.join(names) or 'none'}"
     for key, usual in _NAMES.items():
         if key in wanted:
-            if wanted[key] not in file.names:
-                raise BadInput(f"{file.path}: no column {wanted[key]} for {key}: {has}")
+            if wanted[key] not in names:
+                raise BadInput(f"{path}: no column {wanted[key]} for {key}: {has}")
             usual = (wanted[key],)
-        there = [name for name in file.names if name in usual]
+        there = [name for name in names if name in usual]
         if len(there) > 1:
             which = f"say by --columns {key}={there[0]} which is {key}"
             hint = "rename one" if len(set(there)) < len(there) else which
-            raise BadInput(f"{file.path}: has columns {' and '.join(there)}: {hint}")
+            raise BadInput(f"{path}: has columns {' and '.join(there)}: {hint}")
         if there:
             found[key] = there[0]
         elif _MISSING.get(key) is None:
             either = " or ".join(reversed(usual))
-            raise BadInput(f"{file.path}: no column {either}: {has}; --columns {key}=NAME names another")
+            raise BadInput(f"{path}: no column {either}: {has}; --columns {key}=NAME names another")
     return found
 
 

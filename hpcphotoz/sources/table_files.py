@@ -1,10 +1,9 @@
-"""Reads tables of objects into astropy tables: CSV, FITS and VOTable. Errors name the line or row."""
+"""Reads columns of tables of objects: CSV, FITS and VOTable. Errors name the line or row."""
 
 import csv
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,28 @@ from hpcphotoz.sources.identifiers import Ids, identifiers
 from hpcphotoz.sources.optional_imports import sources_extra
 
 Floats = npt.NDArray[np.floating[Any]]
+# From the names of a file's columns, of which two may be equal: those to read, by keys of the caller's.
+ChooseColumns = Callable[[list[str]], Mapping[str, str]]
 
 _HOURS = ("h", "hr", "hrs")
-
-
-@dataclass(frozen=True)
-class TableFile:
-    """A table in memory, and the file that it was read from. All values of a CSV file are text."""
-
-    path: Path
-    kind: str  # "csv", "fits" or "votable"
-    names: list[str]  # of the columns, as the file has them: two may be equal
-    table: Any  # astropy.table.Table, with the columns in the order of `names`
-
-    def column(self, name: str) -> "Column":
-        """Returns the first column of that name.
-
-        Raises:
-            BadInput: it holds more than one value a row.
-        """
-        column = self.table.columns[self.names.index(name)]
-        if np.ndim(column.data) != 1:
-            raise BadInput(f"{self.path}: column {name} holds more than one value a row")
-        return Column(self, name, column.data, column.unit)
 
 
 @dataclass(frozen=True)
 class Column:
     """One column of a table: checks its values, and names the line or row of a bad one."""
 
-    file: TableFile
-    name: str
-    values: npt.NDArray[Any]  # (N,), may be masked
+    path: Path
+    name: str  # as the file has it
+    values: npt.NDArray[Any]  # (N,), may be masked; Python strings if the file is CSV
     unit: Any  # astropy unit, or None
+    lines: Sequence[int] | None  # of the rows in a CSV file; None: the file is FITS or VOTable
 
     def fail(self, k: int, problem: str) -> BadInput:
         """Returns the error for value `k`; `problem` ends its message."""
-        place = f"line {_line_of_row(self.file.path, k)}" if self.file.kind == "csv" else f"row {k + 1}"
+        place = f"row {k + 1}" if self.lines is None else f"line {self.lines[k]}"
         value = self.values[k]
         text = "" if value is np.ma.masked else str(value).strip()
-        return BadInput(f"{self.file.path}: {place}: {self.name} {text or '(empty)'} {problem}")
+        return BadInput(f"{self.path}: {place}: {self.name} {text or '(empty)'} {problem}")
 
     def identifiers(self) -> Ids:
         """Returns the values as int64 identifiers (N,), by the rule of `identifiers.py`.
@@ -107,17 +88,19 @@ class Column:
             return 15.0
         if isinstance(self.unit, units.UnrecognizedUnit) or not self.unit.is_equivalent(units.deg):
             raise BadInput(
-                f"{self.file.path}: column {self.name} has the unit {self.unit}, which is no angle: "
-                "convert to deg"
+                f"{self.path}: column {self.name} has the unit {self.unit}, which is no angle: convert to deg"
             )
         return float(self.unit.to(units.deg))
 
 
-def read_table(path: Path) -> TableFile:
-    """Reads a table whole into memory: CSV, or the first table of a FITS file (also packed) or VOTable.
+def read_columns(path: Path, choose: ChooseColumns) -> dict[str, Column]:
+    """Reads columns into memory: of a CSV file, or the first table of a FITS file (also packed) or VOTable.
+
+    The result has the keys of what `choose` returns.
 
     Raises:
-        BadInput: the file is missing or not readable, or astropy is not installed.
+        BadInput: the file is missing or not readable, a row of a CSV file is shorter or longer than the
+            header, or astropy is not installed.
     """
     try:
         with open(path, "rb") as file:
@@ -125,55 +108,67 @@ def read_table(path: Path) -> TableFile:
     except OSError as error:
         raise BadInput(f"{path}: not a readable table: {error.strerror}") from None
     if head.startswith((b"SIMPLE", b"\x1f\x8b", b"BZh")):
-        return _read_fits(path)
-    if b"<VOTABLE" in head or head.lstrip().startswith(b"<?xml"):
-        return _read_votable(path)
-    return _read_csv(path)
+        table = _read_fits(path)
+    elif b"<VOTABLE" in head or head.lstrip().startswith(b"<?xml"):
+        table = _read_votable(path)
+    else:
+        return _read_csv(path, choose)
+    return _columns(path, table, choose(table.colnames), None)
 
 
-def _read_csv(path: Path) -> TableFile:
+def _columns(
+    path: Path, table: Any, names: Mapping[str, str], lines: Sequence[int] | None
+) -> dict[str, Column]:
+    for name in names.values():
+        if np.ndim(table[name].data) != 1:
+            raise BadInput(f"{path}: column {name} holds more than one value a row")
+    return {key: Column(path, name, table[name].data, table[name].unit, lines) for key, name in names.items()}
+
+
+def _read_csv(path: Path, choose: ChooseColumns) -> dict[str, Column]:
     with sources_extra():
-        from astropy.io import ascii
         from astropy.table import Table
-    try:
-        _, header = next(_csv_rows(path), (0, []))
-        if not header:
-            return TableFile(path, "csv", [], Table())
-        # Text columns: a guessed type would turn the identifier 007 into 7 and round those of 20 digits.
-        # No guess of the format: only commas separate, and a line that begins with # is a row.
-        text = {"*": [ascii.convert_numpy(str)]}
-        table = ascii.read(
-            str(path), format="csv", guess=False, encoding="utf-8-sig", fill_values=[], converters=text
-        )
-    except ascii.InconsistentTableError:
-        raise BadInput(f"{path}: {_overlong_row(path, len(header))}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}: not a readable CSV table: {error}") from None
-    return TableFile(path, "csv", [name.strip() for name in header], table)
+    rows = _csv_rows(path)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    chosen = choose(header)
+    # By name: the place of the column, and its cells. A list of rows would keep the garbage collector busy.
+    cells = {name: (header.index(name), list[str]()) for name in chosen.values()}
+    lines = []
+    for line, row in rows:
+        if len(row) != len(header):
+            if any(cell.strip() for cell in row[len(header) :]):
+                problem = f"has {len(row)} values, but the header names {len(header)} columns"
+                raise BadInput(f"{path}: line {line} {problem}")
+            for name, (place, _) in cells.items():
+                if place >= len(row):
+                    raise BadInput(f"{path}: line {line} ends before column {name}")
+        for place, column in cells.values():
+            column.append(row[place])
+        lines.append(line)
+    # Objects, not numpy's own text: that makes each cell as wide as the longest, and cuts NULs at the end.
+    table = Table({name: np.array(column, np.object_) for name, (_, column) in cells.items()})
+    return _columns(path, table, chosen, lines)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields each row of a CSV file that is not blank, the header first, and the number of its line."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, skipinitialspace=True)
-        for row in reader:
-            if len(row) > 1 or "".join(row).strip():
-                yield reader.line_num, row
+    """Yields each row of a CSV file that is not blank, the header first, and the number of its last line."""
+    begin = 1
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            # Strict: otherwise one stray quote swallows the rows up to the next, or the rest of the file.
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            for row in reader:
+                if len(row) > 1 or "".join(row).strip():
+                    yield reader.line_num, row
+                begin = reader.line_num + 1
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a readable CSV table: {error}") from None
+    except csv.Error as error:
+        where = f"in the row that begins at line {begin}: is a quote stray there?"
+        raise BadInput(f"{path}: not a readable CSV table: {error} {where}") from None
 
 
-def _overlong_row(path: Path, columns: int) -> str:
-    for line, row in _csv_rows(path):
-        if len(row) > columns:
-            return f"line {line} has {len(row)} values, but the header names {columns} columns"
-    return f"not a readable CSV table: not every row has {columns} values"
-
-
-def _line_of_row(path: Path, k: int) -> int:
-    # Read again, since astropy keeps no line numbers: this happens only on an error.
-    return next(islice(_csv_rows(path), k + 1, None))[0]
-
-
-def _read_fits(path: Path) -> TableFile:
+def _read_fits(path: Path) -> Any:
     with sources_extra():
         from astropy.io import fits
         from astropy.table import Table
@@ -186,21 +181,19 @@ def _read_fits(path: Path) -> TableFile:
         if not tables:
             raise BadInput(f"{path}: a FITS file without a table")
         warnings.simplefilter("ignore", UnitsWarning)  # `degrees_per_unit` handles units unknown to astropy
-        table = Table.read(tables[0])
-    return TableFile(path, "fits", table.colnames, table)
+        return Table.read(tables[0])
 
 
-def _read_votable(path: Path) -> TableFile:
+def _read_votable(path: Path) -> Any:
     with sources_extra():
         from astropy.table import Table
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # most services' VOTables deviate from the standard
-            table = Table.read(path, format="votable", table_id=0)
+            return Table.read(path, format="votable", table_id=0)
     except Exception as error:  # what the XML parser raises depends on what is wrong
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadInput(f"{path}: not a readable VOTable ({reason})") from None
-    return TableFile(path, "votable", table.colnames, table)
 
 
 def _first_no_number(text: list[str]) -> int:

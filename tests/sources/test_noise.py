@@ -1,8 +1,12 @@
 """Sky noise measured in a stamp."""
 
-import numpy as np
+import math
+from statistics import NormalDist
 
-from hpcphotoz.sources.noise import outer_pixels, stamp_sky_sigma
+import numpy as np
+import pytest
+
+from hpcphotoz.sources.noise import _CLIPPED_STD, clipped_std, outer_pixels, stamp_sky_sigma
 
 
 def test_sky_sigma_is_not_moved_by_a_galaxy_and_its_neighbours() -> None:
@@ -19,3 +23,12 @@ def test_sky_sigma_is_not_moved_by_a_galaxy_and_its_neighbours() -> None:
     np.testing.assert_allclose(sigma.mean(axis=0), [0.02, 5.0], rtol=0.06)
     assert (sigma.std(axis=0) / sigma.mean(axis=0) < 0.03).all()
     assert len(outer_pixels(152)) <= 2048 and len(outer_pixels(4)) == 12
+
+
+def test_the_correction_is_that_of_a_normal_cut_at_3_sigma() -> None:
+    normal = NormalDist()
+    variance = 1 - 2 * 3 * normal.pdf(3) / (normal.cdf(3) - normal.cdf(-3))
+    assert pytest.approx(math.sqrt(variance), abs=1e-5) == _CLIPPED_STD
+    # The quantiles of a normal: a sample without noise.
+    pixels = np.array([normal.inv_cdf((k + 0.5) / 100_001) for k in range(100_001)], np.float32)
+    np.testing.assert_allclose(clipped_std(np.stack([pixels, 5 * pixels + 1])), [1, 5], rtol=1e-4)
