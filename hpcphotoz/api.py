@@ -13,11 +13,13 @@
 The command line does the same on more: predictions as files, reports, clusters.
 """
 
+import operator
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +27,13 @@ from torch import Tensor
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
-from hpcphotoz.data.format.manifest import Manifest, read_manifest
+from hpcphotoz.data.format.manifest import STORAGE, Manifest, read_manifest
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.batches import attack_labels, to_tensors
+from hpcphotoz.evaluation.batches import attack_labels, count_subset_objects, to_tensors
 from hpcphotoz.evaluation.inference import PASSES
-from hpcphotoz.evaluation.network import compute_pdfs
+from hpcphotoz.evaluation.network import check_tensors, compute_pdfs
 from hpcphotoz.training import trainer
 from hpcphotoz.training.distributed.rank_device import choose_device
 from hpcphotoz.training.run.network import TrainedNetwork, load_network
@@ -47,6 +49,7 @@ class StampBatch:
     z_spec: Tensor  # (N,) float32, NaN: unknown
     sky_sigma: Tensor  # (N, bands) float32, nanomaggies per pixel
     object_id: Tensor  # (N,) int64
+    bands: tuple[str, ...]  # of the images, in their order
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,7 +81,7 @@ class Dataset:
         """
         row_filter = self.subset if self.subset.columns else None
         for stamps in read_rows(self.folder, self.manifest, self.batch, row_filter):
-            yield StampBatch(**to_tensors(stamps, self.device))
+            yield StampBatch(**to_tensors(stamps, self.device), bands=self.manifest.header.bands)
 
 
 def simulate(
@@ -109,6 +112,10 @@ def simulate(
         BadInput: an argument out of range, a folder that holds something already, or the extra `sources` is
             not installed.
     """
+    n, seed, shard_rows = _whole("n", n), _whole("seed", seed), _whole("shard_rows", shard_rows)
+    processes = None if processes is None else _whole("processes", processes)
+    if storage not in STORAGE:
+        raise BadInput(f"storage {storage!r}: want one of {', '.join(STORAGE)}")
     from hpcphotoz.sources.simulation import simulate
 
     out = Path(out)
@@ -129,7 +136,8 @@ def train(
     """Train a network, or continue its training: the same call resumes from the newest checkpoint in `out`.
 
     Under torchrun, srun or mpirun every rank makes this call. Ctrl-C, SIGTERM and the option `wall_minutes`
-    end the training early, with a checkpoint.
+    end the training early, with a checkpoint. Where the network is compiled, TORCHINDUCTOR_CACHE_DIR and
+    TRITON_CACHE_DIR stay set, to a folder of the user's cache, unless they were set before.
 
     Args:
         config: name of a recipe ("standard", "adversarial", ...), path of a TOML file, or a `Config`.
@@ -144,8 +152,8 @@ def train(
         The run folder.
 
     Raises:
-        BadInput: an unknown option, a value out of range, an unusable dataset, or a folder that holds
-            another run.
+        BadInput: an unknown option, a value out of range, an unusable dataset, no such device, or a folder
+            that holds another run.
         Diverged: the loss became NaN or infinite; the newest checkpoint is from before.
     """
     settings = config if isinstance(config, Config) else configuration.load(str(config))
@@ -169,7 +177,7 @@ def load(run: Path | str, device: str = "auto") -> TrainedNetwork:
         device: "cuda", "cpu", or "auto": a GPU where there is one.
 
     Raises:
-        BadInput: no such run, no checkpoint in it that loads, or no GPU where one was asked for.
+        BadInput: no such run, no checkpoint in it that loads, or no such device.
     """
     return load_network(run, choose_device(World(), device))
 
@@ -187,12 +195,16 @@ def open(
         device: where batches are put: "cuda", "cpu", or "auto": a GPU where there is one.
 
     Raises:
-        BadInput: no finished dataset, a shard that is missing, or a batch below 1.
+        BadInput: no finished dataset, a shard that is missing, a subset without objects (all labels are read
+            to count them), a batch below 1, or no such device.
     """
-    if batch < 1:
+    if (batch := _whole("batch", batch)) < 1:
         raise BadInput(f"batch {batch}: must be at least 1")
     path = Path(folder)
-    return Dataset(path, read_manifest(path), batch, subset, choose_device(World(), device))
+    manifest, chosen = read_manifest(path), choose_device(World(), device)
+    if subset.columns:
+        count_subset_objects(path, manifest, subset)
+    return Dataset(path, manifest, batch, subset, chosen)
 
 
 def attack(
@@ -206,6 +218,8 @@ def attack(
     **options: object,
 ) -> Tensor:
     """Attack the images of a batch, in float32. The command `attack` does the same for a whole dataset.
+
+    An autocast of the caller has no effect, and the mode of `network.module` is restored.
 
     An object of unknown redshift is attacked away from the most probable redshift of its own clean PDF.
 
@@ -223,16 +237,20 @@ def attack(
         Attacked images, (N, bands, y, x) float32, nanomaggies.
 
     Raises:
-        BadInput: an unknown option, a value out of range, options that contradict each other, or images or
-            redshifts that the network does not take.
+        BadInput: an unknown option, a value out of range, options that contradict each other, or a batch
+            whose bands, shapes, types, device or values the network does not take.
     """
     bins, z, run = network.bins, batch.z_spec, f"run '{network.name}'"
     asked = {"method": method, "eps": eps, "steps": steps, **options}
     tree = {"model": {"z_min": bins.z_min, "z_max": bins.z_max}, "attack": asked}
     chosen = configuration.parse(tree, "attack").attack
-    shape, wanted = tuple(batch.images.shape[1:]), (len(network.bands), network.stamp, network.stamp)
-    if shape != wanted:
-        raise BadInput(f"attack: images of shape {shape} but {run} takes {wanted}")
+    if not -(2**63) <= (seed := _whole("seed", seed)) < 2**63:
+        raise BadInput(f"seed {seed}: must be a whole number of 64 bits")
+    tensors: dict[str, Any] = {**vars(batch)}
+    if (bands := tuple(tensors.pop("bands"))) != network.bands:
+        ours, theirs = ",".join(network.bands), ",".join(bands)
+        raise BadInput(f"attack: a batch of bands {theirs} but {run} takes {ours}, in that order")
+    check_tensors(network, "attack", **tensors)
     outside = (z < bins.z_min) | (z >= bins.z_max)
     if outside.any():
         who = f"object {int(batch.object_id[outside][0])} has z_spec {float(z[outside][0]):.4f}"
@@ -241,6 +259,13 @@ def attack(
         z = attack_labels(bins, compute_pdfs(network, batch.images, batch.ebv, batch.object_id), z)
     given, passes = (batch.images, batch.ebv, z, batch.sky_sigma, batch.object_id), PASSES["fp32"]
     return perturb(network.module, *given, attack=chosen, bins=bins, seed=seed, passes=passes)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise BadInput(f"{name} {value!r}: must be a whole number") from None
 
 
 @contextmanager

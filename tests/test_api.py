@@ -118,9 +118,116 @@ def test_attack_refuses_batches_that_do_not_fit_the_network(run: Path, dataset: 
         hpcphotoz.attack(network, batch, epsilon=0.1)
     with pytest.raises(BadInput, match="object .* has z_spec 0.5000, outside"):
         hpcphotoz.attack(network, replace(batch, z_spec=torch.full_like(batch.z_spec, 0.5)))
-    other = hpcphotoz.open(make_dataset(tmp_path / "gri", n=4, shard_rows=4, bands="gri"), device="cpu")
-    with pytest.raises(BadInput, match=r"images of shape \(3, 16, 16\) but run 'run' takes \(5, 16, 16\)"):
-        hpcphotoz.attack(network, next(iter(other)))
+    for bands, said in (("gri", "g,r,i"), ("zirgu", "z,i,r,g,u")):
+        other = hpcphotoz.open(make_dataset(tmp_path / bands, n=4, shard_rows=4, bands=bands), device="cpu")
+        with pytest.raises(BadInput, match=f"a batch of bands {said} but run 'run' takes u,g,r,i,z, in that"):
+            hpcphotoz.attack(network, next(iter(other)))
+
+
+NAN, X = torch.nan, torch.zeros(2, 5, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"images": X.numpy()}, "images: a ndarray: want a torch tensor"),
+        ({"images": X[0, 0, 0, 0]}, r"images of shape \(\) and"),
+        ({"images": X.double()}, r"images of shape \(2, 5, 16, 16\) and torch.float64, but run 'run' takes"),
+        ({"images": X[:, :4]}, r"\(2, 4, 16, 16\).* takes \(2, 5, 16, 16\) and torch.float32"),
+        ({"images": X[..., :8]}, r"\(2, 5, 16, 8\).* takes \(2, 5, 16, 16\)"),
+        ({"images": X.to("meta")}, "images on meta, but run 'run' is on cpu"),
+        (
+            {"images": X + torch.tensor([0, torch.inf])[:, None, None, None]},
+            "object 1: inf in images: must be",
+        ),
+        ({"ebv": None}, "ebv: a NoneType: want a torch tensor"),
+        ({"ebv": torch.zeros(1)}, r"ebv of shape \(1,\) and .* takes \(2,\)"),
+        ({"ebv": torch.tensor([0, NAN])}, "object 1: nan in ebv: must be finite"),
+        ({"z_spec": torch.zeros(3)}, "attack: z_spec of shape"),
+        ({"sky_sigma": torch.ones(5)}, "attack: sky_sigma of shape"),
+        ({"sky_sigma": torch.zeros(2, 5)}, "object 0: 0 in sky_sigma: must be finite and positive"),
+        (
+            {"object_id": torch.arange(2, dtype=torch.int32)},
+            "torch.int32, but run 'run' takes .* torch.int64",
+        ),
+        ({"seed": 1.5}, "seed 1.5: must be a whole number"),
+        ({"seed": 2**63}, "seed 9223372036854775808: must be a whole number of 64 bits"),
+    ],
+)
+def test_attack_and_pdf_refuse_tensors_that_mean_nothing(run: Path, given: dict[str, Any], said: str) -> None:
+    network = hpcphotoz.load(run, device="cpu")
+    given, seed = {**given}, given.get("seed", 0)
+    given.pop("seed", None)
+    batch = api.StampBatch(
+        X, torch.zeros(2), torch.full((2,), NAN), torch.ones(2, 5), torch.arange(2), network.bands
+    )
+    batch = replace(batch, **given)
+    with pytest.raises(BadInput, match=said):
+        hpcphotoz.attack(network, batch, seed=seed)
+    if given.keys() & {"images", "ebv"}:
+        with pytest.raises(BadInput, match=said):
+            network.pdf(batch.images, batch.ebv)
+
+
+def test_attack_and_pdf_keep_mode_and_precision_of_the_caller(run: Path, dataset: Path) -> None:
+    network = hpcphotoz.load(run, device="cpu")
+    batch = next(iter(hpcphotoz.open(dataset, device="cpu")))
+    batch = replace(batch, z_spec=torch.full_like(batch.z_spec, NAN))
+    plain = hpcphotoz.attack(network, batch), network.pdf(batch.images, batch.ebv)
+    network.module.train()
+    next(network.module.children()).eval()
+    modes = [part.training for part in network.module.modules()]
+    with torch.autocast("cpu", torch.bfloat16):
+        again = hpcphotoz.attack(network, batch), network.pdf(batch.images, batch.ebv)
+    assert modes == [part.training for part in network.module.modules()] and any(modes)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_train_and_load_leave_the_random_state_of_the_caller(dataset: Path, tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    before = torch.get_rng_state()
+    hpcphotoz.train("adversarial", dataset, tmp_path / "run", device="cpu", **SMALL)
+    hpcphotoz.load(tmp_path / "run", device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_device_is_one_of_three_words(run: Path, dataset: Path) -> None:
+    device: Any
+    for device in ("gpu", "cuda:0", torch.device("cuda")):
+        for call in (
+            lambda device=device: hpcphotoz.load(run, device=device),
+            lambda device=device: hpcphotoz.open(dataset, device=device),
+            lambda device=device: hpcphotoz.train("adversarial", dataset, run, device=device),
+        ):
+            with pytest.raises(BadInput, match="device .*: want one of 'auto', 'cuda', 'cpu'"):
+                call()
+
+
+def test_open_refuses_a_part_without_objects_and_a_batch_that_is_no_number(run: Path, dataset: Path) -> None:
+    whole = configure("test").data
+    with pytest.raises(BadInput, match="the split of the training has no test part .data.test is 0."):
+        hpcphotoz.open(dataset, subset=Subset.from_options(whole, "test", tuple("ugriz")), device="cpu")
+    batch: Any
+    for batch in (2.5, "8"):
+        with pytest.raises(BadInput, match="batch .*: must be a whole number"):
+            hpcphotoz.open(dataset, batch=batch, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"n": 2.5}, "n 2.5: must be a whole number"),
+        ({"n": "8"}, "n '8': must be a whole number"),
+        ({"seed": 1.5}, "seed 1.5: must be a whole number"),
+        ({"shard_rows": 1.5}, "shard_rows 1.5: must be a whole number"),
+        ({"processes": 1.5}, "processes 1.5: must be a whole number"),
+        ({"storage": "x"}, "storage 'x': want one of float32, float16, int16"),
+    ],
+)
+def test_simulate_refuses_arguments_of_the_wrong_type(given: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=said):
+        hpcphotoz.simulate(tmp_path / "set", **{"n": 4, **given})
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.slow

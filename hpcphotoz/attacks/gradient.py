@@ -30,7 +30,7 @@ class Passes:
 
     Attributes:
         autocast: torch.bfloat16: precision of convolutions and matrix products, in the stop condition too;
-            None: the caller's autocast decides.
+            torch.float32: no autocast, also where the caller has one; None: the caller's autocast decides.
         tf32: whether a GPU may round the factors of float32 products to TF32; None: the caller's setting.
         compiled: use torch.compile; the first attack of a model and shape then takes a minute or more, and on
             a GPU so does each new batch size.
@@ -109,13 +109,14 @@ def image_loss_of(model: Model, loss: Loss, device: torch.device, passes: Passes
     """Freeze the model and set the precision; yields the loss as a function of the images."""
     cast = passes.autocast or _callers_autocast(device)
     # No cache: it would keep the cast images of every step until the attack ends.
-    lower = nullcontext() if cast is None else torch.autocast(device.type, cast, cache_enabled=False)
+    low = cast not in (None, torch.float32)
+    lower = nullcontext() if cast is None else torch.autocast(device.type, cast, low, cache_enabled=False)
     rounded = nullcontext() if passes.tf32 is None else tf32(passes.tf32)
     with frozen(model) as inner, lower, rounded:
         forward = inner
         if passes.compiled:
             forward = compiled(inner, device)
-        elif cast is not None and isinstance(inner, nn.Module):
+        elif cast is not None and low and isinstance(inner, nn.Module):
             forward = _with_cast_weights(inner, cast)
         yield ImageLoss(forward, loss)
 
@@ -139,18 +140,27 @@ def frozen(model: Model) -> Iterator[Model]:
     if not isinstance(inner, nn.Module):  # a plain function: nothing to freeze
         yield inner
         return
-    was = [(module, module.training) for module in inner.modules()]
     wanted = [parameter for parameter in inner.parameters() if parameter.requires_grad]
-    inner.eval()
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
-        yield inner
+        with evaluation_mode(inner):
+            yield inner
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-        for module, training in was:
-            module.training = training
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode; each part's own mode is restored at the end."""
+    was = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in was:
+            part.training = training
 
 
 def _with_cast_weights(module: nn.Module, dtype: torch.dtype) -> Model:

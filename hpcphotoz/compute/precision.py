@@ -81,7 +81,8 @@ def seconds_of_a_pass(
         shape: (n, B, H, W), the images of a pass.
         compiled, graph: use torch.compile; capture a pass as a CUDA graph and time its replay.
     """
-    images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(shape, device=device, generator=torch.Generator(device))
+    images = images.contiguous(memory_format=torch.channels_last)
     weights = [p for p in module.parameters() if p.requires_grad]
     forward = through_compiler(module, device) if compiled else module
     ebv = images.new_zeros(len(images))

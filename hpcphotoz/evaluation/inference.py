@@ -23,8 +23,8 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.network import RedshiftNetwork
 
 PASSES = {
-    "fp32": Passes(tf32=False),
-    "tf32": Passes(tf32=True),
+    "fp32": Passes(autocast=torch.float32, tf32=False),
+    "tf32": Passes(autocast=torch.float32, tf32=True),
     "bf16": Passes(autocast=torch.bfloat16, tf32=False),
 }
 # Number of image gradients from which compiling (30 to 76 s) pays. Compiled, an H200 needs 39 us less per

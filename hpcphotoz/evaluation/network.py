@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hpcphotoz.attacks.gradient import evaluation_mode
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.errors import BadInput
@@ -41,6 +42,39 @@ def check_bands_and_stamp(network: RedshiftNetwork, header: Header, where: objec
         )
 
 
+def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None:
+    """Raise BadInput for the first tensor that does not suit the network or holds a value that means nothing.
+
+    Args:
+        network: the network that is to take the tensors.
+        who: the function that was called, for the message.
+        tensors: `images` and any of the others of an `api.StampBatch`, by name. NaN is allowed in z_spec.
+    """
+    images, bands = tensors["images"], len(network.bands)
+    rows = len(images) if isinstance(images, Tensor) and images.ndim else 0
+    rest = {"images": (bands, network.stamp, network.stamp), "sky_sigma": (bands,)}
+    device = next(network.module.parameters()).device
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise BadInput(f"{who}: {name}: a {type(tensor).__name__}: want a torch tensor")
+        wanted = (rows, *rest.get(name, ())), torch.int64 if name == "object_id" else torch.float32
+        if (tuple(tensor.shape), tensor.dtype) != wanted:
+            raise BadInput(
+                f"{who}: {name} of shape {tuple(tensor.shape)} and {tensor.dtype}, but run "
+                f"'{network.name}' takes {wanted[0]} and {wanted[1]}"
+            )
+        if tensor.device != device:
+            raise BadInput(f"{who}: {name} on {tensor.device}, but run '{network.name}' is on {device}")
+        bad = tensor.isinf() if name == "z_spec" else ~tensor.isfinite()
+        if name == "sky_sigma":
+            bad |= tensor <= 0
+        if bad.any():
+            row, value = int(bad.nonzero()[0, 0]), float(tensor[bad][0])
+            number = int(tensors["object_id"][row]) if "object_id" in tensors else row
+            want = "finite and positive" if name == "sky_sigma" else "finite"
+            raise BadInput(f"{who}: object {number}: {value:g} in {name}: must be {want}")
+
+
 @torch.no_grad()
 def compute_pdfs(
     network: RedshiftNetwork,
@@ -50,6 +84,8 @@ def compute_pdfs(
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """PDFs of images, (N, bins) float32 probabilities, in evaluation mode and in float32 without TF32.
+
+    An autocast of the caller has no effect, and the module's own mode is restored.
 
     Args:
         network: the trained network.
@@ -61,8 +97,8 @@ def compute_pdfs(
     Raises:
         BadInput: logits of the wrong shape, or not finite for some object.
     """
-    network.module.eval()
-    with tf32(False):
+    in_float32 = torch.autocast(images.device.type, enabled=False)
+    with evaluation_mode(network.module), tf32(False), in_float32:
         logits = (forward or network.module)(images, ebv).float()
     if logits.shape != (len(images), network.bins.n):
         raise BadInput(

@@ -57,9 +57,12 @@ class TrainingComponents:
         """
         # A softening of 1 sky sigma distorts the noise itself: sigma_MAD was 5 to 10 % worse than with 10.
         scale = tuple(config.model.softening * sigma for sigma in sky_sigma)
-        torch.manual_seed(config.run.seed)
         compute = compute_options(config.compute, device)
-        module = compute.placed(build(config.model, stamp=stamp, scale=scale), device)
+        # On the CPU, whatever the caller's default device; the caller's random state stays as it is.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(config.run.seed)
+            module = build(config.model, stamp=stamp, scale=scale)
+        module = compute.placed(module, device)
         optimiser = torch.optim.AdamW(
             module.parameters(),
             lr=config.optimiser.learning_rate,

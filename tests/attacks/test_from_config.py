@@ -36,6 +36,22 @@ def test_perturb_uses_sky_sigmas_and_keys_starts_by_object(change: dict[str, Any
     assert not torch.equal(other, adv)
 
 
+@pytest.mark.parametrize("ball", ["linf", "l2"])
+def test_the_step_size_is_in_sky_sigmas(ball: str) -> None:
+    model, images, ebv, z, _ = batch_norm_problem()
+    sky, ids = torch.rand(6, 3) + 0.1, torch.arange(6)
+    attack = Attack(eps=0.5, steps=2, step_size=0.05, random_start=False, ball=ball)
+    adv = attacks.perturb(model, images, ebv, z, sky, ids, attack=attack, bins=BINS)
+    first = attack.model_copy(update={"steps": 1})
+    moved = attacks.perturb(model, images, ebv, z, sky, ids, attack=first, bins=BINS) - images
+    scaled, further = moved / sky[:, :, None, None], (adv - images) / sky[:, :, None, None]
+    if ball == "l2":  # the root mean square over the stamp
+        torch.testing.assert_close(scaled.square().mean((1, 2, 3)).sqrt(), torch.full((6,), 0.05))
+    else:
+        torch.testing.assert_close(scaled.abs(), torch.full_like(scaled, 0.05), rtol=1e-4, atol=1e-6)
+    assert 0.05 < further.abs().max() and further.square().mean((1, 2, 3)).sqrt().max() < 0.1001
+
+
 def test_a_target_attracts_the_redshift() -> None:
     model, images, ebv, z, _ = batch_norm_problem(24)
     sky, ids = torch.full((24, 3), 0.3), torch.arange(24)

@@ -133,6 +133,17 @@ def test_bfloat16_weights_are_cast_once_and_the_model_keeps_its_own() -> None:
     assert casts - 4 * per_step == 10  # weights and biases of three convolutions and two dense layers
 
 
+def test_float32_passes_are_so_under_the_callers_autocast() -> None:
+    model = build(Model(bins=20, width=8), stamp=16, scale=SCALE)
+    images, ebv, z, eps = five_bands()
+    exact = attacks.Passes(autocast=torch.float32)
+    plain = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        callers = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=4)
+        own = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=4, passes=exact)
+    assert torch.equal(own, plain) and not torch.equal(callers, plain)
+
+
 def test_a_compiled_model_gives_the_same_attack() -> None:
     model, images, ebv, z, eps = batch_norm_problem()
     plain = attacks.pgd(model, images, ebv, z, eps, loss=LOSS, steps=3)

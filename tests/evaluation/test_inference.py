@@ -69,7 +69,7 @@ def test_short_work_and_work_on_a_cpu_are_not_compiled(monkeypatch: pytest.Monke
     assert not inference._can_compile(StubNetwork())
     seen = Perturb(monkeypatch)
     attack(DatasetAttack(StubNetwork(), "fp32", BATCH, MIN_GRADIENTS_TO_COMPILE - 1))
-    assert seen.passes == [Passes(tf32=False)]
+    assert seen.passes == [inference.PASSES["fp32"]]
 
 
 def test_a_failing_compiler_is_reported_once_and_not_tried_again(

@@ -15,6 +15,7 @@ from hpcphotoz.data import order
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.errors import BadInput
 
+__all__ = ["Subset"]
 Bits = npt.NDArray[np.uint8]
 SplitPart = Literal["train", "validation", "test", "all"]
 SPLIT_PARTS: tuple[SplitPart, ...] = get_args(SplitPart)

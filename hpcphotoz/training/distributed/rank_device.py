@@ -10,6 +10,7 @@ import torch
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
 
+DEVICES = ("auto", "cuda", "cpu")
 _DEVICE_FILES = "/dev"
 # Variables that SLURM sets in a job with GPUs, whichever of its options asked for them.
 _SLURM_GPUS = (
@@ -29,8 +30,11 @@ def choose_device(world: World, wanted: str = "auto", env: Mapping[str, str] | N
         env: environment to read; the process's own by default.
 
     Raises:
-        BadInput: torch sees no GPU although one is there or was asked for, or fewer GPUs than ranks.
+        BadInput: another word, no GPU for torch although one is there or was asked for, or fewer GPUs than
+            ranks.
     """
+    if wanted not in DEVICES:
+        raise BadInput(f"device {wanted!r}: want one of {', '.join(map(repr, DEVICES))}")
     env = os.environ if env is None else env
     if wanted == "cpu":
         return torch.device("cpu")

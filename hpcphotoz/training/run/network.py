@@ -11,7 +11,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse
 from hpcphotoz.config.renamed import to_current
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.network import compute_pdfs
+from hpcphotoz.evaluation.network import check_tensors, compute_pdfs
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.training.run import checkpoint
@@ -34,12 +34,14 @@ class TrainedNetwork:
         """The PDF of each object, (N, bins) float32: a probability per redshift bin.
 
         Args:
-            images: (N, bands, y, x) float32, nanomaggies, on the module's device.
+            images: (N, bands, y, x) float32, nanomaggies, on the module's device; bands as in `bands`.
             ebv: (N,) float32, mag.
 
         Raises:
-            BadInput: an output that is not finite; the message gives the object's place in the batch.
+            BadInput: another shape, type or device, or a pixel, E(B-V) or output that is not finite; the
+                message gives the object's place in the batch.
         """
+        check_tensors(self, "pdf", images=images, ebv=ebv)
         return compute_pdfs(self, images, ebv, torch.arange(len(images), device=images.device))
 
 
@@ -61,7 +63,8 @@ def load_network(run: Path | str, device: torch.device | str = "cpu") -> Trained
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     state = checkpoint.load(path, device)
     config = parse(_current_config(state), str(path))
-    module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
+    with torch.random.fork_rng(devices=[]):
+        module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
     module.load_state_dict(state["model"])
     module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name

@@ -166,7 +166,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     Without a dtype the factors are float32, with TF32 if it is on.
     """
     n = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(n, n, device=device, dtype=dtype or torch.float32)
+    dtype, own = dtype or torch.float32, torch.Generator(device)
+    a = torch.randn(n, n, device=device, dtype=dtype, generator=own)
     b = a.clone()
     return 2 * n**3 / time_call(lambda: a @ b, device, rounds=5)
 

@@ -84,6 +84,15 @@ def test_a_gpu_that_torch_cannot_use_is_an_error(gpus: list[str], tmp_path: Path
     assert choose_device(World(), env={"CUDA_VISIBLE_DEVICES": ""}) == torch.device("cpu")
 
 
+@pytest.mark.parametrize("wanted", ["gpu", "CUDA", "cuda:1", "cpu:0", "", torch.device("cuda")], ids=str)
+def test_another_word_for_a_device_is_refused(wanted: str, gpus: list[str]) -> None:
+    """It would be the CPU without a GPU, and GPU 0 with one."""
+    for _ in range(2):
+        with pytest.raises(BadInput, match="device .*: want one of 'auto', 'cuda', 'cpu'"):
+            choose_device(World(), wanted, {})
+        gpus += ["a"]
+
+
 def test_two_ranks_never_share_a_gpu() -> None:
     assert conflict([("n1", "a"), ("n1", "b"), ("n2", "c")]) is None
     assert conflict([("n1", "cpu"), ("n1", "cpu")]) is None
