@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import shlex
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -56,7 +57,12 @@ def load(source: str, overrides: Mapping[str, str] | None = None, convert: bool 
         BadInput: no such file or recipe, not TOML, an unknown key (the message lists the valid ones), an old
             name (it gives the new one), or a value out of range.
     """
-    tree = to_current(_read(source)) if convert else _read(source)
+    tree = _read(source)
+    if convert:
+        tree = to_current(tree, source)
+    elif told := _renamed(tree):
+        command = f"hpcphotoz config {shlex.quote(source)}"
+        raise BadInput(f"{source}: {told}: `{command}` prints it with today's names")
     for name, text in (overrides or {}).items():
         section, _, key = name.partition(".")
         if name in RENAMED:
@@ -65,10 +71,7 @@ def load(source: str, overrides: Mapping[str, str] | None = None, convert: bool 
             raise BadInput(f"--{name}: is no longer an option: leave it out")
         if name not in options():
             raise BadInput(f"--{name}: unknown option{_hint(name)}; valid: {_valid(section)}")
-        given = tree.setdefault(section, {})
-        if not isinstance(given, dict):
-            raise BadInput(f"{source}: {section} = {given!r}: want a table [{section}]")
-        given[key] = text
+        tree.setdefault(section, {})[key] = text
     return parse(tree, source, overrides)
 
 
@@ -133,10 +136,9 @@ def parse(tree: Mapping[str, Any], source: str, overrides: Mapping[str, str] | N
     Raises:
         BadInput: as `load`.
     """
-    names = option_names(tree)
-    if old := [name for name in names if name in RENAMED]:
-        raise BadInput(f"{source}: {_renamed(old, source)}")
-    if removed := [name for name in names if name in REMOVED]:
+    if told := _renamed(tree):
+        raise BadInput(f"{source}: {told}")
+    if removed := [name for name in option_names(tree) if name in REMOVED]:
         raise BadInput(f"{source}: {', '.join(removed)}: no longer an option: leave it out")
     try:
         return Config.model_validate(tree)
@@ -194,10 +196,12 @@ def _refusal(error: Mapping[str, Any], source: str, typed: Mapping[str, str]) ->
     return f"{begin}: {name}{value}: {reason}"
 
 
-def _renamed(old: list[str], source: str) -> str:
+def _renamed(tree: Mapping[str, Any]) -> str:
+    """The options of a nested mapping that have another name today, with that; "" if there is none."""
+    old = [name for name in option_names(tree) if name in RENAMED]
     listed = "; ".join(f"{name} is now {RENAMED[name]}" for name in old[:_LISTED])
     more = f" and {len(old) - _LISTED} more" if len(old) > _LISTED else ""
-    return f"{listed}{more}: `hpcphotoz config {source}` prints it with today's names"
+    return f"{listed}{more}"
 
 
 def _hint(name: str) -> str:
@@ -248,8 +252,12 @@ def _read(source: str) -> dict[str, Any]:
     if len(text) > _LONGEST:  # a device such as /dev/zero has no end
         raise BadInput(f"{source}: more than {_LONGEST} characters: not a configuration")
     try:
-        return tomllib.loads(text)
+        tree = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits
         raise BadInput(f"{source}: not TOML: {error}") from None
     except RecursionError:
         raise BadInput(f"{source}: nested too deeply: want sections of keys and values") from None
+    for name in sections():
+        if not isinstance(given := tree.get(name, {}), dict):
+            raise BadInput(f"{source}: {name} = {given!r}: want a table [{name}]")
+    return tree

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hpcphotoz.errors import BadInput
+
 OLD_SECTION = "training"
 _MOVED = {
     "data": ("augment",),
@@ -24,6 +26,7 @@ RENAMED: dict[str, str] = {
     "training.overlap": "overlap.mode",
     "training.transfer": "overlap.images_transfer",
     "attack.fraction": "adversarial.fraction",
+    "data.read_ahead": "data.windows_ahead",
 }
 # Options without a successor: on CPUs 1x1 convolutions of one input are now always computed as one, which is
 # faster; channels padded to multiples of 8 were slower.
@@ -36,10 +39,13 @@ def option_names(tree: Mapping[str, Any]) -> list[str]:
     return [f"{section}.{key}" for section, keys in tables.items() for key in keys]
 
 
-def to_current(tree: Mapping[str, Any]) -> dict[str, Any]:
+def to_current(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
     """A nested mapping with old names replaced by today's; all else is kept as it is.
 
     Checkpoints, and config.toml of run folders, keep the names of the version that wrote them.
+
+    Raises:
+        BadInput: an option under both names; the message begins with `source`.
     """
     current: dict[str, Any] = {}
     for section, keys in tree.items():
@@ -49,8 +55,11 @@ def to_current(tree: Mapping[str, Any]) -> dict[str, Any]:
         if section != OLD_SECTION:
             current.setdefault(section, {})
         for key, value in keys.items():
-            if f"{section}.{key}" in REMOVED:
+            name = f"{section}.{key}"
+            if name in REMOVED:
                 continue
-            new_section, _, new_key = RENAMED.get(f"{section}.{key}", f"{section}.{key}").partition(".")
+            new_section, _, new_key = RENAMED.get(name, name).partition(".")
+            if name in RENAMED and new_key in tree.get(new_section, {}):
+                raise BadInput(f"{source}: {name} is now {RENAMED[name]}, which is given too: leave one out")
             current.setdefault(new_section, {})[new_key] = value
     return current

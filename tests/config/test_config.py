@@ -1,12 +1,17 @@
 """One strict configuration path."""
 
+import itertools
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
+from hpcphotoz.config.renamed import RENAMED
 from hpcphotoz.errors import BadInput
+from tests.helpers.paths import ROOT
 
 
 @pytest.mark.parametrize("name", config.recipes())
@@ -144,14 +149,58 @@ def test_an_old_name_on_the_command_line_is_refused_with_the_new_one() -> None:
         config.load("standard", {"training.epoch": "3"})
     with pytest.raises(BadInput, match="--training.padded: is no longer an option"):
         config.load("standard", {"training.padded": "on"})
+    with pytest.raises(BadInput, match="--data.read_ahead: is now --data.windows_ahead"):
+        config.load("standard", {"data.read_ahead": "2"})
+
+
+def test_only_of_a_file_is_it_said_that_the_command_converts_it(tmp_path: Path) -> None:
+    path = tmp_path / "two words.toml"
+    path.write_text("[training]\nseed = 3\n")
+    with pytest.raises(BadInput, match=f"`hpcphotoz config '{path}'` prints it"):
+        config.load(str(path))
+    with pytest.raises(BadInput, match="^attack: attack.fraction is now adversarial.fraction$"):
+        config.parse({"attack": {"fraction": 0.5}}, "attack")
+
+
+@pytest.mark.parametrize("sections", ["[training]\n{}\n[run]\n{}", "[run]\n{}\n[training]\n{}"])
+def test_an_option_under_both_names_is_refused(tmp_path: Path, sections: str) -> None:
+    (tmp_path / "c.toml").write_text(sections.format("epochs = 1", "epochs = 5"))
+    with pytest.raises(BadInput, match="c.toml: training.epochs is now run.epochs, which is given too"):
+        config.load(str(tmp_path / "c.toml"), convert=True)
+
+
+@pytest.mark.parametrize("convert", [False, True])
+@pytest.mark.parametrize("training", ["", "\n[training]\noverlap = 'ranks'"])
+def test_a_section_that_is_no_table_is_refused(tmp_path: Path, training: str, convert: bool) -> None:
+    (tmp_path / "c.toml").write_text("overlap = 'ranks'" + training)
+    with pytest.raises(BadInput, match=r"c.toml: overlap = 'ranks': want a table \[overlap\]"):
+        config.load(str(tmp_path / "c.toml"), {"overlap.mode": "off"}, convert)
 
 
 def test_a_configuration_of_an_earlier_version_is_converted(tmp_path: Path) -> None:
     old = "[training]\nseed = 3\noverlap = 'ranks'\ntransfer = 'int8'\nmerged = 'auto'\npadded = 'off'\n"
-    (tmp_path / "c.toml").write_text(old + "\n[attack]\nfraction = 0.25\neps = 0.2\n")
+    old += "\n[attack]\nfraction = 0.25\neps = 0.2\n[data]\nread_ahead = 2\n"
+    (tmp_path / "c.toml").write_text(old)
     found = config.load(str(tmp_path / "c.toml"), convert=True)
-    new = config.configure("test", seed=3, mode="ranks", images_transfer="int8", fraction=0.25, eps=0.2)
-    assert found == new
+    new: dict[str, Any] = {
+        "mode": "ranks",
+        "images_transfer": "int8",
+        "fraction": 0.25,
+        "eps": 0.2,
+        "windows_ahead": 2,
+    }
+    assert found == config.configure("test", seed=3, **new)
+
+
+def test_the_table_of_the_changelog_lists_every_old_name() -> None:
+    told = {}
+    table = (ROOT / "CHANGELOG.md").read_text().partition("| old | new |\n|---|---|\n")[2]
+    for row in itertools.takewhile(lambda line: line.startswith("|"), table.splitlines()):
+        old, new = re.findall("`(.+?)`", row)
+        section, _, keys = old.partition(".")
+        for key in keys.strip("{}").split(", "):
+            told[f"{section}.{key}"] = new.replace("*", key)
+    assert told == RENAMED
 
 
 @pytest.mark.parametrize("name", config.recipes())

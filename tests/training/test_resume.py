@@ -191,7 +191,8 @@ def test_a_run_of_the_older_order_is_not_resumed_but_its_split_is_still_known(
     checkpoint.save(tmp_path / "run", state, 2)
     with pytest.raises(BadInput, match="another order of objects"):
         train(config(seed=3), dataset, tmp_path / "run")
-    assert load_network(tmp_path / "run").config.data.split_seed == 3
+    data = load_network(tmp_path / "run").config.data
+    assert data.split_seed == 3 and data.windows_ahead == 1  # `read_ahead` counted batches
 
 
 def test_a_continuation_may_change_how_but_not_what_is_computed(dataset: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def load_network(run: Path | str, device: torch.device | str = "cpu") -> Trained
         give = "give a run folder that `hpcphotoz train --out` has filled"
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     state = checkpoint.load(path, device)
-    config = parse(_current_config(state), str(path))
+    config = parse(_current_config(state, str(path)), str(path))
     with torch.random.fork_rng(devices=[]):
         module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
     module.load_state_dict(state["model"])
@@ -72,11 +72,11 @@ def load_network(run: Path | str, device: torch.device | str = "cpu") -> Trained
     return TrainedNetwork(name, module, bins_of(config.model), *facts)
 
 
-def _current_config(state: checkpoint.State) -> dict[str, Any]:
+def _current_config(state: checkpoint.State, source: str) -> dict[str, Any]:
     """The configuration in a checkpoint, with the current names of sections and keys."""
-    tree = to_current(state["config"])
+    tree = to_current(state["config"], source)
     # Before checkpoints had the key `order`, `seed` drew the split too, and `read_ahead` counted batches.
     if "order" not in state:
-        tree["data"].pop("read_ahead", None)
+        tree["data"].pop("windows_ahead", None)
         tree["data"].setdefault("split_seed", tree["run"]["seed"])
     return tree
