@@ -9,7 +9,10 @@ from tests.helpers.paths import ROOT
 
 TEXTS = sorted(
     path
-    for pattern in ("*.md", "benchmarks/**/*.md", "hpcphotoz/**/*.py", "hpcphotoz/**/*.toml", "kernels/*.py")
+    for pattern in (
+        *("*.md", "docs/**/*.md", "benchmarks/**/*.md"),
+        *("hpcphotoz/**/*.py", "hpcphotoz/**/*.toml", "kernels/*.py"),
+    )
     for path in ROOT.glob(pattern)
 )
 # The abstract of arXiv:2002.10154 gives no size of a perturbation and names no network.

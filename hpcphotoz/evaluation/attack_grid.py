@@ -1,8 +1,8 @@
 """Attacks that an evaluation can run: named methods, and the grid of methods and epsilons. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from hpcphotoz.config import Attack
 from hpcphotoz.config.load import parse
@@ -15,8 +15,9 @@ class AttackMethod:
 
     label: str  # in pictures and text
     description: str  # sentence for the report; STEPS stands for the number of steps
-    method: Literal["fgsm", "pgd", "apgd"]
-    ball: Literal["linf", "l2", "flux"] = "linf"
+    curve: Mapping[str, Any]  # its look in plots, as keywords of matplotlib's `plot`
+    method: str  # options of the `attack` section
+    ball: str = "linf"
 
     def options(self, steps: int, restarts: int) -> dict[str, Any]:
         """Options of the `attack` section: `method`, `ball`, `steps`, `restarts`."""
@@ -29,21 +30,42 @@ class AttackMethod:
         }
 
 
+# Those of one ball from weak to strong. Where curves coincide, FGSM's thin dashes and open circles are
+# visible on the wide line of PGD.
 METHODS = {
-    "fgsm": AttackMethod("FGSM", "FGSM takes one signed gradient step", "fgsm"),
-    "pgd": AttackMethod("PGD", "PGD takes STEPS and stays in the ball of epsilon", "pgd"),
-    "apgd": AttackMethod("APGD", "APGD takes STEPS of sizes that it chooses itself", "apgd"),
+    "fgsm": AttackMethod(
+        "FGSM",
+        "FGSM takes one signed gradient step",
+        {"ls": "--", "lw": 1.2, "marker": "o", "ms": 8, "mfc": "none", "zorder": 4},
+        "fgsm",
+    ),
+    "pgd": AttackMethod(
+        "PGD",
+        "PGD takes STEPS and stays in the ball of epsilon",
+        {"ls": "-", "lw": 3, "marker": "s", "ms": 4, "alpha": 0.55, "zorder": 3},
+        "pgd",
+    ),
+    "apgd": AttackMethod(
+        "APGD",
+        "APGD takes STEPS of sizes that it chooses itself",
+        {"ls": "-", "lw": 1.2, "marker": "D", "ms": 5, "mfc": "white", "zorder": 5},
+        "apgd",
+    ),
     "flux": AttackMethod(
-        "PGD-flux", "PGD-flux is PGD whose change adds up to zero in every band", "pgd", "flux"
+        "PGD-flux",
+        "PGD-flux is PGD whose change adds up to zero in every band",
+        {"ls": "-.", "lw": 1.5, "marker": "v", "ms": 7, "zorder": 4},
+        "pgd",
+        "flux",
     ),
     "l2": AttackMethod(
         "PGD-L2",
         "PGD-L2 is PGD whose change has a root mean square of epsilon, over pixels and bands, at most",
+        {"ls": ":", "lw": 1.8, "marker": "x", "ms": 7, "zorder": 4},
         "pgd",
         "l2",
     ),
 }
-_STRENGTH_ORDER = ("apgd", "pgd", "fgsm", "flux", "l2")
 
 
 class NamedAttack(NamedTuple):
@@ -56,10 +78,12 @@ class NamedAttack(NamedTuple):
 def headline_attack(methods: Sequence[str]) -> str:
     """Name of the attack that pictures, calibration and transfer show: the strongest per pixel.
 
-    APGD, PGD and FGSM have the same ball and are preferred in that order. A flux-conserving attack is weaker
-    and an L2 attack may change a few pixels by much: they are used only if nothing else was measured.
+    A flux-conserving attack is weaker and an L2 attack may change a few pixels by much: they are used only if
+    nothing else was measured.
     """
-    return next(name for name in _STRENGTH_ORDER if name in methods)
+    measured = [name for name in METHODS if name in methods]
+    per_pixel = [name for name in measured if METHODS[name].ball == "linf"]
+    return per_pixel[-1] if per_pixel else measured[0]
 
 
 def build_attack_grid(

@@ -1,6 +1,8 @@
 """The examples of CONTRIBUTING.md run."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import hpcphotoz
 from hpcphotoz.attacks import cross_entropy, fgsm
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.layers import Normalise
@@ -35,6 +38,58 @@ def test_the_attack_stays_in_the_ball_and_raises_the_loss(tmp_path: Path) -> Non
     radius = eps[:, None, None]
     assert ((adv - images).abs() <= radius + rounding(images, radius)).all()
     assert (loss(model(adv, ebv), z) > loss(model(images, ebv), z)).all()
+
+
+@pytest.mark.slow
+def test_the_attack_is_in_every_command_after_the_edits(dataset: Path, tmp_path: Path) -> None:
+    for folder in ("hpcphotoz", "kernels", "launch"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
+    package = tmp_path / "hpcphotoz"
+    call, entry = (next(b for b in blocks(PAGE) if start in b) for start in ("if attack.method", 'MI-FGSM",'))
+    line = "from hpcphotoz.attacks.mifgsm import mifgsm\n"
+    (package / "attacks" / "mifgsm.py").write_text(example(PAGE, "mifgsm.py"))
+    for file, before, added in (
+        ("attacks/__init__.py", "from hpcphotoz.attacks.minimal_eps", line),
+        ("attacks/__init__.py", '    "minimal_eps",', '    "mifgsm",\n'),
+        ("config/attack.py", '"apgd"] = Field', '"mifgsm", '),
+        ("attacks/from_config.py", "from hpcphotoz.attacks.pgd import", line),
+        ("attacks/from_config.py", "    return pgd(", call),
+        ("evaluation/attack_grid.py", '    "apgd": AttackMethod', entry),
+    ):
+        text = (package / file).read_text()
+        assert text.count(before) == 1, f"{file}: {before}"
+        (package / file).write_text(text.replace(before, added + before))
+    for folder in {path.parent for path in package.rglob("*.py")}:
+        assert len(list(folder.glob("*.py"))) <= 12, folder
+    run = hpcphotoz.train("standard", dataset, tmp_path / "run", device="cpu", width=8, bins=20, max_steps=1)
+    where = ["--data", str(dataset), "--device", "cpu", "--steps", "2", "--restarts", "2"]
+    attack = ["attack", str(run), *where, "--out", "attacked", "--method", "mifgsm", "--stop", "0.1"]
+    evaluate = [
+        "evaluate",
+        str(run),
+        *where,
+        "--limit",
+        "8",
+        "--out",
+        "report",
+        "--eps",
+        "0.1",
+        "--attacks",
+        "pgd",
+        "mifgsm",
+    ]
+    code = (
+        "import hpcphotoz\nfrom pathlib import Path\nfrom hpcphotoz.__main__ import main\n"
+        "assert Path(hpcphotoz.__file__).parents[1] == Path.cwd()\n"
+        f"assert main({attack}) == 0 and main({evaluate}) == 0\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert "MI-FGSM takes 2 steps along" in (tmp_path / "report" / "report.html").read_text()
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["attack"]["by_method"]["mifgsm"]["restarts"] == 2
 
 
 def test_the_survey_keeps_flux_and_lists_what_it_skips(tmp_path: Path) -> None:
@@ -78,6 +133,9 @@ def test_the_kernel_equals_its_reference(tmp_path: Path) -> None:
         "    assert torch.equal(kernel.launch(images, limit), wanted), shape\n"
         "    assert torch.equal(kernel.clip(images, limit), wanted), shape\n"
         "    assert torch.equal(kernel.launch(images, limit, 64), wanted), shape\n"
+        "    for per_band in (limit[0], limit[0].expand(shape[:2])):\n"
+        "        wanted = reference.clip(images, per_band)\n"
+        "        assert torch.equal(kernel.launch(images, per_band), wanted), shape\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", check],

@@ -1,5 +1,6 @@
-"""The documentation: names in the reference exist, internal links resolve, Sphinx has no warning."""
+"""The documentation: names in the reference exist, links and paths lead somewhere, Sphinx has no warning."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tests.helpers.paths import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+TOP_PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
@@ -30,7 +32,7 @@ def generator() -> ModuleType:
 
 
 def relative(path: Path) -> str:
-    return str(path.relative_to(DOCS))
+    return str(path.relative_to(ROOT))
 
 
 def headings(path: Path) -> set[str]:
@@ -41,7 +43,7 @@ def headings(path: Path) -> set[str]:
     return slugs | set(re.findall(r"^\(([\w-]+)\)=$", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
+@pytest.mark.parametrize("page", [*TOP_PAGES, *PAGES], ids=relative)
 def test_internal_links_lead_somewhere(page: Path) -> None:
     text = _CODE.sub("", page.read_text())
     for target in _LINK.findall(text) + _IMAGE.findall(text):
@@ -52,6 +54,26 @@ def test_internal_links_lead_somewhere(page: Path) -> None:
         assert path.is_file(), f"{page}: {target}: no such file"
         if anchor and not path.is_relative_to(DOCS / "reference"):  # whose headings are generated
             assert anchor in headings(path), f"{page}: {target}: no such heading"
+
+
+def test_paths_in_the_readme_exist() -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    paths = re.findall(r"`((?:benchmarks|docs|hpcphotoz|kernels|launch|tests)/[^`\s]*)`", text)
+    assert paths and not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_tutorial_computes_on_one_device_where_there_is_a_gpu_too() -> None:
+    """Its plots take tensors of the networks and the bins' centres together: all are on the CPU."""
+    text = (DOCS / "tutorial" / "robust-network.md").read_text()
+    cells = re.findall(
+        r"^```\{code-cell\} python3\n(?::tags:[^\n]*\n)?(.*?)^```", text, re.MULTILINE | re.DOTALL
+    )
+    calls = [node for cell in cells for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if ast.unparse(call.func) in ("hpcphotoz.open", "hpcphotoz.load")]
+    assert len(calls) == 3
+    for call in calls:
+        given = [*call.args, *(keyword.value for keyword in call.keywords)]
+        assert "'cpu'" in map(ast.unparse, given), ast.unparse(call)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)

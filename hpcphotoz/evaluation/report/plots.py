@@ -24,14 +24,6 @@ Floats = npt.NDArray[Any]
 
 BASELINE = "#666666"
 _PANELS = 3  # side by side: more are too small on a page
-# Where the curves coincide, FGSM's thin dashes and open circles are visible on the wide line of PGD.
-METHOD_STYLE: dict[str, dict[str, Any]] = {
-    "fgsm": {"ls": "--", "lw": 1.2, "marker": "o", "ms": 8, "mfc": "none", "zorder": 4},
-    "pgd": {"ls": "-", "lw": 3, "marker": "s", "ms": 4, "alpha": 0.55, "zorder": 3},
-    "apgd": {"ls": "-", "lw": 1.2, "marker": "D", "ms": 5, "mfc": "white", "zorder": 5},
-    "flux": {"ls": "-.", "lw": 1.5, "marker": "v", "ms": 7, "zorder": 4},
-    "l2": {"ls": ":", "lw": 1.8, "marker": "x", "ms": 7, "zorder": 4},
-}
 
 
 def redshift_scatter(result: EvaluationResult) -> bytes:
@@ -92,9 +84,9 @@ def robustness_curves(result: EvaluationResult, baseline: Mapping[str, float] | 
                     x, y = zip(
                         *((c.eps, abs(c.metrics[key]) * factor) for c in network.curve(method)), strict=True
                     )
-                    ax.plot(x, y, clip_on=False, color=shade, **METHOD_STYLE[method])
+                    ax.plot(x, y, clip_on=False, color=shade, **METHODS[method].curve)
             for method in result.methods:
-                ax.plot([], [], color="black", label=METHODS[method].label, **METHOD_STYLE[method])
+                ax.plot([], [], color="black", label=METHODS[method].label, **METHODS[method].curve)
             if baseline:
                 y0 = abs(baseline[key]) * factor
                 ax.axhline(y0, color=BASELINE, lw=1.2, ls=":", label="kNN on colours, clean")
