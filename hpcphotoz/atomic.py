@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
@@ -69,6 +69,27 @@ def check_output_folder(folder: Path) -> None:
     if not os.access(there, os.W_OK | os.X_OK | (os.R_OK if there == folder else 0)):
         make = "" if there == folder else "cannot make the folder: "
         raise BadInput(f"{folder}: {make}no permission to write in {there}")
+
+
+@contextmanager
+def making_folder(folder: Path) -> Iterator[None]:
+    """Context manager that makes a folder; after an error, what it made and is still empty is removed.
+
+    Raises:
+        BadInput: it cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot make the folder: {error.strerror}") from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,9 +12,19 @@ class BadInput(Exception):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The hint " (did you mean X?)" with the known word most like `word`; empty if none is similar."""
-    found = difflib.get_close_matches(word, list(known), n=1)
+    """The hint " (did you mean X?)" with the known word most like `word`; empty if none is similar.
+
+    That is one that differs in the section alone (--eps, --attack.eps), is spelt alike, or begins with it.
+    """
+    names = list(known)
+    found = [name for name in names if _without_section(name) == _without_section(word)]
+    found = found or difflib.get_close_matches(word, names, n=1)
+    found = found or [name for name in names if name.startswith(word)]
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _without_section(name: str) -> str:
+    return name.lstrip("-").rpartition(".")[2]
 
 
 def first_line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcphotoz.atomic import making_folder
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
@@ -42,9 +43,11 @@ def dry_run(plan: LaunchPlan, job: TrainJob) -> str:
     """The sbatch script that `submit` would hand to Slurm; needs no Slurm here and writes nothing.
 
     Raises:
-        BadInput: submitit is not installed; a run folder whose name Slurm would rewrite.
+        BadInput: submitit is not installed, no such dataset, or a run folder that cannot be used.
     """
+    import_submitit()
     launch = launch_folder(job)
+    check_folders(job)
     executor = _executor(plan, launch, snapshot.folder(launch))
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
@@ -68,27 +71,29 @@ def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say)
                 f"{command}: not found; submit on a login node of the cluster, or use `launch local`"
             )
     check_folders(job)  # now, not after a day in the queue
-    code = snapshot.take(launch)
-    executor = _executor(plan, launch, code)
-    script = executor._make_submission_file_text(executor._submitit_command_str, "")
-    overriding = overriding_variables(script, os.environ)
-    if overriding:
-        report(f"{', '.join(overriding)} of the environment: left out, the options of this launch hold")
-    before = set(launch.iterdir())
-    try:
-        # submitit also prints sbatch's error message, which is reported below.
-        with outside_any_job(overriding), contextlib.redirect_stderr(io.StringIO()):
-            submitted = executor.submit(with_placement(job, plan, code))
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        for left in set(launch.iterdir()) - before:
-            if re.fullmatch(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh", left.name):
-                left.unlink()
-        raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
-    return SubmittedJob(submitted.job_id, launch)
+    with making_folder(launch):
+        before = set(launch.iterdir())
+        code = snapshot.take(launch)
+        executor = _executor(plan, launch, code)
+        script = executor._make_submission_file_text(executor._submitit_command_str, "")
+        overriding = overriding_variables(script, os.environ)
+        if overriding:
+            report(f"{', '.join(overriding)} of the environment: left out, the options of this launch hold")
+        try:
+            # submitit also prints sbatch's error message, which is reported below.
+            with outside_any_job(overriding), contextlib.redirect_stderr(io.StringIO()):
+                submitted = executor.submit(with_placement(job, plan, code))
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            for left in set(launch.iterdir()) - before:
+                if re.fullmatch(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh", left.name):
+                    left.unlink()
+            if set(launch.iterdir()) - before == {code}:  # else another submission may have begun with it
+                shutil.rmtree(code)
+            raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+        return SubmittedJob(submitted.job_id, launch)
 
 
 def _executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
-    import_submitit()
     import submitit
 
     class Executor(submitit.SlurmExecutor):  # type: ignore[misc]

@@ -19,10 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         BadInput: words that are not understood, or input that a command cannot use.
     """
-    words, after = list(arguments), None
-    if words[:1] == ["launch"] and "--" in words:
-        cut = words.index("--")
-        words, after = words[:cut], words[cut + 1 :]
+    words, after = cluster.cut(list(arguments))
     parser = _parser()
     if not words:
         parser.print_help()

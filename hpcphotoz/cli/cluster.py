@@ -9,6 +9,24 @@ from hpcphotoz.cli.parser import Commands, command, memory
 from hpcphotoz.cli.training import configuration, parse_train
 from hpcphotoz.errors import BadInput
 
+_RUN_AFTER = "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
+
+
+def cut(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """A command line cut at the `--` of `launch`: what is before it, and the run after it, if there is one.
+
+    Raises:
+        BadInput: the words of a run without `--` before them.
+    """
+    if words[:1] != ["launch"]:
+        return words, None
+    if "--" in words:
+        place = words.index("--")
+        return words[:place], words[place + 1 :]
+    if {"train", "--data", "--out"} & {word.partition("=")[0] for word in words}:
+        raise BadInput(_RUN_AFTER)
+    return words, None
+
 
 def launch(options: argparse.Namespace) -> int:
     """Run `train` on a Slurm cluster or on this machine, one process per rank."""
@@ -18,9 +36,7 @@ def launch(options: argparse.Namespace) -> int:
     from hpcphotoz.launch.plan import LaunchPlan
 
     if not options.after or options.after[0] != "train":
-        raise BadInput(
-            "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
-        )
+        raise BadInput(_RUN_AFTER)
     words = parse_train(options.after)
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
     job = TrainJob.of(configuration(words), words.data, words.out, **how)

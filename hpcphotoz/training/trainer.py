@@ -66,6 +66,7 @@ def train(
         if chosen.type == "cpu":
             keep_freed_memory()
         with group.failing_together(world):
+            run_folder.check(out, config)  # before the trial of precisions
             trainer = _Trainer(config, data, out, world, chosen)
         stack.enter_context(cudnn_benchmark(chosen))
         config = trainer.choose_compute()

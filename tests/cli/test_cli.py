@@ -45,6 +45,14 @@ def test_an_unknown_option_is_named_before_what_is_missing(
         ["launch", "slurm", "--node", "2", "--", *words],
         "--node: unknown option (did you mean --nodes",
     )
+    fails(capsys, ["launch", "slurm", "--gpus", "4", "--", *words], "(did you mean --gpus-per-node?)")
+    fails(capsys, ["train", "standard", "--eps", "0.1"], "--eps: unknown option (did you mean --attack.eps?)")
+
+
+def test_a_run_without_the_dashes_before_it_is_told_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch", "slurm", "--dry-run", "--nodes", "2"]
+    for run in (["train", "mine.toml", "--data", "g", "--out", "r"], ["mine.toml", "--out=r"]):
+        fails(capsys, [*words, *run], "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train")
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0.0004", "much", "-1"])

@@ -25,6 +25,8 @@ def test_refusals_before_anything_is_queued(
     install("srun", "exit 1")
     with pytest.raises(BadInput, match="unfinished|not a dataset"):
         slurm.submit(LaunchPlan(), TrainJob.of(small(3), tmp_path, tmp_path / "run"))
+    with pytest.raises(BadInput, match="no such folder"):
+        slurm.dry_run(LaunchPlan(), TrainJob.of(small(3), tmp_path / "none", tmp_path / "run"))
     with pytest.raises(BadInput, match="a local launch has one node"):
         run_local(LaunchPlan(nodes=2), job)
     with pytest.raises(BadInput, match="choose another run folder"):
@@ -53,7 +55,7 @@ def test_a_run_folder_that_cannot_be_used_is_refused_at_submission(
     (other / "checkpoints").mkdir(parents=True)
     (other / "checkpoints" / "step-00000001.pt").touch()
     (other / "config.toml").write_text(TrainJob.of(small(3, width=16), dataset, other).config)
-    for launch in (slurm.submit, run_local):
+    for launch in (slurm.submit, slurm.dry_run, run_local):
         with pytest.raises(BadInput, match="is a dataset: choose another folder"):
             launch(LaunchPlan(), TrainJob.of(small(3), dataset, copy))
         with pytest.raises(BadInput, match=r"holds a run with another model.width \(16, now 8\)"):
@@ -69,7 +71,7 @@ def test_a_run_on_another_dataset_is_refused_at_submission(
     install("srun", "exit 1")
     run, other = tmp_path / "run", make_dataset(tmp_path / "other", n=64, shard_rows=32)
     train(small(1), dataset, run)
-    for launch in (slurm.submit, run_local):
+    for launch in (slurm.submit, slurm.dry_run, run_local):
         with pytest.raises(BadInput, match=f"run: was trained on another dataset than {other}"):
             launch(LaunchPlan(), TrainJob.of(small(1), other, run))
     assert not (run / "launch").exists()

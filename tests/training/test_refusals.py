@@ -124,3 +124,17 @@ def test_a_run_is_not_written_into_a_dataset(dataset: Path) -> None:
     with pytest.raises(BadInput, match="is a dataset"):
         train(config(max_steps=1), dataset, dataset)
     assert sorted(p.name for p in dataset.iterdir()) == before
+
+
+def test_a_folder_of_other_files_is_refused_before_the_trial_of_precisions(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.log").touch()  # as `tee` begins it
+    (tmp_path / "notes.txt").touch()
+    for out in (tmp_path, dataset):
+        with pytest.raises(BadInput, match=r"holds other files \(notes.txt\)|is a dataset"):
+            train(config(precision="auto"), dataset, out)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert capsys.readouterr().out == ""
+    (tmp_path / "notes.txt").unlink()
+    assert train(config(max_steps=1), dataset, tmp_path) is Outcome.FINISHED

@@ -1,11 +1,12 @@
 """The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log and checkpoints/."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpcphotoz.atomic import write_text
+from hpcphotoz.atomic import check_output_folder, write_text
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
 from hpcphotoz.data.format.manifest import MANIFEST
@@ -14,14 +15,24 @@ from hpcphotoz.locks import lock_file
 from hpcphotoz.training.run.checkpoint import paths, with_room
 from hpcphotoz.world import World
 
+# What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
+_OWN_NAMES = re.compile(
+    r"logs|checkpoints|launch|profile|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?|.*\.(log|out|err)"
+)
+
 
 def check(run: Path, config: Config) -> None:
-    """Refuse a folder that is a dataset or holds a run with other options; writes nothing.
+    """Refuse a folder that is a dataset, or holds other files or a run with other options; writes nothing.
 
     The folder need not exist. Precision `auto` stands for that of the run in it.
     """
     if (run / MANIFEST).exists():
         raise BadInput(f"{run}: is a dataset: choose another folder for the run")
+    check_output_folder(run)
+    if run.exists() and not (run / "config.toml").exists():
+        for path in sorted(run.iterdir()):
+            if not _OWN_NAMES.fullmatch(path.name):
+                raise BadInput(f"{run}: holds other files ({path.name}): choose an empty or new folder")
     begun = _saved_config(run)
     if begun is None:
         return
@@ -30,19 +41,20 @@ def check(run: Path, config: Config) -> None:
         config = config.model_copy(update={"compute": compute})
     differing = _differing(begun, config)
     if differing:
-        raise BadInput(f"{run}: holds a run with another {differing}: give the same options, or a new --out")
+        raise BadInput(
+            f"{run}: holds a run with another {', '.join(differing)}: give the same options, or a new --out"
+        )
 
 
 @contextmanager
 def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
-    """Make the run folder, check that it fits this configuration, and lock it against other processes.
+    """Make the run folder, which `check` has let pass, and lock it against other processes.
 
     Rank 0 writes the resolved config.toml and holds the lock, which ends with the process.
 
     Raises:
-        BadInput: the folder cannot be made, is a dataset, holds a run with other options, or is in use.
+        BadInput: the folder cannot be made, or is in use.
     """
-    check(run, config)
     try:
         (run / "logs").mkdir(parents=True, exist_ok=True)
         (run / "checkpoints").mkdir(exist_ok=True)
@@ -100,11 +112,11 @@ class _Log(logging.FileHandler):
         """Drop the line."""
 
 
-def _differing(old: Config, new: Config) -> str:
-    before, after = old.model_dump(), new.model_dump()
+def _differing(old: Config, new: Config) -> list[str]:
+    before, after, found = old.model_dump(), new.model_dump(), []
     for section, values in after.items():
         may_change = configuration.sections()[section].may_change
         for key, value in values.items():
             if before[section][key] != value and key not in may_change:
-                return f"{section}.{key} ({before[section][key]!r}, now {value!r})"
-    return ""
+                found.append(f"{section}.{key} ({before[section][key]!r}, now {value!r})")
+    return found
