@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
+    from hpcphotoz.atomic import making_folder
     from hpcphotoz.evaluation.baseline.knn import knn_colours
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
@@ -37,35 +38,32 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     check_report_folder(options.out)
     device = choose_device(options.device)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)  # before an hour of attacks
-    except OSError as error:
-        raise BadInput(f"{options.out}: cannot make the folder: {error.strerror}") from None
     networks = [load_network(run, device) for run in options.runs]
     check_run_names([network.name for network in networks])
     subset = chosen_subset(options, networks)
-    baseline = None
-    if options.knn_train:  # first: it takes seconds and may refuse its data
-        which = {"subset": subset, "limit": options.limit, "train_subset": _neighbours(options, networks)}
-        baseline = knn_colours(options.knn_train, options.data, networks[0].bins, **which)
-    result = evaluate(
-        networks,
-        options.data,
-        eps=options.eps,
-        methods=options.attacks,
-        steps=options.steps,
-        restarts=options.restarts,
-        loss=options.loss,
-        headline_eps=options.headline_eps,
-        minimal_eps_max=options.minimal_eps,
-        device=device,
-        limit=options.limit,
-        seed=options.seed,
-        precision=choose_precision(options.precision, networks[0], device),
-        batch=batch_size(device),
-        subset=subset,
-    )
-    tree = write_report(result, options.out, baseline)
+    with making_folder(options.out):  # before an hour of attacks
+        baseline = None
+        if options.knn_train:  # first: it takes seconds and may refuse its data
+            which = {"subset": subset, "limit": options.limit, "train_subset": _neighbours(options, networks)}
+            baseline = knn_colours(options.knn_train, options.data, networks[0].bins, **which)
+        result = evaluate(
+            networks,
+            options.data,
+            eps=options.eps,
+            methods=options.attacks,
+            steps=options.steps,
+            restarts=options.restarts,
+            loss=options.loss,
+            headline_eps=options.headline_eps,
+            minimal_eps_max=options.minimal_eps,
+            device=device,
+            limit=options.limit,
+            seed=options.seed,
+            precision=choose_precision(options.precision, networks[0], device),
+            batch=batch_size(device),
+            subset=subset,
+        )
+        tree = write_report(result, options.out, baseline)
     if options.json:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:

@@ -59,11 +59,14 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     """
     from hpcphotoz.data.format.manifest import read_manifest
     from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.evaluation.network import check_bands_and_stamp
 
+    manifest = read_manifest(options.data)
+    for network in networks:
+        check_bands_and_stamp(network, manifest.header, options.data)
     splits = [n.config.data.model_dump(include={"validation", "test", "split_seed"}) for n in networks]
     if options.part != "all" and any(split != splits[0] for split in splits):
         raise BadInput(f"--part {options.part}: the runs have different splits: give one run at a time")
-    manifest = read_manifest(options.data)
     for network in networks:
         own, warning = network.manifest_sha256 == manifest.sha256, ""
         if options.part != "all" and not own:

@@ -22,12 +22,14 @@ from hpcphotoz.output import number_of
 
 def attack(options: argparse.Namespace) -> int:
     """Write an attacked copy of a dataset."""
+    from hpcphotoz.data.format.folder import check_dataset_folder
     from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
     from hpcphotoz.training.run.network import load_network
 
     if options.stop and options.precision in ("bf16", "tf32"):
         both = f"--stop {options.stop:g} with --precision {options.precision}"
         raise BadInput(f"{both}: the stop condition needs float32: use --precision fp32")
+    check_dataset_folder(options.out)
     device = choose_device(options.device)
     network = load_network(options.run, device)
     bins = {"z_min": network.bins.z_min, "z_max": network.bins.z_max}
@@ -46,6 +48,10 @@ def predict(options: argparse.Namespace) -> int:
     from hpcphotoz.predict import predict
     from hpcphotoz.training.run.network import load_network
 
+    resolved = [run.resolve() for run in options.runs]
+    for run in options.runs:
+        if resolved.count(run.resolve()) > 1:
+            raise BadInput(f"{run}: given twice, and would count twice in the mean: name each run once")
     device = choose_device(options.device)
     networks = [load_network(run, device) for run in options.runs]
     subset, batch = chosen_subset(options, networks), batch_size(device)

@@ -20,6 +20,17 @@ from hpcphotoz.errors import BadInput, nearest
 
 _LONGEST = 1 << 20  # characters of a configuration file
 _LISTED = 6  # old names that a refusal lists
+_PLAIN_WORDS = {  # for those of pydantic
+    "Input should be ": "must be ",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+}
 _COLUMNS = 100  # width of the comments in a TOML file
 
 
@@ -215,7 +226,10 @@ def _hint(name: str) -> str:
 
 
 def _reason(error: Mapping[str, Any]) -> str:
-    return str(error["msg"]).removeprefix("Value error, ")
+    text = str(error["msg"]).removeprefix("Value error, ").partition(", unable to parse")[0]
+    for theirs, ours in _PLAIN_WORDS.items():
+        text = text.replace(theirs, ours)
+    return text
 
 
 def _choices(annotation: object) -> str:

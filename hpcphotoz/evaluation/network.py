@@ -34,7 +34,10 @@ def check_bands_and_stamp(network: RedshiftNetwork, header: Header, where: objec
     """Raise BadInput for a dataset of other bands or stamp size than the network's training set."""
     if network.bands != header.bands:
         ours, theirs = ",".join(network.bands), ",".join(header.bands)
-        raise BadInput(f"{where}: holds bands {theirs} but run '{network.name}' takes {ours}, in that order")
+        raise BadInput(
+            f"{where}: holds bands {theirs} but run '{network.name}' takes {ours}, in that order: "
+            "give a dataset of those bands, or train a run on these"
+        )
     if network.stamp != header.stamp:
         raise BadInput(
             f"{where}: stamps of {header.stamp} pixels but run '{network.name}' takes {network.stamp}: "

@@ -15,7 +15,7 @@ def test_unknown_configuration_key(dataset: Path, tmp_path: Path, capsys: pytest
         [*words, "--attack.epsilon", "0.3"],
         "--attack.epsilon: unknown option (did you mean attack.eps?); valid: attack.method",
     )
-    fails(capsys, [*words, "--run.epochs", "many"], "--run.epochs many: Input should be")
+    fails(capsys, [*words, "--run.epochs", "many"], "--run.epochs many: must be a whole number")
     fails(capsys, [*words, "stray"], "stray: not understood")
     fails(capsys, ["train", "nothing", *words[2:]], "not a readable TOML file nor a recipe")
     assert not (tmp_path / "run").exists()
@@ -73,8 +73,8 @@ def test_options_of_the_configuration_are_named_as_they_were_typed(
 ) -> None:
     words = ["train", "adversarial", "--data", dataset, "--out", tmp_path / "run"]
     for wrong, says in (
-        (["--attack.eps", "nan"], "--attack.eps nan: Input should be a finite number"),
-        (["--attack.steps=0"], "--attack.steps 0: Input should be greater"),
+        (["--attack.eps", "nan"], "--attack.eps nan: must be a finite number"),
+        (["--attack.steps=0"], "--attack.steps 0: must be "),
         (["--attack.method", "fgsm", "--attack.restarts", "2"], "adversarial with --attack.restarts 2: "),
     ):
         fails(capsys, [*words, *wrong], f"hpcphotoz: error: {says}")

@@ -9,6 +9,7 @@ import pytest
 
 from hpcphotoz.__main__ import main
 from tests.helpers.commands import TINY, copy, fails
+from tests.helpers.datasets import make_stamps
 
 
 def test_missing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +51,25 @@ def test_nan_image(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.Capt
     fails(capsys, ["predict", run, *words, tmp_path / "pz.hdf5"], "shard-00002.h5: row 3: pixels differ")
     assert not (tmp_path / "pz.hdf5").exists()
     fails(capsys, ["inspect", folder, "--verify"], "shard-00002.h5")
+
+
+def test_a_refused_index_leaves_nothing_and_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value, says in (
+        ("object_id", np.zeros(6, np.int64), "object_id 0 is there twice"),
+        ("images", np.ones((6, 5, 16, 16)), "'images' of type float64: want float32"),
+        ("ebv", np.full(6, np.nan, np.float32), "has an E(B-V) that is not finite (6 such of 6)"),
+        ("sky_sigma", np.zeros((6, 5), np.float32), "has a sky sigma that is not finite and positive (6"),
+    ):
+        for shard, changed in enumerate([{}, {name: value}] if name != "images" else [{name: value}]):
+            with h5py.File(tmp_path / f"shard-{shard:05d}.h5", "w") as file:
+                file.attrs.update(bands=list("ugriz"), pixel_scale=0.396)
+                for column, array in {**vars(make_stamps(6)), **changed}.items():
+                    file[column] = array
+        before = sorted(tmp_path.iterdir())
+        fails(capsys, ["index", tmp_path], says)
+        assert sorted(tmp_path.iterdir()) == before
 
 
 def test_z_outside_the_bins(

@@ -105,8 +105,21 @@ FLOATS = [
 @pytest.mark.parametrize("key", FLOATS)
 def test_a_number_that_float32_cannot_hold_is_refused(key: str) -> None:
     others = {"attack.target": "shift", "model.z_min": "0"} if key == "attack.target_value" else {}
-    with pytest.raises(BadInput, match=rf"--{key} 1e39: Input should be less than"):
+    with pytest.raises(BadInput, match=rf"--{key} 1e39: must be "):
         config.load("adversarial", {**others, key: "1e39"})
+
+
+def test_reasons_are_plain_and_a_name_with_its_section_is_recognised() -> None:
+    for key, text, says in (
+        ("run.epochs", "0", "must be at least 1"),
+        ("run.epochs", "many", "must be a whole number"),
+        ("optimiser.learning_rate", "much", "must be a number"),
+        ("attack.method", "fgsn", "must be 'fgsm', 'pgd' or 'apgd'"),
+    ):
+        with pytest.raises(BadInput, match=f"^--{key} {text}: {says}$"):
+            config.load("adversarial", {key: text})
+    with pytest.raises(BadInput, match=r"unknown option attack.eps \(did you mean eps\?\)"):
+        config.named({"attack.eps": -1})
 
 
 def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:

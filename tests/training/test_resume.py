@@ -202,7 +202,7 @@ def test_a_continuation_may_change_how_but_not_what_is_computed(dataset: Path, t
     for changed, said in (
         ({"mode": "ranks", "max_staleness": 1}, r"another overlap.max_staleness \(0, now 1\)"),
         ({"objective": "append"}, "another adversarial.objective"),
-        ({"eps": 0.2, "width": 4}, r"another model.width \([0-9]*, now 4\), attack.eps \(0.3, now 0.2\): "),
+        ({"eps": 0.2, "width": 16}, r"another model.width \([0-9]*, now 16\), attack.eps \(0.3, now 0.2\): "),
         ({"precision": "bf16"}, "another compute.precision"),
     ):
         with pytest.raises(BadInput, match=said):

@@ -61,8 +61,15 @@ def index_folder(folder: Path) -> Manifest:
         _probe(paths)
         header = _read_header(paths[0])
         moments, entries = BandMoments(len(header.bands)), []
-        for path in track(paths, "indexing shards", total=len(paths)):
-            entries.append(_index_shard(path, header, moments))
+        digests = [path.with_name(path.name + CHECKSUM_SUFFIX) for path in paths]
+        made = [path for path in digests if not path.exists()]
+        try:
+            for path in track(paths, "indexing shards", total=len(paths)):
+                entries.append(_index_shard(path, header, moments))
+        except BaseException:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
         provenance = {"command": "index", "note": "shards written by another program"}
         return finish_dataset(folder, header, entries, moments, provenance)
 
@@ -135,7 +142,10 @@ def _read_header(path: Path) -> Header:
                     f"{path}: 'images' {images.shape}: want (N, {len(bands)}, S, S) for {','.join(bands)}"
                 )
             if images.dtype not in (np.float32, np.float16):
-                raise BadInput(f"{path}: 'images' of type {images.dtype}: want float32 or float16, nMgy")
+                raise BadInput(
+                    f"{path}: 'images' of type {images.dtype}: want float32 or float16, nMgy: write them "
+                    "anew with images.astype('float32')"
+                )
             return Header(bands, images.shape[2], scale, str(images.dtype))
     except hdf5.HDF5_ERRORS as error:
         raise BadInput(

@@ -112,15 +112,17 @@ def check_stamps(header: Header, stamps: Stamps, where: str) -> Stamps:
                 f"{''.join(header.bands)} of {header.stamp} pixels need {(n, *row)}"
             )
         stamps = replace(stamps, **{name: np.ascontiguousarray(array, COLUMNS[name])})
-    bad = ~np.isfinite(stamps.images).all(axis=(1, 2, 3))
-    bad |= ~(np.isfinite(stamps.sky_sigma) & (stamps.sky_sigma > 0)).all(axis=1)
-    bad |= ~np.isfinite(stamps.ebv)
-    if bad.any():
-        raise BadInput(
-            f"{where}: object {stamps.object_id[bad][0]} has a pixel or E(B-V) that is not finite, "
-            f"or a sky sigma that is not positive ({bad.sum()} such of {n}): "
-            "mask or drop it before writing"
-        )
+    sigma = stamps.sky_sigma
+    for what, bad in (
+        ("a pixel that is not finite", ~np.isfinite(stamps.images).all(axis=(1, 2, 3))),
+        ("an E(B-V) that is not finite", ~np.isfinite(stamps.ebv)),
+        ("a sky sigma that is not finite and positive", ~(np.isfinite(sigma) & (sigma > 0)).all(axis=1)),
+    ):
+        if bad.any():
+            raise BadInput(
+                f"{where}: object {stamps.object_id[bad][0]} has {what} ({bad.sum()} such of {n}): "
+                "mask or drop it before writing"
+            )
     return stamps
 
 

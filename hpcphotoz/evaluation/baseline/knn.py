@@ -5,13 +5,17 @@ kernel) are tuned on a held-out part of the training set, never on the test set.
 """
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.order import Blocks
+from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
@@ -64,13 +68,13 @@ def knn_colours(
         raise BadInput(
             f"{train_data} and {test_data}: different bands or pixel scales: colours cannot be compared"
         )
+    _check_no_overlap(train_data, train_subset, test_data, subset, limit)
     train = measure_photometry(train_data, bins, train_subset)
     test = measure_photometry(test_data, bins, subset, limit)
     if len(train.z_spec) < 4 * k:
         raise BadInput(
             f"{train_data}: {len(train.z_spec)} objects of known redshift, {k} neighbours need {4 * k}"
         )
-    _check_no_overlap(train, test, train_data, test_data)
     options = tune(train, bins, k)
     z_phot, pdf = estimate(train, test, options, bins, k)
     e = bins.edges()
@@ -159,17 +163,27 @@ def _weights(distance: Floats, inverse: bool) -> Floats:
     return np.asarray(raw / raw.sum(axis=1, keepdims=True))
 
 
-def _check_no_overlap(train: Photometry, test: Photometry, train_data: Path, test_data: Path) -> None:
+def _check_no_overlap(
+    train_data: Path, train_subset: Subset, test_data: Path, subset: Subset, limit: int | None
+) -> None:
     # An object is identified by id, z_spec and E(B-V). Ids alone are too weak: two simulated sets may both
     # count from 0. Fluxes are too strict: an attacked copy has other fluxes, and its objects would be their
     # own neighbours.
-    train_keys, test_keys = (
-        list(zip(data.object_id.tolist(), data.z_spec.tolist(), data.ebv.tolist(), strict=True))
-        for data in (train, test)
-    )
-    trained_on = set(train_keys)
-    if common := sum(key in trained_on for key in test_keys):
+    trained_on = set(_keys(train_data, train_subset, None))
+    if common := sum(key in trained_on for key in _keys(test_data, subset, limit)):
         raise BadInput(
             f"{test_data}: {common} of its objects are in {train_data} too, where the neighbours come from: "
             "test on objects that were not trained on, such as --part test of the run's split"
         )
+
+
+def _keys(data: Path, subset: Subset, limit: int | None) -> list[tuple[Any, ...]]:
+    """Id, z_spec and E(B-V) of the objects of known redshift among the first `limit` of a subset."""
+    names, manifest = ("object_id", "z_spec", "ebv"), read_manifest(data)
+    found: list[tuple[Any, ...]] = []
+    files = ShardFiles(data, manifest)
+    for number, shard in enumerate(manifest.shards):
+        columns = files.columns(Blocks.single(number, 0, shard.rows), {*names, *subset.columns})
+        keep = subset(columns)
+        found += list(zip(*(columns[name][keep].tolist() for name in names), strict=True))
+    return [key for key in found[:limit] if math.isfinite(key[1])]

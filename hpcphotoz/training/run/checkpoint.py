@@ -118,6 +118,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
         state = torch.load(path, map_location=device, weights_only=True)
     # torch raises RuntimeError, EOFError, KeyError, UnpicklingError and others for a damaged file.
     except Exception as error:
+        if path.suffix != ".pt":
+            kind = f"a {path.suffix[1:].upper()} file, " if path.suffix else ""
+            want = "give a run folder, or a .pt file of its checkpoints"
+            raise BadInput(f"{path}: {kind}not a checkpoint: {want}") from None
         why = type(error).__name__
         raise BadInput(f"{path}: not a readable checkpoint ({why}): use an earlier one") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

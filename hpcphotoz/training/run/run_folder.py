@@ -17,7 +17,8 @@ from hpcphotoz.world import World
 
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
 _OWN_NAMES = re.compile(
-    r"logs|checkpoints|launch|profile|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?|.*\.(log|out|err)"
+    r"logs|checkpoints|launch|profile|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
+    r"|.*\.(log|out|err)"
 )
 
 
