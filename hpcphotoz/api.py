@@ -73,6 +73,13 @@ class Dataset:
     subset: Subset
     device: torch.device
 
+    def __repr__(self) -> str:
+        header, rows = self.manifest.header, self.manifest.rows
+        bands, side = " ".join(header.bands), f"{header.stamp} x {header.stamp} pixels"
+        return (
+            f"<Dataset {self.folder}: {rows:,} objects{self.subset.text()}, bands {bands}, stamps of {side}>"
+        )
+
     def __iter__(self) -> Iterator[StampBatch]:
         """Batches, checked against the checksums.
 

@@ -52,6 +52,7 @@ def test_a_public_function_describes_its_arguments_and_errors(name: str) -> None
 def test_a_dataset_gives_all_objects_in_batches(dataset: Path) -> None:
     opened = hpcphotoz.open(str(dataset), batch=20, device="cpu")
     batches = list(opened)
+    assert repr(opened) == f"<Dataset {dataset}: 75 objects, bands u g r i z, stamps of 16 x 16 pixels>"
     assert opened.manifest.rows == 75 and max(map(len, batches)) == 20
     stored = load(dataset, opened.manifest)
     for name in ("images", "ebv", "z_spec", "sky_sigma", "object_id"):

@@ -16,7 +16,7 @@ from hpcphotoz.cli.network_options import (
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid
+from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_radius
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
@@ -33,8 +33,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from hpcphotoz.training.run.network import load_network
 
     # A check of the options before the trial of precisions.
+    headline_eps = options.headline_eps or headline_radius(options.eps)
     build_attack_grid(
-        options.attacks, options.eps, options.headline_eps, steps=options.steps, restarts=options.restarts
+        options.attacks, options.eps, headline_eps, steps=options.steps, restarts=options.restarts
     )
     check_report_folder(options.out)
     device = choose_device(options.device)
@@ -54,7 +55,7 @@ def evaluate(options: argparse.Namespace) -> int:
             steps=options.steps,
             restarts=options.restarts,
             loss=options.loss,
-            headline_eps=options.headline_eps,
+            headline_eps=headline_eps,
             minimal_eps_max=options.minimal_eps,
             device=device,
             limit=options.limit,
@@ -82,7 +83,7 @@ def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -
     from hpcphotoz.data.select.subset import Subset
 
     if len({network.config.data.where for network in networks}) > 1:
-        raise BadInput("--knn-train: the runs were trained with different predicates: name one run at a time")
+        raise BadInput("--knn-train: the runs were trained with different data.where: name one run at a time")
     config, bands = networks[0].config, networks[0].bands
     return Subset.from_options(config.data, "all" if options.part == "all" else "train", bands)
 
@@ -113,7 +114,10 @@ def add(commands: Commands) -> None:
         "0.5)",
     )
     p.add_argument(
-        "--headline-eps", type=radius, default=0.1, help="of summary.json, in sky sigmas (default 0.1)"
+        "--headline-eps",
+        type=radius,
+        help="the epsilon of the tables and pictures, in sky sigmas, attacked too if --eps lacks it "
+        "(default: 0.1 if --eps has it, else its median)",
     )
     p.add_argument(
         "--steps", type=option("attack.steps"), default=10, help="of all attacks but fgsm (default 10)"

@@ -70,7 +70,9 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     for network in networks:
         own, warning = network.manifest_sha256 == manifest.sha256, ""
         if options.part != "all" and not own:
-            warning = f"another dataset than {options.data}: --part is by the object ids of the latter"
+            warning = (
+                f"another dataset: --part takes those objects of {options.data} whose ids are in that part"
+            )
         if options.command == "evaluate" and options.part == "all" and not options.where and own:
             warning = f"{options.data}: its metrics are of objects seen in training; use --part test"
         if warning:
@@ -83,7 +85,7 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
         print(f"hpcphotoz: {how_many}: {instead}", file=sys.stderr)
     where = {n.config.data.where for n in networks} if options.part != "all" else set()
     if len(where) > 1:
-        raise BadInput(f"--part {options.part}: the runs have different predicates: give one run at a time")
+        raise BadInput(f"--part {options.part}: the runs have different data.where: give one run at a time")
     parts = [text for text in (*where, options.where) if text]
     both = " and ".join(f"({text})" for text in parts) if len(parts) > 1 else "".join(parts)
     data = networks[0].config.data.model_copy(update={"where": both})

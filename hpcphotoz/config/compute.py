@@ -44,7 +44,10 @@ class Compute(Section):
         "summed; 0: 64 on a CPU, else all",
     )
     bucket_mb: float = Field(
-        25, gt=0, le=GREATEST, description="size of a bucket of gradients that is averaged over ranks (MB)"
+        25,
+        gt=0,
+        le=GREATEST,
+        description="MB of gradients in a bucket: averaged over ranks together, while the rest is computed",
     )
 
     def conflict(self, overlap_mode: str, objective: str) -> str | None:

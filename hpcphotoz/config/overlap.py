@@ -24,7 +24,10 @@ class Overlap(Section):
         "auto", description="mode ranks: number of attackers; auto: from the measured cost of both"
     )
     max_staleness: int = Field(
-        0, ge=0, le=2, description="mode ranks: optimiser steps by which the attacked weights may be behind"
+        0,
+        ge=0,
+        le=2,
+        description="mode ranks: staleness, the optimiser steps by which the attacked weights may be behind",
     )
     images_transfer: Literal["fp32", "bf16", "int8"] = Field(
         "fp32",

@@ -86,6 +86,12 @@ def headline_attack(methods: Sequence[str]) -> str:
     return per_pixel[-1] if per_pixel else measured[0]
 
 
+def headline_radius(eps: Sequence[float]) -> float:
+    """The epsilon of summary, pictures and transfer: 0.1 sky sigma if measured, else the median one."""
+    radii = sorted(float(e) for e in eps if e)
+    return 0.1 if not radii or 0.1 in radii else radii[(len(radii) - 1) // 2]
+
+
 def build_attack_grid(
     methods: Sequence[str],
     eps: Sequence[float],

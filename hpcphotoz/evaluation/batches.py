@@ -65,7 +65,7 @@ def count_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> int:
     if rows == 0:
         raise BadInput(
             f"{data}: none of its {manifest.rows} objects is selected{subset.text()}: "
-            "change the part or the predicate"
+            "change the part or the condition"
         )
     return rows
 

@@ -141,6 +141,11 @@ class EvaluationResult:
         return headline_attack(self.methods)
 
     @property
+    def which(self) -> str:
+        """Which objects of the dataset, in parentheses after a space; empty if all."""
+        return self.subset.text(self.limit if self.limit == len(self.z_spec) else None)
+
+    @property
     def unlabelled(self) -> int:
         """Number of objects of unknown z_spec: attacked, but left out of the metrics."""
         return int(np.isnan(self.z_spec).sum())

@@ -16,7 +16,7 @@ from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.attack_grid import build_attack_grid, headline_attack
+from hpcphotoz.evaluation.attack_grid import build_attack_grid, headline_attack, headline_radius
 from hpcphotoz.evaluation.batches import check_batch, check_redshifts, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
@@ -34,7 +34,7 @@ def evaluate(
     restarts: int = 1,
     batch: int = 128,
     loss: str = "cross_entropy",
-    headline_eps: float = 0.1,
+    headline_eps: float | None = None,
     minimal_eps_max: float | None = None,
     device: torch.device | str = "cpu",
     limit: int | None = None,
@@ -58,7 +58,8 @@ def evaluate(
         restarts: random starts of the same methods; the best one is kept.
         batch: batch size.
         loss: loss that the attacks maximise: "cross_entropy", "margin", "shift" or "crps".
-        headline_eps: the epsilon of summary, pictures and transfer; measured even if not in `eps`.
+        headline_eps: the epsilon of summary, pictures and transfer; measured even if not in `eps`. None: see
+            `attack_grid.headline_radius`.
         minimal_eps_max: also search for the smallest epsilon that makes each galaxy an outlier, up to this
             many sky sigmas; None: no search.
         device: device of the networks.
@@ -75,6 +76,7 @@ def evaluate(
     """
     manifest = read_manifest(data)
     _check(networks, data, manifest, batch, limit, subset, precision, minimal_eps_max)
+    headline_eps = headline_radius(eps) if headline_eps is None else headline_eps
     grid = build_attack_grid(methods, eps, headline_eps, steps=steps, restarts=restarts, loss=loss)
     headline_key = headline_attack(methods), headline_eps
     objects = min(limit or manifest.rows, manifest.rows)

@@ -125,7 +125,7 @@ def test_the_neighbours_meet_the_predicate_of_the_training(
     parts = order.split_part(content.object_id, VALIDATION, TEST, SEED)
     assert tree["knn_colours"]["n_train"] == ((parts == 0) & (content.z_spec < np.float32(0.3))).sum()
     two = ["evaluate", run, folder / "split", *words, "--out", tmp_path / "two"]
-    fails(capsys, two, "different predicates")
+    fails(capsys, two, "different data.where")
 
 
 @pytest.mark.parametrize("name", ["evaluate", "attack", "predict"])
@@ -137,7 +137,7 @@ def test_an_empty_selection_is_one_line_and_leaves_nothing(
     fails(
         capsys,
         [name, folder / "split", *words, "--where", "z_spec > 9"],
-        "none of its 300 objects is selected (where z_spec > 9): change the part or the predicate",
+        "none of its 300 objects is selected (where z_spec > 9): change the part or the condition",
     )
     fails(
         capsys,

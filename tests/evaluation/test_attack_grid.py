@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_attack
+from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_attack, headline_radius
 from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE, noise_stamps, write_stamps
@@ -74,7 +74,8 @@ def test_pictures_and_transfer_show_the_strongest_attack_on_single_pixels(data: 
 
 
 def test_the_summary_says_what_each_method_was(data: Path) -> None:
-    result = evaluate([StubNetwork()], data, eps=(), methods=("fgsm", "flux", "l2"), steps=3, restarts=2)
+    result = evaluate([StubNetwork()], data, eps=(0.3,), methods=("fgsm", "flux", "l2"), steps=3, restarts=2)
+    assert result.eps == (0.3,) and result.headline_eps == 0.3  # nothing that was not asked for
     tree = json.loads(json.dumps(report_summary(result), allow_nan=False))
     assert tree["attack"]["by_method"] == {
         "fgsm": {"method": "fgsm", "ball": "linf", "steps": 1, "restarts": 1},
@@ -111,6 +112,12 @@ def test_a_plan_is_sorted_and_invalid_ones_are_refused() -> None:
         ("linf", 4, 2, "margin"),
         ("l2", 4, 2, "margin"),
     }
+    assert [headline_radius(e) for e in ((), (0, 0.1, 0.5), (0.2, 0.05), (0.05, 0.5, 0.2))] == [
+        0.1,
+        0.1,
+        0.05,
+        0.2,
+    ]
     with pytest.raises(BadInput, match="attack.steps"):
         build_attack_grid(["fgsm"], [0.1], 0.1, steps=0)
     assert NOISE_SIDE**2 % 2 == 0  # the test of flux takes the median of an even number of weights

@@ -72,7 +72,7 @@ class Subset:
         if self.where:
             words.append(f"where {' '.join(self.where.text.split())}")
         if limit:
-            words.append(f"at most the first {limit}")
+            words.append(f"the first {limit}")
         return f" ({'; '.join(words)})" if words else ""
 
 

@@ -132,7 +132,9 @@ def _magnitudes(ax: Any, header: Header, sample: DatasetSample) -> None:
     bins = _bins(seen[np.isfinite(seen)])
     lost = np.isnan(seen).mean(axis=0)
     notes = [f"{100 * part:.2g} %" if part else "" for part in lost]
-    _band_histograms(ax, header, list(seen.T), bins, notes, "< 1 $\\sigma$" if lost.any() else "")
+    _band_histograms(ax, header, list(seen.T), bins, notes, "faint" if lost.any() else "")
+    if lost.any():
+        ax.set_xlabel(ax.get_xlabel() + "\nfaint: objects below 1 $\\sigma$ of the sky, not drawn")
     limits = faintest - 2.5 * np.log10(5)
     inside = (bins[0] < limits) & (limits < bins[-1])
     if inside.any():

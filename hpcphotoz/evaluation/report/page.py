@@ -48,26 +48,27 @@ def render_page(result: EvaluationResult, baseline: Mapping[str, float] | None, 
 
     sections = [_section("Summary", _SUMMARY, _table(metrics_rows(result, baseline)), result)]
 
-    def picture(title: str, text: str, png: bytes) -> None:
-        sections.append(_section(title, text, _image(png, title), result))
+    def picture(title: str, text: str, *pngs: bytes) -> None:
+        images = "".join(_image(png, title) for png in pngs)
+        sections.append(_section(title, text, f'<div class="panels">{images}</div>', result))
 
     if result.unlabelled < len(result.z_spec):
-        picture("Redshifts", _REDSHIFTS, plots.redshift_scatter(result))
-        picture("Robustness", _ROBUSTNESS, plots.robustness_curves(result, baseline))
+        picture("Redshifts", _REDSHIFTS, *plots.redshift_scatter(result))
+        picture("Robustness", _ROBUSTNESS, *plots.robustness_curves(result, baseline))
         if rows := minimal_eps_rows(result):
             body = _table(rows) + _image(plots.minimal_eps_curves(result), "Minimal epsilon")
             sections.append(_section("Minimal epsilon", _MINIMAL, body, result))
         picture("Calibration", _CALIBRATION, plots.pit_histograms(result))
         if result.transfer:
             sections.append(_section("Transfer", _TRANSFER, _table(_transfer(result)), result))
-    picture("Change of redshift", _SHIFT, plots.shift_curves(result))
+    picture("Change of redshift", _SHIFT, *plots.shift_curves(result))
     for network in result.networks:
         text = _GALAXY.replace("NETWORK", html.escape(network.name))
         picture(f"One galaxy: {network.name}", text, plots.example_galaxy(result, network.name))
     return _TEMPLATE.format(
         title=TITLE,
         data=html.escape(result.data.resolve().name),
-        subset=html.escape(result.subset.text(result.limit)),
+        subset=html.escape(result.which),
         objects=number_of(len(result.z_spec), "galaxy", "galaxies"),
         unlabelled=f", {result.unlabelled} of them without z_spec (attacked, but left out of the metrics)"
         if result.unlabelled
@@ -139,20 +140,29 @@ _TEMPLATE = """<!doctype html>
 <style>
 :root {{ color-scheme: light; }}
 body {{ margin: 0; background: #f5f6f8; color: #1c2430; font: 16px/1.55 system-ui, sans-serif; }}
-main {{ max-width: 1040px; margin: 0 auto; padding: 2.2rem 1.2rem 3rem; }}
+main {{ max-width: 960px; margin: 0 auto; padding: 2.2rem 1.2rem 3rem; }}
 h1 {{ font-size: 1.7rem; margin: 0 0 .3rem; }}
 h2 {{ font-size: 1.15rem; margin: 0 0 .4rem; }}
 section {{ background: #fff; border: 1px solid #e1e5ea; border-radius: 8px; margin: 1.1rem 0;
   padding: 1.2rem 1.4rem; }}
-p {{ margin: 0 0 .9rem; max-width: 75ch; }}
+p {{ margin: 0 0 .9rem; }}
 header p, footer {{ color: #566273; }}
 img {{ display: block; max-width: 100%; height: auto; margin: 0 auto; }}
+.panels {{ display: flex; flex-wrap: wrap; justify-content: center; gap: .8rem; }}
+.panels img {{ margin: 0; min-width: 0; }}
+@media (min-width: 900px) {{ .panels img:not(:only-child) {{ max-width: calc(50% - .4rem); }} }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #e8ebef; white-space: nowrap; }}
 th {{ color: #566273; font-weight: 600; }}
 th:first-child, td:first-child {{ text-align: left; }}
 footer {{ font-size: .85rem; }}
+@media (max-width: 640px) {{
+  main {{ padding: 1.2rem .5rem 2rem; }}
+  section {{ padding: .9rem .7rem; }}
+  table {{ font-size: .6rem; }}
+  th, td {{ padding: .3rem .12rem; }}
+}}
 </style></head><body><main>
 <header><h1>Photometric redshifts under attack</h1>
 <p>{objects} of {data}{subset} in {bands}{unlabelled}. {attacks}</p></header>

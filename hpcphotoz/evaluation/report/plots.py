@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult, Netwo
 Floats = npt.NDArray[Any]
 
 BASELINE = "#666666"
-_PANELS = 3  # side by side: more are too small on a page
+_PANEL = (4.6, 4.3)  # inches of a picture of which a page shows several, side by side where there is room
 
 
-def redshift_scatter(result: EvaluationResult) -> bytes:
-    """z_phot against z_spec, clean and under the headline attack; one row per network."""
+def redshift_scatter(result: EvaluationResult) -> list[bytes]:
+    """z_phot against z_spec: clean and under the headline attack for each network, a picture each."""
     known = np.isfinite(result.z_spec)
     rows = [(n, (n.clean, n.at(result.headline_method, result.headline_eps))) for n in result.networks]
     predicted = [condition.z_phot for _, pair in rows for condition in pair]
@@ -35,16 +36,16 @@ def redshift_scatter(result: EvaluationResult) -> bytes:
     low = min(network.bins.z_min for network in result.networks)
     limits = low, low + 1.1 * (top - low)
 
-    def draw(figure: Any) -> None:
-        axes = figure.subplots(len(rows), 2, squeeze=False, sharex=True, sharey=True)
-        for row, (network, pair) in zip(axes, rows, strict=True):
-            for ax, condition in zip(row, pair, strict=True):
-                _scatter(ax, result.z_spec[known], condition, known, limits)
-            row[0].set_ylabel(f"{network.name}\n$z_{{phot}}$ (mean of PDF)")
-        for ax in axes[-1]:
-            ax.set_xlabel("$z_{spec}$")
+    def draw(figure: Any, name: str, condition: ConditionResult) -> None:
+        ax = figure.subplots()
+        _scatter(ax, result.z_spec[known], condition, known, limits)
+        ax.set(xlabel="$z_{spec}$", ylabel=f"{name}\n$z_{{phot}}$ (mean of PDF)")
 
-    return figure_png(draw, 8.4, 3.9 * len(rows))
+    return [
+        figure_png(partial(draw, name=network.name, condition=condition), *_PANEL)
+        for network, pair in rows
+        for condition in pair
+    ]
 
 
 def _scatter(
@@ -55,7 +56,8 @@ def _scatter(
     if len(z_spec) > 3000:
         ax.hist2d(z_spec, z_phot, bins=120, range=[[lo, hi]] * 2, norm="log", cmap="viridis")
     else:
-        ax.plot(z_spec, z_phot, ".", ms=5, alpha=0.6, color="#0072B2", mec="none")
+        size = float(np.clip(250 / math.sqrt(len(z_spec)), 6, 14))
+        ax.plot(z_spec, z_phot, ".", ms=size, alpha=0.6, color="#0072B2", mec="none")
     line = np.array([lo, hi])
     ax.plot(line, line, color="black", lw=1)
     for sign in (-1, 1):
@@ -66,62 +68,55 @@ def _scatter(
     ax.locator_params(nbins=5)
 
 
-def robustness_curves(result: EvaluationResult, baseline: Mapping[str, float] | None) -> bytes:
-    """Scatter, outliers and bias against epsilon: one colour per network, one line style per method."""
+def robustness_curves(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[bytes]:
+    """Scatter, outliers and bias against epsilon, a picture each: colours show networks, styles methods."""
     panels = (
         ("sigma_mad", "$\\sigma_{MAD}$ of $\\Delta z/(1+z)$", 1.0),
         ("eta", f"$\\eta$: outliers, |$\\Delta z/(1+z)$| > {OUTLIER} (%)", 100.0),
         ("bias", "|bias|: |mean $\\Delta z/(1+z)$|", 1.0),
     )
 
-    def draw(figure: Any) -> None:
-        axes = figure.subplots(1, 3)
-        for ax, (key, label, factor) in zip(axes, panels, strict=True):
-            for network in result.networks:
-                shade = colour(result, network.name)
-                ax.plot([], [], color=shade, lw=3, label=network.name)
-                for method in result.methods:
-                    x, y = zip(
-                        *((c.eps, abs(c.metrics[key]) * factor) for c in network.curve(method)), strict=True
-                    )
-                    ax.plot(x, y, clip_on=False, color=shade, **METHODS[method].curve)
+    def draw(figure: Any, key: str, label: str, factor: float) -> None:
+        ax = figure.subplots()
+        for network in result.networks:
+            shade = colour(result, network.name)
+            ax.plot([], [], color=shade, lw=3, label=network.name)
             for method in result.methods:
-                ax.plot([], [], color="black", label=METHODS[method].label, **METHODS[method].curve)
-            if baseline:
-                y0 = abs(baseline[key]) * factor
-                ax.axhline(y0, color=BASELINE, lw=1.2, ls=":", label="kNN on colours, clean")
-            epsilon_axis(ax, result)
-            ax.set_ylabel(label)
-            start_y_at_zero(ax)
-        legend_below(figure, axes[0])
+                x, y = zip(
+                    *((c.eps, abs(c.metrics[key]) * factor) for c in network.curve(method)), strict=True
+                )
+                ax.plot(x, y, clip_on=False, color=shade, **METHODS[method].curve)
+        for method in result.methods:
+            ax.plot([], [], color="black", label=METHODS[method].label, **METHODS[method].curve)
+        if baseline:
+            y0 = abs(baseline[key]) * factor
+            ax.axhline(y0, color=BASELINE, lw=1.2, ls=":", label="kNN on colours, clean")
+        epsilon_axis(ax, result)
+        ax.set_ylabel(label)
+        start_y_at_zero(ax)
+        legend_below(figure, ax)
 
-    return figure_png(draw, 11.5, 4.3)
+    return [figure_png(partial(draw, key=k, label=text, factor=f), *_PANEL) for k, text, f in panels]
 
 
-def shift_curves(result: EvaluationResult) -> bytes:
-    """Change of <z> against epsilon, median and 90th percentile, one panel per method; needs no z_spec."""
-    rows = math.ceil(len(result.methods) / _PANELS)
-    columns = min(len(result.methods), _PANELS)
+def shift_curves(result: EvaluationResult) -> list[bytes]:
+    """Change of <z> against epsilon, median and 90th percentile, a picture per method; needs no z_spec."""
+    points = [point for n in result.networks for m in result.methods for point in n.shift_curve(m)]
+    top = max(max(median, p90) for _, median, p90 in points)
 
-    def draw(figure: Any) -> None:
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for ax in axes.flat[len(result.methods) :]:
-            ax.remove()
-        for ax, method in zip(axes.flat, result.methods, strict=False):
-            for network in result.networks:
-                eps, median, p90 = zip(*network.shift_curve(method), strict=True)
-                shade = colour(result, network.name)
-                look: dict[str, Any] = {"color": shade, "ms": 4, "clip_on": False, "zorder": 3}
-                ax.plot(eps, median, "s-", label=f"{network.name}, median galaxy", **look)
-                ax.plot(eps, p90, "^--", label=f"{network.name}, 90th percentile", **look)
-            epsilon_axis(ax, result)
-            ax.set_title(METHODS[method].label)
-        start_y_at_zero(*axes.flat)
-        for ax in axes[:, 0]:
-            ax.set_ylabel("|change of <z>| (redshift)")
-        legend_below(figure, axes[0, 0])
+    def draw(figure: Any, method: str) -> None:
+        ax = figure.subplots()
+        for network in result.networks:
+            eps, median, p90 = zip(*network.shift_curve(method), strict=True)
+            shade = colour(result, network.name)
+            look: dict[str, Any] = {"color": shade, "ms": 4, "clip_on": False, "zorder": 3}
+            ax.plot(eps, median, "s-", label=f"{network.name}, median galaxy", **look)
+            ax.plot(eps, p90, "^--", label=f"{network.name}, 90th percentile", **look)
+        epsilon_axis(ax, result)
+        ax.set(title=METHODS[method].label, ylabel="|change of <z>| (redshift)", ylim=(0, 1.08 * top or 1))
+        legend_below(figure, ax)
 
-    return figure_png(draw, 4.4 * columns, 0.6 + 3.4 * rows)
+    return [figure_png(partial(draw, method=method), *_PANEL) for method in result.methods]
 
 
 def pit_histograms(result: EvaluationResult) -> bytes:

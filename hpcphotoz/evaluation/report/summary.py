@@ -6,6 +6,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -101,9 +102,9 @@ def check_run_names(names: Sequence[str]) -> None:
 
 def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> None:
     """Print the metrics, clean and at the headline epsilon, and the minimal epsilons, to standard output."""
-    which = result.subset.text(result.limit)
     galaxies = number_of(len(result.z_spec), "galaxy", "galaxies")
-    _print(f"{galaxies} of {result.data}{which}", metrics_rows(result, baseline), 2)
+    unknown = f", {result.unlabelled} with no z_spec" if result.unlabelled else ""
+    _print(f"{galaxies} of {result.data}{result.which}{unknown}", metrics_rows(result, baseline), 2)
     if rows := minimal_eps_rows(result):
         title = "minimal epsilon (sky sigmas) that makes a fraction of the galaxies outliers"
         _print(title, rows, 1)
@@ -111,9 +112,10 @@ def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None =
 
 def _print(title: str, rows: list[list[str]], text_columns: int) -> None:
     """Print a table whose first row is the head; columns after the first `text_columns` are numbers."""
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits 80 columns
     for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if i < text_columns else "right")
+        left = i < text_columns
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in rows[1:]:
         table.add_row(*row)
     Console().print(table)
@@ -149,7 +151,7 @@ def minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
 
 def _cells(m: Mapping[str, float]) -> list[str]:
     if not m:
-        return ["no z_spec"] * 4
+        return ["-"] * 4
     return [f"{m['bias']:+.4f}", f"{m['sigma_mad']:.4f}", f"{100 * m['eta']:.1f} %", f"{m['crps']:.4f}"]
 
 

@@ -95,6 +95,10 @@ def test_text_of_the_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     faint[:6] /= 50  # some objects on either side of 5 sigma of the sky
     folder, manifest = written(tmp_path / "faint", replace(stamps, images=faint))
     assert "dotted: 5" in words(folder, manifest, tmp_path / "out.png", monkeypatch)
+    faint[0] = -1
+    folder, manifest = written(tmp_path / "dark", replace(stamps, images=faint))
+    text = words(folder, manifest, tmp_path / "out.png", monkeypatch)
+    assert "faint: objects below 1 $\\sigma$ of the sky, not drawn" in text and "8.3 %" in text
     resampled = replace(manifest, provenance={"resampling": "Lanczos-3 onto the r frame's grid"})
     text = words(folder, resampled, tmp_path / "out.png", monkeypatch)
     assert "below 1: resampling smooths noise" in text and "pure sky noise" not in text

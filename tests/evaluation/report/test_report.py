@@ -74,7 +74,7 @@ def test_the_page_is_whole_self_contained_and_free_of_requests(tmp_path: Path) -
     page = Page(text)
     assert page.open == []
     assert page.rows == 1 + 2 * 3 + 1 + 3  # head, three conditions a run, kNN; transfer
-    assert len(page.pictures) == 4 + 2  # redshifts, robustness, calibration, change; a galaxy a run
+    assert len(page.pictures) == 4 + 3 + 1 + 2 + 2  # redshifts, robustness, calibration, change; galaxies
     for source in page.pictures:
         png = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
@@ -114,7 +114,9 @@ def test_without_any_redshift_the_page_shows_the_change_of_the_mean(tmp_path: Pa
     tree = write_report(make_result(("standard",), known=False), tmp_path)
     assert tree["standard"]["pgd"]["shift_median"] == pytest.approx(0.01)
     assert "bias" not in tree["standard"]["pgd"]
-    assert len(Page((tmp_path / "report.html").read_text()).pictures) == 2
+    assert (
+        len(Page((tmp_path / "report.html").read_text()).pictures) == 2 + 1
+    )  # change of each method; a galaxy
     json.loads((tmp_path / "summary.json").read_text())
 
 
@@ -132,7 +134,7 @@ def test_summary_page_and_table_say_which_objects_were_measured(
     }
     words = (
         "(test part of a split into 0.05 validation, 0.2 test, seed 7; where z_spec < 0.3 and ebv < 1; "
-        "at most the first 60)"
+        "the first 60)"
     )
     text = (tmp_path / "report.html").read_text()
     assert f"60 galaxies of survey &amp; more {html.escape(words)} in u, g" in text
@@ -148,6 +150,11 @@ def test_the_terminal_shows_every_run_and_the_baseline(capsys: pytest.CaptureFix
     output = capsys.readouterr().out
     for word in ("standard", "adversarial", "kNN colours", "pgd", "0.0190", "5.0 %"):
         assert word in output
+    unlabelled = replace(make_result(known=False), limit=99)
+    print_table(unlabelled)
+    output = capsys.readouterr().out
+    assert "adversarial" in output and "60 galaxies of survey & more, 60 with no z_spec" in output
+    assert max(map(len, output.splitlines())) <= 80 and "…" not in output
 
 
 def test_a_run_must_not_be_called_like_a_key() -> None:
