@@ -42,15 +42,18 @@ def keep_compiled_code() -> None:
     """Let Inductor and Triton cache compiled code in the user's cache folder.
 
     Inductor's default is below /tmp, which is often empty when a batch job starts: the Inception then takes
-    76 s to compile instead of 30 s. Folders that the environment names already are not changed.
+    76 s to compile instead of 30 s. Folders that the environment names already are not changed, except
+    Inductor's default, which torch itself writes into the environment when `torch._dynamo` is imported.
 
     Each release of torch and each kind of CPU has a folder of its own: nodes share a home, Inductor does not
     distinguish their vector units, and code made with AVX-512 gave wrong gradients on AVX2.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes 2 s: only where we compile
+
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcphotoz"
     home /= f"torch-{torch.__version__}-{torch.backends.cpu.get_cpu_capability()}"
     for name, folder in _FOLDERS.items():
-        if name in os.environ:
+        if os.environ.get(name, default_cache_dir()) != default_cache_dir():
             continue
         try:
             (home / folder).mkdir(parents=True, exist_ok=True)

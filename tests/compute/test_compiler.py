@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from hpcphotoz.compute.compiler import compiled
 
@@ -25,6 +26,10 @@ def test_compiled_code_is_kept_in_the_users_cache_folder(
         folder = tmp_path / "hpcphotoz" / f"torch-{torch.__version__}-{kind}" / "inductor"
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) and folder.is_dir()
     assert os.environ["TRITON_CACHE_DIR"] == "/somewhere/else", "as the user has it"
+    # torch writes its own default into the environment, for instance when torch._dynamo is imported.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    compiled(nn.Linear(1, 1), torch.device("cpu"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
