@@ -163,7 +163,7 @@ def test_evaluation_of_training_objects_or_of_another_datasets_test_part_warns(
     (line,) = warnings("--data", folder / "set")
     assert line.startswith("hpcphotoz: warning: run 'split' was trained on ") and "--part test" in line
     (line,) = warnings("--data", other, "--part", "test")
-    assert "'split' was trained on another dataset than" in line
+    assert "'split' was trained on another dataset: --part takes" in line
     assert warnings("--data", folder / "set", "--part", "test") == warnings("--data", other) == []
 
 
