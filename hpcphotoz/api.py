@@ -57,21 +57,13 @@ class StampBatch:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset on disk; iterate over it for batches in the order in which objects are stored.
-
-    Attributes:
-        folder: where it is.
-        manifest: number of objects, bands, stamp size, pixel scale, statistics and provenance.
-        batch: greatest number of objects in a batch; the last batch of a shard may hold fewer.
-        subset: which objects are read.
-        device: where the tensors are put.
-    """
+    """A dataset on disk; iterate over it for batches in the order in which objects are stored."""
 
     folder: Path
-    manifest: Manifest
-    batch: int
-    subset: Subset
-    device: torch.device
+    manifest: Manifest  # number of objects, bands, stamp size, pixel scale, statistics and provenance
+    batch: int  # greatest number of objects in a batch; the last batch of a shard may hold fewer
+    subset: Subset  # which objects are read
+    device: torch.device  # where the tensors are put
 
     def __repr__(self) -> str:
         header, rows = self.manifest.header, self.manifest.rows

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
     add_loss,
+    add_number,
     add_precision,
     add_subset,
     batch_size,
@@ -119,15 +120,8 @@ def add(commands: Commands) -> None:
         help="the epsilon of the tables and pictures, in sky sigmas, attacked too if --eps lacks it "
         "(default: 0.1 if --eps has it, else its median)",
     )
-    p.add_argument(
-        "--steps", type=option("attack.steps"), default=10, help="of all attacks but fgsm (default 10)"
-    )
-    p.add_argument(
-        "--restarts",
-        type=option("attack.restarts"),
-        default=1,
-        help="random starts of all attacks but fgsm; the best is kept (default 1)",
-    )
+    add_number(p, "steps", 10, "of all attacks but fgsm")
+    add_number(p, "restarts", 1, "random starts of all attacks but fgsm; the best is kept")
     add_loss(p, "what attacks maximise")
     p.add_argument(
         "--minimal-eps",

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, get_args
 
-from hpcphotoz.cli.parser import Parser
+from hpcphotoz.cli.parser import Parser, option
 from hpcphotoz.config import Attack
 from hpcphotoz.data.select.subset import SPLIT_PARTS
 from hpcphotoz.errors import BadInput
@@ -96,6 +96,12 @@ def add_choice(parser: Parser, name: str, default: str, text: str) -> None:
     """Add an argument whose choices are those of an option of the `attack` section."""
     choices = get_args(Attack.model_fields[name].annotation)
     parser.add_argument(f"--{name}", choices=choices, default=default, help=f"{text} (default {default})")
+
+
+def add_number(parser: Parser, name: str, default: float, text: str, metavar: str | None = None) -> None:
+    """Add an argument with the range of an option of the `attack` section."""
+    help_text, flag = f"{text} (default {default})", f"--{name.replace('_', '-')}"
+    parser.add_argument(flag, type=option(f"attack.{name}"), default=default, metavar=metavar, help=help_text)
 
 
 def add_loss(parser: Parser, what: str) -> None:

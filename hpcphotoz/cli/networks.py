@@ -7,6 +7,7 @@ from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
     add_choice,
     add_loss,
+    add_number,
     add_precision,
     add_subset,
     batch_size,
@@ -14,7 +15,7 @@ from hpcphotoz.cli.network_options import (
     choose_precision,
     chosen_subset,
 )
-from hpcphotoz.cli.parser import Commands, Parser, add_device, command, number, option, path, seed
+from hpcphotoz.cli.parser import Commands, Parser, add_device, command, number, path, seed
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
@@ -49,9 +50,8 @@ def predict(options: argparse.Namespace) -> int:
     from hpcphotoz.training.run.network import load_network
 
     resolved = [run.resolve() for run in options.runs]
-    for run in options.runs:
-        if resolved.count(run.resolve()) > 1:
-            raise BadInput(f"{run}: given twice, and would count twice in the mean: name each run once")
+    if twice := [run for run in options.runs if resolved.count(run.resolve()) > 1]:
+        raise BadInput(f"{twice[0]}: given twice, and would count twice in the mean: name each run once")
     device = choose_device(options.device)
     networks = [load_network(run, device) for run in options.runs]
     subset, batch = chosen_subset(options, networks), batch_size(device)
@@ -100,27 +100,13 @@ def _add_attack(p: Parser) -> None:
         "what --eps bounds, in sky sigmas of each band: linf, the change of every pixel; l2, its root mean "
         "square over pixels and bands; flux, as linf, and the change adds up to 0 in every band",
     )
-    p.add_argument(
-        "--eps", type=option("attack.eps"), default=0.1, help="radius of the ball in sky sigmas (default 0.1)"
-    )
-    p.add_argument(
-        "--steps", type=option("attack.steps"), default=10, help="steps of PGD and APGD (default 10)"
-    )
-    p.add_argument(
-        "--step-size",
-        type=option("attack.step_size"),
-        default=0.0,
-        help="step of PGD in sky sigmas (default 2.5 eps / steps)",
-    )
+    add_number(p, "eps", 0.1, "radius of the ball in sky sigmas")
+    add_number(p, "steps", 10, "steps of PGD and APGD")
+    add_number(p, "step_size", 0.0, "step of PGD in sky sigmas; 0: 2.5 eps / steps")
     p.add_argument(
         "--no-random-start", dest="random_start", action="store_false", help="start at the image itself"
     )
-    p.add_argument(
-        "--restarts",
-        type=option("attack.restarts"),
-        default=1,
-        help="random starts of PGD and APGD; the best is kept (default 1)",
-    )
+    add_number(p, "restarts", 1, "random starts of PGD and APGD; the best is kept")
     add_loss(p, "what the attack maximises, or minimises for a target")
     target = p.add_mutually_exclusive_group()
     towards = "towards this redshift (default: away from z_spec)"
@@ -128,14 +114,8 @@ def _add_attack(p: Parser) -> None:
     target.add_argument(
         "--target-shift", type=number, metavar="S", help="towards z_spec + S (1 + z_spec), S of either sign"
     )
-    p.add_argument(
-        "--stop",
-        type=option("attack.stop"),
-        default=0.0,
-        metavar="F",
-        help="a galaxy is done when <z> is further than F (1 + z) from z_spec, or within F (1 + z) of a "
-        "target (default 0: none is)",
-    )
+    done = "a galaxy is done when <z> is further than F (1 + z) from z_spec, or within F (1 + z) of a target"
+    add_number(p, "stop", 0.0, f"{done}; 0: never", metavar="F")
     add_precision(p)
     add_device(p)
     p.add_argument("--seed", type=seed, default=0, help="of the random starts (default 0)")

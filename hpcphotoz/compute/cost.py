@@ -24,16 +24,14 @@ def flops(call: Callable[[], object]) -> int:
 
     torch's own FlopCounterMode counts the same but fails with `torch.autograd.grad` (torch 2.13).
     """
-    counter = _Counter()
+    counter = _Counter()  # type: ignore[no-untyped-call]
     with counter:
         call()
     return counter.total
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+    total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))

@@ -31,5 +31,5 @@ class Section(BaseModel):
     @classmethod
     def _refuse_huge_integer(cls, value: object) -> object:
         if isinstance(value, int) and value >= _INTEGER_END:
-            raise ValueError("want less than 2^31")
+            raise ValueError("want below 2^31")
         return value

@@ -21,13 +21,9 @@ class AttackMethod:
 
     def options(self, steps: int, restarts: int) -> dict[str, Any]:
         """Options of the `attack` section: `method`, `ball`, `steps`, `restarts`."""
-        single_step = self.method == "fgsm"
-        return {
-            "method": self.method,
-            "ball": self.ball,
-            "steps": 1 if single_step else steps,
-            "restarts": 1 if single_step else restarts,
-        }
+        if self.method == "fgsm":
+            steps = restarts = 1
+        return {"method": self.method, "ball": self.ball, "steps": steps, "restarts": restarts}
 
 
 # Those of one ball from weak to strong. Where curves coincide, FGSM's thin dashes and open circles are

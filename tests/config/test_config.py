@@ -90,7 +90,7 @@ def test_a_boolean_is_no_number(key: str, value: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["data.block_rows", "run.global_batch", "model.bins"])
 def test_a_count_has_an_upper_limit(key: str) -> None:
-    with pytest.raises(BadInput, match=f"--{key} 1000000000000000000: want less than 2\\^31"):
+    with pytest.raises(BadInput, match=f"--{key} 1000000000000000000: want below 2\\^31"):
         config.load("standard", {key: str(10**18)})
 
 

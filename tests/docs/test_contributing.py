@@ -59,8 +59,8 @@ def test_the_attack_is_in_every_command_after_the_edits(dataset: Path, tmp_path:
         text = (package / file).read_text()
         assert text.count(before) == 1, f"{file}: {before}"
         (package / file).write_text(text.replace(before, added + before))
-    for folder in {path.parent for path in package.rglob("*.py")}:
-        assert len(list(folder.glob("*.py"))) <= 12, folder
+    for room in {path.parent for path in package.rglob("*.py")}:
+        assert len(list(room.glob("*.py"))) <= 12, room
     run = hpcphotoz.train("standard", dataset, tmp_path / "run", device="cpu", width=8, bins=20, max_steps=1)
     where = ["--data", str(dataset), "--device", "cpu", "--steps", "2", "--restarts", "2"]
     attack = ["attack", str(run), *where, "--out", "attacked", "--method", "mifgsm", "--stop", "0.1"]

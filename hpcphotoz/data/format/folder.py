@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpcphotoz.atomic import check_output_folder
+from hpcphotoz.atomic import check_output_folder, making_folder
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file
@@ -33,13 +33,8 @@ def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
         BadInput: as `check_dataset_folder`, or another process is writing in it.
     """
     check_dataset_folder(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot make the folder: {error.strerror}") from None
-    with lock_file(
-        out / LOCK_FILE, f"{out}: another process is writing a dataset in it: choose another folder"
-    ):
+    busy = f"{out}: another process is writing a dataset in it: choose another folder"
+    with making_folder(out), lock_file(out / LOCK_FILE, busy):
         check_dataset_folder(out)  # again: another writer may have finished meanwhile
         yield [path for path in _files(out) if path.name != LOCK_FILE]
 
