@@ -84,7 +84,7 @@ def headline_attack(methods: Sequence[str]) -> str:
 
 def headline_radius(eps: Sequence[float]) -> float:
     """The epsilon of summary, pictures and transfer: 0.1 sky sigma if measured, else the median one."""
-    radii = sorted(float(e) for e in eps if e)
+    radii = sorted(float(e) for e in eps if e > 0)
     return 0.1 if not radii or 0.1 in radii else radii[(len(radii) - 1) // 2]
 
 

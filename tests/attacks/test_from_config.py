@@ -80,7 +80,7 @@ def test_a_target_attracts_the_redshift() -> None:
         ({"target": "redshift", "target_value": 0.5}, r"outside the bins \[0, 0.4\)"),
         ({"target_value": 0.1}, "without a target"),
         ({"ball": "cube"}, "linf"),
-        ({"stop": -1}, "greater"),
+        ({"stop": -1}, "must be at least 0"),
     ],
 )
 def test_a_configuration_that_means_nothing_is_refused(attack: dict[str, Any], said: str) -> None:

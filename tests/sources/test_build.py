@@ -198,7 +198,7 @@ def test_failures(tmp_path: Path, processes: int) -> None:
         run(tmp_path / "b", [3, "bug", 4], processes=processes)
     with pytest.raises(BadInput, match="no object could be used, 2 were skipped; the first: masked"):
         run(tmp_path / "c", [1, 1], processes=processes)
-    assert not list((tmp_path / "c").iterdir())
+    assert not (tmp_path / "c").exists()
     with pytest.raises(TypeError, match="set in a plan"):
         run(tmp_path / "d", [{1, 2}])
     with pytest.raises(BadInput, match="processes 0"):
