@@ -79,13 +79,13 @@ class Column:
         Raises:
             BadInput: the unit is no angle.
         """
-        from astropy import units
-
         text = str(self.unit or "deg").strip().lower()
         if text.startswith("deg"):  # many services spell units as no standard does
             return 1.0
         if hours and (text.startswith("hour") or text in _HOURS):
             return 15.0
+        from astropy import units
+
         if isinstance(self.unit, units.UnrecognizedUnit) or not self.unit.is_equivalent(units.deg):
             raise BadInput(
                 f"{self.path}: column {self.name} has the unit {self.unit}, which is no angle: convert to deg"
@@ -99,8 +99,8 @@ def read_columns(path: Path, choose: ChooseColumns) -> dict[str, Column]:
     The result has the keys of what `choose` returns.
 
     Raises:
-        BadInput: the file is missing or not readable, a row of a CSV file is shorter or longer than the
-            header, or astropy is not installed.
+        BadInput: the file is missing or not readable, a row of a CSV file ends before a column that is read
+            or is longer than the header, or astropy, which FITS and VOTable need, is not installed.
     """
     try:
         with open(path, "rb") as file:
@@ -113,21 +113,14 @@ def read_columns(path: Path, choose: ChooseColumns) -> dict[str, Column]:
         table = _read_votable(path)
     else:
         return _read_csv(path, choose)
-    return _columns(path, table, choose(table.colnames), None)
-
-
-def _columns(
-    path: Path, table: Any, names: Mapping[str, str], lines: Sequence[int] | None
-) -> dict[str, Column]:
-    for name in names.values():
+    chosen = choose(table.colnames)
+    for name in chosen.values():
         if np.ndim(table[name].data) != 1:
             raise BadInput(f"{path}: column {name} holds more than one value a row")
-    return {key: Column(path, name, table[name].data, table[name].unit, lines) for key, name in names.items()}
+    return {key: Column(path, name, table[name].data, table[name].unit, None) for key, name in chosen.items()}
 
 
 def _read_csv(path: Path, choose: ChooseColumns) -> dict[str, Column]:
-    with sources_extra():
-        from astropy.table import Table
     rows = _csv_rows(path)
     header = [name.strip() for name in next(rows, (0, []))[1]]
     chosen = choose(header)
@@ -146,8 +139,8 @@ def _read_csv(path: Path, choose: ChooseColumns) -> dict[str, Column]:
             column.append(row[place])
         lines.append(line)
     # Objects, not numpy's own text: that makes each cell as wide as the longest, and cuts NULs at the end.
-    table = Table({name: np.array(column, np.object_) for name, (_, column) in cells.items()})
-    return _columns(path, table, chosen, lines)
+    values = {name: np.array(column, np.object_) for name, (_, column) in cells.items()}
+    return {key: Column(path, name, values[name], None, lines) for key, name in chosen.items()}
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -119,44 +119,60 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("command", "words", "says"),
     [
-        (["--target-redshift", "0.4"], "target redshift 0.4: outside the bins [0, 0.4)"),
-        (["--stop", "0.05", "--precision", "bf16"], "--stop 0.05 with --precision bf16"),
-        (["--target-redshift", "nan"], "--target-redshift: nan: must be a finite number"),
-        (["--target-shift", "0.5"], "target shift 0.5: carries every galaxy out"),
-        (["--target-shift", "0.1", "--target-redshift", "0.1"], "not allowed with argument --target-shift"),
-        (["--restarts", "3", "--no-random-start"], "restarts 3 without random_start are one"),
-        (["--restarts", "0"], "--restarts: 0: must be "),
-        (["--method", "fgsm", "--restarts", "3"], "restarts 3: fgsm has no random start"),
-        (["--method", "fgsm", "--stop", "0.05"], "stop 0.05: fgsm is one step"),
-        (["--method", "apgd", "--step-size", "0.1"], "step_size 0.1: apgd has its own"),
-        (["--stop", "-1"], "--stop: -1: must be "),
-        (["--eps", "inf"], "--eps: inf: must be a finite number"),
-        (["--eps", "1e39"], "must be at most 1000000"),
-        (["--step-size", "1e42"], "must be at most 1000000"),
-        (["--eps", "-1e-3"], "--eps: -1e-3: must be "),
-        (["--target-shift", "-5e-1"], "target shift -0.5: carries every galaxy out"),
+        ("attack", ["--target-redshift", "0.4"], "target redshift 0.4: outside the bins [0, 0.4)"),
+        ("attack", ["--stop", "0.05", "--precision", "bf16"], "--stop 0.05 with --precision bf16"),
+        ("attack", ["--target-redshift", "nan"], "--target-redshift: nan: must be a finite number"),
+        ("attack", ["--target-shift", "0.5"], "target shift 0.5: carries every galaxy out"),
         (
+            "attack",
+            ["--target-shift", "0.1", "--target-redshift", "0.1"],
+            "not allowed with argument --target-shift",
+        ),
+        ("attack", ["--restarts", "3", "--no-random-start"], "restarts 3 without random_start are one"),
+        ("attack", ["--restarts", "0"], "--restarts: 0: must be at least 1"),
+        ("attack", ["--method", "fgsm", "--restarts", "3"], "restarts 3: fgsm has no random start"),
+        ("attack", ["--method", "fgsm", "--stop", "0.05"], "stop 0.05: fgsm is one step"),
+        ("attack", ["--method", "apgd", "--step-size", "0.1"], "step_size 0.1: apgd has its own"),
+        ("attack", ["--stop", "-1"], "--stop: -1: must be at least 0"),
+        ("attack", ["--eps", "inf"], "--eps: inf: must be a finite number"),
+        ("attack", ["--eps", "1e39"], "must be at most 1000000"),
+        ("attack", ["--step-size", "1e42"], "must be at most 1000000"),
+        ("attack", ["--eps", "-1e-3"], "--eps: -1e-3: must be at least 0"),
+        ("attack", ["--target-shift", "-5e-1"], "target shift -0.5: carries every galaxy out"),
+        (
+            "attack",
             ["--seed", "2147483648"],
             "--seed: 2147483648: must be a whole number, at least 0 and less than 2^31",
         ),
-        (["--seed", "-1"], "--seed: -1: must be a whole number"),
-        (["--restart", "3"], "--restart: unknown option (did you mean --restarts?)"),
-        (["--ball", "l1"], "invalid choice: 'l1'"),
-        (["--loss", "mse"], "invalid choice: 'mse'"),
-        (["--precision", "fp16"], "invalid choice: 'fp16'"),
+        ("attack", ["--seed", "-1"], "--seed: -1: must be a whole number"),
+        ("attack", ["--restart", "3"], "--restart: unknown option (did you mean --restarts?)"),
+        ("attack", ["--ball", "l1"], "invalid choice: 'l1'"),
+        ("attack", ["--loss", "mse"], "invalid choice: 'mse'"),
+        ("attack", ["--precision", "fp16"], "invalid choice: 'fp16'"),
+        ("evaluate", ["--attacks", "fgsm", "--restarts", "2"], "2 restarts of FGSM alone"),
+        ("evaluate", ["--attacks", "cw"], "invalid choice: 'cw'"),
+        ("evaluate", ["--minimal-eps", "0"], "--minimal-eps: 0: must be above 0 sky sigmas"),
+        ("evaluate", ["--headline-eps", "0"], "--headline-eps: 0: must be above 0 sky sigmas"),
+        ("evaluate", ["--eps", "0.1", "-0.1"], "--eps: -0.1: must be at least 0"),
+        ("evaluate", ["--steps", "0"], "--steps: 0: must be at least 1"),
+        ("evaluate", ["--limit", "0"], "--limit: 0: must be a whole number, at least 1"),
+        ("evaluate", ["--limit", "many"], "--limit: many: must be a whole number, at least 1"),
+        ("evaluate", ["--minimal-eps", "much"], "--minimal-eps: much: must be a number"),
+        ("evaluate", ["--restarts", "0"], "--restarts: 0: must be at least 1"),
     ],
 )
-def test_impossible_options_of_attack_are_refused(
+def test_impossible_options_are_refused(
     run: Path,
     dataset: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    command: str,
     words: list[str],
     says: str,
 ) -> None:
-    fails(capsys, ["attack", run, "--data", dataset, "--out", tmp_path / "out", *words], says)
+    fails(capsys, [command, run, "--data", dataset, "--out", tmp_path / "out", *words], says)
     assert not (tmp_path / "out").exists()
 
 
@@ -173,33 +189,6 @@ def test_the_substitute_for_an_unknown_redshift_is_reported_once(
     capsys.readouterr()
     assert main([str(word) for word in words]) == 0
     assert capsys.readouterr().err.count("7 of 20 objects have no z_spec: the most probable redshift") == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--attacks", "fgsm", "--restarts", "2"], "2 restarts of FGSM alone"),
-        (["--attacks", "cw"], "invalid choice: 'cw'"),
-        (["--minimal-eps", "0"], "--minimal-eps: 0: must be above 0 sky sigmas"),
-        (["--headline-eps", "0"], "--headline-eps: 0: must be above 0 sky sigmas"),
-        (["--eps", "0.1", "-0.1"], "--eps: -0.1: must be "),
-        (["--steps", "0"], "--steps: 0: must be "),
-        (["--limit", "0"], "--limit: 0: must be a whole number, at least 1"),
-        (["--limit", "many"], "--limit: many: must be a whole number, at least 1"),
-        (["--minimal-eps", "much"], "--minimal-eps: much: must be a number"),
-        (["--restarts", "0"], "--restarts: 0: must be "),
-    ],
-)
-def test_impossible_options_of_evaluate_are_refused(
-    run: Path,
-    dataset: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    says: str,
-) -> None:
-    fails(capsys, ["evaluate", run, "--data", dataset, "--out", tmp_path / "out", *words], says)
-    assert not (tmp_path / "out" / "summary.json").exists()
 
 
 def test_a_run_named_like_a_key_of_the_summary_is_refused_before_any_attack(

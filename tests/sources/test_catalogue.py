@@ -162,12 +162,17 @@ def test_a_long_cell_costs_its_own_length(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_a_table_needs_astropy_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_and_votable_need_astropy_and_csv_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "t.csv"
-    path.write_text("object_id,z\n1,0.1\n")
-    monkeypatch.setitem(sys.modules, "astropy.table", None)
+    path.write_text("object_id,ra,dec,z\n1,2,3,0.1\n")
+    (tmp_path / "t.xml").write_text("<?xml version='1.0'?><VOTABLE/>")
+    for module in ("astropy", "astropy.table", "astropy.io", "astropy.units"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert len(read_redshifts(path).z) == len(read_catalogue(path)) == 1
     with pytest.raises(BadInput, match=r"this command needs `pip install 'hpcphotoz\[sources\]'`"):
-        read_redshifts(path)
+        read_redshifts(tmp_path / "t.xml")
 
 
 def test_minus_one_and_below_is_unknown(tmp_path: Path) -> None:
