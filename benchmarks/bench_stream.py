@@ -127,7 +127,7 @@ def write(out: Path, stamps: Stamps, shard_rows: int, storage: str = "float32") 
 def compress(source: Path, out: Path) -> None:
     """Rewrite shards like h5py users, with images in gzip-4 + shuffle chunks of one row, and index them."""
     out.mkdir()
-    for path in sorted(source.glob("*.h5")):
+    for path in sorted(source.glob("*.hdf5")):
         with h5py.File(path, locking=False) as old, h5py.File(out / path.name, "w") as new:
             new.attrs.update(old.attrs)
             for name in COLUMNS:

@@ -164,7 +164,7 @@ def test_errors_of_reading_and_of_the_network_are_not_called_errors_of_writing(t
     out.parent.mkdir()
     with pytest.raises(OSError, match="no compiler"):
         predict([stub(module=NetworkWithoutCompiler())], data, out)
-    path = data / "shard-00001.h5"
+    path = data / "shard-00001.hdf5"
     with h5py.File(path, "r") as file:
         offset = file["images"].id.get_offset()
     raw = bytearray(path.read_bytes())

@@ -75,7 +75,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     # A killed run leaves its shared memory behind, and the next one then hangs or fails.
     clean_stale_shared_memory()
-    write(sorted(shards.glob("*.h5")), out)
+    write(sorted(shards.glob("*.hdf5")), out)
     readers: dict[int, Callable[[], float]] = {}
     print("ready", streaming.__version__, flush=True)
     try:

@@ -151,7 +151,7 @@ def batches(rows: Rows, task: dict[str, Any], pinned: bool) -> Iterator[Sample]:
 
 def train(task: dict[str, Any], tuned: bool, precision: str, device: torch.device) -> None:
     """Take the steps, and print their speed."""
-    rows, ranks = Rows(sorted(Path(task["data"]).glob("*.h5"))), dist.get_world_size()
+    rows, ranks = Rows(sorted(Path(task["data"]).glob("*.hdf5"))), dist.get_world_size()
     loop = Loop(task, tuned, precision, rows.extremes, device)
     source = batches(rows, task, device.type == "cuda")
     waited, seen, start = 0.0, 0, time.perf_counter()

@@ -171,7 +171,7 @@ class MappedRows(BatchedRows):
 
 def batched_dataloader(folder: Path, workers: int, kind: type[BatchedRows]) -> Reader:
     """torch's DataLoader over `BatchedRows`, its workers kept from pass to pass."""
-    dataset = kind(sorted(folder.glob("*.h5")))
+    dataset = kind(sorted(folder.glob("*.hdf5")))
     loader = DataLoader(
         dataset,
         batch_size=BATCH,
@@ -189,7 +189,7 @@ def _tensors_of_arrays(arrays: Any) -> dict[str, Tensor]:
 
 def h5py_dataloader(folder: Path, workers: int, kind: type[Rows] = Rows) -> Reader:
     """torch's DataLoader over `Rows`, its workers kept from pass to pass."""
-    dataset = kind(sorted(folder.glob("*.h5")))
+    dataset = kind(sorted(folder.glob("*.hdf5")))
     loader = DataLoader(
         dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
     )
@@ -199,7 +199,7 @@ def h5py_dataloader(folder: Path, workers: int, kind: type[Rows] = Rows) -> Read
 def preadv(folder: Path, block_rows: int, threads: int) -> Reader:
     """`os.preadv` of the images alone, block by block in shuffled order, into one buffer a thread."""
     blocks: list[tuple[int, int, int]] = []
-    for path in sorted(folder.glob("*.h5")):
+    for path in sorted(folder.glob("*.hdf5")):
         with h5py.File(path, locking=False) as file:
             images = file["images"]
             offset, rows, size = images.id.get_offset(), len(images), images.nbytes // len(images)

@@ -21,7 +21,7 @@ PARTS: tuple[SplitPart, ...] = ("all", "train")
 def link_shards(real: Path, out: Path, count: int) -> Path:
     """A dataset of `count` shards, all of them hard links to the first shard of another."""
     manifest = read_manifest(real)
-    entries = tuple(replace(manifest.shards[0], file=f"shard-{k:05d}.h5") for k in range(count))
+    entries = tuple(replace(manifest.shards[0], file=f"shard-{k:05d}.hdf5") for k in range(count))
     out.mkdir()
     for entry in entries:
         os.link(real / manifest.shards[0].file, out / entry.file)

@@ -200,7 +200,7 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "folder",
         type=path,
-        help="folder with shard-*.h5, of any HDF5 layout; gzip, shuffle, fletcher32 and LZF are read",
+        help="folder with shard-*.hdf5 or .h5, of any HDF5 layout, also by gzip, shuffle, fletcher32 or LZF",
     )
 
 

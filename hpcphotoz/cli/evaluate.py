@@ -81,12 +81,14 @@ def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -
     neighbour in any copy of the dataset, such as an attacked one. --where, with which the networks were not
     trained, does not apply.
     """
+    from hpcphotoz.data.format.manifest import read_manifest
     from hpcphotoz.data.select.subset import Subset
 
     if len({network.config.data.where for network in networks}) > 1:
         raise BadInput("--knn-train: the runs were trained with different data.where: name one run at a time")
     config, bands = networks[0].config, networks[0].bands
-    return Subset.from_options(config.data, "all" if options.part == "all" else "train", bands)
+    extra = read_manifest(options.knn_train, check=False).header.extra
+    return Subset.from_options(config.data, "all" if options.part == "all" else "train", bands, extra)
 
 
 def add(commands: Commands) -> None:

@@ -89,7 +89,7 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     parts = [text for text in (*where, options.where) if text]
     both = " and ".join(f"({text})" for text in parts) if len(parts) > 1 else "".join(parts)
     data = networks[0].config.data.model_copy(update={"where": both})
-    return Subset.from_options(data, options.part, manifest.header.bands)
+    return Subset.from_options(data, options.part, manifest.header.bands, manifest.header.extra)
 
 
 def add_choice(parser: Parser, name: str, default: str, text: str) -> None:

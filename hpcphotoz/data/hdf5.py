@@ -48,31 +48,31 @@ def open_file(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=None if "HDF5_USE_FILE_LOCKING" in os.environ else False)
 
 
-def attribute(file: h5py.File, name: str) -> Any:
-    """Return an attribute of a file: a number, a text or a list of them; None where there is none.
+def attribute(owner: h5py.File | h5py.Dataset, name: str) -> Any:
+    """Return an attribute of a file or array: a number, a text or a list of them; None where there is none.
 
     Raises:
         BadInput: it is of another type, for which HDF5 may crash, or longer than any list of bands.
     """
-    if name not in file.attrs:
+    if name not in owner.attrs:
         return None
-    found = h5py.h5a.open(file.id, name.encode())
+    found = h5py.h5a.open(owner.id, name.encode())
     plain = found.get_type().get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING)
     if not plain or math.prod(found.shape or ()) > _MAX_ATTRIBUTE_VALUES:
         raise BadInput(
-            f"{file.filename}: attribute '{name}' is no number or text, nor a list of at most "
+            f"{owner.file.filename}: attribute '{name}' is no number or text, nor a list of at most "
             f"{_MAX_ATTRIBUTE_VALUES}"
         )
-    return file.attrs[name]
+    return owner.attrs[name]
 
 
-def text_attribute(file: h5py.File, name: str) -> tuple[str, ...] | None:
-    """Return an attribute of a file that is a text or a list of texts; None where there is none.
+def text_attribute(owner: h5py.File | h5py.Dataset, name: str) -> tuple[str, ...] | None:
+    """Return an attribute of a file or an array that is a text or a list of texts; None where there is none.
 
     Raises:
         BadInput: as `attribute`, or it is of numbers, of several dimensions, or not in UTF-8.
     """
-    if (found := attribute(file, name)) is None:
+    if (found := attribute(owner, name)) is None:
         return None
     values = np.atleast_1d(found)
     try:
@@ -81,7 +81,9 @@ def text_attribute(file: h5py.File, name: str) -> tuple[str, ...] | None:
             return tuple(decoded)
     except UnicodeError:
         pass
-    raise BadInput(f"{file.filename}: attribute '{name}' {values.tolist()}: want a list of names, in UTF-8")
+    raise BadInput(
+        f"{owner.file.filename}: attribute '{name}' {values.tolist()}: want a list of names, in UTF-8"
+    )
 
 
 def checked_array(file: h5py.File, name: str) -> h5py.Dataset:

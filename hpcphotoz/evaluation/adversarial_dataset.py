@@ -28,7 +28,7 @@ def write_adversarial_dataset(
     subset: Subset = ALL_OBJECTS,
     precision: str = "fp32",
 ) -> int:
-    """Attack every galaxy of a dataset and write the result as a dataset: same objects, order and labels.
+    """Attack every galaxy of a dataset and write the result as a dataset: same objects, order and columns.
 
     The pixels are written as float32 whatever the source's storage: rounding to int16 or float16 would move
     a perturbation out of its ball, or lose it. Distances are from the source's decoded pixels.
@@ -79,7 +79,8 @@ def write_adversarial_dataset(
     }
     shard_rows = max((shard.rows for shard in manifest.shards), default=1)
     header, written = replace(manifest.header, storage="float32"), 0
-    clean_batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset)
+    pixel_columns = [column.name for column in header.extra if column.is_pixels]
+    clean_batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset, pixel_columns)
     objects = min(limit or manifest.rows, manifest.rows)
     dataset_attack = DatasetAttack(network, precision, batch, objects * attack.steps * attack.restarts)
     forward = DatasetForward(network, batch, objects)

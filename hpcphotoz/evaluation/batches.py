@@ -1,6 +1,6 @@
 """Batches of a dataset for evaluation and prediction, and their redshift labels."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ def read_batches(
     what: str,
     limit: int | None = None,
     subset: Subset = ALL_OBJECTS,
+    pixel_columns: Collection[str] = (),
 ) -> Iterator[Stamps]:
     """Read the first `limit` objects of a subset (all by default) in stored order, with a progress bar.
 
@@ -43,12 +44,14 @@ def read_batches(
         what: the verb of the progress line, such as "predicting".
         limit: greatest number of objects to read.
         subset: which objects of the dataset.
+        pixel_columns: names of extra columns with a value a pixel that are read too.
 
     Raises:
         BadInput: the subset is empty, or, during the iteration, a shard cannot be read.
     """
     left = min(count_subset_objects(data, manifest, subset), limit or manifest.rows)
-    parts = _first(read_rows(data, manifest, batch, subset if subset.columns else None), left)
+    chosen = subset if subset.columns else None
+    parts = _first(read_rows(data, manifest, batch, chosen, pixel_columns), left)
     return track(parts, f"{what} (objects)", total=left, weight=len)
 
 

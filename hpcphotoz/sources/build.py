@@ -1,7 +1,7 @@
 """Builds a dataset from units of work, one shard a unit, on MPI ranks or local processes.
 
-Unit k gives `shard-{k:05d}.h5`, with the same bytes whichever process makes it. Until the manifest is
-written, a sidecar lies beside each finished shard, for instance `shard-00003.h5.done.json`. It holds the
+Unit k gives `shard-{k:05d}.hdf5`, with the same bytes whichever process makes it. Until the manifest is
+written, a sidecar lies beside each finished shard, for instance `shard-00003.hdf5.done.json`. It holds the
 shard's line of the manifest, its band moments, the skipped objects, and two fingerprints: one of the options,
 one of the unit and the files that it is made from. A build that was killed, or stopped at a bad file, is
 continued by the same command: it keeps finished shards whose unit is the same, and makes those again whose
@@ -152,7 +152,7 @@ def _finish(
     """Merges the moments in the order of the shards, writes the manifest, and deletes the sidecars."""
     skipped = [*provenance.get("skipped", ()), *(entry for one in done for entry in one.skipped)]
     shards = tuple(one.shard for one in done if one.shard is not None)
-    sidecars = sorted(out.glob(f"shard-*.h5{SIDECAR_SUFFIX}"))
+    sidecars = sorted(out.glob(f"shard-*{SIDECAR_SUFFIX}"))
     if shards:
         moments = BandMoments(len(header.bands))
         for one in done:

@@ -16,7 +16,7 @@ from tests.helpers.datasets import make_dataset, make_stamps
 def test_a_batch_in_one_array_is_what_is_on_disk(dataset: Path, kind: type[BatchedRows]) -> None:
     stamps, seen = make_stamps(75), 0
     row = {int(i): k for k, i in enumerate(stamps.object_id)}
-    rows = kind(sorted(dataset.glob("*.h5")))
+    rows = kind(sorted(dataset.glob("*.hdf5")))
     loader: DataLoader[dict[str, Any]] = DataLoader(
         rows, batch_size=16, shuffle=True, collate_fn=_tensors_of_arrays
     )

@@ -16,7 +16,7 @@ def test_missing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     fails(capsys, ["train", "standard", "--data", tmp_path, "--out", tmp_path / "run"], "no manifest.json")
     fails(capsys, ["inspect", tmp_path / "nowhere"], "not a dataset")
     fails(capsys, ["index", tmp_path / "nowhere"], "nowhere: no such folder")
-    (tmp_path / "shard-00000.h5").write_bytes(b"")
+    (tmp_path / "shard-00000.hdf5").write_bytes(b"")
     for words in (
         ["inspect", tmp_path],
         ["train", "standard", "--data", tmp_path, "--out", tmp_path / "run"],
@@ -27,18 +27,18 @@ def test_missing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_truncated_shard(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy(dataset, tmp_path / "d")
-    with (folder / "shard-00001.h5").open("r+b") as file:
+    with (folder / "shard-00001.hdf5").open("r+b") as file:
         file.truncate(20_000)
     fails(
         capsys,
         ["train", "standard", "--data", folder, "--out", tmp_path / "run"],
-        "shard-00001.h5: 20000 bytes",
+        "shard-00001.hdf5: 20000 bytes",
     )
 
 
 def test_nan_image(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy(dataset, tmp_path / "d")
-    with h5py.File(folder / "shard-00002.h5", "r+") as file:
+    with h5py.File(folder / "shard-00002.hdf5", "r+") as file:
         file["images"][3, 0, 0, 0] = np.nan
     words = ["--data", folder, "--out"]
     fails(
@@ -46,11 +46,11 @@ def test_nan_image(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.Capt
         ["train", "standard", *words, tmp_path / "run", *TINY, "--run.max_steps", 9],
         "row 3: pixels differ",
     )
-    fails(capsys, ["attack", run, *words, tmp_path / "adv"], "shard-00002.h5: row 3: pixels differ")
+    fails(capsys, ["attack", run, *words, tmp_path / "adv"], "shard-00002.hdf5: row 3: pixels differ")
     assert not (tmp_path / "adv" / "manifest.json").exists()
-    fails(capsys, ["predict", run, *words, tmp_path / "pz.hdf5"], "shard-00002.h5: row 3: pixels differ")
+    fails(capsys, ["predict", run, *words, tmp_path / "pz.hdf5"], "shard-00002.hdf5: row 3: pixels differ")
     assert not (tmp_path / "pz.hdf5").exists()
-    fails(capsys, ["inspect", folder, "--verify"], "shard-00002.h5")
+    fails(capsys, ["inspect", folder, "--verify"], "shard-00002.hdf5")
 
 
 def test_a_refused_index_leaves_nothing_and_says_what_is_wrong(
@@ -63,7 +63,7 @@ def test_a_refused_index_leaves_nothing_and_says_what_is_wrong(
         ("sky_sigma", np.zeros((6, 5), np.float32), "has a sky sigma that is not finite and positive (6"),
     ):
         for shard, changed in enumerate([{}, {name: value}] if name != "images" else [{name: value}]):
-            with h5py.File(tmp_path / f"shard-{shard:05d}.h5", "w") as file:
+            with h5py.File(tmp_path / f"shard-{shard:05d}.hdf5", "w") as file:
                 file.attrs.update(bands=list("ugriz"), pixel_scale=0.396)
                 for column, array in {**vars(make_stamps(6)), **changed}.items():
                     file[column] = array

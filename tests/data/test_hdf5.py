@@ -45,7 +45,7 @@ def write(path: Path, change: Change | None = None, **options: Any) -> None:
 def foreign(folder: Path, change: Change) -> Path:
     """A dataset whose shard and manifest were changed consistently after it was indexed."""
     folder.mkdir()
-    path = folder / "shard-00000.h5"
+    path = folder / "shard-00000.hdf5"
     write(path)
     manifest = index_folder(folder)
     path.unlink()
@@ -193,7 +193,7 @@ def test_every_reader_refuses_data_that_are_no_plain_array_of_the_file(
     folder = foreign(tmp_path / "d", change)
     with pytest.raises(BadInput, match=says) as caught:
         READERS[reader](folder)
-    assert "shard-00000.h5" in str(caught.value) and "\n" not in str(caught.value)
+    assert "shard-00000.hdf5" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["external link", "soft link", "virtual dataset", "external storage"])

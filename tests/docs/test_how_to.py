@@ -28,7 +28,7 @@ def test_own_hdf5_example_is_indexed(tmp_path: Path) -> None:
     folder.mkdir()
     images = rng.normal(size=(4, 3, 16, 16))
     write_shard(
-        folder / "shard-00000.h5", images, 0.1 * ones, ones, np.arange(4), np.ones((4, 3)), ones, ones
+        folder / "shard-00000.hdf5", images, 0.1 * ones, ones, np.arange(4), np.ones((4, 3)), ones, ones
     )
     assert index_folder(folder).header.bands == ("g", "r", "z")
 

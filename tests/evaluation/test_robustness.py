@@ -232,5 +232,5 @@ def test_redshifts_that_cannot_be_read_are_named_by_their_shard(
         raise OSError(errno.EREMOTEIO, "Remote I/O error")
 
     monkeypatch.setattr(os, "preadv", fails)
-    with pytest.raises(BadInput, match=r"d/shard-00000.h5: cannot be read: Remote I/O error"):
+    with pytest.raises(BadInput, match=r"d/shard-00000.hdf5: cannot be read: Remote I/O error"):
         evaluate([StubNetwork(bins=RedshiftBins(2, 0.0, 0.2))], data)

@@ -77,7 +77,7 @@ def linked_dataset(real: Path, folder: Path, count: int) -> Path:
     """A dataset of `count` hard links to the first shard of another."""
     manifest = read_manifest(real)
     folder.mkdir()
-    entries = tuple(replace(manifest.shards[0], file=f"shard-{k:05d}.h5") for k in range(count))
+    entries = tuple(replace(manifest.shards[0], file=f"shard-{k:05d}.hdf5") for k in range(count))
     for entry in entries:
         os.link(real / manifest.shards[0].file, folder / entry.file)
     write_manifest(folder, replace(manifest, shards=entries))

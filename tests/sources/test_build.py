@@ -33,7 +33,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_shards_are_units_and_empty_ones_are_left_out(whole: Path) -> None:
     manifest = read_manifest(whole)
     verify(whole, manifest)
-    assert [shard.file for shard in manifest.shards] == [f"shard-{k:05d}.h5" for k in (0, 2, 4, 5)]
+    assert [shard.file for shard in manifest.shards] == [f"shard-{k:05d}.hdf5" for k in (0, 2, 4, 5)]
     assert sorted(content(whole)) == ["manifest.json", *(shard.file for shard in manifest.shards)]
     assert manifest.provenance["skipped"] == [{"object_id": 7, "reason": "masked"}] * 2
     stamps = load(whole, manifest)
@@ -74,9 +74,9 @@ def test_a_killed_run_keeps_its_finished_shards(whole: Path, tmp_path: Path, pro
     assert not (out / "manifest.json").exists()
     with pytest.raises(BadInput, match="unfinished dataset"):
         read_manifest(out)
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.hdf5")}
     assert len(before) == 3
-    (out / "shard-00005.h5.x1.tmp").write_bytes(b"half")
+    (out / "shard-00005.hdf5.x1.tmp").write_bytes(b"half")
     run(out)
     assert content(out) == content(whole)
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
@@ -91,7 +91,7 @@ def test_kept_shards_are_reported_and_a_torn_one_is_made_again(
         run(out)
     monkeypatch.undo()
     assert len(list(out.glob("*.done.json"))) == len(UNITS)
-    with (out / "shard-00002.h5").open("r+b") as file:
+    with (out / "shard-00002.hdf5").open("r+b") as file:
         file.truncate(100)
     run(out)
     assert "kept 5 finished shards" in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_other_options_are_not_mixed_in(tmp_path: Path) -> None:
     source.write_text("22")
     with refused:
         run(out, [3, "bad"], make)
-    assert (out / "shard-00000.h5").exists()
+    assert (out / "shard-00000.hdf5").exists()
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def test_a_replaced_file_makes_its_own_shard_again_and_no_other(
     out, fresh = tmp_path / "set", tmp_path / "fresh"
     with pytest.raises(BadInput, match="3.dat: torn"):
         run(out, files, FromFile())
-    before = {k: (out / f"shard-{k:05d}.h5").stat().st_mtime_ns for k in range(3)}
+    before = {k: (out / f"shard-{k:05d}.hdf5").stat().st_mtime_ns for k in range(3)}
     files[3].write_text("6")  # which the message advises
     files[1].write_text("14")
     manifest, _ = run(out, files, FromFile())
@@ -143,7 +143,7 @@ def test_a_replaced_file_makes_its_own_shard_again_and_no_other(
         "kept 2 finished shards of an earlier run; made again, as the input has changed: 1"
         in capsys.readouterr().err
     )
-    after = {k: (out / f"shard-{k:05d}.h5").stat().st_mtime_ns for k in range(3)}
+    after = {k: (out / f"shard-{k:05d}.hdf5").stat().st_mtime_ns for k in range(3)}
     assert [k for k in before if after[k] != before[k]] == [1]
     assert [shard.rows for shard in manifest.shards] == [3, 14, 5, 6]
     run(fresh, files, FromFile())
@@ -167,11 +167,11 @@ def test_a_dataset_of_more_or_fewer_units_keeps_its_equal_shards(tmp_path: Path)
     out, fresh = tmp_path / "set", tmp_path / "fresh"
     with pytest.raises(BadInput, match="torn"):
         run(out, [3, 4, 5, "bad"], provenance={"files": 4})
-    before = (out / "shard-00000.h5").stat().st_mtime_ns
+    before = (out / "shard-00000.hdf5").stat().st_mtime_ns
     run(out, [3, 5], provenance={"files": 2})
     run(fresh, [3, 5], provenance={"files": 2})
     assert content(out) == content(fresh)
-    assert (out / "shard-00000.h5").stat().st_mtime_ns == before
+    assert (out / "shard-00000.hdf5").stat().st_mtime_ns == before
 
 
 def test_folders_that_are_refused(tmp_path: Path, dataset: Path) -> None:
@@ -236,9 +236,9 @@ def test_ranks_that_no_mpi_connects_are_refused(monkeypatch: pytest.MonkeyPatch)
 def test_sidecars_hold_what_the_manifest_needs(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(BadInput, match="torn"):
         run(tmp_path / "set", [*UNITS, "bad"])
-    tree = json.loads((tmp_path / "set" / "shard-00000.h5.done.json").read_text())
+    tree = json.loads((tmp_path / "set" / "shard-00000.hdf5.done.json").read_text())
     assert tree["shard"]["sha256"] == read_manifest(whole).shards[0].sha256
-    (tmp_path / "set" / "shard-00000.h5.done.json").write_text("{")
+    (tmp_path / "set" / "shard-00000.hdf5.done.json").write_text("{")
     with pytest.raises(BadInput, match="done.json: not readable"):
         run(tmp_path / "set", [*UNITS, "bad"])
 

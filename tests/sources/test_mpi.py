@@ -106,7 +106,7 @@ def test_killed_ranks_are_started_again_in_another_number(tmp_path: Path) -> Non
     until(lambda: len(list(out.glob("*.done.json"))) == 5 or process.poll() is not None, "five units")
     os.killpg(process.pid, 9)
     process.communicate(timeout=TIMEOUT_S)
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.h5")}
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.hdf5")}
     status, _, error = mpi(3, ["-c", code.format(str(out))])
     assert status == 0 and "kept 5 finished shards" in error
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())

@@ -25,7 +25,7 @@ from tests.helpers.training.runs import (
 
 def test_labels_must_lie_in_the_bins(dataset: Path, tmp_path: Path) -> None:
     narrow = config(z_max=0.2)
-    with pytest.raises(BadInput, match=r"shard-00000\.h5: z_spec from .* leaves the bins \[0.0, 0.2\)"):
+    with pytest.raises(BadInput, match=r"shard-00000\.hdf5: z_spec from .* leaves the bins \[0.0, 0.2\)"):
         train(narrow, dataset, tmp_path / "run")
 
 
@@ -53,7 +53,7 @@ def test_bad_input_on_several_ranks_is_reported_once(dataset: Path, tmp_path: Pa
 
 def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
-    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+    with h5py.File(folder / "shard-00001.hdf5", "r+") as file:
         file["images"][5, 0, 0, 0] = np.nan  # its checksum no longer holds
     results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path))
     assert [status for status, _, _ in results] == [2, 2], results
@@ -63,7 +63,7 @@ def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp
 
 def test_a_bad_row_in_the_validation_part_ends_all_with_one_line(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
-    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+    with h5py.File(folder / "shard-00000.hdf5", "r+") as file:
         row = int(np.flatnonzero(split_part(file["object_id"][...], 0.1, 0.0, seed=0) == 1)[0])
         file["images"][row, 0, 0, 0] = np.nan
     results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path))
@@ -74,9 +74,9 @@ def test_a_bad_row_in_the_validation_part_ends_all_with_one_line(dataset: Path, 
 
 def test_damaged_images_are_counted_in_the_metrics_and_trained_around(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
-    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+    with h5py.File(folder / "shard-00000.hdf5", "r+") as file:
         file["images"][2:6, 0, 0, 0] += 1
-    (folder / "shard-00002.h5").unlink()
+    (folder / "shard-00002.hdf5").unlink()
     options = config(validation=0.0, damaged="skip", epochs=2)
     assert train(options, folder, tmp_path / "run") is Outcome.FINISHED
     lines = training_lines(tmp_path / "run")
@@ -89,7 +89,7 @@ def test_damaged_images_are_counted_in_the_metrics_and_trained_around(dataset: P
         if line["loader_headroom"]
     )
     start = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"][0]
-    assert start["lost_shards"] == ["shard-00002.h5"] and start["lost_objects"] == 11
+    assert start["lost_shards"] == ["shard-00002.hdf5"] and start["lost_objects"] == 11
 
 
 def test_a_predicate_leaves_out_objects_that_cannot_be_trained_on(dataset: Path, tmp_path: Path) -> None:

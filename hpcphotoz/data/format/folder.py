@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpcphotoz.atomic import check_output_folder, making_folder
-from hpcphotoz.data.format.manifest import MANIFEST
+from hpcphotoz.data.format.manifest import MANIFEST, SHARD_SUFFIXES
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file
 
@@ -14,13 +14,14 @@ LOCK_FILE = ".lock"
 SIDECAR_SUFFIX = ".done.json"  # after a shard's name: the record of a finished shard, see `sources/build.py`
 # Files of an unfinished dataset. A folder with others, such as a WebDataset's shard-000000.tar, is refused.
 _ALLOWED_NAMES = re.compile(
-    rf"(shard-\d{{5,}}\.h5({re.escape(SIDECAR_SUFFIX)})?|manifest\.json)(\..*\.tmp)?|\.lock"
+    rf"(shard-\d{{5,}}({'|'.join(map(re.escape, SHARD_SUFFIXES))})({re.escape(SIDECAR_SUFFIX)})?"
+    r"|manifest\.json)(\..*\.tmp)?|\.lock"
 )
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard, counted from 0: `shard-00000.h5`."""
-    return f"shard-{number:05d}.h5"
+    """File name of a shard, counted from 0: `shard-00000.hdf5`."""
+    return f"shard-{number:05d}{SHARD_SUFFIXES[0]}"
 
 
 @contextmanager

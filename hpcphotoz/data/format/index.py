@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,18 @@ import numpy.typing as npt
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.data import hdf5
+from hpcphotoz.data.format.extra import label_columns
 from hpcphotoz.data.format.folder import LOCK_FILE, SIDECAR_SUFFIX
-from hpcphotoz.data.format.manifest import FLUX_UNIT, FORMAT_VERSION, MANIFEST, Header, Manifest, ShardEntry
+from hpcphotoz.data.format.foreign_columns import find_extra, read_extra_names
+from hpcphotoz.data.format.manifest import (
+    FLUX_UNIT,
+    FORMAT_VERSION,
+    MANIFEST,
+    Header,
+    Manifest,
+    ShardEntry,
+    find_shards,
+)
 from hpcphotoz.data.format.shards import (
     CHECKSUM_SUFFIX,
     file_sha256,
@@ -40,12 +51,13 @@ _PROBE_S = 60.0  # a shard; a file of millions of chunks takes some seconds
 
 
 def index_folder(folder: Path) -> Manifest:
-    """Read and check every `shard-*.h5` of a folder; write, and return, the manifest that makes it a dataset.
+    """Read and check every `shard-*.hdf5` or `.h5` of a folder; write and return the dataset's manifest.
 
     A shard holds the columns of `Stamps` with their types, and the attributes `bands` (list of names) and
-    `pixel_scale` (arcsec). Its file is not changed: chunked and compressed images stream, but more slowly.
-    The checksums of its images are written to a file beside it, 8 bytes an image. Ids are checked to be
-    unique within a shard, not between shards.
+    `pixel_scale` (arcsec). Other arrays of N rows that all shards have become extra columns, with
+    their attribute `unit`; those that cannot are named on standard error. A shard's file is not changed:
+    chunked and compressed images stream, but more slowly. The checksums of its images are written to a file
+    beside it, 8 bytes an image. Ids are checked to be unique within a shard, not between shards.
 
     Raises:
         BadInput: no such folder, a manifest in it, no shard, or a shard with wrong contents; names it.
@@ -59,7 +71,7 @@ def index_folder(folder: Path) -> Manifest:
     ):
         paths = _find_shards(folder)  # again: another writer may have finished meanwhile
         _probe(paths)
-        header = _read_header(paths[0])
+        header = replace(header := _read_header(paths[0]), extra=find_extra(paths, header))
         moments, entries = BandMoments(len(header.bands)), []
         digests = [path.with_name(path.name + CHECKSUM_SUFFIX) for path in paths]
         made = [path for path in digests if not path.exists()]
@@ -78,9 +90,12 @@ def _find_shards(folder: Path) -> list[Path]:
     """The shards, sorted; BadInput: a manifest, an unfinished ingest, no shard, or a link."""
     if (folder / MANIFEST).exists():
         raise BadInput(f"{folder}: already has a {MANIFEST}: delete it to have the shards indexed again")
-    paths = sorted(folder.glob("shard-*.h5"))
+    paths = find_shards(folder)
     if not paths:
-        raise BadInput(f"{folder}: no shard-*.h5 in it: name the folder that holds them")
+        raise BadInput(f"{folder}: no shard-*.hdf5 in it: name the folder that holds them")
+    for one, other in pairwise(paths):
+        if one.stem == other.stem:
+            raise BadInput(f"{one}: the same shard as {other.name}: remove one of them")
     if strangers := [path for path in paths if path.is_symlink() or not path.is_file()]:
         raise BadInput(f"{strangers[0]}: a link or no plain file: copy or hard-link it")
     if unfinished := sorted(folder.glob(f"*{SIDECAR_SUFFIX}")):
@@ -119,6 +134,8 @@ def _open_shards(paths: Iterable[bytes]) -> None:
                 hdf5.attribute(file, name)
             for name in COLUMNS:
                 hdf5.checked_array(file, name)
+            for name in read_extra_names(file):
+                hdf5.attribute(hdf5.checked_array(file, name), "unit")
 
 
 def _read_header(path: Path) -> Header:
@@ -129,8 +146,8 @@ def _read_header(path: Path) -> Header:
             if bands is None or scale is None:
                 raise BadInput(f"{path}: has no attribute {_ATTRIBUTES[0 if bands is None else 1]}")
             scale, unit, version = float(scale), FLUX_UNIT if unit is None else unit, version or 1
-            if unit != FLUX_UNIT or version not in (1, FORMAT_VERSION):
-                want = f"{FLUX_UNIT!r} and 1 or {FORMAT_VERSION}, or leave them out"
+            if unit != FLUX_UNIT or version not in range(1, FORMAT_VERSION + 1):
+                want = f"{FLUX_UNIT!r} and 1 to {FORMAT_VERSION}, or leave them out"
                 raise BadInput(
                     f"{path}: attributes flux_unit {str(unit)!r} and version {version}: want {want}"
                 )
@@ -164,12 +181,17 @@ def _index_shard(path: Path, header: Header, moments: BandMoments) -> ShardEntry
         raise BadInput(f"{path}: holds no image: remove it")
     shard = ShardEntry(path.name, rows, size, "", None, None, 0, chunk_rows=min(chunk_rows, rows))
     manifest = Manifest(header, (shard,), moments.result(), {})
-    labels: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "image_xxh3") if name != "images"}
+    label_header = replace(header, extra=label_columns(header.extra))
+    names = [*COLUMNS, *(column.name for column in label_header.extra)]
+    labels: dict[str, list[Any]] = {name: [] for name in (*names, "image_xxh3") if name != "images"}
     with open_shard(path.parent, manifest, shard) as file:
         for start in range(0, rows, _ROWS):
             with naming_damage(path, start, min(start + _ROWS, rows)):
-                part = {name: hdf5.read(file[name], start, start + _ROWS) for name in COLUMNS}
-            stamps = check_stamps(header, Stamps(**part), f"{path}: rows from {start}")
+                part = {name: hdf5.read(file[name], start, start + _ROWS) for name in names}
+            fixed = {name: part[name] for name in COLUMNS}
+            extra = {column.name: column.loaded(part[column.name]) for column in label_header.extra}
+            stamps = Stamps(**fixed, extra=extra)
+            stamps = check_stamps(label_header, stamps, f"{path}: rows from {start}")
             _check_values(stamps, path, start)
             part["image_xxh3"] = image_digests(part.pop("images"))
             for name, pieces in labels.items():

@@ -1,7 +1,7 @@
-"""Reads and writes `manifest.json`, which describes a dataset of the shard format, versions 1 and 2.
+"""Reads and writes `manifest.json`, which describes a dataset of the shard format, versions 1 to 3.
 
-A dataset is a folder: `manifest.json` beside `shard-00000.h5`, `shard-00001.h5` ... The manifest is written
-last and atomically: a folder without one is an unfinished dataset.
+A dataset is a folder: `manifest.json` beside `shard-00000.hdf5`, `shard-00001.hdf5` ... (older ones: `.h5`).
+The manifest is written last and atomically: a folder without one is an unfinished dataset.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import numpy as np
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.data import hdf5
+from hpcphotoz.data.format.extra import ExtraColumn, check_extra
 from hpcphotoz.data.format.manifest_schema import (
     BandStatistics,
     ShardEntry,
@@ -27,23 +28,32 @@ from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.errors import BadInput
 
 __all__ = ["BandStatistics", "Header", "Manifest", "ShardEntry", "columns", "format_version"]
-__all__ += ["parse_manifest", "read_manifest", "shard_file_problem", "write_manifest"]
-FORMAT_VERSION = 2
+__all__ += ["find_shards", "parse_manifest", "read_manifest", "shard_file_problem", "write_manifest"]
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 FLUX_UNIT = "nanomaggy"
 FORMAT = "hpcphotoz-shards"
 LARGEST_MANIFEST = 1 << 28  # bytes: 400,000 shards; reading it takes up to twenty times that
 STORAGE = ("float32", "float16", "int16")
+SHARD_SUFFIXES = (".hdf5", ".h5")  # the first is written, both are read
 
 
 @dataclass(frozen=True)
 class Header:
-    """Bands, stamp size, pixel scale and storage type, the same in all shards of a dataset."""
+    """Bands, stamp size, pixel scale, storage type and extra columns, the same in all shards of a dataset.
+
+    Raises:
+        BadInput: an extra column that such stamps cannot have.
+    """
 
     bands: tuple[str, ...]  # e.g. ("u", "g", "r", "i", "z")
     stamp: int  # pixels a side
     pixel_scale: float  # arcsec
     storage: str = "float32"  # of the images: one of STORAGE
+    extra: tuple[ExtraColumn, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_extra(self.extra, self.bands, self.stamp)
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def read_manifest(folder: Path, check: bool = True) -> Manifest:
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder, or not a dataset: name the one that holds {MANIFEST}")
     if not path.is_file():
-        shards = any(folder.glob("shard-*.h5"))
+        shards = bool(find_shards(folder))
         state = "an unfinished dataset" if shards else "not a dataset"
         index = ", or make one with `hpcphotoz index` if another program wrote the shards" if shards else ""
         again = f"write it again, or name the folder that holds one{index}"
@@ -107,7 +117,10 @@ def parse_manifest(raw: bytes) -> Manifest:
     content = json.loads(raw, object_pairs_hook=_without_duplicate_keys)
     lines = content.pop("shards", None) if isinstance(content, dict) else None
     tree = validate_manifest(content)
-    header = Header(tree.bands, tree.stamp, tree.pixel_scale, tree.storage)
+    try:
+        header = Header(tree.bands, tree.stamp, tree.pixel_scale, tree.storage, tree.extra)
+    except BadInput as error:
+        raise ValueError(f"extra: {error}") from None
     sizes = {
         name: math.prod(row) * dtype.itemsize for name, (row, dtype) in columns(header, digests=True).items()
     }
@@ -154,12 +167,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         BadInput: it could not be read back, for instance because a shard's name is not printable.
     """
+    header = asdict(manifest.header)
+    if not manifest.header.extra:  # versions 1 and 2 have no such key
+        del header["extra"]
     tree = {
         "format": FORMAT,
         "version": format_version(manifest.header),
         "rows": manifest.rows,
         "flux_unit": FLUX_UNIT,
-        **asdict(manifest.header),
+        **header,
         "statistics": asdict(manifest.statistics),
         "shards": [asdict(shard) for shard in manifest.shards],
         "provenance": dict(manifest.provenance),
@@ -173,12 +189,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def format_version(header: Header) -> int:
-    """Format version: 2 with int16 pixels, whose units may be negative (see `encoding`), else 1."""
-    return FORMAT_VERSION if header.storage == "int16" else 1
+    """Format version: 3 with extra columns, else 2 with int16 pixels, whose units may be negative, else 1."""
+    return FORMAT_VERSION if header.extra else 2 if header.storage == "int16" else 1
 
 
 def columns(header: Header, digests: bool = False) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Arrays that every shard must have, by name: the shape of a row, and the type.
+    """Arrays that every shard must have, by name: the shape of a row, and the type in which it is stored.
 
     With `digests`, also the checksums of images, which shards that another program wrote do not have.
     """
@@ -191,9 +207,15 @@ def columns(header: Header, digests: bool = False) -> dict[str, tuple[tuple[int,
     found["images"] = (shapes["images"], np.dtype(header.storage))
     if header.storage == "int16":
         found["image_unit"] = ((bands,), np.dtype(np.float32))
+    found |= {column.name: (column.shape, column.stored_type) for column in header.extra}
     if digests:
         found["image_xxh3"] = ((), np.dtype(np.uint64))
     return found
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The files of a folder that are named as shards are, in the order of their names."""
+    return sorted(path for suffix in SHARD_SUFFIXES for path in folder.glob(f"shard-*{suffix}"))
 
 
 def shard_file_problem(folder: Path, shard: ShardEntry) -> str | None:

@@ -15,6 +15,8 @@ from pydantic import (
     ValidationError,
 )
 
+from hpcphotoz.data.format.extra import ExtraColumn
+
 Count = Annotated[StrictInt, Field(ge=1, lt=2**62)]
 NonNegative = Annotated[StrictInt, Field(ge=0, lt=2**62)]
 _MAX_DEPTH = 64  # of provenance; each attacked copy of a dataset is a few levels deeper than its source
@@ -70,13 +72,14 @@ class ManifestModel(BaseModel):
     model_config = _STRICT
 
     format: Literal["hpcphotoz-shards"]
-    version: Literal[1, 2]
+    version: Literal[1, 2, 3]
     rows: NonNegative
     flux_unit: Literal["nanomaggy"]
     bands: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000)]
     stamp: Annotated[StrictInt, Field(ge=1, le=1 << 14)]
     pixel_scale: Annotated[Number, Field(gt=0)]
     storage: Literal["float32", "float16", "int16"] = "float32"
+    extra: tuple[ExtraColumn, ...] = ()
     statistics: BandStatistics
     provenance: dict[str, Any]
 
@@ -98,6 +101,10 @@ def validate_manifest(tree: Mapping[str, Any]) -> ManifestModel:
         raise ValueError("bands: one is there twice")
     if found.rows and not min(found.statistics.sky_sigma) > 0:
         raise ValueError("statistics.sky_sigma: must be above 0")
+    if bool(found.extra) != (found.version == 3):
+        raise ValueError(
+            f"version {found.version}: 3 stands for extra columns, of which there are {len(found.extra)}"
+        )
     _check_depth(found.provenance, _MAX_DEPTH)
     return found
 

@@ -3,7 +3,7 @@
 Every array of a shard is a contiguous, 1 MiB-aligned HDF5 dataset that h5py alone can read. Beside the
 columns of `Stamps` a shard holds `image_unit` (N, band) float32 nMgy where the pixels are int16 (see
 `encoding.py`), and `image_xxh3` (N,) uint64, the XXH3-64 checksums of the images as stored. A shard that
-another program wrote has no `image_xxh3`: its checksums lie beside it in `shard-00000.h5.xxh3`,
+another program wrote has no `image_xxh3`: its checksums lie beside it in `shard-00000.hdf5.xxh3`,
 little-endian.
 """
 
@@ -20,10 +20,12 @@ import numpy.typing as npt
 import xxhash
 
 from hpcphotoz.data import hdf5
+from hpcphotoz.data.format.extra import PIXEL_TYPES
 from hpcphotoz.data.format.manifest import Manifest, ShardEntry, columns, shard_file_problem
 from hpcphotoz.errors import BadInput
 
 CHECKSUM_SUFFIX = ".xxh3"  # after the name of a shard that lacks `image_xxh3`: the file that holds it
+PIXEL_ARRAYS = frozenset({"images", *PIXEL_TYPES})  # not part of a shard's labels
 Array = npt.NDArray[Any]
 
 
@@ -72,7 +74,9 @@ def open_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> h5py.File
     try:
         for name, (row, dtype) in columns(h, digests="image_xxh3" in file).items():
             shape, found = (shard.rows, *row), hdf5.checked_array(file, name)
-            if found.shape != shape or not hdf5.is_stored_as(found, dtype):
+            # HDF5's booleans, which h5py writes, have the bytes of uint8.
+            flags = dtype == np.uint8 and hdf5.is_stored_as(found, np.bool_)
+            if found.shape != shape or not (flags or hdf5.is_stored_as(found, dtype)):
                 raise BadInput(f"{path}: '{name}' is {found.dtype}{found.shape}, want {dtype}{shape}")
             if shard.offsets is not None and found.id.get_offset() != shard.offsets.get(name):
                 raise BadInput(f"{path}: '{name}' lies elsewhere than the manifest says: copy both again")
@@ -89,10 +93,10 @@ def open_shard(folder: Path, manifest: Manifest, shard: ShardEntry) -> h5py.File
 
 
 def label_digest(arrays: Mapping[str, Array]) -> str:
-    """XXH3-64, in hexadecimal, of a shard's arrays except the images, in the order of their names."""
+    """XXH3-64, in hexadecimal, of a shard's arrays without those of pixels, in the order of their names."""
     digest = xxhash.xxh3_64()
     for name in sorted(arrays):
-        if name != "images":
+        if name not in PIXEL_ARRAYS:
             digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
 

@@ -1,7 +1,7 @@
 """Images and labels of objects in memory, the columns of a shard, and the moments of their pixels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,28 @@ class Stamps:
     sky_sigma: Array  # (N, band) float32, nanomaggies per pixel
     ra: Array  # (N,) float64, deg
     dec: Array  # (N,) float64, deg
+    extra: Mapping[str, Array] = field(default_factory=dict)  # (N, ...) by name, see `ExtraColumn`
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, rows: slice | Array) -> "Stamps":
-        return Stamps(**{name: getattr(self, name)[rows] for name in COLUMNS})
+        extra = {name: values[rows] for name, values in self.extra.items()}
+        return Stamps(**{name: getattr(self, name)[rows] for name in COLUMNS}, extra=extra)
 
     @classmethod
     def concatenate(cls, parts: "list[Stamps]") -> "Stamps":
-        """All parts, one after the other."""
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
+        """All parts, one after the other.
+
+        Raises:
+            ValueError: parts with different extra columns.
+        """
+        names = parts[0].extra.keys() if parts else ()
+        if any(part.extra.keys() != names for part in parts):
+            raise ValueError("parts with different extra columns")
+        extra = {name: np.concatenate([part.extra[name] for part in parts]) for name in names}
+        found = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+        return cls(**found, extra=extra)
 
 
 def redshift_range(z_spec: Array) -> tuple[float | None, float | None, int]:
@@ -54,7 +65,7 @@ COLUMNS = {
     "dec": np.float64,
 }
 
-assert {field.name for field in fields(Stamps)} == set(COLUMNS)
+assert {one.name for one in fields(Stamps)} == {*COLUMNS, "extra"}
 
 
 class BandMoments:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.data.format import encoding
+from hpcphotoz.data.format.extra import stored_columns
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder, lock_dataset_folder, shard_name
 from hpcphotoz.data.format.manifest import (
     FLUX_UNIT,
@@ -98,11 +99,11 @@ def check_stamps(header: Header, stamps: Stamps, where: str) -> Stamps:
     """Return the stamps in the types of the format, or refuse them.
 
     Raises:
-        BadInput: a wrong shape, a pixel or E(B-V) that is not finite, or a sky sigma that is not positive;
-            `where` begins the message.
+        BadInput: a wrong shape, an extra column other than in the header, a pixel or E(B-V) that is not
+            finite, or a sky sigma that is not positive; `where` begins the message.
     """
     n = len(stamps)
-    for name, (row, _) in columns(header).items():
+    for name, (row, _) in columns(replace(header, extra=())).items():
         if name == "image_unit":
             continue
         array = getattr(stamps, name)
@@ -112,6 +113,12 @@ def check_stamps(header: Header, stamps: Stamps, where: str) -> Stamps:
                 f"{''.join(header.bands)} of {header.stamp} pixels need {(n, *row)}"
             )
         stamps = replace(stamps, **{name: np.ascontiguousarray(array, COLUMNS[name])})
+    try:
+        stored = stored_columns(header.extra, stamps.extra, n)
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}") from None
+    loaded = {column.name: column.loaded(stored[column.name]) for column in header.extra}
+    stamps = replace(stamps, extra=loaded)
     sigma = stamps.sky_sigma
     for what, bad in (
         ("a pixel that is not finite", ~np.isfinite(stamps.images).all(axis=(1, 2, 3))),
@@ -132,7 +139,8 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> ShardEntry:
     Raises:
         BadInput: a pixel that the header's storage cannot hold.
     """
-    labels = {name: array for name, array in vars(stamps).items() if name != "images"}
+    labels = {name: getattr(stamps, name) for name in COLUMNS if name != "images"}
+    labels |= stored_columns(header.extra, stamps.extra, len(stamps))
     with atomic_write(path) as temporary:
         with h5py.File(
             temporary,
@@ -148,6 +156,9 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> ShardEntry:
             labels |= _write_images(file, header, stamps, path)
             for name, data in labels.items():
                 _create_contiguous(file, name, data.shape, data.dtype)[...] = data
+            for column in header.extra:
+                if column.unit:
+                    file[column.name].attrs["unit"] = column.unit
             offsets = {name: file[name].id.get_offset() for name in ("images", *labels)}
         digest = file_sha256(temporary)
     z_min, z_max, unlabelled = redshift_range(stamps.z_spec)

@@ -1,6 +1,6 @@
 """Reads a dataset in stored order, decoded and verified, for evaluation, prediction and `inspect`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hpcphotoz.data import hdf5
 from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.manifest import Manifest, ShardEntry, columns, shard_file_problem
+from hpcphotoz.data.format.manifest import Header, Manifest, ShardEntry, columns, shard_file_problem
 from hpcphotoz.data.format.shards import (
     check_finite,
     file_sha256,
@@ -20,7 +20,7 @@ from hpcphotoz.data.format.shards import (
     open_shard,
     stored_digests,
 )
-from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.data.read.shard_files import ShardFile
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
@@ -32,15 +32,21 @@ RowFilter = Callable[[Mapping[str, Array]], npt.NDArray[np.bool_]]  # columns ->
 
 
 def read_rows(
-    folder: Path, manifest: Manifest, batch: int = 256, row_filter: RowFilter | None = None
+    folder: Path,
+    manifest: Manifest,
+    batch: int = 256,
+    row_filter: RowFilter | None = None,
+    pixel_columns: Collection[str] = (),
 ) -> Iterator[Stamps]:
     """Yield all objects in stored order, at most `batch` at a time, after comparing checksums.
 
-    With a `row_filter`, which takes columns by name and returns a mask of rows, only those.
+    With a `row_filter`, which takes columns by name and returns a mask of rows, only those. Of extra columns
+    with a value a pixel, only those named in `pixel_columns` are read; they have no checksum of their own.
 
     Raises:
         BadInput: a shard that cannot be read, is damaged or does not match the manifest.
     """
+    names = columns_to_read(manifest.header, pixel_columns)
     for number, shard in enumerate(manifest.shards):
         path = folder / shard.file
         with open_shard(folder, manifest, shard) as file:
@@ -50,18 +56,31 @@ def read_rows(
             for start in range(0, shard.rows, batch):
                 stop = min(start + batch, shard.rows)
                 with naming_damage(path, start, stop):
-                    found = {name: hdf5.read(file[name], start, stop) for name in columns(manifest.header)}
+                    found = {name: hdf5.read(file[name], start, stop) for name in names}
                 if digests is not None:
                     wrong = start + np.flatnonzero(image_digests(found["images"]) != digests[start:stop])
                     if len(wrong):
                         raise BadInput(images_differ_message(path, wrong))
-                unit = found.pop("image_unit", None)
-                stamps = Stamps(**{**found, "images": encoding.decode(found["images"], unit)})
+                stamps = to_stamps(manifest.header, found)
                 check_finite(stamps.images, path, start)
                 if row_filter is not None:
                     stamps = stamps[row_filter(found)]
                 if len(stamps):
                     yield stamps
+
+
+def columns_to_read(header: Header, pixel_columns: Collection[str] = ()) -> list[str]:
+    """Names of the arrays that make `Stamps`; of extra columns of pixels, only those asked for."""
+    left_out = {column.name for column in header.extra if column.is_pixels} - set(pixel_columns)
+    return [name for name in columns(header) if name not in left_out]
+
+
+def to_stamps(header: Header, stored: Mapping[str, Array]) -> Stamps:
+    """Decode rows of a shard's arrays, read by name, to stamps."""
+    images = encoding.decode(stored["images"], stored.get("image_unit"))
+    fixed = {name: stored[name] for name in COLUMNS if name != "images"}
+    extra = {one.name: one.loaded(stored[one.name]) for one in header.extra if one.name in stored}
+    return Stamps(images, **fixed, extra=extra)
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

@@ -59,7 +59,7 @@ class ShardFile:
             return
         with shards.open_shard(folder, manifest, self.entry) as file, shards.naming_damage(self.path):
             for name in self._arrays:
-                if name != "images" and name in file:
+                if name not in shards.PIXEL_ARRAYS and name in file:
                     offset = self._offset_of(file[name])
                     self._labels[name] = hdf5.read(file[name]) if offset is None else (handle, offset)
             data = file["images"]
@@ -98,7 +98,7 @@ class ShardFile:
             if shards.file_sha256(self.path) != self.entry.sha256:
                 raise BadInput(shards.labels_differ_message(self.path, self.entry, "the file"))
             return
-        names = {"object_id"} if ids_only else self._labels.keys() - {"images"}
+        names = {"object_id"} if ids_only else self._labels.keys() - shards.PIXEL_ARRAYS
         found = {name: _allocate(self._arrays[name], self.entry.rows) for name in names}
         for name, column in found.items():
             self.column(name, 0, column)

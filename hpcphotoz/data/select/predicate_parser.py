@@ -4,13 +4,14 @@ import ast
 import math
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from hpcphotoz.data.format.extra import ExtraColumn, condition_names
 from hpcphotoz.errors import BadInput
 
 LABEL_NAMES = ("z_spec", "ebv", "object_id", "ra", "dec")
@@ -22,7 +23,8 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 }
 MAX_LENGTH = 4096  # characters
 MAX_DEPTH = 64  # operations inside each other
-Kind = Literal["truth", "whole", "literal", "real"]  # literal: a whole number as written, of any type
+# literal: a whole number as written, of any type; text: bytes
+Kind = Literal["truth", "whole", "literal", "real", "text"]
 
 _OPERATORS: Mapping[type[ast.AST], tuple[str, Callable[..., Any]]] = {
     ast.Add: ("+", operator.add),
@@ -42,6 +44,7 @@ _OPERATORS: Mapping[type[ast.AST], tuple[str, Callable[..., Any]]] = {
     ast.Or: ("or", np.logical_or),
 }
 INT64 = 2**63
+_MAX_NAMES = 40  # listed in a message
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,17 @@ class Number:
     """A constant."""
 
     kind: Kind
-    value: bool | int | float
+    value: bool | int | float | bytes
 
 
 @dataclass(frozen=True)
 class Column:
-    """A label column; `band` is the column of `sky_sigma`."""
+    """A label column; `band` is the place of the band in a column with one value a band."""
 
     kind: Kind
     name: str
     band: int | None
+    at: int  # character of the text, from 1
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,25 @@ Node = Number | Column | Operation
 class Parser:
     """Builds the expression tree of a text; refuses syntax that is not on its list, with the position."""
 
-    def __init__(self, text: str, bands: Sequence[str]) -> None:
-        self.text, self.bands = text, bands
+    def __init__(self, text: str, bands: Sequence[str], extra: Sequence[ExtraColumn] = ()) -> None:
+        self.text = text
+        # By the name in a condition: kind, array of the shard, and place of the band.
+        self._known: dict[str, tuple[Kind, str, int | None]] = {
+            **{name: ("whole" if name == "object_id" else "real", name, None) for name in LABEL_NAMES},
+            **{f"sky_sigma_{band}": ("real", "sky_sigma", k) for k, band in enumerate(bands)},
+        }
+        for column in extra:
+            for k, name in enumerate(condition_names(column, bands)):
+                self._known[name] = (_kind(column), column.name, k if column.shape else None)
+        self.names = tuple(self._known)
+        self._has_text = any(kind == "text" for kind, _, _ in self._known.values())
         self.columns: set[str] = set()
         # On one line: Python would end the condition at a line break. Characters keep their positions.
         self.line = "".join(" " if c in "\n\r\t\f" else c for c in text)
         self.start = len(self.line) - len(self.line.lstrip(" "))
 
     def refuse(self, what: str, at: int) -> NoReturn:
-        refuse(self.text, self.bands, what, at)
+        refuse(self.text, self.names, what, at)
 
     def at(self, node: ast.AST) -> int:
         """Position of the character at which a piece of syntax begins, from 1; Python counts bytes."""
@@ -147,17 +161,16 @@ class Parser:
             return Number("literal", value)
         if type(value) is float:
             return Number("real", value)
+        if type(value) is str and self._has_text:
+            return Number("text", value.encode())
         self.refuse(f"may not contain this ({type(value).__name__})", self.at(tree))
 
     def column(self, name: str, tree: ast.expr) -> Column:
-        band = name.removeprefix("sky_sigma_")
-        if band != name and band in self.bands:
-            self.columns.add("sky_sigma")
-            return Column("real", "sky_sigma", list(self.bands).index(band))
-        if name not in LABEL_NAMES:
+        if name not in self._known:
             self.refuse(f"knows no '{name}'", self.at(tree))
-        self.columns.add(name)
-        return Column("whole" if name == "object_id" else "real", name, None)
+        kind, array, band = self._known[name]
+        self.columns.add(array)
+        return Column(kind, array, band, self.at(tree))
 
     def chain(self, ops: Sequence[ast.cmpop], sides: Sequence[Node], tree: ast.expr) -> Node:
         links: list[Node] = []
@@ -168,8 +181,9 @@ class Parser:
         return links[0] if len(links) == 1 else self.apply(ast.And(), links, tree, truths=True)
 
     def function(self, name: str, operand: Node, tree: ast.expr) -> Node:
-        if operand.kind == "truth":
-            self.refuse(f"takes {name} of a condition: it wants a number", self.at(tree))
+        if operand.kind in ("truth", "text"):
+            of = "a condition" if operand.kind == "truth" else "text"
+            self.refuse(f"takes {name} of {of}: it wants a number", self.at(tree))
         gives: Kind = "truth" if name == "isfinite" else operand.kind if name == "abs" else "real"
         return self.build(Operation(gives, name, FUNCTIONS[name], (operand,), self.at(tree)))
 
@@ -187,13 +201,14 @@ class Parser:
         if truths != ("truth" in kinds) or (truths and len(kinds) > 1):
             wants = "conditions" if truths else "numbers"
             self.refuse(f"has something else than {wants} beside '{symbol}'", self.at(tree))
+        if "text" in kinds and not (kinds == {"text"} and symbol in ("==", "!=")):
+            self.refuse(f"has text beside '{symbol}': compare it with text, by == or !=", self.at(tree))
         if {"whole", "real"} <= kinds:
-            self.refuse(
-                f"mixes object_id with real numbers in '{symbol}': write a whole number", self.at(tree)
-            )
+            name = next(_whole_columns(operands))
+            self.refuse(f"mixes {name} with real numbers in '{symbol}': write a whole number", self.at(tree))
         if symbol in "/%" and isinstance(operands[1], Number) and operands[1].value == 0:
             self.refuse("divides by zero", self.at(tree))
-        order: tuple[Kind, ...] = ("truth", "whole", "real", "literal")
+        order: tuple[Kind, ...] = ("truth", "whole", "real", "literal", "text")
         kind = next(kind for kind in order if kind in kinds)
         if symbol == "/":
             kind = "real"
@@ -217,10 +232,25 @@ class Parser:
         return Number("real", float(value))
 
 
-def refuse(text: str, bands: Sequence[str], what: str, at: int) -> NoReturn:
+def _kind(column: ExtraColumn) -> Kind:
+    kinds: Mapping[str, Kind] = {"b": "truth", "i": "whole", "u": "whole", "f": "real", "S": "text"}
+    return kinds[np.dtype(column.dtype).kind]
+
+
+def _whole_columns(nodes: Sequence[Node]) -> Iterator[str]:
+    """Yields the names of the columns of whole numbers from which the values of these nodes are computed."""
+    for node in nodes:
+        if isinstance(node, Column) and node.kind == "whole":
+            yield node.name
+        if isinstance(node, Operation) and node.kind == "whole":
+            yield from _whole_columns(node.operands)
+
+
+def refuse(text: str, names: Sequence[str], what: str, at: int) -> NoReturn:
     """Raise a BadInput with the problem, its position and the names that may be used."""
     excerpt = text if len(text) <= 80 else text[:77] + "..."
-    names = ", ".join([*LABEL_NAMES, *(f"sky_sigma_{band}" for band in bands)])
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    shown = f"{', '.join(names[:_MAX_NAMES])}{more}"
     raise BadInput(
-        f"{excerpt!r} {what}, at character {at}; names: {names}; functions: {', '.join(FUNCTIONS)}"
+        f"{excerpt!r} {what}, at character {at}; names: {shown}; functions: {', '.join(FUNCTIONS)}"
     ) from None

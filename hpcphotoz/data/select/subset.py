@@ -12,6 +12,7 @@ import xxhash
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config import Data
 from hpcphotoz.data import order
+from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.errors import BadInput
 
@@ -32,13 +33,15 @@ class Subset:
     where: Predicate | None = None
 
     @classmethod
-    def from_options(cls, options: Data, part: SplitPart, bands: Sequence[str]) -> "Subset":
-        """The subset that the options describe.
+    def from_options(
+        cls, options: Data, part: SplitPart, bands: Sequence[str], extra: Sequence[ExtraColumn] = ()
+    ) -> "Subset":
+        """The subset that the options describe, of a dataset with these bands and extra columns.
 
         Raises:
             BadInput: `where` is not a predicate on the labels.
         """
-        where = Predicate.parse(options.where, bands) if options.where else None
+        where = Predicate.parse(options.where, bands, extra) if options.where else None
         return cls(part, options.validation, options.test, options.split_seed, where)
 
     @property

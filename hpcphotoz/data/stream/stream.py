@@ -72,7 +72,8 @@ class Stream:
         self.manifest = read_manifest(folder, check)
         self._folder, self._options, self._seed, self._part = folder, options, seed, part
         self._global_batch, self._shuffle = global_batch, shuffle
-        self._subset = Subset.from_options(options, part, self.manifest.header.bands)
+        header = self.manifest.header
+        self._subset = Subset.from_options(options, part, header.bands, header.extra)
         self.files = ShardFiles(folder, self.manifest)
         # A block that is not whole chunks would have its first and last chunk decompressed twice.
         chunk = max((shard.chunk_rows for shard in self.manifest.shards[:1]), default=1)
@@ -80,7 +81,6 @@ class Stream:
         self._window_rows = max(
             options.window_blocks * self._block_rows, _MIN_BATCHES_A_WINDOW * global_batch
         )
-        header = self.manifest.header
         shape, dtype = columns(header)["images"]
         slots = -(-global_batch // self._world.size)
         self._buffers = BufferPool(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data import hdf5
-from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.manifest import Manifest, columns
+from hpcphotoz.data.format.manifest import Manifest
 from hpcphotoz.data.format.shards import check_finite, naming_damage, open_shard
 from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.read.rows import columns_to_read, to_stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.baseline.photometry import RADII, apertures
 from hpcphotoz.progress import track
@@ -86,12 +86,13 @@ def _choose_slabs(manifest: Manifest, rng: np.random.Generator) -> list[tuple[in
 
 
 def _read_slabs(folder: Path, manifest: Manifest, slabs: list[tuple[int, int, int]]) -> Iterator[Stamps]:
+    names = columns_to_read(manifest.header)
     for number, slabs_of_shard in itertools.groupby(slabs, lambda slab: slab[0]):
         path = folder / manifest.shards[number].file
         with open_shard(folder, manifest, manifest.shards[number]) as file:
             for _, first, last in slabs_of_shard:
                 with naming_damage(path, first, last):
-                    found = {name: hdf5.read(file[name], first, last) for name in columns(manifest.header)}
-                images = encoding.decode(found["images"], found.pop("image_unit", None))
-                check_finite(images, path, first)
-                yield Stamps(**{**found, "images": images})
+                    found = {name: hdf5.read(file[name], first, last) for name in names}
+                stamps = to_stamps(manifest.header, found)
+                check_finite(stamps.images, path, first)
+                yield stamps

@@ -103,7 +103,7 @@ def test_an_unfinished_ingest_is_not_thrown_away_by_another_kind_of_writer(tmp_p
     with pytest.raises(BadInput, match="torn"):
         build_dataset(out, HEADER, Blobs(), [3, "bad"], provenance={}, label="making, shards", processes=1)
     before = sorted(path.name for path in out.iterdir())
-    with pytest.raises(BadInput, match=r"unfinished ingest \(shard-00000\.h5\.done\.json\)"):
+    with pytest.raises(BadInput, match=r"unfinished ingest \(shard-00000\.hdf5\.done\.json\)"):
         write(out)
     assert sorted(path.name for path in out.iterdir()) == before
 
@@ -112,7 +112,7 @@ def test_an_unfinished_ingest_is_not_indexed(tmp_path: Path) -> None:
     out = tmp_path / "d"
     write(out)
     (out / "manifest.json").unlink()
-    (out / f"shard-00000.h5{SIDECAR_SUFFIX}").write_text("{}")
-    with pytest.raises(BadInput, match=r"shard-00000\.h5\.done\.json: of an unfinished ingest"):
+    (out / f"shard-00000.hdf5{SIDECAR_SUFFIX}").write_text("{}")
+    with pytest.raises(BadInput, match=r"shard-00000\.hdf5\.done\.json: of an unfinished ingest"):
         index_folder(out)
     assert not (out / "manifest.json").exists()

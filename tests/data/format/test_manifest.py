@@ -49,7 +49,7 @@ BROKEN: list[tuple[str, object]] = [
     ("shards.0.file", None),
     ("shards.0.file", "shard\0.h5"),
     ("shards.0.file", "s" * 5000),
-    ("shards.0.file", "../set/shard-00000.h5"),
+    ("shards.0.file", "../set/shard-00000.hdf5"),
     ("shards.0.file", "/etc/passwd"),
     ("shards.0.rows", 1.5),
     ("shards.0.rows", True),
@@ -74,6 +74,7 @@ BROKEN: list[tuple[str, object]] = [
     ("provenance", None),
     ("rows", 74),
     ("version", 3),
+    ("version", 4),
 ]
 
 
@@ -83,7 +84,7 @@ def test_a_manifest_that_cannot_be_true_is_refused_in_one_line(
 ) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
-    for path in dataset.glob("*.h5"):
+    for path in dataset.glob("*.hdf5"):
         (folder / path.name).hardlink_to(path)
     tree = json.loads((dataset / MANIFEST).read_text())
     place: object = tree

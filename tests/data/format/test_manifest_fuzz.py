@@ -36,7 +36,14 @@ RAW = (
     *("true", "false", "null", "[]", "{}", '""', '"a"', '{"a": 1, "a": 2}', "[[[[0]]]]"),
     *(str(2**31), str(2**62 - 1), str(2**63), str(2**64), str(10**400), "1" + "0" * 5000),
     *('"\\ud800"', '"\\udcff"', '"\\u0000"', '"a\\nb"', '"\\u001b[2J"', '"\\u202e"', '"..."', '".."', '"."'),
-    *('"../shard-00000.h5"', '"/dev/zero"', '"/"', '"manifest.json"', '"shard-00001.h5"', f'"{"é" * 199}"'),
+    *(
+        '"../shard-00000.hdf5"',
+        '"/dev/zero"',
+        '"/"',
+        '"manifest.json"',
+        '"shard-00001.hdf5"',
+        f'"{"é" * 199}"',
+    ),
     *(f'"{"a" * 100_000}"', "[" * 100_000, "[" * 500 + "]" * 500, '{"a":' * 500 + "1" + "}" * 500),
 )
 JSON = st.recursive(
@@ -156,7 +163,7 @@ def test_an_unknown_name_among_the_offsets_is_refused(folder: Path, whole: bytes
     tree = json.loads(whole)
     tree["shards"][0]["offsets"]["magnitude"] = 8
     (folder / MANIFEST).write_text(json.dumps(tree))
-    with pytest.raises(BadInput, match=r"shard-00000\.h5: want labels_xxh3 and the offsets of images"):
+    with pytest.raises(BadInput, match=r"shard-00000\.hdf5: want labels_xxh3 and the offsets of images"):
         read_manifest(folder)
 
 

@@ -47,8 +47,8 @@ def test_damaged_bytes_are_refused_or_harmless(tmp_path: Path, kind: str, count:
 @pytest.mark.parametrize(
     ("end", "says"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "shard-00001.h5: crashes HDF5: damaged"),
-        ("signal.pause()", "shard-00001.h5: is not opened by HDF5 in 2 s: damaged"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "shard-00001.hdf5: crashes HDF5: damaged"),
+        ("signal.pause()", "shard-00001.hdf5: is not opened by HDF5 in 2 s: damaged"),
     ],
 )
 def test_a_shard_that_crashes_hdf5_is_named(
@@ -57,13 +57,13 @@ def test_a_shard_that_crashes_hdf5_is_named(
     code = f"import os, signal\nprint(0, flush=True)\nprint(1, flush=True)\n{end}"
     monkeypatch.setattr(index, "_PROBE_COMMAND", [sys.executable, "-c", code])
     with pytest.raises(BadInput, match=says):
-        PROBE([tmp_path / f"shard-0000{k}.h5" for k in range(3)], limit_s=2)
+        PROBE([tmp_path / f"shard-0000{k}.hdf5" for k in range(3)], limit_s=2)
 
 
 def test_shards_are_opened_in_another_process_first(tmp_path: Path) -> None:
     make_small_dataset(tmp_path / "d", "gzip")
-    (tmp_path / "d" / "shard-00001.h5").write_text("no HDF5 at all")
-    PROBE(sorted((tmp_path / "d").glob("shard-*.h5")))  # the probe passes a file that is not HDF5
+    (tmp_path / "d" / "shard-00001.hdf5").write_text("no HDF5 at all")
+    PROBE(sorted((tmp_path / "d").glob("shard-*.hdf5")))  # the probe passes a file that is not HDF5
     with pytest.raises(BadInput, match="shard-00001"):
         (tmp_path / "d" / MANIFEST).unlink()
         index.index_folder(tmp_path / "d")
@@ -76,18 +76,18 @@ def test_the_process_that_opens_imports_nothing_from_the_working_directory(
     make_small_dataset(folder, "contiguous")
     (folder / "h5py.py").write_text("raise SystemExit(7)")
     monkeypatch.chdir(folder)
-    PROBE(sorted(folder.glob("shard-*.h5")))
+    PROBE(sorted(folder.glob("shard-*.hdf5")))
 
 
 def test_an_attribute_that_would_crash_hdf5_is_refused(tmp_path: Path) -> None:
     make_small_dataset(tmp_path / "d", "contiguous")
     (tmp_path / "d" / MANIFEST).unlink()
     for value in (np.zeros(2000), h5py.Empty("f4")):
-        with h5py.File(tmp_path / "d" / "shard-00000.h5", "r+") as file:
+        with h5py.File(tmp_path / "d" / "shard-00000.hdf5", "r+") as file:
             file.attrs["pixel_scale"] = value
-        with pytest.raises(BadInput, match=r"shard-00000\.h5"):
+        with pytest.raises(BadInput, match=r"shard-00000\.hdf5"):
             index.index_folder(tmp_path / "d")
-    with h5py.File(tmp_path / "d" / "shard-00000.h5", "r+") as file:
+    with h5py.File(tmp_path / "d" / "shard-00000.hdf5", "r+") as file:
         del file.attrs["bands"]
         lists = np.empty(1, object)
         lists[0] = np.arange(2)
@@ -99,6 +99,6 @@ def test_an_attribute_that_would_crash_hdf5_is_refused(tmp_path: Path) -> None:
 def test_a_link_in_place_of_a_shard_is_not_indexed(tmp_path: Path) -> None:
     make_small_dataset(tmp_path / "d", "contiguous")
     (tmp_path / "e").mkdir()
-    (tmp_path / "e" / "shard-00000.h5").symlink_to(tmp_path / "d" / "shard-00000.h5")
+    (tmp_path / "e" / "shard-00000.hdf5").symlink_to(tmp_path / "d" / "shard-00000.hdf5")
     with pytest.raises(BadInput, match="a link or no plain file"):
         index.index_folder(tmp_path / "e")

@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back_bit_for_bit(dataset: Path) -> None:
 
 
 def test_h5py_alone_reads_a_shard(dataset: Path) -> None:
-    with h5py.File(dataset / "shard-00001.h5") as file:
+    with h5py.File(dataset / "shard-00001.hdf5") as file:
         assert file["images"].shape == (32, 5, 16, 16)
         assert list(file.attrs["bands"]) == list("ugriz")
         assert file.attrs["flux_unit"] == "nanomaggy"
@@ -35,22 +35,24 @@ def test_h5py_alone_reads_a_shard(dataset: Path) -> None:
 
 def test_large_arrays_are_contiguous_and_aligned(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "d", n=300, shard_rows=300, size=32)
-    with h5py.File(folder / "shard-00000.h5") as file:
+    with h5py.File(folder / "shard-00000.hdf5") as file:
         assert file["images"].id.get_offset() % ALIGNMENT == 0
 
 
 def test_a_truncated_shard_is_named(dataset: Path, tmp_path: Path) -> None:
     folder = copy(dataset, tmp_path / "d")
-    with (folder / "shard-00001.h5").open("r+b") as file:
+    with (folder / "shard-00001.hdf5").open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(BadInput, match=r"shard-00001\.h5: 1000 bytes"):
+    with pytest.raises(BadInput, match=r"shard-00001\.hdf5: 1000 bytes"):
         read_manifest(folder)
 
 
 def test_a_missing_shard_is_named(dataset: Path, tmp_path: Path) -> None:
     folder = copy(dataset, tmp_path / "d")
-    (folder / "shard-00002.h5").unlink()
-    with pytest.raises(BadInput, match=r"shard-00002\.h5: listed in the manifest .rows 0 to 10. but missing"):
+    (folder / "shard-00002.hdf5").unlink()
+    with pytest.raises(
+        BadInput, match=r"shard-00002\.hdf5: listed in the manifest .rows 0 to 10. but missing"
+    ):
         read_manifest(folder)
 
 
@@ -58,13 +60,14 @@ def test_verify_finds_one_flipped_bit(dataset: Path, tmp_path: Path) -> None:
     folder = copy(dataset, tmp_path / "d")
     manifest = read_manifest(folder)
     rows.verify(folder, manifest)
-    path = folder / "shard-00000.h5"
+    path = folder / "shard-00000.hdf5"
     data = bytearray(path.read_bytes())
     data[-5000] ^= 1
     path.write_bytes(data)
-    (folder / "shard-00002.h5").unlink()
+    (folder / "shard-00002.hdf5").unlink()
     both = (
-        r"damage in 2 of 3 shards: .*shard-00000\.h5: row 31: pixels differ.*; .*shard-00002\.h5: .*missing"
+        r"damage in 2 of 3 shards: .*shard-00000\.hdf5: row 31: pixels differ.*; "
+        r".*shard-00002\.hdf5: .*missing"
     )
     with pytest.raises(BadInput, match=both):
         rows.verify(folder, manifest)
@@ -85,9 +88,9 @@ def test_a_linked_shard_is_refused(dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / MANIFEST).write_text((dataset / MANIFEST).read_text())
-    for path in dataset.glob("*.h5"):
+    for path in dataset.glob("*.hdf5"):
         (folder / path.name).symlink_to(path)
-    with pytest.raises(BadInput, match=r"shard-00000\.h5: a link or no plain file"):
+    with pytest.raises(BadInput, match=r"shard-00000\.hdf5: a link or no plain file"):
         read_manifest(folder)
 
 
@@ -99,12 +102,12 @@ def test_reading_in_order_compares_checksums_too(dataset: Path, tmp_path: Path, 
         (folder / path.name).write_bytes(path.read_bytes())
     offsets = read_manifest(folder).shards[1].offsets
     assert offsets is not None
-    with (folder / "shard-00001.h5").open("r+b") as file:
+    with (folder / "shard-00001.hdf5").open("r+b") as file:
         file.seek(offsets[column] + 2)
         byte = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 4]))
-    with pytest.raises(BadInput, match=r"shard-00001\.h5: .*checksum"):
+    with pytest.raises(BadInput, match=r"shard-00001\.hdf5: .*checksum"):
         load(folder)
 
 
@@ -113,15 +116,15 @@ def test_an_hdf5_error_within_a_shard_is_one_line(dataset: Path, tmp_path: Path)
 
     folder = tmp_path / "set"
     folder.mkdir()
-    with h5py.File(dataset / "shard-00000.h5") as old, h5py.File(folder / "shard-00000.h5", "w") as new:
+    with h5py.File(dataset / "shard-00000.hdf5") as old, h5py.File(folder / "shard-00000.hdf5", "w") as new:
         new.attrs.update(bands=old.attrs["bands"], pixel_scale=old.attrs["pixel_scale"])
         for name in COLUMNS:
             new.create_dataset(name, data=old[name][...], chunks=True, compression="gzip")
         place = new["images"].id.get_chunk_info(0).byte_offset
     manifest = index_folder(folder)
-    with (folder / "shard-00000.h5").open("r+b") as file:
+    with (folder / "shard-00000.hdf5").open("r+b") as file:
         file.seek(place + 20)
         file.write(b"damage")
-    entry = replace(manifest.shards[0], sha256=shards.file_sha256(folder / "shard-00000.h5"))
-    with pytest.raises(BadInput, match=r"shard-00000\.h5: rows 0 to 31 cannot be read \("):
+    entry = replace(manifest.shards[0], sha256=shards.file_sha256(folder / "shard-00000.hdf5"))
+    with pytest.raises(BadInput, match=r"shard-00000\.hdf5: rows 0 to 31 cannot be read \("):
         list(rows.read_rows(folder, replace(manifest, shards=(entry,))))

@@ -82,7 +82,7 @@ def test_stamps_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_writing_a_shard_needs_little_additional_memory(tmp_path: Path, storage: str) -> None:
     stamps = make_stamps(1500, size=32)
     header = replace(HEADER, stamp=32, storage=storage)
-    path = tmp_path / "shard-00000.h5"
+    path = tmp_path / "shard-00000.hdf5"
     for work in (lambda: write_shard(path, header, stamps), lambda: BandMoments(5).add(stamps)):
         tracemalloc.start()
         work()
@@ -95,7 +95,7 @@ def test_a_bad_row_far_down_a_shard_is_named(tmp_path: Path) -> None:
     stamps = make_stamps(300)
     stamps.images[290, 2, 0, 0] = 1e5
     with pytest.raises(BadInput, match="row 290 has a pixel beyond float16"):
-        write_shard(tmp_path / "shard-00000.h5", replace(HEADER, storage="float16"), stamps)
+        write_shard(tmp_path / "shard-00000.hdf5", replace(HEADER, storage="float16"), stamps)
     assert not list(tmp_path.iterdir())
 
 

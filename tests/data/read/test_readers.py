@@ -38,7 +38,7 @@ def test_an_error_that_stays_is_named_after_a_bounded_time(
 
     monkeypatch.setattr(os, "preadv", failing)
     monkeypatch.setattr(readers, "_FIRST_WAIT_S", 0.001)
-    with pytest.raises(BadInput, match=r"shard-0000\d\.h5: cannot be read: Input/output error \(6 tries\)"):
+    with pytest.raises(BadInput, match=r"shard-0000\d\.hdf5: cannot be read: Input/output error \(6 tries\)"):
         list(open_stream(dataset).epoch(0))
     assert len(calls) <= 6 * 2 * 2, "tries, threads, windows"
 

@@ -65,12 +65,12 @@ def test_threads_open_different_shards_at_a_time_and_the_same_one_once(
 
 def test_a_shard_that_cannot_be_opened_is_tried_again(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
-    (folder / "shard-00001.h5").rename(folder / "away")
+    (folder / "shard-00001.hdf5").rename(folder / "away")
     these = shard_files.ShardFiles(folder, read_manifest(folder, check=False))
     for _ in range(2):
-        with pytest.raises(BadInput, match=r"shard-00001\.h5: listed"):
+        with pytest.raises(BadInput, match=r"shard-00001\.hdf5: listed"):
             these.get(1)
-    (folder / "away").rename(folder / "shard-00001.h5")
+    (folder / "away").rename(folder / "shard-00001.hdf5")
     assert these.get(1).entry.rows == 32
 
 
@@ -90,7 +90,7 @@ def test_threads_that_meet_a_shard_verify_its_labels_once(
         both.wait()
         for future in asked:
             future.result()
-    assert checked == ["shard-00000.h5"]
+    assert checked == ["shard-00000.hdf5"]
 
 
 def test_a_stale_file_is_opened_again_under_the_same_descriptor(
@@ -115,7 +115,7 @@ def test_a_stale_file_is_opened_again_under_the_same_descriptor(
         stale.discard(target)
         return real_dup2(source, target)
 
-    handle = readers.FileHandle(dataset / "shard-00000.h5")
+    handle = readers.FileHandle(dataset / "shard-00000.hdf5")
     stale.add(handle._number)
     monkeypatch.setattr(readers, "_FIRST_WAIT_S", 0.001)
     for name, function in (("preadv", read), ("open", opened), ("dup2", dup2)):
@@ -167,7 +167,7 @@ def test_an_abandoned_epoch_stops_reading(dataset: Path, monkeypatch: pytest.Mon
 def write_user_shard(folder: Path, userblock: int = 0) -> h5py.File:
     folder.mkdir()
     stamps = make_stamps(12)
-    file = h5py.File(folder / "shard-00000.h5", "w", userblock_size=userblock)
+    file = h5py.File(folder / "shard-00000.hdf5", "w", userblock_size=userblock)
     file.attrs.update(bands=list("ugriz"), pixel_scale=0.396)
     for name in COLUMNS:
         if name != "images":
@@ -194,7 +194,7 @@ def test_a_chunk_that_was_never_written_is_not_trained_on(tmp_path: Path) -> Non
         data = file.create_dataset("images", images.shape, "f4", chunks=(3, 5, 16, 16), fillvalue=7)
         for k in (0, 6, 9):
             data[k : k + 3] = images[k : k + 3]
-    with pytest.raises(BadInput, match=r"shard-00000\.h5: 'images' was never written, or not whole"):
+    with pytest.raises(BadInput, match=r"shard-00000\.hdf5: 'images' was never written, or not whole"):
         index_folder(tmp_path / "d")
 
 
@@ -249,5 +249,5 @@ def test_index_refuses_invalid_shards(tmp_path: Path, change: object, says: str)
         change(file)  # type: ignore[operator]
     with pytest.raises(BadInput) as caught:
         index_folder(tmp_path / "d")
-    assert says in str(caught.value) and "shard-00000.h5" in str(caught.value), caught.value
+    assert says in str(caught.value) and "shard-00000.hdf5" in str(caught.value), caught.value
     assert not (tmp_path / "d" / MANIFEST).exists()

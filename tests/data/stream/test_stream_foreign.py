@@ -54,12 +54,12 @@ def test_blocks_are_whole_chunks(dataset: Path, tmp_path: Path) -> None:
 
 def test_a_user_file_with_a_nan_pixel_is_named(dataset: Path, tmp_path: Path) -> None:
     folder = rewrite_with_h5py(dataset, tmp_path / "d")
-    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+    with h5py.File(folder / "shard-00001.hdf5", "r+") as file:
         file["images"][7, 2, 3, 4] = np.nan
     options = SMALL.model_copy(update={"verify": "never"})
-    with pytest.raises(BadInput, match=r"shard-00001\.h5: row 7 has a pixel that is not finite"):
+    with pytest.raises(BadInput, match=r"shard-00001\.hdf5: row 7 has a pixel that is not finite"):
         list(open_stream(folder, options=options).epoch(0))
-    with pytest.raises(BadInput, match=r"shard-00001\.h5: row 7: pixels differ from the checksums"):
+    with pytest.raises(BadInput, match=r"shard-00001\.hdf5: row 7: pixels differ from the checksums"):
         list(open_stream(folder).epoch(0))
 
 
@@ -77,15 +77,15 @@ def test_foreign_shards_are_verified_while_they_are_read(
     for part in ("all", "train"):
         read = [ids(list(open_stream(folder, rank, 4, part).epoch(0))) for rank in range(4)]
         assert sorted(sum(read, [])) == sorted(ids(list(open_stream(dataset, part=part).epoch(0))))
-    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+    with h5py.File(folder / "shard-00000.hdf5", "r+") as file:
         file["images"][3, 1, 2, 2] += 1
         file["images"].flush()
     if not options:  # a compressed chunk may grow, and the file with it
-        with pytest.raises(BadInput, match=r"shard-00000\.h5: row 3: pixels differ from the checksums"):
+        with pytest.raises(BadInput, match=r"shard-00000\.hdf5: row 3: pixels differ from the checksums"):
             list(open_stream(folder).epoch(0))
-    with h5py.File(folder / "shard-00002.h5", "r+") as file:
+    with h5py.File(folder / "shard-00002.hdf5", "r+") as file:
         file["z_spec"][4] += 0.01
-    with pytest.raises(BadInput, match=r"shard-00002\.h5: labels of rows 0 to 10: checksum differs"):
+    with pytest.raises(BadInput, match=r"shard-00002\.hdf5: labels of rows 0 to 10: checksum differs"):
         list(open_stream(folder).epoch(0))
 
 
@@ -110,20 +110,20 @@ READ_AS_STREAM = (
 
 def test_checksums_beside_a_shard_are_checked_too(dataset: Path, tmp_path: Path) -> None:
     folder = rewrite_with_h5py(dataset, tmp_path / "d")
-    beside = folder / "shard-00001.h5.xxh3"
+    beside = folder / "shard-00001.hdf5.xxh3"
     manifest, content = read_manifest(folder), beside.read_bytes()
     assert len(content) == 8 * 32
     beside.write_bytes(content[:8] + b"\0" + content[9:])
     for read in (lambda: list(open_stream(folder).epoch(0)), lambda: list(read_rows(folder, manifest))):
-        with pytest.raises(BadInput, match=r"shard-00001\.h5: labels of rows 0 to 31: checksum differs"):
+        with pytest.raises(BadInput, match=r"shard-00001\.hdf5: labels of rows 0 to 31: checksum differs"):
             read()
     beside.unlink()
     for read in (lambda: list(open_stream(folder).epoch(0)), lambda: list(read_rows(folder, manifest))):
-        with pytest.raises(BadInput, match=r"shard-00001\.h5\.xxh3: .*No such file"):
+        with pytest.raises(BadInput, match=r"shard-00001\.hdf5\.xxh3: .*No such file"):
             read()
     beside.write_bytes(content[:-8])
     for read in (lambda: list(open_stream(folder).epoch(0)), lambda: list(read_rows(folder, manifest))):
-        with pytest.raises(BadInput, match=r"shard-00001\.h5\.xxh3: 248 bytes of checksums, want 256"):
+        with pytest.raises(BadInput, match=r"shard-00001\.hdf5\.xxh3: 248 bytes of checksums, want 256"):
             read()
 
 
@@ -131,7 +131,7 @@ def test_checksums_beside_a_shard_are_checked_too(dataset: Path, tmp_path: Path)
 def test_checksums_beside_a_shard_must_be_a_plain_file(dataset: Path, tmp_path: Path, kind: str) -> None:
     """In another process, because reading a pipe would not end."""
     folder = rewrite_with_h5py(dataset, tmp_path / "d")
-    beside = folder / "shard-00001.h5.xxh3"
+    beside = folder / "shard-00001.hdf5.xxh3"
     if kind == "link":
         beside.rename(tmp_path / "elsewhere")
         beside.symlink_to(tmp_path / "elsewhere")
@@ -142,16 +142,16 @@ def test_checksums_beside_a_shard_must_be_a_plain_file(dataset: Path, tmp_path: 
         words = [sys.executable, "-c", code, str(folder)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 1, done.stderr
-        assert "shard-00001.h5.xxh3: a link or no plain file: copy or hard-link it" in done.stderr
+        assert "shard-00001.hdf5.xxh3: a link or no plain file: copy or hard-link it" in done.stderr
 
 
 def test_a_damaged_chunk_is_named(dataset: Path, tmp_path: Path) -> None:
     folder = rewrite_with_h5py(dataset, tmp_path / "d", chunks=(4, 5, 16, 16), compression="gzip")
-    with h5py.File(folder / "shard-00000.h5") as file:
+    with h5py.File(folder / "shard-00000.hdf5") as file:
         place = file["images"].id.get_chunk_info(2).byte_offset
-    with (folder / "shard-00000.h5").open("r+b") as raw:
+    with (folder / "shard-00000.hdf5").open("r+b") as raw:
         raw.seek(place + 100)
         raw.write(b"damage!")
     options = SMALL.model_copy(update={"verify": "never"})
-    with pytest.raises(BadInput, match=r"shard-00000\.h5: rows 8 to 11: their chunk is damaged"):
+    with pytest.raises(BadInput, match=r"shard-00000\.hdf5: rows 8 to 11: their chunk is damaged"):
         list(open_stream(folder, options=options).epoch(0))

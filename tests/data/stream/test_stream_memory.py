@@ -33,7 +33,7 @@ def virtual(real: Path, folder: Path, count: int) -> Path:
     """A manifest that lists one shard `count` times under other names, hard links to it."""
     manifest = read_manifest(real)
     folder.mkdir()
-    entries = [replace(manifest.shards[0], file=f"shard-{k:05d}.h5") for k in range(count)]
+    entries = [replace(manifest.shards[0], file=f"shard-{k:05d}.hdf5") for k in range(count)]
     for entry in entries:
         os.link(real / manifest.shards[0].file, folder / entry.file)
     write_manifest(folder, replace(manifest, shards=tuple(entries)))

@@ -40,7 +40,7 @@ def unequal(tmp_path: Path) -> Path:
     stamps, moments, entries, first = make_stamps(sum(SIZES)), BandMoments(5), [], 0
     for k, rows in enumerate(SIZES):
         part = stamps[first : first + rows]
-        entries.append(write_shard(folder / f"shard-{k:05d}.h5", header, part))
+        entries.append(write_shard(folder / f"shard-{k:05d}.hdf5", header, part))
         moments.add(part)
         first += rows
     write_manifest(folder, Manifest(header, tuple(entries), moments.result(), {}))

@@ -56,7 +56,7 @@ def make_small_dataset(folder: Path, kind: str) -> None:
         return
     folder.mkdir()
     stamps = make_stamps(N, size=4)
-    with h5py.File(folder / "shard-00000.h5", "w") as file:
+    with h5py.File(folder / "shard-00000.hdf5", "w") as file:
         file.attrs.update(bands=list("ugriz"), pixel_scale=0.396)
         for name in COLUMNS:
             file.create_dataset(name, data=getattr(stamps, name), **KINDS[kind])
@@ -71,7 +71,7 @@ def read_stream(folder: Path) -> None:
 def read_damaged_files(folder: Path, kind: str, seeds: range) -> None:
     """Read every damaged file in every way, in a process of its own; each seed is printed when it begins."""
     make_small_dataset(folder, kind)
-    path, listing = folder / "shard-00000.h5", folder / MANIFEST
+    path, listing = folder / "shard-00000.hdf5", folder / MANIFEST
     whole, manifest, text = path.read_bytes(), read_manifest(folder), listing.read_text()
     beside = {p: p.read_bytes() for p in folder.iterdir() if p not in (path, listing)}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -110,7 +110,7 @@ def read_damaged_files(folder: Path, kind: str, seeds: range) -> None:
                 way()
                 assert k != 0 or unchanged, "damage was not detected"
             except BadInput as error:
-                assert "\n" not in str(error) and "shard-00000.h5" in str(error), error
+                assert "\n" not in str(error) and "shard-00000.hdf5" in str(error), error
     print("done", flush=True)
 
 

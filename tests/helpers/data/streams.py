@@ -47,7 +47,7 @@ def assert_holds_stamps(opened: Stream) -> None:
 def rewrite_with_h5py(dataset: Path, folder: Path, **options: Any) -> Path:
     """The dataset with its images written by h5py with these options, and indexed."""
     folder.mkdir()
-    for path in sorted(dataset.glob("*.h5")):
+    for path in sorted(dataset.glob("*.hdf5")):
         with h5py.File(path) as ours, h5py.File(folder / path.name, "w") as theirs:
             theirs.attrs["bands"] = ours.attrs["bands"]
             theirs.attrs["pixel_scale"] = ours.attrs["pixel_scale"]

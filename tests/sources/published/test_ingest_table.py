@@ -90,7 +90,7 @@ def test_a_replaced_file_makes_only_its_own_shards_again(tmp_path: Path, layout:
         patched.setattr("hpcphotoz.sources.build.finish_dataset", None)
         with pytest.raises(TypeError):  # ended before the manifest
             ingest("out")
-    shards = sorted((tmp_path / "out").glob("shard-*.h5"))
+    shards = sorted((tmp_path / "out").glob("shard-*.hdf5"))
     before = [one.stat().st_mtime_ns for one in shards]
     if layout == "hayat":
         with h5py.File(path, "r+") as file:

@@ -180,7 +180,7 @@ def test_a_replaced_psf_makes_only_its_own_shards_again(
         patched.setattr("hpcphotoz.sources.build.finish_dataset", stop)
         with pytest.raises(KeyboardInterrupt):
             simulate_onto(tmp_path / "d", 4, tmp_path / "frames", shard_rows=2, processes=1)
-    shards = sorted((tmp_path / "d").glob("shard-*.h5"))
+    shards = sorted((tmp_path / "d").glob("shard-*.hdf5"))
     before = [path.stat().st_mtime_ns for path in shards]
     psf = tmp_path / "frames" / "psField-000125-4-0012.fit"
     os.utime(psf, ns=(0, psf.stat().st_mtime_ns + 1))

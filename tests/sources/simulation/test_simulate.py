@@ -123,7 +123,7 @@ def test_interrupted_simulation_is_not_a_dataset(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "in_order", interrupted)
     with pytest.raises(KeyboardInterrupt):
         simulate(tmp_path / "d", 64, shard_rows=8, processes=1)
-    assert list((tmp_path / "d").glob("shard-*.h5"))
+    assert list((tmp_path / "d").glob("shard-*.hdf5"))
     with pytest.raises(BadInput, match="unfinished"):
         read_manifest(tmp_path / "d")
     monkeypatch.undo()

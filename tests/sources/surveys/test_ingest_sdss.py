@@ -91,7 +91,7 @@ def test_a_replaced_frame_makes_only_its_own_shards_again(tmp_path: Path, frames
     bad.write_bytes(good[: len(good) // 2])
     with pytest.raises(BadInput, match="fpC-000800-g4-0012.fit: not a readable"):
         ingest("out")
-    shards = sorted((tmp_path / "out").glob("shard-*.h5"))
+    shards = sorted((tmp_path / "out").glob("shard-*.hdf5"))
     before = [path.stat().st_mtime_ns for path in shards]
     assert len(shards) == 2
     bad.write_bytes(good)
@@ -149,7 +149,7 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, frames: Pa
         out = tmp_path / str(processes)
         ingest_frames(out, frames, table, stamp=32, shard_rows=2, epochs="all", processes=processes)
     names = sorted(path.name for path in (tmp_path / "1").iterdir())
-    assert names == [MANIFEST, *(f"shard-{k:05d}.h5" for k in range(6))]
+    assert names == [MANIFEST, *(f"shard-{k:05d}.hdf5" for k in range(6))]
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 

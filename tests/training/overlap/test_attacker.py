@@ -142,7 +142,7 @@ def test_an_image_that_an_attacker_cannot_read_is_reported_once(dataset: Path, t
     """Also in the validation part, which only learners read while attackers wait."""
     for part in ("train", "validation"):
         folder = shutil.copytree(dataset, tmp_path / part)
-        with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        with h5py.File(folder / "shard-00001.hdf5", "r+") as file:
             held_out = split_part(file["object_id"][...], 0.1, 0.0, seed=0) == 1
             row = int(np.flatnonzero(held_out == (part == "validation"))[0])
             file["images"][row, 0, 0, 0] = np.nan  # its checksum no longer holds
@@ -157,7 +157,7 @@ def test_an_image_that_an_attacker_cannot_read_is_reported_once(dataset: Path, t
 def test_a_stop_before_an_unreadable_validation_ends_both(dataset: Path, tmp_path: Path) -> None:
     """The stop saves at once; the resumed run validates first, and cannot read the image."""
     folder = shutil.copytree(dataset, tmp_path / "d")
-    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+    with h5py.File(folder / "shard-00001.hdf5", "r+") as file:
         row = int(np.flatnonzero(split_part(file["object_id"][...], 0.1, 0.0, seed=0) == 1)[0])
         file["images"][row, 0, 0, 0] = np.nan
     how = {"attackers": 1, "max_staleness": 1, "global_batch": 4096}
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_ends_both(dataset: Path, tmp_path: Path) -> N
 
 def test_damaged_images_are_left_out_by_both(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
-    with h5py.File(folder / "shard-00000.h5", "r+") as file:
+    with h5py.File(folder / "shard-00000.hdf5", "r+") as file:
         file["images"][2:12, 0, 0, 0] += 1
     words = [*arguments(folder, tmp_path / "two", tmp_path, **APART, attackers=1), "--data.damaged", "skip"]
     for status, _, error in ranks.run(2, words):
