@@ -11,6 +11,7 @@ from hpcphotoz.data.format.manifest import read_manifest
 def inspect(options: argparse.Namespace) -> int:
     """Print what a dataset contains; with --verify, check every byte."""
     from hpcphotoz.data.read import rows
+    from hpcphotoz.data.read.extra_ranges import extra_ranges
 
     if options.plot:  # before everything is read
         from hpcphotoz.evaluation.report.gallery import check_plot_path, plot_dataset
@@ -33,6 +34,7 @@ def inspect(options: argparse.Namespace) -> int:
         "sky_sigma_nmgy": list(manifest.statistics.sky_sigma),
         "pixel_mean_nmgy": list(manifest.statistics.mean),
         "pixel_std_nmgy": list(manifest.statistics.std),
+        "extra": extra_ranges(options.dataset, manifest),
         "provenance": dict(manifest.provenance),
     }
     if options.verify:
@@ -43,10 +45,31 @@ def inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts, indent=1))
         return 0
-    made = facts.pop("provenance")
-    for name, value in {**facts, **{f"made: {key}": value for key, value in made.items()}}.items():
+    made = {f"made: {key}": value for key, value in facts.pop("provenance").items()}
+    extra = {f"extra: {column['name']}": _describe(column) for column in facts.pop("extra")}
+    for name, value in {**facts, **extra, **made}.items():
         print(f"{_printable(name):20s} {_short(value)}")
     return 0
+
+
+def _describe(column: dict[str, Any]) -> str:
+    """An extra column in words: type, unit, values."""
+    per = {"variance": " a pixel", "mask": ", one bit a pixel"}.get(column["name"])
+    words = [column["dtype"] + (per or " a band" if column["shape"] else "")]
+    if column["unit"]:
+        words.append(column["unit"])
+    if column.get("min") is not None:
+        words.append(f"{column['min']:.6g} to {column['max']:.6g}")
+    if column.get("unknown"):
+        words.append(f"{column['unknown']} unknown")
+    if "true" in column:
+        words.append(f"{column['true']} true")
+    if "values" in column:
+        counts = column["values"]
+        words += (
+            ["many values"] if counts is None else [f"{n} {text or '(empty)'}" for text, n in counts.items()]
+        )
+    return ", ".join(words)
 
 
 def _short(value: Any) -> str:

@@ -1,20 +1,24 @@
 """Catalogues of objects and tables of redshifts: which columns they need, and which values mean unknown."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.order import splitmix64
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.identifiers import Ids
+from hpcphotoz.sources.kept_columns import check_kept_names, kept_columns
 from hpcphotoz.sources.table_files import Column, Floats, read_columns
 
 Z_MAX = 20.0  # a larger value is no redshift
 EBV_MAX = 100.0  # mag; a larger value is no E(B-V)
 EBV_UNKNOWN = f"E(B-V) is not known: not finite, -1 or below, or above {EBV_MAX:g}"
+_KEPT = "keep "  # before the names of columns to keep
 RUN_FACTOR = 1_000_000  # run numbers have six digits
 
 # The names looked for when none is given; what a missing value becomes (None: it may not be missing); limits.
@@ -39,12 +43,15 @@ class Catalogue:
     z_spec: Floats  # (N,) NaN: unknown
     ebv: Floats  # (N,) mag, NaN: unknown
     ebv_column: str | None = None  # the file's name for it; None: it has no such column, and `ebv` is 0
+    extra_columns: tuple[ExtraColumn, ...] = ()
+    extra: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # (N,) by name
 
     def __len__(self) -> int:
         return len(self.object_id)
 
     def __getitem__(self, rows: npt.NDArray[np.intp]) -> "Catalogue":
-        return replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
+        extra = {name: values[rows] for name, values in self.extra.items()}
+        return replace(self, **{name: getattr(self, name)[rows] for name in _NAMES}, extra=extra)
 
 
 @dataclass(frozen=True)
@@ -67,27 +74,39 @@ def nan_if_unknown(values: Floats) -> Floats:
     return np.where(values > -1, values, values.dtype.type(np.nan))
 
 
-def read_catalogue(path: Path, columns: Mapping[str, str] | None = None) -> Catalogue:
+def nan_if_unknown_ebv(values: Floats) -> Floats:
+    """Replaces an unknown E(B-V) by NaN: in every source it is known above -1 and up to EBV_MAX, mag."""
+    known = nan_if_unknown(values)
+    return np.where(known <= EBV_MAX, known, values.dtype.type(np.nan))
+
+
+def read_catalogue(
+    path: Path, columns: Mapping[str, str] | None = None, keep: Mapping[str, str] | None = None
+) -> Catalogue:
     """Reads the object table, whole, into memory.
 
     Args:
         path: CSV, FITS (the first table in it, also packed by gzip or bzip2) or VOTable.
         columns: the file's name for any of object_id, ra, dec (deg), z_spec and ebv (mag); without one,
             `object_id`, `ra_deg` or `ra`, `dec_deg` or `dec`, `z_spec` or `z`, `ebv` are looked for. A
-            z_spec or ebv that is empty, masked, NaN or -1 or below is unknown, and NaN. Without a column
+            z_spec or ebv that is empty, masked, NaN or -1 or below, or an ebv above EBV_MAX, is unknown, and
+            NaN. Without a column
             z_spec, all are unknown; without a column ebv, E(B-V) is 0. Ids become int64 by the rule of
             `identifiers.py`. If a FITS file or VOTable gives ra or dec another unit of angle, or ra in
             hours, the values are converted.
+        keep: the file's name for each column that becomes an extra column, by the name that it gets there.
 
     Raises:
         BadInput: unreadable, a column missing or two that it may be, a unit of ra or dec that is no angle, a
-            value that is no number or out of range (named by its line or row), an id twice.
+            value that is no number or out of range (named by its line or row), an id twice, or as
+            `kept_columns`.
     """
-    wanted = dict(columns or {})
+    wanted, kept = dict(columns or {}), dict(keep or {})
+    check_kept_names(kept)
     unknown = [key for key in wanted if key not in _NAMES]
     if unknown:
         raise BadInput(f"columns: '{unknown[0]}' is none of {', '.join(_NAMES)}")
-    found = read_columns(path, lambda names: _column_names(path, names, wanted))
+    found = read_columns(path, lambda names: _column_names(path, names, wanted, kept))
     if not len(found["object_id"].values):
         raise BadInput(f"{path}: lists no object")
     ids = found["object_id"].identifiers()
@@ -101,7 +120,8 @@ def read_catalogue(path: Path, columns: Mapping[str, str] | None = None) -> Cata
     }
     ebv_column = found["ebv"].name if "ebv" in found else None
     ebv = np.zeros(len(ids)) if ebv_column is None else numbers["ebv"]
-    return Catalogue(ids, numbers["ra"], numbers["dec"], numbers["z_spec"], ebv, ebv_column)
+    extra = kept_columns({name: found[_KEPT + name] for name in kept})
+    return Catalogue(ids, numbers["ra"], numbers["dec"], numbers["z_spec"], ebv, ebv_column, *extra)
 
 
 def read_redshifts(path: Path) -> Redshifts:
@@ -163,8 +183,10 @@ def epoch_ids(object_id: Ids, run: Ids) -> tuple[Ids, str]:
     return ids, rule
 
 
-def _column_names(path: Path, names: list[str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """Returns the file's name for each column that it has."""
+def _column_names(
+    path: Path, names: list[str], wanted: Mapping[str, str], kept: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns the file's name for each column that it has; the keys of those to keep begin with _KEPT."""
     found: dict[str, str] = {}
     has = f"it has {', '.join(names) or 'none'}"
     for key, usual in _NAMES.items():
@@ -182,6 +204,12 @@ def _column_names(path: Path, names: list[str], wanted: Mapping[str, str]) -> di
         elif _MISSING.get(key) is None:
             either = " or ".join(reversed(usual))
             raise BadInput(f"{path}: no column {either}: {has}; --columns {key}=NAME names another")
+    for ours, theirs in kept.items():
+        if names.count(theirs) != 1:
+            raise BadInput(
+                f"{path}: {'two columns' if theirs in names else 'no column'} {theirs} to keep: {has}"
+            )
+        found[_KEPT + ours] = theirs
     return found
 
 
@@ -192,7 +220,7 @@ def _numbers(column: Column, key: str) -> Floats:
         factor = column.degrees_per_unit(hours=key == "ra")
     numbers = column.numbers(missing)
     if missing is not None:
-        numbers = nan_if_unknown(numbers)
+        numbers = nan_if_unknown_ebv(numbers) if key == "ebv" else nan_if_unknown(numbers)
     low, high = (limit / factor for limit in _LIMITS[key])
     allowed = (numbers >= low) & (numbers <= high) | (np.isnan(numbers) & (missing is not None))
     if not allowed.all():

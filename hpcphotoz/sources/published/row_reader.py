@@ -12,7 +12,7 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
-from hpcphotoz.sources.catalogue import EBV_MAX, EBV_UNKNOWN, Z_MAX, nan_if_unknown
+from hpcphotoz.sources.catalogue import EBV_UNKNOWN, Z_MAX, nan_if_unknown, nan_if_unknown_ebv
 from hpcphotoz.sources.constants import MASKED_FRACTION
 from hpcphotoz.sources.identifiers import Ids, identifiers
 from hpcphotoz.sources.noise import stamp_sky_sigma
@@ -187,10 +187,10 @@ def _read_labels(table: ArrayFile, layout: FileLayout, row_range: RowRange) -> d
         name = table.first(getattr(layout, what), what in layout.optional)
         values = np.full(stop - start, absent) if name is None else table.rows(name, start, stop)
         found[what] = values.astype(np.float64)
-    ebv = nan_if_unknown(found["ebv"])
+    ebv = found["ebv"]
     if layout.per_band:
-        ebv = (ebv / np.array(layout.per_band)).mean(axis=1)
-    found["ebv"] = np.where(ebv <= EBV_MAX, ebv, np.nan)
+        ebv = (nan_if_unknown(ebv) / np.array(layout.per_band)).mean(axis=1)
+    found["ebv"] = nan_if_unknown_ebv(ebv)
     for what, limit in (("ra", 360.0), ("dec", 90.0)):  # a value beyond means unknown
         found[what] = np.where(np.abs(found[what]) <= limit, found[what], np.nan)
     z: Array = np.full(stop - start, np.nan) if row_range.z_spec is None else row_range.z_spec

@@ -1,0 +1,78 @@
+"""Ranges of the extra columns of a dataset, for `inspect`."""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.data.format.extra import ExtraColumn, label_columns
+from hpcphotoz.data.format.manifest import Manifest
+from hpcphotoz.data.order import Blocks
+from hpcphotoz.data.read.shard_files import ShardFiles
+from hpcphotoz.progress import track
+
+_ROWS = 1 << 16  # read together
+_MAX_TEXTS = 10  # of one column, listed with their counts
+
+
+def extra_ranges(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    """What the extra columns hold, by one scan: JSON-serialisable, in the order of the header.
+
+    Beside the column's name, dtype, unit and shape: of numbers `min` and `max` of the finite values (None:
+    there is none) and the number `unknown` of others; of bool the number `true`; of text `values`, the
+    number of objects by text, or None beyond ten texts. A column with a value a pixel is not read.
+
+    Raises:
+        BadInput: a shard that cannot be read.
+    """
+    labels = label_columns(manifest.header.extra)
+    ranges = {column.name: _Range(column) for column in labels}
+    if labels:
+        files = ShardFiles(folder, manifest)
+        numbers = track(range(len(manifest.shards)), "reading extra columns (shards)", len(manifest.shards))
+        for number in numbers:
+            rows = manifest.shards[number].rows
+            for first in range(0, rows, _ROWS):
+                block = Blocks.single(number, first, min(_ROWS, rows - first))
+                for name, values in files.columns(block, ranges).items():
+                    ranges[name].add(values)
+    return [
+        {**asdict(column), **(ranges[column.name].facts() if column.name in ranges else {})}
+        for column in manifest.header.extra
+    ]
+
+
+class _Range:
+    """What one column holds, block after block."""
+
+    def __init__(self, column: ExtraColumn) -> None:
+        self._kind = np.dtype(column.dtype).kind
+        self._ends: tuple[int | float, int | float] | None = None
+        self._count = 0  # of unknown or of true values
+        self._texts: Counter[str] = Counter()
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        if self._kind == "b":
+            self._count += int(np.count_nonzero(values))
+        elif self._kind == "S":
+            if len(self._texts) <= _MAX_TEXTS:
+                texts, counts = np.unique(values, return_counts=True)
+                for text, count in zip(texts.tolist(), counts.tolist(), strict=True):
+                    self._texts[text.decode(errors="replace")] += count
+        else:
+            known = values[np.isfinite(values)] if self._kind == "f" else values.ravel()
+            self._count += values.size - known.size
+            if known.size:
+                ends = [known.min().item(), known.max().item(), *(self._ends or ())]
+                self._ends = min(ends), max(ends)
+
+    def facts(self) -> dict[str, Any]:
+        if self._kind == "b":
+            return {"true": self._count}
+        if self._kind == "S":
+            return {"values": dict(self._texts) if len(self._texts) <= _MAX_TEXTS else None}
+        low, high = self._ends or (None, None)
+        return {"min": low, "max": high, "unknown": self._count}
