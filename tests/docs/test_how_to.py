@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from astropy.table import Table
 
+from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.index import index_folder
 from tests.helpers.pages import blocks, module, write_coadd
 
@@ -30,7 +31,8 @@ def test_own_hdf5_example_is_indexed(tmp_path: Path) -> None:
     write_shard(
         folder / "shard-00000.hdf5", images, 0.1 * ones, ones, np.arange(4), np.ones((4, 3)), ones, ones
     )
-    assert index_folder(folder).header.bands == ("g", "r", "z")
+    header = index_folder(folder).header
+    assert header.bands == ("g", "r", "z") and header.extra == (ExtraColumn("petro_r", "float32", "mag"),)
 
 
 def test_survey_script_cuts_stamps(tmp_path: Path) -> None:

@@ -10,13 +10,17 @@ import torch
 
 from hpcphotoz.config import Attack
 from hpcphotoz.config.load import parse
-from hpcphotoz.data.format.manifest import STORAGE, read_manifest
-from hpcphotoz.data.read.rows import verify
+from hpcphotoz.data.format.extra import ExtraColumn, mask_column, variance_column
+from hpcphotoz.data.format.manifest import STORAGE, Header, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.format.writer import DatasetWriter
+from hpcphotoz.data.read.rows import read_rows, verify
+from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
 from hpcphotoz.evaluation.robustness import evaluate
-from tests.helpers.datasets import NOISE_BANDS, load, noise_stamps, write_stamps
+from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE, load, noise_stamps, write_stamps
 from tests.helpers.networks import BINS, ConvNetwork, NonFiniteNetwork, StubNetwork
 
 
@@ -45,6 +49,36 @@ def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Pa
     np.testing.assert_allclose(
         evaluate([network], out, eps=()).networks[0].clean.z_phot, seen.z_phot, atol=1e-6
     )
+
+
+def test_an_attacked_dataset_keeps_the_extra_columns(tmp_path: Path) -> None:
+    columns = (
+        ExtraColumn("petro_r", "float32", "mag"),
+        ExtraColumn("clean", "bool"),
+        ExtraColumn("psf_fwhm", "float32", "arcsec", (3,)),
+        mask_column(3, NOISE_SIDE),
+        variance_column(3, NOISE_SIDE),
+    )
+    rng, content, n = np.random.default_rng(1), noise_stamps(20), 20
+    extra = {one.name: (rng.random((n, *one.shape)) * 3).astype(one.dtype) for one in columns}
+    extra["clean"] = np.arange(n) % 3 > 0
+    content = replace(content, extra=extra)
+    header = Header(NOISE_BANDS, NOISE_SIDE, 0.396, "int16", columns)
+    with DatasetWriter(tmp_path / "d", header, 8, {}) as writer:
+        writer.append(content)
+    attack = parse({"attack": {"method": "fgsm", "eps": 0.3}}, "test").attack
+    subset = Subset(where=Predicate.parse("clean", NOISE_BANDS, columns))
+    count = write_adversarial_dataset(
+        StubNetwork(), tmp_path / "d", tmp_path / "out", attack, batch=7, subset=subset
+    )
+    manifest = read_manifest(tmp_path / "out")
+    verify(tmp_path / "out", manifest)
+    names = ("variance", "mask")
+    found = Stamps.concatenate(list(read_rows(tmp_path / "out", manifest, pixel_columns=names)))
+    expected = content[extra["clean"]]
+    assert count == len(found) == len(expected) and manifest.header.extra == columns
+    for one in columns:
+        np.testing.assert_array_equal(found.extra[one.name], expected.extra[one.name])
 
 
 @pytest.mark.parametrize("storage", STORAGE)
