@@ -12,8 +12,8 @@ from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.order import splitmix64
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.identifiers import Ids
-from hpcphotoz.sources.kept_columns import check_kept_names, kept_columns
 from hpcphotoz.sources.table_files import Column, Floats, read_columns
+from hpcphotoz.sources.tables.kept_columns import check_kept_names, kept_columns
 
 Z_MAX = 20.0  # a larger value is no redshift
 EBV_MAX = 100.0  # mag; a larger value is no E(B-V)
