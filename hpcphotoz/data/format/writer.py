@@ -102,7 +102,7 @@ def check_stamps(header: Header, stamps: Stamps, where: str) -> Stamps:
         BadInput: a wrong shape, an extra column other than in the header, a pixel or E(B-V) that is not
             finite, or a sky sigma that is not positive; `where` begins the message.
     """
-    n = len(stamps)
+    n, converted = len(stamps), dict[str, Any]()
     for name, (row, _) in columns(replace(header, extra=())).items():
         if name == "image_unit":
             continue
@@ -112,13 +112,13 @@ def check_stamps(header: Header, stamps: Stamps, where: str) -> Stamps:
                 f"{where}: {name} of shape {array.shape}, but {n} objects in bands "
                 f"{''.join(header.bands)} of {header.stamp} pixels need {(n, *row)}"
             )
-        stamps = replace(stamps, **{name: np.ascontiguousarray(array, COLUMNS[name])})
+        converted[name] = np.ascontiguousarray(array, COLUMNS[name])
     try:
         stored = stored_columns(header.extra, stamps.extra, n)
     except ValueError as error:
         raise BadInput(f"{where}: {error}") from None
     loaded = {column.name: column.loaded(stored[column.name]) for column in header.extra}
-    stamps = replace(stamps, extra=loaded)
+    stamps = Stamps(**converted, extra=loaded)
     sigma = stamps.sky_sigma
     for what, bad in (
         ("a pixel that is not finite", ~np.isfinite(stamps.images).all(axis=(1, 2, 3))),

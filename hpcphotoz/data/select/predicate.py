@@ -88,9 +88,9 @@ class Predicate:
         return reduce(node.function, values) if len(values) > 2 else node.function(*values)
 
     def _column(self, node: Column, values: Array) -> Array:
-        found = values if node.band is None else values[:, node.band]
+        found: Array = values if node.band is None else values[:, node.band]
         if node.kind == "truth":
-            return found != 0
+            return found.astype(np.bool_)
         if node.kind != "whole" or found.dtype == np.int64:
             return found
         # To 64 bits: numpy would wrap narrower types around, or refuse a literal beside them.

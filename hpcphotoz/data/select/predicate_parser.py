@@ -216,11 +216,11 @@ class Parser:
 
     def build(self, node: Operation) -> Node:
         """Return the node, or its value where all operands are constants."""
-        numbers = [operand.value for operand in node.operands if isinstance(operand, Number)]
+        numbers: list[Any] = [operand.value for operand in node.operands if isinstance(operand, Number)]
         if len(numbers) < len(node.operands):
             return node
         with np.errstate(all="ignore"):
-            value = reduce(node.function, numbers) if len(numbers) > 1 else node.function(*numbers)
+            value: Any = reduce(node.function, numbers) if len(numbers) > 1 else node.function(*numbers)
         if node.kind == "truth":
             return Number("truth", bool(value))
         if node.kind == "literal":

@@ -95,7 +95,7 @@ class ReadRows:
                     skipped.append({**entry, "row": row_range.start + k, "reason": reasons[k]})
         if unknown:
             skipped.append({"count": unknown, "reason": "no redshift in the table"})
-        columns = {name: np.concatenate(parts) for name, parts in labels.items()}
+        columns: dict[str, Any] = {name: np.concatenate(parts) for name, parts in labels.items()}
         return UnitStamps(Stamps(images=images[:at], sky_sigma=sigma[:at], **columns), tuple(skipped))
 
     def _label_reasons(self, found: dict[str, Array], row_range: RowRange) -> "npt.NDArray[np.object_]":

@@ -1,6 +1,7 @@
 """Conditions on extra columns of every type, on a dataset and in refusals."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +96,10 @@ def test_what_a_column_cannot_mean_is_refused(text: str, said: str, at: int) -> 
 
 def test_whole_numbers_beyond_63_bits_are_refused() -> None:
     predicate = Predicate.parse("ebv < 1 and flags > 0", tuple("ugr"), EXTRA)
-    columns = {"ebv": np.zeros(2, np.float32), "flags": np.array([1, 2**63], np.uint64)}
+    columns: dict[str, npt.NDArray[Any]] = {
+        "ebv": np.zeros(2, np.float32),
+        "flags": np.array([1, 2**63], np.uint64),
+    }
     with pytest.raises(
         BadInput, match=r"reads 'flags', which has a value of 2\^63 or more.*, at character 13;"
     ):
