@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hpcphotoz.__main__ import main
+from hpcphotoz.data.format.stamps import COLUMNS
 from tests.helpers.commands import TINY, copy, fails
 from tests.helpers.datasets import make_stamps
 
@@ -65,8 +66,9 @@ def test_a_refused_index_leaves_nothing_and_says_what_is_wrong(
         for shard, changed in enumerate([{}, {name: value}] if name != "images" else [{name: value}]):
             with h5py.File(tmp_path / f"shard-{shard:05d}.hdf5", "w") as file:
                 file.attrs.update(bands=list("ugriz"), pixel_scale=0.396)
-                for column, array in {**vars(make_stamps(6)), **changed}.items():
-                    file[column] = array
+                stamps = make_stamps(6)
+                for column in COLUMNS:
+                    file[column] = changed.get(column, getattr(stamps, column))
         before = sorted(tmp_path.iterdir())
         fails(capsys, ["index", tmp_path], says)
         assert sorted(tmp_path.iterdir()) == before
