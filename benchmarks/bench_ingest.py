@@ -92,11 +92,12 @@ def write_sources(folder: Path, rows: int) -> list[str]:
 def ingest(kind: str, folder: Path, out: Path) -> int:
     """Ingest the files of one kind on this rank, and return the number of stamps of all ranks."""
     from hpcphotoz.sources.published.ingest_table import ingest_table
-    from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
+    from hpcphotoz.sources.surveys.ingest import ingest_images
 
     if kind == "frames":
         count = sum(1 for _ in open(folder / "objects.csv")) - 1
-        return ingest_frames(out, DATA, folder / "objects.csv", shard_rows=-(-count // UNITS)).rows
+        rows = -(-count // UNITS)
+        return ingest_images(out, "sdss", DATA, folder / "objects.csv", shard_rows=rows).rows
     source = folder / ("pasquet.npz" if kind == "pasquet" else "hayat.h5")
     with np.load(folder / "pasquet.npz") as file:
         count = len(file["labels"]) // (1 if kind == "pasquet" else 2)

@@ -1,25 +1,17 @@
 """Commands that make and index datasets: simulate, ingest, index."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from hpcphotoz.cli.parser import Commands, Parser, command, number, path, seed
-from hpcphotoz.data.format.manifest import STORAGE, Manifest
-from hpcphotoz.errors import BadInput
+from hpcphotoz.cli import images
+from hpcphotoz.cli.dataset_output import CORES_OR_RANKS, WRITING, add_writing, given, say_what_is_in
+from hpcphotoz.cli.parser import Commands, command, number, path, seed
 from hpcphotoz.output import number_of
-from hpcphotoz.sources.constants import MASKED_FRACTION
 from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS, describe_formats
-from hpcphotoz.world import detect
-
-_WRITING = ("shard_rows", "storage", "processes")  # see `_add_writing`
-_CORES_OR_RANKS = "one per core; under mpiexec its ranks"
 
 
 def simulate(options: argparse.Namespace) -> int:
     """Simulate galaxies of known redshift and write them as a dataset."""
-    how = _given(options, "seed", *_WRITING)
+    how = given(options, "seed", *WRITING)
     if options.onto is not None:
         from hpcphotoz.sources.simulation.inject import simulate_onto
 
@@ -30,44 +22,8 @@ def simulate(options: argparse.Namespace) -> int:
 
         refuse_ranks("simulate without --onto uses the cores of one machine: start one process")
         manifest = simulate(options.out, options.n, **how)
-    _say_what_is_in(options.out, manifest, "galaxy", "galaxies")
+    say_what_is_in(options.out, manifest, "galaxy", "galaxies")
     return 0
-
-
-def ingest_sdss_frames(options: argparse.Namespace) -> int:
-    """Cut stamps of catalogued objects from SDSS frames and write them as a dataset."""
-    from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
-
-    how = _given(options, "stamp", "bands", "masked_fraction", "epochs", *_WRITING)
-    columns = _columns(options.columns)
-    manifest = ingest_frames(options.out, options.frames, options.objects, columns=columns, **how)
-    _say_what_is_in(options.out, manifest, "stamp")
-    return 0
-
-
-def _columns(words: Sequence[str]) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for word in words:
-        key, equals, name = word.partition("=")
-        if not (key and equals and name):
-            raise BadInput(f"--columns {word}: must be of the form ra=RAJ2000")
-        if key in columns:
-            raise BadInput(f"--columns {word}: {key} is {columns[key]} already: name one column for it")
-        columns[key] = name
-    return columns
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names}
-
-
-def _say_what_is_in(out: Path, manifest: Manifest, one: str, many: str = "", more: str = "") -> None:
-    """Print on rank 0 what a new dataset holds; its objects are called `one` or, several, `many`."""
-    unknown = sum(shard.unlabelled for shard in manifest.shards)
-    unlabelled = f", {unknown} of unknown redshift" if unknown else ""
-    shards = number_of(len(manifest.shards), "shard")
-    if detect().is_first:
-        print(f"{out}: {number_of(manifest.rows, one, many)} in {shards}{unlabelled}{more}")
 
 
 def ingest_table(options: argparse.Namespace) -> int:
@@ -75,11 +31,11 @@ def ingest_table(options: argparse.Namespace) -> int:
     from hpcphotoz.sources.build import count_skipped
     from hpcphotoz.sources.published.ingest_table import ingest_table
 
-    how = _given(options, "crop", "redshifts", "keep_unlabelled", "zero_point", "limit", *_WRITING)
+    how = given(options, "crop", "redshifts", "keep_unlabelled", "zero_point", "limit", *WRITING)
     manifest, skipped = ingest_table(options.out, options.sources, options.format, **how)
     left_out = count_skipped(skipped)
     more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
-    _say_what_is_in(options.out, manifest, "stamp", more=more)
+    say_what_is_in(options.out, manifest, "stamp", more=more)
     return 0
 
 
@@ -106,57 +62,11 @@ def add(commands: Commands) -> None:
         help="add the galaxies to real sky: a folder, searched recursively, with SDSS DR7 fpC frames, their "
         "fpM and psField files (default: simulated sky)",
     )
-    _add_writing(p, 1024, "galaxies per shard", "one per core")
+    add_writing(p, 1024, "galaxies per shard", "one per core")
 
     p = commands.add_parser("ingest", help="convert existing images to a dataset", allow_abbrev=False)
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
-    p = command(kinds, "sdss-frames", ingest_sdss_frames)
-    p.add_argument("out", type=path, help="dataset folder to make")
-    p.add_argument(
-        "--frames",
-        type=path,
-        required=True,
-        help="folder with SDSS frames, searched recursively: fpC-*.fit[.gz] (DR7), frame-*.fits[.bz2] (DR8 "
-        "and later), and their mask planes fpM-*.fit[.gz]",
-    )
-    p.add_argument(
-        "--objects",
-        type=path,
-        required=True,
-        help="CSV, FITS or VOTable with object_id, ra_deg or ra, dec_deg or dec (deg, or in FITS and VOTable "
-        "the column's unit), and, if there, z_spec or z (empty, or -1 and below: unknown), ebv (E(B-V), mag; "
-        "empty, or -1 and below: unknown, and the object is left out; without the column it is 0)",
-    )
-    p.add_argument(
-        "--columns",
-        nargs="+",
-        default=(),
-        metavar="OURS=THEIRS",
-        help="the table's names for object_id, ra, dec, z_spec, ebv: ra=RAJ2000 dec=DEJ2000",
-    )
-    p.add_argument(
-        "--bands",
-        default="ugriz",
-        help="such as gri (default ugriz); stamps have the pixel grid of r, or of the first band without r",
-    )
-    p.add_argument("--stamp", type=int, default=64, help='side of a stamp in pixels of 0.396" (default 64)')
-    p.add_argument(
-        "--epochs",
-        choices=("one", "all"),
-        default="one",
-        help="one: a stamp per object, with the table's object_id, from the frame in which it is farthest "
-        "from the edge (default); all: a stamp from every run that saw it, with object_id * 1000000 + "
-        "run, or a hash of both where that exceeds 63 bits (ra and dec still identify the object). The "
-        "split is by this id: one galaxy can be in both train and test",
-    )
-    p.add_argument(
-        "--masked-fraction",
-        type=number,
-        default=MASKED_FRACTION,
-        help="skip a stamp with more of its pixels (0 to 1) flagged saturated, cosmic ray or ghost in any "
-        f"band (default {MASKED_FRACTION})",
-    )
-    _add_writing(p, 1024, "largest number of stamps in a shard", _CORES_OR_RANKS)
+    images.add(kinds)
 
     p = command(kinds, "table", ingest_table)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -194,7 +104,7 @@ def add(commands: Commands) -> None:
         "--zero-point", type=number, help="AB mag, 0 to 40, of one unit of the pixels (default: the format's)"
     )
     p.add_argument("--limit", type=int, help="convert only this many rows")
-    _add_writing(p, 8192, "source rows per shard", _CORES_OR_RANKS)
+    add_writing(p, 8192, "source rows per shard", CORES_OR_RANKS)
 
     p = command(commands, "index", index)
     p.add_argument(
@@ -202,16 +112,3 @@ def add(commands: Commands) -> None:
         type=path,
         help="folder with shard-*.hdf5 or .h5, of any HDF5 layout, also by gzip, shuffle, fletcher32 or LZF",
     )
-
-
-def _add_writing(parser: Parser, rows: int, what: str, processes: str) -> None:
-    """Add the options on how shards are written: `what` --shard-rows counts, and defaults."""
-    parser.add_argument("--shard-rows", type=int, default=rows, help=f"{what} (default {rows})")
-    parser.add_argument(
-        "--storage",
-        choices=STORAGE,
-        default=STORAGE[0],
-        help="type of the stored pixels (default float32); int16: half the bytes, in steps of 1/32 sky "
-        "sigma, wider in pixels above 512 sky sigmas",
-    )
-    parser.add_argument("--processes", type=int, help=f"worker processes (default: {processes})")

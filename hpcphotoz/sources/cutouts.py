@@ -1,9 +1,11 @@
 """Cuts stamps of objects out of calibrated frames.
 
-The frames of one run, camera column and field, one a band, are a frame set. A stamp has the orientation and
-scale of the set's r frame (TAN, 0.396"/px), and its centre, the pixel position (S - 1)/2, is on the object.
-Every band is resampled onto this grid by Lanczos-3, the r band by a fraction of a pixel. No background beyond
-the frame's own sky is subtracted.
+The frames of one place, one a band, are a frame set. A stamp has the pixel grid of the set's reference frame
+around the object: over a stamp this is a TAN projection with the orientation and the pixel area that the
+frame has there, distortion included. The stamp's centre, the pixel position (S - 1)/2, is on the object.
+Every band is resampled onto this grid by Lanczos-3, the reference band by a fraction of a pixel, and flux is
+kept: a pixel is multiplied by the ratio of the two pixel areas. No background beyond the frame's own sky is
+subtracted.
 """
 
 from dataclasses import dataclass
@@ -12,20 +14,21 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
-from hpcphotoz.sources.noise import frame_sky_sigma
-from hpcphotoz.sources.surveys.frame import Floats, Frame, Geometry, resample
-from hpcphotoz.sources.surveys.sdss import BAD_PLANES, MaskFlags, read_dr8_frame, read_fpc, read_mask
-from hpcphotoz.sources.surveys.sdss_plan import CutoutList
+from hpcphotoz.sources.noise import SKY_BOX_HALF_WIDTH
+from hpcphotoz.sources.surveys.fits import Window
+from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Frame, Geometry, resample
+from hpcphotoz.sources.surveys.plan import CutoutList, skipped_object
+from hpcphotoz.sources.surveys.survey import Survey, load_survey
 
-_READERS = {"fpC": read_fpc, "frame": read_dr8_frame}
+_WHOLE = 1 << 25  # pixels: larger frames, 134 MB and more, are read in part if objects lie in part of them
 
 
 @dataclass(frozen=True)
 class CutStamps:
     """Makes the stamps of a unit. Each frame is read once, and one is in memory at a time."""
 
+    survey: str
     bands: tuple[str, ...]
     reference: int  # index of the band whose grid the stamps have
     stamp: int  # pixels a side
@@ -33,12 +36,13 @@ class CutStamps:
 
     def __call__(self, unit: Any) -> UnitStamps:
         """Returns a unit's stamps, and the objects that could not be cut, each with the reason."""
-        done = [self._cut(cutout_list) for cutout_list in unit]
+        survey = load_survey(self.survey)
+        done = [self._cut(survey, cutout_list) for cutout_list in unit]
         kept = [stamps for stamps, _ in done if len(stamps)]
         skipped = tuple(entry for _, entries in done for entry in entries)
         return UnitStamps(Stamps.concatenate(kept) if kept else None, skipped)
 
-    def _cut(self, cutout_list: CutoutList) -> tuple[Stamps, list[dict[str, Any]]]:
+    def _cut(self, survey: Survey, cutout_list: CutoutList) -> tuple[Stamps, list[dict[str, Any]]]:
         objects, count = cutout_list.objects, len(cutout_list.objects)
         images = np.zeros((count, len(self.bands), self.stamp, self.stamp), np.float32)
         sigma = np.zeros((count, len(self.bands)), np.float32)
@@ -46,26 +50,19 @@ class CutStamps:
         order = sorted(range(len(self.bands)), key=lambda b: b != self.reference)
         base: Geometry | None = None
         for b in order:
-            frame = _READERS[cutout_list.frame_set.kind](cutout_list.frame_set.paths[b])
-            mask = cutout_list.frame_set.masks[b]
-            flags = None if mask is None else read_mask(mask, frame.geometry.shape)
+            frame = self._read(survey, cutout_list, b)
             base = base or frame.geometry
-            scale = base.pixel_area / frame.geometry.pixel_area
             name = f"the {self.bands[b]} frame of {cutout_list.frame_set.name}"
             centres, jacobians = project(base, frame.geometry, objects.ra, objects.dec, self.stamp / 2)
+            scales = area_ratios(base, frame.geometry, jacobians)
             for k in range(count):
                 if k in reasons:
                     continue
                 x, y = stamp_grid(centres[k], jacobians[k], self.stamp)
-                reason = self._skip_reason(frame, flags, x, y)
+                reason = self._skip_reason(survey, frame, x, y)
                 if reason is None:
-                    images[k, b] = resample(frame, x, y) * scale
-                    at_x, at_y = centres[k]
-                    sky = frame_sky_sigma(frame.image, at_x, at_y)
-                    if not sky > 0:
-                        at = f"x = {at_x:.0f}, y = {at_y:.0f}"
-                        raise BadInput(f"{frame.path}: no noise around {at}: is this a sky image?")
-                    sigma[k, b] = sky * scale
+                    images[k, b] = resample(frame, x, y) * scales[k]
+                    sigma[k, b] = frame.sky_sigma(*centres[k]) * scales[k]
                     if not np.isfinite(images[k, b]).all():
                         reason = "a pixel is not finite in"
                 if reason is not None:
@@ -81,21 +78,30 @@ class CutStamps:
             ra=good.ra,
             dec=good.dec,
         )
-        run, ids = cutout_list.frame_set.run, objects.object_id.tolist()
-        return stamps, [{"object_id": ids[k], "run": run, "reason": reasons[k]} for k in sorted(reasons)]
+        ids = objects.object_id.tolist()
+        return stamps, [skipped_object(ids[k], cutout_list.frame_set, reasons[k]) for k in sorted(reasons)]
 
-    def _skip_reason(self, frame: Frame, flags: MaskFlags | None, x: Floats, y: Floats) -> str | None:
+    def _read(self, survey: Survey, cutout_list: CutoutList, b: int) -> Frame:
+        files = cutout_list.frame_set.files[b]
+        window = None
+        if survey.windows:
+            objects = cutout_list.objects
+            margin = self.stamp + LANCZOS_ORDER + SKY_BOX_HALF_WIDTH
+            window = _window(survey.read_geometry(files), objects.ra, objects.dec, margin)
+        return survey.read(files, window)
+
+    def _skip_reason(self, survey: Survey, frame: Frame, x: Floats, y: Floats) -> str | None:
         """Returns why the stamp at these positions is not cut; None: it is cut."""
         if not frame.holds(x, y):
             return "stamp crosses the edge of"
-        if flags is None:
+        if frame.flags is None:
             return None
-        near = flags[np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)]
+        near = frame.flags[np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)]
         masked = np.count_nonzero(near) / near.size
         if masked <= self.masked_fraction:
             return None
-        per_plane = [np.count_nonzero(near & (1 << k)) for k in range(len(BAD_PLANES))]
-        return f"{100 * masked:.2g} % of the stamp masked ({BAD_PLANES[int(np.argmax(per_plane))]}) in"
+        per_plane = [np.count_nonzero(near & (1 << k)) for k in range(len(survey.planes))]
+        return f"{100 * masked:.2g} % of the stamp masked ({survey.planes[int(np.argmax(per_plane))]}) in"
 
 
 def project(
@@ -117,6 +123,13 @@ def project(
     return target.pixels(ra, dec), np.stack(steps, axis=-1)
 
 
+def area_ratios(source: Geometry, target: Geometry, jacobians: Floats) -> Floats:
+    """Returns the area of the source's pixel in pixels of the target (N,), at each place of `project`."""
+    if not (source.distorted or target.distorted):
+        return np.full(len(jacobians), source.pixel_area / target.pixel_area)
+    return np.asarray(np.abs(np.linalg.det(jacobians)))
+
+
 def stamp_grid(centre: Floats, jacobian: Floats, stamp: int) -> tuple[Floats, Floats]:
     """Returns the positions x, y (stamp, stamp) of a stamp's pixels in a frame, from `project`'s results."""
     along_y, along_x = np.mgrid[:stamp, :stamp] - (stamp - 1) / 2
@@ -124,3 +137,18 @@ def stamp_grid(centre: Floats, jacobian: Floats, stamp: int) -> tuple[Floats, Fl
         centre[0] + jacobian[0, 0] * along_x + jacobian[0, 1] * along_y,
         centre[1] + jacobian[1, 0] * along_x + jacobian[1, 1] * along_y,
     )
+
+
+def _window(geometry: Geometry, ra: Floats, dec: Floats, margin: int) -> Window | None:
+    """Returns the part of a large frame that objects need; None: the whole frame."""
+    if geometry.shape[0] * geometry.shape[1] <= _WHOLE:
+        return None
+    xy = geometry.pixels(ra, dec)
+    xy = xy[np.isfinite(xy).all(axis=1)]
+    if not len(xy):
+        return None
+    low, high = np.floor(xy.min(axis=0)) - margin, np.ceil(xy.max(axis=0)) + margin + 1
+    stops = np.minimum(high, geometry.shape[::-1]).astype(int)
+    starts = np.minimum(np.maximum(low, 0), stops - 1).astype(int)
+    (x0, y0), (x1, y1) = starts.tolist(), stops.tolist()
+    return slice(y0, y1), slice(x0, x1)

@@ -42,12 +42,39 @@ def frame_sky_sigma(image: npt.NDArray[np.float32], x: float, y: float) -> float
     The image is (y, x), and x, y a pixel position from 0. The result is in the image's unit, and 0 where most
     of the pixels are equal, or none is finite.
     """
-    cx, cy = round(x), round(y)
-    rows = slice(max(cy - SKY_BOX_HALF_WIDTH, 0), cy + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
-    columns = slice(max(cx - SKY_BOX_HALF_WIDTH, 0), cx + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
-    box = image[rows, columns]
+    box = image[_sky_box(x, y)]
     finite = box[np.isfinite(box)]
     return float(clipped_std(finite[None])[0]) if finite.size else 0.0
+
+
+def variance_sky_sigma(
+    variance: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None, x: float, y: float
+) -> float:
+    """Returns the root of the median variance around a place in a frame, of pixels that may be used.
+
+    The variance of a coadd has the photons of sources too; the median leaves out all but large ones. It has
+    no covariance of neighbouring pixels.
+
+    Args:
+        variance: (y, x) of the frame.
+        mask: (y, x) True: unusable.
+        x, y: pixel position from 0.
+
+    Returns:
+        In the root of the variance's unit; 0 where no pixel has a finite variance above 0.
+    """
+    box = _sky_box(x, y)
+    near = variance[box]
+    usable = np.isfinite(near) & (near > 0)
+    if mask is not None:
+        usable &= ~mask[box]
+    return float(np.sqrt(np.median(near[usable]))) if usable.any() else 0.0
+
+
+def _sky_box(x: float, y: float) -> tuple[slice, slice]:
+    cx, cy = round(x), round(y)
+    rows = slice(max(cy - SKY_BOX_HALF_WIDTH, 0), cy + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
+    return rows, slice(max(cx - SKY_BOX_HALF_WIDTH, 0), cx + SKY_BOX_HALF_WIDTH, _SKY_BOX_STEP)
 
 
 def outer_pixels(size: int) -> npt.NDArray[np.intp]:

@@ -11,12 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
+from astropy.table import Table
 
 import hpcphotoz
 from hpcphotoz.attacks import cross_entropy, fgsm
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.layers import Normalise
-from hpcphotoz.sources.catalogue import Catalogue
+from hpcphotoz.sources.surveys.ingest import ingest_images
 from tests.helpers.attack_problems import batch_norm_problem, rounding
 from tests.helpers.pages import blocks, example, module, write_coadd
 from tests.helpers.paths import ROOT
@@ -25,7 +27,7 @@ PAGE = "CONTRIBUTING.md"
 LONGEST = 40  # lines of an example
 
 
-@pytest.mark.parametrize("name", ["mifgsm.py", "legacy.py", "tiny.py", "kernels/clip.py"])
+@pytest.mark.parametrize("name", ["mifgsm.py", "mine.py", "tiny.py", "kernels/clip.py"])
 def test_examples_are_short(name: str) -> None:
     assert len([line for line in example(PAGE, name).splitlines() if line.strip()]) < LONGEST
 
@@ -92,20 +94,28 @@ def test_the_attack_is_in_every_command_after_the_edits(dataset: Path, tmp_path:
     assert summary["attack"]["by_method"]["mifgsm"]["restarts"] == 2
 
 
-def test_the_survey_keeps_flux_and_lists_what_it_skips(tmp_path: Path) -> None:
-    path = tmp_path / "image.fits"
-    sky = write_coadd(path)
-    legacy = module(example(PAGE, "legacy.py"), tmp_path, "legacy")
-    ids = np.array([5, 6])
-    objects = Catalogue(ids, sky[:, 0], sky[:, 1], np.array([0.1, np.nan]), np.array([0.02, 0.03]))
-    manifest = legacy.ingest_legacy(
-        tmp_path / "d", [legacy.Brick((path, path), objects)], ("g", "r"), processes=1
+def test_the_survey_keeps_flux_and_lists_what_it_skips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").mkdir()
+    for band, zero_point in (("g", 22.5), ("r", 25.0)):
+        path = tmp_path / "f" / f"tile-0001-{band}.fits"
+        sky = write_coadd(path)
+        with fits.open(path) as hdus:
+            hdus[0].header["MAGZERO"] = zero_point
+            weight = fits.ImageHDU(np.full(hdus[0].shape, 0.02**-2, np.float32))
+            fits.HDUList([hdus[0], weight]).writeto(path, overwrite=True)
+    mine = module(example(PAGE, "mine.py"), tmp_path, "mine")
+    for name in ("surveys.ingest", "cutouts"):
+        monkeypatch.setattr(f"hpcphotoz.sources.{name}.load_survey", lambda _: mine.SURVEY)
+    Table({"object_id": [5, 6], "ra": sky[:, 0], "dec": sky[:, 1]}).write(tmp_path / "t.csv")
+    manifest = ingest_images(
+        tmp_path / "d", "mine", tmp_path / "f", tmp_path / "t.csv", stamp=33, processes=1
     )
     with h5py.File(tmp_path / "d" / manifest.shards[0].file) as file:
         assert file["object_id"][:].tolist() == [5]
-        assert file["images"][0, :, 32, 32].tolist() == [7, 7]
-        # 2048 pixels or more: 2 % of noise in the answer.
-        np.testing.assert_allclose(file["sky_sigma"][0], 0.02, rtol=0.1)
+        np.testing.assert_allclose(file["images"][0, :, 16, 16], [7, 0.7], rtol=1e-3)
+        np.testing.assert_allclose(file["sky_sigma"][0], [0.02, 0.002], rtol=1e-4)
     assert [entry["object_id"] for entry in manifest.provenance["skipped"]] == [6]
 
 

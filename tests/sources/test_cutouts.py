@@ -16,8 +16,6 @@ from hpcphotoz.sources.cutouts import project, stamp_grid
 from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.surveys.fits import read_header
 from hpcphotoz.sources.surveys.frame import read_geometry, resample
-from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
-from hpcphotoz.sources.surveys.sdss import read_fpc
 from tests.helpers.datasets import load
 from tests.helpers.sources.sdss_files import (
     DEC,
@@ -30,6 +28,8 @@ from tests.helpers.sources.sdss_files import (
     SHAPE,
     STRIPE82,
     centroids,
+    ingest_frames,
+    read_frame,
     real_frames,
     write_dr8,
     write_mask,
@@ -91,9 +91,9 @@ def test_a_frame_is_resampled_onto_another_by_its_wcs(tmp_path: Path) -> None:
     # Tangent points a degree apart, and a band that is turned by 2 degrees.
     write_set(tmp_path, [(RA, DEC)])
     write_set(tmp_path, [(RA, DEC)], field=13, offset=1.0)
-    source = read_fpc(tmp_path / "fpC-000094-r4-0012.fit").geometry
+    source = read_frame(tmp_path / "fpC-000094-r4-0012.fit").geometry
     for name in ("fpC-000094-i4-0012.fit", "fpC-000094-u4-0013.fit"):
-        target = read_fpc(tmp_path / name).geometry
+        target = read_frame(tmp_path / name).geometry
         for half, limit in ((32, 1e-3), (512, 0.05)):
             ra, dec = np.array([RA + 0.002]), np.array([DEC - 0.001])
             (centre,), (turn,) = project(source, target, ra, dec, half)
@@ -130,7 +130,7 @@ def test_frames_of_dr8_give_the_stamps_of_dr7(tmp_path: Path, frames: Path, suff
 
 
 def test_lanczos_is_exact_at_pixels_and_on_a_constant(tmp_path: Path, frames: Path) -> None:
-    frame = read_fpc(next(frames.rglob("*-r4-*")))
+    frame = read_frame(next(frames.rglob("*-r4-*")))
     y, x = np.mgrid[20:40, 30:50].astype(float)
     np.testing.assert_allclose(resample(frame, x, y), frame.image[20:40, 30:50], atol=1e-6)
     # The definition: sinc(d) sinc(d/3) of the six nearest pixels of an axis, normalised.
@@ -144,7 +144,7 @@ def test_lanczos_is_exact_at_pixels_and_on_a_constant(tmp_path: Path, frames: Pa
 
 
 def test_sky_sigma_ignores_sources(tmp_path: Path, frames: Path) -> None:
-    frame = read_fpc(next(frames.rglob("*-g4-*")))
+    frame = read_frame(next(frames.rglob("*-g4-*")))
     before = frame_sky_sigma(frame.image, 110, 110)
     frame.image[100:120, 100:120] += 50.0
     assert frame_sky_sigma(frame.image, 110, 110) == pytest.approx(before, rel=0.01)
@@ -223,11 +223,11 @@ def test_real_frames_of_two_runs(tmp_path: Path) -> None:
     skipped = [(one["object_id"], one["run"], one["reason"]) for one in manifest.provenance["skipped"]]
     assert [one[:2] for one in skipped] == [(70, 4192), (22, 4192), (22, 6377)]
     assert "edge of the r frame" in skipped[0][2] and "(SATUR) in the" in skipped[1][2]
-    # The frames' SKY, gain and dark variance give 0.055 0.019 0.028 0.043 0.21 for run 4192.
+    # SKY, gain, dark variance and tsField of run 4192 give 0.052 0.018 0.028 0.043 0.20.
     sky = np.median(stamps.sky_sigma[runs == 4192], axis=0)
-    np.testing.assert_allclose(sky[:4], [0.055, 0.0188, 0.0285, 0.0431], rtol=0.05)
+    np.testing.assert_allclose(sky[:4], [0.0524, 0.0182, 0.0284, 0.0428], rtol=0.05)
     # In z there is more noise than photons and dark current give, also in differences of adjacent pixels.
-    np.testing.assert_allclose(sky[4], 0.206, rtol=0.15)
+    np.testing.assert_allclose(sky[4], 0.2015, rtol=0.15)
     offset = centroids(stamps.images[:, 1:4], 6.0)  # g, r, i; u and z are too noisy for single objects
     assert np.median(np.abs(offset)) < 0.1 and np.abs(offset).max() < 0.6
     # The same galaxies three years apart: calibration and resampling agree to a few per cent.

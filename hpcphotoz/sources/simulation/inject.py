@@ -33,10 +33,9 @@ from hpcphotoz.sources.simulation.real_sky import (
     field_blocks,
     find_place,
     load_field,
-    mask_paths,
     patch_corner,
     project,
-    psf_path,
+    used_files,
 )
 from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels
 from hpcphotoz.sources.simulation.simulate import SimulatedGalaxy, check_arguments, provenance, to_stamps
@@ -76,7 +75,7 @@ def simulate_onto(
             raise BadInput(f"shard rows {shard_rows}: must be at least 1")
         check_dataset_folder(out)
         sets, incomplete = complete_sets(frames)
-        files = [path for one in sets for path in (*one.paths, *mask_paths(one), psf_path(one))]
+        files = [path for one in sets for path in used_files(one)]
         tables = make_survey_tables()
         record = provenance(n, seed, tables.survey) | {
             "onto": [path.name for path in files],

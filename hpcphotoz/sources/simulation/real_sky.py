@@ -1,5 +1,6 @@
 """Real SDSS fields for `simulate --onto`: frames, masks and PSFs, and empty places in them."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +14,15 @@ from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.simulation.population import R_BAND
 from hpcphotoz.sources.simulation.rendering import STAMP
-from hpcphotoz.sources.surveys.fits import header_numbers, read_header
+from hpcphotoz.sources.surveys import survey
+from hpcphotoz.sources.surveys.fits import read_header
 from hpcphotoz.sources.surveys.frame import Floats, Frame
-from hpcphotoz.sources.surveys.sdss import BAD_PLANES, FieldPSF, MaskFlags, read_fpc, read_mask, read_psf
-from hpcphotoz.sources.surveys.sdss_fields import FrameSet, find_frame_sets, left_out_entry, report_left_out
+from hpcphotoz.sources.surveys.sdss.calibration import calibration_notes, nmgy_per_count
+from hpcphotoz.sources.surveys.sdss.fields import FILE_NAMES, find_frame_sets, is_dr8
+from hpcphotoz.sources.surveys.sdss.frames import read_fpc
+from hpcphotoz.sources.surveys.sdss.masks import BAD_PLANES, MaskFlags
+from hpcphotoz.sources.surveys.sdss.psf import FieldPSF, read_psf
+from hpcphotoz.sources.surveys.survey import FrameSet, left_out_entry, report_left_out
 
 PATCH = STAMP + 8  # pixels of a frame that a stamp may draw on: half a stamp, a fraction, and Lanczos-3
 FIELDS_IN_MEMORY = 2  # 80 MB each
@@ -38,7 +44,6 @@ class FieldBlock:
     """A block of galaxies, `start` to `stop - 1`, that all go into one field."""
 
     frame_set: FrameSet
-    psf: Path  # its psField file, for the fingerprint of the unit
     start: int
     stop: int
 
@@ -50,62 +55,71 @@ def field_blocks(sets: Sequence[FrameSet], start: int, stop: int) -> tuple[Field
     for number in range(start // size, (stop - 1) // size + 1):
         field = sets[number % len(sets)]
         first, last = max(start, number * size), min(stop, (number + 1) * size)
-        blocks.append(FieldBlock(field, psf_path(field), first, last))
+        blocks.append(FieldBlock(field, first, last))
     return tuple(blocks)
 
 
 @lru_cache(maxsize=FIELDS_IN_MEMORY)
 def load_field(frame_set: FrameSet) -> RealField:
-    """Reads a field's frames, their masks, and the psField file beside its r frame.
+    """Reads a field's frames, their masks, and its psField file.
 
     Raises:
         BadInput: a file is missing or cannot be read.
     """
-    frames = tuple(read_fpc(path) for path in frame_set.paths)
-    masks = tuple(
-        read_mask(path, frame.image.shape, PLACEMENT.planes)
-        for path, frame in zip(mask_paths(frame_set), frames, strict=True)
-    )
+    frames = tuple(read_fpc(files) for files in frame_set.files)
+    masks = tuple(frame.flags for frame in frames if frame.flags is not None)
     psf = read_psf(psf_path(frame_set))
-    flux20 = [
-        header_numbers(read_header(path), ("FLUX20",), path, "an fpC frame of SDSS DR7")["FLUX20"]
-        for path in frame_set.paths
-    ]
-    return RealField(frame_set.name, frames, masks, psf, psf.gain * np.array(flux20) / 10)
+    per_count = [nmgy_per_count(files, read_header(files.image)) for files in frame_set.files]
+    return RealField(frame_set.name, frames, masks, psf, psf.gain / np.array(per_count))
 
 
 def psf_path(frame_set: FrameSet) -> Path:
-    """Returns the path of the set's psField file."""
-    name = f"psField-{frame_set.run:06d}-{frame_set.camcol}-{frame_set.field:04d}.fit"
-    return frame_set.paths[R_BAND].parent / name
+    """Returns the path of the set's psField file, or the one it would have beside the r frame."""
+    files = frame_set.files[R_BAND]
+    run, camcol, field = (int(text) for text in frame_set.label.partition(" ")[2].split("-"))
+    return files.psf or files.image.parent / f"psField-{run:06d}-{camcol}-{field:04d}.fit"
 
 
 def mask_paths(frame_set: FrameSet) -> list[Path]:
     """Returns the set's fpM files, of the bands that have one."""
-    return [path for path in frame_set.masks if path is not None]
+    return [files.mask for files in frame_set.files if files.mask is not None]
+
+
+def used_files(frame_set: FrameSet) -> list[Path]:
+    """Returns all files of the set that its field is made from."""
+    calibrations = {files.calibration: None for files in frame_set.files if files.calibration is not None}
+    images = [files.image for files in frame_set.files]
+    return [*images, *mask_paths(frame_set), psf_path(frame_set), *calibrations]
 
 
 def complete_sets(frames: Path) -> tuple[list[FrameSet], list[dict[str, Any]]]:
     """Finds the frame sets below a folder that have masks and PSF, and entries for those that lack some.
 
+    Says in a line on standard error how many frames have a preliminary calibration only.
+
     Raises:
         BadInput: no set is complete, frames are of DR8 or later, or a psField file is not readable.
     """
-    found, incomplete = find_frame_sets(frames)
+    all_sets = find_frame_sets(frames)
+    if not all_sets:
+        raise BadInput(f"{frames}: no {FILE_NAMES} below")
+    found, incomplete = survey.complete_sets(frames, all_sets, BANDS)
     sets, without = [], []
     for one in found:
-        if one.kind != "fpC":
-            raise BadInput(f"{one.paths[R_BAND]}: galaxies are put into fpC frames (SDSS DR7) only")
+        if is_dr8(one):
+            raise BadInput(f"{one.files[R_BAND].image}: galaxies are put into fpC frames (SDSS DR7) only")
         if len(mask_paths(one)) < len(BANDS):
             without.append(
                 left_out_entry(one, "lacks an fpM file: one a band is needed, to keep off bad pixels")
             )
-        elif not psf_path(one).exists():
+        elif one.files[R_BAND].psf is None:
             without.append(left_out_entry(one, f"lacks its {psf_path(one).name}"))
         else:
             read_psf(psf_path(one))  # otherwise a defect in the last field would show after hours
             sets.append(one)
     report_left_out(frames, incomplete + without, len(sets))
+    for line in calibration_notes(sets)[0]:
+        print(line, file=sys.stderr)
     return sets, incomplete + without
 
 

@@ -13,7 +13,12 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from hpcphotoz.data.format.manifest import Manifest
 from hpcphotoz.sources.constants import BANDS
+from hpcphotoz.sources.surveys.frame import Frame
+from hpcphotoz.sources.surveys.ingest import ingest_images
+from hpcphotoz.sources.surveys.sdss.frames import read_fpc
+from hpcphotoz.sources.surveys.survey import BandFiles
 from tests.helpers.paths import DATA
 
 STRIPE82 = DATA / "sdss-stripe82"
@@ -38,6 +43,16 @@ LIE = {
 SHAPE = (220, 240)  # y, x
 SKY_DN = 120.0
 NOISE_DN = 4.0
+
+
+def ingest_frames(out: Path, frames: Path, objects: Path, **options: Any) -> Manifest:
+    """What `ingest sdss-frames` does."""
+    return ingest_images(out, "sdss", frames, objects, command="ingest sdss-frames", **options)
+
+
+def read_frame(path: Path) -> Frame:
+    """An fpC frame by itself, calibrated by its header."""
+    return read_fpc(BandFiles(path.name.split("-")[2][0], path))
 
 
 def header(band: str) -> fits.Header:
@@ -151,6 +166,47 @@ def write_mask(path: Path, planes: dict[str, Spans], row0: int = 0) -> Path:
     columns = [fits.Column("attributeName", "31A", array=names), fits.Column("Value", "1J", array=range(11))]
     hdus.append(fits.BinTableHDU.from_columns(columns))
     fits.HDUList(hdus).writeto(path)
+    return path
+
+
+def write_tsfield(
+    folder: Path,
+    nmgy: npt.ArrayLike,  # (band,) nanomaggies of a count
+    run: int = 94,
+    field: int = 12,
+    camcol: int = 4,
+    rerun: int = 40,
+    **changes: npt.ArrayLike,
+) -> Path:
+    """A tsField file with these zero points, at airmasses and extinctions that differ from band to band."""
+    airmass, kk = np.array([1.19, 1.2, 1.21, 1.22, 1.23]), np.array([0.46, 0.14, 0.07, 0.05, 0.03])
+    values = {
+        "airmass": airmass,
+        "aa": 2.5 * np.log10(np.asarray(nmgy) * 1e-9 * 53.907456) - kk * airmass,
+        "aaErr": np.full(5, 0.002),
+        "kk": kk,
+        "psf_width": np.array([1.44, 1.34, 1.18, 1.15, 1.22]),
+        **changes,
+    }
+    columns = [fits.Column("field", "1J", array=[field])]
+    columns += [fits.Column(name, "5D", array=np.reshape(value, (1, 5))) for name, value in values.items()]
+    path = folder / f"tsField-{run:06d}-{camcol}-{rerun}-{field:04d}.fit"
+    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns)]).writeto(path, overwrite=True)
+    return path
+
+
+def write_photofield(
+    folder: Path, nmgy: npt.ArrayLike, fields: tuple[int, ...] = (11, 12, 13), run: int = 94
+) -> Path:
+    """A photoField file: these zero points in the row of field 12, other ones in the other rows."""
+    rows = np.array([np.asarray(nmgy) * (1 if field == 12 else 7) for field in fields])
+    columns = [
+        fits.Column("FIELD", "1I", array=fields),
+        fits.Column("NMGYPERCOUNT", "5E", array=rows),
+        fits.Column("PSFWIDTH", "5E", array=np.full((len(fields), 5), 1.3)),
+    ]
+    path = folder / f"photoField-{run:06d}-4.fits"
+    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns)]).writeto(path)
     return path
 
 

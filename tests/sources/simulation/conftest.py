@@ -31,6 +31,6 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def field(frames: Path) -> "RealField":
     from hpcphotoz.sources.simulation.real_sky import load_field
-    from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets
+    from hpcphotoz.sources.surveys.sdss.fields import find_frame_sets
 
-    return load_field(find_frame_sets(frames)[0][0])
+    return load_field(find_frame_sets(frames)[0])

@@ -16,7 +16,7 @@ from hpcphotoz.sources.simulation.inject import InjectGalaxies
 from hpcphotoz.sources.simulation.population import R_BAND, SurveyTables
 from hpcphotoz.sources.simulation.real_sky import RealField, field_blocks, find_place
 from hpcphotoz.sources.simulation.rendering import STAMP
-from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets
+from hpcphotoz.sources.surveys.sdss.fields import find_frame_sets
 from tests.helpers.sources.psfield_files import GAIN
 from tests.helpers.sources.sky_fields import FLUX20, SHAPE
 
@@ -51,8 +51,8 @@ def test_a_field_without_an_empty_place_is_one_line(field: RealField) -> None:
 
 
 def test_fields_take_turns(frames: Path, tables: SurveyTables) -> None:
-    sets, _ = find_frame_sets(frames)
-    blocks = [(block.frame_set.run, block.start, block.stop) for block in field_blocks(sets, 5, 130)]
+    sets = find_frame_sets(frames)
+    blocks = [(block.frame_set.epoch, block.start, block.stop) for block in field_blocks(sets, 5, 130)]
     assert blocks == [(94, 5, 64), (125, 64, 128), (94, 128, 130)]
     last_first = InjectGalaxies(tables, 1, ())(field_blocks(sets, 63, 65)).stamps
     assert last_first is not None and np.abs(last_first.images[0] - last_first.images[1]).max() > 0

@@ -11,12 +11,10 @@ import numpy.typing as npt
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 from hpcphotoz.sources.catalogue import Catalogue, epoch_ids
-from hpcphotoz.sources.constants import PIXEL_SCALE
 from hpcphotoz.sources.identifiers import Ids
 from hpcphotoz.sources.optional_imports import sources_extra
-from hpcphotoz.sources.surveys.fits import read_header
-from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Geometry, read_geometry
-from hpcphotoz.sources.surveys.sdss_fields import FrameSet
+from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Geometry
+from hpcphotoz.sources.surveys.survey import FrameSet, Survey
 
 with sources_extra():
     from astropy.coordinates import angular_separation
@@ -26,6 +24,7 @@ _HEADER_THREADS = 8  # unpacking releases the interpreter lock
 # The number of objects that are listed for one reason; further ones are only counted. Otherwise a table of
 # the whole survey with a few frames would give a manifest of 100 MB.
 _MAX_LISTED = 1000
+_SCALE_TOLERANCE = 0.02  # of a frame's pixel scale against the survey's
 Rows = npt.NDArray[np.intp]
 
 
@@ -50,24 +49,40 @@ class CutoutPlan:
 
 
 def plan_cutouts(
-    sets: Sequence[FrameSet], table: Catalogue, *, reference: int, stamp: int, shard_rows: int, epochs: str
+    survey: Survey,
+    sets: Sequence[FrameSet],
+    table: Catalogue,
+    *,
+    reference: int,
+    stamp: int,
+    shard_rows: int,
+    epochs: str,
 ) -> CutoutPlan:
-    """Assigns each object to the field in which it lies farthest from the frame's edge.
+    """Assigns each object to the frame set in which it lies farthest from the frame's edge.
 
     Args:
-        reference: place of the reference band in the paths of the sets; its headers are read.
+        survey: of the frames.
+        sets: all frame sets; the header of each reference frame is read.
+        table: all objects.
+        reference: place of the reference band in the sets' files.
         stamp: pixels a side.
-        shard_rows: most objects in a unit; only a set with more is split and read again.
+        shard_rows: most objects in a unit; only a set with more is split, and its frames are read again, or
+            the part of them in which the unit's objects lie.
         epochs: "one": one stamp for each object, from any run; "all": one for each object and run.
 
     Raises:
         BadInput: a header cannot be used, or two stamps would have the same id.
     """
-    chosen, skipped, covered = _assign_objects(sets, table, reference, stamp, epochs)
+    chosen, skipped, covered = _assign_objects(survey, sets, table, reference, stamp, epochs)
+    if survey.windows:  # neighbours into one unit: it then reads a strip of a large frame
+        chosen = [
+            mine if len(mine) <= shard_rows else mine[np.argsort(table.dec[mine], kind="stable")]
+            for mine in chosen
+        ]
     rows = np.concatenate([np.zeros(0, np.intp), *chosen])
     ids, rule = table.object_id[rows], "the table's object_id"
     if epochs == "all":
-        runs = np.repeat([one.run for one in sets], [len(one) for one in chosen]).astype(np.int64)
+        runs = np.repeat([one.epoch for one in sets], [len(one) for one in chosen]).astype(np.int64)
         ids, rule = epoch_ids(ids, runs)
     units: list[list[CutoutList]] = []
     free = start = 0
@@ -86,7 +101,7 @@ def plan_cutouts(
 
 
 def _assign_objects(
-    sets: Sequence[FrameSet], table: Catalogue, reference: int, stamp: int, epochs: str
+    survey: Survey, sets: Sequence[FrameSet], table: Catalogue, reference: int, stamp: int, epochs: str
 ) -> tuple[list[Rows], list[dict[str, Any]], Floats]:
     """Returns the table's rows to cut from each set, the skipped objects, and the frames' corners."""
     order = np.argsort(table.dec, kind="stable")
@@ -97,7 +112,7 @@ def _assign_objects(
     margin, best = np.full(len(table), -1.0), np.full(len(table), -1)
     corners: list[Floats] = []
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        geometries = pool.map(_reference_geometry, sets, [reference] * len(sets))
+        geometries = pool.map(lambda one: _reference_geometry(survey, one, reference), sets)
         for k, geometry in enumerate(track(geometries, "reading headers", total=len(sets))):
             height, width = geometry.shape
             edges = [[x, y] for x in (0.0, width - 1.0) for y in (0.0, height - 1.0)]
@@ -105,7 +120,7 @@ def _assign_objects(
             rows, distance = _objects_on_frame(geometry, table, order, dec)
             better = distance > margin[rows]
             margin[rows[better]], best[rows[better]] = distance[better], k
-            if k + 1 < len(sets) and (epochs == "one" or sets[k + 1].run == sets[k].run):
+            if k + 1 < len(sets) and (epochs == "one" or sets[k + 1].epoch == sets[k].epoch):
                 continue
             held = margin >= (stamp - 1) / 2 + LANCZOS_ORDER
             usable = np.flatnonzero(held)
@@ -114,11 +129,17 @@ def _assign_objects(
             for row in np.flatnonzero((best >= 0) & ~held):
                 one = sets[best[row]]
                 reason = f"stamp crosses the edge of the {one.bands[reference]} frame of {one.name}"
-                skipped.append({"object_id": int(table.object_id[row]), "run": one.run, "reason": reason})
+                skipped.append(skipped_object(int(table.object_id[row]), one, reason))
             seen |= best >= 0
             margin[:], best[:] = -1.0, -1
     skipped += skipped_entries(table.object_id[~seen], "outside every frame")
     return chosen, skipped, np.concatenate(corners)
+
+
+def skipped_object(object_id: int, frame_set: FrameSet, reason: str) -> dict[str, Any]:
+    """Returns the entry of the manifest's `skipped` for one object, with the run if the survey has runs."""
+    run = {} if frame_set.epoch is None else {"run": frame_set.epoch}
+    return {"object_id": object_id, **run, "reason": reason}
 
 
 def skipped_entries(object_id: Ids, reason: str) -> list[dict[str, Any]]:
@@ -139,12 +160,15 @@ def sky_range(ra: Floats, dec: Floats) -> str:
     return f"ra {first:.4f} to {last:.4f}, dec {dec.min():.4f} to {dec.max():.4f}"
 
 
-def _reference_geometry(frame_set: FrameSet, reference: int) -> Geometry:
-    path = frame_set.paths[reference]
-    geometry = read_geometry(read_header(path), path, "an SDSS frame")
-    scale = 3600 * geometry.pixel_area**0.5
-    if not abs(scale / PIXEL_SCALE - 1) < 0.02:
-        raise BadInput(f'{path}: {scale:.4g}" a pixel, not {PIXEL_SCALE}": expected an SDSS frame')
+def _reference_geometry(survey: Survey, frame_set: FrameSet, reference: int) -> Geometry:
+    files = frame_set.files[reference]
+    geometry = survey.read_geometry(files)
+    height, width = geometry.shape
+    scale = 3600 * geometry.local_pixel_area(width / 2, height / 2) ** 0.5
+    if not abs(scale / survey.pixel_scale - 1) < _SCALE_TOLERANCE:
+        raise BadInput(
+            f'{files.image}: {scale:.4g}" a pixel, not {survey.pixel_scale}": expected {survey.title}'
+        )
     return geometry
 
 

@@ -10,11 +10,11 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.catalogue import RUN_FACTOR
-from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
 from tests.helpers.datasets import load
 from tests.helpers.sources.sdss_files import (
     DEC,
     RA,
+    ingest_frames,
     write_set,
     write_table,
 )

@@ -15,12 +15,12 @@ from astropy.io import fits
 
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
 from tests.helpers.sources.sdss_files import (
     DEC,
     RA,
     SHAPE,
     header,
+    ingest_frames,
     write_dr8,
     write_set,
     write_table,

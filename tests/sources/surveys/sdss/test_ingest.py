@@ -10,16 +10,16 @@ pytest.importorskip("astropy")
 
 
 import hpcphotoz.sources.cutouts
-import hpcphotoz.sources.surveys.sdss_plan
+import hpcphotoz.sources.surveys.sdss.frames
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
 from tests.helpers.datasets import load
 from tests.helpers.sources.sdss_files import (
     DEC,
     RA,
     SCALE,
+    ingest_frames,
     write_set,
     write_table,
 )
@@ -111,7 +111,7 @@ def test_an_unusable_output_folder_is_refused_first(
     def read(*_: object) -> None:
         raise AssertionError("a header was read")
 
-    monkeypatch.setattr(hpcphotoz.sources.surveys.sdss_plan, "read_header", read)
+    monkeypatch.setattr(hpcphotoz.sources.surveys.sdss.frames, "read_header", read)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     for out, message in (

@@ -17,7 +17,7 @@ from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.simulation.population import R_BAND
 from hpcphotoz.sources.simulation.rendering import centre_of_light
-from hpcphotoz.sources.surveys.sdss import BandPSF, read_fpc, read_psf
+from hpcphotoz.sources.surveys.sdss.psf import BandPSF, read_psf
 from tests.helpers.sources.psfield_files import (
     GAIN,
     SIDE,
@@ -26,7 +26,7 @@ from tests.helpers.sources.psfield_files import (
     gaussian,
     write_psfield,
 )
-from tests.helpers.sources.sdss_files import STRIPE82, real_frames
+from tests.helpers.sources.sdss_files import STRIPE82, read_frame, real_frames
 
 REAL = [
     STRIPE82 / "run-004192" / "psField-004192-4-0300.fit",
@@ -126,7 +126,7 @@ def test_real_stars_look_like_it_and_less_like_its_transpose() -> None:
 
 def stars(path: Path) -> list[tuple[Array, float, float]]:
     """Bright, isolated, unsaturated stars of a frame: (41, 41) pixels each, with x and y."""
-    frame = read_fpc(path)
+    frame = read_frame(path)
     image, found = frame.image, []
     offset_y, offset_x = np.mgrid[-20:21, -20:21]
     ring = np.hypot(offset_y, offset_x) > 9

@@ -11,7 +11,7 @@ pytest.importorskip("astropy")
 from astropy.io import fits
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.surveys.sdss import BAD_PLANES, read_mask
+from hpcphotoz.sources.surveys.sdss.masks import BAD_PLANES, read_mask
 from tests.helpers.sources.sdss_files import STRIPE82, real_frames, write_mask
 
 

@@ -8,19 +8,19 @@ import pytest
 pytest.importorskip("astropy")
 
 
-import hpcphotoz.sources.cutouts
-import hpcphotoz.sources.surveys.sdss_plan
+import hpcphotoz.sources.surveys.sdss.survey
 from hpcphotoz.sources.catalogue import RUN_FACTOR, Catalogue
 from hpcphotoz.sources.surveys.frame import Frame
-from hpcphotoz.sources.surveys.ingest_sdss import ingest_frames
-from hpcphotoz.sources.surveys.sdss import read_fpc
-from hpcphotoz.sources.surveys.sdss_fields import find_frame_sets
-from hpcphotoz.sources.surveys.sdss_plan import plan_cutouts, sky_range
+from hpcphotoz.sources.surveys.plan import plan_cutouts, sky_range
+from hpcphotoz.sources.surveys.sdss.fields import find_frame_sets
+from hpcphotoz.sources.surveys.sdss.frames import read_fpc
+from hpcphotoz.sources.surveys.survey import BandFiles, load_survey
 from tests.helpers.datasets import load
 from tests.helpers.sources.sdss_files import (
     DEC,
     RA,
     SCALE,
+    ingest_frames,
     write_set,
     write_table,
 )
@@ -31,7 +31,7 @@ def test_an_object_is_cut_where_it_lies_farthest_from_the_edge(tmp_path: Path) -
     places = [(RA + k * SCALE, DEC) for k in (20, 40, 70, 90)]
     for field, offset in ((12, 0.0), (13, 110 * SCALE)):
         write_set(tmp_path / "f", places, field=field, offset=offset)
-    sets, _ = find_frame_sets(tmp_path / "f")
+    sets = find_frame_sets(tmp_path / "f")
     ra, dec = np.array(places).T
     table = Catalogue(np.arange(4), ra, dec, np.full(4, np.nan), np.zeros(4))
     for rows, units in (
@@ -39,20 +39,22 @@ def test_an_object_is_cut_where_it_lies_farthest_from_the_edge(tmp_path: Path) -
         (3, [[[0, 1]], [[2, 3]]]),
         (1, [[[0]], [[1]], [[2]], [[3]]]),
     ):
-        plan = plan_cutouts(sets, table, reference=2, stamp=32, shard_rows=rows, epochs="one")
+        plan = plan_cutouts(
+            load_survey("sdss"), sets, table, reference=2, stamp=32, shard_rows=rows, epochs="one"
+        )
         assert [[piece.objects.object_id.tolist() for piece in unit] for unit in plan.units] == units
-    assert [piece.frame_set.field for unit in plan.units for piece in unit] == [12, 12, 13, 13]
+    assert [piece.frame_set.name[-2:] for unit in plan.units for piece in unit] == ["12", "12", "13", "13"]
 
 
 def test_a_unit_reads_each_frame_once(tmp_path: Path, frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(frames, [(RA, DEC)], run=752)
     read: list[str] = []
 
-    def counted(path: Path) -> Frame:
-        read.append(path.name)
-        return read_fpc(path)
+    def counted(files: BandFiles) -> Frame:
+        read.append(files.image.name)
+        return read_fpc(files)
 
-    monkeypatch.setitem(hpcphotoz.sources.cutouts._READERS, "fpC", counted)
+    monkeypatch.setattr(hpcphotoz.sources.surveys.sdss.survey, "read_fpc", counted)
     rows: list[dict[str, object]] = [
         {"object_id": k, "ra": RA + k * SCALE, "dec": DEC + k * SCALE} for k in range(6)
     ]

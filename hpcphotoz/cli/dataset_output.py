@@ -1,0 +1,40 @@
+"""What commands that write datasets share: options on how shards are written, and the line at the end."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hpcphotoz.cli.parser import Parser
+from hpcphotoz.data.format.manifest import STORAGE, Manifest
+from hpcphotoz.output import number_of
+from hpcphotoz.world import detect
+
+WRITING = ("shard_rows", "storage", "processes")  # see `add_writing`
+CORES_OR_RANKS = "one per core; under mpiexec its ranks"
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Returns these options by name, for a function's arguments."""
+    return {name: getattr(options, name) for name in names}
+
+
+def say_what_is_in(out: Path, manifest: Manifest, one: str, many: str = "", more: str = "") -> None:
+    """Print on rank 0 what a new dataset holds; its objects are called `one` or, several, `many`."""
+    unknown = sum(shard.unlabelled for shard in manifest.shards)
+    unlabelled = f", {unknown} of unknown redshift" if unknown else ""
+    shards = number_of(len(manifest.shards), "shard")
+    if detect().is_first:
+        print(f"{out}: {number_of(manifest.rows, one, many)} in {shards}{unlabelled}{more}")
+
+
+def add_writing(parser: Parser, rows: int, what: str, processes: str) -> None:
+    """Add the options on how shards are written: `what` --shard-rows counts, and defaults."""
+    parser.add_argument("--shard-rows", type=int, default=rows, help=f"{what} (default {rows})")
+    parser.add_argument(
+        "--storage",
+        choices=STORAGE,
+        default=STORAGE[0],
+        help="type of the stored pixels (default float32); int16: half the bytes, in steps of 1/32 sky "
+        "sigma, wider in pixels above 512 sky sigmas",
+    )
+    parser.add_argument("--processes", type=int, help=f"worker processes (default: {processes})")
