@@ -8,7 +8,7 @@ kept: a pixel is multiplied by the ratio of the two pixel areas. No background b
 subtracted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,12 @@ from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Frame, Geomet
 from hpcphotoz.sources.surveys.plan import CutoutList, skipped_object
 from hpcphotoz.sources.surveys.survey import Survey, load_survey
 
-_WHOLE = 1 << 25  # pixels: larger frames, 134 MB and more, are read in part if objects lie in part of them
+_WHOLE = 1 << 25  # pixels, 134 MB in float32: larger frames are read in strips of as many
 
 
 @dataclass(frozen=True)
 class CutStamps:
-    """Makes the stamps of a unit. Each frame is read once, and one is in memory at a time."""
+    """Makes the stamps of a unit. One frame, or one strip of a large frame, is in memory at a time."""
 
     survey: str
     bands: tuple[str, ...]
@@ -37,10 +37,24 @@ class CutStamps:
     def __call__(self, unit: Any) -> UnitStamps:
         """Returns a unit's stamps, and the objects that could not be cut, each with the reason."""
         survey = load_survey(self.survey)
-        done = [self._cut(survey, cutout_list) for cutout_list in unit]
+        strips = [strip for cutout_list in unit for strip in self._strips(survey, cutout_list)]
+        done = [self._cut(survey, strip) for strip in strips]
         kept = [stamps for stamps, _ in done if len(stamps)]
         skipped = tuple(entry for _, entries in done for entry in entries)
         return UnitStamps(Stamps.concatenate(kept) if kept else None, skipped)
+
+    def _strips(self, survey: Survey, cutout_list: CutoutList) -> list[CutoutList]:
+        """Returns the list itself, or, for large frames, one for each strip of rows in which objects lie."""
+        if not survey.windows:
+            return [cutout_list]
+        objects = cutout_list.objects
+        geometry = survey.read_geometry(cutout_list.frame_set.files[self.reference])
+        rows = _WHOLE // geometry.shape[1]
+        if geometry.shape[0] <= rows:
+            return [cutout_list]
+        strip = geometry.pixels(objects.ra, objects.dec)[:, 1] // rows
+        mine = [np.flatnonzero(strip == number) for number in np.unique(strip)]
+        return [replace(cutout_list, objects=objects[m], stamp_id=cutout_list.stamp_id[m]) for m in mine]
 
     def _cut(self, survey: Survey, cutout_list: CutoutList) -> tuple[Stamps, list[dict[str, Any]]]:
         objects, count = cutout_list.objects, len(cutout_list.objects)

@@ -73,14 +73,17 @@ def _read(files: BandFiles, window: Window | None) -> Frame:
         geometry = read_geometry(header, path, _EXPECTED)
         zero_point = header_numbers(header, ("MAGZERO",), path, _EXPECTED)["MAGZERO"]
         factor = np.float32(10 ** ((ZERO_POINT - zero_point) / 2.5))
-        image = np.asarray(read_pixels(hdus, 0, path, window), np.float32) * factor
+        image = np.array(read_pixels(hdus, 0, path, window), np.float32)
+    image *= factor
     invalid = unusable = variance = None
     if files.mask is not None:
         invalid = read_map(files.mask, geometry.shape, window) & 1 != 0
     if files.noise is not None:
-        rms = read_map(files.noise, geometry.shape, window).astype(np.float32) * factor
-        unusable = ~(np.isfinite(rms) & (rms > 0))
-        variance = np.where(unusable, np.float32(0), rms**2)
+        variance = read_map(files.noise, geometry.shape, window).astype(np.float32)
+        variance *= factor
+        unusable = ~(np.isfinite(variance) & (variance > 0))
+        variance *= variance
+        variance[unusable] = 0
     flags = pack_planes(invalid, unusable)
     return Frame(path, files.band, image, geometry.cropped(window), flags, variance)
 

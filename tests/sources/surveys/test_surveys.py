@@ -211,16 +211,16 @@ def test_part_of_a_frame_is_that_part_of_the_whole(tmp_path: Path, survey: str) 
     )
 
 
-def test_large_frames_give_the_same_stamps_read_in_part(
+def test_large_frames_give_the_same_stamps_read_in_strips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sky = sky_of("des")
     (tmp_path / "f").mkdir()
     WRITTEN["des"].write(tmp_path / "f", sky)
     stars = table(tmp_path, sky.stars)
-    options: dict[str, Any] = {"stamp": 24, "shard_rows": 2, "processes": 1}
+    options: dict[str, Any] = {"stamp": 24, "shard_rows": 4, "processes": 1}
     whole = load(tmp_path / "a", ingest_images(tmp_path / "a", "des", tmp_path / "f", stars, **options))
-    monkeypatch.setattr("hpcphotoz.sources.cutouts._WHOLE", 0)
+    monkeypatch.setattr("hpcphotoz.sources.cutouts._WHOLE", 60 * SHAPE[1])
     monkeypatch.setattr("hpcphotoz.sources.cutouts.SKY_BOX_HALF_WIDTH", 8)
     part = load(tmp_path / "b", ingest_images(tmp_path / "b", "des", tmp_path / "f", stars, **options))
     assert whole.object_id.tolist() == part.object_id.tolist()
