@@ -1,6 +1,9 @@
 """Every survey's files in their documented layout: flux, place, noise, masks, overlaps, bad files."""
 
 import gzip
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,27 @@ def sky_of(survey: str, **more: Any) -> Sky:
     return Sky(written.scale, places(written.scale), flux, **more)
 
 
+Tile = Callable[[str], tuple[Path, Sky]]
+
+
+@pytest.fixture(scope="module")
+def tile(tmp_path_factory: pytest.TempPathFactory) -> Tile:
+    """One tile of a survey, without bad pixels: its folder, which tests do not change, and what it shows."""
+
+    @cache
+    def write(survey: str) -> tuple[Path, Sky]:
+        folder, sky = tmp_path_factory.mktemp(survey), sky_of(survey)
+        WRITTEN[survey].write(folder, sky)
+        return folder, sky
+
+    return write
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
 def table(folder: Path, stars: list[tuple[float, float]]) -> Path:
     rows: list[dict[str, object]] = [
         {"object_id": k, "ra": ra, "dec": dec} for k, (ra, dec) in enumerate(stars)
@@ -56,12 +80,10 @@ def test_every_survey_of_the_help_can_be_loaded() -> None:
 
 
 @pytest.mark.parametrize("survey", COADDS)
-def test_injected_stars_keep_flux_and_place(tmp_path: Path, survey: str) -> None:
-    written, sky = WRITTEN[survey], sky_of(survey)
-    (tmp_path / "f").mkdir()
-    written.write(tmp_path / "f", sky)
+def test_injected_stars_keep_flux_and_place(tmp_path: Path, tile: Tile, survey: str) -> None:
+    written, (folder, sky) = WRITTEN[survey], tile(survey)
     manifest = ingest_images(
-        tmp_path / "o", survey, tmp_path / "f", table(tmp_path, sky.stars), stamp=32, processes=1
+        tmp_path / "o", survey, folder, table(tmp_path, sky.stars), stamp=32, processes=1
     )
     stamps = load(tmp_path / "o", manifest)
     assert manifest.header.bands == written.bands and manifest.header.pixel_scale == written.scale
@@ -98,10 +120,11 @@ def test_fatal_planes_skip_a_stamp_with_their_name(tmp_path: Path, survey: str) 
 
 
 @pytest.mark.parametrize("survey", COADDS)
-def test_of_overlapping_tiles_the_one_with_more_room_gives_the_stamp(tmp_path: Path, survey: str) -> None:
-    written, sky = WRITTEN[survey], sky_of(survey)
-    (tmp_path / "f").mkdir()
-    written.write(tmp_path / "f", sky)
+def test_of_overlapping_tiles_the_one_with_more_room_gives_the_stamp(
+    tmp_path: Path, tile: Tile, survey: str
+) -> None:
+    written, (folder, sky) = WRITTEN[survey], tile(survey)
+    copy_of(folder, tmp_path / "f")
     # A second tile 60 pixels farther west, whose stars are twice as bright: it has the westernmost two.
     double = {band: 2 * flux for band, flux in sky.flux.items()}
     written.write(tmp_path / "f", Sky(sky.scale, sky.stars, double, shift=(60.0, 0.0)), written.other)
@@ -115,11 +138,10 @@ def test_of_overlapping_tiles_the_one_with_more_room_gives_the_stamp(tmp_path: P
 
 @pytest.mark.parametrize("survey", COADDS)
 def test_bands_are_a_choice_and_a_set_without_one_is_left_out(
-    tmp_path: Path, survey: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tile: Tile, survey: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written, sky = WRITTEN[survey], sky_of(survey)
-    (tmp_path / "f").mkdir()
-    written.write(tmp_path / "f", sky)
+    written, (folder, sky) = WRITTEN[survey], tile(survey)
+    copy_of(folder, tmp_path / "f")
     less = {band: sky.flux[band] for band in written.bands[1:]}
     written.write(tmp_path / "f", Sky(sky.scale, sky.stars, less, shift=(3.0, 0.0)), written.other)
     words = ["ingest", "images", str(tmp_path / "o"), "--survey", survey, "--images", str(tmp_path / "f")]
@@ -136,10 +158,9 @@ def test_bands_are_a_choice_and_a_set_without_one_is_left_out(
 
 
 @pytest.mark.parametrize("survey", COADDS)
-def test_a_truncated_file_is_named(tmp_path: Path, survey: str) -> None:
-    written, sky = WRITTEN[survey], sky_of(survey)
-    (tmp_path / "f").mkdir()
-    written.write(tmp_path / "f", sky)
+def test_a_truncated_file_is_named(tmp_path: Path, tile: Tile, survey: str) -> None:
+    folder, sky = tile(survey)
+    copy_of(folder, tmp_path / "f")
     for path in sorted((tmp_path / "f").iterdir()):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
@@ -153,25 +174,25 @@ def test_a_truncated_file_is_named(tmp_path: Path, survey: str) -> None:
 
 
 @pytest.mark.parametrize("survey", COADDS)
-def test_a_folder_without_files_and_two_files_of_one_frame(tmp_path: Path, survey: str) -> None:
-    written, sky = WRITTEN[survey], sky_of(survey)
+def test_a_folder_without_files_and_two_files_of_one_frame(tmp_path: Path, tile: Tile, survey: str) -> None:
+    folder, sky = tile(survey)
     (tmp_path / "f").mkdir()
     stars = table(tmp_path, sky.stars)
     with pytest.raises(BadInput, match="below$"):
         ingest_images(tmp_path / "o", survey, tmp_path / "f", stars)
-    written.write(tmp_path / "f", sky)
-    (tmp_path / "f" / "again").mkdir()
-    written.write(tmp_path / "f" / "again", sky)
+    copy_of(folder, tmp_path / "f" / "one")
+    copy_of(folder, tmp_path / "f" / "again")
     with pytest.raises(BadInput, match="the same frame as"):
         ingest_images(tmp_path / "o", survey, tmp_path / "f", stars)
     with pytest.raises(BadInput, match="epochs 'all'.*coadds"):
         ingest_images(tmp_path / "o", survey, tmp_path / "f", stars, epochs="all")
 
 
-def test_maps_that_are_not_there_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sky = sky_of("legacy")
-    (tmp_path / "f").mkdir()
-    WRITTEN["legacy"].write(tmp_path / "f", sky)
+def test_maps_that_are_not_there_are_told(
+    tmp_path: Path, tile: Tile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, sky = tile("legacy")
+    copy_of(folder, tmp_path / "f")
     for path in [*(tmp_path / "f").glob("*invvar*"), *(tmp_path / "f").glob("*maskbits*")]:
         path.unlink()
     stars = table(tmp_path, sky.stars)
@@ -183,11 +204,9 @@ def test_maps_that_are_not_there_are_told(tmp_path: Path, capsys: pytest.Capture
     np.testing.assert_allclose(load(tmp_path / "o", manifest).sky_sigma, NOISE, rtol=0.05)
 
 
-def test_the_psf_width_of_a_brick_is_that_of_its_map(tmp_path: Path) -> None:
-    sky = sky_of("legacy")
-    WRITTEN["legacy"].write(tmp_path, sky)
+def test_the_psf_width_of_a_brick_is_that_of_its_map(tile: Tile) -> None:
     legacy = load_survey("legacy")
-    (one,) = legacy.find(tmp_path, legacy.usual_bands)
+    (one,) = legacy.find(tile("legacy")[0], legacy.usual_bands)
     frame = legacy.read(one.files[0], None)
     assert frame.psf_fwhm_at(30.0, 40.0) == pytest.approx(FWHM_PX * 0.262)
 
@@ -212,17 +231,15 @@ def test_part_of_a_frame_is_that_part_of_the_whole(tmp_path: Path, survey: str) 
 
 
 def test_large_frames_give_the_same_stamps_read_in_strips(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tile: Tile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sky = sky_of("des")
-    (tmp_path / "f").mkdir()
-    WRITTEN["des"].write(tmp_path / "f", sky)
+    folder, sky = tile("des")
     stars = table(tmp_path, sky.stars)
     options: dict[str, Any] = {"stamp": 24, "shard_rows": 4, "processes": 1}
-    whole = load(tmp_path / "a", ingest_images(tmp_path / "a", "des", tmp_path / "f", stars, **options))
+    whole = load(tmp_path / "a", ingest_images(tmp_path / "a", "des", folder, stars, **options))
     monkeypatch.setattr("hpcphotoz.sources.cutouts._WHOLE", 60 * SHAPE[1])
     monkeypatch.setattr("hpcphotoz.sources.cutouts.SKY_BOX_HALF_WIDTH", 8)
-    part = load(tmp_path / "b", ingest_images(tmp_path / "b", "des", tmp_path / "f", stars, **options))
+    part = load(tmp_path / "b", ingest_images(tmp_path / "b", "des", folder, stars, **options))
     assert whole.object_id.tolist() == part.object_id.tolist()
     np.testing.assert_allclose(part.images, whole.images, atol=1e-5)
     np.testing.assert_allclose(part.sky_sigma, whole.sky_sigma)
@@ -275,10 +292,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("survey", COADDS)
-def test_a_file_of_another_layout_is_named(tmp_path: Path, survey: str) -> None:
-    written, sky = WRITTEN[survey], sky_of(survey)
-    (tmp_path / "f").mkdir()
-    written.write(tmp_path / "f", sky)
+def test_a_file_of_another_layout_is_named(tmp_path: Path, tile: Tile, survey: str) -> None:
+    folder, sky = tile(survey)
+    copy_of(folder, tmp_path / "f")
     expected = DAMAGES[survey](tmp_path / "f")
     with pytest.raises(BadInput) as caught:
         ingest_images(
@@ -287,26 +303,22 @@ def test_a_file_of_another_layout_is_named(tmp_path: Path, survey: str) -> None:
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_calibration_that_varies_over_an_image_is_refused(tmp_path: Path) -> None:
-    WRITTEN["rubin"].write(tmp_path, sky_of("rubin"))
-    path = next(tmp_path.glob("*_g_*"))
+def test_a_calibration_that_varies_over_an_image_is_refused(tmp_path: Path, tile: Tile) -> None:
+    path = next(tile("rubin")[0].glob("*_g_*"))
     with fits.open(path) as hdus:
         hdus["PhotoCalib"].data["flags"][0] = False
-        hdus.writeto(path, overwrite=True)
+        hdus.writeto(tmp_path / path.name)
     rubin = load_survey("rubin")
     (one,) = rubin.find(tmp_path, ["g"])
     with pytest.raises(BadInput, match="varies over the image"):
         rubin.read(one.files[0], None)
 
 
-def test_a_packed_mosaic_is_read(tmp_path: Path) -> None:
-    sky = sky_of("euclid")
-    WRITTEN["euclid"].write(tmp_path, sky)
-    path = next(tmp_path.glob("*BGSUB*VIS*"))
+def test_a_packed_mosaic_is_read(tmp_path: Path, tile: Tile) -> None:
+    path = next(tile("euclid")[0].glob("*BGSUB*VIS*"))
     euclid = load_survey("euclid")
-    plain = euclid.read(euclid.find(tmp_path, ["VIS"])[0].files[0], None)
-    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
-    path.unlink()
+    plain = euclid.read(euclid.find(path.parent, ["VIS"])[0].files[0], None)
+    (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
     (one,) = euclid.find(tmp_path, ["VIS"])
     np.testing.assert_array_equal(euclid.read(one.files[0], None).image, plain.image)
     assert euclid.read_geometry(one.files[0]).shape == SHAPE
