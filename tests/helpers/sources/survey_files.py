@@ -113,7 +113,7 @@ def write_exposure(
         image_head["BUNIT"] = "nJy"
     hdus += [
         fits.CompImageHDU((factor * sky.image(band)).astype("f4"), image_head, name="IMAGE", **_LOSSLESS),
-        fits.CompImageHDU(mask, mask_head, name="MASK"),
+        fits.CompImageHDU(mask, mask_head, name="MASK", **_TILES),
         fits.CompImageHDU(
             np.full(SHAPE, (factor * NOISE) ** 2, "f4"), sky.header(), name="VARIANCE", **_LOSSLESS
         ),
@@ -194,12 +194,13 @@ WRITTEN = {
     "euclid": Written(write_euclid, ("VIS", "Y", "J", "H"), 0.1, 102018212, "INVALID"),
 }
 # Quantised tiles would add noise of their own; surveys choose steps far below theirs.
-_LOSSLESS: dict[str, Any] = {"compression_type": "GZIP_2", "quantize_level": 0.0}
+_TILES: dict[str, Any] = {"tile_shape": (60, SHAPE[1])}  # rows one by one take ten times as long
+_LOSSLESS: dict[str, Any] = {"compression_type": "GZIP_2", "quantize_level": 0.0, **_TILES}
 
 
 def _write_compressed(path: Path, images: list[tuple[str, Array, fits.Header]]) -> None:
     hdus: list[Any] = [fits.PrimaryHDU()]
     for name, pixels, head in images:
-        lossless = _LOSSLESS if pixels.dtype.kind == "f" else {"compression_type": "RICE_1"}
+        lossless = _LOSSLESS if pixels.dtype.kind == "f" else {"compression_type": "RICE_1", **_TILES}
         hdus.append(fits.CompImageHDU(pixels, head, name=name or None, **lossless))
     fits.HDUList(hdus).writeto(path)
