@@ -174,6 +174,11 @@ def read_geometry(header: Any, path: Path, expected: str) -> Geometry:
         raise BadInput(
             f"{path}: projection {', '.join(kinds)}: only TAN, TAN-SIP and TPV frames of RA and DEC are read"
         )
+    if "A_ORDER" in header and not kinds[0].endswith("-SIP"):
+        raise BadInput(
+            f"{path}: has SIP coefficients, but CTYPE1 = '{kinds[0]}': write RA---TAN-SIP and DEC--TAN-SIP if "
+            "they are to be applied, otherwise remove A_ORDER and B_ORDER"
+        )
     needed = ["CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2"]
     if "CDELT1" not in header:
         needed += ["CD1_1", "CD1_2", "CD2_1", "CD2_2"]

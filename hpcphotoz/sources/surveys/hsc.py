@@ -24,7 +24,7 @@ _FILTERS = {
     **{name: name for name in "grizy"},
 }
 _PATTERNS = {
-    "second": r"calexp-(?P<band>HSC-[A-Z]2?)-(?P<tract>\d+)-(?P<patch>\d+,\d+)\.fits(\.gz|\.fz)?",
+    "second": r"calexp-(?P<band>HSC-([GRIZY]|R2|I2))-(?P<tract>\d+)-(?P<patch>\d+,\d+)\.fits(\.gz|\.fz)?",
     "third": r"deepCoadd_calexp_(?P<tract>\d+)_(?P<patch>\d+)_(?P<band>[grizy])_.*\.fits(\.gz|\.fz)?",
 }
 

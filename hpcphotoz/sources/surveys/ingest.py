@@ -98,16 +98,12 @@ def ingest_images(
             raise BadInput(
                 f"{objects}: E(B-V) is known of none of its {len(unknown)} objects: fill the column"
             )
-        if table.ebv_column is None:
-            print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
         found = described.find(images, bands)
         if not found:
             raise BadInput(f"{images}: no {described.file_names} below")
         sets, incomplete = complete_sets(images, found, bands)
         report_left_out(images, incomplete, len(sets))
         notes = described.notes(sets)
-        for line in notes.lines:
-            print(line, file=sys.stderr)
         plan = plan_cutouts(
             described, sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs
         )
@@ -116,8 +112,10 @@ def ingest_images(
                 f"{objects}: none of its {len(table)} objects lies whole in a frame below {images}: they are "
                 f"at {sky_range(table.ra, table.dec)}, the frames at {sky_range(*plan.covered.T)} (deg)"
             )
-        if plan.repeated:
-            print(_caution(plan.repeated), file=sys.stderr)
+        if table.ebv_column is None:
+            print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
+        for line in (*notes.lines, *([_caution(plan.repeated)] if plan.repeated else [])):
+            print(line, file=sys.stderr)
         return replace(plan, skipped=(*incomplete, *without_ebv, *plan.skipped)), table.ebv_column, notes
 
     plan, ebv_column, notes = ranks.on_first_rank(plan_here)

@@ -4,10 +4,12 @@ HDU 0 has no image; then follow IMAGE, MASK and VARIANCE by these EXTNAMEs (by E
 tables of an archive. The bit of each mask plane is in the mask's header: `MP_SAT = 1`. It differs between
 releases, so it is read there.
 
-The zero point is that of the table PhotoCalib in the archive (`calibrationMean`, nJy a count), or of FLUXMAG0
-in a header (counts of magnitude 0), or, if the unit of the image is nJy by BUNIT, 31.4. 1 nJy is AB 31.4.
+The zero point is that of the archive's PhotoCalib (`calibrationMean`, nJy a count), or of FLUXMAG0 in a
+header (counts of magnitude 0), or, if the unit of the image is nJy by BUNIT, 31.4. 1 nJy is AB 31.4. Objects
+of one class share a table of the archive, and a coadd's archive has the PhotoCalib of each of its exposures
+before its own: PHOTOCALIB_ID of the header is the id, and the index, the first table, has the rows of each.
 
-Sources: afw's `ExposureInfo.cc` and `PhotoCalib.cc` (github.com/lsst/afw), and
+Sources: afw's `ExposureInfo.cc`, `OutputArchive.cc` and `PhotoCalib.cc` (github.com/lsst/afw), and
 dp1.lsst.io/products/images/deep_coadd.html and mask_planes.html.
 """
 
@@ -89,20 +91,31 @@ def _find_plane(hdus: Any, name: str, path: Path) -> int:
 
 
 def _njy_per_count(hdus: Any, image_hdu: int, path: Path) -> float:
-    for hdu in hdus:
-        columns = getattr(hdu, "columns", None)
-        if columns is not None and "calibrationMean" in columns.names:
-            flags = hdu.data["flags"][0] if "flags" in columns.names else [True]
-            if not np.ravel(flags)[0]:
-                raise BadInput(f"{path}: its calibration varies over the image: expected a coadd")
-            return _positive(float(hdu.data["calibrationMean"][0]), "calibrationMean", path)
-    for hdu in (hdus[0], hdus[image_hdu]):
-        if "FLUXMAG0" in hdu.header:
-            flux = _positive(float(hdu.header["FLUXMAG0"]), "FLUXMAG0", path)
+    headers = (hdus[0].header, hdus[image_hdu].header)
+    for header in headers:
+        if header.get("PHOTOCALIB_ID"):  # 0: none
+            return _archived_calibration(hdus, int(header["PHOTOCALIB_ID"]), path)
+    for header in headers:
+        if "FLUXMAG0" in header:
+            flux = _positive(float(header["FLUXMAG0"]), "FLUXMAG0", path)
             return float(10 ** (NJY_ZERO_POINT / 2.5)) / flux
-        if str(hdu.header.get("BUNIT", "")).strip().lower() == "njy":
-            return 1.0
-    raise BadInput(f"{path}: no zero point: neither a PhotoCalib table, nor FLUXMAG0, nor BUNIT = 'nJy'")
+    if any(str(header.get("BUNIT", "")).strip().lower() == "njy" for header in headers):
+        return 1.0
+    raise BadInput(
+        f"{path}: no zero point: neither PHOTOCALIB_ID, nor FLUXMAG0, nor BUNIT = 'nJy' in a header"
+    )
+
+
+def _archived_calibration(hdus: Any, number: int, path: Path) -> float:
+    """Returns nJy a count by the PhotoCalib of that id in the archive."""
+    index = next((k for k, hdu in enumerate(hdus) if hdu.header.get("EXTTYPE") == "ARCHIVE_INDEX"), None)
+    entries = [] if index is None else [one for one in hdus[index].data if one["id"] == number]
+    if index is None or len(entries) != 1:
+        raise BadInput(f"{path}: its archive has no PhotoCalib of id {number}: expected {_EXPECTED}")
+    calibration = hdus[index + int(entries[0]["cat.archive"])].data[int(entries[0]["row0"])]
+    if not np.ravel(calibration["flags"])[0]:
+        raise BadInput(f"{path}: its calibration varies over the image: expected a coadd")
+    return _positive(float(calibration["calibrationMean"]), "calibrationMean", path)
 
 
 def _positive(value: float, name: str, path: Path) -> float:

@@ -119,16 +119,35 @@ def write_exposure(
         ),
     ]
     if calibration == "PhotoCalib":
-        columns = [
-            fits.Column("flags", "1X", array=np.array([[True]])),
-            fits.Column("calibrationMean", "D", array=[10 ** ((31.4 - zero_point) / 2.5)]),
-            fits.Column("calibrationErr", "D", array=[0.0]),
-        ]
-        hdus.append(fits.BinTableHDU.from_columns(columns, name="PhotoCalib"))
+        primary.header["HIERARCH PHOTOCALIB_ID"] = 7
+        hdus += _archive(10 ** ((31.4 - zero_point) / 2.5))
     if calibration == "FLUXMAG0":  # files of older pipelines name their planes so
         for hdu in hdus[1:]:
             hdu.header["EXTTYPE"] = hdu.header.pop("EXTNAME")
     fits.HDUList(hdus).writeto(path)
+
+
+def _archive(njy_per_count: float) -> list[fits.BinTableHDU]:
+    """The archive of a coadd: the calibrations of two exposures come before its own, which has the id 7."""
+    index = [
+        fits.Column("id", "J", array=[3, 5, 7, 8]),
+        fits.Column("cat.archive", "J", array=[2, 2, 2, 1]),
+        fits.Column("cat.persistable", "J", array=[0, 0, 0, 0]),
+        fits.Column("row0", "J", array=[0, 1, 2, 0]),
+        fits.Column("nrows", "J", array=[1, 1, 1, 1]),
+        fits.Column("name", "16A", array=["PhotoCalib"] * 3 + ["SkyWcs"]),
+    ]
+    calibrations = [
+        fits.Column("flags", "1X", array=np.array([[False], [True], [True]])),
+        fits.Column("calibrationMean", "D", array=[0.31, 0.62, njy_per_count]),
+        fits.Column("calibrationErr", "D", array=[0.0, 0.0, 0.0]),
+    ]
+    wcs = [fits.Column("wcs", "B", array=[0])]
+    tables = [fits.BinTableHDU.from_columns(one) for one in (index, wcs, calibrations)]
+    names = (("ARCHIVE_INDEX", "ARCHIVE_INDEX"), ("ARCHIVE_DATA", "SkyWcs"), ("ARCHIVE_DATA", "PhotoCalib"))
+    for table, (kind, name) in zip(tables, names, strict=True):
+        table.header["EXTTYPE"], table.header["EXTNAME"] = kind, name
+    return tables
 
 
 def write_hsc(folder: Path, sky: Sky, patch: str = "4,5") -> None:

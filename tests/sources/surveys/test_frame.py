@@ -138,6 +138,7 @@ def test_the_psf_width_is_one_figure_or_a_map() -> None:
         ({"CRVAL1": "x"}, "CRVAL1 = 'x' is not a number"),
         ({"CD1_1": 0.0, "CD2_2": 0.0}, "no usable WCS"),
         ({"CD2_2": None}, "lacks CD2_2"),
+        ({"A_ORDER": 2, "B_ORDER": 2}, "SIP coefficients, but CTYPE1 = 'RA---TAN'"),
     ],
 )
 def test_a_header_without_a_usable_place_is_named(change: dict[str, object], message: str) -> None:

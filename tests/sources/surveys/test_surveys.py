@@ -256,7 +256,7 @@ def damage_hsc(folder: Path) -> str:
     with fits.open(path) as hdus:
         del hdus[0].header["FLUXMAG0"]
         hdus.writeto(path, overwrite=True)
-    return f"{path.name}: no zero point: neither a PhotoCalib table"
+    return f"{path.name}: no zero point: neither PHOTOCALIB_ID"
 
 
 def damage_rubin(folder: Path) -> str:
@@ -306,11 +306,22 @@ def test_a_file_of_another_layout_is_named(tmp_path: Path, tile: Tile, survey: s
 def test_a_calibration_that_varies_over_an_image_is_refused(tmp_path: Path, tile: Tile) -> None:
     path = next(tile("rubin")[0].glob("*_g_*"))
     with fits.open(path) as hdus:
-        hdus["PhotoCalib"].data["flags"][0] = False
+        hdus["PhotoCalib"].data["flags"][2] = False
         hdus.writeto(tmp_path / path.name)
     rubin = load_survey("rubin")
     (one,) = rubin.find(tmp_path, ["g"])
     with pytest.raises(BadInput, match="varies over the image"):
+        rubin.read(one.files[0], None)
+
+
+def test_a_coadd_without_its_own_calibration_in_the_archive_is_named(tmp_path: Path, tile: Tile) -> None:
+    path = next(tile("rubin")[0].glob("*_g_*"))
+    with fits.open(path) as hdus:
+        hdus[0].header["PHOTOCALIB_ID"] = 9
+        hdus.writeto(tmp_path / path.name)
+    rubin = load_survey("rubin")
+    (one,) = rubin.find(tmp_path, ["g"])
+    with pytest.raises(BadInput, match="its archive has no PhotoCalib of id 9"):
         rubin.read(one.files[0], None)
 
 

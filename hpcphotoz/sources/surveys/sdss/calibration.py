@@ -71,13 +71,16 @@ def psf_width(files: BandFiles) -> float | None:
     It is `psf_width` of tsField and psField, and `psfWidth` of photoField.
 
     Raises:
-        BadInput: such a file is unreadable, or the width is no number.
+        BadInput: such a file is unreadable, or the width is no number above 0.
     """
     if files.calibration is not None:
         return _figures(files, ("psf_width",))[0]
     if files.psf is not None:
         with open_fits(files.psf) as hdus:
-            return float(hdus[_PSF_SUMMARY].data[0]["psf_width"][BANDS.index(files.band)])
+            width = float(hdus[_PSF_SUMMARY].data[0]["psf_width"][BANDS.index(files.band)])
+        if not width > 0:
+            raise BadInput(f"{files.psf}: psf_width = {width:g} in {files.band}: a positive number expected")
+        return width
     return None
 
 
