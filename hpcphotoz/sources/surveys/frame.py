@@ -176,7 +176,7 @@ def read_geometry(header: Any, path: Path, expected: str) -> Geometry:
         )
     if "A_ORDER" in header and not kinds[0].endswith("-SIP"):
         raise BadInput(
-            f"{path}: has SIP coefficients, but CTYPE1 = '{kinds[0]}': write RA---TAN-SIP and DEC--TAN-SIP if "
+            f"{path}: has SIP coefficients, but CTYPE1 = '{kinds[0]}': write RA---TAN-SIP, DEC--TAN-SIP if "
             "they are to be applied, otherwise remove A_ORDER and B_ORDER"
         )
     needed = ["CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2"]
