@@ -1,15 +1,24 @@
 """Imports of libraries that only reading and simulating images needs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from hpcphotoz.errors import BadInput
 
 
-@contextmanager
-def sources_extra() -> Iterator[None]:
+def sources_extra() -> AbstractContextManager[None]:
     """Turns a failed import in the `with` body into one line that says what to install: a BadInput."""
+    return _extra("sources")
+
+
+def arrays_extra() -> AbstractContextManager[None]:
+    """As `sources_extra`, of the libraries that read Zarr, Parquet and Arrow."""
+    return _extra("arrays")
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise BadInput(f"{error}: this command needs `pip install 'hpcphotoz[sources]'`") from None
+        raise BadInput(f"{error}: this command needs `pip install 'hpcphotoz[{name}]'`") from None

@@ -22,13 +22,13 @@ from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.data.read import rows
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report.dataset_sample import sample_dataset
-from hpcphotoz.sources.published.ingest_table import ingest_table
 from tests.helpers.datasets import make_dataset, make_stamps, streamed_images
 
 N = 12
 SHAPE = (N, 5, 16, 16)
 CHUNKS = (3, 5, 16, 16)
 Change = Callable[[h5py.File, Path], Any]
+from tests.helpers.sources.array_files import ingest
 
 
 def write(path: Path, change: Change | None = None, **options: Any) -> None:
@@ -209,7 +209,7 @@ def test_ingest_follows_no_link_either(tmp_path: Path, kind: str) -> None:
 
     write(path, change)
     with pytest.raises(BadInput, match=HOSTILE[kind][1]):
-        ingest_table(tmp_path / "out", [path], "hayat", processes=1)
+        ingest(tmp_path / "out", [path], "hayat", processes=1)
     assert not (tmp_path / "out").exists()
 
 

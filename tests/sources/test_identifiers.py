@@ -16,9 +16,8 @@ from hpcphotoz.sources.catalogue import (
     read_redshifts,
 )
 from hpcphotoz.sources.identifiers import identifier, identifiers
-from hpcphotoz.sources.published.ingest_table import ingest_table
 from tests.helpers.datasets import load
-from tests.helpers.sources.published_files import hayat
+from tests.helpers.sources.array_files import hayat, ingest
 from tests.helpers.sources.sdss_files import write_table
 
 EBOSS = 11_000_000_000_000_000_001  # specObjIDs of eBOSS plates from 8192 on are above 2^63
@@ -95,7 +94,7 @@ def test_every_source_has_the_same_ids(tmp_path: Path) -> None:
     table.write(tmp_path / "t.fits")
     assert read_catalogue(tmp_path / "t.fits").object_id.tolist() == expected
     assert np.isfinite(read_redshifts(tmp_path / "t.fits").lookup(np.array(expected))).all()
-    manifest, _ = ingest_table(
+    manifest, _ = ingest(
         tmp_path / "out", [hayat(tmp_path / "a.h5", 7, 16, ObjID=numbers)], "hayat", processes=1
     )
     assert load(tmp_path / "out", manifest).object_id.tolist() == expected

@@ -14,7 +14,7 @@ from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.read.rows import verify
 from tests.helpers.builds import TIMEOUT_S, content, until
 from tests.helpers.paths import ROOT
-from tests.helpers.sources.published_files import GZIP, hayat
+from tests.helpers.sources.array_files import GZIP, hayat
 
 _BESIDE = Path(sys.executable).with_name("mpiexec")  # where the mpich wheel puts it
 MPIEXEC = str(_BESIDE) if _BESIDE.exists() else shutil.which("mpiexec")

@@ -1,4 +1,4 @@
-"""Reads rows of published files, crops and calibrates them, and leaves out unusable ones."""
+"""Reads rows of files of image arrays, crops and calibrates them, and leaves out unusable ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,20 +11,14 @@ import numpy.typing as npt
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.arrays.array_map import ArrayMap
+from hpcphotoz.sources.arrays.files.array_file import ArrayFile, open_array_file
+from hpcphotoz.sources.arrays.image_kind import ImageKind, band_names
+from hpcphotoz.sources.arrays.pixels import read_block
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.catalogue import EBV_UNKNOWN, Z_MAX, nan_if_unknown, nan_if_unknown_ebv
 from hpcphotoz.sources.constants import MASKED_FRACTION
 from hpcphotoz.sources.identifiers import Ids, identifiers
-from hpcphotoz.sources.noise import stamp_sky_sigma
-from hpcphotoz.sources.published.array_file import ArrayFile, open_array_file
-from hpcphotoz.sources.published.file_layouts import (
-    FILE_LAYOUTS,
-    IVAR_FIELD,
-    MASK_FIELDS,
-    SCALE_FIELD,
-    FileLayout,
-    band_names,
-)
 
 Array = npt.NDArray[Any]
 
@@ -34,11 +28,13 @@ _FLOAT16 = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file, or a folder of npy files."""
+    """One input file, or a folder of npy files, or a Zarr store."""
 
     path: Path
     name: str  # in the provenance
     files: tuple[Path, ...]  # that are read: if one changes, its shards are made again
+    digest: str  # of a Zarr store, which changes with it
+    first_row: int  # the number of its first row, over all files
 
 
 @dataclass(frozen=True)
@@ -56,10 +52,10 @@ class RowRange:
 class ReadRows:
     """Makes the stamps of a unit, its ranges of rows; one block of rows is in memory at a time."""
 
-    layout: str
+    array_map: ArrayMap
     header: Header
-    size: int  # of the images in the files, pixels a side
-    nanomaggies_per_unit: float  # nanomaggies per unit of their pixels
+    kind: ImageKind
+    nanomaggies_per_unit: tuple[float, ...]  # of the pixels of each band
     keep_unlabelled: bool
 
     def __call__(self, unit: Any) -> UnitStamps:
@@ -72,15 +68,14 @@ class ReadRows:
         skipped: list[dict[str, Any]] = []
         at = unknown = 0
         for row_range in unit:
-            source, layout = row_range.source, FILE_LAYOUTS[self.layout]
-            with open_array_file(source.path, self.layout) as table:
-                found = _read_labels(table, layout, row_range)
+            source = row_range.source
+            with open_array_file(source.path) as table:
+                found = _read_labels(table, self.array_map, row_range)
                 reasons = self._label_reasons(found, row_range)
-                for start, stop in _chunk_aligned_blocks(
-                    table[layout.images], row_range.start, row_range.stop
-                ):
+                stored = table[str(table.first(self.array_map.images))]
+                for start, stop in _chunk_aligned_blocks(stored, row_range.start, row_range.stop):
                     rows = slice(start - row_range.start, stop - row_range.start)
-                    block, sky = self._read_block(table, layout, start, stop, reasons[rows])
+                    block, sky = self._read_block(table, start, stop, reasons[rows])
                     good = np.array([reason is None for reason in reasons[rows]])
                     kept = slice(at, at + int(good.sum()))
                     images[kept], sigma[kept] = block[good], sky[good]
@@ -109,94 +104,92 @@ class ReadRows:
         return reasons
 
     def _read_block(
-        self, table: ArrayFile, layout: FileLayout, start: int, stop: int, reasons: "npt.NDArray[np.object_]"
+        self, table: ArrayFile, start: int, stop: int, reasons: "npt.NDArray[np.object_]"
     ) -> tuple[Array, Array]:
         """Returns stamps and sky sigmas of rows, in nanomaggies; adds reasons why rows cannot be used."""
-        raw = table.rows(layout.images, start, stop)
-        with np.errstate(over="ignore", invalid="ignore"):
-            full = np.ascontiguousarray(
-                raw.transpose(0, 3, 1, 2) if layout.channels_last else raw, np.float32
-            )
-            if self.nanomaggies_per_unit != 1:
-                full = full * np.float32(self.nanomaggies_per_unit)
-            finite = np.isfinite(full.sum(axis=(2, 3), dtype=np.float64))
-        if not finite.all():
-            full = np.where(finite[:, :, None, None], full, np.float32(0))
-        sigma = stamp_sky_sigma(full)
-        corner = (self.size - self.header.stamp) // 2
+        block = read_block(table, self.array_map, self.kind, self.nanomaggies_per_unit, start, stop)
+        corner = (self.kind.size - self.header.stamp) // 2
         crop = slice(corner, corner + self.header.stamp)
-        stamps = full[:, :, crop, crop]
-        self._add_reason(reasons, ~finite, "a pixel is not finite in {}")
-        self._add_reason(reasons, finite & ~(sigma > 0), "no noise in the outer pixels of {}")
+        stamps = block.images[:, :, crop, crop]
+        self._add_reason(reasons, ~block.finite, "a pixel is not finite in {}")
+        if self.array_map.sky_sigma_from == "outer pixels":
+            why = "no noise in the outer pixels of {}"
+        else:
+            why = "the sky sigma is not known in {}"
+        known = (block.sky_sigma > 0) & np.isfinite(block.sky_sigma)
+        self._add_reason(reasons, block.finite & ~known, why)
         if self.header.storage == "float16":
             over = np.abs(stamps).max(axis=(2, 3)) > _FLOAT16
             self._add_reason(reasons, over, "a pixel is beyond float16's 65504 nMgy in {}")
-        if not layout.bands:
-            self._check_mmu_rows(table, start, stop, crop, reasons)
-        return stamps, sigma
+        if self.array_map.band_column:
+            named = np.array(band_names(table, self.array_map, start, stop))
+            other = named != np.array(self.kind.named)
+            self._add_reason(reasons, other, "another band in place of {}", self.kind.named)
+        if self.array_map.pixel_scale_column:
+            scale = table.rows(self.array_map.pixel_scale_column, start, stop).reshape(stop - start, -1)
+            stored = len(self.kind.named or self.kind.bands)
+            scale = np.broadcast_to(scale, (stop - start, stored))
+            if self.kind.named:
+                scale = scale[:, [self.kind.named.index(band) for band in self.kind.bands]]
+            other = ~(np.abs(scale / self.header.pixel_scale - 1) < 1e-3)
+            self._add_reason(reasons, other, "another pixel scale in {}")
+        if block.unusable is not None:
+            masked = block.unusable[:, :, crop, crop].mean(axis=(2, 3)) > MASKED_FRACTION
+            self._add_reason(reasons, masked, "too many pixels are masked or without inverse variance in {}")
+        return stamps, block.sky_sigma
 
-    def _check_mmu_rows(
-        self, table: ArrayFile, start: int, stop: int, crop: slice, reasons: "npt.NDArray[np.object_]"
+    def _add_reason(
+        self,
+        reasons: "npt.NDArray[np.object_]",
+        bad: npt.NDArray[np.bool_],
+        why: str,
+        bands: tuple[str, ...] = (),
     ) -> None:
-        """Checks bands, pixel scale, masks and inverse variance of Multimodal Universe rows."""
-        bands = self.header.bands
-        other = np.array(band_names(table, start, stop)) != np.array(bands)
-        self._add_reason(reasons, other, "another band in place of {}")
-        scale = table.rows(SCALE_FIELD, start, stop)
-        self._add_reason(
-            reasons, ~(np.abs(scale / self.header.pixel_scale - 1) < 1e-3), "another pixel scale in {}"
-        )
-        shape = (stop - start, len(bands), self.size, self.size)
-        bad = np.zeros((*shape[:2], self.header.stamp, self.header.stamp), np.bool_)
-        mask = table.first(MASK_FIELDS, optional=True)
-        if mask is not None:
-            clean = table.rows(mask, start, stop).astype(np.bool_)
-            clean = clean[:, None] if clean.ndim == 3 else clean
-            bad |= ~np.broadcast_to(clean, shape)[:, :, crop, crop]
-        if IVAR_FIELD in table:
-            bad |= ~(table.rows(IVAR_FIELD, start, stop)[:, :, crop, crop] > 0)
-        masked = bad.mean(axis=(2, 3)) > MASKED_FRACTION
-        self._add_reason(reasons, masked, "too many pixels are masked or without inverse variance in {}")
-
-    def _add_reason(self, reasons: "npt.NDArray[np.object_]", bad: npt.NDArray[np.bool_], why: str) -> None:
         """Adds a reason, with the first bad band, to rows with a bad band (N, band) and no reason yet."""
         for k in np.flatnonzero(bad.any(axis=1)).tolist():
             if reasons[k] is None:
-                reasons[k] = why.format(f"the {self.header.bands[int(np.argmax(bad[k]))]} band")
+                reasons[k] = why.format(f"the {(bands or self.header.bands)[int(np.argmax(bad[k]))]} band")
 
 
-def read_ids(table: ArrayFile, layout: FileLayout, start: int, stop: int) -> Ids:
+def read_ids(table: ArrayFile, array_map: ArrayMap, start: int, stop: int, first_row: int) -> Ids:
     """Reads the object identifiers of rows `start` to `stop - 1`.
+
+    Without a column of them, an object's is the number of its row; `first_row`: that of the file's first.
 
     Raises:
         BadInput: an identifier is absent or cannot be used; the message names its row.
     """
-    values = table.rows(layout.object_id, start, stop)
+    if not array_map.object_id:
+        return np.arange(first_row + start, first_row + stop, dtype=np.int64)
+    values = table.rows(array_map.object_id, start, stop)
 
     def fail(k: int, what: str) -> BadInput:
-        return BadInput(f"{table.path}: row {start + k}: '{layout.object_id}' {values[k]} {what}")
+        return BadInput(f"{table.path}: row {start + k}: '{array_map.object_id}' {values[k]} {what}")
 
     return identifiers(values, fail)
 
 
-def _read_labels(table: ArrayFile, layout: FileLayout, row_range: RowRange) -> dict[str, Array]:
+def _read_labels(table: ArrayFile, array_map: ArrayMap, row_range: RowRange) -> dict[str, Array]:
     """Reads the labels of rows, with NaN for an unknown redshift, E(B-V), ra or dec."""
     start, stop = row_range.start, row_range.stop
-    found: dict[str, Array] = {"object_id": read_ids(table, layout, start, stop)}
+    ids = read_ids(table, array_map, start, stop, row_range.source.first_row)
+    found: dict[str, Array] = {"object_id": ids}
     for what, absent in (("ebv", 0.0), ("ra", np.nan), ("dec", np.nan)):
-        name = table.first(getattr(layout, what), what in layout.optional)
+        name = table.first(getattr(array_map, what), what in array_map.optional)
         values = np.full(stop - start, absent) if name is None else table.rows(name, start, stop)
         found[what] = values.astype(np.float64)
     ebv = found["ebv"]
-    if layout.per_band:
-        ebv = (nan_if_unknown(ebv) / np.array(layout.per_band)).mean(axis=1)
+    if array_map.extinction_per_ebv:
+        ebv = (nan_if_unknown(ebv) / np.array(array_map.extinction_per_ebv)).mean(axis=1)
     found["ebv"] = nan_if_unknown_ebv(ebv)
     for what, limit in (("ra", 360.0), ("dec", 90.0)):  # a value beyond means unknown
         found[what] = np.where(np.abs(found[what]) <= limit, found[what], np.nan)
     z: Array = np.full(stop - start, np.nan) if row_range.z_spec is None else row_range.z_spec
-    if layout.z_spec is not None:
-        z = table.rows(layout.z_spec, start, stop)
+    if array_map.z_spec:
+        z = table.rows(array_map.z_spec, start, stop)
     found["z_spec"] = nan_if_unknown(z.astype(np.float64))
+    if array_map.z_known:
+        found["z_spec"][~table.rows(array_map.z_known, start, stop).astype(np.bool_)] = np.nan
     return found
 
 

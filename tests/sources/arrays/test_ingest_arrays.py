@@ -12,8 +12,7 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.published.ingest_table import ingest_table
-from tests.helpers.sources.published_files import hayat, ingest_and_load, labels, mmu, pixels, write
+from tests.helpers.sources.array_files import hayat, ingest, ingest_and_load, labels, mmu, pixels, write
 
 
 def test_unknown_labels_and_the_closing_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,14 +81,14 @@ def test_a_replaced_file_makes_only_its_own_shards_again(tmp_path: Path, layout:
             np.save(sources[k] / "labels.npy", rows)
     path = sources[1] if layout == "hayat" else sources[1] / "labels.npy"
 
-    def ingest(name: str) -> dict[str, bytes]:
-        ingest_table(tmp_path / name, sources, layout, shard_rows=4, processes=1)
+    def files_of(name: str) -> dict[str, bytes]:
+        ingest(tmp_path / name, sources, layout, shard_rows=4, processes=1)
         return {one.name: one.read_bytes() for one in (tmp_path / name).iterdir()}
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("hpcphotoz.sources.build.finish_dataset", None)
         with pytest.raises(TypeError):  # ended before the manifest
-            ingest("out")
+            files_of("out")
     shards = sorted((tmp_path / "out").glob("shard-*.hdf5"))
     before = [one.stat().st_mtime_ns for one in shards]
     if layout == "hayat":
@@ -100,10 +99,10 @@ def test_a_replaced_file_makes_only_its_own_shards_again(tmp_path: Path, layout:
         rows["z"][0] = 0.35
         np.save(path, rows)
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    done = ingest("out")
+    done = files_of("out")
     after = [one.stat().st_mtime_ns for one in shards]
     assert [now == then for now, then in zip(after, before, strict=True)] == [True, False, True]
-    assert done == ingest("fresh")
+    assert done == files_of("fresh")
 
 
 def test_bad_objects_are_listed_not_fatal(tmp_path: Path) -> None:
@@ -123,14 +122,14 @@ def test_bad_objects_are_listed_not_fatal(tmp_path: Path) -> None:
         (5, "a pixel is not finite in the z band"),
     ]
     with pytest.raises(BadInput, match="no object could be used, 1 were skipped; the first: a pixel is not"):
-        ingest_table(tmp_path / "none", [path], "hayat", limit=1)
+        ingest(tmp_path / "none", [path], "hayat", limit=1)
 
 
 def test_counted_objects_are_summed(tmp_path: Path) -> None:
     path, z = mmu(tmp_path / "a.h5", range(30)), tmp_path / "z.csv"
     z.write_text("object_id,z\n99,0.1\n3,-9999\n")
     with pytest.raises(BadInput, match="no object could be used, 30 were skipped; the first: no redshift in"):
-        ingest_table(tmp_path / "none", [path], "mmu", redshifts=z, shard_rows=8, processes=1)
+        ingest(tmp_path / "none", [path], "mmu", redshifts=z, shard_rows=8, processes=1)
 
 
 @pytest.mark.parametrize(
@@ -187,4 +186,4 @@ def test_wrong_files_and_options_are_one_line(tmp_path: Path, capsys: pytest.Cap
 def test_an_unusable_output_folder_is_refused_first(tmp_path: Path) -> None:
     ingest_and_load(tmp_path / "done", [hayat(tmp_path / "a.h5", 3, 16)], "hayat")
     with pytest.raises(BadInput, match="already holds a finished dataset"):
-        ingest_table(tmp_path / "done", [tmp_path / "absent.h5"], "hayat")
+        ingest(tmp_path / "done", [tmp_path / "absent.h5"], "hayat")

@@ -1,4 +1,4 @@
-"""Writes small files in the layouts of published image sets, as their authors do, and ingests them."""
+"""Writes small files of arrays in the layouts of published image sets, and ingests them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ import numpy as np
 
 from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.sources.published.ingest_table import ingest_table
+from hpcphotoz.sources.arrays.array_map import load_map
+from hpcphotoz.sources.arrays.ingest_arrays import ingest_arrays
 from hpcphotoz.sources.simulation.population import EXTINCTION
 from tests.helpers.datasets import load
 
@@ -71,10 +72,15 @@ def mmu(path: Path, ids: Any, bands: str = "griz", size: int = 24, seed: int = 1
     return write(path, GZIP, **(fields | other))
 
 
+def ingest(out: Path, sources: list[Path], name: str, **options: Any) -> tuple[Manifest, list[Any]]:
+    """Ingest files by the map of this name, shipped or a file."""
+    return ingest_arrays(out, sources, load_map(name), name, **options)
+
+
 def ingest_and_load(
     out: Path, sources: list[Path], layout: str, **options: Any
 ) -> tuple[Manifest, Stamps, list[Any]]:
     """Ingest files and return the manifest, all stamps and the skipped objects."""
-    manifest, skipped = ingest_table(out, sources, layout, processes=1, **options)
+    manifest, skipped = ingest(out, sources, layout, processes=1, **options)
     assert read_manifest(out) == manifest and manifest.provenance["skipped"] == skipped
     return manifest, load(out, manifest), skipped

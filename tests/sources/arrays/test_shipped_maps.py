@@ -12,12 +12,11 @@ import pytest
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.arrays.array_map import load_map, shipped_maps
 from hpcphotoz.sources.identifiers import identifier
-from hpcphotoz.sources.published.file_layouts import FILE_LAYOUTS
-from hpcphotoz.sources.published.ingest_table import ingest_table
 from tests.helpers.commands import TINY
 from tests.helpers.datasets import load
-from tests.helpers.sources.published_files import GZIP, hayat, ingest_and_load, labels, mmu, pixels, write
+from tests.helpers.sources.array_files import GZIP, hayat, ingest, ingest_and_load, labels, mmu, pixels, write
 
 
 def test_pasquet_npz_is_mapped_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +38,7 @@ def test_compressed_pasquet_is_refused_and_its_unpacked_folder_read(tmp_path: Pa
     cube, rows = pixels(4, 5, 16).transpose(0, 2, 3, 1), labels(4)
     np.savez_compressed(tmp_path / "sdss.npz", cube=cube, labels=rows)
     with pytest.raises(BadInput, match=r"cube\.npy is compressed .* `unzip sdss\.npz -d FOLDER`"):
-        ingest_table(tmp_path / "out", [tmp_path / "sdss.npz"], "pasquet")
+        ingest(tmp_path / "out", [tmp_path / "sdss.npz"], "pasquet")
     with zipfile.ZipFile(tmp_path / "sdss.npz") as archive:
         archive.extractall(tmp_path / "sdss")
     _, stamps, _ = ingest_and_load(tmp_path / "out", [tmp_path / "sdss"], "pasquet")
@@ -50,16 +49,16 @@ def test_pickled_or_cut_npz_is_refused(tmp_path: Path) -> None:
     cube = pixels(4, 5, 16).transpose(0, 2, 3, 1)
     np.savez(tmp_path / "p.npz", cube=cube, labels=np.array([{"z": 1}] * 4, object))
     with pytest.raises(BadInput, match="pickled objects, which are never loaded"):
-        ingest_table(tmp_path / "out", [tmp_path / "p.npz"], "pasquet")
+        ingest(tmp_path / "out", [tmp_path / "p.npz"], "pasquet")
     np.save(tmp_path / "cube.npy", cube)
     np.save(tmp_path / "labels.npy", labels(4))
     with (tmp_path / "cube.npy").open("r+b") as file:
         file.truncate(9000)
     with pytest.raises(BadInput, match="bytes of an array of float32.* there: copy it again"):
-        ingest_table(tmp_path / "out", [tmp_path], "pasquet")
+        ingest(tmp_path / "out", [tmp_path], "pasquet")
     (tmp_path / "x.npz").write_bytes(b"PK nothing")
     with pytest.raises(BadInput, match=r"x\.npz: not a readable npz file"):
-        ingest_table(tmp_path / "out", [tmp_path / "x.npz"], "pasquet")
+        ingest(tmp_path / "out", [tmp_path / "x.npz"], "pasquet")
 
 
 @pytest.mark.parametrize("crop", [None, 64, 33])
@@ -91,13 +90,13 @@ def test_galaxiesml_counts_become_nanomaggies(tmp_path: Path) -> None:
 def test_help_says_what_each_format_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ingest", "table", "--help"]) == 0
     said = capsys.readouterr().out
-    for name, layout in FILE_LAYOUTS.items():
+    for name in shipped_maps():
+        one = load_map(name)
         (part,) = re.findall(rf"^{name}: .*\n(?:  .*\n)+", said, re.MULTILINE)
-        fields = (layout.images, layout.object_id, *layout.ebv, *layout.ra, *layout.dec)
-        assert all(re.search(rf"\b{field}\b", part) for field in fields), name
-        assert layout.z_spec is None or f"redshift  {layout.z_spec}\n" in part
-        assert not layout.bands or f'{" ".join(layout.bands)}; pixel scale {layout.pixel_scale}"' in part
-        assert ("(N, y, x, band)" in part) == layout.channels_last
+        assert all(re.search(rf"\b{column}\b", part) for column in one.columns), name
+        assert not one.z_spec or f"redshift  {one.z_spec}" in part
+        assert not one.pixel_scale or f'{" ".join(one.bands)}; pixel scale {one.pixel_scale}"' in part
+        assert ("(N, y, x, band)" in part) == (one.order == ("y", "x", "band"))
     assert max(map(len, said.splitlines())) <= 110
 
 
@@ -186,7 +185,7 @@ def test_mmu_pixels_of_hsc_are_counts_and_others_need_a_zero_point(tmp_path: Pat
     assert manifest.provenance["zero_point_ab"] == 27
     path = mmu(tmp_path / "b.hdf5", [1, 2], "gr", image_band=np.array([[b"kids-g", b"kids-r"]] * 2))
     with pytest.raises(BadInput, match="bands kids-g, kids-r: give the pixels' --zero-point"):
-        ingest_table(tmp_path / "b", [path], "mmu", keep_unlabelled=True)
+        ingest(tmp_path / "b", [path], "mmu", keep_unlabelled=True)
     manifest, _, _ = ingest_and_load(tmp_path / "b", [path], "mmu", keep_unlabelled=True, zero_point=25.0)
     assert manifest.provenance["nanomaggies_per_unit"] == pytest.approx(0.1)
 
@@ -194,11 +193,9 @@ def test_mmu_pixels_of_hsc_are_counts_and_others_need_a_zero_point(tmp_path: Pat
 @pytest.mark.parametrize("layout", ["galaxiesml", "ssl-legacy"])
 def test_a_set_of_other_bands_trains(tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]) -> None:
     n, bands, size = (72, 5, 64) if layout == "galaxiesml" else (72, 3, 152)
-    fields: dict[str, Any] = {
-        FILE_LAYOUTS[layout].images: pixels(n, bands, size),
-        FILE_LAYOUTS[layout].object_id: np.arange(n),
-    }
-    fields[str(FILE_LAYOUTS[layout].z_spec)] = np.linspace(0.02, 0.38, n).astype(np.float32)
+    one = load_map(layout)
+    fields: dict[str, Any] = {one.images[0]: pixels(n, bands, size), one.object_id: np.arange(n)}
+    fields[one.z_spec] = np.linspace(0.02, 0.38, n).astype(np.float32)
     fields |= {name: np.zeros(n) for name in ("ebv", "ra", "dec")}
     path = write(tmp_path / "in.h5", **fields)
     words = ["ingest", "table", tmp_path / "data", "--format", layout, path, "--storage", "int16"]

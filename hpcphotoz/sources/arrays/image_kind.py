@@ -1,0 +1,119 @@
+"""Checks shapes and types of a file's columns against its map: bands, size and pixel scale of the images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.arrays.array_map import ArrayMap
+from hpcphotoz.sources.arrays.files.array_file import ArrayFile
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """Bands, size and pixel scale of images, which all files of a set must share."""
+
+    bands: tuple[str, ...]
+    size: int
+    pixel_scale: float
+    named: tuple[str, ...] = ()  # all bands in the files' order, where a column names them
+
+    def __str__(self) -> str:
+        return f"{','.join(self.bands)} of {self.size} pixels of {self.pixel_scale:g} arcsec"
+
+
+def inspect_file(table: ArrayFile, array_map: ArrayMap) -> tuple[ImageKind | None, int]:
+    """Checks shapes and types of a file's columns without reading them.
+
+    It returns bands, size and scale of the images (None: the file is empty), and the number of rows.
+
+    Raises:
+        BadInput: a column is missing, or its shape or type does not fit.
+    """
+    name = str(table.first(array_map.images))
+    images = table[name]
+    rows, bands, height, width = _image_shape(table, array_map, name)
+    _check_columns(table, array_map, name, rows, bands)
+    if height != width or height < 4:
+        raise BadInput(f"{table.path}: '{name}' holds images of {height} x {width} pixels: need squares")
+    if array_map.bands and not array_map.band_column and bands != len(array_map.bands):
+        raise BadInput(
+            f"{table.path}: '{name}' has shape {tuple(images.shape)}: {bands} bands, "
+            f"not {len(array_map.bands)} ({', '.join(array_map.bands)})"
+        )
+    if not rows:
+        return None, 0
+    if array_map.planes:
+        names = tuple(band for planes in array_map.planes for band in planes.bands)
+        return ImageKind(names, height, min(one.pixel_scale for one in array_map.planes)), rows
+    named = band_names(table, array_map, 0, 1)[0] if array_map.band_column else ()
+    chosen = array_map.bands or named
+    if lacking := [band for band in chosen if named and band not in named]:
+        raise BadInput(f"{table.path}: no band {lacking[0]} in its first row, which has {', '.join(named)}")
+    scale = array_map.pixel_scale
+    if array_map.pixel_scale_column:
+        first = table.rows(array_map.pixel_scale_column, 0, 1).reshape(-1)
+        at = named.index(chosen[0]) if named and len(first) > 1 else 0
+        scale = round(float(first[at]), 6)
+    if len(set(named)) < len(named) or not scale > 0:
+        raise BadInput(f"{table.path}: bands {named} of {scale:g} arcsec a pixel in its first row")
+    return ImageKind(chosen, height, scale, named), rows
+
+
+def _image_shape(table: ArrayFile, array_map: ArrayMap, name: str) -> tuple[int, int, int, int]:
+    """Rows, bands, height and width of the images; of flattened ones, the size of the finest."""
+    images = table[name]
+    shape = tuple(int(n) for n in images.shape)
+    axes = len(array_map.order) or 1
+    if len(shape) != 1 + axes or images.dtype.kind not in "fiu":
+        want = (
+            "flattened images (N, pixel)" if array_map.flat else f"images (N, {', '.join(array_map.order)})"
+        )
+        raise BadInput(f"{table.path}: '{name}' is {images.dtype}{shape}, not {want}")
+    if array_map.flat:
+        pixels = sum(len(one.bands) * one.size**2 for one in array_map.planes)
+        if shape[1] != pixels:
+            raise BadInput(
+                f"{table.path}: '{name}' has {shape[1]} pixels a row, but its planes have {pixels}"
+            )
+        finest = min(array_map.planes, key=lambda one: one.pixel_scale)
+        return shape[0], sum(len(one.bands) for one in array_map.planes), finest.size, finest.size
+    found = dict(zip(array_map.order, shape[1:], strict=True))
+    return shape[0], found.get("band", 1), found["y"], found["x"]
+
+
+def _check_columns(table: ArrayFile, array_map: ArrayMap, images: str, rows: int, bands: int) -> None:
+    """Checks that every column in use is there, of numbers where it must be, in a shape it may have."""
+    shape = tuple(int(n) for n in table[images].shape[1:])
+    spatial = tuple(n for axis, n in zip(array_map.order, shape, strict=False) if axis != "band")
+    per_band: list[tuple[int, ...]] = [(bands,)]
+    expected: dict[str, list[tuple[int, ...]]] = {}
+    for column in (array_map.object_id, array_map.z_spec, array_map.z_known):
+        expected |= {column: [()]} if column else {}
+    for what in ("ebv", "ra", "dec"):
+        column = table.first(getattr(array_map, what), what in array_map.optional) or ""
+        extinctions = [(len(array_map.extinction_per_ebv),)] if array_map.extinction_per_ebv else [()]
+        expected |= {column: extinctions if what == "ebv" else [()]} if column else {}
+    expected |= {array_map.band_column: per_band} if array_map.band_column else {}
+    for column in (array_map.pixel_scale_column, array_map.sky_sigma):
+        expected |= {column: [*per_band, ()]} if column else {}
+    for what in ("mask", "inverse_variance"):
+        column = table.first(getattr(array_map, what), what in array_map.optional) or ""
+        expected |= {column: [shape, *([spatial] if what == "mask" else [])]} if column else {}
+    for column, shapes in expected.items():
+        found: Any = tuple(int(n) for n in table[column].shape)
+        if found not in [(rows, *one) for one in shapes]:
+            need = " or ".join(str((rows, *one)) for one in shapes)
+            raise BadInput(
+                f"{table.path}: '{column}' has shape {found}, but {rows} images in '{images}' need {need}"
+            )
+        text = (array_map.object_id, array_map.band_column)
+        if column not in text and table[column].dtype.kind not in "fiub":
+            raise BadInput(f"{table.path}: '{column}' is {table[column].dtype}, not numbers")
+
+
+def band_names(table: ArrayFile, array_map: ArrayMap, start: int, stop: int) -> list[tuple[str, ...]]:
+    """Returns the bands that rows `start` to `stop - 1` name."""
+    return [
+        tuple(v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in row)
+        for row in table.rows(array_map.band_column, start, stop).tolist()
+    ]

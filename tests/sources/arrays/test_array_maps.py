@@ -1,0 +1,415 @@
+"""Files of any kind are read by a map: axes, types, units, noise, masks; what does not fit is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from hpcphotoz.__main__ import main
+from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.arrays.array_map import ArrayMap, parse_map
+from hpcphotoz.sources.arrays.ingest_arrays import ingest_arrays
+from tests.helpers.datasets import load
+from tests.helpers.sources.array_files import GZIP, ingest_and_load, pixels, write
+
+N, BANDS, SIZE = 9, 3, 16
+PLAIN = {"images": "cutout", "bands": ["g", "r", "z"], "pixel_scale": 0.262}
+
+
+def map_of(**other: Any) -> ArrayMap:
+    return parse_map(PLAIN | other, "map.toml")
+
+
+def ingest(out: Path, source: Path, array_map: ArrayMap, **options: Any) -> tuple[Stamps, list[Any]]:
+    if not array_map.z_spec:
+        options["keep_unlabelled"] = True
+    manifest, skipped = ingest_arrays(out, [source], array_map, "map.toml", processes=1, **options)
+    return load(out, manifest), skipped
+
+
+def columns() -> dict[str, Any]:
+    return {
+        "cutout": pixels(N, BANDS, SIZE),
+        "specz": np.linspace(0.1, 0.3, N),
+        "name": np.arange(N) + 7,
+        "sfd": np.full(N, 0.02),
+    }
+
+
+LABELS = {"z_spec": "specz", "object_id": "name", "ebv": "sfd"}
+
+
+def write_hdf5(folder: Path, values: dict[str, Any]) -> Path:
+    return write(folder / "a.hdf5", GZIP, **values)
+
+
+def write_npz(folder: Path, values: dict[str, Any]) -> Path:
+    np.savez(folder / "a.npz", **values)
+    return folder / "a.npz"
+
+
+def write_npy(folder: Path, values: dict[str, Any]) -> Path:
+    (folder / "a").mkdir()
+    for name, value in values.items():
+        np.save(folder / "a" / f"{name}.npy", value)
+    return folder / "a"
+
+
+def write_record_npy(folder: Path, values: dict[str, Any]) -> Path:
+    fields = [(name, np.asarray(v).dtype, np.shape(v)[1:]) for name, v in values.items()]
+    rows = np.zeros(N, fields)
+    for name, value in values.items():
+        rows[name] = value
+    np.save(folder / "rows.npy", rows)
+    return folder / "rows.npy"
+
+
+def write_fits(folder: Path, values: dict[str, Any]) -> Path:
+    Table(values).write(folder / "a.fits")
+    return folder / "a.fits"
+
+
+def write_zarr(folder: Path, values: dict[str, Any]) -> Path:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(folder / "a.zarr"), mode="w")
+    for name, value in values.items():
+        group.create_array(name, data=np.asarray(value), chunks=(4, *np.shape(value)[1:]))
+    return folder / "a.zarr"
+
+
+def arrow_table(values: dict[str, Any]) -> Any:
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.table({name: pyarrow.array(np.asarray(v).tolist()) for name, v in values.items()})
+
+
+def write_parquet(folder: Path, values: dict[str, Any]) -> Path:
+    table = arrow_table(values)
+    from pyarrow import parquet
+
+    parquet.write_table(table, folder / "a.parquet", row_group_size=4)
+    return folder / "a.parquet"
+
+
+def write_arrow(folder: Path, values: dict[str, Any]) -> Path:
+    table = arrow_table(values)
+    from pyarrow import feather
+
+    feather.write_feather(table, folder / "a.arrow", chunksize=4)
+    return folder / "a.arrow"
+
+
+def write_stream(folder: Path, values: dict[str, Any]) -> Path:
+    table = arrow_table(values)
+    from pyarrow import ipc
+
+    with ipc.new_stream(str(folder / "a.arrow"), table.schema) as stream:
+        stream.write_table(table, max_chunksize=4)
+    return folder / "a.arrow"
+
+
+WRITERS: list[Callable[[Path, dict[str, Any]], Path]] = [write_hdf5, write_npz, write_npy, write_record_npy]
+WRITERS += [write_fits, write_zarr, write_parquet, write_arrow, write_stream]
+
+
+@pytest.mark.parametrize("writer", WRITERS, ids=lambda one: one.__name__.removeprefix("write_"))
+def test_every_kind_of_file_gives_the_same_stamps(
+    tmp_path: Path, writer: Callable[[Path, dict[str, Any]], Path]
+) -> None:
+    values = columns()
+    source = writer(tmp_path, values)
+    under = "rows/" if source.name == "rows.npy" else ""
+    names = {key: f"{under}{name}" for key, name in {"images": "cutout", **LABELS}.items()}
+    stamps, skipped = ingest(tmp_path / "out", source, map_of(**names), shard_rows=5)
+    np.testing.assert_array_equal(stamps.images, values["cutout"])
+    np.testing.assert_array_equal(stamps.z_spec, values["specz"].astype(np.float32))
+    np.testing.assert_array_equal(stamps.object_id, values["name"])
+    assert not skipped and (stamps.ebv == np.float32(0.02)).all() and np.isnan(stamps.ra).all()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f2", ">i4", "u2"])
+@pytest.mark.parametrize("axes", ["band y x", "y x band", "x y band", "x band y"])
+def test_axes_and_types_are_those_of_the_file(tmp_path: Path, axes: str, dtype: str) -> None:
+    values = columns()
+    values["cutout"] = np.round(1000 + 100 * values["cutout"])
+    places = [0, *(1 + ("band", "y", "x").index(axis) for axis in axes.split())]
+    stored = values | {"cutout": values["cutout"].transpose(places).astype(dtype)}
+    stored["specz"] = values["specz"].astype(">f8")
+    stored["name"] = values["name"].astype(">i8")
+    stamps, _ = ingest(tmp_path / "out", write_hdf5(tmp_path, stored), map_of(axes=axes, **LABELS))
+    wanted = values["cutout"].astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(stamps.images, wanted)
+    np.testing.assert_array_equal(stamps.object_id, values["name"])
+
+
+def test_images_of_one_band_need_no_axis_of_bands(tmp_path: Path) -> None:
+    values = columns() | {"cutout": pixels(N, 1, SIZE)[:, 0]}
+    stamps, _ = ingest(
+        tmp_path / "out", write_hdf5(tmp_path, values), map_of(axes="x y", bands="r", **LABELS)
+    )
+    np.testing.assert_array_equal(stamps.images[:, 0], values["cutout"].transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "per_unit"),
+    [
+        ({"unit": "nJy"}, [10**-3.56] * 3),
+        ({"unit": "ADU", "zero_point": 27.0}, [10**-1.8] * 3),
+        ({"unit": "counts/s", "zero_point": [22.5, 25.0, 20.0]}, [1, 0.1, 10]),
+        ({"unit": "ADU", "zero_points": {"des": 30.0}, "bands": ["des-g", "des-r", "des-z"]}, [1e-3] * 3),
+    ],
+)
+def test_units_become_nanomaggies(tmp_path: Path, keys: dict[str, Any], per_unit: list[float]) -> None:
+    """1 nJy is AB magnitude 31.4, 1 nanomaggy 22.5."""
+    values = columns()
+    stamps, _ = ingest(tmp_path / "out", write_hdf5(tmp_path, values), map_of(**keys, **LABELS))
+    wanted = values["cutout"] * np.array(per_unit)[:, None, None]
+    np.testing.assert_allclose(stamps.images, wanted, rtol=1e-6)
+    sigma = np.array([1, 2, 3]) * per_unit
+    # 112 outer pixels: 7 % of noise in each estimate, 2.3 % in the mean of nine
+    np.testing.assert_allclose(stamps.sky_sigma.mean(axis=0), sigma, rtol=0.1)
+
+
+def test_sky_sigma_of_a_column_of_inverse_variance_and_of_unmasked_pixels(tmp_path: Path) -> None:
+    values = columns()
+    values["sky"] = np.tile([1.0, 2.0, 3.0], (N, 1))
+    values["ivar"] = np.tile(np.array([1, 1 / 4, 1 / 9])[:, None, None], (N, 1, SIZE, SIZE))
+    values["ivar"][2, 1] = 0
+    values["bad"] = np.zeros((N, SIZE, SIZE), np.uint8)
+    values["bad"][:, 0, 3] = 4
+    stored = values | {"cutout": values["cutout"].copy()}
+    stored["cutout"][:, :, 0, 3:] += 1e3  # half of the bright pixels are flagged
+    source = write_hdf5(tmp_path, stored)
+    unit = {"unit": "ADU", "zero_point": 25.0, **LABELS}
+    one = map_of(sky_sigma_from="column", sky_sigma="sky", **unit)
+    stamps, _ = ingest(tmp_path / "column", source, one)
+    np.testing.assert_allclose(stamps.sky_sigma, np.tile([0.1, 0.2, 0.3], (N, 1)), rtol=1e-6)
+    one = map_of(sky_sigma_from="inverse variance", inverse_variance="ivar", **unit)
+    stamps, skipped = ingest(tmp_path / "ivar", source, one)
+    np.testing.assert_allclose(stamps.sky_sigma, np.tile([0.1, 0.2, 0.3], (N - 1, 1)), rtol=1e-6)
+    assert [entry["reason"] for entry in skipped] == ["the sky sigma is not known in the r band"]
+    values["bad"][:, 0, 3:] = 4
+    clean = write(tmp_path / "clean.hdf5", cutout=values["cutout"], bad=values["bad"], name=values["name"])
+    stored = write(tmp_path / "lit.hdf5", cutout=stored["cutout"], bad=values["bad"], name=values["name"])
+    one = map_of(sky_sigma_from="unmasked pixels", mask="bad", mask_true="unusable", object_id="name")
+    with pytest.raises(BadInput, match="too many pixels are masked"):
+        ingest(tmp_path / "masked", stored, one)
+    inner = {"crop": 8}  # which has no flagged pixel
+    lit, _ = ingest(tmp_path / "lit", stored, one, **inner)
+    np.testing.assert_array_equal(lit.sky_sigma, ingest(tmp_path / "clean", clean, one, **inner)[0].sky_sigma)
+
+
+def test_bands_are_chosen_by_name_from_those_of_each_row(tmp_path: Path) -> None:
+    values = columns()
+    values["filters"] = np.array([[b"f115w", b"f277w", b"f356w"]] * N)
+    values["filters"][4] = [b"f115w", b"f356w", b"f277w"]
+    values["scale"] = np.tile(np.array([0.02, 0.04, 0.04], np.float32), (N, 1))
+    source = write_hdf5(tmp_path, values)
+    keys = {"band_column": "filters", "pixel_scale": 0.0, "pixel_scale_column": "scale", **LABELS}
+    stamps, skipped = ingest(tmp_path / "out", source, map_of(**keys | {"bands": ["f356w", "f277w"]}))
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.header.bands == ("f356w", "f277w") and manifest.header.pixel_scale == 0.04
+    kept = np.arange(N) != 4
+    np.testing.assert_array_equal(stamps.images, values["cutout"][kept][:, [2, 1]])
+    assert [(entry["row"], entry["reason"]) for entry in skipped] == [
+        (4, "another band in place of the f277w band")
+    ]
+    with pytest.raises(BadInput, match="another pixel scale in the f277w band"):
+        ingest(tmp_path / "mixed", source, map_of(**keys | {"bands": []}))
+
+
+def test_pita_has_no_ids_and_flags_known_redshifts(tmp_path: Path) -> None:
+    known = np.array([1, 0, 1, 1, 1, 1, 1], np.uint8)
+    for k in range(2):
+        write(
+            tmp_path / "in" / f"{k}.hdf5",
+            images=pixels(7, 5, SIZE, k),
+            ebvs=np.full(7, 0.05, np.float32),
+            redshifts=np.linspace(0.1, 0.2, 7),
+            use_redshift_1=known,
+        )
+    _, stamps, _ = ingest_and_load(tmp_path / "out", [tmp_path / "in"], "pita", shard_rows=5)
+    np.testing.assert_array_equal(stamps.object_id, np.arange(14))
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(stamps.z_spec)), [1, 8])
+
+
+def test_jwst_form_of_the_multimodal_universe(tmp_path: Path) -> None:
+    bands = np.array([[b"f277w", b"f444w"]] * 4)
+    path = write(
+        tmp_path / "001-of-001.hdf5",
+        {"compression": "lzf", "chunks": True},
+        image_flux=pixels(4, 2, 24),
+        image_ivar=np.ones((4, 2, 24, 24), np.float32),
+        image_mask=np.ones((4, 2, 24, 24), np.bool_),
+        image_band=bands,
+        image_scale=np.full((4, 2), 0.04, np.float32),
+        object_id=np.arange(4),
+        ra=np.zeros(4),
+        dec=np.zeros(4),
+    )
+    manifest, stamps, _ = ingest_and_load(tmp_path / "out", [path], "mmu-jwst", keep_unlabelled=True)
+    assert manifest.header.bands == ("f277w", "f444w") and manifest.header.pixel_scale == 0.04
+    np.testing.assert_allclose(stamps.images, pixels(4, 2, 24) * 10**-2.56, rtol=1e-6)  # 10 nJy: 28.9
+
+
+def test_flattened_stamps_of_mixed_size_come_onto_the_finest_grid(tmp_path: Path) -> None:
+    """Of Gaussians much wider than any pixel, interpolation keeps flux and place in every band."""
+    flux, n, rng = np.array([3.0, 4.0, 50.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]), 3, np.random.default_rng(0)
+    planes = [(32, 1.5)] * 2 + [(170, 0.25)] * 5 + [(32, 2.75)] * 2
+    rows = []
+    for (size, scale), total in zip(planes, flux, strict=True):
+        at = (np.arange(size) - (size - 1) / 2) * scale
+        profile = np.exp(-(((at - 2) ** 2)[:, None] + (at + 3) ** 2) / 2 / 4**2)  # 4 arcsec; y 2, x -3
+        noise = 1e-4 * scale**2 * rng.normal(size=(n, size, size))
+        rows.append((total * scale**2 / (2 * np.pi * 4**2) * profile + noise).reshape(n, -1))
+    zero_point = np.array([20.08, 18.82, 25, 25, 25, 25, 25, 25.199, 25.839])
+    counts = [row / 10 ** (0.4 * (22.5 - zero)) for row, zero in zip(rows, zero_point, strict=True)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    arrays = {"images": np.concatenate(counts, axis=1), "z": np.full(n, 0.1), "object_id": np.arange(n)}
+    for name, value in {**arrays, "ebv_csfd": np.zeros(n)}.items():
+        np.save(folder / f"{name}.npy", value)
+    manifest, stamps, _ = ingest_and_load(tmp_path / "out", [folder], "mantis-shrimp", crop=128)
+    assert manifest.header.bands == ("NUV", "FUV", "g", "r", "i", "z", "y", "W1", "W2")
+    assert manifest.header.pixel_scale == 0.25
+    at = (np.arange(128) - 63.5) * 0.25
+    sums = stamps.images.sum(axis=(2, 3), dtype=np.float64)
+    # Linear interpolation widens a Gaussian of 4 arcsec by (2.75 / 4)^2 / 12: no flux is lost in 16 arcsec.
+    np.testing.assert_allclose(sums, np.tile(flux, (n, 1)), rtol=0.01)
+    x = (stamps.images.sum(axis=2) * at).sum(axis=2) / sums
+    y = (stamps.images.sum(axis=3) * at).sum(axis=2) / sums
+    np.testing.assert_allclose(x, -3, atol=0.05)
+    np.testing.assert_allclose(y, 2, atol=0.05)
+    with pytest.raises(BadInput, match="--crop to at most|arcsec wide"):
+        narrow = (
+            {"bands": "u", "size": 8, "pixel_scale": 0.5},
+            {"bands": "v", "size": 32, "pixel_scale": 0.25},
+        )
+        np.save(folder / "images.npy", np.ones((n, 64 + 1024)))
+        keys = {"images": "images", "axes": "flat", "planes": list(narrow)}
+        ingest(tmp_path / "narrow", folder, parse_map(keys, "m"))
+
+
+def test_arrays_in_groups_are_named_by_their_path(tmp_path: Path) -> None:
+    values = columns()
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for name, value in values.items():
+            file[f"survey/{name}"] = value
+        file["alias"] = h5py.SoftLink("/survey")
+    names = {key: f"survey/{name}" for key, name in LABELS.items()}
+    stamps, _ = ingest(tmp_path / "out", tmp_path / "a.hdf5", map_of(images="survey/cutout", **names))
+    np.testing.assert_array_equal(stamps.images, values["cutout"])
+    with pytest.raises(BadInput, match="'alias' is a link to a group"):
+        ingest(tmp_path / "alias", tmp_path / "a.hdf5", map_of(images="alias/cutout", **LABELS))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"pixelscale": 1.0}, "unknown key 'pixelscale' (did you mean pixel_scale?); valid: images,"),
+        ({"bands": []}, "bands: name them"),
+        ({"bands": ["g", "g", "r"]}, "bands: one is there twice"),
+        ({"pixel_scale": "0.2"}, "pixel_scale = '0.2': must be a valid number"),
+        ({"axes": "y x c"}, 'axes = "y x c": want band, y and x'),
+        ({"unit": "ADU"}, 'unit = "ADU": give zero_point'),
+        ({"unit": "nJy", "zero_point": 25.0}, 'unit = "nJy" is calibrated'),
+        ({"unit": "ADU", "zero_point": [1.0, 2.0]}, "zero_point: 2 for 3 bands"),
+        ({"unit": "Jy"}, "unit = 'Jy': must be 'nMgy', 'nJy'"),
+        ({"sky_sigma": "sky"}, "sky_sigma: set sky_sigma_from to 'column'"),
+        ({"sky_sigma_from": "inverse variance"}, "name it in inverse_variance"),
+        ({"axes": "flat"}, "planes belong together"),
+        ({"optional": "z_spec"}, "optional: want some of ebv, ra, dec"),
+    ],
+)
+def test_a_map_that_cannot_be_right_is_one_line(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput) as error:
+        map_of(**keys)
+    assert str(error.value).startswith("map.toml: ") and says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_do_not_fit_the_map_are_one_line(tmp_path: Path) -> None:
+    values = columns()
+    source = write_hdf5(tmp_path, values)
+    cases = [
+        (map_of(images="stamps"), "a.hdf5: no field 'stamps': it has cutout, name, sfd, specz"),
+        (map_of(bands=["g", "r"]), "3 bands, not 2 (g, r)"),
+        (map_of(axes="y x band", bands=["g"]), "holds images of 3 x 16 pixels"),
+        (map_of(sky_sigma_from="column", sky_sigma="cutout"), "'cutout' has shape (9, 3, 16, 16)"),
+        (map_of(ra="name2"), "no field 'name2'"),
+    ]
+    for k, (one, says) in enumerate(cases):
+        with pytest.raises(BadInput) as error:
+            ingest(tmp_path / str(k), source, one)
+        assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    for writer in (write_npz, write_fits, write_parquet, write_arrow):
+        folder = tmp_path / writer.__name__
+        folder.mkdir()
+        source = writer(folder, columns())
+        with source.open("r+b") as file:
+            file.truncate(source.stat().st_size // 2)
+        with pytest.raises(BadInput, match=f"{source.name}: ") as error:
+            ingest(folder / "out", source, map_of(**LABELS))
+        assert "\n" not in str(error.value)
+
+
+def test_zarr_stores_neither_unpickle_nor_follow_links(tmp_path: Path) -> None:
+    source = write_zarr(tmp_path, columns())
+    chunk = next(one for one in source.rglob("c/0*") if one.is_file() or one.is_symlink())
+    chunk.rename(tmp_path / "elsewhere")
+    chunk.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="a link: it may lead outside the store"):
+        ingest(tmp_path / "out", source, map_of(**LABELS))
+    chunk.unlink()
+    (tmp_path / "elsewhere").rename(chunk)
+    metadata = source / "cutout" / "zarr.json"
+    metadata.write_text(metadata.read_text().replace('"bytes"', '"numcodecs.pickle"'))
+    with pytest.raises(BadInput, match="pickled objects, which are never loaded"):
+        ingest(tmp_path / "out", source, map_of(**LABELS))
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(BadInput, match=r"pip install 'hpcphotoz\[arrays\]'"):
+        ingest(tmp_path / "out", tmp_path / "a.parquet", map_of(**LABELS))
+
+
+def test_a_guessed_map_reads_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = columns()
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["Cutouts"], file["spec_z"] = values["cutout"].transpose(0, 2, 3, 1), values["specz"]
+        file["ObjID"], file["E_BV"], file["RA"] = values["name"], values["sfd"], np.zeros(N)
+        file.attrs["bands"], file.attrs["pixel_scale"] = ["g", "r", "z"], 0.262
+        file.attrs["flux_unit"] = "nanomaggies"
+    assert main(["ingest", "arrays", "--guess", str(tmp_path / "a.hdf5")]) == 0
+    text = capsys.readouterr().out
+    assert [line.split(" = ")[0] for line in text.splitlines() if "NOT FOUND" in line] == ["# dec"]
+    (tmp_path / "map.toml").write_text(text)
+    words = ["ingest", "arrays", tmp_path / "out", tmp_path / "a.hdf5", "--map", tmp_path / "map.toml"]
+    assert main([str(word) for word in [*words, "--processes", 1]]) == 0
+    stamps = load(tmp_path / "out", read_manifest(tmp_path / "out"))
+    np.testing.assert_array_equal(stamps.images, values["cutout"])
+    np.testing.assert_array_equal(stamps.object_id, values["name"])
+    np.testing.assert_array_equal(stamps.z_spec, values["specz"].astype(np.float32))
+    assert (stamps.ebv == np.float32(0.02)).all() and (stamps.ra == 0).all()
+
+
+def test_a_guess_names_what_it_did_not_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "a.hdf5", things=pixels(4, 2, 12))
+    assert main(["ingest", "arrays", "--guess", str(source)]) == 0
+    text = capsys.readouterr().out
+    missing = [line.strip("# ").split(" = ")[0] for line in text.splitlines() if "NOT FOUND" in line]
+    assert missing == ["bands", "pixel_scale", "unit", "object_id", "z_spec", "ebv", "ra", "dec"]
+    assert main(["ingest", "arrays", "--guess", str(write(tmp_path / "b.hdf5", z=np.zeros(4)))]) == 2
+    assert "b.hdf5: no array of images" in capsys.readouterr().err
+    assert main(["ingest", "arrays", str(tmp_path / "out"), str(source)]) == 2
+    assert "--map" in capsys.readouterr().err
