@@ -47,6 +47,8 @@ ONLY_IN = {
     "submitit": "launch",
     "matplotlib": "evaluation",
     "mpi4py": "sources",
+    "zarr": "sources",
+    "pyarrow": "sources",
     "triton": "kernels",
 }
 

@@ -1,15 +1,22 @@
-"""The Python of the how-to pages runs."""
+"""The Python and the commands of the how-to pages run."""
 
+import os
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import torch
 from astropy.table import Table
 
 from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.index import index_folder
 from tests.helpers.pages import blocks, module, write_coadd
+from tests.helpers.paths import ROOT
 
 
 def test_own_network_examples_run() -> None:
@@ -48,3 +55,28 @@ def test_survey_script_cuts_stamps(tmp_path: Path) -> None:
     with h5py.File(next((tmp_path / "d").glob("shard-00000.*5"))) as file:
         assert file["object_id"][:].tolist() == [5]
         assert file["images"][0].max() == 7
+
+
+def test_own_data_becomes_pdfs_by_the_commands_as_printed(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/my-own-data.md").read_text()
+    code, guess, corrected, rest = re.findall(
+        r"^```(?:python|bash|toml)\n(.*?)^```", page, re.DOTALL | re.MULTILINE
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+
+    def run(words: list[str]) -> None:
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+
+    run([sys.executable, "-c", code])
+    run(["bash", "-e", "-c", guess])
+    guessed, wanted = tomllib.loads((tmp_path / "map.toml").read_text()), tomllib.loads(corrected)
+    assert {key for key in wanted if guessed[key] != wanted[key]} == {"bands", "pixel_scale", "unit"}
+    (tmp_path / "map.toml").write_text(corrected)
+    run(["bash", "-e", "-c", rest])
+    qp = pytest.importorskip("qp")
+    ensemble = qp.read(str(tmp_path / "pz.hdf5"))
+    with h5py.File(tmp_path / "survey.hdf5") as file:
+        assert sorted(ensemble.ancil["object_id"]) == sorted(file["SOURCE_ID"][:])
+    assert np.isfinite(ensemble.mode(np.linspace(0, 1.2, 121))).all()
