@@ -1,11 +1,13 @@
-"""Ingest of published sets and of SDSS frames on 1, 2 and 4 MPI ranks, which take turns in one run.
+"""Ingest of arrays, published sets and SDSS frames on 1, 2 and 4 MPI ranks, which take turns in one run.
 
 python -m benchmarks.bench_ingest [--quick] [--json PATH]
 
 Stamps a second of the whole ingest: read, noise measured, checked, checksummed, written and flushed to the
-disk, without the interpreter's start. `pasquet`: an npz of 64x64x5 float32; `hayat`: HDF5 of 107x107x5 in
-gzip chunks, cropped to 64; `frames`: stamps cut out of the fpC frames that HPCPHOTOZ_DATA (or ../shared/data)
-holds. Needs mpiexec and mpi4py (`pip install mpich mpi4py`). The page cache is warm.
+disk, without the interpreter's start. `arrays`: a foreign HDF5 of big-endian 64x64x5, contiguous, by a map;
+`h5py copy`: the same bytes read and written by h5py alone, and flushed. `pasquet`: an npz of 64x64x5 float32;
+`hayat`: HDF5 of 107x107x5 in gzip chunks, cropped to 64; `frames`: stamps cut out of the fpC frames that
+HPCPHOTOZ_DATA (or ../shared/data) holds. Needs mpiexec and mpi4py (`pip install mpich mpi4py`). The page cache
+is warm.
 """
 
 import csv
@@ -27,6 +29,14 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", ROOT.parent / "shared" / "data")) / "sdss-stripe82"
 RANKS = (1, 2, 4)
 UNITS = 8  # shards, so that four ranks have equal shares
+COPY_ROWS = 256  # read and written at a time: 20 MB
+MAP = {
+    "images": "pix",
+    "bands": ["u", "g", "r", "i", "z"],
+    "pixel_scale": 0.396,
+    "object_id": "name",
+    "z_spec": "zs",
+}
 COPIES = 8  # positions about each object of the frames' table
 
 
@@ -48,7 +58,9 @@ def main() -> None:
             for kind in kinds
             for ranks in (RANKS[:2] if options.quick else RANKS)
         }
+        rivals["h5py_copy"] = lambda: h5py_copy(folder / "arrays.h5", folder / "copy.h5")
         times = rounds(rivals, repeat, benchmark)
+        counts["h5py"] = rows
     benchmark.add(cores=os.cpu_count(), shards=UNITS, stamps=counts)
     print(f"{'source':10s} {'ranks':>5s} {'stamps/s':>9s} {'over one rank':>13s}")
     rates = {name: spread([counts[name.split("_")[0]] / t for t in found]) for name, found in times.items()}
@@ -57,6 +69,14 @@ def main() -> None:
         faster = rate["median"] / alone["median"] if alone else None
         benchmark.add(**{f"{kind}_{ranks}_ranks": {"stamps_per_s": rate, "over_one_rank": faster}})
         print(f"{kind:10s} {ranks:5d} {rate['median']:9.0f} {'' if faster is None else f'{faster:13.2f}'}")
+    plain = rates["h5py_copy"]
+    share = {
+        ranks: rates[f"arrays_{ranks}"]["median"] / plain["median"]
+        for ranks in RANKS
+        if f"arrays_{ranks}" in rates
+    }
+    benchmark.add(h5py_copy={"stamps_per_s": plain}, arrays_over_h5py_copy=share)
+    print(f"h5py copy  {plain['median']:15.0f}  arrays over it: {share}")
     benchmark.end()
 
 
@@ -67,6 +87,10 @@ def write_sources(folder: Path, rows: int) -> list[str]:
     labels["specObjID"] = np.arange(rows)
     cube = rng.standard_normal((rows, 64, 64, 5), np.float32)
     np.savez(folder / "pasquet.npz", cube=cube, labels=labels)
+    with h5py.File(folder / "arrays.h5", "w") as file:
+        file["pix"] = np.ascontiguousarray(cube.transpose(0, 3, 1, 2)).astype(">f4")
+        file["name"] = np.arange(rows).astype(">i8")
+        file["zs"] = labels["z"].astype(">f8")
     with h5py.File(folder / "hayat.h5", "w") as file:
         images = rng.standard_normal((rows // 2, 5, 107, 107), np.float32)
         file.create_dataset("images", data=images, chunks=(16, 5, 107, 107), compression="gzip")
@@ -76,7 +100,7 @@ def write_sources(folder: Path, rows: int) -> list[str]:
             file[name] = np.zeros(rows // 2)
     if not DATA.is_dir():
         print(f"no SDSS frames at {DATA}: set HPCPHOTOZ_DATA to the folder that holds sdss-stripe82")
-        return ["pasquet", "hayat"]
+        return ["arrays", "pasquet", "hayat"]
     with open(DATA / "objects.csv", newline="") as table:
         places = [(float(row["ra_deg"]), float(row["dec_deg"])) for row in csv.DictReader(table)]
     shift = rng.uniform(-30, 30, (COPIES, len(places), 2)) / 3600
@@ -86,29 +110,45 @@ def write_sources(folder: Path, rows: int) -> list[str]:
         out.writerows(
             [k, *place] for k, place in enumerate((np.array(places) + shift).reshape(-1, 2).tolist())
         )
-    return ["pasquet", "hayat", "frames"]
+    return ["arrays", "pasquet", "hayat", "frames"]
 
 
 def ingest(kind: str, folder: Path, out: Path) -> int:
     """Ingest the files of one kind on this rank, and return the number of stamps of all ranks."""
-    from hpcphotoz.sources.published.ingest_table import ingest_table
+    from hpcphotoz.sources.arrays.array_map import load_map, parse_map
+    from hpcphotoz.sources.arrays.ingest_arrays import ingest_arrays
     from hpcphotoz.sources.surveys.ingest import ingest_images
 
     if kind == "frames":
         count = sum(1 for _ in open(folder / "objects.csv")) - 1
         rows = -(-count // UNITS)
         return ingest_images(out, "sdss", DATA, folder / "objects.csv", shard_rows=rows).rows
-    source = folder / ("pasquet.npz" if kind == "pasquet" else "hayat.h5")
     with np.load(folder / "pasquet.npz") as file:
-        count = len(file["labels"]) // (1 if kind == "pasquet" else 2)
-    crop = None if kind == "pasquet" else 64
-    return ingest_table(out, [source], kind, shard_rows=count // UNITS, crop=crop)[0].rows
+        count = len(file["labels"]) // (2 if kind == "hayat" else 1)
+    source = folder / {"arrays": "arrays.h5", "pasquet": "pasquet.npz", "hayat": "hayat.h5"}[kind]
+    array_map = parse_map(MAP, "map.toml") if kind == "arrays" else load_map(kind)
+    crop = 64 if kind == "hayat" else None
+    return ingest_arrays(out, [source], array_map, kind, shard_rows=count // UNITS, crop=crop)[0].rows
+
+
+def h5py_copy(source: Path, out: Path) -> float:
+    """Read all arrays of a file by h5py and write them to another; return the seconds with the flush."""
+    start = time.perf_counter()
+    with h5py.File(source) as read, h5py.File(out, "w") as write:
+        for name, stored in read.items():
+            array = write.create_dataset(name, stored.shape, stored.dtype.newbyteorder("="))
+            for row in range(0, len(stored), COPY_ROWS):
+                array[row : row + COPY_ROWS] = stored[row : row + COPY_ROWS]
+    with open(out, "rb") as file:
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - start
+    out.unlink()
+    return seconds
 
 
 def on_rank(kind: str, folder: str, out: str) -> None:
     """Print the seconds from a barrier of the ranks to the manifest, and the number of stamps."""
-    import hpcphotoz.sources.cutouts
-    import hpcphotoz.sources.published.ingest_table  # noqa: F401
+    import hpcphotoz.sources.arrays.ingest_arrays  # noqa: F401
     from hpcphotoz.sources.mpi import mpi_ranks
 
     ranks = mpi_ranks()
