@@ -6,8 +6,8 @@ Stamps a second of the whole ingest: read, noise measured, checked, checksummed,
 disk, without the interpreter's start. `arrays`: a foreign HDF5 of big-endian 64x64x5, contiguous, by a map;
 `h5py copy`: the same bytes read and written by h5py alone, and flushed. `pasquet`: an npz of 64x64x5 float32;
 `hayat`: HDF5 of 107x107x5 in gzip chunks, cropped to 64; `frames`: stamps cut out of the fpC frames that
-HPCPHOTOZ_DATA (or ../shared/data) holds. Needs mpiexec and mpi4py (`pip install mpich mpi4py`). The page cache
-is warm.
+HPCPHOTOZ_DATA (or ../shared/data) holds. Needs mpiexec and mpi4py (`pip install mpich mpi4py`). The page
+cache is warm.
 """
 
 import csv

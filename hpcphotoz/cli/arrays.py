@@ -6,6 +6,7 @@ from typing import Any
 
 from hpcphotoz.cli.dataset_output import CORES_OR_RANKS, WRITING, add_writing, given, say_what_is_in
 from hpcphotoz.cli.parser import Commands, Parser, command, number, path
+from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.arrays.array_map import shipped_maps
 from hpcphotoz.sources.arrays.map_text import describe_maps
 
@@ -19,6 +20,8 @@ object it is."""
 def ingest_arrays(options: argparse.Namespace) -> int:
     """Convert files of image arrays, HDF5, npz, FITS, Zarr or Parquet, by a map of their columns."""
     if options.guess is not None:
+        if options.out is not None or options.map is not None:
+            raise BadInput("--guess looks into one file and prints a map: leave out OUT, SRC and --map")
         return _guess(options)
     return _ingest(options, options.map)
 

@@ -133,7 +133,8 @@ def _problems(one: ArrayMap) -> list[str]:
         ("unmasked pixels", "mask"),
     )
     bands = [band for planes in one.planes for band in planes.bands] or list(one.bands)
-    calibrated = one.zero_point or one.zero_points or any(planes.zero_point for planes in one.planes)
+    by_planes = [bool(planes.zero_point) for planes in one.planes]
+    given = bool(one.zero_point or one.zero_points) or any(by_planes)
     checks = {
         f'axes = "{one.axes}": want band, y and x in any order, "y x" or "flat"': not one.flat
         and sorted(one.order) not in (sorted(_AXES), ["x", "y"]),
@@ -147,14 +148,15 @@ def _problems(one: ArrayMap) -> list[str]:
             one.planes
         )
         and bool(one.mask or one.inverse_variance),
+        "planes: their sky sigma is measured: leave out sky_sigma_from": bool(one.planes)
+        and one.sky_sigma_from != "outer pixels",
         "bands: name them, or the column that does in band_column": not bands and not one.band_column,
         "bands: one is there twice": len(set(bands)) < len(bands),
         "pixel_scale: give arcsec a pixel, or the column that does in pixel_scale_column": not one.planes
         and (one.pixel_scale > 0) == bool(one.pixel_scale_column),
         f'unit = "{one.unit}": give zero_point, the AB magnitude of one unit': one.unit in ("ADU", "counts/s")
-        and not calibrated,
-        f'unit = "{one.unit}" is calibrated: leave out zero points': one.unit in ("nMgy", "nJy")
-        and bool(calibrated),
+        and not (given and all(by_planes)),
+        f'unit = "{one.unit}" is calibrated: leave out zero points': one.unit in ("nMgy", "nJy") and given,
         "zero_point and zero_points: give one of them": bool(one.zero_point and one.zero_points),
         f"zero_point: {len(one.zero_point)} for {len(bands)} bands": len(one.zero_point) > 1
         and len(one.zero_point) != len(bands),

@@ -19,6 +19,7 @@ from tests.helpers.datasets import load
 from tests.helpers.sources.array_files import GZIP, ingest_and_load, pixels, write
 
 N, BANDS, SIZE = 9, 3, 16
+PLANES = {"bands": "g", "size": 16, "pixel_scale": 0.262}
 PLAIN = {"images": "cutout", "bands": ["g", "r", "z"], "pixel_scale": 0.262}
 
 
@@ -323,6 +324,10 @@ def test_arrays_in_groups_are_named_by_their_path(tmp_path: Path) -> None:
         ({"sky_sigma": "sky"}, "sky_sigma: set sky_sigma_from to 'column'"),
         ({"sky_sigma_from": "inverse variance"}, "name it in inverse_variance"),
         ({"axes": "flat"}, "planes belong together"),
+        (
+            {"unit": "ADU", "axes": "flat", "bands": [], "pixel_scale": 0.0, "planes": [PLANES]},
+            "give zero_point",
+        ),
         ({"optional": "z_spec"}, "optional: want some of ebv, ra, dec"),
     ],
 )
@@ -411,5 +416,7 @@ def test_a_guess_names_what_it_did_not_find(tmp_path: Path, capsys: pytest.Captu
     assert missing == ["bands", "pixel_scale", "unit", "object_id", "z_spec", "ebv", "ra", "dec"]
     assert main(["ingest", "arrays", "--guess", str(write(tmp_path / "b.hdf5", z=np.zeros(4)))]) == 2
     assert "b.hdf5: no array of images" in capsys.readouterr().err
+    assert main(["ingest", "arrays", "--guess", str(source), "--map", "hayat"]) == 2
+    assert "leave out OUT, SRC and --map" in capsys.readouterr().err
     assert main(["ingest", "arrays", str(tmp_path / "out"), str(source)]) == 2
     assert "--map" in capsys.readouterr().err
