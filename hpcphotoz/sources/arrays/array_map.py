@@ -10,9 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, Validatio
 from pydantic.dataclasses import dataclass
 
 from hpcphotoz.errors import BadInput, nearest
-from hpcphotoz.sources.constants import ZERO_POINT
 
-NANOJANSKY = 31.4  # AB magnitude of 1 nJy
 # Columns that a file may lack if the map lists them in `optional`.
 OPTIONAL = ("ebv", "ra", "dec", "mask", "inverse_variance")
 _AXES = {"band", "y", "x"}
@@ -233,30 +231,3 @@ def parse_map(tree: Mapping[str, Any], source: str) -> ArrayMap:
         reason = str(first["msg"]).removeprefix("Value error, ").replace("Input should be ", "must be ")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
         raise BadInput(f"{source}: {'.'.join(place) + given + ': ' if place else ''}{reason}") from None
-
-
-def zero_points(one: ArrayMap, bands: tuple[str, ...], path: Path) -> tuple[float, ...]:
-    """Returns the AB magnitude of one unit of each band's pixels.
-
-    Raises:
-        BadInput: the map gives it by survey, and not for that of a band.
-    """
-    if one.unit == "nMgy" and not one.planes:
-        return (ZERO_POINT,) * len(bands)
-    if one.unit == "nJy":
-        return (NANOJANSKY,) * len(bands)
-    if one.planes:
-        given = {}
-        for planes in one.planes:
-            values = planes.zero_point or (ZERO_POINT,)
-            values = values if len(values) > 1 else values * len(planes.bands)
-            given |= dict(zip(planes.bands, values, strict=True))
-        return tuple(given[band] for band in bands)
-    if one.zero_points:
-        found = [one.zero_points.get(band.lower().split("-")[0]) for band in bands]
-        if len(set(found)) > 1 or None in found:
-            raise BadInput(
-                f"{path}: bands {', '.join(bands)}: give the pixels' --zero-point (AB mag of one unit)"
-            )
-        return tuple(value for value in found if value is not None)
-    return one.zero_point if len(one.zero_point) > 1 else one.zero_point * len(bands)

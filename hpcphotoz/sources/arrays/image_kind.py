@@ -1,11 +1,15 @@
 """Checks shapes and types of a file's columns against its map: bands, size and pixel scale of the images."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.arrays.array_map import ArrayMap
 from hpcphotoz.sources.arrays.files.array_file import ArrayFile
+from hpcphotoz.sources.constants import ZERO_POINT
+
+NANOJANSKY = 31.4  # AB magnitude of 1 nJy
 
 
 @dataclass(frozen=True)
@@ -117,3 +121,30 @@ def band_names(table: ArrayFile, array_map: ArrayMap, start: int, stop: int) -> 
         tuple(v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in row)
         for row in table.rows(array_map.band_column, start, stop).tolist()
     ]
+
+
+def zero_points(one: ArrayMap, bands: tuple[str, ...], path: Path) -> tuple[float, ...]:
+    """Returns the AB magnitude of one unit of each band's pixels.
+
+    Raises:
+        BadInput: the map gives it by survey, and not for that of a band.
+    """
+    if one.unit == "nMgy" and not one.planes:
+        return (ZERO_POINT,) * len(bands)
+    if one.unit == "nJy":
+        return (NANOJANSKY,) * len(bands)
+    if one.planes:
+        given = {}
+        for planes in one.planes:
+            values = planes.zero_point or (ZERO_POINT,)
+            values = values if len(values) > 1 else values * len(planes.bands)
+            given |= dict(zip(planes.bands, values, strict=True))
+        return tuple(given[band] for band in bands)
+    if one.zero_points:
+        found = [one.zero_points.get(band.lower().split("-")[0]) for band in bands]
+        if len(set(found)) > 1 or None in found:
+            raise BadInput(
+                f"{path}: bands {', '.join(bands)}: give the pixels' --zero-point (AB mag of one unit)"
+            )
+        return tuple(value for value in found if value is not None)
+    return one.zero_point if len(one.zero_point) > 1 else one.zero_point * len(bands)

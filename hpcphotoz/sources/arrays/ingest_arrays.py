@@ -21,9 +21,9 @@ from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
-from hpcphotoz.sources.arrays.array_map import ArrayMap, zero_points
+from hpcphotoz.sources.arrays.array_map import ArrayMap
 from hpcphotoz.sources.arrays.files.array_file import open_array_file, parts_of, source_files
-from hpcphotoz.sources.arrays.image_kind import ImageKind, inspect_file
+from hpcphotoz.sources.arrays.image_kind import ImageKind, inspect_file, zero_points
 from hpcphotoz.sources.arrays.planes import check_coverage
 from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile, read_ids
 from hpcphotoz.sources.build import build_dataset

@@ -1,6 +1,7 @@
 """Describes the shipped maps in words, for `ingest table --help`."""
 
-from hpcphotoz.sources.arrays.array_map import NANOJANSKY, ArrayMap, load_map, shipped_maps
+from hpcphotoz.sources.arrays.array_map import ArrayMap, load_map, shipped_maps
+from hpcphotoz.sources.arrays.image_kind import NANOJANSKY
 from hpcphotoz.sources.constants import ZERO_POINT
 
 
