@@ -23,12 +23,12 @@ from hpcphotoz.data.read import rows
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report.dataset_sample import sample_dataset
 from tests.helpers.datasets import make_dataset, make_stamps, streamed_images
+from tests.helpers.sources.array_files import ingest
 
 N = 12
 SHAPE = (N, 5, 16, 16)
 CHUNKS = (3, 5, 16, 16)
 Change = Callable[[h5py.File, Path], Any]
-from tests.helpers.sources.array_files import ingest
 
 
 def write(path: Path, change: Change | None = None, **options: Any) -> None:
