@@ -166,13 +166,13 @@ def train(
 
 
 def load(run: Path | str, device: str = "auto") -> TrainedNetwork:
-    """Load the network of a run's newest checkpoint, in evaluation mode.
+    """Load the network of a run's newest checkpoint, or of a safetensors file, in evaluation mode.
 
     `network.pdf(images, ebv)` gives the PDFs; `network.module` is the torch module, `network.bins` its
     redshift bins, `network.config` the configuration of the run.
 
     Args:
-        run: run folder, or one checkpoint file in it.
+        run: run folder, one checkpoint file in it, or a file *.safetensors that `save_network` wrote.
         device: "cuda", "cpu", or "auto": a GPU where there is one.
 
     Raises:

@@ -1,5 +1,10 @@
-"""A trained network, loaded from a run."""
+"""A trained network: loaded from a run, or saved to and loaded from one safetensors file.
 
+The file holds the tensors, and in its header's metadata, under `hpcphotoz`, a JSON text with what is needed
+to build the network: configuration, bands, stamp size and the rest of `_FACTS`. Nothing in it is code.
+"""
+
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,21 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse
 from hpcphotoz.config.renamed import to_current
-from hpcphotoz.errors import BadInput
+from hpcphotoz.data.order import ORDER
+from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.evaluation.network import check_tensors, compute_pdfs
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.training.run import checkpoint
+
+WEIGHTS_SUFFIX = ".safetensors"
+_FORMAT, _VERSION = "hpcphotoz", 1  # key of the JSON text in the file's metadata, and its version
+_FACTS = ("name", "config", "bands", "stamp", "scale", "step", "manifest_sha256", "order")
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
     """A trained network in evaluation mode, with what is needed to use it."""
 
-    name: str  # name of the run folder
+    name: str  # name of the run folder, or of the safetensors file's network
     module: nn.Module
     bins: RedshiftBins
     bands: tuple[str, ...]
@@ -29,6 +40,7 @@ class TrainedNetwork:
     config: Config
     step: int  # optimiser steps taken
     manifest_sha256: str  # of the dataset it was trained on
+    scale: tuple[float, ...]  # per band, nMgy: softening of the asinh normalisation
 
     def pdf(self, images: Tensor, ebv: Tensor) -> Tensor:
         """The PDF of each object, (N, bins) float32: a probability per redshift bin.
@@ -46,30 +58,100 @@ class TrainedNetwork:
 
 
 def load_network(run: Path | str, device: torch.device | str = "cpu") -> TrainedNetwork:
-    """Load the network of the newest checkpoint of a run.
+    """Load a safetensors file of `save_network`, or the network of the newest checkpoint of a run.
 
     Args:
-        run: a run folder, or one of its checkpoint files.
+        run: a run folder, one of its checkpoint files, or a file *.safetensors.
         device: where to put the network.
 
     Raises:
-        BadInput: no such run, or no checkpoint that loads.
+        BadInput: no such run, no checkpoint that loads, or a file that holds no network of this library.
     """
     run = Path(run)
+    if run.suffix == WEIGHTS_SUFFIX:
+        state = _read_weights(run)
+        return _from_state(state, run, state["name"], device)
     path = run if run.is_file() else checkpoint.latest(run)
     if path is None:
         torn = " that loads" if checkpoint.paths(run) else ""
         give = "give a run folder that `hpcphotoz train --out` has filled"
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
-    state = checkpoint.load(path, device)
-    config = parse(_current_config(state, str(path)), str(path))
-    with torch.random.fork_rng(devices=[]):
-        module = build(config.model, stamp=state["stamp"], scale=tuple(state["scale"]))
-    module.load_state_dict(state["model"])
-    module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
-    facts = tuple(state["bands"]), state["stamp"], config, state["step"], state["manifest_sha256"]
+    return _from_state(checkpoint.load(path, device), path, name, device)
+
+
+def save_network(network: TrainedNetwork, path: Path) -> None:
+    """Write a network as one safetensors file, from which `load_network` makes the same.
+
+    Args:
+        network: its weights are written in the type and shape that they have.
+        path: file to write, named *.safetensors; an existing one is replaced, whole or not at all.
+
+    Raises:
+        BadInput: another suffix, safetensors is not installed, or the file cannot be written.
+    """
+    if path.suffix != WEIGHTS_SUFFIX:
+        raise BadInput(
+            f"{path}: a network is written as {WEIGHTS_SUFFIX}: name it {path.stem}{WEIGHTS_SUFFIX}"
+        )
+    safetensors = _safetensors()
+    facts = {name: getattr(network, name) for name in _FACTS if name not in ("config", "order")}
+    facts |= {"config": network.config.model_dump(mode="json"), "order": ORDER}
+    # Copies: safetensors takes neither other memory orders nor tensors that share memory.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.module.state_dict().items()
+    }
+    content = safetensors.save(tensors, {_FORMAT: json.dumps({"version": _VERSION, **facts})})
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _read_weights(path: Path) -> checkpoint.State:
+    """The tensors and facts of a file of `save_network`."""
+    _safetensors()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_FORMAT)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path}: cannot be read as safetensors: {first_line(error)}") from None
+    try:
+        facts = json.loads(text or "")
+        if facts["version"] != _VERSION:
+            raise BadInput(f"{path}: version {facts['version']}, this release reads version {_VERSION}")
+        return {**{name: facts[name] for name in _FACTS}, "model": tensors}
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path}: holds weights, but no network that `save_network` wrote") from None
+
+
+def _from_state(state: checkpoint.State, path: Path, name: str, device: torch.device | str) -> TrainedNetwork:
+    """The network of a checkpoint's state, or of the tensors and facts of a safetensors file."""
+    config = parse(_current_config(state, str(path)), str(path))
+    scale = tuple(state["scale"])
+    with torch.random.fork_rng(devices=[]):
+        module = build(config.model, stamp=state["stamp"], scale=scale)
+    try:
+        module.load_state_dict(state["model"])
+    except RuntimeError as error:  # torch's list of all missing and unexpected names, over many lines
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path}: the weights do not belong to the configuration: {reason}") from None
+    module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    facts = tuple(state["bands"]), state["stamp"], config, state["step"], state["manifest_sha256"], scale
     return TrainedNetwork(name, module, bins_of(config.model), *facts)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise BadInput(f"{error}: weights as safetensors need `pip install 'hpcphotoz[export]'`") from None
+    return safetensors.torch
 
 
 def _current_config(state: checkpoint.State, source: str) -> dict[str, Any]:
