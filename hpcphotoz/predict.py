@@ -39,6 +39,8 @@ ANCIL = {
     "dec": np.float64,  # deg
     "ebv": np.float64,  # mag
     "z_spec": np.float64,  # NaN: unknown
+    "id": np.int64,  # object_id and z_spec again, under the names that RAIL's estimators give
+    "redshift": np.float64,
 }
 
 
@@ -90,7 +92,8 @@ def predict(
             inputs = tensor["images"], tensor["ebv"], tensor["object_id"]
             pdf = average_pdfs(networks, *inputs, tta=tta, forwards=forwards)
             p = pdf.double().cpu().numpy()
-            output.write_rows(done, p / bins.width, {**vars(stamps), **point_estimates(p, bins)})
+            names = {"id": stamps.object_id, "redshift": stamps.z_spec}
+            output.write_rows(done, p / bins.width, {**vars(stamps), **names, **point_estimates(p, bins)})
             done += len(stamps)
     return done
 

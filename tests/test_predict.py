@@ -89,6 +89,8 @@ def test_the_file_holds_the_pdfs_in_order(tmp_path: Path) -> None:
         np.testing.assert_allclose(file["meta/bins"], np.linspace(0, 0.4, 21)[None])
         for name in ("object_id", "ra", "dec", "ebv", "z_spec"):
             np.testing.assert_array_equal(file["ancil"][name], getattr(content, name))
+        for name, ours in (("id", "object_id"), ("redshift", "z_spec")):
+            np.testing.assert_array_equal(file["ancil"][name], getattr(content, ours))
         np.testing.assert_allclose(file["ancil/zmean"], expected @ BINS.centres().double().numpy(), atol=1e-6)
         assert file.attrs["runs"].tolist() == ["standard step 3"]
         facts = json.loads(file.attrs["dataset"])

@@ -37,24 +37,32 @@ def read_rows(
     batch: int = 256,
     row_filter: RowFilter | None = None,
     pixel_columns: Collection[str] = (),
+    rows: range | None = None,
 ) -> Iterator[Stamps]:
-    """Yield all objects in stored order, at most `batch` at a time, after comparing checksums.
+    """Yield objects in stored order, at most `batch` at a time, after comparing checksums.
 
     With a `row_filter`, which takes columns by name and returns a mask of rows, only those. Of extra columns
     with a value a pixel, only those named in `pixel_columns` are read; they have no checksum of their own.
+    With `rows`, only these consecutive rows of the dataset, counted over its shards, of which no others are
+    opened.
 
     Raises:
         BadInput: a shard that cannot be read, is damaged or does not match the manifest.
     """
     names = columns_to_read(manifest.header, pixel_columns)
+    rows, end = range(manifest.rows) if rows is None else rows, 0
     for number, shard in enumerate(manifest.shards):
+        begin, end = end, end + shard.rows
+        first, last = max(rows.start - begin, 0), min(rows.stop - begin, shard.rows)
+        if first >= last:
+            continue
         path = folder / shard.file
         with open_shard(folder, manifest, shard) as file:
             ShardFile(folder, manifest, number).verify_labels()
             with naming_damage(path):
                 digests = stored_digests(folder, shard, file)
-            for start in range(0, shard.rows, batch):
-                stop = min(start + batch, shard.rows)
+            for start in range(first, last, batch):
+                stop = min(start + batch, last)
                 with naming_damage(path, start, stop):
                     found = {name: hdf5.read(file[name], start, stop) for name in names}
                 if digests is not None:

@@ -1,0 +1,110 @@
+"""PDFs of one chunk of a RAIL table, as a qp ensemble."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import qp
+import torch
+
+from hpcphotoz.data import hdf5
+from hpcphotoz.data.format import encoding
+from hpcphotoz.data.format.shards import check_finite, image_digests
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.inference import DatasetForward
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
+from hpcphotoz.predict import ANCIL, average_pdfs, point_estimates
+from hpcphotoz.rail.table import ImageTable, dataset_folder
+
+Array = npt.NDArray[Any]
+
+
+class ChunkEstimator:
+    """Computes the PDFs of chunks with one network.
+
+    Args:
+        network: the network, on the device where it is to compute.
+        rows: number of objects of all chunks.
+        id_col: name of the column of object ids, which error messages give.
+        tta: average over the eight flips and right-angle rotations of each image.
+    """
+
+    def __init__(self, network: RedshiftNetwork, rows: int, id_col: str, tta: bool = False) -> None:
+        self._network, self._id_col, self._tta = network, id_col, tta
+        self._device = next(network.module.parameters()).device
+        # On a CPU larger batches are slower: memory returns to the system after each.
+        self._batch = 512 if self._device.type == "cuda" else 32
+        self._forward = DatasetForward(network, self._batch, rows * (8 if tta else 1))
+
+    def __call__(self, data: Mapping[str, Array], start: int) -> qp.Ensemble:
+        """A `qp.hist` ensemble of the objects of a chunk.
+
+        Its ancil has `zmode`, `zmean`, `zmedian`, and what the chunk has of the other columns of
+        `predict.ANCIL`.
+
+        Args:
+            data: `images` (N, B, y, x), nMgy, float32 or as a shard stores them; `ebv` (N,), mag; object ids.
+            start: row of the first object in the table; names objects that have no id.
+
+        Raises:
+            BadInput: a column is missing, images of another shape than the network's, a pixel or an output
+                that is not finite, or pixels that differ from the shard's checksums.
+        """
+        images, ebv, object_id = self._inputs(data, start)
+        parts = []
+        for first in range(0, len(images), self._batch):
+            rows = slice(first, first + self._batch)
+            tensors = (torch.from_numpy(a[rows]).to(self._device) for a in (images, ebv, object_id))
+            pdf = average_pdfs([self._network], *tensors, tta=self._tta, forwards=[self._forward])
+            parts.append(pdf.double().cpu().numpy())
+        bins, pdf = self._network.bins, np.concatenate(parts)
+        # norm=False: each row is normalised, and qp would store float64.
+        density = {"bins": bins.edges(), "pdfs": (pdf / bins.width).astype(np.float32), "norm": False}
+        ancil = {name: np.asarray(data[name], dtype) for name, dtype in ANCIL.items() if name in data}
+        return qp.Ensemble(qp.hist, data=density, ancil={**ancil, **point_estimates(pdf, bins)})
+
+    def _inputs(self, data: Mapping[str, Array], start: int) -> tuple[Array, Array, Array]:
+        """Images, E(B-V) and object ids of a chunk, as the network takes them."""
+        for name in ("images", "ebv"):
+            if name not in data:
+                raise BadInput(f"the input has no column '{name}', only {', '.join(sorted(data))}")
+        stored = np.ascontiguousarray(data["images"])
+        shape = (len(self._network.bands), self._network.stamp, self._network.stamp)
+        if stored.shape[1:] != shape:
+            raise BadInput(
+                f"images of shape {stored.shape[1:]} but run '{self._network.name}' takes {shape}: "
+                f"bands {','.join(self._network.bands)} of {shape[1]} pixels"
+            )
+        object_id = np.asarray(data.get(self._id_col, np.arange(start, start + len(stored))))
+        if "image_xxh3" in data and (wrong := image_digests(stored) != data["image_xxh3"]).any():
+            raise BadInput(f"object {object_id[wrong][0]}: pixels differ from the checksum stored with them")
+        images = np.asarray(encoding.decode(stored, data.get("image_unit")), np.float32)
+        check_finite(images, Path("the input"), start)
+        return images, np.ascontiguousarray(data["ebv"], np.float32), object_id.astype(np.int64)
+
+
+def check_input(network: RedshiftNetwork, path: str | None, data: object) -> None:
+    """Refuse an input of other bands or another stamp size than the network takes, where it says so itself.
+
+    Args:
+        network: the trained network.
+        path: of a dataset or of one HDF5 file with an attribute `bands`; None: there is none.
+        data: an `ImageTable`, or any other table in memory.
+
+    Raises:
+        BadInput: they differ, or the dataset is unusable.
+    """
+    folder = None if path is None else dataset_folder(path)
+    table = data if isinstance(data, ImageTable) else None if folder is None else ImageTable(folder)
+    if table is not None:
+        check_bands_and_stamp(network, table.manifest.header, table.folder)
+    elif path is not None and path.endswith(".hdf5"):
+        with hdf5.open_file(Path(path)) as file:
+            bands = hdf5.text_attribute(file, "bands") or network.bands
+        if bands != network.bands:
+            found, wanted = ",".join(bands), ",".join(network.bands)
+            raise BadInput(
+                f"{path}: holds bands {found} but run '{network.name}' takes {wanted}, in that order"
+            )
