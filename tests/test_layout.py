@@ -1,6 +1,7 @@
 """The architecture: links, the direction of imports, and the tree in the README."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ PACKAGE = ROOT / "hpcphotoz"
 # Floors, from the top: a module may import from its own floor and from those below.
 FLOORS = [
     ["cli", "__main__"],
-    ["launch", "predict", "api"],
+    ["launch", "predict", "api", "rail"],
     ["training"],
     ["evaluation"],
     ["sources"],
@@ -50,6 +51,10 @@ ONLY_IN = {
     "zarr": "sources",
     "pyarrow": "sources",
     "triton": "kernels",
+    "safetensors": "training",
+    "qp": "rail",
+    "rail": "rail",
+    "ceci": "rail",
 }
 
 
@@ -116,7 +121,7 @@ def test_training_needs_no_library_of_the_sources() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("root", ["hpcphotoz", "kernels", "launch", "benchmarks", "tests"])
+@pytest.mark.parametrize("root", ["hpcphotoz", "kernels", "launch", "rail", "benchmarks", "tests"])
 def test_no_folder_holds_more_than_twelve_modules(root: str) -> None:
     for folder in {path.parent for path in (ROOT / root).rglob("*.py")}:
         names = [path.name for path in folder.glob("*.py")]
@@ -161,6 +166,15 @@ def test_a_plain_installation_is_whole(tmp_path: Path) -> None:
     )
     assert not missing - names
     assert not (target / "hpcphotoz" / "kernels").is_symlink()
+    assert (target / "rail" / "estimation" / "algos" / "hpcphotoz.py").is_file()
+    pytest.importorskip("rail.core", reason="needs pz-rail-base: pip install 'hpcphotoz[rail]'")
+    subprocess.run(
+        [sys.executable, "-c", "import rail.hpcphotoz as ours, rail.core; print(ours.__file__)"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        check=True,
+        timeout=120,
+    )
 
 
 def tracked() -> set[str]:

@@ -57,8 +57,8 @@ class ChunkEstimator:
         for first in range(0, len(images), self._batch):
             rows = slice(first, first + self._batch)
             tensors = (torch.from_numpy(a[rows]).to(self._device) for a in (images, ebv, object_id))
-            pdf = average_pdfs([self._network], *tensors, tta=self._tta, forwards=[self._forward])
-            parts.append(pdf.double().cpu().numpy())
+            part = average_pdfs([self._network], *tensors, tta=self._tta, forwards=[self._forward])
+            parts.append(part.double().cpu().numpy())
         bins, pdf = self._network.bins, np.concatenate(parts)
         # norm=False: each row is normalised, and qp would store float64.
         density = {"bins": bins.edges(), "pdfs": (pdf / bins.width).astype(np.float32), "norm": False}

@@ -37,7 +37,7 @@ class ImageHandle(TableHandle):  # type: ignore[misc]
         folder = dataset_folder(path)
         return super()._iterator(path, **kwargs) if folder is None else _chunks(ImageTable(folder), kwargs)
 
-    def _in_memory_iterator(self, **kwargs: Any) -> Iterable[Any]:
+    def _in_memory_iterator(self, **kwargs: Any) -> Any:
         if isinstance(self.data, ImageTable):
             return _chunks(self.data, kwargs)
         return super()._in_memory_iterator(**kwargs)

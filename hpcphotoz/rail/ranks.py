@@ -34,7 +34,8 @@ class GatheredFile:
     """
 
     def __init__(self, comm: Any, file: h5py.File | None) -> None:
-        self._comm, self._file, self._sending = comm, file, None
+        self._comm, self._file = comm, file
+        self._sending: Any = None  # the request of the chunk that is on its way
         self._unfinished = comm.Get_size() - 1
 
     def write(self, start: int, end: int, tables: Tables) -> None:
@@ -93,14 +94,13 @@ def meet(comm: Any) -> None:
 
     What the user has set stays.
     """
-    names = ("MASTER_ADDR", "MASTER_PORT")
     if comm is None or comm.Get_size() == 1:
         return
-    found = None
+    found: dict[str, str] | None = None
     if comm.Get_rank() == 0:
-        found = socket.gethostname(), str(_free_port())
-        found = tuple(os.environ.get(name, value) for name, value in zip(names, found, strict=True))
-    os.environ.update(zip(names, comm.bcast(found), strict=True))
+        chosen = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(_free_port())}
+        found = {name: os.environ.get(name, value) for name, value in chosen.items()}
+    os.environ.update(comm.bcast(found))
 
 
 @contextmanager

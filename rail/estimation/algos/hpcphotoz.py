@@ -5,6 +5,9 @@ never as a whole; the estimator takes any HDF5 file with columns `images` and `e
 """
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}: the stages for RAIL need `pip install 'hpcphotoz[rail]'`") from error
 
-from hpcphotoz.config import Config
+from hpcphotoz import api
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
 from hpcphotoz.memory import keep_freed_memory
@@ -27,7 +30,6 @@ from hpcphotoz.rail.chunk import ChunkEstimator, check_input
 from hpcphotoz.rail.handles import GatheredQPHandle, ImageHandle, NetworkHandle
 from hpcphotoz.rail.ranks import chunk_for_all_ranks, ending_together, meet
 from hpcphotoz.rail.table import ImageTable, dataset_folder
-from hpcphotoz.training import trainer
 from hpcphotoz.training.distributed.rank_device import choose_device
 from hpcphotoz.training.run.network import load_network
 from hpcphotoz.world import World, detect
@@ -42,12 +44,40 @@ def _with_default(name: str, value: object) -> Any:
     return parameter
 
 
-class HpcPhotozInformer(CatInformer):  # type: ignore[misc]
+class _UnreadInput:
+    """Keeps `inform` and `estimate` from reading their whole input when they are given a handle."""
+
+    def set_data(self, tag: str, data: Any, path: str | None = None, do_read: bool = True) -> Any:
+        """Attach data to a tag, as `RailStage.set_data`; a handle of the input is not read.
+
+        Parameters
+        ----------
+        tag
+            Tag of an input or output
+
+        data
+            Data, or a handle of them
+
+        path
+            Path of the data
+
+        do_read
+            Whether data of other tags are read
+
+        Returns
+        -------
+        Any
+            The data, None where they are not read
+        """
+        return super().set_data(tag, data, path, do_read and tag != "input")  # type: ignore[misc]
+
+
+class HpcPhotozInformer(_UnreadInput, CatInformer):  # type: ignore[misc]
     """Train a network on the images of a dataset
 
     The model is one safetensors file with the configuration in its header. The run folder beside it has
-    checkpoints, logs and metrics; a stage that was stopped continues from it. Under MPI all ranks train one
-    network together.
+    checkpoints, logs and metrics; a stage that was stopped continues from it. Where the model is only
+    returned (output_mode), the run folder is temporary. Under MPI all ranks train one network together.
     """
 
     name = "HpcPhotozInformer"
@@ -67,27 +97,19 @@ class HpcPhotozInformer(CatInformer):  # type: ignore[misc]
     )
 
     def validate(self) -> None:
-        """Check the options and that the input is a dataset."""
-        self._configuration()
+        """Check that the recipe and the names of the options exist, and that the input is a dataset."""
+        configuration.load(self.config.recipe)
+        configuration.named(self.config.training, f"{self.instance_name}: training")
         ImageTable(self._dataset())
 
     def run(self) -> None:
         """Train, or continue, and attach the network of the last step."""
-        run = Path(self.config.run_folder or self._default_run_folder())
-        run.parent.mkdir(parents=True, exist_ok=True)
-        meet(self.comm)
-        trainer.train(self._configuration(), self._dataset(), run, device=self.config.device)
-        self.model = load_network(run)
+        options, data = {"device": self.config.device, **self.config.training}, self._dataset()
+        with self._run_folder() as run:
+            meet(self.comm)
+            api.train(self.config.recipe, data, run, **options)
+            self.model = load_network(run)
         self.add_data("model", self.model)
-
-    def _configuration(self) -> Config:
-        name = self.instance_name
-        settings = configuration.load(self.config.recipe)
-        tree = settings.model_dump()
-        for key, value in configuration.named(self.config.training, f"{name}: training").items():
-            section, _, option = key.partition(".")
-            tree[section][option] = value
-        return configuration.parse(tree, name)
 
     def _dataset(self) -> Path:
         """The dataset's folder: of the path, or of an `ImageTable` that was given as data."""
@@ -102,11 +124,19 @@ class HpcPhotozInformer(CatInformer):  # type: ignore[misc]
             )
         return folder
 
-    def _default_run_folder(self) -> Path:
-        return Path(self.get_output("model", final_name=True)).with_suffix("")
+    @contextmanager
+    def _run_folder(self) -> Iterator[Path]:
+        if not self.config.run_folder and self.config.output_mode == "return" and self.comm is None:
+            with tempfile.TemporaryDirectory(prefix="hpcphotoz-") as folder:
+                yield Path(folder) / self.instance_name
+            return
+        beside = Path(self.get_output("model", final_name=True)).with_suffix("")
+        run = Path(self.config.run_folder or beside)
+        run.parent.mkdir(parents=True, exist_ok=True)
+        yield run
 
 
-class HpcPhotozEstimator(CatEstimator):  # type: ignore[misc]
+class HpcPhotozEstimator(_UnreadInput, CatEstimator):  # type: ignore[misc]
     """Estimate redshift PDFs from images with a trained network
 
     The PDFs are histograms over the network's redshift bins, with `zmode`, `zmean` and `zmedian` in the

@@ -1,0 +1,191 @@
+"""RAIL's stages on datasets: the PDFs of `predict`, streamed; inputs of any form that RAIL has; refusals."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+pytest.importorskip("rail.core", reason="needs pz-rail-base: pip install 'hpcphotoz[rail]'")
+
+from hpcphotoz.data.format.manifest import Header, read_manifest
+from hpcphotoz.data.format.writer import DatasetWriter
+from hpcphotoz.errors import BadInput
+from hpcphotoz.predict import ANCIL, predict
+from hpcphotoz.rail.table import ImageTable
+from hpcphotoz.training.run import checkpoint
+from hpcphotoz.training.run.network import load_network
+from rail.hpcphotoz import HpcPhotozEstimator, HpcPhotozInformer, HpcPhotozLabels, ImageHandle
+from tests.helpers.datasets import load, make_dataset, make_stamps
+from tests.rail.conftest import SMALL
+
+# The network sees other batches than in `predict`: float32 sums in another order, 1e-7 of a probability.
+SAME: Any = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages write into the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def estimate(model: Path | str, data: object, **options: Any) -> Any:
+    """The ensemble of an estimator; `data`: a path, or a table in memory."""
+    options = {"name": "here", "model": str(model), "device": "cpu", "chunk_size": 40, **options}
+    given = ImageHandle("input", path=str(data)) if isinstance(data, Path) else data
+    return HpcPhotozEstimator.make_stage(**options).estimate(given).data
+
+
+def test_the_estimator_gives_what_predict_writes(dataset: Path, model: Path, tmp_path: Path) -> None:
+    found = estimate(model, dataset)
+    predict([load_network(model)], dataset, tmp_path / "pz.hdf5")
+    with h5py.File("output_here.hdf5") as ours, h5py.File("pz.hdf5") as theirs:
+        np.testing.assert_allclose(ours["data/pdfs"], theirs["data/pdfs"], **SAME)
+        assert ours["data/pdfs"].dtype == theirs["data/pdfs"].dtype == np.float32
+        np.testing.assert_array_equal(ours["meta/bins"], theirs["meta/bins"])
+        assert set(ours["ancil"]) == {*ANCIL, "distribution_type"}
+        for name in ANCIL:
+            np.testing.assert_allclose(ours["ancil"][name], theirs["ancil"][name], **SAME)
+        np.testing.assert_array_equal(ours["ancil/id"], load(dataset).object_id)
+        np.testing.assert_array_equal(ours["ancil/redshift"], load(dataset).z_spec)
+    np.testing.assert_allclose(np.squeeze(found.mean()), found.ancil["zmean"], rtol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output_here.hdf5", "pz.hdf5"]
+
+
+def test_a_run_folder_and_a_manifest_serve_as_well(dataset: Path, model: Path, small_run: Path) -> None:
+    wanted = estimate(model, dataset).objdata["pdfs"]
+    np.testing.assert_array_equal(estimate(small_run, dataset / "manifest.json").objdata["pdfs"], wanted)
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "int16"])
+def test_inputs_of_every_form_give_the_same(model: Path, tmp_path: Path, storage: str) -> None:
+    stamps = make_stamps(30)
+    with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 16, 0.396, storage), 30, {}) as writer:
+        writer.append(stamps)
+    wanted = estimate(model, tmp_path / "d")
+    shard = tmp_path / "one.hdf5"
+    shard.write_bytes((tmp_path / "d" / read_manifest(tmp_path / "d").shards[0].file).read_bytes())
+    for given in (shard, ImageTable(tmp_path / "d"), vars(load(tmp_path / "d"))):
+        found = estimate(model, given)
+        np.testing.assert_allclose(found.objdata["pdfs"], wanted.objdata["pdfs"], **SAME)
+        np.testing.assert_array_equal(found.ancil["id"], stamps.object_id)
+    with h5py.File(tmp_path / "grouped.hdf5", "w") as file:
+        for name in ("images", "ebv"):
+            file[f"photometry/{name}"] = vars(load(tmp_path / "d"))[name]
+    found = estimate(model, tmp_path / "grouped.hdf5", hdf5_groupname="photometry")
+    np.testing.assert_allclose(found.objdata["pdfs"], wanted.objdata["pdfs"], **SAME)
+    assert "id" not in found.ancil and "redshift" not in found.ancil
+
+
+def test_point_estimates_and_summary_statistics_of_rail(dataset: Path, model: Path) -> None:
+    options = {"calc_summary_stats": True, "calculated_point_estimates": ["zmode", "zmean", "zmedian"]}
+    found = estimate(model, dataset, **options, recompute_point_estimates=True)
+    ours = estimate(model, dataset).ancil
+    # RAIL's grid is that of the bins' centres: its mode is the centre of the most probable bin, as ours.
+    for name in ("zmode", "zmean"):
+        np.testing.assert_allclose(np.squeeze(found.ancil[name]), ours[name], rtol=1e-5)
+    np.testing.assert_allclose(np.squeeze(found.ancil["zmedian"]), ours["zmedian"], rtol=1e-4)
+    np.testing.assert_allclose(np.squeeze(found.ancil["z_mode"]), ours["zmode"], rtol=1e-5)
+
+
+def test_symmetries_are_averaged_as_in_predict(dataset: Path, model: Path, tmp_path: Path) -> None:
+    found = estimate(model, dataset, tta=True)
+    predict([load_network(model)], dataset, tmp_path / "pz.hdf5", tta=True)
+    with h5py.File("pz.hdf5") as theirs:
+        np.testing.assert_allclose(found.ancil["zmean"], theirs["ancil/zmean"], **SAME)
+
+
+def test_memory_does_not_grow_with_the_dataset(model: Path, tmp_path: Path) -> None:
+    def peak(n: int) -> int:
+        data = tmp_path / str(n)
+        if not data.exists():
+            make_dataset(data, n=n, shard_rows=n)
+        tracemalloc.start()
+        HpcPhotozEstimator.make_stage(
+            name=f"n{n}", model=str(model), input=str(data), device="cpu", chunk_size=48
+        ).run()
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    peak(48)  # imports and caches
+    # Read whole, 144 more stamps of 5 kB would add 740 kB; labels, checksums and garbage are 100 bytes each.
+    assert peak(192) - peak(48) < 200_000
+
+
+def test_training_gives_the_network_of_the_run(dataset: Path) -> None:
+    options = {"name": "small", "training": SMALL, "device": "cpu"}
+    handle = HpcPhotozInformer.make_stage(**options).inform(ImageHandle("input", path=str(dataset)))
+    assert Path("model_small.safetensors").is_file() and not list(Path().glob("inprogress*"))
+    saved = checkpoint.load(checkpoint.paths(Path("model_small"))[0])
+    for name, values in load_network("model_small.safetensors").module.state_dict().items():
+        assert values.equal(saved["model"][name]) and values.equal(handle.data.module.state_dict()[name])
+
+
+def test_nothing_is_left_where_the_model_is_only_returned(dataset: Path, tmp_path: Path) -> None:
+    stage = HpcPhotozInformer.make_stage(name="x", training=SMALL, device="cpu", output_mode="return")
+    network = stage.inform(ImageTable(dataset)).data
+    assert network.step == 4 and list(tmp_path.iterdir()) == []
+    options = {"device": "cpu", "output_mode": "return", "chunk_size": 20}
+    found = HpcPhotozEstimator.make_stage(name="y", model=network, **options).estimate(ImageTable(dataset))
+    assert found.data.npdf == 75 and list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_in_the_order_of_the_pdfs(dataset: Path) -> None:
+    whole = load(dataset)
+    for mode in ("default", "return"):
+        stage = HpcPhotozLabels.make_stage(name="truth", output_mode=mode)
+        found = stage(ImageHandle("input", path=str(dataset))).data
+        assert set(found) == {"object_id", "redshift", "ebv", "ra", "dec"}
+        np.testing.assert_array_equal(found["redshift"], whole.z_spec)
+        np.testing.assert_array_equal(found["object_id"], whole.object_id)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": None}, "the input has no column 'images', only .*ebv"),
+        ({"ebv": None}, "the input has no column 'ebv'"),
+        ({"images": np.zeros((9, 4, 16, 16))}, r"images of shape \(4, 16, 16\) but run 'small' takes"),
+        ({"images": np.full((9, 5, 16, 16), np.nan)}, "the input: row 0 has a pixel that is not finite"),
+    ],
+)
+def test_tables_that_the_network_cannot_take_are_refused(
+    model: Path, change: dict[str, Any], message: str
+) -> None:
+    table = {**vars(make_stamps(9)), **change}
+    with pytest.raises(BadInput, match=message):
+        estimate(model, {name: values for name, values in table.items() if values is not None})
+
+
+def test_files_that_the_network_cannot_take_are_refused(model: Path, dataset: Path, tmp_path: Path) -> None:
+    other = make_dataset(tmp_path / "gri", n=9, shard_rows=9, bands="griz")
+    with pytest.raises(BadInput, match="gri: holds bands g,r,i,z but run 'small' takes u,g,r,i,z"):
+        estimate(model, other)
+    shard = tmp_path / "one.hdf5"
+    shard.write_bytes((other / read_manifest(other).shards[0].file).read_bytes())
+    with pytest.raises(BadInput, match=r"one\.hdf5: holds bands g,r,i,z but"):
+        estimate(model, shard)
+    shard.write_bytes((dataset / read_manifest(dataset).shards[0].file).read_bytes())
+    with h5py.File(shard, "r+") as file:
+        file["images"][25, 0, 0, 0] += 1
+    with pytest.raises(BadInput, match="object 197975: pixels differ from the checksum"):
+        estimate(model, shard)
+    assert not Path("output_here.hdf5").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "standart"}, "standart: not a readable TOML file nor a recipe"),
+        ({"training": {"epoch": 3}}, r"here: training: unknown option epoch \(did you mean epochs\?\)"),
+        ({"input": "nowhere"}, "here: training reads a dataset, not nowhere: name its folder"),
+        ({"input": "."}, "no manifest.json"),
+    ],
+)
+def test_training_is_refused_before_it_begins(options: dict[str, Any], message: str, dataset: Path) -> None:
+    stage = HpcPhotozInformer.make_stage(**{"name": "here", "input": str(dataset), **options})
+    with pytest.raises(BadInput, match=message):
+        stage.validate()
