@@ -12,6 +12,7 @@ import h5py
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.world import detect
 
 Tables = Mapping[str, Mapping[str, npt.NDArray[Any]]]  # group -> array -> values of the rows of one chunk
 _CHUNK = 1  # tag of the messages
@@ -93,9 +94,17 @@ def meet(comm: Any) -> None:
     """Tell the trainer of every rank where to meet: MASTER_ADDR and MASTER_PORT, chosen by rank 0.
 
     What the user has set stays.
+
+    Raises:
+        BadInput: the launcher started another number of processes: the trainer would wait for others.
     """
     if comm is None or comm.Get_size() == 1:
         return
+    if (started := detect().size) != comm.Get_size():
+        raise BadInput(
+            f"ceci's communicator has {comm.Get_size()} ranks, the launcher started {started}: "
+            "start the stage with the mpirun of the MPI that mpi4py was built for"
+        )
     found: dict[str, str] | None = None
     if comm.Get_rank() == 0:
         chosen = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(_free_port())}

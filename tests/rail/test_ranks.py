@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("rail.core", reason="needs pz-rail-base: pip install 'hpcphotoz[rail]'")
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.rail.ranks import chunk_for_all_ranks
+from hpcphotoz.rail.ranks import chunk_for_all_ranks, meet
 from hpcphotoz.training.run.network import load_network
 from tests.helpers.commands import copy
 from tests.helpers.datasets import load
@@ -46,6 +46,15 @@ def test_every_rank_has_a_chunk(rows: int, ranks: int, chunk: int) -> None:
 def test_more_ranks_than_objects_are_refused() -> None:
     with pytest.raises(BadInput, match="3 objects for 4 ranks: start the stage with fewer"):
         chunk_for_all_ranks(20, 3, Ranks(4))
+
+
+def test_a_communicator_of_other_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(BadInput, match="communicator has 4 ranks, the launcher started 1: start the stage"):
+        meet(Ranks(4))
+    meet(Ranks(1))
+    meet(None)
+    assert "MASTER_ADDR" not in os.environ
 
 
 def on_ranks(ranks: int, stage: str, folder: Path, **options: object) -> tuple[int, str]:
