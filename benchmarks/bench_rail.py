@@ -33,7 +33,7 @@ RIVALS = ("read_chunks", "read_shard", "read_whole", "stage_chunks", "stage_shar
 def main() -> None:
     """Measure and print a table."""
     options = arguments(__doc__)
-    rows, repeat = (1024, 1) if options.quick else (4096, 5)
+    rows, repeat = (512, 1) if options.quick else (2048, 3)
     benchmark = Benchmark("rail", options.json, options.quick)
     if importlib.util.find_spec("ceci") is None:
         sys.exit("no RAIL: pip install 'hpcphotoz[rail]'")
