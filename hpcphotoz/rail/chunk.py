@@ -46,7 +46,7 @@ class ChunkEstimator:
 
         Args:
             data: `images` (N, B, y, x), nMgy, float32 or as a shard stores them; `ebv` (N,), mag; object ids.
-            start: row of the first object in the table; names objects that have no id.
+            start: row of the first object in the table; names objects that have no number as id.
 
         Raises:
             BadInput: a column is missing, images of another shape than the network's, a pixel or an output
@@ -62,7 +62,11 @@ class ChunkEstimator:
         bins, pdf = self._network.bins, np.concatenate(parts)
         # norm=False: each row is normalised, and qp would store float64.
         density = {"bins": bins.edges(), "pdfs": (pdf / bins.width).astype(np.float32), "norm": False}
-        ancil = {name: np.asarray(data[name], dtype) for name, dtype in ANCIL.items() if name in data}
+        ancil = {
+            name: np.asarray(data[name], dtype)
+            for name, dtype in ANCIL.items()
+            if name in data and np.asarray(data[name]).dtype.kind in "iuf"
+        }
         return qp.Ensemble(qp.hist, data=density, ancil={**ancil, **point_estimates(pdf, bins)})
 
     def _inputs(self, data: Mapping[str, Array], start: int) -> tuple[Array, Array, Array]:
@@ -77,7 +81,9 @@ class ChunkEstimator:
                 f"images of shape {stored.shape[1:]} but run '{self._network.name}' takes {shape}: "
                 f"bands {','.join(self._network.bands)} of {shape[1]} pixels"
             )
-        object_id = np.asarray(data.get(self._id_col, np.arange(start, start + len(stored))))
+        object_id = np.asarray(data.get(self._id_col, ()))
+        if object_id.dtype.kind not in "iu":  # none, or text: the row names the object
+            object_id = np.arange(start, start + len(stored))
         if "image_xxh3" in data and (wrong := image_digests(stored) != data["image_xxh3"]).any():
             raise BadInput(f"object {object_id[wrong][0]}: pixels differ from the checksum stored with them")
         images = np.asarray(encoding.decode(stored, data.get("image_unit")), np.float32)

@@ -79,6 +79,16 @@ def test_inputs_of_every_form_give_the_same(model: Path, tmp_path: Path, storage
     assert "id" not in found.ancil and "redshift" not in found.ancil
 
 
+def test_names_of_objects_may_be_text(model: Path) -> None:
+    stamps = make_stamps(9)
+    names = np.array([b"galaxy %d" % k for k in range(9)])  # as h5py reads text of fixed length
+    table = {"images": stamps.images, "ebv": stamps.ebv, "object_id": names, "redshift": stamps.z_spec}
+    found = estimate(model, table, redshift_col="redshift")
+    with h5py.File("output_here.hdf5") as file:
+        assert file["ancil/id"][:].tolist() == names.tolist()
+    np.testing.assert_array_equal(found.ancil["redshift"], stamps.z_spec)
+
+
 def test_point_estimates_and_summary_statistics_of_rail(dataset: Path, model: Path) -> None:
     options = {"calc_summary_stats": True, "calculated_point_estimates": ["zmode", "zmean", "zmedian"]}
     found = estimate(model, dataset, **options, recompute_point_estimates=True)
