@@ -1,5 +1,6 @@
 """RAIL's stages on datasets: the PDFs of `predict`, streamed; inputs of any form that RAIL has; refusals."""
 
+import gc
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,15 @@ def test_memory_does_not_grow_with_the_dataset(model: Path, tmp_path: Path) -> N
     peak(48)  # imports and caches
     # Read whole, 144 more stamps of 5 kB would add 740 kB; labels, checksums and garbage are 100 bytes each.
     assert peak(192) - peak(48) < 200_000
+
+
+def test_the_collections_of_rail_leave_out_what_was_there(
+    model: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr("rail.estimation.estimator.gc.collect", lambda: frozen.append(gc.get_freeze_count()))
+    estimate(model, dataset)
+    assert len(frozen) == 2 and min(frozen) > 10_000 and gc.get_freeze_count() == 0
 
 
 def test_training_gives_the_network_of_the_run(dataset: Path) -> None:
