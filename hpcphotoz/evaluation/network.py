@@ -12,6 +12,8 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 
+_SAME_SCALE = 0.01  # pixel scales from a WCS and from a survey's description differ by less
+
 
 class RedshiftNetwork(Protocol):
     """A trained network: what `training.run.network.load_network` returns, or any with these members."""
@@ -31,17 +33,26 @@ class RedshiftNetwork(Protocol):
 
 
 def check_bands_and_stamp(network: RedshiftNetwork, header: Header, where: object) -> None:
-    """Raise BadInput for a dataset of other bands or stamp size than the network's training set."""
+    """Raise BadInput for a dataset of other bands, stamp size or pixel scale than the network's training set.
+
+    The pixel scale is compared where the network has `pixel_scale`, arcsec, which `load_network` sets.
+    """
     if network.bands != header.bands:
-        ours, theirs = ",".join(network.bands), ",".join(header.bands)
+        wanted, found = ",".join(network.bands), ",".join(header.bands)
         raise BadInput(
-            f"{where}: holds bands {theirs} but run '{network.name}' takes {ours}, in that order: "
+            f"{where}: holds bands {found} but run '{network.name}' takes {wanted}, in that order: "
             "give a dataset of those bands, or train a run on these"
         )
     if network.stamp != header.stamp:
         raise BadInput(
             f"{where}: stamps of {header.stamp} pixels but run '{network.name}' takes {network.stamp}: "
             "cut the stamps again at that size"
+        )
+    ours = getattr(network, "pixel_scale", None)
+    if ours is not None and abs(header.pixel_scale / ours - 1) > _SAME_SCALE:
+        raise BadInput(
+            f"{where}: pixels of {header.pixel_scale:g} arcsec but run '{network.name}' takes {ours:g}: "
+            "resample the images, or train a run on these"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import qp
 from rail.core.data import ModelHandle, QPHandle, TableHandle
 
+from hpcphotoz.errors import BadInput
 from hpcphotoz.rail.ranks import GatheredFile, gathers
 from hpcphotoz.rail.table import ImageTable, dataset_folder
 from hpcphotoz.training.run.network import WEIGHTS_SUFFIX, TrainedNetwork, load_network, save_network
@@ -68,10 +69,16 @@ class NetworkHandle(ModelHandle):  # type: ignore[misc]
 
     @classmethod
     def _open(cls, path: str, **kwargs: Any) -> TrainedNetwork:
-        return load_network(path)
+        return cls._read(path)
 
     @classmethod
     def _read(cls, path: str, **kwargs: Any) -> TrainedNetwork:
+        if Path(path).suffix in (".pkl", ".pickle"):
+            name = Path(path).with_suffix(WEIGHTS_SUFFIX).name
+            raise BadInput(
+                f"{path}: models are no pickles here, which could run any code: give the file that "
+                f"HpcPhotozInformer writes, such as {name}, or a run folder"
+            )
         return load_network(path)
 
     @classmethod

@@ -1,5 +1,6 @@
 """A dataset as a RAIL table: columns by name, and chunks of rows for this rank, read when asked for."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ Chunk = dict[str, Array]
 
 
 def dataset_folder(path: str | Path) -> Path | None:
-    """The folder of a dataset, of which `path` is the folder or the manifest; None: it is neither."""
-    path = Path(path)
+    """The folder of a dataset, of which `path` is the folder or the manifest; None: it is neither.
+
+    Environment variables in the path are replaced, as RAIL's handles do.
+    """
+    path = Path(os.path.expandvars(path))
     if path.name == MANIFEST:
         return path.parent
     return path if path.is_dir() else None
@@ -61,6 +65,9 @@ class ImageTable(Mapping[str, Array]):
     def chunks(self, chunk_size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[int, int, Chunk]]:
         """Yield first row, end and columns of every `ranks`-th chunk, after comparing checksums.
 
+        The dictionary of columns is emptied before the next chunk is read, so that one is in memory at a
+        time; RAIL's own iterator fills one dictionary again and again.
+
         Args:
             chunk_size: rows of a chunk; the last one may be smaller.
             rank: which chunks: number `rank`, `rank` + `ranks`, ...
@@ -72,7 +79,10 @@ class ImageTable(Mapping[str, Array]):
         for start in range(rank * chunk_size, self.rows, ranks * chunk_size):
             end = min(start + chunk_size, self.rows)
             parts = list(read_rows(self.folder, self.manifest, end - start, rows=range(start, end)))
-            yield start, end, vars(parts[0] if len(parts) == 1 else Stamps.concatenate(parts))
+            chunk = dict(vars(parts[0] if len(parts) == 1 else Stamps.concatenate(parts)))
+            del parts
+            yield start, end, chunk
+            chunk.clear()
 
     def labels(self, names: list[str]) -> Iterator[tuple[int, int, Chunk]]:
         """Yield first row, end and some columns of each shard; no image is read.

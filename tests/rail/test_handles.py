@@ -110,7 +110,9 @@ def test_a_pickle_is_no_model_and_is_not_run(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(pickle.dumps(Opened(tmp_path / "trace")))
     with pytest.raises(
-        BadInput, match=f"^{path}: (not a readable checkpoint|a PKL file, not|cannot be read as)"
+        BadInput,
+        match=f"^{path}: (not a readable checkpoint|models are no pickles .* such as model.safetensors, or"
+        "|cannot be read as safetensors)",
     ):
         NetworkHandle("model", path=str(path)).read()
     assert not (tmp_path / "trace").exists()

@@ -122,8 +122,9 @@ def test_memory_does_not_grow_with_the_dataset(model: Path, tmp_path: Path) -> N
         return used
 
     peak(48)  # imports and caches
-    # Read whole, 144 more stamps of 5 kB would add 740 kB; labels, checksums and garbage are 100 bytes each.
-    assert peak(192) - peak(48) < 200_000
+    # A second chunk of 48 stamps in memory would add 245 kB, and the dataset read whole 740 kB; labels,
+    # checksums and garbage are 100 bytes each.
+    assert peak(192) - peak(48) < 100_000
 
 
 def test_the_collections_of_rail_leave_out_what_was_there(
@@ -180,14 +181,10 @@ def test_tables_that_the_network_cannot_take_are_refused(
         estimate(model, {name: values for name, values in table.items() if values is not None})
 
 
-def test_files_that_the_network_cannot_take_are_refused(model: Path, dataset: Path, tmp_path: Path) -> None:
-    other = make_dataset(tmp_path / "gri", n=9, shard_rows=9, bands="griz")
-    with pytest.raises(BadInput, match="gri: holds bands g,r,i,z but run 'small' takes u,g,r,i,z"):
-        estimate(model, other)
+def test_pixels_of_a_shard_are_compared_with_its_checksums(
+    model: Path, dataset: Path, tmp_path: Path
+) -> None:
     shard = tmp_path / "one.hdf5"
-    shard.write_bytes((other / read_manifest(other).shards[0].file).read_bytes())
-    with pytest.raises(BadInput, match=r"one\.hdf5: holds bands g,r,i,z but"):
-        estimate(model, shard)
     shard.write_bytes((dataset / read_manifest(dataset).shards[0].file).read_bytes())
     with h5py.File(shard, "r+") as file:
         file["images"][25, 0, 0, 0] += 1

@@ -120,7 +120,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     except Exception as error:
         if path.suffix != ".pt":
             kind = f"a {path.suffix[1:].upper()} file, " if path.suffix else ""
-            want = "give a run folder, or a .pt file of its checkpoints"
+            want = "give a run folder, a .pt file of its checkpoints, or a network as .safetensors"
             raise BadInput(f"{path}: {kind}not a checkpoint: {want}") from None
         why = type(error).__name__
         raise BadInput(f"{path}: not a readable checkpoint ({why}): use an earlier one") from None

@@ -1,22 +1,21 @@
 """A trained network: loaded from a run, or saved to and loaded from one safetensors file.
 
 The file holds the tensors, and in its header's metadata, under `hpcphotoz`, a JSON text with what is needed
-to build the network: configuration, bands, stamp size and the rest of `_FACTS`. Nothing in it is code.
+to build the network: the fields of `_Facts`. Nothing in it is code.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse
 from hpcphotoz.config.renamed import to_current
-from hpcphotoz.data.order import ORDER
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.evaluation.network import check_tensors, compute_pdfs
 from hpcphotoz.models.bins import RedshiftBins
@@ -25,7 +24,23 @@ from hpcphotoz.training.run import checkpoint
 
 WEIGHTS_SUFFIX = ".safetensors"
 _FORMAT, _VERSION = "hpcphotoz", 1  # key of the JSON text in the file's metadata, and its version
-_FACTS = ("name", "config", "bands", "stamp", "scale", "step", "manifest_sha256", "order")
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Facts(BaseModel):
+    """The JSON text in the header of a safetensors file: `TrainedNetwork` without its module."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    version: Literal[1]
+    name: str
+    config: dict[str, Any]
+    bands: Annotated[tuple[str, ...], Field(min_length=1)]
+    stamp: Annotated[int, Field(gt=0)]
+    pixel_scale: _Positive
+    scale: tuple[_Positive, ...]
+    step: Annotated[int, Field(ge=0)]
+    manifest_sha256: str
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class TrainedNetwork:
     bins: RedshiftBins
     bands: tuple[str, ...]
     stamp: int  # pixels a side
+    pixel_scale: float  # of the training set, arcsec
     config: Config
     step: int  # optimiser steps taken
     manifest_sha256: str  # of the dataset it was trained on
@@ -69,15 +85,16 @@ def load_network(run: Path | str, device: torch.device | str = "cpu") -> Trained
     """
     run = Path(run)
     if run.suffix == WEIGHTS_SUFFIX:
-        state = _read_weights(run)
-        return _from_state(state, run, state["name"], device)
+        facts, tensors = _read_weights(run)
+        return _build({**vars(facts), "model": tensors}, facts.config, run, facts.name, device)
     path = run if run.is_file() else checkpoint.latest(run)
     if path is None:
         torn = " that loads" if checkpoint.paths(run) else ""
         give = "give a run folder that `hpcphotoz train --out` has filled"
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
-    return _from_state(checkpoint.load(path, device), path, name, device)
+    state = checkpoint.load(path, device)
+    return _build(state, _current_config(state, str(path)), path, name, device)
 
 
 def save_network(network: TrainedNetwork, path: Path) -> None:
@@ -95,14 +112,14 @@ def save_network(network: TrainedNetwork, path: Path) -> None:
             f"{path}: a network is written as {WEIGHTS_SUFFIX}: name it {path.stem}{WEIGHTS_SUFFIX}"
         )
     safetensors = _safetensors()
-    facts = {name: getattr(network, name) for name in _FACTS if name not in ("config", "order")}
-    facts |= {"config": network.config.model_dump(mode="json"), "order": ORDER}
+    given = {name: getattr(network, name) for name in _Facts.model_fields if hasattr(network, name)}
+    facts = _Facts(**{**given, "version": _VERSION, "config": network.config.model_dump(mode="json")})
     # Copies: safetensors takes neither other memory orders nor tensors that share memory.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.module.state_dict().items()
     }
-    content = safetensors.save(tensors, {_FORMAT: json.dumps({"version": _VERSION, **facts})})
+    content = safetensors.save(tensors, {_FORMAT: facts.model_dump_json()})
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
@@ -110,8 +127,8 @@ def save_network(network: TrainedNetwork, path: Path) -> None:
         raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _read_weights(path: Path) -> checkpoint.State:
-    """The tensors and facts of a file of `save_network`."""
+def _read_weights(path: Path) -> tuple[_Facts, dict[str, Tensor]]:
+    """The facts and tensors of a file of `save_network`."""
     _safetensors()
     from safetensors import SafetensorError, safe_open
 
@@ -121,18 +138,24 @@ def _read_weights(path: Path) -> checkpoint.State:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise BadInput(f"{path}: cannot be read as safetensors: {first_line(error)}") from None
+    if text is None:
+        raise BadInput(f"{path}: holds weights, but no network that `save_network` wrote")
     try:
-        facts = json.loads(text or "")
-        if facts["version"] != _VERSION:
-            raise BadInput(f"{path}: version {facts['version']}, this release reads version {_VERSION}")
-        return {**{name: facts[name] for name in _FACTS}, "model": tensors}
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{path}: holds weights, but no network that `save_network` wrote") from None
+        return _Facts.model_validate_json(text), tensors
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["loc"] == ("version",):
+            wanted = f"this release reads version {_VERSION}"
+            raise BadInput(f"{path}: version {first['input']!r:.40}, {wanted}") from None
+        key = ".".join(str(part) for part in first["loc"]) or "the text"
+        raise BadInput(f"{path}: '{_FORMAT}' in its header: {key}: {first['msg']}") from None
 
 
-def _from_state(state: checkpoint.State, path: Path, name: str, device: torch.device | str) -> TrainedNetwork:
-    """The network of a checkpoint's state, or of the tensors and facts of a safetensors file."""
-    config = parse(_current_config(state, str(path)), str(path))
+def _build(
+    state: checkpoint.State, config_tree: dict[str, Any], path: Path, name: str, device: torch.device | str
+) -> TrainedNetwork:
+    """The network of a checkpoint's state, or of the facts and tensors of a safetensors file."""
+    config = parse(config_tree, str(path))
     scale = tuple(state["scale"])
     with torch.random.fork_rng(devices=[]):
         module = build(config.model, stamp=state["stamp"], scale=scale)
@@ -142,8 +165,18 @@ def _from_state(state: checkpoint.State, path: Path, name: str, device: torch.de
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{path}: the weights do not belong to the configuration: {reason}") from None
     module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    facts = tuple(state["bands"]), state["stamp"], config, state["step"], state["manifest_sha256"], scale
-    return TrainedNetwork(name, module, bins_of(config.model), *facts)
+    return TrainedNetwork(
+        name=name,
+        module=module,
+        bins=bins_of(config.model),
+        bands=tuple(state["bands"]),
+        stamp=state["stamp"],
+        pixel_scale=state["pixel_scale"],
+        config=config,
+        step=state["step"],
+        manifest_sha256=state["manifest_sha256"],
+        scale=scale,
+    )
 
 
 def _safetensors() -> Any:

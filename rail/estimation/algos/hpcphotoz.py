@@ -4,7 +4,6 @@ The input is a dataset of hpcphotoz (a folder of HDF5 shards with a manifest), w
 never as a whole; the estimator takes any HDF5 file with columns `images` and `ebv` too.
 """
 
-import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -27,12 +26,13 @@ from hpcphotoz import api
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
 from hpcphotoz.memory import keep_freed_memory
-from hpcphotoz.rail.chunk import ChunkEstimator, check_input
+from hpcphotoz.rail.chunk import ChunkEstimator, quick_collections
 from hpcphotoz.rail.handles import GatheredQPHandle, ImageHandle, NetworkHandle
+from hpcphotoz.rail.inputs import Description, UnreadInput, dataset_of, describe_input
 from hpcphotoz.rail.ranks import chunk_for_all_ranks, ending_together, meet
-from hpcphotoz.rail.table import ImageTable, dataset_folder
+from hpcphotoz.rail.table import ImageTable
 from hpcphotoz.training.distributed.rank_device import choose_device
-from hpcphotoz.training.run.network import load_network
+from hpcphotoz.training.run.network import WEIGHTS_SUFFIX, load_network
 from hpcphotoz.world import World, detect
 
 _DEVICE = Param(str, "auto", msg="cuda, cpu, or auto: a GPU where there is one")
@@ -45,48 +45,7 @@ def _with_default(name: str, value: object) -> Any:
     return parameter
 
 
-@contextmanager
-def _quick_collections() -> Iterator[None]:
-    """Context in which garbage collections leave out what exists already.
-
-    RAIL collects after every chunk, which took 0.4 s over the objects of all imported modules.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-class _UnreadInput:
-    """Keeps `inform` and `estimate` from reading their whole input when they are given a handle."""
-
-    def set_data(self, tag: str, data: Any, path: str | None = None, do_read: bool = True) -> Any:
-        """Attach data to a tag, as `RailStage.set_data`; a handle of the input is not read.
-
-        Parameters
-        ----------
-        tag
-            Tag of an input or output
-
-        data
-            Data, or a handle of them
-
-        path
-            Path of the data
-
-        do_read
-            Whether data of other tags are read
-
-        Returns
-        -------
-        Any
-            The data, None where they are not read
-        """
-        return super().set_data(tag, data, path, do_read and tag != "input")  # type: ignore[misc]
-
-
-class HpcPhotozInformer(_UnreadInput, CatInformer):  # type: ignore[misc]
+class HpcPhotozInformer(UnreadInput, CatInformer):  # type: ignore[misc]
     """Train a network on the images of a dataset
 
     The model is one safetensors file with the configuration in its header. The run folder beside it has
@@ -111,10 +70,14 @@ class HpcPhotozInformer(_UnreadInput, CatInformer):  # type: ignore[misc]
     )
 
     def validate(self) -> None:
-        """Check that the recipe and the names of the options exist, and that the input is a dataset."""
+        """Check the recipe, the names of options and of the model, and that the input is a dataset."""
         configuration.load(self.config.recipe)
         configuration.named(self.config.training, f"{self.instance_name}: training")
         ImageTable(self._dataset())
+        model = Path(self.get_output("model", final_name=True))
+        if model.suffix != WEIGHTS_SUFFIX and self.config.output_mode != "return":
+            name = model.with_suffix(WEIGHTS_SUFFIX)
+            raise BadInput(f"{self.instance_name}: {model}: models are safetensors files: name it {name}")
 
     def run(self) -> None:
         """Train, or continue, and attach the network of the last step."""
@@ -126,17 +89,8 @@ class HpcPhotozInformer(_UnreadInput, CatInformer):  # type: ignore[misc]
         self.add_data("model", self.model)
 
     def _dataset(self) -> Path:
-        """The dataset's folder: of the path, or of an `ImageTable` that was given as data."""
         handle = self.get_handle("input", allow_missing=True)
-        if isinstance(handle.data, ImageTable):
-            return handle.data.folder
-        folder = None if handle.data is not None else dataset_folder(os.path.expandvars(handle.path))
-        if folder is None:
-            raise BadInput(
-                f"{self.instance_name}: training reads a dataset, not {handle.path or 'a table in memory'}: "
-                "name its folder; `hpcphotoz ingest` makes one"
-            )
-        return folder
+        return dataset_of(handle, self.instance_name, "training reads")
 
     @contextmanager
     def _run_folder(self) -> Iterator[Path]:
@@ -150,7 +104,7 @@ class HpcPhotozInformer(_UnreadInput, CatInformer):  # type: ignore[misc]
         yield run
 
 
-class HpcPhotozEstimator(_UnreadInput, CatEstimator):  # type: ignore[misc]
+class HpcPhotozEstimator(UnreadInput, CatEstimator):  # type: ignore[misc]
     """Estimate redshift PDFs from images with a trained network
 
     The PDFs are histograms over the network's redshift bins, with `zmode`, `zmean` and `zmedian` in the
@@ -175,7 +129,8 @@ class HpcPhotozEstimator(_UnreadInput, CatEstimator):  # type: ignore[misc]
 
     def __init__(self, args: Any, **kwargs: Any) -> None:
         super().__init__(args, **kwargs)
-        self._estimator: ChunkEstimator | None = None
+        self._described: Description
+        self._estimator: ChunkEstimator
 
     @classmethod
     def default_distribution_type(cls) -> DistributionType:
@@ -213,30 +168,37 @@ class HpcPhotozEstimator(_UnreadInput, CatEstimator):  # type: ignore[misc]
         self.config.nzbins = len(centres)
         return self.model
 
+    def validate(self) -> None:
+        """Check that the input exists and has what is needed, and the size of the chunks."""
+        if self.config.chunk_size < 1:
+            raise BadInput(f"{self.instance_name}: chunk_size {self.config.chunk_size}: want 1 or more")
+        handle = self.get_handle("input", allow_missing=True)
+        self._described = describe_input(handle, self.config.hdf5_groupname, self.instance_name)
+
     def run(self) -> None:
         """Estimate chunk by chunk, each on the rank whose turn it is."""
-        with ending_together(self.comm), _quick_collections():
-            handle = self.get_handle("input", allow_missing=True)
+        with ending_together(self.comm), quick_collections():
+            self.validate()
+            handle = self.get_handle("input")
             if isinstance(handle.data, ImageTable):  # read chunk by chunk instead of as one
                 handle.path, handle.data = str(handle.data.folder), None
             self.config.chunk_size = chunk_for_all_ranks(
-                self.config.chunk_size, handle.size(groupname=self.config.hdf5_groupname), self.comm
+                self.config.chunk_size, self._described.rows, self.comm
             )
             super().run()
 
     def _initialize_run(self) -> None:
         super()._initialize_run()
-        handle = self.get_handle("input")
-        path = handle.path if handle.data is None else None
-        check_input(self.model, None if path is None else os.path.expandvars(path), handle.data)
-        self._estimator = ChunkEstimator(self.model, self._input_length, self.config.id_col, self.config.tta)
+        self._described.check(self.model)
+        self._estimator = ChunkEstimator(
+            self.model, self._described.rows, self.config.id_col, self.config.tta
+        )
 
     def _process_chunk(self, start: int, end: int, data: Any, first: bool) -> None:
-        assert self._estimator is not None
         self._do_chunk_output(self._estimator(data, start), start, end, first, data=data)
 
 
-class HpcPhotozLabels(RailStage):  # type: ignore[misc]
+class HpcPhotozLabels(UnreadInput, RailStage):  # type: ignore[misc]
     """Write the labels of a dataset as one table, which RAIL's evaluators read as the truth
 
     The columns are `object_id`, `redshift` (NaN where it is unknown), `ebv`, `ra` and `dec`, in the order of
@@ -275,9 +237,11 @@ class HpcPhotozLabels(RailStage):  # type: ignore[misc]
 
     def run(self) -> None:
         """Write the labels shard by shard, or hold them if they are to be returned."""
-        table = self.get_data("input")
-        if not isinstance(table, ImageTable):
-            raise BadInput(f"{self.instance_name}: the input is no dataset: name the folder of one")
+        table = ImageTable(
+            dataset_of(self.get_handle("input", allow_missing=True), self.instance_name, "reads")
+        )
+        if not table.rows:
+            raise BadInput(f"{self.instance_name}: {table.folder} holds no objects")
         if self.config.output_mode == "return":
             self.add_data("output", {name: table[ours] for name, ours in self._COLUMNS.items()})
             return
