@@ -66,6 +66,14 @@ assert "epochs" in algos.hpcphotoz.hpcphotoz_informer.__doc__
     assert run(code, tmp_path) == "['hpcphotoz_estimator', 'hpcphotoz_informer', 'hpcphotoz_labels']"
 
 
+def test_the_functions_take_paths(model: Path, dataset: Path, tmp_path: Path) -> None:
+    code = f"""
+from rail.interactive.estimation import algos
+print(algos.hpcphotoz.hpcphotoz_estimator(input_data={str(dataset)!r}, model={str(model)!r}, device="cpu")["output"].npdf)
+"""
+    assert run(code, tmp_path) == "75" and not list(tmp_path.iterdir())
+
+
 def test_without_rail_the_extra_is_named(tmp_path: Path) -> None:
     code = """
 import sys

@@ -116,12 +116,14 @@ def test_the_page_s_python_reads_the_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, test_set: Stamps
 ) -> None:
     monkeypatch.chdir(folder / "out")
+    Path("data").symlink_to(folder / "data")
     names: dict[str, Any] = {}
     for block in blocks(PAGE):
         exec(block, names)
     quantiles, photoz = names["quantiles"], names["photoz"]
     assert isinstance(quantiles, np.ndarray) and quantiles.shape == (len(test_set), 3)
     assert photoz.data.npdf == len(test_set)
+    np.testing.assert_allclose(names["pdfs"].objdata["pdfs"], photoz.data.objdata["pdfs"], atol=1e-4)
 
 
 def probabilities(ensemble: qp.Ensemble) -> Floats:
