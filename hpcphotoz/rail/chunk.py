@@ -17,7 +17,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork
 from hpcphotoz.predict import ANCIL, average_pdfs, point_estimates
-from hpcphotoz.sources.catalogue import EBV_MAX, EBV_UNKNOWN, nan_if_unknown
+from hpcphotoz.sources.catalogue import EBV_UNKNOWN, nan_if_unknown_ebv
 
 Array = npt.NDArray[Any]
 
@@ -89,8 +89,8 @@ class ChunkEstimator:
         ebv = np.asarray(data["ebv"])
         if ebv.shape != stored.shape[:1] or ebv.dtype.kind not in "iuf":
             raise BadInput(f"ebv of shape {ebv.shape} and {ebv.dtype} for {len(stored)} images: want numbers")
-        ebv = ebv.astype(np.float32)
-        if (unknown := ~(nan_if_unknown(ebv) <= EBV_MAX)).any():
+        ebv = nan_if_unknown_ebv(ebv.astype(np.float32))
+        if (unknown := np.isnan(ebv)).any():
             row = int(unknown.argmax())
             given = f"object {object_id[row]}: {data['ebv'][row]:g} in ebv"
             raise BadInput(f"{given}: {EBV_UNKNOWN}: leave the object out, or look its E(B-V) up")

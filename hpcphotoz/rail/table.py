@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.format.extra import label_columns
 from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
 from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.data.order import Blocks
@@ -32,6 +33,8 @@ def dataset_folder(path: str | Path) -> Path | None:
 class ImageTable(Mapping[str, Array]):
     """Images and labels of a dataset by column name. Nothing is read before it is asked for.
 
+    Its extra columns are there too, except those with a value a pixel.
+
     Args:
         folder: the dataset.
 
@@ -42,21 +45,27 @@ class ImageTable(Mapping[str, Array]):
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
+        self._extra = {column.name: column for column in label_columns(self.manifest.header.extra)}
 
     @property
     def rows(self) -> int:
         """Number of objects."""
         return self.manifest.rows
 
+    @property
+    def extra(self) -> list[str]:
+        """Names of the extra columns."""
+        return list(self._extra)
+
     def __iter__(self) -> Iterator[str]:
-        return iter(COLUMNS)
+        return iter((*COLUMNS, *self._extra))
 
     def __len__(self) -> int:
-        return len(COLUMNS)
+        return len(COLUMNS) + len(self._extra)
 
     def __getitem__(self, name: str) -> Array:
         """One column of all objects; "images" takes the memory of all of them."""
-        if name not in COLUMNS:
+        if name not in {*self}:
             raise KeyError(name)
         if name != "images":
             return np.concatenate([part[name] for _, _, part in self.labels([name])])
@@ -79,8 +88,9 @@ class ImageTable(Mapping[str, Array]):
         for start in range(rank * chunk_size, self.rows, ranks * chunk_size):
             end = min(start + chunk_size, self.rows)
             parts = list(read_rows(self.folder, self.manifest, end - start, rows=range(start, end)))
-            chunk = dict(vars(parts[0] if len(parts) == 1 else Stamps.concatenate(parts)))
-            del parts
+            stamps = parts[0] if len(parts) == 1 else Stamps.concatenate(parts)
+            chunk = {**{name: getattr(stamps, name) for name in COLUMNS}, **stamps.extra}
+            del parts, stamps
             yield start, end, chunk
             chunk.clear()
 
@@ -96,5 +106,6 @@ class ImageTable(Mapping[str, Array]):
         files, start = ShardFiles(self.folder, self.manifest), 0
         for number, shard in enumerate(self.manifest.shards):
             found = files.columns(Blocks.single(number, 0, shard.rows), names, verify=True)
-            yield start, start + shard.rows, found
+            loaded = {name: self._extra[name].loaded(found[name]) for name in names if name in self._extra}
+            yield start, start + shard.rows, {**found, **loaded}
             start += shard.rows

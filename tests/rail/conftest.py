@@ -6,9 +6,15 @@ from typing import Any
 import pytest
 
 import hpcphotoz
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.training.run.network import load_network, save_network
 
 SMALL: dict[str, Any] = {"width": 8, "bins": 20, "global_batch": 16, "precision": "fp32", "max_steps": 4}
+
+
+def columns(stamps: Stamps) -> dict[str, Any]:
+    """Stamps as a table: the fixed columns by name, and the extra ones."""
+    return {**{name: getattr(stamps, name) for name in COLUMNS}, **stamps.extra}
 
 
 @pytest.fixture(scope="session")

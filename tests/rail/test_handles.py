@@ -10,14 +10,18 @@ import pytest
 
 pytest.importorskip("rail.core", reason="needs pz-rail-base: pip install 'hpcphotoz[rail]'")
 
+import tables_io
 from rail.core.data import DataHandle, TableHandle
 
 from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.errors import BadInput
 from hpcphotoz.rail.handles import ImageHandle, NetworkHandle
 from hpcphotoz.rail.table import ImageTable
 from tests.helpers.commands import copy
+from tests.helpers.data.extra import EXTRA, extra_stamps, write_extra_dataset
 from tests.helpers.datasets import load
+from tests.rail.conftest import columns
 
 Chunks = list[tuple[int, int, dict[str, Any]]]
 
@@ -37,7 +41,7 @@ def test_chunks_cross_the_shards_in_stored_order(dataset: Path) -> None:
     assert [(start, end) for start, end, _ in found] == [(0, 20), (20, 40), (40, 60), (60, 75)]
     assert ImageHandle("input", path=str(dataset / "manifest.json")).size() == 75
     for start, end, data in found:
-        for name, values in vars(whole).items():
+        for name, values in columns(whole).items():
             np.testing.assert_array_equal(data[name], values[start:end])
 
 
@@ -48,9 +52,8 @@ def test_every_chunk_is_read_by_one_rank(dataset: Path, ranks: int) -> None:
     assert starts == [0, 20, 40, 60] and [found[0][0] if found else None for found in by_rank][:2] == [0, 20]
 
 
-def test_one_shard_gives_what_rail_itself_reads(dataset: Path, tmp_path: Path) -> None:
-    shard = tmp_path / "shard.hdf5"
-    shard.write_bytes(first_shard(dataset).read_bytes())
+def test_one_shard_gives_what_rail_itself_reads(dataset: Path) -> None:
+    shard = first_shard(dataset)
     (start, end, ours), *more = chunks(shard, chunk_size=100)
     ((_, _, theirs),) = chunks(shard, TableHandle, chunk_size=100)
     assert (start, end, more) == (0, 32, []) and set(ours) == set(theirs) >= {"images", "image_xxh3"}
@@ -58,6 +61,26 @@ def test_one_shard_gives_what_rail_itself_reads(dataset: Path, tmp_path: Path) -
         np.testing.assert_array_equal(ours[name], values)
     ((_, _, rows),) = chunks(dataset, chunk_size=32, parallel_size=99)
     np.testing.assert_array_equal(rows["images"], theirs["images"])
+    whole = tables_io.read(str(shard))
+    assert set(whole) == set(theirs) and len(whole["images"]) == 32
+    for name in COLUMNS:
+        np.testing.assert_array_equal(whole[name], rows[name])
+
+
+def test_extra_columns_are_columns_of_the_table(tmp_path: Path) -> None:
+    folder, stamps = write_extra_dataset(tmp_path / "d", 20), extra_stamps(20)
+    labels = [column.name for column in EXTRA if not column.is_pixels]
+    table = ImageTable(folder)
+    assert table.extra == labels and set(table) == {*COLUMNS, *labels} and len(table) == len({*table})
+    read = [data for _, _, data in chunks(folder, chunk_size=6)]
+    whole = [tables_io.read(str(folder / shard.file)) for shard in table.manifest.shards]
+    for name in labels:
+        wanted = stamps.extra[name]
+        assert table[name].dtype == wanted.dtype
+        np.testing.assert_array_equal(table[name], wanted)
+        np.testing.assert_array_equal(np.concatenate([data[name] for data in read]), wanted)
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in whole]), wanted)
+    assert not {"variance", "mask"} & {*read[0]}
 
 
 def test_reading_a_dataset_reads_no_image_until_it_is_asked_for(
@@ -67,7 +90,7 @@ def test_reading_a_dataset_reads_no_image_until_it_is_asked_for(
     with monkeypatch.context() as closed:
         closed.setattr("hpcphotoz.rail.table.read_rows", None)
         table = handle.read()
-        assert isinstance(table, ImageTable) and set(table) == {"images", *vars(load(dataset))}
+        assert isinstance(table, ImageTable) and set(table) == {"images", *columns(load(dataset))}
         assert handle.size() == 75
         np.testing.assert_array_equal(table["z_spec"], load(dataset).z_spec)
     assert table["images"].shape == (75, 5, 16, 16)

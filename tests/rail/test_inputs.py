@@ -17,6 +17,7 @@ from hpcphotoz.rail.table import ImageTable
 from hpcphotoz.training.run.network import load_network
 from rail.hpcphotoz import HpcPhotozEstimator, HpcPhotozInformer, HpcPhotozLabels, ImageHandle
 from tests.helpers.datasets import make_dataset, make_stamps
+from tests.rail.conftest import columns
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +41,9 @@ def refused(model: Path, data: object, message: str, **options: Any) -> None:
 
 def table_file(path: Path, group: str = "", **changed: Any) -> Path:
     """An HDF5 file with the columns of nine objects, some of them replaced; None: left out."""
-    columns = {**vars(make_stamps(9)), **changed}
+    table = {**columns(make_stamps(9)), **changed}
     with h5py.File(path, "w") as file:
-        for name, values in columns.items():
+        for name, values in table.items():
             if values is not None:
                 file[f"{group}/{name}"] = values
     return path
@@ -77,7 +78,7 @@ def test_what_is_no_input_is_refused(model: Path, dataset: Path, tmp_path: Path)
 
 
 def test_inputs_without_objects_are_refused(model: Path, tmp_path: Path) -> None:
-    none = {name: values[:0] for name, values in vars(make_stamps(9)).items()}
+    none = {name: values[:0] for name, values in columns(make_stamps(9)).items()}
     refused(model, none, "^here: the table in memory holds no objects$")
     refused(model, table_file(tmp_path / "none.hdf5", **none), r"none\.hdf5 holds no objects$")
     with DatasetWriter(tmp_path / "d", Header(tuple("ugriz"), 16, 0.396), 30, {}):
@@ -122,9 +123,9 @@ def test_an_unknown_ebv_is_refused_by_object(model: Path, tmp_path: Path, value:
     ebv = stamps.ebv.copy()
     ebv[4] = value
     message = f"^object {stamps.object_id[4]}: {value:g} in ebv: E.B-V. is not known"
-    refused(model, {**vars(stamps), "ebv": ebv}, message)
+    refused(model, {**columns(stamps), "ebv": ebv}, message)
     refused(model, table_file(tmp_path / "t.hdf5", ebv=ebv), message)
-    refused(model, {**vars(stamps), "ebv": ebv[:5]}, r"^ebv of shape \(5,\) and float32 for 9 images")
+    refused(model, {**columns(stamps), "ebv": ebv[:5]}, r"^ebv of shape \(5,\) and float32 for 9 images")
 
 
 def test_another_pixel_scale_is_refused(model: Path, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_model_of_another_name_is_refused_before_training(dataset: Path) -> No
     with pytest.raises(BadInput, match="^here: training reads a dataset, not nothing: name its folder"):
         HpcPhotozInformer.make_stage(name="here").inform(None)
     with pytest.raises(BadInput, match="^here: training reads a dataset, not a table in memory"):
-        HpcPhotozInformer.make_stage(name="here").inform(vars(make_stamps(9)))
+        HpcPhotozInformer.make_stage(name="here").inform(columns(make_stamps(9)))
     assert list(Path().iterdir()) == []
 
 

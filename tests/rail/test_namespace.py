@@ -69,7 +69,8 @@ assert "epochs" in algos.hpcphotoz.hpcphotoz_informer.__doc__
 def test_the_functions_take_paths(model: Path, dataset: Path, tmp_path: Path) -> None:
     code = f"""
 from rail.interactive.estimation import algos
-print(algos.hpcphotoz.hpcphotoz_estimator(input_data={str(dataset)!r}, model={str(model)!r}, device="cpu")["output"].npdf)
+options = dict(input_data={str(dataset)!r}, model={str(model)!r}, device="cpu")
+print(algos.hpcphotoz.hpcphotoz_estimator(**options)["output"].npdf)
 """
     assert run(code, tmp_path) == "75" and not list(tmp_path.iterdir())
 

@@ -19,8 +19,9 @@ from hpcphotoz.rail.table import ImageTable
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.network import load_network
 from rail.hpcphotoz import HpcPhotozEstimator, HpcPhotozInformer, HpcPhotozLabels, ImageHandle
+from tests.helpers.data.extra import extra_stamps, write_extra_dataset
 from tests.helpers.datasets import load, make_dataset, make_stamps
-from tests.rail.conftest import SMALL
+from tests.rail.conftest import SMALL, columns
 
 # The network sees other batches than in `predict`: float32 sums in another order, 1e-7 of a probability.
 SAME: Any = {"atol": 1e-5, "rtol": 1e-5}
@@ -68,13 +69,13 @@ def test_inputs_of_every_form_give_the_same(model: Path, tmp_path: Path, storage
     wanted = estimate(model, tmp_path / "d")
     shard = tmp_path / "one.hdf5"
     shard.write_bytes((tmp_path / "d" / read_manifest(tmp_path / "d").shards[0].file).read_bytes())
-    for given in (shard, ImageTable(tmp_path / "d"), vars(load(tmp_path / "d"))):
+    for given in (shard, ImageTable(tmp_path / "d"), columns(load(tmp_path / "d"))):
         found = estimate(model, given)
         np.testing.assert_allclose(found.objdata["pdfs"], wanted.objdata["pdfs"], **SAME)
         np.testing.assert_array_equal(found.ancil["id"], stamps.object_id)
     with h5py.File(tmp_path / "grouped.hdf5", "w") as file:
         for name in ("images", "ebv"):
-            file[f"photometry/{name}"] = vars(load(tmp_path / "d"))[name]
+            file[f"photometry/{name}"] = columns(load(tmp_path / "d"))[name]
     found = estimate(model, tmp_path / "grouped.hdf5", hdf5_groupname="photometry")
     np.testing.assert_allclose(found.objdata["pdfs"], wanted.objdata["pdfs"], **SAME)
     assert "id" not in found.ancil and "redshift" not in found.ancil
@@ -164,6 +165,16 @@ def test_labels_are_in_the_order_of_the_pdfs(dataset: Path) -> None:
         np.testing.assert_array_equal(found["object_id"], whole.object_id)
 
 
+def test_extra_columns_are_among_the_labels(tmp_path: Path) -> None:
+    folder, stamps = write_extra_dataset(tmp_path / "d", 20), extra_stamps(20)
+    for mode in ("default", "return"):
+        stage = HpcPhotozLabels.make_stage(name="truth", output_mode=mode)
+        found = stage(ImageHandle("input", path=str(folder))).data
+        assert {"petro_r", "clean", "redshift"} <= set(found) and not {"variance", "mask"} & set(found)
+        for name in set(found) & set(stamps.extra):
+            np.testing.assert_array_equal(found[name], stamps.extra[name])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -176,7 +187,7 @@ def test_labels_are_in_the_order_of_the_pdfs(dataset: Path) -> None:
 def test_tables_that_the_network_cannot_take_are_refused(
     model: Path, change: dict[str, Any], message: str
 ) -> None:
-    table = {**vars(make_stamps(9)), **change}
+    table = {**columns(make_stamps(9)), **change}
     with pytest.raises(BadInput, match=message):
         estimate(model, {name: values for name, values in table.items() if values is not None})
 

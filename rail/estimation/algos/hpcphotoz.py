@@ -201,8 +201,8 @@ class HpcPhotozEstimator(UnreadInput, CatEstimator):  # type: ignore[misc]
 class HpcPhotozLabels(UnreadInput, RailStage):  # type: ignore[misc]
     """Write the labels of a dataset as one table, which RAIL's evaluators read as the truth
 
-    The columns are `object_id`, `redshift` (NaN where it is unknown), `ebv`, `ra` and `dec`, in the order of
-    the dataset and so of the estimator's PDFs. No image is read.
+    The columns are `object_id`, `redshift` (NaN where it is unknown), `ebv`, `ra`, `dec` and the dataset's
+    extra columns, in the order of the dataset and so of the estimator's PDFs. No image is read.
     """
 
     name = "HpcPhotozLabels"
@@ -212,7 +212,7 @@ class HpcPhotozLabels(UnreadInput, RailStage):  # type: ignore[misc]
     outputs = [("output", Hdf5Handle)]
     config_options = RailStage.config_options.copy()
     parallel = False
-    _COLUMNS = {"object_id": "object_id", "redshift": "z_spec", "ebv": "ebv", "ra": "ra", "dec": "dec"}
+    _FIXED = {"object_id": "object_id", "redshift": "z_spec", "ebv": "ebv", "ra": "ra", "dec": "dec"}
 
     def __call__(self, input_data: Any, **kwargs: Any) -> DataHandle:
         """Write the labels of a dataset as one table.
@@ -242,11 +242,12 @@ class HpcPhotozLabels(UnreadInput, RailStage):  # type: ignore[misc]
         )
         if not table.rows:
             raise BadInput(f"{self.instance_name}: {table.folder} holds no objects")
+        columns = {**{name: name for name in table.extra}, **self._FIXED}
         if self.config.output_mode == "return":
-            self.add_data("output", {name: table[ours] for name, ours in self._COLUMNS.items()})
+            self.add_data("output", {name: table[ours] for name, ours in columns.items()})
             return
-        for start, end, found in table.labels(list(self._COLUMNS.values())):
-            labels = {name: found[ours] for name, ours in self._COLUMNS.items()}
+        for start, end, found in table.labels(list(columns.values())):
+            labels = {name: found[ours] for name, ours in columns.items()}
             if start == 0:
                 handle = self.add_handle("output", data=labels)
                 handle.initialize_write(table.rows)
