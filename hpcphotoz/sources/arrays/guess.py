@@ -58,8 +58,7 @@ def guess_map(path: Path) -> str:
         BadInput: the file cannot be read, or holds no array that may be images.
     """
     with open_array_file(path) as table:
-        columns = [_column(table, name) for name in table.names()]
-        columns = [one for one in columns if one is not None]
+        columns = [one for name in table.names() if (one := _column(table, name)) is not None]
         images = _find_images(columns)
         if images is None:
             has = ", ".join(map(str, columns[:20])) or "nothing"

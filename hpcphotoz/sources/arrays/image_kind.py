@@ -95,8 +95,8 @@ def _check_columns(table: ArrayFile, array_map: ArrayMap, images: str, rows: int
         expected |= {column: [()]} if column else {}
     for what in ("ebv", "ra", "dec"):
         column = table.first(getattr(array_map, what), what in array_map.optional) or ""
-        extinctions = [(len(array_map.extinction_per_ebv),)] if array_map.extinction_per_ebv else [()]
-        expected |= {column: extinctions if what == "ebv" else [()]} if column else {}
+        extinctions = array_map.extinction_per_ebv if what == "ebv" else ()
+        expected |= {column: [(len(extinctions),) if extinctions else ()]} if column else {}
     expected |= {array_map.band_column: per_band} if array_map.band_column else {}
     for column in (array_map.pixel_scale_column, array_map.sky_sigma):
         expected |= {column: [*per_band, ()]} if column else {}
@@ -134,7 +134,7 @@ def zero_points(one: ArrayMap, bands: tuple[str, ...], path: Path) -> tuple[floa
     if one.unit == "nJy":
         return (NANOJANSKY,) * len(bands)
     if one.planes:
-        given = {}
+        given: dict[str, float] = {}
         for planes in one.planes:
             values = planes.zero_point or (ZERO_POINT,)
             values = values if len(values) > 1 else values * len(planes.bands)

@@ -56,9 +56,9 @@ def read_block(
         without = ~(variance > 0)
         unusable = without if unusable is None else unusable | without
     if array_map.sky_sigma_from == "column":
-        sigma = table.rows(array_map.sky_sigma, start, stop).astype(np.float64)
-        sigma = _choose(np.broadcast_to(sigma.reshape(len(raw), -1), (len(raw), _stored(kind))), kind)
-        sigma = (sigma * factor).astype(np.float32)
+        stored = table.rows(array_map.sky_sigma, start, stop).astype(np.float64)
+        stored = np.broadcast_to(stored.reshape(len(raw), -1), (len(raw), _stored(kind)))
+        sigma = (_choose(stored, kind) * factor).astype(np.float32)
     elif array_map.sky_sigma_from == "inverse variance":
         sigma = _sigma_of_variance(variance, factor)
     elif array_map.sky_sigma_from == "unmasked pixels":
