@@ -11,7 +11,7 @@ SKY_BOX_HALF_WIDTH = 96  # pixels, of the box around a place in a frame
 _SKY_BOX_STEP = 2  # every second pixel: 9216 of a box, 0.7 % of noise in the estimate, a quarter of the time
 _OUTER_PIXELS = 2048  # of a stamp, 1.6 % of noise; the outer eighth of 152 x 152 has five times as many
 _ROUNDS = 4
-_ROWS = 64  # bands of stamps at a time: 2 MB of sums stay in a core's cache
+_ROWS = 256  # bands of stamps at a time: 7 MB of sums
 # Standard deviation of a unit normal distribution cut at 3 sigma.
 _CLIPPED_STD = 0.98658
 
@@ -27,8 +27,8 @@ def stamp_sky_sigma(images: Array) -> npt.NDArray[np.float32]:
     sigma = np.empty(n * bands, np.float32)
     for start in range(0, len(flat), _ROWS):
         rows = slice(start, start + _ROWS)
-        # take, not a fancy index: 6 us a stamp of 64 x 64 x 5, not 56.
-        sigma[rows] = clipped_std(np.take(flat[rows], places, axis=1))
+        # take, not a fancy index: 6 us a stamp of 64 x 64 x 5, not 56; "clip" is quicker than its checks.
+        sigma[rows] = clipped_std(np.take(flat[rows], places, axis=1, mode="clip"))
     return sigma.reshape(n, bands)
 
 
@@ -101,16 +101,29 @@ def clipped_std(pixels: npt.NDArray[np.float32]) -> Array:
     middle, low = x[:, x.shape[1] // 2].copy(), x[:, int(0.1587 * x.shape[1])]
     sigma = (middle - low).astype(np.float64)
     x -= middle[:, None]
-    # Cumulative sums: the sum of the pixels within two limits is then one difference.
-    sums, squares = np.zeros((2, len(x), x.shape[1] + 1))
-    np.cumsum(x, axis=1, dtype=np.float64, out=sums[:, 1:])
-    np.cumsum(x * x, axis=1, dtype=np.float64, out=squares[:, 1:])
+    # Cumulative sums: the sum of the pixels within two limits is then one difference. Each addition waits for
+    # the one before, so that those of the pixels (real part) and of their squares share the wait.
+    sums = np.zeros((len(x), x.shape[1] + 1), np.complex128)
+    sums.real[:, 1:], sums.imag[:, 1:] = x, x * x
+    np.cumsum(sums, axis=1, out=sums)
     centre, row = np.zeros(len(x)), np.arange(len(x))
     for _ in range(_ROUNDS):
-        limits = (centre + np.array([[-3], [3]]) * sigma).astype(np.float32)[:, :, None]
-        start, stop = np.count_nonzero(x < limits[0], axis=1), np.count_nonzero(x <= limits[1], axis=1)
-        count = np.maximum(stop - start, 1)
-        centre = (sums[row, stop] - sums[row, start]) / count
-        variance = (squares[row, stop] - squares[row, start]) / count - centre**2
+        start, stop = _places_of(x, (centre + np.array([[-3], [3]]) * sigma).astype(np.float32))
+        inside, count = sums[row, stop] - sums[row, start], np.maximum(stop - start, 1)
+        centre = inside.real / count
+        variance = inside.imag / count - centre**2
         sigma = np.sqrt(np.maximum(variance, 0)) / _CLIPPED_STD
     return np.asarray(sigma)
+
+
+def _places_of(ascending: npt.NDArray[np.float32], limits: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """Counts in each row (N, pixel) the pixels below limits[0] and up to limits[1], (2, N), by bisection."""
+    rows, n = ascending.shape
+    flat, before = ascending.reshape(-1), np.arange(rows) * n - 1
+    found, step = np.zeros((2, rows), np.intp), 1 << n.bit_length() - 1
+    while step:
+        more = found + step
+        values = flat[np.minimum(more, n) + before]
+        found += step * (np.stack((values[0] < limits[0], values[1] <= limits[1])) & (more <= n))
+        step >>= 1
+    return found

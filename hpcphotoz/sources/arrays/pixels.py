@@ -43,7 +43,9 @@ def read_block(
             full = np.ascontiguousarray(to_bands(raw, array_map, kind), np.float32)
             if not (factor == 1).all():
                 full = full * factor[:, None, None]
-        finite = np.isfinite(full.sum(axis=(2, 3), dtype=np.float64))
+        finite = np.isfinite(full.sum(axis=(2, 3)))
+        if not finite.all():  # in float64, which the sum of finite pixels does not leave
+            finite = np.isfinite(full.sum(axis=(2, 3), dtype=np.float64))
     if not finite.all():
         full = np.where(finite[:, :, None, None], full, np.float32(0))
     variance = _read(table, array_map, kind, array_map.inverse_variance, start, stop)

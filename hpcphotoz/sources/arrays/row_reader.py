@@ -78,7 +78,8 @@ class ReadRows:
                     block, sky = self._read_block(table, start, stop, reasons[rows])
                     good = np.array([reason is None for reason in reasons[rows]])
                     kept = slice(at, at + int(good.sum()))
-                    images[kept], sigma[kept] = block[good], sky[good]
+                    chosen = slice(None) if good.all() else good  # without a copy
+                    images[kept], sigma[kept] = block[chosen], sky[chosen]
                     at = kept.stop
             used = np.array([reason is None for reason in reasons])
             for name, values in found.items():
