@@ -31,8 +31,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        flush_file(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600: colleagues could not read the result
         os.replace(temporary, path)
     except BaseException as error:
@@ -96,6 +95,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def flush_file(path: Path) -> None:
+    """Flush what was written to a file to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:

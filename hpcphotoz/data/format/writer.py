@@ -1,6 +1,7 @@
 """Writes a dataset: its shards and its manifest."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from hpcphotoz.atomic import atomic_write
+from hpcphotoz.atomic import atomic_write, flush_file
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.extra import stored_columns
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder, lock_dataset_folder, shard_name
@@ -160,7 +161,10 @@ def write_shard(path: Path, header: Header, stamps: Stamps) -> ShardEntry:
                 if column.unit:
                     file[column.name].attrs["unit"] = column.unit
             offsets = {name: file[name].id.get_offset() for name in ("images", *labels)}
-        digest = file_sha256(temporary)
+        with ThreadPoolExecutor(1) as pool:  # the disk writes while this thread reads what it has in memory
+            flushed = pool.submit(flush_file, temporary)
+            digest = file_sha256(temporary)
+            flushed.result()
     z_min, z_max, unlabelled = redshift_range(stamps.z_spec)
     return ShardEntry(
         file=path.name,

@@ -22,7 +22,7 @@ from hpcphotoz.sources.identifiers import Ids, identifiers
 
 Array = npt.NDArray[Any]
 
-_BLOCK_BYTES = 16 << 20  # read at a time: 200 stamps of 64 x 64 x 5
+_BLOCK_BYTES = 4 << 20  # read at a time, so that it stays in a cache: 50 stamps of 64 x 64 x 5
 _FLOAT16 = float(np.finfo(np.float16).max)
 
 

@@ -196,12 +196,12 @@ def test_sky_sigma_of_a_column_of_inverse_variance_and_of_unmasked_pixels(tmp_pa
     assert [entry["reason"] for entry in skipped] == ["the sky sigma is not known in the r band"]
     values["bad"][:, 0, 3:] = 4
     clean = write(tmp_path / "clean.hdf5", cutout=values["cutout"], bad=values["bad"], name=values["name"])
-    stored = write(tmp_path / "lit.hdf5", cutout=stored["cutout"], bad=values["bad"], name=values["name"])
+    bright = write(tmp_path / "lit.hdf5", cutout=stored["cutout"], bad=values["bad"], name=values["name"])
     one = map_of(sky_sigma_from="unmasked pixels", mask="bad", mask_true="unusable", object_id="name")
     with pytest.raises(BadInput, match="too many pixels are masked"):
-        ingest(tmp_path / "masked", stored, one)
+        ingest(tmp_path / "masked", bright, one)
     inner = {"crop": 8}  # which has no flagged pixel
-    lit, _ = ingest(tmp_path / "lit", stored, one, **inner)
+    lit, _ = ingest(tmp_path / "lit", bright, one, **inner)
     np.testing.assert_array_equal(lit.sky_sigma, ingest(tmp_path / "clean", clean, one, **inner)[0].sky_sigma)
 
 
