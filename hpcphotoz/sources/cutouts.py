@@ -91,6 +91,7 @@ class CutStamps:
             sky_sigma=sigma[kept],
             ra=good.ra,
             dec=good.dec,
+            extra=good.extra,
         )
         ids = objects.object_id.tolist()
         return stamps, [skipped_object(ids[k], cutout_list.frame_set, reasons[k]) for k in sorted(reasons)]

@@ -12,7 +12,7 @@ from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import build_dataset, count_skipped
-from hpcphotoz.sources.catalogue import EBV_UNKNOWN, read_catalogue
+from hpcphotoz.sources.catalogue import EBV_UNKNOWN, Catalogue, read_catalogue
 from hpcphotoz.sources.constants import MASKED_FRACTION
 from hpcphotoz.sources.cutouts import CutStamps
 from hpcphotoz.sources.identifiers import RULE
@@ -46,6 +46,7 @@ def ingest_images(
     shard_rows: int = 1024,
     bands: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
+    keep: Mapping[str, str] | None = None,
     masked_fraction: float = MASKED_FRACTION,
     epochs: str = "one",
     storage: str = "float32",
@@ -71,6 +72,7 @@ def ingest_images(
         bands: some of the survey's, in the order of the images; None: its usual ones. The stamps have the
             grid of the survey's reference band, or without it of the first band's frame.
         columns: the table's names for object_id, ra, dec, z_spec, ebv, where they differ.
+        keep: the table's name for each column that the shards hold too, by the name that it gets there.
         masked_fraction: largest part of a stamp's pixels, in any one band, that the survey's fatal mask
             planes may flag.
         epochs: "one": one stamp for each object, with the table's `object_id`; "all": one for each object and
@@ -87,10 +89,10 @@ def ingest_images(
     reference = bands.index(described.reference) if described.reference in bands else 0
     ranks = mpi_ranks()
 
-    def plan_here() -> tuple[CutoutPlan, str | None, SurveyNotes]:
+    def plan_here() -> tuple[CutoutPlan, Catalogue, SurveyNotes]:
         _check_options(described, stamp, shard_rows, bands, masked_fraction, epochs)
         check_dataset_folder(out)
-        table = read_catalogue(objects, columns)
+        table = read_catalogue(objects, columns, keep)
         unknown = np.isnan(table.ebv)
         without_ebv = skipped_entries(table.object_id[unknown], EBV_UNKNOWN)
         table = table[np.flatnonzero(~unknown)]
@@ -116,9 +118,10 @@ def ingest_images(
             print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
         for line in (*notes.lines, *([_caution(plan.repeated)] if plan.repeated else [])):
             print(line, file=sys.stderr)
-        return replace(plan, skipped=(*incomplete, *without_ebv, *plan.skipped)), table.ebv_column, notes
+        return replace(plan, skipped=(*incomplete, *without_ebv, *plan.skipped)), table[:0], notes
 
-    plan, ebv_column, notes = ranks.on_first_rank(plan_here)
+    plan, no_rows, notes = ranks.on_first_rank(plan_here)
+    ebv_column, kept = no_rows.ebv_column, no_rows.extra_columns
     used = {cutout_list.frame_set: None for unit in plan.units for cutout_list in unit}
     provenance = {
         "command": command,
@@ -129,6 +132,7 @@ def ingest_images(
         "epochs": epochs,
         "object_id": f"{plan.rule}; {RULE}",
         "ebv": "not in the table: 0" if ebv_column is None else f"column '{ebv_column}'",
+        **({"kept": {ours: f"column '{theirs}'" for ours, theirs in keep.items()}} if keep else {}),
         **({"caution": _caution(plan.repeated)} if plan.repeated else {}),
         "resampling": f"Lanczos-3 onto the {bands[reference]} frame's grid",
         "masks": {
@@ -141,7 +145,7 @@ def ingest_images(
     }
     manifest, skipped = build_dataset(
         out,
-        Header(bands, stamp, described.pixel_scale, storage),
+        Header(bands, stamp, described.pixel_scale, storage, kept),
         CutStamps(survey, bands, reference, stamp, masked_fraction),
         plan.units,
         provenance=provenance,

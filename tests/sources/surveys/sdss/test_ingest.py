@@ -13,6 +13,8 @@ import hpcphotoz.sources.cutouts
 import hpcphotoz.sources.surveys.sdss.frames
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
+from hpcphotoz.data.read.rows import read_rows
+from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.errors import BadInput
 from tests.helpers.datasets import load
 from tests.helpers.sources.sdss_files import (
@@ -37,6 +39,53 @@ def test_bands_are_a_choice(tmp_path: Path, frames: Path) -> None:
     np.testing.assert_array_equal(some.sky_sigma, whole.sky_sigma[:, [3, 2, 1]])
     manifest = ingest_frames(tmp_path / "ig", frames, table, bands="ig")
     assert "onto the i frame" in manifest.provenance["resampling"]
+
+
+def test_columns_of_the_table_are_kept_and_select_objects(
+    tmp_path: Path, frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"object_id": k, "ra": RA, "dec": DEC, "petro_r": 15 + k, "class": name, "primtarget": 64 * k}
+        for k, name in ((1, "GALAXY"), (2, "QSO"), (3, "GALAXY"))
+    ]
+    table = write_table(tmp_path / "t.csv", rows)
+    words = [
+        "ingest",
+        "sdss-frames",
+        tmp_path / "out",
+        "--frames",
+        frames,
+        "--objects",
+        table,
+        "--processes",
+        1,
+    ]
+    kept = ["petro_r", "spectype=class", "primtarget"]
+    assert main([str(word) for word in (*words, "--keep", *kept)]) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert [(one.name, one.dtype) for one in manifest.header.extra] == [
+        ("petro_r", "int64"),
+        ("spectype", "S6"),
+        ("primtarget", "int64"),
+    ]
+    found = load(tmp_path / "out")
+    at = np.argsort(found.object_id)
+    assert found.extra["petro_r"][at].tolist() == [16, 17, 18]
+    assert found.extra["spectype"][at].tolist() == [b"GALAXY", b"QSO", b"GALAXY"]
+    assert manifest.provenance["kept"]["spectype"] == "column 'class'"
+    where = Predicate.parse(
+        "petro_r <= 17 and spectype == 'GALAXY'", manifest.header.bands, manifest.header.extra
+    )
+    assert [s.object_id.tolist() for s in read_rows(tmp_path / "out", manifest, row_filter=where)] == [[1]]
+    capsys.readouterr()
+    for word, says in (
+        ("class", "give another"),
+        ("=a", "must be a column's name"),
+        ("nothing", "no column nothing"),
+    ):
+        again = [tmp_path / "other" if one == tmp_path / "out" else one for one in words]
+        assert main([str(one) for one in (*again, "--keep", word)]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_skipped_objects_are_listed_with_the_reason(
