@@ -1,11 +1,13 @@
-"""What commands that write datasets share: options on how shards are written, and the line at the end."""
+"""What commands that write datasets share: options on the columns and shards, and the line at the end."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hpcphotoz.cli.parser import Parser
 from hpcphotoz.data.format.manifest import STORAGE, Manifest
+from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.world import detect
 
@@ -38,3 +40,34 @@ def add_writing(parser: Parser, rows: int, what: str, processes: str) -> None:
         "sigma, wider in pixels above 512 sky sigmas",
     )
     parser.add_argument("--processes", type=int, help=f"worker processes (default: {processes})")
+
+
+def add_keep(parser: Parser, source: str) -> None:
+    """Add the option that names columns of `source` to keep."""
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        default=(),
+        metavar="COLUMN",
+        help=f"other columns of {source} that the shards hold too, with type and unit, for --where: "
+        "dered_petro_r primtarget, or under another name spectype=class; a whole number may not be unknown",
+    )
+
+
+def kept_columns(words: Sequence[str]) -> dict[str, str]:
+    """Read `--keep`: the input's name of each column, by the name that it gets; NAME, or OURS=THEIRS.
+
+    Raises:
+        BadInput: a word of another form, or a name that is there twice.
+    """
+    kept: dict[str, str] = {}
+    for word in words:
+        ours, equals, theirs = word.partition("=")
+        if not ours or (equals and not theirs):
+            raise BadInput(f"--keep {word}: must be a column's name, or of the form spectype=class")
+        if ours in kept:
+            raise BadInput(
+                f"--keep {word}: {ours} is there twice: give another name, as in {ours}2={theirs or ours}"
+            )
+        kept[ours] = theirs or ours
+    return kept

@@ -4,7 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcphotoz.cli.dataset_output import CORES_OR_RANKS, WRITING, add_writing, given, say_what_is_in
+from hpcphotoz.cli.dataset_output import (
+    CORES_OR_RANKS,
+    WRITING,
+    add_keep,
+    add_writing,
+    given,
+    kept_columns,
+    say_what_is_in,
+)
 from hpcphotoz.cli.parser import Commands, Parser, command, number, path
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.constants import MASKED_FRACTION, SURVEYS
@@ -32,7 +40,7 @@ def _cut_images(
     from hpcphotoz.sources.surveys.ingest import ingest_images
 
     how = given(options, "stamp", "masked_fraction", "epochs", *WRITING)
-    names = {"columns": _columns(options.columns), "keep": _kept(options.keep)}
+    names = {"columns": _columns(options.columns), "keep": kept_columns(options.keep)}
     manifest = ingest_images(
         options.out, survey, images, options.objects, command=name, bands=bands, **names, **how
     )
@@ -50,21 +58,6 @@ def _columns(words: Sequence[str]) -> dict[str, str]:
             raise BadInput(f"--columns {word}: {key} is {columns[key]} already: name one column for it")
         columns[key] = name
     return columns
-
-
-def _kept(words: Sequence[str]) -> dict[str, str]:
-    """The table's name of each column to keep, by the name that it gets: NAME, or OURS=THEIRS."""
-    kept: dict[str, str] = {}
-    for word in words:
-        ours, equals, theirs = word.partition("=")
-        if not ours or (equals and not theirs):
-            raise BadInput(f"--keep {word}: must be a column's name, or of the form spectype=class")
-        if ours in kept:
-            raise BadInput(
-                f"--keep {word}: {ours} is there twice: give another name, as in {ours}2={theirs or ours}"
-            )
-        kept[ours] = theirs or ours
-    return kept
 
 
 def add(kinds: Commands) -> None:
@@ -123,14 +116,7 @@ def _add_cutout_options(p: Parser, stamp: str) -> None:
         metavar="OURS=THEIRS",
         help="the table's names for object_id, ra, dec, z_spec, ebv: ra=RAJ2000 dec=DEJ2000",
     )
-    p.add_argument(
-        "--keep",
-        nargs="+",
-        default=(),
-        metavar="COLUMN",
-        help="other columns of the table that the shards hold too, with type and unit, for --where: "
-        "dered_petro_r primtarget, or under another name spectype=class; a whole number may not be unknown",
-    )
+    add_keep(p, "the table")
     p.add_argument("--stamp", type=int, default=64, help=stamp)
     p.add_argument(
         "--epochs",

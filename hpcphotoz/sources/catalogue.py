@@ -49,7 +49,7 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.object_id)
 
-    def __getitem__(self, rows: npt.NDArray[np.intp] | slice) -> "Catalogue":
+    def __getitem__(self, rows: npt.NDArray[np.intp]) -> "Catalogue":
         extra = {name: values[rows] for name, values in self.extra.items()}
         return replace(self, **{name: getattr(self, name)[rows] for name in _NAMES}, extra=extra)
 

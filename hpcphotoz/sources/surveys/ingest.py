@@ -12,7 +12,7 @@ from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import build_dataset, count_skipped
-from hpcphotoz.sources.catalogue import EBV_UNKNOWN, Catalogue, read_catalogue
+from hpcphotoz.sources.catalogue import EBV_UNKNOWN, read_catalogue
 from hpcphotoz.sources.constants import MASKED_FRACTION
 from hpcphotoz.sources.cutouts import CutStamps
 from hpcphotoz.sources.identifiers import RULE
@@ -89,10 +89,11 @@ def ingest_images(
     reference = bands.index(described.reference) if described.reference in bands else 0
     ranks = mpi_ranks()
 
-    def plan_here() -> tuple[CutoutPlan, Catalogue, SurveyNotes]:
+    def plan_here() -> tuple[CutoutPlan, Header, str | None, SurveyNotes]:
         _check_options(described, stamp, shard_rows, bands, masked_fraction, epochs)
         check_dataset_folder(out)
         table = read_catalogue(objects, columns, keep)
+        header = Header(bands, stamp, described.pixel_scale, storage, table.extra_columns)
         unknown = np.isnan(table.ebv)
         without_ebv = skipped_entries(table.object_id[unknown], EBV_UNKNOWN)
         table = table[np.flatnonzero(~unknown)]
@@ -118,10 +119,10 @@ def ingest_images(
             print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
         for line in (*notes.lines, *([_caution(plan.repeated)] if plan.repeated else [])):
             print(line, file=sys.stderr)
-        return replace(plan, skipped=(*incomplete, *without_ebv, *plan.skipped)), table[:0], notes
+        plan = replace(plan, skipped=(*incomplete, *without_ebv, *plan.skipped))
+        return plan, header, table.ebv_column, notes
 
-    plan, no_rows, notes = ranks.on_first_rank(plan_here)
-    ebv_column, kept = no_rows.ebv_column, no_rows.extra_columns
+    plan, header, ebv_column, notes = ranks.on_first_rank(plan_here)
     used = {cutout_list.frame_set: None for unit in plan.units for cutout_list in unit}
     provenance = {
         "command": command,
@@ -145,7 +146,7 @@ def ingest_images(
     }
     manifest, skipped = build_dataset(
         out,
-        Header(bands, stamp, described.pixel_scale, storage, kept),
+        header,
         CutStamps(survey, bands, reference, stamp, masked_fraction),
         plan.units,
         provenance=provenance,
