@@ -39,7 +39,7 @@ def _cut_images(
 ) -> int:
     from hpcphotoz.sources.surveys.ingest import ingest_images
 
-    how = given(options, "stamp", "masked_fraction", "epochs", *WRITING)
+    how = given(options, "stamp", "masked_fraction", "epochs", "pixels", *WRITING)
     names = {"columns": _columns(options.columns), "keep": kept_columns(options.keep)}
     manifest = ingest_images(
         options.out, survey, images, options.objects, command=name, bands=bands, **names, **how
@@ -133,5 +133,12 @@ def _add_cutout_options(p: Parser, stamp: str) -> None:
         default=MASKED_FRACTION,
         help="skip a stamp with more of its pixels (0 to 1) flagged as unusable in any band: saturated, "
         f"without data, in SDSS also cosmic ray or ghost (default {MASKED_FRACTION})",
+    )
+    p.add_argument(
+        "--pixels",
+        nargs="+",
+        choices=("variance", "mask"),
+        default=(),
+        help="keep these of every pixel beside the images: variance (float16, nMgy^2), mask (1: unusable)",
     )
     add_writing(p, 1024, "largest number of stamps in a shard", CORES_OR_RANKS)

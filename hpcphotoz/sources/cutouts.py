@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.format.extra import pack_mask
+from hpcphotoz.data.format.stamps import Array, Stamps
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.noise import SKY_BOX_HALF_WIDTH
 from hpcphotoz.sources.surveys.fits import Window
@@ -33,6 +35,7 @@ class CutStamps:
     reference: int  # index of the band whose grid the stamps have
     stamp: int  # pixels a side
     masked_fraction: float
+    extra: tuple[str, ...] = ()  # columns taken from the frames: of psf_fwhm, variance, mask
 
     def __call__(self, unit: Any) -> UnitStamps:
         """Returns a unit's stamps, and the objects that could not be cut, each with the reason."""
@@ -60,6 +63,7 @@ class CutStamps:
         objects, count = cutout_list.objects, len(cutout_list.objects)
         images = np.zeros((count, len(self.bands), self.stamp, self.stamp), np.float32)
         sigma = np.zeros((count, len(self.bands)), np.float32)
+        extra = self._empty_extra(count)
         reasons: dict[int, str] = {}
         order = sorted(range(len(self.bands)), key=lambda b: b != self.reference)
         base: Geometry | None = None
@@ -77,12 +81,22 @@ class CutStamps:
                 if reason is None:
                     images[k, b] = resample(frame, x, y) * scales[k]
                     sigma[k, b] = frame.sky_sigma(*centres[k]) * scales[k]
+                    if "psf_fwhm" in extra:
+                        extra["psf_fwhm"][k, b] = frame.psf_fwhm_at(*centres[k])
+                    if "variance" in extra and frame.variance is not None:
+                        variance = frame.variance[_nearest(x, y)] * scales[k] ** 2
+                        extra["variance"][k, b] = stored_variance(variance)
+                    if "mask" in extra and frame.flags is not None:
+                        extra["mask"][k, b] = frame.flags[_nearest(x, y)] != 0
                     if not np.isfinite(images[k, b]).all():
                         reason = "a pixel is not finite in"
                 if reason is not None:
                     reasons[k] = f"{reason} {name}"
         kept = np.array([k not in reasons for k in range(count)])
         good = objects[np.flatnonzero(kept)]
+        extra = {name: values[kept] for name, values in extra.items()}
+        if "mask" in extra:
+            extra["mask"] = pack_mask(extra["mask"])
         stamps = Stamps(
             images=images[kept],
             z_spec=good.z_spec.astype(np.float32),
@@ -91,10 +105,21 @@ class CutStamps:
             sky_sigma=sigma[kept],
             ra=good.ra,
             dec=good.dec,
-            extra=good.extra,
+            extra={**good.extra, **extra},
         )
         ids = objects.object_id.tolist()
         return stamps, [skipped_object(ids[k], cutout_list.frame_set, reasons[k]) for k in sorted(reasons)]
+
+    def _empty_extra(self, count: int) -> dict[str, Array]:
+        """Returns extra columns that hold nothing yet: NaN, and no pixel masked."""
+        per_band = count, len(self.bands)
+        pixels = *per_band, self.stamp, self.stamp
+        empty: dict[str, tuple[tuple[int, ...], float, type]] = {
+            "psf_fwhm": (per_band, np.nan, np.float32),
+            "variance": (pixels, np.nan, np.float16),
+            "mask": (pixels, 0, np.bool_),
+        }
+        return {name: np.full(*empty[name]) for name in self.extra}
 
     def _read(self, survey: Survey, cutout_list: CutoutList, b: int) -> Frame:
         files = cutout_list.frame_set.files[b]
@@ -111,7 +136,7 @@ class CutStamps:
             return "stamp crosses the edge of"
         if frame.flags is None:
             return None
-        near = frame.flags[np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)]
+        near = frame.flags[_nearest(x, y)]
         masked = np.count_nonzero(near) / near.size
         if masked <= self.masked_fraction:
             return None
@@ -152,6 +177,22 @@ def stamp_grid(centre: Floats, jacobian: Floats, stamp: int) -> tuple[Floats, Fl
         centre[0] + jacobian[0, 0] * along_x + jacobian[0, 1] * along_y,
         centre[1] + jacobian[1, 0] * along_x + jacobian[1, 1] * along_y,
     )
+
+
+def stored_variance(variance: Floats) -> npt.NDArray[np.float16]:
+    """Converts variances, nanomaggies^2, to float16, NaN where they are not positive.
+
+    What float16 rounds to 0 becomes its smallest number, 6e-8: a variance of 0 would be an infinite weight.
+    Beyond its largest number, 65504, they are infinite.
+    """
+    with np.errstate(over="ignore"):
+        rounded = np.maximum(variance.astype(np.float16), np.finfo(np.float16).smallest_subnormal)
+    return np.where(variance > 0, rounded, np.float16(np.nan))
+
+
+def _nearest(x: Floats, y: Floats) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Returns rows and columns of the pixels in which positions lie."""
+    return np.rint(y).astype(np.intp), np.rint(x).astype(np.intp)
 
 
 def _window(geometry: Geometry, ra: Floats, dec: Floats, margin: int) -> Window | None:

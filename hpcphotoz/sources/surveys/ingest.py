@@ -1,13 +1,14 @@
 """Builds a dataset of stamps from a survey's images and a table: `ingest images`, `ingest sdss-frames`."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hpcphotoz.data.format.extra import ExtraColumn, mask_column, variance_column
 from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
@@ -19,6 +20,7 @@ from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.surveys.plan import EPOCHS, CutoutPlan, plan_cutouts, skipped_entries, sky_range
 from hpcphotoz.sources.surveys.survey import (
+    FrameSet,
     Survey,
     SurveyNotes,
     complete_sets,
@@ -49,6 +51,7 @@ def ingest_images(
     keep: Mapping[str, str] | None = None,
     masked_fraction: float = MASKED_FRACTION,
     epochs: str = "one",
+    pixels: Sequence[str] = (),
     storage: str = "float32",
     processes: int | None = None,
 ) -> Manifest:
@@ -77,6 +80,8 @@ def ingest_images(
             planes may flag.
         epochs: "one": one stamp for each object, with the table's `object_id`; "all": one for each object and
             SDSS run, with ids by `epoch_ids`, which a split by object id takes for different galaxies.
+        pixels: of "variance" and "mask": per-pixel columns to keep, those of the frame's nearest pixel. The
+            variance is in nanomaggies^2, and NaN where there is no map or no data.
         storage: of the images, as in `Header`.
         processes: worker processes; None: one a core.
 
@@ -91,6 +96,8 @@ def ingest_images(
 
     def plan_here() -> tuple[CutoutPlan, Header, str | None, SurveyNotes]:
         _check_options(described, stamp, shard_rows, bands, masked_fraction, epochs)
+        if unknown_pixels := set(pixels) - {"variance", "mask"}:
+            raise BadInput(f"pixels '{min(unknown_pixels)}': must be some of variance, mask")
         check_dataset_folder(out)
         table = read_catalogue(objects, columns, keep)
         header = Header(bands, stamp, described.pixel_scale, storage, table.extra_columns)
@@ -106,6 +113,11 @@ def ingest_images(
             raise BadInput(f"{images}: no {described.file_names} below")
         sets, incomplete = complete_sets(images, found, bands)
         report_left_out(images, incomplete, len(sets))
+        for name, attribute in (("variance", "noise"), ("mask", "mask")):
+            if name in pixels and all(
+                getattr(files, attribute) is None for one in sets for files in one.files
+            ):
+                raise BadInput(f"{images}: has no {name} of any frame: leave out `--pixels {name}`")
         notes = described.notes(sets)
         plan = plan_cutouts(
             described, sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs
@@ -115,6 +127,8 @@ def ingest_images(
                 f"{objects}: none of its {len(table)} objects lies whole in a frame below {images}: they are "
                 f"at {sky_range(table.ra, table.dec)}, the frames at {sky_range(*plan.covered.T)} (deg)"
             )
+        measured = _measured_columns(_used_sets(plan), len(bands), stamp, pixels)
+        header = replace(header, extra=(*header.extra, *measured))
         if table.ebv_column is None:
             print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
         for line in (*notes.lines, *([_caution(plan.repeated)] if plan.repeated else [])):
@@ -123,7 +137,7 @@ def ingest_images(
         return plan, header, table.ebv_column, notes
 
     plan, header, ebv_column, notes = ranks.on_first_rank(plan_here)
-    used = {cutout_list.frame_set: None for unit in plan.units for cutout_list in unit}
+    used = _used_sets(plan)
     provenance = {
         "command": command,
         "survey": survey,
@@ -144,10 +158,11 @@ def ingest_images(
         **notes.record,
         "skipped": list(plan.skipped),
     }
+    from_frames = tuple(column.name for column in header.extra if column.name not in (keep or ()))
     manifest, skipped = build_dataset(
         out,
         header,
-        CutStamps(survey, bands, reference, stamp, masked_fraction),
+        CutStamps(survey, bands, reference, stamp, masked_fraction, from_frames),
         plan.units,
         provenance=provenance,
         label="cutting stamps, shards",
@@ -156,6 +171,22 @@ def ingest_images(
     if ranks.rank == 0:
         _report_skipped(manifest.rows, skipped)
     return manifest
+
+
+def _used_sets(plan: CutoutPlan) -> list[FrameSet]:
+    return list(dict.fromkeys(cutout_list.frame_set for unit in plan.units for cutout_list in unit))
+
+
+def _measured_columns(
+    sets: Iterable[FrameSet], bands: int, stamp: int, pixels: Sequence[str]
+) -> tuple[ExtraColumn, ...]:
+    """Returns the columns taken from the frames: PSF widths where files give them, and what is asked for."""
+    columns = []
+    if any(files.psf or files.calibration for one in sets for files in one.files):
+        columns.append(ExtraColumn("psf_fwhm", "float32", "arcsec", (bands,)))
+    columns += [variance_column(bands, stamp)] if "variance" in pixels else []
+    columns += [mask_column(bands, stamp)] if "mask" in pixels else []
+    return tuple(columns)
 
 
 def _check_options(
