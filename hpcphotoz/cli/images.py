@@ -40,10 +40,8 @@ def _cut_images(
     from hpcphotoz.sources.surveys.ingest import ingest_images
 
     how = given(options, "stamp", "masked_fraction", "epochs", "pixels", *WRITING)
-    names = {"columns": _columns(options.columns), "keep": kept_columns(options.keep)}
-    manifest = ingest_images(
-        options.out, survey, images, options.objects, command=name, bands=bands, **names, **how
-    )
+    how |= {"columns": _columns(options.columns), "keep": kept_columns(options.keep)}
+    manifest = ingest_images(options.out, survey, images, options.objects, command=name, bands=bands, **how)
     say_what_is_in(options.out, manifest, "stamp")
     return 0
 

@@ -80,7 +80,7 @@ def chosen(rows: list[dict[str, object]], part: str = "all") -> npt.NDArray[np.i
     if part == "all":
         return found
     number = ("train", "validation", "test").index(part)
-    return found[order.split_part(found, 0.1, 0.4, 0) == number]
+    return np.array(found[order.split_part(found, 0.1, 0.4, 0) == number])
 
 
 def test_the_table_has_objects_on_both_sides_of_the_cut(rows: list[dict[str, object]], folder: Path) -> None:

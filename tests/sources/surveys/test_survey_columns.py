@@ -86,7 +86,7 @@ def test_variance_and_mask_of_every_pixel_are_those_of_the_frame(tmp_path: Path)
 def test_columns_of_the_table_lie_beside_those_of_the_frames(tmp_path: Path) -> None:
     write_set(tmp_path / "f", [(SDSS_RA, SDSS_DEC)])
     write_tsfield(tmp_path / "f", 10 / np.array(list(FLUX20.values())))
-    row = {"object_id": 1, "ra": SDSS_RA, "dec": SDSS_DEC, "psf_fwhm": 3.5}
+    row: dict[str, object] = {"object_id": 1, "ra": SDSS_RA, "dec": SDSS_DEC, "psf_fwhm": 3.5}
     objects = write_table(tmp_path / "t.csv", [row])
     with pytest.raises(BadInput, match="extra column 'psf_fwhm': the name 'psf_fwhm' is taken"):
         ingest_frames(tmp_path / "o", tmp_path / "f", objects, keep={"psf_fwhm": "psf_fwhm"}, processes=1)
