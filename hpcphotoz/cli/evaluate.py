@@ -77,7 +77,7 @@ def evaluate(options: argparse.Namespace) -> int:
 def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
     """The objects of --knn-train that serve as neighbours: those that meet the predicate of the runs.
 
-    With --part, only those of the training part, by object id: an object of the measured part is then no
+    With --part, only those of the training part of the runs' split: an object of the measured part is then no
     neighbour in any copy of the dataset, such as an attacked one. --where, with which the networks were not
     trained, does not apply.
     """

@@ -64,15 +64,16 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     manifest = read_manifest(options.data)
     for network in networks:
         check_bands_and_stamp(network, manifest.header, options.data)
-    splits = [n.config.data.model_dump(include={"validation", "test", "split_seed"}) for n in networks]
+    options_of_split = {"validation", "test", "split_seed", "split_by"}
+    splits = [n.config.data.model_dump(include=options_of_split) for n in networks]
     if options.part != "all" and any(split != splits[0] for split in splits):
         raise BadInput(f"--part {options.part}: the runs have different splits: give one run at a time")
     for network in networks:
         own, warning = network.manifest_sha256 == manifest.sha256, ""
         if options.part != "all" and not own:
-            warning = (
-                f"another dataset: --part takes those objects of {options.data} whose ids are in that part"
-            )
+            by = network.config.data.split_by
+            whose = f"whose {by} is in that part of a split by it" if by else "whose ids are in that part"
+            warning = f"another dataset: --part takes those objects of {options.data} {whose}"
         if options.command == "evaluate" and options.part == "all" and not options.where and own:
             warning = f"{options.data}: its metrics are of objects seen in training; use --part test"
         if warning:

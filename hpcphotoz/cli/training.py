@@ -59,6 +59,13 @@ def add_train(commands: Commands) -> None:
     p.add_argument(
         "--where", dest="data.where", default=argparse.SUPPRESS, metavar="TEXT", help="short for --data.where"
     )
+    p.add_argument(
+        "--split-by",
+        dest="data.split_by",
+        default=argparse.SUPPRESS,
+        metavar="TEXT",
+        help="short for --data.split_by",
+    )
     profile = "write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt"
     p.add_argument("--profile", action="store_true", help=profile)
     add_device(p)

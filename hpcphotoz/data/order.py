@@ -239,18 +239,18 @@ def attacked_mask(position: Int64Array, fraction: float) -> npt.NDArray[np.bool_
     return ((position + 1) * units >> 32) > (position * units >> 32)
 
 
-def split_part(object_id: Int64Array, validation: float, test: float, seed: int) -> npt.NDArray[np.int8]:
-    """Which part each object belongs to, by a hash of (seed, object id): 0 training, 1 validation, 2 test.
+def split_part(group: Int64Array, validation: float, test: float, seed: int) -> npt.NDArray[np.int8]:
+    """Which part each object belongs to, by a hash of (seed, group): 0 training, 1 validation, 2 test.
 
     An object keeps its part as shards are added, and as the fraction of the other part changes.
 
     Args:
-        object_id: (N,) int64.
+        group: (N,) int64; objects of one group have one part. By default each object's id.
         validation, test: fractions of all objects; together at most 1.
         seed: of the split.
     """
-    word = keyed_hash(object_id.astype(np.uint64), derive_key(seed, 3))
-    part = np.zeros(object_id.shape, np.int8)
+    word = keyed_hash(group.astype(np.uint64), derive_key(seed, 3))
+    part = np.zeros(group.shape, np.int8)
     part[word >= np.uint64(2**64 - 1 - _hash_threshold(test))] = 2 if test else 0
     part[word < np.uint64(_hash_threshold(validation))] = 1
     return part

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from hpcphotoz.compute.precision import cudnn_benchmark, tf32
 from hpcphotoz.config import Config
 from hpcphotoz.data.order import rank_slice
+from hpcphotoz.data.select.groups import SplitShares
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.output import say
 from hpcphotoz.provenance import record_start
@@ -106,6 +107,14 @@ def implausible_options(config: Config, rows: int, steps: int) -> list[str]:
     return found
 
 
+def uneven_split(config: Config, shares: SplitShares | None) -> list[str]:
+    """A warning about a part whose share is off by more than half of what the options ask for, if any is."""
+    data = config.data
+    problem = shares.problem(data.validation, data.test) if shares else None
+    hint = "take smaller groups, or another data.split_seed"
+    return [f"data.split_by {data.split_by}: {problem}: {hint}"] if problem else []
+
+
 class _Trainer:
     """Prepares a run on one rank: data, network, precision, counts, and the state of a checkpoint."""
 
@@ -150,7 +159,8 @@ class _Trainer:
         self._total_steps = self._config.run.epochs * self._loader.train.batches
         self._last_step = min(self._total_steps, self._config.run.max_steps or self._total_steps)
         if self._world.is_first:
-            for text in implausible_options(self._config, self._loader.train.rows, self._total_steps):
+            texts = implausible_options(self._config, self._loader.train.rows, self._total_steps)
+            for text in [*texts, *uneven_split(self._config, self._loader.train.census.split)]:
                 say(f"hpcphotoz: warning: {text}", sys.stderr)
 
     def resume(self, command: Sequence[str]) -> TrainingLoop:
@@ -178,6 +188,11 @@ class _Trainer:
                 "step": step,
                 "lost_shards": [manifest.shards[number].file for number in census.lost],
                 "lost_objects": census.lost_rows(manifest),
+                **(
+                    {"split": {"by": self._config.data.split_by, **asdict(census.split)}}
+                    if census.split
+                    else {}
+                ),
                 "device": str(self.components.device),
                 "speed": self.components.compute.facts(),
                 "command": list(command),

@@ -4,15 +4,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.data.format.manifest import Manifest
 from hpcphotoz.data.format.stamps import redshift_range
 from hpcphotoz.data.order import ORDER, Blocks
 from hpcphotoz.data.read.shard_files import ShardFiles
+from hpcphotoz.data.select.groups import MANY_GROUPS, SplitShares
 from hpcphotoz.data.select.subset import Selection, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
@@ -34,6 +37,7 @@ class Census:
     z_max_in: str = ""
     unlabelled_in: str = ""  # the first shard with such objects
     lost: tuple[int, ...] = ()  # shards that are missing or of another size, left out as a whole
+    split: SplitShares | None = None  # all parts of a split by groups, if the subset is one of them
 
     def lost_rows(self, manifest: Manifest) -> int:
         """Number of objects in the lost shards, in and outside the subset."""
@@ -60,7 +64,10 @@ class SelectedObjects:
         Raises:
             BadInput: the file is missing or does not match its checksum.
         """
-        census = Census(**{**facts["census"], "lost": tuple(facts["census"]["lost"])})
+        known, split = facts["census"], facts["census"].get("split")
+        census = Census(
+            **{**known, "lost": tuple(known["lost"]), "split": SplitShares(**split) if split else None}
+        )
         file, xxh3 = facts["file"], facts["xxh3"]
         rows = [shard.rows for shard in manifest.shards]
         return cls(census, Selection.read(folder / file, rows, xxh3) if file else None, file, xxh3)
@@ -96,7 +103,8 @@ def save_objects(
 
 def _name(manifest: Manifest, subset: Subset, lost: tuple[int, ...]) -> str:
     where = subset.where.text if subset.where else ""
-    key = (manifest.sha256, ORDER, subset.part, subset.validation, subset.test, subset.seed, where, lost)
+    key: tuple[Any, ...] = manifest.sha256, ORDER, subset.part, subset.validation, subset.test, subset.seed
+    key = (*key, where, lost, *([subset.groups.text] if subset.groups else []))
     return f"{subset.part}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
 
 
@@ -117,19 +125,21 @@ def count_objects(
         skip: count a shard whose labels are damaged as lost, with a warning, instead of raising.
 
     Raises:
-        BadInput: a shard that cannot be read, or whose labels have changed since it was written.
+        BadInput: a shard that cannot be read, or whose labels have changed since it was written; objects of
+            unknown position in a split by position.
     """
     numbers = [number for number in range(len(manifest.shards)) if number not in set(lost)]
     rows = [shard.rows for shard in manifest.shards]
     selections = [Selection(rows) if subset.columns else None for subset in subsets]
+    groups: list[set[int]] = [set() for _ in subsets]
 
     def one(number: int) -> list[Census]:
         shard = manifest.shards[number]
         known = Census(shard.rows, shard.z_min, shard.z_max, shard.unlabelled, *3 * (shard.file,))
         try:
             return [
-                known if selection is None else _scan(files, number, subset, selection, verify)
-                for subset, selection in zip(subsets, selections, strict=True)
+                known if selection is None else _scan(files, number, subset, selection, seen, verify)
+                for subset, selection, seen in zip(subsets, selections, groups, strict=True)
             ]
         except BadInput as error:
             if not skip:
@@ -146,18 +156,34 @@ def count_objects(
             found = track(found, "counting objects (shards)", len(numbers))
         for each in found:
             totals = list(map(_merged, totals, each))
+    for k, (subset, total) in enumerate(zip(subsets, totals, strict=True)):
+        if total.split and total.split.unplaced:
+            raise BadInput(subset.unplaced_message(total.split.unplaced, manifest.rows))
+        if total.split:
+            totals[k] = replace(total, split=replace(total.split, groups=len(groups[k])))
     return list(map(SelectedObjects, totals, selections))
 
 
-def _scan(files: ShardFiles, number: int, subset: Subset, selection: Selection, verify: bool) -> Census:
+def _scan(
+    files: ShardFiles, number: int, subset: Subset, selection: Selection, groups: set[int], verify: bool
+) -> Census:
+    """The census of one shard; sets its rows in the selection, and adds its groups, up to MANY_GROUPS."""
     shard, found = files.get(number).entry, Census()
     for first in range(0, shard.rows, _ROWS):
         block = Blocks.single(number, first, min(_ROWS, shard.rows - first))
         columns = files.columns(block, subset.columns | {"z_spec"}, verify)
-        keep = subset(columns)
+        keep, part, group = subset.assign(columns)
+        shares = None
+        if subset.is_split and subset.groups:
+            unplaced, training, validation, test = np.bincount(part + 1, minlength=4).tolist()
+            shares = SplitShares(training, validation, test, unplaced)
+            if len(groups) <= MANY_GROUPS:
+                groups.update(np.unique(group)[: MANY_GROUPS + 1].tolist())
+        keep = subset.of_part(keep, part)
         selection.set_rows(number, first, keep)
         z = columns["z_spec"][keep]
-        found = _merged(found, Census(len(z), *redshift_range(z), *3 * (shard.file,)))
+        one = Census(len(z), *redshift_range(z), *3 * (shard.file,), split=shares)
+        found = _merged(found, one)
     return found
 
 
@@ -173,4 +199,5 @@ def _merged(a: Census, b: Census) -> Census:
         z_max_in=b.z_max_in if higher else a.z_max_in,
         unlabelled_in=b.unlabelled_in if b.unlabelled and not a.unlabelled else a.unlabelled_in,
         lost=tuple(sorted(a.lost + b.lost)),
+        split=a.split + b.split if a.split and b.split else a.split or b.split,
     )

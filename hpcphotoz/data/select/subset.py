@@ -1,4 +1,4 @@
-"""Subsets of a dataset (a part of the split by object id, a predicate on the labels), and their row masks."""
+"""Subsets of a dataset (a part of the split, a predicate on the labels), and their row masks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config import Data
 from hpcphotoz.data import order
 from hpcphotoz.data.format.extra import ExtraColumn
+from hpcphotoz.data.select.groups import PLACED, SplitGroups
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.errors import BadInput
 
@@ -31,6 +32,7 @@ class Subset:
     test: float = 0.0
     seed: int = 0
     where: Predicate | None = None
+    groups: SplitGroups | None = None  # what the split keeps together; None: objects of one id
 
     @classmethod
     def from_options(
@@ -39,31 +41,84 @@ class Subset:
         """The subset that the options describe, of a dataset with these bands and extra columns.
 
         Raises:
-            BadInput: `where` is not a predicate on the labels.
+            BadInput: `where` is not a predicate on the labels, or the split is by a column that there is not.
         """
         where = Predicate.parse(options.where, bands, extra) if options.where else None
-        return cls(part, options.validation, options.test, options.split_seed, where)
+        groups = SplitGroups.parse(options.split_by, extra) if part != "all" else None
+        return cls(part, options.validation, options.test, options.split_seed, where, groups)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the split leaves out any object."""
+        return self.part != "all" and bool(self.validation or self.test or self.part != "train")
 
     @property
     def columns(self) -> frozenset[str]:
         """Labels on which the subset depends; empty: all objects are selected."""
         names = frozenset() if self.where is None else self.where.columns
-        split = self.part != "all" and (self.validation or self.test or self.part != "train")
-        return names | {"object_id"} if split else names
+        if not self.is_split:
+            return names
+        return names | (self.groups.columns if self.groups else {"object_id"})
 
     def __call__(self, columns: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-        """Mask of the selected rows, (N,) bool, from label columns of shape (N, ...)."""
-        keep = np.ones(len(next(iter(columns.values()))), np.bool_)
-        if self.part != "all" and "object_id" in self.columns:
-            part = order.split_part(columns["object_id"], self.validation, self.test, self.seed)
-            keep &= part == SPLIT_PARTS.index(self.part)
-        return keep if self.where is None else keep & self.where(columns)
+        """Mask of the selected rows, (N,) bool, from label columns of shape (N, ...).
+
+        Raises:
+            BadInput: as `Predicate`, or the position of an object, by which the split assigns it, is unknown.
+        """
+        keep, part, _ = self.assign(columns)
+        if self.groups and (unplaced := int((part < 0).sum())):
+            raise BadInput(self.unplaced_message(unplaced, len(part)))
+        return self.of_part(keep, part)
+
+    def of_part(self, keep: npt.NDArray[np.bool_], part: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+        """Mask of the selected rows, from the mask and the parts that `assign` returned."""
+        if self.is_split:
+            keep[keep] = part == SPLIT_PARTS.index(self.part)
+        return keep
+
+    def assign(
+        self, columns: Mapping[str, npt.NDArray[Any]]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+        """Which rows meet the predicate, and where the split puts those, from label columns (N, ...).
+
+        Returns:
+            Mask of the rows that meet the predicate, (N,) bool; the part of each of these M, (M,) int8, by
+            its place in SPLIT_PARTS, -1: of unknown position; and the groups of those with a part, int64.
+        """
+        n = len(next(iter(columns.values())))
+        keep = np.ones(n, np.bool_) if self.where is None else self.where(columns)
+        part = np.zeros(np.count_nonzero(keep), np.int8)
+        if not self.is_split:
+            return keep, part, np.zeros(0, np.int64)
+        names = self.groups.columns if self.groups else {"object_id"}
+        found = {name: columns[name] if self.where is None else columns[name][keep] for name in names}
+        if self.groups is None:
+            group = found["object_id"]
+        else:
+            unknown = self.groups.unknown(found)
+            if unknown.any():
+                part[unknown] = -1
+                found = {name: values[~unknown] for name, values in found.items()}
+            group = self.groups(found)
+        part[part == 0] = order.split_part(group, self.validation, self.test, self.seed)
+        return keep, part, group
+
+    def unplaced_message(self, unplaced: int, of: int) -> str:
+        """The refusal of a split by position of objects of which some have none."""
+        by = self.groups.text if self.groups else ""
+        return (
+            f"{unplaced} of {of} objects have no position on the sky, by which data.split_by {by} would put "
+            f"them into a part: leave them out by the condition '{PLACED}', or split by a column"
+        )
 
     def record(self) -> dict[str, Any]:
         """The subset as JSON for provenance: `part`, `where` ("": all) and, unless all parts, the `split`."""
         record: dict[str, Any] = {"part": self.part, "where": self.where.text if self.where else ""}
         if self.part != "all":
             record["split"] = {"validation": self.validation, "test": self.test, "seed": self.seed}
+            if self.groups:
+                record["split"]["by"] = self.groups.text
         return record
 
     def text(self, limit: int | None = None) -> str:
@@ -71,7 +126,8 @@ class Subset:
         words = []
         if self.part != "all":
             fractions = f"{self.validation:g} validation, {self.test:g} test"
-            words.append(f"{self.part} part of a split into {fractions}, seed {self.seed}")
+            by = f" by {self.groups.text}" if self.groups else ""
+            words.append(f"{self.part} part of a split{by} into {fractions}, seed {self.seed}")
         if self.where:
             words.append(f"where {' '.join(self.where.text.split())}")
         if limit:

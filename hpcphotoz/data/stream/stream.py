@@ -45,7 +45,7 @@ class Stream:
         options: blocks, windows, threads, the split, the predicate, what to do about damage.
         global_batch: objects a batch, over all ranks.
         seed: determines the order.
-        part: train, validation, test (split by object id) or all.
+        part: train, validation, test (see `Data.split_by`) or all.
         world: which rank this is; it takes a contiguous slice of every global batch.
         shuffle: False: in stored order.
         pinned: whether to read into page-locked memory, for asynchronous copies to a GPU.
@@ -103,9 +103,12 @@ class Stream:
         """
         census = self.objects.census
         if census.rows == 0:
+            split, by = census.split, self._options.split_by
+            parts = f"; by {by}, {split.text()}" if split else ""
+            change = ["data.validation", "data.test", *(["data.split_by"] if by else [])]
             raise BadInput(
-                f"{self._folder}: no object in its {self._part} part ({self.manifest.rows} in all): "
-                "add objects or change data.validation, data.test or data.where"
+                f"{self._folder}: no object in its {self._part} part ({self.manifest.rows} in all{parts}): "
+                f"add objects or change {', '.join(change)} or data.where"
             )
         return census
 
