@@ -16,10 +16,8 @@ def simulate(options: argparse.Namespace) -> int:
 
         manifest = simulate_onto(options.out, options.n, options.onto, **how)
     else:
-        from hpcphotoz.sources.mpi import refuse_ranks
         from hpcphotoz.sources.simulation.simulate import simulate
 
-        refuse_ranks("simulate without --onto uses the cores of one machine: start one process")
         manifest = simulate(options.out, options.n, **how)
     say_what_is_in(options.out, manifest, "galaxy", "galaxies")
     return 0
@@ -48,7 +46,7 @@ def add(commands: Commands) -> None:
         help="add the galaxies to real sky: a folder, searched recursively, with SDSS DR7 fpC frames, their "
         "fpM and psField files (default: simulated sky)",
     )
-    add_writing(p, 1024, "galaxies per shard", "one per core")
+    add_writing(p, 1024, "galaxies per shard", CORES_OR_RANKS)
 
     p = commands.add_parser("ingest", help="convert existing images to a dataset", allow_abbrev=False)
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")

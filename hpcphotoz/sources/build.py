@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
 from hpcphotoz.sources.mpi import MPIRanks, mpi_ranks
-from hpcphotoz.sources.process_pool import run_on_processes, usable_cores
+from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
 from hpcphotoz.sources.resume import Fingerprint, FinishedUnit, fingerprint_units, finished_units
 
 
@@ -40,6 +41,15 @@ class UnitStamps:
 
 # Makes the stamps of a unit: a frozen dataclass, which is sent to processes and fingerprinted.
 MakeStamps = Callable[[Any], UnitStamps]
+_Task = tuple[int, Any, str]  # number, unit, fingerprint
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a unit is cut into parts that processes make for one shard; joined, they are the unit's stamps."""
+
+    cut: Callable[[Any], Sequence[Any]]
+    label: str  # for the progress line: "simulating galaxies, parts of 32"
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,19 @@ class _BuildUnit:
     out: Path
     header: Header
     make: MakeStamps
+    parts: Parts | None
     options: str  # fingerprint of header and make
 
-    def __call__(self, task: tuple[int, Any, str]) -> FinishedUnit:
-        k, unit, fingerprint = task
+    def __call__(self, task: _Task) -> FinishedUnit:
+        unit = task[1]
+        if self.parts is None:
+            return self.write(task, self.make(unit))
+        return self.write(task, _join([self.make(part) for part in self.parts.cut(unit)]))
+
+    def write(self, task: _Task, made: UnitStamps) -> FinishedUnit:
+        """Writes the shard and the sidecar of a unit that has been made."""
+        k, _, fingerprint = task
         path = self.out / shard_name(k)
-        made = self.make(unit)
         shard = record = None
         try:
             if made.stamps is not None and len(made.stamps):
@@ -78,6 +95,7 @@ def build_dataset(
     provenance: Mapping[str, Any],
     label: str,
     processes: int | None = None,
+    parts: Parts | None = None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Writes the dataset of the stamps that `make` gives for each unit; returns its manifest and `skipped`.
 
@@ -98,6 +116,9 @@ def build_dataset(
         label: for the progress line: "cutting stamps, shards".
         processes: None: one a core; 1: this process does everything. Not with MPI, whose ranks are the
             processes.
+        parts: None: a process makes a whole unit. Otherwise it makes one part, which `make` then takes
+            instead of a unit, and this process joins and writes them: few units keep many processes busy.
+            A rank makes all parts of its units.
 
     Raises:
         BadInput: the folder cannot be used, it holds an unfinished dataset of other options or input, `make`
@@ -119,19 +140,41 @@ def build_dataset(
             finished = number_of(len(kept), "finished shard")
             print(f"{out}: kept {finished} of an earlier run{again}", file=sys.stderr)
         tasks = [(k, unit, fingerprints[k]) for k, unit in enumerate(units) if k not in kept]
-        work = _BuildUnit(out, header, make, options)
+        work = _BuildUnit(out, header, make, parts, options)
         done = dict(kept)
         if ranks.comm is not None:
             shown = label if ranks.size == 1 else f"{label} (rank 0 of {ranks.size})"
             made = ranks.map_tasks(work, tasks, lambda results, n: track(results, shown, total=n))
             done |= {task[0]: result for task, result in zip(tasks, made, strict=True)}
-        else:
+        elif parts is None:
             results = run_on_processes(work, tasks, processes)
             for k, result in track(results, label, total=len(units), done=len(kept)):
                 done[tasks[k][0]] = result
+        else:
+            done |= _build_parts(work, parts, tasks, processes)
         return ranks.on_first_rank(
             lambda: _finish(out, header, provenance, [done[k] for k in range(len(units))])
         )
+
+
+def _build_parts(
+    work: _BuildUnit, parts: Parts, tasks: Sequence[_Task], processes: int
+) -> dict[int, FinishedUnit]:
+    """Makes the parts of all units on processes; writes each unit here, when its parts are there."""
+    cut = [parts.cut(unit) for _, unit, _ in tasks]
+    every = [part for one in cut for part in one]
+    made = in_order(run_on_processes(work.make, every, processes))
+    made = track(made, parts.label, total=len(every))
+    return {
+        task[0]: work.write(task, _join(list(islice(made, len(one)))))
+        for task, one in zip(tasks, cut, strict=True)
+    }
+
+
+def _join(made: Sequence[UnitStamps]) -> UnitStamps:
+    stamps = [one.stamps for one in made if one.stamps is not None]
+    skipped = tuple(entry for one in made for entry in one.skipped)
+    return UnitStamps(Stamps.concatenate(stamps) if stamps else None, skipped)
 
 
 def _processes(ranks: MPIRanks, processes: int | None) -> int:

@@ -80,12 +80,17 @@ def test_a_rank_that_fails_ends_all_with_one_line(tmp_path: Path) -> None:
     assert status == 2 and error.count("\n") == 1 and "no such file" in error
 
 
+def test_ranks_simulate_the_same_shards(tmp_path: Path) -> None:
+    pytest.importorskip("galsim")
+    words = ["-m", "hpcphotoz", "simulate", str(tmp_path / "ranks"), "--n", "7", "--shard-rows", "3"]
+    status, said, error = mpi(2, words)
+    assert status == 0 and said.count("\n") == 1 and "7 galaxies in 3 shards" in said, error
+    words[3] = str(tmp_path / "alone")
+    subprocess.run([sys.executable, *words, "--processes", "1"], cwd=ROOT, timeout=TIMEOUT_S, check=True)
+    assert content(tmp_path / "ranks") == content(tmp_path / "alone")
+
+
 def test_a_command_for_one_process_is_refused_once(tmp_path: Path) -> None:
-    status, said, error = mpi(2, ["-m", "hpcphotoz", "simulate", str(tmp_path / "set"), "--n", "2"])
-    assert status == 2 and not said and not (tmp_path / "set").exists()
-    assert error == (
-        "hpcphotoz: error: simulate without --onto uses the cores of one machine: start one process\n"
-    )
     status, said, error = mpi(2, ["-m", "hpcphotoz", "inspect", str(tmp_path)])
     assert status == 2 and not said
     assert error == (

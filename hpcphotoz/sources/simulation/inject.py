@@ -18,7 +18,6 @@ import numpy as np
 
 from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
-from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.mpi import mpi_ranks
@@ -38,7 +37,13 @@ from hpcphotoz.sources.simulation.real_sky import (
     used_files,
 )
 from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels
-from hpcphotoz.sources.simulation.simulate import SimulatedGalaxy, check_arguments, provenance, to_stamps
+from hpcphotoz.sources.simulation.simulate import (
+    SimulatedGalaxy,
+    check_arguments,
+    index_ranges,
+    provenance,
+    to_stamps,
+)
 from hpcphotoz.sources.surveys.frame import Floats, resample
 
 
@@ -70,9 +75,7 @@ def simulate_onto(
     """
 
     def plan_here() -> tuple[InjectGalaxies, list[tuple[FieldBlock, ...]], dict[str, Any]]:
-        check_arguments(n, seed, 1 if processes is None else processes)
-        if shard_rows < 1:
-            raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+        check_arguments(n, seed, shard_rows, processes)
         check_dataset_folder(out)
         sets, incomplete = complete_sets(frames)
         files = [path for one in sets for path in used_files(one)]
@@ -83,7 +86,10 @@ def simulate_onto(
             "resampling": "Lanczos-3 onto the r frame's grid",
             "skipped": incomplete,
         }
-        units = [field_blocks(sets, start, min(start + shard_rows, n)) for start in range(0, n, shard_rows)]
+        units = [
+            tuple(block for start, stop in ranges for block in field_blocks(sets, start, stop))
+            for ranges in index_ranges(n, shard_rows)
+        ]
         return InjectGalaxies(tables, seed, tuple(record["versions"].items())), units, record
 
     make, units, record = mpi_ranks().on_first_rank(plan_here)

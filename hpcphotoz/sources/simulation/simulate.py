@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data.format.manifest import Header, Manifest, read_manifest
+from hpcphotoz.data.format.folder import check_dataset_folder
+from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
-from hpcphotoz.progress import track
+from hpcphotoz.sources.build import Parts, UnitStamps, build_dataset
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
+from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.optional_imports import sources_extra
-from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
 from hpcphotoz.sources.simulation.population import (
     CLASSES,
     TEMPLATES,
@@ -37,7 +37,8 @@ from hpcphotoz.sources.simulation.rendering import CAMERA, STAMP, add_noise, dra
 with sources_extra():
     import galsim
 
-CHUNK = 32  # objects a task: 3 MB of images
+PART = 32  # objects that a process makes at a time: 3 MB of images
+Ranges = tuple[tuple[int, int], ...]  # galaxies of a shard: start, stop
 FOOTPRINT = (120.0, 240.0, 0.0, 60.0)  # ra and dec ranges, deg
 
 
@@ -52,44 +53,70 @@ def simulate(
 ) -> Manifest:
     """Writes a dataset of `n` simulated galaxies: ugriz stamps of 64 x 64 pixels of 0.396", nanomaggies.
 
+    A simulation that was killed is continued by the same call: it keeps finished shards.
+
     Args:
         out: folder to create.
         n: number of galaxies.
         seed: which universe, 0 to 2^31 - 1; `object_id` is `(seed << 32) | index`.
         shard_rows: objects a shard.
-        processes: worker processes; None: one for each core that this process may use; 1: this process
-            does everything.
+        processes: worker processes, which share each shard; None: one for each core that this process may
+            use; 1: this process does everything. Under MPI the ranks are the processes, one shard a rank.
         storage: of the images: float32, float16 or int16.
 
     Raises:
         BadInput: an argument is out of range, the folder cannot be used, or a worker process died.
     """
-    processes = usable_cores() if processes is None else processes
-    check_arguments(n, seed, processes)
-    tables = make_survey_tables()
-    header = Header(BANDS, STAMP, PIXEL_SCALE, storage)
-    tasks = [(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    sky = {"camera": asdict(CAMERA), "footprint_deg": list(FOOTPRINT)}
-    record = provenance(n, seed, tables.survey) | sky
-    with DatasetWriter(out, header, shard_rows, record) as writer:
-        chunks = in_order(run_on_processes(SimulateChunk(tables, seed), tasks, processes))
-        for stamps in track(chunks, "simulating galaxies", total=n, weight=CHUNK):
-            writer.append(stamps)
-    return read_manifest(out)
+
+    def plan_here() -> tuple[SimulateGalaxies, list[Ranges], dict[str, Any]]:
+        check_arguments(n, seed, shard_rows, processes)
+        check_dataset_folder(out)
+        tables = make_survey_tables()
+        sky = {"camera": asdict(CAMERA), "footprint_deg": list(FOOTPRINT)}
+        record = provenance(n, seed, tables.survey) | sky
+        make = SimulateGalaxies(tables, seed, tuple(record["versions"].items()))
+        return make, index_ranges(n, shard_rows), record
+
+    make, units, record = mpi_ranks().on_first_rank(plan_here)
+    manifest, _ = build_dataset(
+        out,
+        Header(BANDS, STAMP, PIXEL_SCALE, storage),
+        make,
+        units,
+        provenance=record,
+        label="simulating galaxies, shards",
+        processes=processes,
+        parts=Parts(parts_of, f"simulating galaxies, parts of {PART}"),
+    )
+    return manifest
+
+
+def index_ranges(n: int, shard_rows: int) -> list[Ranges]:
+    """Returns the galaxies 0 to n - 1 of each shard."""
+    return [((start, min(start + shard_rows, n)),) for start in range(0, n, shard_rows)]
+
+
+def parts_of(unit: Ranges) -> list[Ranges]:
+    """Cuts the galaxies of a shard into parts."""
+    return [((first, min(first + PART, stop)),) for start, stop in unit for first in range(start, stop, PART)]
 
 
 @dataclass(frozen=True)
-class SimulateChunk:
-    """Simulates the objects of one chunk; sent to each worker process once."""
+class SimulateGalaxies:
+    """Simulates the objects of a part of a shard; sent to each worker process once."""
 
     tables: SurveyTables
     seed: int
+    versions: tuple[tuple[str, str], ...] = ()  # of the libraries: other versions keep no finished shard
 
-    def __call__(self, chunk: tuple[int, int]) -> Stamps:
-        """Returns the objects `start` to `stop - 1` of a chunk (start, stop)."""
-        if multiprocessing.parent_process() is not None:
+    def __call__(self, unit: Ranges) -> UnitStamps:
+        """Returns the objects `start` to `stop - 1` of each range (start, stop)."""
+        if multiprocessing.parent_process() is not None or mpi_ranks().size > 1:
             galsim.set_omp_threads(1)  # every core has a worker already
-        return to_stamps([simulate_object(self.tables, self.seed, k) for k in range(*chunk)], self.seed)
+        objects = [
+            simulate_object(self.tables, self.seed, k) for start, stop in unit for k in range(start, stop)
+        ]
+        return UnitStamps(to_stamps(objects, self.seed))
 
 
 @dataclass(frozen=True)
@@ -152,7 +179,7 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def check_arguments(n: int, seed: int, processes: int) -> None:
+def check_arguments(n: int, seed: int, shard_rows: int, processes: int | None) -> None:
     """Refuses arguments that are out of range.
 
     Raises:
@@ -162,5 +189,7 @@ def check_arguments(n: int, seed: int, processes: int) -> None:
         raise BadInput(f"n {n}: must be at least 1 and at most 2^32")
     if not 0 <= seed < 1 << 31:
         raise BadInput(f"seed {seed}: must be at least 0 and less than 2^31")
-    if processes < 1:
+    if shard_rows < 1:
+        raise BadInput(f"shard rows {shard_rows}: must be at least 1")
+    if processes is not None and processes < 1:
         raise BadInput(f"processes {processes}: must be at least 1")

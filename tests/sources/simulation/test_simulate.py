@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import verify
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.constants import (
-    BANDS,
-)
+from hpcphotoz.sources.build import UnitStamps
+from hpcphotoz.sources.constants import BANDS
 from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.simulation import simulate as module
 from hpcphotoz.sources.simulation.population import (
@@ -30,7 +28,15 @@ from hpcphotoz.sources.simulation.rendering import (
     CAMERA,
     STAMP,
 )
-from hpcphotoz.sources.simulation.simulate import SimulateChunk, simulate, simulate_object
+from hpcphotoz.sources.simulation.simulate import (
+    Ranges,
+    SimulatedGalaxy,
+    SimulateGalaxies,
+    index_ranges,
+    parts_of,
+    simulate,
+    simulate_object,
+)
 from tests.helpers.datasets import load
 
 
@@ -41,6 +47,12 @@ def same_bits(a: Stamps, b: Stamps) -> bool:
     )
 
 
+def simulated(tables: SurveyTables, seed: int, start: int, stop: int) -> Stamps:
+    stamps = SimulateGalaxies(tables, seed)(((start, stop),)).stamps
+    assert stamps is not None
+    return stamps
+
+
 def test_objects_do_not_depend_on_processes_number_or_shards(tmp_path: Path, tables: SurveyTables) -> None:
     # 40 objects are two tasks, so two processes do work; the second run has other shards.
     one = simulate(tmp_path / "one", 40, seed=3, shard_rows=16, processes=1)
@@ -49,14 +61,14 @@ def test_objects_do_not_depend_on_processes_number_or_shards(tmp_path: Path, tab
     assert [s.rows for s in one.shards] == [16, 16, 8]
     a, b = load(tmp_path / "one"), load(tmp_path / "two")
     assert same_bits(a, b)
-    assert same_bits(a[:4], SimulateChunk(tables, 3)((0, 4)))
-    assert same_bits(a[5:8], SimulateChunk(tables, 3)((5, 8)))
+    assert same_bits(a[:4], simulated(tables, 3, 0, 4))
+    assert same_bits(a[5:8], simulated(tables, 3, 5, 8))
     assert (a.object_id == (3 << 32) + np.arange(40)).all()
     verify(tmp_path / "one", one)
 
 
 def test_seeds_and_objects_differ(tables: SurveyTables) -> None:
-    a, b = SimulateChunk(tables, 0)((0, 3)), SimulateChunk(tables, 1)((0, 3))
+    a, b = simulated(tables, 0, 0, 3), simulated(tables, 1, 0, 3)
     assert len({*a.z_spec.tolist(), *b.z_spec.tolist()}) == 6
     assert np.abs(a.images[0] - a.images[1]).max() > 0
 
@@ -71,7 +83,7 @@ def test_provenance_records_how_a_dataset_was_simulated(tmp_path: Path) -> None:
 
 
 def test_stored_sky_sigma_is_that_of_the_stamp(tables: SurveyTables) -> None:
-    stamps = SimulateChunk(tables, 2)((0, 40))
+    stamps = simulated(tables, 2, 0, 40)
     border = np.ones((STAMP, STAMP), np.bool_)
     border[8:-8, 8:-8] = False
     # Differences of neighbours take out the galaxy's wing; their scatter is sqrt(2) sigma.
@@ -115,34 +127,52 @@ def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) 
     assert not (tmp_path / "d" / MANIFEST).exists()
 
 
-def test_interrupted_simulation_is_not_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(results: Iterator[tuple[int, Stamps]]) -> Iterator[Stamps]:
-        yield next(results)[1]
-        raise KeyboardInterrupt
+def test_parts_and_shards_hold_every_galaxy_once_and_in_order() -> None:
+    units = index_ranges(200, 70)
+    assert units == [((0, 70),), ((70, 140),), ((140, 200),)]
+    assert parts_of(units[1]) == [((70, 102),), ((102, 134),), ((134, 140),)]
 
-    monkeypatch.setattr(module, "in_order", interrupted)
+
+def test_an_interrupted_simulation_is_not_a_dataset_and_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "d"
+
+    def stop_at_17(tables: SurveyTables, seed: int, index: int) -> SimulatedGalaxy:
+        if index == 17:
+            raise KeyboardInterrupt
+        return simulate_object(tables, seed, index)
+
+    monkeypatch.setattr(module, "simulate_object", stop_at_17)
     with pytest.raises(KeyboardInterrupt):
-        simulate(tmp_path / "d", 64, shard_rows=8, processes=1)
-    assert list((tmp_path / "d").glob("shard-*.hdf5"))
-    with pytest.raises(BadInput, match="unfinished"):
-        read_manifest(tmp_path / "d")
+        simulate(out, 20, shard_rows=8, processes=1)
     monkeypatch.undo()
-    assert simulate(tmp_path / "d", 3, processes=1).rows == 3
+    assert [path.name for path in sorted(out.glob("shard-*.hdf5"))] == [
+        "shard-00000.hdf5",
+        "shard-00001.hdf5",
+    ]
+    with pytest.raises(BadInput, match="unfinished"):
+        read_manifest(out)
+    before = (out / "shard-00001.hdf5").stat().st_mtime_ns
+    with pytest.raises(BadInput, match="unfinished dataset of other input or options"):
+        simulate(out, 20, seed=1, shard_rows=8, processes=1)
+    manifest = simulate(out, 20, shard_rows=8, processes=1)
+    assert "kept 2 finished shards of an earlier run" in capsys.readouterr().err
+    assert (out / "shard-00001.hdf5").stat().st_mtime_ns == before
+    fresh = simulate(tmp_path / "fresh", 20, shard_rows=8, processes=1)
+    assert manifest == fresh
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SimulateChunk", Leave)
+    monkeypatch.setattr(module, "SimulateGalaxies", Leave)
     with pytest.raises(BadInput, match="a worker process died"):
         simulate(tmp_path / "d", 64, processes=2)
     assert not (tmp_path / "d" / MANIFEST).exists()
 
 
 @dataclass(frozen=True)
-class Leave:
-    tables: SurveyTables
-    seed: int
-
-    def __call__(self, chunk: tuple[int, int]) -> Stamps:
+class Leave(SimulateGalaxies):
+    def __call__(self, unit: Ranges) -> UnitStamps:
         os._exit(9)
 
 
