@@ -3,7 +3,7 @@
 import argparse
 
 from hpcphotoz.cli import arrays, images
-from hpcphotoz.cli.dataset_output import WRITING, add_writing, given, say_what_is_in
+from hpcphotoz.cli.dataset_output import CORES_OR_RANKS, WRITING, add_writing, given, say_what_is_in
 from hpcphotoz.cli.parser import Commands, command, path, seed
 from hpcphotoz.output import number_of
 
