@@ -46,7 +46,7 @@ def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
             "hpcphotoz": hpcphotoz.__version__,
             "commit": commit(),
             "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
+            **{name: version_of(name) for name in _PACKAGES},
             "host": socket.gethostname(),
             "command": sys.argv,
             "launcher": world.launcher,
@@ -58,7 +58,8 @@ def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
     write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Version of an installed package; None: it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -109,6 +109,8 @@ def configuration() -> str:
 
 
 def _values(annotation: Any, metadata: list[Any]) -> str:
+    if get_origin(annotation) is dict:
+        return "table"
     if get_origin(annotation) is not None:
         choices = [one for part in get_args(annotation) for one in (get_args(part) or (part,))]
         return ", ".join("a whole number" if one is int else f"`{one}`" for one in choices)

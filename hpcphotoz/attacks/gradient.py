@@ -19,6 +19,7 @@ from hpcphotoz.attacks.ball import AttackBatch, layout
 from hpcphotoz.attacks.losses import Loss
 from hpcphotoz.compute.compiler import compiled
 from hpcphotoz.compute.precision import tf32
+from hpcphotoz.models.factory import ImagesOnly
 
 Model = Callable[..., Tensor]  # (images, ebv) -> logits, or (images,) -> logits; usually an nn.Module
 _AUTOCAST_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # computed in the lower precision
@@ -166,7 +167,8 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 def _with_cast_weights(module: nn.Module, dtype: torch.dtype) -> Model:
     # Autocast would cast frozen weights again at every step, 31 % of the time of the small CNN on a CPU. Only
     # for our own networks it is known that no layer leaves autocast and no weight is shared.
-    if not type(module).__module__.startswith("hpcphotoz.models."):
+    ours = type(module).__module__.startswith("hpcphotoz.models.") and not isinstance(module, ImagesOnly)
+    if not ours:
         return module
     weights = {
         f"{path}.{name}" if path else name: parameter.detach().to(dtype)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiled as through_compiler
+from hpcphotoz.compute.statistics import buffers_kept
 
 Precision = Literal["fp32", "tf32", "bf16"]
 MIN_BF16_SPEEDUP = 1.1  # bfloat16 is chosen from this speed-up on: less may be noise of the trial
@@ -96,7 +97,7 @@ def seconds_of_a_pass(
 
     found = {}
     for name in ("tf32", "bf16"):
-        with tf32(name == "tf32"):
+        with tf32(name == "tf32"), buffers_kept(module):
             one = partial(passes, name)
             found[name] = time_call(capture(one, device)[0] if graph else one, device)
     return found

@@ -240,7 +240,12 @@ def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, _COLUMNS, initial_indent="# ", subsequent_indent="#   ")
 
 
-def _toml(value: bool | int | float | str) -> str:
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        inside = ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items())
+        return f"{{{inside}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
     # Strings and booleans are written the same way in JSON and TOML.
     return json.dumps(value) if isinstance(value, bool | str) else repr(value)
 

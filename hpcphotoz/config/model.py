@@ -1,19 +1,34 @@
 """Section `model`: the network and its redshift bins."""
 
-from typing import Literal
+import keyword
+import re
+import tomllib
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hpcphotoz.config.section import GREATEST, Section
+
+OWN_NETWORKS = ("compact", "cnn", "inception")
+TIMM = "timm:"  # begins the name of a network of timm
+FACTORY_ARGUMENTS = ("bands", "stamp", "bins", "scale")  # given to every factory, beside `Model.options`
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+Scalar = bool | int | float | str
 
 
 class Model(Section):
     """The network and its redshift bins."""
 
-    name: Literal["compact", "cnn", "inception"] = Field(
+    name: str = Field(
         "compact",
         description="compact: for laptops; cnn: the small CNN of Campagne's public code; inception: the "
-        "network of Pasquet et al. 2019",
+        "network of Pasquet et al. 2019; package.module:factory: a network of your own, made by "
+        "factory(bands=, stamp=, bins=, scale=, ...); timm:NAME: a network of the library timm",
+    )
+    options: dict[str, Scalar | list[Scalar]] = Field(
+        {},
+        description="package.module:factory, timm:NAME: further keyword arguments for the factory, such as "
+        "{depth = 4}",
     )
     bins: int = Field(180, ge=2, description="number of uniform redshift bins")
     z_min: float = Field(0.0, gt=-1, le=GREATEST, description="lower edge of the first bin (redshift)")
@@ -38,6 +53,44 @@ class Model(Section):
         "TensorFlow's SAME)",
     )
     width: int = Field(48, ge=8, description="compact: channels of the first stage")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_network(cls, name: str) -> str:
+        timm = name.startswith(TIMM) and re.fullmatch(r"[\w./-]+", name.removeprefix(TIMM))
+        if name not in OWN_NETWORKS and not timm and not _FACTORY.fullmatch(name):
+            raise ValueError(f"must be {', '.join(OWN_NETWORKS)}, package.module:factory or timm:NAME")
+        return name
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _read_inline_table(cls, value: object) -> object:
+        """The text of a command line, `{depth = 4}`, as a mapping."""
+        if not isinstance(value, str):
+            return value
+        try:
+            found: dict[str, Any] = tomllib.loads(f"options = {value}")
+        except ValueError:
+            found = {}
+        if list(found) != ["options"] or not isinstance(found["options"], dict):
+            raise ValueError("must be a table such as {depth = 4, pool = 'mean'}")
+        return found["options"]
+
+    @field_validator("options", mode="after")
+    @classmethod
+    def _are_arguments(cls, options: dict[str, Scalar | list[Scalar]]) -> dict[str, Scalar | list[Scalar]]:
+        for key in options:
+            if not key.isidentifier() or keyword.iskeyword(key):
+                raise ValueError(f"'{key}' cannot be the name of an argument")
+            if key in FACTORY_ARGUMENTS:
+                raise ValueError(f"'{key}' is given to the factory anyway: leave it out")
+        return options
+
+    @model_validator(mode="after")
+    def _options_have_a_factory(self) -> "Model":
+        if self.options and self.name in OWN_NETWORKS:
+            raise ValueError(f"options are for package.module:factory and timm:NAME, not for {self.name}")
+        return self
 
     @model_validator(mode="after")
     def _bins_are_ordered(self) -> "Model":

@@ -1,10 +1,15 @@
 """A network from its configuration."""
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from hpcphotoz.config import Model
+from hpcphotoz.config.model import OWN_NETWORKS
+from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.cnn import CompactCNN, SmallCNN
+from hpcphotoz.models.factory import make_network
 from hpcphotoz.models.inception import Inception
 from hpcphotoz.models.layers import Normalise
 
@@ -21,10 +26,28 @@ def build(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Module:
         model: which network, and its options.
         stamp: pixels a side of the images.
         scale: per band, nMgy: the softening of the asinh normalisation; its length is the number of bands.
+
+    Raises:
+        BadInput: a network of the user or of timm that cannot be made; see `factory.make_network`.
     """
+    if model.name not in OWN_NETWORKS:
+        return make_network(model, stamp=stamp, scale=scale)
     shared = Normalise(model.normalisation, scale), len(scale), stamp, model.bins
     if model.name == "compact":
         return CompactCNN(*shared, width=model.width)
     if model.name == "cnn":
         return SmallCNN(*shared, relu_logits=model.relu_logits)
     return Inception(*shared, relu_logits=model.relu_logits, counts_padding=model.pool_counts_padding)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load parameters and buffers into a network.
+
+    Raises:
+        BadInput: their names or shapes are not those of the network; the message begins with `source`.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # torch lists all names, over many lines
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{source}: the weights do not belong to the network: {reason}") from None

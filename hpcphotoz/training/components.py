@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -10,13 +11,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpcphotoz.compute.compiler import compiled as through_compiler
 from hpcphotoz.compute.precision import time_call
+from hpcphotoz.compute.statistics import buffers_kept, running_statistics
 from hpcphotoz.config import Config
 from hpcphotoz.data.order import ORDER
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.models.build import bins_of, build
+from hpcphotoz.models.build import bins_of, build, load_weights
+from hpcphotoz.models.factory import NetworkSource, source_of
 from hpcphotoz.training.adversaries import StepAttack
 from hpcphotoz.training.compute import ComputeOptions, compute_options
+from hpcphotoz.training.distributed import group
 from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.overlap.streams import AdversarySource, NoOverlap, SerialOverlap, StreamOverlap
@@ -42,6 +46,7 @@ class TrainingComponents:
     compute: ComputeOptions
     device: torch.device
     timers: Timers
+    source: NetworkSource | None = None  # where the factory of a user's network is
 
     @classmethod
     def create(
@@ -69,7 +74,8 @@ class TrainingComponents:
             weight_decay=config.optimiser.weight_decay,
             fused=compute.fused_adam,
         )
-        return cls(module, optimiser, config, bins_of(config.model), scale, compute, device, timers)
+        given = config, bins_of(config.model), scale, compute, device, timers, source_of(config.model)
+        return cls(module, optimiser, *given)
 
     def state(self, sums: Tensor, stream: Stream, step: int) -> State:
         """What a checkpoint holds, from which `restore` continues the same loss curve.
@@ -93,11 +99,16 @@ class TrainingComponents:
             "stamp": header.stamp,
             "pixel_scale": header.pixel_scale,
             "scale": list(self.scale),
+            **({"source_sha256": self.source.sha256} if self.source else {}),
         }
 
     def restore(self, state: State) -> None:
-        """Load a checkpoint into network and optimiser."""
-        self.module.load_state_dict(state["model"])
+        """Load a checkpoint into network and optimiser.
+
+        Raises:
+            BadInput: the factory of a user's network makes another one than that of the checkpoint.
+        """
+        load_weights(self.module, state["model"], f"model.name {self.config.model.name}")
         # `fused` is an option of this process, not of the one that saved. It is set before loading, because
         # it decides on which device the optimiser keeps its own `step`.
         for entry in state["optimiser"]["param_groups"]:
@@ -146,13 +157,32 @@ class TrainingComponents:
             step, module, optimiser, warmup_end, learners, role.subgroup, self.timers, compiled
         )
 
+    def agree_on_statistics(self, role: RankRole) -> None:
+        """Give the running statistics of batch normalisation their mean over the learners, the same on all.
+
+        Each learner has gathered those of its own slices. Attacks and validations use them, so that an object
+        gets the same adversarial image and the same PDF on whichever rank it is.
+        """
+        if role.world.size == 1 or not self._statistics:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in self._statistics])
+        total = group.sum_over_ranks(flat, role.world, role.subgroup) / role.world.size
+        parts = torch.split(total, [tensor.numel() for tensor in self._statistics])
+        for tensor, part in zip(self._statistics, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    @cached_property
+    def _statistics(self) -> list[Tensor]:
+        return running_statistics(self.module)
+
     def costs(self, batch: RankBatch) -> tuple[float, float]:
         """Seconds to attack a rank batch and seconds to train on it; weights are not updated."""
         generate, objective = self.step_attack(), TrainingObjective(self.config, self.bins)
         ready = NoOverlap(lambda batch: batch.images[batch.attacked])
         step = Step(self.module.train(), self.optimiser, ready, objective, self.compute)
         attack = time_call(lambda: generate(batch), self.device)
-        train = time_call(lambda: step.gradients(batch), self.device)
+        with buffers_kept(self.module):
+            train = time_call(lambda: step.gradients(batch), self.device)
         self.optimiser.zero_grad()
         return attack, train
 
@@ -167,4 +197,6 @@ class TrainingComponents:
             process_group=role.subgroup,
             bucket_cap_mb=self.config.compute.bucket_mb,
             gradient_as_bucket_view=True,
+            # With running statistics, which `agree_on_statistics` keeps equal, nothing is left to broadcast.
+            broadcast_buffers=not self._statistics,
         )

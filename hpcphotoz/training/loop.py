@@ -99,6 +99,7 @@ class TrainingLoop:
             for entry in components.optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self.total_steps, self._config.optimiser)
             sums, problem = train_step(batch), batch.problem
+            components.agree_on_statistics(self._role)
             self.step = step + 1
             flags = exchange.flags if exchange else None
             own_flags = bool(stop.reason), bool(problem or recorder.problem)

@@ -19,6 +19,7 @@ from torch import distributed as dist
 
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiler_failure
+from hpcphotoz.compute.statistics import buffers_kept
 from hpcphotoz.training.distributed.group import Subgroup
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.timers import Timers
@@ -69,8 +70,12 @@ class GraphedStep:
         epoch = torch.zeros((), dtype=torch.int64, device=batch.images.device)
         own = {name: getattr(batch, name).clone(memory_format=torch.preserve_format) for name in _COPIED}
         self._batch = replace(batch, **own, epoch=epoch)
-        captured = self._step_to_capture()
-        self._replay, self._out = self.record(lambda: captured.gradients(self._batch), batch.images.device)
+        with buffers_kept(self.module):
+            captured = self._step_to_capture()
+        with buffers_kept(self.module):  # a capture begins with passes that warm up
+            self._replay, self._out = self.record(
+                lambda: captured.gradients(self._batch), batch.images.device
+            )
         self._gradients = [_gradient_of(p) for p in self._parameters]
 
     def _step_to_capture(self) -> Step:

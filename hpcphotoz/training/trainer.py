@@ -11,11 +11,13 @@ import torch
 
 from hpcphotoz.compute.precision import cudnn_benchmark, tf32
 from hpcphotoz.config import Config
+from hpcphotoz.config.model import TIMM
 from hpcphotoz.data.order import rank_slice
 from hpcphotoz.data.select.groups import SplitShares
 from hpcphotoz.memory import keep_freed_memory
+from hpcphotoz.models.factory import change_of_source
 from hpcphotoz.output import say
-from hpcphotoz.provenance import record_start
+from hpcphotoz.provenance import record_start, version_of
 from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.compute import choose_compute, compute_options
 from hpcphotoz.training.dataloader import RankLoader
@@ -163,6 +165,17 @@ class _Trainer:
             for text in [*texts, *uneven_split(self._config, self._loader.train.census.split)]:
                 say(f"hpcphotoz: warning: {text}", sys.stderr)
 
+    def _network_facts(self) -> dict[str, object]:
+        """Where a foreign network comes from, for the provenance; its file is copied into the run folder."""
+        source = self.components.source
+        if self._config.model.name.startswith(TIMM):
+            return {"network": {"timm": version_of("timm")}}
+        if source is None:
+            return {}
+        copy = run_folder.keep_source(self._out, source)
+        facts = {"factory": source.factory, "file": str(source.file), "sha256": source.sha256, "copy": copy}
+        return {"network": facts}
+
     def resume(self, command: Sequence[str]) -> TrainingLoop:
         """Load the newest checkpoint, the same on every rank, and record this start with its command."""
         newest = str(checkpoint.latest(self._out) or "") if self._world.is_first else None
@@ -175,7 +188,10 @@ class _Trainer:
                 saved = checkpoint.load(Path(found))
                 checkpoint.check_data(self._out, saved, self._data, manifest.sha256)
         if saved is not None:
-            self.components.restore(saved)
+            with group.failing_together(self._world):
+                self.components.restore(saved)
+            if changed := change_of_source(self.components.source, saved.get("source_sha256")):
+                _log.warning("model.name %s: %s", self._config.model.name, changed)
             self._metrics.sums[: len(saved["sums"])] = saved["sums"].cpu()
             step = int(saved["step"])
             _log.info("resumed at step %d of %d from %s", step, self._last_step, found)
@@ -196,6 +212,7 @@ class _Trainer:
                 "device": str(self.components.device),
                 "speed": self.components.compute.facts(),
                 "command": list(command),
+                **self._network_facts(),
             }
             record_start(self._out, self._world, facts)
         parts = self.components, self._loader, self._metrics

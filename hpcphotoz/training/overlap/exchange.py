@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from hpcphotoz.compute.statistics import running_statistics
 from hpcphotoz.training.distributed.agreement import Verdict
 from hpcphotoz.training.overlap.messages import ImageMessages, WeightMessages, header
 from hpcphotoz.training.overlap.topology import ExchangeTopology
@@ -56,7 +57,8 @@ class _Endpoint:
     def __post_init__(self) -> None:
         topology = self.topology
         self._images = ImageMessages(topology.overlap.images_transfer, self.shape, self.device)
-        self._weights = WeightMessages(list(self.module.parameters()), topology.overlap.weights_transfer)
+        weights = [*self.module.parameters(), *running_statistics(self.module)]
+        self._weights = WeightMessages(weights, topology.overlap.weights_transfer)
         in_group = topology.rank == 0 or topology.split.is_attacker(topology.rank)
         self._free = deque([self._weights.empty(), self._weights.empty()] if in_group else [])
 

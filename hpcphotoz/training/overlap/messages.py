@@ -88,10 +88,10 @@ class ImageMessages:
 
 
 class WeightMessages:
-    """Writes and reads messages of all parameters of a network, one after the other.
+    """Writes and reads messages of the weights of a network, one after the other.
 
     Args:
-        parameters: in the same order on all ranks.
+        parameters: parameters and running statistics, in the same order on all ranks.
         kind: "fp32" or "bf16".
     """
 

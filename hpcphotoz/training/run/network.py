@@ -1,9 +1,11 @@
 """A trained network: loaded from a run, or saved to and loaded from one safetensors file.
 
 The file holds the tensors, and in its header's metadata, under `hpcphotoz`, a JSON text with what is needed
-to build the network: the fields of `_Facts`. Nothing in it is code.
+to build the network: the fields of `_Facts`. Nothing in it is code; of a network of the user it holds the
+name of the factory, whose module is imported.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +21,11 @@ from hpcphotoz.config.renamed import to_current
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.evaluation.network import check_tensors, compute_pdfs
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.models.build import bins_of, build
+from hpcphotoz.models.build import bins_of, build, load_weights
+from hpcphotoz.models.factory import change_of_source, source_of
 from hpcphotoz.training.run import checkpoint
 
+_log = logging.getLogger(__name__)
 WEIGHTS_SUFFIX = ".safetensors"
 _FORMAT, _VERSION = "hpcphotoz", 1  # key of the JSON text in the file's metadata, and its version
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -41,6 +45,7 @@ class _Facts(BaseModel):
     scale: tuple[_Positive, ...]
     step: Annotated[int, Field(ge=0)]
     manifest_sha256: str
+    source_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class TrainedNetwork:
     step: int  # optimiser steps taken
     manifest_sha256: str  # of the dataset it was trained on
     scale: tuple[float, ...]  # per band, nMgy: softening of the asinh normalisation
+    source_sha256: str | None = None  # of the source file of a user's network with which it was trained
 
     def pdf(self, images: Tensor, ebv: Tensor) -> Tensor:
         """The PDF of each object, (N, bins) float32: a probability per redshift bin.
@@ -159,11 +165,10 @@ def _build(
     scale = tuple(state["scale"])
     with torch.random.fork_rng(devices=[]):
         module = build(config.model, stamp=state["stamp"], scale=scale)
-    try:
-        module.load_state_dict(state["model"])
-    except RuntimeError as error:  # torch's list of all missing and unexpected names, over many lines
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: the weights do not belong to the configuration: {reason}") from None
+    load_weights(module, state["model"], str(path))
+    trained_with = state.get("source_sha256")
+    if changed := change_of_source(source_of(config.model), trained_with):
+        _log.warning("%s: model.name %s: %s", path, config.model.name, changed)
     module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return TrainedNetwork(
         name=name,
@@ -176,6 +181,7 @@ def _build(
         step=state["step"],
         manifest_sha256=state["manifest_sha256"],
         scale=scale,
+        source_sha256=trained_with,
     )
 
 

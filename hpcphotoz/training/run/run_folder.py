@@ -1,4 +1,4 @@
-"""The run folder: config.toml, provenance.json, metrics.jsonl, logs/rank-*.log and checkpoints/."""
+"""The run folder: config.toml, provenance.json, metrics.jsonl, model.py, logs/rank-*.log and checkpoints/."""
 
 import logging
 import re
@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpcphotoz.atomic import check_output_folder, write_text
+from hpcphotoz.atomic import atomic_write, check_output_folder, write_text
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file
+from hpcphotoz.models.factory import NetworkSource
 from hpcphotoz.training.run.checkpoint import paths, with_room
 from hpcphotoz.world import World
 
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
 _OWN_NAMES = re.compile(
     r"logs|checkpoints|launch|profile|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
-    r"|.*\.(log|out|err)"
+    r"|model(-[0-9a-f]{8})?\.py|.*\.(log|out|err)"
 )
 
 
@@ -83,6 +84,20 @@ def _saved_config(run: Path) -> Config | None:
     if not path.is_file() or not paths(run):
         return None
     return configuration.load(str(path), convert=True)
+
+
+def keep_source(run: Path, source: NetworkSource) -> str:
+    """Copy the file of a user's network into the run folder; returns the name of the copy.
+
+    The first is model.py. A file that has changed since is kept beside it as model-SHA256.py, with the first
+    eight digits. No copy is ever imported.
+    """
+    first, name = run / "model.py", f"model-{source.sha256[:8]}.py"
+    if not first.exists() or first.read_bytes() == source.text:
+        name = first.name
+    with atomic_write(run / name) as temporary:
+        temporary.write_bytes(source.text)
+    return name
 
 
 @contextmanager

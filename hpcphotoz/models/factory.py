@@ -1,0 +1,213 @@
+"""Networks of the user, by the name of the function that makes them, and networks of the library timm."""
+
+import hashlib
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcphotoz.config import Model
+from hpcphotoz.config.model import OWN_NETWORKS, TIMM
+from hpcphotoz.errors import BadInput, first_line
+from hpcphotoz.models.layers import Normalise
+
+
+class ImagesOnly(nn.Module):
+    """A network that is called as network(images), with the interface of those that take E(B-V) too."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        """Logits (N, bins) of images (N, B, H, W) in nMgy; E(B-V) is not used."""
+        out: Tensor = self.network(images)
+        return out
+
+
+@dataclass(frozen=True)
+class NetworkSource:
+    """The source file in which the factory of a network is."""
+
+    factory: str  # package.module:factory
+    file: Path
+    text: bytes
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        return hashlib.sha256(self.text).hexdigest()
+
+
+def make_network(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Module:
+    """Make a network of the user or of timm, and try it on two images of zeros.
+
+    Args:
+        model: its `name` is package.module:factory or timm:NAME. The factory is called with the keyword
+            arguments `bands` (their number), `stamp` (pixels a side), `bins` (number of logits), `scale`
+            (nMgy per band, as `Normalise` takes it) and with `model.options`.
+        stamp, scale: as `models.build.build`.
+
+    Returns:
+        A module that is called as module(images, ebv).
+
+    Raises:
+        BadInput: the factory cannot be imported or called, or the network is none that gives logits.
+    """
+    factory = _timm_factory(model) if model.name.startswith(TIMM) else _factory(model.name)
+    given = {"bands": len(scale), "stamp": stamp, "bins": model.bins, "scale": scale, **model.options}
+    listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    network = _attempt(f"model.name {model.name}: factory({listed})", factory, **given)
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise BadInput(f"model.name {model.name}: the factory gives a {kind}: want a torch.nn.Module")
+    if not _takes_ebv(network, model.name):
+        network = ImagesOnly(network)
+    _try(network, model, stamp, len(scale))
+    return network
+
+
+def source_of(model: Model) -> NetworkSource | None:
+    """The source file of a user's factory; None: a network of this library or of timm, or no Python file.
+
+    Raises:
+        BadInput: the factory cannot be imported, or its file cannot be read.
+    """
+    if model.name in OWN_NETWORKS or model.name.startswith(TIMM):
+        return None
+    factory = _factory(model.name)
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(factory))
+    except TypeError:  # an object of a class that defines __call__, or a function written in C
+        file = getattr(sys.modules[model.name.partition(":")[0]], "__file__", None)
+    if not file or not file.endswith(".py"):
+        return None
+    try:
+        return NetworkSource(model.name, Path(file).resolve(), Path(file).read_bytes())
+    except OSError as error:
+        raise BadInput(f"model.name {model.name}: {file}: cannot be read: {error.strerror}") from None
+
+
+def change_of_source(source: NetworkSource | None, recorded: str | None) -> str:
+    """One line if a factory's file is not the recorded one any more; "": it is, or none is recorded.
+
+    Args:
+        source: the file now.
+        recorded: SHA-256 of the file with which the network was trained.
+    """
+    now = source.sha256 if source else None
+    if recorded is None or now == recorded:
+        return ""
+    file = f"{source.file}: its SHA-256 is {now[:8]}" if source and now else "the source file is missing"
+    return f"{file}, {recorded[:8]} when the network was trained: the run folder keeps that as model.py"
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not (error.name and (module == error.name or module.startswith(f"{error.name}."))):
+            raise BadInput(f"model.name {name}: cannot import {module}: {_where(error)}") from None
+        folder = "install it, or name its folder in PYTHONPATH, as an absolute path"
+        raise BadInput(f"model.name {name}: there is no module {error.name} here: {folder}") from None
+    # A module may raise anything while it is imported.
+    except Exception as error:
+        raise BadInput(f"model.name {name}: cannot import {module}: {_where(error)}") from None
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise BadInput(f"model.name {name}: {module} holds no {path}: give a function or class of it")
+        found = getattr(found, part)
+    if not callable(found):
+        raise BadInput(f"model.name {name}: {path} is a {type(found).__name__}: want a function or class")
+    factory: Callable[..., Any] = found
+    return factory
+
+
+def _timm_factory(model: Model) -> Callable[..., nn.Module]:
+    try:
+        import timm
+    except ImportError as error:
+        need = "networks of timm need `pip install 'hpcphotoz[timm]'`"
+        raise BadInput(f"model.name {model.name}: {error}: {need}") from None
+    name = model.name.removeprefix(TIMM)
+    if not timm.is_model(name):
+        some = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:6])
+        like = f"; it has {some}" if some else ""
+        raise BadInput(f"model.name {model.name}: timm {timm.__version__} has no {name}{like}")
+
+    def factory(bands: int, stamp: int, bins: int, scale: tuple[float, ...], **options: object) -> nn.Module:
+        """`Normalise`, then the network of timm with its first layer for `bands` and its last for `bins`."""
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        if cfg is not None and cfg.fixed_input_size:  # transformers and mixers; the others refuse the option
+            options = {"img_size": stamp, **options}
+        network = timm.create_model(name, in_chans=bands, num_classes=bins, **options)
+        return nn.Sequential(Normalise(model.normalisation, scale), network)
+
+    return factory
+
+
+def _takes_ebv(network: nn.Module, name: str) -> bool:
+    """Whether `forward` takes E(B-V): it has a second argument that is required, or is named `ebv`."""
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    )
+    every = inspect.signature(network.forward).parameters.values()
+    parameters = [parameter for parameter in every if parameter.kind in positional]
+    required = [
+        p.name for p in every if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if not parameters or len(required) > 2:
+        wanted = "want forward(self, images, ebv) or forward(self, images)"
+        raise BadInput(f"model.name {name}: its forward takes {', '.join(required) or 'nothing'}: {wanted}")
+    return len(required) == 2 or (len(parameters) > 1 and parameters[1].name == "ebv")
+
+
+def _try(network: nn.Module, model: Model, stamp: int, bands: int) -> None:
+    """Compute the logits of two images; layers that are made at their first call are made here."""
+    # Batches come in this memory order, in which `view` fails where `reshape` and `flatten` do not.
+    images = torch.zeros(2, bands, stamp, stamp).contiguous(memory_format=torch.channels_last)
+    modes = [(part, part.training) for part in network.modules()]
+    network.eval()
+    what = f"model.name {model.name}: a pass over images {tuple(images.shape)} in channels_last memory order"
+    with torch.no_grad():
+        logits = _attempt(what, network, images, torch.zeros(2))
+    for part, training in modes:
+        part.training = training
+    if not isinstance(logits, Tensor) or logits.shape != (2, model.bins) or not logits.is_floating_point():
+        given = (
+            f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        )
+        wanted = f"want logits of shape (2, {model.bins}), one a redshift bin (model.bins)"
+        raise BadInput(f"model.name {model.name}: gives {given} for 2 images: {wanted}")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise BadInput(f"model.name {model.name}: the network has no parameter to train")
+
+
+def _attempt(what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call code of the user; its error is reported in one line with the place in its file."""
+    try:
+        return call(*arguments, **options)
+    except BadInput:
+        raise
+    # Code of the user may raise anything.
+    except Exception as error:
+        raise BadInput(f"{what} fails: {_where(error)}") from None
+
+
+def _where(error: Exception) -> str:
+    """Type and first line of an error, and the line of code at which it was raised."""
+    text = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, SyntaxError):
+        return f"{text} ({error.filename}, line {error.lineno})"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({last.filename}, line {last.lineno})"
