@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -13,9 +14,11 @@ import pytest
 import torch
 from astropy.table import Table
 
+import hpcphotoz
+from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.index import index_folder
-from tests.helpers.pages import blocks, module, write_coadd
+from tests.helpers.pages import blocks, example, module, write_coadd
 from tests.helpers.paths import ROOT
 
 
@@ -27,6 +30,20 @@ def test_own_network_examples_run() -> None:
     images, adv, smallest = names["images"], names["adv"], names["smallest"]
     assert isinstance(images, torch.Tensor) and isinstance(adv, torch.Tensor)
     assert isinstance(smallest, torch.Tensor) and adv.shape == images.shape and len(smallest) == len(images)
+
+
+def test_own_network_trains(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "docs/how-to/train-own-network.md"
+    (tmp_path / "my_networks.py").write_text(example(page, "my_networks.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+    command = next(line for line in (ROOT / page).read_text().splitlines() if "my_networks:resnet " in line)
+    given = ["--data", str(dataset), "--out", str(tmp_path / "run"), "--run.max_steps", "2"]
+    words = [word for word in shlex.split(command)[1:] if word not in ("--data", "data/train", "--out")]
+    words.remove("runs/mine")
+    assert main([*words, *given, "--device", "cpu"]) == 0
+    network = hpcphotoz.load(tmp_path / "run", "cpu")
+    assert network.config.model.options == {"width": 64}
+    assert network.pdf(torch.zeros(2, 5, 16, 16), torch.zeros(2)).shape == (2, 180)
 
 
 def test_own_hdf5_example_is_indexed(tmp_path: Path) -> None:
