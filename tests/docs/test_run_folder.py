@@ -34,7 +34,11 @@ def test_the_tree_names_every_file_of_a_run(run: Path) -> None:
     named = {line.split()[0].rstrip("/") for line in tree[1].splitlines() if line[:1].strip()}
     written = {path.name for path in run.iterdir()}
     assert written <= named, written - named
-    assert named - written == {"launch", "profile"}  # of `launch` and `train --profile`
+    assert named - written == {
+        "launch",
+        "profile",
+        "model.py",
+    }  # of `launch`, `train --profile`, own networks
 
 
 def test_the_table_names_every_figure_of_the_metrics(run: Path) -> None:
