@@ -1,7 +1,7 @@
 """Weights of the two public photometric-redshift codes, under the names and in the order of this library.
 
-campagne   PyTorch: `conv0.conv.weight`, `i0.s1_0.activ.weight`, `fc0.linear.bias` ...; Inception and the small
-           CNN, each with E(B-V) or without
+campagne   PyTorch: `conv0.conv.weight`, `i0.s1_0.activ.weight`, `fc0.linear.bias` ...; the Inception and the
+           small CNN, each with E(B-V) or without
 pasquet    TensorFlow: `conv0/weights`, `I0_/I0_S1_0/prelu`, `fc0b/biases` ...: kernels (y, x, in, out), dense
            weights (in, out), and features flattened as (y, x, channel)
 
