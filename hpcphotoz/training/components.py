@@ -129,7 +129,11 @@ class TrainingComponents:
         generate, overlap = self.step_attack(), self.config.overlap.mode
         if overlap != "streams" or not self.config.adversarial.fraction:
             return NoOverlap(generate)
-        return StreamOverlap(generate, self.device) if self.device.type == "cuda" else SerialOverlap(generate)
+        if self.device.type != "cuda":
+            return SerialOverlap(generate)
+        if self._statistics:
+            return SerialOverlap(generate, "the network has batch normalisation")
+        return StreamOverlap(generate, self.device)
 
     def build_step(self, adversaries: AdversarySource, role: RankRole) -> TrainStep:
         """The training step: eager or as a CUDA graph, in DistributedDataParallel if several ranks train."""

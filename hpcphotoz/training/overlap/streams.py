@@ -23,7 +23,8 @@ the weights of the same step:
 Gradients of the clean pass stay on the rank. They are averaged once, with those of the adversarial pass,
 while its backward pass runs. The attack sets `requires_grad` of the parameters to False while it is
 *launched*; the clean pass is launched afterwards and sees it as True. On a CPU there is one stream, and
-either uses all cores: clean passes and attack run one after the other, which is logged once.
+either uses all cores: attack and clean passes run one after the other, which is logged once. So do those of
+a network with batch normalisation: clean passes write the running statistics that the attack reads.
 
 Overlap `ranks` receives the images from other processes: `hpcphotoz.training.overlap.exchange`.
 """
@@ -76,13 +77,32 @@ class NoOverlap:
 
 
 class SerialOverlap(NoOverlap):
-    """Overlap `streams` on a CPU: clean passes first, then the attack."""
+    """Overlap `streams` where the two cannot run at once: the attack first, then the clean passes.
+
+    Args:
+        generate: the attack.
+        reason: why, for the log.
+    """
 
     overlaps = True
 
-    def __init__(self, generate: AttackFunction) -> None:
+    def __init__(self, generate: AttackFunction, reason: str = "no CUDA device") -> None:
         super().__init__(generate)
-        _log.warning("overlap streams: no CUDA device: clean passes and attack run one after the other")
+        self._adv: Tensor | None = None
+        _log.warning("overlap streams: %s: clean passes and attack run one after the other", reason)
+
+    def begin(self, batch: RankBatch) -> None:
+        """Attack the batch: with the running statistics of this step, which the clean passes change."""
+        self._adv = self._generate(batch)
+
+    def finish(self, batch: RankBatch) -> Tensor:
+        """The images that `begin` attacked."""
+        assert self._adv is not None
+        return self._adv
+
+    def done(self) -> None:
+        """Release the images."""
+        self._adv = None
 
 
 class StreamOverlap:
