@@ -64,12 +64,11 @@ def make_network(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Mo
     factory = _timm_factory(model) if model.name.startswith(TIMM) else _factory(model.name)
     given = {"bands": len(scale), "stamp": stamp, "bins": model.bins, "scale": scale, **model.options}
     listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    network = _attempt(f"model.name {model.name}: factory({listed})", factory, **given)
-    if not isinstance(network, nn.Module):
-        kind = type(network).__name__
+    made = _attempt(f"model.name {model.name}: factory({listed})", factory, **given)
+    if not isinstance(made, nn.Module):
+        kind = type(made).__name__
         raise BadInput(f"model.name {model.name}: the factory gives a {kind}: want a torch.nn.Module")
-    if not _takes_ebv(network, model.name):
-        network = ImagesOnly(network)
+    network: nn.Module = made if _takes_ebv(made, model.name) else ImagesOnly(made)
     _try(network, model, stamp, len(scale))
     return network
 
@@ -145,7 +144,7 @@ def _timm_factory(model: Model) -> Callable[..., nn.Module]:
 
     def factory(bands: int, stamp: int, bins: int, scale: tuple[float, ...], **options: object) -> nn.Module:
         """`Normalise`, then the network of timm with its first layer for `bands` and its last for `bins`."""
-        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        cfg = timm.get_pretrained_cfg(name)
         if cfg is not None and cfg.fixed_input_size:  # transformers and mixers; the others refuse the option
             options = {"img_size": stamp, **options}
         network = timm.create_model(name, in_chans=bands, num_classes=bins, **options)

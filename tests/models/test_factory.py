@@ -201,9 +201,7 @@ def test_timm_networks_get_bands_bins_and_stamp(monkeypatch: pytest.MonkeyPatch)
     fake.create_model, fake.__version__ = create_model, "1.0.31"
     fake.is_model = lambda name: name in ("resnet18", "vit_tiny")
     fake.list_models = lambda pattern: ["resnet18"]
-    fake.get_pretrained_cfg = lambda name, allow_unregistered: types.SimpleNamespace(
-        fixed_input_size=name == "vit_tiny"
-    )
+    fake.get_pretrained_cfg = lambda name: types.SimpleNamespace(fixed_input_size=name == "vit_tiny")
     monkeypatch.setitem(sys.modules, "timm", fake)
     for name in ("resnet18", "vit_tiny"):
         network = build(Model(name=f"timm:{name}", bins=7, options={"drop_rate": 0.1}), stamp=9, scale=SCALE)
