@@ -61,14 +61,14 @@ def from_arrays(arrays: Arrays, source: str) -> PublicWeights:
         raise BadInput(f"{source}: names of neither public code ({some} ...): {want}")
     name = "inception" if any(key.startswith("i0.") for key in found) else "cnn"
     last = "fc2" if name == "inception" else "fc1"
-    bins = len(found[f"{last}.linear.bias"]) if f"{last}.linear.bias" in found else 180
+    bins = found[f"{last}.linear.bias"].size if f"{last}.linear.bias" in found else 180
     # Campagne's last layer keeps its ReLU, and his stride-1 pool counts padded zeros; TensorFlow's does not.
     options = {"relu_logits": code == "campagne", "pool_counts_padding": code == "campagne"}
     model = Model(name=name, bins=max(bins, 2), normalisation="sqrt", **options)
     wanted = build(model, stamp=STAMP, scale=(1.0,) * len(BANDS)).state_dict()
     wanted_inputs = wanted["fc0.linear.weight"].shape[1]
     first = found["fc0.linear.weight"]
-    with_ebv = first.shape[-1] != wanted_inputs - 1
+    with_ebv = first.shape[1:] != (wanted_inputs - 1,)
     if not with_ebv:
         found["fc0.linear.weight"] = np.pad(first, ((0, 0), (0, 1)))
     own = {"normalise.scale": wanted["normalise.scale"]}
@@ -111,7 +111,7 @@ def _from_tensorflow(arrays: Arrays, source: str) -> dict[str, npt.NDArray[np.fl
             raise BadInput(f"{source}: {name}: not an array of Pasquet's network")
     # Channels of the last inception module: its 1x1 and 3x3 branches and the pooled one.
     for branch in ("s2_2", "s2_0", "s1_2"):
-        channels += len(found.get(f"i4.{branch}.conv.bias", ()))
+        channels += np.size(found.get(f"i4.{branch}.conv.bias", ()))
     first = found.get("fc0.linear.weight")
     if first is not None and channels and first.ndim == 2:
         found["fc0.linear.weight"] = _channels_first(first, channels)

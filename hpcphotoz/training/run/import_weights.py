@@ -80,7 +80,7 @@ def _read(file: Path) -> Arrays:
             state = state[name]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadInput(f"{file}: holds no state dict: save torch.save(model.state_dict(), FILE)")
-    return {str(name): tensor.float().numpy() for name, tensor in state.items()}
+    return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
 
 
 def _read_npz(file: Path) -> Arrays:
