@@ -139,7 +139,10 @@ def test_pasquets_weights_give_the_network_of_tensorflow() -> None:
         (lambda a: a.pop("conv1.conv.bias"), "has no conv1.conv.bias: is the file complete"),
         (lambda a: a.update({"fc9.linear.bias": np.zeros(3)}), "fc9.linear.bias belongs to no layer"),
         (lambda a: a.update({"conv0.conv.weight": np.zeros((64, 3, 5, 5))}), r"\(64, 3, 5, 5\): the network"),
-        (lambda a: a.update({"fc0.linear.weight": np.zeros(())}), r"fc0.linear.weight of shape \(\): the net"),
+        (
+            lambda a: a.update({"fc0.linear.weight": np.zeros(())}),
+            r"fc0.linear.weight of shape \(\): the net",
+        ),
         (lambda a: a.update({"fc1.linear.bias": np.zeros(())}), r"fc1.linear.weight of shape \(180, 1024\)"),
         (lambda a: a["conv0.conv.bias"].fill(np.nan), "conv0.conv.bias holds NaN or infinity"),
     ],
