@@ -136,6 +136,10 @@ def _timm_factory(model: Model) -> Callable[..., nn.Module]:
     except ImportError as error:
         need = "networks of timm need `pip install 'hpcphotoz[timm]'`"
         raise BadInput(f"model.name {model.name}: {error}: {need}") from None
+    # A torchvision of another build than torch raises RuntimeError: it misses operators.
+    except Exception as error:
+        build = f"torchvision must be of the same build (CPU or CUDA) as torch {torch.__version__}"
+        raise BadInput(f"model.name {model.name}: cannot import timm: {_where(error)}: {build}") from None
     name = model.name.removeprefix(TIMM)
     if not timm.is_model(name):
         some = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:6])

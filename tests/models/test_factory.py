@@ -222,3 +222,13 @@ def test_timm_networks_get_bands_bins_and_stamp(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(BadInput, match=r"networks of timm need `pip install 'hpcphotoz\[timm\]'`"):
         build(Model(name="timm:resnet18"), stamp=9, scale=SCALE)
+
+
+def test_timm_beside_another_build_of_torchvision_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(BadInput, match=r"cannot import timm: RuntimeError: operator torchvision::nms .*build"):
+        build(Model(name="timm:resnet18"), stamp=9, scale=SCALE)
