@@ -230,5 +230,7 @@ def test_timm_beside_another_build_of_torchvision_is_refused(
     (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
-    with pytest.raises(BadInput, match=r"cannot import timm: RuntimeError: operator torchvision::nms .*build"):
+    with pytest.raises(
+        BadInput, match=r"cannot import timm: RuntimeError: operator torchvision::nms .*build"
+    ):
         build(Model(name="timm:resnet18"), stamp=9, scale=SCALE)
