@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hpcphotoz import __version__
-from hpcphotoz.cli import cluster, data, evaluate, inspect, networks, training, weights
+from hpcphotoz.cli import cluster, data, evaluate, inspect, networks, training
 from hpcphotoz.cli.parser import Parser
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.mpi import refuse_ranks
@@ -48,7 +48,6 @@ def _parser() -> Parser:
     training.add_config(commands)
     training.add_train(commands)
     networks.add(commands)
-    weights.add(commands)
     evaluate.add(commands)
     cluster.add(commands)
     return parser

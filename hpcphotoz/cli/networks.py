@@ -1,4 +1,4 @@
-"""The commands `attack` and `predict`, which use trained networks."""
+"""The commands `attack`, `predict` and `import-weights`, of trained networks."""
 
 import argparse
 from typing import Any
@@ -62,6 +62,17 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def import_weights(options: argparse.Namespace) -> int:
+    """Make a run folder of the weights of Campagne's or Pasquet's public code."""
+    from hpcphotoz.training.run.import_weights import import_weights
+
+    found = import_weights(options.file, options.out)
+    ebv = "with" if found.with_ebv else "without"
+    network = f"{found.model.name} {ebv} E(B-V), {found.model.bins} bins"
+    print(f"{options.out}: the weights of {found.code.capitalize()}'s {network}")
+    return 0
+
+
 def _attack_options(options: argparse.Namespace) -> dict[str, Any]:
     names = ("method", "ball", "eps", "steps", "step_size", "random_start", "restarts", "loss", "stop")
     chosen = {name: getattr(options, name) for name in names}
@@ -85,6 +96,11 @@ def add(commands: Commands) -> None:
     p.add_argument("--data", type=path, required=True, help="dataset folder")
     p.add_argument("--out", type=path, required=True, help="qp HDF5 file to make, named *.hdf5")
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
+
+    p = command(commands, "import-weights", import_weights)
+    kinds = "state dict of torch (*.pt, *.pth), or arrays under their names in the code (*.npz)"
+    p.add_argument("file", type=path, metavar="FILE", help=kinds)
+    p.add_argument("--out", type=path, required=True, metavar="RUN", help="run folder to make")
 
 
 def _add_attack(p: Parser) -> None:

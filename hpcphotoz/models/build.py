@@ -50,4 +50,4 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str)
         network.load_state_dict(weights)
     except RuntimeError as error:  # torch lists all names, over many lines
         reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{source}: the weights do not belong to the network: {reason}") from None
+        raise BadInput(f"{source}: the weights do not belong to the configuration: {reason}") from None

@@ -188,10 +188,10 @@ class _Trainer:
                 saved = checkpoint.load(Path(found))
                 checkpoint.check_data(self._out, saved, self._data, manifest.sha256)
         if saved is not None:
-            with group.failing_together(self._world):
-                self.components.restore(saved)
             if changed := change_of_source(self.components.source, saved.get("source_sha256")):
                 _log.warning("model.name %s: %s", self._config.model.name, changed)
+            with group.failing_together(self._world):
+                self.components.restore(saved)
             self._metrics.sums[: len(saved["sums"])] = saved["sums"].cpu()
             step = int(saved["step"])
             _log.info("resumed at step %d of %d from %s", step, self._last_step, found)

@@ -16,6 +16,7 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.errors import BadInput
 from hpcphotoz.predict import predict
 from hpcphotoz.training.loop import Outcome
+from hpcphotoz.training.run.network import save_network
 from hpcphotoz.training.trainer import train
 from tests.helpers import ranks
 from tests.helpers.commands import fails
@@ -134,9 +135,13 @@ def test_the_source_is_recorded_and_a_change_is_said(
     assert (out / "model.py").read_text() == text and (out / now["copy"]).read_text() == text + "# changed\n"
     caplog.clear()
     with caplog.at_level(logging.WARNING, "hpcphotoz"):
-        hpcphotoz.load(out, "cpu")
+        save_network(hpcphotoz.load(out, "cpu"), tmp_path / "network.safetensors")
+        hpcphotoz.load(tmp_path / "network.safetensors", "cpu")
         assert not caplog.records
         file.write_text(text)
+        hpcphotoz.load(tmp_path / "network.safetensors", "cpu")
+        assert "own_recorded.py: its SHA-256 is " in caplog.text
+        caplog.clear()
         hpcphotoz.load(out, "cpu")
     assert "own_recorded.py: its SHA-256 is " in caplog.text
     with pytest.raises(BadInput, match="another model.options"):
@@ -157,7 +162,7 @@ def test_a_run_whose_network_is_missing_or_another_is_refused(
         file.write_text(text.replace("mixer", "vit"))
         shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)
         words = ["predict", out, "--data", dataset, "--out", tmp_path / "pz.hdf5", "--device", "cpu"]
-        fails(capsys, words, "the weights do not belong to the network")
+        fails(capsys, words, "the weights do not belong to the configuration")
         file.write_text("raise RuntimeError('no GPU here')\n")
         sys.modules.pop("own_removed")
         shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)

@@ -165,10 +165,10 @@ def _build(
     scale = tuple(state["scale"])
     with torch.random.fork_rng(devices=[]):
         module = build(config.model, stamp=state["stamp"], scale=scale)
-    load_weights(module, state["model"], str(path))
     trained_with = state.get("source_sha256")
     if changed := change_of_source(source_of(config.model), trained_with):
         _log.warning("%s: model.name %s: %s", path, config.model.name, changed)
+    load_weights(module, state["model"], str(path))
     module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return TrainedNetwork(
         name=name,
