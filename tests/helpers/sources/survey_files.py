@@ -186,7 +186,7 @@ def write_euclid(folder: Path, sky: Sky, tile: int = 102018211) -> None:
         head = sky.header()
         head["MAGZERO"] = _MAGZERO[band]
         rms = np.full(SHAPE, factor * NOISE, "f4")
-        flag = np.where(sky.bad_pixels(), 1 | 8, 16).astype(np.int32)
+        flag = np.where(sky.bad_pixels(), 1 | 8, 2 | 16).astype(np.int32)
         fits.PrimaryHDU((factor * sky.image(band)).astype("f4"), head).writeto(
             folder / f"EUC_MER_BGSUB-MOSAIC-{name}{rest}"
         )

@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.surveys.frame import Frame, Geometry, read_geometry
+from hpcphotoz.sources.surveys.frame import Frame, Geometry, read_geometry, resample
 from hpcphotoz.sources.surveys.ingest import ingest_images
 from tests.helpers.datasets import load
 from tests.helpers.sources.sdss_files import centroids, write_table
@@ -100,6 +100,19 @@ def test_flux_and_place_are_kept_from_a_distorted_frame_onto_a_straight_one(
     flux = stamps.images[:, :, np.hypot(x, y) < 12].sum(axis=2, dtype=np.float64)
     np.testing.assert_allclose(flux, 100.0, rtol=5e-3)  # without the local area: 1.4 %
     assert np.abs(centroids(stamps.images, 8.0)).max() < 0.05
+
+
+def test_a_frame_holds_places_whose_six_pixels_either_way_are_in_it() -> None:
+    image = np.random.default_rng(0).normal(size=(13, 15)).astype(np.float32)
+    frame = Frame(Path("a"), "r", image, geometry("TAN"))
+    padded = Frame(Path("a"), "r", np.pad(image, 5, constant_values=np.nan), geometry("TAN"))
+    for x in np.arange(0.0, 15.0, 0.25):
+        for y in (1.75, 2.0, 6.5, 9.0, 9.25):
+            place = np.array([[x]]), np.array([[y]])
+            assert frame.holds(*place) == (2 <= x <= 11 and 2 <= y <= 9)
+            if frame.holds(*place):
+                value = resample(frame, *place)
+                assert value == resample(padded, place[0] + 5, place[1] + 5) and np.isfinite(value)
 
 
 def test_noise_comes_from_the_variance_where_there_is_one() -> None:

@@ -119,6 +119,39 @@ def test_fatal_planes_skip_a_stamp_with_their_name(tmp_path: Path, survey: str) 
     assert manifest.rows == STARS
 
 
+def test_each_bit_of_a_brick_s_maskbits_is_of_its_band(tmp_path: Path) -> None:
+    # Bit k is set in row k alone. 2, 3, 4, 14: saturated in g, r, z, i; 5, 6, 7, 15: bad in all exposures.
+    sky = Sky(0.262, [], dict.fromkeys("griz", 0.0))
+    WRITTEN["legacy"].write(tmp_path, sky)
+    path = next(tmp_path.glob("*maskbits*"))
+    bits = np.zeros(SHAPE, np.int32)
+    bits[:16] = 1 << np.arange(16)[:, None]
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(bits)]).writeto(path, overwrite=True)
+    legacy = load_survey("legacy")
+    (one,) = legacy.find(tmp_path, "griz")
+    for files, saturated, bad in zip(one.files, (2, 3, 14, 4), (5, 6, 15, 7), strict=True):
+        flags = legacy.read(files, None).flags
+        assert flags is not None and np.flatnonzero(flags[:, 0]).tolist() == sorted({saturated, bad})
+        assert flags[saturated, 0] == 1 and flags[bad, 0] == 2
+
+
+def test_planes_of_a_coadd_are_those_that_its_own_header_names(tmp_path: Path, tile: Tile) -> None:
+    rubin = load_survey("rubin")
+    path = next(tile("rubin")[0].glob("*_g_*"))
+    for turn in (0, 3):
+        with fits.open(path) as hdus:
+            mask, names = np.zeros(SHAPE, np.int32), ("SAT", "BAD", "NO_DATA", "INTRP", "CR", "DETECTED")
+            for k, name in enumerate(names):
+                hdus["MASK"].header[f"HIERARCH MP_{name}"] = k + turn
+                mask[k] = 1 << k + turn
+            hdus["MASK"].data = mask
+            hdus["VARIANCE"].data[7] = np.nan
+            hdus["IMAGE"].data[8] = np.nan
+            hdus.writeto(tmp_path / path.name, overwrite=True)
+        flags = rubin.read(rubin.find(tmp_path, ["g"])[0].files[0], None).flags
+        assert flags is not None and flags[:10, 5].tolist() == [1, 2, 4, 0, 0, 0, 0, 4, 4, 0]
+
+
 @pytest.mark.parametrize("survey", COADDS)
 def test_of_overlapping_tiles_the_one_with_more_room_gives_the_stamp(
     tmp_path: Path, tile: Tile, survey: str
