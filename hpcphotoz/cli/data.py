@@ -1,4 +1,4 @@
-"""Commands that make and index datasets: simulate, ingest, index."""
+"""Commands that make, index and merge datasets: simulate, ingest, index, merge."""
 
 import argparse
 
@@ -33,6 +33,15 @@ def index(options: argparse.Namespace) -> int:
     return 0
 
 
+def merge(options: argparse.Namespace) -> int:
+    """Make one dataset of several with equal bands, stamps, storage and extra columns."""
+    from hpcphotoz.data.merge import merge_datasets
+
+    manifest = merge_datasets(options.out, options.datasets, options.verify)
+    say_what_is_in(options.out, manifest, "object")
+    return 0
+
+
 def add(commands: Commands) -> None:
     """Add the parsers of these commands."""
     p = command(commands, "simulate", simulate)
@@ -60,3 +69,15 @@ def add(commands: Commands) -> None:
         type=path,
         help="folder with shard-*.hdf5 or .h5, of any HDF5 layout, also by gzip, shuffle, fletcher32 or LZF",
     )
+
+    p = command(commands, "merge", merge)
+    p.add_argument("out", type=path, help="dataset folder to make")
+    p.add_argument(
+        "datasets",
+        type=path,
+        nargs="+",
+        metavar="DATASET",
+        help="dataset folders without a common object_id; their shards are hard-linked, or copied where the "
+        "file system has no links between the folders",
+    )
+    p.add_argument("--verify", action="store_true", help="read everything first; check checksums and pixels")

@@ -25,9 +25,9 @@ from hpcphotoz.data.format.writer import check_stamps, finish_dataset, write_sha
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
+from hpcphotoz.sources.engine.resume import Fingerprint, FinishedUnit, fingerprint_units, finished_units
 from hpcphotoz.sources.mpi import MPIRanks, mpi_ranks
 from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
-from hpcphotoz.sources.resume import Fingerprint, FinishedUnit, fingerprint_units, finished_units
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ LOCK_FILE = ".lock"
 SIDECAR_SUFFIX = ".done.json"  # after a shard's name: the record of a finished shard, see `sources/build.py`
 # Files of an unfinished dataset. A folder with others, such as a WebDataset's shard-000000.tar, is refused.
 _ALLOWED_NAMES = re.compile(
-    rf"(shard-\d{{5,}}({'|'.join(map(re.escape, SHARD_SUFFIXES))})({re.escape(SIDECAR_SUFFIX)})?"
+    rf"(shard-\d{{5,}}({'|'.join(map(re.escape, SHARD_SUFFIXES))})({re.escape(SIDECAR_SUFFIX)}|\.xxh3)?"
     r"|manifest\.json)(\..*\.tmp)?|\.lock"
 )
 
@@ -38,6 +38,24 @@ def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
     with making_folder(out), lock_file(out / LOCK_FILE, busy):
         check_dataset_folder(out)  # again: another writer may have finished meanwhile
         yield [path for path in _files(out) if path.name != LOCK_FILE]
+
+
+@contextmanager
+def new_dataset_folder(out: Path) -> Iterator[None]:
+    """Context manager that makes and locks the folder of a dataset, and empties an unfinished one.
+
+    Raises:
+        BadInput: as `lock_dataset_folder`, or it holds finished shards of an ingest, which can be continued.
+    """
+    with lock_dataset_folder(out) as left:
+        if kept := [path for path in left if path.name.endswith(SIDECAR_SUFFIX)]:
+            raise BadInput(
+                f"{out}: holds an unfinished ingest ({kept[0].name}): continue it, delete it, or choose "
+                "another folder"
+            )
+        for path in left:
+            path.unlink()
+        yield
 
 
 def check_dataset_folder(out: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,20 @@ class Header:
 
     def __post_init__(self) -> None:
         check_extra(self.extra, self.bands, self.stamp)
+
+    def difference(self, other: "Header") -> str:
+        """The first thing that differs from another header, in words; "": nothing does."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(other, one.name)
+            if mine == theirs:
+                continue
+            if one.name == "extra":
+                names = [", ".join(column.name for column in columns) or "none" for columns in (mine, theirs)]
+                return "extra columns {}, of other names, types or units than {}".format(*names)
+            if one.name == "bands":
+                mine, theirs = ",".join(mine), ",".join(theirs)
+            return f"{one.name.replace('_', ' ')} {mine}, but {theirs}"
+        return ""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,19 @@ class BandMoments:
         moments.add(stamps)
         return moments
 
+    @classmethod
+    def from_statistics(cls, statistics: BandStatistics, rows: int, stamp: int) -> "BandMoments":
+        """Moments of `rows` images of `stamp` pixels a side, right to a few units in the last place.
+
+        A standard deviation is a square root that has been rounded, and a mean a quotient.
+        """
+        moments = cls(len(statistics.mean))
+        moments.pixels, moments.objects = rows * stamp**2, rows
+        moments.mean = np.array(statistics.mean)
+        moments.m2 = np.array(statistics.std) ** 2 * moments.pixels
+        moments.sky = np.array(statistics.sky_sigma) * rows
+        return moments
+
     def add(self, stamps: Stamps) -> None:
         """Add objects, `_ROWS` at a time: in float64 a whole shard would take eight times its bytes."""
         for start in range(0, len(stamps), _ROWS):

@@ -13,7 +13,7 @@ import numpy as np
 from hpcphotoz.atomic import atomic_write, flush_file
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.extra import stored_columns
-from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder, lock_dataset_folder, shard_name
+from hpcphotoz.data.format.folder import check_dataset_folder, new_dataset_folder, shard_name
 from hpcphotoz.data.format.manifest import (
     FLUX_UNIT,
     FORMAT,
@@ -62,16 +62,7 @@ class DatasetWriter:
         check_dataset_folder(out)
 
     def __enter__(self) -> Self:
-        with ExitStack() as held:
-            left = held.enter_context(lock_dataset_folder(self._out))
-            if kept := [path for path in left if path.name.endswith(SIDECAR_SUFFIX)]:
-                raise BadInput(
-                    f"{self._out}: holds an unfinished ingest ({kept[0].name}): continue it, delete it, or "
-                    "choose another folder"
-                )
-            for path in left:
-                path.unlink()
-            self._folder_lock = held.pop_all()
+        self._folder_lock.enter_context(new_dataset_folder(self._out))
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
