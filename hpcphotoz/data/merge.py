@@ -65,18 +65,18 @@ def merge_datasets(out: Path, datasets: Sequence[Path], verify_all: bool = False
     sources = [
         (folder, shard) for folder, one in zip(datasets, manifests, strict=True) for shard in one.shards
     ]
-    entries, copied = [], ""
+    entries, copied = [], False
     with new_dataset_folder(out):
         for number, (folder, shard) in enumerate(track(sources, "merging shards", total=len(sources))):
             entry = replace(shard, file=shard_name(number))
             why = _link_or_copy(folder / shard.file, out / entry.file)
             if (folder / (shard.file + CHECKSUM_SUFFIX)).exists():
                 _link_or_copy(checksum_path(folder, shard), out / (entry.file + CHECKSUM_SUFFIX))
-            if problem := shard_file_problem(out, entry):
-                raise BadInput(problem)
+            if wrong := shard_file_problem(out, entry):
+                raise BadInput(wrong)
             if why and not copied:
                 say(f"{out}: shards are copied, not linked: {folder}: {why}", sys.stderr)
-            copied = copied or why
+            copied = copied or bool(why)
             entries.append(entry)
         return finish_dataset(out, manifests[0].header, entries, moments, provenance)
 

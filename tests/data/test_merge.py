@@ -78,12 +78,12 @@ def test_double_ids_are_refused_with_their_count_and_the_first(tmp_path: Path) -
 
 def test_other_headers_are_refused(tmp_path: Path) -> None:
     a, _ = datasets(tmp_path)
-    for stamps, how, what in (
-        (make_stamps(8, seed=3, bands=3), {}, "bands g,r,i, but u,g,r,i,z in"),
-        (make_stamps(8, seed=3, size=12), {}, "stamp 12, but 16 in"),
-        (make_stamps(8, seed=3), {"storage": "int16"}, "storage int16, but float32 in"),
+    for stamps, storage, what in (
+        (make_stamps(8, seed=3, bands=3), "float32", "bands g,r,i, but u,g,r,i,z in"),
+        (make_stamps(8, seed=3, size=12), "float32", "stamp 12, but 16 in"),
+        (make_stamps(8, seed=3), "int16", "storage int16, but float32 in"),
     ):
-        other: Any = write_stamps(tmp_path / what.replace(" ", "_"), stamps, **how)
+        other = write_stamps(tmp_path / what.replace(" ", "_"), stamps, storage=storage)
         with pytest.raises(BadInput, match=what):
             merge_datasets(tmp_path / "out", [a, other])
     assert not (tmp_path / "out").exists()
@@ -95,7 +95,7 @@ def test_where_no_links_are_possible_shards_are_copied_which_is_said_once(
     def other_device(*_: Any, **__: Any) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
-    monkeypatch.setattr(module.os, "link", other_device)
+    monkeypatch.setattr(os, "link", other_device)
     sources, out = datasets(tmp_path), tmp_path / "out"
     verify(out, merge_datasets(out, sources))
     assert capsys.readouterr().err.count("copied, not linked") == 1
