@@ -200,7 +200,7 @@ def load_map(source: str) -> ArrayMap:
             raise BadInput(f"{source}: more than {_LONGEST} characters: not a map")
         tree = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = getattr(error, "strerror", None) or "not a text"
         raise BadInput(
             f"{source}: not a readable map nor a shipped one ({', '.join(shipped)})"
             f"{nearest(source, shipped)}: {why}"

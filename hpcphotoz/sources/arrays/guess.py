@@ -1,6 +1,7 @@
 """Guesses the map of a file of arrays from its columns' names, shapes and types, as a TOML file to edit."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ _NAMES = {
         "targetid",
         "galaxyid",
         "id",
+        "ids",
         "inds",
     ),
     "z_spec": ("zspec", "speczredshift", "specz", "redshifts", "redshift", "ztrue", "zbest", "zhelio", "z"),
@@ -33,6 +35,8 @@ _NOT_IMAGES = {
 }
 _UNITS = {"nmgy": "nMgy", "nanomaggy": "nMgy", "nanomaggies": "nMgy", "njy": "nJy", "nanojansky": "nJy"}
 _TODO = "NOT FOUND"
+_SMALLEST = 4  # pixels a side
+_LISTED = 20  # columns that a message lists
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class _Column:
         return "".join(letter for letter in self.name.split("/")[-1].lower() if letter.isalnum())
 
     def __str__(self) -> str:
-        return f"{self.name} {self.dtype}{self.shape}"
+        return f"{_printable(self.name)} {self.dtype}{self.shape}"
 
 
 def guess_map(path: Path) -> str:
@@ -58,25 +62,30 @@ def guess_map(path: Path) -> str:
         BadInput: the file cannot be read, or holds no array that may be images.
     """
     with open_array_file(path) as table:
-        columns = [one for name in table.names() if (one := _column(table, name)) is not None]
+        columns, refused = _columns(path, table)
         images = _find_images(columns)
         if images is None:
-            has = ", ".join(map(str, columns[:20])) or "nothing"
+            has = ", ".join(map(str, columns[:_LISTED])) or "nothing else" * bool(refused) or "nothing"
+            not_read = "".join(f"; {one}" for one in refused[:_LISTED])
             raise BadInput(
-                f"{path}: no array of images (N, band, y, x), (N, y, x, band) or (N, y, x): it has {has}"
+                f"{path}: no array of images (N, band, y, x), (N, y, x, band) or (N, y, x), of numbers and "
+                f"square: it has {has}{not_read}"
             )
-        axes = _axes(images.shape[1:])
-        bands = images.shape[1:][axes.split().index("band")] if "band" in axes else 1
-        names = _band_names(table)
-        return "\n".join(_lines(path, table, columns, images, axes, bands, names)) + "\n"
+        return "\n".join(_lines(path, table, columns, refused, images)) + "\n"
 
 
-def _column(table: ArrayFile, name: str) -> _Column | None:
-    try:
-        found = table[name]
-    except BadInput:  # of a type or filter that is not read; the map cannot name it
-        return None
-    return _Column(name, tuple(int(n) for n in found.shape), found.dtype.kind, str(found.dtype))
+def _columns(path: Path, table: ArrayFile) -> tuple[list[_Column], list[str]]:
+    """The columns of a file, and those that are not read, each with the reason."""
+    columns, refused = [], []
+    for name in table.names():
+        try:
+            found = table[name]
+        except BadInput as error:
+            refused.append(_printable(str(error).removeprefix(f"{path}: ")))
+            continue
+        shape = tuple(int(n) for n in found.shape)
+        columns.append(_Column(name, shape, found.dtype.kind, str(found.dtype)))
+    return columns, refused
 
 
 def _find_images(columns: list[_Column]) -> _Column | None:
@@ -100,56 +109,74 @@ def _size(one: _Column) -> int:
 def _axes(shape: tuple[int, ...]) -> str:
     """The order of an image's axes: y and x are the two equal ones; "" if none are."""
     if len(shape) == 2:
-        return "y x" if shape[0] == shape[1] else ""
-    if shape[1] == shape[2] and shape[0] <= shape[1]:
+        return "y x" if shape[0] == shape[1] >= _SMALLEST else ""
+    if shape[1] == shape[2] >= _SMALLEST:
         return "band y x"
-    if shape[0] == shape[1] and shape[2] <= shape[0]:
-        return "y x band"
-    return ""
+    return "y x band" if shape[0] == shape[1] >= _SMALLEST else ""
 
 
-def _band_names(table: ArrayFile) -> tuple[str, ...]:
-    """Bands that an attribute of the file names."""
-    for key in ("bands", "filters", "band", "filter"):
-        if (found := table.text_attribute(key)) is not None:
-            return found
-    return ()
+def _attribute(table: ArrayFile, images: _Column, names: tuple[str, ...]) -> Any:
+    """The first of these attributes that the images or the file have; None: they have none."""
+    found = (table.attribute(name, column) for column in (images.name, "") for name in names)
+    return next((value for value in found if value is not None), None)
+
+
+def _band_names(table: ArrayFile, images: _Column, bands: int) -> list[str]:
+    """Names of all bands, from an attribute: a list, a text such as grz, or one with commas; else none."""
+    found = _attribute(table, images, ("bands", "filters", "band", "filter"))
+    names = list(found) if isinstance(found, tuple) else []
+    if len(names) == 1 and bands > 1:
+        names = [part.strip() for part in names[0].split(",")] if "," in names[0] else list(names[0])
+    return names if len(set(names)) == bands else []
+
+
+def _scale(table: ArrayFile, images: _Column) -> float:
+    """Arcsec a pixel, from an attribute; 0: there is none."""
+    found = _attribute(table, images, ("pixel_scale", "pixscale", "pixelscale"))
+    return found if isinstance(found, float) and 0 < found < math.inf else 0.0
+
+
+def _unit(table: ArrayFile, images: _Column) -> str:
+    """The pixels' unit, from an attribute; "": it has none, or one that maps do not know."""
+    found = _attribute(table, images, ("flux_unit", "unit", "units", "BUNIT"))
+    said = found[0].lower().replace(" ", "") if isinstance(found, tuple) else ""
+    return _UNITS.get(said.removesuffix("/pixel").removesuffix("/pix"), "")
 
 
 def _lines(
     path: Path,
     table: ArrayFile,
     columns: list[_Column],
+    refused: list[str],
     images: _Column,
-    axes: str,
-    bands: int,
-    names: tuple[str, ...],
 ) -> list[str]:
-    rows = images.shape[0]
+    rows, axes = images.shape[0], _axes(images.shape[1:])
+    bands = images.shape[1 + axes.split().index("band")] if "band" in axes else 1
+    names, scale, unit = _band_names(table, images, bands), _scale(table, images), _unit(table, images)
     lines = [
         f"# Map of {path.name}: {rows} rows. Check every line; then",
         f"# hpcphotoz ingest arrays OUT {path.name} --map THIS_FILE",
         "# Columns of the file:",
         *(f"#   {one}" for one in columns),
+        *(f"#   not read: {one}" for one in refused),
         "",
         _set("images", images.name, f"{images.dtype}{images.shape}"),
         _set("axes", axes, "of one image; numpy's order, the last one lies together in the file"),
     ]
-    if len(names) == bands:
-        lines.append(_set("bands", list(names), "from the file's attribute"))
+    if "band" not in axes:
+        lines.append("# The first axis must count objects: bands of one large image are no stamps.")
+    if names:
+        lines.append(_set("bands", names, "from the file's attribute"))
     else:
         placeholders = [f"band{k}" for k in range(bands)]
         lines.append(_set("bands", placeholders, f"{_TODO}: their names, in the order of the images"))
-    scale = table.number_attribute("pixel_scale")
     text = "from the file's attribute" if scale else f"{_TODO}: arcsec a pixel"
-    lines.append(_set("pixel_scale", scale or 1.0, text))
-    said = (table.text_attribute("flux_unit") or table.text_attribute("unit") or ("",))[0]
-    unit = _UNITS.get("".join(letter for letter in said.lower() if letter.isalpha()))
+    lines.append(_set("pixel_scale", scale, text))
     text = (
         "from the file's attribute" if unit else f'{_TODO}: nMgy, nJy, or "ADU" or "counts/s" with zero_point'
     )
-    lines += [_set("unit", unit or "nMgy", text)]
-    if unit is None:
+    lines += [_set("unit", unit, text)]
+    if not unit:
         lines.append("# zero_point = 27.0  # AB magnitude of one ADU or count/s, or a list of one a band")
     absent = {
         "object_id": "an object's id is then the number of its row",
@@ -188,10 +215,16 @@ def _named(
     fits = [
         one
         for one in columns
-        if one.shape[:1] == (rows,) and (one.shape == shape if shape else len(one.shape) < 3)
+        if one.shape[:1] == (rows,)
+        and (one.shape == shape if shape else len(one.shape) < 3)
+        and (one.kind in "fiub" or likely is _NAMES["object_id"])
     ]
     return next((one for plain in likely for one in fits if one.plain == plain), None)
 
 
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _set(key: str, value: Any, comment: str) -> str:
-    return f"{key} = {json.dumps(value)}" + (f"  # {comment}" if comment else "")
+    return f"{key} = {json.dumps(value, ensure_ascii=False)}" + (f"  # {comment}" if comment else "")

@@ -38,7 +38,10 @@ def inspect_file(table: ArrayFile, array_map: ArrayMap) -> tuple[ImageKind | Non
     rows, bands, height, width = _image_shape(table, array_map, name)
     _check_columns(table, array_map, name, rows, bands)
     if height != width or height < 4:
-        raise BadInput(f"{table.path}: '{name}' holds images of {height} x {width} pixels: need squares")
+        raise BadInput(
+            f"{table.path}: '{name}' holds images of {height} x {width} pixels: need squares; its shape is "
+            f'{tuple(images.shape)}, read by axes = "{array_map.axes}"'
+        )
     if array_map.bands and not array_map.band_column and bands != len(array_map.bands):
         raise BadInput(
             f"{table.path}: '{name}' has shape {tuple(images.shape)}: {bands} bands, "

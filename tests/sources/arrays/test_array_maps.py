@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
@@ -386,37 +385,3 @@ def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(BadInput, match=r"pip install 'hpcphotoz\[arrays\]'"):
         ingest(tmp_path / "out", tmp_path / "a.parquet", map_of(**LABELS))
-
-
-def test_a_guessed_map_reads_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = columns()
-    with h5py.File(tmp_path / "a.hdf5", "w") as file:
-        file["Cutouts"], file["spec_z"] = values["cutout"].transpose(0, 2, 3, 1), values["specz"]
-        file["ObjID"], file["E_BV"], file["RA"] = values["name"], values["sfd"], np.zeros(N)
-        file.attrs["bands"], file.attrs["pixel_scale"] = ["g", "r", "z"], 0.262
-        file.attrs["flux_unit"] = "nanomaggies"
-    assert main(["ingest", "arrays", "--guess", str(tmp_path / "a.hdf5")]) == 0
-    text = capsys.readouterr().out
-    assert [line.split(" = ")[0] for line in text.splitlines() if "NOT FOUND" in line] == ["# dec"]
-    (tmp_path / "map.toml").write_text(text)
-    words = ["ingest", "arrays", tmp_path / "out", tmp_path / "a.hdf5", "--map", tmp_path / "map.toml"]
-    assert main([str(word) for word in [*words, "--processes", 1]]) == 0
-    stamps = load(tmp_path / "out", read_manifest(tmp_path / "out"))
-    np.testing.assert_array_equal(stamps.images, values["cutout"])
-    np.testing.assert_array_equal(stamps.object_id, values["name"])
-    np.testing.assert_array_equal(stamps.z_spec, values["specz"].astype(np.float32))
-    assert (stamps.ebv == np.float32(0.02)).all() and (stamps.ra == 0).all()
-
-
-def test_a_guess_names_what_it_did_not_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write(tmp_path / "a.hdf5", things=pixels(4, 2, 12))
-    assert main(["ingest", "arrays", "--guess", str(source)]) == 0
-    text = capsys.readouterr().out
-    missing = [line.strip("# ").split(" = ")[0] for line in text.splitlines() if "NOT FOUND" in line]
-    assert missing == ["bands", "pixel_scale", "unit", "object_id", "z_spec", "ebv", "ra", "dec"]
-    assert main(["ingest", "arrays", "--guess", str(write(tmp_path / "b.hdf5", z=np.zeros(4)))]) == 2
-    assert "b.hdf5: no array of images" in capsys.readouterr().err
-    assert main(["ingest", "arrays", "--guess", str(source), "--map", "hayat"]) == 2
-    assert "leave out OUT, SRC and --map" in capsys.readouterr().err
-    assert main(["ingest", "arrays", str(tmp_path / "out"), str(source)]) == 2
-    assert "--map" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data import hdf5
-from hpcphotoz.errors import BadInput
+from hpcphotoz.errors import BadInput, nearest
 from hpcphotoz.sources.arrays.files import columnar, fits_table, npy, zarr_store
 
 Array = npt.NDArray[Any]
@@ -40,7 +40,8 @@ class ArrayFile:
         if name not in self._opened:
             if name not in self._columns:
                 has = ", ".join(sorted(self._columns)[:_LISTED]) or "nothing"
-                raise BadInput(f"{self.path}: no field '{name}': it has {has}; is the map right?")
+                near = nearest(name, self._columns)
+                raise BadInput(f"{self.path}: no field '{name}': it has {has}; is the map right?{near}")
             self._opened[name] = self._columns[name]
         return self._opened[name]
 
@@ -51,19 +52,18 @@ class ArrayFile:
         """Returns the names of all columns, sorted."""
         return sorted(self._columns)
 
-    def text_attribute(self, name: str) -> tuple[str, ...] | None:
-        """Returns an attribute of an HDF5 file that is a text or a list of texts; None: there is none.
-
-        Raises:
-            BadInput: it is of another type.
-        """
-        file = self._columns.file if isinstance(self._columns, _HDF5Columns) else None
-        return None if file is None else hdf5.text_attribute(file, name)
-
-    def number_attribute(self, name: str) -> float | None:
-        """Returns an attribute of an HDF5 file that is one number; None: there is none."""
-        found = hdf5.attribute(self._columns.file, name) if isinstance(self._columns, _HDF5Columns) else None
-        return float(found) if isinstance(found, int | float | np.number) else None
+    def attribute(self, name: str, column: str = "") -> tuple[str, ...] | float | None:
+        """Returns an attribute of an HDF5 file, or its column: a number or texts; None: it has none."""
+        if not isinstance(self._columns, _HDF5Columns):
+            return None
+        owner = self[column] if column else self._columns.file
+        try:
+            found = np.asarray(hdf5.attribute(owner, name))
+            if found.size == 1 and found.dtype.kind in "fiu":
+                return float(f"{found.reshape(())[()]:.6g}")  # 0.262 in float32 is 0.2619999945
+            return hdf5.text_attribute(owner, name)
+        except BadInput:
+            return None
 
     def first(self, names: tuple[str, ...], optional: bool = False) -> str | None:
         """Returns the first of these names that the file has; None: it has none, or none is given.
@@ -148,13 +148,20 @@ def _open_hdf5(path: Path) -> Iterator[Columns]:
     try:
         file = hdf5.open_file(path)
     except OSError as error:
-        raise BadInput(f"{path}: not a readable HDF5 file ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())
+        if "signature" in reason:
+            reason = f"no file signature): want {KINDS}, unpacked"
+        else:
+            reason += ")"
+        raise BadInput(f"{path}: not a readable HDF5 file ({reason}") from None
     with file:
         yield _HDF5Columns(file)
 
 
 def _kind(path: Path) -> str:
     if path.is_dir():
+        if not zarr_store.is_store(path) and not any(path.glob("*.npy")):
+            raise BadInput(f"{path}: a folder without npy files or Zarr: name one file in it")
         return "zarr" if zarr_store.is_store(path) else "npy folder"
     try:
         with open(path, "rb") as file:

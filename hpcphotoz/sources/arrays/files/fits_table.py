@@ -54,5 +54,8 @@ def open_fits_table(path: Path) -> Iterator[Mapping[str, Any]]:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise BadInput(f"{path}: not a readable FITS file ({reason}): fetch it again") from None
             if not tables:
-                raise BadInput(f"{path}: a FITS file without a binary table: want a column of images")
+                raise BadInput(
+                    f"{path}: a FITS file without a binary table: want a column of images; a "
+                    "survey's images are read by `ingest images`"
+                )
             yield _TableColumns(path, tables[0])

@@ -61,6 +61,8 @@ def open_npz(path: Path) -> Iterator[Mapping[str, Any]]:
     """
     with _readable(path), zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    if not names:
+        raise BadInput(f"{path}: an archive without npy arrays: want an npz file, as numpy.savez writes")
     yield _MappedArrays(path, names, lambda name: _map_npz_member(path, f"{name}.npy"))
 
 
