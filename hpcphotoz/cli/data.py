@@ -3,14 +3,21 @@
 import argparse
 
 from hpcphotoz.cli import arrays, images
-from hpcphotoz.cli.dataset_output import CORES_OR_RANKS, WRITING, add_writing, given, say_what_is_in
+from hpcphotoz.cli.dataset_output import (
+    CORES_OR_RANKS,
+    WRITING,
+    add_append,
+    add_writing,
+    given,
+    say_what_is_in,
+)
 from hpcphotoz.cli.parser import Commands, command, path, seed
 from hpcphotoz.output import number_of
 
 
 def simulate(options: argparse.Namespace) -> int:
     """Simulate galaxies of known redshift and write them as a dataset."""
-    how = given(options, "seed", *WRITING)
+    how = given(options, "seed", "append", *WRITING)
     if options.onto is not None:
         from hpcphotoz.sources.simulation.inject import simulate_onto
 
@@ -55,6 +62,7 @@ def add(commands: Commands) -> None:
         help="add the galaxies to real sky: a folder, searched recursively, with SDSS DR7 fpC frames, their "
         "fpM and psField files (default: simulated sky)",
     )
+    add_append(p)
     add_writing(p, 1024, "galaxies per shard", CORES_OR_RANKS)
 
     p = commands.add_parser("ingest", help="convert existing images to a dataset", allow_abbrev=False)

@@ -71,3 +71,13 @@ def kept_columns(words: Sequence[str]) -> dict[str, str]:
             )
         kept[ours] = theirs or ours
     return kept
+
+
+def add_append(parser: Parser) -> None:
+    """Add the option --append."""
+    parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add shards to the finished dataset in OUT, of the same bands, stamp, pixel scale, storage and "
+        "extra columns; objects whose object_id it has are left out and counted",
+    )

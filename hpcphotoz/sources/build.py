@@ -25,6 +25,13 @@ from hpcphotoz.data.format.writer import check_stamps, finish_dataset, write_sha
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
+from hpcphotoz.sources.engine.append import (
+    Append,
+    appended_provenance,
+    next_number,
+    read_base,
+    unfinished_files,
+)
 from hpcphotoz.sources.engine.resume import Fingerprint, FinishedUnit, fingerprint_units, finished_units
 from hpcphotoz.sources.mpi import MPIRanks, mpi_ranks
 from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
@@ -61,6 +68,7 @@ class _BuildUnit:
     make: MakeStamps
     parts: Parts | None
     options: str  # fingerprint of header and make
+    first: int  # number of the first shard
 
     def __call__(self, task: _Task) -> FinishedUnit:
         unit = task[1]
@@ -71,7 +79,7 @@ class _BuildUnit:
     def write(self, task: _Task, made: UnitStamps) -> FinishedUnit:
         """Writes the shard and the sidecar of a unit that has been made."""
         k, _, fingerprint = task
-        path = self.out / shard_name(k)
+        path = self.out / shard_name(self.first + k)
         shard = record = None
         try:
             if made.stamps is not None and len(made.stamps):
@@ -96,6 +104,7 @@ def build_dataset(
     label: str,
     processes: int | None = None,
     parts: Parts | None = None,
+    append: Append | None = None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Writes the dataset of the stamps that `make` gives for each unit; returns its manifest and `skipped`.
 
@@ -119,6 +128,8 @@ def build_dataset(
         parts: None: a process makes a whole unit. Otherwise it makes one part, which `make` then takes
             instead of a unit, and this process joins and writes them: few units keep many processes busy.
             A rank makes all parts of its units.
+        append: None: a new dataset. Otherwise the units become shards after those of the dataset in `out`;
+            none of their objects may be in it. `find_target` gives both.
 
     Raises:
         BadInput: the folder cannot be used, it holds an unfinished dataset of other options or input, `make`
@@ -132,15 +143,23 @@ def build_dataset(
         raise ranks.refusal("the ranks see different input files or options: share them among the nodes")
     options, fingerprints = ranks.on_first_rank(lambda: fingerprint_units(header, make, units, look=True))
     with ExitStack() as held:  # rank 0 locks the folder against other writers until the manifest is written
-        kept, changed = ranks.on_first_rank(
-            lambda: finished_units(out, held.enter_context(lock_dataset_folder(out)), options, fingerprints)
-        )
+
+        def begin() -> tuple[Manifest | None, int, dict[int, FinishedUnit], int]:
+            files = held.enter_context(lock_dataset_folder(out, finished=append is not None))
+            if append is None:
+                return None, 0, *finished_units(out, files, options, fingerprints)
+            base = read_base(out, header, append)
+            first = next_number(base)
+            files = unfinished_files(files, first)
+            return base, first, *finished_units(out, files, options, fingerprints, first)
+
+        base, first, kept, changed = ranks.on_first_rank(begin)
         if kept and ranks.rank == 0:
             again = f"; made again, as the input has changed: {changed}" if changed else ""
             finished = number_of(len(kept), "finished shard")
             print(f"{out}: kept {finished} of an earlier run{again}", file=sys.stderr)
         tasks = [(k, unit, fingerprints[k]) for k, unit in enumerate(units) if k not in kept]
-        work = _BuildUnit(out, header, make, parts, options)
+        work = _BuildUnit(out, header, make, parts, options, first)
         done = dict(kept)
         if ranks.comm is not None:
             shown = label if ranks.size == 1 else f"{label} (rank 0 of {ranks.size})"
@@ -152,9 +171,8 @@ def build_dataset(
                 done[tasks[k][0]] = result
         else:
             done |= _build_parts(work, parts, tasks, processes)
-        return ranks.on_first_rank(
-            lambda: _finish(out, header, provenance, [done[k] for k in range(len(units))])
-        )
+        in_order_of_shards = [done[k] for k in range(len(units))]
+        return ranks.on_first_rank(lambda: _finish(out, header, provenance, in_order_of_shards, base, append))
 
 
 def _build_parts(
@@ -190,22 +208,36 @@ def _processes(ranks: MPIRanks, processes: int | None) -> int:
 
 
 def _finish(
-    out: Path, header: Header, provenance: Mapping[str, Any], done: Sequence[FinishedUnit]
+    out: Path,
+    header: Header,
+    provenance: Mapping[str, Any],
+    done: Sequence[FinishedUnit],
+    base: Manifest | None,
+    append: Append | None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Merges the moments in the order of the shards, writes the manifest, and deletes the sidecars."""
     skipped = [*provenance.get("skipped", ()), *(entry for one in done for entry in one.skipped)]
     shards = tuple(one.shard for one in done if one.shard is not None)
+    record = {**provenance, "skipped": skipped}
     sidecars = sorted(out.glob(f"shard-*{SIDECAR_SUFFIX}"))
+    manifest, rows = base, sum(shard.rows for shard in shards)
     if shards:
         moments = BandMoments(len(header.bands))
+        if base is not None and append is not None:
+            moments = BandMoments.from_statistics(base.statistics, base.rows, header.stamp)
+            record = appended_provenance(base, record, append, rows, [shard.file for shard in shards])
         for one in done:
             if one.moments is not None:
                 moments.merge(BandMoments.from_json(one.moments))
-        manifest = finish_dataset(out, header, shards, moments, {**provenance, "skipped": skipped})
+        every = (*(base.shards if base is not None else ()), *shards)
+        manifest = finish_dataset(out, header, every, moments, record)
     for path in sidecars:
         path.unlink()
     fsync_folder(out)
-    if not shards:
+    if append is not None:
+        added = f"added {number_of(rows, 'object')} in {number_of(len(shards), 'shard')}"
+        print(f"{out}: {added}; {append.already_there} were there already", file=sys.stderr)
+    if manifest is None:
         why = f"; the first: {skipped[0].get('reason', skipped[0])}" if skipped else ""
         raise BadInput(f"{out}: no object could be used, {count_skipped(skipped)} were skipped{why}")
     return manifest, skipped

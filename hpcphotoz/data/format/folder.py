@@ -25,19 +25,25 @@ def shard_name(number: int) -> str:
 
 
 @contextmanager
-def lock_dataset_folder(out: Path) -> Iterator[list[Path]]:
+def lock_dataset_folder(out: Path, finished: bool = False) -> Iterator[list[Path]]:
     """Context manager that makes the folder of a dataset and locks it against other writers.
 
-    It yields the files of the unfinished dataset that the folder holds, sorted.
+    It yields the files of the unfinished dataset that the folder holds, sorted; with `finished`, those that
+    are named as files of a dataset are, except the manifest.
 
     Raises:
         BadInput: as `check_dataset_folder`, or another process is writing in it.
     """
-    check_dataset_folder(out)
+    if not finished:
+        check_dataset_folder(out)
     busy = f"{out}: another process is writing a dataset in it: choose another folder"
     with making_folder(out), lock_file(out / LOCK_FILE, busy):
-        check_dataset_folder(out)  # again: another writer may have finished meanwhile
-        yield [path for path in _files(out) if path.name != LOCK_FILE]
+        if not finished:
+            check_dataset_folder(out)  # again: another writer may have finished meanwhile
+            yield [path for path in _files(out) if path.name != LOCK_FILE]
+        else:  # which may hold other files too: they stay
+            names = (path for path in sorted(out.iterdir()) if _ALLOWED_NAMES.fullmatch(path.name))
+            yield [path for path in names if path.name not in (LOCK_FILE, MANIFEST)]
 
 
 @contextmanager

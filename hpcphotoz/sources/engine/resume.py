@@ -25,20 +25,22 @@ class FinishedUnit:
 
 
 def finished_units(
-    out: Path, found: Sequence[Path], options: str, fingerprints: Sequence[str]
+    out: Path, found: Sequence[Path], options: str, fingerprints: Sequence[str], first: int = 0
 ) -> tuple[dict[int, FinishedUnit], int]:
     """The finished units among the files found, and how many have another input now; removes other files.
+
+    `first` is the number of the first unit's shard: above 0 where shards are added to a dataset.
 
     Raises:
         BadInput: the finished units are of other options, or none of them has the same input.
     """
-    expected = {shard_name(k) + SIDECAR_SUFFIX: k for k in range(len(fingerprints))}
+    expected = {shard_name(first + k) + SIDECAR_SUFFIX: k for k in range(len(fingerprints))}
     kept: dict[int, FinishedUnit] = {}
     same = changed = 0
     for path in found:
         if not path.name.endswith(SIDECAR_SUFFIX):
             continue
-        k, (fingerprint, done) = expected.get(path.name), _read_sidecar(path, options)
+        k, (fingerprint, done) = expected.get(path.name), _read_sidecar(path, options, first)
         if k is None or fingerprint != fingerprints[k]:
             changed += 1
             continue
@@ -46,8 +48,8 @@ def finished_units(
         if done.shard is None or not shard_file_problem(out, done.shard):
             kept[k] = done
     if changed and not same:  # not what a replaced file does: another table, or another folder of input
-        raise _other_build(out)
-    stay = {shard_name(k) + SIDECAR_SUFFIX for k in kept}
+        raise _other_build(out, first)
+    stay = {shard_name(first + k) + SIDECAR_SUFFIX for k in kept}
     stay |= {done.shard.file for done in kept.values() if done.shard is not None}
     for path in found:
         if path.name not in stay:
@@ -55,19 +57,24 @@ def finished_units(
     return kept, changed
 
 
-def _read_sidecar(path: Path, options: str) -> tuple[str, FinishedUnit]:
+def _read_sidecar(path: Path, options: str, first: int) -> tuple[str, FinishedUnit]:
     """Reads a sidecar: the unit's fingerprint, and the finished unit; BadInput: of other options."""
     try:
         tree = json.loads(path.read_text())
         if tree.get("options") != options:
-            raise _other_build(path.parent)
+            raise _other_build(path.parent, first)
         shard = None if tree["shard"] is None else ShardEntry(**tree["shard"])
         return tree["unit"], FinishedUnit(shard, tree["moments"], tuple(tree["skipped"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: not readable ({type(error).__name__}: {error}): delete it") from None
 
 
-def _other_build(out: Path) -> BadInput:
+def _other_build(out: Path, first: int) -> BadInput:
+    if first:
+        return BadInput(
+            f"{out}: an unfinished --append of other input or options has left shards in it: finish that, or "
+            f"delete {shard_name(first)} and those after it, with their {SIDECAR_SUFFIX}"
+        )
     return BadInput(
         f"{out}: holds an unfinished dataset of other input or options: delete it, or choose another folder"
     )

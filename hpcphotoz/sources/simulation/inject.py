@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
+from hpcphotoz.sources.engine.append import Append, find_target
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.noise import frame_sky_sigma
 from hpcphotoz.sources.simulation.population import R_BAND, SurveyTables, draw_galaxy, make_survey_tables
@@ -41,6 +41,7 @@ from hpcphotoz.sources.simulation.simulate import (
     SimulatedGalaxy,
     check_arguments,
     index_ranges,
+    indices_in,
     provenance,
     to_stamps,
 )
@@ -56,6 +57,7 @@ def simulate_onto(
     shard_rows: int = 1024,
     processes: int | None = None,
     storage: str = "float32",
+    append: bool = False,
 ) -> Manifest:
     """Writes a dataset of `n` simulated galaxies in real sky: ugriz stamps of 64 x 64 pixels, nanomaggies.
 
@@ -64,7 +66,7 @@ def simulate_onto(
     psField file is left out and listed in the manifest's provenance.
 
     Args:
-        out, n, seed, storage: as `simulate`.
+        out, n, seed, storage, append: as `simulate`.
         frames: folder searched at any depth for fpC frames with their fpM and psField files.
         shard_rows: objects a shard; one process makes a shard, in its memory.
         processes: None: one a core; each holds up to 150 MB of frames. Under MPI the ranks are the processes.
@@ -74,9 +76,10 @@ def simulate_onto(
             empty place, the folder cannot be used, or a worker process died.
     """
 
-    def plan_here() -> tuple[InjectGalaxies, list[tuple[FieldBlock, ...]], dict[str, Any]]:
+    def plan_here() -> tuple[InjectGalaxies, list[tuple[FieldBlock, ...]], dict[str, Any], Append | None]:
         check_arguments(n, seed, shard_rows, processes)
-        check_dataset_folder(out)
+        target = find_target(out, append)
+        there = indices_in(target, seed, n)
         sets, incomplete = complete_sets(frames)
         files = [path for one in sets for path in used_files(one)]
         tables = make_survey_tables()
@@ -88,11 +91,12 @@ def simulate_onto(
         }
         units = [
             tuple(block for start, stop in ranges for block in field_blocks(sets, start, stop))
-            for ranges in index_ranges(n, shard_rows)
+            for ranges in index_ranges(n, shard_rows, there)
         ]
-        return InjectGalaxies(tables, seed, tuple(record["versions"].items())), units, record
+        make = InjectGalaxies(tables, seed, tuple(record["versions"].items()))
+        return make, units, record, target.append(len(there))
 
-    make, units, record = mpi_ranks().on_first_rank(plan_here)
+    make, units, record, appended = mpi_ranks().on_first_rank(plan_here)
     manifest, _ = build_dataset(
         out,
         Header(BANDS, STAMP, PIXEL_SCALE, storage),
@@ -101,6 +105,7 @@ def simulate_onto(
         provenance=record,
         label="putting galaxies into frames, shards",
         processes=processes,
+        append=appended,
     )
     return manifest
 

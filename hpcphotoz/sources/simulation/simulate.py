@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import Parts, UnitStamps, build_dataset
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
+from hpcphotoz.sources.engine.append import Append, Target, find_target
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.simulation.population import (
@@ -50,6 +50,7 @@ def simulate(
     shard_rows: int = 1024,
     processes: int | None = None,
     storage: str = "float32",
+    append: bool = False,
 ) -> Manifest:
     """Writes a dataset of `n` simulated galaxies: ugriz stamps of 64 x 64 pixels of 0.396", nanomaggies.
 
@@ -63,21 +64,23 @@ def simulate(
         processes: worker processes, which share each shard; None: one for each core that this process may
             use; 1: this process does everything. Under MPI the ranks are the processes, one shard a rank.
         storage: of the images: float32, float16 or int16.
+        append: add new shards to the dataset in `out`, of those of the `n` galaxies that it does not have.
 
     Raises:
         BadInput: an argument is out of range, the folder cannot be used, or a worker process died.
     """
 
-    def plan_here() -> tuple[SimulateGalaxies, list[Ranges], dict[str, Any]]:
+    def plan_here() -> tuple[SimulateGalaxies, list[Ranges], dict[str, Any], Append | None]:
         check_arguments(n, seed, shard_rows, processes)
-        check_dataset_folder(out)
+        target = find_target(out, append)
         tables = make_survey_tables()
         sky = {"camera": asdict(CAMERA), "footprint_deg": list(FOOTPRINT)}
         record = provenance(n, seed, tables.survey) | sky
         make = SimulateGalaxies(tables, seed, tuple(record["versions"].items()))
-        return make, index_ranges(n, shard_rows), record
+        there = indices_in(target, seed, n)
+        return make, index_ranges(n, shard_rows, there), record, target.append(len(there))
 
-    make, units, record = mpi_ranks().on_first_rank(plan_here)
+    make, units, record, appended = mpi_ranks().on_first_rank(plan_here)
     manifest, _ = build_dataset(
         out,
         Header(BANDS, STAMP, PIXEL_SCALE, storage),
@@ -87,13 +90,33 @@ def simulate(
         label="simulating galaxies, shards",
         processes=processes,
         parts=Parts(parts_of, f"simulating galaxies, parts of {PART}"),
+        append=appended,
     )
     return manifest
 
 
-def index_ranges(n: int, shard_rows: int) -> list[Ranges]:
-    """Returns the galaxies 0 to n - 1 of each shard."""
-    return [((start, min(start + shard_rows, n)),) for start in range(0, n, shard_rows)]
+def indices_in(target: Target, seed: int, n: int) -> npt.NDArray[np.int64]:
+    """Returns which galaxies 0 to n - 1 of a seed are in the dataset that is appended to, ascending."""
+    mine = target.object_id[target.object_id >> 32 == seed] & 0xFFFFFFFF
+    return np.unique(mine[mine < n])
+
+
+def index_ranges(n: int, shard_rows: int, there: npt.NDArray[np.int64]) -> list[Ranges]:
+    """Returns the galaxies of each shard: 0 to n - 1 without those that are there already, ascending."""
+    edges = np.concatenate([[-1], there, [n]])
+    gaps = np.flatnonzero(np.diff(edges) > 1)
+    units: list[list[tuple[int, int]]] = []
+    free = 0
+    for start, stop in zip((edges[gaps] + 1).tolist(), edges[gaps + 1].tolist(), strict=True):
+        while start < stop:
+            if not free:
+                units.append([])
+                free = shard_rows
+            end = min(stop, start + free)
+            units[-1].append((start, end))
+            free -= end - start
+            start = end
+    return [tuple(unit) for unit in units]
 
 
 def parts_of(unit: Ranges) -> list[Ranges]:

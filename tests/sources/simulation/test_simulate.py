@@ -128,9 +128,27 @@ def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) 
 
 
 def test_parts_and_shards_hold_every_galaxy_once_and_in_order() -> None:
-    units = index_ranges(200, 70)
+    none = np.zeros(0, np.int64)
+    units = index_ranges(200, 70, none)
     assert units == [((0, 70),), ((70, 140),), ((140, 200),)]
     assert parts_of(units[1]) == [((70, 102),), ((102, 134),), ((134, 140),)]
+    assert index_ranges(10, 4, np.array([0, 1, 5])) == [((2, 5), (6, 7)), ((7, 10),)]
+    assert index_ranges(3, 4, np.arange(3)) == []
+
+
+def test_append_simulates_the_galaxies_that_are_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, whole = tmp_path / "d", tmp_path / "whole"
+    simulate(out, 5, seed=2, shard_rows=3, processes=1)
+    manifest = simulate(out, 9, seed=2, shard_rows=3, processes=1, append=True)
+    assert "added 4 objects in 2 shards; 5 were there already" in capsys.readouterr().err
+    assert [shard.rows for shard in manifest.shards] == [3, 2, 3, 1]
+    simulate(whole, 9, seed=2, shard_rows=3, processes=1)
+    assert same_bits(load(out), load(whole))
+    verify(out, manifest)
+    more = simulate(out, 2, seed=3, processes=1, append=True)
+    assert more.rows == 11 and [one["seed"] for one in more.provenance["appended"]] == [2, 3]
 
 
 def test_an_interrupted_simulation_is_not_a_dataset_and_is_continued(
