@@ -4,7 +4,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from hpcphotoz.cli.dataset_output import CORES_OR_RANKS, WRITING, add_writing, given, say_what_is_in
+from hpcphotoz.cli.dataset_output import (
+    CORES_OR_RANKS,
+    WRITING,
+    add_keep,
+    add_writing,
+    given,
+    kept_columns,
+    say_what_is_in,
+)
 from hpcphotoz.cli.parser import Commands, Parser, command, number, path
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.arrays.array_map import shipped_maps
@@ -37,6 +45,7 @@ def _ingest(options: argparse.Namespace, name: str) -> int:
     from hpcphotoz.sources.build import count_skipped
 
     how = given(options, "crop", "redshifts", "keep_unlabelled", "zero_point", "limit", *WRITING)
+    how["keep"] = kept_columns(options.keep)
     manifest, skipped = ingest_arrays(options.out, options.sources, load_map(name), name, **how)
     left_out = count_skipped(skipped)
     more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
@@ -129,4 +138,5 @@ def _add_options(p: Parser, without: str, own: str) -> None:
         "--zero-point", type=number, help=f"AB mag, 0 to 40, of one unit of the pixels (default: {own})"
     )
     p.add_argument("--limit", type=int, help="convert only this many rows")
+    add_keep(p, "the files")
     add_writing(p, 8192, "source rows per shard", CORES_OR_RANKS)

@@ -42,20 +42,23 @@ def add_writing(parser: Parser, rows: int, what: str, processes: str) -> None:
     parser.add_argument("--processes", type=int, help=f"worker processes (default: {processes})")
 
 
-def add_keep(parser: Parser, source: str) -> None:
-    """Add the option that names columns of `source` to keep."""
+def add_keep(parser: Parser, source: str, more: str = "") -> None:
+    """Add the option that names columns of `source` to keep; `more` ends its help."""
     parser.add_argument(
         "--keep",
         nargs="+",
         default=(),
         metavar="COLUMN",
         help=f"other columns of {source} that the shards hold too, with type and unit, for --where: "
-        "dered_petro_r primtarget, or under another name spectype=class; a whole number may not be unknown",
+        f"dered_petro_r primtarget, or under another name spectype=class{more}",
     )
 
 
 def kept_columns(words: Sequence[str]) -> dict[str, str]:
-    """Read `--keep`: the input's name of each column, by the name that it gets; NAME, or OURS=THEIRS.
+    """Read `--keep`, words of the form NAME, GROUP/NAME or OURS=THEIRS.
+
+    Returns:
+        The input's name for each column, by the name that it gets: of GROUP/NAME, NAME.
 
     Raises:
         BadInput: a word of another form, or a name that is there twice.
@@ -63,13 +66,13 @@ def kept_columns(words: Sequence[str]) -> dict[str, str]:
     kept: dict[str, str] = {}
     for word in words:
         ours, equals, theirs = word.partition("=")
-        if not ours or (equals and not theirs):
+        if not equals:  # of group/name, the name
+            ours, theirs = word.rpartition("/")[2], word
+        if not ours or not theirs:
             raise BadInput(f"--keep {word}: must be a column's name, or of the form spectype=class")
         if ours in kept:
-            raise BadInput(
-                f"--keep {word}: {ours} is there twice: give another name, as in {ours}2={theirs or ours}"
-            )
-        kept[ours] = theirs or ours
+            raise BadInput(f"--keep {word}: {ours} is there twice: give another name, as in {ours}2={theirs}")
+        kept[ours] = theirs
     return kept
 
 

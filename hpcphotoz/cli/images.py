@@ -114,7 +114,7 @@ def _add_cutout_options(p: Parser, stamp: str) -> None:
         metavar="OURS=THEIRS",
         help="the table's names for object_id, ra, dec, z_spec, ebv: ra=RAJ2000 dec=DEJ2000",
     )
-    add_keep(p, "the table")
+    add_keep(p, "the table", "; a whole number may not be unknown")
     p.add_argument("--stamp", type=int, default=64, help=stamp)
     p.add_argument(
         "--epochs",

@@ -9,7 +9,7 @@ an error that names it; after it is replaced, the same command keeps all finishe
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
@@ -24,6 +25,7 @@ from hpcphotoz.output import number_of
 from hpcphotoz.sources.arrays.array_map import ArrayMap
 from hpcphotoz.sources.arrays.files.array_file import open_array_file, parts_of, source_files
 from hpcphotoz.sources.arrays.image_kind import ImageKind, inspect_file, zero_points
+from hpcphotoz.sources.arrays.kept_arrays import describe_kept, join_kept
 from hpcphotoz.sources.arrays.planes import check_coverage
 from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile, read_ids
 from hpcphotoz.sources.build import build_dataset
@@ -31,6 +33,7 @@ from hpcphotoz.sources.catalogue import Redshifts, read_redshifts
 from hpcphotoz.sources.constants import MASKED_FRACTION, ZERO_POINT
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
+from hpcphotoz.sources.tables.kept_columns import check_kept_names
 
 
 def ingest_arrays(
@@ -45,6 +48,7 @@ def ingest_arrays(
     keep_unlabelled: bool = False,
     zero_point: float | None = None,
     limit: int | None = None,
+    keep: Mapping[str, str] | None = None,
     storage: str = "float32",
     processes: int | None = None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
@@ -69,40 +73,48 @@ def ingest_arrays(
         keep_unlabelled: keep these, with z_spec NaN.
         zero_point: AB magnitude of one unit of the pixels; None: the map's own.
         limit: number of rows to use, from the first; None: all.
+        keep: the files' name for each column that the shards hold too, by the name that it gets there.
         storage: of the images, as in `Header`.
         processes: as in `build_dataset`.
 
     Raises:
         BadInput: an option is out of range, a file does not fit the map or differs from the first one in
-            bands, size or pixel scale, the folder cannot be used, or no object is usable.
+            bands, size, pixel scale or a column to keep, the folder cannot be used, or no object is usable.
     """
+
+    kept_names = dict(keep or {})
 
     def plan_here() -> tuple[ReadRows, list[tuple[RowRange, ...]], dict[str, Any]]:
         _check_options(array_map, name, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
+        check_kept_names(kept_names)
         check_dataset_folder(out)
         table = read_redshifts(redshifts) if redshifts is not None else None
+        read_names = (*array_map.columns, *kept_names.values())
         files: list[SourceFile] = []
         ids: list[npt.NDArray[np.int64]] = []
         first: tuple[Path, ImageKind] | None = None
         lacking: Counter[str] = Counter()
+        extra: tuple[ExtraColumn, ...] = ()
         for path, display_name in source_files(sources):
             row = sum(map(len, ids))
             if row == limit:
                 break
             with open_array_file(path) as opened:
-                kind, rows = inspect_file(opened, array_map)
-                rows = rows if limit is None else min(rows, limit - row)
+                kind, stored_rows = inspect_file(opened, array_map)
+                rows = stored_rows if limit is None else min(stored_rows, limit - row)
                 if kind is None or not rows:
                     continue
-                first = first or (path, kind)
-                if kind != first[1]:
+                if first and kind != first[1]:
                     raise BadInput(f"{path}: {kind}, but {first[0]} has {first[1]}")
+                kept = describe_kept(opened, kept_names, kind, stored_rows, rows)
+                extra = join_kept(extra, kept, first[0], path) if first else kept
+                first = first or (path, kind)
                 lacking["ebv"] += opened.first(array_map.ebv, "ebv" in array_map.optional) is None
                 for names in (array_map.mask, array_map.inverse_variance):
                     if names:
                         lacking[names[0]] += opened.first(names, optional=True) is None
                 ids.append(read_ids(opened, array_map, 0, rows, row))
-            files.append(SourceFile(path, display_name, *parts_of(path, array_map.columns), row))
+            files.append(SourceFile(path, display_name, *parts_of(path, read_names), row))
         if first is None:
             raise BadInput(f"{', '.join(map(str, sources))}: no object in it")
         kind = first[1]
@@ -115,9 +127,9 @@ def ingest_arrays(
             units = (zero_point,) * len(kind.bands)
         else:
             units = zero_points(array_map, kind.bands, first[0])
-        header = Header(kind.bands, stamp, kind.pixel_scale, storage)
+        header = Header(kind.bands, stamp, kind.pixel_scale, storage, extra)
         per_unit = tuple(10 ** (0.4 * (ZERO_POINT - unit)) for unit in units)
-        make = ReadRows(array_map, header, kind, per_unit, keep_unlabelled)
+        make = ReadRows(array_map, header, kind, per_unit, keep_unlabelled, kept_names)
         without_ebv = lacking.pop("ebv")
         provenance = {
             "command": "ingest arrays",
@@ -133,6 +145,8 @@ def ingest_arrays(
             "object_id": RULE if array_map.object_id else "the number of the row, over all files",
             "sky_sigma": array_map.sky_sigma_rule,
         }
+        if kept_names:
+            provenance["kept"] = {ours: f"column '{theirs}'" for ours, theirs in kept_names.items()}
         if not array_map.z_spec:
             provenance["redshifts"] = None if redshifts is None else redshifts.name
         if lacking:

@@ -1,7 +1,7 @@
 """Reads rows of files of image arrays, crops and calibrates them, and leaves out unusable ones."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.arrays.array_map import ArrayMap
 from hpcphotoz.sources.arrays.files.array_file import ArrayFile, open_array_file
 from hpcphotoz.sources.arrays.image_kind import ImageKind, band_names
+from hpcphotoz.sources.arrays.kept_arrays import read_kept
 from hpcphotoz.sources.arrays.pixels import read_block
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.catalogue import EBV_UNKNOWN, Z_MAX, nan_if_unknown, nan_if_unknown_ebv
@@ -57,6 +58,7 @@ class ReadRows:
     kind: ImageKind
     nanomaggies_per_unit: tuple[float, ...]  # of the pixels of each band
     keep_unlabelled: bool
+    keep: Mapping[str, str] = field(default_factory=dict)  # as in `describe_kept`
 
     def __call__(self, unit: Any) -> UnitStamps:
         """Returns a unit's stamps, and the rows that were left out, each with the reason."""
@@ -65,12 +67,14 @@ class ReadRows:
         images = np.empty((count, bands, stamp, stamp), np.float32)
         sigma = np.empty((count, bands), np.float32)
         labels: dict[str, list[Array]] = {name: [] for name in ("z_spec", "ebv", "object_id", "ra", "dec")}
+        extra: dict[str, list[Array]] = {name: [] for name in self.keep}
         skipped: list[dict[str, Any]] = []
         at = unknown = 0
         for row_range in unit:
             source = row_range.source
             with open_array_file(source.path) as table:
                 found = _read_labels(table, self.array_map, row_range)
+                kept_arrays = read_kept(table, self.keep, row_range.start, row_range.stop)
                 reasons = self._label_reasons(found, row_range)
                 stored = table[str(table.first(self.array_map.images))]
                 for start, stop in _chunk_aligned_blocks(stored, row_range.start, row_range.stop):
@@ -84,6 +88,8 @@ class ReadRows:
             used = np.array([reason is None for reason in reasons])
             for name, values in found.items():
                 labels[name].append(values[used])
+            for name, values in kept_arrays.items():
+                extra[name].append(values[used])
             unknown += sum(reason == "" for reason in reasons)
             for k in np.flatnonzero(~used).tolist():
                 if reasons[k]:
@@ -92,6 +98,7 @@ class ReadRows:
         if unknown:
             skipped.append({"count": unknown, "reason": "no redshift in the table"})
         columns: dict[str, Any] = {name: np.concatenate(parts) for name, parts in labels.items()}
+        columns["extra"] = {name: np.concatenate(parts) for name, parts in extra.items()}
         return UnitStamps(Stamps(images=images[:at], sky_sigma=sigma[:at], **columns), tuple(skipped))
 
     def _label_reasons(self, found: dict[str, Array], row_range: RowRange) -> "npt.NDArray[np.object_]":

@@ -41,11 +41,19 @@ def check_kept_names(names: Mapping[str, str]) -> None:
             raise BadInput(f"--keep {theirs}: '{ours}' {problem}: give another, as in --keep NAME={theirs}")
 
 
+def plain_text(values: Array) -> list[str]:
+    """Returns texts, (N,) bytes, str or Python objects, without spaces at their ends; None becomes empty."""
+    text = (
+        "" if one is None else one.decode(errors="replace") if isinstance(one, bytes) else str(one)
+        for one in values.tolist()
+    )
+    return [one.rstrip() for one in text]
+
+
 def _kept_column(name: str, column: Column) -> tuple[ExtraColumn, Array]:
     values, absent = np.ma.getdata(column.values), np.array(np.ma.getmaskarray(column.values))
     if values.dtype.kind in "OUS":
-        text = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values.tolist()]
-        text = ["" if gone else one.rstrip() for one, gone in zip(text, absent.tolist(), strict=True)]
+        text = ["" if gone else one for one, gone in zip(plain_text(values), absent.tolist(), strict=True)]
         values, absent = _parsed(text, column.lines is not None), np.array([not one for one in text])
     if values.dtype.kind in "iub" and absent.any():
         kind = "boolean" if values.dtype.kind == "b" else "whole number"

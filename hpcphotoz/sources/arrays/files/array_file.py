@@ -65,6 +65,13 @@ class ArrayFile:
         except BadInput:
             return None
 
+    def unit(self, name: str) -> str:
+        """Returns the unit of a column of HDF5, its attribute `unit`, or of a FITS table; "": it has none."""
+        if isinstance(self._columns, fits_table.TableColumns):
+            return self._columns.unit(name)
+        found = self.attribute("unit", name)
+        return " ".join(found) if isinstance(found, tuple) else ""
+
     def first(self, names: tuple[str, ...], optional: bool = False) -> str | None:
         """Returns the first of these names that the file has; None: it has none, or none is given.
 

@@ -10,7 +10,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.optional_imports import sources_extra
 
 
-class _TableColumns(Mapping[str, Any]):
+class TableColumns(Mapping[str, Any]):
     """Columns of a table; each is mapped when first used, and converted whole if the table scales it."""
 
     def __init__(self, path: Path, table: Any) -> None:
@@ -23,6 +23,10 @@ class _TableColumns(Mapping[str, Any]):
         if "P" in str(column.format) or "Q" in str(column.format):
             raise BadInput(f"{self._path}: column '{name}' has rows of different lengths: want one shape")
         return self._table.data[name]
+
+    def unit(self, name: str) -> str:
+        """Returns a column's TUNIT; "": it has none."""
+        return str(self._table.columns[name].unit or "")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table.columns.names)
@@ -58,4 +62,4 @@ def open_fits_table(path: Path) -> Iterator[Mapping[str, Any]]:
                     f"{path}: a FITS file without a binary table: want a column of images; a "
                     "survey's images are read by `ingest images`"
                 )
-            yield _TableColumns(path, tables[0])
+            yield TableColumns(path, tables[0])
