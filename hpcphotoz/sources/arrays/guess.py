@@ -203,8 +203,13 @@ def _lines(
         lines.append(_set("sky_sigma_from", "outer pixels", "measured in the outer eighth of each image"))
     for key, likely in _NOT_IMAGES.items():
         found = _named(columns, likely, rows, images.shape)
-        if found is not None:
-            lines.append(_set(key, found.name, "pixels of 0 are unusable"))
+        if found is None:
+            continue
+        text = "as the images" if key == "mask" else "pixels of 0 have no data"
+        lines.append(_set(key, found.name, text))
+        if key == "mask":  # flags say what is wrong with a pixel
+            means = "unusable" if found.plain in ("bitmask", "flags") else "usable"
+            lines.append(_set("mask_true", means, "check: what a value other than 0 means"))
     return lines
 
 

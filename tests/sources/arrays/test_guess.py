@@ -140,6 +140,19 @@ def test_columns_that_do_not_fit_are_not_guessed(tmp_path: Path, capsys: pytest.
     assert "not read: 'catalogue' is of type" in text and "odd?name = 1 float64(4,)" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "means"), [("mask", "usable"), ("bit_mask", "unusable"), ("flags", "unusable")]
+)
+def test_masks_and_inverse_variances_of_the_images_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, means: str
+) -> None:
+    ones = np.ones((4, 2, 12, 12), np.uint8)
+    source = write(tmp_path / "a.hdf5", cutout=pixels(4, 2, 12), ivar=ones.astype("f4"), **{name: ones})
+    found, _ = guessed(source, capsys)
+    assert (found["images"], found["inverse_variance"], found["mask"]) == ("cutout", "ivar", name)
+    assert found["mask_true"] == means
+
+
 def _nothing(path: Path) -> None:
     path.write_bytes(b"")
 
