@@ -18,7 +18,11 @@ N, BANDS, SIZE = 9, 3, 16
 
 
 def test_a_guessed_map_reads_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"cutout": pixels(N, BANDS, SIZE), "specz": np.linspace(0.1, 0.3, N), "name": np.arange(N) + 7}
+    values: dict[str, Any] = {
+        "cutout": pixels(N, BANDS, SIZE),
+        "specz": np.linspace(0.1, 0.3, N),
+        "name": np.arange(N) + 7,
+    }
     values["sfd"] = np.full(N, 0.02)
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["Cutouts"], file["spec_z"] = values["cutout"].transpose(0, 2, 3, 1), values["specz"]
@@ -124,7 +128,7 @@ def test_attributes_of_the_file_or_of_the_images_are_read(
 
 def test_columns_that_do_not_fit_are_not_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of another number of rows, of text where numbers are needed, or of a type that is not read."""
-    fields = {
+    fields: dict[str, Any] = {
         "images": pixels(4, 2, 12),
         "z": np.zeros(3),
         "redshift": np.zeros(4),
@@ -147,7 +151,8 @@ def test_masks_and_inverse_variances_of_the_images_are_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, means: str
 ) -> None:
     ones = np.ones((4, 2, 12, 12), np.uint8)
-    source = write(tmp_path / "a.hdf5", cutout=pixels(4, 2, 12), ivar=ones.astype("f4"), **{name: ones})
+    fields: dict[str, Any] = {"cutout": pixels(4, 2, 12), "ivar": ones.astype("f4"), name: ones}
+    source = write(tmp_path / "a.hdf5", **fields)
     found, _ = guessed(source, capsys)
     assert (found["images"], found["inverse_variance"], found["mask"]) == ("cutout", "ivar", name)
     assert found["mask_true"] == means
