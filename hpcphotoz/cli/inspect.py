@@ -4,19 +4,28 @@ import argparse
 import json
 from typing import Any
 
-from hpcphotoz.cli.parser import Commands, command, path
+from hpcphotoz.cli.parser import Commands, command, number, path
 from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.errors import BadInput
+from hpcphotoz.output import number_of
 
 
 def inspect(options: argparse.Namespace) -> int:
     """Print what a dataset contains; with --verify, check every byte."""
+    from hpcphotoz.atomic import check_output_file
     from hpcphotoz.data.read import rows
     from hpcphotoz.data.read.extra_ranges import extra_ranges
+    from hpcphotoz.data.select.duplicates import check_groups_file, find_duplicates
 
     if options.plot:  # before everything is read
         from hpcphotoz.evaluation.report.gallery import check_plot_path, plot_dataset
 
         check_plot_path(options.plot)
+    if options.out and options.duplicates is None:
+        raise BadInput(f"--out {options.out}: holds the groups of duplicates: give --duplicates ARCSEC too")
+    if options.out:
+        check_output_file(options.out)
+        check_groups_file(options.out)
     manifest = read_manifest(options.dataset, check=not options.verify)
     if options.verify:
         rows.verify(options.dataset, manifest)
@@ -42,14 +51,43 @@ def inspect(options: argparse.Namespace) -> int:
     if options.plot:
         plot_dataset(options.dataset, manifest, options.plot)
         facts["plot"] = str(options.plot)
+    if options.duplicates is not None:
+        duplicates = find_duplicates(options.dataset, manifest, options.duplicates)
+        if options.out:
+            duplicates.write_groups(options.out)
+        facts["duplicates"] = duplicates.facts()
     if options.json:
         print(json.dumps(facts, indent=1))
         return 0
     made = {f"made: {key}": value for key, value in facts.pop("provenance").items()}
     extra = {f"extra: {column['name']}": _describe(column) for column in facts.pop("extra")}
+    found = facts.pop("duplicates", None)
     for name, value in {**facts, **extra, **made}.items():
         print(f"{_printable(name):20s} {_short(value)}")
+    if found:
+        print("\n".join(_describe_duplicates(found)))
+    if options.out:
+        print(f"{options.out}: object_id and group of every object")
     return 0
+
+
+def _describe_duplicates(found: dict[str, Any]) -> list[str]:
+    """Duplicates in words: the numbers in a line, then the first pairs in one each."""
+    pairs = number_of(found["pairs"], "pair")
+    sizes = ", ".join(f"{n} of {size}" for size, n in found["group_sizes"].items())
+    words = [f"{pairs} closer than {found['arcsec']:g} arcsec", number_of(found["groups"], "group")]
+    if sizes:
+        words[-1] += f" ({sizes} objects)"
+    if found["objects_without_position"]:
+        words.append(f"{number_of(found['objects_without_position'], 'object')} without a position")
+    lines = [f"{'duplicates':20s} {', '.join(words)}"]
+    for pair in found["first_pairs"]:
+        one, other = pair["object_id"]
+        delta = "unknown" if pair["delta_z"] is None else f"{pair['delta_z']:+.5f}"
+        lines.append(f"{'':20s} {one} and {other}: {pair['arcsec']:.4f} arcsec, delta z {delta}")
+    if found["pairs"] > len(found["first_pairs"]):
+        lines.append(f"{'':20s} ... and {found['pairs'] - len(found['first_pairs'])} more")
+    return lines
 
 
 def _describe(column: dict[str, Any]) -> str:
@@ -87,10 +125,30 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else json.dumps(text)
 
 
+def _separation(text: str) -> float:
+    """Parse a separation on the sky in arcsec."""
+    value = number(text)
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 3600 arcsec")
+    return value
+
+
 def add(commands: Commands) -> None:
     """Add the parser of `inspect`."""
     p = command(commands, "inspect", inspect)
     p.add_argument("dataset", type=path, help="dataset folder")
     p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
     p.add_argument("--plot", type=path, help="plot stamps, n(z), magnitudes and noise into this PNG file")
+    p.add_argument(
+        "--duplicates",
+        type=_separation,
+        metavar="ARCSEC",
+        help="find pairs of objects closer than this on the sky (above 0, at most 3600), and list the first",
+    )
+    p.add_argument(
+        "--out",
+        type=path,
+        metavar="FILE.csv",
+        help="with --duplicates: write every object's id and group, a column for train --split-by",
+    )
     p.add_argument("--json", action="store_true", help="print the facts as JSON")

@@ -1,5 +1,6 @@
 """The Python and the commands of the how-to pages run."""
 
+import json
 import os
 import re
 import shlex
@@ -16,10 +17,14 @@ from astropy.table import Table
 
 import hpcphotoz
 from hpcphotoz.__main__ import main
+from hpcphotoz.config import Data
 from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.index import index_folder
+from hpcphotoz.data.select.subset import Subset
+from tests.helpers.datasets import load, make_dataset
 from tests.helpers.pages import blocks, example, module, write_coadd
 from tests.helpers.paths import ROOT
+from tests.helpers.sources.sdss_files import DEC, RA, ingest_frames, write_set, write_table
 
 
 def test_own_network_examples_run() -> None:
@@ -97,3 +102,35 @@ def test_own_data_becomes_pdfs_by_the_commands_as_printed(tmp_path: Path) -> Non
     with h5py.File(tmp_path / "survey.hdf5") as file:
         assert sorted(ensemble.ancil["object_id"]) == sorted(file["SOURCE_ID"][:])
     assert np.isfinite(ensemble.mode(np.linspace(0, 1.2, 121))).all()
+
+
+def test_splits_by_the_commands_as_printed(tmp_path: Path) -> None:
+    """A field of 30 galaxies, each twice in the table, half an arcsecond apart."""
+    rng = np.random.default_rng(0)
+    places = [(RA + ra, DEC + dec) for ra, dec in rng.uniform(-0.007, 0.007, (30, 2))]
+    write_set(tmp_path / "frames", places)
+    rows: list[dict[str, object]] = [
+        {"object_id": 100 * copy + k, "ra": ra + copy * 0.5 / 3600, "dec": dec, "z_spec": 0.1 + 0.001 * k}
+        for copy in (0, 1)
+        for k, (ra, dec) in enumerate(places)
+    ]
+    write_table(tmp_path / "objects.csv", rows)
+    ingest_frames(tmp_path / "data" / "mine", tmp_path / "frames", tmp_path / "objects.csv", stamp=16)
+    make_dataset(tmp_path / "data" / "survey", n=120, shard_rows=60)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    page = (ROOT / "docs/how-to/splits.md").read_text()
+    for language, code in re.findall(r"^```(python|bash)\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        words = [sys.executable, "-c", code] if language == "python" else ["bash", "-e", "-c", code]
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+    stamps = load(tmp_path / "data" / "grouped")
+    subset = Subset.from_options(
+        Data(split_by="group", test=0.2), "test", tuple("ugriz"), (ExtraColumn("group", "int64"),)
+    )
+    test = subset({"group": stamps.extra["group"]})
+    twins = {int(i): bool(t) for i, t in zip(stamps.object_id, test, strict=True)}
+    assert all(twins[k] == twins[100 + k] for k in range(30)) and 0 < test.sum() < len(test)
+    with h5py.File(tmp_path / "pz-grouped.hdf5") as file:
+        assert file["ancil/object_id"][:].tolist() == stamps.object_id[test].tolist()
+        assert json.loads(file.attrs["dataset"])["subset"]["split"]["by"] == "group"

@@ -55,8 +55,7 @@ class SplitGroups:
         """Mask of the objects that have no group: those of unknown position, (N,) bool."""
         if self.nside is None:
             return np.zeros(len(next(iter(columns.values()))), np.bool_)
-        with np.errstate(invalid="ignore"):
-            return ~(np.isfinite(columns["ra"]) & (np.abs(columns["dec"]) <= 90))
+        return ~has_position(columns["ra"], columns["dec"])
 
     def __call__(self, columns: Mapping[str, Array]) -> npt.NDArray[np.int64]:
         """The word of each object's group, (N,) int64: the pixel, the whole number, or a hash of the text.
@@ -107,6 +106,11 @@ class SplitShares:
             if total and abs(getattr(self, name) / total - fraction) > fraction / 2
         ]
         return f"{self.text()} ({', '.join(wrong)})" if wrong else None
+
+
+def has_position(ra: Array, dec: Array) -> npt.NDArray[np.bool_]:
+    """Which objects have a position on the sky, (N,) bool: ra (deg) finite and dec from -90 to 90."""
+    return np.isfinite(ra) & (np.abs(dec) <= 90)
 
 
 def _is_label(column: ExtraColumn) -> bool:
