@@ -38,7 +38,7 @@ def find(folder: Path, arcsec: float) -> Duplicates:
 def brute_force(ra: np.ndarray, dec: np.ndarray, arcsec: float) -> dict[tuple[int, int], float]:
     """Separations of all pairs closer than a limit, by comparing all with all."""
     places = SkyCoord(ra, dec, unit="deg")
-    found = {}
+    found: dict[tuple[int, int], float] = {}
     for k in range(len(ra) - 1):
         separations = places[k].separation(places[k + 1 :]).to_value(units.arcsec)
         found |= {(k, k + 1 + int(j)): separations[j] for j in np.flatnonzero(separations < arcsec)}
@@ -67,7 +67,7 @@ def test_pairs_are_those_of_all_with_all(where: str, arcsec: float, tmp_path: Pa
 
 
 def test_groups_are_chains_of_pairs_and_take_the_smallest_id(tmp_path: Path) -> None:
-    ids = [50, 40, 30, 20, 10, 60, 7]
+    ids = np.array([50, 40, 30, 20, 10, 60, 7])
     ra = 10 + np.array([0, 0.8, 1.6, 100, 100.5, 200, 300]) * ARCSEC  # three in a chain, two, two alone
     found = find(write(tmp_path / "set", ra, np.zeros(7), ids), 1)
     assert found.pairs.tolist() == [[0, 1], [1, 2], [3, 4]]
