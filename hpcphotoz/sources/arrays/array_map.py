@@ -77,6 +77,8 @@ class ArrayMap:
     mask_true: Literal["usable", "unusable"] = "usable"  # what a value other than 0 means
     inverse_variance: Names = ()  # as the images; 0: a pixel without data
     optional: Names = ()  # of OPTIONAL, what a file may lack
+    # The files' names of columns, (N,) or (N, band), that the shards hold too, by the names they get there
+    keep: dict[Text, Text] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ArrayMap":

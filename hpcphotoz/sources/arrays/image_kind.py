@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.arrays.array_map import ArrayMap
 from hpcphotoz.sources.arrays.files.array_file import ArrayFile
 from hpcphotoz.sources.constants import ZERO_POINT
 
+Array = npt.NDArray[Any]
 NANOJANSKY = 31.4  # AB magnitude of 1 nJy
 
 
@@ -20,6 +23,17 @@ class ImageKind:
     size: int
     pixel_scale: float
     named: tuple[str, ...] = ()  # all bands in the files' order, where a column names them
+
+    @property
+    def stored_bands(self) -> int:
+        """How many bands the files hold."""
+        return len(self.named or self.bands)
+
+    def choose(self, values: Array) -> Array:
+        """Returns the chosen bands (axis 1) of values of all bands of a file."""
+        if not self.named or self.named == self.bands:
+            return values
+        return values[:, [self.named.index(band) for band in self.bands]]
 
     def __str__(self) -> str:
         return f"{','.join(self.bands)} of {self.size} pixels of {self.pixel_scale:g} arcsec"

@@ -73,7 +73,8 @@ def ingest_arrays(
         keep_unlabelled: keep these, with z_spec NaN.
         zero_point: AB magnitude of one unit of the pixels; None: the map's own.
         limit: number of rows to use, from the first; None: all.
-        keep: the files' name for each column that the shards hold too, by the name that it gets there.
+        keep: the files' name for each column that the shards hold too, by the name that it gets there,
+            beside those of the map.
         storage: of the images, as in `Header`.
         processes: as in `build_dataset`.
 
@@ -82,7 +83,7 @@ def ingest_arrays(
             bands, size, pixel scale or a column to keep, the folder cannot be used, or no object is usable.
     """
 
-    kept_names = dict(keep or {})
+    kept_names = {**(array_map.keep or {}), **(keep or {})}
 
     def plan_here() -> tuple[ReadRows, list[tuple[RowRange, ...]], dict[str, Any]]:
         _check_options(array_map, name, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)

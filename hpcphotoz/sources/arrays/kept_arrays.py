@@ -58,23 +58,28 @@ def join_kept(
     return tuple(joined)
 
 
-def read_kept(table: ArrayFile, keep: Mapping[str, str], start: int, stop: int) -> dict[str, Array]:
-    """Reads rows `start` to `stop - 1` of the columns that are kept, by the names that they get."""
+def read_kept(
+    table: ArrayFile, keep: Mapping[str, str], kind: ImageKind, start: int, stop: int
+) -> dict[str, Array]:
+    """Reads rows `start` to `stop - 1` of the columns that are kept, by the names that they get.
+
+    Of a column with one value a band, the bands are those that are used of the images. Rows that name their
+    bands in another order are not used.
+    """
     found = {}
     for ours, theirs in keep.items():
         values = table.rows(theirs, start, stop)
+        values = kind.choose(values) if values.ndim == 2 else values
         found[ours] = _encoded(values) if values.dtype.kind in "OUST" else values
     return found
 
 
 def _describe(table: ArrayFile, ours: str, theirs: str, kind: ImageKind, rows: int, used: int) -> ExtraColumn:
-    column, bands = table[theirs], len(kind.bands)
+    column, bands = table[theirs], kind.stored_bands
     shape, dtype = tuple(int(n) for n in column.shape), np.dtype(column.dtype)
     where = f"{table.path}: '{theirs}' is {dtype}{shape}, and cannot be kept"
     if shape not in ((rows,), (rows, bands)):
         raise BadInput(f"{where}: want one value an object, {(rows,)}, or one a band, {(rows, bands)}")
-    if shape[1:] and kind.named:
-        raise BadInput(f"{where}: the order of its bands is that of the row; want one value an object")
     if dtype.kind in "OUST":
         if shape[1:]:
             raise BadInput(f"{where}: want one text an object")
@@ -82,7 +87,7 @@ def _describe(table: ArrayFile, ours: str, theirs: str, kind: ImageKind, rows: i
     name = "float32" if dtype.name == "float16" else dtype.name
     if name not in TYPES:
         raise BadInput(f"{where}: want one of {', '.join(TYPES)} or text")
-    return ExtraColumn(ours, name, table.unit(theirs), shape[1:])
+    return ExtraColumn(ours, name, table.unit(theirs), (len(kind.bands),) if shape[1:] else ())
 
 
 def _longest(table: ArrayFile, name: str, rows: int) -> int:

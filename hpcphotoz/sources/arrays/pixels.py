@@ -59,8 +59,8 @@ def read_block(
         unusable = without if unusable is None else unusable | without
     if array_map.sky_sigma_from == "column":
         stored = table.rows(array_map.sky_sigma, start, stop).astype(np.float64)
-        stored = np.broadcast_to(stored.reshape(len(raw), -1), (len(raw), _stored(kind)))
-        sigma = (_choose(stored, kind) * factor).astype(np.float32)
+        stored = np.broadcast_to(stored.reshape(len(raw), -1), (len(raw), kind.stored_bands))
+        sigma = (kind.choose(stored) * factor).astype(np.float32)
     elif array_map.sky_sigma_from == "inverse variance":
         sigma = _sigma_of_variance(variance, factor)
     elif array_map.sky_sigma_from == "unmasked pixels":
@@ -76,18 +76,7 @@ def to_bands(raw: Array, array_map: ArrayMap, kind: ImageKind) -> Array:
     if "band" not in order:
         raw, order = raw[:, None], ("band", *order)
     places = [1 + order.index(axis) for axis in ("band", "y", "x")]
-    return _choose(raw.transpose(0, *places), kind)
-
-
-def _choose(values: Array, kind: ImageKind) -> Array:
-    """Returns the chosen bands (axis 1) of values of all bands of a file."""
-    if not kind.named or kind.named == kind.bands:
-        return values
-    return values[:, [kind.named.index(band) for band in kind.bands]]
-
-
-def _stored(kind: ImageKind) -> int:
-    return len(kind.named or kind.bands)
+    return kind.choose(raw.transpose(0, *places))
 
 
 def _read(

@@ -74,7 +74,7 @@ class ReadRows:
             source = row_range.source
             with open_array_file(source.path) as table:
                 found = _read_labels(table, self.array_map, row_range)
-                kept_arrays = read_kept(table, self.keep, row_range.start, row_range.stop)
+                kept_arrays = read_kept(table, self.keep, self.kind, row_range.start, row_range.stop)
                 reasons = self._label_reasons(found, row_range)
                 stored = table[str(table.first(self.array_map.images))]
                 for start, stop in _chunk_aligned_blocks(stored, row_range.start, row_range.stop):

@@ -1,6 +1,8 @@
 """Columns of files of arrays that are kept: types, units, text, rows left out, and refusals."""
 
+import tomllib
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.arrays.array_map import parse_map
 from hpcphotoz.sources.arrays.ingest_arrays import ingest_arrays
+from tests.helpers.datasets import load
 from tests.helpers.sources.array_files import hayat, ingest, ingest_and_load, labels, mmu, pixels
 
 N = 7
@@ -192,7 +195,39 @@ def test_files_whose_columns_differ_are_refused(tmp_path: Path) -> None:
         ingest(tmp_path / "out", [first, third], "hayat", keep={"mag": "mag"})
 
 
-def test_values_a_band_in_an_order_of_the_row_are_refused(tmp_path: Path) -> None:
-    path = mmu(tmp_path / "a.h5", [1, 2])
-    with pytest.raises(BadInput, match="'image_psf_fwhm' .* the order of its bands is that of the row"):
-        ingest(tmp_path / "out", [path], "mmu", keep_unlabelled=True, keep={"fwhm": "image_psf_fwhm"})
+def test_values_a_band_are_those_of_the_bands_that_are_used(tmp_path: Path) -> None:
+    fwhm = np.arange(16, dtype=np.float32).reshape(4, 4)
+    bands = np.array([[f"des-{band}".encode() for band in "griz"]] * 4)
+    bands[2] = bands[2][::-1]  # left out: it names its bands in another order
+    path = with_units(
+        mmu(tmp_path / "a.h5", [1, 2, 3, 4], image_psf_fwhm=fwhm, image_band=bands), image_psf_fwhm="arcsec"
+    )
+    tree = {
+        "images": "image_array",
+        "band_column": "image_band",
+        "bands": ["des-z", "des-g"],
+        "pixel_scale": 0.262,
+        "object_id": "object_id",
+        "keep": {"psf_fwhm": "image_psf_fwhm"},
+    }
+    options: dict[str, Any] = {"keep_unlabelled": True, "processes": 1}
+    manifest, skipped = ingest_arrays(tmp_path / "out", [path], parse_map(tree, "m"), "m", **options)
+    assert [entry["row"] for entry in skipped] == [2]
+    assert manifest.header.extra == (ExtraColumn("psf_fwhm", "float32", "arcsec", (2,)),)
+    kept = load(tmp_path / "out", manifest).extra["psf_fwhm"]
+    np.testing.assert_array_equal(kept, fwhm[[0, 1, 3]][:, [3, 0]])
+
+
+def test_columns_of_the_map_and_of_the_option_are_kept(tmp_path: Path) -> None:
+    path = hayat(tmp_path / "a.h5", N, 16, mag=np.arange(N, dtype=np.float32), flag=np.ones(N, np.int16))
+    tree = tomllib.loads((resources.files("hpcphotoz.sources.arrays") / "maps/hayat.toml").read_text())
+    one = parse_map({**tree, "keep": {"r": "mag", "f": "flag"}}, "m")
+    manifest, _ = ingest_arrays(tmp_path / "out", [path], one, "m", keep={"f": "mag"}, processes=1)
+    assert [column.name for column in manifest.header.extra] == ["r", "f"]
+    assert manifest.provenance["kept"] == {"r": "column 'mag'", "f": "column 'mag'"}
+    with pytest.raises(BadInput, match="no field 'mug'"):
+        wrong = parse_map({**tree, "keep": {"r": "mug"}}, "m")
+        ingest_arrays(tmp_path / "wrong", [path], wrong, "m", processes=1)
+    with pytest.raises(BadInput, match="'z_spec' has the name of a column that every shard has"):
+        wrong = parse_map({**tree, "keep": {"z_spec": "mag"}}, "m")
+        ingest_arrays(tmp_path / "wrong", [path], wrong, "m", processes=1)
