@@ -103,8 +103,8 @@ def clipped_std(pixels: npt.NDArray[np.float32]) -> Array:
     x -= middle[:, None]
     # Cumulative sums: the sum of the pixels within two limits is then one difference. Each addition waits for
     # the one before, so that those of the pixels (real part) and of their squares share the wait.
-    sums = np.zeros((len(x), x.shape[1] + 1), np.complex128)
-    sums.real[:, 1:], sums.imag[:, 1:] = x, x * x
+    sums = np.empty((len(x), x.shape[1] + 1), np.complex128)
+    sums[:, 0], sums.real[:, 1:], sums.imag[:, 1:] = 0, x, x * x
     np.cumsum(sums, axis=1, out=sums)
     centre, row = np.zeros(len(x)), np.arange(len(x))
     for _ in range(_ROUNDS):
