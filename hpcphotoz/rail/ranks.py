@@ -120,8 +120,8 @@ def ending_together(comm: Any) -> Iterator[None]:
     except Exception:
         if comm is None or comm.Get_size() == 1:
             raise
-        traceback.print_exc()
-        sys.stderr.flush()
+        # In one piece: the launcher merges what its ranks write, and kills them at once.
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
         comm.Abort(1)
         raise
 

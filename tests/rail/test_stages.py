@@ -11,6 +11,9 @@ import pytest
 
 pytest.importorskip("rail.core", reason="needs pz-rail-base: pip install 'hpcphotoz[rail]'")
 
+from rail.core.data import QPHandle
+from rail.estimation.algos.uniform_binning import UniformBinningClassifier
+
 from hpcphotoz.data.format.manifest import Header, read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
@@ -100,6 +103,17 @@ def test_point_estimates_and_summary_statistics_of_rail(dataset: Path, model: Pa
         np.testing.assert_allclose(np.squeeze(found.ancil[name]), ours[name], rtol=1e-5)
     np.testing.assert_allclose(np.squeeze(found.ancil["zmedian"]), ours["zmedian"], rtol=1e-4)
     np.testing.assert_allclose(np.squeeze(found.ancil["z_mode"]), ours["zmode"], rtol=1e-5)
+
+
+def test_a_stage_of_rail_takes_its_names_from_a_file_of_predict(dataset: Path, model: Path) -> None:
+    predict([load_network(model)], dataset, Path("pz.hdf5"))
+    options = {"name": "bins", "zbin_edges": [0.0, 0.1, 0.2, 0.4], "n_tom_bins": 3, "chunk_size": 20}
+    stage = UniformBinningClassifier.make_stage(object_id_col="object_id", **options)
+    found = stage.classify(QPHandle("input", path="pz.hdf5")).read(force=True)
+    np.testing.assert_array_equal(found["object_id"], load(dataset).object_id)
+    with h5py.File("pz.hdf5") as file:
+        zmode = file["ancil/zmode"][:]
+    np.testing.assert_array_equal(found["tomo_bin_index"], np.digitize(zmode, [0.1, 0.2]))
 
 
 def test_symmetries_are_averaged_as_in_predict(dataset: Path, model: Path, tmp_path: Path) -> None:
