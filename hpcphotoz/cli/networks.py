@@ -1,4 +1,4 @@
-"""The commands `attack`, `predict` and `import-weights`, of trained networks."""
+"""The commands `attack`, `predict`, `export` and `import-weights`, of trained networks."""
 
 import argparse
 from typing import Any
@@ -62,6 +62,16 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def export(options: argparse.Namespace) -> int:
+    """Write a network as safetensors, as a program of torch.export or as ONNX, with a card beside it."""
+    from hpcphotoz.training.run.export import card_of, export
+
+    network = export(options.run, options.out, options.report)
+    what = f"{network.config.model.name} of {network.name} at step {network.step}"
+    print(f"{options.out}: {what}; {card_of(options.out)}")
+    return 0
+
+
 def import_weights(options: argparse.Namespace) -> int:
     """Make a run folder of the weights of Campagne's or Pasquet's public code."""
     from hpcphotoz.training.run.import_weights import import_weights
@@ -96,6 +106,13 @@ def add(commands: Commands) -> None:
     p.add_argument("--data", type=path, required=True, help="dataset folder")
     p.add_argument("--out", type=path, required=True, help="qp HDF5 file to make, named *.hdf5")
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
+
+    p = command(commands, "export", export)
+    p.add_argument("run", type=path, help="run folder, one checkpoint file, or a file *.safetensors")
+    kinds = "*.safetensors (hpcphotoz.load reads it), *.pt2 (torch.export) or *.onnx"
+    p.add_argument("out", type=path, metavar="OUT", help=f"file to make: {kinds}; its card is OUT.json")
+    card = "report of `evaluate` on this run, whose metrics and robustness curves the card takes"
+    p.add_argument("--report", type=path, metavar="DIR", help=card)
 
     p = command(commands, "import-weights", import_weights)
     kinds = "state dict of torch (*.pt, *.pth), or arrays under their names in the code (*.npz)"
