@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -21,6 +22,7 @@ from hpcphotoz.config import Data
 from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.index import index_folder
 from hpcphotoz.data.select.subset import Subset
+from hpcphotoz.training.run.network import TrainedNetwork
 from tests.helpers.datasets import load, make_dataset
 from tests.helpers.pages import blocks, example, module, write_coadd
 from tests.helpers.paths import ROOT
@@ -49,6 +51,33 @@ def test_own_network_trains(dataset: Path, tmp_path: Path, monkeypatch: pytest.M
     network = hpcphotoz.load(tmp_path / "run", "cpu")
     assert network.config.model.options == {"width": 64}
     assert network.pdf(torch.zeros(2, 5, 16, 16), torch.zeros(2)).shape == (2, 180)
+
+
+def test_exported_networks_are_used_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("safetensors", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
+    page = "docs/how-to/export-network.md"
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^hpcphotoz (.*)", (ROOT / page).read_text(), re.MULTILINE)
+    assert main(["simulate", "data/test", "--n", "24"]) == 0
+    training = "--run.max_steps 1 --run.global_batch 8 --model.width 8 --data.validation 0.3 --device cpu"
+    words = ["train", "adversarial", "--data", "data/test", "--out", "runs/robust", *training.split()]
+    assert main(words) == 0
+    for command in commands:
+        short = ["--limit", "4", "--steps", "1", "--device", "cpu"] if "evaluate" in command else []
+        assert main([*shlex.split(command), *short]) == 0
+    for module_, name in ((torch, "load"), (pickle, "loads")):  # no file holds a pickle, as the page says
+        monkeypatch.delattr(module_, name)
+    names: dict[str, object] = {}
+    for block in blocks(page):
+        exec(block, names)
+    stamps, pdf, logits = names["stamps"], names["pdf"], names["logits"]
+    network = names["network"]
+    assert isinstance(network, TrainedNetwork) and isinstance(stamps, torch.Tensor)
+    wanted = network.pdf(stamps, torch.zeros(3))
+    torch.testing.assert_close(pdf, wanted)
+    assert isinstance(logits, np.ndarray)
+    torch.testing.assert_close(torch.from_numpy(logits).softmax(1), wanted)
 
 
 def test_own_hdf5_example_is_indexed(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tests.helpers.user_networks import NAME
 
 NETWORKS = ["compact", "cnn", "inception", f"{NAME}:resnet", f"{NAME}:vit", f"{NAME}:mixer"]
 
+SLOW = ["cnn", "inception", f"{NAME}:mixer"]  # as ONNX
+
 
 @pytest.fixture(scope="module")
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -106,6 +108,11 @@ def test_the_exported_program_computes_the_same_for_any_number_of_images(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "every_run",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETWORKS],
+    indirect=True,
+)
 def test_onnx_computes_the_same_for_any_number_of_images(every_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
