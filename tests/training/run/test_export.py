@@ -24,7 +24,7 @@ SLOW = ["cnn", "inception", f"{NAME}:mixer"]  # as ONNX
 @pytest.fixture(scope="module")
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "run"
-    train(config(epochs=1), dataset, out)
+    train(config(epochs=2), dataset, out)  # two validations
     return out
 
 
