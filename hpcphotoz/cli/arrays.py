@@ -7,6 +7,8 @@ from typing import Any
 from hpcphotoz.cli.dataset_output import (
     CORES_OR_RANKS,
     WRITING,
+    add_append,
+    add_damaged,
     add_keep,
     add_writing,
     given,
@@ -44,7 +46,9 @@ def _ingest(options: argparse.Namespace, name: str) -> int:
     from hpcphotoz.sources.arrays.ingest_arrays import ingest_arrays
     from hpcphotoz.sources.build import count_skipped
 
-    how = given(options, "crop", "redshifts", "keep_unlabelled", "zero_point", "limit", *WRITING)
+    how = given(
+        options, "crop", "redshifts", "keep_unlabelled", "zero_point", "limit", "append", "damaged", *WRITING
+    )
     how["keep"] = kept_columns(options.keep)
     manifest, skipped = ingest_arrays(options.out, options.sources, load_map(name), name, **how)
     left_out = count_skipped(skipped)
@@ -139,4 +143,6 @@ def _add_options(p: Parser, without: str, own: str) -> None:
     )
     p.add_argument("--limit", type=int, help="convert only this many rows")
     add_keep(p, "the files")
+    add_damaged(p)
+    add_append(p)
     add_writing(p, 8192, "source rows per shard", CORES_OR_RANKS)

@@ -9,6 +9,7 @@ from hpcphotoz.cli.parser import Parser
 from hpcphotoz.data.format.manifest import STORAGE, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
+from hpcphotoz.sources.constants import DAMAGED
 from hpcphotoz.world import detect
 
 WRITING = ("shard_rows", "storage", "processes")  # see `add_writing`
@@ -74,6 +75,17 @@ def kept_columns(words: Sequence[str]) -> dict[str, str]:
             raise BadInput(f"--keep {word}: {ours} is there twice: give another name, as in {ours}2={theirs}")
         kept[ours] = theirs
     return kept
+
+
+def add_damaged(parser: Parser) -> None:
+    """Add the option --damaged."""
+    parser.add_argument(
+        "--damaged",
+        choices=DAMAGED,
+        default=DAMAGED[0],
+        help="a file that is missing, cannot be read or is of other bands: fail, end the ingest (default); "
+        "skip, list it in the manifest, say so, and leave its objects out",
+    )
 
 
 def add_append(parser: Parser) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from hpcphotoz.cli.dataset_output import (
     CORES_OR_RANKS,
     WRITING,
+    add_append,
+    add_damaged,
     add_keep,
     add_writing,
     given,
@@ -39,7 +41,7 @@ def _cut_images(
 ) -> int:
     from hpcphotoz.sources.surveys.ingest import ingest_images
 
-    how = given(options, "stamp", "masked_fraction", "epochs", "pixels", *WRITING)
+    how = given(options, "stamp", "masked_fraction", "epochs", "pixels", "append", "damaged", *WRITING)
     how |= {"columns": _columns(options.columns), "keep": kept_columns(options.keep)}
     manifest = ingest_images(options.out, survey, images, options.objects, command=name, bands=bands, **how)
     say_what_is_in(options.out, manifest, "stamp")
@@ -139,4 +141,6 @@ def _add_cutout_options(p: Parser, stamp: str) -> None:
         default=(),
         help="keep these of every pixel beside the images: variance (float16, nMgy^2), mask (1: unusable)",
     )
+    add_damaged(p)
+    add_append(p)
     add_writing(p, 1024, "largest number of stamps in a shard", CORES_OR_RANKS)

@@ -32,6 +32,7 @@ from hpcphotoz.sources.engine.append import (
     read_base,
     unfinished_files,
 )
+from hpcphotoz.sources.engine.damage import merge_damage, report_damage
 from hpcphotoz.sources.engine.resume import Fingerprint, FinishedUnit, fingerprint_units, finished_units
 from hpcphotoz.sources.mpi import MPIRanks, mpi_ranks
 from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
@@ -42,7 +43,8 @@ class UnitStamps:
     """Stamps of one unit, and the skipped objects with reasons."""
 
     stamps: Stamps | None  # None or empty: every object was skipped
-    # JSON-able: {"object_id": ..., "reason": ..., ...}, or {"count": of objects, "reason": ...}
+    # JSON-able: {"object_id": ..., "reason": ..., ...}, or {"count": of objects, "reason": ...}, or of a
+    # damaged file, see `damage_entry`; a unit with such a file is made again by the next run
     skipped: tuple[dict[str, Any], ...] = ()
 
 
@@ -216,7 +218,10 @@ def _finish(
     append: Append | None,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Merges the moments in the order of the shards, writes the manifest, and deletes the sidecars."""
-    skipped = [*provenance.get("skipped", ()), *(entry for one in done for entry in one.skipped)]
+    skipped = merge_damage(
+        [*provenance.get("skipped", ()), *(entry for one in done for entry in one.skipped)]
+    )
+    report_damage(skipped)
     shards = tuple(one.shard for one in done if one.shard is not None)
     record = {**provenance, "skipped": skipped}
     sidecars = sorted(out.glob(f"shard-*{SIDECAR_SUFFIX}"))

@@ -12,6 +12,7 @@ ZERO_POINT = 22.5  # AB magnitude of 1 nanomaggy
 # saturated star has more; of the cosmic rays, whose pixels the SDSS has filled in, only the longest have.
 # This loses 1 to 2 % of the places in an average SDSS field; a limit of 0 would lose half.
 MASKED_FRACTION = 0.005
+DAMAGED = ("fail", "skip")  # what an ingest does at an input file that cannot be used
 
 # Surveys whose images are read, with the names of their files, for `ingest images --help`.
 SURVEYS = {

@@ -8,7 +8,7 @@ kept: a pixel is multiplied by the ratio of the two pixel areas. No background b
 subtracted.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from hpcphotoz.data.format.extra import pack_mask
 from hpcphotoz.data.format.stamps import Array, Stamps
+from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import UnitStamps
+from hpcphotoz.sources.engine.damage import damage_entry
 from hpcphotoz.sources.noise import SKY_BOX_HALF_WIDTH
 from hpcphotoz.sources.surveys.fits import Window
 from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Frame, Geometry, resample
@@ -36,15 +38,23 @@ class CutStamps:
     stamp: int  # pixels a side
     masked_fraction: float
     extra: tuple[str, ...] = ()  # columns taken from the frames: of psf_fwhm, variance, mask
+    damaged: str = field(default="fail", compare=False)  # of DAMAGED; finished shards stay, whatever it is
 
     def __call__(self, unit: Any) -> UnitStamps:
         """Returns a unit's stamps, and the objects that could not be cut, each with the reason."""
         survey = load_survey(self.survey)
-        strips = [strip for cutout_list in unit for strip in self._strips(survey, cutout_list)]
-        done = [self._cut(survey, strip) for strip in strips]
-        kept = [stamps for stamps, _ in done if len(stamps)]
-        skipped = tuple(entry for _, entries in done for entry in entries)
-        return UnitStamps(Stamps.concatenate(kept) if kept else None, skipped)
+        kept: list[Stamps] = []
+        skipped: list[dict[str, Any]] = []
+        for cutout_list in unit:
+            try:
+                done = [self._cut(survey, strip) for strip in self._strips(survey, cutout_list)]
+            except BadInput as error:
+                one = cutout_list.frame_set
+                skipped.append(damage_entry(self.damaged, one.name, error, len(cutout_list.objects)))
+                continue
+            kept += [stamps for stamps, _ in done if len(stamps)]
+            skipped += [entry for _, entries in done for entry in entries]
+        return UnitStamps(Stamps.concatenate(kept) if kept else None, tuple(skipped))
 
     def _strips(self, survey: Survey, cutout_list: CutoutList) -> list[CutoutList]:
         """Returns the list itself, or, for large frames, one for each strip of rows in which objects lie."""

@@ -6,8 +6,12 @@ from contextlib import AbstractContextManager, contextmanager
 from hpcphotoz.errors import BadInput
 
 
+class MissingPackage(BadInput):
+    """A package that reading or simulating images needs is not installed."""
+
+
 def sources_extra() -> AbstractContextManager[None]:
-    """Turns a failed import in the `with` body into one line that says what to install: a BadInput."""
+    """Turns a failed import in the `with` body into one line that says what to install."""
     return _extra("sources")
 
 
@@ -21,4 +25,4 @@ def _extra(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise BadInput(f"{error}: this command needs `pip install 'hpcphotoz[{name}]'`") from None
+        raise MissingPackage(f"{error}: this command needs `pip install 'hpcphotoz[{name}]'`") from None

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hpcphotoz.data.format.folder import SIDECAR_SUFFIX
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import BandMoments, Stamps
+from hpcphotoz.data.format.writer import finish_dataset
 from hpcphotoz.data.read.object_ids import read_object_ids
 from hpcphotoz.data.read.rows import verify
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources import build as module
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.engine.append import find_target
-from hpcphotoz.sources.engine.resume import SIDECAR_SUFFIX
 from tests.helpers.builds import HEADER, TIMEOUT_S, Blobs, content, run, until
 from tests.helpers.datasets import load, make_stamps
 from tests.helpers.paths import ROOT
@@ -101,10 +102,8 @@ def test_a_killed_append_leaves_the_dataset_readable_and_goes_on(dataset: Path, 
 def test_an_append_killed_after_the_manifest_was_written_has_nothing_left_to_do(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = module.finish_dataset
-
     def finish_and_stop(*arguments: Any) -> None:
-        finish(*arguments)
+        finish_dataset(*arguments)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "finish_dataset", finish_and_stop)

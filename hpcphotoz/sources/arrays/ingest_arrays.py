@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data.format.extra import ExtraColumn
-from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
@@ -31,6 +30,8 @@ from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile, 
 from hpcphotoz.sources.build import build_dataset
 from hpcphotoz.sources.catalogue import Redshifts, read_redshifts
 from hpcphotoz.sources.constants import MASKED_FRACTION, ZERO_POINT
+from hpcphotoz.sources.engine.append import Append, Target, find_target
+from hpcphotoz.sources.engine.damage import damage_entry
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.tables.kept_columns import check_kept_names
@@ -51,6 +52,8 @@ def ingest_arrays(
     keep: Mapping[str, str] | None = None,
     storage: str = "float32",
     processes: int | None = None,
+    append: bool = False,
+    damaged: str = "fail",
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Writes a dataset of the objects in files of arrays; returns its manifest, and the skipped objects.
 
@@ -77,6 +80,9 @@ def ingest_arrays(
             beside those of the map.
         storage: of the images, as in `Header`.
         processes: as in `build_dataset`.
+        append: add shards to the dataset in `out`, of the rows whose objects it does not have.
+        damaged: "fail": a file that cannot be used, or is of other bands, size or pixel scale than the first
+            one that can, ends the ingest; "skip": it is listed and left out.
 
     Raises:
         BadInput: an option is out of range, a file does not fit the map or differs from the first one in
@@ -85,10 +91,12 @@ def ingest_arrays(
 
     kept_names = {**(array_map.keep or {}), **(keep or {})}
 
-    def plan_here() -> tuple[ReadRows, list[tuple[RowRange, ...]], dict[str, Any]]:
+    def plan_here() -> tuple[ReadRows, list[tuple[RowRange, ...]], dict[str, Any], Append | None]:
         _check_options(array_map, name, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
         check_kept_names(kept_names)
-        check_dataset_folder(out)
+        target = find_target(out, append)
+        if append and not array_map.object_id:
+            raise BadInput(f"map {name} names no object_id: without one, nothing can be appended")
         table = read_redshifts(redshifts) if redshifts is not None else None
         read_names = (*array_map.columns, *kept_names.values())
         files: list[SourceFile] = []
@@ -96,28 +104,37 @@ def ingest_arrays(
         first: tuple[Path, ImageKind] | None = None
         lacking: Counter[str] = Counter()
         extra: tuple[ExtraColumn, ...] = ()
-        for path, display_name in source_files(sources):
+        there, skipped = _present(sources, damaged)
+        for path, display_name in source_files(there) if there else []:
             row = sum(map(len, ids))
             if row == limit:
                 break
-            with open_array_file(path) as opened:
-                kind, stored_rows = inspect_file(opened, array_map)
-                rows = stored_rows if limit is None else min(stored_rows, limit - row)
-                if kind is None or not rows:
-                    continue
-                if first and kind != first[1]:
-                    raise BadInput(f"{path}: {kind}, but {first[0]} has {first[1]}")
-                kept = describe_kept(opened, kept_names, kind, stored_rows, rows)
-                extra = join_kept(extra, kept, first[0], path) if first else kept
-                first = first or (path, kind)
-                lacking["ebv"] += opened.first(array_map.ebv, "ebv" in array_map.optional) is None
-                for names in (array_map.mask, array_map.inverse_variance):
-                    if names:
-                        lacking[names[0]] += opened.first(names, optional=True) is None
-                ids.append(read_ids(opened, array_map, 0, rows, row))
-            files.append(SourceFile(path, display_name, *parts_of(path, read_names), row))
+            try:
+                with open_array_file(path) as opened:
+                    kind, stored_rows = inspect_file(opened, array_map)
+                    rows = stored_rows if limit is None else min(stored_rows, limit - row)
+                    if kind is None or not rows:
+                        continue
+                    if first and kind != first[1]:
+                        raise BadInput(f"{path}: {kind}, but {first[0]} has {first[1]}")
+                    kept = describe_kept(opened, kept_names, kind, stored_rows, rows)
+                    joined = join_kept(extra, kept, first[0], path) if first else kept
+                    absent = {"ebv": opened.first(array_map.ebv, "ebv" in array_map.optional) is None}
+                    for names in (array_map.mask, array_map.inverse_variance):
+                        if names:
+                            absent[names[0]] = opened.first(names, optional=True) is None
+                    own = read_ids(opened, array_map, 0, rows, row)
+                parts = parts_of(path, read_names)
+            except BadInput as error:
+                skipped.append(damage_entry(damaged, display_name, error))
+                continue
+            first, extra = first or (path, kind), joined
+            lacking.update(absent)
+            ids.append(own)
+            files.append(SourceFile(path, display_name, *parts, row))
         if first is None:
-            raise BadInput(f"{', '.join(map(str, sources))}: no object in it")
+            why = f"; the first: {skipped[0]['reason']}" if skipped else ""
+            raise BadInput(f"{', '.join(map(str, sources))}: no object in it{why}")
         kind = first[1]
         stamp = kind.size if crop is None else crop
         if stamp > kind.size:
@@ -130,7 +147,7 @@ def ingest_arrays(
             units = zero_points(array_map, kind.bands, first[0])
         header = Header(kind.bands, stamp, kind.pixel_scale, storage, extra)
         per_unit = tuple(10 ** (0.4 * (ZERO_POINT - unit)) for unit in units)
-        make = ReadRows(array_map, header, kind, per_unit, keep_unlabelled, kept_names)
+        make = ReadRows(array_map, header, kind, per_unit, keep_unlabelled, kept_names, damaged)
         without_ebv = lacking.pop("ebv")
         provenance = {
             "command": "ingest arrays",
@@ -145,6 +162,7 @@ def ingest_arrays(
             "files_without_ebv": without_ebv,
             "object_id": RULE if array_map.object_id else "the number of the row, over all files",
             "sky_sigma": array_map.sky_sigma_rule,
+            "skipped": skipped,
         }
         if kept_names:
             provenance["kept"] = {ours: f"column '{theirs}'" for ours, theirs in kept_names.items()}
@@ -155,9 +173,10 @@ def ingest_arrays(
         if without_ebv:
             of = number_of(len(files), "file")
             print(f"no E(B-V) in {without_ebv} of {of}: for their objects 0 is stored", file=sys.stderr)
-        return make, _units(files, ids, table, shard_rows), provenance
+        row_ranges, already_there = _units(files, ids, table, shard_rows, target)
+        return make, row_ranges, provenance, target.append(already_there)
 
-    make, units, provenance = mpi_ranks().on_first_rank(plan_here)
+    make, units, provenance, appended = mpi_ranks().on_first_rank(plan_here)
     return build_dataset(
         out,
         make.header,
@@ -166,6 +185,7 @@ def ingest_arrays(
         provenance=provenance,
         label="reading tables, shards",
         processes=processes,
+        append=appended,
     )
 
 
@@ -193,6 +213,15 @@ def _check_options(
         raise BadInput(f"format {name} holds no redshifts: give --redshifts TABLE, or --keep-unlabelled")
 
 
+def _present(sources: Sequence[Path], damaged: str) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Returns the paths that exist, and entries of `skipped` for others; all of them unless these may be."""
+    absent = [path for path in sources if damaged == "skip" and not path.exists()]
+    entries = [
+        damage_entry(damaged, path.name, BadInput(f"{path}: no such file or folder")) for path in absent
+    ]
+    return [path for path in sources if path not in absent], entries
+
+
 def _one_or_all(values: tuple[float, ...]) -> float | list[float]:
     return values[0] if len(set(values)) == 1 else list(values)
 
@@ -207,8 +236,16 @@ def _units(
     ids: Sequence[npt.NDArray[np.int64]],
     table: Redshifts | None,
     shard_rows: int,
-) -> list[tuple[RowRange, ...]]:
-    """Returns the ranges of rows of each shard, from one file or several."""
+    target: Target,
+) -> tuple[list[tuple[RowRange, ...]], int]:
+    """Returns the ranges of rows of each shard, from one file or several; and how many the target has."""
+    new = [target.lacks(own) for own in ids]
+    already_there = sum(int((~one).sum()) for one in new)
+    used = [k for k, one in enumerate(new) if one.any()]
+    if not used:
+        return [], already_there
+    sources, ids = [sources[k] for k in used], [ids[k] for k in used]
+    there = ~np.concatenate([new[k] for k in used])
     every = np.concatenate(ids)
     order = np.argsort(every, kind="stable")
     again = np.zeros(len(every), np.bool_)
@@ -221,8 +258,10 @@ def _units(
             k = int(np.searchsorted(ends, start, side="right"))
             base, until = int(ends[k]) - len(ids[k]), min(stop, int(ends[k]))
             z = None if table is None else table.lookup(every[start:until])
-            repeated = tuple(np.flatnonzero(again[start:until]).tolist())
-            row_ranges.append(RowRange(sources[k], start - base, until - base, z, repeated))
+            listed = [tuple(np.flatnonzero(rows[start:until]).tolist()) for rows in (again, there)]
+            if not there[start:until].all():
+                row_ranges.append(RowRange(sources[k], start - base, until - base, z, *listed))
             start = until
-        units.append(tuple(row_ranges))
-    return units
+        if row_ranges:
+            units.append(tuple(row_ranges))
+    return units, already_there

@@ -19,6 +19,7 @@ from hpcphotoz.sources.arrays.pixels import read_block
 from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.catalogue import EBV_UNKNOWN, Z_MAX, nan_if_unknown, nan_if_unknown_ebv
 from hpcphotoz.sources.constants import MASKED_FRACTION
+from hpcphotoz.sources.engine.damage import damage_entry
 from hpcphotoz.sources.identifiers import Ids, identifiers
 
 Array = npt.NDArray[Any]
@@ -47,6 +48,7 @@ class RowRange:
     stop: int
     z_spec: npt.NDArray[np.float32] | None  # (stop - start,) from a table of redshifts
     repeated: tuple[int, ...]  # rows, counted from `start`, whose object an earlier row has
+    there: tuple[int, ...] = ()  # rows, counted from `start`, whose object the dataset to append to has
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class ReadRows:
     nanomaggies_per_unit: tuple[float, ...]  # of the pixels of each band
     keep_unlabelled: bool
     keep: Mapping[str, str] = field(default_factory=dict)  # as in `describe_kept`
+    damaged: str = field(default="fail", compare=False)  # of DAMAGED; finished shards stay, whatever it is
 
     def __call__(self, unit: Any) -> UnitStamps:
         """Returns a unit's stamps, and the rows that were left out, each with the reason."""
@@ -71,20 +74,25 @@ class ReadRows:
         skipped: list[dict[str, Any]] = []
         at = unknown = 0
         for row_range in unit:
-            source = row_range.source
-            with open_array_file(source.path) as table:
-                found = _read_labels(table, self.array_map, row_range)
-                kept_arrays = read_kept(table, self.keep, self.kind, row_range.start, row_range.stop)
-                reasons = self._label_reasons(found, row_range)
-                stored = table[str(table.first(self.array_map.images))]
-                for start, stop in _chunk_aligned_blocks(stored, row_range.start, row_range.stop):
-                    rows = slice(start - row_range.start, stop - row_range.start)
-                    block, sky = self._read_block(table, start, stop, reasons[rows])
-                    good = np.array([reason is None for reason in reasons[rows]])
-                    kept = slice(at, at + int(good.sum()))
-                    chosen = slice(None) if good.all() else good  # without a copy
-                    images[kept], sigma[kept] = block[chosen], sky[chosen]
-                    at = kept.stop
+            source, before = row_range.source, at
+            try:
+                with open_array_file(source.path) as table:
+                    found = _read_labels(table, self.array_map, row_range)
+                    kept_arrays = read_kept(table, self.keep, self.kind, row_range.start, row_range.stop)
+                    reasons = self._label_reasons(found, row_range)
+                    stored = table[str(table.first(self.array_map.images))]
+                    for start, stop in _chunk_aligned_blocks(stored, row_range.start, row_range.stop):
+                        rows = slice(start - row_range.start, stop - row_range.start)
+                        block, sky = self._read_block(table, start, stop, reasons[rows])
+                        good = np.array([reason is None for reason in reasons[rows]])
+                        kept = slice(at, at + int(good.sum()))
+                        chosen = slice(None) if good.all() else good  # without a copy
+                        images[kept], sigma[kept] = block[chosen], sky[chosen]
+                        at = kept.stop
+            except BadInput as error:
+                at, count = before, row_range.stop - row_range.start
+                skipped.append(damage_entry(self.damaged, source.name, error, count))
+                continue
             used = np.array([reason is None for reason in reasons])
             for name, values in found.items():
                 labels[name].append(values[used])
@@ -97,18 +105,24 @@ class ReadRows:
                     skipped.append({**entry, "row": row_range.start + k, "reason": reasons[k]})
         if unknown:
             skipped.append({"count": unknown, "reason": "no redshift in the table"})
+        if not labels["ebv"]:
+            return UnitStamps(None, tuple(skipped))
         columns: dict[str, Any] = {name: np.concatenate(parts) for name, parts in labels.items()}
         columns["extra"] = {name: np.concatenate(parts) for name, parts in extra.items()}
         return UnitStamps(Stamps(images=images[:at], sky_sigma=sigma[:at], **columns), tuple(skipped))
 
     def _label_reasons(self, found: dict[str, Array], row_range: RowRange) -> "npt.NDArray[np.object_]":
-        """Returns why the labels of a row forbid its use; "": counted, not listed; None: they do not."""
+        """Returns why the labels of a row forbid its use; None: they do not.
+
+        "": counted, not listed; False: neither, as the dataset to append to has the object.
+        """
         reasons = np.full(row_range.stop - row_range.start, None, np.object_)
         if row_range.z_spec is not None and not self.keep_unlabelled:
             reasons[np.isnan(row_range.z_spec)] = ""
         reasons[~np.isfinite(found["ebv"])] = EBV_UNKNOWN
         reasons[found["z_spec"] > Z_MAX] = f"the redshift is above {Z_MAX:g}"
         reasons[list(row_range.repeated)] = "an earlier row has this object"
+        reasons[list(row_range.there)] = False
         return reasons
 
     def _read_block(

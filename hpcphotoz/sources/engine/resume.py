@@ -13,6 +13,7 @@ from hpcphotoz import __version__
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, shard_name
 from hpcphotoz.data.format.manifest import FORMAT_VERSION, Header, ShardEntry, shard_file_problem
 from hpcphotoz.errors import BadInput
+from hpcphotoz.sources.engine.damage import has_damage
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def finished_units(
             changed += 1
             continue
         same += 1
+        if has_damage(done.skipped):
+            continue  # the file may be whole by now
         if done.shard is None or not shard_file_problem(out, done.shard):
             kept[k] = done
     if changed and not same:  # not what a replaced file does: another table, or another folder of input
@@ -91,7 +94,10 @@ def fingerprint_units(header: Header, make: Any, units: Sequence[Any], look: boo
 
 
 class Fingerprint:
-    """SHA-256 of a value: types, lengths, every bit of arrays, and sizes and times of files."""
+    """SHA-256 of a value: types, lengths, every bit of arrays, and sizes and times of files.
+
+    Fields of dataclasses that are not compared do not count.
+    """
 
     def __init__(self, files: dict[Path, str] | None) -> None:
         self._sha256 = hashlib.sha256()
@@ -106,7 +112,8 @@ class Fingerprint:
         if is_dataclass(value) and not isinstance(value, type):
             self._text(f"<{type(value).__qualname__}")
             for field in fields(value):
-                self._add((field.name, getattr(value, field.name)))
+                if field.compare:
+                    self._add((field.name, getattr(value, field.name)))
         elif isinstance(value, Mapping):
             self._add(sorted(value.items()))
         elif isinstance(value, list | tuple):

@@ -9,16 +9,23 @@ from typing import Any
 import numpy as np
 
 from hpcphotoz.data.format.extra import ExtraColumn, mask_column, variance_column
-from hpcphotoz.data.format.folder import check_dataset_folder
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import build_dataset, count_skipped
 from hpcphotoz.sources.catalogue import EBV_UNKNOWN, read_catalogue
 from hpcphotoz.sources.constants import MASKED_FRACTION
 from hpcphotoz.sources.cutouts import CutStamps
+from hpcphotoz.sources.engine.append import Append, find_target
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
-from hpcphotoz.sources.surveys.plan import EPOCHS, CutoutPlan, plan_cutouts, skipped_entries, sky_range
+from hpcphotoz.sources.surveys.plan import (
+    EPOCHS,
+    CutoutPlan,
+    plan_cutouts,
+    skipped_entries,
+    sky_range,
+    usable_sets,
+)
 from hpcphotoz.sources.surveys.survey import (
     FrameSet,
     Survey,
@@ -54,6 +61,8 @@ def ingest_images(
     pixels: Sequence[str] = (),
     storage: str = "float32",
     processes: int | None = None,
+    append: bool = False,
+    damaged: str = "fail",
 ) -> Manifest:
     """Cuts stamps of a table's objects out of all frame sets of a survey below a folder.
 
@@ -62,7 +71,8 @@ def ingest_images(
     manifest's provenance and reported on standard error; with one epoch, no other set is tried. Frame sets
     without one of the bands and objects of unknown E(B-V) are left out and listed. If the table has no column
     of E(B-V), 0 is stored, which is reported. A file that cannot be read ends the ingest with an error that
-    names it; after it is replaced, the same command keeps all finished shards without it.
+    names it, or with `damaged` "skip" is listed and left out, with the other bands of its place; after it is
+    replaced, the same command keeps all finished shards without it.
 
     Args:
         out: folder to create.
@@ -84,6 +94,8 @@ def ingest_images(
             variance is in nanomaggies^2, and NaN where there is no map or no data.
         storage: of the images, as in `Header`.
         processes: worker processes; None: one a core.
+        append: add shards to the dataset in `out`, with the stamps that it does not have.
+        damaged: "fail" or "skip".
 
     Raises:
         BadInput: an option is out of range, a file cannot be read, no set has all bands, the table lacks a
@@ -94,11 +106,11 @@ def ingest_images(
     reference = bands.index(described.reference) if described.reference in bands else 0
     ranks = mpi_ranks()
 
-    def plan_here() -> tuple[CutoutPlan, Header, str | None, SurveyNotes]:
+    def plan_here() -> tuple[CutoutPlan, Header, str | None, SurveyNotes, Append | None]:
         _check_options(described, stamp, shard_rows, bands, masked_fraction, epochs)
         if unknown_pixels := set(pixels) - {"variance", "mask"}:
             raise BadInput(f"pixels '{min(unknown_pixels)}': must be some of variance, mask")
-        check_dataset_folder(out)
+        target = find_target(out, append)
         table = read_catalogue(objects, columns, keep)
         header = Header(bands, stamp, described.pixel_scale, storage, table.extra_columns)
         unknown = np.isnan(table.ebv)
@@ -113,6 +125,11 @@ def ingest_images(
             raise BadInput(f"{images}: no {described.file_names} below")
         sets, incomplete = complete_sets(images, found, bands)
         report_left_out(images, incomplete, len(sets))
+        if damaged == "skip":
+            sets, broken = usable_sets(described, sets, reference, damaged)
+            incomplete = [*incomplete, *broken]
+            if not sets:
+                raise BadInput(f"{images}: no frame set can be used; the first: {broken[0]['reason']}")
         for name, attribute in (("variance", "noise"), ("mask", "mask")):
             if name in pixels and all(
                 getattr(files, attribute) is None for one in sets for files in one.files
@@ -120,23 +137,30 @@ def ingest_images(
                 raise BadInput(f"{images}: has no {name} of any frame: leave out `--pixels {name}`")
         notes = described.notes(sets)
         plan = plan_cutouts(
-            described, sets, table, reference=reference, stamp=stamp, shard_rows=shard_rows, epochs=epochs
+            described,
+            sets,
+            table,
+            reference=reference,
+            stamp=stamp,
+            shard_rows=shard_rows,
+            epochs=epochs,
+            target=target,
         )
-        if not plan.units:
+        if not plan.units and not plan.already_there:
             raise BadInput(
                 f"{objects}: none of its {len(table)} objects lies whole in a frame below {images}: they are "
                 f"at {sky_range(table.ra, table.dec)}, the frames at {sky_range(*plan.covered.T)} (deg)"
             )
-        measured = _measured_columns(_used_sets(plan), len(bands), stamp, pixels)
+        measured = _measured_columns(sets if append else _used_sets(plan), len(bands), stamp, pixels)
         header = replace(header, extra=(*header.extra, *measured))
         if table.ebv_column is None:
             print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
         for line in (*notes.lines, *([_caution(plan.repeated)] if plan.repeated else [])):
             print(line, file=sys.stderr)
         plan = replace(plan, skipped=(*incomplete, *without_ebv, *plan.skipped))
-        return plan, header, table.ebv_column, notes
+        return plan, header, table.ebv_column, notes, target.append(plan.already_there)
 
-    plan, header, ebv_column, notes = ranks.on_first_rank(plan_here)
+    plan, header, ebv_column, notes, appended = ranks.on_first_rank(plan_here)
     used = _used_sets(plan)
     provenance = {
         "command": command,
@@ -162,14 +186,15 @@ def ingest_images(
     manifest, skipped = build_dataset(
         out,
         header,
-        CutStamps(survey, bands, reference, stamp, masked_fraction, from_frames),
+        CutStamps(survey, bands, reference, stamp, masked_fraction, from_frames, damaged),
         plan.units,
         provenance=provenance,
         label="cutting stamps, shards",
         processes=processes,
+        append=appended,
     )
     if ranks.rank == 0:
-        _report_skipped(manifest.rows, skipped)
+        _report_skipped(manifest.rows, [one for one in skipped if "damaged" not in one])
     return manifest
 
 

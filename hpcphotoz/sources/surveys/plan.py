@@ -11,6 +11,8 @@ import numpy.typing as npt
 from hpcphotoz.errors import BadInput
 from hpcphotoz.progress import track
 from hpcphotoz.sources.catalogue import Catalogue, epoch_ids
+from hpcphotoz.sources.engine.append import Target
+from hpcphotoz.sources.engine.damage import damage_entry
 from hpcphotoz.sources.identifiers import Ids
 from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.surveys.frame import LANCZOS_ORDER, Floats, Geometry
@@ -46,6 +48,7 @@ class CutoutPlan:
     rule: str  # how the stamps' object_id are formed, in words
     repeated: int  # number of objects with several stamps
     covered: Floats  # (4 sets, 2) ra and dec of the reference frames' corners, deg
+    already_there: int = 0  # number of stamps that the dataset to append to has
 
 
 def plan_cutouts(
@@ -57,6 +60,7 @@ def plan_cutouts(
     stamp: int,
     shard_rows: int,
     epochs: str,
+    target: Target,
 ) -> CutoutPlan:
     """Assigns each object to the frame set in which it lies farthest from the frame's edge.
 
@@ -69,6 +73,7 @@ def plan_cutouts(
         shard_rows: most objects in a unit; only a set with more is split, and its frames are read again, or
             the part of them in which the unit's objects lie.
         epochs: "one": one stamp for each object, from any run; "all": one for each object and run.
+        target: what is written to; stamps that it has are left out.
 
     Raises:
         BadInput: a header cannot be used, or two stamps would have the same id.
@@ -84,6 +89,10 @@ def plan_cutouts(
     if epochs == "all":
         runs = np.repeat([one.epoch for one in sets], [len(one) for one in chosen]).astype(np.int64)
         ids, rule = epoch_ids(ids, runs)
+    new = target.lacks(ids)
+    ends = np.cumsum([len(one) for one in chosen])[:-1]
+    chosen = [mine[part] for mine, part in zip(chosen, np.split(new, ends), strict=True)]
+    rows, ids = rows[new], ids[new]
     units: list[list[CutoutList]] = []
     free = start = 0
     for frame_set, mine in zip(sets, chosen, strict=True):
@@ -97,7 +106,32 @@ def plan_cutouts(
                 free -= len(part)
         start += len(mine)
     repeated = int((np.unique(rows, return_counts=True)[1] > 1).sum())
-    return CutoutPlan(tuple(tuple(unit) for unit in units), tuple(skipped), rule, repeated, covered)
+    return CutoutPlan(
+        tuple(tuple(unit) for unit in units), tuple(skipped), rule, repeated, covered, int((~new).sum())
+    )
+
+
+def usable_sets(
+    survey: Survey, sets: Sequence[FrameSet], reference: int, damaged: str
+) -> tuple[list[FrameSet], list[dict[str, Any]]]:
+    """Returns the sets whose headers can be used, and entries of `skipped` for the others.
+
+    Raises:
+        BadInput: unless damaged files are skipped, that of the first one that cannot be used.
+    """
+
+    def problem(one: FrameSet) -> dict[str, Any] | None:
+        try:
+            _reference_geometry(survey, one, reference)
+            survey.notes([one])
+        except BadInput as error:
+            return damage_entry(damaged, one.name, error)
+        return None
+
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        found = list(pool.map(problem, sets))
+    good = [one for one, wrong in zip(sets, found, strict=True) if wrong is None]
+    return good, [wrong for wrong in found if wrong is not None]
 
 
 def _assign_objects(

@@ -10,6 +10,7 @@ pytest.importorskip("astropy")
 
 import hpcphotoz.sources.surveys.sdss.survey
 from hpcphotoz.sources.catalogue import RUN_FACTOR, Catalogue
+from hpcphotoz.sources.engine.append import Target
 from hpcphotoz.sources.surveys.frame import Frame
 from hpcphotoz.sources.surveys.plan import plan_cutouts, sky_range
 from hpcphotoz.sources.surveys.sdss.fields import find_frame_sets
@@ -40,7 +41,14 @@ def test_an_object_is_cut_where_it_lies_farthest_from_the_edge(tmp_path: Path) -
         (1, [[[0]], [[1]], [[2]], [[3]]]),
     ):
         plan = plan_cutouts(
-            load_survey("sdss"), sets, table, reference=2, stamp=32, shard_rows=rows, epochs="one"
+            load_survey("sdss"),
+            sets,
+            table,
+            reference=2,
+            stamp=32,
+            shard_rows=rows,
+            epochs="one",
+            target=Target(),
         )
         assert [[piece.objects.object_id.tolist() for piece in unit] for unit in plan.units] == units
     assert [piece.frame_set.name[-2:] for unit in plan.units for piece in unit] == ["12", "12", "13", "13"]
