@@ -26,11 +26,12 @@ from hpcphotoz.sources.arrays.files.array_file import open_array_file, parts_of,
 from hpcphotoz.sources.arrays.image_kind import ImageKind, inspect_file, zero_points
 from hpcphotoz.sources.arrays.kept_arrays import describe_kept, join_kept
 from hpcphotoz.sources.arrays.planes import check_coverage
+from hpcphotoz.sources.arrays.row_plan import plan_row_ranges
 from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile, read_ids
 from hpcphotoz.sources.build import build_dataset
-from hpcphotoz.sources.catalogue import Redshifts, read_redshifts
+from hpcphotoz.sources.catalogue import read_redshifts
 from hpcphotoz.sources.constants import MASKED_FRACTION, ZERO_POINT
-from hpcphotoz.sources.engine.append import Append, Target, find_target
+from hpcphotoz.sources.engine.append import Append, find_target
 from hpcphotoz.sources.engine.damage import damage_entry
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
@@ -173,7 +174,7 @@ def ingest_arrays(
         if without_ebv:
             of = number_of(len(files), "file")
             print(f"no E(B-V) in {without_ebv} of {of}: for their objects 0 is stored", file=sys.stderr)
-        row_ranges, already_there = _units(files, ids, table, shard_rows, target)
+        row_ranges, already_there = plan_row_ranges(files, ids, table, shard_rows, target)
         return make, row_ranges, provenance, target.append(already_there)
 
     make, units, provenance, appended = mpi_ranks().on_first_rank(plan_here)
@@ -229,39 +230,3 @@ def _one_or_all(values: tuple[float, ...]) -> float | list[float]:
 def _size(source: SourceFile) -> int:
     """Bytes of a source's first file; 0 for a Zarr store, which its digest identifies."""
     return source.files[0].stat().st_size if source.files else 0
-
-
-def _units(
-    sources: Sequence[SourceFile],
-    ids: Sequence[npt.NDArray[np.int64]],
-    table: Redshifts | None,
-    shard_rows: int,
-    target: Target,
-) -> tuple[list[tuple[RowRange, ...]], int]:
-    """Returns the ranges of rows of each shard, from one file or several; and how many the target has."""
-    new = [target.lacks(own) for own in ids]
-    already_there = sum(int((~one).sum()) for one in new)
-    used = [k for k, one in enumerate(new) if one.any()]
-    if not used:
-        return [], already_there
-    sources, ids = [sources[k] for k in used], [ids[k] for k in used]
-    there = ~np.concatenate([new[k] for k in used])
-    every = np.concatenate(ids)
-    order = np.argsort(every, kind="stable")
-    again = np.zeros(len(every), np.bool_)
-    again[order[1:]] = every[order[1:]] == every[order[:-1]]
-    ends = np.cumsum([len(part) for part in ids])
-    units = []
-    for start in range(0, len(every), shard_rows):
-        stop, row_ranges = min(start + shard_rows, len(every)), []
-        while start < stop:
-            k = int(np.searchsorted(ends, start, side="right"))
-            base, until = int(ends[k]) - len(ids[k]), min(stop, int(ends[k]))
-            z = None if table is None else table.lookup(every[start:until])
-            listed = [tuple(np.flatnonzero(rows[start:until]).tolist()) for rows in (again, there)]
-            if not there[start:until].all():
-                row_ranges.append(RowRange(sources[k], start - base, until - base, z, *listed))
-            start = until
-        if row_ranges:
-            units.append(tuple(row_ranges))
-    return units, already_there
