@@ -25,6 +25,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import check_batch, count_subset_objects, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
+from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 
@@ -133,17 +134,8 @@ def point_estimates(pdf: Floats, bins: RedshiftBins) -> dict[str, Floats]:
         pdf: (N, n) probability per bin, rows that sum to 1.
         bins: the redshift bins.
     """
-    e = bins.edges()
-    centres = (e[1:] + e[:-1]) / 2
-    cdf = np.cumsum(pdf, axis=1)
-    k = (cdf < 0.5 * cdf[:, -1:]).sum(axis=1)  # the bin in which the CDF passes 1/2
-    rows = np.arange(len(pdf))
-    inside = (0.5 * cdf[:, -1] - (cdf[rows, k] - pdf[rows, k])) / pdf[rows, k]
-    return {
-        "zmode": centres[pdf.argmax(axis=1)],
-        "zmean": pdf @ centres,
-        "zmedian": e[k] + inside * bins.width,
-    }
+    found = RedshiftPdf(pdf, bins)
+    return {"zmode": found.mode, "zmean": found.mean, "zmedian": found.median}
 
 
 def _check_output_path(out: Path) -> None:

@@ -87,10 +87,10 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     where = {n.config.data.where for n in networks} if options.part != "all" else set()
     if len(where) > 1:
         raise BadInput(f"--part {options.part}: the runs have different data.where: give one run at a time")
-    parts = [text for text in (*where, options.where) if text]
-    both = " and ".join(f"({text})" for text in parts) if len(parts) > 1 else "".join(parts)
-    data = networks[0].config.data.model_copy(update={"where": both})
-    return Subset.from_options(data, options.part, manifest.header.bands, manifest.header.extra)
+    data = networks[0].config.data.model_copy(update={"where": "".join(where)})
+    return Subset.from_options(
+        data, options.part, manifest.header.bands, manifest.header.extra, where=options.where
+    )
 
 
 def add_choice(parser: Parser, name: str, default: str, text: str) -> None:

@@ -12,7 +12,7 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.order import Blocks
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.read.shard_files import ShardFiles
-from hpcphotoz.data.select.census import count_objects
+from hpcphotoz.data.select.census import SelectedObjects, count_objects
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
@@ -56,7 +56,12 @@ def read_batches(
 
 
 def count_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> int:
-    """Number of objects in a subset of a dataset; raises BadInput for none, or for an unreadable shard."""
+    """Number of objects in a subset of a dataset; raises BadInput as `find_subset_objects`."""
+    return find_subset_objects(data, manifest, subset).census.rows
+
+
+def find_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> SelectedObjects:
+    """Find the objects in a subset of a dataset; raises BadInput for none, or for an unreadable shard."""
     if manifest.rows == 0:
         raise BadInput(f"{data}: holds no object")
     if {"validation": subset.validation, "test": subset.test}.get(subset.part) == 0:
@@ -64,13 +69,13 @@ def count_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> int:
             f"{data}: the split of the training has no {subset.part} part (data.{subset.part} is 0): "
             f"choose another part, or a run trained with --data.{subset.part} 0.1"
         )
-    rows = count_objects(manifest, ShardFiles(data, manifest), [subset])[0].census.rows
-    if rows == 0:
+    objects = count_objects(manifest, ShardFiles(data, manifest), [subset])[0]
+    if objects.census.rows == 0:
         raise BadInput(
             f"{data}: none of its {manifest.rows} objects is selected{subset.text()}: "
             "change the part or the condition"
         )
-    return rows
+    return objects
 
 
 def check_batch(batch: int, limit: int | None = None) -> None:

@@ -1,8 +1,10 @@
 """The interface of a trained network to evaluation and prediction, and its PDFs."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +12,11 @@ from hpcphotoz.attacks.gradient import evaluation_mode
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.models.bins import RedshiftBins
 
 _SAME_SCALE = 0.01  # pixel scales from a WCS and from a survey's description differ by less
+_ROWS = 256  # objects of a forward pass of `predict_pdfs`
 
 
 class RedshiftNetwork(Protocol):
@@ -67,7 +71,7 @@ def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None
     images, bands = tensors["images"], len(network.bands)
     rows = len(images) if isinstance(images, Tensor) and images.ndim else 0
     rest = {"images": (bands, network.stamp, network.stamp), "sky_sigma": (bands,)}
-    device = next(network.module.parameters()).device
+    parameter = next(network.module.parameters(), images)  # a module without any is on no device
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise BadInput(f"{who}: {name}: a {type(tensor).__name__}: want a torch tensor")
@@ -77,8 +81,10 @@ def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None
                 f"{who}: {name} of shape {tuple(tensor.shape)} and {tensor.dtype}, but run "
                 f"'{network.name}' takes {wanted[0]} and {wanted[1]}"
             )
-        if tensor.device != device:
-            raise BadInput(f"{who}: {name} on {tensor.device}, but run '{network.name}' is on {device}")
+        if tensor.device != parameter.device:
+            raise BadInput(
+                f"{who}: {name} on {tensor.device}, but run '{network.name}' is on {parameter.device}"
+            )
         bad = tensor.isinf() if name == "z_spec" else ~tensor.isfinite()
         if name == "sky_sigma":
             bad |= tensor <= 0
@@ -126,3 +132,37 @@ def compute_pdfs(
             "has the training diverged? use an earlier checkpoint"
         )
     return torch.softmax(logits, dim=1)
+
+
+def predict_pdfs(
+    network: RedshiftNetwork, images: Tensor | npt.NDArray[Any], ebv: Tensor | npt.NDArray[Any]
+) -> RedshiftPdf:
+    """Predict the PDFs of any number of objects, some hundred at a time, as `compute_pdfs` does.
+
+    Args:
+        network: the trained network.
+        images: (N, B, H, W) nMgy: a float32 tensor on the network's device, or a numpy array of any numbers.
+        ebv: (N,) mag, likewise.
+
+    Raises:
+        BadInput: as `check_tensors` and `compute_pdfs`, or an array that does not hold numbers.
+    """
+    device = next(network.module.parameters()).device
+    x, e = _to_tensor("images", images, device), _to_tensor("ebv", ebv, device)
+    check_tensors(network, "predict", images=x, ebv=e)
+    pdf = np.empty((len(x), network.bins.n), np.float32)
+    number = torch.arange(len(x), device=device)
+    for first in range(0, len(x), _ROWS):
+        rows = slice(first, first + _ROWS)
+        pdf[rows] = compute_pdfs(network, x[rows], e[rows], number[rows]).cpu().numpy()
+    return RedshiftPdf(pdf, network.bins)
+
+
+def _to_tensor(name: str, values: Tensor | npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A numpy array as a float32 tensor on a device; anything else as it is, for `check_tensors`."""
+    if not isinstance(values, np.ndarray):
+        return values
+    if values.dtype.kind not in "fiub":
+        raise BadInput(f"predict: {name} of type {values.dtype}: want real numbers")
+    with np.errstate(over="ignore"):  # infinite in float32: `check_tensors` names the object
+        return torch.from_numpy(np.array(values, np.float32, order="C")).to(device)

@@ -16,6 +16,10 @@ class RedshiftBins:
     z_min: float = 0.0
     z_max: float = 0.4
 
+    def text(self) -> str:
+        """The bins in words, such as "180 bins on [0, 0.4)"."""
+        return f"{self.n} bins on [{self.z_min:g}, {self.z_max:g})"
+
     @property
     def width(self) -> float:
         """Width of a bin in redshift."""

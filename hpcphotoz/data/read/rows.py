@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -21,13 +22,14 @@ from hpcphotoz.data.format.shards import (
     stored_digests,
 )
 from hpcphotoz.data.format.stamps import COLUMNS, Stamps
-from hpcphotoz.data.read.shard_files import ShardFile
+from hpcphotoz.data.read.shard_files import ShardFile, ShardFiles
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
 
 Array = npt.NDArray[Any]
 _MAX_NAMED = 5  # damaged shards described in the message
+_MAX_GAP = 8  # rows from one chosen row to the next, up to which both are read together
 RowFilter = Callable[[Mapping[str, Array]], npt.NDArray[np.bool_]]  # columns -> which rows
 
 
@@ -63,18 +65,60 @@ def read_rows(
                 digests = stored_digests(folder, shard, file)
             for start in range(first, last, batch):
                 stop = min(start + batch, last)
-                with naming_damage(path, start, stop):
-                    found = {name: hdf5.read(file[name], start, stop) for name in names}
-                if digests is not None:
-                    wrong = start + np.flatnonzero(image_digests(found["images"]) != digests[start:stop])
-                    if len(wrong):
-                        raise BadInput(images_differ_message(path, wrong))
-                stamps = to_stamps(manifest.header, found)
-                check_finite(stamps.images, path, start)
+                found, stamps = _read_slab(file, path, manifest.header, names, digests, start, stop)
                 if row_filter is not None:
                     stamps = stamps[row_filter(found)]
                 if len(stamps):
                     yield stamps
+
+
+def read_chosen_rows(
+    folder: Path, manifest: Manifest, files: ShardFiles, number: int, rows: npt.NDArray[np.int64]
+) -> Stamps:
+    """Read some rows of one shard, after comparing checksums.
+
+    Args:
+        folder, manifest: the dataset.
+        files: of the dataset; they compare the labels of a shard with their checksum at the first call.
+        number: of the shard.
+        rows: (n,) row numbers in the shard, increasing, n >= 1.
+
+    Raises:
+        BadInput: the shard cannot be read, is damaged or does not match the manifest.
+    """
+    shard = manifest.shards[number]
+    path, names = folder / shard.file, columns_to_read(manifest.header)
+    files.verify_labels(number)
+    parts = []
+    with open_shard(folder, manifest, shard) as file:
+        with naming_damage(path):
+            digests = stored_digests(folder, shard, file)
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) > _MAX_GAP) + 1):
+            first, last = int(run[0]), int(run[-1])
+            _, stamps = _read_slab(file, path, manifest.header, names, digests, first, last + 1)
+            parts.append(stamps[run - first])
+    return Stamps.concatenate(parts)
+
+
+def _read_slab(
+    file: h5py.File,
+    path: Path,
+    header: Header,
+    names: Collection[str],
+    digests: npt.NDArray[np.uint64] | None,
+    start: int,
+    stop: int,
+) -> tuple[dict[str, Array], Stamps]:
+    """Rows from `start` to `stop` - 1 of a shard, images compared with `digests`: as stored, and decoded."""
+    with naming_damage(path, start, stop):
+        found = {name: hdf5.read(file[name], start, stop) for name in names}
+    if digests is not None:
+        wrong = start + np.flatnonzero(image_digests(found["images"]) != digests[start:stop])
+        if len(wrong):
+            raise BadInput(images_differ_message(path, wrong))
+    stamps = to_stamps(header, found)
+    check_finite(stamps.images, path, start)
+    return found, stamps
 
 
 def columns_to_read(header: Header, pixel_columns: Collection[str] = ()) -> list[str]:

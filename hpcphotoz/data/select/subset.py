@@ -36,16 +36,26 @@ class Subset:
 
     @classmethod
     def from_options(
-        cls, options: Data, part: SplitPart, bands: Sequence[str], extra: Sequence[ExtraColumn] = ()
+        cls,
+        options: Data,
+        part: SplitPart,
+        bands: Sequence[str],
+        extra: Sequence[ExtraColumn] = (),
+        where: str = "",
     ) -> "Subset":
         """The subset that the options describe, of a dataset with these bands and extra columns.
 
+        With `where`, a second predicate, of the objects that meet both.
+
         Raises:
-            BadInput: `where` is not a predicate on the labels, or the split is by a column that there is not.
+            BadInput: `options.where` or `where` is not a predicate on the labels, or the split is by a column
+                that there is not.
         """
-        where = Predicate.parse(options.where, bands, extra) if options.where else None
+        texts = [text for text in (options.where, where) if text]
+        text = " and ".join(f"({one})" for one in texts) if len(texts) > 1 else "".join(texts)
+        predicate = Predicate.parse(text, bands, extra) if text else None
         groups = SplitGroups.parse(options.split_by, extra) if part != "all" else None
-        return cls(part, options.validation, options.test, options.split_seed, where, groups)
+        return cls(part, options.validation, options.test, options.split_seed, predicate, groups)
 
     @property
     def is_split(self) -> bool:

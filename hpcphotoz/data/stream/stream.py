@@ -7,7 +7,7 @@ only copy is the kernel's.
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.census import Census, SelectedObjects, count_objects, load_objects, save_objects
 from hpcphotoz.data.select.subset import SplitPart, Subset
 from hpcphotoz.data.stream.batch import Batch
+from hpcphotoz.data.stream.position import StreamPosition
 from hpcphotoz.data.stream.window import BufferPool, Window
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
@@ -36,9 +37,10 @@ class Stream:
     """Batches of a dataset, shuffled over blocks and then within windows of blocks.
 
     Every object of the part is seen exactly once an epoch over all ranks, at any world size; the global
-    sequence depends on (seed, epoch) alone. The state of a stream is (epoch, batch index): pass them to
-    `epoch` to resume. Memory is `windows_ahead` + 1 windows, shared by the ranks, and one bit an object where
-    only some are selected.
+    sequence depends on (seed, epoch) alone. `for batch in stream` yields what is left of the current epoch,
+    and the next time the next one; `state_dict` and `load_state_dict` resume it at any batch. `epoch` yields
+    any epoch. Memory is `windows_ahead` + 1 windows, shared by the ranks, and one bit an object where only
+    some are selected.
 
     Args:
         folder: the dataset.
@@ -85,6 +87,8 @@ class Stream:
         slots = -(-global_batch // self._world.size)
         self._buffers = BufferPool(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
         self._verified = False
+        facts = {"dataset": self.manifest.sha256, "seed": seed, "global_batch": global_batch}
+        self._position = StreamPosition(options, **facts, part=part, shuffle=shuffle)
         self.threads = options.read_threads
         self.busy_s = 0.0  # seconds that reading threads have worked, added up
 
@@ -149,6 +153,34 @@ class Stream:
     def batches(self) -> int:
         """Global batches an epoch, the last partial one included."""
         return -(-self.rows // self._global_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """This rank's batches that are left of the current epoch; the next iteration yields the next epoch.
+
+        Raises:
+            BadInput: as `epoch`.
+        """
+        position = self._position
+        epoch, start = position.epoch, position.batch
+        for batch in self.epoch(epoch, start):
+            last = batch.index + 1 == self.batches
+            position.epoch, position.batch = (epoch + 1, 0) if last else (epoch, batch.index + 1)
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where iteration continues, for a checkpoint; the batch that was yielded last counts as done.
+
+        `epoch` and `batch` are the next ones. The state holds for any world size and fits into `torch.save`.
+        """
+        return self._position.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the stream stood whose `state_dict` is given.
+
+        Raises:
+            BadInput: the other stream had another dataset, seed, batch size, part or order.
+        """
+        self._position.load_state_dict(state)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, from global batch `start` on.

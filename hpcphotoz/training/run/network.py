@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse
 from hpcphotoz.config.renamed import to_current
 from hpcphotoz.errors import BadInput, first_line
-from hpcphotoz.evaluation.network import check_tensors, compute_pdfs
+from hpcphotoz.evaluation.network import check_tensors, compute_pdfs, predict_pdfs
+from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
+from hpcphotoz.evaluation.report.html_table import html_table
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build, load_weights
 from hpcphotoz.models.factory import change_of_source, source_of
@@ -48,7 +51,7 @@ class _Facts(BaseModel):
     source_sha256: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedNetwork:
     """A trained network in evaluation mode, with what is needed to use it."""
 
@@ -77,6 +80,38 @@ class TrainedNetwork:
         """
         check_tensors(self, "pdf", images=images, ebv=ebv)
         return compute_pdfs(self, images, ebv, torch.arange(len(images), device=images.device))
+
+    def predict(self, images: Tensor | npt.NDArray[Any], ebv: Tensor | npt.NDArray[Any]) -> RedshiftPdf:
+        """The PDFs of any number of objects, with their means, modes and quantiles, in memory of the host.
+
+        Args:
+            images: (N, bands, y, x) nanomaggies, bands as in `bands`: a float32 tensor on the module's
+                device, or a numpy array of any numbers.
+            ebv: (N,) mag, likewise.
+
+        Raises:
+            BadInput: as `pdf`, or an array that does not hold numbers.
+        """
+        return predict_pdfs(self, images, ebv)
+
+    def __repr__(self) -> str:
+        return f"<TrainedNetwork '{self.name}': {self._summary()}>"
+
+    def _repr_html_(self) -> str:
+        adversarial, attack = self.config.adversarial, self.config.attack
+        attacks = f"{attack.method}, eps {attack.eps:g} sky sigma, on {adversarial.fraction:.0%} of a batch"
+        rows = {
+            "optimiser steps": f"{self.step:,}",
+            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            "attacked in training": attacks if adversarial.fraction else "no",
+            "dataset's manifest, SHA-256": self.manifest_sha256[:16],
+        }
+        return html_table(f"{self.name}: {self._summary()}", [], [list(pair) for pair in rows.items()])
+
+    def _summary(self) -> str:
+        takes = f"bands {' '.join(self.bands)}, stamps of {self.stamp} x {self.stamp} pixels"
+        device = next(self.module.parameters()).device
+        return f"{self.config.model.name}, {takes}, {self.bins.text()}, {device}"
 
 
 def load_network(run: Path | str, device: torch.device | str = "cpu") -> TrainedNetwork:

@@ -1,0 +1,256 @@
+"""Open a dataset from Python: batches of tensors, single objects and slices, pictures."""
+
+import operator
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hpcphotoz.api.arguments import whole_number
+from hpcphotoz.config import Data
+from hpcphotoz.data.format.manifest import Manifest, read_manifest
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps
+from hpcphotoz.data.order import Blocks
+from hpcphotoz.data.read.rows import read_chosen_rows, read_rows
+from hpcphotoz.data.read.shard_files import ShardFiles
+from hpcphotoz.data.select.subset import ALL_OBJECTS, SPLIT_PARTS, Selection, SplitPart, Subset
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.batches import find_subset_objects, to_tensors
+from hpcphotoz.evaluation.report.html_table import html_table
+from hpcphotoz.output import number_of
+from hpcphotoz.training.distributed.rank_device import choose_device
+from hpcphotoz.training.run.network import TrainedNetwork
+from hpcphotoz.world import World
+
+_MOSAIC = 32  # stamps of a picture
+_LISTED = 5  # objects of a table
+
+
+@dataclass(frozen=True, repr=False)
+class StampBatch:
+    """Images and labels of N objects as tensors on one device."""
+
+    images: Tensor  # (N, bands, y, x) float32, nanomaggies
+    ebv: Tensor  # (N,) float32, mag
+    z_spec: Tensor  # (N,) float32, NaN: unknown
+    sky_sigma: Tensor  # (N, bands) float32, nanomaggies per pixel
+    object_id: Tensor  # (N,) int64
+    bands: tuple[str, ...]  # of the images, in their order
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"<StampBatch: {self._summary()}>"
+
+    def _repr_html_(self) -> str:
+        columns = (self.object_id, self.z_spec, self.ebv)
+        values = zip(*(column[:_LISTED].tolist() for column in columns), strict=True)
+        rows = [[str(number), f"{z:.4f}", f"{ebv:.4f}"] for number, z, ebv in values]
+        more = len(self) - len(rows)
+        return html_table(self._summary(), ["object_id", "z_spec", "E(B-V)"], rows, more)
+
+    def _summary(self) -> str:
+        side = " x ".join(map(str, self.images.shape[2:]))
+        bands = " ".join(self.bands)
+        return (
+            f"{number_of(len(self), 'object')}, bands {bands}, stamps of {side} pixels, {self.images.device}"
+        )
+
+    def plot(self, n: int = _MOSAIC) -> Any:
+        """Draw the first `n` stamps as colour images with pyplot, all with the same stretch.
+
+        Returns:
+            Array of Matplotlib's axes, (rows, columns); those without a stamp are empty.
+
+        Raises:
+            BadInput: no object, `n` is no whole number of at least 1, or matplotlib is not installed.
+        """
+        if (n := whole_number("n", n)) < 1:
+            raise BadInput(f"n {n}: must be at least 1")
+        from hpcphotoz.evaluation.report.notebook import plot_stamps
+
+        arrays = (one[:n].detach().cpu().numpy() for one in (self.images, self.sky_sigma, self.z_spec))
+        return plot_stamps(*arrays, self.bands)
+
+
+@dataclass(frozen=True, repr=False)
+class Dataset:
+    """A dataset on disk, or a subset of it: N objects, in the order in which they are stored.
+
+    `len(dataset)` is N, `dataset[i]` the object at place i and `dataset[i:j]` those of a slice, as a
+    `StampBatch`; iteration yields batches. All are checked against the checksums.
+    """
+
+    folder: Path
+    manifest: Manifest  # number of objects, bands, stamp size, pixel scale, statistics and provenance
+    batch: int  # greatest number of objects in a batch; the last batch of a shard may hold fewer
+    subset: Subset  # which objects are read
+    device: torch.device  # where the tensors are put
+    _selection: Selection | None = field(default=None, compare=False)  # None: all objects
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.folder}: {self._summary()}>"
+
+    def _repr_html_(self) -> str:
+        shards, header = self.manifest.shards, self.manifest.header
+        ends = [z for shard in shards for z in (shard.z_min, shard.z_max) if z is not None]
+        unknown = sum(shard.unlabelled for shard in shards)
+        z = f"{min(ends):.4f} to {max(ends):.4f}" if ends else "unknown"
+        statistics = self.manifest.statistics.sky_sigma
+        sky = ", ".join(f"{band} {sky:.3g}" for band, sky in zip(header.bands, statistics, strict=True))
+        facts = {
+            "pixel scale": f"{header.pixel_scale:g} arcsec",
+            "z_spec": z + (f", unknown for {unknown:,}" if unknown and ends else ""),
+            "mean sky sigma": f"{sky} nMgy",
+            "stored as": f"{header.storage}, {number_of(len(shards), 'shard')}",
+        }
+        if self.subset.columns:
+            facts = {f"{name} (all objects)": value for name, value in facts.items()}
+        return html_table(f"{self.folder}: {self._summary()}", [], [list(pair) for pair in facts.items()])
+
+    def _summary(self) -> str:
+        header, rows = self.manifest.header, self.manifest.rows
+        count = f"{rows:,} objects" if self._selection is None else f"{len(self):,} of {rows:,} objects"
+        bands, side = " ".join(header.bands), f"{header.stamp} x {header.stamp} pixels"
+        return f"{count}{self.subset.text()}, bands {bands}, stamps of {side}"
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, key: int | slice) -> StampBatch:
+        """The object at a place, as a batch of one, or the objects of a slice, all in memory.
+
+        Raises:
+            IndexError: no object at that place.
+            BadInput: a shard that is damaged or does not match the manifest.
+        """
+        if isinstance(key, slice):
+            return self._read(np.arange(len(self))[key])
+        place, n = operator.index(key), len(self)
+        if not -n <= place < n:
+            raise IndexError(f"object {place} of a dataset of {n:,}")
+        return self._read(np.array([place % n]))
+
+    def __iter__(self) -> Iterator[StampBatch]:
+        """Batches, checked against the checksums.
+
+        Raises:
+            BadInput: a shard that is damaged or does not match the manifest.
+        """
+        row_filter = self.subset if self.subset.columns else None
+        for stamps in read_rows(self.folder, self.manifest, self.batch, row_filter):
+            yield self._to_batch(stamps)
+
+    def plot(self, n: int = _MOSAIC) -> Any:
+        """Draw `n` objects, evenly spaced over the dataset, as `StampBatch.plot` does.
+
+        `hpcphotoz inspect --plot` draws redshifts, magnitudes and noise too.
+
+        Returns:
+            Array of Matplotlib's axes.
+
+        Raises:
+            BadInput: as `StampBatch.plot`, or a damaged shard.
+        """
+        n = min(whole_number("n", n), len(self))
+        places = np.linspace(0, len(self) - 1, max(n, 1)).round().astype(np.int64) if len(self) else []
+        axes = self._read(np.asarray(places, np.int64)).plot(n)
+        figure, title = axes[0, 0].figure, f"{self.folder.resolve().name}: {self._summary()}"
+        figure.suptitle(textwrap.fill(title, int(14 * figure.get_figwidth())), fontsize=9)
+        return axes
+
+    def _read(self, places: npt.NDArray[np.int64]) -> StampBatch:
+        """The objects at these places, which are in increasing or decreasing order."""
+        if len(places) == 0:
+            bands, stamp = len(self.manifest.header.bands), self.manifest.header.stamp
+            shapes = {"images": (bands, stamp, stamp), "sky_sigma": (bands,)}
+            empty = {name: np.empty((0, *shapes.get(name, ())), dtype) for name, dtype in COLUMNS.items()}
+            return self._to_batch(Stamps(**empty))
+        step = -1 if places[0] > places[-1] else 1
+        places = places[::step]
+        number = np.searchsorted(self._ends, places, side="right")
+        parts = []
+        for shard in np.unique(number).tolist():
+            rows = places[number == shard] - (self._ends[shard - 1] if shard else 0)
+            if self._selection is not None:
+                rows = np.flatnonzero(self._mask(shard))[rows]
+            parts.append(read_chosen_rows(self.folder, self.manifest, self._files, shard, rows))
+        return self._to_batch(Stamps.concatenate(parts)[::step])
+
+    def _to_batch(self, stamps: Stamps) -> StampBatch:
+        return StampBatch(**to_tensors(stamps, self.device), bands=self.manifest.header.bands)
+
+    @cached_property
+    def _files(self) -> ShardFiles:
+        return ShardFiles(self.folder, self.manifest)
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        """Place after the last object of each shard, (shards,)."""
+        rows = [shard.rows for shard in self.manifest.shards]
+        if self._selection is not None:
+            rows = [int(self._mask(shard).sum()) for shard in range(len(rows))]
+        return np.cumsum(np.asarray(rows, np.int64))
+
+    def _mask(self, shard: int) -> npt.NDArray[np.bool_]:
+        """Which rows of a shard are selected."""
+        assert self._selection is not None
+        return self._selection(Blocks.single(shard, 0, self.manifest.shards[shard].rows))
+
+
+def open(
+    folder: Path | str,
+    *,
+    where: str = "",
+    part: SplitPart = "all",
+    network: TrainedNetwork | None = None,
+    batch: int = 256,
+    subset: Subset = ALL_OBJECTS,
+    device: str = "auto",
+) -> Dataset:
+    """Open a dataset.
+
+    Args:
+        folder: dataset folder.
+        where: only objects that meet this condition on their labels, such as "z_spec < 0.3 and ebv < 0.1".
+        part: "train", "validation" or "test" of the split with which `network` was trained, and of the
+            objects that its own data.where selects; or "all".
+        network: the network whose split `part` means; needed only with a part.
+        batch: greatest number of objects in a batch.
+        subset: which objects to read, in place of `where` and `part`: a
+            `hpcphotoz.data.select.subset.Subset`.
+        device: where batches are put: "cuda", "cpu", or "auto": a GPU where there is one.
+
+    Raises:
+        BadInput: no finished dataset, a shard that is missing, a condition that is none, a part without a
+            network, a subset without objects (all labels are read to count them), a batch below 1, or no such
+            device.
+    """
+    if (batch := whole_number("batch", batch)) < 1:
+        raise BadInput(f"batch {batch}: must be at least 1")
+    path = Path(folder)
+    manifest, chosen = read_manifest(path), choose_device(World(), device)
+    if where or part != "all":
+        if subset != ALL_OBJECTS:
+            raise BadInput("open: subset beside where or part: give one or the other")
+        subset = _subset(where, part, network, manifest.header.bands)
+    selection = find_subset_objects(path, manifest, subset).selection if subset.columns else None
+    return Dataset(path, manifest, batch, subset, chosen, selection)
+
+
+def _subset(where: str, part: SplitPart, network: TrainedNetwork | None, bands: tuple[str, ...]) -> Subset:
+    if part not in SPLIT_PARTS:
+        raise BadInput(f"part {part!r}: want one of {', '.join(SPLIT_PARTS)}")
+    if part == "all":
+        return Subset.from_options(Data(where=where), part, bands)
+    if network is None:
+        raise BadInput(f"part {part!r}: of which split? give network=hpcphotoz.load(RUN), trained on it")
+    return Subset.from_options(network.config.data, part, bands, where)

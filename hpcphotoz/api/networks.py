@@ -1,0 +1,187 @@
+"""Train, load and attack a network from Python."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from hpcphotoz.api.arguments import whole_number
+from hpcphotoz.api.dataset import StampBatch
+from hpcphotoz.attacks import perturb
+from hpcphotoz.config import Config
+from hpcphotoz.config import load as configuration
+from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.batches import attack_labels
+from hpcphotoz.evaluation.inference import PASSES
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_tensors, compute_pdfs
+from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.training import trainer
+from hpcphotoz.training.distributed.rank_device import choose_device
+from hpcphotoz.training.run.network import TrainedNetwork, load_network
+from hpcphotoz.world import World
+
+
+def train(
+    config: Config | Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    device: str = "auto",
+    profile: bool = False,
+    **options: object,
+) -> Path:
+    """Train a network, or continue its training: the same call resumes from the newest checkpoint in `out`.
+
+    Under torchrun, srun or mpirun every rank makes this call. Ctrl-C, SIGTERM and the option `wall_minutes`
+    end the training early, with a checkpoint. Where the network is compiled, TORCHINDUCTOR_CACHE_DIR and
+    TRITON_CACHE_DIR stay set, to a folder of the user's cache, unless they were set before.
+
+    Args:
+        config: name of a recipe ("standard", "adversarial", ...), path of a TOML file, or a `Config`.
+        data: dataset folder.
+        out: run folder; made where it does not exist.
+        device: "cuda", "cpu", or "auto": a GPU where there is one.
+        profile: write where the time of a step goes to `out`/profile.
+        options: options of the configuration by name, such as epochs=10 or eps=0.2; they replace those of
+            `config`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        BadInput: an unknown option, a value out of range, an unusable dataset, no such device, or a folder
+            that holds another run.
+        Diverged: the loss became NaN or infinite; the newest checkpoint is from before.
+    """
+    settings = config if isinstance(config, Config) else configuration.load(str(config))
+    if options:
+        tree = settings.model_dump()
+        for section, values in configuration.nested(configuration.named(options, "train")).items():
+            tree[section] |= values
+        settings = configuration.parse(tree, "train")
+    trainer.train(settings, Path(data), Path(out), profile, device)
+    return Path(out)
+
+
+def load(run: Path | str, device: str = "auto") -> TrainedNetwork:
+    """Load the network of a run's newest checkpoint, or of a safetensors file, in evaluation mode.
+
+    `network.predict(images, ebv)` gives the PDFs; `network.module` is the torch module, `network.bins` its
+    redshift bins, `network.config` the configuration of the run.
+
+    Args:
+        run: run folder, one checkpoint file in it, or a file *.safetensors that `save_network` wrote.
+        device: "cuda", "cpu", or "auto": a GPU where there is one.
+
+    Raises:
+        BadInput: no such run, no checkpoint in it that loads, or no such device.
+    """
+    return load_network(run, choose_device(World(), device))
+
+
+def attack(
+    network: TrainedNetwork | nn.Module,
+    batch: StampBatch,
+    *,
+    bins: RedshiftBins | None = None,
+    method: str = "pgd",
+    eps: float = 0.1,
+    steps: int = 10,
+    seed: int = 0,
+    **options: object,
+) -> Tensor:
+    """Attack the images of a batch, in float32. The command `attack` does the same for a whole dataset.
+
+    An autocast of the caller has no effect, and the mode of the module is restored.
+
+    An object of unknown redshift is attacked away from the most probable redshift of its own clean PDF.
+
+    Args:
+        network: the network to attack, or a torch module of your own: called as module(images, ebv), or as
+            module(images) where its `forward` has neither a second required argument nor one called `ebv`. It
+            returns logits, (N, bins.n).
+        batch: the objects, on the network's device.
+        bins: redshift bins of the logits of a module; a `TrainedNetwork` has its own.
+        method: "fgsm", "pgd" or "apgd".
+        eps: radius of the ball in sky sigmas of each object and band.
+        steps: steps of "pgd" and "apgd".
+        seed: key of the random starts.
+        options: further options of the configuration's section `attack`: ball, step_size, random_start,
+            restarts, loss, target, target_value, stop.
+
+    Returns:
+        Attacked images, (N, bands, y, x) float32, nanomaggies.
+
+    Raises:
+        BadInput: an unknown option, a value out of range, options that contradict each other, a batch whose
+            bands, shapes, types, device or values the network does not take, or a module without `bins`.
+    """
+    network = _with_bins(network, batch, bins)
+    bins, z, run = network.bins, batch.z_spec, f"run '{network.name}'"
+    asked = {"method": method, "eps": eps, "steps": steps, **options}
+    tree = {"model": {"z_min": bins.z_min, "z_max": bins.z_max}, "attack": asked}
+    chosen = configuration.parse(tree, "attack").attack
+    if not -(2**63) <= (seed := whole_number("seed", seed)) < 2**63:
+        raise BadInput(f"seed {seed}: must be a whole number of 64 bits")
+    tensors: dict[str, Any] = {**vars(batch)}
+    if (bands := tuple(tensors.pop("bands"))) != network.bands:
+        ours, theirs = ",".join(network.bands), ",".join(bands)
+        raise BadInput(f"attack: a batch of bands {theirs} but {run} takes {ours}, in that order")
+    check_tensors(network, "attack", **tensors)
+    outside = (z < bins.z_min) | (z >= bins.z_max)
+    if outside.any():
+        who = f"object {int(batch.object_id[outside][0])} has z_spec {float(z[outside][0]):.4f}"
+        raise BadInput(f"attack: {who}, outside [{bins.z_min}, {bins.z_max}) of {run}")
+    if z.isnan().any():
+        z = attack_labels(bins, compute_pdfs(network, batch.images, batch.ebv, batch.object_id), z)
+    given, passes = (batch.images, batch.ebv, z, batch.sky_sigma, batch.object_id), PASSES["fp32"]
+    return perturb(network.module, *given, attack=chosen, bins=bins, seed=seed, passes=passes)
+
+
+@dataclass(frozen=True)
+class _UserNetwork:
+    """A torch module with the members of `RedshiftNetwork`, for batches of certain bands and size."""
+
+    name: str
+    module: nn.Module  # called as module(images, ebv)
+    bins: RedshiftBins
+    bands: tuple[str, ...]
+    stamp: int
+    step: int = 0
+
+
+class _WithoutEbv(nn.Module):
+    """Calls a module of images alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        return cast(Tensor, self.module(images))
+
+
+def _with_bins(
+    network: TrainedNetwork | nn.Module, batch: StampBatch, bins: RedshiftBins | None
+) -> RedshiftNetwork:
+    if not isinstance(network, nn.Module):
+        if bins is not None and bins != network.bins:
+            raise BadInput(f"attack: bins: run '{network.name}' has its own: leave them out")
+        return network
+    name = type(network).__name__
+    if bins is None:
+        raise BadInput(
+            f"attack: bins: missing for the module {name}: say what its logits mean, such as "
+            "bins=RedshiftBins(180, 0.0, 0.4)"
+        )
+    module = network if _takes_ebv(network) else _WithoutEbv(network)
+    return _UserNetwork(name, module, bins, tuple(batch.bands), int(batch.images.shape[-1]))
+
+
+def _takes_ebv(module: nn.Module) -> bool:
+    arguments = inspect.signature(module.forward).parameters.values()
+    placed = [one for one in arguments if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    required = [one for one in placed if one.default is one.empty]
+    return len(required) > 1 or any(one.name == "ebv" for one in arguments)
