@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report.html_table import html_table
@@ -108,12 +109,13 @@ class RedshiftPdf:
         probability = np.random.default_rng(seed).random((len(self), n))
         return np.stack([self._inverse_cdf(column) for column in probability.T], axis=1)
 
-    def plot(self, z_spec: Array | None = None, ax: Any = None) -> Any:
+    def plot(self, z_spec: Array | Tensor | None = None, *, label: str = "", ax: Any = None) -> Any:
         """Draw the PDFs with pyplot: up to six as curves, more as their mean with the histogram of z_spec.
 
         Args:
-            z_spec: (N,) redshifts to compare with, numpy array or CPU tensor; NaN: unknown.
-            ax: Matplotlib's axes to draw on; None: new ones.
+            z_spec: (N,) redshifts to compare with; NaN: unknown.
+            label: first word of the legend's entries, such as "attacked".
+            ax: Matplotlib's axes to draw on, with other PDFs perhaps; None: new ones.
 
         Returns:
             The axes.
@@ -123,8 +125,10 @@ class RedshiftPdf:
         """
         from hpcphotoz.evaluation.report.notebook import plot_pdfs
 
+        if isinstance(z_spec, Tensor):
+            z_spec = z_spec.detach().cpu().numpy()
         z = None if z_spec is None else np.asarray(z_spec, np.float64)
-        return plot_pdfs(self.pdf, self.bins.edges(), z, ax)
+        return plot_pdfs(self.pdf, self.bins.edges(), z, label, ax)
 
     def to_qp(self) -> Any:
         """The PDFs as a `qp.Ensemble` of histograms, with zmode, zmean and zmedian beside them.

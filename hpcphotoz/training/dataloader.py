@@ -12,7 +12,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.data.select.census import Census, SelectedObjects
 from hpcphotoz.data.select.subset import SplitPart
-from hpcphotoz.data.stream.batch import Batch
+from hpcphotoz.data.stream.batch import Batch, empty_batch
 from hpcphotoz.data.stream.device import batch_to_device, prefetch_to_device
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
@@ -86,7 +86,7 @@ class RankLoader:
                 try:
                     batch = next(batches)
                 except (BadInput, OSError, StopIteration) as error:
-                    batch = batch_to_device(self.train.empty(), self.device)
+                    batch = batch_to_device(empty_batch(self.train.manifest.header), self.device)
                     early = f"{self.data}: fewer objects than were counted: has it changed since the start?"
                     problem = problem or (early if isinstance(error, StopIteration) else str(error))
                 self.waited_s += time.monotonic() - start

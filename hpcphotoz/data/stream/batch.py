@@ -1,8 +1,13 @@
 """A rank's slice of a global batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from hpcphotoz.data.format.manifest import Header, columns
 
 
 @dataclass(frozen=True)
@@ -19,3 +24,14 @@ class Batch:
     index: int  # number of the global batch in its epoch
     image_unit: Tensor | None = None  # (n, B) float32 nMgy (negative: see `encoding`); None: images are nMgy
     skipped: int = 0  # damaged objects of this slice that were left out
+
+
+def empty_batch(header: Header) -> Batch:
+    """An empty batch, for a rank that takes part in a step without objects."""
+    names = {one.name for one in fields(Batch)}
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(np.empty((0, *row), dtype))
+        for name, (row, dtype) in columns(header).items()
+        if name in names
+    }
+    return Batch(**tensors, position=torch.zeros(0, dtype=torch.int64), size=0, index=0)

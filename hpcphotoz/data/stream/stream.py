@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hpcphotoz.config import Data
@@ -228,15 +227,6 @@ class Stream:
             finally:
                 for window, _ in coming:
                     window.stop()
-
-    def empty(self) -> Batch:
-        """An empty batch, for a rank that takes part in a step without objects."""
-        tensors: dict[str, Any] = {
-            name: torch.from_numpy(np.empty((0, *row), dtype))
-            for name, (row, dtype) in columns(self.manifest.header).items()
-            if name not in ("ra", "dec")
-        }
-        return Batch(**tensors, position=torch.zeros(0, dtype=torch.int64), size=0, index=0)
 
     def plan(self, epoch: int, start: int = 0) -> Iterator[order.WindowOrder]:
         """The windows of an epoch from global batch `start` on; the same on every rank."""

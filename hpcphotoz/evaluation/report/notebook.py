@@ -11,6 +11,7 @@ from hpcphotoz.evaluation.report.rgb import rgb_images, three_bands
 
 try:
     from matplotlib import pyplot
+    from matplotlib.patches import StepPatch
 except ImportError:
     raise BadInput("plots need matplotlib: pip install 'hpcphotoz[report]'") from None
 
@@ -51,13 +52,14 @@ def plot_stamps(images: Floats, sky_sigma: Floats, z_spec: Floats, bands: tuple[
     return axes
 
 
-def plot_pdfs(pdf: Floats, edges: Floats, z_spec: Floats | None, ax: Any = None) -> Any:
+def plot_pdfs(pdf: Floats, edges: Floats, z_spec: Floats | None, label: str = "", ax: Any = None) -> Any:
     """Draw up to six PDFs as curves, more as their mean; redshifts are dotted lines, or a histogram.
 
     Args:
         pdf: (N, n) probability per bin.
         edges: (n + 1,) redshift.
         z_spec: (N,) to compare with, NaN: unknown; None: nothing.
+        label: first word of the legend's entries.
         ax: axes to draw on; None: new ones.
 
     Returns:
@@ -72,21 +74,22 @@ def plot_pdfs(pdf: Floats, edges: Floats, z_spec: Floats | None, ax: Any = None)
         raise BadInput(f"plot: z_spec of shape {z_spec.shape} for PDFs of {len(pdf)} objects")
     if ax is None:
         ax = pyplot.subplots(figsize=(6, 3.2), layout="constrained")[1]
-    density = pdf / np.diff(edges)
-    known = None if z_spec is None else z_spec[np.isfinite(z_spec)]
+    known = np.full(len(pdf), False) if z_spec is None else np.isfinite(z_spec)
+    curves, names = pdf / np.diff(edges), [f"{label} {k}".strip() for k in range(len(pdf))]
     if len(pdf) > _MAX_CURVES:
-        if known is not None and len(known):
-            bins = np.linspace(edges[0], edges[-1], int(np.clip(2 * np.sqrt(len(known)), 8, 50)) + 1)
-            ax.hist(known, bins, density=True, color="0.82", label=f"$z_{{spec}}$ of {len(known):,}")
-        ax.stairs(density.mean(axis=0), edges, color=COLOURS[1], lw=1.5, label=f"mean of {len(pdf):,} PDFs")
-    else:
-        for k, (one, colour) in enumerate(zip(density, COLOURS, strict=False)):
-            ax.stairs(one, edges, color=colour, lw=1.4, label=f"object {k}")
-            if z_spec is not None and np.isfinite(z_spec[k]):
-                ax.axvline(z_spec[k], color=colour, lw=1.2, ls=":")
-        if known is not None and len(known):
-            ax.plot([], [], color="black", lw=1.2, ls=":", label="$z_{spec}$")
+        curves, names = curves.mean(axis=0)[None], [f"{label} mean of {len(pdf):,} PDFs".strip()]
+        if z_spec is not None and known.any():
+            bins = np.linspace(edges[0], edges[-1], int(np.clip(2 * np.sqrt(known.sum()), 8, 50)) + 1)
+            ax.hist(z_spec[known], bins, density=True, color="0.82", label=f"$z_{{spec}}$ of {known.sum():,}")
+    elif len(pdf) == 1:
+        names = [label or "PDF"]
+    drawn = sum(isinstance(one, StepPatch) for one in ax.patches)
+    for k, (curve, name) in enumerate(zip(curves, names, strict=True)):
+        colour = COLOURS[(drawn + k) % len(COLOURS)]
+        ax.stairs(curve, edges, color=colour, lw=1.4, label=name)
+        if z_spec is not None and known[k] and len(pdf) <= _MAX_CURVES:
+            ax.axvline(z_spec[k], color=colour, lw=1.2, ls=":", label=f"$z_{{spec}}$ {z_spec[k]:.3f}")
     ax.set(xlabel="redshift", ylabel="probability density", xlim=(edges[0], edges[-1]))
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, None)
     ax.legend(frameon=False, fontsize=8)
     return ax
