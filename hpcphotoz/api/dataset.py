@@ -77,8 +77,9 @@ class StampBatch:
             raise BadInput(f"n {n}: must be at least 1")
         from hpcphotoz.evaluation.report.notebook import plot_stamps
 
-        arrays = (one[:n].detach().cpu().numpy() for one in (self.images, self.sky_sigma, self.z_spec))
-        return plot_stamps(*arrays, self.bands)
+        columns = (self.images, self.sky_sigma, self.z_spec)
+        images, sky_sigma, z_spec = (one[:n].detach().cpu().numpy() for one in columns)
+        return plot_stamps(images, sky_sigma, z_spec, self.bands)
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,8 +162,8 @@ class Dataset:
             BadInput: as `StampBatch.plot`, or a damaged shard.
         """
         n = min(whole_number("n", n), len(self))
-        places = np.linspace(0, len(self) - 1, max(n, 1)).round().astype(np.int64) if len(self) else []
-        axes = self._read(np.asarray(places, np.int64)).plot(n)
+        places = np.linspace(0, len(self) - 1, max(n, 1)).round().astype(np.int64)
+        axes = self._read(places[: len(self)]).plot(n)
         figure, title = axes[0, 0].figure, f"{self.folder.resolve().name}: {self._summary()}"
         figure.suptitle(textwrap.fill(title, int(14 * figure.get_figwidth())), fontsize=9)
         return axes

@@ -118,26 +118,26 @@ def attack(
         BadInput: an unknown option, a value out of range, options that contradict each other, a batch whose
             bands, shapes, types, device or values the network does not take, or a module without `bins`.
     """
-    network = _with_bins(network, batch, bins)
-    bins, z, run = network.bins, batch.z_spec, f"run '{network.name}'"
+    attacked = _with_bins(network, batch, bins)
+    bins, z, run = attacked.bins, batch.z_spec, f"run '{attacked.name}'"
     asked = {"method": method, "eps": eps, "steps": steps, **options}
     tree = {"model": {"z_min": bins.z_min, "z_max": bins.z_max}, "attack": asked}
     chosen = configuration.parse(tree, "attack").attack
     if not -(2**63) <= (seed := whole_number("seed", seed)) < 2**63:
         raise BadInput(f"seed {seed}: must be a whole number of 64 bits")
     tensors: dict[str, Any] = {**vars(batch)}
-    if (bands := tuple(tensors.pop("bands"))) != network.bands:
-        ours, theirs = ",".join(network.bands), ",".join(bands)
+    if (bands := tuple(tensors.pop("bands"))) != attacked.bands:
+        ours, theirs = ",".join(attacked.bands), ",".join(bands)
         raise BadInput(f"attack: a batch of bands {theirs} but {run} takes {ours}, in that order")
-    check_tensors(network, "attack", **tensors)
+    check_tensors(attacked, "attack", **tensors)
     outside = (z < bins.z_min) | (z >= bins.z_max)
     if outside.any():
         who = f"object {int(batch.object_id[outside][0])} has z_spec {float(z[outside][0]):.4f}"
         raise BadInput(f"attack: {who}, outside [{bins.z_min}, {bins.z_max}) of {run}")
     if z.isnan().any():
-        z = attack_labels(bins, compute_pdfs(network, batch.images, batch.ebv, batch.object_id), z)
+        z = attack_labels(bins, compute_pdfs(attacked, batch.images, batch.ebv, batch.object_id), z)
     given, passes = (batch.images, batch.ebv, z, batch.sky_sigma, batch.object_id), PASSES["fp32"]
-    return perturb(network.module, *given, attack=chosen, bins=bins, seed=seed, passes=passes)
+    return perturb(attacked.module, *given, attack=chosen, bins=bins, seed=seed, passes=passes)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,8 @@ def _with_bins(
             "bins=RedshiftBins(180, 0.0, 0.4)"
         )
     module = network if _takes_ebv(network) else _WithoutEbv(network)
-    return _UserNetwork(name, module, bins, tuple(batch.bands), int(batch.images.shape[-1]))
+    stamp = int(batch.images.shape[-1]) if batch.images.ndim else 0  # `check_tensors` checks the shape
+    return _UserNetwork(name, module, bins, tuple(batch.bands), stamp)
 
 
 def _takes_ebv(module: nn.Module) -> bool:

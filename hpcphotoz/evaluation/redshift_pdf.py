@@ -53,7 +53,7 @@ class RedshiftPdf:
     @cached_property
     def mode(self) -> Floats:
         """Centre of the most probable bin, (N,)."""
-        return self._centres[self.pdf.argmax(axis=1)]
+        return np.asarray(self._centres[self.pdf.argmax(axis=1)])
 
     @cached_property
     def mean(self) -> Floats:
@@ -65,7 +65,7 @@ class RedshiftPdf:
         """Where the CDF is 1/2, (N,)."""
         return self._inverse_cdf(np.full(len(self), 0.5))
 
-    def quantiles(self, q: float | Array) -> Floats:
+    def quantiles(self, q: npt.ArrayLike) -> Floats:
         """The smallest redshifts at which the CDF reaches `q`.
 
         Args:
@@ -83,7 +83,7 @@ class RedshiftPdf:
         found = [self._inverse_cdf(np.full(len(self), one)) for one in asked.ravel()]
         return np.stack(found, axis=1) if asked.ndim else found[0]
 
-    def cdf(self, z: float | Array) -> Floats:
+    def cdf(self, z: npt.ArrayLike) -> Floats:
         """Probability of a redshift below `z`: 0 below the first bin and 1 above the last.
 
         Args:
@@ -182,7 +182,7 @@ class RedshiftPdf:
         return np.asarray(self.bins.edges()[k] + np.clip(place, 0, 1) * self.bins.width)
 
 
-def _at_most_one_axis(name: str, values: float | Array) -> Floats:
+def _at_most_one_axis(name: str, values: npt.ArrayLike) -> Floats:
     array = np.asarray(values, np.float64)
     if array.ndim > 1:
         raise BadInput(f"{name} of shape {array.shape}: want a number or (M,)")

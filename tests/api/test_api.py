@@ -17,6 +17,7 @@ from hpcphotoz.config.load import configure
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
+from hpcphotoz.models.bins import RedshiftBins
 from tests.helpers.datasets import load, make_dataset
 
 SMALL: dict[str, Any] = {"bins": 20, "width": 8, "global_batch": 16, "max_steps": 6, "precision": "fp32"}
@@ -245,3 +246,103 @@ def test_simulate_in_a_script_does_not_repeat_the_script(tmp_path: Path) -> None
     words = [sys.executable, str(script), str(tmp_path / "set")]
     found = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
     assert found.stdout.split() == ["40", str(script)]
+
+
+def test_predict_takes_arrays_of_any_numbers_and_any_length(run: Path, dataset: Path) -> None:
+    network = hpcphotoz.load(run, device="cpu")
+    batch = hpcphotoz.open(dataset, device="cpu")[:]
+    pdf = network.predict(batch.images, batch.ebv)
+    np.testing.assert_allclose(pdf.pdf, network.pdf(batch.images, batch.ebv).numpy(), atol=1e-6)
+    assert pdf.bins == network.bins and pdf.pdf.dtype == np.float32
+    for kind in ("<f4", ">f4", "<f8", ">f8"):
+        images = np.asfortranarray(batch.images.numpy().astype(kind))
+        again = network.predict(images, batch.ebv.numpy().astype(kind))
+        np.testing.assert_array_equal(again.pdf, pdf.pdf)
+    many = network.predict(batch.images.repeat(8, 1, 1, 1), batch.ebv.repeat(8))  # more than one pass
+    np.testing.assert_allclose(many.pdf, np.tile(pdf.pdf, (8, 1)), atol=1e-6)
+    assert len(network.predict(batch.images[:0], batch.ebv[:0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "ebv", "said"),
+    [
+        (X.numpy()[:, :4], np.zeros(2), r"predict: images of shape \(2, 4, 16, 16\)"),
+        (X.numpy(), np.zeros(3), r"predict: ebv of shape \(3,\)"),
+        (X.numpy(), np.array([0, NAN]), "predict: object 1: nan in ebv"),
+        (np.full((2, 5, 16, 16), 1e300), np.zeros(2), "predict: object 0: inf in images: must be finite"),
+        (X.numpy().astype(complex), np.zeros(2), "predict: images of type complex128: want real numbers"),
+        (X.numpy(), np.array(["a", "b"]), "predict: ebv of type <U1: want real numbers"),
+        (X.double(), torch.zeros(2), "predict: images of shape .* and torch.float64"),
+        (X, [0, 0], "predict: ebv: a list: want a torch tensor"),
+    ],
+)
+def test_predict_refuses_what_does_not_suit_the_network(run: Path, images: Any, ebv: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        hpcphotoz.load(run, device="cpu").predict(images, ebv)
+
+
+def test_predict_names_the_object_of_a_later_pass(run: Path) -> None:
+    network = hpcphotoz.load(run, device="cpu")
+    images = np.zeros((300, 5, 16, 16))
+    images[290, 0, 0, 0] = NAN
+    with pytest.raises(BadInput, match="object 290: nan in images"):
+        network.predict(images, np.zeros(300))
+
+
+def test_a_network_shows_what_it_takes(run: Path) -> None:
+    network = hpcphotoz.load(run, device="cpu")
+    said = "compact, bands u g r i z, stamps of 16 x 16 pixels, 20 bins on [0, 0.4), cpu"
+    assert repr(network) == f"<TrainedNetwork 'run': {said}>"
+    page = replace(network, name="<run>")._repr_html_()
+    assert "&lt;run&gt;" in page and "<run>" not in page and "pgd, eps" in page
+
+
+class ImagesOnly(torch.nn.Module):
+    """20 logits of images alone; an option of its forward is no E(B-V)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(5 * 16 * 16, 20)
+
+    def forward(self, images: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        logits: torch.Tensor = self.head(images.flatten(1))
+        return scale * logits
+
+
+class WithEbv(ImagesOnly):
+    def forward(self, images: torch.Tensor, ebv: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
+        assert ebv is not None and ebv.shape == (len(images),)
+        return super().forward(images) + ebv[:, None]
+
+
+@pytest.mark.parametrize("kind", [ImagesOnly, WithEbv])
+def test_a_module_of_ones_own_is_attacked_as_a_trained_network(
+    run: Path, dataset: Path, kind: type[ImagesOnly]
+) -> None:
+    torch.manual_seed(0)
+    module, batch = kind(), hpcphotoz.open(dataset, device="cpu")[:12]
+    batch = replace(batch, z_spec=torch.cat([torch.tensor([NAN]), batch.z_spec[1:]]))
+    bins = RedshiftBins(20, 0.0, 0.4)
+    attacked = hpcphotoz.attack(module, batch, bins=bins, eps=0.2, steps=3)
+    change = (attacked - batch.images).abs() / batch.sky_sigma[:, :, None, None]
+    assert 0.19 < change.max() <= 0.2 * (1 + 1e-4) and module.training
+
+    class Called(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, images: torch.Tensor, ebv: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.inner(images) if kind is ImagesOnly else self.inner(images, ebv)
+            return logits
+
+    trained = replace(hpcphotoz.load(run, device="cpu"), module=Called())
+    assert torch.equal(attacked, hpcphotoz.attack(trained, batch, eps=0.2, steps=3))
+
+
+def test_a_module_needs_bins_and_a_network_has_its_own(run: Path, dataset: Path) -> None:
+    batch, bins = hpcphotoz.open(dataset, device="cpu")[:2], RedshiftBins(20, 0.0, 0.5)
+    with pytest.raises(BadInput, match="attack: bins: missing for the module ImagesOnly: say what its logit"):
+        hpcphotoz.attack(ImagesOnly(), batch)
+    with pytest.raises(BadInput, match="attack: bins: run 'run' has its own: leave them out"):
+        hpcphotoz.attack(hpcphotoz.load(run, device="cpu"), batch, bins=bins)

@@ -16,7 +16,7 @@ from hpcphotoz.api import StampBatch
 from hpcphotoz.config.load import configure
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
-from hpcphotoz.data.select.subset import Subset
+from hpcphotoz.data.select.subset import SPLIT_PARTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.run.network import TrainedNetwork
@@ -116,8 +116,11 @@ def test_where_and_part_are_those_of_the_command_line(dataset: Path) -> None:
     assert opened.subset == wanted.subset and 0 < len(opened) < 40
     found = torch.cat([batch.object_id for batch in opened])
     assert torch.equal(found, opened[:].object_id) and len(found) == len(opened)
-    parts = ("train", "validation", "test")
-    ids = [hp.open(dataset, part=part, network=trained, device="cpu")[:].object_id for part in parts]
+    ids = [
+        hp.open(dataset, part=part, network=trained, device="cpu")[:].object_id
+        for part in SPLIT_PARTS
+        if part != "all"
+    ]
     whole = hp.open(dataset, where="z_spec < 0.3", device="cpu")[:].object_id
     assert sorted(torch.cat(ids).tolist()) == sorted(whole.tolist())
 

@@ -37,7 +37,8 @@ def test_each_iteration_is_the_next_epoch(dataset: Path) -> None:
 @pytest.mark.parametrize("stop", [1, 3, 5, 7])
 def test_a_restored_state_goes_on_with_the_next_batch(dataset: Path, stop: int, tmp_path: Path) -> None:
     """Saved after batch `stop` of epochs of 5; the state is what `torch.save` and JSON keep."""
-    first, done = opened(dataset), []
+    first = opened(dataset)
+    done: list[list[int]] = []
     while len(done) < stop:
         for batch in first:
             done.append(ids(batch))
