@@ -1,6 +1,6 @@
 """A rank's slice of a global batch."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,9 @@ class Batch:
 
 def empty_batch(header: Header) -> Batch:
     """An empty batch, for a rank that takes part in a step without objects."""
-    names = {one.name for one in fields(Batch)}
     tensors: dict[str, Any] = {
         name: torch.from_numpy(np.empty((0, *row), dtype))
-        for name, (row, dtype) in columns(header).items()
-        if name in names
+        for name, (row, dtype) in columns(replace(header, extra=())).items()
+        if name not in ("ra", "dec")
     }
     return Batch(**tensors, position=torch.zeros(0, dtype=torch.int64), size=0, index=0)
