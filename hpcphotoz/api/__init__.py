@@ -14,8 +14,9 @@ In a notebook, datasets, batches, networks and PDFs show themselves as tables, a
 `plot()`. The command line does the same on more: predictions as files, reports, clusters.
 """
 
-from hpcphotoz.api.dataset import Dataset, StampBatch, open
+from hpcphotoz.api.dataset import Dataset, open
 from hpcphotoz.api.networks import attack, load, train
 from hpcphotoz.api.simulation import simulate
+from hpcphotoz.api.stamp_batch import StampBatch
 
 __all__ = ["Dataset", "StampBatch", "attack", "load", "open", "simulate", "train"]

@@ -1,4 +1,4 @@
-"""Open a dataset from Python: batches of tensors, single objects and slices, pictures."""
+"""Open a dataset from Python: batches of tensors, single objects and slices, a table, a picture."""
 
 import operator
 import textwrap
@@ -11,75 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from hpcphotoz.api.arguments import whole_number
+from hpcphotoz.api.stamp_batch import MOSAIC, StampBatch
 from hpcphotoz.config import Data
-from hpcphotoz.data.format.manifest import Manifest, read_manifest
-from hpcphotoz.data.format.stamps import COLUMNS, Stamps
+from hpcphotoz.data.format.extra import label_columns
+from hpcphotoz.data.format.manifest import Header, Manifest, columns, read_manifest
+from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.order import Blocks
-from hpcphotoz.data.read.rows import read_chosen_rows, read_rows
+from hpcphotoz.data.read.rows import columns_to_read, read_chosen_rows, read_rows, to_stamps
 from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.subset import ALL_OBJECTS, SPLIT_PARTS, Selection, SplitPart, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import find_subset_objects, to_tensors
+from hpcphotoz.evaluation.network import check_bands_and_stamp
 from hpcphotoz.evaluation.report.html_table import html_table
 from hpcphotoz.output import number_of
 from hpcphotoz.training.distributed.rank_device import choose_device
 from hpcphotoz.training.run.network import TrainedNetwork
 from hpcphotoz.world import World
-
-_MOSAIC = 32  # stamps of a picture
-_LISTED = 5  # objects of a table
-
-
-@dataclass(frozen=True, repr=False)
-class StampBatch:
-    """Images and labels of N objects as tensors on one device."""
-
-    images: Tensor  # (N, bands, y, x) float32, nanomaggies
-    ebv: Tensor  # (N,) float32, mag
-    z_spec: Tensor  # (N,) float32, NaN: unknown
-    sky_sigma: Tensor  # (N, bands) float32, nanomaggies per pixel
-    object_id: Tensor  # (N,) int64
-    bands: tuple[str, ...]  # of the images, in their order
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __repr__(self) -> str:
-        return f"<StampBatch: {self._summary()}>"
-
-    def _repr_html_(self) -> str:
-        columns = (self.object_id, self.z_spec, self.ebv)
-        values = zip(*(column[:_LISTED].tolist() for column in columns), strict=True)
-        rows = [[str(number), f"{z:.4f}", f"{ebv:.4f}"] for number, z, ebv in values]
-        more = len(self) - len(rows)
-        return html_table(self._summary(), ["object_id", "z_spec", "E(B-V)"], rows, more)
-
-    def _summary(self) -> str:
-        side = " x ".join(map(str, self.images.shape[2:]))
-        bands = " ".join(self.bands)
-        return (
-            f"{number_of(len(self), 'object')}, bands {bands}, stamps of {side} pixels, {self.images.device}"
-        )
-
-    def plot(self, n: int = _MOSAIC) -> Any:
-        """Draw the first `n` stamps as colour images with pyplot, all with the same stretch.
-
-        Returns:
-            Array of Matplotlib's axes, (rows, columns); those without a stamp are empty.
-
-        Raises:
-            BadInput: no object, `n` is no whole number of at least 1, or matplotlib is not installed.
-        """
-        if (n := whole_number("n", n)) < 1:
-            raise BadInput(f"n {n}: must be at least 1")
-        from hpcphotoz.evaluation.report.notebook import plot_stamps
-
-        columns = (self.images, self.sky_sigma, self.z_spec)
-        images, sky_sigma, z_spec = (one[:n].detach().cpu().numpy() for one in columns)
-        return plot_stamps(images, sky_sigma, z_spec, self.bands)
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +37,8 @@ class Dataset:
     """A dataset on disk, or a subset of it: N objects, in the order in which they are stored.
 
     `len(dataset)` is N, `dataset[i]` the object at place i and `dataset[i:j]` those of a slice, as a
-    `StampBatch`; iteration yields batches. All are checked against the checksums.
+    `StampBatch`; iteration yields batches. All are checked against the checksums. Extra columns come along,
+    except those with a value a pixel.
     """
 
     folder: Path
@@ -113,6 +64,8 @@ class Dataset:
             "mean sky sigma": f"{sky} nMgy",
             "stored as": f"{header.storage}, {number_of(len(shards), 'shard')}",
         }
+        if extra := label_columns(header.extra):
+            facts["extra columns"] = ", ".join(column.name for column in extra)
         if self.subset.columns:
             facts = {f"{name} (all objects)": value for name, value in facts.items()}
         return html_table(f"{self.folder}: {self._summary()}", [], [list(pair) for pair in facts.items()])
@@ -131,11 +84,18 @@ class Dataset:
 
         Raises:
             IndexError: no object at that place.
+            TypeError: neither a whole number nor a slice.
             BadInput: a shard that is damaged or does not match the manifest.
         """
         if isinstance(key, slice):
             return self._read(np.arange(len(self))[key])
-        place, n = operator.index(key), len(self)
+        try:
+            place, n = operator.index(key), len(self)
+        except TypeError:
+            what = type(key).__name__
+            raise TypeError(
+                f"dataset[...]: a {what}: want a whole number or a slice, as dataset[3:8]"
+            ) from None
         if not -n <= place < n:
             raise IndexError(f"object {place} of a dataset of {n:,}")
         return self._read(np.array([place % n]))
@@ -150,7 +110,7 @@ class Dataset:
         for stamps in read_rows(self.folder, self.manifest, self.batch, row_filter):
             yield self._to_batch(stamps)
 
-    def plot(self, n: int = _MOSAIC) -> Any:
+    def plot(self, n: int = MOSAIC) -> Any:
         """Draw `n` objects, evenly spaced over the dataset, as `StampBatch.plot` does.
 
         `hpcphotoz inspect --plot` draws redshifts, magnitudes and noise too.
@@ -171,10 +131,9 @@ class Dataset:
     def _read(self, places: npt.NDArray[np.int64]) -> StampBatch:
         """The objects at these places, which are in increasing or decreasing order."""
         if len(places) == 0:
-            bands, stamp = len(self.manifest.header.bands), self.manifest.header.stamp
-            shapes = {"images": (bands, stamp, stamp), "sky_sigma": (bands,)}
-            empty = {name: np.empty((0, *shapes.get(name, ())), dtype) for name, dtype in COLUMNS.items()}
-            return self._to_batch(Stamps(**empty))
+            kinds, header = columns(self.manifest.header), self.manifest.header
+            empty = {name: np.empty((0, *kinds[name][0]), kinds[name][1]) for name in columns_to_read(header)}
+            return self._to_batch(to_stamps(header, empty))
         step = -1 if places[0] > places[-1] else 1
         places = places[::step]
         number = np.searchsorted(self._ends, places, side="right")
@@ -187,7 +146,8 @@ class Dataset:
         return self._to_batch(Stamps.concatenate(parts)[::step])
 
     def _to_batch(self, stamps: Stamps) -> StampBatch:
-        return StampBatch(**to_tensors(stamps, self.device), bands=self.manifest.header.bands)
+        tensors = to_tensors(stamps, self.device)
+        return StampBatch(**tensors, bands=self.manifest.header.bands, extra=stamps.extra)
 
     @cached_property
     def _files(self) -> ShardFiles:
@@ -232,8 +192,8 @@ def open(
 
     Raises:
         BadInput: no finished dataset, a shard that is missing, a condition that is none, a part without a
-            network, a subset without objects (all labels are read to count them), a batch below 1, or no such
-            device.
+            network or with one that takes other bands or stamps, a subset without objects (all labels are
+            read to count them), a batch below 1, or no such device.
     """
     if (batch := whole_number("batch", batch)) < 1:
         raise BadInput(f"batch {batch}: must be at least 1")
@@ -242,16 +202,19 @@ def open(
     if where or part != "all":
         if subset != ALL_OBJECTS:
             raise BadInput("open: subset beside where or part: give one or the other")
-        subset = _subset(where, part, network, manifest.header.bands)
+        subset = _subset(path, manifest.header, where, part, network)
     selection = find_subset_objects(path, manifest, subset).selection if subset.columns else None
     return Dataset(path, manifest, batch, subset, chosen, selection)
 
 
-def _subset(where: str, part: SplitPart, network: TrainedNetwork | None, bands: tuple[str, ...]) -> Subset:
+def _subset(
+    folder: Path, header: Header, where: str, part: SplitPart, network: TrainedNetwork | None
+) -> Subset:
     if part not in SPLIT_PARTS:
         raise BadInput(f"part {part!r}: want one of {', '.join(SPLIT_PARTS)}")
     if part == "all":
-        return Subset.from_options(Data(where=where), part, bands)
+        return Subset.from_options(Data(where=where), part, header.bands, header.extra)
     if network is None:
         raise BadInput(f"part {part!r}: of which split? give network=hpcphotoz.load(RUN), trained on it")
-    return Subset.from_options(network.config.data, part, bands, where)
+    check_bands_and_stamp(network, header, folder)
+    return Subset.from_options(network.config.data, part, header.bands, header.extra, where)

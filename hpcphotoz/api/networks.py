@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hpcphotoz.api.arguments import whole_number
-from hpcphotoz.api.dataset import StampBatch
+from hpcphotoz.api.stamp_batch import StampBatch
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import attack_labels
 from hpcphotoz.evaluation.inference import PASSES
-from hpcphotoz.evaluation.network import RedshiftNetwork, check_tensors, compute_pdfs
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_tensors, compute_pdfs, named
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training import trainer
 from hpcphotoz.training.distributed.rank_device import choose_device
@@ -118,22 +119,29 @@ def attack(
         BadInput: an unknown option, a value out of range, options that contradict each other, a batch whose
             bands, shapes, types, device or values the network does not take, or a module without `bins`.
     """
+    if not isinstance(batch, StampBatch):
+        what = type(batch).__name__
+        raise BadInput(f"attack: batch: a {what}: want a StampBatch, such as hpcphotoz.open(DATASET)[:8]")
     attacked = _with_bins(network, batch, bins)
-    bins, z, run = attacked.bins, batch.z_spec, f"run '{attacked.name}'"
+    bins, z, who = attacked.bins, batch.z_spec, named(attacked)
     asked = {"method": method, "eps": eps, "steps": steps, **options}
     tree = {"model": {"z_min": bins.z_min, "z_max": bins.z_max}, "attack": asked}
     chosen = configuration.parse(tree, "attack").attack
     if not -(2**63) <= (seed := whole_number("seed", seed)) < 2**63:
         raise BadInput(f"seed {seed}: must be a whole number of 64 bits")
-    tensors: dict[str, Any] = {**vars(batch)}
-    if (bands := tuple(tensors.pop("bands"))) != attacked.bands:
+    tensors: dict[str, Any] = {
+        name: one for name, one in vars(batch).items() if name not in ("bands", "extra")
+    }
+    if (bands := tuple(batch.bands)) != attacked.bands:
         ours, theirs = ",".join(attacked.bands), ",".join(bands)
-        raise BadInput(f"attack: a batch of bands {theirs} but {run} takes {ours}, in that order")
+        raise BadInput(f"attack: a batch of bands {theirs} but {who} takes {ours}, in that order")
     check_tensors(attacked, "attack", **tensors)
     outside = (z < bins.z_min) | (z >= bins.z_max)
     if outside.any():
-        who = f"object {int(batch.object_id[outside][0])} has z_spec {float(z[outside][0]):.4f}"
-        raise BadInput(f"attack: {who}, outside [{bins.z_min}, {bins.z_max}) of {run}")
+        first = f"object {int(batch.object_id[outside][0])} has z_spec {float(z[outside][0]):.4f}"
+        raise BadInput(f"attack: {first}, outside [{bins.z_min}, {bins.z_max}) of {who}")
+    if isinstance(attacked, _UserNetwork):  # its logits have to suit the bins: the loss would not notice
+        compute_pdfs(attacked, batch.images[:1], batch.ebv[:1], batch.object_id[:1])
     if z.isnan().any():
         z = attack_labels(bins, compute_pdfs(attacked, batch.images, batch.ebv, batch.object_id), z)
     given, passes = (batch.images, batch.ebv, z, batch.sky_sigma, batch.object_id), PASSES["fp32"]
@@ -145,6 +153,7 @@ class _UserNetwork:
     """A torch module with the members of `RedshiftNetwork`, for batches of certain bands and size."""
 
     name: str
+    title: str  # in messages
     module: nn.Module  # called as module(images, ebv)
     bins: RedshiftBins
     bands: tuple[str, ...]
@@ -167,18 +176,23 @@ def _with_bins(
     network: TrainedNetwork | nn.Module, batch: StampBatch, bins: RedshiftBins | None
 ) -> RedshiftNetwork:
     if not isinstance(network, nn.Module):
+        if not isinstance(network, TrainedNetwork):
+            what = type(network).__name__
+            raise BadInput(f"attack: network: a {what}: want hpcphotoz.load(RUN), or a torch module")
         if bins is not None and bins != network.bins:
             raise BadInput(f"attack: bins: run '{network.name}' has its own: leave them out")
         return network
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
     name = type(network).__name__
-    if bins is None:
+    if not isinstance(bins, RedshiftBins):
         raise BadInput(
-            f"attack: bins: missing for the module {name}: say what its logits mean, such as "
+            f"attack: bins: want those of the module {name}: say what its logits mean, such as "
             "bins=RedshiftBins(180, 0.0, 0.4)"
         )
     module = network if _takes_ebv(network) else _WithoutEbv(network)
     stamp = int(batch.images.shape[-1]) if batch.images.ndim else 0  # `check_tensors` checks the shape
-    return _UserNetwork(name, module, bins, tuple(batch.bands), stamp)
+    return _UserNetwork(name, f"module {name}", module, bins, tuple(batch.bands), stamp)
 
 
 def _takes_ebv(module: nn.Module) -> bool:

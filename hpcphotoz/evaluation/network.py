@@ -14,6 +14,7 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.output import number_of
 
 _SAME_SCALE = 0.01  # pixel scales from a WCS and from a survey's description differ by less
 _ROWS = 256  # objects of a forward pass of `predict_pdfs`
@@ -60,6 +61,11 @@ def check_bands_and_stamp(network: RedshiftNetwork, header: Header, where: objec
         )
 
 
+def named(network: RedshiftNetwork) -> str:
+    """The network in a message: its `title` where it has one, as a module that no run trained, or its run."""
+    return str(getattr(network, "title", f"run '{network.name}'"))
+
+
 def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None:
     """Raise BadInput for the first tensor that does not suit the network or holds a value that means nothing.
 
@@ -78,13 +84,11 @@ def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None
         wanted = (rows, *rest.get(name, ())), torch.int64 if name == "object_id" else torch.float32
         if (tuple(tensor.shape), tensor.dtype) != wanted:
             raise BadInput(
-                f"{who}: {name} of shape {tuple(tensor.shape)} and {tensor.dtype}, but run "
-                f"'{network.name}' takes {wanted[0]} and {wanted[1]}"
+                f"{who}: {name} of shape {tuple(tensor.shape)} and {tensor.dtype}, but "
+                f"{named(network)} takes {wanted[0]} and {wanted[1]}"
             )
         if tensor.device != parameter.device:
-            raise BadInput(
-                f"{who}: {name} on {tensor.device}, but run '{network.name}' is on {parameter.device}"
-            )
+            raise BadInput(f"{who}: {name} on {tensor.device}, but {named(network)} is on {parameter.device}")
         bad = tensor.isinf() if name == "z_spec" else ~tensor.isfinite()
         if name == "sky_sigma":
             bad |= tensor <= 0
@@ -122,13 +126,13 @@ def compute_pdfs(
         logits = (forward or network.module)(images, ebv).float()
     if logits.shape != (len(images), network.bins.n):
         raise BadInput(
-            f"run '{network.name}': logits of shape {tuple(logits.shape)} for {len(images)} objects and "
-            f"{network.bins.n} bins: the network and its configuration do not belong together"
+            f"{named(network)}: logits of shape {tuple(logits.shape)} for {number_of(len(images), 'object')} "
+            f"and {network.bins.n} bins: the network and its configuration do not belong together"
         )
     bad = ~torch.isfinite(logits).all(dim=1)
     if bad.any():
         raise BadInput(
-            f"run '{network.name}': the output for object {int(object_id[bad][0])} is not finite: "
+            f"{named(network)}: the output for object {int(object_id[bad][0])} is not finite: "
             "has the training diverged? use an earlier checkpoint"
         )
     return torch.softmax(logits, dim=1)

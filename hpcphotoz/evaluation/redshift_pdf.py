@@ -78,8 +78,8 @@ class RedshiftPdf:
             BadInput: a `q` outside [0, 1].
         """
         asked = _at_most_one_axis("q", q)
-        if not ((asked >= 0) & (asked <= 1)).all():
-            raise BadInput(f"q {q}: must be between 0 and 1")
+        if (wrong := ~((asked >= 0) & (asked <= 1))).any():
+            raise BadInput(f"q {asked[wrong][0]:g}: must be between 0 and 1")
         found = [self._inverse_cdf(np.full(len(self), one)) for one in asked.ravel()]
         return np.stack(found, axis=1) if asked.ndim else found[0]
 
@@ -97,7 +97,7 @@ class RedshiftPdf:
         """
         asked = _at_most_one_axis("z", z)
         if np.isnan(asked).any():
-            raise BadInput(f"z {z}: must not be NaN")
+            raise BadInput("z nan: must not be NaN")
         place = np.clip((asked - self.bins.z_min) / self.bins.width, 0, self.bins.n)
         k = np.minimum(place.astype(np.int64), self.bins.n - 1)
         below = np.concatenate([np.zeros((len(self), 1)), self._cumulative], axis=1)

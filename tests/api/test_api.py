@@ -346,3 +346,34 @@ def test_a_module_needs_bins_and_a_network_has_its_own(run: Path, dataset: Path)
         hpcphotoz.attack(ImagesOnly(), batch)
     with pytest.raises(BadInput, match="attack: bins: run 'run' has its own: leave them out"):
         hpcphotoz.attack(hpcphotoz.load(run, device="cpu"), batch, bins=bins)
+
+
+def test_a_module_is_attacked_only_with_bins_that_are_those_of_its_logits(run: Path, dataset: Path) -> None:
+    batch, bins = hpcphotoz.open(dataset, device="cpu")[:4], RedshiftBins(20, 0.0, 0.4)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5 * 16 * 16, 20))
+    wrong: Any
+    for wrong in (None, 20):
+        with pytest.raises(BadInput, match="attack: bins: want those of the module Sequential: say what"):
+            hpcphotoz.attack(module, batch, bins=wrong)
+    for n in (10, 30):
+        with pytest.raises(BadInput, match=rf"module Sequential: logits of shape \(1, 20\) for .* {n} bins"):
+            hpcphotoz.attack(module, batch, bins=RedshiftBins(n, 0.0, 0.4))
+    with pytest.raises(BadInput, match="object .* inf in images"):
+        hpcphotoz.attack(module, replace(batch, images=batch.images / 0), bins=bins)
+    with pytest.raises(BadInput, match="bins: run 'run' has its own: leave them out"):
+        hpcphotoz.attack(hpcphotoz.load(run, device="cpu"), batch, bins=RedshiftBins(10, 0.0, 0.4))
+    assert hpcphotoz.attack(module, batch, bins=bins).shape == batch.images.shape
+    for count in (0, 1):
+        few = replace(batch, **{k: v[:count] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)})
+        assert hpcphotoz.attack(module, few, bins=bins).shape == (count, 5, 16, 16)
+
+
+def test_attack_takes_networks_and_batches_only(run: Path, dataset: Path) -> None:
+    network, batch = hpcphotoz.load(run, device="cpu"), hpcphotoz.open(dataset, device="cpu")[:2]
+    other: Any
+    for other in (batch.images, batch.images.numpy(), {"images": batch.images}, None, "set"):
+        with pytest.raises(BadInput, match="attack: batch: a .*: want a StampBatch, such as hpcphotoz.open"):
+            hpcphotoz.attack(network, other)
+    for other in (str(run), run, None, torch.nn.Linear):
+        with pytest.raises(BadInput, match="attack: network: a .*: want hpcphotoz.load.RUN., or a torch mod"):
+            hpcphotoz.attack(other, batch)

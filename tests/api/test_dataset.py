@@ -20,6 +20,7 @@ from hpcphotoz.data.select.subset import SPLIT_PARTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.run.network import TrainedNetwork
+from tests.helpers.data.extra import write_extra_dataset
 from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
 
 NAMES = ("images", "ebv", "z_spec", "sky_sigma", "object_id")
@@ -38,7 +39,14 @@ def pyplot(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 def network(where: str = "", test: float = 0.3) -> TrainedNetwork:
     config = configure("test", where=where, test=test)
     bins = RedshiftBins(20, 0.0, 0.4)
-    return TrainedNetwork("run", torch.nn.Linear(1, 1), bins, tuple("ugriz"), 16, config, 1, "0" * 64)
+    facts: dict[str, Any] = {
+        "pixel_scale": 0.396,
+        "config": config,
+        "step": 1,
+        "manifest_sha256": "0" * 64,
+        "scale": (1.0,) * 5,
+    }
+    return TrainedNetwork("run", torch.nn.Linear(1, 1), bins, tuple("ugriz"), 16, **facts)
 
 
 def assert_equal(batch: StampBatch, stamps: Stamps) -> None:
@@ -86,8 +94,16 @@ def test_an_index_gives_a_batch_of_one(dataset: Path) -> None:
     for place in (75, -76):
         with pytest.raises(IndexError, match=f"object {place} of a dataset of 75"):
             opened[place]
-    with pytest.raises(TypeError):
-        opened[1.0]  # type: ignore[index]
+    key: Any
+    for key in (1.0, "z_spec", [1, 2], np.array([3, 4]), (slice(3), 1), None):
+        with pytest.raises(
+            TypeError, match="dataset.*: a .*: want a whole number or a slice, as dataset.3:8."
+        ):
+            opened[key]
+    with pytest.raises(TypeError, match="slice indices must be integers"):
+        opened[0.5:3]  # type: ignore[misc]
+    with pytest.raises(ValueError, match="step cannot be zero"):
+        opened[::0]
 
 
 def test_an_index_reads_one_shard_and_compares_its_checksums(dataset: Path, tmp_path: Path) -> None:
@@ -106,6 +122,24 @@ def test_an_index_reads_one_shard_and_compares_its_checksums(dataset: Path, tmp_
     assert len(opened[4:9]) == 5, "only what is read is compared"
     with pytest.raises(BadInput, match=rf"{manifest.shards[0].file}.*row.* 3"):
         opened[2:9]
+
+
+def test_extra_columns_come_with_the_objects(tmp_path: Path) -> None:
+    folder = write_extra_dataset(tmp_path / "set", 30)
+    opened, stored = hp.open(folder, where="zwarning >= 20 and clean", device="cpu"), load(folder)
+    stored = stored[(stored.extra["zwarning"] >= 20) & stored.extra["clean"]]
+    assert 4 < len(opened) == len(stored) < 30
+    for rows in (slice(1, None, 2), slice(-1, None), slice(0, 0)):
+        batch = opened[rows]
+        assert batch.extra.keys() == stored.extra.keys() and "variance" not in batch.extra
+        for name, values in batch.extra.items():
+            wanted = stored.extra[name][rows]
+            assert values.dtype == wanted.dtype
+            np.testing.assert_array_equal(values, wanted, err_msg=name)
+    assert "petro_r, z_err" in opened._repr_html_()
+    table = opened[:2]._repr_html_()
+    assert "<th>spectype</th>" in table and "psf_fwhm" not in table and "&#x27;" not in table
+    assert all(batch.extra.keys() == stored.extra.keys() for batch in opened)
 
 
 def test_where_and_part_are_those_of_the_command_line(dataset: Path) -> None:

@@ -46,7 +46,7 @@ def test_estimates_by_hand() -> None:
         HAND.quantiles([0.0, 0.6, 1.0]), [[0, 0.17, 0.3], [0, 0.36, 0.4], [0, 0.1, 0.4]], atol=1e-12
     )
     np.testing.assert_allclose(HAND.cdf(0.05), [0.125, 0, 0.3])
-    wanted = [[0, 0.25, 0.5, 1, 1], [0, 0, 0, 0, 1], [0, 0.6, 0.6, 0.6, 1]]
+    wanted: Any = [[0, 0.25, 0.5, 1, 1], [0, 0, 0, 0, 1], [0, 0.6, 0.6, 0.6, 1]]
     np.testing.assert_allclose(HAND.cdf([-1, 0.1, 0.15, 0.3, np.inf]), wanted, atol=1e-12)
 
 

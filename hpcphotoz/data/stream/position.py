@@ -7,14 +7,7 @@ from hpcphotoz.config import Data
 from hpcphotoz.data.order import ORDER
 from hpcphotoz.errors import BadInput
 
-_OPTIONS = {
-    "where",
-    "validation",
-    "test",
-    "split_seed",
-    "block_rows",
-    "window_blocks",
-}  # that order depends on
+_WITHOUT_EFFECT = {"augment", *Data.may_change}  # options on which the order of the objects does not depend
 
 
 class StreamPosition:
@@ -26,7 +19,7 @@ class StreamPosition:
     """
 
     def __init__(self, options: Data, **facts: Any) -> None:
-        self._order = {**facts, **options.model_dump(include=_OPTIONS), "order": ORDER}
+        self._order = {**facts, **options.model_dump(exclude=_WITHOUT_EFFECT), "order": ORDER}
         self.epoch, self.batch = 0, 0
 
     def state_dict(self) -> dict[str, Any]:
