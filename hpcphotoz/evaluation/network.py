@@ -83,6 +83,10 @@ def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None
             raise BadInput(f"{who}: {name}: a {type(tensor).__name__}: want a torch tensor")
         wanted = (rows, *rest.get(name, ())), torch.int64 if name == "object_id" else torch.float32
         if (tuple(tensor.shape), tensor.dtype) != wanted:
+            if name == "images" and tensor.ndim == 3:  # images[0] in place of images[:1]
+                raise BadInput(
+                    f"{who}: images of one object, {tuple(tensor.shape)}: give a batch, images[None]"
+                )
             raise BadInput(
                 f"{who}: {name} of shape {tuple(tensor.shape)} and {tensor.dtype}, but "
                 f"{named(network)} takes {wanted[0]} and {wanted[1]}"

@@ -1,4 +1,4 @@
-"""Redshift PDFs of many objects, with their point estimates, quantiles, plots and qp ensemble."""
+"""Redshift PDFs of many objects, with their point estimates, quantiles and plots."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,11 +104,6 @@ class RedshiftPdf:
         found = below[:, k] + (place - k) * self._double[:, k]
         return np.asarray(np.minimum(found / below[:, -1].reshape(-1, *[1] * asked.ndim), 1))
 
-    def sample(self, n: int, seed: int = 0) -> Floats:
-        """Draw `n` redshifts of each object, (N, n); the same seed gives the same redshifts."""
-        probability = np.random.default_rng(seed).random((len(self), n))
-        return np.stack([self._inverse_cdf(column) for column in probability.T], axis=1)
-
     def plot(self, z_spec: Array | Tensor | None = None, *, label: str = "", ax: Any = None) -> Any:
         """Draw the PDFs with pyplot: up to six as curves, more as their mean with the histogram of z_spec.
 
@@ -129,20 +124,6 @@ class RedshiftPdf:
             z_spec = z_spec.detach().cpu().numpy()
         z = None if z_spec is None else np.asarray(z_spec, np.float64)
         return plot_pdfs(self.pdf, self.bins.edges(), z, label, ax)
-
-    def to_qp(self) -> Any:
-        """The PDFs as a `qp.Ensemble` of histograms, with zmode, zmean and zmedian beside them.
-
-        Raises:
-            BadInput: qp is not installed.
-        """
-        try:
-            import qp
-        except ImportError:
-            raise BadInput("to_qp needs qp: pip install qp-prob") from None
-        ancil = {"zmode": self.mode, "zmean": self.mean, "zmedian": self.median}
-        data = {"bins": self.bins.edges(), "pdfs": self._double / self.bins.width}
-        return qp.Ensemble(qp.hist, data=data, ancil=ancil)
 
     def __repr__(self) -> str:
         return f"<RedshiftPdf: {self._summary()}>"

@@ -273,6 +273,9 @@ def test_predict_takes_arrays_of_any_numbers_and_any_length(run: Path, dataset: 
         (X.numpy().astype(complex), np.zeros(2), "predict: images of type complex128: want real numbers"),
         (X.numpy(), np.array(["a", "b"]), "predict: ebv of type <U1: want real numbers"),
         (X.double(), torch.zeros(2), "predict: images of shape .* and torch.float64"),
+        (X[0], torch.zeros(1), r"predict: images of one object, .5, 16, 16.: give a batch, images.None."),
+        (X.numpy()[0], np.zeros(1), r"predict: images of one object"),
+        (X.numpy() + NAN, np.zeros(2), "predict: object 0: nan in images: must be finite"),
         (X, [0, 0], "predict: ebv: a list: want a torch tensor"),
     ],
 )
@@ -338,14 +341,6 @@ def test_a_module_of_ones_own_is_attacked_as_a_trained_network(
 
     trained = replace(hpcphotoz.load(run, device="cpu"), module=Called())
     assert torch.equal(attacked, hpcphotoz.attack(trained, batch, eps=0.2, steps=3))
-
-
-def test_a_module_needs_bins_and_a_network_has_its_own(run: Path, dataset: Path) -> None:
-    batch, bins = hpcphotoz.open(dataset, device="cpu")[:2], RedshiftBins(20, 0.0, 0.5)
-    with pytest.raises(BadInput, match="attack: bins: missing for the module ImagesOnly: say what its logit"):
-        hpcphotoz.attack(ImagesOnly(), batch)
-    with pytest.raises(BadInput, match="attack: bins: run 'run' has its own: leave them out"):
-        hpcphotoz.attack(hpcphotoz.load(run, device="cpu"), batch, bins=bins)
 
 
 def test_a_module_is_attacked_only_with_bins_that_are_those_of_its_logits(run: Path, dataset: Path) -> None:

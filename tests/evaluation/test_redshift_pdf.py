@@ -1,7 +1,6 @@
-"""Redshift PDFs: point estimates, quantiles, CDF, samples, qp, tables and pictures."""
+"""Redshift PDFs: point estimates, quantiles, CDF, tables and pictures."""
 
 import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,17 +69,6 @@ def test_the_cdf_is_the_pit_of_the_metrics() -> None:
     )
 
 
-def test_samples_follow_the_pdf_and_repeat() -> None:
-    pdf, n = random_pdfs(3, bins=6), 4000
-    drawn = pdf.sample(n, seed=2)
-    assert drawn.shape == (3, n)
-    assert np.array_equal(drawn, pdf.sample(n, seed=2)) and not np.array_equal(drawn, pdf.sample(n, seed=3))
-    for one, p in zip(drawn, pdf.pdf, strict=True):
-        share = np.histogram(one, pdf.bins.edges())[0] / n
-        # Five standard deviations of a binomial share.
-        assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / n) + 1e-9).all()
-
-
 def test_some_of_the_objects() -> None:
     pdf = random_pdfs(9)
     for rows in (2, -1, slice(3, 7), np.array([8, 0]), pdf.mode > 0.8):
@@ -89,23 +77,7 @@ def test_some_of_the_objects() -> None:
     assert len(pdf[2]) == 1 and len(pdf[:0]) == 0 and pdf[:0].quantiles([0.1, 0.9]).shape == (0, 2)
 
 
-def test_qp_has_the_same_figures() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the import of qp warns
-        pytest.importorskip("qp", reason="needs qp-prob", exc_type=ImportError)
-        pdf = random_pdfs(20)
-        ensemble = pdf.to_qp()
-        z, q = np.linspace(0.15, 1.55, 21), np.array([0.1, 0.5, 0.9])
-        np.testing.assert_allclose(ensemble.cdf(z), pdf.cdf(z), atol=1e-6)
-        np.testing.assert_allclose(ensemble.ppf([0.1, 0.9]), pdf.quantiles(q[[0, 2]]), atol=1e-4)
-    assert ensemble.npdf == 20
-    np.testing.assert_array_equal(ensemble.ancil["zmedian"], pdf.median)
-
-
-def test_without_qp_and_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "qp", None)
-    with pytest.raises(BadInput, match="to_qp needs qp: pip install qp-prob"):
-        HAND.to_qp()
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "hpcphotoz.evaluation.report.notebook", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.patches", None)
