@@ -1,9 +1,8 @@
 """Train, load and attack a network from Python."""
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +17,7 @@ from hpcphotoz.evaluation.batches import attack_labels
 from hpcphotoz.evaluation.inference import PASSES
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_tensors, compute_pdfs, named
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.factory import taking_ebv
 from hpcphotoz.training import trainer
 from hpcphotoz.training.distributed.rank_device import choose_device
 from hpcphotoz.training.run.network import TrainedNetwork, load_network
@@ -161,17 +161,6 @@ class _UserNetwork:
     step: int = 0
 
 
-class _WithoutEbv(nn.Module):
-    """Calls a module of images alone."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
-        return cast(Tensor, self.module(images))
-
-
 def _with_bins(
     network: TrainedNetwork | nn.Module, batch: StampBatch, bins: RedshiftBins | None
 ) -> RedshiftNetwork:
@@ -190,13 +179,6 @@ def _with_bins(
             f"attack: bins: want those of the module {name}: say what its logits mean, such as "
             "bins=RedshiftBins(180, 0.0, 0.4)"
         )
-    module = network if _takes_ebv(network) else _WithoutEbv(network)
+    module = taking_ebv(network, f"attack: module {name}")
     stamp = int(batch.images.shape[-1]) if batch.images.ndim else 0  # `check_tensors` checks the shape
     return _UserNetwork(name, f"module {name}", module, bins, tuple(batch.bands), stamp)
-
-
-def _takes_ebv(module: nn.Module) -> bool:
-    arguments = inspect.signature(module.forward).parameters.values()
-    placed = [one for one in arguments if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    required = [one for one in placed if one.default is one.empty]
-    return len(required) > 1 or any(one.name == "ebv" for one in arguments)

@@ -68,7 +68,7 @@ def make_network(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Mo
     if not isinstance(made, nn.Module):
         kind = type(made).__name__
         raise BadInput(f"model.name {model.name}: the factory gives a {kind}: want a torch.nn.Module")
-    network: nn.Module = made if _takes_ebv(made, model.name) else ImagesOnly(made)
+    network = taking_ebv(made, f"model.name {model.name}")
     _try(network, model, stamp, len(scale))
     return network
 
@@ -157,8 +157,18 @@ def _timm_factory(model: Model) -> Callable[..., nn.Module]:
     return factory
 
 
-def _takes_ebv(network: nn.Module, name: str) -> bool:
-    """Whether `forward` takes E(B-V): it has a second argument that is required, or is named `ebv`."""
+def taking_ebv(network: nn.Module, who: str) -> nn.Module:
+    """The network as module(images, ebv), where it may be one that is called as module(images).
+
+    It takes E(B-V) if its `forward` has a second argument that is required, or is named `ebv`.
+
+    Args:
+        network: returns logits (N, bins).
+        who: the network, in the message.
+
+    Raises:
+        BadInput: its `forward` takes other arguments.
+    """
     positional = (
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -171,8 +181,9 @@ def _takes_ebv(network: nn.Module, name: str) -> bool:
     ]
     if not parameters or len(required) > 2:
         wanted = "want forward(self, images, ebv) or forward(self, images)"
-        raise BadInput(f"model.name {name}: its forward takes {', '.join(required) or 'nothing'}: {wanted}")
-    return len(required) == 2 or (len(parameters) > 1 and parameters[1].name == "ebv")
+        raise BadInput(f"{who}: its forward takes {', '.join(required) or 'nothing'}: {wanted}")
+    takes_it = len(required) == 2 or (len(parameters) > 1 and parameters[1].name == "ebv")
+    return network if takes_it else ImagesOnly(network)
 
 
 def _try(network: nn.Module, model: Model, stamp: int, bands: int) -> None:

@@ -300,6 +300,11 @@ def test_a_network_shows_what_it_takes(run: Path) -> None:
     assert "&lt;run&gt;" in page and "<run>" not in page and "pgd, eps" in page
 
 
+class Bilinear(torch.nn.Bilinear):
+    def forward(self, input1: Any, input2: Any, third: Any) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
 class ImagesOnly(torch.nn.Module):
     """20 logits of images alone; an option of its forward is no E(B-V)."""
 
@@ -357,6 +362,8 @@ def test_a_module_is_attacked_only_with_bins_that_are_those_of_its_logits(run: P
         hpcphotoz.attack(module, replace(batch, images=batch.images / 0), bins=bins)
     with pytest.raises(BadInput, match="bins: run 'run' has its own: leave them out"):
         hpcphotoz.attack(hpcphotoz.load(run, device="cpu"), batch, bins=RedshiftBins(10, 0.0, 0.4))
+    with pytest.raises(BadInput, match="attack: module Bilinear: its forward takes input1, input2, third: w"):
+        hpcphotoz.attack(Bilinear(4, 4, 20), batch, bins=bins)
     assert hpcphotoz.attack(module, batch, bins=bins).shape == batch.images.shape
     for count in (0, 1):
         few = replace(batch, **{k: v[:count] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)})
