@@ -171,14 +171,13 @@ def _with_bins(
         if bins is not None and bins != network.bins:
             raise BadInput(f"attack: bins: run '{network.name}' has its own: leave them out")
         return network
-    if isinstance(network, DistributedDataParallel):
-        network = network.module
-    name = type(network).__name__
+    module: nn.Module = network.module if isinstance(network, DistributedDataParallel) else network
+    name = type(module).__name__
     if not isinstance(bins, RedshiftBins):
         raise BadInput(
             f"attack: bins: want those of the module {name}: say what its logits mean, such as "
             "bins=RedshiftBins(180, 0.0, 0.4)"
         )
-    module = taking_ebv(network, f"attack: module {name}")
+    module = taking_ebv(module, f"attack: module {name}")
     stamp = int(batch.images.shape[-1]) if batch.images.ndim else 0  # `check_tensors` checks the shape
     return _UserNetwork(name, f"module {name}", module, bins, tuple(batch.bands), stamp)

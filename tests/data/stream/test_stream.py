@@ -9,10 +9,13 @@ import torch
 
 from hpcphotoz.config import Data
 from hpcphotoz.data.format import encoding
-from hpcphotoz.data.format.manifest import Header
+from hpcphotoz.data.format.extra import ExtraColumn
+from hpcphotoz.data.format.manifest import Header, read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
+from hpcphotoz.data.stream.batch import empty_batch
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
+from tests.helpers.data.extra import write_extra_dataset
 from tests.helpers.data.streams import SMALL, assert_holds_stamps, ids, open_stream
 from tests.helpers.datasets import make_dataset, make_stamps
 
@@ -143,3 +146,14 @@ def test_leaving_an_epoch_early_leaves_no_threads(dataset: Path) -> None:
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name.startswith("hpcphotoz-read")]
+
+
+def test_an_empty_batch_has_the_fixed_columns_only(tmp_path: Path) -> None:
+    folder = write_extra_dataset(tmp_path / "set", 9)
+    header = read_manifest(folder).header
+    empty = empty_batch(replace(header, extra=(*header.extra, ExtraColumn("position", "int8"))))
+    stream = Stream(folder, Data(), global_batch=4, seed=1, part="all")
+    for name, full in vars(next(iter(stream))).items():
+        if isinstance(full, torch.Tensor):
+            found = getattr(empty, name)
+            assert (found.shape, found.dtype) == ((0, *full.shape[1:]), full.dtype), name
