@@ -9,6 +9,7 @@ from hpcphotoz.cli.dataset_output import (
     WRITING,
     add_append,
     add_damaged,
+    add_ebv_map,
     add_keep,
     add_writing,
     given,
@@ -47,7 +48,9 @@ def _ingest(options: argparse.Namespace, name: str) -> int:
     from hpcphotoz.sources.build import count_skipped
 
     how = given(
-        options, "crop", "redshifts", "keep_unlabelled", "zero_point", "limit", "append", "damaged", *WRITING
+        options,
+        *("crop", "redshifts", "keep_unlabelled", "zero_point", "limit", "ebv_map", "append", "damaged"),
+        *WRITING,
     )
     how["keep"] = kept_columns(options.keep)
     manifest, skipped = ingest_arrays(options.out, options.sources, load_map(name), name, **how)
@@ -142,6 +145,7 @@ def _add_options(p: Parser, without: str, own: str) -> None:
         "--zero-point", type=number, help=f"AB mag, 0 to 40, of one unit of the pixels (default: {own})"
     )
     p.add_argument("--limit", type=int, help="convert only this many rows")
+    add_ebv_map(p, "the column of the files")
     add_keep(p, "the files")
     add_damaged(p)
     add_append(p)

@@ -9,7 +9,7 @@ from hpcphotoz.cli.parser import Parser
 from hpcphotoz.data.format.manifest import STORAGE, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
-from hpcphotoz.sources.constants import DAMAGED
+from hpcphotoz.sources.constants import DAMAGED, EBV_MAPS
 from hpcphotoz.world import detect
 
 WRITING = ("shard_rows", "storage", "processes")  # see `add_writing`
@@ -41,6 +41,15 @@ def add_writing(parser: Parser, rows: int, what: str, processes: str) -> None:
         "sigma, wider in pixels above 512 sky sigmas",
     )
     parser.add_argument("--processes", type=int, help=f"worker processes (default: {processes})")
+
+
+def add_ebv_map(parser: Parser, column: str) -> None:
+    """Add the option that takes E(B-V) from a map rather than from `column`."""
+    parser.add_argument(
+        "--ebv-map",
+        choices=tuple(EBV_MAPS),
+        help=f"take E(B-V) by ra and dec from this map, which is installed for dustmaps, not from {column}",
+    )
 
 
 def add_keep(parser: Parser, source: str, more: str = "") -> None:

@@ -9,6 +9,7 @@ from hpcphotoz.cli.dataset_output import (
     WRITING,
     add_append,
     add_damaged,
+    add_ebv_map,
     add_keep,
     add_writing,
     given,
@@ -41,7 +42,9 @@ def _cut_images(
 ) -> int:
     from hpcphotoz.sources.surveys.ingest import ingest_images
 
-    how = given(options, "stamp", "masked_fraction", "epochs", "pixels", "append", "damaged", *WRITING)
+    how = given(
+        options, "stamp", "masked_fraction", "epochs", "pixels", "ebv_map", "append", "damaged", *WRITING
+    )
     how |= {"columns": _columns(options.columns), "keep": kept_columns(options.keep)}
     manifest = ingest_images(options.out, survey, images, options.objects, command=name, bands=bands, **how)
     say_what_is_in(options.out, manifest, "stamp")
@@ -116,6 +119,7 @@ def _add_cutout_options(p: Parser, stamp: str) -> None:
         metavar="OURS=THEIRS",
         help="the table's names for object_id, ra, dec, z_spec, ebv: ra=RAJ2000 dec=DEJ2000",
     )
+    add_ebv_map(p, "the table's column")
     add_keep(p, "the table", "; a whole number may not be unknown")
     p.add_argument("--stamp", type=int, default=64, help=stamp)
     p.add_argument(

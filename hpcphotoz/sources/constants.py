@@ -14,6 +14,12 @@ ZERO_POINT = 22.5  # AB magnitude of 1 nanomaggy
 MASKED_FRACTION = 0.005
 DAMAGED = ("fail", "skip")  # what an ingest does at an input file that cannot be used
 
+# Maps of Galactic E(B-V) that dustmaps reads, on the SFD scale, in words.
+EBV_MAPS = {
+    "sfd": "the map of Schlegel, Finkbeiner & Davis 1998 (SFD) at ra and dec",
+    "csfd": "the map of Chiang 2023 (CSFD: SFD without large-scale structure) at ra and dec",
+}
+
 # Surveys whose images are read, with the names of their files, for `ingest images --help`.
 SURVEYS = {
     "sdss": 'ugriz, 0.396": fpC-*.fit[.gz] (DR7), frame-*.fits[.bz2] (DR8+), fpM-, tsField-, photoField-',

@@ -20,6 +20,11 @@ def arrays_extra() -> AbstractContextManager[None]:
     return _extra("arrays")
 
 
+def dust_extra() -> AbstractContextManager[None]:
+    """As `sources_extra`, of the library that reads maps of Galactic dust."""
+    return _extra("dust")
+
+
 @contextmanager
 def _extra(name: str) -> Iterator[None]:
     try:

@@ -27,14 +27,15 @@ from hpcphotoz.sources.arrays.image_kind import ImageKind, inspect_file, zero_po
 from hpcphotoz.sources.arrays.kept_arrays import describe_kept, join_kept
 from hpcphotoz.sources.arrays.planes import check_coverage
 from hpcphotoz.sources.arrays.row_plan import plan_row_ranges
-from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile, read_ids
+from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile, read_ids, read_positions
 from hpcphotoz.sources.build import build_dataset
 from hpcphotoz.sources.catalogue import read_redshifts
-from hpcphotoz.sources.constants import MASKED_FRACTION, ZERO_POINT
+from hpcphotoz.sources.constants import EBV_MAPS, MASKED_FRACTION, ZERO_POINT
 from hpcphotoz.sources.engine.append import Append, find_target
 from hpcphotoz.sources.engine.damage import damage_entry
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
+from hpcphotoz.sources.tables.dust_maps import galactic_ebv
 from hpcphotoz.sources.tables.kept_columns import check_kept_names
 
 
@@ -51,6 +52,7 @@ def ingest_arrays(
     zero_point: float | None = None,
     limit: int | None = None,
     keep: Mapping[str, str] | None = None,
+    ebv_map: str | None = None,
     storage: str = "float32",
     processes: int | None = None,
     append: bool = False,
@@ -79,6 +81,7 @@ def ingest_arrays(
         limit: number of rows to use, from the first; None: all.
         keep: the files' name for each column that the shards hold too, by the name that it gets there,
             beside those of the map.
+        ebv_map: take E(B-V) from this map at ra and dec, as `galactic_ebv`; None: from the files.
         storage: of the images, as in `Header`.
         processes: as in `build_dataset`.
         append: add shards to the dataset in `out`, of the rows whose objects it does not have.
@@ -98,10 +101,13 @@ def ingest_arrays(
         target = find_target(out, append)
         if append and not array_map.object_id:
             raise BadInput(f"map {name} names no object_id: without one, nothing can be appended")
+        if ebv_map is not None and not (array_map.ra and array_map.dec):
+            raise BadInput(f"format {name} names no ra and dec, which --ebv-map needs")
         table = read_redshifts(redshifts) if redshifts is not None else None
         read_names = (*array_map.columns, *kept_names.values())
         files: list[SourceFile] = []
         ids: list[npt.NDArray[np.int64]] = []
+        positions: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # ra, dec
         first: tuple[Path, ImageKind] | None = None
         lacking: Counter[str] = Counter()
         extra: tuple[ExtraColumn, ...] = ()
@@ -125,6 +131,7 @@ def ingest_arrays(
                         if names:
                             absent[names[0]] = opened.first(names, optional=True) is None
                     own = read_ids(opened, array_map, 0, rows, row)
+                    at = None if ebv_map is None else read_positions(opened, array_map, 0, rows)
                 parts = parts_of(path, read_names)
             except BadInput as error:
                 skipped.append(damage_entry(damaged, display_name, error))
@@ -132,6 +139,8 @@ def ingest_arrays(
             first, extra = first or (path, kind), joined
             lacking.update(absent)
             ids.append(own)
+            if at is not None:
+                positions.append(at)
             files.append(SourceFile(path, display_name, *parts, row))
         if first is None:
             why = f"; the first: {skipped[0]['reason']}" if skipped else ""
@@ -149,7 +158,12 @@ def ingest_arrays(
         header = Header(kind.bands, stamp, kind.pixel_scale, storage, extra)
         per_unit = tuple(10 ** (0.4 * (ZERO_POINT - unit)) for unit in units)
         make = ReadRows(array_map, header, kind, per_unit, keep_unlabelled, kept_names, damaged)
-        without_ebv = lacking.pop("ebv")
+        without_ebv, ebv = lacking.pop("ebv"), None
+        if ebv_map is not None:
+            without_ebv = 0
+            ra, dec = (np.concatenate(parts) for parts in zip(*positions, strict=True))
+            by_map = galactic_ebv(ebv_map, ra, dec).astype(np.float32)
+            ebv = np.split(by_map, np.cumsum([len(own) for own in ids])[:-1])
         provenance = {
             "command": "ingest arrays",
             "format": name,
@@ -159,7 +173,7 @@ def ingest_arrays(
             "crop": crop,
             "zero_point_ab": _one_or_all(units),
             "nanomaggies_per_unit": _one_or_all(per_unit),
-            "ebv": array_map.ebv_rule,
+            "ebv": array_map.ebv_rule if ebv_map is None else EBV_MAPS[ebv_map],
             "files_without_ebv": without_ebv,
             "object_id": RULE if array_map.object_id else "the number of the row, over all files",
             "sky_sigma": array_map.sky_sigma_rule,
@@ -174,7 +188,7 @@ def ingest_arrays(
         if without_ebv:
             of = number_of(len(files), "file")
             print(f"no E(B-V) in {without_ebv} of {of}: for their objects 0 is stored", file=sys.stderr)
-        row_ranges, already_there = plan_row_ranges(files, ids, table, shard_rows, target)
+        row_ranges, already_there = plan_row_ranges(files, ids, table, ebv, shard_rows, target)
         return make, row_ranges, provenance, target.append(already_there)
 
     make, units, provenance, appended = mpi_ranks().on_first_rank(plan_here)

@@ -14,6 +14,7 @@ def plan_row_ranges(
     sources: Sequence[SourceFile],
     ids: Sequence[npt.NDArray[np.int64]],
     table: Redshifts | None,
+    ebv: Sequence[npt.NDArray[np.float32]] | None,
     shard_rows: int,
     target: Target,
 ) -> tuple[list[tuple[RowRange, ...]], int]:
@@ -24,6 +25,7 @@ def plan_row_ranges(
     if not used:
         return [], already_there
     sources, ids = [sources[k] for k in used], [ids[k] for k in used]
+    by_map = None if ebv is None else np.concatenate([ebv[k] for k in used])
     there = ~np.concatenate([new[k] for k in used])
     every = np.concatenate(ids)
     order = np.argsort(every, kind="stable")
@@ -38,8 +40,9 @@ def plan_row_ranges(
             base, until = int(ends[k]) - len(ids[k]), min(stop, int(ends[k]))
             z = None if table is None else table.lookup(every[start:until])
             listed = [tuple(np.flatnonzero(rows[start:until]).tolist()) for rows in (again, there)]
+            mapped = None if by_map is None else by_map[start:until]
             if not there[start:until].all():
-                row_ranges.append(RowRange(sources[k], start - base, until - base, z, *listed))
+                row_ranges.append(RowRange(sources[k], start - base, until - base, z, mapped, *listed))
             start = until
         if row_ranges:
             units.append(tuple(row_ranges))

@@ -47,6 +47,7 @@ class RowRange:
     start: int
     stop: int
     z_spec: npt.NDArray[np.float32] | None  # (stop - start,) from a table of redshifts
+    ebv: npt.NDArray[np.float32] | None  # (stop - start,) from a map of dust
     repeated: tuple[int, ...]  # rows, counted from `start`, whose object an earlier row has
     there: tuple[int, ...] = ()  # rows, counted from `start`, whose object the dataset to append to has
 
@@ -191,21 +192,38 @@ def read_ids(table: ArrayFile, array_map: ArrayMap, start: int, stop: int, first
     return identifiers(values, fail)
 
 
+def read_positions(table: ArrayFile, array_map: ArrayMap, start: int, stop: int) -> tuple[Array, Array]:
+    """Reads ra and dec of rows `start` to `stop - 1`, deg; NaN: not there, or out of range."""
+    ra, dec = (
+        np.where(np.abs(values) <= limit, values, np.nan)
+        for what, limit in (("ra", 360.0), ("dec", 90.0))
+        for values in [_read_column(table, array_map, what, start, stop, absent=np.nan)]
+    )
+    return ra, dec
+
+
+def _read_column(
+    table: ArrayFile, array_map: ArrayMap, what: str, start: int, stop: int, absent: float
+) -> Array:
+    """Reads rows of the column of E(B-V), ra or dec, float64; `absent` in a file without it."""
+    name = table.first(getattr(array_map, what), what in array_map.optional)
+    values = np.full(stop - start, absent) if name is None else table.rows(name, start, stop)
+    return values.astype(np.float64)
+
+
 def _read_labels(table: ArrayFile, array_map: ArrayMap, row_range: RowRange) -> dict[str, Array]:
     """Reads the labels of rows, with NaN for an unknown redshift, E(B-V), ra or dec."""
     start, stop = row_range.start, row_range.stop
     ids = read_ids(table, array_map, start, stop, row_range.source.first_row)
     found: dict[str, Array] = {"object_id": ids}
-    for what, absent in (("ebv", 0.0), ("ra", np.nan), ("dec", np.nan)):
-        name = table.first(getattr(array_map, what), what in array_map.optional)
-        values = np.full(stop - start, absent) if name is None else table.rows(name, start, stop)
-        found[what] = values.astype(np.float64)
-    ebv = found["ebv"]
-    if array_map.extinction_per_ebv:
-        ebv = (nan_if_unknown(ebv) / np.array(array_map.extinction_per_ebv)).mean(axis=1)
-    found["ebv"] = nan_if_unknown_ebv(ebv)
-    for what, limit in (("ra", 360.0), ("dec", 90.0)):  # a value beyond means unknown
-        found[what] = np.where(np.abs(found[what]) <= limit, found[what], np.nan)
+    found["ra"], found["dec"] = read_positions(table, array_map, start, stop)
+    if row_range.ebv is None:
+        ebv = _read_column(table, array_map, "ebv", start, stop, absent=0.0)
+        if array_map.extinction_per_ebv:
+            ebv = (nan_if_unknown(ebv) / np.array(array_map.extinction_per_ebv)).mean(axis=1)
+        found["ebv"] = nan_if_unknown_ebv(ebv)
+    else:
+        found["ebv"] = row_range.ebv
     z: Array = np.full(stop - start, np.nan) if row_range.z_spec is None else row_range.z_spec
     if array_map.z_spec:
         z = table.rows(array_map.z_spec, start, stop)

@@ -13,7 +13,7 @@ from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.build import build_dataset, count_skipped
 from hpcphotoz.sources.catalogue import EBV_UNKNOWN, read_catalogue
-from hpcphotoz.sources.constants import MASKED_FRACTION
+from hpcphotoz.sources.constants import EBV_MAPS, MASKED_FRACTION
 from hpcphotoz.sources.cutouts import CutStamps
 from hpcphotoz.sources.engine.append import Append, find_target
 from hpcphotoz.sources.identifiers import RULE
@@ -34,6 +34,7 @@ from hpcphotoz.sources.surveys.survey import (
     load_survey,
     report_left_out,
 )
+from hpcphotoz.sources.tables.dust_maps import galactic_ebv
 
 _REASON_LABELS = {  # part of a reason -> label in the closing line
     "outside": "outside every frame",
@@ -56,6 +57,7 @@ def ingest_images(
     bands: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
     keep: Mapping[str, str] | None = None,
+    ebv_map: str | None = None,
     masked_fraction: float = MASKED_FRACTION,
     epochs: str = "one",
     pixels: Sequence[str] = (),
@@ -86,6 +88,7 @@ def ingest_images(
             grid of the survey's reference band, or without it of the first band's frame.
         columns: the table's names for object_id, ra, dec, z_spec, ebv, where they differ.
         keep: the table's name for each column that the shards hold too, by the name that it gets there.
+        ebv_map: take E(B-V) from this map at the object's position, as `galactic_ebv`; None: from the table.
         masked_fraction: largest part of a stamp's pixels, in any one band, that the survey's fatal mask
             planes may flag.
         epochs: "one": one stamp for each object, with the table's `object_id`; "all": one for each object and
@@ -113,6 +116,8 @@ def ingest_images(
         target = find_target(out, append)
         table = read_catalogue(objects, columns, keep)
         header = Header(bands, stamp, described.pixel_scale, storage, table.extra_columns)
+        if ebv_map is not None:
+            table = replace(table, ebv=galactic_ebv(ebv_map, table.ra, table.dec))
         unknown = np.isnan(table.ebv)
         without_ebv = skipped_entries(table.object_id[unknown], EBV_UNKNOWN)
         table = table[np.flatnonzero(~unknown)]
@@ -153,7 +158,7 @@ def ingest_images(
             )
         measured = _measured_columns(sets if append else _used_sets(plan), len(bands), stamp, pixels)
         header = replace(header, extra=(*header.extra, *measured))
-        if table.ebv_column is None:
+        if table.ebv_column is None and ebv_map is None:
             print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
         for line in (*notes.lines, *([_caution(plan.repeated)] if plan.repeated else [])):
             print(line, file=sys.stderr)
@@ -170,7 +175,7 @@ def ingest_images(
         "objects": objects.name,
         "epochs": epochs,
         "object_id": f"{plan.rule}; {RULE}",
-        "ebv": "not in the table: 0" if ebv_column is None else f"column '{ebv_column}'",
+        "ebv": _ebv_rule(ebv_map, ebv_column),
         **({"kept": {ours: f"column '{theirs}'" for ours, theirs in keep.items()}} if keep else {}),
         **({"caution": _caution(plan.repeated)} if plan.repeated else {}),
         "resampling": f"Lanczos-3 onto the {bands[reference]} frame's grid",
@@ -196,6 +201,13 @@ def ingest_images(
     if ranks.rank == 0:
         _report_skipped(manifest.rows, [one for one in skipped if "damaged" not in one])
     return manifest
+
+
+def _ebv_rule(ebv_map: str | None, column: str | None) -> str:
+    """Where E(B-V) comes from, in words."""
+    if ebv_map is not None:
+        return EBV_MAPS[ebv_map]
+    return "not in the table: 0" if column is None else f"column '{column}'"
 
 
 def _used_sets(plan: CutoutPlan) -> list[FrameSet]:
