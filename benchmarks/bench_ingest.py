@@ -7,12 +7,14 @@ disk, without the interpreter's start. `arrays`: a foreign HDF5 of big-endian 64
 with four times the stamps of the others, for shards of 84 MB (by default they have 671);
 `h5py copy`: the same bytes read and written by h5py alone, and flushed. `pasquet`: an npz of 64x64x5 float32;
 `hayat`: HDF5 of 107x107x5 in gzip chunks, cropped to 64; `frames`: stamps cut out of the fpC frames that
-HPCPHOTOZ_DATA (or ../shared/data) holds. Needs mpiexec and mpi4py (`pip install mpich mpi4py`). The page
+HPCPHOTOZ_DATA (or ../shared/data) holds. With the peak memory of one rank, of its interpreter alone, and the
+largest shard. Needs mpiexec and mpi4py (`pip install mpich mpi4py`). The page
 cache is warm.
 """
 
 import csv
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import h5py
 import numpy as np
 
 from benchmarks.harness import Benchmark, arguments, ratio, rounds, spread
+from hpcphotoz.data.format.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HPCPHOTOZ_DATA", ROOT.parent / "shared" / "data")) / "sdss-stripe82"
@@ -55,8 +58,9 @@ def main() -> None:
         folder = Path(name)
         kinds = write_sources(folder, rows)[: 1 if options.quick else None]
         counts: dict[str, int] = {}
+        memory: dict[str, dict[str, float]] = {}
         rivals: dict[str, Callable[[], float]] = {
-            f"{kind}_{ranks}": _measure(mpiexec, kind, ranks, folder, counts)
+            f"{kind}_{ranks}": _measure(mpiexec, kind, ranks, folder, counts, memory)
             for kind in kinds
             for ranks in (RANKS[:2] if options.quick else RANKS)
         }
@@ -72,6 +76,9 @@ def main() -> None:
         faster = rate["median"] / alone["median"] if alone else None
         benchmark.add(**{f"{kind}_{ranks}_ranks": {"stamps_per_s": rate, "over_one_rank": faster}})
         print(f"{kind:10s} {ranks:5d} {rate['median']:9.0f} {'' if faster is None else f'{faster:13.2f}'}")
+    benchmark.add(memory_of_one_rank_mib=memory)
+    for kind, found in memory.items():
+        print(f"{kind:10s} MiB: {', '.join(f'{name} {value:.0f}' for name, value in found.items())}")
     if "h5py_copy" in rates:
         benchmark.add(h5py_copy={"stamps_per_s": rates["h5py_copy"]})
         print(f"h5py copy        {rates['h5py_copy']['median']:9.0f}")
@@ -117,8 +124,8 @@ def write_sources(folder: Path, rows: int) -> list[str]:
     return ["arrays", "pasquet", "hayat", "frames"]
 
 
-def ingest(kind: str, folder: Path, out: Path) -> int:
-    """Ingest the files of one kind on this rank, and return the number of stamps of all ranks."""
+def ingest(kind: str, folder: Path, out: Path) -> Manifest:
+    """Ingest the files of one kind on this rank, and return the manifest."""
     from hpcphotoz.sources.arrays.array_map import load_map, parse_map
     from hpcphotoz.sources.arrays.ingest_arrays import ingest_arrays
     from hpcphotoz.sources.surveys.ingest import ingest_images
@@ -126,14 +133,14 @@ def ingest(kind: str, folder: Path, out: Path) -> int:
     if kind == "frames":
         count = sum(1 for _ in open(folder / "objects.csv")) - 1
         rows = -(-count // UNITS)
-        return ingest_images(out, "sdss", DATA, folder / "objects.csv", shard_rows=rows).rows
+        return ingest_images(out, "sdss", DATA, folder / "objects.csv", shard_rows=rows)
     with np.load(folder / "pasquet.npz") as file:
         rows = len(file["labels"])
         count = {"arrays": ARRAYS_ROWS * rows, "pasquet": rows, "hayat": rows // 2}[kind]
     source = folder / {"arrays": "arrays.h5", "pasquet": "pasquet.npz", "hayat": "hayat.h5"}[kind]
     array_map = parse_map(MAP, "map.toml") if kind == "arrays" else load_map(kind)
     crop = 64 if kind == "hayat" else None
-    return ingest_arrays(out, [source], array_map, kind, shard_rows=count // UNITS, crop=crop)[0].rows
+    return ingest_arrays(out, [source], array_map, kind, shard_rows=count // UNITS, crop=crop)[0]
 
 
 def h5py_copy(source: Path, out: Path) -> float:
@@ -152,21 +159,33 @@ def h5py_copy(source: Path, out: Path) -> float:
 
 
 def on_rank(kind: str, folder: str, out: str) -> None:
-    """Print the seconds from a barrier of the ranks to the manifest, and the number of stamps."""
+    """Print the seconds from a barrier of the ranks to the manifest, the number of stamps, and MiB."""
     import hpcphotoz.sources.arrays.ingest_arrays  # noqa: F401
     from hpcphotoz.sources.mpi import mpi_ranks
 
     ranks = mpi_ranks()
     ranks.allgather(None)
     start = time.perf_counter()
-    count = ingest(kind, Path(folder), Path(out))
+    before = _peak_mib()
+    manifest = ingest(kind, Path(folder), Path(out))
     ranks.allgather(None)
     if ranks.rank == 0:
-        print(time.perf_counter() - start, count)
+        shard = max(one.bytes for one in manifest.shards) / (1 << 20)
+        print(time.perf_counter() - start, manifest.rows, _peak_mib(), before, shard)
+
+
+def _peak_mib() -> float:
+    """Peak memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _measure(
-    mpiexec: str, kind: str, ranks: int, folder: Path, counts: dict[str, int]
+    mpiexec: str,
+    kind: str,
+    ranks: int,
+    folder: Path,
+    counts: dict[str, int],
+    memory: dict[str, dict[str, float]],
 ) -> Callable[[], float]:
     def measure() -> float:
         out = folder / "out"
@@ -184,7 +203,9 @@ def _measure(
         )
         if done.returncode:
             raise RuntimeError(done.stderr)
-        seconds, count = done.stdout.split()
+        seconds, count, *mib = done.stdout.split()
+        if ranks == 1:
+            memory[kind] = dict(zip(("peak", "interpreter", "shard"), map(float, mib), strict=True))
         counts[kind] = int(count)
         shutil.rmtree(out)
         return float(seconds)

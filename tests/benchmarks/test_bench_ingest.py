@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,13 @@ def test_an_ingest_that_fails_leaves_the_others_their_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measured(
-        mpiexec: str, kind: str, ranks: int, folder: Path, counts: dict[str, int]
+        mpiexec: str, kind: str, ranks: int, folder: Path, counts: dict[str, int], memory: dict[str, Any]
     ) -> Callable[[], float]:
         def measure() -> float:
             if kind == "hayat" or ranks == 4:
                 raise RuntimeError("out of space")
             counts[kind] = 8
+            memory[kind] = {"peak": 150.0, "interpreter": 100.0, "shard": 40.0}
             return 4 / ranks
 
         return measure
@@ -35,4 +37,5 @@ def test_an_ingest_that_fails_leaves_the_others_their_figures(
     failed = {"pasquet_4", "hayat_1", "hayat_2", "hayat_4"}
     assert end.value.code == 1 and set(record["failures"]) == failed
     assert record["figures"]["pasquet_2_ranks"]["over_one_rank"] == pytest.approx(2)
+    assert record["figures"]["memory_of_one_rank_mib"]["pasquet"]["peak"] == 150
     assert "hayat_1_ranks" not in record["figures"] and "out of space" in capsys.readouterr().out
