@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import hpcphotoz
 from hpcphotoz.config import Config
@@ -26,6 +26,9 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.output import say
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES, World, detect
+
+if TYPE_CHECKING:
+    from hpcphotoz.data.datasets import Datasets
 
 # A signal reaches the nodes one after the other: rank 0 may stop at another rank's signal before its own.
 _STRAGGLING_SIGNAL_S = 10.0
@@ -40,7 +43,7 @@ class TrainJob:
 
     Args:
         config: the resolved configuration as TOML text.
-        data: dataset folder, absolute.
+        data: dataset folder, absolute; or of several datasets, each folder's weight.
         out: run folder, absolute.
         code: folder with the snapshot of the package; empty: the installed package runs.
         cpus: cores of this rank; 0: torch decides.
@@ -52,7 +55,7 @@ class TrainJob:
     """
 
     config: str
-    data: str
+    data: str | dict[str, float]
     out: str
     code: str = ""
     cpus: int = 0
@@ -63,9 +66,11 @@ class TrainJob:
     visible_gpus: str | None = None
 
     @classmethod
-    def of(cls, config: Config, data: Path, out: Path, **options: Any) -> Self:
-        """The job that trains `config` on the dataset `data` into `out`; options are further fields."""
-        return cls(to_toml(config), str(data.absolute()), str(out.absolute()), **options)
+    def of(cls, config: Config, data: "Path | Datasets", out: Path, **options: Any) -> Self:
+        """The job that trains `config` on the datasets `data` into `out`; options are further fields."""
+        from hpcphotoz.data.datasets import Datasets
+
+        return cls(to_toml(config), Datasets.of(data).absolute().given, str(out.absolute()), **options)
 
     @property
     def parsed(self) -> Config:
@@ -85,13 +90,13 @@ class TrainJob:
             # submitit ignores SIGTERM. Here, until the trainer handles it, there is nothing to save. On a
             # cluster it may be a preemption, and a rank that dies of it would fail the job.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        from hpcphotoz.data.datasets import Datasets
         from hpcphotoz.training.loop import Outcome
         from hpcphotoz.training.trainer import train
 
         with _SignalRecorder() as signals:
-            outcome = train(
-                self.parsed, Path(self.data), Path(self.out), self.profile, self.device, self.command or None
-            )
+            data, out = Datasets.of(self.data), Path(self.out)
+            outcome = train(self.parsed, data, out, self.profile, self.device, self.command or None)
             if outcome is Outcome.FINISHED or rank:
                 _ignore_stops()
             if outcome is Outcome.FINISHED:

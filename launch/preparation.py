@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.plan import LaunchPlan
@@ -31,16 +31,17 @@ def launch_folder(job: TrainJob) -> Path:
 
 
 def check_folders(job: TrainJob) -> None:
-    """Make sure that the job can start or resume in its run folder on its dataset; writes nothing.
+    """Make sure that the job can start or resume in its run folder on its datasets; writes nothing.
 
     Raises:
         BadInput: no such dataset, or a run folder that holds another run.
     """
-    manifest, run = read_manifest(Path(job.data)), Path(job.out)
-    run_folder.check(run, job.parsed)
+    config, data, run = job.parsed, Datasets.of(job.data), Path(job.out)
+    manifest = data.read_manifest(config.run.global_batch)
+    run_folder.check(run, config)
     newest = checkpoint.latest(run)
     if newest is not None:
-        checkpoint.check_data(run, checkpoint.load(newest), Path(job.data), manifest.sha256)
+        checkpoint.check_data(run, checkpoint.load(newest), data, manifest.sha256)
 
 
 def with_placement(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:

@@ -1,5 +1,6 @@
 """Train, load and attack a network from Python."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hpcphotoz.api.stamp_batch import StampBatch
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
+from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import attack_labels
 from hpcphotoz.evaluation.inference import PASSES
@@ -26,7 +28,7 @@ from hpcphotoz.world import World
 
 def train(
     config: Config | Path | str,
-    data: Path | str,
+    data: Path | str | Mapping[str, float],
     out: Path | str,
     *,
     device: str = "auto",
@@ -41,7 +43,7 @@ def train(
 
     Args:
         config: name of a recipe ("standard", "adversarial", ...), path of a TOML file, or a `Config`.
-        data: dataset folder.
+        data: dataset folder, or of several datasets the weight of each folder, {"a": 0.7, "b": 0.3}.
         out: run folder; made where it does not exist.
         device: "cuda", "cpu", or "auto": a GPU where there is one.
         profile: write where the time of a step goes to `out`/profile.
@@ -62,7 +64,7 @@ def train(
         for section, values in configuration.nested(configuration.named(options, "train")).items():
             tree[section] |= values
         settings = configuration.parse(tree, "train")
-    trainer.train(settings, Path(data), Path(out), profile, device)
+    trainer.train(settings, Datasets.of(data), Path(out), profile, device)
     return Path(out)
 
 

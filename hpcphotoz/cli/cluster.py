@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from hpcphotoz.cli.parser import Commands, command, memory
-from hpcphotoz.cli.training import configuration, parse_train
+from hpcphotoz.cli.training import configuration, datasets, parse_train
 from hpcphotoz.errors import BadInput
 
 _RUN_AFTER = "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
@@ -39,7 +39,7 @@ def launch(options: argparse.Namespace) -> int:
         raise BadInput(_RUN_AFTER)
     words = parse_train(options.after)
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
-    job = TrainJob.of(configuration(words), words.data, words.out, **how)
+    job = TrainJob.of(configuration(words), datasets(words), words.out, **how)
     given = {field.name: getattr(options, field.name) for field in fields(LaunchPlan)}
     chosen: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
@@ -62,7 +62,7 @@ def launch(options: argparse.Namespace) -> int:
 def add(commands: Commands) -> None:
     """Add the parser of `launch`."""
     p = command(commands, "launch", launch)
-    p.usage = "%(prog)s local|slurm [OPTION ...] -- train CONFIG --data DATASET --out RUN [...]"
+    p.usage = "%(prog)s local|slurm [OPTION ...] -- train CONFIG --data DATASET[:WEIGHT] ... --out RUN [...]"
     where = "local: on this machine; slurm: with sbatch, one task per rank"
     p.add_argument("where", choices=("local", "slurm"), metavar="local|slurm", help=where)
     p.add_argument("--nodes", type=int, help="nodes (default 1)")

@@ -3,11 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.parser import Commands, Parser, add_device, command, path
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
+
+if TYPE_CHECKING:
+    from hpcphotoz.data.datasets import Datasets
 
 
 def train(options: argparse.Namespace) -> int:
@@ -18,7 +22,7 @@ def train(options: argparse.Namespace) -> int:
 
     settings = configuration(options)
     try:
-        train(settings, options.data, options.out, options.profile, options.device)
+        train(settings, datasets(options), options.out, options.profile, options.device)
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
@@ -38,6 +42,13 @@ def configuration(options: argparse.Namespace) -> Config:
     return config.load(options.config, _overrides(options))
 
 
+def datasets(options: argparse.Namespace) -> "Datasets":
+    """The datasets that a command line gives; raises BadInput as `Datasets.parse`."""
+    from hpcphotoz.data.datasets import Datasets
+
+    return Datasets.parse(options.data)
+
+
 def parse_train(words: Sequence[str]) -> argparse.Namespace:
     """The options of a command line whose first word is `train`; raises BadInput as `Parser`."""
     parser = Parser(prog="hpcphotoz", allow_abbrev=False)
@@ -51,9 +62,16 @@ def parse_train(words: Sequence[str]) -> argparse.Namespace:
 def add_train(commands: Commands) -> None:
     """Add the parser of `train`, its options grouped by section of the configuration."""
     p = command(commands, "train", train)
-    p.usage = "%(prog)s CONFIG --data DATASET --out RUN [--SECTION.KEY VALUE ...]"
+    p.usage = "%(prog)s CONFIG --data DATASET[:WEIGHT] ... --out RUN [--SECTION.KEY VALUE ...]"
     _add_source(p)
-    p.add_argument("--data", type=path, required=True, metavar="DATASET", help="dataset folder")
+    folders = (
+        "dataset folder, or several with weights, such as a:0.7 b:0.3: every global batch holds objects of "
+        "each in these shares, rounded to whole objects (the name of a folder is taken as it is, colons "
+        "included)"
+    )
+    p.add_argument(
+        "--data", type=_dataset, nargs="+", required=True, metavar="DATASET[:WEIGHT]", help=folders
+    )
     help_text = "run folder; one that holds this run is resumed"
     p.add_argument("--out", type=path, required=True, metavar="RUN", help=help_text)
     p.add_argument(
@@ -78,6 +96,11 @@ def add_config(commands: Commands) -> None:
     p.usage = "%(prog)s CONFIG [--SECTION.KEY VALUE ...]"
     _add_source(p)
     _add_sections(p)
+
+
+def _dataset(text: str) -> str:
+    path(text)  # refuses an empty one
+    return text
 
 
 def _add_source(parser: Parser) -> None:

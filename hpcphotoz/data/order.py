@@ -114,8 +114,8 @@ class WindowOrder:
     """Objects of one window in the order of their blocks, and the batch and position of each.
 
     Object k has position `place[k] % size` in global batch `first + place[k] // size`. All batches of a
-    window are whole, except the last batch of an epoch: the objects left over go to the next window. A window
-    with many objects of the subset is cut into several.
+    window are whole, except the last of an epoch and a `head`: the objects left over go to the next window.
+    A window with many objects of the subset is cut into several.
     """
 
     first: int  # number of the window's first batch in the epoch
@@ -132,6 +132,7 @@ def windows(
     block_filter: BlockFilter | None = None,
     start: int = 0,
     max_rows: int | None = None,
+    head: int = 0,
 ) -> Iterator[WindowOrder]:
     """Yield an epoch's windows: blocks in permuted order, whose objects are shuffled into global batches.
 
@@ -148,6 +149,7 @@ def windows(
         start: number of the first batch that is needed; windows before it are counted, not yielded.
         max_rows: objects a window, at least `size`; a window with more objects is cut into several. None: no
             limit.
+        head: objects of a first batch that is smaller than the others; 0: there is none.
     """
     n_blocks, first = int(layout.starts[-1]), 0
     left = (np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -158,6 +160,13 @@ def windows(
             keep = block_filter(blocks)
             shard, row = shard[keep], row[keep]
         shard, row = np.concatenate([left[0], shard]), np.concatenate([left[1], row])
+        if head > len(shard):
+            left = (shard, row)
+            continue
+        if head:
+            if start == 0:
+                yield _window_order(0, shard[:head], row[:head], head, key, (-2,))
+            shard, row, first, head = shard[head:], row[head:], 1, 0
         batches = len(shard) // size
         parts = 1 if max_rows is None else -(-batches // max(max_rows // size, 1))
         for part in range(parts):

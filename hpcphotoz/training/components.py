@@ -14,6 +14,7 @@ from hpcphotoz.compute.precision import time_call
 from hpcphotoz.compute.statistics import buffers_kept, running_statistics
 from hpcphotoz.config import Config
 from hpcphotoz.data.order import ORDER
+from hpcphotoz.data.stream.mixture import MixedStream
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build, load_weights
@@ -77,7 +78,7 @@ class TrainingComponents:
         given = config, bins_of(config.model), scale, compute, device, timers, source_of(config.model)
         return cls(module, optimiser, *given)
 
-    def state(self, sums: Tensor, stream: Stream, step: int) -> State:
+    def state(self, sums: Tensor, stream: Stream | MixedStream, step: int) -> State:
         """What a checkpoint holds, from which `restore` continues the same loss curve.
 
         Args:

@@ -1,19 +1,21 @@
-"""Loads this rank's slice of every global batch, from the training and the validation part of a dataset."""
+"""Loads this rank's slice of every global batch, from the training and validation parts of the datasets."""
 
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hpcphotoz.config import Config
+from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.data.select.census import Census, SelectedObjects
-from hpcphotoz.data.select.subset import SplitPart
 from hpcphotoz.data.stream.batch import Batch, empty_batch
 from hpcphotoz.data.stream.device import batch_to_device, prefetch_to_device
+from hpcphotoz.data.stream.mixture import open_training_stream, open_validation_stream
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed import group
@@ -26,7 +28,7 @@ from hpcphotoz.world import World
 class RankLoader:
     """Loads this rank's slice of every global batch. Raises BadInput as `data.stream.Stream`."""
 
-    data: Path  # dataset folder
+    data: Datasets
     run: Path  # run folder; `selection/` in it lists the objects of both parts
     config: Config
     world: World  # the ranks that divide a global batch, and this rank's place among them
@@ -34,8 +36,11 @@ class RankLoader:
     timers: Timers
 
     def __post_init__(self) -> None:
-        self.train = self._open("train")
-        self.validation = self._open("validation") if self.config.data.validation else None
+        run, options = self.config.run, self.config.data
+        how: dict[str, Any] = {"global_batch": run.global_batch, "seed": run.seed, "world": self.world}
+        how["pinned"] = self.device.type == "cuda"
+        self.train = open_training_stream(self.data, options, **how)
+        self.validation = open_validation_stream(self.data, options, **how) if options.validation else None
         self.waited_s = 0.0  # seconds of waiting for data since the start
 
     def for_world(self, world: World) -> "RankLoader":
@@ -43,26 +48,30 @@ class RankLoader:
         other = replace(self, world=world)
         for mine, theirs in ((self.train, other.train), (self.validation, other.validation)):
             if mine is not None and theirs is not None:
-                theirs.objects = mine.objects
+                for counted, part in zip(mine.parts, theirs.parts, strict=True):
+                    part.objects = counted.objects
         return other
 
     def count(self) -> None:
-        """Find the objects of both parts: rank 0 reads the dataset, and the others receive its result.
+        """Find the objects of both parts: rank 0 reads the datasets, and the others receive its result.
 
         Raises:
             BadInput: a part without objects, or labels that cannot be trained on.
         """
-        streams = [s for s in (self.train, self.validation) if s is not None]
+        both = [s.parts for s in (self.train, self.validation) if s is not None]
+        of_datasets = list(zip(*both, strict=True))
+        streams = [stream for of_one in of_datasets for stream in of_one]
         if len(set(group.gather_texts(self.train.manifest.sha256, self.world))) > 1:
             differs = f"{self.data}: {MANIFEST} is not the same on all ranks: copy the dataset again"
             group.fail_together(differs if self.world.is_first else None, self.world)
         text, folder = None, self.run / "selection"
         with group.failing_together(self.world):
             if self.world.is_first:
-                Stream.count_together(streams, folder)
+                for of_one in of_datasets:
+                    Stream.count_together(of_one, folder)
                 text = json.dumps([stream.objects.facts() for stream in streams])
                 for stream in streams:
-                    _check_labels(self.data, stream.census, self.config)
+                    _check_labels(stream.folder, stream.census, self.config)
         facts = json.loads(group.gather_texts(text, self.world)[0] or "")
         with group.failing_together(self.world):
             for stream, found in zip(streams, facts, strict=True):
@@ -70,8 +79,7 @@ class RankLoader:
 
     def global_batch_size(self, step: int) -> int:
         """Number of objects in the global batch of a step."""
-        size = self.config.run.global_batch
-        return min(size, self.train.rows - step % self.train.batches * size)
+        return self.train.batch_size(step % self.train.batches)
 
     def rank_batches(self, first: int, last: int) -> Iterator[RankBatch]:
         """Yields this rank's slice of the global batch of each step from `first` to `last` - 1.
@@ -94,24 +102,8 @@ class RankLoader:
             yield replace(rank_batch, problem=problem)
 
     def _batches(self, first: int) -> Iterator[Batch]:
-        epoch, start = divmod(first, self.train.batches)
-        for number in range(epoch, self.config.run.epochs):
-            yield from prefetch_to_device(
-                self.train.epoch(number, start if number == epoch else 0), self.device
-            )
-
-    def _open(self, part: SplitPart) -> Stream:
-        run = self.config.run
-        return Stream(
-            self.data,
-            self.config.data,
-            global_batch=run.global_batch,
-            seed=run.seed,
-            part=part,
-            world=self.world,
-            shuffle=part == "train",
-            pinned=self.device.type == "cuda",
-        )
+        for batches in self.train.runs(first, self.config.run.epochs):
+            yield from prefetch_to_device(batches, self.device)
 
 
 def _check_labels(data: Path, census: Census, config: Config) -> None:

@@ -27,7 +27,7 @@ class RankBatch:
     ebv: Tensor  # (n,) float32, mag
     z_spec: Tensor  # (n,) float32
     sky_sigma: Tensor  # (n, B) float32, nMgy
-    object_id: Tensor  # (n,) int64
+    object_id: Tensor  # (n,) int64; of several datasets: the key of the object's random numbers
     attacked: Tensor  # (m,) int64: rows that are attacked, in order
     clean: Tensor  # (n - m,) int64: the other rows
     positions: np.ndarray[tuple[int], np.dtype[np.int64]]  # (m,) places of `attacked` in the global batch
@@ -67,7 +67,7 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
         ebv=batch.ebv,
         z_spec=batch.z_spec,
         sky_sigma=batch.sky_sigma,
-        object_id=copy_to_device(batch.object_id, device),
+        object_id=copy_to_device(_random_key(batch), device),
         attacked=rows[0],
         clean=rows[1],
         positions=position[chosen],
@@ -85,10 +85,14 @@ def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
     """
     code = None
     if seed is not None:
-        ids = batch.object_id.numpy().astype(np.uint64)
+        ids = _random_key(batch).numpy().astype(np.uint64)
         words = keyed_hash(ids, derive_key(seed, epoch, _AUGMENT)) >> np.uint64(61)
         code = copy_to_device(torch.from_numpy(words.astype(np.int64)), batch.images.device)
     return _load_on(batch.images.device.type)(batch.images, batch.image_unit, code)
+
+
+def _random_key(batch: Batch) -> Tensor:
+    return batch.object_id if batch.random_key is None else batch.random_key
 
 
 @cache

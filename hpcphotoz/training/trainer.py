@@ -12,6 +12,7 @@ import torch
 from hpcphotoz.compute.precision import cudnn_benchmark, tf32
 from hpcphotoz.config import Config
 from hpcphotoz.config.model import TIMM
+from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.order import rank_slice
 from hpcphotoz.data.select.groups import SplitShares
 from hpcphotoz.memory import keep_freed_memory
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 def train(
     config: Config,
-    data: Path,
+    data: Path | Datasets,
     out: Path,
     profile: bool = False,
     device: str = "auto",
@@ -47,7 +48,7 @@ def train(
 
     Args:
         config: every option.
-        data: dataset folder.
+        data: dataset folder, or several with weights.
         out: run folder; made where it does not exist.
         profile: write where a step's time goes to `out`/profile and to standard output.
         device: "cuda", "cpu", or "auto": a GPU where there is one.
@@ -58,11 +59,11 @@ def train(
         loop.Diverged: the loss became NaN or infinite; the last checkpoint is from before.
         group.RankLost: another rank died or hangs.
     """
-    world = detect()
+    world, datasets = detect(), Datasets.of(data)
     with (
         ExitStack() as stack,
         group.process_group(
-            world, config.run.timeout_s, _options_of_all_ranks(config, data, out, device), device
+            world, config.run.timeout_s, _options_of_all_ranks(config, datasets, out, device), device
         ) as chosen,
         StopRequest(config.run.wall_minutes) as stop,
     ):
@@ -70,7 +71,7 @@ def train(
             keep_freed_memory()
         with group.failing_together(world):
             run_folder.check(out, config)  # before the trial of precisions
-            trainer = _Trainer(config, data, out, world, chosen)
+            trainer = _Trainer(config, datasets, out, world, chosen)
         stack.enter_context(cudnn_benchmark(chosen))
         config = trainer.choose_compute()
         with group.failing_together(world):
@@ -83,7 +84,7 @@ def train(
                 return loop.run(stop, profile)
 
 
-def _options_of_all_ranks(config: Config, data: Path, out: Path, device: str) -> dict[str, str]:
+def _options_of_all_ranks(config: Config, data: Datasets, out: Path, device: str) -> dict[str, str]:
     """Options that must be the same on all ranks, by name."""
     # Not `resolve`: links may differ between nodes.
     values = {"--out": repr(str(out.absolute())), "--data": repr(str(data.absolute())), "--device": device}
@@ -120,7 +121,7 @@ def uneven_split(config: Config, shares: SplitShares | None) -> list[str]:
 class _Trainer:
     """Prepares a run on one rank: data, network, precision, counts, and the state of a checkpoint."""
 
-    def __init__(self, config: Config, data: Path, out: Path, world: World, device: torch.device) -> None:
+    def __init__(self, config: Config, data: Datasets, out: Path, world: World, device: torch.device) -> None:
         self._config, self._out, self._world, self._data = config, out, world, data
         self._begun_precision = run_folder.precision_of(out)
         timers = Timers(device)
@@ -162,8 +163,44 @@ class _Trainer:
         self._last_step = min(self._total_steps, self._config.run.max_steps or self._total_steps)
         if self._world.is_first:
             texts = implausible_options(self._config, self._loader.train.rows, self._total_steps)
-            for text in [*texts, *uneven_split(self._config, self._loader.train.census.split)]:
+            for part in self._loader.train.parts:
+                where = f"{part.folder}: " if self._data.several else ""
+                texts += [where + text for text in uneven_split(self._config, part.census.split)]
+            for text in texts:
                 say(f"hpcphotoz: warning: {text}", sys.stderr)
+            if self._data.several:
+                say(f"{self._out}: {self._shares_text()}")
+
+    def _shares_text(self) -> str:
+        """What every global batch holds, for the user."""
+        train, size = self._loader.train, self._config.run.global_batch
+        each = [f"{part.batch_size(0)} of {part.folder}" for part in train.parts]
+        seen = [
+            f"{train.batches * part.batch_size(0) / part.rows:.2f} times {part.folder}"
+            for part in train.parts
+        ]
+        steps = f"an epoch of {train.batches} steps sees {', '.join(seen)}"
+        return f"every global batch of {size} objects holds {', '.join(each)}; {steps}"
+
+    def _datasets_facts(self) -> dict[str, object]:
+        """The datasets of a run on several, for the provenance."""
+        if not self._data.several:
+            return {}
+        found = zip(self._data.resolve().folders, self._data.weights, self._loader.train.parts, strict=True)
+        by = self._config.data.split_by
+        return {
+            "datasets": [
+                {
+                    "folder": str(folder),
+                    "weight": weight,
+                    "manifest_sha256": part.manifest.sha256,
+                    "objects": part.rows,
+                    "objects_of_a_batch": part.batch_size(0),
+                    **({"split": {"by": by, **asdict(part.census.split)}} if part.census.split else {}),
+                }
+                for folder, weight, part in found
+            ]
+        }
 
     def _network_facts(self) -> dict[str, object]:
         """Where a foreign network comes from, for the provenance; its file is copied into the run folder."""
@@ -212,6 +249,7 @@ class _Trainer:
                 "device": str(self.components.device),
                 "speed": self.components.compute.facts(),
                 "command": list(command),
+                **self._datasets_facts(),
                 **self._network_facts(),
             }
             record_start(self._out, self._world, facts)

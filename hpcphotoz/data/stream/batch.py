@@ -23,6 +23,7 @@ class Batch:
     size: int  # objects in the global batch
     index: int  # number of the global batch in its epoch
     image_unit: Tensor | None = None  # (n, B) float32 nMgy (negative: see `encoding`); None: images are nMgy
+    random_key: Tensor | None = None  # (n,) int64: keys the objects' random numbers; None: object_id does
     skipped: int = 0  # damaged objects of this slice that were left out
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from hpcphotoz.data.stream.batch import Batch
 
 # The host plans a step from these: reading them back from the GPU would synchronise.
-_ON_HOST = ("position", "object_id")
+_ON_HOST = ("position", "object_id", "random_key")
 
 
 def batch_to_device(batch: Batch, device: torch.device, non_blocking: bool = False) -> Batch:

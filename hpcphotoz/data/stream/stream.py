@@ -23,6 +23,7 @@ from hpcphotoz.data.select.census import Census, SelectedObjects, count_objects,
 from hpcphotoz.data.select.subset import SplitPart, Subset
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.position import StreamPosition
+from hpcphotoz.data.stream.shares import PassSlots
 from hpcphotoz.data.stream.window import BufferPool, Window
 from hpcphotoz.errors import BadInput
 from hpcphotoz.world import World
@@ -50,6 +51,7 @@ class Stream:
         world: which rank this is; it takes a contiguous slice of every global batch.
         shuffle: False: in stored order.
         pinned: whether to read into page-locked memory, for asynchronous copies to a GPU.
+        most_rows: objects of a batch that this rank reads at most; None: those of an even slice.
 
     Raises:
         BadInput: an unfinished dataset, a missing, truncated or mismatched shard, an invalid predicate.
@@ -66,12 +68,13 @@ class Stream:
         world: World | None = None,
         shuffle: bool = True,
         pinned: bool = False,
+        most_rows: int | None = None,
     ) -> None:
         self._world = world or World()
         # One rank checks every file: all ranks at ten thousand shards would stall a metadata server.
         check = self._world.is_first and options.damaged == "fail"
         self.manifest = read_manifest(folder, check)
-        self._folder, self._options, self._seed, self._part = folder, options, seed, part
+        self.folder, self._options, self._seed, self._part = folder, options, seed, part
         self._global_batch, self._shuffle = global_batch, shuffle
         header = self.manifest.header
         self._subset = Subset.from_options(options, part, header.bands, header.extra)
@@ -83,7 +86,7 @@ class Stream:
             options.window_blocks * self._block_rows, _MIN_BATCHES_A_WINDOW * global_batch
         )
         shape, dtype = columns(header)["images"]
-        slots = -(-global_batch // self._world.size)
+        slots = -(-global_batch // self._world.size) if most_rows is None else most_rows
         self._buffers = BufferPool(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
         self._verified = False
         facts = {"dataset": self.manifest.sha256, "seed": seed, "global_batch": global_batch}
@@ -110,7 +113,7 @@ class Stream:
             parts = f"; by {by}, {split.text()}" if split else ""
             change = ["data.validation", "data.test", *(["data.split_by"] if by else [])]
             raise BadInput(
-                f"{self._folder}: no object in its {self._part} part ({self.manifest.rows} in all{parts}): "
+                f"{self.folder}: no object in its {self._part} part ({self.manifest.rows} in all{parts}): "
                 f"add objects or change {', '.join(change)} or data.where"
             )
         return census
@@ -181,8 +184,30 @@ class Stream:
         """
         self._position.load_state_dict(state)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    @property
+    def parts(self) -> "tuple[Stream, ...]":
+        """The streams of the datasets, as `mixture.MixedStream` has several."""
+        return (self,)
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Names of the labels by which objects are selected."""
+        return self._subset.columns
+
+    def batch_size(self, number: int) -> int:
+        """Number of objects in a global batch of an epoch, counted from 0."""
+        return min(self._global_batch, self.rows - number * self._global_batch)
+
+    def runs(self, step: int, epochs: int) -> Iterator[Iterator[Batch]]:
+        """This rank's batches from a step of training on, until `epochs` have passed, epoch by epoch."""
+        first, start = divmod(step, self.batches)
+        for epoch in range(first, epochs):
+            yield self.epoch(epoch, start if epoch == first else 0)
+
+    def epoch(self, epoch: int, start: int = 0, slots: PassSlots | None = None) -> Iterator[Batch]:
         """This rank's batches of one epoch, from global batch `start` on.
+
+        With `slots`, they are the pass of a `mixture.MixedStream` that these describe.
 
         Raises:
             BadInput: a shard that is damaged, missing or unreadable; names the shard and the rows.
@@ -192,14 +217,14 @@ class Stream:
         verify = self._options.verify != "never" and (again or not self._verified)
         if self._options.verify == "always":
             self.files.forget_verified()
-        plan = self.plan(epoch, start)
+        plan = self.plan(epoch, start, slots.head if slots else 0)
         # One thread more than read: it plans the next window while the others read this one.
         with ThreadPoolExecutor(self.threads + 1, "hpcphotoz-read") as threads:
             coming: deque[tuple[Window, list[Future[float]]]] = deque()
 
             def next_window() -> Window | None:
                 window_order = next(plan, None)
-                return None if window_order is None else self._window(window_order, start, verify)
+                return None if window_order is None else self._window(window_order, start, verify, slots)
 
             def start_reading(window: Window | None) -> Future[Window | None]:
                 if window is not None:
@@ -228,8 +253,11 @@ class Stream:
                 for window, _ in coming:
                     window.stop()
 
-    def plan(self, epoch: int, start: int = 0) -> Iterator[order.WindowOrder]:
-        """The windows of an epoch from global batch `start` on; the same on every rank."""
+    def plan(self, epoch: int, start: int = 0, head: int = 0) -> Iterator[order.WindowOrder]:
+        """The windows of an epoch from global batch `start` on; the same on every rank.
+
+        With `head`, the first batch has so many objects only.
+        """
         key = order.derive_key(self._seed, epoch) if self._shuffle else None
         lost = set(self.census.lost)  # no rows: no blocks
         rows = tuple(0 if k in lost else shard.rows for k, shard in enumerate(self.manifest.shards))
@@ -240,17 +268,22 @@ class Stream:
         # Where selected objects lie together, a window has many more of them: it is read in several parts.
         max_rows = self._window_rows * (2 if self._shuffle else 1)
         selection = self.objects.selection
-        return order.windows(layout, window_blocks, self._global_batch, key, selection, start, max_rows)
+        given = layout, window_blocks, self._global_batch, key, selection, start, max_rows
+        return order.windows(*given, head)
 
-    def _window(self, window_order: order.WindowOrder, start: int, verify: bool) -> Window:
+    def _window(
+        self, window_order: order.WindowOrder, start: int, verify: bool, slots: PassSlots | None
+    ) -> Window:
         size = min(self._global_batch, len(window_order.row))  # the last batch of an epoch may be smaller
+        numbers = range(window_order.first, window_order.first + len(window_order.row) // size)
+        even = order.rank_slice(size, self._world.rank, self._world.size)
         return Window(
             self.files,
             self._buffers,
             self.manifest.header,
             window_order,
             size=size,
-            slots=order.rank_slice(size, self._world.rank, self._world.size),
+            slots=[slots(number, size) if slots else even for number in numbers],
             start=start,
             verify=verify,
             skip=self._options.damaged == "skip",
@@ -259,7 +292,7 @@ class Stream:
     def _find_lost(self) -> tuple[int, ...]:
         found = []
         for number, shard in enumerate(self.manifest.shards):
-            if problem := shard_file_problem(self._folder, shard):
+            if problem := shard_file_problem(self.folder, shard):
                 _log.warning("%s; its %d objects are left out", problem, shard.rows)
                 found.append(number)
         return tuple(found)

@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class Window:
         buffers: memory for the images; each holds this rank's images of one batch.
         window_order: the objects and their places in the batches.
         size: objects a global batch.
-        slots: this rank's positions in a global batch.
+        slots: this rank's positions in each of the window's batches.
         start: number of the epoch's first batch that is read.
         verify: compare each image with its checksum.
         skip: leave out what is damaged instead of raising.
@@ -76,18 +76,20 @@ class Window:
         window_order: WindowOrder,
         *,
         size: int,
-        slots: slice,
+        slots: Sequence[slice],
         start: int,
         verify: bool,
         skip: bool,
     ) -> None:
         self._files, self._verify, self._skip = files, verify, skip
         self._size, self._slots, self._first = size, slots, window_order.first
+        low, high = np.array([(s.start, s.stop) for s in slots], np.int64).reshape(-1, 2).T
         self._begin = max(start - window_order.first, 0)
         batch, position = window_order.place // size, window_order.place % size
-        mine = np.flatnonzero((position >= slots.start) & (position < slots.stop) & (batch >= self._begin))
+        own = (position >= low[batch]) & (position < high[batch])
+        mine = np.flatnonzero(own & (batch >= self._begin))
         self._shard, self._row = window_order.shard[mine], window_order.row[mine]
-        self._batch, self._slot = batch[mine], position[mine] - slots.start
+        self._batch, self._slot = batch[mine], position[mine] - low[batch[mine]]
         self._bad = np.zeros(len(mine), np.bool_)
         arrays = columns(header)
         names = (*_LABELS, "image_unit") if "image_unit" in arrays else _LABELS
@@ -136,10 +138,11 @@ class Window:
         in_order = np.lexsort((self._slot, self._batch))
         labels = {name: torch.from_numpy(column[in_order]) for name, column in self._labels.items()}
         good = ~self._bad[in_order]
-        position = torch.arange(self._slots.start, self._slots.stop)
-        count = len(position)
-        for k in range(self._batches - self._begin):
-            rows = slice(k * count, (k + 1) * count)
+        end = 0
+        for k, slots in enumerate(self._slots[self._begin :]):
+            position = torch.arange(slots.start, slots.stop)
+            count = len(position)
+            rows, end = slice(end, end + count), end + count
             images = self._buffers.as_tensor(self._memory[k], (count, *self._shape), self._dtype)
             content = {"images": images, **{name: column[rows] for name, column in labels.items()}}
             content["position"] = position

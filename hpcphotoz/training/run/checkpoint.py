@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hpcphotoz.atomic import atomic_write
+from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.order import ORDER
 from hpcphotoz.errors import BadInput
 
@@ -129,23 +130,25 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     return state
 
 
-def check_data(run: Path, state: State, data: Path, manifest_sha256: str) -> None:
+def check_data(run: Path, state: State, data: Datasets, manifest_sha256: str) -> None:
     """Refuse to continue a run on another dataset, or with another order of the same objects.
 
     Args:
-        run, data: run folder and dataset folder.
+        run, data: run folder and datasets.
         state: state in the newest checkpoint.
-        manifest_sha256: checksum of the manifest of the dataset.
+        manifest_sha256: checksum of `Datasets.read_manifest`.
 
     Raises:
-        BadInput: the dataset or the order differs from that of the saved state.
+        BadInput: the datasets, their shares or the order differs from that of the saved state.
     """
     if state.get("order") != ORDER:
         another = "another order of objects and another split"
         raise BadInput(f"{run}: was begun by a version with {another}: choose a new --out")
     if state["manifest_sha256"] != manifest_sha256:
-        resume = "resume on the same dataset, or choose a new --out"
-        raise BadInput(f"{run}: was trained on another dataset than {data}: {resume}")
+        what, on = "another dataset", "the same dataset"
+        if data.several:
+            what, on = "other datasets, or with other weights,", "the same, in the same order"
+        raise BadInput(f"{run}: was trained on {what} than {data}: resume on {on}, or choose a new --out")
 
 
 def paths(run: Path) -> list[Path]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.data.stream.device import prefetch_to_device
+from hpcphotoz.data.stream.mixture import ChainedStream
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
@@ -27,7 +28,7 @@ class ValidationEnded(Exception):
 
 @torch.no_grad()
 def validate(
-    components: TrainingComponents, stream: Stream, role: RankRole, stop: StopRequest
+    components: TrainingComponents, stream: Stream | ChainedStream, role: RankRole, stop: StopRequest
 ) -> dict[str, float]:
     """Bias, sigma_MAD and eta over the objects of all learners, their number `n`, and the skipped ones.
 
@@ -54,7 +55,9 @@ def validate(
     return figures
 
 
-def _predictions(components: TrainingComponents, stream: Stream, role: RankRole, stop: StopRequest) -> Tensor:
+def _predictions(
+    components: TrainingComponents, stream: Stream | ChainedStream, role: RankRole, stop: StopRequest
+) -> Tensor:
     """(n, 2) mean and spectroscopic redshifts of this rank's objects; arguments and errors as `validate`."""
     device, problem = components.device, None
     rows = [torch.zeros(0, 2, device=device)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hpcphotoz.config import Data
 from hpcphotoz.config.load import configure
+from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.order import BlockLayout
 from hpcphotoz.data.read import shard_files
@@ -149,7 +150,7 @@ def test_a_resumed_run_does_not_read_labels_again(dataset: Path, tmp_path: Path,
 
     def loader() -> RankLoader:
         made = RankLoader(
-            dataset, tmp_path, config, World(), torch.device("cpu"), Timers(torch.device("cpu"))
+            Datasets.of(dataset), tmp_path, config, World(), torch.device("cpu"), Timers(torch.device("cpu"))
         )
         made.count()
         return made
