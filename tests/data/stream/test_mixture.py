@@ -30,9 +30,7 @@ Seen = dict[int, dict[int, tuple[int, int, bytes]]]  # step, position: id, rando
 def two(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
     """Two datasets; ids of the first begin at 0, those of the second at 2^32."""
     folder = tmp_path_factory.mktemp("two")
-    folders = [
-        write_stamps(folder / name, make_stamps(n, seed=k)) for k, (name, n) in enumerate(zip("ab", N, strict=True))
-    ]
+    folders = [write_stamps(folder / "ab"[k], make_stamps(n, seed=k)) for k, n in enumerate(N)]
     return Datasets(tuple(folders), (0.7, 0.3))
 
 
