@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from hpcphotoz.config import Data
@@ -19,7 +21,7 @@ from tests.helpers.datasets import make_stamps
 def test_a_number_after_the_last_colon_is_the_weight() -> None:
     found = Datasets.parse(["some/a:0.7", "b:3e-1"])
     assert found == Datasets((Path("some/a"), Path("b")), (0.7, 0.3)) and found.several
-    assert Datasets.of(found.given) == found == Datasets.of({"some/a": 0.7, Path("b"): 0.3})
+    assert Datasets.of(found.given) == found == Datasets.of({Path("some/a"): 0.7, Path("b"): 0.3})
     assert str(found) == "some/a:0.7 b:0.3"
     assert str(found.absolute()) == f"{Path.cwd()}/some/a:0.7 {Path.cwd()}/b:0.3"
     assert (
@@ -56,7 +58,7 @@ def test_a_weight_is_a_number_above_0(weight: str) -> None:
 
 def test_a_weight_of_a_mapping_is_a_number() -> None:
     with pytest.raises(BadInput, match="want numbers"):
-        Datasets.of({"a": "much", "b": 1})  # type: ignore[dict-item]
+        Datasets.of({"a": "much", "b": 1})  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="no dataset"):
         Datasets.of({})
 
@@ -80,7 +82,7 @@ def test_a_share_of_no_object_is_refused() -> None:
         Datasets.parse(["a:1", "b:1", "c:1"]).shares(2)
 
 
-def with_column(out: Path, column: ExtraColumn, values: np.ndarray) -> Path:  # type: ignore[type-arg]
+def with_column(out: Path, column: ExtraColumn, values: npt.NDArray[Any]) -> Path:
     with DatasetWriter(out, Header(tuple("ugriz"), 16, 0.396, extra=(column,)), 16, {}) as writer:
         writer.append(replace(make_stamps(40), extra={column.name: values}))
     return out

@@ -1,6 +1,6 @@
 """Streams batches of several datasets: the same number of objects of each in every global batch."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -157,7 +157,7 @@ class MixedStream:
                 yield batch
                 del batch  # or its buffer would be held one batch longer
 
-    def _pieces(self, dataset: int, step: int) -> Iterator[list[_Piece]]:
+    def _pieces(self, dataset: int, step: int) -> Generator[list[_Piece], None, None]:
         """What fills a dataset's part in each step from `step` on: one piece, or two where a pass ends."""
         passes, part = self._passes[dataset], self.parts[dataset]
         number, start = passes.at(step)

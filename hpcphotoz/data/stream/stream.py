@@ -7,7 +7,7 @@ only copy is the kernel's.
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -204,7 +204,9 @@ class Stream:
         for epoch in range(first, epochs):
             yield self.epoch(epoch, start if epoch == first else 0)
 
-    def epoch(self, epoch: int, start: int = 0, slots: PassSlots | None = None) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, start: int = 0, slots: PassSlots | None = None
+    ) -> Generator[Batch, None, None]:
         """This rank's batches of one epoch, from global batch `start` on.
 
         With `slots`, they are the pass of a `mixture.MixedStream` that these describe.

@@ -160,7 +160,7 @@ def test_a_resumed_run_does_not_read_labels_again(dataset: Path, tmp_path: Path,
     opened.clear()
     second = loader()
     assert not opened and second.train.census == first.train.census
-    objects = second.train.objects.selection
+    objects = second.train.parts[0].objects.selection
     assert objects is not None and isinstance(objects.bits, np.memmap), "one copy a node, in the page cache"
     ids = [[batch.object_id.tolist() for batch in s.train.epoch(0)] for s in (first, second)]
     assert ids[0] == ids[1] and sum(map(len, ids[0])) == second.train.rows
