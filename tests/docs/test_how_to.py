@@ -80,6 +80,18 @@ def test_exported_networks_are_used_as_printed(tmp_path: Path, monkeypatch: pyte
     torch.testing.assert_close(torch.from_numpy(logits).softmax(1), wanted)
 
 
+def test_several_datasets_train_by_the_commands_as_printed(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/several-datasets.md").read_text()
+    (commands,) = re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "every global batch of 32 objects holds 22 of data/shallow, 10 of data/deep" in done.stdout
+
+
 def test_own_hdf5_example_is_indexed(tmp_path: Path) -> None:
     write_shard = module(blocks("docs/how-to/own-hdf5.md")[0], tmp_path, "own_hdf5").write_shard
     rng, ones = np.random.default_rng(0), np.ones(4)

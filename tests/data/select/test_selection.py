@@ -139,7 +139,7 @@ def test_the_default_split_opens_no_more_shards_than_the_whole(tmp_path: Path, o
         resumed = stream.epoch(0, batches)
         assert next(resumed).index == batches
         before_first[part] = len(opened)
-        resumed.close()  # type: ignore[attr-defined]
+        resumed.close()
     assert openings["train"] < 1.1 * openings["all"], openings
     # Two windows of four batches: 128 images of each are this rank's, in runs of at most 64.
     assert before_first["train"] < 2 * 4 * openings["all"] * 1.5, before_first

@@ -144,7 +144,7 @@ def test_leaving_an_epoch_early_leaves_no_threads(dataset: Path) -> None:
 
     batches = open_stream(dataset).epoch(0)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("hpcphotoz-read")]
 
 
