@@ -125,6 +125,23 @@ def test_arrays_of_every_kind_of_damage_are_left_out_and_appended_when_whole(
     assert read_manifest(out) == manifest
 
 
+def test_no_file_is_left_out_whose_rows_number_the_objects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = tmp_path / "map.toml"
+    keys = 'images = "images"', 'bands = ["u", "g", "r", "i", "z"]', "pixel_scale = 0.396"
+    named.write_text("\n".join((*keys, 'z_spec = "specz_redshift"')))
+    bad, good = tmp_path / "a.h5", table(tmp_path / "b.h5", 0)
+    bad.write_text("not HDF5")
+    out, words = tmp_path / "out", ["--map", str(named), "--damaged", "skip", "--processes", "1"]
+    for broken in (bad, tmp_path / "absent.h5"):
+        assert main(["ingest", "arrays", str(out), str(broken), str(good), *words]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and str(broken) in error and "names no object_id" in error
+    assert not out.exists()
+    assert main(["ingest", "arrays", str(out), str(good), *words]) == 0
+
+
 def test_pixels_that_cannot_be_read_leave_out_the_rows_of_that_file_alone(tmp_path: Path) -> None:
     import h5py
 

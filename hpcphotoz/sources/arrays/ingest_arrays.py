@@ -86,7 +86,7 @@ def ingest_arrays(
         processes: as in `build_dataset`.
         append: add shards to the dataset in `out`, of the rows whose objects it does not have.
         damaged: "fail": a file that cannot be used, or is of other bands, size or pixel scale than the first
-            one that can, ends the ingest; "skip": it is listed and left out.
+            one that can, ends the ingest; "skip": it is listed and left out, if the map names an object_id.
 
     Raises:
         BadInput: an option is out of range, a file does not fit the map or differs from the first one in
@@ -145,6 +145,11 @@ def ingest_arrays(
         if first is None:
             why = f"; the first: {skipped[0]['reason']}" if skipped else ""
             raise BadInput(f"{', '.join(map(str, sources))}: no object in it{why}")
+        if skipped and not array_map.object_id:
+            raise BadInput(
+                f"{skipped[0]['reason']}; map {name} names no object_id, so objects are numbered by their rows "
+                "in all files, and none may be left out: mend it, or leave out --damaged skip"
+            )
         kind = first[1]
         stamp = kind.size if crop is None else crop
         if stamp > kind.size:
