@@ -126,10 +126,10 @@ def ingest_arrays(
                         raise BadInput(f"{path}: {kind}, but {first[0]} has {first[1]}")
                     kept = describe_kept(opened, kept_names, kind, stored_rows, rows)
                     joined = join_kept(extra, kept, first[0], path) if first else kept
-                    absent = {"ebv": opened.first(array_map.ebv, "ebv" in array_map.optional) is None}
+                    absent = {"ebv": int(opened.first(array_map.ebv, "ebv" in array_map.optional) is None)}
                     for names in (array_map.mask, array_map.inverse_variance):
                         if names:
-                            absent[names[0]] = opened.first(names, optional=True) is None
+                            absent[names[0]] = int(opened.first(names, optional=True) is None)
                     own = read_ids(opened, array_map, 0, rows, row)
                     at = None if ebv_map is None else read_positions(opened, array_map, 0, rows)
                 parts = parts_of(path, read_names)

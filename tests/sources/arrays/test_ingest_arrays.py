@@ -64,6 +64,10 @@ def test_files_without_extinction_are_reported_once(
     manifest, stamps, _ = ingest_and_load(tmp_path / "mmu", [tmp_path / "m"], "mmu", keep_unlabelled=True)
     assert manifest.provenance["files_without_ebv"] == 1 and (stamps.ebv == 0).sum() == 2
     assert "no E(B-V) in 1 of 2 files: " in capsys.readouterr().err
+    one = [tmp_path / "m" / "a.h5"]
+    manifest, _, _ = ingest_and_load(tmp_path / "one", one, "mmu", keep_unlabelled=True)
+    assert manifest.provenance["files_without_ebv"] is not True
+    assert "no E(B-V) in 1 of 1 file: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", ["hayat", "pasquet"])
