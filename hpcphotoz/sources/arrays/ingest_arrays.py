@@ -147,7 +147,7 @@ def ingest_arrays(
             raise BadInput(f"{', '.join(map(str, sources))}: no object in it{why}")
         if skipped and not array_map.object_id:
             raise BadInput(
-                f"{skipped[0]['reason']}; map {name} names no object_id, so objects are numbered by their rows "
+                f"{skipped[0]['reason']}; map {name} names no object_id: objects are numbered by their rows "
                 "in all files, and none may be left out: mend it, or leave out --damaged skip"
             )
         kind = first[1]
