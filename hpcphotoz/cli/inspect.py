@@ -60,6 +60,10 @@ def inspect(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
         return 0
     made = {f"made: {key}": value for key, value in facts.pop("provenance").items()}
+    appended = manifest.provenance.get("appended")
+    for k, one in enumerate(appended if isinstance(appended, list) else (), 1):
+        if isinstance(one, dict) and "zero_point_ab" in one:
+            made[f"append {k}: zero_point_ab"] = one["zero_point_ab"]
     extra = {f"extra: {column['name']}": _describe(column) for column in facts.pop("extra")}
     found = facts.pop("duplicates", None)
     for name, value in {**facts, **extra, **made}.items():

@@ -31,7 +31,7 @@ from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile, 
 from hpcphotoz.sources.build import build_dataset
 from hpcphotoz.sources.catalogue import read_redshifts
 from hpcphotoz.sources.constants import EBV_MAPS, MASKED_FRACTION, ZERO_POINT
-from hpcphotoz.sources.engine.append import Append, find_target
+from hpcphotoz.sources.engine.append import Append, find_target, report_calibration
 from hpcphotoz.sources.engine.damage import damage_entry
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
@@ -193,6 +193,7 @@ def ingest_arrays(
         if without_ebv:
             of = number_of(len(files), "file")
             print(f"no E(B-V) in {without_ebv} of {of}: for their objects 0 is stored", file=sys.stderr)
+        report_calibration(target, provenance)
         row_ranges, already_there = plan_row_ranges(files, ids, table, ebv, shard_rows, target)
         return make, row_ranges, provenance, target.append(already_there)
 

@@ -1,6 +1,7 @@
 """Adds shards to a finished dataset (`--append`), which stays readable as it was until they are all there."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from hpcphotoz.data.read.object_ids import read_object_ids
 from hpcphotoz.errors import BadInput
 
 Ids = npt.NDArray[np.int64]
+# Keys of the map of arrays that decide what pixel values mean; each set is converted by its own map.
+_CALIBRATION = ("unit", "mask", "mask_true", "inverse_variance", "sky_sigma_from")
 _NUMBER = re.compile(r"shard-(\d{1,9})\.")
 
 
@@ -24,6 +27,7 @@ class Target:
 
     manifest_sha256: str = ""  # "": a new dataset
     object_id: Ids = field(default_factory=lambda: np.zeros(0, np.int64))  # sorted
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # of the finished one
 
     def lacks(self, object_id: Ids) -> npt.NDArray[np.bool_]:
         """Returns which of these objects (N,) are not in the dataset."""
@@ -54,7 +58,25 @@ def find_target(out: Path, append: bool) -> Target:
     if not (out / MANIFEST).is_file():
         raise BadInput(f"{out}: holds no finished dataset to append to: leave out --append")
     manifest = read_manifest(out)
-    return Target(manifest.sha256, np.sort(read_object_ids(out, manifest)))
+    return Target(manifest.sha256, np.sort(read_object_ids(out, manifest)), manifest.provenance)
+
+
+def report_calibration(target: Target, record: Mapping[str, Any]) -> None:
+    """Says on standard error in what the calibration of arrays to append differs from that of the dataset.
+
+    That is allowed, as each file's pixels become nanomaggies by their own zero points.
+    """
+    if not isinstance(target.provenance.get("map"), dict):
+        return  # new, or of no arrays
+    here, there = (
+        {"zero point": one.get("zero_point_ab")} | {key: dict(one["map"]).get(key) for key in _CALIBRATION}
+        for one in (record, target.provenance)
+    )
+    other = [
+        f"{key} {here[key]} here, {there[key]} in the dataset" for key in here if here[key] != there[key]
+    ]
+    if other:
+        print(f"append: {'; '.join(other)}: what is added is converted by its own", file=sys.stderr)
 
 
 def read_base(out: Path, header: Header, append: Append) -> Manifest:

@@ -12,6 +12,7 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.errors import BadInput
+from tests.helpers.datasets import load
 from tests.helpers.sources.array_files import hayat, ingest, ingest_and_load, labels, mmu, pixels, write
 
 
@@ -185,6 +186,24 @@ def test_wrong_files_and_options_are_one_line(tmp_path: Path, capsys: pytest.Cap
         assert main(["ingest", "table", str(tmp_path / "out"), *map(str, words)]) == 2, words
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and says in error, error
+
+
+def test_another_calibration_of_what_is_appended_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, same = tmp_path / "out", pixels(3, 5, 16)
+    files = [hayat(tmp_path / f"{k}.h5", 3, 16, images=same, ObjID=np.arange(3) + 3 * k) for k in range(3)]
+    for append, zero_point in ((False, 27.0), (True, 27.0), (True, 25.0)):
+        how: dict[str, Any] = {"append": append, "zero_point": zero_point, "processes": 1}
+        ingest(out, [files.pop(0)], "hayat", **how)
+        told = "append: zero point 25.0 here, 27.0 in the dataset" in capsys.readouterr().err
+        assert told == (zero_point == 25.0)
+    images = load(out).images
+    np.testing.assert_array_equal(images[:3], images[3:6])
+    np.testing.assert_allclose(images[6:], images[:3] * 10**0.8, rtol=1e-6)
+    assert main(["inspect", str(out)]) == 0
+    said = capsys.readouterr().out.split("\n")
+    assert [line.split()[-1] for line in said if "zero_point_ab" in line] == ["27.0", "27.0", "25.0"]
 
 
 def test_an_unusable_output_folder_is_refused_first(tmp_path: Path) -> None:
