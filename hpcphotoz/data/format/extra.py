@@ -51,6 +51,12 @@ class ExtraColumn:
         return self.name in PIXEL_TYPES
 
     @property
+    def words(self) -> str:
+        """Type, shape and unit, for messages: `float32 a band, mag`."""
+        per = "" if not self.shape else " a pixel" if self.is_pixels else " a band"
+        return f"{self.dtype}{per}{f', {self.unit}' if self.unit else ''}"
+
+    @property
     def stored_type(self) -> np.dtype[Any]:
         """Type in a shard: bool is stored as uint8, 0 or 1."""
         return np.dtype(np.uint8 if self.dtype == "bool" else self.dtype)

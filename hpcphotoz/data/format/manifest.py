@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,24 @@ class Header:
             if mine == theirs:
                 continue
             if one.name == "extra":
-                names = [", ".join(column.name for column in columns) or "none" for columns in (mine, theirs)]
-                return "extra columns {}, of other names, types or units than {}".format(*names)
+                return _differing_columns(mine, theirs)
             if one.name == "bands":
                 mine, theirs = ",".join(mine), ",".join(theirs)
             return f"{one.name.replace('_', ' ')} {mine}, but {theirs}"
         return ""
+
+
+def _differing_columns(mine: Sequence[ExtraColumn], theirs: Sequence[ExtraColumn]) -> str:
+    """The extra columns that differ, in words."""
+    here, there = ({column.name: column for column in columns} for columns in (mine, theirs))
+    names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    if not names:
+        return f"extra columns in the order {', '.join(here)}, but {', '.join(there)}"
+    found = [
+        "; ".join(f"'{name}' {columns[name].words if name in columns else 'absent'}" for name in names)
+        for columns in (here, there)
+    ]
+    return "extra columns {}, but {}".format(*found)
 
 
 @dataclass(frozen=True)

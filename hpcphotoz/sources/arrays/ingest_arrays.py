@@ -160,7 +160,7 @@ def ingest_arrays(
             units = (zero_point,) * len(kind.bands)
         else:
             units = zero_points(array_map, kind.bands, first[0])
-        header = Header(kind.bands, stamp, kind.pixel_scale, storage, extra)
+        header = Header(kind.bands, stamp, kind.pixel_scale, storage, target.fit_text(extra))
         per_unit = tuple(10 ** (0.4 * (ZERO_POINT - unit)) for unit in units)
         make = ReadRows(array_map, header, kind, per_unit, keep_unlabelled, kept_names, damaged)
         without_ebv, ebv = lacking.pop("ebv"), None

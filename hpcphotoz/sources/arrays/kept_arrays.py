@@ -53,7 +53,7 @@ def join_kept(
             one = replace(one, dtype=max(one.dtype, other.dtype, key=lambda dtype: int(dtype[1:])))
             other = replace(other, dtype=one.dtype)
         if one != other:
-            raise BadInput(f"{path}: '{one.name}' is {_words(other)}, but in {first} {_words(one)}")
+            raise BadInput(f"{path}: '{one.name}' is {other.words}, but in {first} {one.words}")
         joined.append(one)
     return tuple(joined)
 
@@ -108,8 +108,3 @@ def _longest(table: ArrayFile, name: str, rows: int) -> int:
 def _encoded(values: Array) -> Array:
     text = [one.encode() for one in plain_text(values)]
     return np.array(text, np.bytes_ if any(text) else "S1")
-
-
-def _words(column: ExtraColumn) -> str:
-    """Type, shape and unit of a column."""
-    return f"{column.dtype}{' a band' if column.shape else ''}{f', {column.unit}' if column.unit else ''}"

@@ -3,13 +3,14 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder
 from hpcphotoz.data.format.manifest import MANIFEST, Header, Manifest, read_manifest
 from hpcphotoz.data.read.object_ids import read_object_ids
@@ -28,10 +29,22 @@ class Target:
     manifest_sha256: str = ""  # "": a new dataset
     object_id: Ids = field(default_factory=lambda: np.zeros(0, np.int64))  # sorted
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of the finished one
+    extra: tuple[ExtraColumn, ...] = ()  # of the finished one
 
     def lacks(self, object_id: Ids) -> npt.NDArray[np.bool_]:
         """Returns which of these objects (N,) are not in the dataset."""
         return np.isin(object_id, self.object_id, invert=True)
+
+    def fit_text(self, columns: Sequence[ExtraColumn]) -> tuple[ExtraColumn, ...]:
+        """Returns extra columns, with those of text as wide as in the dataset where that is wider."""
+        there = {column.name: column for column in self.extra if column.dtype[0] == "S"}
+        fitted = []
+        for column in columns:
+            known = there.get(column.name)
+            if known and column.dtype[0] == "S" and int(known.dtype[1:]) > int(column.dtype[1:]):
+                column = replace(column, dtype=known.dtype)
+            fitted.append(column)
+        return tuple(fitted)
 
     def append(self, already_there: int) -> "Append | None":
         """Returns what `build_dataset` must know, with the number of objects that are left out."""
@@ -58,7 +71,9 @@ def find_target(out: Path, append: bool) -> Target:
     if not (out / MANIFEST).is_file():
         raise BadInput(f"{out}: holds no finished dataset to append to: leave out --append")
     manifest = read_manifest(out)
-    return Target(manifest.sha256, np.sort(read_object_ids(out, manifest)), manifest.provenance)
+    return Target(
+        manifest.sha256, np.sort(read_object_ids(out, manifest)), manifest.provenance, manifest.header.extra
+    )
 
 
 def report_calibration(target: Target, record: Mapping[str, Any]) -> None:

@@ -157,7 +157,7 @@ def ingest_images(
                 f"at {sky_range(table.ra, table.dec)}, the frames at {sky_range(*plan.covered.T)} (deg)"
             )
         measured = _measured_columns(sets if append else _used_sets(plan), len(bands), stamp, pixels)
-        header = replace(header, extra=(*header.extra, *measured))
+        header = replace(header, extra=(*target.fit_text(header.extra), *measured))
         if table.ebv_column is None and ebv_map is None:
             print(f"{objects}: has no column of E(B-V): for its objects 0 is stored", file=sys.stderr)
         for line in (*notes.lines, *([_caution(plan.repeated)] if plan.repeated else [])):

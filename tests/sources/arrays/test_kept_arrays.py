@@ -14,6 +14,7 @@ from astropy.table import Table
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.merge import merge_datasets
 from hpcphotoz.data.read.rows import read_rows, verify
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.errors import BadInput
@@ -193,6 +194,25 @@ def test_files_whose_columns_differ_are_refused(tmp_path: Path) -> None:
     with_units(third, mag="mag")
     with pytest.raises(BadInput, match=r"c\.h5: 'mag' is float32, mag, but in .*a\.h5 float32"):
         ingest(tmp_path / "out", [first, third], "hayat", keep={"mag": "mag"})
+
+
+def test_appended_text_may_be_narrower_than_the_datasets_but_not_wider(tmp_path: Path) -> None:
+    text = [b"GALAXY", b"QSO", b"WHITEDWARF"]
+    paths = [
+        hayat(tmp_path / f"{k}.h5", N, 16, ObjID=np.arange(N) + N * k, cls=np.full(N, cls), mag=np.ones(N))
+        for k, cls in enumerate(text)
+    ]
+    keep = {"mag": "mag", "cls": "cls"}
+    ingest(tmp_path / "out", paths[:1], "hayat", keep=keep)
+    manifest, _ = ingest(tmp_path / "out", paths[1:2], "hayat", keep=keep, append=True)
+    assert manifest.header.extra[1].dtype == "S6"
+    verify(tmp_path / "out", manifest)
+    assert load(tmp_path / "out").extra["cls"].tolist() == text[:1] * N + text[1:2] * N
+    with pytest.raises(BadInput, match="columns 'cls' S10, but 'cls' S6 in the dataset"):
+        ingest(tmp_path / "out", paths[2:], "hayat", keep=keep, append=True)
+    ingest(tmp_path / "other", paths[1:2], "hayat", keep=keep)
+    with pytest.raises(BadInput, match="extra columns 'cls' S3, but 'cls' S6 in "):
+        merge_datasets(tmp_path / "merged", [tmp_path / "out", tmp_path / "other"])
 
 
 def test_values_a_band_are_those_of_the_bands_that_are_used(tmp_path: Path) -> None:
