@@ -68,7 +68,7 @@ def train(
     return Path(out)
 
 
-def load(run: Path | str, device: str = "auto") -> TrainedNetwork:
+def load(run: Path | str, device: str = "auto", *, trust_code: bool = False) -> TrainedNetwork:
     """Load the network of a run's newest checkpoint, or of a safetensors file, in evaluation mode.
 
     `network.predict(images, ebv)` gives the PDFs; `network.module` is the torch module, `network.bins` its
@@ -77,11 +77,13 @@ def load(run: Path | str, device: str = "auto") -> TrainedNetwork:
     Args:
         run: run folder, one checkpoint file in it, or a file *.safetensors that `save_network` wrote.
         device: "cuda", "cpu", or "auto": a GPU where there is one.
+        trust_code: import and call the package.module:factory that the run or file names; it may do anything.
 
     Raises:
-        BadInput: no such run, no checkpoint in it that loads, or no such device.
+        BadInput: no such run, no checkpoint in it that loads, no such device, or a network
+            package.module:factory without `trust_code`.
     """
-    return load_network(run, choose_device(World(), device))
+    return load_network(run, choose_device(World(), device), trust_code=trust_code)
 
 
 def attack(

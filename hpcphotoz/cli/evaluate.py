@@ -10,6 +10,7 @@ from hpcphotoz.cli.network_options import (
     add_number,
     add_precision,
     add_subset,
+    add_trust_code,
     batch_size,
     choose_device,
     choose_precision,
@@ -40,7 +41,7 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     check_report_folder(options.out)
     device = choose_device(options.device)
-    networks = [load_network(run, device) for run in options.runs]
+    networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks])
     subset = chosen_subset(options, networks)
     with making_folder(options.out):  # before an hour of attacks
@@ -98,6 +99,7 @@ def add(commands: Commands) -> None:
     p.add_argument("runs", type=path, nargs="+", metavar="run", help=names)
     which = f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
     p.add_argument("--data", type=path, required=True, help=which)
+    add_trust_code(p)
     add_subset(p)
     p.add_argument("--out", type=path, required=True, help="folder for report.html and summary.json")
     p.add_argument(

@@ -123,3 +123,9 @@ def add_subset(parser: Parser) -> None:
     parser.add_argument("--where", default="", help="only objects for which this holds: 'z_spec < 0.3'")
     help_text = "part of the split the run was trained with (default all)"
     parser.add_argument("--part", choices=SPLIT_PARTS, default="all", help=help_text)
+
+
+def add_trust_code(parser: Parser) -> None:
+    """Add --trust-code."""
+    help_text = "import and call the package.module:factory that a run or file names, which may do anything"
+    parser.add_argument("--trust-code", action="store_true", help=help_text)

@@ -10,6 +10,7 @@ from hpcphotoz.cli.network_options import (
     add_number,
     add_precision,
     add_subset,
+    add_trust_code,
     batch_size,
     choose_device,
     choose_precision,
@@ -32,7 +33,7 @@ def attack(options: argparse.Namespace) -> int:
         raise BadInput(f"{both}: the stop condition needs float32: use --precision fp32")
     check_dataset_folder(options.out)
     device = choose_device(options.device)
-    network = load_network(options.run, device)
+    network = load_network(options.run, device, trust_code=options.trust_code)
     bins = {"z_min": network.bins.z_min, "z_max": network.bins.z_max}
     chosen = config.parse({"model": bins, "attack": _attack_options(options)}, "attack").attack
     subset = chosen_subset(options, [network])
@@ -53,7 +54,7 @@ def predict(options: argparse.Namespace) -> int:
     if twice := [run for run in options.runs if resolved.count(run.resolve()) > 1]:
         raise BadInput(f"{twice[0]}: given twice, and would count twice in the mean: name each run once")
     device = choose_device(options.device)
-    networks = [load_network(run, device) for run in options.runs]
+    networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     subset, batch = chosen_subset(options, networks), batch_size(device)
     count = predict(
         networks, options.data, options.out, device=device, batch=batch, tta=options.tta, subset=subset
@@ -66,7 +67,7 @@ def export(options: argparse.Namespace) -> int:
     """Write a network as safetensors, as a program of torch.export or as ONNX, with a card beside it."""
     from hpcphotoz.training.run.export import card_of, export
 
-    network = export(options.run, options.out, options.report)
+    network = export(options.run, options.out, options.report, trust_code=options.trust_code)
     what = f"{network.config.model.name} of {network.name} at step {network.step}"
     print(f"{options.out}: {what}; {card_of(options.out)}")
     return 0
@@ -101,6 +102,7 @@ def add(commands: Commands) -> None:
 
     p = command(commands, "predict", predict)
     p.add_argument("runs", type=path, nargs="+", metavar="run", help="run folders; several are averaged")
+    add_trust_code(p)
     add_subset(p)
     add_device(p)
     p.add_argument("--data", type=path, required=True, help="dataset folder")
@@ -109,6 +111,7 @@ def add(commands: Commands) -> None:
 
     p = command(commands, "export", export)
     p.add_argument("run", type=path, help="run folder, one checkpoint file, or a file *.safetensors")
+    add_trust_code(p)
     kinds = "*.safetensors (hpcphotoz.load reads it), *.pt2 (torch.export) or *.onnx"
     p.add_argument("out", type=path, metavar="OUT", help=f"file to make: {kinds}; its card is OUT.json")
     card = "report of `evaluate` on this run, whose metrics and robustness curves the card takes"
@@ -122,6 +125,7 @@ def add(commands: Commands) -> None:
 
 def _add_attack(p: Parser) -> None:
     p.add_argument("run", type=path, help="run folder, or one checkpoint file")
+    add_trust_code(p)
     add_subset(p)
     p.add_argument("--data", type=path, required=True, help=f"dataset folder; {UNKNOWN_Z_SPEC}")
     p.add_argument("--out", type=path, required=True, help="dataset folder to make, of float32 pixels")

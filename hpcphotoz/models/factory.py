@@ -73,6 +73,17 @@ def make_network(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Mo
     return network
 
 
+def check_trusted(model: Model, trust_code: bool, source: str) -> None:
+    """Refuse a network of the user that was not named by the user but by a file.
+
+    Raises:
+        BadInput: its factory would be imported and called without `trust_code`; begins with `source`.
+    """
+    if not trust_code and model.name not in OWN_NETWORKS and not model.name.startswith(TIMM):
+        flag = "add --trust-code (trust_code=True in Python and RAIL) if you trust this file"
+        raise BadInput(f"{source}: network {model.name}: loading it imports and calls that code: {flag}")
+
+
 def source_of(model: Model) -> NetworkSource | None:
     """The source file of a user's factory; None: a network of this library or of timm, or no Python file.
 
@@ -118,7 +129,7 @@ def _factory(name: str) -> Callable[..., Any]:
         folder = "install it, or name its folder in PYTHONPATH, as an absolute path"
         raise BadInput(f"model.name {name}: there is no module {error.name} here: {folder}") from None
     # A module may raise anything while it is imported.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"model.name {name}: cannot import {module}: {_where(error)}") from None
     for part in path.split("."):
         if not hasattr(found, part):
@@ -214,11 +225,11 @@ def _attempt(what: str, call: Callable[..., Any], *arguments: Any, **options: An
     except BadInput:
         raise
     # Code of the user may raise anything.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{what} fails: {_where(error)}") from None
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """Type and first line of an error, and the line of code at which it was raised."""
     text = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):

@@ -69,7 +69,7 @@ class NetworkHandle(ModelHandle):  # type: ignore[misc]
 
     @classmethod
     def _open(cls, path: str, **kwargs: Any) -> TrainedNetwork:
-        return cls._read(path)
+        return cls._read(path, **kwargs)
 
     @classmethod
     def _read(cls, path: str, **kwargs: Any) -> TrainedNetwork:
@@ -79,7 +79,7 @@ class NetworkHandle(ModelHandle):  # type: ignore[misc]
                 f"{path}: models are no pickles here, which could run any code: give the file that "
                 f"HpcPhotozInformer writes, such as {name}, or a run folder"
             )
-        return load_network(path)
+        return load_network(path, trust_code=kwargs.get("trust_code", False))
 
     @classmethod
     def _write(cls, data: TrainedNetwork, path: str, **kwargs: Any) -> None:

@@ -48,7 +48,7 @@ def test_own_network_trains(dataset: Path, tmp_path: Path, monkeypatch: pytest.M
     words = [word for word in shlex.split(command)[1:] if word not in ("--data", "data/train", "--out")]
     words.remove("runs/mine")
     assert main([*words, *given, "--device", "cpu"]) == 0
-    network = hpcphotoz.load(tmp_path / "run", "cpu")
+    network = hpcphotoz.load(tmp_path / "run", "cpu", trust_code=True)
     assert network.config.model.options == {"width": 64}
     assert network.pdf(torch.zeros(2, 5, 16, 16), torch.zeros(2)).shape == (2, 180)
 

@@ -24,6 +24,7 @@ from hpcphotoz.training.run.network import load_network
 from rail.hpcphotoz import HpcPhotozEstimator, HpcPhotozInformer, HpcPhotozLabels, ImageHandle
 from tests.helpers.data.extra import extra_stamps, write_extra_dataset
 from tests.helpers.datasets import load, make_dataset, make_stamps
+from tests.helpers.user_networks import NAME
 from tests.rail.conftest import SMALL, columns
 
 # The network sees other batches than in `predict`: float32 sums in another order, 1e-7 of a probability.
@@ -158,6 +159,17 @@ def test_training_gives_the_network_of_the_run(dataset: Path) -> None:
     saved = checkpoint.load(checkpoint.paths(Path("model_small"))[0])
     for name, values in load_network("model_small.safetensors").module.state_dict().items():
         assert values.equal(saved["model"][name]) and values.equal(handle.data.module.state_dict()[name])
+
+
+def test_a_network_of_the_user_is_loaded_only_if_it_is_trusted(dataset: Path) -> None:
+    training = {**SMALL, "name": f"{NAME}:mixer", "max_steps": 1}
+    del training["width"]
+    stage = HpcPhotozInformer.make_stage(name="own", training=training, device="cpu")
+    stage.inform(ImageHandle("input", path=str(dataset)))
+    for model in ("model_own.safetensors", "model_own"):
+        with pytest.raises(BadInput, match="trust_code=True in Python and RAIL"):
+            estimate(model, dataset)
+        assert estimate(model, dataset, trust_code=True).npdf == 75
 
 
 def test_nothing_is_left_where_the_model_is_only_returned(dataset: Path, tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def test_trained_resumed_attacked_and_used_to_predict(name: str, dataset: Path, 
     assert_same_curve(parts, whole, 0.0)
     lines = training_lines(whole)
     assert lines[-1]["loss"] < lines[0]["loss"]
-    ours, theirs = hpcphotoz.load(parts, "cpu"), hpcphotoz.load(whole, "cpu")
+    ours, theirs = (
+        hpcphotoz.load(parts, "cpu", trust_code=True),
+        hpcphotoz.load(whole, "cpu", trust_code=True),
+    )
     state = theirs.module.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in ours.module.state_dict().items())
     batch = next(iter(hpcphotoz.open(dataset, device="cpu")))
@@ -59,7 +62,9 @@ def test_trained_resumed_attacked_and_used_to_predict(name: str, dataset: Path, 
 def test_evaluate_measures_its_robustness(dataset: Path, tmp_path: Path) -> None:
     train(config(name=RESNET, max_steps=2), dataset, tmp_path / "run")
     words = ["evaluate", tmp_path / "run", "--data", dataset, "--out", tmp_path / "report", "--device", "cpu"]
-    assert main([str(word) for word in [*words, "--eps", 0.2, "--steps", 2, "--limit", 16]]) == 0
+    assert (
+        main([str(word) for word in [*words, "--trust-code", "--eps", 0.2, "--steps", 2, "--limit", 16]]) == 0
+    )
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert "run" in json.dumps(summary)
 
@@ -135,14 +140,14 @@ def test_the_source_is_recorded_and_a_change_is_said(
     assert (out / "model.py").read_text() == text and (out / now["copy"]).read_text() == text + "# changed\n"
     caplog.clear()
     with caplog.at_level(logging.WARNING, "hpcphotoz"):
-        save_network(hpcphotoz.load(out, "cpu"), tmp_path / "network.safetensors")
-        hpcphotoz.load(tmp_path / "network.safetensors", "cpu")
+        save_network(hpcphotoz.load(out, "cpu", trust_code=True), tmp_path / "network.safetensors")
+        hpcphotoz.load(tmp_path / "network.safetensors", "cpu", trust_code=True)
         assert not caplog.records
         file.write_text(text)
-        hpcphotoz.load(tmp_path / "network.safetensors", "cpu")
+        hpcphotoz.load(tmp_path / "network.safetensors", "cpu", trust_code=True)
         assert "own_recorded.py: its SHA-256 is " in caplog.text
         caplog.clear()
-        hpcphotoz.load(out, "cpu")
+        hpcphotoz.load(out, "cpu", trust_code=True)
     assert "own_recorded.py: its SHA-256 is " in caplog.text
     with pytest.raises(BadInput, match="another model.options"):
         train(config(**{**given, "options": {"dim": 16}}, max_steps=5), dataset, out)
@@ -161,7 +166,17 @@ def test_a_run_whose_network_is_missing_or_another_is_refused(
         sys.modules.pop("own_removed")
         file.write_text(text.replace("mixer", "vit"))
         shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)
-        words = ["predict", out, "--data", dataset, "--out", tmp_path / "pz.hdf5", "--device", "cpu"]
+        words = [
+            "predict",
+            out,
+            "--trust-code",
+            "--data",
+            dataset,
+            "--out",
+            tmp_path / "pz.hdf5",
+            "--device",
+            "cpu",
+        ]
         fails(capsys, words, "the weights do not belong to the configuration")
         file.write_text("raise RuntimeError('no GPU here')\n")
         sys.modules.pop("own_removed")
@@ -170,3 +185,30 @@ def test_a_run_whose_network_is_missing_or_another_is_refused(
         sys.modules.pop("own_removed", None)
     fails(capsys, words, "there is no module own_removed here: install it, or name its folder in PYTHONPATH")
     assert not (tmp_path / "pz.hdf5").exists()
+
+
+def test_a_network_that_a_file_names_is_imported_only_if_it_is_trusted(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out, weights = tmp_path / "own_unasked.py", tmp_path / "run", tmp_path / "net.safetensors"
+    file.write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    train(config(name="own_unasked:make", max_steps=1), dataset, out)
+    save_network(hpcphotoz.load(out, "cpu", trust_code=True), weights)
+    rest = ["--data", dataset, "--device", "cpu", "--out"]
+    for given in (out, weights):
+        sys.modules.pop("own_unasked", None)
+        says = "network own_unasked:make: loading it imports and calls that code: add --trust-code"
+        with pytest.raises(BadInput, match=says):
+            hpcphotoz.load(given, "cpu")
+        fails(capsys, ["predict", given, *rest, tmp_path / "pz.hdf5"], says)
+        fails(capsys, ["evaluate", given, *rest, tmp_path / "report"], says)
+        fails(capsys, ["attack", given, *rest, tmp_path / "attacked"], says)
+        fails(capsys, ["export", given, tmp_path / "out.safetensors"], says)
+        assert "own_unasked" not in sys.modules
+        for words in (
+            ["predict", given, *rest, tmp_path / f"{given.name}.hdf5"],
+            ["export", given, tmp_path / f"{given.name}.pt2"],
+        ):
+            assert main([str(word) for word in [*words, "--trust-code"]]) == 0
+    train(config(name="own_unasked:make", max_steps=2), dataset, out)  # a resume: the caller names it

@@ -22,7 +22,7 @@ SUFFIXES = (WEIGHTS_SUFFIX, PROGRAM_SUFFIX, ONNX_SUFFIX)
 _MAX_ONNX_BYTES = 2**31 - 1  # of one file: a limit of protobuf
 
 
-def export(run: Path, out: Path, report: Path | None = None) -> TrainedNetwork:
+def export(run: Path, out: Path, report: Path | None = None, *, trust_code: bool = False) -> TrainedNetwork:
     """Write the network of a run as `out`, and a card beside it: JSON, named as `out` with .json after it.
 
     Args:
@@ -32,6 +32,7 @@ def export(run: Path, out: Path, report: Path | None = None) -> TrainedNetwork:
             `onnx`. The last two take images (N, B, y, x) float32 in nMgy and E(B-V) (N,) float32 in mag, for
             any N, and give logits (N, bins).
         report: folder of an evaluation of this run; its metrics and robustness curves go onto the card.
+        trust_code: as `load_network`.
 
     Returns:
         The network that was exported.
@@ -43,7 +44,7 @@ def export(run: Path, out: Path, report: Path | None = None) -> TrainedNetwork:
     if out.suffix not in SUFFIXES:
         raise BadInput(f"{out}: the name says the form: want one that ends in {', '.join(SUFFIXES)}")
     check_output_file(out)
-    network = load_network(run)
+    network = load_network(run, trust_code=trust_code)
     card = {"file": out.name, **_card(network, run, report)}
     if out.suffix == WEIGHTS_SUFFIX:
         save_network(network, out)

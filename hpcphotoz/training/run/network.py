@@ -2,7 +2,7 @@
 
 The file holds the tensors, and in its header's metadata, under `hpcphotoz`, a JSON text with what is needed
 to build the network: the fields of `_Facts`. Nothing in it is code; of a network of the user it holds the
-name of the factory, whose module is imported.
+name of the factory, which is imported and called if the caller trusts it.
 """
 
 import logging
@@ -25,7 +25,7 @@ from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.evaluation.report.html_table import html_table
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build, load_weights
-from hpcphotoz.models.factory import change_of_source, source_of
+from hpcphotoz.models.factory import change_of_source, check_trusted, source_of
 from hpcphotoz.training.run import checkpoint
 
 _log = logging.getLogger(__name__)
@@ -114,20 +114,24 @@ class TrainedNetwork:
         return f"{self.config.model.name}, {takes}, {self.bins.text()}, {device}"
 
 
-def load_network(run: Path | str, device: torch.device | str = "cpu") -> TrainedNetwork:
+def load_network(
+    run: Path | str, device: torch.device | str = "cpu", *, trust_code: bool = False
+) -> TrainedNetwork:
     """Load a safetensors file of `save_network`, or the network of the newest checkpoint of a run.
 
     Args:
         run: a run folder, one of its checkpoint files, or a file *.safetensors.
         device: where to put the network.
+        trust_code: import and call the package.module:factory that the run or file names.
 
     Raises:
-        BadInput: no such run, no checkpoint that loads, or a file that holds no network of this library.
+        BadInput: no such run, no checkpoint that loads, a file that holds no network of this library, or a
+            network package.module:factory without `trust_code`.
     """
     run = Path(run)
     if run.suffix == WEIGHTS_SUFFIX:
         facts, tensors = _read_weights(run)
-        return _build({**vars(facts), "model": tensors}, facts.config, run, facts.name, device)
+        return _build({**vars(facts), "model": tensors}, facts.config, run, facts.name, device, trust_code)
     path = run if run.is_file() else checkpoint.latest(run)
     if path is None:
         torn = " that loads" if checkpoint.paths(run) else ""
@@ -135,7 +139,7 @@ def load_network(run: Path | str, device: torch.device | str = "cpu") -> Trained
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
     state = checkpoint.load(path, device)
-    return _build(state, _current_config(state, str(path)), path, name, device)
+    return _build(state, _current_config(state, str(path)), path, name, device, trust_code)
 
 
 def save_network(network: TrainedNetwork, path: Path) -> None:
@@ -193,10 +197,16 @@ def _read_weights(path: Path) -> tuple[_Facts, dict[str, Tensor]]:
 
 
 def _build(
-    state: checkpoint.State, config_tree: dict[str, Any], path: Path, name: str, device: torch.device | str
+    state: checkpoint.State,
+    config_tree: dict[str, Any],
+    path: Path,
+    name: str,
+    device: torch.device | str,
+    trust_code: bool,
 ) -> TrainedNetwork:
     """The network of a checkpoint's state, or of the facts and tensors of a safetensors file."""
     config = parse(config_tree, str(path))
+    check_trusted(config.model, trust_code, str(path))
     scale = tuple(state["scale"])
     with torch.random.fork_rng(devices=[]):
         module = build(config.model, stamp=state["stamp"], scale=scale)

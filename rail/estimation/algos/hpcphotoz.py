@@ -85,7 +85,7 @@ class HpcPhotozInformer(UnreadInput, CatInformer):  # type: ignore[misc]
         with self._run_folder() as run:
             meet(self.comm)
             api.train(self.config.recipe, data, run, **options)
-            self.model = load_network(run)
+            self.model = load_network(run, trust_code=True)  # the recipe names the network
         self.add_data("model", self.model)
 
     def _dataset(self) -> Path:
@@ -123,6 +123,11 @@ class HpcPhotozEstimator(UnreadInput, CatEstimator):  # type: ignore[misc]
         hdf5_groupname=_with_default("hdf5_groupname", ""),
         chunk_size=_with_default("chunk_size", 1024),
         redshift_col=_with_default("redshift_col", "z_spec"),
+        trust_code=Param(
+            bool,
+            False,
+            msg="import and call the package.module:factory that the model names; may do anything",
+        ),
         tta=Param(bool, False, msg="average over the eight symmetries of an image, at eight times the cost"),
         device=_DEVICE.copy(),
     )
@@ -153,9 +158,13 @@ class HpcPhotozEstimator(UnreadInput, CatEstimator):  # type: ignore[misc]
         TrainedNetwork
             The network
         """
-        given = kwargs.get(tag)
+        given, trust_code = kwargs.get(tag), self.config.trust_code
         if isinstance(given, str) and os.path.isdir(os.path.expandvars(given)):
-            kwargs[tag] = load_network(os.path.expandvars(given))
+            kwargs[tag] = load_network(os.path.expandvars(given), trust_code=trust_code)
+        elif trust_code and isinstance(given, str) and given != "None":
+            given = kwargs[tag] = NetworkHandle(tag, path=given)
+        if trust_code and isinstance(given, NetworkHandle):
+            given.read(trust_code=True)
         super().open_model(tag, **kwargs)
         if self.model is None:
             raise BadInput(f"{self.instance_name}: no model: give the file of an HpcPhotozInformer")

@@ -89,8 +89,8 @@ def test_the_exported_program_computes_the_same_for_any_number_of_images(
     every_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "net.pt2"
-    export(every_run, out)
-    network = hpcphotoz.load(every_run, "cpu")
+    export(every_run, out, "--trust-code")
+    network = hpcphotoz.load(every_run, "cpu", trust_code=True)
     with zipfile.ZipFile(out) as archive:
         names = [name for name in archive.namelist() if name.endswith("_config.json")]
         for name in names:
@@ -117,9 +117,9 @@ def test_onnx_computes_the_same_for_any_number_of_images(every_run: Path, tmp_pa
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     out = tmp_path / "net.onnx"
-    export(every_run, out)
+    export(every_run, out, "--trust-code")
     session = runtime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    network = hpcphotoz.load(every_run, "cpu")
+    network = hpcphotoz.load(every_run, "cpu", trust_code=True)
     for n in (1, 5):
         images, ebv = inputs(n)
         given = {"images": images.numpy(), "ebv": ebv.numpy()}
