@@ -116,7 +116,7 @@ def change_of_source(source: NetworkSource | None, recorded: str | None) -> str:
     if recorded is None or now == recorded:
         return ""
     file = f"{source.file}: its SHA-256 is {now[:8]}" if source and now else "the source file is missing"
-    return f"{file}, {recorded[:8]} when the network was trained: the run folder keeps that as model.py"
+    return f"{file}, {recorded[:8]} when the network was trained: the run folder keeps that as model.py.txt"
 
 
 def _factory(name: str) -> Callable[..., Any]:

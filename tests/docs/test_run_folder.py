@@ -37,7 +37,7 @@ def test_the_tree_names_every_file_of_a_run(run: Path) -> None:
     assert named - written == {
         "launch",
         "profile",
-        "model.py",
+        "model.py.txt",
     }  # of `launch`, `train --profile`, own networks
 
 

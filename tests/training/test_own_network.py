@@ -14,9 +14,11 @@ import torch
 import hpcphotoz
 from hpcphotoz.__main__ import main
 from hpcphotoz.errors import BadInput
+from hpcphotoz.models.factory import NetworkSource
 from hpcphotoz.predict import predict
 from hpcphotoz.training.loop import Outcome
 from hpcphotoz.training.run.network import save_network
+from hpcphotoz.training.run.run_folder import keep_source
 from hpcphotoz.training.trainer import train
 from tests.helpers import ranks
 from tests.helpers.commands import fails
@@ -124,9 +126,9 @@ def test_the_source_is_recorded_and_a_change_is_said(
     monkeypatch.syspath_prepend(tmp_path)
     given: dict[str, object] = {"name": "own_recorded:make", "options": {"dim": 8}}
     train(config(**given, max_steps=2), dataset, out)
-    assert (out / "model.py").read_text() == text
+    assert (out / "model.py.txt").read_text() == text
     start = json.loads((out / "provenance.json").read_text())["starts"][0]["network"]
-    assert start["file"] == str(file.resolve()) and start["copy"] == "model.py"
+    assert start["file"] == str(file.resolve()) and start["copy"] == "model.py.txt"
     assert "options = {dim = 8}" in (out / "config.toml").read_text()
     with caplog.at_level(logging.WARNING, "hpcphotoz"):
         train(config(**given, max_steps=3), dataset, out)
@@ -136,8 +138,10 @@ def test_the_source_is_recorded_and_a_change_is_said(
     assert "own_recorded.py: its SHA-256 is " in caplog.text and start["sha256"][:8] in caplog.text
     starts = json.loads((out / "provenance.json").read_text())["starts"]
     now = starts[-1]["network"]
-    assert now["sha256"] != start["sha256"] and now["copy"] == f"model-{now['sha256'][:8]}.py"
-    assert (out / "model.py").read_text() == text and (out / now["copy"]).read_text() == text + "# changed\n"
+    assert now["sha256"] != start["sha256"] and now["copy"] == f"model-{now['sha256'][:8]}.py.txt"
+    assert (out / "model.py.txt").read_text() == text and (
+        out / now["copy"]
+    ).read_text() == text + "# changed\n"
     caplog.clear()
     with caplog.at_level(logging.WARNING, "hpcphotoz"):
         save_network(hpcphotoz.load(out, "cpu", trust_code=True), tmp_path / "network.safetensors")
@@ -212,3 +216,12 @@ def test_a_network_that_a_file_names_is_imported_only_if_it_is_trusted(
         ):
             assert main([str(word) for word in [*words, "--trust-code"]]) == 0
     train(config(name="own_unasked:make", max_steps=2), dataset, out)  # a resume: the caller names it
+
+
+def test_the_copy_of_an_earlier_version_is_kept(tmp_path: Path) -> None:
+    source = NetworkSource("own:make", tmp_path / "own.py", b"a = 1\n")
+    assert keep_source(tmp_path, source) == "model.py.txt"
+    (tmp_path / "model.py.txt").rename(tmp_path / "model.py")
+    assert keep_source(tmp_path, source) == "model.py" and not (tmp_path / "model.py.txt").exists()
+    changed = NetworkSource("own:make", tmp_path / "own.py", b"a = 2\n")
+    assert keep_source(tmp_path, changed) == f"model-{changed.sha256[:8]}.py.txt"

@@ -1,4 +1,4 @@
-"""The run folder: config.toml, provenance.json, metrics.jsonl, model.py, logs/rank-*.log and checkpoints/."""
+"""The run folder: config.toml, provenance.json, metrics.jsonl, model.py.txt, logs and checkpoints."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ from hpcphotoz.world import World
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
 _OWN_NAMES = re.compile(
     r"logs|checkpoints|launch|profile|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
-    r"|model(-[0-9a-f]{8})?\.py|.*\.(log|out|err)"
+    r"|model(-[0-9a-f]{8})?\.py(\.txt)?|.*\.(log|out|err)"
 )
 
 
@@ -89,10 +89,11 @@ def _saved_config(run: Path) -> Config | None:
 def keep_source(run: Path, source: NetworkSource) -> str:
     """Copy the file of a user's network into the run folder; returns the name of the copy.
 
-    The first is model.py. A file that has changed since is kept beside it as model-SHA256.py, with the first
-    eight digits. No copy is ever imported.
+    The first is model.py.txt. A file that has changed since is kept beside it as model-SHA256.py.txt, with
+    the first eight digits. A copy named *.py would be imported where Python runs in the run folder.
     """
-    first, name = run / "model.py", f"model-{source.sha256[:8]}.py"
+    old, name = run / "model.py", f"model-{source.sha256[:8]}.py.txt"  # `old`: of an earlier version
+    first = old if old.exists() else run / "model.py.txt"
     if not first.exists() or first.read_bytes() == source.text:
         name = first.name
     with atomic_write(run / name) as temporary:
