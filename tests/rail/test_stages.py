@@ -181,6 +181,19 @@ def test_nothing_is_left_where_the_model_is_only_returned(dataset: Path, tmp_pat
     assert found.data.npdf == 75 and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("chunk_size", [75, 38, 37, 25])
+def test_returned_estimates_have_one_axis_in_any_number_of_chunks(
+    dataset: Path, model: Path, chunk_size: int
+) -> None:
+    written = estimate(model, dataset).ancil
+    found = estimate(model, ImageTable(dataset), chunk_size=chunk_size, output_mode="return").ancil
+    assert set(found) == {*ANCIL, "distribution_type"}
+    for name in ANCIL:
+        assert found[name].shape == (75,)
+        np.testing.assert_allclose(found[name], written[name], **SAME)
+    assert found["distribution_type"].shape == (75,)
+
+
 def test_labels_are_in_the_order_of_the_pdfs(dataset: Path) -> None:
     whole = load(dataset)
     for mode in ("default", "return"):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 try:
     from ceci.config import StageParameter as Param
     from rail.core.common_params import SharedParams
@@ -205,6 +207,14 @@ class HpcPhotozEstimator(UnreadInput, CatEstimator):  # type: ignore[misc]
 
     def _process_chunk(self, start: int, end: int, data: Any, first: bool) -> None:
         self._do_chunk_output(self._estimator(data, start), start, end, first, data=data)
+
+    def _finalize_run(self) -> None:
+        chunks = [self._partial_output[key].ancil for key in sorted(self._partial_output)]
+        super()._finalize_run()
+        if len(chunks) > 1:  # qp.concatenate makes (N, 1) of what is (N,)
+            ancil = self._output_handle.data.ancil
+            for name in (name for name, values in chunks[0].items() if np.ndim(values) == 1):
+                ancil[name] = ancil[name].ravel()
 
 
 class HpcPhotozLabels(UnreadInput, RailStage):  # type: ignore[misc]
