@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch
 from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
-from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.losses import Condition, Loss, check_labels
 from hpcphotoz.attacks.pgd import ALL_ROWS, BestSoFar, check_restarts
 from hpcphotoz.attacks.runner import run_attack
 
@@ -47,11 +47,13 @@ def apgd(
         The images of greatest loss, (N, B, H, W) float32, within the ball up to one rounding.
 
     Raises:
-        ValueError: shapes, types or options that do not belong together.
+        ValueError: shapes, types or options that do not belong together, or redshifts that are NaN or outside
+            the bins of the loss.
     """
     check_restarts(steps, restarts, start is not None)
     ids = start.object_id if start else None
     batch = attack_batch(images, ebv, z, eps, None, EPS_OVER_FIRST_STEP, ids)
+    check_labels(loss, batch.labels)
     loop = partial(apgd_loop, steps=steps, restarts=restarts, rho=rho, stop=stop)
     return run_attack(model, batch, loss, loop, start, passes)[0]
 

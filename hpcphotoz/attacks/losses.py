@@ -5,6 +5,8 @@ those of redshift PDFs.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -16,6 +18,39 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Condition = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) -> (N,) bool
 
 
+@dataclass(frozen=True)
+class RedshiftLoss:
+    """A loss whose labels are redshifts; `check_labels` refuses those for which it means nothing."""
+
+    unchecked: Loss  # the loss alone, for callers that know the labels
+    bins: RedshiftBins | None = None  # the labels lie in them; None: any redshift but NaN
+
+    def __call__(self, outputs: Tensor, z: Tensor) -> Tensor:
+        return self.unchecked(outputs, z)
+
+
+def check_labels(loss: Loss, z: Tensor) -> None:
+    """Raise ValueError for NaN, and for redshifts outside the bins of a loss that looks for their bin.
+
+    The host waits for a GPU here, except while a CUDA graph is captured, when nothing is checked.
+    """
+    if not isinstance(loss, RedshiftLoss) or (z.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    z, bins = z.detach().cpu(), loss.bins
+    bad = z.isnan() if bins is None else ~((z >= bins.z_min) & (z < bins.z_max))
+    if bad.any():
+        row, want = int(bad.nonzero()[0, 0]), "a number" if bins is None else f"in {bins.text()}"
+        raise ValueError(
+            f"z of {int(bad.sum())} of {len(z)} objects, the first {float(z[bad][0]):g} of object {row}: "
+            f"must be {want}: leave them out, or take the redshift of the most probable bin, as "
+            "hpcphotoz.attack does where z_spec is unknown"
+        )
+
+
+@overload
+def cross_entropy(bins: None = None) -> Loss: ...
+@overload
+def cross_entropy(bins: RedshiftBins) -> RedshiftLoss: ...
 def cross_entropy(bins: RedshiftBins | None = None) -> Loss:
     """Cross-entropy of the PDF against the bin that holds the redshift; no bins: labels are class numbers."""
     if bins is None:
@@ -26,10 +61,10 @@ def cross_entropy(bins: RedshiftBins | None = None) -> Loss:
             raise ValueError(f"{logits.shape[1]} logits for {bins.n} bins: take the bins of the network")
         return functional.cross_entropy(logits.float(), bins.index(z), reduction="none")
 
-    return loss
+    return RedshiftLoss(loss, bins)
 
 
-def margin(bins: RedshiftBins) -> Loss:
+def margin(bins: RedshiftBins) -> RedshiftLoss:
     """Difference of logits ratio, DLR (Croce & Hein 2020, arXiv:2003.01690, eq. 6): no softmax to saturate.
 
     -(l_z - max l_rival) / (l_1st - l_3rd): the logit of the bin that holds z against its strongest rival, in
@@ -45,12 +80,12 @@ def margin(bins: RedshiftBins) -> Loss:
         top = logits.topk(3, dim=1).values
         return apart / (top[:, 0] - top[:, 2] + 1e-12)
 
-    return loss
+    return RedshiftLoss(loss, bins)
 
 
-def shift(bins: RedshiftBins) -> Loss:
+def shift(bins: RedshiftBins) -> RedshiftLoss:
     """|<z> - z|: how far the mean of the PDF lies from the redshift."""
-    return lambda logits, z: (bins.mean(logits) - z).abs()
+    return RedshiftLoss(lambda logits, z: (bins.mean(logits) - z).abs())
 
 
 def higher(bins: RedshiftBins) -> Loss:
@@ -63,7 +98,7 @@ def lower(bins: RedshiftBins) -> Loss:
     return lambda logits, z: -bins.mean(logits)
 
 
-def crps(bins: RedshiftBins) -> Loss:
+def crps(bins: RedshiftBins) -> RedshiftLoss:
     """Continuous ranked probability score (Gneiting & Raftery 2007, doi:10.1198/016214506000001437).
 
     integral (CDF(z') - H(z' - z))^2 dz', with the probability of a bin spread evenly over it.
@@ -80,11 +115,13 @@ def crps(bins: RedshiftBins) -> Loss:
         total: Tensor = whole.scatter(1, own, 0.0).sum(dim=1) + split[:, 0]
         return bins.width * total
 
-    return loss
+    return RedshiftLoss(loss, bins)
 
 
 def toward(loss: Loss) -> Loss:
     """The negative of a loss, for targeted attacks: labels are the wanted redshifts (see `moved_by`)."""
+    if isinstance(loss, RedshiftLoss):
+        return RedshiftLoss(toward(loss.unchecked), loss.bins)
     return lambda outputs, wanted: -loss(outputs, wanted)
 
 
@@ -109,7 +146,7 @@ def reached(bins: RedshiftBins, within: float = 0.01) -> Condition:
     return lambda logits, wanted: (bins.mean(logits) - wanted).abs() <= within * (1 + wanted)
 
 
-redshift_losses: dict[str, Callable[[RedshiftBins], Loss]] = {
+redshift_losses: dict[str, Callable[[RedshiftBins], RedshiftLoss]] = {
     "cross_entropy": cross_entropy,
     "margin": margin,
     "shift": shift,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch, in_layout_of
 from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
-from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.losses import Condition, Loss, check_labels
 from hpcphotoz.attacks.pgd import BestSoFar, pgd_keeping_best
 from hpcphotoz.attacks.runner import run_attack
 
@@ -52,11 +52,14 @@ def minimal_eps(
         no image of the greatest ball does; and the images found, (N, B, H, W) float32, clean at infinity.
 
     Raises:
-        ValueError: shapes, types or options that do not belong together.
+        ValueError: shapes, types or options that do not belong together, or redshifts that are NaN or outside
+            the bins of a loss.
     """
     if steps < 1 or bisections < 1:
         raise ValueError(f"steps {steps} and bisections {bisections}: must be at least 1")
     batch = attack_batch(images, ebv, z, eps, None, steps / 2.5, start.object_id if start else None)
+    for one in (loss, *others):
+        check_labels(one, batch.labels)
     loop = partial(minimal_eps_loop, steps=steps, bisections=bisections, reach=reach, others=others)
     multiple, found = run_attack(model, batch, loss, loop, start, passes)
     return multiple, found

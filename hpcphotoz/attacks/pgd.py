@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch, in_layout_of, replace_rows
 from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
-from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.losses import Condition, Loss, check_labels
 from hpcphotoz.attacks.runner import run_attack
 
 ALL_ROWS = slice(None)
@@ -70,11 +70,13 @@ def pgd(
         The attacked images, (N, B, H, W) float32, within the ball up to one rounding.
 
     Raises:
-        ValueError: shapes, types or options that do not belong together.
+        ValueError: shapes, types or options that do not belong together, or redshifts that are NaN or outside
+            the bins of the loss.
     """
     check_restarts(steps, restarts, start is not None)
     ids = start.object_id if start else None
     batch = attack_batch(images, ebv, z, eps, step_size, steps / 2.5, ids)
+    check_labels(loss, batch.labels)
     loop = partial(pgd_loop, steps=steps, restarts=restarts, best=best, stop=stop)
     return run_attack(model, batch, loss, loop, start, passes)[0]
 

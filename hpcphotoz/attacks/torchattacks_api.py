@@ -20,7 +20,7 @@ from hpcphotoz.attacks.apgd import EPS_OVER_FIRST_STEP, apgd_loop
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch, check_step
 from hpcphotoz.attacks.cuda_graph import AttackGraphs
 from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, image_loss_of
-from hpcphotoz.attacks.losses import Condition, Loss, cross_entropy
+from hpcphotoz.attacks.losses import Condition, Loss, check_labels, cross_entropy
 from hpcphotoz.attacks.pgd import check_restarts, pgd_loop
 from hpcphotoz.attacks.runner import run_attack
 
@@ -91,7 +91,8 @@ class CallableAttack:
             epoch: further key of the random starts.
 
         Raises:
-            ValueError: shapes or types that do not belong together; a graph asked for on a CPU.
+            ValueError: shapes or types that do not belong together; redshifts that are NaN or outside the
+                bins of the loss; a graph asked for on a CPU.
         """
         return self._attack(self._batch(1.0, images, labels, ebv, object_id), epoch)
 
@@ -122,7 +123,9 @@ class CallableAttack:
     ) -> AttackBatch:
         ball = replace(self._ball, eps=factor * self.eps)
         step = None if self._alpha is None else factor * self._alpha
-        return attack_batch(images, ebv, labels, ball, step, self._eps_over_step, object_id)
+        batch = attack_batch(images, ebv, labels, ball, step, self._eps_over_step, object_id)
+        check_labels(self.loss, batch.labels)
+        return batch
 
     def _attack(self, batch: AttackBatch, epoch: int = 0) -> Tensor:
         if self._graph and not batch.images.is_cuda:

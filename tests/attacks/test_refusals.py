@@ -60,6 +60,32 @@ def test_every_attack_refuses_a_ball_without_a_radius(eps: float) -> None:
         attacks.Ball(radius, lo=torch.tensor(1e39, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("make", [attacks.cross_entropy, attacks.margin, attacks.crps, attacks.shift])
+def test_redshifts_for_which_a_loss_means_nothing_are_refused(make: Callable[[Any], Any]) -> None:
+    model, images, ebv, z, eps = batch_norm_problem()
+    loss, reach = make(BINS), attacks.outlier(BINS)
+    unknown, outside = z.clone(), z + 10
+    unknown[[2, 4]] = torch.nan
+    for labels, said in (
+        (unknown, "z of 2 of 6 objects, .* nan of object 2"),
+        (outside, "z of 6 of 6 .* 10"),
+    ):
+        if make is attacks.shift and labels is outside:  # a distance has a meaning there
+            continue
+        for one in (loss, attacks.toward(loss)):
+            with pytest.raises(ValueError, match=f"{said}.*: must be .*hpcphotoz.attack"):
+                attacks.pgd(model, images, ebv, labels, eps, loss=one)
+            with pytest.raises(ValueError, match=said):
+                attacks.fgsm(model, images, ebv, labels, eps, loss=one)
+            with pytest.raises(ValueError, match=said):
+                attacks.apgd(model, images, ebv, labels, eps, loss=one)
+            with pytest.raises(ValueError, match=said):
+                attacks.minimal_eps(model, images, ebv, labels, eps, loss=one, reach=reach)
+            with pytest.raises(ValueError, match=said):
+                attacks.PGD(model, eps, loss=one)(images, labels, ebv)
+    attacks.fgsm(model, images, ebv, unknown, eps, loss=attacks.higher(BINS))  # looks at no label
+
+
 @pytest.mark.parametrize(
     ("outputs", "said"),
     [
