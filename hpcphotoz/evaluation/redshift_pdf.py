@@ -22,6 +22,9 @@ _LISTED = 5  # objects of a table
 class RedshiftPdf:
     """Redshift PDFs of N objects; the density is constant inside a bin, so that the CDF is linear there.
 
+    `pdf` holds the probability of each bin, whose sum is 1. The density, which `plot` draws and qp stores, is
+    `pdf / bins.width`.
+
     `len(pdf)` is N; `pdf[i]`, `pdf[i:j]` and `pdf[mask]` are the PDFs of some of the objects.
 
     Attributes:
@@ -45,6 +48,9 @@ class RedshiftPdf:
 
     def __len__(self) -> int:
         return len(self.pdf)
+
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        raise TypeError("a RedshiftPdf is no array: take its `pdf`, (N, bins), the probability per bin")
 
     def __getitem__(self, rows: int | slice | Array) -> "RedshiftPdf":
         chosen = self.pdf[rows]
@@ -81,7 +87,9 @@ class RedshiftPdf:
         if (wrong := ~((asked >= 0) & (asked <= 1))).any():
             raise BadInput(f"q {asked[wrong][0]:g}: must be between 0 and 1")
         found = [self._inverse_cdf(np.full(len(self), one)) for one in asked.ravel()]
-        return np.stack(found, axis=1) if asked.ndim else found[0]
+        if not asked.ndim:
+            return found[0]
+        return np.stack(found, axis=1) if found else np.empty((len(self), 0))
 
     def cdf(self, z: npt.ArrayLike) -> Floats:
         """Probability of a redshift below `z`: 0 below the first bin and 1 above the last.
@@ -105,7 +113,7 @@ class RedshiftPdf:
         return np.asarray(np.minimum(found / below[:, -1].reshape(-1, *[1] * asked.ndim), 1))
 
     def plot(self, z_spec: Array | Tensor | None = None, *, label: str = "", ax: Any = None) -> Any:
-        """Draw the PDFs with pyplot: up to six as curves, more as their mean with the histogram of z_spec.
+        """Draw the densities: up to six as curves, more as their mean with the histogram of z_spec.
 
         Args:
             z_spec: (N,) redshifts to compare with; NaN: unknown.
@@ -137,7 +145,7 @@ class RedshiftPdf:
         return html_table(self._summary(), heads, rows, len(self) - len(first))
 
     def _summary(self) -> str:
-        return f"{number_of(len(self), 'object')}, {self.bins.text()}"
+        return f"{number_of(len(self), 'object')}, probability per bin, {self.bins.text()}"
 
     @cached_property
     def _double(self) -> Floats:

@@ -114,8 +114,18 @@ def test_arguments_that_mean_nothing_are_refused(pyplot: Any) -> None:
         HAND[:0].plot()
 
 
+def test_no_quantiles_are_no_columns() -> None:
+    assert HAND.quantiles([]).shape == (3, 0) and HAND[:0].quantiles([]).shape == (0, 0)
+
+
+def test_it_is_no_array_and_says_which_member_is() -> None:
+    for use in (np.asarray, np.sum, lambda pdf: np.array(pdf, np.float32)):
+        with pytest.raises(TypeError, match="a RedshiftPdf is no array: take its `pdf`"):
+            use(HAND)
+
+
 def test_they_show_themselves() -> None:
-    assert repr(HAND) == "<RedshiftPdf: 3 objects, 4 bins on [0, 0.4)>"
+    assert repr(HAND) == "<RedshiftPdf: 3 objects, probability per bin, 4 bins on [0, 0.4)>"
     page = random_pdfs(8)._repr_html_()
     assert page.count("<tr>") == 6 and "and 3 more" in page
     assert f"{random_pdfs(8).median[4]:.4f}" in page
