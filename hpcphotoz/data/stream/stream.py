@@ -59,7 +59,7 @@ class Stream:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         options: Data,
         *,
         global_batch: int,
@@ -73,8 +73,9 @@ class Stream:
         self._world = world or World()
         # One rank checks every file: all ranks at ten thousand shards would stall a metadata server.
         check = self._world.is_first and options.damaged == "fail"
+        self.folder = folder = Path(folder)
         self.manifest = read_manifest(folder, check)
-        self.folder, self._options, self._seed, self._part = folder, options, seed, part
+        self._options, self._seed, self._part = options, seed, part
         self._global_batch, self._shuffle = global_batch, shuffle
         header = self.manifest.header
         self._subset = Subset.from_options(options, part, header.bands, header.extra)

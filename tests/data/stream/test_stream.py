@@ -152,7 +152,7 @@ def test_an_empty_batch_has_the_fixed_columns_only(tmp_path: Path) -> None:
     folder = write_extra_dataset(tmp_path / "set", 9)
     header = read_manifest(folder).header
     empty = empty_batch(replace(header, extra=(*header.extra, ExtraColumn("position", "int8"))))
-    stream = Stream(folder, Data(), global_batch=4, seed=1, part="all")
+    stream = Stream(str(folder), Data(), global_batch=4, seed=1, part="all")
     for name, full in vars(next(iter(stream))).items():
         if isinstance(full, torch.Tensor):
             found = getattr(empty, name)
