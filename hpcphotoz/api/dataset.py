@@ -94,7 +94,8 @@ class Dataset:
         except TypeError:
             what = type(key).__name__
             raise TypeError(
-                f"dataset[...]: a {what}: want a whole number or a slice, as dataset[3:8]"
+                f"dataset[...]: a {what}: want a whole number or a slice, as dataset[3:8]; chosen "
+                "objects are those of hpcphotoz.open(DATASET, where=...)"
             ) from None
         if not -n <= place < n:
             raise IndexError(f"object {place} of a dataset of {n:,}")
