@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import inspect
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz.config import Model
-from hpcphotoz.config.model import OWN_NETWORKS, TIMM
-from hpcphotoz.errors import BadInput, first_line
+from hpcphotoz.config.model import FACTORY_ARGUMENTS, OWN_NETWORKS, TIMM
+from hpcphotoz.errors import BadInput, nearest
 from hpcphotoz.models.layers import Normalise
+from hpcphotoz.models.trial import attempt, try_network, where_raised
 
 
 class ImagesOnly(nn.Module):
@@ -47,7 +47,7 @@ class NetworkSource:
 
 
 def make_network(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Module:
-    """Make a network of the user or of timm, and try it on two images of zeros.
+    """Make a network of the user or of timm, and try it on three images.
 
     Args:
         model: its `name` is package.module:factory or timm:NAME. The factory is called with the keyword
@@ -63,13 +63,13 @@ def make_network(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Mo
     """
     factory = _timm_factory(model) if model.name.startswith(TIMM) else _factory(model.name)
     given = {"bands": len(scale), "stamp": stamp, "bins": model.bins, "scale": scale, **model.options}
-    listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    made = _attempt(f"model.name {model.name}: factory({listed})", factory, **given)
+    _check_arguments(factory, model, given)
+    made = attempt(f"model.name {model.name}: the factory", factory, **given)
     if not isinstance(made, nn.Module):
         kind = type(made).__name__
         raise BadInput(f"model.name {model.name}: the factory gives a {kind}: want a torch.nn.Module")
     network = taking_ebv(made, f"model.name {model.name}")
-    _try(network, model, stamp, len(scale))
+    try_network(network, model, stamp, scale)
     return network
 
 
@@ -92,11 +92,7 @@ def source_of(model: Model) -> NetworkSource | None:
     """
     if model.name in OWN_NETWORKS or model.name.startswith(TIMM):
         return None
-    factory = _factory(model.name)
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(factory))
-    except TypeError:  # an object of a class that defines __call__, or a function written in C
-        file = getattr(sys.modules[model.name.partition(":")[0]], "__file__", None)
+    file = _file_of(_factory(model.name), model.name)
     if not file or not file.endswith(".py"):
         return None
     try:
@@ -119,18 +115,46 @@ def change_of_source(source: NetworkSource | None, recorded: str | None) -> str:
     return f"{file}, {recorded[:8]} when the network was trained: the run folder keeps that as model.py.txt"
 
 
+def _file_of(factory: Callable[..., Any], name: str) -> str | None:
+    try:
+        return inspect.getsourcefile(inspect.unwrap(factory))
+    except TypeError:  # an object of a class that defines __call__, or a function written in C
+        return getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+
+
+def _check_arguments(factory: Callable[..., Any], model: Model, given: dict[str, Any]) -> None:
+    """Refuse arguments that the factory's signature does not take, and say which it wants."""
+    try:
+        every = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return
+    named = [p for p in every if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [p.name for p in named]
+    where = f"the factory of {model.name} ({_file_of(factory, model.name)})"
+    unknown = [] if any(p.kind is p.VAR_KEYWORD for p in every) else [n for n in given if n not in names]
+    for name in unknown:
+        if name in model.options:
+            others = [other for other in names if other not in FACTORY_ARGUMENTS]
+            hint = nearest(name, others)
+            raise BadInput(f"model.options: {where} takes no '{name}'{hint}")
+        wanted = f"it is called with {', '.join(FACTORY_ARGUMENTS)} and model.options"
+        raise BadInput(f"model.name: {where} takes no '{name}': {wanted}")
+    if missing := [p.name for p in named if p.default is p.empty and p.name not in given]:
+        raise BadInput(f"model.options: {where} wants '{missing[0]}' too: add it")
+
+
 def _factory(name: str) -> Callable[..., Any]:
     module, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not (error.name and (module == error.name or module.startswith(f"{error.name}."))):
-            raise BadInput(f"model.name {name}: cannot import {module}: {_where(error)}") from None
+            raise BadInput(f"model.name {name}: cannot import {module}: {where_raised(error)}") from None
         folder = "install it, or name its folder in PYTHONPATH, as an absolute path"
         raise BadInput(f"model.name {name}: there is no module {error.name} here: {folder}") from None
     # A module may raise anything while it is imported.
     except (Exception, SystemExit) as error:
-        raise BadInput(f"model.name {name}: cannot import {module}: {_where(error)}") from None
+        raise BadInput(f"model.name {name}: cannot import {module}: {where_raised(error)}") from None
     for part in path.split("."):
         if not hasattr(found, part):
             raise BadInput(f"model.name {name}: {module} holds no {path}: give a function or class of it")
@@ -150,7 +174,9 @@ def _timm_factory(model: Model) -> Callable[..., nn.Module]:
     # A torchvision of another build than torch raises RuntimeError: it misses operators.
     except Exception as error:
         build = f"torchvision must be of the same build (CPU or CUDA) as torch {torch.__version__}"
-        raise BadInput(f"model.name {model.name}: cannot import timm: {_where(error)}: {build}") from None
+        raise BadInput(
+            f"model.name {model.name}: cannot import timm: {where_raised(error)}: {build}"
+        ) from None
     name = model.name.removeprefix(TIMM)
     if not timm.is_model(name):
         some = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:6])
@@ -195,44 +221,3 @@ def taking_ebv(network: nn.Module, who: str) -> nn.Module:
         raise BadInput(f"{who}: its forward takes {', '.join(required) or 'nothing'}: {wanted}")
     takes_it = len(required) == 2 or (len(parameters) > 1 and parameters[1].name == "ebv")
     return network if takes_it else ImagesOnly(network)
-
-
-def _try(network: nn.Module, model: Model, stamp: int, bands: int) -> None:
-    """Compute the logits of two images; layers that are made at their first call are made here."""
-    # Batches come in this memory order, in which `view` fails where `reshape` and `flatten` do not.
-    images = torch.zeros(2, bands, stamp, stamp).contiguous(memory_format=torch.channels_last)
-    modes = [(part, part.training) for part in network.modules()]
-    network.eval()
-    what = f"model.name {model.name}: a pass over images {tuple(images.shape)} in channels_last memory order"
-    with torch.no_grad():
-        logits = _attempt(what, network, images, torch.zeros(2))
-    for part, training in modes:
-        part.training = training
-    if not isinstance(logits, Tensor) or logits.shape != (2, model.bins) or not logits.is_floating_point():
-        given = (
-            f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        )
-        wanted = f"want logits of shape (2, {model.bins}), one a redshift bin (model.bins)"
-        raise BadInput(f"model.name {model.name}: gives {given} for 2 images: {wanted}")
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise BadInput(f"model.name {model.name}: the network has no parameter to train")
-
-
-def _attempt(what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call code of the user; its error is reported in one line with the place in its file."""
-    try:
-        return call(*arguments, **options)
-    except BadInput:
-        raise
-    # Code of the user may raise anything.
-    except (Exception, SystemExit) as error:
-        raise BadInput(f"{what} fails: {_where(error)}") from None
-
-
-def _where(error: BaseException) -> str:
-    """Type and first line of an error, and the line of code at which it was raised."""
-    text = f"{type(error).__name__}: {first_line(error)}"
-    if isinstance(error, SyntaxError):
-        return f"{text} ({error.filename}, line {error.lineno})"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{text} ({last.filename}, line {last.lineno})"

@@ -101,6 +101,38 @@ class _Views(nn.Module):
         return out
 
 
+class _Changed(_Views):
+    """A network whose logits are made by `how` from a good network's."""
+
+    def __init__(self, how: str, **given: Any) -> None:
+        super().__init__(**given)
+        self.how = how
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.how == "in place":
+            images.mul_(2.0)
+        if self.how == "data":
+            images.data.add_(1.0)
+        logits: Tensor = self.head((images.detach() if self.how == "detached" else images).flatten(1))
+        if self.how == "no_grad":
+            return logits.detach()
+        if self.how == "two rows":
+            return logits[:2]
+        return logits.log() if self.how == "log" else logits
+
+
+def _changed(how: str) -> Callable[..., nn.Module]:
+    return lambda **given: _Changed(how, **given)
+
+
+def _exits(**_: object) -> nn.Module:
+    raise SystemExit(3)
+
+
+def _wide(bands: int, stamp: int, bins: int, scale: tuple[float, ...], width: int, dim: int = 3) -> nn.Module:
+    return _Views(bands, stamp, bins, scale)
+
+
 class _TakesThree(_Views):
     def forward(self, images: Tensor, ebv: Tensor, redshift: Tensor) -> Tensor:  # type: ignore[override]
         return images
@@ -109,12 +141,20 @@ class _TakesThree(_Views):
 @pytest.mark.parametrize(
     ("factory", "says"),
     [
-        (_linear, r"gives torch.float32 \(2, 6\) for 2 images: want logits of shape \(2, 5\)"),
+        (_linear, r"gives torch.float32 \(3, 6\) for 3 images: want logits of shape \(3, 5\)"),
         (_Views, r"channels_last memory order fails: RuntimeError: view size .* \(.*test_factory.py, line"),
         (_TakesThree, r"its forward takes images, ebv, redshift: want forward\(self, images, ebv\) or"),
         (lambda **_: nn.Flatten(), "want logits"),
         (lambda **_: 3, "the factory gives a int: want a torch.nn.Module"),
-        (lambda bands: nn.Flatten(), r"factory\(bands=3, stamp=4, .* fails: TypeError: .*'stamp'"),
+        (lambda bands: nn.Flatten(), r"\(.*test_factory.py\) takes no 'stamp': it is called with bands"),
+        (_changed("in place"), "its forward changes the images in place"),
+        (_changed("data"), "its forward changes the images in place"),
+        (_changed("detached"), "no gradient of the logits reaches the images"),
+        (_changed("no_grad"), "no gradient of the logits reaches the images"),
+        (_changed("two rows"), r"gives torch.float32 \(2, 5\) for 3 images"),
+        (_changed("log"), "gives NaN or infinite logits"),
+        (_exits, r"the factory fails: SystemExit: 3 \(.*test_factory.py, line"),
+        (_wide, r"model.options: .*test_factory.py\) wants 'width' too"),
         ("text", "own is a str: want a function or class"),
     ],
 )
@@ -123,6 +163,12 @@ def test_what_is_no_network_is_refused(factory: object, says: str, monkeypatch: 
     with pytest.raises(BadInput, match=says) as refused:
         build(Model(name=f"{NAME}:own", bins=5), stamp=4, scale=SCALE)
     assert "\n" not in str(refused.value)
+
+
+def test_options_that_the_factory_does_not_take_are_refused_by_name() -> None:
+    says = r"model.options: the factory of .*user_networks.py\) takes no 'widht' \(did you mean width\?\)$"
+    with pytest.raises(BadInput, match=says):
+        build(Model(name=FACTORIES[0], options={"widht": 8}), stamp=4, scale=SCALE)
 
 
 @pytest.mark.parametrize(
