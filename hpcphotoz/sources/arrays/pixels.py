@@ -52,8 +52,10 @@ def read_block(
     mask = _read(table, array_map, kind, array_map.mask, start, stop)
     unusable = None
     if mask is not None:
-        flagged = mask.astype(np.bool_)
-        unusable = np.broadcast_to(flagged if array_map.mask_true == "unusable" else ~flagged, full.shape)
+        bad = mask.astype(np.bool_)  # so NaN is bad, unless true means usable
+        if array_map.mask_true == "usable":
+            bad = ~bad | np.isnan(mask)
+        unusable = np.broadcast_to(bad, full.shape)
     if variance is not None:
         without = ~(variance > 0)
         unusable = without if unusable is None else unusable | without

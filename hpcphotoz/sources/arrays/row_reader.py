@@ -229,7 +229,8 @@ def _read_labels(table: ArrayFile, array_map: ArrayMap, row_range: RowRange) -> 
         z = table.rows(array_map.z_spec, start, stop)
     found["z_spec"] = nan_if_unknown(z.astype(np.float64))
     if array_map.z_known:
-        found["z_spec"][~table.rows(array_map.z_known, start, stop).astype(np.bool_)] = np.nan
+        known = table.rows(array_map.z_known, start, stop)
+        found["z_spec"][~known.astype(np.bool_) | np.isnan(known)] = np.nan
     return found
 
 

@@ -204,6 +204,19 @@ def test_sky_sigma_of_a_column_of_inverse_variance_and_of_unmasked_pixels(tmp_pa
     np.testing.assert_array_equal(lit.sky_sigma, ingest(tmp_path / "clean", clean, one, **inner)[0].sky_sigma)
 
 
+@pytest.mark.parametrize("true", ["usable", "unusable"])
+def test_nan_in_a_mask_is_unusable_and_in_z_known_unknown(tmp_path: Path, true: str) -> None:
+    mask = np.full((N, SIZE, SIZE), float(true == "usable"))
+    mask[1, 2:9, 2:9] = np.nan
+    known = np.ones(N)
+    known[2] = np.nan
+    path = write_hdf5(tmp_path, columns() | {"mask": mask, "known": known})
+    array_map = map_of(**LABELS, mask="mask", mask_true=true, z_known="known")
+    stamps, skipped = ingest(tmp_path / "out", path, array_map)
+    assert [entry["row"] for entry in skipped] == [1] and "masked" in skipped[0]["reason"]
+    assert np.flatnonzero(np.isnan(stamps.z_spec)).tolist() == [1]
+
+
 def test_bands_are_chosen_by_name_from_those_of_each_row(tmp_path: Path) -> None:
     values = columns()
     values["filters"] = np.array([[b"f115w", b"f277w", b"f356w"]] * N)
