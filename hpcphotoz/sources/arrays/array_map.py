@@ -133,6 +133,9 @@ def _problems(one: ArrayMap) -> list[str]:
         ("unmasked pixels", "mask"),
     )
     bands = [band for planes in one.planes for band in planes.bands] or list(one.bands)
+    values = [*one.zero_point, *(one.zero_points or {}).values()]
+    values += [value for planes in one.planes for value in planes.zero_point]
+    scales = [one.pixel_scale, *(planes.pixel_scale for planes in one.planes)]
     by_planes = [bool(planes.zero_point) for planes in one.planes]
     given = bool(one.zero_point or one.zero_points) or any(by_planes)
     checks = {
@@ -154,6 +157,15 @@ def _problems(one: ArrayMap) -> list[str]:
         "bands: one is there twice": len(set(bands)) < len(bands),
         "pixel_scale: give arcsec a pixel, or the column that does in pixel_scale_column": not one.planes
         and (one.pixel_scale > 0) == bool(one.pixel_scale_column),
+        **{
+            f"pixel_scale = {scale:g}: must be from 0.001 to 100 arcsec": not 0.001 <= scale <= 100
+            for scale in scales
+            if scale > 0
+        },
+        **{
+            f"zero_point = {value:g}: must be an AB magnitude from 0 to 40": not 0 <= value <= 40
+            for value in values
+        },
         f'unit = "{one.unit}": give zero_point, the AB magnitude of one unit': one.unit in ("ADU", "counts/s")
         and not (given and all(by_planes)),
         f'unit = "{one.unit}" is calibrated: leave out zero points': one.unit in ("nMgy", "nJy") and given,
