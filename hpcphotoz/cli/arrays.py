@@ -1,7 +1,9 @@
 """Commands that read files of image arrays: ingest arrays, ingest table."""
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcphotoz.cli.dataset_output import (
@@ -55,9 +57,21 @@ def _ingest(options: argparse.Namespace, name: str) -> int:
     how["keep"] = kept_columns(options.keep)
     manifest, skipped = ingest_arrays(options.out, options.sources, load_map(name), name, **how)
     left_out = count_skipped(skipped)
-    more = f"; left out {left_out}, listed in {options.out / 'manifest.json'}" if left_out else ""
+    more = f"; left out {left_out}, listed in {options.out / 'manifest.json'} ({_reasons(skipped)})"
+    more = more if left_out else ""
     say_what_is_in(options.out, manifest, "stamp", more=more)
     return 0
+
+
+def _reasons(skipped: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how many objects were left out for each reason, the commonest first."""
+    from hpcphotoz.sources.build import count_skipped
+
+    counts: Counter[str] = Counter()
+    for entry in skipped:
+        reason = "file cannot be used" if "damaged" in entry else entry["reason"]
+        counts[re.sub(r"\bthe [^ ]+ band$", "a band", reason)] += count_skipped([entry])
+    return "; ".join(f"{n}: {reason}" for reason, n in counts.most_common() if n)
 
 
 def _guess(options: argparse.Namespace) -> int:

@@ -130,6 +130,16 @@ def test_bad_objects_are_listed_not_fatal(tmp_path: Path) -> None:
         ingest(tmp_path / "none", [path], "hayat", limit=1)
 
 
+def test_the_closing_line_counts_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pixels(7, 5, 16)
+    images[0, 2], images[1, 3, 2, 2] = np.nan, np.nan
+    path = hayat(tmp_path / "a.h5", 7, 16, images=images, ObjID=np.array([1, 2, 3, 3, 3, 3, 4]))
+    out = tmp_path / "out"
+    assert main(["ingest", "table", str(out), "--format", "hayat", str(path), "--processes", "1"]) == 0
+    by_reason = "(3: an earlier row has this object; 2: a pixel is not finite in a band)\n"
+    assert capsys.readouterr().out.endswith(f"left out 5, listed in {out / 'manifest.json'} {by_reason}")
+
+
 def test_counted_objects_are_summed(tmp_path: Path) -> None:
     path, z = mmu(tmp_path / "a.h5", range(30)), tmp_path / "z.csv"
     z.write_text("object_id,z\n99,0.1\n3,-9999\n")
