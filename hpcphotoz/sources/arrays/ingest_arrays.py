@@ -27,7 +27,14 @@ from hpcphotoz.sources.arrays.image_kind import ImageKind, inspect_file, zero_po
 from hpcphotoz.sources.arrays.kept_arrays import describe_kept, join_kept
 from hpcphotoz.sources.arrays.planes import check_coverage
 from hpcphotoz.sources.arrays.row_plan import plan_row_ranges
-from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile, read_ids, read_positions
+from hpcphotoz.sources.arrays.row_reader import (
+    ReadRows,
+    RowRange,
+    SourceFile,
+    impossible_positions,
+    read_ids,
+    read_positions,
+)
 from hpcphotoz.sources.build import build_dataset
 from hpcphotoz.sources.catalogue import read_redshifts
 from hpcphotoz.sources.constants import EBV_MAPS, MASKED_FRACTION, ZERO_POINT
@@ -109,6 +116,7 @@ def ingest_arrays(
         ids: list[npt.NDArray[np.int64]] = []
         positions: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # ra, dec
         first: tuple[Path, ImageKind] | None = None
+        impossible: list[tuple[int, str]] = []
         lacking: Counter[str] = Counter()
         extra: tuple[ExtraColumn, ...] = ()
         there, skipped = _present(sources, damaged)
@@ -132,6 +140,7 @@ def ingest_arrays(
                             absent[names[0]] = int(opened.first(names, optional=True) is None)
                     own = read_ids(opened, array_map, 0, rows, row)
                     at = None if ebv_map is None else read_positions(opened, array_map, 0, rows)
+                    odd, example = impossible_positions(opened, array_map, rows)
                 parts = parts_of(path, read_names)
             except BadInput as error:
                 skipped.append(damage_entry(damaged, display_name, error))
@@ -139,6 +148,8 @@ def ingest_arrays(
             first, extra = first or (path, kind), joined
             lacking.update(absent)
             ids.append(own)
+            if odd:
+                impossible.append((odd, f"{path}: {example}"))
             if at is not None:
                 positions.append(at)
             files.append(SourceFile(path, display_name, *parts, row))
@@ -193,6 +204,11 @@ def ingest_arrays(
         if without_ebv:
             of = number_of(len(files), "file")
             print(f"no E(B-V) in {without_ebv} of {of}: for their objects 0 is stored", file=sys.stderr)
+        if impossible:
+            of = number_of(sum(count for count, _ in impossible), "position is", "positions are")
+            print(f"{of} out of range, stored as unknown; the first: {impossible[0][1]}", file=sys.stderr)
+        if crop is not None and (kind.size - stamp) % 2:
+            print(f"crop {stamp} of {kind.size} pixels is half a pixel off the centre", file=sys.stderr)
         report_calibration(target, provenance)
         row_ranges, already_there = plan_row_ranges(files, ids, table, ebv, shard_rows, target)
         return make, row_ranges, provenance, target.append(already_there)

@@ -202,6 +202,13 @@ def read_positions(table: ArrayFile, array_map: ArrayMap, start: int, stop: int)
     return ra, dec
 
 
+def impossible_positions(table: ArrayFile, array_map: ArrayMap, rows: int) -> tuple[int, str]:
+    """Counts the positions out of range in a file's first rows, and gives the first one in words."""
+    ra, dec = (_read_column(table, array_map, what, 0, rows, absent=np.nan) for what in ("ra", "dec"))
+    found = np.flatnonzero((np.abs(ra) > 360) | (np.abs(dec) > 90)).tolist()
+    return len(found), "".join(f"row {k}: ra {ra[k]:g}, dec {dec[k]:g}" for k in found[:1])
+
+
 def _read_column(
     table: ArrayFile, array_map: ArrayMap, what: str, start: int, stop: int, absent: float
 ) -> Array:

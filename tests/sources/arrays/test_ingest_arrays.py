@@ -140,6 +140,23 @@ def test_the_closing_line_counts_by_reason(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.endswith(f"left out 5, listed in {out / 'manifest.json'} {by_reason}")
 
 
+def test_impossible_positions_and_a_crop_off_the_centre_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"ra": np.full(7, 10.0), "dec": np.full(7, 80.0)}
+    swapped = {"ra": np.full(7, 10.0), "dec": np.linspace(89, 95, 7)}
+    paths = [hayat(tmp_path / "a.h5", 7, 16, **good)]
+    ingest(tmp_path / "good", paths, "hayat", processes=1, crop=12)
+    said = capsys.readouterr().err
+    assert "range" not in said and "centre" not in said
+    paths.append(hayat(tmp_path / "b.h5", 7, 16, ObjID=np.arange(7), **swapped))
+    ingest(tmp_path / "out", paths, "hayat", processes=1, crop=11, shard_rows=4)
+    said = capsys.readouterr().err
+    first = f"5 positions are out of range, stored as unknown; the first: {paths[1]}: row 2: ra 10, dec 91\n"
+    assert said.count(first) == said.count("out of range") == 1
+    assert said.count("crop 11 of 16 pixels is half a pixel off the centre\n") == 1
+
+
 def test_counted_objects_are_summed(tmp_path: Path) -> None:
     path, z = mmu(tmp_path / "a.h5", range(30)), tmp_path / "z.csv"
     z.write_text("object_id,z\n99,0.1\n3,-9999\n")
