@@ -1,5 +1,6 @@
 """Catalogues of objects and tables of redshifts: which columns they need, and which values mean unknown."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -199,11 +200,18 @@ def _column_names(
             which = f"say by --columns {key}={there[0]} which is {key}"
             hint = "rename one" if len(set(there)) < len(there) else which
             raise BadInput(f"{path}: has columns {' and '.join(there)}: {hint}")
+        alike = next((name for name in names if name.lower() in usual and name not in wanted.values()), None)
         if there:
             found[key] = there[0]
         elif _MISSING.get(key) is None:
             either = " or ".join(reversed(usual))
-            raise BadInput(f"{path}: no column {either}: {has}; --columns {key}=NAME names another")
+            another = f"--columns {key}={alike or 'NAME'} names another"
+            raise BadInput(f"{path}: no column {either}: {has}; {another}")
+        elif alike:  # may be something else: Z is a magnitude, too
+            print(
+                f"{path}: column {alike} is not read: if it is {key}, say --columns {key}={alike}",
+                file=sys.stderr,
+            )
     for ours, theirs in kept.items():
         if names.count(theirs) != 1:
             raise BadInput(

@@ -188,6 +188,24 @@ def test_minus_one_and_below_is_unknown(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_catalogue(tmp_path / "t.fits").z_spec, [np.nan, np.nan, 0.1])
 
 
+def test_columns_of_another_case_are_hinted_at_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("object_id,ra,dec,Z,EBV\n1,2,3,0.4,0.5\n")
+    objects = read_catalogue(path)
+    assert np.isnan(objects.z_spec).all() and objects.ebv_column is None
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path}: column {name} is not read: if it is {key}, say --columns {key}={name}"
+        for key, name in (("z_spec", "Z"), ("ebv", "EBV"))
+    ]
+    objects = read_catalogue(path, {"z_spec": "Z", "ebv": "EBV"})
+    assert (objects.z_spec, objects.ebv) == (0.4, 0.5) and not capsys.readouterr().err
+    path.write_text("object_id,RA,dec\n1,2,3\n")
+    with pytest.raises(BadInput, match="--columns ra=RA names another"):
+        read_catalogue(path)
+
+
 def test_a_mapping_chooses_between_two_columns(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("object_id,ra,ra_deg,dec\n4,1,15,0\n")
