@@ -3,6 +3,7 @@
 import ast
 import math
 import operator
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ _OPERATORS: Mapping[type[ast.AST], tuple[str, Callable[..., Any]]] = {
     ast.Or: ("or", np.logical_or),
 }
 INT64 = 2**63
+_SINGLE_EQUALS = re.compile(r"(?<![=!<>:])=(?!=)")
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _MAX_NAMES = 40  # listed in a message
 
 
@@ -124,6 +127,9 @@ class Parser:
                 return ast.parse(self.line[self.start :], mode="eval").body
         except SyntaxError as error:
             at = self.start + error.offset if error.offset else len(self.line)  # 0: it ends too early
+            single = _SINGLE_EQUALS.search(_QUOTED.sub(lambda text: " " * len(text[0]), self.line))
+            if single:
+                self.refuse("is not a condition ('=' compares nothing: did you mean ==?)", single.start() + 1)
             self.refuse(f"is not a condition ({error.msg})", at)
         except (RecursionError, MemoryError):
             self.refuse(f"is nested too deeply: at most {MAX_DEPTH} levels", 1)
@@ -157,7 +163,7 @@ class Parser:
     def number(self, value: object, tree: ast.expr) -> Number:
         if type(value) is int:
             if value >= INT64:
-                self.refuse("has a whole number beyond 64 bits", self.at(tree))
+                self.refuse("has a whole number beyond 64 bits with sign, at most 2^63 - 1", self.at(tree))
             return Number("literal", value)
         if type(value) is float:
             return Number("real", value)
