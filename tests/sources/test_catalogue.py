@@ -200,7 +200,7 @@ def test_columns_of_another_case_are_hinted_at_not_read(
         for key, name in (("z_spec", "Z"), ("ebv", "EBV"))
     ]
     objects = read_catalogue(path, {"z_spec": "Z", "ebv": "EBV"})
-    assert (objects.z_spec, objects.ebv) == (0.4, 0.5) and not capsys.readouterr().err
+    assert (objects.z_spec[0], objects.ebv[0]) == (0.4, 0.5) and not capsys.readouterr().err
     path.write_text("object_id,RA,dec\n1,2,3\n")
     with pytest.raises(BadInput, match="--columns ra=RA names another"):
         read_catalogue(path)
