@@ -40,6 +40,18 @@ def build(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Module:
     return Inception(*shared, relu_logits=model.relu_logits, counts_padding=model.pool_counts_padding)
 
 
+def check_shapes(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Compare shapes with those of a network, which may be on torch's device `meta`.
+
+    Raises:
+        BadInput: a size mismatch; the message begins with `source`.
+    """
+    for name, ours in network.state_dict().items():
+        if name in weights and weights[name].shape != ours.shape:
+            sizes = f"size mismatch for {name}: {tuple(weights[name].shape)}, not {tuple(ours.shape)}"
+            raise BadInput(f"{source}: the weights do not belong to the configuration: {sizes}")
+
+
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load parameters and buffers into a network.
 

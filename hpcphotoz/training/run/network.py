@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse
+from hpcphotoz.config.model import OWN_NETWORKS
 from hpcphotoz.config.renamed import to_current
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.evaluation.network import check_tensors, compute_pdfs, predict_pdfs
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.evaluation.report.html_table import html_table
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.models.build import bins_of, build, load_weights
+from hpcphotoz.models.build import bins_of, build, check_shapes, load_weights
 from hpcphotoz.models.factory import change_of_source, check_trusted, source_of
 from hpcphotoz.training.run import checkpoint
 
@@ -186,7 +187,7 @@ def _read_weights(path: Path) -> tuple[_Facts, dict[str, Tensor]]:
     if text is None:
         raise BadInput(f"{path}: holds weights, but no network that `save_network` wrote")
     try:
-        return _Facts.model_validate_json(text), tensors
+        facts = _Facts.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["loc"] == ("version",):
@@ -194,6 +195,10 @@ def _read_weights(path: Path) -> tuple[_Facts, dict[str, Tensor]]:
             raise BadInput(f"{path}: version {first['input']!r:.40}, {wanted}") from None
         key = ".".join(str(part) for part in first["loc"]) or "the text"
         raise BadInput(f"{path}: '{_FORMAT}' in its header: {key}: {first['msg']}") from None
+    if len(facts.bands) != len(facts.scale):
+        counts = f"{len(facts.bands)} bands and a scale of {len(facts.scale)}"
+        raise BadInput(f"{path}: '{_FORMAT}' in its header: {counts}: want one a band")
+    return facts, tensors
 
 
 def _build(
@@ -209,6 +214,10 @@ def _build(
     check_trusted(config.model, trust_code, str(path))
     scale = tuple(state["scale"])
     with torch.random.fork_rng(devices=[]):
+        if config.model.name in OWN_NETWORKS:  # before memory is taken for what a header claims
+            with torch.device("meta"):
+                claimed = build(config.model, stamp=state["stamp"], scale=scale)
+            check_shapes(claimed, state["model"], str(path))
         module = build(config.model, stamp=state["stamp"], scale=scale)
     trained_with = state.get("source_sha256")
     if changed := change_of_source(source_of(config.model), trained_with):

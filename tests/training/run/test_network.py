@@ -82,3 +82,21 @@ def test_files_that_hold_no_network_are_refused(network: TrainedNetwork, file: P
     with pytest.raises(BadInput, match="holds weights, but no network that `save_network` wrote$"):
         load_network(file)
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_a_header_that_claims_other_sizes_is_refused_before_memory_is_taken(
+    network: TrainedNetwork, file: Path
+) -> None:
+    tree = network.config.model_dump(mode="json")
+    with pytest.raises(BadInput, match="2 bands and a scale of 5: want one a band"):
+        load_network(rewritten(file, bands=["u", "g"]))
+    few = {"bands": ["u", "g"], "scale": list(network.scale[:2])}
+    says = "the weights do not belong to the configuration: size mismatch for "
+    with pytest.raises(BadInput, match=says):
+        load_network(rewritten(file, **few))
+    bands, scale = list(network.bands), list(network.scale)
+    huge = {**tree, "model": {**tree["model"], "bins": 10**9}}
+    with pytest.raises(BadInput, match=says):
+        load_network(rewritten(file, bands=bands, scale=scale, config=huge))
+    with pytest.raises(BadInput, match=says):
+        load_network(rewritten(file, config=tree, stamp=10**6))
