@@ -1,7 +1,7 @@
 """The interface of a trained network to evaluation and prediction, and its PDFs."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,23 @@ class RedshiftNetwork(Protocol):
     def stamp(self) -> int: ...  # pixels per side of the images that the network takes
     @property
     def step(self) -> int: ...  # number of optimiser steps in training
+
+
+@runtime_checkable
+class ImageBatch(Protocol):
+    """Images with their labels, such as an `api.StampBatch`."""
+
+    @property
+    def images(self) -> Tensor: ...  # (N, B, H, W) float32, nMgy
+    @property
+    def ebv(self) -> Tensor: ...  # (N,) float32, mag
+    @property
+    def object_id(self) -> Tensor: ...  # (N,) int64
+    @property
+    def bands(self) -> tuple[str, ...]: ...  # of the images, in their order
+
+
+Numbers = Tensor | npt.NDArray[Any]
 
 
 def check_bands_and_stamp(network: RedshiftNetwork, header: Header, where: object) -> None:
@@ -87,10 +104,10 @@ def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None
                 raise BadInput(
                     f"{who}: images of one object, {tuple(tensor.shape)}: give a batch, images[None]"
                 )
-            raise BadInput(
-                f"{who}: {name} of shape {tuple(tensor.shape)} and {tensor.dtype}, but "
-                f"{named(network)} takes {wanted[0]} and {wanted[1]}"
-            )
+            found, takes = f"shape {tuple(tensor.shape)}", str(wanted[0])
+            if tuple(tensor.shape) == wanted[0]:
+                found, takes = f"type {tensor.dtype}", str(wanted[1])
+            raise BadInput(f"{who}: {name} of {found}, but {named(network)} takes {takes}")
         if tensor.device != parameter.device:
             raise BadInput(f"{who}: {name} on {tensor.device}, but {named(network)} is on {parameter.device}")
         bad = tensor.isinf() if name == "z_spec" else ~tensor.isfinite()
@@ -143,33 +160,76 @@ def compute_pdfs(
 
 
 def predict_pdfs(
-    network: RedshiftNetwork, images: Tensor | npt.NDArray[Any], ebv: Tensor | npt.NDArray[Any]
+    network: RedshiftNetwork,
+    images: Numbers | ImageBatch | Iterable[ImageBatch],
+    ebv: Numbers | Sequence[float] | float | None = None,
 ) -> RedshiftPdf:
     """Predict the PDFs of any number of objects, some hundred at a time, as `compute_pdfs` does.
 
     Args:
         network: the trained network.
-        images: (N, B, H, W) nMgy: a float32 tensor on the network's device, or a numpy array of any numbers.
-        ebv: (N,) mag, likewise.
+        images: (N, B, H, W) nMgy: a tensor on the network's device, or a numpy array, of any real numbers; or
+            a batch, or a dataset as its batches, which bring their E(B-V).
+        ebv: (N,) mag, likewise, or one number for all objects.
 
     Raises:
-        BadInput: as `check_tensors` and `compute_pdfs`, or an array that does not hold numbers.
+        BadInput: as `check_tensors` and `compute_pdfs`, values that are no real numbers, a batch of other
+            bands, or an E(B-V) that is missing, or given beside a batch.
     """
     device = next(network.module.parameters()).device
-    x, e = _to_tensor("images", images, device), _to_tensor("ebv", ebv, device)
-    check_tensors(network, "predict", images=x, ebv=e)
-    pdf = np.empty((len(x), network.bins.n), np.float32)
-    number = torch.arange(len(x), device=device)
-    for first in range(0, len(x), _ROWS):
+    if isinstance(images, Tensor | np.ndarray):
+        if ebv is None:
+            raise BadInput("predict: ebv is missing: give (N,) mag, or one number for all objects")
+        x = _to_tensor("images", images, device)
+        e = _to_tensor(
+            "ebv",
+            np.full(len(x) if x.ndim else 0, ebv) if isinstance(ebv, int | float | np.number) else ebv,
+            device,
+        )
+        check_tensors(network, "predict", images=x, ebv=e)
+        return RedshiftPdf(_pdfs_of(network, x, e, torch.arange(len(x), device=device)), network.bins)
+    batches = [images] if isinstance(images, ImageBatch) else images
+    if ebv is not None or not isinstance(batches, Iterable):
+        what = type(images).__name__
+        raise BadInput(
+            f"predict: images: a {what}: want a tensor or an array, with ebv, or a batch or a dataset of "
+            "hpcphotoz.open without"
+        )
+    pdfs = [np.empty((0, network.bins.n), np.float32)]
+    for batch in batches:
+        if not isinstance(batch, ImageBatch) or tuple(batch.bands) != network.bands:
+            found = getattr(batch, "bands", type(batch).__name__)
+            raise BadInput(f"predict: a batch of {found}, but {named(network)} takes bands {network.bands}")
+        given = {"images": batch.images, "ebv": batch.ebv, "object_id": batch.object_id}
+        check_tensors(network, "predict", **given)
+        pdfs.append(_pdfs_of(network, **given))
+    return RedshiftPdf(np.concatenate(pdfs), network.bins)
+
+
+def _pdfs_of(
+    network: RedshiftNetwork, images: Tensor, ebv: Tensor, object_id: Tensor
+) -> npt.NDArray[np.float32]:
+    pdf = np.empty((len(images), network.bins.n), np.float32)
+    for first in range(0, len(images), _ROWS):
         rows = slice(first, first + _ROWS)
-        pdf[rows] = compute_pdfs(network, x[rows], e[rows], number[rows]).cpu().numpy()
-    return RedshiftPdf(pdf, network.bins)
+        pdf[rows] = compute_pdfs(network, images[rows], ebv[rows], object_id[rows]).cpu().numpy()
+    return pdf
 
 
-def _to_tensor(name: str, values: Tensor | npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A numpy array as a float32 tensor on a device; anything else as it is, for `check_tensors`."""
+def _to_tensor(name: str, values: object, device: torch.device) -> Tensor:
+    """Real numbers as a float32 tensor; those of numpy and of lists are put on the device."""
+    if isinstance(values, list | tuple):
+        try:
+            values = np.asarray(values)
+        except ValueError:
+            raise BadInput(f"predict: {name}: a list of unequal lengths: want numbers") from None
+    if isinstance(values, Tensor):
+        if values.is_complex():
+            raise BadInput(f"predict: {name} of type {values.dtype}: want real numbers")
+        return values.float()
     if not isinstance(values, np.ndarray):
-        return values
+        what = type(values).__name__
+        raise BadInput(f"predict: {name}: a {what}: want a tensor or an array of numbers")
     if values.dtype.kind not in "fiub":
         raise BadInput(f"predict: {name} of type {values.dtype}: want real numbers")
     with np.errstate(over="ignore"):  # infinite in float32: `check_tensors` names the object

@@ -133,9 +133,9 @@ NAN, X = torch.nan, torch.zeros(2, 5, 16, 16)
     ("given", "said"),
     [
         ({"images": X.numpy()}, "images: a ndarray: want a torch tensor"),
-        ({"images": X[0, 0, 0, 0]}, r"images of shape \(\) and"),
-        ({"images": X.double()}, r"images of shape \(2, 5, 16, 16\) and torch.float64, but run 'run' takes"),
-        ({"images": X[:, :4]}, r"\(2, 4, 16, 16\).* takes \(2, 5, 16, 16\) and torch.float32"),
+        ({"images": X[0, 0, 0, 0]}, r"images of shape \(\), but"),
+        ({"images": X.double()}, "images of type torch.float64, but run 'run' takes torch.float32"),
+        ({"images": X[:, :4]}, r"\(2, 4, 16, 16\).* takes \(2, 5, 16, 16\)$"),
         ({"images": X[..., :8]}, r"\(2, 5, 16, 8\).* takes \(2, 5, 16, 16\)"),
         ({"images": X.to("meta")}, "images on meta, but run 'run' is on cpu"),
         (
@@ -143,14 +143,14 @@ NAN, X = torch.nan, torch.zeros(2, 5, 16, 16)
             "object 1: inf in images: must be",
         ),
         ({"ebv": None}, "ebv: a NoneType: want a torch tensor"),
-        ({"ebv": torch.zeros(1)}, r"ebv of shape \(1,\) and .* takes \(2,\)"),
+        ({"ebv": torch.zeros(1)}, r"ebv of shape \(1,\), but .* takes \(2,\)"),
         ({"ebv": torch.tensor([0, NAN])}, "object 1: nan in ebv: must be finite"),
         ({"z_spec": torch.zeros(3)}, "attack: z_spec of shape"),
         ({"sky_sigma": torch.ones(5)}, "attack: sky_sigma of shape"),
         ({"sky_sigma": torch.zeros(2, 5)}, "object 0: 0 in sky_sigma: must be finite and positive"),
         (
             {"object_id": torch.arange(2, dtype=torch.int32)},
-            "torch.int32, but run 'run' takes .* torch.int64",
+            "torch.int32, but run 'run' takes torch.int64",
         ),
         ({"seed": 1.5}, "seed 1.5: must be a whole number"),
         ({"seed": 2**63}, "seed 9223372036854775808: must be a whole number of 64 bits"),
@@ -258,6 +258,21 @@ def test_predict_takes_arrays_of_any_numbers_and_any_length(run: Path, dataset: 
         images = np.asfortranarray(batch.images.numpy().astype(kind))
         again = network.predict(images, batch.ebv.numpy().astype(kind))
         np.testing.assert_array_equal(again.pdf, pdf.pdf)
+    for dtype in (torch.float64, torch.float32):
+        again = network.predict(batch.images.to(dtype), batch.ebv.to(dtype))
+        np.testing.assert_array_equal(again.pdf, pdf.pdf)
+    np.testing.assert_array_equal(network.predict(batch.images, batch.ebv.tolist()).pdf, pdf.pdf)
+    one = network.predict(batch.images, torch.full_like(batch.ebv, 0.02))
+    np.testing.assert_array_equal(network.predict(batch.images, 0.02).pdf, one.pdf)
+    number: Any = np.float32(0.02)
+    np.testing.assert_array_equal(network.predict(batch.images, number).pdf, one.pdf)
+    np.testing.assert_array_equal(network.predict(batch).pdf, pdf.pdf)
+    whole = network.predict(hpcphotoz.open(dataset, device="cpu", batch=20))
+    np.testing.assert_allclose(whole.pdf, pdf.pdf, atol=1e-6)
+    with pytest.raises(BadInput, match="a StampBatch: want .* without"):
+        network.predict(batch, batch.ebv)
+    with pytest.raises(BadInput, match="a batch of .*, but run 'run' takes bands"):
+        network.predict(replace(batch, bands=tuple("zirgu")))
     many = network.predict(batch.images.repeat(8, 1, 1, 1), batch.ebv.repeat(8))  # more than one pass
     np.testing.assert_allclose(many.pdf, np.tile(pdf.pdf, (8, 1)), atol=1e-6)
     assert len(network.predict(batch.images[:0], batch.ebv[:0])) == 0
@@ -272,11 +287,16 @@ def test_predict_takes_arrays_of_any_numbers_and_any_length(run: Path, dataset: 
         (np.full((2, 5, 16, 16), 1e300), np.zeros(2), "predict: object 0: inf in images: must be finite"),
         (X.numpy().astype(complex), np.zeros(2), "predict: images of type complex128: want real numbers"),
         (X.numpy(), np.array(["a", "b"]), "predict: ebv of type <U1: want real numbers"),
-        (X.double(), torch.zeros(2), "predict: images of shape .* and torch.float64"),
+        (X.to(torch.complex64), torch.zeros(2), "predict: images of type torch.complex64: want real"),
+        (X, None, "predict: ebv is missing: give"),
+        (3.0, None, "predict: images: a float: want a tensor or an array, with ebv, or a batch"),
+        ([X], None, r"predict: a batch of Tensor, but run 'run' takes bands"),
+        (X, [[0], [0, 1]], "predict: ebv: a list of unequal lengths"),
+        (X, "0.1", "predict: ebv: a str: want a tensor or an array"),
         (X[0], torch.zeros(1), r"predict: images of one object, .5, 16, 16.: give a batch, images.None."),
         (X.numpy()[0], np.zeros(1), r"predict: images of one object"),
         (X.numpy() + NAN, np.zeros(2), "predict: object 0: nan in images: must be finite"),
-        (X, [0, 0], "predict: ebv: a list: want a torch tensor"),
+        (X, ["a", "b"], "predict: ebv of type <U1: want real numbers"),
     ],
 )
 def test_predict_refuses_what_does_not_suit_the_network(run: Path, images: Any, ebv: Any, said: str) -> None:

@@ -6,11 +6,11 @@ name of the factory, which is imported and called if the caller trusts it.
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from hpcphotoz.config.load import parse
 from hpcphotoz.config.model import OWN_NETWORKS
 from hpcphotoz.config.renamed import to_current
 from hpcphotoz.errors import BadInput, first_line
-from hpcphotoz.evaluation.network import check_tensors, compute_pdfs, predict_pdfs
+from hpcphotoz.evaluation.network import ImageBatch, Numbers, check_tensors, compute_pdfs, predict_pdfs
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.evaluation.report.html_table import html_table
 from hpcphotoz.models.bins import RedshiftBins
@@ -82,16 +82,21 @@ class TrainedNetwork:
         check_tensors(self, "pdf", images=images, ebv=ebv)
         return compute_pdfs(self, images, ebv, torch.arange(len(images), device=images.device))
 
-    def predict(self, images: Tensor | npt.NDArray[Any], ebv: Tensor | npt.NDArray[Any]) -> RedshiftPdf:
+    def predict(
+        self,
+        images: Numbers | ImageBatch | Iterable[ImageBatch],
+        ebv: Numbers | Sequence[float] | float | None = None,
+    ) -> RedshiftPdf:
         """The PDFs of any number of objects, with their means, modes and quantiles, in memory of the host.
 
         Args:
-            images: (N, bands, y, x) nanomaggies, bands as in `bands`: a float32 tensor on the module's
-                device, or a numpy array of any numbers.
-            ebv: (N,) mag, likewise.
+            images: (N, bands, y, x) nanomaggies, bands as in `bands`: a tensor on the module's device, or a
+                numpy array, of any real numbers; or a batch or a dataset of `hpcphotoz.open`, without `ebv`.
+            ebv: (N,) mag, likewise, or one number for all objects.
 
         Raises:
-            BadInput: as `pdf`, or an array that does not hold numbers.
+            BadInput: as `pdf`, values that are no real numbers, a batch of other bands, or an E(B-V) that is
+                missing, or given beside a batch.
         """
         return predict_pdfs(self, images, ebv)
 
