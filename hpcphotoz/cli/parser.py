@@ -17,16 +17,51 @@ if TYPE_CHECKING:
 
 # argparse's own pattern has no exponent: it reads -5e-2 as an option.
 _NEGATIVE = re.compile(r"-(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
+_MISSING = "the following arguments are required: "  # argparse's message begins so
+
+
+class _StoreOnce(argparse._StoreAction):
+    """Stores the value of an option, and refuses a second one for the same destination."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string is not None and isinstance(parser, Parser):
+            before = parser.given.get(self.dest)
+            if before is self:
+                once = f"give all after one {option_string}" if self.nargs == "+" else "give it once"
+                parser.error(f"{option_string} is given twice: {once}")
+            if before is not None:
+                parser.error(
+                    f"{before.option_strings[0]} and {option_string} mean the same: give one of them"
+                )
+            parser.given[self.dest] = self
+        super().__call__(parser, namespace, values, option_string)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line, without the usage."""
+    """An argument parser that reports an error in one line, without the usage.
+
+    An option with a value is refused if it is given twice: argparse would silently keep the last value.
+    A parser is therefore for one command line.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._negative_number_matcher = _NEGATIVE
+        self.register("action", None, _StoreOnce)
+        self.given: dict[str, argparse.Action] = {}  # by destination: the options of this command line
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith(_MISSING):  # CONFIG, where --data A B CONFIG has taken it
+            missing = [name for name in message[len(_MISSING) :].split(", ") if not name.startswith("-")]
+            greedy = [action.option_strings[0] for action in self.given.values() if action.nargs == "+"]
+            if missing and greedy:
+                message += f": write {missing[0]} before {greedy[0]}, which takes several words"
         raise BadInput(f"{message} (see {self.prog} --help)")
 
     def refuse_unknown(self, words: Sequence[str]) -> None:

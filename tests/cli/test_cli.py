@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hpcphotoz import cli
 from hpcphotoz.__main__ import main
+from hpcphotoz.errors import BadInput
 from tests.helpers.commands import fails
 
 
@@ -27,6 +29,46 @@ def test_invalid_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
     fails(capsys, ["simulate", "/tmp/x", "--n", "ten"], "invalid int value: 'ten'")
     fails(capsys, ["inspect", "/tmp/x", "--deep"], "see hpcphotoz inspect --help")
     fails(capsys, ["launch", "slurm", "--nodes", "2"], "give the run after `--`")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("train standard --data a --data b --out r", "--data is given twice: give all after one --data"),
+        ("predict r --data a --data b --out o.hdf5", "--data is given twice: give it once"),
+        ("evaluate r --where x --data a --where y", "--where is given twice: give it once"),
+        ("ingest images o --keep a=b --keep c=d", "--keep is given twice: give all after one --keep"),
+        ("train standard --run.epochs 1 --run.epochs=2", "--run.epochs is given twice: give it once"),
+        ("train standard --where x --data.where x", "--where and --data.where mean the same: give one of"),
+        ("launch local --nodes 1 --nodes 2 -- train", "--nodes is given twice: give it once"),
+        (
+            "launch local -- train standard --data a --data b --out r",
+            "--data is given twice: give all after one --data",
+        ),
+    ],
+)
+def test_an_option_with_a_value_is_given_once(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, [*words.split()], says)
+
+
+def test_a_word_that_an_option_took_is_asked_for_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    fails(
+        capsys,
+        [*"train --data d standard --out r".split()],
+        "required: CONFIG: write CONFIG before --data, which takes several words",
+    )
+    ingest = "ingest images --survey sdss --images i --objects t --keep a out"
+    fails(capsys, [*ingest.split()], "required: out: write out before --keep, which takes several words")
+    with pytest.raises(BadInput, match="required: --data, --out .see"):
+        cli.run(["train", "standard"])
+
+
+def test_flags_and_repeatable_options_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    launch = ["launch", "slurm", "--dry-run", "--dry-run", "--extra", "qos=a", "--extra", "exclusive"]
+    assert main([*launch, "--", "train", "standard", "--data", "d", "--out", "r"]) == 2  # no such data
+    assert "twice" not in capsys.readouterr().err
 
 
 def test_without_a_word_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
