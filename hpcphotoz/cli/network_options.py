@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, get_args
 
 from hpcphotoz.cli.parser import Parser, option
-from hpcphotoz.config import Attack
+from hpcphotoz.config import Attack, Data
 from hpcphotoz.data.select.subset import SPLIT_PARTS
 from hpcphotoz.errors import BadInput
 from hpcphotoz.memory import keep_freed_memory
@@ -58,6 +58,8 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     Warnings about the runs' training set and about objects without z_spec are printed.
     """
     from hpcphotoz.data.format.manifest import read_manifest
+    from hpcphotoz.data.read.shard_files import ShardFiles
+    from hpcphotoz.data.select.census import count_objects
     from hpcphotoz.data.select.subset import Subset
     from hpcphotoz.evaluation.network import check_bands_and_stamp
 
@@ -75,22 +77,34 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
             whose = f"whose {by} is in that part of a split by it" if by else "whose ids are in that part"
             warning = f"another dataset: --part takes those objects of {options.data} {whose}"
         if options.command == "evaluate" and options.part == "all" and not options.where and own:
-            warning = f"{options.data}: its metrics are of objects seen in training; use --part test"
+            instead = _part_held_back(network.config.data)
+            warning = f"{options.data}: its metrics are of objects seen in training; {instead}"
         if warning:
             print(f"hpcphotoz: warning: run '{network.name}' was trained on {warning}", file=sys.stderr)
-    unknown = sum(shard.unlabelled for shard in manifest.shards)
-    if unknown and options.command != "predict":
-        left_out = ", and metrics exclude it" if options.command == "evaluate" else ""
-        how_many = f"{options.data}: {unknown} of {manifest.rows} objects have no z_spec"
-        instead = f"the most probable redshift of the network's clean PDF replaces it{left_out}"
-        print(f"hpcphotoz: {how_many}: {instead}", file=sys.stderr)
     where = {n.config.data.where for n in networks} if options.part != "all" else set()
     if len(where) > 1:
         raise BadInput(f"--part {options.part}: the runs have different data.where: give one run at a time")
     data = networks[0].config.data.model_copy(update={"where": "".join(where)})
-    return Subset.from_options(
+    subset = Subset.from_options(
         data, options.part, manifest.header.bands, manifest.header.extra, where=options.where
     )
+    if options.command != "predict" and any(shard.unlabelled for shard in manifest.shards):
+        selected = count_objects(manifest, ShardFiles(options.data, manifest), [subset])[0].census
+        if selected.unlabelled:
+            left_out = ", and metrics exclude it" if options.command == "evaluate" else ""
+            which = "selected objects" if subset.columns else "objects"
+            how_many = f"{options.data}: {selected.unlabelled} of {selected.rows} {which} have no z_spec"
+            instead = f"the most probable redshift of the network's clean PDF replaces it{left_out}"
+            print(f"hpcphotoz: {how_many}: {instead}", file=sys.stderr)
+    return subset
+
+
+def _part_held_back(data: Data) -> str:
+    """What to do for metrics of objects that a run has not trained on."""
+    if data.test:
+        return "use --part test"
+    train = "train with --data.test to hold a test part back"
+    return f"use --part validation, or {train}" if data.validation else train
 
 
 def add_choice(parser: Parser, name: str, default: str, text: str) -> None:

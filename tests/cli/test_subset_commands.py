@@ -12,7 +12,7 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.data import order
 from hpcphotoz.data.format.manifest import read_manifest
 from tests.helpers.commands import TINY, fails
-from tests.helpers.datasets import load, make_dataset
+from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
 
 N, VALIDATION, TEST, SEED = 300, 0.1, 0.3, 4
 SPLIT = {"validation": VALIDATION, "test": TEST, "seed": SEED}
@@ -195,3 +195,32 @@ def test_files_that_are_no_result_are_not_overwritten(
     out = tmp_path / "pz.hdf5"
     for _ in range(2):
         assert command("predict", run, "--data", data, "--out", out, "--where", "z_spec < 0.1") == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+def test_unknown_redshifts_are_counted_among_the_selected_objects(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stamps = make_stamps(40, seed=3)
+    stamps.z_spec[:7] = np.nan
+    write_stamps(tmp_path / "data", stamps, shard_rows=10)
+    words = ["evaluate", folder / "plain", "--data", tmp_path / "data", "--attacks", "fgsm", "--eps", 0.1]
+    capsys.readouterr()
+    for where, says in (("isfinite(z_spec)", ""), ("not z_spec < 0.2", "of {n} selected objects have no z")):
+        assert command(*words, "--out", tmp_path / "out", "--where", where) == 0
+        n = 7 + int((stamps.z_spec >= 0.2).sum())
+        told = capsys.readouterr().err
+        assert (f": 7 {says.format(n=n)}" in told) if says else "no z_spec" not in told
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
+def test_the_part_to_measure_is_one_that_the_run_has(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", folder / "set", "--out", tmp_path, "--attacks", "fgsm", "--eps", 0.1]
+    capsys.readouterr()
+    assert command("evaluate", folder / "split", *words) == 0
+    assert "seen in training; use --part test\n" in capsys.readouterr().err
+    assert command("evaluate", folder / "plain", *words) == 0
+    assert "use --part validation, or train with --data.test to hold" in capsys.readouterr().err
+    assert command("evaluate", folder / "plain", *words, "--part", "validation") == 0
