@@ -28,6 +28,7 @@ _NAMES = {
     "ra": ("ra", "radeg", "raj2000", "alphaj2000", "rightascension"),
     "dec": ("dec", "decdeg", "dej2000", "decj2000", "deltaj2000", "declination"),
 }
+_TELLING = ("objectid", "zspec", "specz", "zbest", "ebv")  # that a longer name may hold
 _IMAGES = ("images", "image", "imagearray", "imageflux", "cutouts", "cutout", "stamps", "cube", "flux")
 _NOT_IMAGES = {
     "inverse_variance": ("imageivar", "ivar", "invvar", "inversevariance", "weight", "wht"),
@@ -160,6 +161,7 @@ def _lines(
         *(f"#   {one}" for one in columns),
         *(f"#   not read: {one}" for one in refused),
         "",
+        *_others_of_equal_shape(columns, images),
         _set("images", images.name, f"{images.dtype}{images.shape}"),
         _set("axes", axes, "of one image; numpy's order, the last one lies together in the file"),
     ]
@@ -213,6 +215,21 @@ def _lines(
     return lines
 
 
+def _others_of_equal_shape(columns: list[_Column], images: _Column) -> list[str]:
+    """A comment on other arrays of the images' shape, which may be bands, masks or inverse variances."""
+    others = [
+        _printable(one.name) for one in columns if one.shape == images.shape and one.name != images.name
+    ]
+    plain = {name for names in _NOT_IMAGES.values() for name in names}
+    others = [one for one in others if _Column(one, (), "", "").plain not in plain]
+    if not others:
+        return []
+    found = f"# {len(others) + 1} arrays have this shape: {', '.join([_printable(images.name), *others])}."
+    if "band" not in _axes(images.shape[1:]):
+        return [f"{found} If each is", "# one band, stack them into one array (N, band, y, x) first."]
+    return [f"{found} One of", "# the others may be the mask or inverse_variance: add the key if so."]
+
+
 def _named(
     columns: list[_Column], likely: tuple[str, ...], rows: int, shape: tuple[int, ...] | None
 ) -> _Column | None:
@@ -224,7 +241,15 @@ def _named(
         and (one.shape == shape if shape else len(one.shape) < 3)
         and (one.kind in "fiub" or likely is _NAMES["object_id"])
     ]
-    return next((one for plain in likely for one in fits if one.plain == plain), None)
+    return next((one for plain in likely for one in fits if one.plain == plain), None) or _containing(
+        fits, likely
+    )
+
+
+def _containing(fits: list[_Column], likely: tuple[str, ...]) -> _Column | None:
+    """The first column whose name holds a telling name of these, as `sdss_object_id` and `z_best_2` do."""
+    telling = [plain for plain in likely if plain in _TELLING]
+    return next((one for plain in telling for one in fits if plain in one.plain), None)
 
 
 def _printable(text: str) -> str:

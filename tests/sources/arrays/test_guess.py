@@ -158,6 +158,37 @@ def test_masks_and_inverse_variances_of_the_images_are_found(
     assert found["mask_true"] == means
 
 
+def test_arrays_of_one_band_each_are_to_be_stacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bands: dict[str, Any] = {f"flux_{band}": np.zeros((4, 12, 12), np.float32) for band in "grz"}
+    _, text = guessed(write(tmp_path / "a.hdf5", **bands), capsys)
+    assert "3 arrays have this shape: flux_g, flux_r, flux_z. If each is" in text and "stack them" in text
+    _, text = guessed(write(tmp_path / "b.hdf5", flux=bands["flux_g"], ivar=bands["flux_g"]), capsys)
+    assert "arrays have this shape" not in text
+
+
+def test_other_arrays_of_the_images_shape_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields: dict[str, Any] = {"cutout": pixels(4, 2, 12), "quality": np.ones((4, 2, 12, 12), np.uint8)}
+    found, text = guessed(write(tmp_path / "a.hdf5", **fields), capsys)
+    assert found["images"] == "cutout" and "mask" not in found
+    assert "2 arrays have this shape: cutout, quality. One of" in text
+
+
+def test_longer_names_that_hold_a_usual_one_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"object_id": "sdss_object_id", "z_spec": "z_best_2", "ebv": "E(B-V)_sfd"}
+    columns: dict[str, Any] = {name: np.arange(4.0) for name in names.values()}
+    columns["sdss_object_id"] = np.arange(4)
+    found, _ = guessed(write(tmp_path / "a.hdf5", cutout=pixels(4, 2, 12), **columns), capsys)
+    assert {key: found.get(key) for key in names} == names
+    found, _ = guessed(write(tmp_path / "b.hdf5", cutout=pixels(4, 2, 12), z=np.zeros(4), **columns), capsys)
+    assert found["z_spec"] == "z"
+
+
 def _nothing(path: Path) -> None:
     path.write_bytes(b"")
 
