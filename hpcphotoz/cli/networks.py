@@ -106,7 +106,9 @@ def add(commands: Commands) -> None:
     add_subset(p)
     add_device(p)
     p.add_argument("--data", type=path, required=True, help="dataset folder")
-    p.add_argument("--out", type=path, required=True, help="qp HDF5 file to make, named *.hdf5")
+    p.add_argument(
+        "--out", type=path, required=True, help="qp HDF5 file to make, *.hdf5; replaces one that exists"
+    )
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
 
     p = command(commands, "export", export)
