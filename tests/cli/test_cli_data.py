@@ -44,7 +44,17 @@ def test_nan_image(run: Path, dataset: Path, tmp_path: Path, capsys: pytest.Capt
     words = ["--data", folder, "--out"]
     fails(
         capsys,
-        ["train", "standard", *words, tmp_path / "run", *TINY, "--run.max_steps", 9],
+        [
+            "train",
+            "standard",
+            *words,
+            tmp_path / "run",
+            *TINY[:4],
+            "--run.global_batch",
+            16,
+            "--run.max_steps",
+            9,
+        ],
         "row 3: pixels differ",
     )
     fails(capsys, ["attack", run, *words, tmp_path / "adv"], "shard-00002.hdf5: row 3: pixels differ")
