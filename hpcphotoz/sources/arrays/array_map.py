@@ -13,6 +13,7 @@ from hpcphotoz.errors import BadInput, nearest
 
 # Columns that a file may lack if the map lists them in `optional`.
 OPTIONAL = ("ebv", "ra", "dec", "mask", "inverse_variance")
+PIXEL_SCALES = (0.001, 100.0)  # arcsec, the least and the largest
 _AXES = {"band", "y", "x"}
 _LONGEST = 1 << 16  # characters of a map
 _CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -158,7 +159,9 @@ def _problems(one: ArrayMap) -> list[str]:
         "pixel_scale: give arcsec a pixel, or the column that does in pixel_scale_column": not one.planes
         and (one.pixel_scale > 0) == bool(one.pixel_scale_column),
         **{
-            f"pixel_scale = {scale:g}: must be from 0.001 to 100 arcsec": not 0.001 <= scale <= 100
+            f"pixel_scale = {scale:g}: must be from 0.001 to 100 arcsec": not PIXEL_SCALES[0]
+            <= scale
+            <= PIXEL_SCALES[1]
             for scale in scales
             if scale > 0
         },

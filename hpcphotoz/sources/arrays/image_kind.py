@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.arrays.array_map import ArrayMap
+from hpcphotoz.sources.arrays.array_map import PIXEL_SCALES, ArrayMap
 from hpcphotoz.sources.arrays.files.array_file import ArrayFile
 from hpcphotoz.sources.constants import ZERO_POINT
 
@@ -75,8 +75,13 @@ def inspect_file(table: ArrayFile, array_map: ArrayMap) -> tuple[ImageKind | Non
         first = table.rows(array_map.pixel_scale_column, 0, 1).reshape(-1)
         at = named.index(chosen[0]) if named and len(first) > 1 else 0
         scale = round(float(first[at]), 6)
-    if len(set(named)) < len(named) or not scale > 0:
-        raise BadInput(f"{table.path}: bands {named} of {scale:g} arcsec a pixel in its first row")
+        if not PIXEL_SCALES[0] <= scale <= PIXEL_SCALES[1]:
+            raise BadInput(
+                f"{table.path}: '{array_map.pixel_scale_column}' is {scale:g} in its first row: must be from "
+                "0.001 to 100 arcsec"
+            )
+    if len(set(named)) < len(named):
+        raise BadInput(f"{table.path}: the bands of its first row, {', '.join(named)}, are not unique")
     return ImageKind(chosen, height, scale, named), rows
 
 

@@ -371,6 +371,28 @@ def test_files_that_do_not_fit_the_map_are_one_line(tmp_path: Path) -> None:
         assert says in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [
+        (None, "no field 'scale': it has cutout, name, sfd, specz; is the map right?"),
+        (np.full(N, b"0.262"), "'scale' is |S5, not numbers"),
+        (np.full((N, 2), 0.262), "'scale' has shape (9, 2), but 9 images in 'cutout' need (9, 3) or (9,)"),
+        (np.full(N, np.inf), "'scale' is inf in its first row: must be from 0.001 to 100 arcsec"),
+        (np.full(N, np.nan), "'scale' is nan in its first row"),
+        (np.full(N, 7.3e-5), "'scale' is 7.3e-05 in its first row"),  # in degrees
+        (np.full((N, BANDS), 262.0), "'scale' is 262 in its first row"),  # in milliarcsec
+    ],
+)
+def test_a_column_of_pixel_scales_is_checked_before_anything_is_written(
+    tmp_path: Path, scale: Any, says: str
+) -> None:
+    values = columns() | ({} if scale is None else {"scale": scale})
+    one = map_of(pixel_scale=0.0, pixel_scale_column="scale", **LABELS)
+    with pytest.raises(BadInput) as error:
+        ingest(tmp_path / "out", write_hdf5(tmp_path, values), one)
+    assert f"a.hdf5: {says}" in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     for writer in (write_npz, write_fits, write_parquet, write_arrow):
         folder = tmp_path / writer.__name__
