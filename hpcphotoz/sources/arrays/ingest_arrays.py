@@ -8,7 +8,6 @@ an error that names it; after it is replaced, the same command keeps all finishe
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,29 +16,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.sources.arrays.array_map import ArrayMap
-from hpcphotoz.sources.arrays.files.array_file import open_array_file, parts_of, source_files
-from hpcphotoz.sources.arrays.image_kind import ImageKind, inspect_file, zero_points
-from hpcphotoz.sources.arrays.kept_arrays import describe_kept, join_kept
+from hpcphotoz.sources.arrays.image_kind import zero_points
+from hpcphotoz.sources.arrays.input_files import InputFile, inspect_files
 from hpcphotoz.sources.arrays.planes import check_coverage
 from hpcphotoz.sources.arrays.row_plan import plan_row_ranges
-from hpcphotoz.sources.arrays.row_reader import (
-    ReadRows,
-    RowRange,
-    SourceFile,
-    impossible_positions,
-    read_ids,
-    read_positions,
-)
+from hpcphotoz.sources.arrays.row_reader import ReadRows, RowRange, SourceFile
 from hpcphotoz.sources.build import build_dataset
 from hpcphotoz.sources.catalogue import read_redshifts
 from hpcphotoz.sources.constants import EBV_MAPS, MASKED_FRACTION, ZERO_POINT
 from hpcphotoz.sources.engine.append import Append, find_target, report_calibration
-from hpcphotoz.sources.engine.damage import damage_entry
 from hpcphotoz.sources.identifiers import RULE
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.tables.dust_maps import galactic_ebv
@@ -104,113 +93,55 @@ def ingest_arrays(
 
     def plan_here() -> tuple[ReadRows, list[tuple[RowRange, ...]], dict[str, Any], Append | None]:
         _check_options(array_map, name, shard_rows, crop, redshifts, keep_unlabelled, zero_point, limit)
+        _check_map(array_map, name, append, ebv_map)
         check_kept_names(kept_names)
         target = find_target(out, append)
-        if append and not array_map.object_id:
-            raise BadInput(f"map {name} names no object_id: without one, nothing can be appended")
-        if ebv_map is not None and not (array_map.ra and array_map.dec):
-            raise BadInput(f"format {name} names no ra and dec, which --ebv-map needs")
         table = read_redshifts(redshifts) if redshifts is not None else None
-        read_names = (*array_map.columns, *kept_names.values())
-        files: list[SourceFile] = []
-        ids: list[npt.NDArray[np.int64]] = []
-        positions: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # ra, dec
-        first: tuple[Path, ImageKind] | None = None
-        impossible: list[tuple[int, str]] = []
-        lacking: Counter[str] = Counter()
-        extra: tuple[ExtraColumn, ...] = ()
-        there, skipped = _present(sources, damaged)
-        for path, display_name in source_files(there) if there else []:
-            row = sum(map(len, ids))
-            if row == limit:
-                break
-            try:
-                with open_array_file(path) as opened:
-                    kind, stored_rows = inspect_file(opened, array_map)
-                    rows = stored_rows if limit is None else min(stored_rows, limit - row)
-                    if kind is None or not rows:
-                        continue
-                    if first and kind != first[1]:
-                        raise BadInput(f"{path}: {kind}, but {first[0]} has {first[1]}")
-                    kept = describe_kept(opened, kept_names, kind, stored_rows, rows)
-                    joined = join_kept(extra, kept, first[0], path) if first else kept
-                    absent = {"ebv": int(opened.first(array_map.ebv, "ebv" in array_map.optional) is None)}
-                    for names in (array_map.mask, array_map.inverse_variance):
-                        if names:
-                            absent[names[0]] = int(opened.first(names, optional=True) is None)
-                    own = read_ids(opened, array_map, 0, rows, row)
-                    at = None if ebv_map is None else read_positions(opened, array_map, 0, rows)
-                    odd, example = impossible_positions(opened, array_map, rows)
-                parts = parts_of(path, read_names)
-            except BadInput as error:
-                skipped.append(damage_entry(damaged, display_name, error))
-                continue
-            first, extra = first or (path, kind), joined
-            lacking.update(absent)
-            ids.append(own)
-            if odd:
-                impossible.append((odd, f"{path}: {example}"))
-            if at is not None:
-                positions.append(at)
-            files.append(SourceFile(path, display_name, *parts, row))
-        if first is None:
-            why = f"; the first: {skipped[0]['reason']}" if skipped else ""
-            raise BadInput(f"{', '.join(map(str, sources))}: no object in it{why}")
+        files, extra, skipped = inspect_files(
+            sources, array_map, kept_names, limit=limit, positions=ebv_map is not None, damaged=damaged
+        )
         if skipped and not array_map.object_id:
             raise BadInput(
                 f"{skipped[0]['reason']}; map {name} names no object_id: objects are numbered by their rows "
                 "in all files, and none may be left out: mend it, or leave out --damaged skip"
             )
-        kind = first[1]
+        kind, first = files[0].kind, files[0].source.path
         stamp = kind.size if crop is None else crop
         if stamp > kind.size:
-            raise BadInput(f"crop {stamp}: {first[0]} has images of {kind.size} pixels: crop to at most that")
+            raise BadInput(f"crop {stamp}: {first} has images of {kind.size} pixels: crop to at most that")
         if array_map.planes:
             check_coverage(array_map.planes, stamp)
         if zero_point is not None:
             units = (zero_point,) * len(kind.bands)
         else:
-            units = zero_points(array_map, kind.bands, first[0])
+            units = zero_points(array_map, kind.bands, first)
         header = Header(kind.bands, stamp, kind.pixel_scale, storage, target.fit_text(extra))
         per_unit = tuple(10 ** (0.4 * (ZERO_POINT - unit)) for unit in units)
         make = ReadRows(array_map, header, kind, per_unit, keep_unlabelled, kept_names, damaged)
-        without_ebv, ebv = lacking.pop("ebv"), None
-        if ebv_map is not None:
-            without_ebv = 0
-            ra, dec = (np.concatenate(parts) for parts in zip(*positions, strict=True))
-            by_map = galactic_ebv(ebv_map, ra, dec).astype(np.float32)
-            ebv = np.split(by_map, np.cumsum([len(own) for own in ids])[:-1])
         provenance = {
             "command": "ingest arrays",
             "format": name,
             "map": json.loads(json.dumps({key: value for key, value in asdict(array_map).items() if value})),
-            "sources": [{"name": one.name, "bytes": _size(one)} for one in files],
-            "rows": sum(map(len, ids)),
+            "sources": [{"name": one.source.name, "bytes": _size(one.source)} for one in files],
+            "rows": sum(len(one.ids) for one in files),
             "crop": crop,
             "zero_point_ab": _one_or_all(units),
             "nanomaggies_per_unit": _one_or_all(per_unit),
-            "ebv": array_map.ebv_rule if ebv_map is None else EBV_MAPS[ebv_map],
-            "files_without_ebv": without_ebv,
-            "object_id": RULE if array_map.object_id else "the number of the row, over all files",
-            "sky_sigma": array_map.sky_sigma_rule,
+            **_origin_of_labels(array_map, files, redshifts, ebv_map),
             "skipped": skipped,
         }
         if kept_names:
             provenance["kept"] = {ours: f"column '{theirs}'" for ours, theirs in kept_names.items()}
-        if not array_map.z_spec:
-            provenance["redshifts"] = None if redshifts is None else redshifts.name
-        if lacking:
-            provenance |= {"masked_fraction": MASKED_FRACTION, "files_without": dict(lacking)}
-        if without_ebv:
-            of = number_of(len(files), "file")
-            print(f"no E(B-V) in {without_ebv} of {of}: for their objects 0 is stored", file=sys.stderr)
-        if impossible:
-            of = number_of(sum(count for count, _ in impossible), "position is", "positions are")
-            print(f"{of} out of range, stored as unknown; the first: {impossible[0][1]}", file=sys.stderr)
-        if crop is not None and (kind.size - stamp) % 2:
-            print(f"crop {stamp} of {kind.size} pixels is half a pixel off the centre", file=sys.stderr)
+        _report(files, provenance["files_without_ebv"], crop)
         report_calibration(target, provenance)
-        row_ranges, already_there = plan_row_ranges(files, ids, table, ebv, shard_rows, target)
+        row_ranges, already_there = plan_row_ranges(
+            [one.source for one in files],
+            [one.ids for one in files],
+            table,
+            None if ebv_map is None else _ebv_by_map(ebv_map, files),
+            shard_rows,
+            target,
+        )
         return make, row_ranges, provenance, target.append(already_there)
 
     make, units, provenance, appended = mpi_ranks().on_first_rank(plan_here)
@@ -250,13 +181,52 @@ def _check_options(
         raise BadInput(f"format {name} holds no redshifts: give --redshifts TABLE, or --keep-unlabelled")
 
 
-def _present(sources: Sequence[Path], damaged: str) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Returns the paths that exist, and entries of `skipped` for others; all of them unless these may be."""
-    absent = [path for path in sources if damaged == "skip" and not path.exists()]
-    entries = [
-        damage_entry(damaged, path.name, BadInput(f"{path}: no such file or folder")) for path in absent
-    ]
-    return [path for path in sources if path not in absent], entries
+def _check_map(array_map: ArrayMap, name: str, append: bool, ebv_map: str | None) -> None:
+    if append and not array_map.object_id:
+        raise BadInput(f"map {name} names no object_id: without one, nothing can be appended")
+    if ebv_map is not None and not (array_map.ra and array_map.dec):
+        raise BadInput(f"format {name} names no ra and dec, which --ebv-map needs")
+
+
+def _origin_of_labels(
+    array_map: ArrayMap, files: Sequence[InputFile], redshifts: Path | None, ebv_map: str | None
+) -> dict[str, Any]:
+    """Says where labels, noise and masks come from, for the provenance."""
+    lacking = {key: sum(one.lacks[key] for one in files) for key in files[0].lacks}
+    without_ebv = lacking.pop("ebv")
+    found: dict[str, Any] = {
+        "ebv": array_map.ebv_rule if ebv_map is None else EBV_MAPS[ebv_map],
+        "files_without_ebv": without_ebv if ebv_map is None else 0,
+        "object_id": RULE if array_map.object_id else "the number of the row, over all files",
+        "sky_sigma": array_map.sky_sigma_rule,
+    }
+    if not array_map.z_spec:
+        found["redshifts"] = None if redshifts is None else redshifts.name
+    if lacking:
+        found |= {"masked_fraction": MASKED_FRACTION, "files_without": lacking}
+    return found
+
+
+def _report(files: Sequence[InputFile], without_ebv: int, crop: int | None) -> None:
+    """Says once what is stored as unknown or as 0, and whether stamps are off the images' centre."""
+    if without_ebv:
+        of = number_of(len(files), "file")
+        print(f"no E(B-V) in {without_ebv} of {of}: for their objects 0 is stored", file=sys.stderr)
+    impossible = [one.impossible for one in files if one.impossible[0]]
+    if impossible:
+        of = number_of(sum(count for count, _ in impossible), "position is", "positions are")
+        print(f"{of} out of range, stored as unknown; the first: {impossible[0][1]}", file=sys.stderr)
+    size = files[0].kind.size
+    if crop is not None and (size - crop) % 2:
+        print(f"crop {crop} of {size} pixels is half a pixel off the centre", file=sys.stderr)
+
+
+def _ebv_by_map(ebv_map: str, files: Sequence[InputFile]) -> list[npt.NDArray[np.float32]]:
+    """Returns the map's E(B-V) of the objects of each file."""
+    places = [one.positions for one in files if one.positions is not None]
+    ra, dec = (np.concatenate(parts) for parts in zip(*places, strict=True))
+    by_map = galactic_ebv(ebv_map, ra, dec).astype(np.float32)
+    return np.split(by_map, np.cumsum([len(one.ids) for one in files])[:-1])
 
 
 def _one_or_all(values: tuple[float, ...]) -> float | list[float]:
