@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, Validatio
 from pydantic.dataclasses import dataclass
 
 from hpcphotoz.errors import BadInput, nearest
+from hpcphotoz.sources.arrays.files.array_file import BAND
 
 # Columns that a file may lack if the map lists them in `optional`.
 OPTIONAL = ("ebv", "ra", "dec", "mask", "inverse_variance")
@@ -51,7 +52,10 @@ class Planes:
 
 @dataclass(frozen=True, config=_CLOSED)
 class ArrayMap:
-    """How a file of image arrays is read. All columns have one row an object."""
+    """How a file of image arrays is read. All columns have one row an object.
+
+    BAND in a name stands for each of `bands`: their columns (N, ...) are read as one (N, band, ...).
+    """
 
     images: Names  # (N, ...) in the order of `axes`; of several names, the first that a file has
     description: Text = ""
@@ -138,6 +142,7 @@ def _problems(one: ArrayMap) -> list[str]:
     values += [value for planes in one.planes for value in planes.zero_point]
     scales = [one.pixel_scale, *(planes.pixel_scale for planes in one.planes)]
     by_planes = [bool(planes.zero_point) for planes in one.planes]
+    by_band = any(BAND in name for name in (*one.columns, *(one.keep or {}).values()))
     given = bool(one.zero_point or one.zero_points) or any(by_planes)
     checks = {
         f'axes = "{one.axes}": want band, y and x in any order, "y x" or "flat"': not one.flat
@@ -154,6 +159,10 @@ def _problems(one: ArrayMap) -> list[str]:
         and bool(one.mask or one.inverse_variance),
         "planes: their sky sigma is measured: leave out sky_sigma_from": bool(one.planes)
         and one.sky_sigma_from != "outer pixels",
+        f"{BAND} in the name of a column: name the bands in bands, without band_column": by_band
+        and (not one.bands or bool(one.band_column)),
+        f'{BAND} in images: want axes = "band y x" or "band x y"': any(BAND in name for name in one.images)
+        and one.order[:1] != ("band",),
         "bands: name them, or the column that does in band_column": not bands and not one.band_column,
         "bands: one is there twice": len(set(bands)) < len(bands),
         "pixel_scale: give arcsec a pixel, or the column that does in pixel_scale_column": not one.planes

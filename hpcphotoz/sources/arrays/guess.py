@@ -2,12 +2,12 @@
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.arrays.files.array_file import ArrayFile, open_array_file
+from hpcphotoz.sources.arrays.files.listing import Column, bands_apart, list_columns, printable
 
 # Names by which columns go, from the likeliest on, in lower case and without signs between letters.
 _NAMES = {
@@ -40,22 +40,6 @@ _SMALLEST = 4  # pixels a side
 _LISTED = 20  # columns that a message lists
 
 
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    shape: tuple[int, ...]
-    kind: str  # of the numpy type
-    dtype: str
-
-    @property
-    def plain(self) -> str:
-        """The last part of the name, in lower case, of letters and digits alone."""
-        return "".join(letter for letter in self.name.split("/")[-1].lower() if letter.isalnum())
-
-    def __str__(self) -> str:
-        return f"{_printable(self.name)} {self.dtype}{self.shape}"
-
-
 def guess_map(path: Path) -> str:
     """Returns a map of a file as TOML text with comments, which say what was found and what was not.
 
@@ -63,8 +47,10 @@ def guess_map(path: Path) -> str:
         BadInput: the file cannot be read, or holds no array that may be images.
     """
     with open_array_file(path) as table:
-        columns, refused = _columns(path, table)
-        images = _find_images(columns)
+        columns, refused = list_columns(path, table)
+        known = {word for names in (_IMAGES, *_NOT_IMAGES.values()) for word in names}
+        together = [*columns, *bands_apart(columns, known)]
+        images = _find_images(together)
         if images is None:
             has = ", ".join(map(str, columns[:_LISTED])) or "nothing else" * bool(refused) or "nothing"
             not_read = "".join(f"; {one}" for one in refused[:_LISTED])
@@ -72,24 +58,10 @@ def guess_map(path: Path) -> str:
                 f"{path}: no array of images (N, band, y, x), (N, y, x, band) or (N, y, x), of numbers and "
                 f"square: it has {has}{not_read}"
             )
-        return "\n".join(_lines(path, table, columns, refused, images)) + "\n"
+        return "\n".join(_lines(path, table, together, refused, images)) + "\n"
 
 
-def _columns(path: Path, table: ArrayFile) -> tuple[list[_Column], list[str]]:
-    """The columns of a file, and those that are not read, each with the reason."""
-    columns, refused = [], []
-    for name in table.names():
-        try:
-            found = table[name]
-        except BadInput as error:
-            refused.append(_printable(str(error).removeprefix(f"{path}: ")))
-            continue
-        shape = tuple(int(n) for n in found.shape)
-        columns.append(_Column(name, shape, found.dtype.kind, str(found.dtype)))
-    return columns, refused
-
-
-def _find_images(columns: list[_Column]) -> _Column | None:
+def _find_images(columns: list[Column]) -> Column | None:
     """The largest array of numbers with the shape of images, one of a usual name before others."""
     others = {plain for names in _NOT_IMAGES.values() for plain in names}
     found = [
@@ -100,7 +72,7 @@ def _find_images(columns: list[_Column]) -> _Column | None:
     return max(found, key=lambda one: (one.plain in _IMAGES, _size(one)), default=None)
 
 
-def _size(one: _Column) -> int:
+def _size(one: Column) -> int:
     size = 1
     for n in one.shape:
         size *= n
@@ -116,14 +88,19 @@ def _axes(shape: tuple[int, ...]) -> str:
     return "y x band" if shape[0] == shape[1] >= _SMALLEST else ""
 
 
-def _attribute(table: ArrayFile, images: _Column, names: tuple[str, ...]) -> Any:
+def _attribute(table: ArrayFile, images: Column, names: tuple[str, ...]) -> Any:
     """The first of these attributes that the images or the file have; None: they have none."""
-    found = (table.attribute(name, column) for column in (images.name, "") for name in names)
+    found = (table.attribute(name, column) for column in (images.first, "") for name in names)
     return next((value for value in found if value is not None), None)
 
 
-def _band_names(table: ArrayFile, images: _Column, bands: int) -> list[str]:
-    """Names of all bands, from an attribute: a list, a text such as grz, or one with commas; else none."""
+def _band_names(table: ArrayFile, images: Column, bands: int) -> list[str]:
+    """Names of all bands, from an attribute: a list, a text such as grz, or one with commas; else none.
+
+    Those of arrays that hold one band each are in the arrays' names.
+    """
+    if images.bands:
+        return list(images.bands)
     found = _attribute(table, images, ("bands", "filters", "band", "filter"))
     names = list(found) if isinstance(found, tuple) else []
     if len(names) == 1 and bands > 1:
@@ -131,13 +108,13 @@ def _band_names(table: ArrayFile, images: _Column, bands: int) -> list[str]:
     return names if len(set(names)) == bands else []
 
 
-def _scale(table: ArrayFile, images: _Column) -> float:
+def _scale(table: ArrayFile, images: Column) -> float:
     """Arcsec a pixel, from an attribute; 0: there is none."""
     found = _attribute(table, images, ("pixel_scale", "pixscale", "pixelscale"))
     return found if isinstance(found, float) and 0 < found < math.inf else 0.0
 
 
-def _unit(table: ArrayFile, images: _Column) -> str:
+def _unit(table: ArrayFile, images: Column) -> str:
     """The pixels' unit, from an attribute; "": it has none, or one that maps do not know."""
     found = _attribute(table, images, ("flux_unit", "unit", "units", "BUNIT"))
     said = found[0].lower().replace(" ", "") if isinstance(found, tuple) else ""
@@ -147,9 +124,9 @@ def _unit(table: ArrayFile, images: _Column) -> str:
 def _lines(
     path: Path,
     table: ArrayFile,
-    columns: list[_Column],
+    columns: list[Column],
     refused: list[str],
-    images: _Column,
+    images: Column,
 ) -> list[str]:
     rows, axes = images.shape[0], _axes(images.shape[1:])
     bands = images.shape[1 + axes.split().index("band")] if "band" in axes else 1
@@ -158,17 +135,19 @@ def _lines(
         f"# Map of {path.name}: {rows} rows. Check every line; then",
         f"# hpcphotoz ingest arrays OUT {path.name} --map THIS_FILE",
         "# Columns of the file:",
-        *(f"#   {one}" for one in columns),
+        *(f"#   {one}" for one in columns if not one.bands),
         *(f"#   not read: {one}" for one in refused),
         "",
         *_others_of_equal_shape(columns, images),
+        *["# {band} stands for each of bands: the file has one array (N, y, x) a band."] * bool(images.bands),
         _set("images", images.name, f"{images.dtype}{images.shape}"),
         _set("axes", axes, "of one image; numpy's order, the last one lies together in the file"),
     ]
     if "band" not in axes:
         lines.append("# The first axis must count objects: bands of one large image are no stamps.")
     if names:
-        lines.append(_set("bands", names, "from the file's attribute"))
+        origin = "the arrays' names" if images.bands else "the file's attribute"
+        lines.append(_set("bands", names, f"from {origin}"))
     else:
         placeholders = [f"band{k}" for k in range(bands)]
         lines.append(_set("bands", placeholders, f"{_TODO}: their names, in the order of the images"))
@@ -193,7 +172,7 @@ def _lines(
         if found is None:
             lines.append(f'# {key} = ""  # {_TODO}: without it, {otherwise}')
             continue
-        lines.append(_set(key, found.name, str(found)[len(found.name) + 1 :]))
+        lines.append(_set(key, found.name, f"{found.dtype}{found.shape}"))
         if key == "ebv" and len(found.shape) == 2:
             lines.append(
                 _set("extinction_per_ebv", [1.0] * found.shape[1], f"{_TODO}: A_band / E(B-V) of each")
@@ -215,24 +194,25 @@ def _lines(
     return lines
 
 
-def _others_of_equal_shape(columns: list[_Column], images: _Column) -> list[str]:
+def _others_of_equal_shape(columns: list[Column], images: Column) -> list[str]:
     """A comment on other arrays of the images' shape, which may be bands, masks or inverse variances."""
-    others = [
-        _printable(one.name) for one in columns if one.shape == images.shape and one.name != images.name
-    ]
+    others = [printable(one.name) for one in columns if one.shape == images.shape and one.name != images.name]
     plain = {name for names in _NOT_IMAGES.values() for name in names}
-    others = [one for one in others if _Column(one, (), "", "").plain not in plain]
+    others = [one for one in others if Column(one, (), "", "").plain not in plain]
     if not others:
         return []
-    found = f"# {len(others) + 1} arrays have this shape: {', '.join([_printable(images.name), *others])}."
+    found = f"# {len(others) + 1} arrays have this shape: {', '.join([printable(images.name), *others])}."
     if "band" not in _axes(images.shape[1:]):
-        return [f"{found} If each is", "# one band, stack them into one array (N, band, y, x) first."]
+        more = (
+            "# one band, write {band} in images in place of its name, name all in bands, and leave out axes."
+        )
+        return [f"{found} If each is", more]
     return [f"{found} One of", "# the others may be the mask or inverse_variance: add the key if so."]
 
 
 def _named(
-    columns: list[_Column], likely: tuple[str, ...], rows: int, shape: tuple[int, ...] | None
-) -> _Column | None:
+    columns: list[Column], likely: tuple[str, ...], rows: int, shape: tuple[int, ...] | None
+) -> Column | None:
     """The column of the likeliest of these names with a row for each image."""
     fits = [
         one
@@ -246,14 +226,10 @@ def _named(
     )
 
 
-def _containing(fits: list[_Column], likely: tuple[str, ...]) -> _Column | None:
+def _containing(fits: list[Column], likely: tuple[str, ...]) -> Column | None:
     """The first column whose name holds a telling name of these, as `sdss_object_id` and `z_best_2` do."""
     telling = [plain for plain in likely if plain in _TELLING]
     return next((one for plain in telling for one in fits if plain in one.plain), None)
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _set(key: str, value: Any, comment: str) -> str:

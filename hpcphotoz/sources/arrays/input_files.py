@@ -63,7 +63,7 @@ def inspect_files(
         if row == limit:
             break
         try:
-            with open_array_file(path) as opened:
+            with open_array_file(path, array_map.bands) as opened:
                 left = None if limit is None else limit - row
                 one = _inspect(opened, name, array_map, keep, row, left, positions)
             if one is None:
@@ -101,8 +101,9 @@ def _inspect(
         if names:
             lacks[names[0]] = opened.first(names, optional=True) is None
     odd, example = impossible_positions(opened, array_map, rows)
+    parts = parts_of(opened.path, (*array_map.columns, *keep.values()), array_map.bands)
     return InputFile(
-        SourceFile(opened.path, name, *parts_of(opened.path, (*array_map.columns, *keep.values())), row),
+        SourceFile(opened.path, name, *parts, row),
         kind,
         describe_kept(opened, keep, kind, stored_rows, rows),
         read_ids(opened, array_map, 0, rows, row),

@@ -77,7 +77,7 @@ class ReadRows:
         for row_range in unit:
             source, before = row_range.source, at
             try:
-                with open_array_file(source.path) as table:
+                with open_array_file(source.path, self.array_map.bands) as table:
                     found = _read_labels(table, self.array_map, row_range)
                     kept_arrays = read_kept(table, self.keep, self.kind, row_range.start, row_range.stop)
                     reasons = self._label_reasons(found, row_range)

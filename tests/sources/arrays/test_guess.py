@@ -158,13 +158,37 @@ def test_masks_and_inverse_variances_of_the_images_are_found(
     assert found["mask_true"] == means
 
 
-def test_arrays_of_one_band_each_are_to_be_stacked(
+@pytest.mark.parametrize(
+    ("names", "images", "bands"),
+    [
+        ("image_z image_g image_r", "image_{band}", "g r z"),
+        ("r/flux g/flux", "{band}/flux", "g r"),
+        ("z g r", "{band}", "g r z"),
+        ("F200W_sci F090W_sci", "{band}_sci", "F090W F200W"),
+        ("sci_g sci_r err_g err_r", "err_{band}", "g r"),  # two of them: a comment names the other
+        ("image_g mask_g image_r mask_r ivar_g ivar_r", "image_{band}", "g r"),
+    ],
+)
+def test_arrays_of_one_band_each_are_one_set_of_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: str, images: str, bands: str
+) -> None:
+    fields: dict[str, Any] = {name: np.zeros((4, 12, 12), np.float32) for name in names.split()}
+    found, text = guessed(write(tmp_path / "a.hdf5", **fields), capsys)
+    assert (found["images"], found["axes"]) == (images, "band y x") and found["bands"] == bands.split()
+    assert ("2 arrays have this shape: err_{band}, sci_{band}." in text) == ("err_g" in fields)
+    kinds = {key: found.get(key) for key in ("mask", "inverse_variance")}
+    masked = {"mask": "mask_{band}", "inverse_variance": "ivar_{band}"}
+    assert kinds == (masked if "mask_g" in fields else dict.fromkeys(masked))
+
+
+def test_arrays_whose_names_show_no_bands_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bands: dict[str, Any] = {f"flux_{band}": np.zeros((4, 12, 12), np.float32) for band in "grz"}
-    _, text = guessed(write(tmp_path / "a.hdf5", **bands), capsys)
-    assert "3 arrays have this shape: flux_g, flux_r, flux_z. If each is" in text and "stack them" in text
-    _, text = guessed(write(tmp_path / "b.hdf5", flux=bands["flux_g"], ivar=bands["flux_g"]), capsys)
+    plane: Any = np.zeros((4, 12, 12), np.float32)
+    found, text = guessed(write(tmp_path / "a.hdf5", fluxg=plane, fluxr=plane), capsys)
+    assert found["axes"] == "y x" and "2 arrays have this shape: fluxg, fluxr. If each is" in text
+    assert "write {band} in images in place of its name" in text
+    _, text = guessed(write(tmp_path / "b.hdf5", flux=plane, ivar=plane), capsys)
     assert "arrays have this shape" not in text
 
 

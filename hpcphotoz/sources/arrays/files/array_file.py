@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,34 @@ _MAGIC = {
 }
 # What is taken from a folder: the files of the first of these kinds that it has.
 _SUFFIXES = ((".hdf5", ".h5"), (".npz",), (".parquet",), (".arrow", ".feather"), (".fits", ".fit"))
+BAND = "{band}"  # in the name of columns that hold one band each
 KINDS = "HDF5, npz, npy, FITS table, Parquet, Arrow, Zarr"
 
 
-class ArrayFile:
-    """Columns of an open file, from which slices of rows are read."""
+@dataclass(frozen=True)
+class _BandColumns:
+    """Columns (N, ...) that hold one band each, read as one array (N, band, ...)."""
 
-    def __init__(self, path: Path, columns: Columns) -> None:
-        self.path, self._columns = path, columns
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...] | None  # of the first
+
+
+class ArrayFile:
+    """Columns of an open file, from which slices of rows are read.
+
+    A name with BAND in it stands for a column of each of `bands`, which are read as one (N, band, ...).
+    """
+
+    def __init__(self, path: Path, columns: Columns, bands: Sequence[str] = ()) -> None:
+        self.path, self._columns, self._bands = path, columns, bands
         self._opened: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._opened:
+            if (names := names_of(name, self._bands)) != (name,):
+                return self._opened.setdefault(name, self._of_bands(names))
             if name not in self._columns:
                 has = ", ".join(sorted(self._columns)[:_LISTED]) or "nothing"
                 near = nearest(name, self._columns)
@@ -45,8 +62,20 @@ class ArrayFile:
             self._opened[name] = self._columns[name]
         return self._opened[name]
 
+    def _of_bands(self, names: tuple[str, ...]) -> _BandColumns:
+        first, *others = (self[name] for name in names)
+        shape, dtype = tuple(int(n) for n in first.shape), np.dtype(first.dtype)
+        for name, one in zip(names[1:], others, strict=True):
+            if tuple(one.shape) != shape or one.dtype != dtype:
+                raise BadInput(
+                    f"{self.path}: '{name}' is {one.dtype}{tuple(one.shape)}, but '{names[0]}' "
+                    f"{dtype}{shape}: bands must be of one type and shape"
+                )
+        chunks = getattr(first, "chunks", None)
+        return _BandColumns(names, (*shape[:1], len(names), *shape[1:]), dtype, chunks)
+
     def __contains__(self, name: str) -> bool:
-        return name in self._columns
+        return any(one in self._columns for one in names_of(name, self._bands))
 
     def names(self) -> list[str]:
         """Returns the names of all columns, sorted."""
@@ -67,6 +96,7 @@ class ArrayFile:
 
     def unit(self, name: str) -> str:
         """Returns the unit of a column of HDF5, its attribute `unit`, or of a FITS table; "": it has none."""
+        name = names_of(name, self._bands)[0]
         if isinstance(self._columns, fits_table.TableColumns):
             return self._columns.unit(name)
         found = self.attribute("unit", name)
@@ -78,7 +108,7 @@ class ArrayFile:
         Raises:
             BadInput: it has none, and `optional` is false.
         """
-        found = next((name for name in names if name in self._columns), None)
+        found = next((name for name in names if name in self), None)
         if found is None and names and not optional:
             _ = self[names[0]]
         return found
@@ -91,6 +121,8 @@ class ArrayFile:
         """
         try:
             column = self[name]
+            if isinstance(column, _BandColumns):
+                return np.stack([self.rows(one, start, stop) for one in column.names], axis=1)
             if isinstance(column, h5py.Dataset):
                 return hdf5.read(column, start, stop)
             return np.asarray(column[start:stop])
@@ -130,8 +162,10 @@ class _HDF5Columns(Mapping[str, Any]):
 
 
 @contextmanager
-def open_array_file(path: Path) -> Iterator[ArrayFile]:
+def open_array_file(path: Path, bands: Sequence[str] = ()) -> Iterator[ArrayFile]:
     """Opens a file, or a folder of npy files or of Zarr, of the kind that its first bytes tell.
+
+    `bands`: those that BAND in the name of a column stands for.
 
     Raises:
         BadInput: the file is missing, cannot be read, holds pickled objects, or its library is not installed.
@@ -147,7 +181,7 @@ def open_array_file(path: Path) -> Iterator[ArrayFile]:
         "zarr": zarr_store.open_zarr,
     }
     with openers[_kind(path)](path) as columns:
-        yield ArrayFile(path, columns)
+        yield ArrayFile(path, columns, bands)
 
 
 @contextmanager
@@ -180,6 +214,11 @@ def _kind(path: Path) -> str:
     return "npz" if found == "hdf5" and path.suffix == ".npz" else found
 
 
+def names_of(name: str, bands: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the columns that a name stands for: of every band if BAND is in it."""
+    return tuple(name.replace(BAND, band) for band in bands) if bands and BAND in name else (name,)
+
+
 def source_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Returns every file to read once, in the order of the resolved paths, and its name in the provenance.
 
@@ -209,11 +248,11 @@ def source_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     return sorted(found.items())
 
 
-def parts_of(path: Path, columns: Sequence[str]) -> tuple[tuple[Path, ...], str]:
+def parts_of(path: Path, columns: Sequence[str], bands: Sequence[str]) -> tuple[tuple[Path, ...], str]:
     """Returns the files whose sizes and times tell whether columns changed; for a Zarr store, a digest."""
     if path.is_file():
         return (path,), ""
     if zarr_store.is_store(path):
         return (), zarr_store.digest(path)
-    names = sorted({name.partition("/")[0] for name in columns})
+    names = sorted({one.partition("/")[0] for name in columns for one in names_of(name, bands)})
     return tuple(one for name in names if (one := path / f"{name}.npy").is_file()), ""
