@@ -106,7 +106,8 @@ def read_catalogue(
     check_kept_names(kept)
     unknown = [key for key in wanted if key not in _NAMES]
     if unknown:
-        raise BadInput(f"columns: '{unknown[0]}' is none of {', '.join(_NAMES)}")
+        z = ": write z_spec=" + wanted["z"] if unknown[0] == "z" else ""
+        raise BadInput(f"columns: '{unknown[0]}' is none of {', '.join(_NAMES)}{z}")
     found = read_columns(path, lambda names: _column_names(path, names, wanted, kept))
     if not len(found["object_id"].values):
         raise BadInput(f"{path}: lists no object")

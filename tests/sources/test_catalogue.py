@@ -206,6 +206,13 @@ def test_columns_of_another_case_are_hinted_at_not_read(
         read_catalogue(path)
 
 
+def test_a_mapping_of_z_is_told_the_name_of_the_redshift(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("object_id,ra,dec,Z\n4,1,2,0\n")
+    with pytest.raises(BadInput, match="'z' is none of .*: write z_spec=Z$"):
+        read_catalogue(path, {"z": "Z"})
+
+
 def test_a_mapping_chooses_between_two_columns(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("object_id,ra,ra_deg,dec\n4,1,15,0\n")
