@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, get_args
 
-from hpcphotoz.cli.parser import Parser, option
+from hpcphotoz.cli.parser import Parser, condition, option
 from hpcphotoz.config import Attack, Data
 from hpcphotoz.data.select.subset import SPLIT_PARTS
 from hpcphotoz.errors import BadInput
@@ -86,7 +86,7 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
         raise BadInput(f"--part {options.part}: the runs have different data.where: give one run at a time")
     data = networks[0].config.data.model_copy(update={"where": "".join(where)})
     subset = Subset.from_options(
-        data, options.part, manifest.header.bands, manifest.header.extra, where=options.where
+        data, options.part, manifest.header.bands, manifest.header.extra, where=options.where or ""
     )
     if options.command != "predict" and any(shard.unlabelled for shard in manifest.shards):
         selected = count_objects(manifest, ShardFiles(options.data, manifest), [subset])[0].census
@@ -134,7 +134,8 @@ def add_precision(parser: Parser) -> None:
 
 def add_subset(parser: Parser) -> None:
     """Add --where and --part."""
-    parser.add_argument("--where", default="", help="only objects for which this holds: 'z_spec < 0.3'")
+    help_text = "only objects for which this holds: 'z_spec < 0.3'"
+    parser.add_argument("--where", type=condition, help=help_text)
     help_text = "part of the split the run was trained with (default all)"
     parser.add_argument("--part", choices=SPLIT_PARTS, default="all", help=help_text)
 

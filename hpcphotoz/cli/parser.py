@@ -140,6 +140,15 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def condition(text: str) -> str:
+    """Parse the text of a condition on objects, which is checked where the dataset's columns are known."""
+    if not text:  # in a shell script, an unset variable: every object would be taken
+        raise argparse.ArgumentTypeError(
+            "an empty condition: write one, such as 'z_spec < 0.3', or leave the option out for every object"
+        )
+    return text
+
+
 def memory(text: str) -> float:
     """Parse GB of memory: 0, or at least 1 MB, the smallest unit passed to Slurm."""
     value = number(text)

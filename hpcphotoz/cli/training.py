@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hpcphotoz.cli.parser import Commands, Parser, add_device, command, path
+from hpcphotoz.cli.parser import Commands, Parser, add_device, command, condition, path
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
@@ -75,7 +75,12 @@ def add_train(commands: Commands) -> None:
     help_text = "run folder; one that holds this run is resumed"
     p.add_argument("--out", type=path, required=True, metavar="RUN", help=help_text)
     p.add_argument(
-        "--where", dest="data.where", default=argparse.SUPPRESS, metavar="TEXT", help="short for --data.where"
+        "--where",
+        dest="data.where",
+        type=condition,
+        default=argparse.SUPPRESS,
+        metavar="TEXT",
+        help="short for --data.where",
     )
     p.add_argument(
         "--split-by",

@@ -12,7 +12,7 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.order import Blocks
 from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.read.shard_files import ShardFiles
-from hpcphotoz.data.select.census import SelectedObjects, count_objects
+from hpcphotoz.data.select.census import SelectedObjects, condition_ranges, count_objects
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
@@ -69,11 +69,16 @@ def find_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> Selec
             f"{data}: the split of the training has no {subset.part} part (data.{subset.part} is 0): "
             f"choose another part, or a run trained with --data.{subset.part} 0.1"
         )
-    objects = count_objects(manifest, ShardFiles(data, manifest), [subset])[0]
+    files = ShardFiles(data, manifest)
+    objects = count_objects(manifest, files, [subset])[0]
     if objects.census.rows == 0:
+        change = [
+            *(["the part"] if subset.part != "all" else []),
+            *(["the condition"] if subset.where else []),
+        ]
         raise BadInput(
-            f"{data}: none of its {manifest.rows} objects is selected{subset.text()}: "
-            "change the part or the condition"
+            f"{data}: none of its {manifest.rows} objects is selected{subset.text()}"
+            f"{condition_ranges(manifest, files, subset)}: change {' or '.join(change)}"
         )
     return objects
 

@@ -165,7 +165,9 @@ def test_open_refuses_what_selects_nothing_or_is_unclear(dataset: Path) -> None:
         hp.open(dataset, part="test", device="cpu")
     with pytest.raises(BadInput, match="part 'tset': want one of train, validation, test, all"):
         hp.open(dataset, part="tset", device="cpu")  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="none of its 75 objects is selected .where z_spec > 3."):
+    with pytest.raises(
+        BadInput, match="none of its 75 objects is selected .where z_spec > 3.: z_spec is 0.0"
+    ):
         hp.open(dataset, where="z_spec > 3", device="cpu")
     with pytest.raises(BadInput, match="zspec"):
         hp.open(dataset, where="zspec > 3", device="cpu")

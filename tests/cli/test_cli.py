@@ -151,6 +151,15 @@ def test_an_empty_path_is_not_the_working_directory(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", ["train standard", "predict run", "attack run", "evaluate run"])
+def test_an_empty_condition_is_not_every_object(
+    words: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*words.split(), "--data", dataset, "--out", tmp_path / "out", "--where"]
+    fails(capsys, [*given, ""], "--where: an empty condition: write one, such as 'z_spec < 0.3', or leave")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_launch_without_a_target_lists_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["launch", "--", "train", "standard"], "required: local|slurm")
     fails(capsys, ["launch"], "required: local|slurm")

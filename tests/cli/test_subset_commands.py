@@ -54,11 +54,15 @@ def record(part: str, where: str) -> dict[str, object]:
     return {"part": part, "where": where, **({} if part == "all" else {"split": SPLIT})}
 
 
+def chosen(where: str) -> list[str]:
+    return ["--where", where] if where else []
+
+
 @CASES
 def test_predict(folder: Path, tmp_path: Path, part: str, where: str) -> None:
     out = tmp_path / "pz.hdf5"
     words = ["predict", folder / "split", "--data", folder / "set", "--out", out]
-    assert command(*words, "--part", part, "--where", where) == 0
+    assert command(*words, "--part", part, *chosen(where)) == 0
     with h5py.File(out) as file:
         ids = file["ancil/object_id"][...]
         assert file["data/pdfs"].shape == (len(ids), 20)
@@ -72,7 +76,7 @@ def test_predict(folder: Path, tmp_path: Path, part: str, where: str) -> None:
 def test_attack(folder: Path, tmp_path: Path, part: str, where: str) -> None:
     out = tmp_path / "out"
     words = ["attack", folder / "split", "--data", folder / "set", "--out", out, "--method", "fgsm"]
-    assert command(*words, "--part", part, "--where", where) == 0
+    assert command(*words, "--part", part, *chosen(where)) == 0
     manifest, attacked, source = read_manifest(out), load(out), load(folder / "set")
     np.testing.assert_array_equal(attacked.object_id, meant(folder / "set", part, bool(where)))
     assert manifest.provenance["source_subset"] == {**record(part, where), "limit": None}
@@ -85,7 +89,7 @@ def test_attack(folder: Path, tmp_path: Path, part: str, where: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
 def test_evaluate(folder: Path, tmp_path: Path, part: str, where: str) -> None:
     words = ["evaluate", folder / "split", "--data", folder / "set", "--out", tmp_path, "--attacks", "fgsm"]
-    assert command(*words, "--eps", 0.1, "--part", part, "--where", where) == 0
+    assert command(*words, "--eps", 0.1, "--part", part, *chosen(where)) == 0
     tree = json.loads((tmp_path / "summary.json").read_text())
     n = len(meant(folder / "set", part, bool(where)))
     assert tree["data"]["objects"] == tree["split"]["clean"]["n"] == tree["split"]["fgsm"]["n_attacked"] == n
@@ -137,7 +141,12 @@ def test_an_empty_selection_is_one_line_and_leaves_nothing(
     fails(
         capsys,
         [name, folder / "split", *words, "--where", "z_spec > 9"],
-        "none of its 300 objects is selected (where z_spec > 9): change the part or the condition",
+        "none of its 300 objects is selected (where z_spec > 9): z_spec is 0.0",
+    )
+    fails(
+        capsys,
+        [name, folder / "split", *words, "--part", "test", "--where", "z_spec > 9"],
+        ": change the part or the condition",
     )
     fails(
         capsys,
@@ -174,7 +183,7 @@ def test_a_part_includes_the_predicate_of_the_run(folder: Path, tmp_path: Path) 
     )
     for where, limit in (("", 0.2), ("z_spec < 0.1", 0.1)):
         out = tmp_path / f"{limit}.hdf5"
-        words = ["predict", run, "--data", data, "--out", out, "--part", "test", "--where", where]
+        words = ["predict", run, "--data", data, "--out", out, "--part", "test", *chosen(where)]
         assert command(*words) == 0
         with h5py.File(out) as file:
             ids = file["ancil/object_id"][...]

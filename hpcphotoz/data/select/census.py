@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from hpcphotoz.atomic import write_text
 from hpcphotoz.data.format.manifest import Manifest
 from hpcphotoz.data.format.stamps import redshift_range
 from hpcphotoz.data.order import ORDER, Blocks
+from hpcphotoz.data.read.extra_ranges import column_ranges
 from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.groups import MANY_GROUPS, SplitShares
 from hpcphotoz.data.select.subset import Selection, Subset
@@ -162,6 +163,33 @@ def count_objects(
         if total.split:
             totals[k] = replace(total, split=replace(total.split, groups=len(groups[k])))
     return list(map(SelectedObjects, totals, selections))
+
+
+def condition_ranges(
+    manifest: Manifest, files: ShardFiles, subset: Subset, lost: Collection[int] = ()
+) -> str:
+    """What the columns of the subset's condition hold in the whole dataset, as words for a refusal.
+
+    Empty without a condition; begins with a colon. `lost` are the shards to leave out.
+    """
+    if subset.where is None:
+        return ""
+    shards = [number for number in range(len(manifest.shards)) if number not in lost]
+    found = column_ranges(files, manifest, subset.where.labels(), shards)
+    return f": {'; '.join(f'{name} {_words(facts)}' for name, facts in found.items())}"
+
+
+def _words(facts: Mapping[str, Any]) -> str:
+    """What one column holds, from the facts of `column_ranges`."""
+    if "true" in facts:
+        return f"is true for {facts['true']} of them"
+    if "values" in facts:
+        return f"is {', '.join(sorted(facts['values']))}" if facts["values"] else "has more than ten texts"
+    if facts["min"] is None:
+        return "is unknown for all of them"
+    low, high = (f"{end:.6g}" if isinstance(end, float) else str(end) for end in (facts["min"], facts["max"]))
+    unknown = f", unknown for {facts['unknown']}" if facts["unknown"] else ""
+    return f"is {low}{f' to {high}' if low != high else ''}{unknown}"
 
 
 def _scan(

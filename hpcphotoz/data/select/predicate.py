@@ -15,7 +15,7 @@ NAME_<band> where they have one value a band. In particular:
   !=, such as `spectype == 'GALAXY'`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.data.format.extra import ExtraColumn
-from hpcphotoz.data.select.predicate_parser import INT64, Column, Node, Number, Parser, refuse
+from hpcphotoz.data.select.predicate_parser import INT64, Column, Node, Number, Operation, Parser, refuse
 
 Array = npt.NDArray[Any]
 # Judged in float64, whose rounding is below 2^-50 of the figure: the last 8192 numbers are refused too.
@@ -57,6 +57,18 @@ class Predicate:
         if not parser.columns:
             parser.refuse("asks nothing of an object: name a label", 1)
         return cls(text, tuple(bands), frozenset(parser.columns), parser.names, root)
+
+    def labels(self) -> dict[str, tuple[str, int | None, str]]:
+        """What it reads, by the names in the text: array, place of the band, numpy's letter of the type."""
+        letters = {"truth": "b", "whole": "i", "text": "S", "real": "f"}
+        return {
+            f"{one.name}_{self.bands[one.band]}" if one.band is not None else one.name: (
+                one.name,
+                one.band,
+                letters[one.kind],
+            )
+            for one in _columns(self._root)
+        }
 
     def __call__(self, columns: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
         """Mask of the selected rows, (N,) bool.
@@ -100,3 +112,11 @@ class Predicate:
             )
             refuse(self.text, self.names, what, node.at)
         return found.astype(np.int64)
+
+
+def _columns(node: Node) -> Iterator[Column]:
+    if isinstance(node, Column):
+        yield node
+    if isinstance(node, Operation):
+        for operand in node.operands:
+            yield from _columns(operand)

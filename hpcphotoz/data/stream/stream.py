@@ -19,7 +19,14 @@ from hpcphotoz.config import Data
 from hpcphotoz.data import order
 from hpcphotoz.data.format.manifest import columns, read_manifest, shard_file_problem
 from hpcphotoz.data.read.shard_files import ShardFiles
-from hpcphotoz.data.select.census import Census, SelectedObjects, count_objects, load_objects, save_objects
+from hpcphotoz.data.select.census import (
+    Census,
+    SelectedObjects,
+    condition_ranges,
+    count_objects,
+    load_objects,
+    save_objects,
+)
 from hpcphotoz.data.select.subset import SplitPart, Subset
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.position import StreamPosition
@@ -112,6 +119,9 @@ class Stream:
         if census.rows == 0:
             split, by = census.split, self._options.split_by
             parts = f"; by {by}, {split.text()}" if split else ""
+            if self._subset.where:
+                ranges = condition_ranges(self.manifest, self.files, self._subset, census.lost)
+                parts += f"; where {' '.join(self._subset.where.text.split())}{ranges}"
             change = ["data.validation", "data.test", *(["data.split_by"] if by else [])]
             raise BadInput(
                 f"{self.folder}: no object in its {self._part} part ({self.manifest.rows} in all{parts}): "

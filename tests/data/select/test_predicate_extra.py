@@ -12,6 +12,8 @@ from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import read_rows
+from hpcphotoz.data.read.shard_files import ShardFiles
+from hpcphotoz.data.select.census import condition_ranges
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.data.stream.stream import Stream
@@ -112,3 +114,23 @@ def test_a_long_list_of_names_is_cut() -> None:
     with pytest.raises(BadInput, match="and 268 more; functions") as error:
         Predicate.parse("nothing < 1", tuple("ugr"), many)
     assert len(str(error.value)) < 1000
+
+
+def test_where_no_object_meets_a_condition_its_columns_are_described(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    text = (
+        "clean and not clean and petro_r > 1 and log10(psf_fwhm_g) > 0 and zwarning == 3 and flags > 1 "
+        "and spectype == 'QSO'"
+    )
+    subset = Subset.from_options(Data(where=text), "all", manifest.header.bands, manifest.header.extra)
+    petro, fwhm = E["petro_r"], E["psf_fwhm"][:, 1]
+    assert condition_ranges(manifest, ShardFiles(folder, manifest), subset).split("; ") == [
+        f": clean is true for {E['clean'].sum()} of them",
+        f"petro_r is {np.nanmin(petro):.6g} to {np.nanmax(petro):.6g}, unknown for 1",
+        f"psf_fwhm_g is {fwhm.min():.6g} to {fwhm.max():.6g}",
+        f"zwarning is {E['zwarning'].min()} to {E['zwarning'].max()}",
+        f"flags is {E['flags'].min()} to {E['flags'].max()}",
+        "spectype is GALAXY, QSO, STAR",
+    ]
+    part = condition_ranges(manifest, ShardFiles(folder, manifest), subset, lost=range(1, 9))
+    assert f"clean is true for {E['clean'][:8].sum()} of them" in part
