@@ -1,25 +1,25 @@
 """Open a dataset from Python: batches of tensors, single objects and slices, a table, a picture."""
 
-import operator
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from hpcphotoz.api.arguments import whole_number
+from hpcphotoz.api.arguments import object_places, whole_number
 from hpcphotoz.api.stamp_batch import MOSAIC, StampBatch
 from hpcphotoz.config import Data
-from hpcphotoz.data.format.extra import label_columns
+from hpcphotoz.data.format.extra import unpack_mask
 from hpcphotoz.data.format.manifest import Header, Manifest, columns, read_manifest
-from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.format.stamps import COLUMNS, Stamps
 from hpcphotoz.data.order import Blocks
-from hpcphotoz.data.read.rows import columns_to_read, read_chosen_rows, read_rows, to_stamps
+from hpcphotoz.data.read.rows import columns_to_read, read_chosen_rows, read_column, read_rows, to_stamps
 from hpcphotoz.data.read.shard_files import ShardFiles
 from hpcphotoz.data.select.subset import ALL_OBJECTS, SPLIT_PARTS, Selection, SplitPart, Subset
 from hpcphotoz.errors import BadInput
@@ -31,14 +31,17 @@ from hpcphotoz.training.distributed.rank_device import choose_device
 from hpcphotoz.training.run.network import TrainedNetwork
 from hpcphotoz.world import World
 
+Array = npt.NDArray[Any]
+
 
 @dataclass(frozen=True, repr=False)
 class Dataset:
     """A dataset on disk, or a subset of it: N objects, in the order in which they are stored.
 
-    `len(dataset)` is N, `dataset[i]` the object at place i and `dataset[i:j]` those of a slice, as a
-    `StampBatch`; iteration yields batches. All are checked against the checksums. Extra columns come along,
-    except those with a value a pixel.
+    `len(dataset)` is N. `dataset[i]`, `dataset[i:j]`, `dataset[[i, j]]` and `dataset[mask]` are some of the
+    objects as a `StampBatch`, with all extra columns; `dataset["ebv"]` is a column of all, as an array.
+    Iteration yields batches, without extra columns that have a value a pixel. Whatever has a checksum is
+    compared with it.
     """
 
     folder: Path
@@ -64,8 +67,8 @@ class Dataset:
             "mean sky sigma": f"{sky} nMgy",
             "stored as": f"{header.storage}, {number_of(len(shards), 'shard')}",
         }
-        if extra := label_columns(header.extra):
-            facts["extra columns"] = ", ".join(column.name for column in extra)
+        if header.extra:
+            facts["extra columns"] = ", ".join(column.name for column in header.extra)
         if self.subset.columns:
             facts = {f"{name} (all objects)": value for name, value in facts.items()}
         return html_table(f"{self.folder}: {self._summary()}", [], [list(pair) for pair in facts.items()])
@@ -79,27 +82,30 @@ class Dataset:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, key: int | slice) -> StampBatch:
-        """The object at a place, as a batch of one, or the objects of a slice, all in memory.
+    @overload
+    def __getitem__(self, key: str) -> Array: ...
+
+    @overload
+    def __getitem__(self, key: int | slice | Sequence[int] | Array | Tensor) -> StampBatch: ...
+
+    def __getitem__(self, key: Any) -> StampBatch | Array:
+        """Some of the objects, as a batch in memory, or one column of all of them.
+
+        Args:
+            key: a place, a slice, places (n,) in any order, or a mask (N,) bool: the objects there; or the
+                name of a column, (N, ...): z_spec, ebv, object_id, sky_sigma, ra, dec (deg) or an extra
+                column, of which `mask` is (N, bands, y, x) bool, true where a pixel is unusable.
 
         Raises:
-            IndexError: no object at that place.
-            TypeError: neither a whole number nor a slice.
+            IndexError: no object at a place, or a mask of another length.
+            KeyError: no such column.
+            TypeError: a key of another kind.
             BadInput: a shard that is damaged or does not match the manifest.
         """
-        if isinstance(key, slice):
-            return self._read(np.arange(len(self))[key])
-        try:
-            place, n = operator.index(key), len(self)
-        except TypeError:
-            what = type(key).__name__
-            raise TypeError(
-                f"dataset[...]: a {what}: want a whole number or a slice, as dataset[3:8]; chosen "
-                "objects are those of hpcphotoz.open(DATASET, where=...)"
-            ) from None
-        if not -n <= place < n:
-            raise IndexError(f"object {place} of a dataset of {n:,}")
-        return self._read(np.array([place % n]))
+        if isinstance(key, str):
+            return self._column(key)
+        n = len(self)
+        return self._read(np.arange(n)[key] if isinstance(key, slice) else object_places(key, n))
 
     def __iter__(self) -> Iterator[StampBatch]:
         """Batches, checked against the checksums.
@@ -130,25 +136,50 @@ class Dataset:
         return axes
 
     def _read(self, places: npt.NDArray[np.int64]) -> StampBatch:
-        """The objects at these places, which are in increasing or decreasing order."""
-        if len(places) == 0:
-            kinds, header = columns(self.manifest.header), self.manifest.header
-            empty = {name: np.empty((0, *kinds[name][0]), kinds[name][1]) for name in columns_to_read(header)}
+        """The objects at these places, from 0 to N - 1."""
+        header = self.manifest.header
+        pixel_columns = [column.name for column in header.extra if column.is_pixels]
+        if not len(places):
+            kinds = columns(header)
+            empty = {
+                name: np.empty((0, *kinds[name][0]), kinds[name][1])
+                for name in columns_to_read(header, pixel_columns)
+            }
             return self._to_batch(to_stamps(header, empty))
-        step = -1 if places[0] > places[-1] else 1
-        places = places[::step]
-        number = np.searchsorted(self._ends, places, side="right")
+        ordered, back = np.unique(places, return_inverse=True)
+        number = np.searchsorted(self._ends, ordered, side="right")
         parts = []
         for shard in np.unique(number).tolist():
-            rows = places[number == shard] - (self._ends[shard - 1] if shard else 0)
+            rows = ordered[number == shard] - (self._ends[shard - 1] if shard else 0)
             if self._selection is not None:
                 rows = np.flatnonzero(self._mask(shard))[rows]
-            parts.append(read_chosen_rows(self.folder, self.manifest, self._files, shard, rows))
-        return self._to_batch(Stamps.concatenate(parts)[::step])
+            given = self.folder, self.manifest, self._files, shard, rows
+            parts.append(read_chosen_rows(*given, pixel_columns))
+        stamps = Stamps.concatenate(parts)
+        return self._to_batch(stamps if np.array_equal(ordered, places) else stamps[back])
+
+    def _column(self, name: str) -> Array:
+        """A column of all objects, (N, ...)."""
+        header = self.manifest.header
+        extra = {column.name: column for column in header.extra}
+        names = (*(one for one in COLUMNS if one != "images"), *extra)
+        if name not in names:
+            raise KeyError(f"{self.folder} has no column '{name}': it has {', '.join(names)}")
+        shape, dtype = columns(header)[name]
+        parts = [np.empty((0, *shape), dtype)]
+        for shard in range(len(self.manifest.shards)):
+            values = read_column(self.folder, self.manifest, self._files, shard, name)
+            parts.append(values if self._selection is None else values[self._mask(shard)])
+        found = np.concatenate(parts)
+        if name == "mask":
+            return unpack_mask(found, header.stamp)
+        return extra[name].loaded(found) if name in extra else found
 
     def _to_batch(self, stamps: Stamps) -> StampBatch:
-        tensors = to_tensors(stamps, self.device)
-        return StampBatch(**tensors, bands=self.manifest.header.bands, extra=stamps.extra)
+        header, extra = self.manifest.header, dict(stamps.extra)
+        if "mask" in extra:
+            extra["mask"] = unpack_mask(extra["mask"], header.stamp)
+        return StampBatch(**to_tensors(stamps, self.device), bands=header.bands, extra=extra)
 
     @cached_property
     def _files(self) -> ShardFiles:
@@ -187,8 +218,8 @@ def open(
             objects that its own data.where selects; or "all".
         network: the network whose split `part` means; needed only with a part.
         batch: greatest number of objects in a batch.
-        subset: which objects to read, in place of `where` and `part`: a
-            `hpcphotoz.data.select.subset.Subset`.
+        subset: which objects to read, in place of `where` and `part`: of `hpcphotoz.data.select.subset`,
+            Subset.from_options(options, part, bands, extra) with those of the dataset's `manifest.header`.
         device: where batches are put: "cuda", "cpu", or "auto": a GPU where there is one.
 
     Raises:

@@ -26,7 +26,7 @@ class StampBatch:
     sky_sigma: Tensor  # (N, bands) float32, nanomaggies per pixel
     object_id: Tensor  # (N,) int64
     bands: tuple[str, ...]  # of the images, in their order
-    extra: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # (N,) or (N, bands), by name
+    extra: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # (N,), (N, bands) or a value a pixel
 
     def __len__(self) -> int:
         return len(self.images)

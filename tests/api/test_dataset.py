@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor
 import hpcphotoz as hp
 from hpcphotoz.api import StampBatch
 from hpcphotoz.config.load import configure
+from hpcphotoz.data.format.extra import unpack_mask
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
+from hpcphotoz.data.read.rows import read_rows
 from hpcphotoz.data.select.subset import SPLIT_PARTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.run.network import TrainedNetwork
-from tests.helpers.data.extra import write_extra_dataset
+from tests.helpers.data.extra import SIDE, write_extra_dataset
 from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
 
 NAMES = ("images", "ebv", "z_spec", "sky_sigma", "object_id")
@@ -95,16 +98,40 @@ def test_an_index_gives_a_batch_of_one(dataset: Path) -> None:
         with pytest.raises(IndexError, match=f"object {place} of a dataset of 75"):
             opened[place]
     key: Any
-    for key in (1.0, "z_spec", [1, 2], np.array([3, 4]), (slice(3), 1), None):
-        with pytest.raises(
-            TypeError,
-            match="dataset.*: a .*: want a whole number or a slice, as dataset.3:8.; .*open.*where=",
-        ):
+    for key in (1.0, [1.0], ["z_spec"], (slice(3), 1), None, True, [[1, 2]], np.zeros((75, 1), bool)):
+        with pytest.raises(TypeError, match="dataset.*: a .*: want a whole number, a slice, .* a mask"):
             opened[key]
     with pytest.raises(TypeError, match="slice indices must be integers"):
         opened[0.5:3]
     with pytest.raises(ValueError, match="step cannot be zero"):
         opened[::0]
+
+
+@pytest.mark.parametrize("where", ["", "z_spec < 0.2"])
+def test_places_and_masks_give_what_slices_give(dataset: Path, where: str) -> None:
+    opened, stored = hp.open(dataset, where=where, device="cpu"), load(dataset)
+    stored = stored[stored.z_spec < 0.2] if where else stored
+    n = len(stored)
+    near = stored.ebv < 0.06
+    keys: list[Any] = [
+        [1, 2],
+        np.array([3, n - 1, 3, 0, -1]),  # any order, twice, from the end
+        np.array([2, 1], np.uint8),
+        torch.tensor([5, 4]),
+        [],
+        near,
+        torch.from_numpy(near),
+        near.tolist(),
+        np.zeros(n, bool),
+    ]
+    for key in keys:
+        assert_equal(opened[key], stored[np.asarray(key if len(key) else np.zeros(0, int))])
+    with pytest.raises(IndexError, match=f"object {n} of a dataset of {n}"):
+        opened[[0, n]]
+    with pytest.raises(IndexError, match=f"object {-n - 1} of a dataset of {n}"):
+        opened[np.array([0, -n - 1])]
+    with pytest.raises(IndexError, match=f"a mask of 3 for a dataset of {n}"):
+        opened[[True, False, True]]
 
 
 def test_an_index_reads_one_shard_and_compares_its_checksums(dataset: Path, tmp_path: Path) -> None:
@@ -130,17 +157,42 @@ def test_extra_columns_come_with_the_objects(tmp_path: Path) -> None:
     opened, stored = hp.open(folder, where="zwarning >= 20 and clean", device="cpu"), load(folder)
     stored = stored[(stored.extra["zwarning"] >= 20) & stored.extra["clean"]]
     assert 4 < len(opened) == len(stored) < 30
-    for rows in (slice(1, None, 2), slice(-1, None), slice(0, 0)):
+    with h5py.File(folder / "shard-00000.hdf5") as file:
+        assert {"variance", "mask"} <= file.keys(), "the dataset of this test has columns of pixels"
+    whole = Stamps.concatenate(list(read_rows(folder, opened.manifest, pixel_columns=("variance", "mask"))))
+    whole = whole[(whole.extra["zwarning"] >= 20) & whole.extra["clean"]]
+    wanted = {**whole.extra, "mask": unpack_mask(whole.extra["mask"], SIDE)}
+    assert wanted["mask"].any() and wanted["mask"].shape == whole.images.shape
+    for rows in (slice(1, None, 2), slice(-1, None), slice(0, 0), [2, 0]):
         batch = opened[rows]
-        assert batch.extra.keys() == stored.extra.keys() and "variance" not in batch.extra
+        assert batch.extra.keys() == wanted.keys()
         for name, values in batch.extra.items():
-            wanted = stored.extra[name][rows]
-            assert values.dtype == wanted.dtype
-            np.testing.assert_array_equal(values, wanted, err_msg=name)
-    assert "petro_r, z_err" in opened._repr_html_()
+            assert values.dtype == wanted[name].dtype
+            np.testing.assert_array_equal(values, wanted[name][rows], err_msg=name)
+    wanted |= {name: getattr(stored, name) for name in (*NAMES[1:], "ra", "dec")}
+    for name, values in wanted.items():
+        assert opened[name].dtype == values.dtype
+        np.testing.assert_array_equal(opened[name], values, err_msg=name)
+    for name in ("psf_fwhm_r", "images"):
+        with pytest.raises(KeyError, match=f"no column '{name}': it has z_spec, ebv, .*psf_fwhm, variance"):
+            opened[name]
+    empty = replace(opened, manifest=replace(opened.manifest, shards=()))
+    assert empty["clean"].shape == (0,) and empty["mask"].shape == (0, *whole.images.shape[1:])
+    assert "petro_r, z_err" in opened._repr_html_() and "variance, mask" in opened._repr_html_()
     table = opened[:2]._repr_html_()
     assert "<th>spectype</th>" in table and "psf_fwhm" not in table and "&#x27;" not in table
-    assert all(batch.extra.keys() == stored.extra.keys() for batch in opened)
+    assert all(batch.extra.keys() == stored.extra.keys() for batch in opened), "none of pixels"
+
+
+def test_a_column_is_compared_with_its_checksum(tmp_path: Path) -> None:
+    folder = write_extra_dataset(tmp_path / "set", 30)
+    opened = hp.open(folder, device="cpu")
+    path = folder / opened.manifest.shards[1].file
+    content, value = bytearray(path.read_bytes()), load(folder).extra["z_err"][8:16].tobytes()
+    content[content.index(value)] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(BadInput, match=opened.manifest.shards[1].file):
+        opened["z_err"]
 
 
 def test_where_and_part_are_those_of_the_command_line(dataset: Path) -> None:

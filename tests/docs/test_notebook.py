@@ -35,6 +35,7 @@ def test_the_notebook_runs(galaxies: Path) -> None:
     pdf, test = names["pdf"], names["test"]
     assert len(names["galaxies"]) == (load(galaxies).z_spec < 0.3).sum() and 5 < len(test) < 30
     assert (names["low"] < names["half"]).all() and (names["half"] < names["high"]).all()
+    assert 0 < len(names["clean"]) < len(names["galaxies"]) and (names["clean"].ebv < 0.06).all()
     assert names["nearby"].shape == (len(test),)
     assert not np.allclose(names["moved"].pdf, pdf.pdf) and len(names["mine"]) == len(test)
     change = (names["attacked"] - test.images).abs() / test.sky_sigma[:, :, None, None]

@@ -73,7 +73,12 @@ def read_rows(
 
 
 def read_chosen_rows(
-    folder: Path, manifest: Manifest, files: ShardFiles, number: int, rows: npt.NDArray[np.int64]
+    folder: Path,
+    manifest: Manifest,
+    files: ShardFiles,
+    number: int,
+    rows: npt.NDArray[np.int64],
+    pixel_columns: Collection[str] = (),
 ) -> Stamps:
     """Read some rows of one shard, after comparing checksums.
 
@@ -82,12 +87,13 @@ def read_chosen_rows(
         files: of the dataset; they compare the labels of a shard with their checksum at the first call.
         number: of the shard.
         rows: (n,) row numbers in the shard, increasing, n >= 1.
+        pixel_columns: names of extra columns with a value a pixel that are read too.
 
     Raises:
         BadInput: the shard cannot be read, is damaged or does not match the manifest.
     """
     shard = manifest.shards[number]
-    path, names = folder / shard.file, columns_to_read(manifest.header)
+    path, names = folder / shard.file, columns_to_read(manifest.header, pixel_columns)
     files.verify_labels(number)
     parts = []
     with open_shard(folder, manifest, shard) as file:
@@ -98,6 +104,18 @@ def read_chosen_rows(
             _, stamps = _read_slab(file, path, manifest.header, names, digests, first, last + 1)
             parts.append(stamps[run - first])
     return Stamps.concatenate(parts)
+
+
+def read_column(folder: Path, manifest: Manifest, files: ShardFiles, number: int, name: str) -> Array:
+    """Read one column of a shard, (N, ...) as it is stored; labels are compared with their checksum.
+
+    Raises:
+        BadInput: the shard cannot be read, is damaged or does not match the manifest.
+    """
+    shard = manifest.shards[number]
+    files.verify_labels(number)
+    with open_shard(folder, manifest, shard) as file, naming_damage(folder / shard.file):
+        return hdf5.read(file[name])
 
 
 def _read_slab(
