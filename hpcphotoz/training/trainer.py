@@ -70,14 +70,15 @@ def train(
         if chosen.type == "cpu":
             keep_freed_memory()
         with group.failing_together(world):
-            run_folder.check(out, config)  # before the trial of precisions
+            run_folder.check(out, config)
             trainer = _Trainer(config, datasets, out, world, chosen)
+            stack.enter_context(run_folder.prepare(out, world))
+        trainer.count()  # refuses unusable labels, before the trial of precisions
         stack.enter_context(cudnn_benchmark(chosen))
         config = trainer.choose_compute()
         with group.failing_together(world):
-            stack.enter_context(run_folder.prepare(out, config, world))
+            run_folder.write_config(out, config, world)
         stack.enter_context(tf32(trainer.components.compute.tf32))
-        trainer.count()
         with run_folder.rank_log(out, world):
             loop = trainer.resume(sys.argv if command is None else command)
             with group.detect_lost_ranks(loop.progress_message, config.run.timeout_s):

@@ -23,10 +23,28 @@ from tests.helpers.training.runs import (
 )
 
 
-def test_labels_must_lie_in_the_bins(dataset: Path, tmp_path: Path) -> None:
-    narrow = config(z_max=0.2)
-    with pytest.raises(BadInput, match=r"shard-00000\.hdf5: z_spec from .* leaves the bins \[0.0, 0.2\)"):
-        train(narrow, dataset, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"z_max": 0.2}, r"shard-00000\.hdf5: z_spec from .* leaves the bins \[0.0, 0.2\)"),
+        ({"z_min": 2.0, "z_max": 3.0}, r"shard-00000\.hdf5: z_spec from .* leaves the bins \[2.0, 3.0\)"),
+        ({"where": "ebv > 90"}, "no object in its train part"),
+    ],
+)
+def test_objects_are_checked_before_the_trial_of_precisions(
+    options: dict[str, object],
+    says: str,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("hpcphotoz.training.trainer.choose_compute", lambda *_: pytest.fail("a trial"))
+    with pytest.raises(BadInput, match=says):
+        train(config(**options), dataset, tmp_path / "run")
+    assert capsys.readouterr().out == ""
+    monkeypatch.undo()
+    assert train(config(max_steps=1), dataset, tmp_path / "run") is Outcome.FINISHED
 
 
 def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
@@ -112,7 +130,7 @@ def test_a_damaged_line_of_metrics_is_named(damage: str, alone: Path, dataset: P
 
 def test_a_run_folder_is_held_by_one_process(dataset: Path, tmp_path: Path) -> None:
     with (
-        run_folder.prepare(tmp_path / "run", config(), World()),
+        run_folder.prepare(tmp_path / "run", World()),
         pytest.raises(BadInput, match="another process is training in it"),
     ):
         train(config(max_steps=1), dataset, tmp_path / "run")

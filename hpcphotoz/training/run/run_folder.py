@@ -18,7 +18,7 @@ from hpcphotoz.world import World
 
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
 _OWN_NAMES = re.compile(
-    r"logs|checkpoints|launch|profile|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
+    r"logs|checkpoints|selection|launch|profile|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
     r"|model(-[0-9a-f]{8})?\.py(\.txt)?|.*\.(log|out|err)"
 )
 
@@ -49,10 +49,10 @@ def check(run: Path, config: Config) -> None:
 
 
 @contextmanager
-def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
+def prepare(run: Path, world: World) -> Iterator[None]:
     """Make the run folder, which `check` has let pass, and lock it against other processes.
 
-    Rank 0 writes the resolved config.toml and holds the lock, which ends with the process.
+    Rank 0 holds the lock, which ends with the process.
 
     Raises:
         BadInput: the folder cannot be made, or is in use.
@@ -67,9 +67,14 @@ def prepare(run: Path, config: Config, world: World) -> Iterator[None]:
         return
     busy = f"{run}: another process is training in it: wait, or choose another --out"
     with lock_file(run / "logs" / "lock", busy):
+        yield
+
+
+def write_config(run: Path, config: Config, world: World) -> None:
+    """Write the resolved config.toml, on rank 0."""
+    if world.is_first:
         text, keep = configuration.to_toml(config), config.run.keep_checkpoints
         with_room(run, keep, lambda: write_text(run / "config.toml", text))
-        yield
 
 
 def precision_of(run: Path) -> str | None:
