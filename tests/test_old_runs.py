@@ -13,6 +13,7 @@ import hpcphotoz
 from hpcphotoz.__main__ import main
 from hpcphotoz.config.renamed import RENAMED
 from hpcphotoz.training.run import checkpoint
+from tests.helpers.user_networks import NAME
 
 SMALL: dict[str, Any] = {
     "width": 8,
@@ -71,3 +72,25 @@ def test_an_old_run_predicts_and_is_evaluated(old_run: Path, dataset: Path, tmp_
     assert main(["attack", str(old_run), *words, str(tmp_path / "adv"), "--steps", "1"]) == 0
     evaluated = ["--limit", "5", "--eps", "0.1", "--attacks", "fgsm"]
     assert main(["evaluate", str(old_run), *words, str(tmp_path / "report"), *evaluated]) == 0
+
+
+def test_an_old_run_of_a_users_network_resumes_and_predicts(dataset: Path, tmp_path: Path) -> None:
+    """Its configuration has a width, which its network never took; the copy of its source is model.py."""
+    options = {**SMALL, "name": f"{NAME}:mixer"}
+    del options["width"]
+    run = hpcphotoz.train("adversarial", dataset, tmp_path / "run", device="cpu", max_steps=3, **options)
+    (path,) = (run / "checkpoints").iterdir()
+    state = checkpoint.load(path)
+    state["config"]["model"]["width"] = 32
+    checkpoint.save(run, {name: value for name, value in state.items() if name != "format"}, 1)
+    text = (run / "config.toml").read_text()
+    assert "\nwidth = 48\n" in text
+    (run / "config.toml").write_text(text.replace("\nwidth = 48\n", "\nwidth = 32\n"))
+    (run / "model.py.txt").rename(run / "model.py")
+    for steps in (4, 5):
+        hpcphotoz.train("adversarial", dataset, run, device="cpu", max_steps=steps, **options)
+        assert hpcphotoz.load(run, "cpu", trust_code=True).step == steps
+    assert not (run / "model.py.txt").exists() and "\nwidth = 48\n" in (run / "config.toml").read_text()
+    out = tmp_path / "pz.hdf5"
+    words = ["predict", run, "--trust-code", "--data", dataset, "--device", "cpu", "--out", out]
+    assert main([str(word) for word in words]) == 0

@@ -13,6 +13,7 @@ from hpcphotoz.api.stamp_batch import StampBatch
 from hpcphotoz.attacks import perturb
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
+from hpcphotoz.config.model import renamed_network
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import attack_labels
@@ -61,6 +62,8 @@ def train(
     settings = config if isinstance(config, Config) else configuration.load(str(config))
     if options:
         tree = settings.model_dump()
+        if "name" in options:
+            tree["model"] = renamed_network(tree["model"], options["name"])
         for section, values in configuration.nested(configuration.named(options, "train")).items():
             tree[section] |= values
         settings = configuration.parse(tree, "train")

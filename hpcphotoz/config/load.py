@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from hpcphotoz.config import Config
+from hpcphotoz.config.model import renamed_network
 from hpcphotoz.config.renamed import OLD_SECTION, REMOVED, RENAMED, option_names, to_current
 from hpcphotoz.config.section import Section
 from hpcphotoz.errors import BadInput, nearest
@@ -74,6 +75,8 @@ def load(source: str, overrides: Mapping[str, str] | None = None, convert: bool 
     elif told := _renamed(tree):
         command = f"hpcphotoz config {shlex.quote(source)}"
         raise BadInput(f"{source}: {told}: `{command}` prints it with today's names")
+    if network := (overrides or {}).get("model.name"):
+        tree["model"] = renamed_network(tree.get("model", {}), network)
     for name, text in (overrides or {}).items():
         section, _, key = name.partition(".")
         if name in RENAMED:

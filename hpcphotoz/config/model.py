@@ -3,6 +3,7 @@
 import keyword
 import re
 import tomllib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -13,6 +14,8 @@ OWN_NETWORKS = ("compact", "cnn", "inception")
 TIMM = "timm:"  # begins the name of a network of timm
 FACTORY_ARGUMENTS = ("bands", "stamp", "bins", "scale")  # given to every factory, beside `Model.options`
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+# Options of timm that load weights: by download, or by unpickling a file.
+_LOADS_WEIGHTS = re.compile(r"pretrained\w*|checkpoint_path|cache_dir")
 Scalar = bool | int | float | str
 
 
@@ -93,7 +96,43 @@ class Model(Section):
         return self
 
     @model_validator(mode="after")
+    def _timm_loads_no_weights(self) -> "Model":
+        found = [key for key in self.options if self.name.startswith(TIMM) and _LOADS_WEIGHTS.fullmatch(key)]
+        if found:
+            instead = "call timm.create_model in a factory of your own (package.module:factory)"
+            raise ValueError(f"options: '{found[0]}' loads weights, which no option may do: {instead}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> "Model":
+        for key in _unused(self.name):
+            if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                do = "leave it out; arguments of the factory go into model.options"
+                raise ValueError(f"{key} {value} has no effect on {self.name}: {do}")
+        return self
+
+    @model_validator(mode="after")
     def _bins_are_ordered(self) -> "Model":
         if self.z_min >= self.z_max:
             raise ValueError(f"z_min {self.z_min} must be below z_max {self.z_max}")
         return self
+
+
+def renamed_network(section: Mapping[str, Any], name: object) -> dict[str, Any]:
+    """Section `model`, not yet validated, for the network `name`.
+
+    Options that belong to the network that it named before, such as the width of a recipe, are left out where
+    `name` does not take them.
+    """
+    if section.get("name") == name:
+        return dict(section)
+    unused = _unused(name) if isinstance(name, str) else ()
+    return {**{key: value for key, value in section.items() if key not in unused}, "name": name}
+
+
+def _unused(name: str) -> tuple[str, ...]:
+    """Options of this library's networks that a network of the user or of timm does not take."""
+    if name in OWN_NETWORKS:
+        return ()
+    of_ours = ("relu_logits", "pool_counts_padding", "width")
+    return of_ours if name.startswith(TIMM) else ("normalisation", *of_ours)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hpcphotoz.config.model import TIMM, renamed_network
 from hpcphotoz.errors import BadInput
 
 OLD_SECTION = "training"
@@ -42,7 +43,9 @@ def option_names(tree: Mapping[str, Any]) -> list[str]:
 def to_current(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
     """A nested mapping with old names replaced by today's; all else is kept as it is.
 
-    Checkpoints, and config.toml of run folders, keep the names of the version that wrote them.
+    Checkpoints, and config.toml of run folders, keep the names of the version that wrote them, and options
+    that had no effect on a network of the user, or that gave a network of timm weights to begin with: those
+    are left out.
 
     Raises:
         BadInput: an option under both names; the message begins with `source`.
@@ -62,4 +65,13 @@ def to_current(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
             if name in RENAMED and new_key in tree.get(new_section, {}):
                 raise BadInput(f"{source}: {name} is now {RENAMED[name]}, which is given too: leave one out")
             current.setdefault(new_section, {})[new_key] = value
+    if isinstance(model := current.get("model"), dict):
+        current["model"] = _without_needless(model)
     return current
+
+
+def _without_needless(model: dict[str, Any]) -> dict[str, Any]:
+    name, options = model.get("name"), model.get("options")
+    if isinstance(name, str) and name.startswith(TIMM) and isinstance(options, Mapping):
+        model = {**model, "options": {key: value for key, value in options.items() if key != "pretrained"}}
+    return renamed_network({**model, "name": None}, name) if name else model

@@ -217,6 +217,53 @@ def test_names_and_options_of_the_configuration(tmp_path: Path) -> None:
         config.load("standard", {"model.options": "{a = 1}"})
 
 
+@pytest.mark.parametrize("name", [FACTORIES[0], "timm:resnet18"])
+@pytest.mark.parametrize(
+    ("key", "text"), [("width", "33"), ("relu_logits", "true"), ("normalisation", "sqrt")]
+)
+def test_an_option_that_the_network_does_not_take_is_refused(
+    name: str, key: str, text: str, tmp_path: Path
+) -> None:
+    given = {"model.name": name, f"model.{key}": text}
+    file = tmp_path / "c.toml"
+    file.write_text(f"[model]\nname = '{name}'\n{key} = {text if key != 'normalisation' else repr(text)}\n")
+    if name.startswith("timm:") and key == "normalisation":  # which comes before it
+        assert config.load("standard", given).model.normalisation == "sqrt"
+        return
+    says = f"{key} {text.capitalize() if text == 'true' else text} has no effect on {name}: leave it out"
+    for source, overrides in (("standard", given), (str(file), {}), (str(file), {"model.name": name})):
+        with pytest.raises(BadInput, match=says) as refused:
+            config.load(source, overrides)
+        assert "\n" not in str(refused.value) and str(refused.value).startswith(source)
+
+
+def test_another_network_on_the_command_line_leaves_the_options_of_the_recipes_network() -> None:
+    default = Model()
+    for recipe in config.recipes():
+        found = config.load(recipe, {"model.name": FACTORIES[0], "model.width": str(default.width)}).model
+        assert (found.width, found.normalisation) == (default.width, default.normalisation)
+        assert config.load(recipe, {"model.name": "compact"}).model.width == config.load(recipe).model.width
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_strict",
+        "checkpoint_path",
+        "cache_dir",
+    ],
+)
+def test_options_of_timm_that_load_weights_are_refused(key: str) -> None:
+    given = {"model.name": "timm:resnet18", "model.options": f"{{{key} = 'x'}}"}
+    says = f"options: '{key}' loads weights, which no option may do: call timm.create_model in a factory"
+    with pytest.raises(BadInput, match=says):
+        config.load("standard", given)
+    assert config.load("standard", {**given, "model.name": FACTORIES[0]}).model.options == {key: "x"}
+
+
 def test_the_source_is_the_file_of_the_factory() -> None:
     source = source_of(Model(name=FACTORIES[0]))
     assert source is not None and source.file == Path(user_networks.__file__).resolve()

@@ -137,7 +137,8 @@ def load_network(
     run = Path(run)
     if run.suffix == WEIGHTS_SUFFIX:
         facts, tensors = _read_weights(run)
-        return _build({**vars(facts), "model": tensors}, facts.config, run, facts.name, device, trust_code)
+        config = to_current(facts.config, str(run))
+        return _build({**vars(facts), "model": tensors}, config, run, facts.name, device, trust_code)
     path = run if run.is_file() else checkpoint.latest(run)
     if path is None:
         torn = " that loads" if checkpoint.paths(run) else ""

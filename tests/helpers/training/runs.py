@@ -30,7 +30,10 @@ PER_EPOCH = 5  # steps: 67 objects in batches of 16
 
 
 def config(**options: object) -> Config:
-    return configure("test", **{**OPTIONS, **options})
+    given = {**OPTIONS, **options}
+    if ":" in str(given.get("name")):  # a network of the user, which takes no width
+        del given["width"]
+    return configure("test", **given)
 
 
 def arguments(dataset: Path, out: Path, tmp_path: Path, **options: object) -> list[str]:

@@ -1,12 +1,15 @@
 """Networks as safetensors files: the same network again, from a file in which nothing is code."""
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import hpcphotoz
 from hpcphotoz.errors import BadInput
@@ -49,6 +52,29 @@ def test_a_saved_network_is_the_same_again(network: TrainedNetwork, file: Path) 
     assert not again.module.training
     save_network(again, file.with_name("twice.safetensors"))
     assert file.with_name("twice.safetensors").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("key", "refused"), [("checkpoint_path", True), ("pretrained_cfg", True), ("pretrained", False)]
+)
+def test_a_file_cannot_make_timm_load_weights(
+    key: str, refused: bool, network: TrainedNetwork, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, object]] = []
+
+    def create_model(name: str, **options: object) -> nn.Module:
+        made.append(options)
+        return nn.Sequential(nn.Flatten(), nn.Linear(5 * 16 * 16, 20))
+
+    fake: Any = types.ModuleType("timm")
+    fake.create_model, fake.is_model, fake.get_pretrained_cfg = create_model, bool, lambda name: None
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    tree = network.config.model_dump(mode="json")
+    tree["model"] |= {"name": "timm:resnet18", "options": {key: "x"}, "width": 48}
+    with pytest.raises(BadInput, match=f"'{key}' loads weights" if refused else "do not belong"):
+        load_network(rewritten(file, config=tree))
+    # Files of earlier versions may have asked for these weights, which those of the file replace.
+    assert made == ([] if refused else [{"in_chans": 5, "num_classes": 20}])
 
 
 def test_tensors_that_share_memory_are_saved(network: TrainedNetwork, file: Path) -> None:
