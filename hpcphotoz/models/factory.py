@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hpcphotoz.config import Model
 from hpcphotoz.config.model import FACTORY_ARGUMENTS, OWN_NETWORKS, TIMM
 from hpcphotoz.errors import BadInput, nearest
-from hpcphotoz.models.layers import Normalise
+from hpcphotoz.models.layers import Normalise, subsample_first
 from hpcphotoz.models.trial import attempt, try_network, where_raised
 
 
@@ -68,6 +68,7 @@ def make_network(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Mo
     if not isinstance(made, nn.Module):
         kind = type(made).__name__
         raise BadInput(f"model.name {model.name}: the factory gives a {kind}: want a torch.nn.Module")
+    subsample_first(made)
     network = taking_ebv(made, f"model.name {model.name}")
     try_network(network, model, stamp, scale)
     return network

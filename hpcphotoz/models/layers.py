@@ -1,5 +1,6 @@
 """Layers that the networks share."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,3 +162,22 @@ def pool(x: Tensor) -> Tensor:
 def with_ebv(features: Tensor, ebv: Tensor) -> Tensor:
     """Flatten features and put E(B-V) beside them: (N, features + 1)."""
     return torch.cat([features.flatten(1), ebv[:, None].to(features.dtype)], dim=1)
+
+
+def subsample_first(network: nn.Module) -> None:
+    """Let strided 1x1 convolutions of few channels take every n-th pixel first: the same, by another path.
+
+    The gradient by the weights of such a convolution ends the process on CPUs: in channels_last order oneDNN
+    (torch 2.13) writes out of bounds, with AVX2 alone for fewer than 8 channels, with AVX-512 for fewer than
+    16 and images of about 56 pixels or more.
+    """
+    for layer in network.modules():
+        if not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)):
+            continue
+        if layer.padding in ((0, 0), "valid") and layer.groups == 1 and layer.in_channels < 16:
+            layer.register_forward_pre_hook(partial(_subsample, stride=layer.stride))
+            layer.stride = (1, 1)
+
+
+def _subsample(_: nn.Module, given: tuple[Tensor, ...], stride: tuple[int, int]) -> tuple[Tensor, ...]:
+    return (given[0][..., :: stride[0], :: stride[1]], *given[1:])

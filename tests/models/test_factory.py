@@ -1,5 +1,9 @@
 """Networks of the user: made by the name of their factory, tried, and refused in one line."""
 
+import copy
+import os
+import platform
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -18,6 +22,7 @@ from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import build
 from hpcphotoz.models.factory import ImagesOnly, source_of
 from tests.helpers import user_networks
+from tests.helpers.paths import ROOT
 from tests.helpers.user_networks import NAME
 
 SCALE = (0.05, 0.02, 0.03)
@@ -35,6 +40,48 @@ def test_logits_have_gradients_everywhere(name: str) -> None:
     assert all(parameter.grad is not None for parameter in network.parameters())
     uses_ebv = not torch.equal(network.eval()(images, ebv), network(images, ebv + 1))
     assert uses_ebv == (name == FACTORIES[0])
+
+
+def test_a_strided_1x1_convolution_is_the_same_by_another_path() -> None:
+    """Its gradient by the weights ends the process: oneDNN writes out of bounds for few channels."""
+    ours = build(Model(name=FACTORIES[0], bins=30), stamp=17, scale=SCALE)
+    theirs = user_networks.resnet(3, 17, 30, SCALE)
+    theirs.load_state_dict(ours.state_dict())
+    strides = [[block.skip.stride for block in network.blocks] for network in (ours, theirs)]  # type: ignore
+    assert strides == [[(1, 1), (1, 1)], [(2, 2), (2, 2)]]
+    images, ebv = torch.randn(4, 3, 17, 17, requires_grad=True), torch.rand(4)
+    found = []
+    for network in (ours, copy.deepcopy(ours), theirs):
+        logits = network(images, ebv)
+        wanted = [images, *network.parameters()]
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), wanted)])
+    for one, copied, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert torch.equal(one, copied)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="limits the instructions of x86")
+def test_training_survives_few_channels_on_cpus_with_avx2_alone() -> None:
+    lines = [
+        "import torch",
+        "from hpcphotoz.config import Model",
+        "from hpcphotoz.models.build import build",
+        f"network = build(Model(name='{FACTORIES[0]}', bins=30), stamp=64, scale=(0.1,) * 5)",
+        "network.to(memory_format=torch.channels_last)",
+        "images = torch.randn(16, 5, 64, 64).contiguous(memory_format=torch.channels_last)",
+        "for _ in range(4): network(images, torch.zeros(16)).square().sum().backward()",
+        "print('survived')",
+    ]
+    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=ROOT,
+        env={**os.environ, **limits},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "survived\n", (done.returncode, done.stderr[-2000:])
 
 
 def test_options_reach_the_factory_and_the_trial_changes_no_statistic() -> None:
