@@ -179,5 +179,5 @@ def subsample_first(network: nn.Module) -> None:
             layer.stride = (1, 1)
 
 
-def _subsample(_: nn.Module, given: tuple[Tensor, ...], stride: tuple[int, int]) -> tuple[Tensor, ...]:
+def _subsample(_: nn.Module, given: tuple[Tensor, ...], stride: tuple[int, ...]) -> tuple[Tensor, ...]:
     return (given[0][..., :: stride[0], :: stride[1]], *given[1:])

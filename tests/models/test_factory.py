@@ -242,7 +242,7 @@ def test_what_cannot_be_imported_is_refused_with_its_place(
 
 
 def test_names_and_options_of_the_configuration(tmp_path: Path) -> None:
-    for name in ("resnet", "a.b", ":make", "a:", "a b:c", "timm:", "timm:a b", "1a:b"):
+    for name in ("resnet", "a.b", ":make", "a:", "a b:c", "timm:", "timm:a b", "timm:hf-hub:a/b", "1a:b"):
         with pytest.raises(BadInput, match="must be compact, cnn, inception, package.module:factory or timm"):
             config.configure("test", name=name)
     given = {"model.name": FACTORIES[0], "model.options": "{width = 4, folder = 'a', x = [1, 2.5], y = true}"}
