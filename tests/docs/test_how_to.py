@@ -158,6 +158,12 @@ def test_splits_by_the_commands_as_printed(tmp_path: Path) -> None:
     write_table(tmp_path / "objects.csv", rows)
     ingest_frames(tmp_path / "data" / "mine", tmp_path / "frames", tmp_path / "objects.csv", stamp=16)
     make_dataset(tmp_path / "data" / "survey", n=120, shard_rows=60)
+    ids = np.array([row["object_id"] for row in rows[::-1]] + [7000])  # one that the dataset does not have
+    with h5py.File(tmp_path / "mine.hdf5", "w") as file:
+        file["id"], file["images"] = ids, rng.normal(size=(len(ids), 3, 16, 16))
+        file["z"] = np.full(len(ids), 0.1)
+    keys = 'images = "images"\nbands = ["g", "r", "z"]\npixel_scale = 0.262\nobject_id = "id"\nz_spec = "z"'
+    (tmp_path / "map.toml").write_text(keys)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
     page = (ROOT / "docs/how-to/splits.md").read_text()
@@ -172,6 +178,10 @@ def test_splits_by_the_commands_as_printed(tmp_path: Path) -> None:
     test = subset({"group": stamps.extra["group"]})
     twins = {int(i): bool(t) for i, t in zip(stamps.object_id, test, strict=True)}
     assert all(twins[k] == twins[100 + k] for k in range(30)) and 0 < test.sum() < len(test)
+    arrays = load(tmp_path / "data" / "grouped-arrays")
+    group = dict(zip(stamps.object_id.tolist(), stamps.extra["group"].tolist(), strict=True))
+    assert arrays.object_id.tolist() == ids.tolist() and len(group) == 60
+    assert arrays.extra["group"].tolist() == [*(group[one] for one in ids[:-1].tolist()), 7000]
     with h5py.File(tmp_path / "pz-grouped.hdf5") as file:
         assert file["ancil/object_id"][:].tolist() == stamps.object_id[test].tolist()
         assert json.loads(file.attrs["dataset"])["subset"]["split"]["by"] == "group"

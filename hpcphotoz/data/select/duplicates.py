@@ -97,8 +97,8 @@ def find_duplicates(folder: Path, manifest: Manifest, arcsec: float) -> Duplicat
         arcsec: separation, above 0 and at most MAX_ARCSEC.
 
     Raises:
-        BadInput: a separation out of range, more than MAX_PAIRS pairs, a shard that cannot be read, or scipy
-            is not installed.
+        BadInput: a separation out of range, no object of known position, more than MAX_PAIRS pairs, a shard
+            that cannot be read, or scipy is not installed.
     """
     if not 0 < arcsec <= MAX_ARCSEC:
         raise BadInput(f"{arcsec:g} arcsec: must be above 0 and at most {MAX_ARCSEC:g}")
@@ -109,6 +109,11 @@ def find_duplicates(folder: Path, manifest: Manifest, arcsec: float) -> Duplicat
         raise BadInput(f"{error}: duplicates need `pip install 'hpcphotoz[sources]'`") from None
     labels = _read_labels(folder, manifest)
     placed = has_position(labels["ra"], labels["dec"])
+    if not placed.any():
+        raise BadInput(
+            f"{folder}: no object has a position, by which duplicates are found: ingest it with ra and dec, "
+            "which `ingest arrays` takes from the columns that its map names"
+        )
     pairs, separation = _close_pairs(labels["ra"][placed], labels["dec"][placed], arcsec)
     pairs = np.flatnonzero(placed)[pairs]
     ids = labels["object_id"]

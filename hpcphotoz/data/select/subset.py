@@ -117,9 +117,12 @@ class Subset:
     def unplaced_message(self, unplaced: int, of: int) -> str:
         """The refusal of a split by position of objects of which some have none."""
         by = self.groups.text if self.groups else ""
+        mend = (
+            f"leave them out by the condition '{PLACED}'" if unplaced < of else "ingest them with ra and dec"
+        )
         return (
             f"{unplaced} of {of} objects have no position on the sky, by which data.split_by {by} would put "
-            f"them into a part: leave them out by the condition '{PLACED}', or split by a column"
+            f"them into a part: {mend}, or split by a column"
         )
 
     def record(self) -> dict[str, Any]:

@@ -99,8 +99,8 @@ def test_objects_of_unknown_position_are_counted_and_in_no_pair(tmp_path: Path) 
     ra, dec = np.array([np.nan, np.nan, 1, 1, np.inf]), np.array([0, 0, 2, 2, 0.0])
     found = find(write(tmp_path / "set", ra, dec), 5)
     assert found.pairs.tolist() == [[2, 3]] and found.unplaced == 3 and found.separation.tolist() == [0]
-    nowhere = find(write(tmp_path / "none", np.full(3, np.nan), np.zeros(3)), 5)
-    assert nowhere.unplaced == 3 and nowhere.facts()["groups"] == 0
+    with pytest.raises(BadInput, match="none: no object has a position, by which duplicates are found"):
+        find(write(tmp_path / "none", np.full(3, np.nan), np.zeros(3)), 5)
     assert find(write(tmp_path / "one", np.ones(1), np.ones(1)), 5).group.tolist() == [0]
 
 

@@ -177,6 +177,10 @@ def test_unknown_positions_are_counted_and_refused_unless_left_out(dataset: Path
     columns = {name: getattr(replace(stamps, ra=ra, dec=dec), name) for name in ("ra", "dec", "object_id")}
     with pytest.raises(BadInput, match="4 of 40 objects"):
         subset(columns)
+    with pytest.raises(
+        BadInput, match="40 of 40 .* a part: ingest them with ra and dec, or split by a column"
+    ):
+        subset(columns | {"ra": np.full(40, np.nan)})
     left = asked.model_copy(update={"where": "isfinite(ra) and abs(dec) <= 90"})
     rows = [Stream(tmp_path / "set", left, global_batch=8, seed=0, part=part).rows for part in PARTS]
     assert sum(rows) == 36
