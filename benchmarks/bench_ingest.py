@@ -5,6 +5,7 @@ python -m benchmarks.bench_ingest [--quick] [--json PATH]
 Stamps a second of the whole ingest: read, noise measured, checked, checksummed, written and flushed to the
 disk, without the interpreter's start. `arrays`: a foreign HDF5 of big-endian 64x64x5, contiguous, by a map,
 with four times the stamps of the others, for shards of 84 MB (by default they have 671);
+also as the command comes, a process a core whose start counts, without MPI;
 `h5py copy`: the same bytes read and written by h5py alone, and flushed. `pasquet`: an npz of 64x64x5 float32;
 `hayat`: HDF5 of 107x107x5 in gzip chunks, cropped to 64; `frames`: stamps cut out of the fpC frames that
 HPCPHOTOZ_DATA (or ../shared/data) holds. With the peak memory of one rank, of its interpreter alone, and the
@@ -65,6 +66,7 @@ def main() -> None:
             for ranks in (RANKS[:2] if options.quick else RANKS)
         }
         if "arrays" in kinds:
+            rivals["arrays_processes"] = _measure(None, "arrays", 0, folder, counts, memory)
             rivals["h5py_copy"] = lambda: h5py_copy(folder / "arrays.h5", folder / "copy.h5")
         times = rounds(rivals, repeat, benchmark)
         counts["h5py"] = ARRAYS_ROWS * rows
@@ -76,16 +78,19 @@ def main() -> None:
         faster = rate["median"] / alone["median"] if alone else None
         benchmark.add(**{f"{kind}_{ranks}_ranks": {"stamps_per_s": rate, "over_one_rank": faster}})
         print(f"{kind:10s} {ranks:5d} {rate['median']:9.0f} {'' if faster is None else f'{faster:13.2f}'}")
+    if "arrays_processes" in rates:
+        benchmark.add(arrays_processes={"stamps_per_s": rates["arrays_processes"]})
+        print(f"arrays, a process a core {rates['arrays_processes']['median']:.0f}")
     benchmark.add(memory_of_one_rank_mib=memory)
     for kind, found in memory.items():
         print(f"{kind:10s} MiB: {', '.join(f'{name} {value:.0f}' for name, value in found.items())}")
     if "h5py_copy" in rates:
         benchmark.add(h5py_copy={"stamps_per_s": rates["h5py_copy"]})
         print(f"h5py copy        {rates['h5py_copy']['median']:9.0f}")
-    for ranks in RANKS:  # round by round, since the load of the machine may change
-        if share := ratio(times, "h5py_copy", f"arrays_{ranks}"):
-            benchmark.add(**{f"arrays_{ranks}_over_h5py_copy": share})
-            print(f"arrays {ranks} over h5py copy: {share['median']:.2f}")
+    for rival in (*map(str, RANKS), "processes"):  # round by round, since the load of the machine may change
+        if share := ratio(times, "h5py_copy", f"arrays_{rival}"):
+            benchmark.add(**{f"arrays_{rival}_over_h5py_copy": share})
+            print(f"arrays {rival} over h5py copy: {share['median']:.2f}")
     benchmark.end()
 
 
@@ -180,7 +185,7 @@ def _peak_mib() -> float:
 
 
 def _measure(
-    mpiexec: str,
+    mpiexec: str | None,
     kind: str,
     ranks: int,
     folder: Path,
@@ -194,7 +199,7 @@ def _measure(
             f"from benchmarks.bench_ingest import on_rank; on_rank({kind!r}, {str(folder)!r}, {str(out)!r})"
         )
         done = subprocess.run(
-            [mpiexec, "-n", str(ranks), sys.executable, "-c", code],
+            [*([mpiexec, "-n", str(ranks)] if mpiexec else []), sys.executable, "-c", code],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,

@@ -39,3 +39,11 @@ def test_an_ingest_that_fails_leaves_the_others_their_figures(
     assert record["figures"]["pasquet_2_ranks"]["over_one_rank"] == pytest.approx(2)
     assert record["figures"]["memory_of_one_rank_mib"]["pasquet"]["peak"] == 150
     assert "hayat_1_ranks" not in record["figures"] and "out of space" in capsys.readouterr().out
+
+
+def test_the_ingest_of_arrays_is_measured_as_the_command_comes_too(tmp_path: Path) -> None:
+    assert "arrays" in bench_ingest.write_sources(tmp_path, 64)
+    counts: dict[str, int] = {}
+    memory: dict[str, dict[str, float]] = {}
+    seconds = bench_ingest._measure(None, "arrays", 0, tmp_path, counts, memory)()
+    assert seconds > 0 and counts == {"arrays": 256} and not memory
