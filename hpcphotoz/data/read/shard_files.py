@@ -150,6 +150,15 @@ class ShardFiles:
                 self._log_method(opened.result().images.method)
         return opened.result()
 
+    def find_lost(self) -> tuple[int, ...]:
+        """Numbers of the shards that are missing or of another size; warns of each."""
+        found = []
+        for number, shard in enumerate(self._manifest.shards):
+            if problem := shard_file_problem(self._folder, shard):
+                self.warn(f"{problem}; its {shard.rows} objects are left out")
+                found.append(number)
+        return tuple(found)
+
     def verify_labels(self, number: int, ids_only: bool = False) -> None:
         """Call `ShardFile.verify_labels`, once a shard.
 

@@ -74,6 +74,40 @@ class SelectedObjects:
         return cls(census, Selection.read(folder / file, rows, xxh3) if file else None, file, xxh3)
 
 
+def find_objects(
+    manifest: Manifest,
+    files: ShardFiles,
+    subsets: Sequence[Subset],
+    folder: Path | None,
+    *,
+    verify: bool,
+    skip: bool,
+) -> list[SelectedObjects]:
+    """Find the objects of several subsets as `count_objects` does, or load those that are known in a folder.
+
+    Args:
+        manifest, files, subsets, verify: as of `count_objects`.
+        folder: where found objects are kept, for other ranks and a resumed run; None: in memory.
+        skip: leave out shards that are missing, of another size or with damaged labels, with a warning.
+
+    Raises:
+        BadInput: as `count_objects`.
+    """
+    lost = files.find_lost() if skip else ()
+    known = [
+        load_objects(folder, manifest, subset, lost) if folder and subset.columns else None
+        for subset in subsets
+    ]
+    unknown = [subset for subset, found in zip(subsets, known, strict=True) if found is None]
+    counted = iter(count_objects(manifest, files, unknown, lost, verify, skip))
+
+    def count(subset: Subset) -> SelectedObjects:
+        found = next(counted)
+        return found if folder is None else save_objects(folder, manifest, subset, found)
+
+    return [found or count(subset) for subset, found in zip(subsets, known, strict=True)]
+
+
 def load_objects(
     folder: Path, manifest: Manifest, subset: Subset, lost: tuple[int, ...]
 ) -> SelectedObjects | None:

@@ -3,22 +3,22 @@
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from hpcphotoz.config import Data
-from hpcphotoz.data.datasets import Datasets, check_columns
+from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.format.encoding import decode
-from hpcphotoz.data.format.manifest import Manifest, columns
+from hpcphotoz.data.format.manifest import columns
 from hpcphotoz.data.order import derive_key, keyed_hash, rank_slice
 from hpcphotoz.data.select.census import Census
-from hpcphotoz.data.select.subset import SplitPart
 from hpcphotoz.data.stream.batch import Batch
+from hpcphotoz.data.stream.chained import ChainedStream, common_manifest, open_dataset
+from hpcphotoz.data.stream.resumable import ResumableStream
 from hpcphotoz.data.stream.shares import Passes, PassSlots, dataset_of_positions
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.data.stream.window import BufferPool
@@ -38,13 +38,14 @@ class _Piece:
     number: int  # of the pass
 
 
-class MixedStream:
+class MixedStream(ResumableStream):
     """Batches of the training parts of several datasets, with the interface of `Stream`.
 
     Every global batch holds `shares[i]` objects of dataset i, at random positions. Each dataset has its own
     order and its own passes: a pass visits each of its objects once, over all ranks, and the next one begins
     in the same batch in which it ends. An epoch ends when every dataset has been seen at least once: after
-    max_i ceil(N_i / shares[i]) global batches. All of it depends on (seed, step) alone.
+    max_i ceil(N_i / shares[i]) global batches. All of it depends on (seed, step) alone. Iteration,
+    `state_dict` and `load_state_dict` are as of `Stream`.
 
     Memory is that of a `Stream` for each dataset, and two batches.
 
@@ -72,7 +73,7 @@ class MixedStream:
         self._own = rank_slice(global_batch, world.rank, world.size)
         most = -(-global_batch // world.size)
         self.parts = tuple(
-            _open(
+            open_dataset(
                 folder,
                 options,
                 "train",
@@ -83,7 +84,9 @@ class MixedStream:
             )
             for number, (folder, share) in enumerate(zip(datasets.folders, self.shares, strict=True))
         )
-        self.manifest = _common_manifest(datasets, self.parts, global_batch)
+        self.manifest = common_manifest(datasets, self.parts, global_batch)
+        facts = {"dataset": self.manifest.sha256, "seed": seed, "global_batch": global_batch}
+        super().__init__(options, **facts, part="train", shuffle=True)
         self._shape, self._dtype = columns(self.manifest.header)["images"]
         size = most * int(np.prod(self._shape)) * self._dtype.itemsize
         self._buffers = BufferPool(size, pinned)
@@ -222,46 +225,6 @@ class MixedStream:
         return decode(images, None if batch.image_unit is None else batch.image_unit.numpy())
 
 
-class ChainedStream:
-    """Batches of one part of the split of several datasets, one dataset after the other, in stored order.
-
-    Args:
-        datasets, part: which objects.
-        options, global_batch, seed, world, pinned: as of `Stream`.
-
-    Raises:
-        BadInput: as `Stream`.
-    """
-
-    def __init__(
-        self, datasets: Datasets, options: Data, part: SplitPart, *, global_batch: int, **how: Any
-    ) -> None:
-        self.parts = tuple(
-            _open(folder, options, part, global_batch=global_batch, shuffle=False, **how)
-            for folder in datasets.folders
-        )
-        self.manifest = _common_manifest(datasets, self.parts, global_batch)
-
-    @property
-    def rows(self) -> int:
-        """Number of objects of all datasets, over all ranks."""
-        return sum(part.rows for part in self.parts)
-
-    @property
-    def batches(self) -> int:
-        """Global batches of all datasets."""
-        return sum(part.batches for part in self.parts)
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This rank's batches; raises BadInput as `Stream.epoch`."""
-        first = 0
-        for part in self.parts:
-            for batch in part.epoch(epoch):
-                yield replace(batch, index=first + batch.index)
-                del batch
-            first += part.batches
-
-
 def open_training_stream(datasets: Datasets, options: Data, **how: Any) -> Stream | MixedStream:
     """The shuffled training objects of one dataset or of several.
 
@@ -282,19 +245,3 @@ def open_validation_stream(datasets: Datasets, options: Data, **how: Any) -> Str
     if datasets.several:
         return ChainedStream(datasets, options, "validation", **how)
     return Stream(datasets.folders[0], options, part="validation", shuffle=False, **how)
-
-
-def _open(folder: Path, options: Data, part: SplitPart, **how: Any) -> Stream:
-    try:
-        return Stream(folder, options, part=part, **how)
-    except BadInput as error:
-        if str(folder) in str(error):
-            raise
-        raise BadInput(f"{folder}: {error}") from None  # of the predicate, which its columns do not allow
-
-
-def _common_manifest(datasets: Datasets, parts: tuple[Stream, ...], global_batch: int) -> Manifest:
-    manifest = datasets.mixed_manifest([part.manifest for part in parts], global_batch)
-    names = set().union(*(part.labels for part in parts))
-    check_columns(datasets.folders, [part.manifest.header for part in parts], names)
-    return manifest

@@ -4,32 +4,23 @@ Each block is read by one `os.preadv`, which scatters its rows to their places i
 only copy is the kernel's.
 """
 
-import logging
 import math
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hpcphotoz.config import Data
 from hpcphotoz.data import order
-from hpcphotoz.data.format.manifest import columns, read_manifest, shard_file_problem
+from hpcphotoz.data.format.manifest import columns, read_manifest
 from hpcphotoz.data.read.shard_files import ShardFiles
-from hpcphotoz.data.select.census import (
-    Census,
-    SelectedObjects,
-    condition_ranges,
-    count_objects,
-    load_objects,
-    save_objects,
-)
+from hpcphotoz.data.select.census import Census, SelectedObjects, condition_ranges, find_objects
 from hpcphotoz.data.select.subset import SplitPart, Subset
 from hpcphotoz.data.stream.batch import Batch
-from hpcphotoz.data.stream.position import StreamPosition
+from hpcphotoz.data.stream.resumable import ResumableStream
 from hpcphotoz.data.stream.shares import PassSlots
 from hpcphotoz.data.stream.window import BufferPool, Window
 from hpcphotoz.errors import BadInput
@@ -37,10 +28,9 @@ from hpcphotoz.world import World
 
 _MIN_BATCHES_A_WINDOW = 4  # with fewer, a batch would be one stretch of the disk
 _MAX_WINDOW_GROWTH = 32  # in blocks, of windows in which few objects are selected
-_log = logging.getLogger(__name__)
 
 
-class Stream:
+class Stream(ResumableStream):
     """Batches of a dataset, shuffled over blocks and then within windows of blocks.
 
     Every object of the part is seen exactly once an epoch over all ranks, at any world size; the global
@@ -98,7 +88,7 @@ class Stream:
         self._buffers = BufferPool(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
         self._verified = False
         facts = {"dataset": self.manifest.sha256, "seed": seed, "global_batch": global_batch}
-        self._position = StreamPosition(options, **facts, part=part, shuffle=shuffle)
+        super().__init__(options, **facts, part=part, shuffle=shuffle)
         self.threads = options.read_threads
         self.busy_s = 0.0  # seconds that reading threads have worked, added up
 
@@ -135,27 +125,11 @@ class Stream:
 
         Selections are kept in memory, or in `folder`, where other ranks and a resumed run read them.
         """
-        first = streams[0]
-        manifest, options = first.manifest, first._options
-        skip, verify = options.damaged == "skip", options.verify != "never"
-        lost = first._find_lost() if skip else ()
-        unknown = []
-        for stream in streams:
-            known = (
-                load_objects(folder, manifest, stream._subset, lost)
-                if folder and stream._subset.columns
-                else None
-            )
-            if known is None:
-                unknown.append(stream)
-            else:
-                stream.objects = known
-        subsets = [stream._subset for stream in unknown]
-        counted = count_objects(manifest, first.files, subsets, lost, verify, skip)
-        for stream, found in zip(unknown, counted, strict=True):
-            stream.objects = (
-                found if folder is None else save_objects(folder, manifest, stream._subset, found)
-            )
+        first, subsets = streams[0], [stream._subset for stream in streams]
+        verify, skip = first._options.verify != "never", first._options.damaged == "skip"
+        found = find_objects(first.manifest, first.files, subsets, folder, verify=verify, skip=skip)
+        for stream, objects in zip(streams, found, strict=True):
+            stream.objects = objects
 
     @property
     def rows(self) -> int:
@@ -166,34 +140,6 @@ class Stream:
     def batches(self) -> int:
         """Global batches an epoch, the last partial one included."""
         return -(-self.rows // self._global_batch)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """This rank's batches that are left of the current epoch; the next iteration yields the next epoch.
-
-        Raises:
-            BadInput: as `epoch`.
-        """
-        position = self._position
-        epoch, start = position.epoch, position.batch
-        for batch in self.epoch(epoch, start):
-            last = batch.index + 1 == self.batches
-            position.epoch, position.batch = (epoch + 1, 0) if last else (epoch, batch.index + 1)
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where iteration continues, for a checkpoint; the batch that was yielded last counts as done.
-
-        `epoch` and `batch` are the next ones. The state holds for any world size and fits into `torch.save`.
-        """
-        return self._position.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the stream stood whose `state_dict` is given.
-
-        Raises:
-            BadInput: the other stream had another dataset, seed, batch size, part or order.
-        """
-        self._position.load_state_dict(state)
 
     @property
     def parts(self) -> "tuple[Stream, ...]":
@@ -301,11 +247,3 @@ class Stream:
             verify=verify,
             skip=self._options.damaged == "skip",
         )
-
-    def _find_lost(self) -> tuple[int, ...]:
-        found = []
-        for number, shard in enumerate(self.manifest.shards):
-            if problem := shard_file_problem(self.folder, shard):
-                _log.warning("%s; its %d objects are left out", problem, shard.rows)
-                found.append(number)
-        return tuple(found)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from hpcphotoz.data.stream.chained import ChainedStream
 from hpcphotoz.data.stream.device import prefetch_to_device
-from hpcphotoz.data.stream.mixture import ChainedStream
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
