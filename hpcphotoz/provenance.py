@@ -15,6 +15,7 @@ import hpcphotoz
 from hpcphotoz.atomic import write_text
 from hpcphotoz.world import World
 
+_FILE = "provenance.json"  # of a run folder
 RECORD = "COMMIT"  # file beside a snapshot of the package, which is not a repository
 _PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
 
@@ -35,11 +36,7 @@ def commit() -> str | None:
 
 def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
     """Add a start of a run to its provenance.json: versions, commit, host, command, ranks, and `facts`."""
-    path = run / "provenance.json"
-    try:
-        starts = list(json.loads(path.read_text())["starts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        starts = []
+    starts = _starts(run)
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -55,7 +52,22 @@ def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
             **facts,
         }
     )
-    write_text(path, json.dumps({"starts": starts}, indent=1) + "\n")
+    write_text(run / _FILE, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def datasets_of(run: Path) -> list[str]:
+    """Folders of the datasets on which a run was last started; empty where its provenance.json is lost."""
+    start = (_starts(run) or [{}])[-1]
+    if "datasets" in start:
+        return [entry["folder"] for entry in start["datasets"]]
+    return [start["data"]] if "data" in start else []
+
+
+def _starts(run: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads((run / _FILE).read_text())["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def version_of(package: str) -> str | None:

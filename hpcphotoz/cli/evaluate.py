@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
+    add_data,
     add_loss,
     add_number,
     add_precision,
-    add_subset,
     add_trust_code,
     batch_size,
     choose_device,
     choose_precision,
     chosen_subset,
+    require_data,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
 from hpcphotoz.errors import BadInput
@@ -34,6 +35,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.run.network import load_network
 
+    require_data(options, options.runs)
     # A check of the options before the trial of precisions.
     headline_eps = options.headline_eps or headline_radius(options.eps)
     build_attack_grid(
@@ -98,9 +100,8 @@ def add(commands: Commands) -> None:
     names = "run folders; names are the folders' names"
     p.add_argument("runs", type=path, nargs="+", metavar="run", help=names)
     which = f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
-    p.add_argument("--data", type=path, required=True, help=which)
+    add_data(p, which)
     add_trust_code(p)
-    add_subset(p)
     p.add_argument("--out", type=path, required=True, help="folder for report.html and summary.json")
     p.add_argument(
         "--attacks",

@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from hpcphotoz.cli.parser import Parser, condition, option
+from hpcphotoz.cli.parser import Parser, condition, option, path
 from hpcphotoz.config import Attack, Data
 from hpcphotoz.data.select.subset import SPLIT_PARTS
 from hpcphotoz.errors import BadInput
@@ -52,6 +54,18 @@ def batch_size(device: str) -> int:
     return 512 if device == "cuda" else 32
 
 
+def require_data(options: argparse.Namespace, runs: Sequence[Path]) -> None:
+    """Refuse a command line without --data, and name the datasets on which the runs were trained."""
+    from hpcphotoz.provenance import datasets_of
+
+    if options.data is not None:
+        return
+    found = {run: " and ".join(datasets_of(run)) for run in runs}
+    trained = "; ".join(f"{run} was trained on {folders}" for run, folders in found.items() if folders)
+    unseen = f" ({trained}; --part test takes what was held back)" if trained else ""
+    raise BadInput(f"--data is missing: give one dataset folder{unseen}")
+
+
 def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
     """The subset that --part and --where select; a part is that of the runs, and includes their predicate.
 
@@ -71,7 +85,8 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     if options.part != "all" and any(split != splits[0] for split in splits):
         raise BadInput(f"--part {options.part}: the runs have different splits: give one run at a time")
     for network in networks:
-        own, warning = network.manifest_sha256 == manifest.sha256, ""
+        own = manifest.sha256 in (network.manifest_sha256, *network.datasets_sha256)
+        warning = ""
         if options.part != "all" and not own:
             by = network.config.data.split_by
             whose = f"whose {by} is in that part of a split by it" if by else "whose ids are in that part"
@@ -132,8 +147,9 @@ def add_precision(parser: Parser) -> None:
     parser.add_argument("--precision", choices=choices, default="auto", help=help_text)
 
 
-def add_subset(parser: Parser) -> None:
-    """Add --where and --part."""
+def add_data(parser: Parser, text: str) -> None:
+    """Add --data, for which `require_data` asks, and --where and --part, which select of it."""
+    parser.add_argument("--data", type=path, help=f"{text} (needed)")
     help_text = "only objects for which this holds: 'z_spec < 0.3'"
     parser.add_argument("--where", type=condition, help=help_text)
     help_text = "part of the split the run was trained with (default all)"

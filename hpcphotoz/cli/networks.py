@@ -6,15 +6,16 @@ from typing import Any
 from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
     add_choice,
+    add_data,
     add_loss,
     add_number,
     add_precision,
-    add_subset,
     add_trust_code,
     batch_size,
     choose_device,
     choose_precision,
     chosen_subset,
+    require_data,
 )
 from hpcphotoz.cli.parser import Commands, Parser, add_device, command, number, path, seed
 from hpcphotoz.config import load as config
@@ -31,6 +32,7 @@ def attack(options: argparse.Namespace) -> int:
     if options.stop and options.precision in ("bf16", "tf32"):
         both = f"--stop {options.stop:g} with --precision {options.precision}"
         raise BadInput(f"{both}: the stop condition needs float32: use --precision fp32")
+    require_data(options, [options.run])
     check_dataset_folder(options.out)
     device = choose_device(options.device)
     network = load_network(options.run, device, trust_code=options.trust_code)
@@ -50,6 +52,7 @@ def predict(options: argparse.Namespace) -> int:
     from hpcphotoz.predict import predict
     from hpcphotoz.training.run.network import load_network
 
+    require_data(options, options.runs)
     resolved = [run.resolve() for run in options.runs]
     if twice := [run for run in options.runs if resolved.count(run.resolve()) > 1]:
         raise BadInput(f"{twice[0]}: given twice, and would count twice in the mean: name each run once")
@@ -103,9 +106,8 @@ def add(commands: Commands) -> None:
     p = command(commands, "predict", predict)
     p.add_argument("runs", type=path, nargs="+", metavar="run", help="run folders; several are averaged")
     add_trust_code(p)
-    add_subset(p)
     add_device(p)
-    p.add_argument("--data", type=path, required=True, help="dataset folder")
+    add_data(p, "dataset folder")
     p.add_argument(
         "--out", type=path, required=True, help="qp HDF5 file to make, *.hdf5; replaces one that exists"
     )
@@ -128,8 +130,7 @@ def add(commands: Commands) -> None:
 def _add_attack(p: Parser) -> None:
     p.add_argument("run", type=path, help="run folder, or one checkpoint file")
     add_trust_code(p)
-    add_subset(p)
-    p.add_argument("--data", type=path, required=True, help=f"dataset folder; {UNKNOWN_Z_SPEC}")
+    add_data(p, f"dataset folder; {UNKNOWN_Z_SPEC}")
     p.add_argument("--out", type=path, required=True, help="dataset folder to make, of float32 pixels")
     add_choice(p, "method", "pgd", "one step; several with projection; APGD, which chooses its step sizes")
     add_choice(

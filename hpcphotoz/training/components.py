@@ -93,6 +93,7 @@ class TrainingComponents:
             "step": step,
             "sums": sums.clone(),
             "manifest_sha256": stream.manifest.sha256,
+            "datasets_sha256": [part.manifest.sha256 for part in stream.parts],
             "lost": list(stream.census.lost),
             "order": ORDER,
             "config": self.config.model_dump(),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hpcphotoz.atomic import atomic_write
+from hpcphotoz.config.renamed import to_current
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.order import ORDER
 from hpcphotoz.errors import BadInput
@@ -149,6 +150,16 @@ def check_data(run: Path, state: State, data: Datasets, manifest_sha256: str) ->
         if data.several:
             what, on = "other datasets, or with other weights,", "the same, in the same order"
         raise BadInput(f"{run}: was trained on {what} than {data}: resume on {on}, or choose a new --out")
+
+
+def current_config(state: State, source: str) -> dict[str, Any]:
+    """The configuration in a checkpoint, with the current names of sections and keys."""
+    tree = to_current(state["config"], source)
+    # Before checkpoints had the key `order`, `seed` drew the split too, and `read_ahead` counted batches.
+    if "order" not in state:
+        tree["data"].pop("windows_ahead", None)
+        tree["data"].setdefault("split_seed", tree["run"]["seed"])
+    return tree
 
 
 def paths(run: Path) -> list[Path]:

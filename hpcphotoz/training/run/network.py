@@ -49,6 +49,7 @@ class _Facts(BaseModel):
     scale: tuple[_Positive, ...]
     step: Annotated[int, Field(ge=0)]
     manifest_sha256: str
+    datasets_sha256: tuple[str, ...] = ()
     source_sha256: str | None = None
 
 
@@ -64,8 +65,9 @@ class TrainedNetwork:
     pixel_scale: float  # of the training set, arcsec
     config: Config
     step: int  # optimiser steps taken
-    manifest_sha256: str  # of the dataset it was trained on
+    manifest_sha256: str  # of the dataset it was trained on, or of several with their shares
     scale: tuple[float, ...]  # per band, nMgy: softening of the asinh normalisation
+    datasets_sha256: tuple[str, ...] = ()  # of each dataset it was trained on; (): older than this record
     source_sha256: str | None = None  # of the source file of a user's network with which it was trained
 
     def pdf(self, images: Tensor, ebv: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ def load_network(
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
     state = checkpoint.load(path, device)
-    return _build(state, _current_config(state, str(path)), path, name, device, trust_code)
+    return _build(state, checkpoint.current_config(state, str(path)), path, name, device, trust_code)
 
 
 def save_network(network: TrainedNetwork, path: Path) -> None:
@@ -241,6 +243,7 @@ def _build(
         step=state["step"],
         manifest_sha256=state["manifest_sha256"],
         scale=scale,
+        datasets_sha256=tuple(state.get("datasets_sha256", ())),
         source_sha256=trained_with,
     )
 
@@ -251,13 +254,3 @@ def _safetensors() -> Any:
     except ImportError as error:
         raise BadInput(f"{error}: weights as safetensors need `pip install 'hpcphotoz[export]'`") from None
     return safetensors.torch
-
-
-def _current_config(state: checkpoint.State, source: str) -> dict[str, Any]:
-    """The configuration in a checkpoint, with the current names of sections and keys."""
-    tree = to_current(state["config"], source)
-    # Before checkpoints had the key `order`, `seed` drew the split too, and `read_ahead` counted batches.
-    if "order" not in state:
-        tree["data"].pop("windows_ahead", None)
-        tree["data"].setdefault("split_seed", tree["run"]["seed"])
-    return tree

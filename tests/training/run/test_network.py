@@ -47,7 +47,17 @@ def test_a_saved_network_is_the_same_again(network: TrainedNetwork, file: Path) 
     stamps = make_stamps(9)
     images, ebv = torch.from_numpy(stamps.images), torch.from_numpy(stamps.ebv)
     assert torch.equal(again.pdf(images, ebv), network.pdf(images, ebv))
-    for name in ("name", "bins", "bands", "stamp", "config", "step", "manifest_sha256", "scale"):
+    for name in (
+        "name",
+        "bins",
+        "bands",
+        "stamp",
+        "config",
+        "step",
+        "manifest_sha256",
+        "datasets_sha256",
+        "scale",
+    ):
         assert getattr(again, name) == getattr(network, name)
     assert not again.module.training
     save_network(again, file.with_name("twice.safetensors"))
