@@ -41,7 +41,7 @@ def check_folders(job: TrainJob) -> None:
     run_folder.check(run, config)
     newest = checkpoint.latest(run)
     if newest is not None:
-        checkpoint.check_data(run, checkpoint.load(newest), data, manifest.sha256)
+        checkpoint.check_data(run, checkpoint.load(newest), data, manifest)
 
 
 def with_placement(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:

@@ -71,6 +71,7 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
 
     Warnings about the runs' training set and about objects without z_spec are printed.
     """
+    from hpcphotoz.data.format.appended import versions_of
     from hpcphotoz.data.format.manifest import read_manifest
     from hpcphotoz.data.read.shard_files import ShardFiles
     from hpcphotoz.data.select.census import count_objects
@@ -85,8 +86,8 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     if options.part != "all" and any(split != splits[0] for split in splits):
         raise BadInput(f"--part {options.part}: the runs have different splits: give one run at a time")
     for network in networks:
-        own = manifest.sha256 in (network.manifest_sha256, *network.datasets_sha256)
-        warning = ""
+        trained_on, warning = {network.manifest_sha256, *network.datasets_sha256}, ""
+        own = not trained_on.isdisjoint(versions_of(manifest))
         if options.part != "all" and not own:
             by = network.config.data.split_by
             whose = f"whose {by} is in that part of a split by it" if by else "whose ids are in that part"

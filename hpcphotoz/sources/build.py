@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz.atomic import fsync_folder, write_text
+from hpcphotoz.data.format.appended import appended_provenance
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, lock_dataset_folder, shard_name
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.data.format.stamps import BandMoments, Stamps
@@ -27,7 +28,6 @@ from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
 from hpcphotoz.sources.engine.append import (
     Append,
-    appended_provenance,
     next_number,
     read_base,
     unfinished_files,
@@ -230,7 +230,9 @@ def _finish(
         moments = BandMoments(len(header.bands))
         if base is not None and append is not None:
             moments = BandMoments.from_statistics(base.statistics, base.rows, header.stamp)
-            record = appended_provenance(base, record, append, rows, [shard.file for shard in shards])
+            record = appended_provenance(
+                base, record, append.already_there, rows, [shard.file for shard in shards]
+            )
         for one in done:
             if one.moments is not None:
                 moments.merge(BandMoments.from_json(one.moments))

@@ -224,7 +224,7 @@ class _Trainer:
         with group.failing_together(self._world):
             if found:
                 saved = checkpoint.load(Path(found))
-                checkpoint.check_data(self._out, saved, self._data, manifest.sha256)
+                checkpoint.check_data(self._out, saved, self._data, manifest)
         if saved is not None:
             if changed := change_of_source(self.components.source, saved.get("source_sha256")):
                 _log.warning("model.name %s: %s", self._config.model.name, changed)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 
 from hpcphotoz.data.format.manifest import read_manifest
@@ -15,6 +16,7 @@ from hpcphotoz.data.read.rows import verify
 from tests.helpers.builds import TIMEOUT_S, content, until
 from tests.helpers.paths import ROOT
 from tests.helpers.sources.array_files import GZIP, hayat
+from tests.helpers.sources.array_files import ingest as ingest_arrays
 
 _BESIDE = Path(sys.executable).with_name("mpiexec")  # where the mpich wheel puts it
 MPIEXEC = str(_BESIDE) if _BESIDE.exists() else shutil.which("mpiexec")
@@ -90,11 +92,29 @@ def test_ranks_simulate_the_same_shards(tmp_path: Path) -> None:
     assert content(tmp_path / "ranks") == content(tmp_path / "alone")
 
 
-def test_a_command_for_one_process_is_refused_once(tmp_path: Path) -> None:
-    status, said, error = mpi(2, ["-m", "hpcphotoz", "inspect", str(tmp_path)])
-    assert status == 2 and not said
+def test_ranks_append_the_bytes_that_one_process_appends(tmp_path: Path) -> None:
+    files = [hayat(tmp_path / f"{k}.h5", n, 24, ObjID=np.arange(n) + 100 * k) for k, n in ((0, 6), (1, 11))]
+    out, alone = tmp_path / "set", tmp_path / "alone"
+    ingest_arrays(out, files[:1], "hayat", shard_rows=4, processes=1)
+    shutil.copytree(out, alone)
+    ingest_arrays(alone, files, "hayat", shard_rows=4, processes=1, append=True)
+    words = [*ingest(out, files[0]), "--append"]
+    words.insert(words.index(str(files[0])) + 1, str(files[1]))
+    for added in ("added 11 objects in 3 shards; 6 were", "added 0 objects in 0 shards; 17 were"):
+        status, said, error = mpi(2, words)
+        assert status == 0 and said == f"{out}: 17 stamps in 5 shards\n", error
+        assert error.count(f"{out}: {added} there already") == error.count("added") == 1
+        assert content(out) == content(alone)
+    verify(out, read_manifest(out))
+
+
+@pytest.mark.parametrize("name", ["inspect", "merge"])
+def test_a_command_for_one_process_is_refused_once(tmp_path: Path, name: str) -> None:
+    words = [str(tmp_path / "out"), str(tmp_path)] if name == "merge" else [str(tmp_path)]
+    status, said, error = mpi(2, ["-m", "hpcphotoz", name, *words])
+    assert status == 2 and not said and not list(tmp_path.iterdir())
     assert error == (
-        "hpcphotoz: error: inspect is for one process: start it once, without srun, mpiexec or torchrun\n"
+        f"hpcphotoz: error: {name} is for one process: start it once, without srun, mpiexec or torchrun\n"
     )
 
 

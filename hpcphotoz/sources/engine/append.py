@@ -127,12 +127,3 @@ def unfinished_files(files: Sequence[Path], first: int) -> list[Path]:
         elif number and path.name.endswith(SIDECAR_SUFFIX):
             path.unlink()
     return mine
-
-
-def appended_provenance(
-    base: Manifest, record: Mapping[str, Any], append: Append, rows: int, files: Sequence[str]
-) -> dict[str, Any]:
-    """Returns the provenance of a dataset after an append: `appended` lists what was added, and how."""
-    earlier = base.provenance.get("appended", [])
-    new = {**record, "rows_added": rows, "already_there": append.already_there, "shards": list(files)}
-    return {**base.provenance, "appended": [*(earlier if isinstance(earlier, list) else [earlier]), new]}

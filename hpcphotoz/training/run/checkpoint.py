@@ -13,6 +13,8 @@ import torch
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config.renamed import to_current
 from hpcphotoz.data.datasets import Datasets
+from hpcphotoz.data.format.appended import versions_of
+from hpcphotoz.data.format.manifest import Manifest
 from hpcphotoz.data.order import ORDER
 from hpcphotoz.errors import BadInput
 
@@ -131,21 +133,27 @@ def load(path: Path, device: torch.device | str = "cpu") -> State:
     return state
 
 
-def check_data(run: Path, state: State, data: Datasets, manifest_sha256: str) -> None:
+def check_data(run: Path, state: State, data: Datasets, manifest: Manifest) -> None:
     """Refuse to continue a run on another dataset, or with another order of the same objects.
 
     Args:
         run, data: run folder and datasets.
         state: state in the newest checkpoint.
-        manifest_sha256: checksum of `Datasets.read_manifest`.
+        manifest: of `Datasets.read_manifest`.
 
     Raises:
-        BadInput: the datasets, their shares or the order differs from that of the saved state.
+        BadInput: the datasets, their shares or the order differs from that of the saved state, or objects
+            were appended to the dataset.
     """
     if state.get("order") != ORDER:
         another = "another order of objects and another split"
         raise BadInput(f"{run}: was begun by a version with {another}: choose a new --out")
-    if state["manifest_sha256"] != manifest_sha256:
+    if state["manifest_sha256"] != manifest.sha256:
+        if state["manifest_sha256"] in versions_of(manifest):
+            raise BadInput(
+                f"{run}: was trained on {data} before objects were appended to it: choose a new --out, with "
+                "the same split: every object keeps its part"
+            )
         what, on = "another dataset", "the same dataset"
         if data.several:
             what, on = "other datasets, or with other weights,", "the same, in the same order"
