@@ -186,12 +186,12 @@ def test_train_on_a_gpu_prints_its_precision(
 ) -> None:
     """Runs up to the first object, with the network on the CPU; config.toml holds the precision."""
 
-    def stop(trainer: object) -> None:
+    def stop(trainer: object, command: object) -> None:
         raise ReachedTheData
 
     gpu = FakeGPU(monkeypatch)
     monkeypatch.setattr(group, "choose_device", lambda world, wanted: GPU)
-    monkeypatch.setattr("hpcphotoz.training.trainer._Trainer.count", stop)
+    monkeypatch.setattr("hpcphotoz.training.trainer._Trainer.resume", stop)
     monkeypatch.setattr(compute.ComputeOptions, "placed", lambda self, module, device: module)
     with pytest.raises(ReachedTheData):
         train(config(**{"precision": "auto", **how}), dataset, tmp_path / "run")
