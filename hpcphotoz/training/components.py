@@ -197,12 +197,14 @@ class TrainingComponents:
             module = through_compiler(module, self.device)
         if role.world.size == 1:
             return module
-        return DistributedDataParallel(
+        parallel = DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             process_group=role.subgroup,
             bucket_cap_mb=self.config.compute.bucket_mb,
             gradient_as_bucket_view=True,
-            # With running statistics, which `agree_on_statistics` keeps equal, nothing is left to broadcast.
-            broadcast_buffers=not self._statistics,
         )
+        # With running statistics, which `agree_on_statistics` keeps equal, nothing is left to broadcast. The
+        # argument of this name prints a warning from torch 2.13 on, and that of the new name is not in 2.11.
+        parallel.broadcast_buffers = not self._statistics
+        return parallel

@@ -53,6 +53,7 @@ def test_own_network_trains(dataset: Path, tmp_path: Path, monkeypatch: pytest.M
     assert network.pdf(torch.zeros(2, 5, 16, 16), torch.zeros(2)).shape == (2, 180)
 
 
+@pytest.mark.slow
 def test_exported_networks_are_used_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("safetensors", "onnxscript", "onnxruntime"):
         pytest.importorskip(library)
@@ -80,6 +81,7 @@ def test_exported_networks_are_used_as_printed(tmp_path: Path, monkeypatch: pyte
     torch.testing.assert_close(torch.from_numpy(logits).softmax(1), wanted)
 
 
+@pytest.mark.slow
 def test_several_datasets_train_by_the_commands_as_printed(tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/several-datasets.md").read_text()
     (commands,) = re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
@@ -145,6 +147,7 @@ def test_own_data_becomes_pdfs_by_the_commands_as_printed(tmp_path: Path) -> Non
     assert np.isfinite(ensemble.mode(np.linspace(0, 1.2, 121))).all()
 
 
+@pytest.mark.slow
 def test_splits_by_the_commands_as_printed(tmp_path: Path) -> None:
     """A field of 30 galaxies, each twice in the table, half an arcsecond apart."""
     rng = np.random.default_rng(0)

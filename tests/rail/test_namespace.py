@@ -66,6 +66,7 @@ assert "epochs" in algos.hpcphotoz.hpcphotoz_informer.__doc__
     assert run(code, tmp_path) == "['hpcphotoz_estimator', 'hpcphotoz_informer', 'hpcphotoz_labels']"
 
 
+@pytest.mark.slow
 def test_the_functions_take_paths(model: Path, dataset: Path, tmp_path: Path) -> None:
     code = f"""
 from rail.interactive.estimation import algos

@@ -24,6 +24,8 @@ from tests.helpers.datasets import load
 from tests.helpers.pages import blocks
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGE = "docs/how-to/rail.md"
 Floats = npt.NDArray[np.float64]
 

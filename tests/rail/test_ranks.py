@@ -85,6 +85,7 @@ def estimate(ranks: int, model: Path, data: Path, out: Path) -> tuple[int, str]:
     return on_ranks(ranks, "HpcPhotozEstimator", out.parent, **options)
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_any_number_of_ranks_writes_the_same_file(model: Path, dataset: Path, tmp_path: Path) -> None:
     files = [tmp_path / "alone.hdf5", tmp_path / "three.hdf5"]

@@ -124,6 +124,7 @@ def test_a_defect_of_the_program_keeps_its_traceback(tmp_path: Path) -> None:
     assert status == 1 and error.count("Traceback") == 1 and "ZeroDivisionError: a bug" in error
 
 
+@pytest.mark.slow
 def test_killed_ranks_are_started_again_in_another_number(tmp_path: Path) -> None:
     out, alone = tmp_path / "set", tmp_path / "alone"
     code = "from tests.helpers.builds import *; run(Path({!r}), processes=None)"

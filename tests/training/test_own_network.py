@@ -107,6 +107,7 @@ def test_attackers_receive_running_statistics(dataset: Path, tmp_path: Path) -> 
     assert_same_curve(tmp_path / "two", tmp_path / "one", SAME)
 
 
+@pytest.mark.slow
 def test_a_trial_of_costs_leaves_the_statistics_as_they_were(dataset: Path, tmp_path: Path) -> None:
     """`overlap.attackers = auto` times passes before the first step, on random shares of ranks."""
     options = {"name": RESNET, "mode": "ranks", "timeout_s": 60.0, "max_steps": 3}

@@ -48,6 +48,7 @@ def measure(folder: Path, part: str, start: int) -> dict[str, int]:
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["all", "train"])
 def test_a_hundred_million_objects_cost_what_ten_thousand_do(tmp_path: Path, part: str) -> None:
     one = make_dataset(tmp_path / "one", n=ROWS, shard_rows=ROWS, size=8)

@@ -65,6 +65,7 @@ def test_stopped_and_resumed_gives_the_same_bits(
     assert_same_curve(out, mixed, 0.0)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_on_another_number_of_ranks(two: Datasets, mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     running = ranks.start(2, words(two, out, tmp_path))
