@@ -17,6 +17,8 @@ synthetic files only.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ EXPOSURE = 53.907456  # s, of every frame
 # mag; an error of a zero point that is worth a line. Run 6377 of Stripe 82 has 0.036 in u.
 _LARGE_ERROR = 0.02
 _TSFIELD, _PHOTOFIELD = "tsField", "photoField"
+_COLUMNS = ("field", "aa", "kk", "airmass", "aaerr", "psfwidth", "nmgypercount")  # by plain name
 _PSF_SUMMARY = 6  # HDU of psField
 
 
@@ -138,20 +141,34 @@ def _field_row(files: BandFiles, names: tuple[str, ...]) -> list[npt.NDArray[np.
     """
     path = files.calibration
     assert path is not None
-    with open_fits(path) as hdus:
-        table = hdus[1].data
-        columns = {_plain(name): name for name in table.dtype.names}
-        lacking = [name for name in (*names, "field") if _plain(name) not in columns]
-        if lacking:
-            raise BadInput(f"{path}: its table lacks {', '.join(lacking)}: expected an SDSS field table")
-        field = int(files.image.name.partition(".")[0][-4:])
-        rows = np.flatnonzero(np.asarray(table[columns["field"]]) == field)
-        if not len(rows):
-            raise BadInput(f"{path}: has no row of field {field}: is it the file of {files.image.name}?")
-        values = [np.array(table[rows[0]][columns[_plain(name)]], np.float64) for name in names]
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    columns = _columns(path, stat.st_mtime_ns, stat.st_size)
+    lacking = [name for name in (*names, "field") if _plain(name) not in columns]
+    if lacking:
+        raise BadInput(f"{path}: its table lacks {', '.join(lacking)}: expected an SDSS field table")
+    field = int(files.image.name.partition(".")[0][-4:])
+    rows = np.flatnonzero(columns["field"] == field)
+    if not len(rows):
+        raise BadInput(f"{path}: has no row of field {field}: is it the file of {files.image.name}?")
+    values = [np.array(columns[_plain(name)][rows[0]], np.float64) for name in names]
     if any(one.shape != (len(BANDS),) for one in values):
         raise BadInput(f"{path}: {', '.join(names)}: five values a field expected")
     return values
+
+
+@lru_cache(maxsize=16)
+def _columns(path: Path, modified_ns: int, size: int) -> dict[str, npt.NDArray[Any]]:
+    """Returns the columns of a calibration file that are used here, by plain name: five frames share a file.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    with open_fits(path) as hdus:
+        table = hdus[1].data
+        return {_plain(name): np.array(table[name]) for name in table.dtype.names if _plain(name) in _COLUMNS}
 
 
 def _plain(name: str) -> str:
