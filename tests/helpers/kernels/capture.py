@@ -76,7 +76,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def fake_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Makes tensors on "cuda" fake: operators check shapes and devices and compute nothing.
+    """Makes tensors on "cuda" fake, as while a CUDA graph is captured: operators check and compute nothing.
 
     Backward passes are left out: torch runs those of CUDA tensors on a thread of the device.
     """
@@ -84,6 +84,7 @@ def fake_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
 
     with patch.context() as local, FakeTensorMode(allow_non_fake_inputs=True):
         local.setattr(checks, "on_device", lambda tensor: nullcontext())
+        local.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         local.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
         local.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         local.setattr(torch.autograd, "grad", _zeros)
