@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,9 @@ OPTIONS: dict[str, object] = {
     **{"warmup_steps": 2, "learning_rate": 3e-3, "precision": "fp32"},
     **{"fraction": 0.5, "eps": 0.3, "steps": 2},
 }
+
+# A run of the Python functions, of which the network matters and not the loss curve.
+SMALL: dict[str, Any] = {"bins": 20, "width": 8, "global_batch": 16, "max_steps": 6, "precision": "fp32"}
 
 
 # Sums over 16 objects in another order and in several parts: a few float32 roundings (6e-8) a step in the

@@ -1,4 +1,4 @@
-"""Files of any kind are read by a map: axes, types, units, noise, masks; what does not fit is refused."""
+"""Files of any kind are read by a map: axes, types, units, noise, masks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,112 +7,28 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from astropy.table import Table
 
 from hpcphotoz.data.format.manifest import read_manifest
-from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
-from hpcphotoz.sources.arrays.array_map import ArrayMap, parse_map
-from hpcphotoz.sources.arrays.files.array_file import open_array_file, parts_of
-from hpcphotoz.sources.arrays.ingest_arrays import ingest_arrays
-from tests.helpers.datasets import load
-from tests.helpers.sources.array_files import GZIP, ingest_and_load, pixels, write
-
-N, BANDS, SIZE = 9, 3, 16
-PLANES = {"bands": "g", "size": 16, "pixel_scale": 0.262}
-PLAIN = {"images": "cutout", "bands": ["g", "r", "z"], "pixel_scale": 0.262}
-
-
-def map_of(**other: Any) -> ArrayMap:
-    return parse_map(PLAIN | other, "map.toml")
-
-
-def ingest(out: Path, source: Path, array_map: ArrayMap, **options: Any) -> tuple[Stamps, list[Any]]:
-    if not array_map.z_spec:
-        options["keep_unlabelled"] = True
-    manifest, skipped = ingest_arrays(out, [source], array_map, "map.toml", processes=1, **options)
-    return load(out, manifest), skipped
-
-
-def columns() -> dict[str, Any]:
-    return {
-        "cutout": pixels(N, BANDS, SIZE),
-        "specz": np.linspace(0.1, 0.3, N),
-        "name": np.arange(N) + 7,
-        "sfd": np.full(N, 0.02),
-    }
-
-
-LABELS = {"z_spec": "specz", "object_id": "name", "ebv": "sfd"}
-
-
-def write_hdf5(folder: Path, values: dict[str, Any]) -> Path:
-    return write(folder / "a.hdf5", GZIP, **values)
-
-
-def write_npz(folder: Path, values: dict[str, Any]) -> Path:
-    np.savez(folder / "a.npz", **values)
-    return folder / "a.npz"
-
-
-def write_npy(folder: Path, values: dict[str, Any]) -> Path:
-    (folder / "a").mkdir()
-    for name, value in values.items():
-        np.save(folder / "a" / f"{name}.npy", value)
-    return folder / "a"
-
-
-def write_record_npy(folder: Path, values: dict[str, Any]) -> Path:
-    fields = [(name, np.asarray(v).dtype, np.shape(v)[1:]) for name, v in values.items()]
-    rows = np.zeros(N, fields)
-    for name, value in values.items():
-        rows[name] = value
-    np.save(folder / "rows.npy", rows)
-    return folder / "rows.npy"
-
-
-def write_fits(folder: Path, values: dict[str, Any]) -> Path:
-    Table(values).write(folder / "a.fits")
-    return folder / "a.fits"
-
-
-def write_zarr(folder: Path, values: dict[str, Any]) -> Path:
-    zarr = pytest.importorskip("zarr")
-    group = zarr.open_group(str(folder / "a.zarr"), mode="w")
-    for name, value in values.items():
-        group.create_array(name, data=np.asarray(value), chunks=(4, *np.shape(value)[1:]))
-    return folder / "a.zarr"
-
-
-def arrow_table(values: dict[str, Any]) -> Any:
-    pyarrow = pytest.importorskip("pyarrow")
-    return pyarrow.table({name: pyarrow.array(np.asarray(v).tolist()) for name, v in values.items()})
-
-
-def write_parquet(folder: Path, values: dict[str, Any]) -> Path:
-    table = arrow_table(values)
-    from pyarrow import parquet
-
-    parquet.write_table(table, folder / "a.parquet", row_group_size=4)
-    return folder / "a.parquet"
-
-
-def write_arrow(folder: Path, values: dict[str, Any]) -> Path:
-    table = arrow_table(values)
-    from pyarrow import feather
-
-    feather.write_feather(table, folder / "a.arrow", chunksize=4)
-    return folder / "a.arrow"
-
-
-def write_stream(folder: Path, values: dict[str, Any]) -> Path:
-    table = arrow_table(values)
-    from pyarrow import ipc
-
-    with ipc.new_stream(str(folder / "a.arrow"), table.schema) as stream:
-        stream.write_table(table, max_chunksize=4)
-    return folder / "a.arrow"
-
+from hpcphotoz.sources.arrays.array_map import parse_map
+from tests.helpers.sources.array_files import ingest_and_load, pixels, write
+from tests.helpers.sources.file_kinds import (
+    LABELS,
+    SIZE,
+    N,
+    columns,
+    ingest,
+    map_of,
+    write_arrow,
+    write_fits,
+    write_hdf5,
+    write_npy,
+    write_npz,
+    write_parquet,
+    write_record_npy,
+    write_stream,
+    write_zarr,
+)
 
 WRITERS: list[Callable[[Path, dict[str, Any]], Path]] = [write_hdf5, write_npz, write_npy, write_record_npy]
 WRITERS += [write_fits, write_zarr, write_parquet, write_arrow, write_stream]
@@ -320,171 +236,3 @@ def test_arrays_in_groups_are_named_by_their_path(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stamps.images, values["cutout"])
     with pytest.raises(BadInput, match="'alias' is a link to a group"):
         ingest(tmp_path / "alias", tmp_path / "a.hdf5", map_of(images="alias/cutout", **LABELS))
-
-
-@pytest.mark.parametrize("save", [write_hdf5, write_npz, write_npy, write_zarr, write_parquet])
-@pytest.mark.parametrize("axes", ["band y x", "band x y"])
-def test_bands_in_columns_of_their_own_are_those_of_one_column(
-    tmp_path: Path, save: Callable[[Path, dict[str, Any]], Path], axes: str
-) -> None:
-    values = columns()
-    images, ivar = values.pop("cutout"), np.ones((N, BANDS, SIZE, SIZE), np.float32)
-    ivar[3, 1] = 0
-    turned = (0, 2, 1) if axes == "band x y" else (0, 1, 2)
-    for k, band in enumerate("grz"):
-        values[f"cutout_{band}"] = images[:, k].transpose(turned)
-        values[f"weight_{band}"] = ivar[:, k].transpose(turned)
-        values[f"rms_{band}"] = np.arange(N) + 10.0 * k + 1
-    one = map_of(
-        **LABELS,
-        images="cutout_{band}",
-        axes=axes,
-        bands=["z", "g", "r"],  # the names decide which is which
-        inverse_variance="weight_{band}",
-        sky_sigma_from="column",
-        sky_sigma="rms_{band}",
-        keep={"depth": "rms_{band}"},
-    )
-    stamps, skipped = ingest(tmp_path / "out", save(tmp_path, values), one)
-    used = np.arange(N) != 3
-    assert [(entry["object_id"], "the r band" in entry["reason"]) for entry in skipped] == [(10, True)]
-    np.testing.assert_array_equal(stamps.images, images[used][:, [2, 0, 1]])
-    np.testing.assert_array_equal(stamps.sky_sigma, np.arange(N)[used, None] + [21.0, 1.0, 11.0])
-    np.testing.assert_array_equal(stamps.extra["depth"], stamps.sky_sigma)
-
-
-def test_a_file_that_lacks_a_band_or_holds_another_shape_is_named(tmp_path: Path) -> None:
-    plane = np.zeros((4, 12, 12), np.float32)
-    one = map_of(images="image_{band}", mask="mask_{band}", optional=["mask"])
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({}, "no field 'image_g'"),
-        ({"image_g": plane, "image_z": plane}, "no field 'image_r': it has image_g, image_z"),
-        ({"image_g": plane, "image_r": plane, "image_z": plane[:3]}, "'image_z' is float32(3, 12, 12), but"),
-        (
-            {"image_g": plane, "image_r": plane, "image_z": plane, "mask_r": plane > 0},  # not just without
-            "no field 'mask_g'",
-        ),
-    ]
-    for k, (fields, says) in enumerate(cases):
-        with pytest.raises(BadInput) as error:
-            ingest(tmp_path / str(k), write(tmp_path / f"{k}.hdf5", **fields), one)
-        assert f"{k}.hdf5: {says}" in str(error.value)
-
-
-def test_a_changed_band_of_a_folder_makes_its_shard_again(tmp_path: Path) -> None:
-    values = {f"image_{band}": pixels(N, 1, SIZE, seed)[:, 0] for seed, band in enumerate("grz")}
-    write_npy(tmp_path, values)
-    one = map_of(images="image_{band}")
-    with open_array_file(tmp_path / "a", one.bands) as opened:
-        found = opened.rows("image_{band}", 2, 5)
-    np.testing.assert_array_equal(found, np.stack([values[f"image_{b}"][2:5] for b in "grz"], axis=1))
-    files, _ = parts_of(tmp_path / "a", one.columns, one.bands)
-    assert [file.name for file in files] == ["image_g.npy", "image_r.npy", "image_z.npy"]
-
-
-@pytest.mark.parametrize(
-    ("keys", "says"),
-    [
-        ({"images": "image_{band}", "bands": [], "band_column": "b"}, "name the bands in bands"),
-        ({"images": "image_{band}", "axes": "y x band"}, '{band} in images: want axes = "band y x"'),
-        ({"pixelscale": 1.0}, "unknown key 'pixelscale' (did you mean pixel_scale?); valid: images,"),
-        ({"bands": []}, "bands: name them"),
-        ({"bands": ["g", "g", "r"]}, "bands: one is there twice"),
-        ({"pixel_scale": "0.2"}, "pixel_scale = '0.2': must be a valid number"),
-        ({"axes": "y x c"}, 'axes = "y x c": want band, y and x'),
-        ({"unit": "ADU"}, 'unit = "ADU": give zero_point'),
-        ({"unit": "nJy", "zero_point": 25.0}, 'unit = "nJy" is calibrated'),
-        ({"unit": "ADU", "zero_point": [1.0, 2.0]}, "zero_point: 2 for 3 bands"),
-        ({"unit": "ADU", "zero_point": 270.0}, "zero_point = 270: must be an AB magnitude from 0 to 40"),
-        ({"unit": "ADU", "zero_point": [27.0, 27.0, -1.0]}, "zero_point = -1: must be"),
-        ({"unit": "ADU", "zero_points": {"hsc": 270.0}}, "zero_point = 270: must be"),
-        ({"pixel_scale": 262.0}, "pixel_scale = 262: must be from 0.001 to 100 arcsec"),
-        ({"pixel_scale": 7.3e-5}, "pixel_scale = 7.3e-05: must be from 0.001"),
-        ({"unit": "Jy"}, "unit = 'Jy': must be 'nMgy', 'nJy'"),
-        ({"sky_sigma": "sky"}, "sky_sigma: set sky_sigma_from to 'column'"),
-        ({"sky_sigma_from": "inverse variance"}, "name it in inverse_variance"),
-        ({"axes": "flat"}, "planes belong together"),
-        (
-            {"unit": "ADU", "axes": "flat", "bands": [], "pixel_scale": 0.0, "planes": [PLANES]},
-            "give zero_point",
-        ),
-        ({"optional": "z_spec"}, "optional: want some of ebv, ra, dec"),
-    ],
-)
-def test_a_map_that_cannot_be_right_is_one_line(keys: dict[str, Any], says: str) -> None:
-    with pytest.raises(BadInput) as error:
-        map_of(**keys)
-    assert str(error.value).startswith("map.toml: ") and says in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_files_that_do_not_fit_the_map_are_one_line(tmp_path: Path) -> None:
-    values = columns()
-    source = write_hdf5(tmp_path, values)
-    cases = [
-        (map_of(images="stamps"), "a.hdf5: no field 'stamps': it has cutout, name, sfd, specz"),
-        (map_of(bands=["g", "r"]), "3 bands, not 2 (g, r)"),
-        (map_of(axes="y x band", bands=["g"]), "holds images of 3 x 16 pixels"),
-        (map_of(sky_sigma_from="column", sky_sigma="cutout"), "'cutout' has shape (9, 3, 16, 16)"),
-        (map_of(ra="name2"), "no field 'name2'"),
-    ]
-    for k, (one, says) in enumerate(cases):
-        with pytest.raises(BadInput) as error:
-            ingest(tmp_path / str(k), source, one)
-        assert says in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("scale", "says"),
-    [
-        (None, "no field 'scale': it has cutout, name, sfd, specz; is the map right?"),
-        (np.full(N, b"0.262"), "'scale' is |S5, not numbers"),
-        (np.full((N, 2), 0.262), "'scale' has shape (9, 2), but 9 images in 'cutout' need (9, 3) or (9,)"),
-        (np.full(N, np.inf), "'scale' is inf in its first row: must be from 0.001 to 100 arcsec"),
-        (np.full(N, np.nan), "'scale' is nan in its first row"),
-        (np.full(N, 7.3e-5), "'scale' is 7.3e-05 in its first row"),  # in degrees
-        (np.full((N, BANDS), 262.0), "'scale' is 262 in its first row"),  # in milliarcsec
-    ],
-)
-def test_a_column_of_pixel_scales_is_checked_before_anything_is_written(
-    tmp_path: Path, scale: Any, says: str
-) -> None:
-    values = columns() | ({} if scale is None else {"scale": scale})
-    one = map_of(pixel_scale=0.0, pixel_scale_column="scale", **LABELS)
-    with pytest.raises(BadInput) as error:
-        ingest(tmp_path / "out", write_hdf5(tmp_path, values), one)
-    assert f"a.hdf5: {says}" in str(error.value) and not (tmp_path / "out").exists()
-
-
-def test_damaged_files_are_named(tmp_path: Path) -> None:
-    for writer in (write_npz, write_fits, write_parquet, write_arrow):
-        folder = tmp_path / writer.__name__
-        folder.mkdir()
-        source = writer(folder, columns())
-        with source.open("r+b") as file:
-            file.truncate(source.stat().st_size // 2)
-        with pytest.raises(BadInput, match=f"{source.name}: ") as error:
-            ingest(folder / "out", source, map_of(**LABELS))
-        assert "\n" not in str(error.value)
-
-
-def test_zarr_stores_neither_unpickle_nor_follow_links(tmp_path: Path) -> None:
-    source = write_zarr(tmp_path, columns())
-    chunk = next(one for one in source.rglob("c/0*") if one.is_file() or one.is_symlink())
-    chunk.rename(tmp_path / "elsewhere")
-    chunk.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BadInput, match="a link: it may lead outside the store"):
-        ingest(tmp_path / "out", source, map_of(**LABELS))
-    chunk.unlink()
-    (tmp_path / "elsewhere").rename(chunk)
-    metadata = source / "cutout" / "zarr.json"
-    metadata.write_text(metadata.read_text().replace('"bytes"', '"numcodecs.pickle"'))
-    with pytest.raises(BadInput, match="pickled objects, which are never loaded"):
-        ingest(tmp_path / "out", source, map_of(**LABELS))
-
-
-def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(BadInput, match=r"pip install 'hpcphotoz\[arrays\]'"):
-        ingest(tmp_path / "out", tmp_path / "a.parquet", map_of(**LABELS))
