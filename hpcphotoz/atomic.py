@@ -10,11 +10,15 @@ from hpcphotoz.errors import BadInput
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, owner: str = "") -> Iterator[Path]:
     """Context manager that yields a temporary path, and on success renames it to `path`.
 
     The file is flushed to the disk before. On an error, or when the process is killed, what was at `path`
     before is still there.
+
+    Args:
+        path: file to write.
+        owner: who writes; the temporary name holds it.
 
     Raises:
         BadInput: `path` is a folder or a device.
@@ -23,7 +27,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is a folder or a device, not a file: choose another name")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
+        prefix = f"{path.name}.{owner}." if owner else f"{path.name}."
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
     except OSError as error:
         error.filename = str(path)  # the name that the user gave
         raise

@@ -39,9 +39,9 @@ def check_folders(job: TrainJob) -> None:
     config, data, run = job.parsed, Datasets.of(job.data), Path(job.out)
     manifest = data.read_manifest(config.run.global_batch)
     run_folder.check(run, config)
-    newest = checkpoint.latest(run)
+    newest = checkpoint.resumed(run)
     if newest is not None:
-        checkpoint.check_data(run, checkpoint.load(newest), data, manifest)
+        checkpoint.check_data(run, newest[1], data, manifest)
 
 
 def with_placement(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:

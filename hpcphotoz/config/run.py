@@ -1,6 +1,6 @@
 """Section `run`: seed, length, batch, checkpoints, logs and limits of a run."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,8 @@ class Run(Section):
     """Seed, length, batch, checkpoints, logs and limits."""
 
     may_change: ClassVar[frozenset[str]] = frozenset(
-        "checkpoint_steps keep_checkpoints log_steps max_steps wall_minutes timeout_s".split()
+        "checkpoint_steps keep_checkpoints keep_hours log_steps max_steps wall_minutes timeout_s".split()
+        + ["criterion"]
     )
 
     seed: int = Field(0, ge=0, lt=2**31, description="seed of all random numbers, except those of the split")
@@ -19,6 +20,9 @@ class Run(Section):
     global_batch: int = Field(128, ge=1, description="objects of one optimiser step, over all ranks")
     checkpoint_steps: int = Field(200, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=2, description="number of newest checkpoints that are kept")
+    keep_hours: float = Field(
+        0, ge=0, le=GREATEST, description="time between checkpoints that are kept for good (hours); 0: none"
+    )
     log_steps: int = Field(10, ge=1, description="optimiser steps between lines of metrics.jsonl")
     max_steps: int = Field(0, ge=0, description="stop after this many optimiser steps; 0: after all epochs")
     wall_minutes: float = Field(
@@ -30,4 +34,9 @@ class Run(Section):
         le=GREATEST,
         description="end the run if a rank waits longer than this for another (seconds); longer than a "
         "validation takes",
+    )
+    criterion: Literal["clean", "robust", "weighted"] = Field(
+        "clean",
+        description="the validation figure that tells which epoch is best; clean: sigma_mad; robust: "
+        "sigma_mad_adversarial; weighted: their mean, with weight adversarial.fraction on the second",
     )

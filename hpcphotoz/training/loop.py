@@ -64,8 +64,13 @@ class TrainingLoop:
     def run(self, stop: StopRequest, profile: bool = False) -> Outcome:
         """Take steps until the end, or until the ranks agree to stop."""
         with group.failing_together(self.world):
-            keep = self._config.run.keep_checkpoints
-            self._recorder = RunRecorder(self.out, self.step, keep, self.world.is_first)
+            self._recorder = RunRecorder(self.out, self.step, self._config, self.world.is_first)
+        try:
+            return self._run(stop, profile)
+        finally:
+            self._recorder.close()
+
+    def _run(self, stop: StopRequest, profile: bool) -> Outcome:
         if not self._validate_interrupted_epoch(stop):
             return self._conclude(Verdict.STOP, None, stop)
         if self.step >= self.last_step:
@@ -141,6 +146,7 @@ class TrainingLoop:
 
     def _conclude(self, verdict: Verdict | None, problem: str | None, stop: StopRequest) -> Outcome:
         """Agree on how the run ends; attackers (verdict None) learn it from the learners."""
+        self._recorder.close()
         if self._role.split:
             own = None if verdict is None else f"{verdict.name} {self.step}"
             name, step = str(group.gather_texts(own, self.world)[0]).split()
@@ -218,6 +224,7 @@ class TrainingLoop:
         except ValidationEnded as end:
             group.fail_together(end.problem, self.world)
             return False
+        self._recorder.close()
         group.fail_together(self._recorder.problem, self.world)
         return True
 
@@ -231,6 +238,8 @@ class TrainingLoop:
             self._recorder.write(self.step, epoch, part="validation", **figures)
             named = ", ".join(f"{name} {figures[name]:.4f}" for name in ("bias", "sigma_mad", "eta"))
             self._say(f"{self.out.name}: epoch {epoch + 1} of {self._config.run.epochs}: validation {named}")
+            if self._recorder.is_best(figures):
+                self._save(best=True)
         self.metrics.exclude_time(time.monotonic() - start)
 
     def _write_metrics(self, epoch: int) -> None:
@@ -238,9 +247,10 @@ class TrainingLoop:
         rate = self.components.optimiser.param_groups[0]["lr"]
         self._recorder.write(self.step, epoch, learning_rate=rate, **figures)
 
-    def _save(self) -> None:
-        if self.world.is_first:
-            self._recorder.save(self.components.state(self.metrics.sums, self.loader.train, self.step))
+    def _save(self, best: bool = False) -> None:
+        sums, train, step = self.metrics.sums, self.loader.train, self.step
+        epoch = (step - 1) // train.batches
+        self._recorder.save(lambda: self.components.state(sums, train, step), step, epoch, best)
 
     def _say(self, text: str) -> None:
         if self.world.is_first:

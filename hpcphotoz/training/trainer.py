@@ -216,14 +216,17 @@ class _Trainer:
 
     def resume(self, command: Sequence[str]) -> TrainingLoop:
         """Load the newest checkpoint, the same on every rank, and record this start with its command."""
-        newest = str(checkpoint.latest(self._out) or "") if self._world.is_first else None
-        found = group.gather_texts(newest, self._world)[0]
+        newest = None
+        with group.failing_together(self._world):
+            if self._world.is_first:
+                newest = checkpoint.resumed(self._out)
+        found = group.gather_texts(str(newest[0]) if newest else "", self._world)[0]
         manifest, census = self._loader.train.manifest, self._loader.train.census
         saved: checkpoint.State | None = None
         step = 0
         with group.failing_together(self._world):
             if found:
-                saved = checkpoint.load(Path(found))
+                saved = newest[1] if newest else checkpoint.load(Path(found))
                 checkpoint.check_data(self._out, saved, self._data, manifest)
         if saved is not None:
             if changed := change_of_source(self.components.source, saved.get("source_sha256")):

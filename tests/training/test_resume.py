@@ -101,9 +101,9 @@ class Saves:
     def __init__(self, save: Callable[..., Path]) -> None:
         self._save, self.steps = save, list[int]()
 
-    def __call__(self, run: Path, state: checkpoint.State, keep: int) -> Path:
+    def __call__(self, run: Path, state: checkpoint.State, keep: int, verified: set[Path]) -> Path:
         self.steps.append(state["step"])
-        return self._save(run, state, keep)
+        return self._save(run, state, keep, verified)
 
 
 def test_a_checkpoint_is_saved_before_the_validation(

@@ -1,136 +1,194 @@
-"""Checkpoint files: saved atomically, searched, and loaded without unpickling code."""
+"""Checkpoints of a run folder: saved, searched, and removed when newer ones that load are there."""
 
 import errno
-import io
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config.renamed import to_current
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.format.appended import versions_of
 from hpcphotoz.data.format.manifest import Manifest
 from hpcphotoz.data.order import ORDER
 from hpcphotoz.errors import BadInput
+from hpcphotoz.training.saving.checkpoint_file import OtherFormat, complete, write_file
+from hpcphotoz.training.saving.checkpoint_file import State as State
+from hpcphotoz.training.saving.checkpoint_file import load as load
+from hpcphotoz.training.saving.temporary import drop_abandoned
 
-FORMAT = 1
+NEWEST, BEST, KEPT = "checkpoints", "best", "kept"  # folders of a run with checkpoints
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NAME = re.compile(r"step-(\d+)\.pt")
 _log = logging.getLogger(__name__)
-State = dict[str, Any]
 
 
-def save(run: Path, state: State, keep: int) -> Path:
-    """Save `checkpoints/step-N.pt` atomically, then remove all but the newest `keep` checkpoints.
+def save(run: Path, state: State, keep: int, verified: set[Path] | None = None) -> Path:
+    """Save `checkpoints/step-N.pt` atomically, then remove earlier ones beyond the newest `keep`.
 
-    A process killed at any instant leaves the earlier checkpoints intact. If the disk is full, the surplus
-    checkpoints are removed first, but never the newest one that loads.
+    A process killed at any instant leaves the earlier checkpoints intact. Checkpoints of later steps stay:
+    another process may have saved them.
+
+    Args:
+        run: run folder.
+        state: what `load` shall give, with the key `step`.
+        keep: number of checkpoints to keep, including this one; damaged ones do not count.
+        verified: checkpoints that are known to load; the new one is added.
 
     Raises:
-        BadInput: the disk is still full, or the file system fails otherwise; earlier checkpoints stay.
+        BadInput: as `write`.
     """
-    folder = run / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"step-{state['step']:08d}.pt"
-    # Serialised in memory first, because torch's writer hides the error of a full disk in one of its own.
-    content = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, content)
-    try:
-        with_room(run, keep, lambda: _write(path, content))
-    except OSError as error:
-        raise BadInput(_not_saved(path, content.tell(), error)) from None
-    for old in paths(run)[keep:]:
-        old.unlink()
-    _drop_unfinished(folder)
+    verified = set() if verified is None else verified
+    path = path_of(run, NEWEST, state["step"])
+    write(run, path, state, keep, verified)
+    _remove(_surplus(run, keep - 1, verified, below=state["step"]))
+    drop_abandoned(path.parent)
     return path
 
 
-def with_room(run: Path, keep: int, write: Callable[[], None]) -> None:
+def write(run: Path, path: Path, state: State, keep: int, verified: set[Path]) -> None:
+    """Write one checkpoint atomically, where need be in the room of surplus ones; adds it to `verified`.
+
+    Args:
+        run, path: run folder, and the file to write.
+        state, keep, verified: as `save`.
+
+    Raises:
+        BadInput: the disk is full, or the file system fails otherwise; earlier checkpoints stay.
+    """
+    content = complete(state)
+    try:
+        with_room(run, keep, lambda: write_file(path, content), verified)
+    except OSError as error:
+        raise BadInput(_not_saved(path, _bytes_of(state), error)) from None
+    verified.add(path)
+
+
+def path_of(run: Path, folder: str, step: int) -> Path:
+    """Path of the checkpoint of a step in one of the folders of a run."""
+    return run / folder / f"step-{step:08d}.pt"
+
+
+def with_room(run: Path, keep: int, write: Callable[[], None], verified: set[Path] | None = None) -> None:
     """Write into the run folder; if the disk is full, remove surplus checkpoints and write again.
 
-    The newest `keep` - 1 checkpoints stay, and the newest one that loads.
+    The newest `keep` - 1 checkpoints that load stay.
 
     Args:
         run: run folder.
         keep: number of checkpoints to keep, including the next one.
-        write: raises OSError if it fails, and can be called again.
+        write: raises OSError if it fails, and can be called again. It is called again, too, if its temporary
+            file is gone: another process took it for abandoned.
+        verified: as `save`.
     """
     try:
         write()
     except OSError as error:
-        if error.errno not in _NO_ROOM or not _make_room(run, keep):
+        if error.errno != errno.ENOENT and (
+            error.errno not in _NO_ROOM or not _make_room(run, keep, set() if verified is None else verified)
+        ):
             raise
         write()
 
 
-def _write(path: Path, content: io.BytesIO) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
-
-
-def _make_room(run: Path, keep: int) -> bool:
+def _make_room(run: Path, keep: int, verified: set[Path]) -> bool:
     """Remove surplus checkpoints; returns whether there were any."""
-    unfinished = _drop_unfinished(run / "checkpoints")
-    good = latest(run)
-    surplus = [path for path in paths(run)[keep - 1 :] if path != good] if good else []
+    unfinished = drop_abandoned(run / NEWEST)
+    surplus = _surplus(run, max(keep - 1, 1), verified)
     for path in surplus:
         _log.warning("%s: dropped to make room for the next checkpoint", path)
-        path.unlink()
+    _remove(surplus)
     return bool(surplus) or unfinished
 
 
-def _drop_unfinished(folder: Path) -> bool:
-    """Remove unfinished files of a killed process; returns whether there were any."""
-    left = list(folder.glob("*.tmp"))
-    for path in left:
-        path.unlink()
-    return bool(left)
+def _surplus(run: Path, keep: int, verified: set[Path], below: int | None = None) -> list[Path]:
+    """Checkpoints that are older than the newest `keep` that load, and of steps before `below`."""
+    found = [path for path in in_folder(run / NEWEST) if below is None or step_of(path) < below]
+    for number, path in enumerate(found):
+        if keep <= 0:
+            return found[number:]
+        if path not in verified:
+            try:
+                load(path)
+            except BadInput:  # `newest` has warned of it
+                continue
+            verified.add(path)
+        keep -= 1
+    return []
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("%s: cannot be removed: %s", path, error.strerror)
+
+
+def _bytes_of(state: State) -> int:
+    """Bytes of all tensors."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(_bytes_of(item) for item in state.values())
+    return sum(map(_bytes_of, state)) if isinstance(state, list | tuple) else 0
 
 
 def _not_saved(path: Path, size: int, error: OSError) -> str:
-    free = shutil.disk_usage(path.parent).free
+    try:
+        free = f", {shutil.disk_usage(path.parent).free / 1e6:.1f} MB of the disk are free"
+    except OSError:
+        free = ""
     return (
-        f"{path}: cannot save the checkpoint: {error.strerror or error} ({size / 1e6:.1f} MB are needed, "
-        f"{free / 1e6:.1f} MB of the disk are free): make room, or choose a smaller "
-        "run.keep_checkpoints; the same command resumes from the checkpoint before"
+        f"{path}: cannot save the checkpoint: {error.strerror or error} ({size / 1e6:.1f} MB are needed"
+        f"{free}): make room, or choose a smaller run.keep_checkpoints; the same command resumes from the "
+        "checkpoint before"
     )
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint that loads, or None; damaged ones are skipped with a warning."""
+    """The newest checkpoint that loads, or None; damaged ones are skipped with a warning.
+
+    Raises:
+        BadInput: as `newest`.
+    """
+    found = newest(run)
+    return found[0] if found else None
+
+
+def newest(run: Path) -> tuple[Path, State] | None:
+    """The newest checkpoint that loads, and its content; damaged ones are skipped with a warning.
+
+    Raises:
+        OtherFormat: one of a format of another version lies before it: that version continues the run.
+    """
     for path in paths(run):
         try:
-            load(path)
+            return path, load(path)
+        except OtherFormat:
+            raise
         except BadInput as error:
             _log.warning("%s; trying the one before", error)
-            continue
-        return path
     return None
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> State:
-    """Read one checkpoint, tensors and plain values only.
+def resumed(run: Path) -> tuple[Path, State] | None:
+    """The checkpoint from which a run continues, and its content; None: the run has saved none yet.
 
     Raises:
-        BadInput: a file that is unreadable, damaged or of another format.
+        BadInput: the run has checkpoints, and none loads; or as `newest`.
     """
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    # torch raises RuntimeError, EOFError, KeyError, UnpicklingError and others for a damaged file.
-    except Exception as error:
-        if path.suffix != ".pt":
-            kind = f"a {path.suffix[1:].upper()} file, " if path.suffix else ""
-            want = "give a run folder, a .pt file of its checkpoints, or a network as .safetensors"
-            raise BadInput(f"{path}: {kind}not a checkpoint: {want}") from None
-        why = type(error).__name__
-        raise BadInput(f"{path}: not a readable checkpoint ({why}): use an earlier one") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise BadInput(f"{path}: not a checkpoint of format {FORMAT}")
-    return state
+    found = newest(run)
+    if found is None and (damaged := paths(run)):
+        raise BadInput(
+            f"{run}: none of its {len(damaged)} checkpoints loads, the newest is {damaged[0].name}: restore "
+            "one, or choose a new --out; a run does not begin anew in the place of what it has saved"
+        )
+    return found
 
 
 def check_data(run: Path, state: State, data: Datasets, manifest: Manifest) -> None:
@@ -171,5 +229,18 @@ def current_config(state: State, source: str) -> dict[str, Any]:
 
 
 def paths(run: Path) -> list[Path]:
-    """Checkpoint files of a run folder, newest first; some may be damaged."""
-    return sorted((run / "checkpoints").glob("step-*.pt"), reverse=True)
+    """All checkpoint files of a run folder, of the newest step first; some may be damaged."""
+    found = [path for folder in (NEWEST, BEST, KEPT) for path in in_folder(run / folder)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    found = _NAME.fullmatch(path.name)
+    return int(found[1]) if found else -1
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """Checkpoint files of one folder, newest first."""
+    found = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)

@@ -1,26 +1,19 @@
-"""A trained network: loaded from a run, or saved to and loaded from one safetensors file.
-
-The file holds the tensors, and in its header's metadata, under `hpcphotoz`, a JSON text with what is needed
-to build the network: the fields of `_Facts`. Nothing in it is code; of a network of the user it holds the
-name of the factory, which is imported and called if the caller trusts it.
-"""
+"""A trained network: loaded from a run, or saved to and loaded from one safetensors file."""
 
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse
 from hpcphotoz.config.model import OWN_NETWORKS
 from hpcphotoz.config.renamed import to_current
-from hpcphotoz.errors import BadInput, first_line
+from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.network import ImageBatch, Numbers, check_tensors, compute_pdfs, predict_pdfs
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.evaluation.report.html_table import html_table
@@ -28,29 +21,10 @@ from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build, check_shapes, load_weights
 from hpcphotoz.models.factory import change_of_source, check_trusted, source_of
 from hpcphotoz.training.run import checkpoint
+from hpcphotoz.training.saving.weights_file import NetworkFacts, read_weights, write_weights
 
 _log = logging.getLogger(__name__)
 WEIGHTS_SUFFIX = ".safetensors"
-_FORMAT, _VERSION = "hpcphotoz", 1  # key of the JSON text in the file's metadata, and its version
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Facts(BaseModel):
-    """The JSON text in the header of a safetensors file: `TrainedNetwork` without its module."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    version: Literal[1]
-    name: str
-    config: dict[str, Any]
-    bands: Annotated[tuple[str, ...], Field(min_length=1)]
-    stamp: Annotated[int, Field(gt=0)]
-    pixel_scale: _Positive
-    scale: tuple[_Positive, ...]
-    step: Annotated[int, Field(ge=0)]
-    manifest_sha256: str
-    datasets_sha256: tuple[str, ...] = ()
-    source_sha256: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,7 +112,7 @@ def load_network(
     """
     run = Path(run)
     if run.suffix == WEIGHTS_SUFFIX:
-        facts, tensors = _read_weights(run)
+        facts, tensors = read_weights(run)
         config = to_current(facts.config, str(run))
         return _build({**vars(facts), "model": tensors}, config, run, facts.name, device, trust_code)
     path = run if run.is_file() else checkpoint.latest(run)
@@ -147,7 +121,7 @@ def load_network(
         give = "give a run folder that `hpcphotoz train --out` has filled"
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
-    state = checkpoint.load(path, device)
+    state = checkpoint.load(path)
     return _build(state, checkpoint.current_config(state, str(path)), path, name, device, trust_code)
 
 
@@ -165,48 +139,11 @@ def save_network(network: TrainedNetwork, path: Path) -> None:
         raise BadInput(
             f"{path}: a network is written as {WEIGHTS_SUFFIX}: name it {path.stem}{WEIGHTS_SUFFIX}"
         )
-    safetensors = _safetensors()
-    given = {name: getattr(network, name) for name in _Facts.model_fields if hasattr(network, name)}
-    facts = _Facts(**{**given, "version": _VERSION, "config": network.config.model_dump(mode="json")})
-    # Copies: safetensors takes neither other memory orders nor tensors that share memory.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.module.state_dict().items()
-    }
-    content = safetensors.save(tensors, {_FORMAT: facts.model_dump_json()})
+    given = {name: getattr(network, name) for name in NetworkFacts.model_fields if hasattr(network, name)}
     try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(content)
+        write_weights(path, given, network.config, network.module.state_dict())
     except OSError as error:
         raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _read_weights(path: Path) -> tuple[_Facts, dict[str, Tensor]]:
-    """The facts and tensors of a file of `save_network`."""
-    _safetensors()
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_FORMAT)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"{path}: cannot be read as safetensors: {first_line(error)}") from None
-    if text is None:
-        raise BadInput(f"{path}: holds weights, but no network that `save_network` wrote")
-    try:
-        facts = _Facts.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if first["loc"] == ("version",):
-            wanted = f"this release reads version {_VERSION}"
-            raise BadInput(f"{path}: version {first['input']!r:.40}, {wanted}") from None
-        key = ".".join(str(part) for part in first["loc"]) or "the text"
-        raise BadInput(f"{path}: '{_FORMAT}' in its header: {key}: {first['msg']}") from None
-    if len(facts.bands) != len(facts.scale):
-        counts = f"{len(facts.bands)} bands and a scale of {len(facts.scale)}"
-        raise BadInput(f"{path}: '{_FORMAT}' in its header: {counts}: want one a band")
-    return facts, tensors
 
 
 def _build(
@@ -246,11 +183,3 @@ def _build(
         datasets_sha256=tuple(state.get("datasets_sha256", ())),
         source_sha256=trained_with,
     )
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise BadInput(f"{error}: weights as safetensors need `pip install 'hpcphotoz[export]'`") from None
-    return safetensors.torch

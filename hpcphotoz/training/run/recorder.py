@@ -1,24 +1,33 @@
 """Writes the metrics and checkpoints of a run on rank 0, and keeps the reason of a failed write."""
 
 import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hpcphotoz.atomic import write_text
+from hpcphotoz.config import Config
 from hpcphotoz.errors import BadInput
-from hpcphotoz.training.run import checkpoint
+from hpcphotoz.training.run.checkpoint import State
+from hpcphotoz.training.saving.criterion import score
+from hpcphotoz.training.saving.writer import CheckpointWriter
+
+_log = logging.getLogger(__name__)
 
 
 class RunRecorder:
     """Writes to a run folder: checkpoints, and metrics.jsonl, one JSON object per line, flushed at once.
 
     Lines of metrics after a resumed step are removed. A failed write sets `problem`, on which all ranks act
-    after the next step.
+    after the next step. `close` must be called at the end.
 
     Args:
         out: run folder.
         step: step that the run continues from; 0: a new run.
-        keep: number of newest checkpoints to keep.
+        config: options of the run.
         writes: whether this is the rank that writes; on others every method does nothing.
 
     Raises:
@@ -26,12 +35,25 @@ class RunRecorder:
         OSError: the metrics cannot be read or written.
     """
 
-    def __init__(self, out: Path, step: int, keep: int, writes: bool) -> None:
-        self._out, self._keep, self._writes = out, keep, writes
+    def __init__(self, out: Path, step: int, config: Config, writes: bool) -> None:
+        run, self._config = config.run, config
         self._metrics, self._validated = out / "metrics.jsonl", set[int]()
-        self.problem: str | None = None
+        self._writer = CheckpointWriter(out, run.keep_checkpoints, run.keep_hours) if writes else None
+        self._failed: str | None = None  # why metrics cannot be written
+        self._epochs: dict[int, int] = {}  # of the checkpoints that are being written
+        self._best = math.inf  # the least `score` of a validation so far
         if writes:
             self._keep_lines_until(step)
+
+    @property
+    def problem(self) -> str | None:
+        """Why metrics or a checkpoint could not be written; None: all could so far."""
+        return self._failed or (self._writer.problem if self._writer else None)
+
+    @property
+    def save_s(self) -> float:
+        """Seconds of the longest save so far, from its beginning until the files were on the disk."""
+        return self._writer.longest_s if self._writer else 0.0
 
     def validated(self, step: int) -> bool:
         """Whether an earlier process wrote the validation after `step`."""
@@ -39,24 +61,51 @@ class RunRecorder:
 
     def write(self, step: int, epoch: int, **figures: Any) -> None:
         """Append a line to metrics.jsonl."""
-        if not self._writes:
+        if self._writer is None:
             return
+        self._write_saves()
+        self._append_or_fail({"step": step, "epoch": epoch, **figures})
+
+    def is_best(self, figures: Mapping[str, object]) -> bool:
+        """Whether a validation is the best so far by `run.criterion`; the next is compared with it."""
+        if self._writer is None:
+            return False
+        found = score(figures, self._config)
+        if found is None:
+            _log.warning("a validation without the figure of run.criterion %s", self._config.run.criterion)
+        if found is None or found >= self._best:
+            return False
+        self._best = found
+        return True
+
+    def save(self, state: Callable[[], State], step: int, epoch: int, best: bool = False) -> None:
+        """Start to save a checkpoint, as `CheckpointWriter.save`."""
+        if self._writer is not None:
+            self._epochs[step] = epoch
+            self._writer.save(state, step, best)
+            self._write_saves()
+
+    def close(self) -> None:
+        """Wait until the last checkpoint is written; `problem` says whether it could be."""
+        if self._writer is not None:
+            self._writer.wait()
+            self._write_saves()
+
+    def _write_saves(self) -> None:
+        """Append a line for every checkpoint that was written since."""
+        assert self._writer is not None
+        for figures in self._writer.figures():
+            line = {"step": figures.step, "epoch": self._epochs[figures.step], "part": "checkpoint"}
+            self._append_or_fail({**line, **asdict(figures)})
+
+    def _append_or_fail(self, values: dict[str, Any]) -> None:
         try:
-            self._append({"step": step, "epoch": epoch, **figures})
+            self._append(values)
         except OSError as error:
-            self.problem = (
+            self._failed = (
                 f"{self._metrics}: {error.strerror}: make room; the same command resumes from the newest "
                 "checkpoint"
             )
-
-    def save(self, state: checkpoint.State) -> None:
-        """Save a checkpoint."""
-        if not self._writes:
-            return
-        try:
-            checkpoint.save(self._out, state, self._keep)
-        except BadInput as error:
-            self.problem = str(error)
 
     def _append(self, values: dict[str, Any]) -> None:
         with self._metrics.open("a") as file:
@@ -74,5 +123,7 @@ class RunRecorder:
                 raise BadInput(f"{self._metrics}: line {number} is damaged: delete it, and resume") from None
             if at <= step:
                 kept.append(line)
-                self._validated |= {at} if validation else set()
+                if validation:
+                    self._validated.add(at)
+                    self.is_best(values)
         write_text(self._metrics, "".join(line + "\n" for line in kept))

@@ -18,7 +18,8 @@ from hpcphotoz.world import World
 
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
 _OWN_NAMES = re.compile(
-    r"logs|checkpoints|selection|launch|profile|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
+    r"logs|checkpoints|best|kept|weights|selection|launch|profile"
+    r"|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
     r"|model(-[0-9a-f]{8})?\.py(\.txt)?|.*\.(log|out|err)"
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure
 from hpcphotoz.launch.plan import LaunchPlan
+from tests.helpers import ranks
 
 Install = Callable[[str, str], None]  # name and shell text of a program to put first in PATH
 TWO_RANKS = LaunchPlan(tasks_per_node=2, cpus_per_task=1)
@@ -31,13 +32,11 @@ def starts(run: Path) -> list[dict[str, Any]]:
 
 
 def steps_logged(run: Path) -> list[int]:
-    """The steps in metrics.jsonl; empty if there is no such file."""
-    path = run / "metrics.jsonl"
-    text = path.read_text() if path.is_file() else ""
-    return [json.loads(line)["step"] for line in text[: text.rfind("\n") + 1].splitlines()]
+    """The steps with a loss in metrics.jsonl; empty if there is no such file."""
+    return [step for step, _ in ranks.curve(run)]
 
 
-def stopped_after(run: Path, ranks: int) -> set[str]:
+def stopped_after(run: Path, world_size: int) -> set[str]:
     """The steps after which the ranks stopped, according to their logs."""
-    logs = [(run / "logs" / f"rank-{rank}.log").read_text() for rank in range(ranks)]
+    logs = [(run / "logs" / f"rank-{rank}.log").read_text() for rank in range(world_size)]
     return {step for log in logs for step in re.findall(r"stopped after step (\d+)", log) or ["never"]}

@@ -3,6 +3,9 @@
 import errno
 import os
 import resource
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ from hpcphotoz import atomic
 from hpcphotoz.__main__ import main
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint, run_folder
+from hpcphotoz.training.saving import checkpoint_file
 from tests.helpers import ranks
 
 LIMIT = 64 * 1024  # bytes per file: less than a checkpoint of the smallest network, more than any other file
@@ -33,13 +37,20 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
     write = atomic.atomic_write
 
     @contextmanager
-    def atomic_write(path: Path) -> Iterator[Path]:
-        with write(path) as temporary:
+    def atomic_write(path: Path, owner: str) -> Iterator[Path]:
+        with write(path, owner) as temporary:
             yield temporary
             if len(list(path.parent.iterdir())) > files:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "atomic_write", atomic_write)
+    monkeypatch.setattr(checkpoint_file, "atomic_write", atomic_write)
+
+
+def ended_process() -> int:
+    """Number of a process of this host that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait(timeout=60)
+    return process.pid
 
 
 def tear(run: Path, step: int) -> None:
@@ -55,7 +66,8 @@ def test_a_disk_with_room_keeps_all_checkpoints(tmp_path: Path) -> None:
 
 def test_a_smaller_keep_makes_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_all(tmp_path, range(1, 5))
-    (tmp_path / "checkpoints" / "step-00000005.pt.abc.tmp").write_bytes(b"of a killed process")
+    unfinished = f"step-00000005.pt.{socket.gethostname()}-{ended_process()}.abc.tmp"
+    (tmp_path / "checkpoints" / unfinished).write_bytes(b"of a killed process")
     fill_disk(monkeypatch, files=4)
     checkpoint.save(tmp_path, {"step": 5}, keep=2)
     assert steps_of(tmp_path) == [4, 5]
@@ -72,7 +84,7 @@ def test_the_newest_that_loads_is_not_dropped_to_make_room(
         checkpoint.save(tmp_path, {"step": 5}, keep=2)
     newest = checkpoint.latest(tmp_path)
     assert newest is not None and checkpoint.load(newest)["step"] == 2
-    assert steps_of(tmp_path) == [2, 4], "1 made no room; 4 is torn, but within those to be kept"
+    assert steps_of(tmp_path) == [2, 3, 4], "1 made no room"
 
 
 def test_without_a_checkpoint_that_loads_nothing_is_dropped(
