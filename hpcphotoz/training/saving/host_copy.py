@@ -15,8 +15,9 @@ class HostCopy:
 
     A later copy overwrites an earlier one. From a GPU the tensors are copied into pinned memory, on the
     stream that computes: the copy lies between two steps without the host waiting for it, and neither an
-    update nor a CUDA graph can change a weight that is still to be copied. A side stream would win the 10 ms
-    that 300 MB take, once a save, and would need an event before every kind of update.
+    update nor a CUDA graph can change a weight that is still to be copied. A side stream would win the time
+    of the copy (10 ms for 300 MB at 30 GB/s, computed and not measured), once a save, and would need an event
+    before every kind of update.
     """
 
     def __init__(self) -> None:
