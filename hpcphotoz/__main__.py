@@ -2,18 +2,22 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 from hpcphotoz import output
 
+# Signals that stop a training: `train` ignores them once it has saved.
+_IGNORED_AT_THE_END = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BROKEN_PIPE_STATUS = 128 + 13  # as the shell reports a program that SIGPIPE has ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status.
 
-    0: done; 1: failed; 2: bad input, or a file or disk that cannot be used; 130: interrupted; 141: the reader
-    of the output has ended.
+    0: done; 1: failed; 2: bad input, or a file or disk that cannot be used; 75: a training was asked to stop,
+    and has saved; 130: interrupted (128 + n: ended by signal n); 141: the reader of the output has ended.
 
     Args:
         arguments: words after the program's name; those of this process by default.
@@ -38,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report_failure("interrupted", 130)
         raise
     finally:
-        interrupts.end()
+        interrupts.end(of_program=arguments is None)
 
 
 class _InterruptRecorder:
@@ -46,20 +50,21 @@ class _InterruptRecorder:
 
     def __init__(self) -> None:
         self.seen = False
-        self._ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._ours:
-            try:
+        self._before = dict[int, Any]()
+        if threading.current_thread() is threading.main_thread():  # in others Ctrl-C does not arrive
+            self._before = {number: signal.getsignal(number) for number in _IGNORED_AT_THE_END}
+            if self._before[signal.SIGINT] is signal.default_int_handler:
                 signal.signal(signal.SIGINT, self._note)
-            except ValueError:  # called in a thread, where Ctrl-C does not arrive
-                self._ours = False
 
     def _note(self, *_: object) -> None:
         self.seen = True
         raise KeyboardInterrupt
 
-    def end(self) -> None:
-        if self._ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    def end(self, of_program: bool) -> None:
+        """Put the handlers back; a program that is ending goes on to ignore what `train` has ignored."""
+        for number, handler in self._before.items():
+            if handler is not None and not (of_program and signal.getsignal(number) is signal.SIG_IGN):
+                signal.signal(number, handler)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -66,3 +66,20 @@ def _is_at(path: Path, number: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(number))
     except FileNotFoundError:
         return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file; False where there is none, or no locks on its file system."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(number)
+    return False

@@ -1,6 +1,7 @@
-"""Records what a result was made with: the commit of the source, and each start of a run."""
+"""Records what a result was made with: the commit of the source, and each start and end of a run."""
 
 import json
+import logging
 import os
 import platform
 import socket
@@ -18,6 +19,7 @@ from hpcphotoz.world import World
 _FILE = "provenance.json"  # of a run folder
 RECORD = "COMMIT"  # file beside a snapshot of the package, which is not a repository
 _PACKAGES = ("torch", "numpy", "h5py", "xxhash", "triton")
+_log = logging.getLogger(__name__)
 
 
 def commit() -> str | None:
@@ -36,10 +38,10 @@ def commit() -> str | None:
 
 def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
     """Add a start of a run to its provenance.json: versions, commit, host, command, ranks, and `facts`."""
-    starts = _starts(run)
+    starts = read_starts(run)
     starts.append(
         {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "time": _now(),
             "hpcphotoz": hpcphotoz.__version__,
             "commit": commit(),
             "python": platform.python_version(),
@@ -52,22 +54,50 @@ def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
             **facts,
         }
     )
-    write_text(run / _FILE, json.dumps({"starts": starts}, indent=1) + "\n")
+    _write(run, starts)
+
+
+def record_end(run: Path, outcome: str, reason: str | None, **facts: Any) -> None:
+    """Add to the last start of a run how it ended; a failure to write is logged, and hides no other.
+
+    Args:
+        run: run folder.
+        outcome: "finished", "stopped" or "failed".
+        reason: why it stopped or failed.
+        facts: further facts, such as the step.
+    """
+    starts = read_starts(run)
+    if not starts:
+        return
+    starts[-1]["end"] = {"time": _now(), "outcome": outcome, "reason": reason, **facts}
+    try:
+        _write(run, starts)
+    except OSError as error:
+        _log.warning("%s: cannot record the end of the run: %s", run, error)
 
 
 def datasets_of(run: Path) -> list[str]:
     """Folders of the datasets on which a run was last started; empty where its provenance.json is lost."""
-    start = (_starts(run) or [{}])[-1]
+    start = (read_starts(run) or [{}])[-1]
     if "datasets" in start:
         return [entry["folder"] for entry in start["datasets"]]
     return [start["data"]] if "data" in start else []
 
 
-def _starts(run: Path) -> list[dict[str, Any]]:
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """The recorded starts of a run, in order; none if there is no record or it is damaged."""
     try:
         return list(json.loads((run / _FILE).read_text())["starts"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _write(run: Path, starts: list[dict[str, Any]]) -> None:
+    write_text(run / _FILE, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def version_of(package: str) -> str | None:

@@ -108,6 +108,11 @@ def detect(env: _Env | None = None) -> World:
     return World()
 
 
+def under_torchrun(env: _Env | None = None) -> bool:
+    """Whether torchrun watches this process: it takes every status but 0 for a failure, and may restart."""
+    return "TORCHELASTIC_RUN_ID" in (os.environ if env is None else env)
+
+
 def _number(env: _Env, name: str, otherwise: int | None = None) -> int:
     """The number in a variable; `otherwise` if it is not set.
 

@@ -80,7 +80,9 @@ class TrainJob:
     def __call__(self) -> str:
         """Train on this rank; return "finished" or "stopped".
 
-        When the run is to be requeued, this does not return: the process ends once rank 0 has requeued it.
+        When the run is to be requeued, this does not return: the process ends once rank 0 has requeued it. On
+        a cluster, rank 0 of a run that is stopped and not requeued exits with status 75 (EX_TEMPFAIL): jobs
+        that depend on it with `afterok` do not begin.
 
         Raises:
             BadInput: the package was not imported from the snapshot, or what the trainer raises.
@@ -92,13 +94,14 @@ class TrainJob:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         from hpcphotoz.data.datasets import Datasets
         from hpcphotoz.training.loop import Outcome
+        from hpcphotoz.training.run.signals import ignore_stops
         from hpcphotoz.training.trainer import train
 
         with _SignalRecorder() as signals:
             data, out = Datasets.of(self.data), Path(self.out)
             outcome = train(self.parsed, data, out, self.profile, self.device, self.command or None)
             if outcome is Outcome.FINISHED or rank:
-                _ignore_stops()
+                ignore_stops()
             if outcome is Outcome.FINISHED:
                 return "finished"
             if rank:
@@ -109,7 +112,10 @@ class TrainJob:
         if _asks_for_requeue(seen):
             say("saved on all ranks; passing SIGUSR2 to submitit")
             signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
-        _ignore_stops()
+        ignore_stops()
+        if "SLURM_JOB_ID" in os.environ:
+            say("saved on all ranks; not requeued: launch again to continue")
+            sys.exit(os.EX_TEMPFAIL)
         return "stopped"
 
     def checkpoint(self) -> Any:
@@ -158,15 +164,6 @@ class TrainJob:
         return world
 
 
-def _ignore_stops() -> None:
-    """Ignore stops in a rank with nothing left to save: at exit Python restores the default, which kills.
-
-    Seen: the time-limit signal came in the last 4 s of a finished run, and Slurm called the job FAILED.
-    """
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _master_address(first_node: str, env: Mapping[str, str]) -> str:
     """Where rank 0 listens: its node's name, or Slurm's address of that node if the name does not resolve."""
     if "SLURM_JOB_ID" not in env:
@@ -192,7 +189,8 @@ def _asks_for_requeue(seen: set[int]) -> bool:
     """Whether the job restarts after this stop.
 
     SIGUSR2 (time limit, preemption) asks for a restart. SIGTERM means a preemption on clusters that do not
-    send the user's signal, and otherwise a cancellation, like SIGINT: Slurm is asked which it is.
+    send the user's signal, and otherwise a cancellation, like SIGINT: Slurm is asked which it is. After
+    SIGUSR1, a file STOP or the end of the wall-time budget alone the job stays away.
     """
     if "SLURM_JOB_ID" not in os.environ:
         return signal.SIGUSR2 in seen and not seen & {signal.SIGTERM, signal.SIGINT}
@@ -225,9 +223,9 @@ class _SignalRecorder:
         os.close(self._write)
 
     def seen(self, wait_s: float) -> set[int]:
-        """Which of USR2, TERM and INT have arrived so far; waits up to `wait_s` seconds for the first."""
+        """Which of USR1, USR2, TERM and INT have arrived; waits up to `wait_s` seconds for the first."""
         end = time.monotonic() + wait_s
-        found: set[int] = set()
+        found, wanted = set[int](), {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT}
         while not found and select.select([self._read], [], [], max(0.0, end - time.monotonic()))[0]:
-            found |= set(os.read(self._read, 4096)) & {signal.SIGUSR2, signal.SIGTERM, signal.SIGINT}
+            found |= set(os.read(self._read, 4096)) & wanted
         return found

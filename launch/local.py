@@ -27,8 +27,8 @@ _SLURM_ONLY = (
 def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say) -> int:
     """Train on this machine with one process per rank, wait for the end, and return the exit status.
 
-    Ctrl-C, or SIGTERM to this process, stops all ranks after the same step with a checkpoint. Call it in the
-    main thread.
+    Ctrl-C, or SIGTERM to this process, stops all ranks after the same step with a checkpoint; a second time,
+    without one. Call it in the main thread.
 
     Args:
         plan: one node; options that only Slurm understands must have their defaults.
@@ -36,7 +36,7 @@ def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = s
         report: called with the folder of the logs at the start, and with the reason of a failure.
 
     Returns:
-        0: finished; 130: stopped by the user, saved; 1: failed.
+        0: finished; 75: stopped and saved; 128 + n: ended by signal n without saving; 1: failed.
 
     Raises:
         BadInput: submitit is missing, more than one node, options that only Slurm understands, more GPUs than
@@ -80,9 +80,9 @@ def _signal_handler(number: signal.Signals, handler: Any) -> Iterator[None]:
         signal.signal(number, earlier)
 
 
-def _wait(controller: Any, report: Callable[[], None]) -> bool:
-    """Wait for submitit's controlling process, passing signals on to the ranks; whether there was one."""
-    stops = []
+def _wait(controller: Any, report: Callable[[], None]) -> int:
+    """Wait for submitit's controlling process, passing signals on to the ranks; the last of them, or 0."""
+    stops = [0]
 
     def stop(number: int, frame: object) -> None:
         stops.append(number)
@@ -95,11 +95,11 @@ def _wait(controller: Any, report: Callable[[], None]) -> bool:
                 handlers.enter_context(_signal_handler(number, stop))
         report()
         controller.wait()
-    return bool(stops)
+    return stops[-1]
 
 
 def _local_status(
-    launch: Path, job_id: str, ranks: int, interrupted: bool, report: Callable[[str], None]
+    launch: Path, job_id: str, ranks: int, interrupted: int, report: Callable[[str], None]
 ) -> int:
     outcomes = set()
     for rank in range(ranks):
@@ -117,8 +117,12 @@ def _local_status(
         outcomes.add(result)
     if outcomes == {"finished"}:
         return 0
-    if interrupted or outcomes == {"stopped"}:
-        report("stopped before the end; the same command goes on from the newest checkpoint")
-        return 130
+    if outcomes == {"stopped"}:
+        report("saved and stopped before the end; the same command goes on")
+        return os.EX_TEMPFAIL
+    if interrupted:
+        name = signal.Signals(interrupted).name
+        report(f"ended by {name} without saving; the same command goes on from the newest checkpoint")
+        return 128 + interrupted
     report(f"the job ended without a result; see {launch}/{job_id}_0_log.out")
     return 1

@@ -1,6 +1,7 @@
 """The commands `train` and `config`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,24 +10,27 @@ from hpcphotoz.cli.parser import Commands, Parser, add_device, command, conditio
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
+from hpcphotoz.world import under_torchrun
 
 if TYPE_CHECKING:
     from hpcphotoz.data.datasets import Datasets
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train a network; under torchrun, srun or mpiexec, as one of its ranks."""
+    """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
     from hpcphotoz.training.distributed.group import RankLost
-    from hpcphotoz.training.loop import Diverged
+    from hpcphotoz.training.loop import Diverged, Outcome
+    from hpcphotoz.training.run.signals import ignore_stops
     from hpcphotoz.training.trainer import train
 
     settings = configuration(options)
     try:
-        train(settings, datasets(options), options.out, options.profile, options.device)
+        outcome = train(settings, datasets(options), options.out, options.profile, options.device)
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
-    return 0
+    ignore_stops()
+    return os.EX_TEMPFAIL if outcome is Outcome.STOPPED and not under_torchrun() else 0
 
 
 def show_config(options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ class Run(Section):
     log_steps: int = Field(10, ge=1, description="optimiser steps between lines of metrics.jsonl")
     max_steps: int = Field(0, ge=0, description="stop after this many optimiser steps; 0: after all epochs")
     wall_minutes: float = Field(
-        0, ge=0, description="save a checkpoint and stop after this time (minutes); 0: never"
+        0, ge=0, description="stop, with the save, before this time is over (minutes); 0: never"
     )
     timeout_s: float = Field(
         300,

@@ -65,6 +65,7 @@ class TrainingLoop:
         """Take steps until the end, or until the ranks agree to stop."""
         with group.failing_together(self.world):
             self._recorder = RunRecorder(self.out, self.step, self._config, self.world.is_first)
+        stop.budget.save_s = lambda: self._recorder.save_s
         try:
             return self._run(stop, profile)
         finally:

@@ -23,10 +23,11 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.compute import choose_compute, compute_options
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed.departure import leave_together, recording_failure
 from hpcphotoz.training.loop import Outcome, TrainingLoop
 from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.training.run.metrics import MetricsAccumulator
-from hpcphotoz.training.run.signals import StopRequest
+from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.world import World, detect
 
@@ -43,8 +44,8 @@ def train(
 ) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
-    Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR2, TERM, INT, HUP) on any
-    rank, or the wall-time budget, stops all ranks after the same step with a checkpoint.
+    Call it on every rank (torchrun, srun, mpirun or a single process). A signal (USR1, USR2, TERM, INT, HUP),
+    the wall-time budget or a file STOP in `out` stops all ranks after the same step with a checkpoint.
 
     Args:
         config: every option.
@@ -60,13 +61,14 @@ def train(
         group.RankLost: another rank died or hangs.
     """
     world, datasets = detect(), Datasets.of(data)
+    stop = StopRequest(config.run.wall_minutes, out / STOP_FILE if world.is_first else None)
     with (
         ExitStack() as stack,
         group.process_group(
             world, config.run.timeout_s, _options_of_all_ranks(config, datasets, out, device), device
         ) as chosen,
-        StopRequest(config.run.wall_minutes) as stop,
     ):
+        stack.enter_context(stop)  # until the ranks have parted: see `StopRequest.settle`
         if chosen.type == "cpu":
             keep_freed_memory()
         with group.failing_together(world):
@@ -81,8 +83,11 @@ def train(
         stack.enter_context(tf32(trainer.components.compute.tf32))
         with run_folder.rank_log(out, world):
             loop = trainer.resume(sys.argv if command is None else command)
-            with group.detect_lost_ranks(loop.progress_message, config.run.timeout_s):
-                return loop.run(stop, profile)
+            lost = group.detect_lost_ranks(loop.progress_message, config.run.timeout_s)
+            with recording_failure(out, world), lost:
+                outcome = loop.run(stop, profile)
+                leave_together(out, world, stop, outcome.value, loop.step)
+                return outcome
 
 
 def _options_of_all_ranks(config: Config, data: Datasets, out: Path, device: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcphotoz.config.load import to_toml
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.plan import LaunchPlan
@@ -124,6 +125,50 @@ def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, dataset: Path, t
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{int(step):08d}.pt"]
     assert cluster.job(submitted.job_id)["Restarts"] == "0"
     assert cluster.command("squeue", "--noheader") == ""
+
+
+# The example of docs/how-to/resume.md.
+REQUEUE = """#!/bin/sh
+#SBATCH --nodes=2 --ntasks-per-node=2 --requeue --output={folder}/out --open-mode=append
+export MASTER_ADDR=127.0.0.1 MASTER_PORT=29517 OMP_NUM_THREADS=1
+srun --kill-on-bad-exit=1 {python} -m hpcphotoz {words}
+[ $? -eq 75 ] && scontrol requeue $SLURM_JOB_ID
+"""
+
+
+@pytest.mark.slow
+def test_srun_ends_with_75_when_four_ranks_stop_and_a_batch_script_requeues(
+    cluster: Cluster, dataset: Path, tmp_path: Path
+) -> None:
+    """The budget is spent after one step, so that each start takes one of the two steps."""
+    run = tmp_path / "run"
+    (tmp_path / "config.toml").write_text(to_toml(small(2)))
+    words = f"train {tmp_path}/config.toml --data {dataset} --out {run} --run.wall_minutes 1e-9 --device cpu"
+    (tmp_path / "job.sh").write_text(REQUEUE.format(folder=tmp_path, python=sys.executable, words=words))
+    job_id = cluster.command("sbatch", "--parsable", str(tmp_path / "job.sh"))
+
+    def ended() -> bool:
+        facts = cluster.job(job_id)
+        said = (tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""
+        assert facts["JobState"] not in ("TIMEOUT", "CANCELLED"), said
+        return facts["JobState"] in ("COMPLETED", "FAILED")
+
+    until("two starts", ended, 120)
+    said = (tmp_path / "out").read_text()
+    assert cluster.job(job_id)["Restarts"] == "1", said
+    ends = [(start["world_size"], start["end"]["outcome"]) for start in starts(run)]
+    assert ends == [(4, "stopped"), (4, "finished")]
+    assert steps_logged(run) == [1, 2] and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_launched_job_whose_budget_is_spent_ends_with_75(
+    cluster: Cluster, dataset: Path, tmp_path: Path
+) -> None:
+    submitted = submit(PLAN, TrainJob.of(small(9, wall_minutes=1e-9), dataset, tmp_path / "run"))
+    facts = cluster.wait_for(submitted.job_id, "FAILED", 120)  # `afterok` jobs do not begin
+    assert (facts["ExitCode"], facts["Restarts"]) == ("75:0", "0"), log(submitted, 0)
+    assert stopped_after(tmp_path / "run", 4) == {"1"}
 
 
 def test_tasks_with_a_gpu_each_ignore_contradicting_variables_of_the_shell(

@@ -63,8 +63,9 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     ranks.wait_until(lambda: len(ranks.curve(out)) >= 1, running)
     running[1].send_signal(signal.SIGUSR2)
     results = ranks.finish(running)
-    assert [status for status, _, _ in results] == [0, 0], results
-    if "finished at step" not in results[0][1]:  # the signal may come too late to matter on a fast machine
+    finished = "finished at step" in results[0][1]  # the signal may come too late to matter on a fast machine
+    assert [status for status, _, _ in results] == [0 if finished else 75] * 2, results
+    if not finished:
         assert "SIGUSR2 received: saved and stopped after step" in results[0][1]
         steps = [step for step, _ in ranks.curve(out)]
         state = checkpoint.load(checkpoint.latest(out))  # type: ignore[arg-type]
@@ -142,7 +143,7 @@ def test_a_signal_as_an_epoch_ends_stops_two_ranks_and_is_made_up_for(
     for process in running:
         process.send_signal(signal.SIGUSR2)
     results = ranks.finish(running)
-    assert [status for status, _, _ in results] == [0, 0], results
+    assert [status for status, _, _ in results] == [75, 75], results
     results = ranks.run(2, words)
     assert [status for status, _, _ in results] == [0, 0], results
     assert len(ranks.curve(out)) == 2 * PER_EPOCH

@@ -14,18 +14,19 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file
 from hpcphotoz.models.factory import NetworkSource
 from hpcphotoz.training.run.checkpoint import paths, with_room
+from hpcphotoz.training.run.signals import STOP_FILE
 from hpcphotoz.world import World
 
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
 _OWN_NAMES = re.compile(
-    r"logs|checkpoints|best|kept|weights|selection|launch|profile"
+    r"logs|checkpoints|best|kept|weights|selection|launch|profile|STOP"
     r"|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
     r"|model(-[0-9a-f]{8})?\.py(\.txt)?|.*\.(log|out|err)"
 )
 
 
 def check(run: Path, config: Config) -> None:
-    """Refuse a folder that is a dataset, or holds other files or a run with other options; writes nothing.
+    """Refuse a dataset, and a folder with other files, a run with other options, or STOP; writes nothing.
 
     The folder need not exist. Precision `auto` stands for that of the run in it.
     """
@@ -36,6 +37,8 @@ def check(run: Path, config: Config) -> None:
         for path in sorted(run.iterdir()):
             if not _OWN_NAMES.fullmatch(path.name):
                 raise BadInput(f"{run}: holds other files ({path.name}): choose an empty or new folder")
+    if (run / STOP_FILE).exists():
+        raise BadInput(f"{run / STOP_FILE}: this file keeps the run stopped: remove it to train in {run}")
     begun = _saved_config(run)
     if begun is None:
         return

@@ -109,9 +109,10 @@ def test_a_signal_to_an_attacker_stops_all_and_the_run_goes_on(
     ranks.wait_until(lambda: len(ranks.curve(out)) >= 1, running)
     running[1].send_signal(signal.SIGUSR2)
     results = ranks.finish(running)
-    assert [status for status, _, _ in results] == [0, 0], results
+    finished = "finished at step" in results[0][1]  # the signal may come too late to matter on a fast machine
+    assert [status for status, _, _ in results] == [0 if finished else 75] * 2, results
     state = checkpoint.load(checkpoint.latest(out))  # type: ignore[arg-type]
-    if "finished at step" not in results[0][1]:  # the signal may come too late to matter on a fast machine
+    if not finished:
         assert "SIGUSR2 received: saved and stopped after step" in results[0][1]
         assert state["step"] == ranks.curve(out)[-1][0]
     if staleness == 0:
@@ -163,7 +164,7 @@ def test_a_stop_before_an_unreadable_validation_ends_both(dataset: Path, tmp_pat
     how = {"attackers": 1, "max_staleness": 1, "global_batch": 4096}
     stopped = {**APART, **how, "wall_minutes": 1e-6}
     results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path, **stopped))
-    assert [status for status, _, _ in results] == [0, 0], results
+    assert [status for status, _, _ in results] == [75, 75], results
     results = ranks.run(2, arguments(folder, tmp_path / "run", tmp_path, **APART, **how))
     assert [status for status, _, _ in results] == [2, 2], results
     assert sum(error.count(f"row {row}: pixels differ") for _, _, error in results) == 1

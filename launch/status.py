@@ -1,0 +1,73 @@
+"""How the last start of a run ended, or that it goes on, from the run folder alone: needs no Slurm."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.locks import is_held
+from hpcphotoz.provenance import read_starts
+
+# State of a run, and the exit status that stands for it.
+_STATUS = {"finished": 0, "running": 0, "stopped": os.EX_TEMPFAIL, "failed": 1, "lost": 1}
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """State of a run: "running", "finished", "stopped" (saved; the same command goes on), "failed" or "lost".
+
+    "lost" is a run that ended without a record: killed, out of memory, or by a signal that came twice.
+    """
+
+    run: str  # folder
+    state: str
+    reason: str | None  # why it stopped or failed
+    time: str  # of the end, or of the start if there is no end
+    step: int | None  # last step; None: not recorded
+    starts: int
+    host: str | None  # of rank 0
+    slurm_job: str | None
+    checkpoint: str | None  # newest file
+
+    @property
+    def exit_status(self) -> int:
+        """0: finished or running; 75: stopped; 1: failed or lost."""
+        return _STATUS[self.state]
+
+    @property
+    def text(self) -> str:
+        """One line for the user."""
+        where = f" on {self.host}" if self.host else ""
+        at = "" if self.step is None else f" at step {self.step}"
+        why = f": {self.reason}" if self.reason else ""
+        told = {
+            "running": f"running{where} since {self.time}",
+            "finished": f"finished{at}, {self.time}",
+            "stopped": f"stopped{at}, {self.time}{why}; saved: the same command goes on",
+            "failed": f"failed, {self.time}{why}",
+            "lost": f"began {self.time}{where}, ended without a record: killed, or signalled twice",
+        }[self.state]
+        newest = f"; newest checkpoint {self.checkpoint}" if self.state in ("failed", "lost") else ""
+        return f"{self.run}: {told}{newest}; starts: {self.starts}"
+
+    @property
+    def json(self) -> str:
+        """The same as one JSON object."""
+        return json.dumps(asdict(self) | {"exit_status": self.exit_status})
+
+
+def read_status(run: Path) -> RunStatus:
+    """The state of a run folder.
+
+    Raises:
+        BadInput: no run has begun in it.
+    """
+    starts = read_starts(run)
+    if not starts:
+        raise BadInput(f"{run}: no training has begun in this folder: want a run folder")
+    last, end = starts[-1], starts[-1].get("end") or {}
+    state = "running" if is_held(run / "logs" / "lock") else end.get("outcome", "lost")
+    newest = max((path.name for path in (run / "checkpoints").glob("step-*.pt")), default=None)
+    about = end.get("reason"), end.get("time", last.get("time", "")), end.get("step")
+    return RunStatus(str(run), state, *about, len(starts), last.get("host"), last.get("slurm_job"), newest)
