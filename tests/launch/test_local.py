@@ -128,3 +128,19 @@ def test_stopping_the_launcher_saves_and_stops_its_ranks(kind: str, dataset: Pat
     (step,) = stopped_after(run, 2)
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{int(step):08d}.pt"]
     assert len(starts(run)) == 1
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_the_ranks_without_saving(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    long_steps = small(20_000, fraction=1.0, method="pgd", steps=2000)
+    launched = started(TrainJob.of(long_steps, dataset, run), tmp_path)
+    until("a start", (run / "provenance.json").exists, 60)
+
+    def ended() -> bool:
+        os.killpg(launched.pid, signal.SIGINT)
+        return launched.poll() is not None
+
+    until("the end", ended, 60)
+    assert launched.returncode == 130
+    assert not list((run / "checkpoints").iterdir())
