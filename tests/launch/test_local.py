@@ -142,5 +142,6 @@ def test_a_second_interrupt_ends_the_ranks_without_saving(dataset: Path, tmp_pat
         return launched.poll() is not None
 
     until("the end", ended, 60)
-    assert launched.returncode == 130
+    # A shell shows 130 for both; one signal more may come while Python ends.
+    assert launched.returncode in (128 + signal.SIGINT, -signal.SIGINT)
     assert not list((run / "checkpoints").iterdir())
