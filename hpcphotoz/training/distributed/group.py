@@ -17,6 +17,7 @@ from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.output import say
+from hpcphotoz.training.distributed import gloo
 from hpcphotoz.training.distributed.rank_device import choose_device, identity
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
 from hpcphotoz.world import World
@@ -75,18 +76,25 @@ def _join(
     world: World, timeout_s: float, options: Mapping[str, str], device: torch.device, problem: str | None
 ) -> None:
     """Make the process group once every rank is there and has a device of its own."""
+    on_cpus, listens_at = device.type == "cpu", ""
+    try:
+        if on_cpus:
+            listens_at = gloo.listening_address()
+    except BadInput as error:
+        problem = problem or str(error)
     try:
         meeting = Rendezvous(world, timeout_s)
         place = socket.gethostname(), identity(device)
-        found = meeting.first_problem(problem, place, options)
+        found = meeting.first_problem(problem, place, options, listens_at)
         if found is None:
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                store=meeting.store,
-                rank=world.rank,
-                world_size=world.size,
-                timeout=timedelta(seconds=timeout_s),
-            )
+            if not on_cpus:
+                wait = timedelta(seconds=timeout_s)
+                how = {"store": meeting.store, "rank": world.rank, "world_size": world.size, "timeout": wait}
+                dist.init_process_group("nccl", **how)
+                return
+            if meeting.peer:
+                gloo.choose_interface(meeting.peer, speaks=world.local_rank == 0)
+            gloo.connect(meeting.store, world, timeout_s, meeting.listeners)
             return
     except (TimeoutError, dist.DistError) as error:
         raise RankLost(f"the ranks did not come together: {first_line(error)}") from None

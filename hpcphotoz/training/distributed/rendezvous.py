@@ -1,32 +1,25 @@
-"""Ranks meet in a key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 or torchrun holds.
+"""Ranks meet in a key-value store, and compare their devices, options and networks before anything starts."""
 
-Nothing here waits inside torch, because Python handles no signal during such a wait: Ctrl-C took up to the
-timeout to work.
-"""
-
-import itertools
 import json
 import os
-import socket
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from torch import distributed as dist
 
-from hpcphotoz.errors import BadInput, first_line
+from hpcphotoz.errors import BadInput
+from hpcphotoz.training.distributed import gloo
 from hpcphotoz.training.distributed.rank_device import conflict
+from hpcphotoz.training.distributed.store import POLL_S, connect, in_thread
 from hpcphotoz.world import World
 
-_POLL_S = 0.05
 _LEAVING_S = 5.0
-_FINISHING_S = 1.0
 _SIZE = "number of ranks"
 _OF_A_RUN = (_SIZE, "--out", "--data")  # if one of these differs, the ranks belong to two runs
-_joined = itertools.count()  # counts the runs of this process
 
 
 class Problem(NamedTuple):
@@ -37,7 +30,7 @@ class Problem(NamedTuple):
 
 
 class Rendezvous:
-    """Brings the ranks of a run together, and compares their devices and options.
+    """Brings the ranks of a run together, and compares their devices, options and networks.
 
     Args:
         world: this rank's place among at least two ranks.
@@ -50,22 +43,23 @@ class Rendezvous:
     """
 
     def __init__(self, world: World, timeout_s: float, env: Mapping[str, str] | None = None) -> None:
-        env = os.environ if env is None else env
-        self._world, self._timeout_s = world, timeout_s
+        self._world, self._limit = world, f"run.timeout_s = {timeout_s:g} s"
         self._end = time.monotonic() + timeout_s
-        self._host, self._port = _address(world, env)
-        self._where = f"MASTER_ADDR, MASTER_PORT = {self._host}:{self._port}"
-        self._limit = f"run.timeout_s = {timeout_s:g} s"
-        # torchrun's store exists before the ranks and outlives them. Restarted ranks, and a second run of the
-        # same processes, must not read the keys of an earlier run.
-        held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        attempt = f"{env.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_joined) if held else 0}"
-        self.store = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"hpcphotoz/{attempt}", self._connect(holds=world.is_first and not held)
+        self._connection = connect(world, timeout_s, env)
+        self._where = self._connection.where
+        self._abandoned = threading.Event()
+        self.store = _under(self._connection.store, "hpcphotoz")  # after `first_problem`: of this start alone
+        self._listens_at = ""
+        self.peer: str | None = (
+            None  # address of another host, where gloo must choose an interface towards it
         )
 
     def first_problem(
-        self, problem: str | None, place: tuple[str, str], options: Mapping[str, str]
+        self,
+        problem: str | None,
+        place: tuple[str, str],
+        options: Mapping[str, str],
+        listens_at: str = "",
     ) -> Problem | None:
         """Wait for all ranks; return the first problem of a rank, the same on every rank, or None.
 
@@ -76,10 +70,60 @@ class Rendezvous:
             problem: problem of this rank; None: it has none.
             place: host and device of this rank.
             options: name and value of every option that must be the same on all ranks.
+            listens_at: `gloo.listening_address`; "": the ranks do not use gloo.
 
         Raises:
-            TimeoutError: a rank does not join in time.
+            TimeoutError: a rank does not join in time, or the store is cut off.
         """
+        self._listens_at = listens_at
+
+        def compare(abandoned: threading.Event) -> Problem | None:
+            self._abandoned = abandoned
+            if self._connection.outlives_ranks:
+                self.store = _under(self.store, self._start())
+            return self._compare(problem, place, options)
+
+        try:
+            return in_thread(compare, self._end + _LEAVING_S + 1)
+        except TimeoutError as error:
+            if str(error):
+                raise
+            raise TimeoutError(
+                f"rank {self._world.rank} on {place[0]}: the store at {self._where} no longer answers: "
+                f"waited {self._limit}: look at the network between the hosts"
+            ) from None
+
+    def _start(self) -> str:
+        """Agree on a name for this start of the ranks, under which no earlier start has left keys.
+
+        torchrun's store outlives the ranks: restarted ones find the keys of those before, who may have been
+        more. Its count of restarts is no such name: each host counts its own, and leaves out those after
+        another host came or went. So rank 0 draws one, and lists who has heard of it; a rank that is
+        not on the list has read the name of an earlier start, and reads again.
+        """
+        own, rank = uuid.uuid4().hex, self._world.rank
+        if self._world.is_first:
+            keys = [f"heard/{other}" for other in range(1, self._world.size)]
+            self.store.set("start", own)
+            store = _under(self.store, own)
+            self._wait(keys, self._end, store)
+            store.set("ranks", json.dumps([own, *(store.get(key).decode() for key in keys)]))
+            return own
+        self._wait(["start"], self._end)
+        start, pause = "", POLL_S
+        while True:
+            if (newest := self.store.get("start").decode()) != start:
+                start, store = newest, _under(self.store, newest)
+                store.set(f"heard/{rank}", own)
+            if store.check(["ranks"]) and own in json.loads(store.get("ranks")):
+                return start
+            if time.monotonic() > self._end or self._abandoned.wait(pause):
+                raise TimeoutError(self._absent([]))
+            pause = min(0.5, 1.5 * pause)
+
+    def _compare(
+        self, problem: str | None, place: tuple[str, str], options: Mapping[str, str]
+    ) -> Problem | None:
         rank, size = self._world.rank, self._world.size
         options = {_SIZE: str(size), **options}
         if self._world.is_first:
@@ -89,17 +133,26 @@ class Rendezvous:
             first = json.loads(self.store.get("options"))
             if differs := self._difference(options, first):
                 return self._refused(Problem((0, rank), differs), place, int(first[_SIZE]))
-        self.store.set(f"rank/{rank}", json.dumps([problem and Problem((rank,), problem), *place]))
+        self._report(rank, Problem((rank,), problem) if problem else None, place)
         if self._world.is_first:
             keys = [f"rank/{other}" for other in range(size)]
             self._wait(keys, self._end)
             said = [json.loads(self.store.get(key)) for key in keys]
-            own = next((found for found, _, _ in said if found), None)
-            if own is None and (found := conflict([(host, device) for _, host, device in said])):
+            own = next((found for found, *_ in said if found), None)
+            peers, places = dict[str, str](), [gloo.Place(host, *at) for _, host, _, *at in said]
+            if own is None and (found := conflict([(host, device) for _, host, device, *_ in said])):
                 own = Problem((found[0],), found[1])
+            if own is None:
+                try:
+                    peers = gloo.find_peers(places)
+                except BadInput as error:
+                    own = Problem((0,), str(error))
+            self.store.set("network", json.dumps([peers, gloo.listeners(places)]))
             self.store.set("verdict", json.dumps(own))
         else:
             self._wait(["verdict"], self._end)
+        peers, self.listeners = json.loads(self.store.get("network"))
+        self.peer = peers.get(place[0])
         verdict = json.loads(self.store.get("verdict"))
         if verdict is None:
             return None
@@ -114,9 +167,14 @@ class Rendezvous:
         """Report a problem of this rank to rank 0 of a world of `size`, which may have to wait for others."""
         rank = self._world.rank
         if rank < size:
-            self.store.set(f"rank/{rank}", json.dumps([problem, *place]))
+            self._report(rank, problem, place)
             self.store.set(f"read/{rank}", "")
         return problem
+
+    def _report(self, rank: int, problem: Problem | None, place: tuple[str, str]) -> None:
+        """Tell rank 0 this rank's problem, place and addresses."""
+        at = self._listens_at, self._connection.own_address, gloo.VARIABLE in os.environ
+        self.store.set(f"rank/{rank}", json.dumps([problem, *place, *at]))
 
     def _difference(self, options: Mapping[str, str], first: Mapping[str, str]) -> str | None:
         """A message on the first option that differs from that of rank 0; None: all are the same."""
@@ -130,93 +188,23 @@ class Rendezvous:
             f"{first.get(name)}: {another}give all ranks the same options"
         )
 
-    def _wait(self, keys: list[str], end: float) -> None:
-        pause = _POLL_S
-        while not self.store.check(keys):
-            if time.monotonic() > end:
-                raise TimeoutError(self._absent(keys))
-            time.sleep(pause)
+    def _wait(self, keys: list[str], end: float, store: Any = None) -> None:
+        store, pause = store or self.store, POLL_S
+        while not store.check(keys):
+            if time.monotonic() > end or self._abandoned.wait(pause):
+                raise TimeoutError(self._absent([key for key in keys if not store.check([key])]))
             pause = min(0.5, 1.5 * pause)
 
     def _absent(self, keys: list[str]) -> str:
         if not self._world.is_first:
             return f"rank {self._world.rank}: not all ranks joined within {self._limit}: rank 0 says which"
-        absent = [key.partition("/")[2] for key in keys if not self.store.check([key])]
+        absent = [key.partition("/")[2] for key in keys]
         named = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
         return (
-            f"{len(absent)} of {len(keys)} ranks did not join within {self._limit}: look at the output of "
-            f"rank {named}"
+            f"{len(absent)} of {self._world.size} ranks did not join within {self._limit}: look at the "
+            f"output of rank {named}"
         )
 
-    def _connect(self, holds: bool) -> Any:
-        listening = _listen(self._port) if holds else None
-        self._until_answered()
-        made: list[Any] = []
-        failed: list[RuntimeError] = []
-        ended = threading.Event()
 
-        def make() -> None:
-            how: dict[str, Any] = {"is_master": holds, "wait_for_workers": False}
-            how |= {"master_listen_fd": listening, "timeout": timedelta(seconds=self._timeout_s)}
-            try:
-                store = dist.TCPStore(self._host, self._port, self._world.size, **how)  # type: ignore[attr-defined]
-                made.append(store)
-            except RuntimeError as error:
-                failed.append(error)
-            finally:
-                ended.set()
-
-        # In a thread, because a service that is not a store may accept the connection and never answer.
-        try:
-            threading.Thread(target=make, name="join", daemon=True).start()
-            while not ended.wait(_POLL_S) and time.monotonic() < self._end:
-                pass
-        finally:
-            # Python aborts if a thread returns from C++ while the interpreter ends (seen after Ctrl-C).
-            ended.wait(_FINISHING_S)
-        if not made:
-            said = first_line(failed[0]) if failed else "no answer"
-            raise TimeoutError(
-                f"what listens at {self._where} is not rank 0 of this run ({said}): "
-                "choose another MASTER_PORT"
-            )
-        return made[0]
-
-    def _until_answered(self) -> None:
-        while True:
-            try:
-                socket.create_connection((self._host, self._port), timeout=1).close()
-                return
-            except OSError as error:
-                if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
-                    raise BadInput(f"MASTER_ADDR={self._host}: no such host") from None
-                if time.monotonic() > self._end:
-                    raise TimeoutError(
-                        f"rank {self._world.rank}: rank 0 does not listen at {self._where} "
-                        f"({error.strerror or error}): waited {self._limit}"
-                    ) from None
-            time.sleep(4 * _POLL_S)
-
-
-def _address(world: World, env: Mapping[str, str]) -> tuple[str, int]:
-    if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT"):
-        raise BadInput(
-            f"{world.size} ranks started by {world.launcher} but MASTER_ADDR and MASTER_PORT are not set: "
-            "use torchrun or `hpcphotoz launch`, or set them to the first node's name and a free port"
-        )
-    port = env["MASTER_PORT"]
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise BadInput(f"MASTER_PORT={port}: is no port: want 1 to 65535")
-    return env["MASTER_ADDR"], int(port)
-
-
-def _listen(port: int) -> int:
-    """Listen on a port; returns the file descriptor of the socket."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    try:
-        server = socket.create_server(("", port), family=family, backlog=2048, dualstack_ipv6=both)
-    except OSError as error:
-        where = f"MASTER_PORT={port}: cannot listen there on {socket.gethostname()}"
-        raise BadInput(f"{where}: {error.strerror}: choose a free port") from None
-    return server.detach()
+def _under(store: Any, prefix: str) -> Any:
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]

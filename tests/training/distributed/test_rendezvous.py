@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
@@ -16,55 +17,7 @@ from hpcphotoz.world import World
 from tests.helpers.launch.cluster import until
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import free_port
-
-# Joins a process group as one rank, without a run.
-JOIN = r"""import os, sys
-from hpcphotoz.errors import BadInput
-from hpcphotoz.training.distributed import group
-from hpcphotoz.world import World
-from torch import distributed as dist
-import torch
-rank, size, timeout_s, gpu = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-options = {"--out": os.environ.get("OUT", "a"), "--attack.eps": os.environ.get("EPS", "1")}
-print("joins", flush=True)
-if gpu:  # a GPU that only the choice of devices sees
-    group.identity = lambda _: gpu
-try:
-    with group.process_group(World(rank, size, rank, size, "test"), timeout_s, options):
-        total = torch.ones(1)
-        dist.all_reduce(total)
-        print(f"{dist.get_backend()} {int(total)}\n", end="", flush=True)  # whole, beside the other rank's
-except (BadInput, group.RankLost) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
-
-
-def join(
-    rank: int, size: int, port: object, timeout_s: float, gpu: str = "", **env: str
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", JOIN, str(rank), str(size), str(timeout_s), gpu],
-        env={
-            **os.environ,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            **env,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(*ranks: subprocess.Popen[str]) -> list[tuple[int, str, list[str]]]:
-    """Exit status, output and error lines of each rank."""
-    try:
-        said = [rank.communicate(timeout=90) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [(rank.returncode, out, err.splitlines()) for rank, (out, err) in zip(ranks, said, strict=True)]
+from tests.helpers.training.joins import JOIN, ended, join
 
 
 def test_ranks_connect_in_any_order() -> None:
@@ -190,3 +143,26 @@ def test_under_torchrun_its_store_is_used(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("gloo 2") == 2
+
+
+def test_restarted_ranks_do_not_read_the_keys_of_those_before() -> None:
+    """torchrun's store outlives the ranks. Each host counts its own restarts; here none does."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    for size, eps in ((3, "1"), (2, "2"), (2, "2")):
+        given = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "EPS": eps}
+        # The last rank starts first, and finds what those before have left.
+        late = join(size - 1, size, store.port, 60, **given)
+        assert late.stdout is not None and late.stdout.readline() == "joins\n"
+        for status, out, errors in ended(
+            *(join(k, size, store.port, 60, **given) for k in range(size - 1)), late
+        ):
+            assert (status, errors) == (0, []) and out.endswith(f"gloo {size}\n")
+
+
+def test_a_rank_that_is_missing_after_a_restart_is_named() -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    ((status, _, errors),) = ended(join(0, 3, store.port, 2, TORCHELASTIC_USE_AGENT_STORE="True"))
+    assert status == 1 and len(errors) == 1
+    assert (
+        "2 of 3 ranks did not join within run.timeout_s = 2 s: look at the output of rank 1, 2" in errors[0]
+    )
