@@ -46,6 +46,7 @@ class Host:
     def __init__(self, name: str, address: str, namespace: str, folder: Path) -> None:
         self.name, self.address, self.namespace = name, address, namespace
         self._folder, self._logs = folder, list[Path]()
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, words: Sequence[str], **env: str) -> subprocess.Popen[bytes]:
         """Start a command, whose output `said` returns; `env` is added to the environment."""
@@ -57,7 +58,7 @@ class Host:
         self._logs.append(self._folder / f"{self.name}-{len(self._logs)}.txt")
         named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
         with self._logs[-1].open("wb") as file:
-            return subprocess.Popen(
+            started = subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, *named, *words],
                 cwd=ROOT,
                 env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **env},
@@ -66,6 +67,8 @@ class Host:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._started.append(started)
+        return started
 
     def said(self, start: int = -1) -> str:
         """Output and errors of the command that was started last, or as number `start`."""
@@ -104,6 +107,8 @@ class Host:
             return not left
 
         until(f"end of the processes of {self.name}", gone, 10)
+        for started in self._started:
+            started.wait(timeout=10)
 
     def _processes(self) -> list[int]:
         return [int(word) for word in _run("ip", "netns", "pids", self.namespace).split()]
