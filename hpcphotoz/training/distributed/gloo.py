@@ -14,18 +14,19 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.output import say
+from hpcphotoz.training.distributed.presence import is_loopback
 from hpcphotoz.training.distributed.store import in_thread
 from hpcphotoz.world import World
 
 VARIABLE = "GLOO_SOCKET_IFNAME"
 _LOOPBACK = "127.0.0.1"
+_ADVICE = f"on every host, set {VARIABLE} to the network interface towards the others (`ip -brief address`)"
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
@@ -75,11 +76,13 @@ def find_peers(places: Sequence[Place]) -> dict[str, str]:
     """
     found = dict[str, str]()
     for rank, place in enumerate(places):
-        others = [other for other in places if other.host != place.host]
-        if place.host in found or not others or not _is_loopback(place.listens_at):
+        if place.host in found or not is_loopback(place.listens_at):
             continue
+        others = [other for other in places if other.host != place.host]
+        if not others:
+            break
         addresses = [each.own_address for each in (place, *others)]
-        peer = next((address for address in addresses if not _is_loopback(address)), None)
+        peer = next((address for address in addresses if not is_loopback(address)), None)
         if peer is None or place.asked:
             asked = f"asked by {VARIABLE}, " if place.asked else ""
             at = f"rank {rank} on {place.host}: {asked}gloo would listen at {place.listens_at}"
@@ -104,7 +107,7 @@ def choose_interface(peer: str, speaks: bool) -> None:
     own = _source_address(peer)
     name = next((name for _, name in socket.if_nameindex() if _address_of_interface(name) == own), None)
     at = f"hpcphotoz: {host}: the name of this host stands for a loopback address"
-    if own is None or name is None or _is_loopback(own):
+    if own is None or name is None or is_loopback(own):
         say(f"{at}, and no network interface towards {peer} is found: {_ADVICE}", sys.stderr)
         return
     if speaks:
@@ -138,16 +141,6 @@ def connect(store: Any, world: World, timeout_s: float, listen: str) -> None:
             f"rank {world.rank} on {socket.gethostname()} cannot connect to another rank ({said}): gloo "
             f"listens at {listen}: {_ADVICE}"
         ) from None
-
-
-_ADVICE = f"on every host, set {VARIABLE} to the network interface towards the others (`ip -brief address`)"
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def _address_of_name(host: str) -> str:

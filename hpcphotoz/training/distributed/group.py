@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -18,12 +18,14 @@ from torch import distributed as dist
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.output import say
 from hpcphotoz.training.distributed import gloo
+from hpcphotoz.training.distributed.presence import Presence
 from hpcphotoz.training.distributed.rank_device import choose_device, identity
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
 from hpcphotoz.world import World
 
 Subgroup = dist.ProcessGroup | None  # some of the ranks; None: all
 _log = logging.getLogger(__name__)
+_presence: list[Presence] = []  # of the default process group, as long as there is one
 
 
 class RankLost(Exception):
@@ -62,10 +64,13 @@ def process_group(
     if world.size == 1:
         yield device
         return
-    _join(world, timeout_s, options, device, problem)
+    presence = _join(world, timeout_s, options, device, problem)
+    _presence.append(presence)
     try:
         yield device
     finally:
+        _presence.remove(presence)
+        presence.close()
         # Reference cycles hold DistributedDataParallel. Collected after its group, at the end of the
         # interpreter, it aborted one run in 15 ("terminate called without an active exception").
         gc.collect()
@@ -74,7 +79,7 @@ def process_group(
 
 def _join(
     world: World, timeout_s: float, options: Mapping[str, str], device: torch.device, problem: str | None
-) -> None:
+) -> Presence:
     """Make the process group once every rank is there and has a device of its own."""
     on_cpus, listens_at = device.type == "cpu", ""
     try:
@@ -82,25 +87,32 @@ def _join(
             listens_at = gloo.listening_address()
     except BadInput as error:
         problem = problem or str(error)
-    try:
-        meeting = Rendezvous(world, timeout_s)
-        place = socket.gethostname(), identity(device)
-        found = meeting.first_problem(problem, place, options, listens_at)
-        if found is None:
-            if not on_cpus:
-                wait = timedelta(seconds=timeout_s)
-                how = {"store": meeting.store, "rank": world.rank, "world_size": world.size, "timeout": wait}
-                dist.init_process_group("nccl", **how)
-                return
-            if meeting.peer:
-                gloo.choose_interface(meeting.peer, speaks=world.local_rank == 0)
-            gloo.connect(meeting.store, world, timeout_s, meeting.listeners)
-            return
-    except (TimeoutError, dist.DistError) as error:
-        raise RankLost(f"the ranks did not come together: {first_line(error)}") from None
+    with ExitStack() as stack:
+        try:
+            meeting = Rendezvous(world, timeout_s)
+            stack.callback(meeting.presence.close)
+            place = socket.gethostname(), identity(device)
+            found = meeting.first_problem(problem, place, options, listens_at)
+            if found is None:
+                _connect(meeting, world, timeout_s, on_cpus)
+                stack.pop_all()
+                return meeting.presence
+        except (TimeoutError, dist.DistError) as error:
+            raise RankLost(f"the ranks did not come together: {first_line(error)}") from None
     if world.rank in found.ranks:
         raise BadInput(found.text)
     raise OtherRankFailed(2)
+
+
+def _connect(meeting: Rendezvous, world: World, timeout_s: float, on_cpus: bool) -> None:
+    """Make the process group of ranks that have met."""
+    if on_cpus:
+        if meeting.peer:
+            gloo.choose_interface(meeting.peer, speaks=world.local_rank == 0)
+        gloo.connect(meeting.store, world, timeout_s, meeting.listeners)
+        return
+    wait = timedelta(seconds=timeout_s)
+    dist.init_process_group("nccl", store=meeting.store, rank=world.rank, world_size=world.size, timeout=wait)
 
 
 def fail_together(problem: str | None, world: World) -> None:
@@ -184,7 +196,10 @@ def detect_lost_ranks(progress_message: Callable[[], str], timeout_s: float) -> 
 def _lost(progress_message: str, timeout_s: float, said: str) -> str:
     lost = f"another rank died, or did not answer for run.timeout_s = {timeout_s:g} s ({said})"
     more = "the newest lines of logs/rank-*.log say more; the same command resumes from the last checkpoint"
-    return f"{progress_message}: {lost}: {more}"
+    missing = [text for presence in _presence if (text := presence.describe_missing())]
+    for presence in _presence:
+        presence.leave()
+    return ": ".join([progress_message, lost, *missing, more])
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed import gloo
+from hpcphotoz.training.distributed.presence import Presence, RankAddress
 from hpcphotoz.training.distributed.rank_device import conflict
 from hpcphotoz.training.distributed.store import POLL_S, connect, in_thread
 from hpcphotoz.world import World
@@ -50,9 +51,9 @@ class Rendezvous:
         self._abandoned = threading.Event()
         self.store = _under(self._connection.store, "hpcphotoz")  # after `first_problem`: of this start alone
         self._listens_at = ""
-        self.peer: str | None = (
-            None  # address of another host, where gloo must choose an interface towards it
-        )
+        self.listeners = ""  # where gloo listens on each host
+        self.peer: str | None = None  # address towards which gloo must choose an interface
+        self.presence = Presence()
 
     def first_problem(
         self,
@@ -139,7 +140,8 @@ class Rendezvous:
             self._wait(keys, self._end)
             said = [json.loads(self.store.get(key)) for key in keys]
             own = next((found for found, *_ in said if found), None)
-            peers, places = dict[str, str](), [gloo.Place(host, *at) for _, host, _, *at in said]
+            peers, places = dict[str, str](), [gloo.Place(host, *at[:3]) for _, host, _, *at in said]
+            ranks = [(host, own_address, port) for _, host, _, _, own_address, _, port in said]
             if own is None and (found := conflict([(host, device) for _, host, device, *_ in said])):
                 own = Problem((found[0],), found[1])
             if own is None:
@@ -147,12 +149,14 @@ class Rendezvous:
                     peers = gloo.find_peers(places)
                 except BadInput as error:
                     own = Problem((0,), str(error))
-            self.store.set("network", json.dumps([peers, gloo.listeners(places)]))
+            self.store.set("network", json.dumps([peers, gloo.listeners(places), ranks]))
             self.store.set("verdict", json.dumps(own))
         else:
             self._wait(["verdict"], self._end)
-        peers, self.listeners = json.loads(self.store.get("network"))
+        peers, self.listeners, ranks = json.loads(self.store.get("network"))
         self.peer = peers.get(place[0])
+        addresses = [RankAddress(*each) for each in ranks]
+        self.presence.meet(addresses, rank, self._connection.store_address, self.store)
         verdict = json.loads(self.store.get("verdict"))
         if verdict is None:
             return None
@@ -173,7 +177,12 @@ class Rendezvous:
 
     def _report(self, rank: int, problem: Problem | None, place: tuple[str, str]) -> None:
         """Tell rank 0 this rank's problem, place and addresses."""
-        at = self._listens_at, self._connection.own_address, gloo.VARIABLE in os.environ
+        at = (
+            self._listens_at,
+            self._connection.own_address,
+            bool(os.environ.get(gloo.VARIABLE)),
+            self.presence.port,
+        )
         self.store.set(f"rank/{rank}", json.dumps([problem, *place, *at]))
 
     def _difference(self, options: Mapping[str, str], first: Mapping[str, str]) -> str | None:

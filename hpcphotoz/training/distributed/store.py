@@ -28,6 +28,7 @@ class Connection(NamedTuple):
     store: Any
     where: str  # its address, for messages
     own_address: str  # of this host, on the network to the store
+    store_address: str  # of the host of the store, seen from here
     outlives_ranks: bool  # torchrun's store exists before the ranks, and keeps their keys after a restart
 
 
@@ -91,7 +92,7 @@ def connect(world: World, timeout_s: float, env: Mapping[str, str] | None = None
     held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     holds = world.is_first and not held
     listening = _listen(port) if holds else None
-    own_address = _until_answered(world, host, port, end, f"{where} ", timeout_s)
+    own_address, store_address = _until_answered(world, host, port, end, where, timeout_s)
 
     def make(_: threading.Event) -> Any:
         how: dict[str, Any] = {"is_master": holds, "wait_for_workers": False}
@@ -100,7 +101,7 @@ def connect(world: World, timeout_s: float, env: Mapping[str, str] | None = None
 
     # In a thread, because a service that is not a store may accept the connection and never answer.
     try:
-        return Connection(in_thread(make, end), where, own_address, held)
+        return Connection(in_thread(make, end), where, own_address, store_address, held)
     except (TimeoutError, RuntimeError) as error:
         raise TimeoutError(
             f"what listens at {where} is not rank 0 of this run ({first_line(error) or 'no answer'}): "
@@ -108,18 +109,20 @@ def connect(world: World, timeout_s: float, env: Mapping[str, str] | None = None
         ) from None
 
 
-def _until_answered(world: World, host: str, port: int, end: float, where: str, timeout_s: float) -> str:
-    """Wait until something listens; returns this host's address on the network to it."""
+def _until_answered(
+    world: World, host: str, port: int, end: float, where: str, timeout_s: float
+) -> tuple[str, str]:
+    """Wait until something listens; returns the addresses of both ends of a connection, the own first."""
     while True:
         try:
             with socket.create_connection((host, port), timeout=1) as connection:
-                return str(connection.getsockname()[0])
+                return str(connection.getsockname()[0]), str(connection.getpeername()[0])
         except OSError as error:
             if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
                 raise BadInput(f"MASTER_ADDR={host}: no such host") from None
             if time.monotonic() > end:
                 raise TimeoutError(
-                    f"rank {world.rank}: rank 0 does not listen at {where}"
+                    f"rank {world.rank}: rank 0 does not listen at {where} "
                     f"({error.strerror or error}): waited run.timeout_s = {timeout_s:g} s"
                 ) from None
         time.sleep(4 * POLL_S)

@@ -1,9 +1,13 @@
-"""A hanging rank is noticed although no call fails: with NCCL, the host waits for the device."""
+"""A lost rank is named, and noticed also where no call fails: with NCCL, the host waits for the device."""
 
 import subprocess
 import sys
 
 import pytest
+from torch import distributed as dist
+
+from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed.presence import Presence, RankAddress
 
 WAITING = """
 import threading
@@ -33,3 +37,22 @@ def test_a_step_that_takes_longer_than_the_timeout_ends_the_process(moves: int) 
         "hpcphotoz: error: runs/a: rank 1 at step 0: another rank died, or did not"
     )
     assert "the same command resumes from the last checkpoint" in found.stderr
+
+
+def test_a_lost_rank_is_named_with_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = [Presence() for _ in range(3)]
+    at = [RankAddress(f"node{k}", "127.0.0.1", presence.port) for k, presence in enumerate(ranks)]
+    ranks[0].meet(at, 0, "127.0.0.1", dist.HashStore())  # type: ignore[attr-defined]
+    monkeypatch.setattr(group, "_presence", ranks[:1])
+    ranks[1].close()
+    lost = (
+        r"runs/a: rank 0 at step 3: another rank died, or did not answer for run.timeout_s = 5 s "
+        r"\(gloo: Connection closed by peer\): seen from node0, rank 1 on node1 has ended: the newest lines"
+    )
+    with (
+        pytest.raises(group.RankLost, match=lost),
+        group.detect_lost_ranks(lambda: "runs/a: rank 0 at step 3", 5),
+    ):
+        raise RuntimeError("gloo: Connection closed by peer")
+    for presence in ranks:
+        presence.close()

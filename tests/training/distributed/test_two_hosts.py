@@ -120,7 +120,9 @@ def test_a_cut_link_ends_all_ranks_and_the_same_command_resumes(
     for number, host in enumerate(hosts):
         assert not host.ranks()
         (line,) = [line for line in host.said().splitlines() if line.startswith("hpcphotoz: error: ")]
-        assert f"rank {1 - number}" in line and "the same command resumes" in line
+        other = 1 - number
+        assert f"(rank {number}) at step " in line and "the same command resumes" in line
+        assert f": seen from node{number}, rank {other} on node{other} cannot be reached: " in line
     hosts[1].plug()
     assert end_of(static(hosts, words), ranks.TIMEOUT_S) == [0, 0], said(hosts)
     assert_same_curve(out, one_rank, SAME)
@@ -198,7 +200,7 @@ def test_a_link_that_is_cut_while_ranks_meet_ends_them(hosts: list[Host]) -> Non
     """Rank 2 of three is absent. On a cut link, torch's store itself waits for a quarter of an hour."""
     running = [join(host, rank, 3, 10) for rank, host in enumerate(hosts)]
 
-    seen = []
+    seen: list[list[str]] = []
 
     def connected() -> bool:
         lines = [line.split() for line in Path(f"/proc/{running[1].pid}/net/tcp").read_text().splitlines()]

@@ -1,0 +1,77 @@
+"""Ranks that have ended or cannot be reached are told from those that are there, running or stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from torch import distributed as dist
+
+from hpcphotoz.training.distributed.presence import ENDED, Presence, RankAddress, missing
+
+NOWHERE = "255.255.255.255"  # the address of all hosts, to which the kernel makes no connection
+
+
+@pytest.fixture
+def other() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Another process with a port of its own."""
+    code = "from hpcphotoz.training.distributed.presence import Presence\nprint(Presence().port, flush=True)"
+    code = code.replace("print(Presence()", "p = Presence(); print(p").replace("True)", "True); input()")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
+        process.kill()
+
+
+def test_a_stopped_rank_is_there_and_a_killed_one_has_ended(other: tuple[subprocess.Popen[str], int]) -> None:
+    process, port = other
+    ranks = {k: RankAddress("a", "127.0.0.1", port) for k in range(3)}
+    assert missing(ranks) == {}
+    os.kill(process.pid, signal.SIGSTOP)
+    assert missing(ranks) == {}
+    process.kill()
+    process.wait(timeout=60)
+    assert missing(ranks) == dict.fromkeys(range(3), ENDED)
+
+
+def test_ranks_are_named_but_for_those_that_left_because_of_another() -> None:
+    """Rank 0 asks. Rank 1 is there, 2 was killed, 3 left because of it, 4 is on a host that is cut off."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    ranks = [Presence() for _ in range(5)]
+    at = [RankAddress(f"node{k // 2}", "127.0.0.1", presence.port) for k, presence in enumerate(ranks)]
+    at[4] = at[4]._replace(address=NOWHERE)
+    assert ranks[0].describe_missing() == "", "they have not met"
+    for number, presence in enumerate(ranks):
+        presence.meet(at, number, "127.0.0.1", store)
+    gone = "rank 4 on node2 cannot be reached"
+    assert ranks[0].describe_missing() == f"seen from node0, {gone}"
+    ranks[3].leave()
+    for number in (2, 3):
+        ranks[number].close()
+    assert ranks[0].describe_missing() == f"seen from node0, rank 2 on node1 has ended, {gone}"
+    for presence in ranks:
+        presence.close()
+
+
+def test_where_nobody_is_missing_one_hangs() -> None:
+    ranks = [Presence() for _ in range(2)]
+    for number, presence in enumerate(ranks):
+        at = [RankAddress("a", "127.0.0.1", each.port) for each in ranks]
+        presence.meet(at, number, "127.0.0.1", None)
+    assert ranks[1].describe_missing() == "all ranks are there, so one hangs"
+    for presence in ranks:
+        presence.close()
+
+
+def test_the_host_of_rank_0_is_looked_for_at_the_address_of_the_store() -> None:
+    """Where its name stands for a loopback address, rank 0 knows no other; ranks beside it use that."""
+    at = [RankAddress("a", "127.0.1.1", 1), RankAddress("a", "127.0.1.1", 2), RankAddress("b", "10.0.0.2", 3)]
+    for number, first in ((1, "127.0.1.1"), (2, "10.0.0.1")):
+        presence = Presence()
+        presence.meet(at, number, "10.0.0.1", None)
+        assert [rank.address for rank in presence._ranks] == [first, first, "10.0.0.2"]
+        presence.close()
