@@ -4,7 +4,7 @@ import enum
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpcphotoz.output import say
@@ -13,9 +13,9 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_later
+from hpcphotoz.training.overlap.connect import connect
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
-from hpcphotoz.training.overlap.roles import RankRole, assign_role
-from hpcphotoz.training.overlap.topology import ExchangeTopology
+from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.profiler import StepProfiler
@@ -77,7 +77,10 @@ class TrainingLoop:
         if self.step >= self.last_step:
             self._say(f"{self.out}: finished already, at step {self.step}")
             return Outcome.FINISHED
-        exchange = self._join_exchange()
+        steps = range(self.step, self.last_step)
+        given = self.components, self.loader, self.world, steps, self.total_steps, self.metrics.waiting
+        connection = connect(*given)
+        self._role, self.loader, exchange = connection.role, connection.loader, connection.endpoint
         if isinstance(exchange, AttackerEndpoint):
             rank_batches = self._recording_step(self.loader.rank_batches(self.step, self.last_step))
             problem = exchange.run(rank_batches, self.components.step_attack(), stop)
@@ -172,29 +175,6 @@ class TrainingLoop:
                 return Outcome.STOPPED
         self._say(f"{self.out}: finished at step {self.step}")
         return Outcome.FINISHED
-
-    def _join_exchange(self) -> LearnerEndpoint | AttackerEndpoint | None:
-        """Decide whether this rank learns or attacks, and connect it to the others; None: no attackers."""
-        components, config = self.components, self._config
-        role = self._role = assign_role(config, self.world, self._costs, components.device)
-        if role.split is None:
-            return None
-        self.loader = self.loader.for_world(role.world)
-        rank, fraction, size = self.world.rank, config.adversarial.fraction, self.loader.global_batch_size
-        topology = ExchangeTopology(
-            role.split, rank, fraction, config.overlap, self.last_step, size, role.weights_group
-        )
-        topology.connect_peers(components.device)
-        header = self.loader.train.manifest.header
-        shape = (len(header.bands), header.stamp, header.stamp)
-        given = topology, components.module, shape, components.device, self.step, self.metrics.waiting
-        return AttackerEndpoint(*given) if role.is_attacker else LearnerEndpoint(*given)
-
-    def _costs(self) -> tuple[float, float]:
-        """`TrainingComponents.costs` for the next rank batch, with the attack after its warm-up."""
-        batch = next(self.loader.rank_batches(self.step, self.last_step))
-        group.fail_together(batch.problem, self.world)
-        return self.components.costs(replace(batch, step=self.total_steps))
 
     def _recording_step(self, rank_batches: Iterator[RankBatch]) -> Iterator[RankBatch]:
         """The same batches; keeps their step for `progress_message`."""
