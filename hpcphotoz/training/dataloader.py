@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,37 @@ class RankLoader:
         with group.failing_together(self.world):
             for stream, found in zip(streams, facts, strict=True):
                 stream.objects = SelectedObjects.from_facts(found, folder, stream.manifest)
+
+    def shares_text(self) -> str:
+        """What every global batch of several datasets holds, for the user."""
+        train, size = self.train, self.config.run.global_batch
+        each = [f"{part.batch_size(0)} of {part.folder}" for part in train.parts]
+        seen = [
+            f"{train.batches * part.batch_size(0) / part.rows:.2f} times {part.folder}"
+            for part in train.parts
+        ]
+        steps = f"an epoch of {train.batches} steps sees {', '.join(seen)}"
+        return f"every global batch of {size} objects holds {', '.join(each)}; {steps}"
+
+    def datasets_facts(self) -> dict[str, object]:
+        """The datasets of a run on several, for the provenance; empty: it is on one."""
+        if not self.data.several:
+            return {}
+        found = zip(self.data.resolve().folders, self.data.weights, self.train.parts, strict=True)
+        by = self.config.data.split_by
+        return {
+            "datasets": [
+                {
+                    "folder": str(folder),
+                    "weight": weight,
+                    "manifest_sha256": part.manifest.sha256,
+                    "objects": part.rows,
+                    "objects_of_a_batch": part.batch_size(0),
+                    **({"split": {"by": by, **asdict(part.census.split)}} if part.census.split else {}),
+                }
+                for folder, weight, part in found
+            ]
+        }
 
     def global_batch_size(self, step: int) -> int:
         """Number of objects in the global batch of a step."""

@@ -175,38 +175,7 @@ class _Trainer:
             for text in texts:
                 say(f"hpcphotoz: warning: {text}", sys.stderr)
             if self._data.several:
-                say(f"{self._out}: {self._shares_text()}")
-
-    def _shares_text(self) -> str:
-        """What every global batch holds, for the user."""
-        train, size = self._loader.train, self._config.run.global_batch
-        each = [f"{part.batch_size(0)} of {part.folder}" for part in train.parts]
-        seen = [
-            f"{train.batches * part.batch_size(0) / part.rows:.2f} times {part.folder}"
-            for part in train.parts
-        ]
-        steps = f"an epoch of {train.batches} steps sees {', '.join(seen)}"
-        return f"every global batch of {size} objects holds {', '.join(each)}; {steps}"
-
-    def _datasets_facts(self) -> dict[str, object]:
-        """The datasets of a run on several, for the provenance."""
-        if not self._data.several:
-            return {}
-        found = zip(self._data.resolve().folders, self._data.weights, self._loader.train.parts, strict=True)
-        by = self._config.data.split_by
-        return {
-            "datasets": [
-                {
-                    "folder": str(folder),
-                    "weight": weight,
-                    "manifest_sha256": part.manifest.sha256,
-                    "objects": part.rows,
-                    "objects_of_a_batch": part.batch_size(0),
-                    **({"split": {"by": by, **asdict(part.census.split)}} if part.census.split else {}),
-                }
-                for folder, weight, part in found
-            ]
-        }
+                say(f"{self._out}: {self._loader.shares_text()}")
 
     def _network_facts(self) -> dict[str, object]:
         """Where a foreign network comes from, for the provenance; its file is copied into the run folder."""
@@ -258,7 +227,7 @@ class _Trainer:
                 "device": str(self.components.device),
                 "speed": self.components.compute.facts(),
                 "command": list(command),
-                **self._datasets_facts(),
+                **self._loader.datasets_facts(),
                 **self._network_facts(),
             }
             record_start(self._out, self._world, facts)
