@@ -13,6 +13,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_later
+from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.overlap.connect import connect
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
 from hpcphotoz.training.overlap.roles import RankRole
@@ -22,7 +23,6 @@ from hpcphotoz.training.run.profiler import StepProfiler
 from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.run.signals import StopRequest
 from hpcphotoz.training.run.validation import ValidationEnded, validate
-from hpcphotoz.training.step import learning_rate
 from hpcphotoz.world import World
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """One optimisation step: forward and backward passes over clean and attacked objects, one update."""
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -8,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hpcphotoz.config import Optimiser
 from hpcphotoz.training.compute import ComputeOptions
 from hpcphotoz.training.objectives import ForwardBatch, TrainingObjective
 from hpcphotoz.training.overlap.streams import AdversarySource
@@ -82,13 +80,3 @@ class Step:
                 (scale * loss).backward()  # type: ignore[no-untyped-call]
             loss_sums = loss_sums + sums
         return loss_sums
-
-
-def learning_rate(step: int, total: int, optimiser: Optimiser) -> float:
-    """Learning rate of a step (counted from 0): linear warm-up times the schedule over all `total` steps."""
-    warm = min(1.0, (step + 1) / (optimiser.warmup_steps + 1))
-    if optimiser.schedule == "cosine":
-        return optimiser.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / total))
-    if optimiser.schedule == "halfway" and step >= total // 2:
-        return optimiser.learning_rate * warm / 5
-    return optimiser.learning_rate * warm

@@ -25,6 +25,7 @@ from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.departure import leave_together, recording_failure
 from hpcphotoz.training.loop import Outcome, TrainingLoop
+from hpcphotoz.training.optimisation.schedules import implausible_options
 from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
@@ -97,23 +98,6 @@ def _options_of_all_ranks(config: Config, data: Datasets, out: Path, device: str
     for section, options in config.model_dump().items():
         values |= {f"--{section}.{key}": repr(value) for key, value in options.items()}
     return values
-
-
-def implausible_options(config: Config, rows: int, steps: int) -> list[str]:
-    """Warnings about options that do not suit `rows` training objects or `steps` in all, one line each."""
-    run, found = config.run, []
-    if run.global_batch > rows:
-        holds = f"the training part holds {rows} objects: an epoch is one step"
-        found.append(f"run.global_batch {run.global_batch}: {holds}")
-    warmups = {"optimiser.warmup_steps": config.optimiser.warmup_steps}
-    if config.adversarial.fraction:
-        warmups["adversarial.eps_warmup_steps"] = config.adversarial.eps_warmup_steps
-        warmups["adversarial.k_warmup_steps"] = config.adversarial.k_warmup_steps
-    for name, length in warmups.items():
-        if length > steps:
-            ends = f"all {run.epochs} epochs are {steps} steps: the run ends within this warm-up"
-            found.append(f"{name} {length}: {ends}")
-    return found
 
 
 def uneven_split(config: Config, shares: SplitShares | None) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.config import load as configuration
-from hpcphotoz.training.trainer import implausible_options, train
+from hpcphotoz.training.optimisation.schedules import implausible_options
+from hpcphotoz.training.trainer import train
 from tests.helpers import ranks
 from tests.helpers.datasets import make_stamps, write_stamps
 from tests.helpers.training.runs import SAME, arguments, assert_same_curve, config

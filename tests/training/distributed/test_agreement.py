@@ -9,12 +9,12 @@ import torch
 from hpcphotoz.training import loop
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict
 from hpcphotoz.training.loop import Diverged, Outcome
+from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.network import load_network
 from hpcphotoz.training.run.timers import Timers
-from hpcphotoz.training.step import learning_rate
 from hpcphotoz.training.trainer import train
 from hpcphotoz.world import World
 from tests.helpers import ranks
