@@ -51,6 +51,7 @@ class TrainJob:
         profile: as `train --profile`.
         device: "auto", "cuda" or "cpu", as in `train --device`.
         command: the command line that launched the run, for its provenance.
+        start_from: as `train --from`, absolute; "": random weights.
         visible_gpus: CUDA_VISIBLE_DEVICES of a local launch; None: unset. On a cluster Slurm sets it.
     """
 
@@ -63,6 +64,7 @@ class TrainJob:
     profile: bool = False
     device: str = "auto"
     command: tuple[str, ...] = ()
+    start_from: str = ""
     visible_gpus: str | None = None
 
     @classmethod
@@ -99,7 +101,8 @@ class TrainJob:
 
         with _SignalRecorder() as signals:
             data, out = Datasets.of(self.data), Path(self.out)
-            outcome = train(self.parsed, data, out, self.profile, self.device, self.command or None)
+            begin = Path(self.start_from) if self.start_from else None
+            outcome = train(self.parsed, data, out, self.profile, self.device, self.command or None, begin)
             if outcome is Outcome.FINISHED or rank:
                 ignore_stops()
             if outcome is Outcome.FINISHED:

@@ -9,6 +9,7 @@ from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.training.optimisation.origin import read_origin
 from hpcphotoz.training.run import checkpoint, run_folder
 
 
@@ -34,12 +35,14 @@ def check_folders(job: TrainJob) -> None:
     """Make sure that the job can start or resume in its run folder on its datasets; writes nothing.
 
     Raises:
-        BadInput: no such dataset, or a run folder that holds another run.
+        BadInput: no such dataset, a run folder that holds another run, or weights that do not suit.
     """
     config, data, run = job.parsed, Datasets.of(job.data), Path(job.out)
     manifest = data.read_manifest(config.run.global_batch)
     run_folder.check(run, config)
     newest = checkpoint.resumed(run)
+    if job.start_from and newest is None:
+        read_origin(Path(job.start_from), config, manifest.header)
     if newest is not None:
         checkpoint.check_data(run, newest[1], data, manifest)
 

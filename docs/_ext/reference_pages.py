@@ -100,7 +100,7 @@ def configuration() -> str:
         for key, field in section.model_fields.items():
             default = f"`{json.dumps(field.default)}`"
             meaning = _text(field.description or "")
-            may = " †" if key in section.may_change else ""
+            may = " †" if key in section.may_change else " ‡" if key in section.may_grow else ""
             lines.append(
                 f"| `{key}`{may} | {_values(field.annotation, field.metadata)} | {default} | {meaning} |"
             )
@@ -111,6 +111,8 @@ def configuration() -> str:
 def _values(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) is dict:
         return "table"
+    if get_origin(annotation) is list:
+        return "list of text"
     if get_origin(annotation) is not None:
         choices = [one for part in get_args(annotation) for one in (get_args(part) or (part,))]
         return ", ".join("a whole number" if one is int else f"`{one}`" for one in choices)

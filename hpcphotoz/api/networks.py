@@ -34,6 +34,7 @@ def train(
     *,
     device: str = "auto",
     profile: bool = False,
+    start_from: Path | str | None = None,
     **options: object,
 ) -> Path:
     """Train a network, or continue its training: the same call resumes from the newest checkpoint in `out`.
@@ -48,6 +49,7 @@ def train(
         out: run folder; made where it does not exist.
         device: "cuda", "cpu", or "auto": a GPU where there is one.
         profile: write where the time of a step goes to `out`/profile.
+        start_from: run folder, checkpoint or *.safetensors with whose weights a new run begins.
         options: options of the configuration by name, such as epochs=10 or eps=0.2; they replace those of
             `config`.
 
@@ -67,7 +69,8 @@ def train(
         for section, values in configuration.nested(configuration.named(options, "train")).items():
             tree[section] |= values
         settings = configuration.parse(tree, "train")
-    trainer.train(settings, Datasets.of(data), Path(out), profile, device)
+    begin = None if start_from is None else Path(start_from)
+    trainer.train(settings, Datasets.of(data), Path(out), profile, device, start_from=begin)
     return Path(out)
 
 

@@ -39,6 +39,8 @@ def launch(options: argparse.Namespace) -> int:
         raise BadInput(_RUN_AFTER)
     words = parse_train(options.after)
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
+    if words.start_from:
+        how["start_from"] = str(words.start_from.absolute())
     job = TrainJob.of(configuration(words), datasets(words), words.out, **how)
     given = {field.name: getattr(options, field.name) for field in fields(LaunchPlan)}
     chosen: dict[str, Any] = {

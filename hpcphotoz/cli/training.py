@@ -25,7 +25,8 @@ def train(options: argparse.Namespace) -> int:
 
     settings = configuration(options)
     try:
-        outcome = train(settings, datasets(options), options.out, options.profile, options.device)
+        where = datasets(options), options.out, options.profile, options.device
+        outcome = train(settings, *where, start_from=options.start_from)
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
@@ -78,6 +79,11 @@ def add_train(commands: Commands) -> None:
     )
     help_text = "run folder; one that holds this run is resumed"
     p.add_argument("--out", type=path, required=True, metavar="RUN", help=help_text)
+    weights = (
+        "begin a new run with the weights of another: a run folder, one of its checkpoints, or a network as "
+        ".safetensors; bands, redshift bins and section model must be the same"
+    )
+    p.add_argument("--from", dest="start_from", type=path, metavar="RUN", help=weights)
     p.add_argument(
         "--where",
         dest="data.where",

@@ -35,6 +35,7 @@ class Config(Section):
             or self.overlap.conflict(self.adversarial.fraction)
             or self.adversarial.conflict(self.attack, self.overlap, self.compute)
             or self.compute.conflict(self.overlap.mode, self.adversarial.objective)
+            or self.run.conflict(self.data.validation, self.adversarial.attacked_in_validation)
         )
         if conflict:
             raise ValueError(conflict)

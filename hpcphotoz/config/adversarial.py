@@ -1,8 +1,8 @@
 """Section `adversarial`: how attacked images enter the training. Section `attack` says how they are made."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hpcphotoz.config.attack import Attack
 from hpcphotoz.config.compute import Compute
@@ -11,7 +11,9 @@ from hpcphotoz.config.section import GREATEST, Section
 
 
 class Adversarial(Section):
-    """How attacked images enter the training; with fraction 0 training is standard."""
+    """How attacked images enter the training and the validation; with fraction 0 training is standard."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"validation_objects"})
 
     fraction: float = Field(0.0, ge=0, le=1, description="fraction of each global batch that is attacked")
     objective: Literal["replace", "append", "consistency", "free"] = Field(
@@ -36,6 +38,26 @@ class Adversarial(Section):
     k_warmup_steps: int = Field(
         0, ge=0, description="optimiser steps in which the steps of the attack grow from 1 to attack.steps"
     )
+    validation_objects: Literal["auto"] | int = Field(
+        "auto",
+        description="about this many validation objects, always the same ones, are attacked after each epoch "
+        "by section attack at full strength; each costs as much as (2 attack.steps + 1) / 3 objects of a "
+        "clean training step; auto: 256 if fraction is above 0, else none",
+    )
+
+    @field_validator("validation_objects", mode="before")
+    @classmethod
+    def _auto_or_a_number(cls, value: object) -> object:
+        if value != "auto" and not str(value).isdecimal():
+            raise ValueError("want auto, or a number of objects")
+        return value
+
+    @property
+    def attacked_in_validation(self) -> int:
+        """Number of validation objects that are attacked after each epoch."""
+        if self.validation_objects == "auto":
+            return 256 if self.fraction else 0
+        return self.validation_objects
 
     @property
     def warmup_end(self) -> int:

@@ -1,28 +1,76 @@
-"""Section `optimiser`: AdamW, its learning rate, and the labels of its loss."""
+"""Section `optimiser`: the algorithm, its learning rate, frozen and averaged weights, and the labels."""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from hpcphotoz.config.section import GREATEST, Section
 
 
 class Optimiser(Section):
-    """AdamW, its learning rate, and the labels of the cross-entropy it minimises."""
+    """The optimiser, its learning rate, frozen and averaged weights, and the labels of the loss."""
 
-    learning_rate: float = Field(1e-3, gt=0, le=1e30, description="peak learning rate of Adam")
-    schedule: Literal["cosine", "constant", "halfway"] = Field(
+    algorithm: Literal["adamw", "adam", "sgd"] = Field(
+        "adamw",
+        description="adamw: Adam with decoupled weight decay; adam: Adam, the decay is added to the "
+        "gradient; sgd: stochastic gradient descent with Nesterov momentum",
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=1e30, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="algorithm sgd: Nesterov momentum; 0: none")
+    schedule: Literal["cosine", "constant", "halfway", "one_cycle"] = Field(
         "cosine",
         description="learning rate after the warm-up; cosine: falls to zero; halfway: divided by 5 after "
-        "half of the steps (Pasquet)",
+        "half of the steps (Pasquet); one_cycle: rises from 1/25 of the peak in 30 % of the steps, then "
+        "falls to 1/250,000 of it (Smith and Topin), without another warm-up",
     )
     warmup_steps: int = Field(
         50, ge=0, description="optimiser steps in which the learning rate grows linearly to its peak"
     )
-    weight_decay: float = Field(0.0, ge=0, le=GREATEST, description="decoupled weight decay (AdamW)")
+    weight_decay: float = Field(
+        0.0, ge=0, le=GREATEST, description="weight decay: decoupled for adamw, else added to the gradient"
+    )
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay per optimiser step of an exponential moving average of the weights, such as "
+        "0.999; validated, saved, exported and loaded in place of the last weights; 0: none",
+    )
+    freeze: list[str] = Field(
+        [],
+        description="parameters that are not trained: names of parameters or modules, with the wildcards * "
+        "and ?, such as stem or 'blocks.0.*' (on a command line separated by spaces)",
+    )
     label_width: float = Field(
         0.0,
         ge=0,
         le=GREATEST,
         description="standard deviation of a Gaussian label, in bins; 0: the label is the one bin of z_spec",
     )
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _split_text(cls, value: object) -> object:
+        """The text of a command line as a list."""
+        return value.split() if isinstance(value, str) else value
+
+    @field_validator("freeze", mode="after")
+    @classmethod
+    def _are_names(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            if not pattern or any(letter.isspace() or letter == "," for letter in pattern):
+                raise ValueError(
+                    f"{pattern!r}: want names without spaces and commas, such as ['stem', 'conv1.*']"
+                )
+        return patterns
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> "Optimiser":
+        fields = type(self).model_fields
+        if self.algorithm != "sgd" and self.momentum != fields["momentum"].default:
+            raise ValueError(f"momentum {self.momentum:g}: has an effect only with algorithm sgd")
+        if self.schedule == "one_cycle" and self.warmup_steps not in (0, fields["warmup_steps"].default):
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps}: schedule one_cycle has its own, of 30 % of the steps"
+            )
+        return self

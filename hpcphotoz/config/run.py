@@ -12,11 +12,14 @@ class Run(Section):
 
     may_change: ClassVar[frozenset[str]] = frozenset(
         "checkpoint_steps keep_checkpoints keep_hours log_steps max_steps wall_minutes timeout_s".split()
-        + ["criterion"]
+        + ["patience", "criterion"]
     )
+    may_grow: ClassVar[frozenset[str]] = frozenset({"epochs"})
 
     seed: int = Field(0, ge=0, lt=2**31, description="seed of all random numbers, except those of the split")
-    epochs: int = Field(12, ge=1, description="passes over the training objects")
+    epochs: int = Field(
+        12, ge=1, description="passes over the training objects; a larger number extends a run"
+    )
     global_batch: int = Field(128, ge=1, description="objects of one optimiser step, over all ranks")
     checkpoint_steps: int = Field(200, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=2, description="number of newest checkpoints that are kept")
@@ -35,8 +38,28 @@ class Run(Section):
         description="end the run if a rank waits longer than this for another (seconds); longer than a "
         "validation takes",
     )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="end the run after this many epochs in a row that did not better its best validation "
+        "figure; 0: never",
+    )
     criterion: Literal["clean", "robust", "weighted"] = Field(
         "clean",
         description="the validation figure that tells which epoch is best; clean: sigma_mad; robust: "
         "sigma_mad_adversarial; weighted: their mean, with weight adversarial.fraction on the second",
     )
+
+    def conflict(self, validation: float, attacked: int) -> str | None:
+        """Why the criterion cannot be had; None if it can.
+
+        Args:
+            validation: fraction of the objects held out for validation.
+            attacked: number of validation objects that are attacked.
+        """
+        if self.patience and not validation:
+            return f"run.patience {self.patience} with data.validation 0: nothing is validated"
+        if self.criterion != "clean" and not (validation and attacked):
+            why = "adversarial.validation_objects is 0" if validation else "data.validation is 0"
+            return f"run.criterion {self.criterion}: no validation object is attacked: {why}"
+        return None

@@ -18,6 +18,8 @@ class Section(BaseModel):
 
     # Options that may differ when a run is continued, because they do not change its loss curve.
     may_change: ClassVar[frozenset[str]] = frozenset()
+    # Options that may become larger when a run is continued: it is extended.
+    may_grow: ClassVar[frozenset[str]] = frozenset()
 
     @field_validator("*", mode="before")
     @classmethod

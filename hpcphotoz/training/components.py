@@ -1,9 +1,10 @@
 """Network, optimiser, attack and step of a run, put together for one device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from hpcphotoz.training.adversaries import StepAttack
 from hpcphotoz.training.compute import ComputeOptions, compute_options
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.objectives import TrainingObjective
+from hpcphotoz.training.optimisation.average import WeightAverage
+from hpcphotoz.training.optimisation.freezing import freeze, training_mode
+from hpcphotoz.training.optimisation.optimiser import make_optimiser
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.overlap.streams import AdversarySource, NoOverlap, SerialOverlap, StreamOverlap
 from hpcphotoz.training.rank_batch import RankBatch
@@ -48,10 +52,19 @@ class TrainingComponents:
     device: torch.device
     timers: Timers
     source: NetworkSource | None = None  # where the factory of a user's network is
+    average: WeightAverage | None = None  # of the weights; None: there is none
+    origin: Mapping[str, Any] | None = None  # facts of the run whose weights were the start; None: random
+    schedule_epochs: int | None = None  # over which the learning rate's schedule is laid; None: all
 
     @classmethod
     def create(
-        cls, config: Config, stamp: int, sky_sigma: Sequence[float], device: torch.device, timers: Timers
+        cls,
+        config: Config,
+        stamp: int,
+        sky_sigma: Sequence[float],
+        device: torch.device,
+        timers: Timers,
+        scale: tuple[float, ...] | None = None,
     ) -> Self:
         """Make a new network, initialised from `run.seed`, and its optimiser.
 
@@ -60,23 +73,36 @@ class TrainingComponents:
             stamp: pixels a side of the images.
             sky_sigma: (B,) nMgy, typical sky noise of the dataset.
             device, timers: where the network computes, and what times the sections of its steps.
+            scale: (B,) nMgy, softening of the normalisation; None: `model.softening` times the sky noise.
+
+        Raises:
+            BadInput: a network that cannot be made, or `optimiser.freeze` names no parameter of it, or all.
         """
         # A softening of 1 sky sigma distorts the noise itself: sigma_MAD was 5 to 10 % worse than with 10.
-        scale = tuple(config.model.softening * sigma for sigma in sky_sigma)
+        scale = scale or tuple(config.model.softening * sigma for sigma in sky_sigma)
         compute = compute_options(config.compute, device)
         # On the CPU, whatever the caller's default device; the caller's random state stays as it is.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(config.run.seed)
             module = build(config.model, stamp=stamp, scale=scale)
         module = compute.placed(module, device)
-        optimiser = torch.optim.AdamW(
-            module.parameters(),
-            lr=config.optimiser.learning_rate,
-            weight_decay=config.optimiser.weight_decay,
-            fused=compute.fused_adam,
-        )
+        freeze(module, config.optimiser.freeze)
+        optimiser = make_optimiser(config.optimiser, module.parameters(), compute.fused_adam)
+        decay = config.optimiser.ema_decay
+        average = WeightAverage(module, decay) if decay else None
         given = config, bins_of(config.model), scale, compute, device, timers, source_of(config.model)
-        return cls(module, optimiser, *given)
+        return cls(module, optimiser, *given, average)
+
+    @property
+    def laid_over(self) -> int:
+        """Epochs over which the schedule of the learning rate is laid."""
+        return self.schedule_epochs or self.config.run.epochs
+
+    def with_scale(self, scale: tuple[float, ...], stamp: int) -> "TrainingComponents":
+        """These with a new network whose normalisation has another scale; themselves if it is theirs."""
+        if scale == self.scale:
+            return self
+        return self.create(self.config, stamp, (), self.device, self.timers, scale)
 
     def state(self, sums: Tensor, stream: Stream | MixedStream, step: int) -> State:
         """What a checkpoint holds, from which `restore` continues the same loss curve.
@@ -101,6 +127,9 @@ class TrainingComponents:
             "stamp": header.stamp,
             "pixel_scale": header.pixel_scale,
             "scale": list(self.scale),
+            "schedule_epochs": self.laid_over,
+            **({"ema": self.average.state_dict()} if self.average else {}),
+            **({"from": dict(self.origin)} if self.origin else {}),
             **({"source_sha256": self.source.sha256} if self.source else {}),
         }
 
@@ -116,6 +145,18 @@ class TrainingComponents:
         for entry in state["optimiser"]["param_groups"]:
             entry["fused"] = self.compute.fused_adam
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.average:
+            self.average.load_state_dict(state["ema"])
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The network in evaluation mode, with its averaged weights if it has them."""
+        self.module.eval()
+        try:
+            with self.average.in_place() if self.average else nullcontext():
+                yield
+        finally:
+            training_mode(self.module)
 
     def step_attack(self) -> StepAttack:
         """The attack on the network of this run."""
@@ -140,7 +181,7 @@ class TrainingComponents:
     def build_step(self, adversaries: AdversarySource, role: RankRole) -> TrainStep:
         """The training step: eager or as a CUDA graph, in DistributedDataParallel if several ranks train."""
         learners, objective = role.world.size, TrainingObjective(self.config, self.bins)
-        module = self.module.train()
+        module = training_mode(self.module)
         if self.compute.graphs == "step":
             return self._graphed(module, objective, learners, role)
         model = self._wrapped(module, role)
@@ -162,6 +203,13 @@ class TrainingComponents:
         return GraphedStep(
             step, module, optimiser, warmup_end, learners, role.subgroup, self.timers, compiled
         )
+
+    def end_step(self, step: int, role: RankRole) -> None:
+        """Bring statistics and averaged weights up to date after a step, counted from 0, on a learner."""
+        self.agree_on_statistics(role)
+        if self.average:
+            with self.timers("average of the weights"):
+                self.average.update(step)
 
     def agree_on_statistics(self, role: RankRole) -> None:
         """Give the running statistics of batch normalisation their mean over the learners, the same on all.
@@ -185,7 +233,7 @@ class TrainingComponents:
         """Seconds to attack a rank batch and seconds to train on it; weights are not updated."""
         generate, objective = self.step_attack(), TrainingObjective(self.config, self.bins)
         ready = NoOverlap(lambda batch: batch.images[batch.attacked])
-        step = Step(self.module.train(), self.optimiser, ready, objective, self.compute)
+        step = Step(training_mode(self.module), self.optimiser, ready, objective, self.compute)
         attack = time_call(lambda: generate(batch), self.device)
         with buffers_kept(self.module):
             train = time_call(lambda: step.gradients(batch), self.device)

@@ -13,6 +13,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_later
+from hpcphotoz.training.optimisation.early_stopping import EarlyStopping
 from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.overlap.connect import connect
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
@@ -22,7 +23,7 @@ from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.profiler import StepProfiler
 from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.run.signals import StopRequest
-from hpcphotoz.training.run.validation import ValidationEnded, validate
+from hpcphotoz.training.run.validation import ValidationEnded, in_words, validate
 from hpcphotoz.world import World
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class TrainingLoop:
     step: int  # optimiser steps taken
     last_step: int  # after which this process ends
     total_steps: int  # of all epochs
+    schedule_steps: int  # over which the schedule of the learning rate is laid
 
     def __post_init__(self) -> None:
         self._config, self._role = self.components.config, RankRole(self.world)
@@ -66,6 +68,7 @@ class TrainingLoop:
         with group.failing_together(self.world):
             self._recorder = RunRecorder(self.out, self.step, self._config, self.world.is_first)
         stop.budget.save_s = lambda: self._recorder.save_s
+        self._early = EarlyStopping.resumed(self._config, self._recorder.validations, self.world)
         try:
             return self._run(stop, profile)
         finally:
@@ -74,8 +77,8 @@ class TrainingLoop:
     def _run(self, stop: StopRequest, profile: bool) -> Outcome:
         if not self._validate_interrupted_epoch(stop):
             return self._conclude(Verdict.STOP, None, stop)
-        if self.step >= self.last_step:
-            self._say(f"{self.out}: finished already, at step {self.step}")
+        if self.step >= self.last_step or self._early.reason:
+            self._say(f"{self.out}: finished already, at step {self.step}{self._early.because}")
             return Outcome.FINISHED
         steps = range(self.step, self.last_step)
         given = self.components, self.loader, self.world, steps, self.total_steps, self.metrics.waiting
@@ -106,9 +109,9 @@ class TrainingLoop:
         for step in steps:
             batch = next(rank_batches)
             for entry in components.optimiser.param_groups:
-                entry["lr"] = learning_rate(step, self.total_steps, self._config.optimiser)
+                entry["lr"] = learning_rate(step, self.schedule_steps, self._config.optimiser)
             sums, problem = train_step(batch), batch.problem
-            components.agree_on_statistics(self._role)
+            components.end_step(step, self._role)
             self.step = step + 1
             flags = exchange.flags if exchange else None
             own_flags = bool(stop.reason), bool(problem or recorder.problem)
@@ -134,12 +137,13 @@ class TrainingLoop:
                 break
             if self._ends_epoch():
                 try:
-                    self._validate(stop)
+                    verdict = self._validate(stop)
                 except ValidationEnded as end:
                     verdict, problem = end.verdict, end.problem
+                if verdict is not Verdict.GO_ON:
                     if exchange:
                         exchange.give_up(self.step)
-                    if verdict is Verdict.STOP and not due:
+                    if verdict is not Verdict.PROBLEM and not due:
                         self._save()
                     break
         if profiler:
@@ -173,7 +177,7 @@ class TrainingLoop:
                     f"{self.out}: {reason}: saved and stopped after step {self.step} of {self.last_step}"
                 )
                 return Outcome.STOPPED
-        self._say(f"{self.out}: finished at step {self.step}")
+        self._say(f"{self.out}: finished at step {self.step}{self._early.because}")
         return Outcome.FINISHED
 
     def _recording_step(self, rank_batches: Iterator[RankBatch]) -> Iterator[RankBatch]:
@@ -209,19 +213,22 @@ class TrainingLoop:
         group.fail_together(self._recorder.problem, self.world)
         return True
 
-    def _validate(self, stop: StopRequest) -> None:
-        """Validate after the last step of an epoch, and write the figures; raises ValidationEnded."""
+    def _validate(self, stop: StopRequest) -> Verdict:
+        """Validate after an epoch, and write the figures: GO_ON or ENDED_EARLY; raises ValidationEnded."""
         stream = self.loader.validation
         assert stream is not None
         start, epoch = time.monotonic(), (self.step - 1) // self.loader.train.batches
         figures = validate(self.components, stream, self._role, stop)
         if figures["n"]:
             self._recorder.write(self.step, epoch, part="validation", **figures)
-            named = ", ".join(f"{name} {figures[name]:.4f}" for name in ("bias", "sigma_mad", "eta"))
-            self._say(f"{self.out.name}: epoch {epoch + 1} of {self._config.run.epochs}: validation {named}")
+            self._early.add({"epoch": epoch, **figures})
+            done = f"epoch {epoch + 1} of {self._config.run.epochs}"
+            self._say(f"{self.out.name}: {done}: validation {in_words(figures)}")
             if self._recorder.is_best(figures):
                 self._save(best=True)
         self.metrics.exclude_time(time.monotonic() - start)
+        ends = self._early.reason and self.step < self.last_step
+        return Verdict.ENDED_EARLY if ends else Verdict.GO_ON
 
     def _write_metrics(self, epoch: int) -> None:
         figures = self.metrics.summarise(self.loader, with_rank_wait=self._role.split is not None)

@@ -25,7 +25,9 @@ from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.departure import leave_together, recording_failure
 from hpcphotoz.training.loop import Outcome, TrainingLoop
+from hpcphotoz.training.optimisation.origin import Origin, check_origin, read_origin
 from hpcphotoz.training.optimisation.schedules import implausible_options
+from hpcphotoz.training.optimisation.start import begin_from, resume, start_facts, start_lines
 from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
@@ -42,6 +44,7 @@ def train(
     profile: bool = False,
     device: str = "auto",
     command: Sequence[str] | None = None,
+    start_from: Path | None = None,
 ) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
@@ -55,9 +58,11 @@ def train(
         profile: write where a step's time goes to `out`/profile and to standard output.
         device: "cuda", "cpu", or "auto": a GPU where there is one.
         command: the words that started this run, for its provenance; those of this process by default.
+        start_from: run folder, checkpoint or *.safetensors whose weights a new run begins with; None: random.
 
     Raises:
-        BadInput: unusable data, a run folder that holds another run, or no GPU where one was asked for.
+        BadInput: unusable data, a run folder that holds another run, weights that do not suit the options, or
+            no GPU where one was asked for.
         loop.Diverged: the loss became NaN or infinite; the last checkpoint is from before.
         group.RankLost: another rank died or hangs.
     """
@@ -66,7 +71,10 @@ def train(
     with (
         ExitStack() as stack,
         group.process_group(
-            world, config.run.timeout_s, _options_of_all_ranks(config, datasets, out, device), device
+            world,
+            config.run.timeout_s,
+            _options_of_all_ranks(config, datasets, out, device, start_from),
+            device,
         ) as chosen,
     ):
         stack.enter_context(stop)  # until the ranks have parted: see `StopRequest.settle`
@@ -74,7 +82,7 @@ def train(
             keep_freed_memory()
         with group.failing_together(world):
             run_folder.check(out, config)
-            trainer = _Trainer(config, datasets, out, world, chosen)
+            trainer = _Trainer(config, datasets, out, world, chosen, start_from)
             stack.enter_context(run_folder.prepare(out, world))
         trainer.count()  # refuses unusable labels, before the trial of precisions
         stack.enter_context(cudnn_benchmark(chosen))
@@ -91,10 +99,13 @@ def train(
                 return outcome
 
 
-def _options_of_all_ranks(config: Config, data: Datasets, out: Path, device: str) -> dict[str, str]:
+def _options_of_all_ranks(
+    config: Config, data: Datasets, out: Path, device: str, start_from: Path | None
+) -> dict[str, str]:
     """Options that must be the same on all ranks, by name."""
     # Not `resolve`: links may differ between nodes.
     values = {"--out": repr(str(out.absolute())), "--data": repr(str(data.absolute())), "--device": device}
+    values["--from"] = repr(str(start_from.absolute()) if start_from else None)
     for section, options in config.model_dump().items():
         values |= {f"--{section}.{key}": repr(value) for key, value in options.items()}
     return values
@@ -111,8 +122,17 @@ def uneven_split(config: Config, shares: SplitShares | None) -> list[str]:
 class _Trainer:
     """Prepares a run on one rank: data, network, precision, counts, and the state of a checkpoint."""
 
-    def __init__(self, config: Config, data: Datasets, out: Path, world: World, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: Datasets,
+        out: Path,
+        world: World,
+        device: torch.device,
+        start_from: Path | None,
+    ) -> None:
         self._config, self._out, self._world, self._data = config, out, world, data
+        self._start_from = start_from
         self._begun_precision = run_folder.precision_of(out)
         timers = Timers(device)
         self._loader = RankLoader(data, out, config, world, device, timers)
@@ -122,6 +142,8 @@ class _Trainer:
         stamp, sky_sigma = manifest.header.stamp, manifest.statistics.sky_sigma
         first = config.model_copy(update={"compute": compute})
         self.components = TrainingComponents.create(first, stamp, sky_sigma, device, timers)
+        if start_from and world.is_first and not checkpoint.paths(out):
+            read_origin(start_from, config, manifest.header)  # refuses it before the run folder is made
         self._metrics = MetricsAccumulator(timers)
         self._total_steps = self._last_step = 0
 
@@ -181,22 +203,32 @@ class _Trainer:
         found = group.gather_texts(str(newest[0]) if newest else "", self._world)[0]
         manifest, census = self._loader.train.manifest, self._loader.train.census
         saved: checkpoint.State | None = None
-        step = 0
+        origin: Origin | None = None
+        step, batches, own_scale = 0, self._loader.train.batches, self.components.scale
         with group.failing_together(self._world):
             if found:
                 saved = newest[1] if newest else checkpoint.load(Path(found))
                 checkpoint.check_data(self._out, saved, self._data, manifest)
+                if self._start_from:
+                    check_origin(self._out, self._start_from, saved.get("from"))
+            elif self._start_from:
+                origin = read_origin(self._start_from, self._config, manifest.header)
+                self.components = begin_from(self.components, origin, manifest.header)
         if saved is not None:
             if changed := change_of_source(self.components.source, saved.get("source_sha256")):
                 _log.warning("model.name %s: %s", self._config.model.name, changed)
             with group.failing_together(self._world):
-                self.components.restore(saved)
+                self.components = resume(self.components, saved, batches)
             self._metrics.sums[: len(saved["sums"])] = saved["sums"].cpu()
             step = int(saved["step"])
             _log.info("resumed at step %d of %d from %s", step, self._last_step, found)
             if tuple(saved.get("lost", ())) != census.lost:
                 _log.warning("other shards are damaged than before: the rest of this epoch is ordered anew")
         if self._world.is_first:
+            for text in origin.warnings if origin else ():
+                say(f"hpcphotoz: warning: {text}", sys.stderr)
+            for text in start_lines(self.components, origin, saved, own_scale, batches):
+                say(f"{self._out}: {text}")
             facts = {
                 "data": str(self._data.resolve()),
                 "manifest_sha256": manifest.sha256,
@@ -213,7 +245,11 @@ class _Trainer:
                 "command": list(command),
                 **self._loader.datasets_facts(),
                 **self._network_facts(),
+                **start_facts(self.components),
             }
             record_start(self._out, self._world, facts)
         parts = self.components, self._loader, self._metrics
-        return TrainingLoop(self._out, self._world, *parts, step, self._last_step, self._total_steps)
+        laid_over = self.components.laid_over * batches
+        return TrainingLoop(
+            self._out, self._world, *parts, step, self._last_step, self._total_steps, laid_over
+        )

@@ -24,15 +24,18 @@ def test_the_port_is_not_one_that_the_system_hands_out_and_moves_on_a_restart() 
 def test_every_option_of_train_reaches_the_ranks(dataset: Path, tmp_path: Path) -> None:
     """Options of the configuration reach them as its text."""
     run = tmp_path / "run"
+    begin = tmp_path / "begin"
     given = {"--data": str(dataset), "--out": str(run), "--device": "cpu", "--profile": None}
+    given["--from"] = str(begin)
     shown = cli._parser().parse_args(["train", "standard", "--data", "d", "--out", "r"])
-    ours = {f"--{name}" for name in vars(shown) if "." not in name}
+    ours = {f"--{name}".replace("start_from", "from") for name in vars(shown) if "." not in name}
     assert ours - {"--command", "--function", "--config"} == set(given), "give it here, and to TrainJob"
     words = [word for pair in given.items() for word in pair if word is not None]
     with mock.patch.object(slurm, "submit") as submit:
         cli.run(["launch", "slurm", "--", "train", "standard", *words])
     job = submit.call_args.args[1]
     assert (job.data, job.out, job.device, job.profile) == (str(dataset), str(run), "cpu", True)
+    assert job.start_from == str(begin)
     assert job.command == ("hpcphotoz", "launch", "slurm", "--", "train", "standard", *words)
 
 

@@ -34,6 +34,7 @@ class Verdict(enum.IntEnum):
     STOP = 1
     PROBLEM = 2  # a rank cannot read or write
     DIVERGED = 3
+    ENDED_EARLY = 4  # after a validation: its figure has not become better for long enough
 
 
 class _PendingSums(NamedTuple):

@@ -191,6 +191,12 @@ def resumed(run: Path) -> tuple[Path, State] | None:
     return found
 
 
+def begun_epochs(state: State) -> int:
+    """Epochs of the run when its checkpoint was saved."""
+    epochs: int = current_config(state, "checkpoint")["run"]["epochs"]
+    return epochs
+
+
 def check_data(run: Path, state: State, data: Datasets, manifest: Manifest) -> None:
     """Refuse to continue a run on another dataset, or with another order of the same objects.
 

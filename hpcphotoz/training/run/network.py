@@ -21,6 +21,7 @@ from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build, check_shapes, load_weights
 from hpcphotoz.models.factory import change_of_source, check_trusted, source_of
 from hpcphotoz.training.run import checkpoint
+from hpcphotoz.training.saving.checkpoint_file import network_weights
 from hpcphotoz.training.saving.weights_file import NetworkFacts, read_weights, write_weights
 
 _log = logging.getLogger(__name__)
@@ -110,11 +111,29 @@ def load_network(
         BadInput: no such run, no checkpoint that loads, a file that holds no network of this library, or a
             network package.module:factory without `trust_code`.
     """
-    run = Path(run)
+    return _build(read_state(Path(run), device), device, trust_code)
+
+
+@dataclass(frozen=True)
+class NetworkState:
+    """A network as a checkpoint or a safetensors file holds it, before it is built."""
+
+    state: checkpoint.State  # `_Facts`, and `model`: the weights, or their average where there is one
+    config: dict[str, Any]  # section -> key -> value, with today's names
+    path: Path
+    name: str
+
+
+def read_state(run: Path, device: torch.device | str = "cpu") -> NetworkState:
+    """Read a network without building it, and so without calling its factory; arguments as `load_network`.
+
+    Raises:
+        BadInput: as `load_network`.
+    """
     if run.suffix == WEIGHTS_SUFFIX:
         facts, tensors = read_weights(run)
         config = to_current(facts.config, str(run))
-        return _build({**vars(facts), "model": tensors}, config, run, facts.name, device, trust_code)
+        return NetworkState({**vars(facts), "model": tensors}, config, run, facts.name)
     path = run if run.is_file() else checkpoint.latest(run)
     if path is None:
         torn = " that loads" if checkpoint.paths(run) else ""
@@ -122,7 +141,8 @@ def load_network(
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
     state = checkpoint.load(path)
-    return _build(state, checkpoint.current_config(state, str(path)), path, name, device, trust_code)
+    state = {**state, "model": network_weights(state)}
+    return NetworkState(state, checkpoint.current_config(state, str(path)), path, name)
 
 
 def save_network(network: TrainedNetwork, path: Path) -> None:
@@ -146,16 +166,9 @@ def save_network(network: TrainedNetwork, path: Path) -> None:
         raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _build(
-    state: checkpoint.State,
-    config_tree: dict[str, Any],
-    path: Path,
-    name: str,
-    device: torch.device | str,
-    trust_code: bool,
-) -> TrainedNetwork:
-    """The network of a checkpoint's state, or of the facts and tensors of a safetensors file."""
-    config = parse(config_tree, str(path))
+def _build(found: NetworkState, device: torch.device | str, trust_code: bool) -> TrainedNetwork:
+    state, path = found.state, found.path
+    config = parse(found.config, str(path))
     check_trusted(config.model, trust_code, str(path))
     scale = tuple(state["scale"])
     with torch.random.fork_rng(devices=[]):
@@ -170,7 +183,7 @@ def _build(
     load_weights(module, state["model"], str(path))
     module.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return TrainedNetwork(
-        name=name,
+        name=found.name,
         module=module,
         bins=bins_of(config.model),
         bands=tuple(state["bands"]),

@@ -37,7 +37,8 @@ class RunRecorder:
 
     def __init__(self, out: Path, step: int, config: Config, writes: bool) -> None:
         run, self._config = config.run, config
-        self._metrics, self._validated = out / "metrics.jsonl", set[int]()
+        self._metrics = out / "metrics.jsonl"
+        self.validations: list[dict[str, Any]] = []  # lines of validations that earlier processes wrote
         self._writer = CheckpointWriter(out, run.keep_checkpoints, run.keep_hours) if writes else None
         self._failed: str | None = None  # why metrics cannot be written
         self._epochs: dict[int, int] = {}  # of the checkpoints that are being written
@@ -57,7 +58,7 @@ class RunRecorder:
 
     def validated(self, step: int) -> bool:
         """Whether an earlier process wrote the validation after `step`."""
-        return step in self._validated
+        return any(line["step"] == step for line in self.validations)
 
     def write(self, step: int, epoch: int, **figures: Any) -> None:
         """Append a line to metrics.jsonl."""
@@ -124,6 +125,6 @@ class RunRecorder:
             if at <= step:
                 kept.append(line)
                 if validation:
-                    self._validated.add(at)
+                    self.validations.append(values)
                     self.is_best(values)
         write_text(self._metrics, "".join(line + "\n" for line in kept))

@@ -13,6 +13,7 @@ from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks import lock_file
 from hpcphotoz.models.factory import NetworkSource
+from hpcphotoz.training.optimisation.schedules import cannot_extend
 from hpcphotoz.training.run.checkpoint import paths, with_room
 from hpcphotoz.training.run.signals import STOP_FILE
 from hpcphotoz.world import World
@@ -50,6 +51,9 @@ def check(run: Path, config: Config) -> None:
         raise BadInput(
             f"{run}: holds a run with another {', '.join(differing)}: give the same options, or a new --out"
         )
+    old, new = begun.run.epochs, config.run.epochs
+    if old != new and (why := cannot_extend(config.optimiser.schedule)):
+        raise BadInput(f"{run}: run.epochs {old}, now {new}: schedule {config.optimiser.schedule}: {why}")
 
 
 @contextmanager
@@ -141,8 +145,9 @@ class _Log(logging.FileHandler):
 def _differing(old: Config, new: Config) -> list[str]:
     before, after, found = old.model_dump(), new.model_dump(), []
     for section, values in after.items():
-        may_change = configuration.sections()[section].may_change
+        options = configuration.sections()[section]
         for key, value in values.items():
-            if before[section][key] != value and key not in may_change:
+            grown = key in options.may_grow and value > before[section][key]
+            if before[section][key] != value and key not in options.may_change and not grown:
                 found.append(f"{section}.{key} ({before[section][key]!r}, now {value!r})")
     return found

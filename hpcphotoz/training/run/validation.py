@@ -1,4 +1,6 @@
-"""Validation after each epoch: bias, sigma_MAD and outlier rate; the learners divide the objects."""
+"""Validation after each epoch, clean and under attack: bias, sigma_MAD, outlier rate; learners share it."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from hpcphotoz.evaluation import metrics
 from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Verdict
+from hpcphotoz.training.optimisation.attacked_subset import AttackedSubset
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import flux
 from hpcphotoz.training.run.signals import StopRequest
@@ -32,31 +35,52 @@ def validate(
 ) -> dict[str, float]:
     """Bias, sigma_MAD and eta over the objects of all learners, their number `n`, and the skipped ones.
 
+    If objects are attacked (`adversarial.validation_objects`), the same figures of these objects under
+    attack, and their number, under names that end in _adversarial.
+
     Args:
-        components: the network, in training mode afterwards, and its options.
+        components: the network, in training mode afterwards, and its options. Its averaged weights are used
+            if it has them.
         stream, role: this rank's validation objects, and the ranks that take part.
         stop: read every 16 batches.
 
     Raises:
         ValidationEnded: on all learners, if one is asked to stop or cannot read its data.
     """
-    components.module.eval()
-    try:
-        rows = _predictions(components, stream, role, stop)
-    finally:
-        components.module.train()
-    found = group.gather_rows(rows, role.world, role.subgroup)
-    z_phot, z_spec = found.cpu().double().numpy().T
-    dz = (z_phot - z_spec) / (1 + z_spec)
-    figures: dict[str, float] = {"n": len(dz), "skipped": stream.rows - len(dz)}
-    if len(dz):
-        for name, of in (("bias", metrics.bias), ("sigma_mad", metrics.sigma_mad), ("eta", metrics.eta)):
-            figures[name] = float(of(dz))
+    attacked = AttackedSubset.of(components, stream.rows, role.world.size)
+    with components.evaluating():
+        clean = _predictions(components, stream, role, stop, attacked)
+        under_attack = attacked.predictions() if attacked else None
+    n, found = _figures(clean, role)
+    figures: dict[str, float] = {"n": n, "skipped": stream.rows - n, **found}
+    if under_attack is not None:
+        n, found = _figures(under_attack, role)
+        figures["n_adversarial"] = n
+        figures |= {f"{name}_adversarial": value for name, value in found.items()}
     return figures
 
 
+def in_words(figures: Mapping[str, float]) -> str:
+    """Figures of `validate` for a line on the terminal."""
+    shown = ("bias", "sigma_mad", "eta", "sigma_mad_adversarial")
+    return ", ".join(f"{name} {figures[name]:.4f}" for name in shown if name in figures)
+
+
+def _figures(rows: Tensor, role: RankRole) -> tuple[int, dict[str, float]]:
+    """Number of objects of all learners and their figures, from the (n, 2) <z> and z_spec of this one."""
+    found = group.gather_rows(rows, role.world, role.subgroup)
+    z_phot, z_spec = found.cpu().double().numpy().T
+    dz = (z_phot - z_spec) / (1 + z_spec)
+    of = {"bias": metrics.bias, "sigma_mad": metrics.sigma_mad, "eta": metrics.eta}
+    return len(dz), {name: float(figure(dz)) for name, figure in of.items()} if len(dz) else {}
+
+
 def _predictions(
-    components: TrainingComponents, stream: Stream | ChainedStream, role: RankRole, stop: StopRequest
+    components: TrainingComponents,
+    stream: Stream | ChainedStream,
+    role: RankRole,
+    stop: StopRequest,
+    attacked: AttackedSubset | None,
 ) -> Tensor:
     """(n, 2) mean and spectroscopic redshifts of this rank's objects; arguments and errors as `validate`."""
     device, problem = components.device, None
@@ -80,9 +104,12 @@ def _predictions(
         except StopIteration:
             problem = "the validation part has fewer objects than were counted: has the dataset changed?"
             continue
+        images = flux(batch)
         with components.compute.autocast(device):
-            logits: Tensor = components.module(flux(batch), batch.ebv)
+            logits: Tensor = components.module(images, batch.ebv)
         rows.append(torch.stack([components.bins.mean(logits), batch.z_spec], dim=1))
+        if attacked:
+            attacked.add(batch, images)
     else:
         next(batches, None)  # ends the epoch: the stream records that every object is verified
     if any(group.gather_texts(problem, role.world, role.subgroup)):

@@ -92,3 +92,9 @@ def load(path: Path) -> State:
 
 def _without_checksum(state: State) -> State:
     return {name: value for name, value in state.items() if name != "checksum"}
+
+
+def network_weights(state: State) -> dict[str, Any]:
+    """The weights with which a network is used: their average where the run keeps one, else the last ones."""
+    weights: dict[str, Any] = state.get("ema") or state["model"]
+    return weights

@@ -17,7 +17,7 @@ from hpcphotoz.atomic import atomic_write
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse
 from hpcphotoz.errors import BadInput, first_line
-from hpcphotoz.training.saving.checkpoint_file import State
+from hpcphotoz.training.saving.checkpoint_file import State, network_weights
 from hpcphotoz.training.saving.temporary import owner
 
 _FORMAT, _VERSION = "hpcphotoz", 1  # key of the JSON text in the file's metadata, and its version
@@ -58,7 +58,7 @@ def save_weights(state: State, name: str, path: Path) -> None:
     given = {key: state[key] for key in NetworkFacts.model_fields if key in state}
     given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
     given |= {"name": name}
-    write_weights(path, given, parse(state["config"], str(path)), state["model"])
+    write_weights(path, given, parse(state["config"], str(path)), network_weights(state))
 
 
 def write_weights(path: Path, given: dict[str, Any], config: Config, weights: Mapping[str, Tensor]) -> None:
