@@ -1,4 +1,4 @@
-"""The effect of each `compute` option on a training step on this device: defaults are chosen by this table.
+"""The effect of options on a training step on this device: the defaults of `compute` are from this table.
 
 python -m benchmarks.bench_options [--quick] [--networks cnn inception] [--json PATH]
 
@@ -34,6 +34,7 @@ EVERYWHERE: dict[str, dict[str, object]] = {
     "attack float32": {"attack_precision": "fp32"},
     "channels_last off": {"channels_last": "off"},
     "Adam not fused": {"fused_adam": "off"},
+    "average of the weights": {"ema_decay": 0.999},
 }
 ON_CPU: dict[str, dict[str, object]] = {
     "micro_batch 16": {"micro_batch": 16},

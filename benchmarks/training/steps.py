@@ -38,5 +38,6 @@ def assembled(
     def step() -> None:
         with tf32(components.compute.tf32):
             train_step(rank_batch)
+            components.end_step(0, RankRole(World()))
 
     return step, components, rank_batch

@@ -38,7 +38,7 @@ class Memory:
 def test_every_rival_is_a_valid_training_configuration(how: dict[str, object]) -> None:
     usual: dict[str, object] = {"precision": "tf32", "compiled": "off", "graphs": "off"}
     found = bench_options.configured("inception", {**usual, **how}, 0.5, 10)
-    options = {**found.overlap.model_dump(), **found.compute.model_dump()}
+    options = {**found.overlap.model_dump(), **found.compute.model_dump(), **found.optimiser.model_dump()}
     assert all(options[name] == value for name, value in how.items())
     assert found.compute.compiled == how.get("compiled", "off"), "one option changes, or those that are named"
 
