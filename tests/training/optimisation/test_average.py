@@ -28,7 +28,7 @@ def test_weights_and_running_statistics_are_averaged_and_counts_are_those_of_the
     for step in range(12):
         with torch.no_grad():
             for parameter in network.parameters():
-                parameter += torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter))
         network(torch.randn(4, 3, 8, 8), torch.zeros(4))  # changes the running statistics
         average.update(step)
         decay = min(0.5, (1 + step) / (10 + step))

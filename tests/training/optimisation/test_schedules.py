@@ -31,7 +31,7 @@ def test_halfway_divides_by_five_at_half_of_the_steps() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "halfway"])
 def test_the_warm_up_is_linear_and_is_multiplied_with_the_schedule(schedule: str) -> None:
     with_it, without = (
-        Optimiser(schedule=schedule, learning_rate=2.0, warmup_steps=steps)  # type: ignore[arg-type]
+        Optimiser(schedule=schedule, learning_rate=2.0, warmup_steps=steps)
         for steps in (3, 0)
     )
     ratios = [learning_rate(step, 20, with_it) / learning_rate(step, 20, without) for step in range(6)]
@@ -50,7 +50,7 @@ def test_an_extended_schedule_is_that_of_the_new_length_but_a_fallen_rate_does_n
 @pytest.mark.parametrize("algorithm", ["adamw", "adam", "sgd"])
 def test_updates_are_those_of_the_algorithm(algorithm: str) -> None:
     """Two steps on one parameter with gradients 1 and -0.5, by the formulas."""
-    options = Optimiser(algorithm=algorithm, learning_rate=0.1, weight_decay=0.2)  # type: ignore[arg-type]
+    options = Optimiser(algorithm=algorithm, learning_rate=0.1, weight_decay=0.2)
     parameter = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
     optimiser = make_optimiser(options, [parameter], fused=True)
     x, m, v, buffer = 2.0, 0.0, 0.0, None
