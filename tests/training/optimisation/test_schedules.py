@@ -31,8 +31,7 @@ def test_halfway_divides_by_five_at_half_of_the_steps() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "halfway"])
 def test_the_warm_up_is_linear_and_is_multiplied_with_the_schedule(schedule: str) -> None:
     with_it, without = (
-        Optimiser(schedule=schedule, learning_rate=2.0, warmup_steps=steps)
-        for steps in (3, 0)
+        Optimiser(schedule=schedule, learning_rate=2.0, warmup_steps=steps) for steps in (3, 0)
     )
     ratios = [learning_rate(step, 20, with_it) / learning_rate(step, 20, without) for step in range(6)]
     assert ratios == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
