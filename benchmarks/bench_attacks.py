@@ -4,8 +4,8 @@ python -m benchmarks.bench_attacks [--quick] [--json PATH] [--run RUN --data DAT
 
 Run `make peers` first, or install the peers in this environment; a peer that is not installed has no figures.
 PGD-10 in an L-infinity ball of 0.1 sky sigma per band with a random start, on networks trained for some steps
-on galaxies of `benchmarks.galaxies`; the rivals take turns. A peer works in batches of 16 or of 32, whichever
-a first pass shows to be faster; on a GPU in one batch.
+on galaxies of `benchmarks.training.galaxies`; the rivals take turns. A peer works in batches of 16 or of 32,
+whichever a first pass shows to be faster; on a GPU in one batch.
 
     ours                ours in the precision that the device chooses (`precision`)
     ours_graph, ours_compiled, ours_compiled_graph      on a GPU

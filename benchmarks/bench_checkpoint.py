@@ -34,9 +34,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.galaxies import SKY
 from benchmarks.harness import Benchmark, middle, parser, rounds, spread
 from benchmarks.training import train_runs
+from benchmarks.training.galaxies import SKY
 from benchmarks.training.precision import chosen_precision
 from benchmarks.training.savers import Saver, savers, timed
 from benchmarks.training.steps import assembled

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.galaxies import SKY, STAMP, configuration
 from benchmarks.harness import Benchmark, parser, spread
 from benchmarks.scaling import scaling_predict
 from benchmarks.scaling.allreduce import LARGEST, measure
@@ -40,6 +39,7 @@ from benchmarks.scaling.scaling_model import (
     weak,
 )
 from benchmarks.training import train_runs
+from benchmarks.training.galaxies import SKY, STAMP, configuration
 from benchmarks.training.precision import chosen_precision
 from benchmarks.training.train_runs import FRACTION, STEPS, Rate, RunPlan
 from hpcphotoz.compute.cost import attack_cost_law, flops

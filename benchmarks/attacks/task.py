@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.galaxies import SKY, STAMP, configuration, galaxies, trained
 from benchmarks.peers.driver import describe_network
+from benchmarks.training.galaxies import SKY, STAMP, configuration, galaxies, trained
 from hpcphotoz import attacks
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.evaluation.batches import read_batches, to_tensors

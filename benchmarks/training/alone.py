@@ -9,8 +9,8 @@ import sys
 
 import torch
 
-from benchmarks.galaxies import SKY, STAMP, galaxies
 from benchmarks.harness import in_turn, spread
+from benchmarks.training.galaxies import SKY, STAMP, galaxies
 from benchmarks.training.precision import chosen_precision
 from benchmarks.training.train_runs import EPS, FRACTION, STEPS
 from hpcphotoz.config.load import configure

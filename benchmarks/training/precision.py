@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.galaxies import SKY, STAMP
+from benchmarks.training.galaxies import SKY, STAMP
 from hpcphotoz.compute.precision import precision_of_attacks
 from hpcphotoz.config.load import configure
 from hpcphotoz.models.build import build

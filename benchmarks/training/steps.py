@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.galaxies import SKY, STAMP, galaxies
+from benchmarks.training.galaxies import SKY, STAMP, galaxies
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config import Config
 from hpcphotoz.data.stream.batch import Batch

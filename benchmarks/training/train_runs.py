@@ -16,9 +16,9 @@ from typing import IO, Any
 
 import torch
 
-from benchmarks.galaxies import SKY, STAMP, galaxies
 from benchmarks.peers.driver import KEEP_MEMORY, describe_network
 from benchmarks.streaming.stream_readers import PEERS_PYTHON, ROOT
+from benchmarks.training.galaxies import SKY, STAMP, galaxies
 from hpcphotoz.config.load import configure, to_toml
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
@@ -61,7 +61,7 @@ class Rate:
 
 
 def write_dataset(out: Path, objects: int) -> None:
-    """Galaxies of `benchmarks.galaxies` in shards, all with the same sky sigmas."""
+    """Galaxies of `benchmarks.training.galaxies` in shards, all with the same sky sigmas."""
     images, ebv, z = (tensor.numpy() for tensor in galaxies(objects, seed=1))
     sky, angle = torch.tensor(SKY).expand(objects, len(SKY)).numpy(), torch.zeros(objects).double().numpy()
     number = torch.arange(objects).numpy()

@@ -11,9 +11,9 @@ from torch import Tensor
 from benchmarks.attacks import speed as module
 from benchmarks.attacks.speed import aliases, precision_of, speed, variants
 from benchmarks.attacks.task import Task
-from benchmarks.galaxies import SKY, galaxies
 from benchmarks.harness import Benchmark
 from benchmarks.peers.driver import Peer
+from benchmarks.training.galaxies import SKY, galaxies
 from hpcphotoz.config.load import parse
 from hpcphotoz.models.build import bins_of, build
 
