@@ -1,6 +1,5 @@
 """The page on the run folder names what a run writes."""
 
-import json
 import re
 from pathlib import Path
 
@@ -36,18 +35,3 @@ def test_the_tree_names_every_file_of_a_run(run: Path) -> None:
     assert written <= named, written - named
     # Of the user, `launch`, `train --profile`, own networks, run.keep_hours.
     assert named - written == {"STOP", "launch", "profile", "model.py.txt", "kept"}
-
-
-def test_the_table_names_every_figure_of_the_metrics(run: Path) -> None:
-    section = PAGE[PAGE.index("## metrics.jsonl") : PAGE.index("## provenance.json")]
-    table = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
-    named = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
-    of_saves = {"folder", "bytes", "blocked_s", "waited_s", "total_s"}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    training = [line for line in lines if "part" not in line]
-    saves = [line for line in lines if line.get("part") == "checkpoint"]
-    validation = [line for line in lines if line.get("part") == "validation"]
-    assert training and validation and saves
-    assert set(training[0]) == named - {"part", "rank_wait"} - of_saves
-    assert set(saves[0]) == {"step", "epoch", "part"} | of_saves
-    assert {"part", "n", "bias", "sigma_mad", "eta"} <= set(validation[0])
