@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import is_held
+from hpcphotoz.locks.judgement import is_held
 from hpcphotoz.provenance import read_starts
 
 # State of a run, and the exit status that stands for it.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcphotoz.locks.lock import HeldLock
 from hpcphotoz.output import say
 from hpcphotoz.progress import track
 from hpcphotoz.training.components import TrainingComponents
@@ -53,6 +54,7 @@ class TrainingLoop:
     last_step: int  # after which this process ends
     total_steps: int  # of all epochs
     schedule_steps: int  # over which the schedule of the learning rate is laid
+    lock: HeldLock | None = None  # on the run folder, of the rank that writes
 
     def __post_init__(self) -> None:
         self._config, self._role = self.components.config, RankRole(self.world)
@@ -66,7 +68,7 @@ class TrainingLoop:
     def run(self, stop: StopRequest, profile: bool = False) -> Outcome:
         """Take steps until the end, or until the ranks agree to stop."""
         with group.failing_together(self.world):
-            self._recorder = RunRecorder(self.out, self.step, self._config, self.world.is_first)
+            self._recorder = RunRecorder(self.out, self.step, self._config, self.world.is_first, self.lock)
         stop.budget.save_s = lambda: self._recorder.save_s
         self._early = EarlyStopping.resumed(self._config, self._recorder.validations, self.world)
         try:

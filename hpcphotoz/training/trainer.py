@@ -82,8 +82,9 @@ def train(
             keep_freed_memory()
         with group.failing_together(world):
             run_folder.check(out, config)
+            run_folder.refuse_busy(out, world)
             trainer = _Trainer(config, datasets, out, world, chosen, start_from)
-            stack.enter_context(run_folder.prepare(out, world))
+            lock = stack.enter_context(run_folder.prepare(out, world))
         trainer.count()  # refuses unusable labels, before the trial of precisions
         stack.enter_context(cudnn_benchmark(chosen))
         config = trainer.choose_compute()
@@ -91,7 +92,7 @@ def train(
             run_folder.write_config(out, config, world)
         stack.enter_context(tf32(trainer.components.compute.tf32))
         with run_folder.rank_log(out, world):
-            loop = trainer.resume(sys.argv if command is None else command)
+            loop = replace(trainer.resume(sys.argv if command is None else command), lock=lock)
             lost = group.detect_lost_ranks(loop.progress_message, config.run.timeout_s)
             with recording_failure(out, world), lost:
                 outcome = loop.run(stop, profile)

@@ -8,7 +8,8 @@ import pytest
 
 from hpcphotoz import provenance
 from hpcphotoz.__main__ import main
-from hpcphotoz.locks import is_held, lock_file
+from hpcphotoz.locks.judgement import is_held
+from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.world import World
 from tests.helpers.commands import fails
 
@@ -58,7 +59,7 @@ def test_a_locked_run_is_running(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run = begun(tmp_path / "run", None)
     lock = run / "logs" / "lock"
     assert not is_held(lock)
-    with lock_file(lock, "busy"):
+    with lock_file(lock, "busy", "wait"):
         assert main(["status", str(run)]) == 0
         assert ": running on " in capsys.readouterr().out
     lock.touch()  # left behind by a killed process

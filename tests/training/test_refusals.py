@@ -1,6 +1,7 @@
 """Bad input ends a run on all ranks with one line; what may be skipped is counted."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -128,12 +129,14 @@ def test_a_damaged_line_of_metrics_is_named(damage: str, alone: Path, dataset: P
     assert len(json.loads((out / "provenance.json").read_text())["starts"]) == 1
 
 
-def test_a_run_folder_is_held_by_one_process(dataset: Path, tmp_path: Path) -> None:
-    with (
-        run_folder.prepare(tmp_path / "run", World()),
-        pytest.raises(BadInput, match="another process is training in it"),
-    ):
+def test_a_run_folder_is_held_by_one_process(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcphotoz.training.trainer._Trainer", lambda *_: pytest.fail("reads the data"))
+    held = rf"run: another process is training in it \(.* on .*, process {os.getpid()}, since 20.*\): wait,"
+    with run_folder.prepare(tmp_path / "run", World()), pytest.raises(BadInput, match=held):
         train(config(max_steps=1), dataset, tmp_path / "run")
+    monkeypatch.undo()
     assert train(config(max_steps=1), dataset, tmp_path / "run") is Outcome.FINISHED
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from hpcphotoz.atomic import check_output_folder, making_folder
 from hpcphotoz.data.format.manifest import MANIFEST, SHARD_SUFFIXES
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import lock_file
+from hpcphotoz.locks.lock import lock_file
 
 LOCK_FILE = ".lock"
 SIDECAR_SUFFIX = ".done.json"  # after a shard's name: the record of a finished shard, see `sources/build.py`
 # Files of an unfinished dataset. A folder with others, such as a WebDataset's shard-000000.tar, is refused.
 _ALLOWED_NAMES = re.compile(
     rf"(shard-\d{{5,}}({'|'.join(map(re.escape, SHARD_SUFFIXES))})({re.escape(SIDECAR_SUFFIX)}|\.xxh3)?"
-    r"|manifest\.json)(\..*\.tmp)?|\.lock"
+    r"|manifest\.json)(\..*\.tmp)?|\.lock(\..*)?"
 )
 
 
@@ -36,14 +36,14 @@ def lock_dataset_folder(out: Path, finished: bool = False) -> Iterator[list[Path
     """
     if not finished:
         check_dataset_folder(out)
-    busy = f"{out}: another process is writing a dataset in it: choose another folder"
-    with making_folder(out), lock_file(out / LOCK_FILE, busy):
+    busy = f"{out}: another process is writing a dataset in it"
+    with making_folder(out), lock_file(out / LOCK_FILE, busy, "choose another folder"):
         if not finished:
             check_dataset_folder(out)  # again: another writer may have finished meanwhile
-            yield [path for path in _files(out) if path.name != LOCK_FILE]
+            yield [path for path in _files(out) if not path.name.startswith(LOCK_FILE)]
         else:  # which may hold other files too: they stay
             names = (path for path in sorted(out.iterdir()) if _ALLOWED_NAMES.fullmatch(path.name))
-            yield [path for path in names if path.name not in (LOCK_FILE, MANIFEST)]
+            yield [p for p in names if p.name != MANIFEST and not p.name.startswith(LOCK_FILE)]
 
 
 @contextmanager

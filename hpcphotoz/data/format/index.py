@@ -40,7 +40,7 @@ from hpcphotoz.data.format.shards import (
 from hpcphotoz.data.format.stamps import COLUMNS, BandMoments, Stamps, redshift_range
 from hpcphotoz.data.format.writer import check_stamps, finish_dataset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import lock_file
+from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.progress import track
 
 _ROWS = 256
@@ -66,9 +66,8 @@ def index_folder(folder: Path) -> Manifest:
         what = "is a file" if folder.exists() else "no such folder"
         raise BadInput(f"{folder}: {what}: name the folder that holds the shards")
     _find_shards(folder)
-    with lock_file(
-        folder / LOCK_FILE, f"{folder}: another process is writing a dataset in it: wait for its end"
-    ):
+    busy = f"{folder}: another process is writing a dataset in it"
+    with lock_file(folder / LOCK_FILE, busy, "wait for its end"):
         paths = _find_shards(folder)  # again: another writer may have finished meanwhile
         _probe(paths)
         header = replace(header := _read_header(paths[0]), extra=find_extra(paths, header))

@@ -11,6 +11,7 @@ from typing import Any
 from hpcphotoz.atomic import write_text
 from hpcphotoz.config import Config
 from hpcphotoz.errors import BadInput
+from hpcphotoz.locks.lock import HeldLock
 from hpcphotoz.training.run.checkpoint import State
 from hpcphotoz.training.saving.criterion import score
 from hpcphotoz.training.saving.writer import CheckpointWriter
@@ -29,14 +30,17 @@ class RunRecorder:
         step: step that the run continues from; 0: a new run.
         config: options of the run.
         writes: whether this is the rank that writes; on others every method does nothing.
+        lock: on the run folder; nothing is written once another process has taken it over.
 
     Raises:
         BadInput: a line of the metrics of a continued run is damaged.
         OSError: the metrics cannot be read or written.
     """
 
-    def __init__(self, out: Path, step: int, config: Config, writes: bool) -> None:
-        run, self._config = config.run, config
+    def __init__(
+        self, out: Path, step: int, config: Config, writes: bool, lock: HeldLock | None = None
+    ) -> None:
+        run, self._config, self._lock = config.run, config, lock
         self._metrics = out / "metrics.jsonl"
         self.validations: list[dict[str, Any]] = []  # lines of validations that earlier processes wrote
         self._writer = CheckpointWriter(out, run.keep_checkpoints, run.keep_hours) if writes else None
@@ -49,7 +53,8 @@ class RunRecorder:
     @property
     def problem(self) -> str | None:
         """Why metrics or a checkpoint could not be written; None: all could so far."""
-        return self._failed or (self._writer.problem if self._writer else None)
+        taken = self._lock.problem if self._lock else None
+        return taken or self._failed or (self._writer.problem if self._writer else None)
 
     @property
     def save_s(self) -> float:
@@ -81,7 +86,7 @@ class RunRecorder:
 
     def save(self, state: Callable[[], State], step: int, epoch: int, best: bool = False) -> None:
         """Start to save a checkpoint, as `CheckpointWriter.save`."""
-        if self._writer is not None:
+        if self._writer is not None and not self.problem:
             self._epochs[step] = epoch
             self._writer.save(state, step, best)
             self._write_saves()

@@ -11,7 +11,8 @@ from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import lock_file
+from hpcphotoz.locks.judgement import refuse_held
+from hpcphotoz.locks.lock import HeldLock, lock_file
 from hpcphotoz.models.factory import NetworkSource
 from hpcphotoz.training.optimisation.schedules import cannot_extend
 from hpcphotoz.training.run.checkpoint import paths, with_room
@@ -24,6 +25,7 @@ _OWN_NAMES = re.compile(
     r"|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
     r"|model(-[0-9a-f]{8})?\.py(\.txt)?|.*\.(log|out|err)"
 )
+_BUSY, _WAIT = "another process is training in it", "wait, or choose another --out"
 
 
 def check(run: Path, config: Config) -> None:
@@ -56,8 +58,14 @@ def check(run: Path, config: Config) -> None:
         raise BadInput(f"{run}: run.epochs {old}, now {new}: schedule {config.optimiser.schedule}: {why}")
 
 
+def refuse_busy(run: Path, world: World) -> None:
+    """Refuse, on rank 0, a folder in which another process is seen to train; `prepare` finds out the rest."""
+    if world.is_first:
+        refuse_held(run / "logs" / "lock", f"{run}: {_BUSY}", _WAIT)
+
+
 @contextmanager
-def prepare(run: Path, world: World) -> Iterator[None]:
+def prepare(run: Path, world: World) -> Iterator[HeldLock | None]:
     """Make the run folder, which `check` has let pass, and lock it against other processes.
 
     Rank 0 holds the lock, which ends with the process.
@@ -71,11 +79,10 @@ def prepare(run: Path, world: World) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"{run}: cannot make the run folder: {error.strerror}") from None
     if not world.is_first:
-        yield
+        yield None
         return
-    busy = f"{run}: another process is training in it: wait, or choose another --out"
-    with lock_file(run / "logs" / "lock", busy):
-        yield
+    with lock_file(run / "logs" / "lock", f"{run}: {_BUSY}", _WAIT) as lock:
+        yield lock
 
 
 def write_config(run: Path, config: Config, world: World) -> None:

@@ -13,7 +13,7 @@ from hpcphotoz.data.format.manifest import MANIFEST, Header, read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.read.rows import verify
 from hpcphotoz.errors import BadInput
-from hpcphotoz.locks import lock_file
+from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.sources.build import UnitStamps, build_dataset
 from tests.helpers.builds import Blobs
 from tests.helpers.datasets import make_stamps, write_stamps
@@ -56,11 +56,11 @@ def test_a_writer_that_finishes_while_another_begins_keeps_its_dataset(
     module = "hpcphotoz.data.format.index" if second is index_folder else "hpcphotoz.data.format.folder"
 
     @contextmanager
-    def late(path: Path, refusal: str) -> Iterator[None]:
+    def late(path: Path, refusal: str, advice: str) -> Iterator[None]:
         with monkeypatch.context() as first:
             first.setattr("hpcphotoz.data.format.folder.lock_file", lock_file)
             write(out)
-        with lock_file(path, refusal):
+        with lock_file(path, refusal, advice):
             yield
 
     monkeypatch.setattr(f"{module}.lock_file", late)
