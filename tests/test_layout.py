@@ -37,6 +37,7 @@ FLOORS = [
         "provenance",
         "atomic",
         "locks",
+        "heartbeat",
         "__init__",
     ],
 ]

@@ -14,6 +14,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_later
+from hpcphotoz.training.distributed.beats import SAVING, VALIDATION, BeatThread
 from hpcphotoz.training.optimisation.early_stopping import EarlyStopping
 from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.overlap.connect import connect
@@ -54,16 +55,17 @@ class TrainingLoop:
     last_step: int  # after which this process ends
     total_steps: int  # of all epochs
     schedule_steps: int  # over which the schedule of the learning rate is laid
+    beats: BeatThread  # tells others what this rank does
     lock: HeldLock | None = None  # on the run folder, of the rank that writes
 
     def __post_init__(self) -> None:
         self._config, self._role = self.components.config, RankRole(self.world)
+        self.beats.state = lambda: (self._role.name, self.step)
 
     def progress_message(self) -> str:
         """Role, rank and step of this process, for error messages."""
-        part = ("attacker" if self._role.is_attacker else "learner") if self._role.split else "rank"
         doing = f" waiting for {self.metrics.waiting_for}" if self.metrics.waiting_for else ""
-        return f"{self.out}: {part} (rank {self.world.rank}) at step {self.step + 1}{doing}"
+        return f"{self.out}: {self._role.name} (rank {self.world.rank}) at step {self.step + 1}{doing}"
 
     def run(self, stop: StopRequest, profile: bool = False) -> Outcome:
         """Take steps until the end, or until the ranks agree to stop."""
@@ -98,6 +100,8 @@ class TrainingLoop:
         """Take steps; returns why they ended, and this rank's problem if it has one."""
         components, run, recorder = self.components, self._config.run, self._recorder
         train_step = components.build_step(exchange or components.adversaries(), self._role)
+        work = self.beats.work
+        work.watch(components.module, components.device, self._role.world.size)
         # Attackers learn the verdict with the next weights, so it cannot come a step later.
         lags = exchange is None and reads_later(components.device)
         agreement = Agreement(self._role.world, self._role.subgroup, self.metrics.add, lags)
@@ -109,6 +113,7 @@ class TrainingLoop:
             if profile:
                 profiler = StepProfiler(self.out / "profile", components.device, components.timers)
         for step in steps:
+            work.begin_step()
             batch = next(rank_batches)
             for entry in components.optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self.schedule_steps, self._config.optimiser)
@@ -117,7 +122,9 @@ class TrainingLoop:
             self.step = step + 1
             flags = exchange.flags if exchange else None
             own_flags = bool(stop.reason), bool(problem or recorder.problem)
-            verdict = agreement.after(sums, batch, *own_flags, flags, now=self._outcome_needed_now())
+            now = self._outcome_needed_now()
+            with components.timers("agreement of ranks"):
+                verdict = agreement.after(sums, batch, *own_flags, flags, now)
             if exchange:
                 exchange.publish(self.step, verdict)
             if verdict in (Verdict.PROBLEM, Verdict.DIVERGED):
@@ -220,7 +227,9 @@ class TrainingLoop:
         stream = self.loader.validation
         assert stream is not None
         start, epoch = time.monotonic(), (self.step - 1) // self.loader.train.batches
-        figures = validate(self.components, stream, self._role, stop)
+        self.beats.work.leave_out()
+        with self.components.timers(VALIDATION):
+            figures = validate(self.components, stream, self._role, stop)
         if figures["n"]:
             self._recorder.write(self.step, epoch, part="validation", **figures)
             self._early.add({"epoch": epoch, **figures})
@@ -235,12 +244,14 @@ class TrainingLoop:
     def _write_metrics(self, epoch: int) -> None:
         figures = self.metrics.summarise(self.loader, with_rank_wait=self._role.split is not None)
         rate = self.components.optimiser.param_groups[0]["lr"]
+        figures |= self.beats.straggler_figures()
         self._recorder.write(self.step, epoch, learning_rate=rate, **figures)
 
     def _save(self, best: bool = False) -> None:
         sums, train, step = self.metrics.sums, self.loader.train, self.step
         epoch = (step - 1) // train.batches
-        self._recorder.save(lambda: self.components.state(sums, train, step), step, epoch, best)
+        with self.components.timers(SAVING):
+            self._recorder.save(lambda: self.components.state(sums, train, step), step, epoch, best)
 
     def _say(self, text: str) -> None:
         if self.world.is_first:

@@ -23,6 +23,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.compute import choose_compute, compute_options
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed.beats import BeatThread
 from hpcphotoz.training.distributed.departure import leave_together, recording_failure
 from hpcphotoz.training.loop import Outcome, TrainingLoop
 from hpcphotoz.training.optimisation.origin import Origin, check_origin, read_origin
@@ -85,6 +86,8 @@ def train(
             run_folder.refuse_busy(out, world)
             trainer = _Trainer(config, datasets, out, world, chosen, start_from)
             lock = stack.enter_context(run_folder.prepare(out, world))
+        timers = trainer.components.timers
+        beats = stack.enter_context(group.beating(out, world, timers, config.run.timeout_s))
         trainer.count()  # refuses unusable labels, before the trial of precisions
         stack.enter_context(cudnn_benchmark(chosen))
         config = trainer.choose_compute()
@@ -92,7 +95,8 @@ def train(
             run_folder.write_config(out, config, world)
         stack.enter_context(tf32(trainer.components.compute.tf32))
         with run_folder.rank_log(out, world):
-            loop = replace(trainer.resume(sys.argv if command is None else command), lock=lock)
+            loop = trainer.resume(sys.argv if command is None else command, beats)
+            loop = replace(loop, lock=lock)
             lost = group.detect_lost_ranks(loop.progress_message, config.run.timeout_s)
             with recording_failure(out, world), lost:
                 outcome = loop.run(stop, profile)
@@ -195,7 +199,7 @@ class _Trainer:
         facts = {"factory": source.factory, "file": str(source.file), "sha256": source.sha256, "copy": copy}
         return {"network": facts}
 
-    def resume(self, command: Sequence[str]) -> TrainingLoop:
+    def resume(self, command: Sequence[str], beats: BeatThread) -> TrainingLoop:
         """Load the newest checkpoint, the same on every rank, and record this start with its command."""
         newest = None
         with group.failing_together(self._world):
@@ -251,6 +255,5 @@ class _Trainer:
             record_start(self._out, self._world, facts)
         parts = self.components, self._loader, self._metrics
         laid_over = self.components.laid_over * batches
-        return TrainingLoop(
-            self._out, self._world, *parts, step, self._last_step, self._total_steps, laid_over
-        )
+        steps = step, self._last_step, self._total_steps, laid_over
+        return TrainingLoop(self._out, self._world, *parts, *steps, beats)

@@ -12,7 +12,7 @@ from tests.helpers.paths import ROOT
 
 PAGE = ROOT / "docs/reference/metrics.md"
 # Keys that the small runs below do not write, by kind of line: another option or a fault brings them.
-OF_OTHER_RUNS: dict[str, set[str]] = {"training": {"rank_wait"}}
+OF_OTHER_RUNS: dict[str, set[str]] = {"training": {"rank_wait", "slowest_rank", "straggler_ratio"}}
 
 HOW = (
     "{keys} on lines of {kind}: a new key of metrics.jsonl needs a row in the table of its kind of line in "

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,14 +19,17 @@ from torch import distributed as dist
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.output import say
 from hpcphotoz.training.distributed import gloo
+from hpcphotoz.training.distributed.beats import BeatThread, LastWords
 from hpcphotoz.training.distributed.presence import Presence
 from hpcphotoz.training.distributed.rank_device import choose_device, identity
 from hpcphotoz.training.distributed.rendezvous import Rendezvous
+from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.world import World
 
 Subgroup = dist.ProcessGroup | None  # some of the ranks; None: all
 _log = logging.getLogger(__name__)
 _presence: list[Presence] = []  # of the default process group, as long as there is one
+_beats: list[BeatThread] = []  # of the run, likewise
 
 
 class RankLost(Exception):
@@ -196,10 +200,23 @@ def detect_lost_ranks(progress_message: Callable[[], str], timeout_s: float) -> 
 def _lost(progress_message: str, timeout_s: float, said: str) -> str:
     lost = f"another rank died, or did not answer for run.timeout_s = {timeout_s:g} s ({said})"
     more = "the newest lines of logs/rank-*.log say more; the same command resumes from the last checkpoint"
-    missing = [text for presence in _presence if (text := presence.describe_missing())]
+    words = LastWords(_beats[-1] if _beats else None)
+    missing = [text for presence in _presence if (text := presence.describe_missing(words.about))]
     for presence in _presence:
         presence.leave()
-    return ": ".join([progress_message, lost, *missing, more])
+    return ": ".join([progress_message, lost, *missing, *words.hung(), more])
+
+
+@contextmanager
+def beating(run: Path, world: World, timers: Timers, timeout_s: float) -> Iterator[BeatThread]:
+    """Send and write the heartbeats of this rank during the block; arguments as `BeatThread`."""
+    store = _presence[-1].store if _presence else None
+    with BeatThread(run, world, store, timers, timeout_s) as beats:
+        _beats.append(beats)
+        try:
+            yield beats
+        finally:
+            _beats.remove(beats)
 
 
 @contextmanager

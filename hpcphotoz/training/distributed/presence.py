@@ -8,7 +8,7 @@ import errno
 import selectors
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -44,6 +44,7 @@ class Presence:
         self._listener = socket.create_server(("", 0), family=family, backlog=4096, dualstack_ipv6=both)
         self.port = int(self._listener.getsockname()[1])
         self._ranks: Sequence[RankAddress] = ()
+        self.store: Any = None  # of this start alone, once the ranks have met
 
     def meet(self, ranks: Sequence[RankAddress], own: int, store_host: str, store: Any) -> None:
         """Keep where all ranks listen.
@@ -55,7 +56,7 @@ class Presence:
             store: of this start alone.
         """
         here, first = ranks[own].host, ranks[0].host
-        self._own, self._store = own, store
+        self._own, self.store = own, store
         self._ranks = [
             rank._replace(address=store_host)
             if rank.host == first != here and is_loopback(rank.address)
@@ -63,10 +64,10 @@ class Presence:
             for rank in ranks
         ]
 
-    def describe_missing(self) -> str:
+    def describe_missing(self, about: Callable[[int], str] = lambda _: "") -> str:
         """A clause on the ranks that are not there, as in "rank 1 on node1 has ended"; "": unknown.
 
-        A rank that has left because of another is not named.
+        A rank that has left because of another is not named. `about` gives more about a rank by its number.
         """
         if not self._ranks:
             return ""
@@ -74,17 +75,20 @@ class Presence:
         if any(what is ENDED for what in found.values()):
             with suppress(TimeoutError, dist.DistError):  # the store may have gone with rank 0
                 found = in_thread(lambda _: self._without_leavers(found), time.monotonic() + _ANSWER_S)
-        named = [f"rank {rank} on {self._ranks[rank].host} {what}" for rank, what in found.items()]
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        named = [
+            f"rank {rank} on {self._ranks[rank].host} {what}{about(rank)}"
+            for rank, what in list(found.items())[:_NAMED]
+        ]
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         if not named:
             return "all ranks are there, so one hangs"
-        return f"seen from {self._ranks[self._own].host}, {', '.join(named[:_NAMED])}{more}"
+        return f"seen from {self._ranks[self._own].host}, {', '.join(named)}{more}"
 
     def leave(self) -> None:
         """Tell the others that this rank ends because of another one."""
         if self._ranks:
             with suppress(dist.DistError):
-                self._store.set(f"left/{self._own}", "")
+                self.store.set(f"left/{self._own}", "")
 
     def close(self) -> None:
         """Close the port."""
@@ -94,7 +98,7 @@ class Presence:
         kept = {
             rank: what
             for rank, what in found.items()
-            if what is not ENDED or not self._store.check([f"left/{rank}"])
+            if what is not ENDED or not self.store.check([f"left/{rank}"])
         }
         return kept or dict(found)
 

@@ -27,6 +27,11 @@ class RankRole:
     weights_group: Subgroup = None  # process group of rank 0 and the attackers
     is_attacker: bool = False  # whether this rank only attacks
 
+    @property
+    def name(self) -> str:
+        """ "attacker" or "learner"; "rank": every rank attacks and trains."""
+        return ("attacker" if self.is_attacker else "learner") if self.split else "rank"
+
 
 def assign_role(
     config: Config, world: World, costs: Callable[[], tuple[float, float]], device: torch.device

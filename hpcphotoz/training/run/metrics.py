@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.training.dataloader import RankLoader
-from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.run.timers import WAIT, Timers
 
 
 class MetricsAccumulator:
@@ -35,7 +35,7 @@ class MetricsAccumulator:
     def waiting(self, what: str) -> Iterator[None]:
         """Context that times a wait for other ranks, and says what is waited for."""
         start, self.waiting_for = time.monotonic(), what
-        with self._timers("wait for other ranks"):
+        with self._timers(WAIT):
             yield
         self._waited_for_ranks += time.monotonic() - start
         self.waiting_for = ""

@@ -7,16 +7,22 @@ from contextlib import contextmanager
 
 import torch
 
+WAIT = "wait for other ranks"
+COLLECTIVES = ("all-reduce", "agreement of ranks")
+
 
 class Timers:
     """Adds up seconds per named section while `active`; a nested section is not counted in the outer one.
 
     If the step's device is a GPU, a section is timed between two events on the stream that is current at its
-    start, so that the host does not wait.
+    start, so that the host does not wait. Sections are named, and waits counted, also while not active.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.active = False
+        self.section, self.since = "", time.monotonic()  # the innermost open section, and when it began
+        self.waited_s = 0.0  # in sections WAIT
+        self.collective_at: float | None = None  # when the first section of COLLECTIVES began; may be reset
         self._on_gpu = device is not None and device.type == "cuda"
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._inner: list[float] = []  # of each open section: seconds of the sections nested in it
@@ -24,13 +30,17 @@ class Timers:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Context that times a section."""
-        # A capture is not timed, because the events would become part of the graph.
-        if not self.active or (self._on_gpu and torch.cuda.is_current_stream_capturing()):
-            yield
-            return
-        with torch.profiler.record_function(name):
-            yield from self._on_stream(name) if self._on_gpu else self._on_clock(name)
+        """Context that times a section, and names it in `section` meanwhile."""
+        outer, start = (self.section, self.since), time.monotonic()
+        self.section, self.since = name, start
+        if name in COLLECTIVES and self.collective_at is None:
+            self.collective_at = start
+        try:
+            yield from self._timed(name)
+        finally:
+            if name == WAIT:
+                self.waited_s += time.monotonic() - start
+            self.section, self.since = outer if outer[0] else ("", time.monotonic())
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each section so far."""
@@ -40,6 +50,14 @@ class Timers:
             self._seconds[name] += begin.elapsed_time(end) / 1e3
         self._events.clear()
         return dict(self._seconds)
+
+    def _timed(self, name: str) -> Iterator[None]:
+        # A capture is not timed, because the events would become part of the graph.
+        if not self.active or (self._on_gpu and torch.cuda.is_current_stream_capturing()):
+            yield
+            return
+        with torch.profiler.record_function(name):
+            yield from self._on_stream(name) if self._on_gpu else self._on_clock(name)
 
     def _on_clock(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
