@@ -4,21 +4,20 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hpcphotoz.compute.precision import cudnn_benchmark, tf32
 from hpcphotoz.config import Config
-from hpcphotoz.config.model import TIMM
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.order import rank_slice
 from hpcphotoz.data.select.groups import SplitShares
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.models.factory import change_of_source
 from hpcphotoz.output import say
-from hpcphotoz.provenance import record_start, version_of
+from hpcphotoz.provenance import record_start
 from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.compute import choose_compute, compute_options
 from hpcphotoz.training.dataloader import RankLoader
@@ -28,11 +27,13 @@ from hpcphotoz.training.distributed.departure import leave_together, recording_f
 from hpcphotoz.training.loop import Outcome, TrainingLoop
 from hpcphotoz.training.optimisation.origin import Origin, check_origin, read_origin
 from hpcphotoz.training.optimisation.schedules import implausible_options
-from hpcphotoz.training.optimisation.start import begin_from, resume, start_facts, start_lines
+from hpcphotoz.training.optimisation.start import begin_from, resume, start_lines
 from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
 from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.saving.failed_write import explained
+from hpcphotoz.training.saving.start_facts import facts_of_start
 from hpcphotoz.world import World, detect
 
 _log = logging.getLogger(__name__)
@@ -188,17 +189,6 @@ class _Trainer:
             if self._data.several:
                 say(f"{self._out}: {self._loader.shares_text()}")
 
-    def _network_facts(self) -> dict[str, object]:
-        """Where a foreign network comes from, for the provenance; its file is copied into the run folder."""
-        source = self.components.source
-        if self._config.model.name.startswith(TIMM):
-            return {"network": {"timm": version_of("timm")}}
-        if source is None:
-            return {}
-        copy = run_folder.keep_source(self._out, source)
-        facts = {"factory": source.factory, "file": str(source.file), "sha256": source.sha256, "copy": copy}
-        return {"network": facts}
-
     def resume(self, command: Sequence[str], beats: BeatThread) -> TrainingLoop:
         """Load the newest checkpoint, the same on every rank, and record this start with its command."""
         newest = None
@@ -234,25 +224,10 @@ class _Trainer:
                 say(f"hpcphotoz: warning: {text}", sys.stderr)
             for text in start_lines(self.components, origin, saved, own_scale, batches):
                 say(f"{self._out}: {text}")
-            facts = {
-                "data": str(self._data.resolve()),
-                "manifest_sha256": manifest.sha256,
-                "step": step,
-                "lost_shards": [manifest.shards[number].file for number in census.lost],
-                "lost_objects": census.lost_rows(manifest),
-                **(
-                    {"split": {"by": self._config.data.split_by, **asdict(census.split)}}
-                    if census.split
-                    else {}
-                ),
-                "device": str(self.components.device),
-                "speed": self.components.compute.facts(),
-                "command": list(command),
-                **self._loader.datasets_facts(),
-                **self._network_facts(),
-                **start_facts(self.components),
-            }
-            record_start(self._out, self._world, facts)
+        with group.failing_together(self._world), explained(self._out):
+            if self._world.is_first:
+                given = self._config, self._data, self._loader, self.components
+                record_start(self._out, self._world, facts_of_start(self._out, *given, step, command))
         parts = self.components, self._loader, self._metrics
         laid_over = self.components.laid_over * batches
         steps = step, self._last_step, self._total_steps, laid_over

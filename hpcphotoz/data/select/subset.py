@@ -179,7 +179,7 @@ class Selection:
     def write(self, path: Path) -> str:
         """Write the bits, whole or not at all, and return their checksum."""
         with atomic_write(path) as temporary:
-            self.bits.tofile(temporary)
+            temporary.write_bytes(self.bits.data)  # `tofile` says neither what failed nor, at its end, that
         return xxhash.xxh3_64_hexdigest(self.bits.data)
 
     @classmethod

@@ -3,7 +3,6 @@
 import errno
 import logging
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.training.saving.checkpoint_file import OtherFormat, complete, write_file
 from hpcphotoz.training.saving.checkpoint_file import State as State
 from hpcphotoz.training.saving.checkpoint_file import load as load
+from hpcphotoz.training.saving.failed_write import NO_ROOM, message
 from hpcphotoz.training.saving.temporary import drop_abandoned
 
 NEWEST, BEST, KEPT = "checkpoints", "best", "kept"  # folders of a run with checkpoints
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAME = re.compile(r"step-(\d+)\.pt")
 _log = logging.getLogger(__name__)
 
@@ -64,7 +63,8 @@ def write(run: Path, path: Path, state: State, keep: int, verified: set[Path]) -
     try:
         with_room(run, keep, lambda: write_file(path, content), verified)
     except OSError as error:
-        raise BadInput(_not_saved(path, _bytes_of(state), error)) from None
+        what, before = "cannot save the checkpoint", "the checkpoint before"
+        raise BadInput(message(path, error, before, what, bytes_of(state))) from None
     verified.add(path)
 
 
@@ -89,7 +89,7 @@ def with_room(run: Path, keep: int, write: Callable[[], None], verified: set[Pat
         write()
     except OSError as error:
         if error.errno != errno.ENOENT and (
-            error.errno not in _NO_ROOM or not _make_room(run, keep, set() if verified is None else verified)
+            error.errno not in NO_ROOM or not _make_room(run, keep, set() if verified is None else verified)
         ):
             raise
         write()
@@ -129,25 +129,13 @@ def _remove(paths: list[Path]) -> None:
             _log.warning("%s: cannot be removed: %s", path, error.strerror)
 
 
-def _bytes_of(state: State) -> int:
-    """Bytes of all tensors."""
+def bytes_of(state: State) -> int:
+    """Bytes of all tensors of a state."""
     if isinstance(state, Tensor):
         return state.nbytes
     if isinstance(state, dict):
-        return sum(_bytes_of(item) for item in state.values())
-    return sum(map(_bytes_of, state)) if isinstance(state, list | tuple) else 0
-
-
-def _not_saved(path: Path, size: int, error: OSError) -> str:
-    try:
-        free = f", {shutil.disk_usage(path.parent).free / 1e6:.1f} MB of the disk are free"
-    except OSError:
-        free = ""
-    return (
-        f"{path}: cannot save the checkpoint: {error.strerror or error} ({size / 1e6:.1f} MB are needed"
-        f"{free}): make room, or choose a smaller run.keep_checkpoints; the same command resumes from the "
-        "checkpoint before"
-    )
+        return sum(bytes_of(item) for item in state.values())
+    return sum(map(bytes_of, state)) if isinstance(state, list | tuple) else 0
 
 
 def latest(run: Path) -> Path | None:

@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.locks.lock import HeldLock
 from hpcphotoz.training.run.checkpoint import State
 from hpcphotoz.training.saving.criterion import score
+from hpcphotoz.training.saving.failed_write import explained, message
 from hpcphotoz.training.saving.writer import CheckpointWriter
 
 _log = logging.getLogger(__name__)
@@ -105,23 +108,33 @@ class RunRecorder:
             self._append_or_fail({**line, **asdict(figures)})
 
     def _append_or_fail(self, values: dict[str, Any]) -> None:
+        if self._failed or (self._lock and self._lock.problem):
+            return
         try:
             self._append(values)
         except OSError as error:
-            self._failed = (
-                f"{self._metrics}: {error.strerror}: make room; the same command resumes from the newest "
-                "checkpoint"
-            )
+            self._failed = message(self._metrics, error, "the newest checkpoint")
 
     def _append(self, values: dict[str, Any]) -> None:
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append a whole line, or nothing: others may follow once there is room."""
+        with self._metrics.open("ab", buffering=0) as file:
+            end, left = file.seek(0, os.SEEK_END), memoryview((json.dumps(values) + "\n").encode())
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
 
     def _keep_lines_until(self, step: int) -> None:
         text = self._metrics.read_text(errors="replace") if step and self._metrics.exists() else ""
         # A killed process can leave an unfinished last line, which is written again after the resume.
-        lines, kept = text[: text.rfind("\n") + 1].splitlines(), []
+        lines, kept = text[: text.rfind("\n") + 1].split("\n")[:-1], []
         for number, line in enumerate(lines, 1):
+            if "\0" in line:  # what a power failure leaves of lines that were not on the disk yet
+                _log.warning("%s: line %d is empty since a power failure: dropped", self._metrics, number)
+                continue
             try:
                 values = json.loads(line)
                 at, validation = int(values["step"]), values.get("part") == "validation"
@@ -132,4 +145,5 @@ class RunRecorder:
                 if validation:
                     self.validations.append(values)
                     self.is_best(values)
-        write_text(self._metrics, "".join(line + "\n" for line in kept))
+        with explained(self._metrics):
+            write_text(self._metrics, "".join(line + "\n" for line in kept))

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hpcphotoz.atomic import atomic_write, check_output_folder, write_text
@@ -15,8 +15,10 @@ from hpcphotoz.locks.judgement import refuse_held
 from hpcphotoz.locks.lock import HeldLock, lock_file
 from hpcphotoz.models.factory import NetworkSource
 from hpcphotoz.training.optimisation.schedules import cannot_extend
-from hpcphotoz.training.run.checkpoint import paths, with_room
+from hpcphotoz.training.run.checkpoint import BEST, KEPT, NEWEST, paths, with_room
 from hpcphotoz.training.run.signals import STOP_FILE
+from hpcphotoz.training.saving.failed_write import explained
+from hpcphotoz.training.saving.temporary import drop_abandoned
 from hpcphotoz.world import World
 
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
@@ -82,6 +84,8 @@ def prepare(run: Path, world: World) -> Iterator[HeldLock | None]:
         yield None
         return
     with lock_file(run / "logs" / "lock", f"{run}: {_BUSY}", _WAIT) as lock:
+        for folder in ("", NEWEST, BEST, KEPT, "weights", "selection"):
+            drop_abandoned(run / folder)
         yield lock
 
 
@@ -89,7 +93,8 @@ def write_config(run: Path, config: Config, world: World) -> None:
     """Write the resolved config.toml, on rank 0."""
     if world.is_first:
         text, keep = configuration.to_toml(config), config.run.keep_checkpoints
-        with_room(run, keep, lambda: write_text(run / "config.toml", text))
+        with explained(run):
+            with_room(run, keep, lambda: write_text(run / "config.toml", text))
 
 
 def precision_of(run: Path) -> str | None:
@@ -145,8 +150,23 @@ def rank_log(run: Path, world: World) -> Iterator[None]:
 class _Log(logging.FileHandler):
     """A log file that loses lines on a full disk, instead of printing a traceback for each."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, delay=True)
+        with suppress(OSError):  # opened with the first line that finds room
+            self.stream = self._open()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line, or drop it."""
+        with suppress(OSError):
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop the line."""
+
+    def close(self) -> None:
+        """Close the file, also where a line that was dropped is still in its buffer."""
+        with suppress(OSError):
+            super().close()
 
 
 def _differing(old: Config, new: Config) -> list[str]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hpcphotoz.atomic import fsync_folder
+from hpcphotoz.atomic import flush_file, fsync_folder
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.checkpoint import BEST, KEPT, NEWEST, State, path_of
+from hpcphotoz.training.saving.failed_write import message
 from hpcphotoz.training.saving.host_copy import HostCopy
 from hpcphotoz.training.saving.temporary import drop_abandoned, owner
 from hpcphotoz.training.saving.weights_file import save_weights
@@ -98,6 +99,7 @@ class CheckpointWriter:
         path = path_of(self._run, folder, state["step"])
         try:
             self._copy.wait()
+            self._flush_metrics()
             if folder == BEST:
                 self._save_best(path, state)
             else:
@@ -113,6 +115,12 @@ class CheckpointWriter:
             return
         self.longest_s = max(self.longest_s, total)
         self._figures.append(SaveFigures(state["step"], folder, size, blocked, waited, total))
+
+    def _flush_metrics(self) -> None:
+        """Flush the lines before a checkpoint to the disk: a resume from it does not write them again."""
+        path = self._run / "metrics.jsonl"
+        if path.exists():
+            flush_file(path)
 
     def _save_best(self, path: Path, state: State) -> None:
         self._link(path_of(self._run, NEWEST, state["step"]), path, state)
@@ -164,5 +172,6 @@ class CheckpointWriter:
         try:
             checkpoint.with_room(self._run, self._keep, write, self._verified)
         except OSError as error:
-            raise BadInput(f"{path}: cannot be written: {error.strerror}: make room") from None
+            what, size = "cannot write the weights", checkpoint.bytes_of(state["model"])
+            raise BadInput(message(path, error, "the newest checkpoint", what, size)) from None
         drop_abandoned(path.parent)
