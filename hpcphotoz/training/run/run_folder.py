@@ -84,7 +84,7 @@ def prepare(run: Path, world: World) -> Iterator[HeldLock | None]:
         yield None
         return
     with lock_file(run / "logs" / "lock", f"{run}: {_BUSY}", _WAIT) as lock:
-        for folder in ("", NEWEST, BEST, KEPT, "weights", "selection"):
+        for folder in ("", NEWEST, BEST, KEPT, "weights", "selection", "logs"):
             drop_abandoned(run / folder)
         yield lock
 
