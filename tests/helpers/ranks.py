@@ -1,28 +1,16 @@
 """Real ranks: processes of `python -m hpcphotoz train` that meet on this machine, always with a timeout."""
 
-import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.faults.job import free_port as free_port
+
 TIMEOUT_S = 120
-# Below the ports that systems assign, and from another start in each test process: two that run side by
-# side must not choose the same between looking and listening.
-_ports = itertools.cycle(range(10000 + os.getpid() * 97 % 20000, 30000))
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    for port in _ports:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise AssertionError("unreachable: the ports go round")
 
 
 def start(

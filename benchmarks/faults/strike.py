@@ -1,0 +1,107 @@
+"""Lets one fault strike a running start, and watches how the start ends."""
+
+import signal
+import time
+from dataclasses import dataclass, field
+
+from benchmarks.faults.disk import SmallDisk
+from benchmarks.faults.job import Job
+from benchmarks.faults.plan import FULL_DISK, HANG, KILL, MEETING, NODE, PAUSE, SAVE, START, VALIDATION, Fault
+
+START_S = 180.0  # in which a start takes its first step, on a machine that does much else
+MARGIN_S = 20.0  # beyond run.timeout_s, in which a rank ends that has lost another
+# Seconds by which a fault strikes later than the moment it waits for, at most: those of the moment itself.
+_DELAY_S = {START: 4.0, MEETING: 0.3, SAVE: 0.03, VALIDATION: 0.1}
+_STEP_S = 0.1
+
+
+@dataclass
+class Struck:
+    """How a start took a fault."""
+
+    fault: Fault
+    start: int  # number of the start
+    rank: int
+    killed: int = 0  # processes that got SIGKILL
+    stopped: int = 0  # processes that got SIGSTOP
+    step: int = -1  # last step that was begun before; -1: none
+    in_save: bool = False  # rank 0 was writing a checkpoint, and did not end it
+    hung: list[int] = field(default_factory=list)  # ranks that did not end, or did not go on, in time
+    named: bool | None = None  # a survivor's message names the rank; None: there is no survivor
+    end_s: float = 0.0  # from the fault until the other ranks had ended
+    goes_on: bool = False  # the start has survived
+
+
+def strike(job: Job, fault: Fault, timeout_s: float, disk: SmallDisk | None) -> Struck | None:
+    """Wait for the moment of a fault, let it strike, and wait for the end of the start.
+
+    Args:
+        job: the start.
+        fault: what happens to it.
+        timeout_s: run.timeout_s.
+        disk: where the run folder is, for a full disk.
+
+    Returns:
+        None: a rank ended before the moment came.
+    """
+    rank = fault.rank_of(job.world_size)
+    if not _moment(job, fault, rank):
+        return None
+    time.sleep(fault.delay * _DELAY_S.get(fault.when, _STEP_S))
+    struck, others = Struck(fault, job.number, rank, step=job.record.step), list(range(job.world_size))
+    others.remove(rank)
+    if len(job.alive) < job.world_size:  # it ended during the delay
+        return None
+    began, patience = time.monotonic(), timeout_s + MARGIN_S
+    if fault.kind in (KILL, NODE):
+        for each in others if fault.kind == NODE else ():
+            struck.killed += job.send(each, signal.SIGKILL)
+        struck.killed += job.send(rank, signal.SIGKILL)
+        struck.hung = job.ended([rank, *others], patience)
+    elif fault.kind == PAUSE:
+        struck.stopped += job.send(rank, signal.SIGSTOP)
+        time.sleep(fault.delay * timeout_s / 4)
+        job.send(rank, signal.SIGCONT)
+        struck.goes_on = _goes_on(job, patience)
+        struck.hung = [] if struck.goes_on else job.alive
+    elif fault.kind == HANG:
+        struck.stopped += job.send(rank, signal.SIGSTOP)
+        struck.hung = job.ended(others, patience)
+        struck.end_s = time.monotonic() - began
+        job.send(rank, signal.SIGCONT)  # it finds that the others have left
+        struck.hung += job.ended([rank], patience)
+    elif fault.kind == FULL_DISK:
+        assert disk is not None
+        job.wait(lambda: not (disk.fill() and job.alive), patience, while_alive=False)
+        struck.hung = job.alive
+        disk.empty()
+    struck.end_s = struck.end_s or time.monotonic() - began
+    job.record.update()
+    struck.in_save = job.record.ranks[0].saving and fault.kind in (KILL, NODE)
+    if fault.kind in (KILL, HANG) and others:
+        struck.named = any(f"rank {rank} " in job.said(each) for each in others)
+    return struck
+
+
+def _moment(job: Job, fault: Fault, rank: int) -> bool:
+    """Wait until a fault may strike; False: a rank has ended before."""
+    record = job.record
+    if fault.when == START:
+        return True
+    if fault.when == MEETING:
+        return job.wait(lambda: record.ranks[rank].count("meeting") > 0, START_S)
+    if not job.wait(lambda: record.step >= fault.step, START_S):
+        return False
+    marks = {SAVE: "saving", VALIDATION: "validation"}
+    if mark := marks.get(fault.when):
+        before = record.count(mark)
+        return job.wait(lambda: record.count(mark) > before, START_S)
+    return True
+
+
+def _goes_on(job: Job, patience_s: float) -> bool:
+    """Whether a start that was paused takes further steps, or comes to its end."""
+    before = job.record.step
+    if job.wait(lambda: job.record.step > before + 1, patience_s):
+        return True
+    return not job.ended(range(job.world_size), MARGIN_S) and set(job.statuses) == {0}
