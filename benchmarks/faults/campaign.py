@@ -1,6 +1,7 @@
 """Trains one run through a plan of faults: starts it again after each, and counts what was seen."""
 
 import random
+import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ from hpcphotoz.training.run import checkpoint
 _OWN_START = (START, MEETING)  # moments that a running start has behind it
 _TRIES = 3  # of a fault, where starts end before it
 _END_S = 600.0  # in which a start without faults ends
+_FAILED = (1, 2)  # exit statuses of ranks that end because of another, or of a disk
+_NO_ROOM = "No space left on device"
 TOLD = "trying the one before"
 
 
@@ -116,15 +119,23 @@ class Campaign:
             f"{', in a save' * struck.in_save}: {'goes on' if struck.goes_on else 'ended'} after"
             f" {struck.end_s:.1f} s{f', HUNG: {hung}' if hung else ''}"
         )
+        found, others = list[str](), [rank for rank in range(len(struck.statuses)) if rank != struck.rank]
         if hung:
-            self.findings.append(f"start {struck.start}: ranks {hung} hung after {fault}")
+            found.append(f"ranks {hung} hung")
+        elif not struck.goes_on and set(struck.statuses) - {*_FAILED, -signal.SIGKILL}:
+            found.append(f"exit statuses {struck.statuses}")
         if struck.named is False:
-            assert self._job is not None
-            said = [self._job.said(rank) for rank in range(self._job.world_size) if rank != struck.rank]
-            told = _last_line(said)
-            self.findings.append(
-                f"start {struck.start}: nobody names rank {struck.rank} after {fault}: {told}"
-            )
+            found.append(f"nobody names rank {struck.rank}")
+        ranks = range(len(struck.statuses))
+        if fault.kind == FULL_DISK and not any(_NO_ROOM in self._said(rank) for rank in ranks):
+            found.append("nobody says that the disk is full")
+        if found:
+            said = " | ".join(_last_line([self._said(rank)]) for rank in others or [struck.rank])
+            self.findings.append(f"start {struck.start}: {', '.join(found)} after {fault}: {said}")
+
+    def _said(self, rank: int) -> str:
+        assert self._job is not None
+        return self._job.said(rank)
 
     def _after(self, fault: Fault) -> None:
         """After a start has ended: what was saved loads; the newest may be damaged."""

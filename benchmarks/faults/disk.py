@@ -20,8 +20,8 @@ class SmallDisk:
         self.folder = folder
         self._ballast = folder / _BALLAST
 
-    def fill(self) -> bool:
-        """Take all that is free, also what was given free since the last call; True: nothing is left."""
+    def fill(self) -> None:
+        """Take all that is free, also what was given free since the last call."""
         with self._ballast.open("ab") as file:
             while free := shutil.disk_usage(self.folder).free:
                 try:
@@ -29,8 +29,7 @@ class SmallDisk:
                 except OSError as error:
                     if error.errno != errno.ENOSPC:  # another process was quicker: look again
                         raise
-                    return False
-        return True
+                    return
 
     def empty(self) -> None:
         """Give back what `fill` has taken."""

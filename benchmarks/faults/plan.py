@@ -1,5 +1,6 @@
 """The plan of a chaos test: which faults strike when, drawn from a seed alone."""
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,12 +88,12 @@ def draw(seed: int, steps: int, quick: bool) -> list[Fault]:
     # A checkpoint is damaged where the one before it is there too: not at the beginning.
     can_tear = [k for k, (kind, _) in enumerate(kinds) if kind in (KILL, NODE) and at[k] > steps // 5]
     torn = chance.sample(can_tear, min(_TORN[quick], len(can_tear)))
-    faults = []
-    for number, (kind, when) in enumerate(kinds):
-        drawn = chance.random(), chance.random()
-        layout = _layout(chance, least=2 if kind in (PAUSE, HANG) or when == MEETING else 1)
-        faults.append(Fault(kind, when, at[number], *drawn, layout, number in torn))
-    return faults
+    together = [kind in (PAUSE, HANG) or when == MEETING for kind, when in kinds]  # want another rank
+    layouts = _layouts(chance, [2 if each else 1 for each in together])
+    return [
+        Fault(kind, when, at[k], chance.random(), chance.random(), layouts[k], k in torn)
+        for k, (kind, when) in enumerate(kinds)
+    ]
 
 
 def _in_order(kinds: Sequence[tuple[str, str]], chance: random.Random) -> list[tuple[str, str]]:
@@ -105,8 +106,16 @@ def _in_order(kinds: Sequence[tuple[str, str]], chance: random.Random) -> list[t
     return order
 
 
-def _layout(chance: random.Random, least: int) -> Layout:
-    """From `least` to 4 ranks; two in half of the cases, because more take longer to start."""
-    world_size = chance.choice([size for size in (1, 1, 2, 2, 2, 2, 3, 4) if size >= least])
-    mode = chance.choice(("off", "streams") if world_size == 1 else ("off", "streams", "ranks"))
-    return Layout(world_size, mode, chance.randrange(1, world_size) if mode == "ranks" else None)
+def _layouts(chance: random.Random, leasts: Sequence[int]) -> list[Layout]:
+    """A layout of each start, of at least so many ranks and at most 4; the overlap modes take turns.
+
+    Two ranks in half of the cases, because more take longer to start. One rank cannot attack for others.
+    """
+    modes = itertools.cycle(chance.sample(("off", "streams", "ranks"), 3))
+    layouts = []
+    for least in leasts:
+        size, mode = chance.choice([n for n in (1, 1, 2, 2, 2, 2, 3, 4) if n >= least]), next(modes)
+        if mode == "ranks" and size == 1:
+            size = 2
+        layouts.append(Layout(size, mode, chance.randrange(1, size) if mode == "ranks" else None))
+    return layouts

@@ -28,6 +28,7 @@ class Struck:
     in_save: bool = False  # rank 0 was writing a checkpoint, and did not end it
     hung: list[int] = field(default_factory=list)  # ranks that did not end, or did not go on, in time
     named: bool | None = None  # a survivor's message names the rank; None: there is no survivor
+    statuses: list[int | None] = field(default_factory=list)  # exit status of every rank, as Popen gives it
     end_s: float = 0.0  # from the fault until the other ranks had ended
     goes_on: bool = False  # the start has survived
 
@@ -72,12 +73,13 @@ def strike(job: Job, fault: Fault, timeout_s: float, disk: SmallDisk | None) -> 
         struck.hung += job.ended([rank], patience)
     elif fault.kind == FULL_DISK:
         assert disk is not None
-        job.wait(lambda: not (disk.fill() and job.alive), patience, while_alive=False)
+        job.wait(lambda: _ended_on_full(disk, job), patience, while_alive=False)
         struck.hung = job.alive
         disk.empty()
     struck.end_s = struck.end_s or time.monotonic() - began
     job.record.update()
     struck.in_save = job.record.ranks[0].saving and fault.kind in (KILL, NODE)
+    struck.statuses = job.statuses
     if fault.kind in (KILL, HANG) and others:
         struck.named = any(f"rank {rank} " in job.said(each) for each in others)
     return struck
@@ -97,6 +99,12 @@ def _moment(job: Job, fault: Fault, rank: int) -> bool:
         before = record.count(mark)
         return job.wait(lambda: record.count(mark) > before, START_S)
     return True
+
+
+def _ended_on_full(disk: SmallDisk, job: Job) -> bool:
+    """Keep the disk full; returns whether all ranks have ended."""
+    disk.fill()
+    return not job.alive
 
 
 def _goes_on(job: Job, patience_s: float) -> bool:
