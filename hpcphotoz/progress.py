@@ -36,7 +36,7 @@ def track(
 
 def _bar(items: Iterable[T], what: str, total: int, units: Callable[[T], int], done: int) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=cast(IO[str], _Terminal()))) as progress:
+    with Progress(*columns, console=terminal(), redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(what, total=total, completed=done)
         for item in items:
             yield item
@@ -52,6 +52,16 @@ def _lines(items: Iterable[T], what: str, total: int, units: Callable[[T], int],
         if now - last >= _LINE_EVERY_S or done == total:
             last = now
             say(f"{what}: {done}/{total} in {now - start:.0f} s", sys.stderr)
+
+
+def terminal() -> Console:
+    """A console on standard error. It never hides the cursor: a process that is killed could not show it."""
+    return _Console(file=cast(IO[str], _Terminal()))
+
+
+class _Console(Console):
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
 
 
 class _Terminal:

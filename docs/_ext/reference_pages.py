@@ -112,7 +112,8 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) is dict:
         return "table"
     if get_origin(annotation) is list:
-        return "list of text"
+        choices = get_args(get_args(annotation)[0])  # of a Literal
+        return f"list of {', '.join(f'`{one}`' for one in choices) or 'text'}"
     if get_origin(annotation) is not None:
         choices = [one for part in get_args(annotation) for one in (get_args(part) or (part,))]
         return ", ".join("a whole number" if one is int else f"`{one}`" for one in choices)

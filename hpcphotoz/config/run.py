@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hpcphotoz.config.section import GREATEST, Section
 
@@ -12,7 +12,7 @@ class Run(Section):
 
     may_change: ClassVar[frozenset[str]] = frozenset(
         "checkpoint_steps keep_checkpoints keep_hours log_steps max_steps wall_minutes timeout_s".split()
-        + ["patience", "criterion"]
+        + ["patience", "criterion", "sinks"]
     )
     may_grow: ClassVar[frozenset[str]] = frozenset({"epochs"})
 
@@ -49,6 +49,25 @@ class Run(Section):
         description="the validation figure that tells which epoch is best; clean: sigma_mad; robust: "
         "sigma_mad_adversarial; weighted: their mean, with weight adversarial.fraction on the second",
     )
+
+    sinks: list[Literal["tensorboard", "wandb"]] = Field(
+        [],
+        description="where the lines of metrics.jsonl go too; tensorboard: RUN/tensorboard; wandb: Weights & "
+        "Biases, offline in RUN/wandb unless WANDB_MODE is set (on a command line separated by spaces)",
+    )
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _split_text(cls, value: object) -> object:
+        """The text of a command line as a list."""
+        return value.split() if isinstance(value, str) else value
+
+    @field_validator("sinks", mode="after")
+    @classmethod
+    def _are_different(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"{', '.join(names)}: name each once")
+        return names
 
     def conflict(self, validation: float, attacked: int) -> str | None:
         """Why the criterion cannot be had; None if it can.

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from hpcphotoz.locks.lock import HeldLock
 from hpcphotoz.output import say
-from hpcphotoz.progress import track
 from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
@@ -21,6 +20,7 @@ from hpcphotoz.training.overlap.connect import connect
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.reporting.run_progress import RunProgress
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.profiler import StepProfiler
 from hpcphotoz.training.run.recorder import RunRecorder
@@ -109,7 +109,8 @@ class TrainingLoop:
         steps: Iterator[int] = iter(range(self.step, self.last_step))
         profiler = None
         if self.world.is_first:
-            steps = track(steps, f"training {self.out.name} (steps)", self.last_step, done=self.step)
+            shown = self.out.name, self.step, self.last_step, self.loader.train.batches, run.epochs
+            steps = recorder.show(steps, RunProgress(*shown))
             if profile:
                 profiler = StepProfiler(self.out / "profile", components.device, components.timers)
         for step in steps:
@@ -218,7 +219,7 @@ class TrainingLoop:
         except ValidationEnded as end:
             group.fail_together(end.problem, self.world)
             return False
-        self._recorder.close()
+        self._recorder.wait()
         group.fail_together(self._recorder.problem, self.world)
         return True
 

@@ -28,6 +28,7 @@ from hpcphotoz.training.loop import Outcome, TrainingLoop
 from hpcphotoz.training.optimisation.origin import Origin, check_origin, read_origin
 from hpcphotoz.training.optimisation.schedules import implausible_options
 from hpcphotoz.training.optimisation.start import begin_from, resume, start_lines
+from hpcphotoz.training.reporting.sinks import check_sinks
 from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
@@ -83,6 +84,8 @@ def train(
         if chosen.type == "cpu":
             keep_freed_memory()
         with group.failing_together(world):
+            if world.is_first:
+                check_sinks(config)
             run_folder.check(out, config)
             run_folder.refuse_busy(out, world)
             trainer = _Trainer(config, datasets, out, world, chosen, start_from)

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,9 @@ from hpcphotoz.atomic import write_text
 from hpcphotoz.config import Config
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks.lock import HeldLock
+from hpcphotoz.training.reporting.run_progress import RunProgress
+from hpcphotoz.training.reporting.sinks import Sinks, open_sinks
+from hpcphotoz.training.reporting.view import open_view
 from hpcphotoz.training.run.checkpoint import State
 from hpcphotoz.training.saving.criterion import score
 from hpcphotoz.training.saving.failed_write import explained, message
@@ -26,7 +29,7 @@ class RunRecorder:
     """Writes to a run folder: checkpoints, and metrics.jsonl, one JSON object per line, flushed at once.
 
     Lines of metrics after a resumed step are removed. A failed write sets `problem`, on which all ranks act
-    after the next step. `close` must be called at the end.
+    after the next step. Every line goes to the sinks of `run.sinks` too. `close` must be called at the end.
 
     Args:
         out: run folder.
@@ -50,8 +53,10 @@ class RunRecorder:
         self._failed: str | None = None  # why metrics cannot be written
         self._epochs: dict[int, int] = {}  # of the checkpoints that are being written
         self._best = math.inf  # the least `score` of a validation so far
+        self._sinks = Sinks()  # where each line goes too
         if writes:
-            self._keep_lines_until(step)
+            seen = self._keep_lines_until(step)
+            self._sinks = open_sinks(config, out, step, seen)
 
     @property
     def problem(self) -> str | None:
@@ -94,11 +99,24 @@ class RunRecorder:
             self._writer.save(state, step, best)
             self._write_saves()
 
-    def close(self) -> None:
+    def show(self, steps: Iterable[int], progress: RunProgress) -> Iterator[int]:
+        """The same steps, shown on standard error as they are taken, with the lines that are written."""
+        for line in self.validations[-1:]:
+            progress.add(line)
+        view = open_view(progress)
+        self._sinks.append(view)
+        return view.track(steps)
+
+    def wait(self) -> None:
         """Wait until the last checkpoint is written; `problem` says whether it could be."""
         if self._writer is not None:
             self._writer.wait()
             self._write_saves()
+
+    def close(self) -> None:
+        """Wait as `wait`, and end what shows the lines elsewhere."""
+        self.wait()
+        self._sinks.close()
 
     def _write_saves(self) -> None:
         """Append a line for every checkpoint that was written since."""
@@ -114,6 +132,7 @@ class RunRecorder:
             self._append(values)
         except OSError as error:
             self._failed = message(self._metrics, error, "the newest checkpoint")
+        self._sinks.write(values)
 
     def _append(self, values: dict[str, Any]) -> None:
         """Append a whole line, or nothing: others may follow once there is room."""
@@ -127,10 +146,11 @@ class RunRecorder:
                     file.truncate(end)
                 raise
 
-    def _keep_lines_until(self, step: int) -> None:
+    def _keep_lines_until(self, step: int) -> int:
+        """Drop the lines after a step; returns the step of the last line before, 0 if there was none."""
         text = self._metrics.read_text(errors="replace") if step and self._metrics.exists() else ""
         # A killed process can leave an unfinished last line, which is written again after the resume.
-        lines, kept = text[: text.rfind("\n") + 1].split("\n")[:-1], []
+        lines, kept, seen = text[: text.rfind("\n") + 1].split("\n")[:-1], [], 0
         for number, line in enumerate(lines, 1):
             if "\0" in line:  # what a power failure leaves of lines that were not on the disk yet
                 _log.warning("%s: line %d is empty since a power failure: dropped", self._metrics, number)
@@ -140,6 +160,7 @@ class RunRecorder:
                 at, validation = int(values["step"]), values.get("part") == "validation"
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise BadInput(f"{self._metrics}: line {number} is damaged: delete it, and resume") from None
+            seen = max(seen, at)
             if at <= step:
                 kept.append(line)
                 if validation:
@@ -147,3 +168,4 @@ class RunRecorder:
                     self.is_best(values)
         with explained(self._metrics):
             write_text(self._metrics, "".join(line + "\n" for line in kept))
+        return seen

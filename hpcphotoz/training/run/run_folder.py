@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.locks.judgement import refuse_held
 from hpcphotoz.locks.lock import HeldLock, lock_file
 from hpcphotoz.models.factory import NetworkSource
+from hpcphotoz.output import say
 from hpcphotoz.training.optimisation.schedules import cannot_extend
 from hpcphotoz.training.run.checkpoint import BEST, KEPT, NEWEST, paths, with_room
 from hpcphotoz.training.run.signals import STOP_FILE
@@ -23,7 +25,7 @@ from hpcphotoz.world import World
 
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
 _OWN_NAMES = re.compile(
-    r"logs|checkpoints|best|kept|weights|selection|launch|profile|STOP"
+    r"logs|checkpoints|best|kept|weights|selection|launch|profile|STOP|tensorboard|wandb"
     r"|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
     r"|model(-[0-9a-f]{8})?\.py(\.txt)?|.*\.(log|out|err)"
 )
@@ -130,7 +132,7 @@ def keep_source(run: Path, source: NetworkSource) -> str:
 def rank_log(run: Path, world: World) -> Iterator[None]:
     """Write this rank's log to logs/rank-N.log; warnings of rank 0 go to standard error as well."""
     logger = logging.getLogger("hpcphotoz")
-    handler, console = _Log(run / "logs" / f"rank-{world.rank}.log"), logging.StreamHandler()
+    handler, console = _Log(run / "logs" / f"rank-{world.rank}.log"), _Console()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     console.setLevel(logging.WARNING)
     handlers: list[logging.Handler] = [handler, console] if world.is_first else [handler]
@@ -167,6 +169,14 @@ class _Log(logging.FileHandler):
         """Close the file, also where a line that was dropped is still in its buffer."""
         with suppress(OSError):
             super().close()
+
+
+class _Console(logging.Handler):
+    """Standard error as it is when a record comes: the live view of a run stands in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record."""
+        say(self.format(record), sys.stderr)
 
 
 def _differing(old: Config, new: Config) -> list[str]:
