@@ -28,6 +28,7 @@ Status 1 if any of these is not as it should be.
 """
 
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +56,7 @@ def main() -> None:
     words = parser(__doc__)
     words.add_argument("--seed", type=int, default=0, help="of the plan of faults")
     options = words.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # not without its ranks and disk
     benchmark = Benchmark("chaos", options.json)
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-chaos-") as folder:
         benchmark.add(**measure(Path(folder), options.seed, options.quick))

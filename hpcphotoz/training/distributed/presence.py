@@ -19,6 +19,7 @@ from hpcphotoz.training.distributed.store import in_thread
 
 ENDED, UNREACHABLE = "has ended", "cannot be reached"
 _ANSWER_S = 3.0  # for the connections of one batch
+_DYING_S, _LOOK_AGAIN_S = 1.0, 0.05  # for how long a killed rank may still seem to be there
 _AT_ONCE = 256  # connections of a batch; each takes a file descriptor, of which there may be 1024
 _NAMED = 8
 
@@ -71,10 +72,7 @@ class Presence:
         """
         if not self._ranks:
             return ""
-        found = missing({rank: at for rank, at in enumerate(self._ranks) if rank != self._own})
-        if any(what is ENDED for what in found.values()):
-            with suppress(TimeoutError, dist.DistError):  # the store may have gone with rank 0
-                found = in_thread(lambda _: self._without_leavers(found), time.monotonic() + _ANSWER_S)
+        found = self._missing()
         named = [
             f"rank {rank} on {self._ranks[rank].host} {what}{about(rank)}"
             for rank, what in list(found.items())[:_NAMED]
@@ -94,13 +92,32 @@ class Presence:
         """Close the port."""
         self._listener.close()
 
+    def _missing(self) -> dict[int, str]:
+        """What became of the ranks that are not there; of leavers only where there are no others.
+
+        The kernel takes a killed process apart piece by piece: its connections were seen to be gone while its
+        port still answered, so that nobody, or a leaver alone, was named. Hence further looks.
+        """
+        others = {rank: at for rank, at in enumerate(self._ranks) if rank != self._own}
+        end = time.monotonic() + _DYING_S
+        while True:
+            found = missing(others)
+            kept = self._without_leavers(found)
+            if kept or time.monotonic() > end:
+                return kept or found
+            time.sleep(_LOOK_AGAIN_S)
+
     def _without_leavers(self, found: Mapping[int, str]) -> dict[int, str]:
-        kept = {
-            rank: what
-            for rank, what in found.items()
-            if what is not ENDED or not self.store.check([f"left/{rank}"])
-        }
-        return kept or dict(found)
+        ended = [rank for rank, what in found.items() if what is ENDED]
+
+        def leavers(_: object) -> set[int]:
+            return {rank for rank in ended if self.store.check([f"left/{rank}"])}
+
+        left = set[int]()
+        if ended:
+            with suppress(TimeoutError, dist.DistError):  # the store may have gone with rank 0
+                left = in_thread(leavers, time.monotonic() + _ANSWER_S)
+        return {rank: what for rank, what in found.items() if rank not in left}
 
 
 def missing(ranks: Mapping[int, RankAddress]) -> dict[int, str]:

@@ -57,6 +57,23 @@ def test_ranks_are_named_but_for_those_that_left_because_of_another() -> None:
         presence.close()
 
 
+def test_a_killed_rank_whose_port_still_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 is killed: its connections go first. Rank 2 has left because of it when rank 0 looks."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    ranks = [Presence() for _ in range(3)]
+    at = [RankAddress("node0", "127.0.0.1", each.port) for each in ranks]
+    for number, each in enumerate(ranks):
+        each.meet(at, number, "127.0.0.1", store)
+        each.close()
+    ranks[2].leave()
+    looks = iter([{}, {2: ENDED}, {1: ENDED, 2: ENDED}])
+    monkeypatch.setattr(f"{Presence.__module__}.missing", lambda others: next(looks))
+    assert ranks[0].describe_missing() == "seen from node0, rank 1 on node0 has ended"
+    monkeypatch.setattr(f"{Presence.__module__}.missing", lambda others: {2: ENDED})
+    monkeypatch.setattr(f"{Presence.__module__}._DYING_S", 0.0)
+    assert ranks[0].describe_missing() == "seen from node0, rank 2 on node0 has ended", "nobody else has"
+
+
 def test_where_nobody_is_missing_one_hangs() -> None:
     ranks = [Presence() for _ in range(2)]
     for number, presence in enumerate(ranks):
