@@ -58,7 +58,7 @@ def check_output_file(path: Path) -> None:
     if not path.parent.is_dir():
         raise BadInput(f"{path}: no such folder: {path.parent}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise BadInput(f"{path}: no permission to write in {path.parent}")
+        raise BadInput(f"{path}: {_why_not_writable(path.parent)}")
 
 
 def check_output_folder(folder: Path) -> None:
@@ -72,7 +72,7 @@ def check_output_folder(folder: Path) -> None:
         raise BadInput(f"{folder}: cannot make the folder: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK | (os.R_OK if there == folder else 0)):
         make = "" if there == folder else "cannot make the folder: "
-        raise BadInput(f"{folder}: {make}no permission to write in {there}")
+        raise BadInput(f"{folder}: {make}{_why_not_writable(there)}")
 
 
 @contextmanager
@@ -115,6 +115,12 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _why_not_writable(folder: Path) -> str:
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return f"the file system of {folder} is mounted read-only"
+    return f"no permission to write in {folder}"
 
 
 def _umask() -> int:

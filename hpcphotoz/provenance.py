@@ -37,8 +37,19 @@ def commit() -> str | None:
 
 
 def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
-    """Add a start of a run to its provenance.json: versions, commit, host, command, ranks, and `facts`."""
-    starts = read_starts(run)
+    """Add a start of a run to its provenance.json: versions, commit, host, command, ranks, and `facts`.
+
+    A damaged record is kept as provenance.json.damaged, with a warning, and a new one begins.
+
+    Raises:
+        OSError: the record cannot be read or written.
+    """
+    starts = _read(run)
+    if starts is None:
+        kept = run / f"{_FILE}.damaged"
+        os.replace(run / _FILE, kept)
+        _log.warning("%s: damaged, kept as %s: the record of starts begins anew", run / _FILE, kept.name)
+        starts = []
     starts.append(
         {
             "time": _now(),
@@ -47,6 +58,7 @@ def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
             "python": platform.python_version(),
             **{name: version_of(name) for name in _PACKAGES},
             "host": socket.gethostname(),
+            "pid": os.getpid(),
             "command": sys.argv,
             "launcher": world.launcher,
             "world_size": world.size,
@@ -58,7 +70,9 @@ def record_start(run: Path, world: World, facts: dict[str, Any]) -> None:
 
 
 def record_end(run: Path, outcome: str, reason: str | None, **facts: Any) -> None:
-    """Add to the last start of a run how it ended; a failure to write is logged, and hides no other.
+    """Add to the last start of a run how it ended, if it was that of this process.
+
+    A failure to write is logged, and hides no other.
 
     Args:
         run: run folder.
@@ -67,7 +81,7 @@ def record_end(run: Path, outcome: str, reason: str | None, **facts: Any) -> Non
         facts: further facts, such as the step.
     """
     starts = read_starts(run)
-    if not starts:
+    if not starts or _writer(starts[-1]) not in ((socket.gethostname(), os.getpid()), None):
         return
     starts[-1]["end"] = {"time": _now(), "outcome": outcome, "reason": reason, **facts}
     try:
@@ -87,9 +101,34 @@ def datasets_of(run: Path) -> list[str]:
 def read_starts(run: Path) -> list[dict[str, Any]]:
     """The recorded starts of a run, in order; none if there is no record or it is damaged."""
     try:
-        return list(json.loads((run / _FILE).read_text())["starts"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read(run) or []
+    except OSError:
         return []
+
+
+def is_damaged(run: Path) -> bool:
+    """Whether a run has a record that cannot be understood, such as after a power failure.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _read(run) is None
+
+
+def _read(run: Path) -> list[dict[str, Any]] | None:
+    """The recorded starts of a run; None: the record is damaged."""
+    try:
+        starts = json.loads((run / _FILE).read_bytes())["starts"]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return starts if isinstance(starts, list) and all(isinstance(start, dict) for start in starts) else None
+
+
+def _writer(start: dict[str, Any]) -> tuple[str, int] | None:
+    """Host and number of the process that wrote a start; None: of an earlier version."""
+    return (start["host"], start["pid"]) if "pid" in start else None
 
 
 def _write(run: Path, starts: list[dict[str, Any]]) -> None:

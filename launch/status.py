@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks.judgement import is_held
-from hpcphotoz.provenance import read_starts
+from hpcphotoz.provenance import is_damaged, read_starts
 
 # State of a run, and the exit status that stands for it.
 _STATUS = {"finished": 0, "running": 0, "stopped": os.EX_TEMPFAIL, "failed": 1, "lost": 1}
@@ -61,8 +61,13 @@ def read_status(run: Path) -> RunStatus:
     """The state of a run folder.
 
     Raises:
-        BadInput: no run has begun in it.
+        BadInput: no run has begun in it, or its record is damaged.
+        OSError: the record cannot be read.
     """
+    if is_damaged(run):
+        raise BadInput(
+            f"{run}/provenance.json: damaged: the next start keeps it aside and begins a new record"
+        )
     starts = read_starts(run)
     if not starts:
         raise BadInput(f"{run}: no training has begun in this folder: want a run folder")

@@ -1,6 +1,8 @@
 """`status` tells running, finished, stopped, failed and lost runs apart, in words and by its exit status."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 
 from hpcphotoz import provenance
 from hpcphotoz.__main__ import main
-from hpcphotoz.locks.judgement import is_held
+from hpcphotoz.locks.judgement import STALE_S, is_held
 from hpcphotoz.locks.lock import lock_file
+from hpcphotoz.locks.owner import LockOwner
 from hpcphotoz.world import World
 from tests.helpers.commands import fails
 
@@ -64,6 +67,41 @@ def test_a_locked_run_is_running(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert ": running on " in capsys.readouterr().out
     lock.touch()  # left behind by a killed process
     assert not is_held(lock) and main(["status", str(run)]) == 1
+
+
+@pytest.mark.parametrize("text", ["", "\0" * 900, '{"starts": [{"time": "20', "[]", '{"starts": [1]}'])
+def test_a_damaged_record_is_said_and_kept_aside(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = begun(tmp_path / "run", None)
+    (run / "provenance.json").write_text(text)
+    fails(capsys, ["status", run], "provenance.json: damaged: the next start keeps it aside")
+    provenance.record_end(run, "failed", "of no start")
+    provenance.record_start(run, World(), {})
+    assert len(provenance.read_starts(run)) == 1 and "kept as provenance.json.damaged" in caplog.text
+    assert (run / "provenance.json.damaged").read_text() == text
+
+
+def test_a_process_ends_its_own_start_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose lock was taken over must not speak for the process that goes on."""
+    run = begun(tmp_path / "run", None)
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    provenance.record_end(run, "failed", "its lock was taken over")
+    assert "end" not in provenance.read_starts(run)[-1]
+
+
+def test_the_lock_of_another_host_counts_where_flock_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path / "run", None)
+    lock = run / "logs" / "lock"
+    lock.touch()
+    owner = LockOwner.of_this_process(lock, lock.stat().st_ino)
+    lock.write_text(replace(owner, host="node07", machine="node07 boot pid:[1]").json)
+    assert main(["status", str(run)]) == 0 and ": running on " in capsys.readouterr().out
+    old = lock.stat().st_mtime - 2 * STALE_S
+    os.utime(lock, (old, old))
+    assert main(["status", str(run)]) == 1
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

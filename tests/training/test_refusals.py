@@ -129,6 +129,27 @@ def test_a_damaged_line_of_metrics_is_named(damage: str, alone: Path, dataset: P
     assert len(json.loads((out / "provenance.json").read_text())["starts"]) == 1
 
 
+def test_lines_that_a_power_failure_has_emptied_are_dropped(
+    alone: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle, with whole lines after them, and at the end, with a line cut off."""
+    out = Path(shutil.copytree(alone, tmp_path / "run"))
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    emptied = [*lines[:2], "\0" * 500 + lines[2][40:], *lines[3:], "\0" * 99, lines[-1][:30]]
+    (out / "metrics.jsonl").write_text("\n".join(emptied))
+    assert train(config(), dataset, out) is Outcome.FINISHED
+    assert (out / "metrics.jsonl").read_text().splitlines() == [*lines[:2], *lines[3:]]
+    assert "metrics.jsonl: line 3 is empty since a power failure: dropped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["\0" * 900, "[run]\nglobal_ba"])
+def test_a_damaged_configuration_is_one_line(text: str, alone: Path, dataset: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(alone, tmp_path / "run"))
+    (out / "config.toml").write_text(text)
+    with pytest.raises(BadInput, match=r"run/config.toml: "):
+        train(config(), dataset, out)
+
+
 def test_a_run_folder_is_held_by_one_process(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

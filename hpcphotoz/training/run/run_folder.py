@@ -1,6 +1,7 @@
 """The run folder: config.toml, provenance.json, metrics.jsonl, model.py.txt, logs and checkpoints."""
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -19,16 +20,17 @@ from hpcphotoz.output import say
 from hpcphotoz.training.optimisation.schedules import cannot_extend
 from hpcphotoz.training.run.checkpoint import BEST, KEPT, NEWEST, paths, with_room
 from hpcphotoz.training.run.signals import STOP_FILE
-from hpcphotoz.training.saving.failed_write import explained
+from hpcphotoz.training.saving.failed_write import NO_ROOM, explained
 from hpcphotoz.training.saving.temporary import drop_abandoned
 from hpcphotoz.world import World
 
 # What a run folder holds before its config.toml, and logs that a shell or a launcher writes to it.
 _OWN_NAMES = re.compile(
     r"logs|checkpoints|best|kept|weights|selection|launch|profile|STOP|tensorboard|wandb"
-    r"|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?"
+    r"|(config\.toml|provenance\.json|metrics\.jsonl)(\..*\.tmp)?|provenance\.json\.damaged"
     r"|model(-[0-9a-f]{8})?\.py(\.txt)?|.*\.(log|out|err)"
 )
+_FOLDERS = (NEWEST, BEST, KEPT, "weights", "selection", "logs")  # in which training writes
 _BUSY, _WAIT = "another process is training in it", "wait, or choose another --out"
 
 
@@ -39,7 +41,7 @@ def check(run: Path, config: Config) -> None:
     """
     if (run / MANIFEST).exists():
         raise BadInput(f"{run}: is a dataset: choose another folder for the run")
-    check_output_folder(run)
+    _check_writable(run)
     if run.exists() and not (run / "config.toml").exists():
         for path in sorted(run.iterdir()):
             if not _OWN_NAMES.fullmatch(path.name):
@@ -60,6 +62,15 @@ def check(run: Path, config: Config) -> None:
     old, new = begun.run.epochs, config.run.epochs
     if old != new and (why := cannot_extend(config.optimiser.schedule)):
         raise BadInput(f"{run}: run.epochs {old}, now {new}: schedule {config.optimiser.schedule}: {why}")
+
+
+def _check_writable(run: Path) -> None:
+    """Refuse a folder in which a file cannot be written, hours before it would be."""
+    for folder in (run, *(path for name in _FOLDERS if (path := run / name).exists())):
+        check_output_folder(folder)
+    for log in run.glob("logs/rank-*.log"):
+        if not os.access(log, os.W_OK):
+            raise BadInput(f"{log}: no permission to write: remove it, or choose another --out")
 
 
 def refuse_busy(run: Path, world: World) -> None:
@@ -86,7 +97,7 @@ def prepare(run: Path, world: World) -> Iterator[HeldLock | None]:
         yield None
         return
     with lock_file(run / "logs" / "lock", f"{run}: {_BUSY}", _WAIT) as lock:
-        for folder in ("", NEWEST, BEST, KEPT, "weights", "selection", "logs"):
+        for folder in ("", *_FOLDERS):
             drop_abandoned(run / folder)
         yield lock
 
@@ -154,8 +165,12 @@ class _Log(logging.FileHandler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, delay=True)
-        with suppress(OSError):  # opened with the first line that finds room
+        try:
             self.stream = self._open()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # Opened with the first line that finds room.
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line, or drop it."""

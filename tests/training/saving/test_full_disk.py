@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.saving.failed_write import message
 from tests.helpers import ranks
+from tests.helpers.disks import SmallDisk
 
 WORDS = "--model.width 8 --model.bins 20 --run.global_batch 16 --run.log_steps 1".split()
 WORDS += (
@@ -32,25 +32,9 @@ def words(dataset: Path, out: Path, max_steps: int) -> list[str]:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mounts a small disk with the options of a tmpfs."""
-    mounted = list[Path]()
-
-    def mount(options: str) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        if done.returncode:
-            pytest.skip(f"a disk of a chosen size needs mount: {done.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=60)
+    small = SmallDisk(tmp_path / "disk")
+    yield small.mount
+    small.close()
 
 
 def fill(folder: Path, leave: int) -> Path:
