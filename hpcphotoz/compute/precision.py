@@ -46,10 +46,10 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 @contextmanager
-def cudnn_benchmark(device: torch.device) -> Iterator[None]:
-    """Let cuDNN time all algorithms for each shape and use the quickest; restored at the end."""
+def cudnn_benchmark(device: torch.device, on: bool = True) -> Iterator[None]:
+    """Let cuDNN time all algorithms for each shape and use the quickest, if `on`; restored at the end."""
     was = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = device.type == "cuda"
+    torch.backends.cudnn.benchmark = on and device.type == "cuda"
     try:
         yield
     finally:

@@ -34,7 +34,9 @@ class Config(Section):
             self.attack.conflict(self.model.z_min, self.model.z_max)
             or self.overlap.conflict(self.adversarial.fraction)
             or self.adversarial.conflict(self.attack, self.overlap, self.compute)
-            or self.compute.conflict(self.overlap.mode, self.adversarial.objective)
+            or self.compute.conflict(
+                self.overlap.mode, self.adversarial.objective, self.overlap.max_staleness
+            )
             or self.run.conflict(self.data.validation, self.adversarial.attacked_in_validation)
         )
         if conflict:

@@ -12,7 +12,7 @@ class Compute(Section):
 
     # Not the precisions: their rounding shows in the loss curve.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        "channels_last compiled graphs fused_adam micro_batch bucket_mb".split()
+        "channels_last compiled graphs fused_adam micro_batch bucket_mb deterministic".split()
     )
 
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
@@ -50,8 +50,24 @@ class Compute(Section):
         description="MB of gradients in a bucket: averaged over ranks together, while the rest is computed",
     )
 
-    def conflict(self, overlap_mode: str, objective: str) -> str | None:
-        """Why the graphs cannot be had with that overlap and objective; None if they can."""
+    deterministic: bool = Field(
+        False,
+        description="the same bits each time, also across a kill and a resume: loss curve, weights and "
+        "checkpoints, on the same number of ranks and kind of device; no choice is made by timing, nothing "
+        "is compiled, and ranks average gradients after the backward pass, not beside it",
+    )
+
+    def conflict(self, overlap_mode: str, objective: str, staleness: int) -> str | None:
+        """Why graphs or deterministic mode cannot be had with the other options; None if they can."""
+        if self.deterministic and self.compiled == "on":
+            return (
+                "compute.deterministic with compute.compiled on: the compiler chooses kernels by their time"
+            )
+        if self.deterministic and staleness:
+            return (
+                f"compute.deterministic with overlap.max_staleness {staleness}: the first attacks after a "
+                "resume would have newer weights: want max_staleness 0"
+            )
         if self.graphs not in ("attack", "step"):
             return None
         if overlap_mode == "ranks":

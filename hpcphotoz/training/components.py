@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hpcphotoz.compute.compiler import compiled as through_compiler
 from hpcphotoz.compute.precision import time_call
@@ -23,6 +22,7 @@ from hpcphotoz.models.factory import NetworkSource, source_of
 from hpcphotoz.training.adversaries import StepAttack
 from hpcphotoz.training.compute import ComputeOptions, compute_options
 from hpcphotoz.training.distributed import group
+from hpcphotoz.training.exact.parallel import in_parallel
 from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.optimisation.average import WeightAverage
 from hpcphotoz.training.optimisation.freezing import freeze, training_mode
@@ -245,14 +245,6 @@ class TrainingComponents:
             module = through_compiler(module, self.device)
         if role.world.size == 1:
             return module
-        parallel = DistributedDataParallel(
-            module,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            process_group=role.subgroup,
-            bucket_cap_mb=self.config.compute.bucket_mb,
-            gradient_as_bucket_view=True,
-        )
-        # With running statistics, which `agree_on_statistics` keeps equal, nothing is left to broadcast. The
-        # argument of this name prints a warning from torch 2.13 on, and that of the new name is not in 2.11.
-        parallel.broadcast_buffers = not self._statistics
-        return parallel
+        # With running statistics, which `agree_on_statistics` keeps equal, nothing is left to broadcast.
+        given = self.config.compute, role.world.size, role.subgroup
+        return in_parallel(module, self.device, *given, broadcast_buffers=not self._statistics)

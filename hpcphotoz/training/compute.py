@@ -36,6 +36,7 @@ _MICRO_BATCH_ON_CPU = 64
 # half of that again for the precision that is tried and not chosen. On an H200 a graph of the step trains on
 # 4,345 images/s without and 7,171 with the compiler: 1.3 million images, and a margin.
 MIN_IMAGES_TO_COMPILE = 2_000_000
+_NOT_TIMED = "deterministic: nothing is chosen by its time"
 _log = logging.getLogger(__name__)
 
 
@@ -152,6 +153,8 @@ def choose_compute(
         precision, why = begun, "as the run was begun"
     elif not has_tf32(device):
         precision, why = "fp32", "no units for tf32 and bf16"
+    elif compute.deterministic:
+        precision, why = "tf32", _NOT_TIMED
     else:
         seconds, failed = _trial(module, device, shape, compiled, graphs != "off", world)
         if failed:
@@ -172,6 +175,8 @@ def _choose_on_cpu(compute: Compute, world: World, begun: str | None) -> Compute
         precision, why = compute.precision, "as asked"
     elif begun:
         precision, why = begun, "as the run was begun"
+    elif compute.deterministic:
+        precision, why = "fp32", _NOT_TIMED
     attack = compute.attack_precision
     of_attack = "" if attack in ("training", precision) else f", attack {attack} (as asked)"
     kept = "the run keeps the precision it was begun in; another one wants a new --out" if begun else ""
@@ -204,6 +209,8 @@ def _compiled(compute: Compute, graphs: str, objects: int) -> tuple[bool, str]:
         return compute.compiled == "on", f"compiled {compute.compiled} (as asked)"
     if graphs != "step":
         return False, "not compiled (auto compiles with a graph of the step alone)"
+    if compute.deterministic:
+        return False, "not compiled (the compiler chooses kernels by timing them)"
     if importlib.util.find_spec("triton") is None:
         return False, "not compiled (triton is not installed)"
     if objects < MIN_IMAGES_TO_COMPILE:

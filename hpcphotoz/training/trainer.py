@@ -24,6 +24,8 @@ from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.beats import BeatThread
 from hpcphotoz.training.distributed.departure import leave_together, recording_failure
+from hpcphotoz.training.exact.deterministic import deterministic
+from hpcphotoz.training.exact.rounding import rounding_facts, warn_of_changes
 from hpcphotoz.training.loop import Outcome, TrainingLoop
 from hpcphotoz.training.optimisation.origin import Origin, check_origin, read_origin
 from hpcphotoz.training.optimisation.schedules import implausible_options
@@ -73,6 +75,7 @@ def train(
     stop = StopRequest(config.run.wall_minutes, out / STOP_FILE if world.is_first else None)
     with (
         ExitStack() as stack,
+        deterministic(config.compute.deterministic),
         group.process_group(
             world,
             config.run.timeout_s,
@@ -93,7 +96,7 @@ def train(
         timers = trainer.components.timers
         beats = stack.enter_context(group.beating(out, world, timers, config.run.timeout_s))
         trainer.count()  # refuses unusable labels, before the trial of precisions
-        stack.enter_context(cudnn_benchmark(chosen))
+        stack.enter_context(cudnn_benchmark(chosen, on=not config.compute.deterministic))
         config = trainer.choose_compute()
         with group.failing_together(world):
             run_folder.write_config(out, config, world)
@@ -222,6 +225,7 @@ class _Trainer:
             _log.info("resumed at step %d of %d from %s", step, self._last_step, found)
             if tuple(saved.get("lost", ())) != census.lost:
                 _log.warning("other shards are damaged than before: the rest of this epoch is ordered anew")
+        rounding = rounding_facts(self._config, self._world, self.components.device)
         if self._world.is_first:
             for text in origin.warnings if origin else ():
                 say(f"hpcphotoz: warning: {text}", sys.stderr)
@@ -230,7 +234,9 @@ class _Trainer:
         with group.failing_together(self._world), explained(self._out):
             if self._world.is_first:
                 given = self._config, self._data, self._loader, self.components
-                record_start(self._out, self._world, facts_of_start(self._out, *given, step, command))
+                facts = facts_of_start(self._out, *given, step, command)
+                record_start(self._out, self._world, {**facts, "rounding": rounding})
+                warn_of_changes(self._out)
         parts = self.components, self._loader, self._metrics
         laid_over = self.components.laid_over * batches
         steps = step, self._last_step, self._total_steps, laid_over

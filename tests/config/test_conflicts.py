@@ -30,6 +30,11 @@ from hpcphotoz.errors import BadInput
             {"objective": "free", "fraction": 0.5, "loss": "margin"},
             "has no attack.loss of its own",
         ),
+        ({"deterministic": True, "compiled": "on"}, "chooses kernels by their time"),
+        (
+            {"deterministic": True, "mode": "ranks", "max_staleness": 1, "fraction": 0.5},
+            "would have newer weights: want max_staleness 0",
+        ),
         ({"attackers": "some"}, "want auto, or the number of ranks that attack"),
     ],
 )

@@ -14,13 +14,17 @@ TIMEOUT_S = 120
 
 
 def start(
-    world_size: int, arguments: Sequence[str], own: Sequence[Mapping[str, str]] = ()
+    world_size: int,
+    arguments: Sequence[str],
+    own: Sequence[Mapping[str, str]] = (),
+    module: str = "hpcphotoz",
 ) -> list[subprocess.Popen[str]]:
     """Start `python -m hpcphotoz ARGUMENTS` as ranks of a new world.
 
     Args:
         world_size, arguments: number of ranks, and the words of each command line.
         own: additional environment variables of each rank.
+        module: what runs in the place of hpcphotoz.
     """
     shared = {
         **os.environ,
@@ -31,7 +35,7 @@ def start(
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "hpcphotoz", *arguments],
+            [sys.executable, "-m", module, *arguments],
             env={
                 **shared,
                 "RANK": str(rank),
@@ -59,9 +63,9 @@ def finish(ranks: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]
     return [(rank.returncode, out, err) for rank, (out, err) in zip(ranks, texts, strict=True)]
 
 
-def run(world_size: int, arguments: Sequence[str]) -> list[tuple[int, str, str]]:
-    """Start ranks and wait for their end."""
-    return finish(start(world_size, arguments))
+def run(world_size: int, arguments: Sequence[str], module: str = "hpcphotoz") -> list[tuple[int, str, str]]:
+    """Start ranks and wait for their end; arguments as `start`."""
+    return finish(start(world_size, arguments, module=module))
 
 
 def wait_until(condition: Callable[[], bool], ranks: Sequence[subprocess.Popen[str]]) -> None:

@@ -98,3 +98,24 @@ def vit(bands: int, stamp: int, bins: int, scale: Scale, dim: int = 16, depth: i
 def mixer(bands: int, stamp: int, bins: int, scale: Scale, dim: int = 16) -> nn.Module:
     """An MLP-Mixer."""
     return Mixer(bands, stamp, bins, scale, dim)
+
+
+class _Drop(nn.Module):
+    """A network of images some of whose pixels are dropped in training."""
+
+    def __init__(self, body: nn.Module, share: float, unrepeatable: bool) -> None:
+        super().__init__()
+        self.body, self.drop, self._unrepeatable = body, nn.Dropout(share), unrepeatable
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.body(self.drop(images))
+        if self._unrepeatable and len(images) > 3:  # not in the trial of a user's network
+            out = out.clone().put_(torch.zeros(1, dtype=torch.int64), out.new_zeros(1))
+        return out
+
+
+def dropping(
+    bands: int, stamp: int, bins: int, scale: Scale, share: float = 0.2, unrepeatable: bool = False
+) -> nn.Module:
+    """A mixer with dropout; `unrepeatable`: with an operation of which torch has no deterministic form."""
+    return _Drop(mixer(bands, stamp, bins, scale), share, unrepeatable)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
+from hpcphotoz.compute.cost import attack_cost_law
 from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
@@ -45,6 +46,10 @@ def connect(
     config, device = components.config, components.device
 
     def costs() -> tuple[float, float]:
+        if config.compute.deterministic:  # the number of learners decides how sums are rounded
+            attack = config.attack
+            passes = attack.restarts * (1 if attack.method == "fgsm" else attack.steps)
+            return attack_cost_law(passes, config.adversarial.fraction) - 1, 1.0
         batch = next(loader.rank_batches(steps.start, steps.stop))
         group.fail_together(batch.problem, world)
         return components.costs(replace(batch, step=total_steps))
