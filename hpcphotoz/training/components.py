@@ -22,6 +22,7 @@ from hpcphotoz.models.factory import NetworkSource, source_of
 from hpcphotoz.training.adversaries import StepAttack
 from hpcphotoz.training.compute import ComputeOptions, compute_options
 from hpcphotoz.training.distributed import group
+from hpcphotoz.training.exact.deterministic import seed_step
 from hpcphotoz.training.exact.parallel import in_parallel
 from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.optimisation.average import WeightAverage
@@ -203,6 +204,11 @@ class TrainingComponents:
         return GraphedStep(
             step, module, optimiser, warmup_end, learners, role.subgroup, self.timers, compiled
         )
+
+    def begin_step(self, step: int, role: RankRole) -> None:
+        """In deterministic mode, give a step, counted from 0, random numbers of its own on this learner."""
+        if self.config.compute.deterministic:
+            seed_step(self.config.run.seed, step, role.world.rank)
 
     def end_step(self, step: int, role: RankRole) -> None:
         """Bring statistics and averaged weights up to date after a step, counted from 0, on a learner."""

@@ -14,7 +14,6 @@ from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_later
 from hpcphotoz.training.distributed.beats import SAVING, VALIDATION, BeatThread
-from hpcphotoz.training.exact.deterministic import seed_step
 from hpcphotoz.training.optimisation.early_stopping import EarlyStopping
 from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.overlap.connect import connect
@@ -119,7 +118,7 @@ class TrainingLoop:
             batch = next(rank_batches)
             for entry in components.optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self.schedule_steps, self._config.optimiser)
-            seed_step(self._config, step, self._role.world.rank)
+            components.begin_step(step, self._role)
             sums, problem = train_step(batch), batch.problem
             components.end_step(step, self._role)
             self.step = step + 1

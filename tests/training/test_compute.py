@@ -186,7 +186,7 @@ def test_train_on_a_gpu_prints_its_precision(
 ) -> None:
     """Runs up to the first object, with the network on the CPU; config.toml holds the precision."""
 
-    def stop(trainer: object, command: object) -> None:
+    def stop(*_: object) -> None:
         raise ReachedTheData
 
     gpu = FakeGPU(monkeypatch)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import torch
 
-from hpcphotoz.config import Config
 from hpcphotoz.data.order import derive_key
 from hpcphotoz.errors import BadInput, first_line
 
@@ -55,16 +54,15 @@ def deterministic(on: bool) -> Iterator[None]:
         torch.backends.cudnn.deterministic = cudnn
 
 
-def seed_step(config: Config, step: int, rank: int) -> None:
-    """In deterministic mode, seed torch's generators for one step, so that dropout depends on no other.
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for one step, so that dropout depends on no step before.
 
     Args:
-        config: with `compute.deterministic` and `run.seed`.
+        seed: `run.seed`.
         step: optimiser steps before this one.
         rank: of this learner among all.
     """
-    if config.compute.deterministic:
-        torch.manual_seed(derive_key(derive_key(config.run.seed, step, _DROPOUT), rank, _DROPOUT) >> 1)
+    torch.manual_seed(derive_key(seed, step, rank, _DROPOUT) >> 1)
 
 
 def _reserve_workspace() -> None:
@@ -76,6 +74,6 @@ def _reserve_workspace() -> None:
         raise BadInput(
             f"compute.deterministic with {WORKSPACE}={found}: cuBLAS would not repeat sums: {want}"
         )
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise BadInput(f"compute.deterministic: CUDA has begun in this process without {WORKSPACE}: {want}")
     os.environ[WORKSPACE] = _REPEATABLE[0]

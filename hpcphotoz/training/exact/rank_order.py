@@ -9,6 +9,7 @@ bucket from every rank, adds the parts in order of rank, and gives the sums to a
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch._C._distributed_c10d import GradBucket
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,9 +42,9 @@ def average_in_rank_order(model: DistributedDataParallel, size: int, subgroup: S
     Ranks exchange a bucket while the backward pass waits.
     """
 
-    def hook(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def hook(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         found = torch.futures.Future[Tensor]()
         found.set_result(mean_in_rank_order(bucket.buffer(), size, subgroup))
         return found
 
-    model.register_comm_hook(None, hook)  # type: ignore[no-untyped-call]
+    model.register_comm_hook(None, hook)

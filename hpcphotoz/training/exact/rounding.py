@@ -25,13 +25,13 @@ def rounding_facts(config: Config, world: World, device: torch.device) -> dict[s
     own: dict[str, Any] = {"threads": torch.get_num_threads(), "vector_unit": _vector_unit()}
     if device.type == "cuda":
         own = {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-        own["cudnn"] = torch.backends.cudnn.version()
+        own["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     else:
         own["processor"] = _processor()
     ranks = [json.loads(text or "") for text in group.gather_texts(json.dumps(own), world)]
     of_ranks = {name: [rank.get(name) for rank in ranks] for name in own}
     facts = {name: each[0] if each.count(each[0]) == len(each) else each for name, each in of_ranks.items()}
-    options = {"deterministic": config.compute.deterministic, "overlap": config.overlap.mode}
+    options: dict[str, Any] = {"deterministic": config.compute.deterministic, "overlap": config.overlap.mode}
     if config.overlap.mode == "ranks":
         options["attackers"] = config.overlap.attackers
     return {**options, **facts}
