@@ -28,6 +28,7 @@ def test_the_loss_curve_is_the_golden_one(name: str, dataset: Path, tmp_path: Pa
     assert distance(name, dataset, tmp_path / "run") < ROUNDING, "if it is meant to: see CONTRIBUTING.md"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changed"),
     [

@@ -88,7 +88,7 @@ def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     [
         {"ema_decay": 0.9},
         {"algorithm": "sgd", "weight_decay": 1e-3},
-        {"schedule": "one_cycle"},
+        {"schedule": "one_cycle", "warmup_steps": 0},
         {"schedule": "halfway", "algorithm": "adam"},
         {"objective": "free"},
         {"objective": "consistency", "eps_warmup_steps": 11, "k_warmup_steps": 11},
@@ -167,7 +167,7 @@ def test_on_two_ranks_after_one(unbroken: tuple[Path, Spy], dataset: Path, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2), (2, 3)])
 @pytest.mark.parametrize(
-    "options", [{"ema_decay": 0.9, "algorithm": "sgd"}, {"schedule": "one_cycle"}], ids=str
+    "options", [{"ema_decay": 0.9, "algorithm": "sgd"}, {"schedule": "one_cycle", "warmup_steps": 0}], ids=str
 )
 def test_on_another_number_of_ranks(
     before: int, after: int, options: dict[str, Any], dataset: Path, tmp_path: Path
