@@ -37,7 +37,7 @@ def assembled(
 
     def step() -> None:
         with tf32(components.compute.tf32):
-            train_step(rank_batch)
-            components.end_step(0, RankRole(World()))
+            outcome = train_step(rank_batch)
+            components.end_step(0, RankRole(World()), outcome.norms)
 
     return step, components, rank_batch

@@ -29,6 +29,14 @@ class Optimiser(Section):
     weight_decay: float = Field(
         0.0, ge=0, le=GREATEST, description="weight decay: decoupled for adamw, else added to the gradient"
     )
+    clip_norm: float = Field(
+        0.0,
+        ge=0,
+        le=GREATEST,
+        description="greatest Euclidean norm of the gradient of the mean loss of a global batch, over all "
+        "parameters; a longer gradient is shortened to it; 0: none is. gradient_norm in metrics.jsonl has "
+        "what is usual",
+    )
     ema_decay: float = Field(
         0.0,
         ge=0,

@@ -12,7 +12,7 @@ class Run(Section):
 
     may_change: ClassVar[frozenset[str]] = frozenset(
         "checkpoint_steps keep_checkpoints keep_hours log_steps max_steps wall_minutes timeout_s".split()
-        + ["patience", "criterion", "sinks"]
+        + ["patience", "criterion", "sinks", "max_skipped_steps"]
     )
     may_grow: ClassVar[frozenset[str]] = frozenset({"epochs"})
 
@@ -28,6 +28,12 @@ class Run(Section):
     )
     log_steps: int = Field(10, ge=1, description="optimiser steps between lines of metrics.jsonl")
     max_steps: int = Field(0, ge=0, description="stop after this many optimiser steps; 0: after all epochs")
+    max_skipped_steps: int = Field(
+        10,
+        ge=0,
+        description="steps in a row that may be skipped because their loss or gradient is not finite; one "
+        "more ends the run",
+    )
     wall_minutes: float = Field(
         0, ge=0, description="stop, with the save, before this time is over (minutes); 0: never"
     )

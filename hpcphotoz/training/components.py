@@ -21,7 +21,7 @@ from hpcphotoz.models.build import bins_of, build, load_weights
 from hpcphotoz.models.factory import NetworkSource, source_of
 from hpcphotoz.training.adversaries import StepAttack
 from hpcphotoz.training.compute import ComputeOptions, compute_options
-from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed.statistics import agree_on_statistics
 from hpcphotoz.training.exact.deterministic import seed_step
 from hpcphotoz.training.exact.parallel import in_parallel
 from hpcphotoz.training.objectives import TrainingObjective
@@ -109,7 +109,7 @@ class TrainingComponents:
         """What a checkpoint holds, from which `restore` continues the same loss curve.
 
         Args:
-            sums: (5,) float64, `MetricsAccumulator.sums` since the last line of metrics.jsonl.
+            sums: (9,) float64, `MetricsAccumulator.sums` since the last line of metrics.jsonl.
             stream: the training objects.
             step: number of optimiser steps taken.
         """
@@ -210,26 +210,22 @@ class TrainingComponents:
         if self.config.compute.deterministic:
             seed_step(self.config.run.seed, step, role.world.rank)
 
-    def end_step(self, step: int, role: RankRole) -> None:
-        """Bring statistics and averaged weights up to date after a step, counted from 0, on a learner."""
-        self.agree_on_statistics(role)
+    def end_step(self, step: int, role: RankRole, norms: Tensor) -> None:
+        """Bring statistics and averaged weights up to date after a step, on a learner.
+
+        Args:
+            step: counted from 0.
+            role: of this rank.
+            norms: of the step's gradients, as in `StepOutcome`: if none is finite, nothing has changed.
+        """
+        changed = norms.isfinite().any()
+        where = changed if norms.device.type == "cuda" else None  # where the host must not wait for it
+        if where is None and not changed:
+            return
+        agree_on_statistics(self._statistics, role, where)
         if self.average:
             with self.timers("average of the weights"):
-                self.average.update(step)
-
-    def agree_on_statistics(self, role: RankRole) -> None:
-        """Give the running statistics of batch normalisation their mean over the learners, the same on all.
-
-        Each learner has gathered those of its own slices. Attacks and validations use them, so that an object
-        gets the same adversarial image and the same PDF on whichever rank it is.
-        """
-        if role.world.size == 1 or not self._statistics:
-            return
-        flat = torch.cat([tensor.flatten() for tensor in self._statistics])
-        total = group.sum_over_ranks(flat, role.world, role.subgroup) / role.world.size
-        parts = torch.split(total, [tensor.numel() for tensor in self._statistics])
-        for tensor, part in zip(self._statistics, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+                self.average.update(step, where)
 
     @cached_property
     def _statistics(self) -> list[Tensor]:

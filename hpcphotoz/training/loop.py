@@ -16,6 +16,8 @@ from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_l
 from hpcphotoz.training.distributed.beats import SAVING, VALIDATION, BeatThread
 from hpcphotoz.training.optimisation.early_stopping import EarlyStopping
 from hpcphotoz.training.optimisation.schedules import learning_rate
+from hpcphotoz.training.optimisation.step_monitor import Diverged as Diverged
+from hpcphotoz.training.optimisation.step_monitor import StepMonitor, diverged
 from hpcphotoz.training.overlap.connect import connect
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
 from hpcphotoz.training.overlap.roles import RankRole
@@ -38,10 +40,6 @@ class Outcome(enum.Enum):
     STOPPED = "stopped"  # all ranks stopped and saved after the same step; the same call resumes
 
 
-class Diverged(Exception):
-    """The loss is not finite."""
-
-
 @dataclass
 class TrainingLoop:
     """Takes the steps of a run on one rank, as a learner or as an attacker."""
@@ -61,6 +59,7 @@ class TrainingLoop:
     def __post_init__(self) -> None:
         self._config, self._role = self.components.config, RankRole(self.world)
         self.beats.state = lambda: (self._role.name, self.step)
+        self._monitor: StepMonitor | None = None  # on learners
 
     def progress_message(self) -> str:
         """Role, rank and step of this process, for error messages."""
@@ -104,7 +103,9 @@ class TrainingLoop:
         work.watch(components.module, components.device, self._role.world.size)
         # Attackers learn the verdict with the next weights, so it cannot come a step later.
         lags = exchange is None and reads_later(components.device)
-        agreement = Agreement(self._role.world, self._role.subgroup, self.metrics.add, lags)
+        skipped = run.max_skipped_steps, self.world, self._role
+        self._monitor = StepMonitor(*skipped, self.metrics, recorder.write)
+        agreement = Agreement(self._role.world, self._role.subgroup, self._monitor.take_down, lags)
         rank_batches = self.loader.rank_batches(self.step, self.last_step)
         steps: Iterator[int] = iter(range(self.step, self.last_step))
         profiler = None
@@ -119,14 +120,14 @@ class TrainingLoop:
             for entry in components.optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self.schedule_steps, self._config.optimiser)
             components.begin_step(step, self._role)
-            sums, problem = train_step(batch), batch.problem
-            components.end_step(step, self._role)
+            outcome, problem = train_step(batch), batch.problem
+            components.end_step(step, self._role, outcome.norms)
             self.step = step + 1
             flags = exchange.flags if exchange else None
             own_flags = bool(stop.reason), bool(problem or recorder.problem)
             now = self._outcome_needed_now()
             with components.timers("agreement of ranks"):
-                verdict = agreement.after(sums, batch, *own_flags, flags, now)
+                verdict = agreement.after(outcome, batch, *own_flags, flags, now)
             if exchange:
                 exchange.publish(self.step, verdict)
             if verdict in (Verdict.PROBLEM, Verdict.DIVERGED):
@@ -175,11 +176,7 @@ class TrainingLoop:
         if verdict is Verdict.PROBLEM:
             raise AssertionError("a rank reported a problem without its reason")
         if verdict is Verdict.DIVERGED:
-            raise Diverged(
-                f"{self.out}: the loss is not finite at step {self.step}: "
-                "lower optimiser.learning_rate, or check the images with `hpcphotoz inspect --verify`; "
-                "then start from an earlier checkpoint or anew"
-            )
+            raise diverged(self.out, self.step, self._monitor.problem if self._monitor else "")
         if verdict is Verdict.STOP:
             reason = next(text for text in group.gather_texts(stop.reason, self.world) if text)
             if self.step < self.last_step or self._ends_epoch():

@@ -10,8 +10,9 @@ Objects and images are those of the global batch. Without overlap a step runs on
 overlaps run two, over `clean` and over `attacked`, whose sums add up to the same objective.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -25,6 +26,23 @@ from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.rank_batch import RankBatch
 
 
+class Losses(NamedTuple):
+    """Losses of one rank, summed, and the rows whose loss is not finite; on the device."""
+
+    # (4,) float64: sum of the cross-entropies of clean images, their number, sum of the cross-entropies of
+    # attacked images, their number.
+    sums: Tensor
+    bad_rows: Tensor  # (m,) int64: rows of the rank batch whose loss is not finite; -1 in all other places
+
+    @classmethod
+    def together(cls, losses: Sequence[Self]) -> Self:
+        """Those of several passes, at least one, as one."""
+        sums = losses[0].sums
+        for more in losses[1:]:
+            sums = sums + more.sums
+        return cls(sums, torch.cat([each.bad_rows for each in losses]))
+
+
 @dataclass(frozen=True)
 class ForwardBatch:
     """Images and labels of one forward and backward pass."""
@@ -33,6 +51,7 @@ class ForwardBatch:
     ebv: Tensor  # (n,)
     z_spec: Tensor  # (n,)
     attacked: Tensor  # (n,) bool
+    rows: Tensor  # (n,) int64: which of the rank batch
     clean_images: Tensor | None = None  # (n, B, H, W) the clean images, for objective consistency
 
     def __len__(self) -> int:
@@ -44,9 +63,8 @@ class ForwardBatch:
         for first in range(0, max(n, 1), size or max(n, 1)):
             rows = slice(first, first + size if size else n)
             clean_images = None if self.clean_images is None else self.clean_images[rows]
-            yield ForwardBatch(
-                self.images[rows], self.ebv[rows], self.z_spec[rows], self.attacked[rows], clean_images
-            )
+            labels = self.ebv[rows], self.z_spec[rows], self.attacked[rows], self.rows[rows]
+            yield ForwardBatch(self.images[rows], *labels, clean_images)
 
 
 @dataclass(frozen=True)
@@ -72,23 +90,23 @@ class TrainingObjective:
             return [self.clean(batch), self.attacked(batch, adv)]
         if self._kind == "append":
             both = [self.clean(batch), self.attacked(batch, adv)]
-            names = ("images", "ebv", "z_spec", "attacked")
+            names = ("images", "ebv", "z_spec", "attacked", "rows")
             return [ForwardBatch(*(torch.cat([getattr(part, name) for part in both]) for name in names))]
         images = replace_rows(batch.images, batch.attacked, adv)
-        return [ForwardBatch(images, batch.ebv, batch.z_spec, attacked_rows(batch))]
+        return [ForwardBatch(images, batch.ebv, batch.z_spec, attacked_rows(batch), _rows(batch))]
 
     def clean(self, batch: RankBatch) -> ForwardBatch:
         """The objects whose pass needs no attacked images; it can run during the attack."""
         if self._kind == "append":
-            return ForwardBatch(batch.images, batch.ebv, batch.z_spec, _all(batch.ebv, False))
+            return ForwardBatch(batch.images, batch.ebv, batch.z_spec, _all(batch.ebv, False), _rows(batch))
         images, ebv, z_spec = (tensor[batch.clean] for tensor in (batch.images, batch.ebv, batch.z_spec))
-        return ForwardBatch(images, ebv, z_spec, _all(ebv, False))
+        return ForwardBatch(images, ebv, z_spec, _all(ebv, False), batch.clean)
 
     def attacked(self, batch: RankBatch, adv: Tensor) -> ForwardBatch:
         """The attacked objects; adv: (m, B, H, W), in the order of `batch.attacked`."""
         ebv, z_spec = batch.ebv[batch.attacked], batch.z_spec[batch.attacked]
         clean_images = batch.images[batch.attacked] if self._kind == "consistency" else None
-        return ForwardBatch(adv, ebv, z_spec, _all(ebv, True), clean_images)
+        return ForwardBatch(adv, ebv, z_spec, _all(ebv, True), batch.attacked, clean_images)
 
     def inputs(self, forward_batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """Images and E(B-V) for the network; for objective consistency the clean images come first."""
@@ -97,18 +115,14 @@ class TrainingObjective:
         images, ebv = [forward_batch.clean_images, forward_batch.images], [forward_batch.ebv] * 2
         return torch.cat(images), torch.cat(ebv)
 
-    def loss(self, logits: Tensor, forward_batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """The loss of a pass, summed over its objects, and the sums for the metrics, from logits of `inputs`.
-
-        Returns:
-            The loss, a scalar; and (4,) float64: sum of the cross-entropies of clean images, their number,
-            sum of the cross-entropies of attacked images, their number.
-        """
+    def loss(self, logits: Tensor, forward_batch: ForwardBatch) -> tuple[Tensor, Losses]:
+        """The loss of a pass, (), summed over its objects, and its `Losses`, from logits of `inputs`."""
         logits = logits.float()
         wanted = target(forward_batch.z_spec, self.bins, self.config.optimiser.label_width)
         if forward_batch.clean_images is None:
             each = functional.cross_entropy(logits, wanted, reduction="none")
-            return each.sum(), sum_losses(each.detach(), forward_batch.attacked)
+            sums = sum_losses(each.detach(), forward_batch.attacked)
+            return each.sum(), Losses(sums, bad_rows(each, forward_batch.rows))
         clean, attacked = logits[: len(forward_batch)], logits[len(forward_batch) :]
         each = functional.cross_entropy(clean, wanted, reduction="none")
         log_attacked, log_clean = functional.log_softmax(attacked, 1), functional.log_softmax(clean, 1)
@@ -116,8 +130,9 @@ class TrainingObjective:
         with torch.no_grad():
             theirs = functional.cross_entropy(attacked, wanted, reduction="none")
             marks = torch.cat([~forward_batch.attacked, forward_batch.attacked])
-            loss_sums = sum_losses(torch.cat([each, theirs]), marks)
-        return each.sum() + self.config.adversarial.consistency_weight * apart, loss_sums
+            sums = sum_losses(torch.cat([each, theirs]), marks)
+            losses = Losses(sums, bad_rows(each + theirs, forward_batch.rows))
+        return each.sum() + self.config.adversarial.consistency_weight * apart, losses
 
 
 def attacked_rows(batch: RankBatch) -> Tensor:
@@ -125,6 +140,16 @@ def attacked_rows(batch: RankBatch) -> Tensor:
     every = torch.zeros(len(batch.images), dtype=torch.bool, device=batch.images.device)
     # `every[rows] = True` copies True from the host: it waits for the device, and a graph capture refuses it.
     return every.index_fill_(0, batch.attacked, True)
+
+
+def bad_rows(each: Tensor, rows: Tensor) -> Tensor:
+    """Rows whose value is not finite; -1 for the others, so that the host need not know how many there are.
+
+    Args:
+        each: (n,) a value of each row.
+        rows: (n,) int64.
+    """
+    return torch.where(each.detach().isfinite(), -1, rows)
 
 
 def sum_losses(each: Tensor, attacked: Tensor) -> Tensor:
@@ -141,6 +166,10 @@ def target(z: Tensor, bins: RedshiftBins, label_width: float) -> Tensor:
         return bins.index(z)
     distance = (bins.centres(z.device) - z[:, None]) / (label_width * bins.width)
     return torch.softmax(-0.5 * distance**2, dim=1)
+
+
+def _rows(batch: RankBatch) -> Tensor:
+    return torch.arange(len(batch.images), device=batch.images.device)
 
 
 def _all(like: Tensor, value: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class RankBatch:
     attacked: Tensor  # (m,) int64: rows that are attacked, in order
     clean: Tensor  # (n - m,) int64: the other rows
     positions: np.ndarray[tuple[int], np.dtype[np.int64]]  # (m,) places of `attacked` in the global batch
+    catalogue_id: np.ndarray[tuple[int], np.dtype[np.int64]]  # (n,) object ids of the datasets, on the host
     size: int  # objects in the global batch
     epoch: int | Tensor  # a tensor in the batch that a CUDA graph reads
     step: int  # optimiser steps before this one
@@ -40,9 +42,12 @@ class RankBatch:
     def first(self, n: int) -> "RankBatch":
         """The first n attacked objects, or the first n objects if none is attacked."""
         ids = self.attacked[:n] if len(self.attacked) else torch.arange(min(n, len(self.images)))
-        rows = {k: getattr(self, k)[ids] for k in ("images", "ebv", "z_spec", "sky_sigma", "object_id")}
+        rows: dict[str, Any] = {
+            k: getattr(self, k)[ids] for k in ("images", "ebv", "z_spec", "sky_sigma", "object_id")
+        }
         every = torch.arange(len(ids), device=self.images.device)
         m = len(ids) if len(self.attacked) else 0
+        rows["catalogue_id"] = self.catalogue_id[ids.cpu().numpy()]
         return replace(self, **rows, attacked=every[:m], clean=every[m:], positions=self.positions[:m])
 
 
@@ -71,6 +76,7 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
         attacked=rows[0],
         clean=rows[1],
         positions=position[chosen],
+        catalogue_id=batch.object_id.numpy().copy(),  # its memory may be that of a later batch
         size=batch.size,
         epoch=epoch,
         step=step,

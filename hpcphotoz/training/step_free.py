@@ -18,14 +18,19 @@ from hpcphotoz.config import Config
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.adversaries import attack_at, start_seed
 from hpcphotoz.training.compute import ComputeOptions
-from hpcphotoz.training.objectives import attacked_rows, sum_losses, target
+from hpcphotoz.training.objectives import Losses, attacked_rows, bad_rows, sum_losses, target
+from hpcphotoz.training.optimisation.guarded_update import GuardedUpdate, loss_scale
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.step import StepOutcome
 
 
 @dataclass
 class FreeStep:
-    """Takes all K updates of a batch per call. Fields as in `step.Step`; there are no micro-batches."""
+    """Takes all K updates of a batch per call. Fields as in `step.Step`; there are no micro-batches.
+
+    An update that is not finite is left out, and the others are taken.
+    """
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
@@ -35,8 +40,11 @@ class FreeStep:
     learners: int = 1
     timers: Timers = field(default_factory=Timers)
 
-    def __call__(self, batch: RankBatch) -> Tensor:
-        """Update K times; returns the sums of the last update, as `step.Step` does."""
+    def __post_init__(self) -> None:
+        self._guard = GuardedUpdate(self.model, self.optimiser, self.config.optimiser.clip_norm)
+
+    def __call__(self, batch: RankBatch) -> StepOutcome:
+        """Update K times; returns the sums of the last update, and bad rows and norms of all."""
         attack, rows = attack_at(batch.step, self.config.attack, self.config.adversarial), batch.attacked
         ball, step_size = ball_and_step(attack, batch.images, batch.sky_sigma[rows])
         start = None
@@ -45,16 +53,19 @@ class FreeStep:
         images, z, ids = batch.images[rows], batch.z_spec[rows], batch.object_id[rows]
         given = attack_batch(images, None, z, ball, step_size, attack.steps / 2.5, ids)
         adv = given.begin(start_key(start, images.device), 0) if len(rows) else given.images
-        loss_sums = torch.zeros(4, dtype=torch.float64, device=images.device)
+        losses: list[Losses] = []
+        norms: list[Tensor] = []
         for _ in range(attack.steps):
-            loss_sums, gradient = self._update(batch, adv)
+            gradient = self._update(batch, adv, losses, norms)
             if len(rows):
                 with self.timers("attack"):
                     adv = given.advance(adv, gradient)
-        return loss_sums
+        rows = torch.cat([each.bad_rows for each in losses])
+        return StepOutcome(Losses(losses[-1].sums, rows), torch.stack(norms))
 
-    def _update(self, batch: RankBatch, adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward, backward and update; returns the sums, and the gradient of the attacked images."""
+    def _update(self, batch: RankBatch, adv: Tensor, losses: list[Losses], norms: list[Tensor]) -> Tensor:
+        """Forward, backward and update; adds its losses and norm; returns the gradient of the images."""
+        self._guard.begin()
         adv = adv.detach().requires_grad_()
         images, attacked = replace_rows(batch.images, batch.attacked, adv), attacked_rows(batch)
         self.optimiser.zero_grad()
@@ -63,8 +74,12 @@ class FreeStep:
                 logits = self.model(images, batch.ebv)
             wanted = target(batch.z_spec, self.bins, self.config.optimiser.label_width)
             each = functional.cross_entropy(logits.float(), wanted, reduction="none")
-            (each.sum() * (self.learners / max(batch.size, 1))).backward()  # type: ignore[no-untyped-call]
+            loss, sums = each.sum(), sum_losses(each.detach(), attacked)
+            scale = loss_scale(loss, sums, self.learners / max(batch.size, 1))
+            loss.backward(scale)  # type: ignore[no-untyped-call]
         with self.timers("optimiser"):
-            self.optimiser.step()
+            norms.append(self._guard.update())
+        every = torch.arange(len(images), device=images.device)
+        losses.append(Losses(sums, bad_rows(each, every)))
         assert adv.grad is not None
-        return sum_losses(each.detach(), attacked), adv.grad.contiguous(memory_format=torch.channels_last)
+        return adv.grad.contiguous(memory_format=torch.channels_last)

@@ -21,11 +21,12 @@ from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiler_failure
 from hpcphotoz.compute.statistics import buffers_kept
 from hpcphotoz.training.distributed.group import Subgroup
+from hpcphotoz.training.objectives import Losses
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.timers import Timers
-from hpcphotoz.training.step import Step
+from hpcphotoz.training.step import Step, StepOutcome
 
-Record = Callable[[Callable[[], Tensor], torch.device], tuple[Callable[[], object], Tensor]]
+Record = Callable[[Callable[[], Losses], torch.device], tuple[Callable[[], object], Losses]]
 _COPIED = ("images", "ebv", "z_spec", "sky_sigma", "object_id", "attacked", "clean")
 _log = logging.getLogger(__name__)
 
@@ -48,23 +49,24 @@ class GraphedStep:
         self._parameters = [p for p in self.module.parameters() if p.requires_grad]
         self._replay: Callable[[], object] | None = None
 
-    def __call__(self, batch: RankBatch) -> Tensor:
-        """Attack, forward, backward, update; returns the sums of `step.Step`."""
+    def __call__(self, batch: RankBatch) -> StepOutcome:
+        """Attack, forward, backward, update."""
         # Most batches are whole: if the first one was not, a later whole one is captured in its place.
         if self._replay is None or len(batch.images) > len(self._batch.images):
             self._replay = None
             if batch.step >= self.warmup_end:
                 self._capture(batch)
+        self.step.guard.begin()
         if self._replay is not None and self._fits(batch):
-            sums = self._replayed(batch)
+            losses = self._replayed(batch)
         else:
-            sums = self.step.gradients(batch)
+            losses = self.step.gradients(batch)
         if self.learners > 1:
             with self.timers("all-reduce"):
                 self._average()
         with self.timers("optimiser"):
-            self.optimiser.step()
-        return sums
+            norm = self.step.guard.update()
+        return StepOutcome(losses, norm[None])
 
     def _capture(self, batch: RankBatch) -> None:
         epoch = torch.zeros((), dtype=torch.int64, device=batch.images.device)
@@ -88,7 +90,7 @@ class GraphedStep:
             self.compiled = None
         return self.compiled or self.step
 
-    def _replayed(self, batch: RankBatch) -> Tensor:
+    def _replayed(self, batch: RankBatch) -> Losses:
         assert self._replay is not None and isinstance(self._batch.epoch, Tensor)
         for name in _COPIED:
             getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
@@ -97,7 +99,7 @@ class GraphedStep:
             self._replay()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient  # an eager step may have freed it
-        return self._out.clone()
+        return Losses(*(tensor.clone() for tensor in self._out))
 
     def _fits(self, batch: RankBatch) -> bool:
         ours = self._batch

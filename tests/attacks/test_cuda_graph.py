@@ -40,6 +40,7 @@ def rank_batch(n: int = 8) -> RankBatch:
         attacked=torch.arange(0, n, 2, device="cuda"),
         clean=torch.arange(1, n, 2, device="cuda"),
         positions=np.arange(0, n, 2),
+        catalogue_id=np.arange(n),
         size=n,
         epoch=torch.zeros((), dtype=torch.int64, device="cuda"),
         step=0,
@@ -98,8 +99,8 @@ def test_a_training_step_can_be_captured(
         )
         given = rank_batch()
         with Watch() as watch:
-            sums = step.gradients(given)
-    assert sums.device.type == "cuda" and sums.shape == (4,)
+            sums, bad_rows = step.gradients(given)
+    assert bad_rows.device.type == "cuda" and sums.device.type == "cuda" and sums.shape == (4,)
     assert any("convolution" in name for name in watch.names)
     assert not watch.found, "\n".join(watch.found)
 

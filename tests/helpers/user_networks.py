@@ -85,6 +85,18 @@ class Mixer(nn.Module):
         return out
 
 
+class Poisoned(nn.Module):
+    """Another network, whose loss is NaN for objects with E(B-V) above 5; its gradient stays finite."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        logits: Tensor = self.body(images, ebv) if isinstance(self.body, ResNet) else self.body(images)
+        return torch.where(ebv[:, None] > 5, torch.nan, logits)
+
+
 def resnet(bands: int, stamp: int, bins: int, scale: Scale, width: int = 8, folder: str = "") -> nn.Module:
     """A ResNet; where `folder` is given, each rank writes the statistics with which it evaluates there."""
     return ResNet(bands, bins, scale, width, folder)
@@ -119,3 +131,13 @@ def dropping(
 ) -> nn.Module:
     """A mixer with dropout; `unrepeatable`: with an operation of which torch has no deterministic form."""
     return _Drop(mixer(bands, stamp, bins, scale), share, unrepeatable)
+
+
+def poisoned_resnet(bands: int, stamp: int, bins: int, scale: Scale, width: int = 8) -> nn.Module:
+    """A ResNet that has no finite loss for an object with E(B-V) above 5."""
+    return Poisoned(ResNet(bands, bins, scale, width))
+
+
+def poisoned_mixer(bands: int, stamp: int, bins: int, scale: Scale, dim: int = 16) -> nn.Module:
+    """An MLP-Mixer that has no finite loss for an object with E(B-V) above 5."""
+    return Poisoned(Mixer(bands, stamp, bins, scale, dim))

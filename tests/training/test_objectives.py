@@ -49,7 +49,7 @@ def test_gradients_are_those_of_the_formula(kind: str, source: type[NoOverlap], 
     take, generate = stepper(config, module, source)
     rank_batch = make_rank_batch(batch(), config, epoch=1, step=0)
     assert rank_batch.attacked.tolist() == [1, 3, 6, 8], "positions 2, 4, 7, 9"
-    sums = take(rank_batch)
+    sums = take(rank_batch).losses.sums
     ours = gradients(module)
     module.zero_grad()
     adv = generate(rank_batch)
@@ -68,7 +68,7 @@ def test_attacked_fractions_of_zero_and_one() -> None:
     for fraction, counts in ((0.0, [11, 0]), (1.0, [0, 11])):
         for source in (NoOverlap, SerialOverlap):
             take, _ = stepper(configured(fraction=fraction), ConvNetwork(), source)
-            sums = take(make_rank_batch(batch(), configured(fraction=fraction), 0, 0))
+            sums = take(make_rank_batch(batch(), configured(fraction=fraction), 0, 0)).losses.sums
             assert [sums[1], sums[3]] == counts and sums.isfinite().all()
 
 
@@ -78,7 +78,8 @@ def test_a_rank_with_no_object_has_gradients_of_zero(kind: str, source: type[NoO
     """Its collectives must take place: the others wait for them."""
     module = ConvNetwork()
     take, _ = stepper(configured(kind), module, source)
-    assert take(make_rank_batch(batch(0), configured(kind), 0, 0)).tolist() == [0, 0, 0, 0]
+    taken = take(make_rank_batch(batch(0), configured(kind), 0, 0))
+    assert taken.losses.sums.tolist() == [0, 0, 0, 0]
     assert len(gradients(module)) == len(list(module.parameters()))
     assert all(not g.any() for g in gradients(module))
 

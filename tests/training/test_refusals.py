@@ -58,7 +58,9 @@ def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        Diverged, match=r"not finite at step \d+: lower optimiser.learning_rate, or check the images with"
+        Diverged,
+        match=r"of objects \d+.* is not finite at step 12, and 10 steps before it were skipped .*: "
+        "lower optimiser.learning_rate or set optimiser.clip_norm, or check the images with",
     ):
         train(config(learning_rate=1e30, warmup_steps=0), dataset, tmp_path / "run")
 

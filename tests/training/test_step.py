@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcphotoz.training.compute import compute_options
 from hpcphotoz.training.overlap.streams import SerialOverlap
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
+from hpcphotoz.training.step import StepOutcome
 from hpcphotoz.training.step_free import FreeStep
 from tests.helpers.networks import ConvNetwork
 from tests.helpers.training.steps import BINS, CPU, batch, configured, gradients, stepper
@@ -45,7 +45,7 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize("objective", ["replace", "append", "consistency", "free"])
 def test_no_step_writes_a_number_of_the_host_by_index(objective: str) -> None:
     config, module = configured(objective), ConvNetwork()
-    take: Callable[[RankBatch], Tensor] = stepper(config, module)[0]
+    take: Callable[[RankBatch], StepOutcome] = stepper(config, module)[0]
     if objective == "free":
         optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
         take = FreeStep(module, optimiser, config, BINS, compute_options(config.compute, CPU))

@@ -18,7 +18,7 @@ def test_free_training_takes_k_updates_and_moves_images_by_the_gradients_of_trai
     compute = compute_options(config.compute, CPU)
     free = FreeStep(module, torch.optim.SGD(module.parameters(), lr=0.1), config, BINS, compute)
     rank_batch = make_rank_batch(batch(), config, 2, 0)
-    loss_sums = free(rank_batch)
+    loss_sums = free(rank_batch).losses.sums
     optimiser, rows, label = (
         torch.optim.SGD(reference.parameters(), lr=0.1),
         rank_batch.attacked,

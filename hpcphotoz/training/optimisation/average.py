@@ -39,9 +39,20 @@ class WeightAverage:
         self._average = [tensor.clone() for tensor in self._last]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 0; the host does not wait for a GPU."""
-        torch._foreach_lerp_(self._average, self._last, 1 - ema_decay(step, self._decay))
+    def update(self, step: int, where: Tensor | None = None) -> None:
+        """Take in the weights after a step; the host does not wait for a GPU.
+
+        Args:
+            step: counted from 0.
+            where: () bool, on the device of the weights: whether to; None: yes.
+        """
+        part = 1 - ema_decay(step, self._decay)
+        if where is None:
+            torch._foreach_lerp_(self._average, self._last, part)
+            return
+        change = torch._foreach_sub(self._last, self._average)
+        torch._foreach_mul_(change, torch.where(where, part, 0.0))
+        torch._foreach_add_(self._average, change)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged network, with the names of the network's state dict."""

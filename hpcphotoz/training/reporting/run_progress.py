@@ -83,7 +83,9 @@ class RunProgress:
         named = ", ".join(f"{name} {loss:.4f}" for name, loss in parts.items() if loss is not None)
         split = f" ({named})" if None not in parts.values() else ""
         rate = f"{line['images_per_s']:,.0f} images/s"
-        return f"loss {line['loss']:.4f}{split}, {rate}, data wait {100 * line['data_wait']:.1f} %"
+        loss = "none" if line["loss"] is None else f"{line['loss']:.4f}"
+        skipped = f", {line['skipped_steps']} steps skipped" if line.get("skipped_steps") else ""
+        return f"loss {loss}{split}{skipped}, {rate}, data wait {100 * line['data_wait']:.1f} %"
 
     @property
     def validation_text(self) -> str:

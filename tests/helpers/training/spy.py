@@ -21,6 +21,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.loop import TrainingLoop
 from hpcphotoz.training.overlap.streams import AdversarySource
 from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.step import StepOutcome
 
 Record = dict[str, Any]
 
@@ -54,10 +55,11 @@ class Spy:
         def build_step(components: TrainingComponents, adversaries: AdversarySource, role: Any) -> Any:
             step = build(components, adversaries, role)
 
-            def watched(batch: RankBatch) -> Tensor:
+            def watched(batch: RankBatch) -> StepOutcome:
                 self._record(components, batch)
-                self.sums[batch.step] = sums = step(batch)
-                return sums
+                outcome = step(batch)
+                self.sums[batch.step] = outcome.losses.sums
+                return outcome
 
             return watched
 

@@ -1,5 +1,6 @@
 """What all ranks do after a step, also when its outcome is read one step later, as on a GPU."""
 
+import math
 import signal
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import torch
 from hpcphotoz.training import loop
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict
 from hpcphotoz.training.loop import Diverged, Outcome
+from hpcphotoz.training.objectives import Losses
 from hpcphotoz.training.optimisation.schedules import learning_rate
+from hpcphotoz.training.optimisation.step_monitor import StepMonitor
+from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.network import load_network
 from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.step import StepOutcome
 from hpcphotoz.training.trainer import train
 from hpcphotoz.world import World
 from tests.helpers import ranks
@@ -24,17 +29,24 @@ from tests.helpers.training.runs import (
 )
 from tests.helpers.training.steps import SIZE, batch, configured
 
-GOOD = torch.tensor([3.0, 2, 5, 4], dtype=torch.float64)
-BAD = torch.tensor([torch.nan, 2, 5, 4], dtype=torch.float64)
+
+def outcome(loss: float, norm: float = 1.0) -> StepOutcome:
+    sums = torch.tensor([loss, 2, 5, 4], dtype=torch.float64)
+    rows = torch.tensor([-1, 2, 2, -1, 0]) if math.isnan(loss) else torch.full((5,), -1)
+    return StepOutcome(Losses(sums, rows), torch.tensor([norm / 2, norm]))
+
+
+GOOD, BAD = outcome(3.0), outcome(math.nan, math.nan)
 
 
 def rank_batch(step: int) -> RankBatch:
     return make_rank_batch(batch(), configured(), 0, step)
 
 
-def agreement(lags: bool) -> tuple[Agreement, MetricsAccumulator]:
-    metrics = MetricsAccumulator(Timers(torch.device("cpu")))
-    return Agreement(World(0, 1, 0, 1, "none"), None, metrics.add, lags), metrics
+def agreement(lags: bool, max_skipped: int = 0) -> tuple[Agreement, MetricsAccumulator]:
+    metrics, world = MetricsAccumulator(Timers(torch.device("cpu"))), World(0, 1, 0, 1, "none")
+    monitor = StepMonitor(max_skipped, world, RankRole(world), metrics, lambda *_, **__: None)
+    return Agreement(world, None, monitor.take_down, lags), metrics
 
 
 def test_an_outcome_is_read_while_the_next_step_runs_or_when_it_is_wanted() -> None:
@@ -60,12 +72,12 @@ def test_a_stop_holds_after_the_step_in_which_it_is_read() -> None:
     )
 
 
-@pytest.mark.parametrize(("sums", "problem"), [(BAD, False), (GOOD, True)])
-def test_the_end_of_a_run_is_reported_with_its_step(sums: torch.Tensor, problem: bool) -> None:
+@pytest.mark.parametrize(("bad", "problem"), [(BAD, False), (outcome(3.0, math.inf), False), (GOOD, True)])
+def test_the_end_of_a_run_is_reported_with_its_step(bad: StepOutcome, problem: bool) -> None:
     for lags in (False, True):
         made, metrics = agreement(lags)
         made.after(GOOD, rank_batch(0), False, False, None, now=False)
-        verdict = made.after(sums, rank_batch(1), False, problem, None, now=False)
+        verdict = made.after(bad, rank_batch(1), False, problem, None, now=False)
         if lags:
             assert verdict is Verdict.GO_ON
             verdict = made.after(GOOD, rank_batch(2), False, False, None, now=False)
@@ -119,8 +131,8 @@ def test_nothing_is_saved_of_a_run_whose_loss_is_not_finite(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "reads_later", lambda device: True)
-    wild = config(learning_rate=1e30, warmup_steps=0, checkpoint_steps=1)
-    with pytest.raises(Diverged, match="not finite at step 2: "):
+    wild = config(learning_rate=1e30, warmup_steps=0, checkpoint_steps=1, max_skipped_steps=0)
+    with pytest.raises(Diverged, match=r"of objects .* and 6 more is not finite at step 2: "):
         train(wild, dataset, tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").glob("step-*.pt"):
         assert checkpoint.load(path)["step"] < 2

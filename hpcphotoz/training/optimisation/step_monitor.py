@@ -1,0 +1,104 @@
+"""Takes down the outcome of every step: figures, skipped steps with their objects, spikes of the loss."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed.agreement import AgreedStep
+from hpcphotoz.training.optimisation.loss_spikes import LossSpikes
+from hpcphotoz.training.overlap.roles import RankRole
+from hpcphotoz.training.run.metrics import MetricsAccumulator
+from hpcphotoz.world import World
+
+_LISTED = 10  # objects in a message and in an event
+_log = logging.getLogger(__name__)
+
+
+class Diverged(Exception):
+    """More steps in a row than may be skipped had a loss or a gradient that is not finite."""
+
+
+class StepMonitor:
+    """Takes down the outcome of every step on a learner, and says whether training goes on.
+
+    Args:
+        max_skipped: steps in a row that may be skipped.
+        world: all ranks, and this rank's place among them.
+        role: of this rank; all learners find the same steps skipped, and then tell each other the objects.
+        metrics: where the figures are added.
+        write: called with step, epoch and figures of an event, on all learners.
+    """
+
+    def __init__(
+        self,
+        max_skipped: int,
+        world: World,
+        role: RankRole,
+        metrics: MetricsAccumulator,
+        write: Callable[..., None],
+    ) -> None:
+        self._max_skipped, self._world, self._role = max_skipped, world, role
+        self._metrics, self._write, self._spikes = metrics, write, LossSpikes()
+        self._in_a_row = 0
+        self.problem = ""  # of the last skipped step, for the message with which the run ends
+
+    def take_down(self, step: AgreedStep) -> bool:
+        """Add a step to the figures; returns whether training goes on."""
+        if step.skipped:
+            return self._skipped(step)
+        self._in_a_row = 0
+        self._metrics.add(step.sums, step.norm, step.objects)
+        clean, n_clean, attacked, n_attacked, _ = step.sums.tolist()
+        loss = (clean + attacked) / max(n_clean + n_attacked, 1)
+        if passed := self._spikes.limit_passed(loss):
+            middle, limit = passed
+            _log.warning(
+                "step %d: the loss is %.4g: the median of the steps before is %.4g", step.step, loss, middle
+            )
+            figures = {"step_loss": loss, "median_loss": middle, "limit": limit}
+            self._write(step.step, step.epoch, part="event", kind="loss_spike", **figures)
+        return True
+
+    def _skipped(self, step: AgreedStep) -> bool:
+        self._in_a_row += 1
+        self._metrics.add_skipped(float(step.sums[4]), step.objects)
+        own = step.bad_ids()
+        text = json.dumps([self._world.rank, len(own), own[:_LISTED]])
+        texts = group.gather_texts(text, self._role.world, self._role.subgroup)
+        found = [(rank, n, ids) for rank, n, ids in map(json.loads, filter(None, texts)) if n]
+        ids = [number for _, _, some in found for number in some][:_LISTED]
+        total, ranks = sum(n for _, n, _ in found), [rank for rank, _, _ in found]
+        of_loss = bool(total) or not math.isfinite(step.sums[:4].sum())
+        what = "loss" if of_loss else "gradient"
+        objects = f" of {_objects(total, ids)}" if total else ""
+        self.problem = f"the {what}{objects} is not finite at step {step.step}"
+        if self._in_a_row > 1:
+            self.problem += f", and {self._in_a_row - 1} steps before it were skipped for the same reason"
+        _log.warning("step %d is skipped: the %s%s is not finite", step.step, what, objects)
+        figures = {"reason": what, "objects": total, "object_ids": ids, "ranks": ranks}
+        self._write(step.step, step.epoch, part="event", kind="skipped_step", **figures)
+        return self._in_a_row <= self._max_skipped
+
+
+def diverged(out: Path, step: int, problem: str) -> Diverged:
+    """The error that ends a run.
+
+    Args:
+        out: run folder.
+        step: number of the last step.
+        problem: of `StepMonitor`; "" on attackers.
+    """
+    return Diverged(
+        f"{out}: {problem or f'the loss or gradient is not finite at step {step}'}: "
+        "lower optimiser.learning_rate or set optimiser.clip_norm, or check the images with "
+        "`hpcphotoz inspect --verify` (run.max_skipped_steps says how many steps in a row may be skipped); "
+        "then start from an earlier checkpoint or anew"
+    )
+
+
+def _objects(n: int, ids: list[int]) -> str:
+    more = f" and {n - len(ids)} more" if n > len(ids) else ""
+    return f"object{'s' if n > 1 else ''} {', '.join(map(str, ids))}{more}"
