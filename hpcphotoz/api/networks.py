@@ -59,7 +59,7 @@ def train(
     Raises:
         BadInput: an unknown option, a value out of range, an unusable dataset, no such device, or a folder
             that holds another run.
-        Diverged: the loss became NaN or infinite; the newest checkpoint is from before.
+        Diverged: the loss or gradient of more than `run.max_skipped_steps` steps in a row was not finite.
     """
     settings = config if isinstance(config, Config) else configuration.load(str(config))
     if options:

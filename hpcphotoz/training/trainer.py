@@ -68,7 +68,7 @@ def train(
     Raises:
         BadInput: unusable data, a run folder that holds another run, weights that do not suit the options, or
             no GPU where one was asked for.
-        loop.Diverged: the loss became NaN or infinite; the last checkpoint is from before.
+        loop.Diverged: loss or gradient of more than `run.max_skipped_steps` steps in a row are not finite.
         group.RankLost: another rank died or hangs.
     """
     world, datasets = detect(), Datasets.of(data)

@@ -117,7 +117,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_though_the_loss_is_finite() -
     module = ConvNetwork()
     optimiser = torch.optim.AdamW(module.parameters(), lr=0.1)
     step, before = stepped(module, optimiser), copy.deepcopy(module.state_dict())
-    hook = module.head.bias.register_hook(lambda gradient: gradient * torch.inf)
+    hook = module.head.bias.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
     outcome = step(rank_batch(0))
     assert outcome.losses.sums.isfinite().all() and not outcome.norms.isfinite().any()
     assert set(outcome.losses.bad_rows.tolist()) == {-1}
@@ -137,7 +137,7 @@ def test_an_update_of_free_training_is_left_out_alone() -> None:
         seen.append(module.head.bias.detach().clone())
         return gradient * torch.nan if next(calls) == 1 else gradient
 
-    module.head.bias.register_hook(poison)
+    module.head.bias.register_hook(poison)  # type: ignore[no-untyped-call]
     assert step(rank_batch(0)).norms.isfinite().tolist() == [True, False, True]
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[2], module.head.bias)
@@ -215,7 +215,7 @@ def test_buffers_are_put_back_where_a_flag_says_so() -> None:
         before = copy.deepcopy(module.state_dict())
         module(torch.full((4, 3, 8, 8), torch.nan), torch.zeros(4))
         copied.restore(where)
-        assert int(module.norm.num_batches_tracked or 0) == (0 if back else 1)  # type: ignore[arg-type]
+        assert int(module.norm.num_batches_tracked or 0) == (0 if back else 1)
         if back:
             assert_same(dict(before), dict(module.state_dict()))
 
