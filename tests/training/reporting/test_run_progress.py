@@ -64,3 +64,10 @@ def test_a_run_without_attacks_has_one_loss() -> None:
     progress = RunProgress("a", 0, 120, 20, 6)
     progress.add({**TRAINING, "loss_adversarial": None})
     assert progress.training_text.startswith("loss 2.5000, ")
+
+
+def test_skipped_steps_are_shown_also_where_no_loss_is_left() -> None:
+    progress = RunProgress("a", 0, 120, 20, 6)
+    nothing = {"loss": None, "loss_clean": None, "loss_adversarial": None}
+    progress.add({**TRAINING, **nothing, "skipped_steps": 3})
+    assert progress.training_text.startswith("loss none, 3 steps skipped, 1,234 images/s")
