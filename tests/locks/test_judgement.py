@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -42,17 +44,17 @@ def verdict(path: Path) -> Verdict:
     return judge(path, seen)[0]
 
 
+def no_flock(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
 @pytest.fixture(params=[True, False], ids=["flock in a host", "no flock"])
 def foreign(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system whose `flock` does not reach other hosts, with short intervals."""
     monkeypatch.setattr(judgement, "REFRESH_S", 0.2)
     monkeypatch.setattr(judgement, "STALE_S", 1.0)
     if not request.param:
-
-        def flock(*_: object) -> None:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-        monkeypatch.setattr(fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", no_flock)
 
 
 def test_process_and_start_decide_on_this_machine(tmp_path: Path) -> None:
@@ -150,8 +152,10 @@ def test_the_age_of_a_lock_in_a_folder_that_may_not_be_written_is_watched(
     assert not is_held(tmp_path / "lock")
 
 
-def _contend(path: Path, barrier: Any, hold: Any) -> bool:
+def _contend(path: Path, flock: bool, barrier: Any, hold: Any) -> bool:
     """Take the lock at the same time as others, and hold it until all have tried."""
+    if not flock:
+        fcntl.flock = no_flock
     barrier.wait(TIMEOUT_S)
     try:
         with lock_file(path, "busy", "wait"):
@@ -162,24 +166,15 @@ def _contend(path: Path, barrier: Any, hold: Any) -> bool:
         return False
 
 
-def contenders(path: Path, rounds: int, prepare: Callable[[], object], start: str = "spawn") -> list[int]:
-    """How many of four processes got the lock, in every round."""
-    with (
-        multiprocessing.get_context(start).Manager() as manager,
-        ProcessPoolExecutor(4, multiprocessing.get_context(start)) as pool,
-    ):
-        found = []
-        for _ in range(rounds):
-            prepare()
+@pytest.mark.parametrize("flock", [True, False])
+def test_one_of_several_processes_takes_a_stale_lock_over(flock: bool, tmp_path: Path) -> None:
+    path, spawn = tmp_path / "lock", multiprocessing.get_context("spawn")
+    with spawn.Manager() as manager, ProcessPoolExecutor(4, spawn) as pool:
+        for _ in range(25):
+            leave(path, pid=2**22 + 1)
             barrier, hold = manager.Barrier(4), manager.Barrier(4)
-            tries = [pool.submit(_contend, path, barrier, hold) for _ in range(4)]
-            found.append(sum(each.result(TIMEOUT_S) for each in tries))
-        return found
-
-
-def test_one_of_several_processes_takes_a_stale_lock_over(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    assert contenders(path, 30, lambda: leave(path, pid=2**22 + 1)) == [1] * 30
+            tries = [pool.submit(_contend, path, flock, barrier, hold) for _ in range(4)]
+            assert sum(each.result(TIMEOUT_S) for each in tries) == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -190,3 +185,54 @@ def test_a_takeover_that_was_killed_half_way_is_no_obstacle(tmp_path: Path) -> N
     with lock_file(path, "busy", "wait"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+import fcntl, sys, threading
+from pathlib import Path
+from hpcphotoz.locks import judgement
+from hpcphotoz.locks.lock import lock_file
+def no_flock(*_):
+    raise OSError(37, "No locks available")
+fcntl.flock, judgement.REFRESH_S, judgement.STALE_S = no_flock, 0.2, 1.0
+with lock_file(Path(sys.argv[1]), "busy", "wait") as held:
+    print("held", flush=True)
+    while held.problem is None:
+        pass
+    print(held.problem, flush=True)
+"""
+
+
+def test_two_hosts_without_flock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other host is a namespace of processes and names: numbers of its processes mean nothing here."""
+    for name, value in (("REFRESH_S", 0.2), ("STALE_S", 1.0)):
+        monkeypatch.setattr(judgement, name, value)
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    path = tmp_path / "lock"
+    host = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", "--kill-child"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*host, "true"], capture_output=True, timeout=99).returncode
+    ):
+        pytest.skip("another namespace of processes needs root and unshare")
+    words = [*host, "sh", "-c", 'hostname node07 && exec "$@"', "sh", sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+            assert is_held(path)
+            with (
+                pytest.raises(BadInput, match=" on node07, process 1, since "),
+                lock_file(path, "busy", "wait"),
+            ):
+                pass
+            (child,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+            os.kill(child, signal.SIGSTOP)
+            with lock_file(path, "busy", "wait"):
+                assert "took over the lock of root on node07" in capsys.readouterr().err
+                os.kill(child, signal.SIGCONT)
+                assert f"process {os.getpid()}, since " in process.stdout.readline(), "it notices"
+                assert process.wait(TIMEOUT_S) == 0 and is_held(path), "and leaves the lock of another"
+        finally:
+            process.kill()
