@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from hpcphotoz import __version__
 from hpcphotoz.cli import cluster, data, evaluate, inspect, networks, training
 from hpcphotoz.cli.parser import Parser
+from hpcphotoz.cli.runs import compare
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.mpi import refuse_ranks
 
@@ -50,4 +51,5 @@ def _parser() -> Parser:
     networks.add(commands)
     evaluate.add(commands)
     cluster.add(commands)
+    compare.add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""The commands `launch` and `status`; the only importer of hpcphotoz.launch."""
+"""The commands `launch` and `status`."""
 
 import argparse
 import sys

@@ -1,17 +1,25 @@
-"""The command `inspect`, which shows a dataset."""
+"""The command `inspect`, which shows a dataset or a run."""
 
 import argparse
 import json
 from typing import Any
 
 from hpcphotoz.cli.parser import Commands, command, number, path
-from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.cli.runs.summary import inspect_run
+from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Print what a dataset contains; with --verify, check every byte."""
+    """Print what a dataset contains, with --verify check every byte; or summarise a run."""
+    folder = options.folder
+    if (folder / "config.toml").exists() and not (folder / MANIFEST).exists():
+        return inspect_run(options)
+    return _inspect_dataset(options)
+
+
+def _inspect_dataset(options: argparse.Namespace) -> int:
     from hpcphotoz.atomic import check_output_file
     from hpcphotoz.data.read import rows
     from hpcphotoz.data.read.extra_ranges import extra_ranges
@@ -26,9 +34,9 @@ def inspect(options: argparse.Namespace) -> int:
     if options.out:
         check_output_file(options.out)
         check_groups_file(options.out)
-    manifest = read_manifest(options.dataset, check=not options.verify)
+    manifest = read_manifest(options.folder, check=not options.verify)
     if options.verify:
-        rows.verify(options.dataset, manifest)
+        rows.verify(options.folder, manifest)
     facts: dict[str, Any] = {
         "rows": manifest.rows,
         "shards": len(manifest.shards),
@@ -43,16 +51,16 @@ def inspect(options: argparse.Namespace) -> int:
         "sky_sigma_nmgy": list(manifest.statistics.sky_sigma),
         "pixel_mean_nmgy": list(manifest.statistics.mean),
         "pixel_std_nmgy": list(manifest.statistics.std),
-        "extra": extra_ranges(options.dataset, manifest),
+        "extra": extra_ranges(options.folder, manifest),
         "provenance": dict(manifest.provenance),
     }
     if options.verify:
         facts["verified"] = True
     if options.plot:
-        plot_dataset(options.dataset, manifest, options.plot)
+        plot_dataset(options.folder, manifest, options.plot)
         facts["plot"] = str(options.plot)
     if options.duplicates is not None:
-        duplicates = find_duplicates(options.dataset, manifest, options.duplicates)
+        duplicates = find_duplicates(options.folder, manifest, options.duplicates)
         if options.out:
             duplicates.write_groups(options.out)
         facts["duplicates"] = duplicates.facts()
@@ -140,9 +148,13 @@ def _separation(text: str) -> float:
 def add(commands: Commands) -> None:
     """Add the parser of `inspect`."""
     p = command(commands, "inspect", inspect)
-    p.add_argument("dataset", type=path, help="dataset folder")
+    p.add_argument("folder", type=path, metavar="DATASET|RUN", help="dataset folder, or run folder")
     p.add_argument("--verify", action="store_true", help="read everything; check checksums and pixels")
-    p.add_argument("--plot", type=path, help="plot stamps, n(z), magnitudes and noise into this PNG file")
+    p.add_argument(
+        "--plot",
+        type=path,
+        help="plot stamps, n(z), magnitudes and noise into this PNG file; of a run, its curves",
+    )
     p.add_argument(
         "--duplicates",
         type=_separation,

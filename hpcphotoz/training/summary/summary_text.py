@@ -1,0 +1,143 @@
+"""The summary of a run as lines of text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hpcphotoz.output import number_of
+from hpcphotoz.training.summary.metrics_lines import MetricsLines, is_number
+from hpcphotoz.training.summary.text_plot import text_plot
+
+_ROWS = 8  # of a table, the last ones
+_COLUMNS = ("epoch", "step", "n", "bias", "sigma_mad", "eta")
+_ATTACKED = tuple(f"{name}_adversarial" for name in ("n", "bias", "sigma_mad", "eta"))
+
+
+def summary_lines(facts: Mapping[str, Any], lines: MetricsLines) -> list[str]:
+    """Lines for a terminal.
+
+    Args:
+        facts: of `summarise`.
+        lines: the metrics of the run.
+    """
+    return [
+        *_options(facts),
+        *_throughput(facts),
+        "",
+        *text_plot("loss (*) against the step", {"*": lines.curve("loss")}),
+        *_validation_plot(lines),
+        *_validations(facts),
+        *_starts(facts["starts"]),
+        *_checkpoints(facts),
+        *_faults(facts["faults"]),
+    ]
+
+
+def row(name: str, value: object) -> str:
+    """A line with a name and its value."""
+    return f"{name:16s} {value}"
+
+
+def number(value: object, form: str = ".4f") -> str:
+    """A number, or a dash where there is none."""
+    return format(value, form) if is_number(value) else "-"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table with columns as wide as their cells, two spaces apart."""
+    wide = [max(len(one[k]) for one in (heads, *rows)) for k in range(len(heads))]
+    lines = ("  ".join(c.rjust(w) for c, w in zip(one, wide, strict=True)) for one in (heads, *rows))
+    return [line.rstrip() for line in lines]
+
+
+def _options(facts: Mapping[str, Any]) -> Iterator[str]:
+    versions = facts["versions"]
+    made = f"hpcphotoz {versions['hpcphotoz']}, commit {versions['commit'] or 'unknown'}"
+    yield row("version", f"{made}, torch {versions['torch']}, {facts['device']}")
+    yield row("data", ", ".join(facts["datasets"]) or "unknown")
+    beside = f"recipe {facts['recipe']}" if facts["recipe"] else "defaults"
+    changed = facts["options"]
+    yield row("options", f"{number_of(len(changed), 'option')} unlike those of the {beside}")
+    for name, one in changed.items():
+        yield row("", f"{name} = {one['value']} ({one['reference']})")
+
+
+def _throughput(facts: Mapping[str, Any]) -> Iterator[str]:
+    found = facts["throughput"]
+    if found["images_per_s"] is None:
+        yield row("progress", "no line of metrics yet")
+        return
+    yield row("progress", f"step {facts['step']}, loss {facts['loss']['last']:.4f}")
+    rate, wait = found["images_per_s"], found["data_wait"]
+    yield row("images/s", ", ".join(f"{name} {rate[name]:,.0f}" for name in rate))
+    if wait is not None:
+        yield row("data wait", ", ".join(f"{name} {100 * wait[name]:.1f} %" for name in wait))
+
+
+def _validation_plot(lines: MetricsLines) -> list[str]:
+    clean, attacked = (lines.validation_curve(f"sigma_mad{end}") for end in ("", "_adversarial"))
+    if len(clean) < 2:
+        return []
+    title = "sigma_MAD of validations (o)" + (", under attack (x)" if attacked else "")
+    return ["", *text_plot(title, {"o": clean, "x": attacked})]
+
+
+def _validations(facts: Mapping[str, Any]) -> list[str]:
+    found = facts["validations"]
+    if not found:
+        return []
+    names = _COLUMNS + (_ATTACKED if any(_ATTACKED[0] in line for line in found) else ())
+    rows = []
+    for line in found[-_ROWS:]:
+        cells = [
+            number(line.get(name), "d" if name in ("step", "n", _ATTACKED[0]) else ".4f") for name in names
+        ]
+        rows.append([str(line["epoch"] + 1), *cells[1:]])
+    heads = [name.replace("_adversarial", "*") for name in names]
+    told = f"validations: the last {len(rows)} of {len(found)}" + (
+        ", *: under attack" if len(names) > 6 else ""
+    )
+    lines = ["", told, *table(heads, rows)]
+    if facts["best"]:
+        at = f"epoch {facts['best']['epoch'] + 1}, step {facts['best']['step']}"
+        lines.append(f"best by run.criterion {facts['criterion']}: {at}")
+    return lines
+
+
+def _starts(starts: Sequence[Mapping[str, Any]]) -> list[str]:
+    shown = starts[-_ROWS:]
+    more = "" if len(shown) == len(starts) else f", the last {len(shown)}"
+    lines = ["", f"starts: {len(starts)}{more}"]
+    for start in shown:
+        end = start.get("end") or {}
+        job = f", Slurm job {start['slurm_job']}" if start["slurm_job"] else ""
+        where = f"{number_of(start['world_size'] or 1, 'rank')} on {start['host']}{job}"
+        step = f" at step {end['step']}" if end.get("step") is not None else ""
+        why = f": {end['reason']}" if end.get("reason") else ""
+        ended = f"{end['outcome']} {end['time']}{step}{why}" if end else "no end recorded"
+        lines.append(f"  {start['time']} from step {start['step'] or 0}, {where}; {ended}")
+    return lines
+
+
+def _checkpoints(facts: Mapping[str, Any]) -> list[str]:
+    files, saves = facts["checkpoints"], facts["saves"]
+    if not files:
+        return ["", "checkpoints: none"]
+    blocked, total = (number(saves[f"median_{key}"], ".3f") for key in ("blocked_s", "total_s"))
+    times = f"training stood still for {blocked} s, on the disk after {total} s (medians)"
+    lines = ["", f"checkpoints: {number_of(saves['n'], 'save')}, {times}"]
+    return [*lines, *(f"  {one['file']}  {one['bytes'] / 1e6:.1f} MB" for one in files)]
+
+
+def _faults(faults: Mapping[str, Any]) -> list[str]:
+    found = [f"{n} {kind.replace('_', ' ')}" for kind, n in faults["events"].items()]
+    for key in ("skipped_steps", "skipped_objects", "lost_objects", "damaged_metrics_lines"):
+        if faults[key]:
+            found.append(f"{faults[key]} {key.replace('_', ' ')}")
+    if faults["lost_shards"]:
+        found.append(f"lost shards {', '.join(faults['lost_shards'])}")
+    found += [number_of(n, level) + " logged" for level, n in faults["logged"].items()]
+    lines = ["", f"faults: {', '.join(found) or 'none'}"]
+    for one in faults["messages"]:
+        times = f" ({one['n']} times)" if one["n"] > 1 else ""
+        lines.append(f"  {one['level']}: {one['message']}{times}")
+    return lines
