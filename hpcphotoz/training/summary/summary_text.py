@@ -66,7 +66,7 @@ def _throughput(facts: Mapping[str, Any]) -> Iterator[str]:
     if found["images_per_s"] is None:
         yield row("progress", "no line of metrics yet")
         return
-    yield row("progress", f"step {facts['step']}, loss {facts['loss']['last']:.4f}")
+    yield row("progress", f"step {facts['step']}, loss {number((facts['loss'] or {}).get('last'))}")
     rate, wait = found["images_per_s"], found["data_wait"]
     yield row("images/s", ", ".join(f"{name} {rate[name]:,.0f}" for name in rate))
     if wait is not None:

@@ -107,6 +107,12 @@ def test_a_run_that_has_just_begun_has_a_summary(resumed: Path, tmp_path: Path) 
     assert facts["step"] is None and facts["best"] is None and facts["checkpoints"] == []
     text = "\n".join(summary_lines(facts, MetricsLines.read(tmp_path)))
     assert "no line of metrics yet" in text and "checkpoints: none" in text and "faults: none" in text
+    skipped = (
+        '{"step": 1, "epoch": 0, "loss": null, "images_per_s": 9.0, "data_wait": 0.0, "skipped_steps": 1}'
+    )
+    (tmp_path / "metrics.jsonl").write_text(skipped + "\n")
+    text = "\n".join(summary_lines(summarise(tmp_path), MetricsLines.read(tmp_path)))
+    assert "step 1, loss -" in text and "faults: 1 skipped steps" in text
 
 
 def test_other_folders_are_refused(tmp_path: Path, dataset: Path) -> None:
