@@ -12,7 +12,7 @@ class Run(Section):
 
     may_change: ClassVar[frozenset[str]] = frozenset(
         "checkpoint_steps keep_checkpoints keep_hours log_steps max_steps wall_minutes timeout_s".split()
-        + ["patience", "criterion", "sinks", "max_skipped_steps"]
+        + ["start_timeout_s", "patience", "criterion", "sinks", "max_skipped_steps"]
     )
     may_grow: ClassVar[frozenset[str]] = frozenset({"epochs"})
 
@@ -41,8 +41,14 @@ class Run(Section):
         300,
         gt=0,
         le=GREATEST,
-        description="end the run if a rank waits longer than this for another (seconds); longer than a "
-        "validation takes",
+        description="end the run if a rank waits longer than this for another in a step (seconds)",
+    )
+    start_timeout_s: float = Field(
+        0,
+        ge=0,
+        le=GREATEST,
+        description="the same for the start, the first step, saves and validations (seconds); with "
+        "overlap.mode ranks, longer than a validation takes; 0: twice timeout_s",
     )
     patience: int = Field(
         0,

@@ -61,9 +61,8 @@ class RankLoader:
         both = [s.parts for s in (self.train, self.validation) if s is not None]
         of_datasets = list(zip(*both, strict=True))
         streams = [stream for of_one in of_datasets for stream in of_one]
-        if len(set(group.gather_texts(self.train.manifest.sha256, self.world))) > 1:
-            differs = f"{self.data}: {MANIFEST} is not the same on all ranks: copy the dataset again"
-            group.fail_together(differs if self.world.is_first else None, self.world)
+        what, found = f"{self.data}: {MANIFEST}", self.train.manifest.sha256
+        group.same_on_all_ranks(what, found, "copy the dataset again", self.world)
         text, folder = None, self.run / "selection"
         with group.failing_together(self.world):
             if self.world.is_first:

@@ -13,7 +13,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_later
-from hpcphotoz.training.distributed.beats import SAVING, VALIDATION, BeatThread
+from hpcphotoz.training.distributed.lost_ranks import RankMonitor
 from hpcphotoz.training.optimisation.early_stopping import EarlyStopping
 from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.optimisation.step_monitor import Diverged as Diverged
@@ -27,6 +27,7 @@ from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.profiler import StepProfiler
 from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.run.signals import StopRequest
+from hpcphotoz.training.run.timers import SAVING, VALIDATION
 from hpcphotoz.training.run.validation import ValidationEnded, in_words, validate
 from hpcphotoz.world import World
 
@@ -53,12 +54,12 @@ class TrainingLoop:
     last_step: int  # after which this process ends
     total_steps: int  # of all epochs
     schedule_steps: int  # over which the schedule of the learning rate is laid
-    beats: BeatThread  # tells others what this rank does
+    rank_monitor: RankMonitor  # tells others what this rank does, and sets how long it waits for them
     lock: HeldLock | None = None  # on the run folder, of the rank that writes
 
     def __post_init__(self) -> None:
         self._config, self._role = self.components.config, RankRole(self.world)
-        self.beats.state = lambda: (self._role.name, self.step)
+        self.rank_monitor.beats.state = lambda: (self._role.name, self.step)
         self._monitor: StepMonitor | None = None  # on learners
 
     def progress_message(self) -> str:
@@ -89,8 +90,7 @@ class TrainingLoop:
         self._role, self.loader, exchange = connection.role, connection.loader, connection.endpoint
         if isinstance(exchange, AttackerEndpoint):
             rank_batches = self._recording_step(self.loader.rank_batches(self.step, self.last_step))
-            problem = exchange.run(rank_batches, self.components.step_attack(), stop)
-            return self._conclude(None, problem, stop)
+            return self._conclude(None, exchange.run(rank_batches, self.components.step_attack(), stop), stop)
         return self._conclude(*self._run_learner(exchange, stop, profile), stop)
 
     def _run_learner(
@@ -99,8 +99,7 @@ class TrainingLoop:
         """Take steps; returns why they ended, and this rank's problem if it has one."""
         components, run, recorder = self.components, self._config.run, self._recorder
         train_step = components.build_step(exchange or components.adversaries(), self._role)
-        work = self.beats.work
-        work.watch(components.module, components.device, self._role.world.size)
+        self.rank_monitor.beats.work.watch(components.module, components.device, self._role.world.size)
         # Attackers learn the verdict with the next weights, so it cannot come a step later.
         lags = exchange is None and reads_later(components.device)
         skipped = run.max_skipped_steps, self.world, self._role
@@ -115,7 +114,7 @@ class TrainingLoop:
             if profile:
                 profiler = StepProfiler(self.out / "profile", components.device, components.timers)
         for step in steps:
-            work.begin_step()
+            self.rank_monitor.begin_step()
             batch = next(rank_batches)
             for entry in components.optimiser.param_groups:
                 entry["lr"] = learning_rate(step, self.schedule_steps, self._config.optimiser)
@@ -125,9 +124,8 @@ class TrainingLoop:
             self.step = step + 1
             flags = exchange.flags if exchange else None
             own_flags = bool(stop.reason), bool(problem or recorder.problem)
-            now = self._outcome_needed_now()
             with components.timers("agreement of ranks"):
-                verdict = agreement.after(outcome, batch, *own_flags, flags, now)
+                verdict = agreement.after(outcome, batch, *own_flags, flags, now=self._outcome_needed_now())
             if exchange:
                 exchange.publish(self.step, verdict)
             if verdict in (Verdict.PROBLEM, Verdict.DIVERGED):
@@ -166,7 +164,8 @@ class TrainingLoop:
 
     def _conclude(self, verdict: Verdict | None, problem: str | None, stop: StopRequest) -> Outcome:
         """Agree on how the run ends; attackers (verdict None) learn it from the learners."""
-        self._recorder.close()
+        with self.components.timers(SAVING):
+            self._recorder.close()
         if self._role.split:
             own = None if verdict is None else f"{verdict.name} {self.step}"
             name, step = str(group.gather_texts(own, self.world)[0]).split()
@@ -181,9 +180,8 @@ class TrainingLoop:
             reason = next(text for text in group.gather_texts(stop.reason, self.world) if text)
             if self.step < self.last_step or self._ends_epoch():
                 _log.info("stopped after step %d: %s", self.step, reason)
-                self._say(
-                    f"{self.out}: {reason}: saved and stopped after step {self.step} of {self.last_step}"
-                )
+                saved = f"saved and stopped after step {self.step} of {self.last_step}"
+                self._say(f"{self.out}: {reason}: {saved}")
                 return Outcome.STOPPED
         self._say(f"{self.out}: finished at step {self.step}{self._early.because}")
         return Outcome.FINISHED
@@ -192,6 +190,7 @@ class TrainingLoop:
         """The same batches; keeps their step for `progress_message`."""
         for batch in rank_batches:
             self.step = batch.step
+            self.rank_monitor.begin_attack(batch.step, self.loader.train.batches, self._config)
             yield batch
 
     def _ends_epoch(self) -> bool:
@@ -203,7 +202,8 @@ class TrainingLoop:
         """Whether something is written, saved or validated after the step."""
         run = self._config.run
         regular = any(self.step % every == 0 for every in (run.log_steps, run.checkpoint_steps))
-        return regular or self.step in (self.last_step, self.total_steps) or self._ends_epoch()
+        last = self.step in (self.last_step, self.total_steps)
+        return self.rank_monitor.limits.in_first_step or regular or last or self._ends_epoch()
 
     def _validate_interrupted_epoch(self, stop: StopRequest) -> bool:
         """Validate the epoch whose validation a stop has prevented, on all ranks; False: stopped again."""
@@ -226,7 +226,6 @@ class TrainingLoop:
         stream = self.loader.validation
         assert stream is not None
         start, epoch = time.monotonic(), (self.step - 1) // self.loader.train.batches
-        self.beats.work.leave_out()
         with self.components.timers(VALIDATION):
             figures = validate(self.components, stream, self._role, stop)
         if figures["n"]:
@@ -243,7 +242,7 @@ class TrainingLoop:
     def _write_metrics(self, epoch: int) -> None:
         figures = self.metrics.summarise(self.loader, with_rank_wait=self._role.split is not None)
         rate = self.components.optimiser.param_groups[0]["lr"]
-        figures |= self.beats.straggler_figures()
+        figures |= self.rank_monitor.beats.straggler_figures()
         self._recorder.write(self.step, epoch, learning_rate=rate, **figures)
 
     def _save(self, best: bool = False) -> None:

@@ -22,8 +22,14 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.compute import choose_compute, compute_options
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
-from hpcphotoz.training.distributed.beats import BeatThread
 from hpcphotoz.training.distributed.departure import leave_together, recording_failure
+from hpcphotoz.training.distributed.lost_ranks import (
+    RankMonitor,
+    WaitLimits,
+    detect_lost_ranks,
+    monitoring,
+)
+from hpcphotoz.training.distributed.preflight import options_of_all_ranks
 from hpcphotoz.training.exact.deterministic import deterministic
 from hpcphotoz.training.exact.rounding import rounding_facts, warn_of_changes
 from hpcphotoz.training.loop import Outcome, TrainingLoop
@@ -69,58 +75,43 @@ def train(
         BadInput: unusable data, a run folder that holds another run, weights that do not suit the options, or
             no GPU where one was asked for.
         loop.Diverged: loss or gradient of more than `run.max_skipped_steps` steps in a row are not finite.
-        group.RankLost: another rank died or hangs.
+        lost_ranks.RankLost: another rank died or hangs.
     """
     world, datasets = detect(), Datasets.of(data)
     stop = StopRequest(config.run.wall_minutes, out / STOP_FILE if world.is_first else None)
+    limits = WaitLimits(config.run.start_timeout_s, config.run.timeout_s)
+    options = options_of_all_ranks(config, datasets, out, device, start_from)
     with (
         ExitStack() as stack,
         deterministic(config.compute.deterministic),
-        group.process_group(
-            world,
-            config.run.timeout_s,
-            _options_of_all_ranks(config, datasets, out, device, start_from),
-            device,
-        ) as chosen,
+        group.process_group(world, limits, options, device) as chosen,
     ):
         stack.enter_context(stop)  # until the ranks have parted: see `StopRequest.settle`
         if chosen.type == "cpu":
             keep_freed_memory()
-        with group.failing_together(world):
-            if world.is_first:
-                check_sinks(config)
-            run_folder.check(out, config)
-            run_folder.refuse_busy(out, world)
-            trainer = _Trainer(config, datasets, out, world, chosen, start_from)
-            lock = stack.enter_context(run_folder.prepare(out, world))
-        timers = trainer.components.timers
-        beats = stack.enter_context(group.beating(out, world, timers, config.run.timeout_s))
-        trainer.count()  # refuses unusable labels, before the trial of precisions
-        stack.enter_context(cudnn_benchmark(chosen, on=not config.compute.deterministic))
-        config = trainer.choose_compute()
-        with group.failing_together(world):
-            run_folder.write_config(out, config, world)
-        stack.enter_context(tf32(trainer.components.compute.tf32))
-        with run_folder.rank_log(out, world):
-            loop = trainer.resume(sys.argv if command is None else command, beats)
+        with detect_lost_ranks(lambda: f"{out}: rank {world.rank} before the first step", limits):
+            with group.failing_together(world):
+                if world.is_first:
+                    check_sinks(config)
+                run_folder.check(out, config)
+                run_folder.refuse_busy(out, world)
+                trainer = _Trainer(config, datasets, out, world, chosen, start_from)
+                lock = stack.enter_context(run_folder.prepare(out, world))
+            monitor = stack.enter_context(monitoring(out, world, trainer.components.timers, limits))
+            trainer.count()  # refuses unusable labels, before the trial of precisions
+            stack.enter_context(cudnn_benchmark(chosen, on=not config.compute.deterministic))
+            config = trainer.choose_compute()
+            with group.failing_together(world):
+                run_folder.write_config(out, config, world)
+            stack.enter_context(tf32(trainer.components.compute.tf32))
+            stack.enter_context(run_folder.rank_log(out, world))
+            loop = trainer.resume(sys.argv if command is None else command, monitor)
             loop = replace(loop, lock=lock)
-            lost = group.detect_lost_ranks(loop.progress_message, config.run.timeout_s)
-            with recording_failure(out, world), lost:
-                outcome = loop.run(stop, profile)
-                leave_together(out, world, stop, outcome.value, loop.step)
-                return outcome
-
-
-def _options_of_all_ranks(
-    config: Config, data: Datasets, out: Path, device: str, start_from: Path | None
-) -> dict[str, str]:
-    """Options that must be the same on all ranks, by name."""
-    # Not `resolve`: links may differ between nodes.
-    values = {"--out": repr(str(out.absolute())), "--data": repr(str(data.absolute())), "--device": device}
-    values["--from"] = repr(str(start_from.absolute()) if start_from else None)
-    for section, options in config.model_dump().items():
-        values |= {f"--{section}.{key}": repr(value) for key, value in options.items()}
-    return values
+        lost = detect_lost_ranks(loop.progress_message, limits)
+        with recording_failure(out, world), lost:
+            outcome = loop.run(stop, profile)
+            leave_together(out, world, stop, outcome.value, loop.step)
+            return outcome
 
 
 def uneven_split(config: Config, shares: SplitShares | None) -> list[str]:
@@ -182,6 +173,10 @@ class _Trainer:
 
     def count(self) -> None:
         """Count objects and steps, the same on all ranks; raises BadInput as `RankLoader.count`."""
+        source = self.components.source
+        name = f"model.name {self._config.model.name}: its source file"
+        own = source.sha256 if source else ""
+        group.same_on_all_ranks(name, own, "copy it to all hosts", self._world)
         self._loader.count()
         self._total_steps = self._config.run.epochs * self._loader.train.batches
         self._last_step = min(self._total_steps, self._config.run.max_steps or self._total_steps)
@@ -195,7 +190,7 @@ class _Trainer:
             if self._data.several:
                 say(f"{self._out}: {self._loader.shares_text()}")
 
-    def resume(self, command: Sequence[str], beats: BeatThread) -> TrainingLoop:
+    def resume(self, command: Sequence[str], monitor: RankMonitor) -> TrainingLoop:
         """Load the newest checkpoint, the same on every rank, and record this start with its command."""
         newest = None
         with group.failing_together(self._world):
@@ -240,4 +235,4 @@ class _Trainer:
         parts = self.components, self._loader, self._metrics
         laid_over = self.components.laid_over * batches
         steps = step, self._last_step, self._total_steps, laid_over
-        return TrainingLoop(self._out, self._world, *parts, *steps, beats)
+        return TrainingLoop(self._out, self._world, *parts, *steps, monitor)

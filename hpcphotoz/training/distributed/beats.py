@@ -11,7 +11,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,10 +23,9 @@ from hpcphotoz import heartbeat
 from hpcphotoz.heartbeat import Beat, Heartbeat
 from hpcphotoz.training.distributed.own_work import OwnWork
 from hpcphotoz.training.distributed.store import in_thread
-from hpcphotoz.training.run.timers import COLLECTIVES, WAIT, Timers
+from hpcphotoz.training.run.timers import COLLECTIVES, SAVING, VALIDATION, WAIT, Timers
 from hpcphotoz.world import World
 
-SAVING, VALIDATION = "saving", "validation"  # sections of the timers
 _PHASES = {
     "": heartbeat.STARTING,
     "data": heartbeat.READING,
@@ -175,31 +174,33 @@ class LastWords:
     def __init__(self, beats: BeatThread | None) -> None:
         self._heartbeat = beats.newest() if beats else None
         self._own, self._now = (beats.rank, beats.now) if beats else (0, 0.0)
-        self._told: set[int] = set()
 
     def about(self, rank: int) -> str:
         """What a rank that is not there did last, in brackets; "": unknown."""
-        self._told.add(rank)
         beat = next((beat for beat in self._beats if beat.rank == rank), None)
         return f" (last seen {heartbeat.clock(beat.time)}: {beat.text})" if beat else ""
 
-    def hung(self) -> list[str]:
-        """A clause on the ranks that are there but send no beats, or else on the one that is behind."""
+    def hung(self, missing: Collection[int]) -> str:
+        """A clause on the ranks that send no beats, or on the one that is behind; "": no such rank is known.
+
+        Args:
+            missing: numbers of the ranks that have ended or cannot be reached.
+        """
         found = self._heartbeat
         if found is None:
-            return []
+            return ""
         if self._now - found.time > found.stale_s:  # of the file: rank 0, which writes it, is silent
             silent = [beat for beat in found.beats if beat.rank == 0]
         else:
             silent = found.silent()
-        silent = [beat for beat in silent if beat.rank not in (self._own, *self._told)]
+        silent = [beat for beat in silent if beat.rank not in (self._own, *missing)]
         named = [f"{beat.name} is silent since {heartbeat.clock(beat.time)}, {beat.text}" for beat in silent]
         if named:
             more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-            return [", ".join(named[:_NAMED]) + more]
-        if self._told or (last := found.behind(self._own)) is None:
-            return []
-        return [f"{last.name} is behind, {last.text}"]
+            return ", ".join(named[:_NAMED]) + more
+        if missing or (last := found.behind(self._own)) is None:
+            return ""
+        return f"{last.name} is behind, {last.text}"
 
     @property
     def _beats(self) -> tuple[Beat, ...]:

@@ -136,7 +136,7 @@ def connect(store: Any, world: World, timeout_s: float, listen: str) -> None:
         # In a thread: where the other side has given up, gloo waits for five times its timeout.
         in_thread(make, time.monotonic() + timeout_s)
     except (RuntimeError, TimeoutError) as error:
-        said = first_line(error) or f"waited run.timeout_s = {timeout_s:g} s"
+        said = first_line(error) or f"waited run.start_timeout_s = {timeout_s:g} s"
         raise TimeoutError(
             f"rank {world.rank} on {socket.gethostname()} cannot connect to another rank ({said}): gloo "
             f"listens at {listen}: {_ADVICE}"

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.run.timers import COLLECTIVES, VALIDATION, Timers
 
 
 class OwnWork:
@@ -22,8 +22,10 @@ class OwnWork:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
+        timers.listeners.append(self.begin_section)
         self._begun = self._waited_before = 0.0
         self._ready: float | None = None  # when the newest gradient of this step was there
+        self._collective: float | None = None  # when the first collective of this step began
         self._total = 0.0, 0  # seconds, and steps; replaced as a whole: another thread reads it
         self._told = self._total
         self._mean: float | None = None
@@ -38,16 +40,19 @@ class OwnWork:
     def begin_step(self) -> None:
         """A step begins; the one before has ended."""
         timers = self._timers
-        ready = self._ready if self._ready is not None else timers.collective_at
+        ready = self._ready if self._ready is not None else self._collective
         if self._begun and ready is not None:
             took = ready - self._begun - (timers.waited_s - self._waited_before)
             self._total = self._total[0] + took, self._total[1] + 1
         self._begun, self._waited_before = time.monotonic(), timers.waited_s
-        self._ready = timers.collective_at = None
+        self._ready = self._collective = None
 
-    def leave_out(self) -> None:
-        """The current step, with a validation after it, does not count."""
-        self._begun = 0.0
+    def begin_section(self, name: str) -> None:
+        """A section of the step begins, by its name in the timers."""
+        if name == VALIDATION:
+            self._begun = 0.0  # a step with a validation after it does not count
+        elif name in COLLECTIVES and self._collective is None:
+            self._collective = time.monotonic()
 
     @property
     def mean_s(self) -> float | None:

@@ -8,7 +8,7 @@ import errno
 import selectors
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -65,22 +65,39 @@ class Presence:
             for rank in ranks
         ]
 
-    def describe_missing(self, about: Callable[[int], str] = lambda _: "") -> str:
+    @property
+    def hosts(self) -> list[str]:
+        """Names of the hosts of all ranks, in order."""
+        return [rank.host for rank in self._ranks]
+
+    def describe_missing(
+        self,
+        about: Callable[[int], str] = lambda _: "",
+        hung: Callable[[Collection[int]], str] = lambda _: "",
+    ) -> str:
         """A clause on the ranks that are not there, as in "rank 1 on node1 has ended"; "": unknown.
 
-        A rank that has left because of another is not named. `about` gives more about a rank by its number.
+        A rank that has left because of another is named only if no other is to blame.
+
+        Args:
+            about: more about a rank that is not there, by its number.
+            hung: a clause on a rank that hangs, given the numbers of those that are not there; "": none does.
         """
         if not self._ranks:
             return ""
-        found = self._missing()
+        found, kept = self._missing()
+        hangs = hung(found)
+        if not hangs:
+            kept = kept or found
         named = [
             f"rank {rank} on {self._ranks[rank].host} {what}{about(rank)}"
-            for rank, what in list(found.items())[:_NAMED]
+            for rank, what in list(kept.items())[:_NAMED]
         ]
-        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        if not named:
-            return "all ranks are there, so one hangs"
-        return f"seen from {self._ranks[self._own].host}, {', '.join(named)}{more}"
+        more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
+        if not found:
+            return "all ranks are there, so one hangs" + (f": {hangs}" if hangs else "")
+        missed = [f"seen from {self._ranks[self._own].host}, {', '.join(named)}{more}"] if named else []
+        return ": ".join([*missed, *([hangs] if hangs else [])])
 
     def leave(self) -> None:
         """Tell the others that this rank ends because of another one."""
@@ -92,8 +109,8 @@ class Presence:
         """Close the port."""
         self._listener.close()
 
-    def _missing(self) -> dict[int, str]:
-        """What became of the ranks that are not there; of leavers only where there are no others.
+    def _missing(self) -> tuple[dict[int, str], dict[int, str]]:
+        """What became of the ranks that are not there: of all, and without leavers.
 
         The kernel takes a killed process apart piece by piece: its connections were seen to be gone while its
         port still answered, so that nobody, or a leaver alone, was named. Hence further looks.
@@ -104,7 +121,7 @@ class Presence:
             found = missing(others)
             kept = self._without_leavers(found)
             if kept or time.monotonic() > end:
-                return kept or found
+                return found, kept
             time.sleep(_LOOK_AGAIN_S)
 
     def _without_leavers(self, found: Mapping[int, str]) -> dict[int, str]:

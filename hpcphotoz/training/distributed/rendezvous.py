@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed import gloo
+from hpcphotoz.training.distributed.preflight import installation, merged
 from hpcphotoz.training.distributed.presence import Presence, RankAddress
 from hpcphotoz.training.distributed.rank_device import conflict
 from hpcphotoz.training.distributed.store import POLL_S, connect, in_thread
@@ -20,6 +21,7 @@ from hpcphotoz.world import World
 
 _LEAVING_S = 5.0
 _SIZE = "number of ranks"
+_HOST = "host"  # of rank 0, beside its options
 _OF_A_RUN = (_SIZE, "--out", "--data")  # if one of these differs, the ranks belong to two runs
 
 
@@ -44,7 +46,7 @@ class Rendezvous:
     """
 
     def __init__(self, world: World, timeout_s: float, env: Mapping[str, str] | None = None) -> None:
-        self._world, self._limit = world, f"run.timeout_s = {timeout_s:g} s"
+        self._world, self._limit = world, f"run.start_timeout_s = {timeout_s:g} s"
         self._end = time.monotonic() + timeout_s
         self._connection = connect(world, timeout_s, env)
         self._where = self._connection.where
@@ -126,13 +128,14 @@ class Rendezvous:
         self, problem: str | None, place: tuple[str, str], options: Mapping[str, str]
     ) -> Problem | None:
         rank, size = self._world.rank, self._world.size
-        options = {_SIZE: str(size), **options}
+        options = merged({_SIZE: str(size), **options}, _OF_A_RUN)
         if self._world.is_first:
-            self.store.set("options", json.dumps(options))
+            self.store.set("options", json.dumps({**options, _HOST: place[0]}))
         else:
             self._wait(["options"], self._end)
             first = json.loads(self.store.get("options"))
-            if differs := self._difference(options, first):
+            host = str(first.pop(_HOST, self._where))
+            if differs := self._difference(options, first, place[0], host):
                 return self._refused(Problem((0, rank), differs), place, int(first[_SIZE]))
         self._report(rank, Problem((rank,), problem) if problem else None, place)
         if self._world.is_first:
@@ -185,16 +188,21 @@ class Rendezvous:
         )
         self.store.set(f"rank/{rank}", json.dumps([problem, *place, *at]))
 
-    def _difference(self, options: Mapping[str, str], first: Mapping[str, str]) -> str | None:
+    def _difference(
+        self, options: Mapping[str, str], first: Mapping[str, str], host: str, host_of_first: str
+    ) -> str | None:
         """A message on the first option that differs from that of rank 0; None: all are the same."""
         names = dict.fromkeys([*options, *first])
         name = next((name for name in names if options.get(name) != first.get(name)), None)
         if name is None:
             return None
         another = "another run listens on this port: choose another, or " if name in _OF_A_RUN else ""
+        advice = (
+            "install the same on all hosts" if name in installation() else "give all ranks the same options"
+        )
         return (
-            f"rank {self._world.rank} has {name} {options.get(name)}, rank 0 at {self._where} has "
-            f"{first.get(name)}: {another}give all ranks the same options"
+            f"rank {self._world.rank} on {host} has {name} {options.get(name)}, rank 0 on {host_of_first} at "
+            f"{self._where} has {first.get(name)}: {another}{advice}"
         )
 
     def _wait(self, keys: list[str], end: float, store: Any = None) -> None:

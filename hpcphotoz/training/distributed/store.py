@@ -123,7 +123,7 @@ def _until_answered(
             if time.monotonic() > end:
                 raise TimeoutError(
                     f"rank {world.rank}: rank 0 does not listen at {where} "
-                    f"({error.strerror or error}): waited run.timeout_s = {timeout_s:g} s"
+                    f"({error.strerror or error}): waited run.start_timeout_s = {timeout_s:g} s"
                 ) from None
         time.sleep(4 * POLL_S)
 

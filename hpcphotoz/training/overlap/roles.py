@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 import torch
 from torch import distributed as dist
@@ -58,9 +57,8 @@ def assign_role(
         _log.info("%s: %d of %d ranks attack", ratio, split.attackers, world.size)
     else:
         split = RankSplit(world.size, overlap.attackers)
-    timeout = timedelta(seconds=config.run.timeout_s)
-    weights_group = dist.new_group([0, *split.attacker_ranks], timeout)
-    learners = dist.new_group(split.learner_ranks, timeout)
+    weights_group = group.new_group([0, *split.attacker_ranks])
+    learners = group.new_group(split.learner_ranks)
     is_attacker, same_role = split.is_attacker(world.rank), split.same_role(world.rank)
     # NCCL connects a group at the first use of each collective. This happens now, in the same order on all
     # ranks and with the collectives that are used later: between steps, one end may wait for another message.

@@ -2,12 +2,13 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 WAIT = "wait for other ranks"
+SAVING, VALIDATION = "saving", "validation"
 COLLECTIVES = ("all-reduce", "agreement of ranks")
 
 
@@ -22,7 +23,7 @@ class Timers:
         self.active = False
         self.section, self.since = "", time.monotonic()  # the innermost open section, and when it began
         self.waited_s = 0.0  # in sections WAIT
-        self.collective_at: float | None = None  # when the first section of COLLECTIVES began; may be reset
+        self.listeners: list[Callable[[str], None]] = []  # called as a section begins, with its name
         self._on_gpu = device is not None and device.type == "cuda"
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._inner: list[float] = []  # of each open section: seconds of the sections nested in it
@@ -33,8 +34,8 @@ class Timers:
         """Context that times a section, and names it in `section` meanwhile."""
         outer, start = (self.section, self.since), time.monotonic()
         self.section, self.since = name, start
-        if name in COLLECTIVES and self.collective_at is None:
-            self.collective_at = start
+        for listener in self.listeners:
+            listener(name)
         try:
             yield from self._timed(name)
         finally:

@@ -6,18 +6,19 @@ import sys
 import pytest
 from torch import distributed as dist
 
-from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed import lost_ranks
 from hpcphotoz.training.distributed.presence import Presence, RankAddress
 
 WAITING = """
 import threading
 import torch.distributed as dist
-from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed import lost_ranks
 
 dist.is_initialized = lambda: True
 dist.get_backend = lambda: "nccl"
 steps, never = [0], threading.Event()
-with group.detect_lost_ranks(lambda: f"runs/a: rank 1 at step {steps[0]}", timeout_s=0.5):
+limits = lost_ranks.WaitLimits(0.5, 0.5)
+with lost_ranks.detect_lost_ranks(lambda: f"runs/a: rank 1 at step {steps[0]}", limits):
     for _ in range(10):
         never.wait(0.2)
         steps[0] += MOVES
@@ -43,15 +44,16 @@ def test_a_lost_rank_is_named_with_its_host(monkeypatch: pytest.MonkeyPatch) -> 
     ranks = [Presence() for _ in range(3)]
     at = [RankAddress(f"node{k}", "127.0.0.1", presence.port) for k, presence in enumerate(ranks)]
     ranks[0].meet(at, 0, "127.0.0.1", dist.HashStore())  # type: ignore[attr-defined]
-    monkeypatch.setattr(group, "_presence", ranks[:1])
+    limits = lost_ranks.WaitLimits(60, 5)
+    monkeypatch.setattr(lost_ranks, "joined", [lost_ranks.JoinedRanks(ranks[0], limits)])
     ranks[1].close()
     lost = (
-        r"runs/a: rank 0 at step 3: another rank died, or did not answer for run.timeout_s = 5 s "
+        r"runs/a: rank 0 at step 3: another rank died, or did not answer for run.start_timeout_s = 60 s "
         r"\(gloo: Connection closed by peer\): seen from node0, rank 1 on node1 has ended: the newest lines"
     )
     with (
-        pytest.raises(group.RankLost, match=lost),
-        group.detect_lost_ranks(lambda: "runs/a: rank 0 at step 3", 5),
+        pytest.raises(lost_ranks.RankLost, match=lost),
+        lost_ranks.detect_lost_ranks(lambda: "runs/a: rank 0 at step 3", limits),
     ):
         raise RuntimeError("gloo: Connection closed by peer")
     for presence in ranks:

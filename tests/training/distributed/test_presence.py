@@ -74,6 +74,22 @@ def test_a_killed_rank_whose_port_still_answers_is_named(monkeypatch: pytest.Mon
     assert ranks[0].describe_missing() == "seen from node0, rank 2 on node0 has ended", "nobody else has"
 
 
+def test_a_rank_that_hangs_is_named_in_the_place_of_those_that_left_because_of_it() -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    ranks = [Presence() for _ in range(3)]
+    at = [RankAddress("a", "127.0.0.1", each.port) for each in ranks]
+    for number, presence in enumerate(ranks):
+        presence.meet(at, number, "127.0.0.1", store)
+    hangs = "all ranks are there, so one hangs: rank 1 is silent"
+    assert ranks[0].describe_missing(hung=lambda _: "rank 1 is silent") == hangs
+    ranks[2].leave()
+    ranks[2].close()
+    assert ranks[0].describe_missing(hung=lambda _: "rank 1 is silent") == "rank 1 is silent"
+    assert ranks[0].describe_missing() == "seen from a, rank 2 on a has ended", "no other is to blame"
+    for presence in ranks:
+        presence.close()
+
+
 def test_where_nobody_is_missing_one_hangs() -> None:
     ranks = [Presence() for _ in range(2)]
     for number, presence in enumerate(ranks):

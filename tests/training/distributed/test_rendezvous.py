@@ -1,6 +1,7 @@
 """Ranks connect; failures to connect are one line, and Ctrl-C ends the wait at once."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,9 @@ from hpcphotoz.world import World
 from tests.helpers.launch.cluster import until
 from tests.helpers.paths import ROOT
 from tests.helpers.ranks import free_port
-from tests.helpers.training.joins import JOIN, ended, join
+from tests.helpers.training.joins import JOIN, OPTIONS, ended, join
+
+HOST = socket.gethostname()
 
 
 def test_ranks_connect_in_any_order() -> None:
@@ -61,7 +64,7 @@ def test_something_else_that_listens_is_a_lost_rank_after_the_timeout() -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_timeout_is_one_line_that_names_the_absent(rank: int) -> None:
     ((status, _, errors),) = ended(join(rank, 3, free_port(), 2))
-    assert status == 1 and len(errors) == 1 and "run.timeout_s = 2 s" in errors[0]
+    assert status == 1 and len(errors) == 1 and "run.start_timeout_s = 2 s" in errors[0]
     assert ("look at the output of rank 1, 2" if rank == 0 else "rank 0 does not listen at") in errors[0]
 
 
@@ -105,11 +108,19 @@ def test_a_rank_without_the_gpu_it_was_given_ends_all() -> None:
 def test_options_that_differ_are_named_by_the_rank_and_by_rank_0() -> None:
     port = free_port()
     line = (
-        f"BadInput: rank 1 has --attack.eps 2, rank 0 at MASTER_ADDR, MASTER_PORT = 127.0.0.1:{port} has 1: "
-        "give all ranks the same options"
+        f"BadInput: rank 1 on {HOST} has --attack.eps 2, rank 0 on {HOST} at MASTER_ADDR, MASTER_PORT = "
+        f"127.0.0.1:{port} has 1: give all ranks the same options"
     )
     for _, _, errors in ended(join(0, 2, port, 60), join(1, 2, port, 60, EPS="2")):
         assert errors == [line]
+
+
+def test_another_version_of_the_code_is_refused_and_named() -> None:
+    port = free_port()
+    line = rf"BadInput: rank 1 on {HOST} has hpcphotoz 0\.0\.9, files \w{{12}}, rank 0 on {HOST} at .* has \d"
+    for status, _, errors in ended(join(0, 2, port, 60), join(1, 2, port, 60, CODE="0.0.9")):
+        assert status == 1 and len(errors) == 1 and re.match(line, errors[0])
+        assert errors[0].endswith(": install the same on all hosts")
 
 
 def test_a_rank_of_another_run_is_refused_at_once() -> None:
@@ -119,10 +130,12 @@ def test_a_rank_of_another_run_is_refused_at_once() -> None:
     try:
         for rank, size, name in ((3, 4, "number of ranks 4"), (1, 3, "--out b"), (2, 3, "--out b")):
             ((_, _, errors),) = ended(join(rank, size, port, 60, OUT="b"))
-            assert len(errors) == 1 and errors[0].startswith(f"BadInput: rank {rank} has {name}, rank 0 at ")
+            line = f"BadInput: rank {rank} on {HOST} has {name}, rank 0 on "
+            assert len(errors) == 1 and errors[0].startswith(line)
             assert "another run listens on this port: choose another" in errors[0]
         ((_, _, errors),) = ended(first)
-        assert len(errors) == 1 and errors[0].startswith("BadInput: rank 1 has --out b, rank 0 at ")
+        line = f"BadInput: rank 1 on {HOST} has --out b, rank 0 on {HOST} at "
+        assert len(errors) == 1 and errors[0].startswith(line)
     finally:
         first.kill()
 
@@ -130,7 +143,9 @@ def test_a_rank_of_another_run_is_refused_at_once() -> None:
 def test_under_torchrun_its_store_is_used(tmp_path: Path) -> None:
     """torchrun itself listens on MASTER_PORT."""
     text = JOIN.splitlines()
-    text[6] = "rank, size, timeout_s, gpu = int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), 60, ''"
+    text[text.index(OPTIONS)] = (
+        "rank, size, timeout_s, gpu = int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), 60, ''"
+    )
     (tmp_path / "join.py").write_text("\n".join(text))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -164,5 +179,6 @@ def test_a_rank_that_is_missing_after_a_restart_is_named() -> None:
     ((status, _, errors),) = ended(join(0, 3, store.port, 2, TORCHELASTIC_USE_AGENT_STORE="True"))
     assert status == 1 and len(errors) == 1
     assert (
-        "2 of 3 ranks did not join within run.timeout_s = 2 s: look at the output of rank 1, 2" in errors[0]
+        "2 of 3 ranks did not join within run.start_timeout_s = 2 s: look at the output of rank 1, 2"
+        in errors[0]
     )

@@ -112,7 +112,7 @@ def test_a_cut_link_ends_all_ranks_and_the_same_command_resumes(
     hosts: list[Host], one_rank: Path, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words = arguments(dataset, out, tmp_path, timeout_s=TIMEOUT_S, **LONG)
+    words = arguments(dataset, out, tmp_path, timeout_s=TIMEOUT_S, start_timeout_s=TIMEOUT_S, **LONG)
     running = static(hosts, words)
     logged(out, 8, hosts, running)
     hosts[1].cut()
@@ -142,7 +142,7 @@ def test_a_lost_rank_is_brought_back(
     kind: str, number: signal.Signals, hosts: list[Host], one_rank: Path, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words = arguments(dataset, out, tmp_path, timeout_s=TIMEOUT_S, **LONG)
+    words = arguments(dataset, out, tmp_path, timeout_s=TIMEOUT_S, start_timeout_s=TIMEOUT_S, **LONG)
     more = ["--max-restarts", "3"]
     running = static(hosts, words, *more) if kind == "static" else elastic(hosts, words, "2")
     logged(out, 8, hosts, running)
@@ -160,7 +160,7 @@ def test_the_others_go_on_without_a_dead_host(
 ) -> None:
     """Every object exactly once an epoch: a step without one, or with one twice, changes the loss by 1e-2."""
     out = tmp_path / "run"
-    words = arguments(dataset, out, tmp_path, timeout_s=TIMEOUT_S, **LONG)
+    words = arguments(dataset, out, tmp_path, timeout_s=TIMEOUT_S, start_timeout_s=TIMEOUT_S, **LONG)
     running = elastic(hosts, words, "1:2", per_node=2)
     logged(out, 8, hosts, running)
     hosts[1].lose_power()
@@ -174,7 +174,15 @@ def test_the_others_go_on_without_a_dead_host(
 def test_a_host_that_returns_is_taken_in(hosts: list[Host], dataset: Path, tmp_path: Path) -> None:
     """The ranks of the other host save and stop for it, and no step is lost or written twice."""
     out = tmp_path / "run"
-    words = arguments(dataset, out, tmp_path, timeout_s=TIMEOUT_S, epochs=4000, checkpoint_steps=5)
+    words = arguments(
+        dataset,
+        out,
+        tmp_path,
+        timeout_s=TIMEOUT_S,
+        start_timeout_s=TIMEOUT_S,
+        epochs=4000,
+        checkpoint_steps=5,
+    )
     running = elastic(hosts, words, "1:2")[:1]
     logged(out, 8, hosts, running)
     hosts[1].lose_power()
@@ -214,7 +222,7 @@ def test_a_link_that_is_cut_while_ranks_meet_ends_them(hosts: list[Host]) -> Non
     assert end_of(running, 20 + MARGIN_S) == [1, 1], said(hosts)
     lines = [[line for line in host.said().splitlines() if line.startswith("RankLost: ")] for host in hosts]
     assert [len(each) for each in lines] == [1, 1], said(hosts)
-    assert "did not join within run.timeout_s = 20 s: look at the output of rank " in lines[0][0]
+    assert "did not join within run.start_timeout_s = 20 s: look at the output of rank " in lines[0][0]
     assert "rank 1 on node1: the store at MASTER_ADDR, MASTER_PORT = node0:29500 no longer" in lines[1][0]
 
 

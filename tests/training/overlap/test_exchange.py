@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.training.distributed.agreement import Verdict
+from hpcphotoz.training.distributed.lost_ranks import JoinedRanks, WaitLimits
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint
 from hpcphotoz.training.overlap.messages import header
 from hpcphotoz.training.overlap.roles import assign_role
@@ -78,6 +79,7 @@ def test_groups_are_connected_by_the_collectives_that_they_will_use(
             f"torch.distributed.{name}", lambda *given, group, name=name: calls.append((name, group))
         )
     config = configured(mode="ranks", attackers=1)
+    monkeypatch.setattr("hpcphotoz.training.distributed.group.joined", [JoinedRanks(None, WaitLimits(9, 3))])
     assign_role(config, World(rank, 3, rank, 3, "torchrun"), lambda: (1.0, 1.0), torch.device("cpu"))
     weights, learners = ("broadcast", (0, 2)), ("all_reduce", (0, 1))
     assert calls == {0: [weights, learners], 1: [learners], 2: [weights]}[rank]
