@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
-    from hpcphotoz.training.distributed.lost_ranks import RankLost
     from hpcphotoz.training.loop import Diverged, Outcome
+    from hpcphotoz.training.monitoring.lost_ranks import RankLost
     from hpcphotoz.training.run.signals import ignore_stops
     from hpcphotoz.training.trainer import train
 

@@ -13,7 +13,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_later
-from hpcphotoz.training.distributed.lost_ranks import RankMonitor
+from hpcphotoz.training.monitoring.lost_ranks import RankMonitor
 from hpcphotoz.training.optimisation.early_stopping import EarlyStopping
 from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.optimisation.step_monitor import Diverged as Diverged

@@ -23,16 +23,16 @@ from hpcphotoz.training.compute import choose_compute, compute_options
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.departure import leave_together, recording_failure
-from hpcphotoz.training.distributed.lost_ranks import (
+from hpcphotoz.training.distributed.preflight import options_of_all_ranks
+from hpcphotoz.training.exact.deterministic import deterministic
+from hpcphotoz.training.exact.rounding import rounding_facts, warn_of_changes
+from hpcphotoz.training.loop import Outcome, TrainingLoop
+from hpcphotoz.training.monitoring.lost_ranks import (
     RankMonitor,
     WaitLimits,
     detect_lost_ranks,
     monitoring,
 )
-from hpcphotoz.training.distributed.preflight import options_of_all_ranks
-from hpcphotoz.training.exact.deterministic import deterministic
-from hpcphotoz.training.exact.rounding import rounding_facts, warn_of_changes
-from hpcphotoz.training.loop import Outcome, TrainingLoop
 from hpcphotoz.training.optimisation.origin import Origin, check_origin, read_origin
 from hpcphotoz.training.optimisation.schedules import implausible_options
 from hpcphotoz.training.optimisation.start import begin_from, resume, start_lines

@@ -13,16 +13,16 @@ from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.training.distributed import gloo
-from hpcphotoz.training.distributed.lost_ranks import (
+from hpcphotoz.training.distributed.preflight import check_ranks, difference
+from hpcphotoz.training.distributed.rank_device import choose_device, identity
+from hpcphotoz.training.distributed.rendezvous import Rendezvous
+from hpcphotoz.training.monitoring.lost_ranks import (
     JoinedRanks,
     RankLost,
     WaitLimits,
     is_transport,
     joined,
 )
-from hpcphotoz.training.distributed.preflight import check_ranks, difference
-from hpcphotoz.training.distributed.rank_device import choose_device, identity
-from hpcphotoz.training.distributed.rendezvous import Rendezvous
 from hpcphotoz.world import World
 
 Subgroup = dist.ProcessGroup | None  # some of the ranks; None: all

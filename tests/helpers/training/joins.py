@@ -11,7 +11,7 @@ OPTIONS = "rank, size, timeout_s, gpu = int(sys.argv[1]), int(sys.argv[2]), floa
 JOIN = r"""import os, sys, time
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.distributed import group, preflight
-from hpcphotoz.training.distributed.lost_ranks import RankLost, WaitLimits
+from hpcphotoz.training.monitoring.lost_ranks import RankLost, WaitLimits
 from hpcphotoz.world import World
 from torch import distributed as dist
 import torch

@@ -6,13 +6,13 @@ import sys
 import pytest
 from torch import distributed as dist
 
-from hpcphotoz.training.distributed import lost_ranks
 from hpcphotoz.training.distributed.presence import Presence, RankAddress
+from hpcphotoz.training.monitoring import lost_ranks
 
 WAITING = """
 import threading
 import torch.distributed as dist
-from hpcphotoz.training.distributed import lost_ranks
+from hpcphotoz.training.monitoring import lost_ranks
 
 dist.is_initialized = lambda: True
 dist.get_backend = lambda: "nccl"

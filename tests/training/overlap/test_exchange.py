@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.training.distributed.agreement import Verdict
-from hpcphotoz.training.distributed.lost_ranks import JoinedRanks, WaitLimits
+from hpcphotoz.training.monitoring.lost_ranks import JoinedRanks, WaitLimits
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint
 from hpcphotoz.training.overlap.messages import header
 from hpcphotoz.training.overlap.roles import assign_role

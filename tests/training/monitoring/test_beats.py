@@ -10,7 +10,7 @@ import pytest
 from torch import distributed as dist
 
 from hpcphotoz.heartbeat import ENDED, Beat, read_heartbeat
-from hpcphotoz.training.distributed.beats import BeatThread, LastWords
+from hpcphotoz.training.monitoring.beats import BeatThread, LastWords
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.world import World
 from tests.helpers.training.steps import CPU

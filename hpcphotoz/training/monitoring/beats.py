@@ -21,8 +21,8 @@ from torch import distributed as dist
 
 from hpcphotoz import heartbeat
 from hpcphotoz.heartbeat import Beat, Heartbeat
-from hpcphotoz.training.distributed.own_work import OwnWork
 from hpcphotoz.training.distributed.store import in_thread
+from hpcphotoz.training.monitoring.own_work import OwnWork
 from hpcphotoz.training.run.timers import COLLECTIVES, SAVING, VALIDATION, WAIT, Timers
 from hpcphotoz.world import World
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hpcphotoz.training.distributed.lost_ranks import RankMonitor, WaitLimits
+from hpcphotoz.training.monitoring.lost_ranks import RankMonitor, WaitLimits
 from hpcphotoz.training.run.timers import Timers
 from tests.helpers.training.steps import CPU, configured
 

@@ -16,8 +16,8 @@ from torch import distributed as dist
 from hpcphotoz.config import Config
 from hpcphotoz.errors import first_line
 from hpcphotoz.output import say
-from hpcphotoz.training.distributed.beats import BeatThread, LastWords
 from hpcphotoz.training.distributed.presence import Presence
+from hpcphotoz.training.monitoring.beats import BeatThread, LastWords
 from hpcphotoz.training.run.timers import SAVING, VALIDATION, Timers
 from hpcphotoz.world import World
 

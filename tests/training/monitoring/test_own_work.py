@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcphotoz.training.distributed.own_work import OwnWork
+from hpcphotoz.training.monitoring.own_work import OwnWork
 from hpcphotoz.training.run.timers import Timers
 from tests.helpers.training.steps import CPU
 
