@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import h5py
@@ -54,7 +55,7 @@ def test_ranks_with_different_options_do_not_begin(name: str, dataset: Path, tmp
         own.mkdir()
         words = arguments(dataset, tmp_path / run, own, timeout_s=60.0, **how)
         found += ranks.start(1, words, [place])
-    line = "hpcphotoz: error: rank 1 has " + (
+    line = f"hpcphotoz: error: rank 1 on {socket.gethostname()} has " + (
         "--optimiser.learning_rate 0.002" if name == "learning_rate" else f"--out {str(tmp_path / 'run-1')!r}"
     )
     for status, _, error in ranks.finish(found):
@@ -125,7 +126,8 @@ def test_a_dead_or_hanging_rank_ends_the_job_with_a_clear_message(
     dies: int, sends: signal.Signals, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words = arguments(dataset, out, tmp_path, **{**APART, "timeout_s": 15.0}, attackers=1, epochs=4000)
+    limits = {"timeout_s": 15.0, "start_timeout_s": 15.0}
+    words = arguments(dataset, out, tmp_path, **{**APART, **limits}, attackers=1, epochs=4000)
     running = ranks.start(2, words)
     ranks.wait_until(lambda: len(ranks.curve(out)) >= 3, running)
     running[dies].send_signal(sends)
@@ -137,6 +139,11 @@ def test_a_dead_or_hanging_rank_ends_the_job_with_a_clear_message(
     part = "learner (rank 0)" if dies else "attacker (rank 1)"
     assert f"{out}: {part} at step " in error and "another rank died, or did not answer" in error
     assert "Traceback" not in error
+    named = f"rank {dies} on {socket.gethostname()} "
+    if sends is signal.SIGSTOP:
+        assert f"so one hangs: {named}(process {running[dies].pid}) is silent since " in error
+    else:
+        assert f"{named}has ended" in error
 
 
 def test_an_image_that_an_attacker_cannot_read_is_reported_once(dataset: Path, tmp_path: Path) -> None:
