@@ -149,7 +149,7 @@ def bad_rows(each: Tensor, rows: Tensor) -> Tensor:
         each: (n,) a value of each row.
         rows: (n,) int64.
     """
-    return torch.where(each.detach().isfinite(), -1, rows)
+    return rows.masked_fill(each.detach().isfinite(), -1)
 
 
 def sum_losses(each: Tensor, attacked: Tensor) -> Tensor:

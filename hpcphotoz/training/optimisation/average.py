@@ -51,7 +51,7 @@ class WeightAverage:
             torch._foreach_lerp_(self._average, self._last, part)
             return
         change = torch._foreach_sub(self._last, self._average)
-        torch._foreach_mul_(change, torch.where(where, part, 0.0))
+        torch._foreach_mul_(change, where * part)
         torch._foreach_add_(self._average, change)
 
     def state_dict(self) -> dict[str, Any]:

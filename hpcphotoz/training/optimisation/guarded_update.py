@@ -91,4 +91,4 @@ def loss_scale(loss: Tensor, sums: Tensor, scale: float) -> Tensor:
         scale: the factor.
     """
     finite = torch.isfinite(loss.detach() + sums.sum())
-    return torch.where(finite, torch.full_like(loss.detach(), scale), torch.nan)
+    return torch.full_like(loss.detach(), scale).masked_fill_(~finite, torch.nan)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcphotoz.compute.statistics import BufferCopy
 from hpcphotoz.training.adversaries import StepAttack
@@ -125,6 +126,40 @@ def test_a_gradient_that_is_not_finite_is_left_out_though_the_loss_is_finite() -
     hook.remove()
     step(rank_batch(0))
     assert not torch.equal(module.head.weight, before["head.weight"])
+
+
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the operators that read a number on the host, which waits for a GPU there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(name in str(func) for name in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize("host_reads", [True, False])
+def test_on_a_gpu_the_host_reads_nothing_of_an_update(name: str, host_reads: bool) -> None:
+    """The same operators run here on the CPU; clipping and the average are in it."""
+    module = BatchNormNetwork()
+    optimiser = OPTIMISERS[name](module.parameters())
+    step, average = stepped(module, optimiser), WeightAverage(module, 0.5)
+    assert isinstance(step, Step)
+    step.guard = GuardedUpdate(module, optimiser, 0.1, host_reads)
+    step(rank_batch(0))
+    for bad in (False, True):
+        step.guard.begin()
+        step.gradients(rank_batch(1, bad))
+        with Reads() as reads:
+            norm = step.guard.update()
+            average.update(1, norm.isfinite())
+        assert bool(reads.found) == host_reads
 
 
 def test_an_update_of_free_training_is_left_out_alone() -> None:
