@@ -3,7 +3,8 @@
 python -m benchmarks.bench_options [--quick] [--networks cnn inception] [--json PATH]
 
 Every rival is the default with one option changed, and takes the same adversarial step in turn with it
-(PGD-3 on half of a batch of 64 on a CPU, PGD-10 on half of 256 on a GPU); "clean" has no attack. The default
+(PGD-3 on half of a batch of 64 on a CPU, PGD-10 on half of 256 on a GPU); "clean" has no attack, and
+"update not guarded" neither computes the norm of the gradients nor looks whether it is finite. The default
 has the precision that the device chooses for itself, and neither compiler nor graphs. `ratio` is a rival's
 rate over the default's. `fraction_of_device` is the operations counted in a step over its time, over the rate
 of square matrix products in the precision of its training passes. `memory_gb` is the peak of a GPU's memory
@@ -13,19 +14,21 @@ A rival that fails is named with its error, and the others go on.
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
 
 from benchmarks.harness import Benchmark, in_turn, parser, ratio, spread
 from benchmarks.training.precision import chosen_precision
-from benchmarks.training.steps import assembled
+from benchmarks.training.steps import assembled, unguarded
 from hpcphotoz.compute.precision import autocast_dtype, tf32
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure
 from hpcphotoz.memory import keep_freed_memory
 from hpcphotoz.training.run.profiler import matrix_rate, operations
 
+UNGUARDED = "update not guarded"
 EVERYWHERE: dict[str, dict[str, object]] = {
     "default again": {},
     "clean": {},
@@ -35,6 +38,8 @@ EVERYWHERE: dict[str, dict[str, object]] = {
     "channels_last off": {"channels_last": "off"},
     "Adam not fused": {"fused_adam": "off"},
     "average of the weights": {"ema_decay": 0.999},
+    "gradients clipped": {"clip_norm": 1.0},
+    UNGUARDED: {},
 }
 ON_CPU: dict[str, dict[str, object]] = {
     "micro_batch 16": {"micro_batch": 16},
@@ -97,7 +102,8 @@ def measured(
             continue
         rival = f"{network}, {name}"
         config = configured(network, {**usual, **how}, 0.5 * (name != "clean"), steps)
-        figures = benchmark.attempt(rival, against, default, config, size, device, rates, repeat)
+        with unguarded() if name == UNGUARDED else nullcontext():
+            figures = benchmark.attempt(rival, against, default, config, size, device, rates, repeat)
         # The memory of a rival is freed before the next one starts.
         gc.collect()
         if on_gpu:

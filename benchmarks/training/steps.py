@@ -1,14 +1,19 @@
 """Training steps built by the trainer's own parts, on one batch that stays in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from benchmarks.training.galaxies import SKY, STAMP, galaxies
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.config import Config
 from hpcphotoz.data.stream.batch import Batch
+from hpcphotoz.training import step as training_step
 from hpcphotoz.training.components import TrainingComponents
+from hpcphotoz.training.optimisation.guarded_update import GuardedUpdate
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
 from hpcphotoz.training.run.timers import Timers
@@ -41,3 +46,29 @@ def assembled(
             components.end_step(0, RankRole(World()), outcome.norms)
 
     return step, components, rank_batch
+
+
+class _Unguarded(GuardedUpdate):
+    """The update of the optimiser alone, whatever the gradients are."""
+
+    def begin(self) -> None:
+        """Do nothing: buffers are not copied."""
+
+    def update(self) -> Tensor:
+        """Update; returns a norm that nobody has computed."""
+        self._optimiser.step()
+        return self._one
+
+    @cached_property
+    def _one(self) -> Tensor:
+        return torch.ones((), device=self._parameters[0].device)
+
+
+@contextmanager
+def unguarded() -> Iterator[None]:
+    """A block in which steps are built that leave no update out, to measure what that costs."""
+    training_step.GuardedUpdate = _Unguarded  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        training_step.GuardedUpdate = GuardedUpdate  # type: ignore[attr-defined]

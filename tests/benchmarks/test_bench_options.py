@@ -10,9 +10,11 @@ import torch
 
 from benchmarks import bench_options
 from benchmarks.bench_options import peak_gb
+from benchmarks.training.steps import assembled, unguarded
 from hpcphotoz.config import Config
 
 CUDA = torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 class Memory:
@@ -89,3 +91,13 @@ def test_an_option_that_fails_leaves_the_others_their_figures(
     assert found["all bfloat16"] == {"fails": "RuntimeError: no such units"}
     assert found["all float32"]["ratio"]["n"] == 5 and found["channels_last off"]["memory_gb"] is None
     assert "compact, all bfloat16 fails: RuntimeError: no such units" in capsys.readouterr().out
+
+
+def test_the_rival_without_a_guard_takes_every_update() -> None:
+    config = bench_options.configured("compact", {"precision": "fp32"}, 0.0, 1)
+    with unguarded():
+        rival = assembled(config, 4, CPU)
+    for (step, components, batch), finite in ((rival, False), (assembled(config, 4, CPU), True)):
+        batch.images[0, 0, 0, 0] = torch.nan
+        step()
+        assert all(p.isfinite().all() for p in components.module.parameters()) == finite
