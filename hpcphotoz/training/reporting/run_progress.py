@@ -40,10 +40,10 @@ class RunProgress:
         self.step = max(self.step, step)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Take in a line of metrics.jsonl; lines of saves and events change nothing."""
+        """Take in a line of metrics.jsonl; of saves and events the step alone."""
+        self.reach(line["step"])
         if "part" not in line:
             self.training = line
-            self.reach(line["step"])
         elif line["part"] == "validation":
             self.validation = line
 

@@ -18,6 +18,7 @@ from hpcphotoz.training.summary.metrics_lines import MetricsLines, is_number, of
 # A line of logs/rank-N.log: time, level, module, message.
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \S+ (WARNING|ERROR|CRITICAL) ([\w.]+): (.*)")
 _MESSAGES = 10  # of the logs, that a summary lists
+_EVENTS = 5  # that a summary lists
 _VERSIONS = ("hpcphotoz", "commit", "python", "torch", "numpy", "h5py", "triton")
 
 
@@ -140,6 +141,7 @@ def _faults(run: Path, start: dict[str, Any], lines: MetricsLines) -> dict[str, 
     counts, messages = _logged(run)
     return {
         "events": dict(Counter(str(line.get("kind", "unknown")) for line in lines.events)),
+        "last_events": lines.events[-_EVENTS:],
         "skipped_steps": total("skipped_steps"),
         "skipped_objects": total("skipped"),
         "lost_objects": start.get("lost_objects", 0),

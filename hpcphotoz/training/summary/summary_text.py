@@ -137,6 +137,10 @@ def _faults(faults: Mapping[str, Any]) -> list[str]:
         found.append(f"lost shards {', '.join(faults['lost_shards'])}")
     found += [number_of(n, level) + " logged" for level, n in faults["logged"].items()]
     lines = ["", f"faults: {', '.join(found) or 'none'}"]
+    for event in faults["last_events"]:
+        facts = {key: value for key, value in event.items() if key not in ("step", "epoch", "part", "kind")}
+        more = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+        lines.append(f"  step {event['step']}: {event.get('kind', 'unknown')}{': ' if more else ''}{more}")
     for one in faults["messages"]:
         times = f" ({one['n']} times)" if one["n"] > 1 else ""
         lines.append(f"  {one['level']}: {one['message']}{times}")

@@ -56,7 +56,8 @@ def test_figures_are_those_of_the_latest_lines() -> None:
     last = {"step": 40, "epoch": 1, "part": "validation", "sigma_mad": 0.01}
     progress.add({**last, "sigma_mad_adversarial": 0.03})
     assert progress.validation_text == "validation of epoch 2: sigma_MAD 0.0100, under attack 0.0300"
-    progress.add({"step": 40, "epoch": 1, "part": "checkpoint", "bytes": 3})
+    progress.add({"step": 41, "epoch": 1, "part": "checkpoint", "bytes": 3})
+    assert progress.step == 41
     assert progress.training_text == figures and "epoch 2" in progress.validation_text
 
 

@@ -62,7 +62,7 @@ def test_faults_are_counted(resumed: Path, tmp_path: Path) -> None:
     assert before["logged"] == {} and before["events"] == {} and before["damaged_metrics_lines"] == 0
     with (run / "metrics.jsonl").open("a") as file:
         for text in (
-            '{"step": 15, "epoch": 2, "part": "event", "kind": "loss_spike"}',
+            '{"step": 15, "epoch": 2, "part": "event", "kind": "loss_spike", "limit": 9.5}',
             '{"step": 15, "epoch": 2, "loss": 2.5, "skipped": 3, "skipped_steps": 2}',
             "not JSON",
         ):
@@ -84,7 +84,7 @@ def test_faults_are_counted(resumed: Path, tmp_path: Path) -> None:
         "faults: 1 loss spike, 2 skipped steps, 3 skipped objects, 1 damaged metrics lines, 2 warnings"
         in text
     )
-    assert "  warning: twice (2 times)" in text
+    assert "  warning: twice (2 times)" in text and "  step 15: loss_spike: limit 9.5" in text
 
 
 def test_the_best_validation_follows_the_criterion() -> None:
