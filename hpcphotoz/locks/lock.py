@@ -52,8 +52,8 @@ def lock_file(path: Path, refusal: str, advice: str) -> Iterator["HeldLock"]:
         held = _acquire(path, refusal, advice)
     except OSError as error:
         raise _unwritable(path, error) from None
-    held.start()
     try:
+        held.start()
         yield held
     finally:
         held.release()
@@ -160,8 +160,9 @@ class HeldLock:
 
     def start(self) -> None:
         """Give signs of life from now on."""
-        self._thread = threading.Thread(target=self._refresh, name="lock", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._refresh, name="lock", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _refresh(self) -> None:
         while not self._ended.wait(judgement.REFRESH_S):
@@ -169,13 +170,18 @@ class HeldLock:
                 os.utime(self._number)
                 self._named = self._named or self._name_owner(self._number)
                 now = look_at(self._path)
+                if now is None or self._is_own(now):
+                    continue
             except OSError:  # a file server that is away: the next may succeed
                 continue
-            if now and now.owner and now.owner.token != self.owner.token:
-                self.problem = (
-                    f"{self._path.parent}: {now.text}, has taken over the lock of this process, which gave "
-                    f"no sign of life for {judgement.STALE_S:.0f} s: this one ends without writing more"
-                )
+            self.problem = (
+                f"{self._path.parent}: {now.text}, has taken over the lock of this process, which gave no "
+                f"sign of life for {judgement.STALE_S:.0f} s: this one ends without writing more"
+            )
+
+    def _is_own(self, seen: SeenLock) -> bool:
+        """Whether a lock is this one; some file systems give a file another inode at each look."""
+        return seen.identity == self.owner.token or judgement.is_at(self._path, self._number)
 
     def release(self) -> None:
         """Remove the lock file, if it is still that of this process."""
@@ -184,7 +190,7 @@ class HeldLock:
             self._thread.join()
         with suppress(OSError):  # what is left is stale as soon as this process has ended
             now = look_at(self._path)
-            if now and (now.identity == self.owner.token or judgement.is_at(self._path, self._number)):
+            if now and self._is_own(now):
                 self._path.unlink(missing_ok=True)  # while it is locked
         os.close(self._number)
 
@@ -193,12 +199,12 @@ def _acquire(path: Path, refusal: str, advice: str) -> HeldLock:
     own = HeldLock(path)
     try:
         _place(own, path, refusal, advice)
+        _drop_abandoned(path, own.now_ns)
     except BaseException:
         own.release()
         raise
     finally:
         own.discard_temporary()
-    _drop_abandoned(path, own.now_ns)
     return own
 
 
