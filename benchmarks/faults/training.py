@@ -42,7 +42,8 @@ class Training:
             **{"block_rows": 8, "window_blocks": 3, "validation": 0.1, "seed": seed},
             **{"epochs": epochs, "global_batch": 16, "log_steps": 1, "checkpoint_steps": 5},
             **{"warmup_steps": 10, "learning_rate": 1e-3, "schedule": "constant"},
-            **{"fraction": 0.5, "eps": 0.3, "steps": 2, "validation_objects": 8, "timeout_s": TIMEOUT_S},
+            **{"fraction": 0.5, "eps": 0.3, "steps": 2, "validation_objects": 8},
+            **{"timeout_s": TIMEOUT_S, "start_timeout_s": TIMEOUT_S},
         )
         data, options = folder / "data", folder / "options.toml"
         _write(data, seed)
