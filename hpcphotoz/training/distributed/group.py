@@ -20,7 +20,7 @@ from hpcphotoz.training.monitoring.lost_ranks import (
     JoinedRanks,
     RankLost,
     WaitLimits,
-    is_transport,
+    detect_lost_ranks,
     joined,
 )
 from hpcphotoz.world import World
@@ -63,6 +63,8 @@ def process_group(
     ranks = _join(world, limits, options, device, problem)
     joined.append(ranks)
     try:
+        with detect_lost_ranks(lambda: f"rank {world.rank} sums over all ranks", limits):
+            ranks.clock_ahead_s = check_ranks(world, device, ranks.hosts)
         yield device
     finally:
         joined.remove(ranks)
@@ -92,15 +94,10 @@ def _join(
             found = meeting.first_problem(problem, place, options, listens_at)
             if found is None:
                 _connect(meeting, world, limits.seconds, on_cpus)
-                ranks = JoinedRanks(meeting.presence, limits)
-                stack.callback(dist.destroy_process_group)
-                limits.add(dist.group.WORLD)
-                ranks.clock_ahead_s = check_ranks(world, device, meeting.presence.hosts)
                 stack.pop_all()
-                return ranks
-        except (TimeoutError, ArithmeticError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not is_transport(error):
-                raise
+                limits.add(dist.group.WORLD)
+                return JoinedRanks(meeting.presence, limits)
+        except (TimeoutError, dist.DistError) as error:
             raise RankLost(f"the ranks did not come together: {first_line(error)}") from None
     if world.rank in found.ranks:
         raise BadInput(found.text)

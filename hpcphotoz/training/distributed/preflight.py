@@ -15,6 +15,7 @@ import hpcphotoz
 from hpcphotoz.config import Config
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.output import say
+from hpcphotoz.training.monitoring.lost_ranks import RankLost
 from hpcphotoz.world import World
 
 _ROUNDS = 3
@@ -59,7 +60,7 @@ def check_ranks(world: World, device: torch.device, hosts: Sequence[str]) -> flo
         Seconds by which the clock of this host is ahead of that of rank 0's.
 
     Raises:
-        ArithmeticError: the sum is wrong.
+        RankLost: the sum is wrong.
     """
     ahead: list[list[float]] = []
     clock = 0.0
@@ -71,7 +72,7 @@ def check_ranks(world: World, device: torch.device, hosts: Sequence[str]) -> flo
         *clocks, total = sums.tolist()
         clock = time.time()
         if total != world.size * (world.size + 1) / 2:
-            raise ArithmeticError(
+            raise RankLost(
                 f"the sum of 1 to {world.size} over all ranks is {total:g}, seen by rank {world.rank} on "
                 f"{hosts[world.rank]}: look at the driver and the network between the hosts"
             )

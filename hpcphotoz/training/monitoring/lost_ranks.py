@@ -104,6 +104,11 @@ class JoinedRanks:
     clock_ahead_s: float = 0.0  # of this host, compared with that of rank 0
     beats: list[BeatThread] = field(default_factory=list)  # of the run, as long as it lasts
 
+    @property
+    def hosts(self) -> list[str]:
+        """Names of the hosts of all ranks, in order."""
+        return self.presence.hosts if self.presence else []
+
 
 joined: list[JoinedRanks] = []  # of the default process group, as long as there is one
 
@@ -163,13 +168,12 @@ def detect_lost_ranks(progress_message: Callable[[], str], limits: WaitLimits) -
         try:
             yield
         except RuntimeError as error:
-            if not is_transport(error):
+            if not _is_transport(error):
                 raise
             raise RankLost(_lost(progress_message(), limits, first_line(error))) from error
 
 
-def is_transport(error: RuntimeError) -> bool:
-    """Whether an error comes from the connection of ranks."""
+def _is_transport(error: RuntimeError) -> bool:
     # gloo's errors have no type of their own; their texts name its source files or the failed connection.
     words = "gloo|Connection closed by peer|Connection reset by peer|Timed out waiting|Socket Timeout"
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words.split("|"))

@@ -8,6 +8,7 @@ import torch
 
 from hpcphotoz.training.distributed import preflight
 from hpcphotoz.training.distributed.preflight import check_ranks, clocks_apart, difference, topology
+from hpcphotoz.training.monitoring.lost_ranks import RankLost
 from hpcphotoz.world import World
 from tests.helpers.ranks import free_port
 from tests.helpers.training.joins import ended, join
@@ -30,7 +31,7 @@ def test_a_wrong_sum_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         values[-1] = 4.0
 
     monkeypatch.setattr("torch.distributed.all_reduce", sums_wrongly)
-    with pytest.raises(ArithmeticError, match="the sum of 1 to 2 over all ranks is 4, seen by rank 1 on b"):
+    with pytest.raises(RankLost, match="the sum of 1 to 2 over all ranks is 4, seen by rank 1 on b"):
         check_ranks(World(1, 2), CPU, ["a", "b"])
 
 
