@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.heartbeat import clock, read_heartbeat
 from hpcphotoz.locks.judgement import is_held
 from hpcphotoz.provenance import is_damaged, read_starts
 
@@ -22,7 +23,7 @@ class RunStatus:
 
     run: str  # folder
     state: str
-    reason: str | None  # why it stopped or failed
+    reason: str | None  # why it stopped or failed; of a running one, which ranks are silent
     time: str  # of the end, or of the start if there is no end
     step: int | None  # last step; None: not recorded
     starts: int
@@ -42,7 +43,7 @@ class RunStatus:
         at = "" if self.step is None else f" at step {self.step}"
         why = f": {self.reason}" if self.reason else ""
         told = {
-            "running": f"running{where} since {self.time}",
+            "running": f"running{where} since {self.time}{at}{why}",
             "finished": f"finished{at}, {self.time}",
             "stopped": f"stopped{at}, {self.time}{why}; saved: the same command goes on",
             "failed": f"failed, {self.time}{why}",
@@ -75,4 +76,8 @@ def read_status(run: Path) -> RunStatus:
     state = "running" if is_held(run / "logs" / "lock") else end.get("outcome", "lost")
     newest = max((path.name for path in (run / "checkpoints").glob("step-*.pt")), default=None)
     about = end.get("reason"), end.get("time", last.get("time", "")), end.get("step")
+    found = read_heartbeat(run) if state == "running" else None
+    if found and found.beats:
+        silent = "; ".join(f"{beat.name} is silent since {clock(beat.time)}" for beat in found.silent())
+        about = silent or None, about[1], found.beats[0].step
     return RunStatus(str(run), state, *about, len(starts), last.get("host"), last.get("slurm_job"), newest)

@@ -10,6 +10,7 @@ import pytest
 
 from hpcphotoz import provenance
 from hpcphotoz.__main__ import main
+from hpcphotoz.heartbeat import Beat, Heartbeat, write_heartbeat
 from hpcphotoz.locks.judgement import STALE_S, is_held
 from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.locks.owner import LockOwner
@@ -67,6 +68,22 @@ def test_a_locked_run_is_running(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert ": running on " in capsys.readouterr().out
     lock.touch()  # left behind by a killed process
     assert not is_held(lock) and main(["status", str(run)]) == 1
+
+
+def test_the_heartbeat_tells_the_step_of_a_running_run_and_its_silent_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path / "run", None)
+    beats = [Beat(rank, "node0", 70 + rank, "rank", 17, "passes", 990.0, 1000.0) for rank in range(2)]
+    with lock_file(run / "logs" / "lock", "busy", "wait"):
+        write_heartbeat(run, Heartbeat(1000.0, 5.0, tuple(beats)))
+        assert main(["status", str(run)]) == 0
+        assert " at step 17; starts: 2" in capsys.readouterr().out
+        write_heartbeat(run, Heartbeat(1000.0, 5.0, (beats[0], replace(beats[1], time=900.0))))
+        assert main(["status", str(run)]) == 0
+        assert ": rank 1 on node0 (process 71) is silent since " in capsys.readouterr().out
+        write_heartbeat(run, Heartbeat(1000.0, 5.0, ()))
+        assert main(["status", str(run)]) == 0
 
 
 @pytest.mark.parametrize("text", ["", "\0" * 900, '{"starts": [{"time": "20', "[]", '{"starts": [1]}'])
