@@ -11,7 +11,7 @@ from benchmarks.faults.plan import FULL_DISK, HANG, KILL, MEETING, NODE, PAUSE, 
 START_S = 180.0  # in which a start takes its first step, on a machine that does much else
 MARGIN_S = 20.0  # beyond run.timeout_s, in which a rank ends that has lost another
 # Seconds by which a fault strikes later than the moment it waits for, at most: those of the moment itself.
-_DELAY_S = {START: 4.0, MEETING: 0.3, SAVE: 0.03, VALIDATION: 0.1}
+_DELAY_S = {START: 4.0, MEETING: 0.3, SAVE: 0.01, VALIDATION: 0.1}
 _STEP_S = 0.1
 
 
