@@ -18,8 +18,8 @@ Afterwards the run is compared with an undisturbed one:
     objects_lost, objects_repeated, attacks_missing, attacks_repeated, batches_changed
                                added up over epochs and steps, from the ids that every rank records of the
                                steps whose updates are in the final weights: see `faults/audit.py`
-    hung                       ranks that did not end within run.timeout_s + 20 s after a fault, or did not go
-                               on after a short stop
+    hung                       ranks that did not end within twice run.timeout_s + 20 s after a fault, or did
+                               not go on after a short stop
     unnamed                    kills and long stops of a rank that no message of the others names
     findings                   whatever else should not be: tracebacks, starts that ended by themselves,
                                faults that did not come to strike, a damaged checkpoint that nobody told of

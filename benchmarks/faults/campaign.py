@@ -12,7 +12,7 @@ from benchmarks.faults.audit import Start
 from benchmarks.faults.disk import SmallDisk, damage
 from benchmarks.faults.job import Job
 from benchmarks.faults.plan import FULL_DISK, HANG, MEETING, START, Fault, Layout
-from benchmarks.faults.strike import MARGIN_S, Struck, strike
+from benchmarks.faults.strike import Struck, patience_s, strike
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint
 
@@ -75,7 +75,7 @@ class Campaign:
                     self._end_job()
                     self._after(fault)
                 return
-            finished = not job.ended(range(job.world_size), self.timeout_s + MARGIN_S) and _all_zero(job)
+            finished = not job.ended(range(job.world_size), patience_s(self.timeout_s)) and _all_zero(job)
             self._end_job(None if finished else "ended before the fault")
             if finished:
                 break

@@ -9,7 +9,7 @@ from benchmarks.faults.job import Job
 from benchmarks.faults.plan import FULL_DISK, HANG, KILL, MEETING, NODE, PAUSE, SAVE, START, VALIDATION, Fault
 
 START_S = 180.0  # in which a start takes its first step, on a machine that does much else
-MARGIN_S = 20.0  # beyond run.timeout_s, in which a rank ends that has lost another
+MARGIN_S = 20.0  # beyond the timeout, in which a rank ends that has lost another
 # Seconds by which a fault strikes later than the moment it waits for, at most: those of the moment itself.
 _DELAY_S = {START: 4.0, MEETING: 0.3, SAVE: 0.01, VALIDATION: 0.1}
 _STEP_S = 0.1
@@ -33,6 +33,11 @@ class Struck:
     goes_on: bool = False  # the start has survived
 
 
+def patience_s(timeout_s: float) -> float:
+    """Seconds after which a rank that waits for a lost one hangs; starts and saves may wait twice as long."""
+    return 2 * timeout_s + MARGIN_S
+
+
 def strike(job: Job, fault: Fault, timeout_s: float, disk: SmallDisk | None) -> Struck | None:
     """Wait for the moment of a fault, let it strike, and wait for the end of the start.
 
@@ -53,7 +58,7 @@ def strike(job: Job, fault: Fault, timeout_s: float, disk: SmallDisk | None) -> 
     others.remove(rank)
     if len(job.alive) < job.world_size:  # it ended during the delay
         return None
-    began, patience = time.monotonic(), timeout_s + MARGIN_S
+    began, patience = time.monotonic(), patience_s(timeout_s)
     if fault.kind in (KILL, NODE):
         for each in others if fault.kind == NODE else ():
             struck.killed += job.send(each, signal.SIGKILL)
@@ -107,9 +112,9 @@ def _ended_on_full(disk: SmallDisk, job: Job) -> bool:
     return not job.alive
 
 
-def _goes_on(job: Job, patience_s: float) -> bool:
+def _goes_on(job: Job, patience: float) -> bool:
     """Whether a start that was paused takes further steps, or comes to its end."""
     before = job.record.step
-    if job.wait(lambda: job.record.step > before + 1, patience_s):
+    if job.wait(lambda: job.record.step > before + 1, patience):
         return True
     return not job.ended(range(job.world_size), MARGIN_S) and set(job.statuses) == {0}
