@@ -1,5 +1,6 @@
 """Lets one fault strike a running start, and watches how the start ends."""
 
+import re
 import signal
 import time
 from dataclasses import dataclass, field
@@ -31,6 +32,11 @@ class Struck:
     statuses: list[int | None] = field(default_factory=list)  # exit status of every rank, as Popen gives it
     end_s: float = 0.0  # from the fault until the other ranks had ended
     goes_on: bool = False  # the start has survived
+
+
+def names(text: str, rank: int) -> bool:
+    """Whether a message of another rank names this one; "rank 0 says which" does not."""
+    return re.search(rf"\brank {rank}\b(?! says)", text) is not None
 
 
 def patience_s(timeout_s: float) -> float:
@@ -86,7 +92,7 @@ def strike(job: Job, fault: Fault, timeout_s: float, disk: SmallDisk | None) -> 
     struck.in_save = job.record.ranks[0].saving and fault.kind in (KILL, NODE)
     struck.statuses = job.statuses
     if fault.kind in (KILL, HANG) and others:
-        struck.named = any(f"rank {rank} " in job.said(each) for each in others)
+        struck.named = any(names(job.said(each), rank) for each in others)
     return struck
 
 

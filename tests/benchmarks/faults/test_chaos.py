@@ -16,6 +16,7 @@ from benchmarks import chaos
 from benchmarks.faults.disk import SmallDisk, damage, small_disk
 from benchmarks.faults.plan import FULL_DISK, HANG, KILL, MEETING, NODE, PAUSE, SAVE, START, draw
 from benchmarks.faults.recorded_rank import Record, RecordedImages, wrap
+from benchmarks.faults.strike import names
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint
 from tests.helpers.paths import ROOT
@@ -93,6 +94,19 @@ def test_an_image_that_was_not_attacked_is_not_recorded_as_attacked(tmp_path: Pa
     out = RecordedImages(source, Record(path), leave_out=4).finish(batch)
     assert torch.equal(out[0], clean[0]) and torch.equal(out[1], moved[1])
     assert json.loads(path.read_text().splitlines()[1])["attacked"] == [9]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("seen from node0, rank 1 on node1 has ended", True),
+        ("1 of 3 ranks did not join: look at the output of rank 1", True),
+        ("run: rank (rank 0) at step 3: rank 12 on node1 has ended", False),
+        ("not all ranks joined: rank 1 says which", False),
+    ],
+)
+def test_a_message_names_a_rank_or_does_not(text: str, named: bool) -> None:
+    assert names(text, 1) == named
 
 
 def test_a_function_that_the_program_no_longer_has_is_an_error() -> None:
