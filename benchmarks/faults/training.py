@@ -21,7 +21,7 @@ from hpcphotoz.training.run import checkpoint
 
 SIDE, SHARD_ROWS = 16, 100  # pixels; objects, so that the last shard is a short one
 OBJECTS = 266  # 243 of them to train on: 16 batches of 16, of which the last has 3: some ranks get none
-TIMEOUT_S = 15.0  # run.timeout_s
+TIMEOUT_S = 10.0  # run.timeout_s
 _RUN_S = 900.0  # in which an undisturbed run ends
 
 

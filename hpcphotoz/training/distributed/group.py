@@ -86,6 +86,7 @@ def _join(
             listens_at = gloo.listening_address()
     except BadInput as error:
         problem = problem or str(error)
+    meeting = None
     with ExitStack() as stack:
         try:
             meeting = Rendezvous(world, limits.seconds)
@@ -98,7 +99,9 @@ def _join(
                 limits.add(dist.group.WORLD)
                 return JoinedRanks(meeting.presence, limits)
         except (TimeoutError, dist.DistError) as error:
-            raise RankLost(f"the ranks did not come together: {first_line(error)}") from None
+            gone = meeting.presence.missing_ranks() if meeting else ""
+            said = [gone] * bool(gone) + [first_line(error)]
+            raise RankLost(": ".join(["the ranks did not come together", *said])) from None
     if world.rank in found.ranks:
         raise BadInput(found.text)
     raise OtherRankFailed(2)

@@ -99,6 +99,10 @@ class Presence:
         missed = [f"seen from {self._ranks[self._own].host}, {', '.join(named)}{more}"] if named else []
         return ": ".join([*missed, *([hangs] if hangs else [])])
 
+    def missing_ranks(self) -> str:
+        """The clause of `describe_missing` if a rank is not there; "": all are, or they have not met."""
+        return self.describe_missing() if self._ranks and self._missing()[0] else ""
+
     def leave(self) -> None:
         """Tell the others that this rank ends because of another one."""
         if self._ranks:

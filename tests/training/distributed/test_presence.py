@@ -44,11 +44,11 @@ def test_ranks_are_named_but_for_those_that_left_because_of_another() -> None:
     ranks = [Presence() for _ in range(5)]
     at = [RankAddress(f"node{k // 2}", "127.0.0.1", presence.port) for k, presence in enumerate(ranks)]
     at[4] = at[4]._replace(address=NOWHERE)
-    assert ranks[0].describe_missing() == "", "they have not met"
+    assert ranks[0].describe_missing() == ranks[0].missing_ranks() == "", "they have not met"
     for number, presence in enumerate(ranks):
         presence.meet(at, number, "127.0.0.1", store)
     gone = "rank 4 on node2 cannot be reached"
-    assert ranks[0].describe_missing() == f"seen from node0, {gone}"
+    assert ranks[0].describe_missing() == ranks[0].missing_ranks() == f"seen from node0, {gone}"
     ranks[3].leave()
     for number in (2, 3):
         ranks[number].close()
@@ -96,6 +96,7 @@ def test_where_nobody_is_missing_one_hangs() -> None:
         at = [RankAddress("a", "127.0.0.1", each.port) for each in ranks]
         presence.meet(at, number, "127.0.0.1", None)
     assert ranks[1].describe_missing() == "all ranks are there, so one hangs"
+    assert ranks[1].missing_ranks() == ""
     for presence in ranks:
         presence.close()
 

@@ -68,6 +68,16 @@ def test_a_timeout_is_one_line_that_names_the_absent(rank: int) -> None:
     assert ("look at the output of rank 1, 2" if rank == 0 else "rank 0 does not listen at") in errors[0]
 
 
+@pytest.mark.slow
+def test_a_rank_that_dies_before_it_connects_is_named() -> None:
+    """gloo alone says that an interface might be the wrong one."""
+    port = free_port()
+    found = ended(join(0, 2, port, 5), join(1, 2, port, 5, DIES="1"))
+    assert found[1][0] == 9 and found[0][0] == 1
+    assert "the ranks did not come together: seen from " in found[0][2][-1]
+    assert re.search(r"rank 1 on \S+ has ended: rank 0 on ", found[0][2][-1])
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ctrl_c_is_heard_while_joining(rank: int) -> None:
     running = join(rank, 2, free_port(), 300)
