@@ -27,7 +27,7 @@ from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.profiler import StepProfiler
 from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.run.signals import StopRequest
-from hpcphotoz.training.run.timers import SAVING, VALIDATION
+from hpcphotoz.training.run.timers import AGREEMENT, SAVING, VALIDATION
 from hpcphotoz.training.run.validation import ValidationEnded, in_words, validate
 from hpcphotoz.world import World
 
@@ -124,7 +124,7 @@ class TrainingLoop:
             self.step = step + 1
             flags = exchange.flags if exchange else None
             own_flags = bool(stop.reason), bool(problem or recorder.problem)
-            with components.timers("agreement of ranks"):
+            with components.timers(AGREEMENT):
                 verdict = agreement.after(outcome, batch, *own_flags, flags, now=self._outcome_needed_now())
             if exchange:
                 exchange.publish(self.step, verdict)

@@ -44,6 +44,7 @@ class WaitLimits:
         self.start_s, self.usual_s = start_s or 2 * usual_s, usual_s
         self._groups: list[dist.ProcessGroup] = []
         self._long, self._steps, self._paused = True, 0, False
+        self.sections = 0  # sections of steps that have begun
 
     @property
     def seconds(self) -> float:
@@ -77,6 +78,7 @@ class WaitLimits:
 
     def begin_section(self, name: str) -> None:
         """A section of a step begins: in a save or a validation ranks wait long, and in the step after it."""
+        self.sections += 1
         if name in (SAVING, VALIDATION):
             self._paused = True
             self.lengthen()
@@ -157,8 +159,8 @@ def detect_lost_ranks(progress_message: Callable[[], str], limits: WaitLimits) -
     """Turn the transport's error about a lost rank into one clear message.
 
     On a GPU no call fails: the host waits for the device, and the device for the other rank, until NCCL's own
-    watchdog aborts the process. There a thread ends the process with status 1 as soon as `progress_message`,
-    which changes with every step, has been the same for the limit in force.
+    watchdog aborts the process. There a thread ends the process with status 1 once no section of a step has
+    begun for the limit in force, and `progress_message` has stayed the same.
 
     Raises:
         RankLost: a collective or a message failed or took too long.
@@ -201,13 +203,13 @@ def _watchdog(progress_message: Callable[[], str], limits: WaitLimits) -> Iterat
     done = threading.Event()
 
     def watch() -> None:
-        seen, since = progress_message(), time.monotonic()
+        seen, since = (progress_message(), limits.sections), time.monotonic()
         # NCCL's watchdog starts to count later, at the collective: this thread is the first to act.
         while not done.wait(min(1.0, limits.usual_s / 10)):
-            if progress_message() != seen:
-                seen, since = progress_message(), time.monotonic()
+            if (now := (progress_message(), limits.sections)) != seen:
+                seen, since = now, time.monotonic()
             elif time.monotonic() - since > limits.seconds:
-                text = _lost(seen, limits, "the GPU waits for it")
+                text = _lost(seen[0], limits, "the GPU waits for it")
                 _log.info("%s", text)
                 say(f"hpcphotoz: error: {text}", sys.stderr)
                 os._exit(1)  # the main thread is inside CUDA, where no exception reaches it

@@ -9,7 +9,8 @@ import torch
 
 WAIT = "wait for other ranks"
 SAVING, VALIDATION = "saving", "validation"
-COLLECTIVES = ("all-reduce", "agreement of ranks")
+AGREEMENT = "agreement of ranks"
+COLLECTIVES = ("all-reduce", AGREEMENT)
 
 
 class Timers:

@@ -17,6 +17,7 @@ from hpcphotoz.training.optimisation.attacked_subset import AttackedSubset
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import flux
 from hpcphotoz.training.run.signals import StopRequest
+from hpcphotoz.training.run.timers import AGREEMENT
 
 _CHECK_STOP_EVERY = 16  # batches; a check is one small all-reduce
 
@@ -89,7 +90,8 @@ def _predictions(
     for number in range(stream.batches):
         if number % _CHECK_STOP_EVERY == 0:
             flags = torch.tensor([float(bool(stop.reason)), float(problem is not None)], device=device)
-            stops, problems = group.sum_over_ranks(flags, role.world, role.subgroup).tolist()
+            with components.timers(AGREEMENT):
+                stops, problems = group.sum_over_ranks(flags, role.world, role.subgroup).tolist()
             if problems:
                 break
             if stops:
