@@ -40,6 +40,7 @@ EVERYWHERE: dict[str, dict[str, object]] = {
     "average of the weights": {"ema_decay": 0.999},
     "gradients clipped": {"clip_norm": 1.0},
     UNGUARDED: {},
+    "deterministic": {"deterministic": True},
 }
 ON_CPU: dict[str, dict[str, object]] = {
     "micro_batch 16": {"micro_batch": 16},

@@ -13,6 +13,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.training import step as training_step
 from hpcphotoz.training.components import TrainingComponents
+from hpcphotoz.training.exact.deterministic import deterministic
 from hpcphotoz.training.optimisation.guarded_update import GuardedUpdate
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import RankBatch, make_rank_batch
@@ -41,7 +42,8 @@ def assembled(
     train_step = components.build_step(components.adversaries(), RankRole(World()))
 
     def step() -> None:
-        with tf32(components.compute.tf32):
+        with deterministic(config.compute.deterministic), tf32(components.compute.tf32):
+            components.begin_step(0, RankRole(World()))
             outcome = train_step(rank_batch)
             components.end_step(0, RankRole(World()), outcome.norms)
 
