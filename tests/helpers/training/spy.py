@@ -32,6 +32,7 @@ class Spy:
     Attributes:
         before: by step, what the update begins with.
         batches: by step, the slice of the global batch: identities, places, augmented images.
+        norms: by step, the norms of the averaged gradients.
         sums: by step, the (4,) sums of the losses that `Step` returns.
         starts: random start of an object, by (seed, epoch, object id).
     """
@@ -40,6 +41,7 @@ class Spy:
         self.before: dict[int, Record] = {}
         self.batches: dict[int, Record] = {}
         self.sums: dict[int, Tensor] = {}
+        self.norms: dict[int, Tensor] = {}
         self.starts: dict[tuple[int, int, int], Tensor] = {}
         self._loop: TrainingLoop | None = None
 
@@ -58,7 +60,7 @@ class Spy:
             def watched(batch: RankBatch) -> StepOutcome:
                 self._record(components, batch)
                 outcome = step(batch)
-                self.sums[batch.step] = outcome.losses.sums
+                self.sums[batch.step], self.norms[batch.step] = outcome.losses.sums, outcome.norms
                 return outcome
 
             return watched

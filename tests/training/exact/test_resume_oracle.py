@@ -71,9 +71,10 @@ def assert_begins_as(resumed: list[Spy], whole: list[Spy], step: int = AT) -> No
 
 
 def assert_goes_on_as(resumed: Spy, whole: Spy) -> None:
-    """The loss of every later step, to the bit."""
+    """The loss of every later step, and the norm of its gradients, to the bit."""
     for step, sums in resumed.sums.items():
         assert torch.equal(sums, whole.sums[step]), f"loss of step {step}"
+        assert torch.equal(resumed.norms[step], whole.norms[step]), f"gradients of step {step}"
 
 
 @pytest.fixture(scope="module")
