@@ -12,6 +12,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.training.reporting.scalars import scalars
 
 FOLDER = "wandb"  # of a run
+_WAIT_S = 60.0  # at the end, for the last lines to be sent; what is not stays in the folder
 _RECORD = "run.json"  # in it: id of the run there, and step of the last line that was sent
 
 
@@ -48,8 +49,15 @@ class WeightsAndBiasesSink:
             mode=mode,
             config=config.model_dump(),
             resume="allow" if mode == "online" else None,
-            # Its own capture of the streams would take lines from the view of the run.
-            settings=wandb.Settings(console="off", silent=True),
+            # Its own capture of the streams would take lines from the view of the run. Without limits, the
+            # other ranks would wait until a network is there.
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=_WAIT_S / 2,
+                finish_timeout=_WAIT_S,
+                finish_timeout_raises=True,
+            ),
         )
 
     def write(self, line: Mapping[str, Any]) -> None:
