@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from hpcphotoz.training import loop
+from hpcphotoz.training import step as training_step
 from hpcphotoz.training.distributed.agreement import AgreedStep
 from hpcphotoz.training.loop import Diverged, Outcome
+from hpcphotoz.training.optimisation.guarded_update import GuardedUpdate
 from hpcphotoz.training.optimisation.step_monitor import StepMonitor
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.run import checkpoint
@@ -108,8 +111,9 @@ def test_running_statistics_free_training_and_other_optimisers(
 def test_a_run_that_reads_later_or_was_interrupted_is_the_same_run(
     alone: Path, poisoned: Path, bad_id: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: the outcome of a step is read after the next one was launched."""
+    """As on a GPU: the outcome of a step is read after the next one was launched, also by the update."""
     monkeypatch.setattr(loop, "reads_later", lambda device: True)
+    monkeypatch.setattr(training_step, "GuardedUpdate", partial(GuardedUpdate, host_reads=False))
     run = tmp_path / "run"
     train(config(**SHORT, log_steps=5, checkpoint_steps=3, max_steps=7), poisoned, run)
     train(config(**SHORT, log_steps=5, checkpoint_steps=5), poisoned, run)
