@@ -62,6 +62,7 @@ def summarise(run: Path) -> dict[str, Any]:
         "epochs": config.run.epochs,
         "starts": [_start(start) for start in starts],
         "throughput": {key: of_run(lines.curve(key)) for key in ("images_per_s", "data_wait", "rank_wait")},
+        "stragglers": _stragglers(lines),
         "loss": of_run(lines.curve("loss")),
         "validations": lines.validations,
         "criterion": config.run.criterion,
@@ -130,6 +131,15 @@ def _saves(lines: MetricsLines) -> dict[str, Any]:
         values = [float(line[key]) for line in lines.saves if is_number(line.get(key))]
         figures[f"median_{key}"] = median(values) if values else None
     return figures
+
+
+def _stragglers(lines: MetricsLines) -> dict[str, Any] | None:
+    """Which rank was the slowest in how many lines, and by what ratio; None: one rank, or not told."""
+    slowest = Counter(
+        str(line["slowest_rank"]) for line in lines.training if is_number(line.get("slowest_rank"))
+    )
+    ratio = of_run(lines.curve("straggler_ratio"))
+    return {"lines_by_rank": dict(slowest.most_common()), "ratio": ratio} if slowest and ratio else None
 
 
 def _faults(run: Path, start: dict[str, Any], lines: MetricsLines) -> dict[str, Any]:

@@ -71,6 +71,12 @@ def _throughput(facts: Mapping[str, Any]) -> Iterator[str]:
     yield row("images/s", ", ".join(f"{name} {rate[name]:,.0f}" for name in rate))
     if wait is not None:
         yield row("data wait", ", ".join(f"{name} {100 * wait[name]:.1f} %" for name in wait))
+    if (found := facts["stragglers"]) is not None:
+        rank, n = next(iter(found["lines_by_rank"].items()))
+        of = f"{n} of {sum(found['lines_by_rank'].values())} lines"
+        yield row(
+            "slowest rank", f"{rank} in {of}; own work over the median rank's: {found['ratio']['median']:.2f}"
+        )
 
 
 def _validation_plot(lines: MetricsLines) -> list[str]:

@@ -119,3 +119,19 @@ def test_other_folders_are_refused(tmp_path: Path, dataset: Path) -> None:
     for folder in (tmp_path, tmp_path / "none", dataset):
         with pytest.raises(BadInput, match="not a run folder"):
             read_config(folder)
+
+
+def test_the_slowest_rank_is_told(resumed: Path, tmp_path: Path) -> None:
+    assert summarise(resumed)["stragglers"] is None  # one rank
+    for name in ("config.toml", "provenance.json"):
+        shutil.copy(resumed / name, tmp_path / name)
+    told = [(1, 1.5), (0, 1.0), (1, 2.0), (None, None)]
+    rows = [
+        {**training_lines(resumed)[0], "slowest_rank": rank, "straggler_ratio": ratio} for rank, ratio in told
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = summarise(tmp_path)
+    assert facts["stragglers"]["lines_by_rank"] == {"1": 2, "0": 1}
+    assert facts["stragglers"]["ratio"]["median"] == 1.5
+    text = "\n".join(summary_lines(facts, MetricsLines.read(tmp_path)))
+    assert "slowest rank     1 in 2 of 3 lines; own work over the median rank's: 1.50" in text
