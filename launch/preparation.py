@@ -10,6 +10,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.plan import LaunchPlan
 from hpcphotoz.training.optimisation.origin import read_origin
+from hpcphotoz.training.reporting.sinks import check_sinks
 from hpcphotoz.training.run import checkpoint, run_folder
 
 
@@ -35,9 +36,11 @@ def check_folders(job: TrainJob) -> None:
     """Make sure that the job can start or resume in its run folder on its datasets; writes nothing.
 
     Raises:
-        BadInput: no such dataset, a run folder that holds another run, or weights that do not suit.
+        BadInput: no such dataset, a run folder that holds another run, weights that do not suit, or a package
+            of `run.sinks` that is not installed.
     """
     config, data, run = job.parsed, Datasets.of(job.data), Path(job.out)
+    check_sinks(config)
     manifest = data.read_manifest(config.run.global_batch)
     run_folder.check(run, config)
     newest = checkpoint.resumed(run)

@@ -44,6 +44,17 @@ def test_refusals_before_anything_is_queued(
     assert not Path(job.out).exists()
 
 
+def test_a_sink_whose_package_is_missing_is_refused_at_submission(
+    dataset: Path, tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("sbatch", "echo 'Submitted batch job 7'")
+    install("srun", "exit 1")
+    monkeypatch.setattr("hpcphotoz.training.reporting.sinks.find_spec", lambda package: None)
+    with pytest.raises(BadInput, match="run.sinks wandb: not installed"):
+        slurm.submit(LaunchPlan(), TrainJob.of(small(3, sinks=["wandb"]), dataset, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_folder_that_cannot_be_used_is_refused_at_submission(
     dataset: Path, tmp_path: Path, install: Install
 ) -> None:
