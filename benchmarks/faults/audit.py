@@ -1,7 +1,9 @@
 """Audits the records of a run: objects lost and repeated, attacks missing, among the steps that count.
 
 A step counts once: in the last start that resumed at it or before it. What earlier starts did at the same
-step was lost with them and repeated; its update is not in the final weights.
+step was lost with them and repeated; its update is not in the final weights. Where a start resumed is not
+taken from what it says, but from the checkpoint that it loaded: from the steps that had been recorded when
+that was copied.
 """
 
 from collections import Counter, defaultdict
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from benchmarks.faults.records import StepLine
+from benchmarks.faults.records import StartRecord, StepLine
 from hpcphotoz.config import Config
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.order import attacked_mask, split_part
@@ -29,9 +31,9 @@ class Batch(NamedTuple):
 
 
 class Start(NamedTuple):
-    """One start of a run: the step at which it resumed (None: it came to none), and the steps it began."""
+    """One start of a run, and the steps it began."""
 
-    resumed: int | None
+    resumed: int | None  # number of updates in the checkpoint that it loaded; None: it loaded none so far
     lines: Sequence[StepLine]
 
 
@@ -86,6 +88,17 @@ def expected(data: Path, config: Config) -> tuple[frozenset[int], list[Batch]]:
     return frozenset(training.tolist()), [batches[step] for step in range(len(batches))]
 
 
+def lineage(records: Sequence[StartRecord]) -> list[Start]:
+    """The starts of a run, by their records in order, with the steps at which they resumed."""
+    updates, starts = {0: 0}, list[Start]()  # updates in the checkpoint of each name
+    for record in records:
+        resumed = None if record.loaded is None else updates.get(record.loaded, record.loaded)
+        for name, begun in record.copied:
+            updates[name] = begun + 1 if begun is not None else resumed or 0
+        starts.append(Start(resumed, record.lines))
+    return starts
+
+
 def audit(starts: Sequence[Start], training: frozenset[int], batches: Sequence[Batch]) -> Audit:
     """Compare what the starts of a run have recorded with what each of its steps should be.
 
@@ -102,7 +115,8 @@ def audit(starts: Sequence[Start], training: frozenset[int], batches: Sequence[B
     begun = {(number, line.step) for number, start in enumerate(starts) for line in start.lines}
     for number, start in enumerate(starts):
         for line in start.lines:
-            if owner.get(line.step) == number:
+            # A step that its checkpoint holds already is in the weights a second time.
+            if owner.get(max(line.step, start.resumed or 0)) == number:
                 seen[line.step].update(line.objects)
                 attacked[line.step].update(line.attacked)
     figures = Counter[str]()

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults.audit import Start
 from benchmarks.faults.disk import SmallDisk, damage
 from benchmarks.faults.job import Job
 from benchmarks.faults.plan import FULL_DISK, HANG, MEETING, START, Fault, Layout
+from benchmarks.faults.records import StartRecord
 from benchmarks.faults.strike import Struck, patience_s, strike
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint
@@ -44,7 +44,7 @@ class Campaign:
     def __post_init__(self) -> None:
         self.struck: list[Struck] = []
         self.findings: list[str] = []
-        self.records: list[Start] = []
+        self.records: list[StartRecord] = []
         self.layouts: list[Layout] = []
         self.counts = Counter[str]()
         self._torn: Path | None = None  # the damaged checkpoint that no start has told of
@@ -96,7 +96,7 @@ class Campaign:
         alive = job.alive
         self._stack.close()
         job.record.update()
-        self.records.append(Start(job.record.resumed, job.record.lines))
+        self.records.append(job.record)
         self._job = None
         said = [job.said(rank) for rank in range(job.world_size)]
         if any("Traceback (most recent call last)" in text for text in said):

@@ -7,6 +7,8 @@ to a file opened for appending, which a kill cannot take back or divide:
 
     {"mark": "begun"}      the interpreter runs
     {"mark": "meeting"}    the ranks look for each other; later "resumed", "validation", "saving", "saved"
+    {"mark": "loaded", "step": 5}               rank 0 has loaded the checkpoint of this name; 0: none
+    {"mark": "copied", "step": 10, "begun": 9}  the state for this checkpoint, and the last step begun before
     {"step": 7, "epoch": 0, "objects": [ids], "attacked": [ids]}
 
 The line of a step is written before its update: when its images are there and before ranks average gradients.
@@ -30,6 +32,7 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self.begun: int | None = None  # last step that was recorded
 
     def write(self, **values: Any) -> None:
         """Append one line, by one write."""
@@ -62,6 +65,7 @@ class RecordedImages:
             images = images.clone()
             images[0] = clean[0]
         changed = (images != clean).flatten(1).any(dim=1)
+        self._record.begun = batch.step
         self._record.write(
             step=batch.step,
             epoch=int(batch.epoch),
@@ -79,7 +83,7 @@ def watch(record: Record) -> None:
     """Wrap the functions of the program whose calls are recorded."""
     from hpcphotoz.training import components, loop
     from hpcphotoz.training.distributed import group
-    from hpcphotoz.training.run import checkpoint
+    from hpcphotoz.training.run import checkpoint, recorder
 
     leave_out = int(os.environ.get(LEAVE_OUT, "-1"))
 
@@ -102,6 +106,23 @@ def watch(record: Record) -> None:
 
         return around
 
+    def telling_the_loaded(resumed: Function) -> Function:
+        def loaded(run: Path) -> Any:
+            found = resumed(run)
+            record.write(mark="loaded", step=checkpoint.step_of(found[0]) if found else 0)
+            return found
+
+        return loaded
+
+    def telling_the_copied(save: Function) -> Function:
+        def saved(self: Any, state: Any, step: int, *given: Any, **named: Any) -> Any:
+            record.write(mark="copied", step=step, begun=record.begun)
+            return save(self, state, step, *given, **named)
+
+        return saved
+
+    wrap(checkpoint, "resumed", telling_the_loaded)
+    wrap(recorder.RunRecorder, "save", telling_the_copied)
     wrap(components.TrainingComponents, "build_step", recording)
     wrap(group, "process_group", marking("meeting"))
     wrap(loop.TrainingLoop, "run", marking("resumed", step=True))

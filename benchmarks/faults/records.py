@@ -69,11 +69,22 @@ class StartRecord:
 
     @property
     def resumed(self) -> int | None:
-        """Step from which the start went on; None: it came to no step."""
+        """Step from which the start says that it goes on; None: it came to no step."""
         found = {mark["step"] for rank in self.ranks for mark in rank.marks if mark["mark"] == "resumed"}
         if len(found) > 1:
             raise ValueError(f"{self.ranks[0].path}: ranks resumed at different steps: {sorted(found)}")
         return next(iter(found), None)
+
+    @property
+    def loaded(self) -> int | None:
+        """The step in the name of the checkpoint that was loaded; 0: there was none; None: not so far."""
+        return next((mark["step"] for mark in self.ranks[0].marks if mark["mark"] == "loaded"), None)
+
+    @property
+    def copied(self) -> list[tuple[int, int | None]]:
+        """Step in the name of every checkpoint, and the last step that rank 0 had begun; None: none."""
+        marks = [mark for mark in self.ranks[0].marks if mark["mark"] == "copied"]
+        return [(mark["step"], mark["begun"]) for mark in marks]
 
     @property
     def lines(self) -> list[StepLine]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.faults.audit import Audit, Start, audit, expected
+from benchmarks.faults.audit import Audit, audit, expected, lineage
 from benchmarks.faults.job import Job
 from benchmarks.faults.plan import Layout
+from benchmarks.faults.records import StartRecord
 from benchmarks.training.galaxies import SKY, galaxies
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure, to_toml
@@ -67,11 +68,11 @@ class Training:
                 said = "\n".join(job.said(rank) for rank in range(layout.world_size))
                 raise RuntimeError(f"an undisturbed run ended with {job.statuses}:\n{said}")
             job.record.update()
-        return self.audit([Start(job.record.resumed, job.record.lines)])
+        return self.audit([job.record])
 
-    def audit(self, starts: Sequence[Start]) -> Audit:
-        """Audit the starts of a run of this training."""
-        return audit(starts, *expected(self.data, self.config))
+    def audit(self, records: Sequence[StartRecord]) -> Audit:
+        """Audit a run of this training by the records of its starts."""
+        return audit(lineage(records), *expected(self.data, self.config))
 
 
 def _write(data: Path, seed: int) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults.audit import Audit, Batch, Start, audit, expected
-from benchmarks.faults.records import StartRecord, StepLine
+from benchmarks.faults.audit import Audit, Batch, Start, audit, expected, lineage
+from benchmarks.faults.records import RankRecord, StartRecord, StepLine
 from hpcphotoz.data.order import attacked_mask
 from hpcphotoz.data.stream.stream import Stream
 from tests.helpers.training.runs import config
@@ -107,6 +107,44 @@ def test_a_step_that_no_start_repeats_after_a_kill_is_lost() -> None:
 def test_one_rank_that_did_not_take_part_is_lost() -> None:
     found = audit([Start(0, lines(0, 1, 2, 3)[1:])], TRAINING, BATCHES)
     assert wrong(found) == {"objects_lost": 2, "attacks_missing": 2, "batches_changed": 1}
+
+
+def recorded(marks: list[dict[str, Any]], steps: list[StepLine]) -> StartRecord:
+    """A start of one rank."""
+    return StartRecord([RankRecord(Path("none"), steps, marks)])
+
+
+def copied(step: int, begun: int | None) -> dict[str, Any]:
+    return {"mark": "copied", "step": step, "begun": begun}
+
+
+def loaded(step: int) -> dict[str, Any]:
+    return {"mark": "loaded", "step": step}
+
+
+def test_a_start_resumes_where_its_checkpoint_was_copied_whatever_it_says() -> None:
+    # Saved after steps 0 and 1 and killed in step 3; resumed from two updates, but goes on with step 3.
+    first = recorded([loaded(0), copied(2, 1)], lines(0, 1, 2))
+    right, skips = (recorded([loaded(2)], lines(*steps)) for steps in ((2, 3), (3,)))
+    assert audit(lineage([first, right]), TRAINING, BATCHES).clean
+    found = audit(lineage([first, skips]), TRAINING, BATCHES)
+    assert wrong(found) == {"objects_lost": 4, "attacks_missing": 2, "batches_changed": 1}
+    # A checkpoint that is named after more steps than are in it: one update is lost with each resume.
+    early = recorded([loaded(0), copied(3, 1)], lines(0, 1, 2))
+    found = audit(lineage([early, recorded([loaded(3)], lines(3))]), TRAINING, BATCHES)
+    assert found.objects_lost == 4
+    # One that is named after fewer makes a step twice.
+    late = recorded([loaded(0), copied(2, 2)], lines(0, 1, 2))
+    found = audit(lineage([late, recorded([loaded(2)], lines(2, 3))]), TRAINING, BATCHES)
+    assert wrong(found)["objects_repeated"] == 4
+
+
+def test_a_checkpoint_of_a_start_without_steps_holds_what_it_loaded() -> None:
+    first = recorded([loaded(0), copied(2, 1)], lines(0, 1, 2))
+    validates = recorded([loaded(2), copied(2, None)], [])  # an interrupted validation, saved as the best
+    starts = lineage([first, validates, recorded([], []), recorded([loaded(2)], lines(2, 3))])
+    assert [start.resumed for start in starts] == [0, 2, None, 2]
+    assert audit(starts, TRAINING, BATCHES).clean
 
 
 def test_what_is_expected_is_what_the_stream_gives(dataset: Path) -> None:
