@@ -4,7 +4,6 @@ import enum
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +124,7 @@ class TrainingLoop:
             self.step = step + 1
             flags = exchange.flags if exchange else None
             own_flags = bool(stop.reason), bool(problem or recorder.problem)
-            with components.timers(AGREEMENT) if self._role.world.size > 1 else nullcontext():
+            with components.timers(AGREEMENT):
                 verdict = agreement.after(outcome, batch, *own_flags, flags, now=self._outcome_needed_now())
             if exchange:
                 exchange.publish(self.step, verdict)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.nn import functional
@@ -24,7 +25,7 @@ from hpcphotoz.compute.precision import time_call
 from hpcphotoz.config import Config
 from hpcphotoz.training.compute import ComputeOptions
 from hpcphotoz.training.rank_batch import RankBatch
-from hpcphotoz.training.run.timers import Timers
+from hpcphotoz.training.run.timers import AGREEMENT, Timers
 
 _SKIPPED, _STEPS = 3, 5  # the first steps of a process allocate memory and choose algorithms
 
@@ -79,7 +80,10 @@ class StepProfiler:
         self._folder.mkdir(exist_ok=True)
         with atomic_write(self._folder / "trace.json") as temporary:
             self._profiler.export_chrome_trace(str(temporary))
-        shares = {name: s / self._seconds for name, s in self._timers.seconds().items()}
+        seconds = self._timers.seconds()
+        if not (dist.is_available() and dist.is_initialized()):
+            seconds.pop(AGREEMENT, None)  # one rank: there is none to agree with
+        shares = {name: s / self._seconds for name, s in seconds.items()}
         events = self._profiler.events() or []  # type: ignore[no-untyped-call]
         counted = self._counted(*operations(module, attack, batch), config)
         rate, measured = counted / self._seconds, matrix_rate(self._device, compute.training)

@@ -72,7 +72,11 @@ def test_a_profile_says_where_the_time_went(
     out = tmp_path / "run"
     train(config(), dataset, out, profile=True)
     found = json.loads((out / "profile" / "summary.json").read_text())
-    assert set(found["shares"]) == {"data", "attack", "clean and adversarial", "optimiser", "rest"}
+    of_steps = {"data", "attack", "clean and adversarial", "optimiser", "rest"}
+    assert set(found["shares"]) == of_steps | {
+        "saving",
+        "validation",
+    }  # the profile reaches over an epoch's end
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert all(share >= 0 for share in found["shares"].values())
     # Operations are counted, steps take a millisecond or more, and a network of 8 channels is not efficient.
