@@ -54,6 +54,7 @@ def test_two_local_ranks_train_from_the_snapshot(job: TrainJob) -> None:
     assert f"logs in {run / 'launch'}" in said[0]
 
 
+@pytest.mark.slow
 def test_a_failing_rank_is_reported(dataset: Path, tmp_path: Path) -> None:
     said: list[str] = []
     diverging = small(9, learning_rate=1e30, warmup_steps=0, max_skipped_steps=0)
@@ -110,10 +111,8 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on(
     assert steps_logged(run) == list(range(1, 401))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["Ctrl-C", pytest.param("closed terminal", marks=pytest.mark.slow), "hangup of the launcher alone"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Ctrl-C", "closed terminal", "hangup of the launcher alone"])
 def test_stopping_the_launcher_saves_and_stops_its_ranks(kind: str, dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     launched = started(TrainJob.of(small(20_000), dataset, run), tmp_path)

@@ -171,6 +171,7 @@ def test_a_launched_job_whose_budget_is_spent_ends_with_75(
     assert stopped_after(tmp_path / "run", 4) == {"1"}
 
 
+@pytest.mark.slow
 def test_tasks_with_a_gpu_each_ignore_contradicting_variables_of_the_shell(
     cluster: Cluster, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +191,7 @@ def test_tasks_with_a_gpu_each_ignore_contradicting_variables_of_the_shell(
     assert (start["launcher"], start["world_size"], start["device"]) == ("slurm", 4, "cpu")
 
 
+@pytest.mark.slow
 def test_a_job_with_gpus_that_torch_does_not_see_fails_and_does_not_train_on_cpus(
     cluster: Cluster, dataset: Path, tmp_path: Path
 ) -> None:

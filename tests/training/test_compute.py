@@ -85,6 +85,7 @@ def test_a_run_prints_its_precision_and_keeps_it(
         train(config(precision="fp32"), dataset, out)
 
 
+@pytest.mark.slow
 def test_all_ranks_use_one_precision_and_one_rank_prints_it(dataset: Path, tmp_path: Path) -> None:
     """Every rank measures and the slowest decides: here only one rank lacks bfloat16 units."""
     words = arguments(dataset, tmp_path / "run", tmp_path, precision="auto", max_steps=1)

@@ -71,6 +71,7 @@ def test_evaluate_measures_its_robustness(dataset: Path, tmp_path: Path) -> None
     assert "run" in json.dumps(summary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), [(VIT, "off"), (MIXER, "streams")])
 def test_without_batch_normalisation_two_ranks_give_the_same_curve(
     name: str, mode: str, dataset: Path, tmp_path: Path

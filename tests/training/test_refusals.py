@@ -82,6 +82,7 @@ def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp
     assert not any("Traceback" in error for _, _, error in results)
 
 
+@pytest.mark.slow
 def test_a_bad_row_in_the_validation_part_ends_all_with_one_line(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
     with h5py.File(folder / "shard-00000.hdf5", "r+") as file:

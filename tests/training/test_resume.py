@@ -39,7 +39,7 @@ def test_stopped_at_a_step_and_resumed_gives_the_same_bits(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("logged", [2, 7])
+@pytest.mark.parametrize("logged", [2, pytest.param(7, marks=pytest.mark.slow)])
 def test_killed_at_any_instant_and_resumed_on_another_world(
     logged: int, alone: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -54,6 +54,7 @@ def test_killed_at_any_instant_and_resumed_on_another_world(
     assert_same_curve(out, alone, SAME)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     alone: Path, dataset: Path, tmp_path: Path
 ) -> None:

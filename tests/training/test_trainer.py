@@ -27,7 +27,7 @@ def test_training_lowers_the_loss_and_attacks_the_asked_fraction(alone: Path) ->
     assert [line["epoch"] for line in lines if line.get("part") == "validation"] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_same_loss_curve_on_more_ranks(world_size: int, alone: Path, dataset: Path, tmp_path: Path) -> None:
     for status, _, error in ranks.run(world_size, arguments(dataset, tmp_path / "run", tmp_path)):
         assert status == 0 and "Warning" not in error, error

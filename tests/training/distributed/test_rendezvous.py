@@ -133,6 +133,7 @@ def test_another_version_of_the_code_is_refused_and_named() -> None:
         assert errors[0].endswith(": install the same on all hosts")
 
 
+@pytest.mark.slow
 def test_a_rank_of_another_run_is_refused_at_once() -> None:
     """Also when rank 0 does not wait for it, or waits for others."""
     port = free_port()
@@ -170,6 +171,7 @@ def test_under_torchrun_its_store_is_used(tmp_path: Path) -> None:
     assert done.stdout.count("gloo 2") == 2
 
 
+@pytest.mark.slow
 def test_restarted_ranks_do_not_read_the_keys_of_those_before() -> None:
     """torchrun's store outlives the ranks. Each host counts its own restarts; here none does."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]

@@ -129,13 +129,14 @@ def test_a_cut_link_ends_all_ranks_and_the_same_command_resumes(
     assert starts(out)[1]["step"] > 0, "from a checkpoint, not anew"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
         ("static", signal.SIGKILL),
-        pytest.param("elastic", signal.SIGKILL, marks=pytest.mark.slow),
+        ("elastic", signal.SIGKILL),
         # torchrun of its host learns of it from that of the other host, and kills it after 30 s
-        pytest.param("elastic", signal.SIGSTOP, marks=pytest.mark.slow),
+        ("elastic", signal.SIGSTOP),
     ],
 )
 def test_a_lost_rank_is_brought_back(
@@ -204,6 +205,7 @@ def join(host: Host, rank: int, size: int, timeout_s: int, **env: str) -> Proces
     return host.start([sys.executable, "-c", JOIN, str(rank), str(size), str(timeout_s), ""], **where, **env)
 
 
+@pytest.mark.slow
 def test_a_link_that_is_cut_while_ranks_meet_ends_them(hosts: list[Host]) -> None:
     """Rank 2 of three is absent. On a cut link, torch's store itself waits for a quarter of an hour."""
     running = [join(host, rank, 3, 20) for rank, host in enumerate(hosts)]
@@ -226,6 +228,7 @@ def test_a_link_that_is_cut_while_ranks_meet_ends_them(hosts: list[Host]) -> Non
     assert "rank 1 on node1: the store at MASTER_ADDR, MASTER_PORT = node0:29500 no longer" in lines[1][0]
 
 
+@pytest.mark.slow
 def test_a_wrong_interface_is_one_line_that_names_the_host(hosts: list[Host]) -> None:
     """gloo itself waits on one side for five times the timeout."""
     given = [{"GLOO_SOCKET_IFNAME": interface} for interface in (CABLE, IDLE)]

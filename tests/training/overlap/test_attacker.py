@@ -27,7 +27,12 @@ APART = {"mode": "ranks", "timeout_s": 60.0}
 
 @pytest.mark.parametrize(
     ("world_size", "attackers"),
-    [(2, 1), (3, 2), pytest.param(3, 1, marks=pytest.mark.slow), pytest.param(4, 3, marks=pytest.mark.slow)],
+    [
+        (2, 1),
+        pytest.param(3, 2, marks=pytest.mark.slow),
+        pytest.param(3, 1, marks=pytest.mark.slow),
+        pytest.param(4, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_same_loss_curve(world_size: int, attackers: int, alone: Path, dataset: Path, tmp_path: Path) -> None:
     """20 steps, uneven splits (8 attacked positions on 3 attackers), a partial batch at each epoch's end."""
@@ -63,6 +68,7 @@ def test_ranks_with_different_options_do_not_begin(name: str, dataset: Path, tmp
     assert not list(tmp_path.glob("run*"))
 
 
+@pytest.mark.slow
 def test_auto_chooses_attackers_by_measured_times(dataset: Path, tmp_path: Path) -> None:
     """The measurement is printed, and does not change the loss curve."""
     words = arguments(dataset, tmp_path / "run", tmp_path, **APART, max_steps=3)
@@ -100,6 +106,7 @@ def test_staleness_and_fewer_bits_change_the_curve_slightly_and_reproducibly(
     assert 1e-7 < max(apart) < 2e-2, "staleness changes the curve, but little"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_a_signal_to_an_attacker_stops_all_and_the_run_goes_on(
     staleness: int, alone: Path, dataset: Path, tmp_path: Path
@@ -121,7 +128,14 @@ def test_a_signal_to_an_attacker_stops_all_and_the_run_goes_on(
         assert_same_curve(out, alone, SAME)
 
 
-@pytest.mark.parametrize(("dies", "sends"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    ("dies", "sends"),
+    [
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
+        (0, signal.SIGKILL),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_dead_or_hanging_rank_ends_the_job_with_a_clear_message(
     dies: int, sends: signal.Signals, dataset: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +160,7 @@ def test_a_dead_or_hanging_rank_ends_the_job_with_a_clear_message(
         assert f"{named}has ended" in error
 
 
+@pytest.mark.slow
 def test_an_image_that_an_attacker_cannot_read_is_reported_once(dataset: Path, tmp_path: Path) -> None:
     """Also in the validation part, which only learners read while attackers wait."""
     for part in ("train", "validation"):
@@ -177,6 +192,7 @@ def test_a_stop_before_an_unreadable_validation_ends_both(dataset: Path, tmp_pat
     assert sum(error.count(f"row {row}: pixels differ") for _, _, error in results) == 1
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_both(dataset: Path, tmp_path: Path) -> None:
     words = arguments(
         dataset, tmp_path / "run", tmp_path, **APART, attackers=1, learning_rate=1e30, warmup_steps=0
@@ -186,6 +202,7 @@ def test_a_loss_that_is_not_finite_ends_both(dataset: Path, tmp_path: Path) -> N
     assert all("is not finite at step" in error for _, _, error in results)
 
 
+@pytest.mark.slow
 def test_damaged_images_are_left_out_by_both(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "d")
     with h5py.File(folder / "shard-00000.hdf5", "r+") as file:
@@ -199,6 +216,7 @@ def test_damaged_images_are_left_out_by_both(dataset: Path, tmp_path: Path) -> N
     assert sum(line["skipped"] for line in training_lines(tmp_path / "two")) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "how", "said"),
     [

@@ -17,6 +17,7 @@ def test_streams_give_the_loss_curve_of_off(alone: Path, dataset: Path, tmp_path
     assert_same_curve(tmp_path / "one", alone, SAME)
 
 
+@pytest.mark.slow
 def test_streams_average_gradients_once_over_ranks(alone: Path, dataset: Path, tmp_path: Path) -> None:
     """Also with several micro-batches."""
     words = arguments(dataset, tmp_path / "run", tmp_path, mode="streams", micro_batch=3)

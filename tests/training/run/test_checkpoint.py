@@ -120,6 +120,7 @@ def words(dataset: Path, out: Path, max_steps: int) -> list[str]:
     return [*start, *WORDS, "--run.max_steps", str(max_steps)]
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_one_line_and_the_same_command_resumes(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main(words(dataset, out, 2)) == 0

@@ -72,11 +72,12 @@ def test_a_profile_says_where_the_time_went(
     out = tmp_path / "run"
     train(config(), dataset, out, profile=True)
     found = json.loads((out / "profile" / "summary.json").read_text())
-    of_steps = {"data", "attack", "clean and adversarial", "optimiser", "rest"}
-    assert set(found["shares"]) == of_steps | {
-        "saving",
-        "validation",
-    }  # the profile reaches over an epoch's end
+    # The profile reaches over the end of an epoch.
+    of_steps, after_them = (
+        {"data", "attack", "clean and adversarial", "optimiser", "rest"},
+        {"saving", "validation"},
+    )
+    assert set(found["shares"]) == of_steps | after_them
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert all(share >= 0 for share in found["shares"].values())
     # Operations are counted, steps take a millisecond or more, and a network of 8 channels is not efficient.

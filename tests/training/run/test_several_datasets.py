@@ -130,6 +130,7 @@ def test_one_dataset_with_a_weight_trains_as_without(two: Datasets, tmp_path: Pa
     assert starts[0]["data"] == starts[1]["data"] == str(a) and "datasets" not in starts[1]
 
 
+@pytest.mark.slow
 def test_damage_in_the_second_dataset_ends_all_ranks_with_its_name(two: Datasets, tmp_path: Path) -> None:
     broken = flip_byte(two.folders[1], tmp_path / "broken", "shard-00001.hdf5", 3)
     results = ranks.run(2, words(Datasets((two.folders[0], broken), two.weights), tmp_path / "run", tmp_path))

@@ -34,7 +34,7 @@ def status(run: Path) -> tuple[int, dict[str, Any]]:
     return found.exit_status, asdict(found)
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("name", [pytest.param("SIGUSR1", marks=pytest.mark.slow), "SIGTERM"])
 def test_a_signalled_process_saves_and_leaves_with_75(name: str, dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     running = ranks.start(1, arguments(dataset, run, tmp_path, **LONG))
@@ -51,6 +51,7 @@ def test_a_signalled_process_saves_and_leaves_with_75(name: str, dataset: Path, 
     assert facts["reason"] == f"{name} received"
 
 
+@pytest.mark.slow
 def test_a_stop_file_stops_two_ranks_and_keeps_them_stopped(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_stop_file_stops_two_ranks_and_keeps_them_stopped(
     assert (facts["state"], facts["step"], facts["starts"]) == ("finished", step + 1, 2)
 
 
+@pytest.mark.slow
 def test_twice_the_signal_ends_a_rank_that_waits_for_a_hung_one(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     running = ranks.start(2, arguments(dataset, run, tmp_path, **LONG | {"checkpoint_steps": 2}))
@@ -96,6 +98,7 @@ def test_twice_the_signal_ends_a_rank_that_waits_for_a_hung_one(dataset: Path, t
     assert (told, facts["state"]) == (1, "lost")
 
 
+@pytest.mark.slow
 def test_a_spent_budget_leaves_with_75_and_under_torchrun_with_0(dataset: Path, tmp_path: Path) -> None:
     """Torchrun takes 75 for a failure: it would start the run again, or end with a traceback."""
     for own, wanted in (({}, 75), ({"TORCHELASTIC_RUN_ID": "x"}, 0)):
