@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.faults.disk import SmallDisk, damage
 from benchmarks.faults.job import Job
-from benchmarks.faults.plan import FULL_DISK, HANG, MEETING, START, Fault, Layout
+from benchmarks.faults.plan import FULL_DISK, HANG, MEETING, PAUSE, START, Fault, Layout
 from benchmarks.faults.records import StartRecord
 from benchmarks.faults.strike import Struck, patience_s, strike
 from hpcphotoz.errors import BadInput
@@ -48,6 +48,7 @@ class Campaign:
         self.layouts: list[Layout] = []
         self.counts = Counter[str]()
         self._torn: Path | None = None  # the damaged checkpoint that no start has told of
+        self._damaged = set[Path]()  # by this campaign, and not written anew since
         self._stack = ExitStack()
         self._job: Job | None = None
 
@@ -122,6 +123,8 @@ class Campaign:
         found, others = list[str](), [rank for rank in range(len(struck.statuses)) if rank != struck.rank]
         if hung:
             found.append(f"ranks {hung} hung")
+        elif fault.kind == PAUSE and not struck.goes_on:
+            found.append(f"the run did not go on, exit statuses {struck.statuses}")
         elif not struck.goes_on and set(struck.statuses) - {*_FAILED, -signal.SIGKILL}:
             found.append(f"exit statuses {struck.statuses}")
         if struck.named is False:
@@ -138,13 +141,18 @@ class Campaign:
         return self._job.said(rank)
 
     def _after(self, fault: Fault) -> None:
-        """After a start has ended: what was saved loads; the newest may be damaged."""
+        """After a start has ended: what was saved loads, every file of it; the newest may be damaged."""
         found = checkpoint.paths(self.run)
-        steps = sorted({checkpoint.step_of(path) for path in found if _loads(path)})
+        good = {path for path in found if _loads(path)}
+        self._damaged -= good
+        for path in sorted({*found} - good - self._damaged):
+            self.findings.append(f"{path.name} does not load after {fault}")
+        steps = sorted({checkpoint.step_of(path) for path in good})
         if found and not steps:
             self.findings.append(f"no checkpoint loads after {fault}")
         if fault.torn and len(steps) > 1 and self._torn is None:
             self._torn = next(path for path in found if checkpoint.step_of(path) == steps[-1])
+            self._damaged.add(self._torn)
             self.say(f"  {self._torn.name}: {damage(self._torn, self.chance)}")
             self.counts["torn"] += 1
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -13,10 +14,24 @@ import pytest
 import torch
 
 from benchmarks import chaos
+from benchmarks.faults.campaign import Campaign
 from benchmarks.faults.disk import SmallDisk, damage, small_disk
-from benchmarks.faults.plan import FULL_DISK, HANG, KILL, MEETING, NODE, PAUSE, SAVE, START, draw
+from benchmarks.faults.plan import (
+    FULL_DISK,
+    HANG,
+    KILL,
+    MEETING,
+    NODE,
+    PAUSE,
+    SAVE,
+    START,
+    STEP,
+    Fault,
+    Layout,
+    draw,
+)
 from benchmarks.faults.recorded_rank import Record, RecordedImages, wrap
-from benchmarks.faults.strike import names
+from benchmarks.faults.strike import Struck, names
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint
 from tests.helpers.paths import ROOT
@@ -122,6 +137,44 @@ def test_a_damaged_checkpoint_does_not_load(tmp_path: Path) -> None:
         damage(path, chance)
         with pytest.raises(BadInput):
             checkpoint.load(path)
+
+
+def campaign(folder: Path) -> Campaign:
+    made = Campaign(folder, folder, lambda _: [], 10.0, None, random.Random(0), say=lambda _: None)
+    made._job = SimpleNamespace(said=lambda _: "another rank died: rank 1 has ended")  # type: ignore[assignment]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "goes_on", "statuses", "finding"),
+    [
+        (PAUSE, True, [None, None], ""),
+        (PAUSE, False, [1, 1], "did not go on, exit statuses [1, 1]"),
+        (KILL, False, [1, -signal.SIGKILL], ""),
+        (KILL, False, [0, -signal.SIGKILL], "exit statuses [0, -9]"),
+        (HANG, False, [3, 1], "exit statuses [3, 1]"),
+    ],
+)
+def test_a_start_that_takes_a_fault_otherwise_is_found(
+    tmp_path: Path, kind: str, goes_on: bool, statuses: list[int | None], finding: str
+) -> None:
+    made, fault = campaign(tmp_path), Fault(kind, STEP, 3, 0.5, 0.5, Layout(2, "off"))
+    made._note(Struck(fault, 0, 1, statuses=statuses, goes_on=goes_on))
+    assert len(made.findings) == bool(finding) and all(finding in text for text in made.findings)
+
+
+def test_a_checkpoint_that_a_kill_has_torn_is_found_although_the_one_before_loads(tmp_path: Path) -> None:
+    made, fault = campaign(tmp_path), Fault(KILL, SAVE, 3, 0.5, 0.5, Layout(2, "off"), torn=True)
+    paths = [
+        checkpoint.save(tmp_path, {"step": step, "model": {"weight": torch.ones(500)}}, keep=9)
+        for step in (1, 2, 3)
+    ]
+    made._after(fault)  # damages the newest itself
+    made._after(fault)
+    assert not made.findings and made.counts["torn"] == 1
+    paths[1].write_bytes(paths[1].read_bytes()[:100])
+    made._after(fault)
+    assert [text.partition(" does not load")[0] for text in made.findings] == [paths[1].name]
 
 
 def test_a_small_disk_is_filled_and_emptied(tmp_path: Path) -> None:
