@@ -1,7 +1,7 @@
 """Passes the lines of metrics.jsonl on: to the view at the terminal, TensorBoard, and Weights & Biases."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,17 +33,21 @@ def check_sinks(config: Config) -> None:
         BadInput: with the extra that brings the package.
     """
     for name in config.run.sinks:
-        if find_spec(name) is None:
+        # Without an origin it is a folder of this name, such as wandb makes in the working directory.
+        if (found := find_spec(name)) is None or found.origin is None:
             raise BadInput(f"run.sinks {name}: not installed: pip install 'hpcphotoz[{name}]'")
 
 
-def open_sinks(config: Config, out: Path, step: int, seen: int) -> "Sinks":
+def open_sinks(
+    config: Config, out: Path, step: int, seen: int, earlier: Sequence[Mapping[str, Any]]
+) -> "Sinks":
     """The sinks of `run.sinks`; one that cannot be opened is left out with a warning.
 
     Args:
         config, out: options and folder of the run.
         step: from which the run goes on; lines after it come again.
         seen: step of the last line that the processes before have written, 0: none.
+        earlier: the lines up to `step`.
     """
     sinks = Sinks()
     for name in config.run.sinks:
@@ -55,7 +59,7 @@ def open_sinks(config: Config, out: Path, step: int, seen: int) -> "Sinks":
         else:
             from hpcphotoz.training.reporting.weights_and_biases import WeightsAndBiasesSink
 
-            sinks.open("Weights & Biases", lambda: WeightsAndBiasesSink(out, config, seen))
+            sinks.open("Weights & Biases", lambda: WeightsAndBiasesSink(out, config, seen, earlier))
     return sinks
 
 

@@ -55,8 +55,8 @@ class RunRecorder:
         self._best = math.inf  # the least `score` of a validation so far
         self._sinks = Sinks()  # where each line goes too
         if writes:
-            seen = self._keep_lines_until(step)
-            self._sinks = open_sinks(config, out, step, seen)
+            seen, earlier = self._keep_lines_until(step)
+            self._sinks = open_sinks(config, out, step, seen, earlier)
 
     @property
     def problem(self) -> str | None:
@@ -128,11 +128,16 @@ class RunRecorder:
     def _append_or_fail(self, values: dict[str, Any]) -> None:
         if self._failed or (self._lock and self._lock.problem):
             return
+        # JSON knows no NaN and no infinity: a figure that is not finite is not known.
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         try:
-            self._append(values)
+            self._append(finite)
         except OSError as error:
             self._failed = message(self._metrics, error, "the newest checkpoint")
-        self._sinks.write(values)
+        self._sinks.write(finite)
 
     def _append(self, values: dict[str, Any]) -> None:
         """Append a whole line, or nothing: others may follow once there is room."""
@@ -146,11 +151,16 @@ class RunRecorder:
                     file.truncate(end)
                 raise
 
-    def _keep_lines_until(self, step: int) -> int:
-        """Drop the lines after a step; returns the step of the last line before, 0 if there was none."""
+    def _keep_lines_until(self, step: int) -> tuple[int, list[dict[str, Any]]]:
+        """Drop the lines after a step.
+
+        Returns:
+            Step of the last line before, 0 if there was none; and the lines that were kept.
+        """
         text = self._metrics.read_text(errors="replace") if step and self._metrics.exists() else ""
         # A killed process can leave an unfinished last line, which is written again after the resume.
         lines, kept, seen = text[: text.rfind("\n") + 1].split("\n")[:-1], [], 0
+        earlier: list[dict[str, Any]] = []
         for number, line in enumerate(lines, 1):
             if "\0" in line:  # what a power failure leaves of lines that were not on the disk yet
                 _log.warning("%s: line %d is empty since a power failure: dropped", self._metrics, number)
@@ -163,9 +173,10 @@ class RunRecorder:
             seen = max(seen, at)
             if at <= step:
                 kept.append(line)
+                earlier.append(values)
                 if validation:
                     self.validations.append(values)
                     self.is_best(values)
         with explained(self._metrics):
             write_text(self._metrics, "".join(line + "\n" for line in kept))
-        return seen
+        return seen, earlier

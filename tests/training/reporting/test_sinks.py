@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from hpcphotoz.config.load import configure, load
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.reporting import sinks
 from hpcphotoz.training.reporting.scalars import scalars
-from hpcphotoz.training.reporting.sinks import Sinks
+from hpcphotoz.training.reporting.sinks import Sinks, check_sinks
 from hpcphotoz.training.reporting.weights_and_biases import WeightsAndBiasesSink
+from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.trainer import train
 from tests.helpers.training.runs import config
 
@@ -49,10 +51,32 @@ def test_a_missing_package_is_refused_before_the_run_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """JSON knows no NaN: jq, JavaScript and others would refuse the line."""
+    recorder = RunRecorder(tmp_path, 0, configure("test"), writes=True)
+    recorder.write(3, 0, part="validation", n=4, sigma_mad=math.nan, bias=-math.inf, eta=0.5)
+    recorder.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    line = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert (line["sigma_mad"], line["bias"], line["eta"], line["n"]) == (None, None, 0.5, 4)
+
+
 def test_a_line_becomes_its_numbers() -> None:
     found = scalars(line(3, part="checkpoint", folder="best", bytes=7, done=[1]))
     assert found == {"checkpoint/epoch": 0.0, "checkpoint/loss": 3.0, "checkpoint/bytes": 7.0}
     assert set(scalars(line(3))) == {"training/epoch", "training/loss"}
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_folder_of_the_name_is_no_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()  # as wandb makes one in the working directory
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for module in [each for each in sys.modules if each.split(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(BadInput, match=rf"run.sinks {name}: not installed"):
+        check_sinks(config(sinks=[name]))
 
 
 class Recording:
@@ -168,7 +192,11 @@ def test_wandb_is_offline_unless_the_environment_says_otherwise(
     assert settings["console"] == "off" and 0 < settings["finish_timeout"] <= 60 and wandb.finished == 2
 
 
-def test_wandb_gets_each_step_once_in_rising_order(wandb: Wandb, tmp_path: Path) -> None:
+def test_wandb_online_gets_each_step_once_in_rising_order(
+    wandb: Wandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+
     def sent(seen: int, *lines: dict[str, Any]) -> list[int]:
         before, sink = len(wandb.logged), WeightsAndBiasesSink(tmp_path, configure("test"), seen)
         for one in lines:
@@ -183,6 +211,23 @@ def test_wandb_gets_each_step_once_in_rising_order(wandb: Wandb, tmp_path: Path)
     # Resumed again: metrics.jsonl now ends at step 4, and wandb has step 9.
     assert sent(4, line(3), line(9), line(10)) == [10]
     assert {one["id"] for one in wandb.inits} == {wandb.inits[0]["id"]}
+
+
+def test_wandb_offline_writes_the_whole_curve_at_each_start(
+    wandb: Wandb, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a start replace those of another as they are synced."""
+    out, options = tmp_path / "run", {"sinks": ["wandb"], "log_steps": 1}
+    train(config(**options, max_steps=4), dataset, out)
+    before = len(wandb.logged)
+    train(config(**options, max_steps=6), dataset, out)
+    losses = [step for step, values in wandb.logged[before:] if "training/loss" in values]
+    assert losses == [1, 2, 3, 4, 5, 6]
+    monkeypatch.setenv("WANDB_MODE", "online")  # nothing was sent yet
+    before = len(wandb.logged)
+    train(config(**options, max_steps=7), dataset, out)
+    losses = [step for step, values in wandb.logged[before:] if "training/loss" in values]
+    assert losses == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_run_sends_its_lines(wandb: Wandb, dataset: Path, tmp_path: Path) -> None:
