@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from hpcphotoz.output import number_of
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import AgreedStep
 from hpcphotoz.training.optimisation.loss_spikes import LossSpikes
@@ -75,8 +76,9 @@ class StepMonitor:
         what = "loss" if of_loss else "gradient"
         objects = f" of {_objects(total, ids)}" if total else ""
         self.problem = f"the {what}{objects} is not finite at step {step.step}"
-        if self._in_a_row > 1:
-            self.problem += f", and {self._in_a_row - 1} steps before it were skipped for the same reason"
+        if before := self._in_a_row - 1:
+            were = f"{number_of(before, 'step')} before it {'was' if before == 1 else 'were'}"
+            self.problem += f", and {were} skipped for the same reason"
         _log.warning("step %d is skipped: the %s%s is not finite", step.step, what, objects)
         figures = {"reason": what, "objects": total, "object_ids": ids, "ranks": ranks}
         self._write(step.step, step.epoch, part="event", kind="skipped_step", **figures)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from hpcphotoz.output import number_of
+
 
 class RunProgress:
     """Follows a run: the steps taken, and the latest lines of metrics.jsonl.
@@ -84,7 +86,8 @@ class RunProgress:
         split = f" ({named})" if None not in parts.values() else ""
         rate = f"{line['images_per_s']:,.0f} images/s"
         loss = "none" if line["loss"] is None else f"{line['loss']:.4f}"
-        skipped = f", {line['skipped_steps']} steps skipped" if line.get("skipped_steps") else ""
+        n = line.get("skipped_steps")
+        skipped = f", {number_of(n, 'step')} skipped" if n else ""
         return f"loss {loss}{split}{skipped}, {rate}, data wait {100 * line['data_wait']:.1f} %"
 
     @property

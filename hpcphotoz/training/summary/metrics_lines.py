@@ -35,8 +35,12 @@ class MetricsLines:
                 line = json.loads(one)
                 kind = {"validation": found.validations, "checkpoint": found.saves, "event": found.events}
                 lines = kind[line["part"]] if "part" in line else found.training
-                lines.append({**line, "step": int(line["step"])})
-            except (ValueError, KeyError, TypeError):  # not JSON, no step, or a part of a later version
+                lines.append({**line, "step": int(line["step"]), "epoch": int(line["epoch"])})
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+            ):  # not JSON, no step or epoch, or a part of a later version
                 damaged += 1
         return cls(found.training, found.validations, found.saves, found.events, damaged)
 

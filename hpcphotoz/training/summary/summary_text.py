@@ -135,10 +135,12 @@ def _checkpoints(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _faults(faults: Mapping[str, Any]) -> list[str]:
-    found = [f"{n} {kind.replace('_', ' ')}" for kind, n in faults["events"].items()]
-    for key in ("skipped_steps", "skipped_objects", "lost_objects", "damaged_metrics_lines"):
-        if faults[key]:
-            found.append(f"{faults[key]} {key.replace('_', ' ')}")
+    counts = dict(faults["events"])
+    # A step that was skipped after the last line of training has an event alone.
+    counts["skipped_step"] = max(counts.get("skipped_step", 0), faults["skipped_steps"])
+    for key in ("skipped_object", "lost_object", "damaged_metrics_line"):
+        counts[key] = faults[f"{key}s"]
+    found = [number_of(n, kind.replace("_", " ")) for kind, n in counts.items() if n]
     if faults["lost_shards"]:
         found.append(f"lost shards {', '.join(faults['lost_shards'])}")
     found += [number_of(n, level) + " logged" for level, n in faults["logged"].items()]

@@ -10,6 +10,7 @@ TEXT = """{"step": 2, "epoch": 0, "loss": 3.0, "images_per_s": 10.0, "data_wait"
 \0\0\0\0
 {"step": 4, "epoch": 0, "loss": NaN, "images_per_s": 30.0}
 {"epoch": 0, "loss": 2.0}
+{"step": 4, "part": "validation", "sigma_mad": 0.01}
 {"step": 4, "epoch": 0, "part": "of a later version"}
 {"step": 4, "epoch": 0, "part": "validation", "sigma_mad": 0.02}
 {"step": 6, "epoch": 0, "loss": 2.0, "images_per_s": 20.0}
@@ -25,7 +26,7 @@ def test_lines_are_sorted_and_damaged_ones_counted(tmp_path: Path) -> None:
         1,
         1,
     ]
-    assert found.damaged == 3  # the last line is being written
+    assert found.damaged == 4  # the last line is being written
     assert found.curve("loss") == [(2, 3.0), (6, 2.0)] and found.curve("data_wait") == []
     assert found.validation_curve("sigma_mad") == [(4, 0.02)]
     assert of_run(found.curve("images_per_s")) == {"median": 20.0, "first": 10.0, "last": 20.0}

@@ -81,8 +81,7 @@ def test_faults_are_counted(resumed: Path, tmp_path: Path) -> None:
     ]
     text = "\n".join(summary_lines(summarise(run), MetricsLines.read(run)))
     assert (
-        "faults: 1 loss spike, 2 skipped steps, 3 skipped objects, 1 damaged metrics lines, 2 warnings"
-        in text
+        "faults: 1 loss spike, 2 skipped steps, 3 skipped objects, 1 damaged metrics line, 2 warnings" in text
     )
     assert "  warning: twice (2 times)" in text and "  step 15: loss_spike: limit 9.5" in text
 
@@ -110,9 +109,10 @@ def test_a_run_that_has_just_begun_has_a_summary(resumed: Path, tmp_path: Path) 
     skipped = (
         '{"step": 1, "epoch": 0, "loss": null, "images_per_s": 9.0, "data_wait": 0.0, "skipped_steps": 1}'
     )
-    (tmp_path / "metrics.jsonl").write_text(skipped + "\n")
+    event = '{"step": 1, "epoch": 0, "part": "event", "kind": "skipped_step"}'
+    (tmp_path / "metrics.jsonl").write_text(f"{event}\n{skipped}\n")
     text = "\n".join(summary_lines(summarise(tmp_path), MetricsLines.read(tmp_path)))
-    assert "step 1, loss -" in text and "faults: 1 skipped steps" in text
+    assert "step 1, loss -" in text and "faults: 1 skipped step\n" in text
 
 
 def test_other_folders_are_refused(tmp_path: Path, dataset: Path) -> None:
