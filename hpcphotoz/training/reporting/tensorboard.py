@@ -12,7 +12,7 @@ FOLDER = "tensorboard"  # of a run
 class TensorBoardSink:
     """Scalars `training/KEY`, `validation/KEY`, ... in RUN/tensorboard, at the step of their line.
 
-    A resumed run hides what was written after its first step, which comes again.
+    A start hides what earlier ones have written of the steps that come again, also from the first step on.
 
     Args:
         out: run folder.
@@ -24,9 +24,8 @@ class TensorBoardSink:
     def __init__(self, out: Path, step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        purge = step + 1 if step else None
         make: Any = SummaryWriter  # torch gives it no types
-        self._writer = make(str(out / FOLDER), purge_step=purge)
+        self._writer = make(str(out / FOLDER), purge_step=step + 1)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write every number of a line but its step."""

@@ -18,6 +18,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.training.reporting import sinks
 from hpcphotoz.training.reporting.scalars import scalars
 from hpcphotoz.training.reporting.sinks import Sinks, check_sinks
+from hpcphotoz.training.reporting.tensorboard import TensorBoardSink
 from hpcphotoz.training.reporting.weights_and_biases import WeightsAndBiasesSink
 from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.trainer import train
@@ -146,6 +147,18 @@ def test_tensorboard_shows_every_number_once_after_resumes(
     assert {step for _, step in wanted} >= {4, 5, 6, 7}
     for key, value in wanted.items():
         assert shown[key] == [pytest.approx(value, rel=1e-6)], key  # float32
+
+
+def test_tensorboard_hides_what_a_run_wrote_that_had_saved_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard: pip install 'hpcphotoz[tensorboard]'")
+    for steps in (4, 2):  # killed before its first checkpoint, and started again
+        sink = TensorBoardSink(tmp_path, 0)
+        for step in range(steps):
+            sink.write(line(step + 1, loss=float(steps)))
+        sink.close()
+    shown = tensorboard_scalars(tmp_path)
+    losses = {step: values for (name, step), values in shown.items() if name == "training/loss"}
+    assert losses == {1: [2.0], 2: [2.0]}
 
 
 class Wandb:
