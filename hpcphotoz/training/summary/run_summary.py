@@ -102,7 +102,7 @@ def best(lines: MetricsLines, config: Config) -> dict[str, Any] | None:
 def _recipe(starts: Sequence[dict[str, Any]]) -> str | None:
     """The recipe that the first start names after `train`; None: a file, or a call from Python."""
     words = [str(word) for word in starts[0].get("command") or ()]
-    after = words[len(words) - words[::-1].index("train") :] if "train" in words else []
+    after = words[words.index("train") + 1 :] if "train" in words else []  # a dataset may have this name too
     return after[0] if after and after[0] in configuration.recipes() else None
 
 

@@ -21,7 +21,7 @@ from tests.helpers.training.runs import config, training_lines, validations
 def resumed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two starts: ten steps, that is two epochs, and one more epoch."""
     out = tmp_path_factory.mktemp("summary") / "run"
-    command = ["hpcphotoz", "train", "adversarial", "--data", "d", "--out", "run"]
+    command = ["hpcphotoz", "train", "adversarial", "--data", "train", "--out", "run"]
     for steps in (10, 15):
         assert train(config(max_steps=steps), dataset, out, command=command) is Outcome.FINISHED
     return out
