@@ -2,11 +2,13 @@
 
 The kernel answers for a process: it completes a connection to one that is there, stopped or busy as it may
 be, and refuses one to a port whose process has ended. Nothing answers for a host that is dead or cut off.
+Nor for a port with a full backlog: a thread takes the connections off it, and a rank looks a few times only.
 """
 
 import errno
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +21,8 @@ from hpcphotoz.training.distributed.store import in_thread
 
 ENDED, UNREACHABLE = "has ended", "cannot be reached"
 _ANSWER_S = 3.0  # for the connections of one batch
-_DYING_S, _LOOK_AGAIN_S = 1.0, 0.05  # for how long a killed rank may still seem to be there
+_DYING_S, _LOOK_AGAIN_S = 1.0, 0.05  # for how long a killed rank may still seem to be there; first pause
+_BACKLOG = 4096  # connections that the kernel completes; Linux before 5.4 takes 128 unless it is set up so
 _AT_ONCE = 256  # connections of a batch; each takes a file descriptor, of which there may be 1024
 _NAMED = 8
 
@@ -42,8 +45,9 @@ class Presence:
     def __init__(self) -> None:
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
-        self._listener = socket.create_server(("", 0), family=family, backlog=4096, dualstack_ipv6=both)
+        self._listener = socket.create_server(("", 0), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
         self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._take_off, name="presence", daemon=True).start()
         self._ranks: Sequence[RankAddress] = ()
         self.store: Any = None  # of this start alone, once the ranks have met
 
@@ -111,7 +115,14 @@ class Presence:
 
     def close(self) -> None:
         """Close the port."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends the wait of the thread
         self._listener.close()
+
+    def _take_off(self) -> None:
+        with suppress(OSError):  # the port is closed
+            while True:
+                self._listener.accept()[0].close()
 
     def _missing(self) -> tuple[dict[int, str], dict[int, str]]:
         """What became of the ranks that are not there: of all, and without leavers.
@@ -120,13 +131,14 @@ class Presence:
         port still answered, so that nobody, or a leaver alone, was named. Hence further looks.
         """
         others = {rank: at for rank, at in enumerate(self._ranks) if rank != self._own}
-        end = time.monotonic() + _DYING_S
+        end, pause = time.monotonic() + _DYING_S, _LOOK_AGAIN_S
         while True:
             found = missing(others)
             kept = self._without_leavers(found)
             if kept or time.monotonic() > end:
                 return found, kept
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(pause)
+            pause *= 4
 
     def _without_leavers(self, found: Mapping[int, str]) -> dict[int, str]:
         ended = [rank for rank, what in found.items() if what is ENDED]

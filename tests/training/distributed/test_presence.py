@@ -38,6 +38,28 @@ def test_a_stopped_rank_is_there_and_a_killed_one_has_ended(other: tuple[subproc
     assert missing(ranks) == dict.fromkeys(range(3), ENDED)
 
 
+def test_a_port_answers_more_ranks_than_its_backlog_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of ranks look for a lost one at the same time, and again."""
+    monkeypatch.setattr(f"{Presence.__module__}._BACKLOG", 1)
+    presence = Presence()
+    for _ in range(10):
+        assert missing({0: RankAddress("a", "127.0.0.1", presence.port)}) == {}
+    presence.close()
+    assert missing({0: RankAddress("a", "127.0.0.1", presence.port)}) == {0: ENDED}
+
+
+def test_a_rank_looks_a_few_times_for_one_that_is_dying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is a connection to every rank, and a rank that hangs takes none off its backlog."""
+    ranks, looks = [Presence() for _ in range(2)], list[int]()
+    at = [RankAddress("a", "127.0.0.1", each.port) for each in ranks]
+    for number, presence in enumerate(ranks):
+        presence.meet(at, number, "127.0.0.1", None)
+    monkeypatch.setattr(f"{Presence.__module__}.missing", lambda others: looks.append(len(others)) or {})
+    assert ranks[0].missing_ranks() == "" and 2 <= len(looks) <= 4
+    for presence in ranks:
+        presence.close()
+
+
 def test_ranks_are_named_but_for_those_that_left_because_of_another() -> None:
     """Rank 0 asks. Rank 1 is there, 2 was killed, 3 left because of it, 4 is on a host that is cut off."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
