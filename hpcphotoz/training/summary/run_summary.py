@@ -16,7 +16,7 @@ from hpcphotoz.training.saving.criterion import score
 from hpcphotoz.training.summary.metrics_lines import MetricsLines, is_number, of_run
 
 # A line of logs/rank-N.log: time, level, module, message.
-_LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \S+ (WARNING|ERROR|CRITICAL) ([\w.]+): (.*)")
+_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \S+) (WARNING|ERROR|CRITICAL) [\w.]+: (.*)")
 _MESSAGES = 10  # of the logs, that a summary lists
 _EVENTS = 5  # that a summary lists
 _VERSIONS = ("hpcphotoz", "commit", "python", "torch", "numpy", "h5py", "triton")
@@ -164,13 +164,15 @@ def _faults(run: Path, start: dict[str, Any], lines: MetricsLines) -> dict[str, 
 
 def _logged(run: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Warnings and errors of all ranks: numbers by level, and the last different messages with theirs."""
-    counts, seen = Counter[str](), dict[tuple[str, str], int]()
+    counts, seen, newest = Counter[str](), Counter[tuple[str, str]](), dict[tuple[str, str], str]()
     for path in sorted((run / "logs").glob("rank-*.log")):
         with path.open(encoding="utf-8", errors="replace") as file:
             for text in file:
                 if found := _LOG_LINE.match(text):
-                    level, _, message = found.groups()
-                    counts[level.lower()] += 1
-                    seen[level.lower(), message] = seen.pop((level.lower(), message), 0) + 1
-    last = list(seen.items())[-_MESSAGES:]
-    return dict(counts), [{"level": level, "message": text, "n": n} for (level, text), n in last]
+                    at, level, message = found.groups()
+                    key = level.lower(), message
+                    counts[key[0]] += 1
+                    seen[key] += 1
+                    newest[key] = max(at, newest.get(key, ""))
+    last = sorted(newest, key=lambda key: newest[key])[-_MESSAGES:]
+    return dict(counts), [{"level": key[0], "message": key[1], "n": seen[key]} for key in last]

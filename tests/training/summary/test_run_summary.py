@@ -86,6 +86,17 @@ def test_faults_are_counted(resumed: Path, tmp_path: Path) -> None:
     assert "  warning: twice (2 times)" in text and "  step 15: loss_spike: limit 9.5" in text
 
 
+def test_the_last_messages_are_the_newest_of_all_ranks(resumed: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(resumed, tmp_path / "run"))
+    with (run / "logs" / "rank-0.log").open("a") as file:
+        file.write("2999-01-02 12:00:00,123 WARNING hpcphotoz.a: newest\n")
+    with (run / "logs" / "rank-1.log").open("w") as file:
+        for k in range(20):
+            file.write(f"2999-01-01 12:00:{k:02},123 WARNING hpcphotoz.a: number {k}\n")
+    found = [one["message"] for one in summarise(run)["faults"]["messages"]]
+    assert found == [*(f"number {k}" for k in range(11, 20)), "newest"]
+
+
 def test_the_best_validation_follows_the_criterion() -> None:
     lines = MetricsLines(
         validations=[
