@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.heartbeat import clock, read_heartbeat
+from hpcphotoz.heartbeat import ENDED, clock, read_heartbeat
 from hpcphotoz.locks.judgement import is_held
 from hpcphotoz.provenance import is_damaged, read_starts
 
@@ -78,6 +78,9 @@ def read_status(run: Path) -> RunStatus:
     about = end.get("reason"), end.get("time", last.get("time", "")), end.get("step")
     found = read_heartbeat(run) if state == "running" else None
     if found and found.beats:
-        silent = "; ".join(f"{beat.name} is silent since {clock(beat.time)}" for beat in found.silent())
-        about = silent or None, about[1], found.beats[0].step
+        # Rank 0 writes the file: no beat in it is older than its own.
+        first = [each for each in found.beats if each.rank == 0 and each.phase != ENDED]
+        hung = found.silent() if found.is_fresh() else first or found.silent()
+        silent = [f"{each.name} is silent since {clock(each.time)}" for each in hung]
+        about = "; ".join(silent) or None, about[1], found.beats[0].step
     return RunStatus(str(run), state, *about, len(starts), last.get("host"), last.get("slurm_job"), newest)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,25 @@ def test_the_heartbeat_tells_the_step_of_a_running_run_and_its_silent_ranks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begun(tmp_path / "run", None)
-    beats = [Beat(rank, "node0", 70 + rank, "rank", 17, "passes", 990.0, 1000.0) for rank in range(2)]
+    now = time.time()
+    beats = [Beat(rank, "node0", 70 + rank, "rank", 17, "passes", now - 10, now) for rank in range(2)]
     with lock_file(run / "logs" / "lock", "busy", "wait"):
-        write_heartbeat(run, Heartbeat(1000.0, 5.0, tuple(beats)))
+        write_heartbeat(run, Heartbeat(now, 5.0, tuple(beats)))
         assert main(["status", str(run)]) == 0
         assert " at step 17; starts: 2" in capsys.readouterr().out
-        write_heartbeat(run, Heartbeat(1000.0, 5.0, (beats[0], replace(beats[1], time=900.0))))
+        write_heartbeat(run, Heartbeat(now, 5.0, (beats[0], replace(beats[1], time=now - 100))))
         assert main(["status", str(run)]) == 0
         assert ": rank 1 on node0 (process 71) is silent since " in capsys.readouterr().out
-        write_heartbeat(run, Heartbeat(1000.0, 5.0, ()))
+        # Rank 0, which writes the file, hangs; then it has ended, and its process is about to.
+        old = [replace(beat, time=now - 100) for beat in beats]
+        for phase, says in (("passes", True), ("ended", False)):
+            write_heartbeat(run, Heartbeat(now - 100, 5.0, (replace(old[0], phase=phase), old[1])))
+            assert main(["status", str(run)]) == 0
+            text = capsys.readouterr().out
+            assert (
+                ": rank 0 on node0 (process 70) is silent since " in text
+            ) == says and "rank 1" not in text
+        write_heartbeat(run, Heartbeat(now, 5.0, ()))
         assert main(["status", str(run)]) == 0
 
 
