@@ -78,7 +78,6 @@ def test_the_heartbeat_is_there_while_a_run_goes_on_and_after_it_was_killed(
     last = read_heartbeat(out)
     assert last and len(last.beats) == 2 and last.time >= found.time
     assert not last.is_fresh(last.time + 2 * last.stale_s)
-    assert not list((out / "logs").glob("*.tmp*")) or len(steps()) == 2, "a torn file is never the heartbeat"
 
 
 @pytest.mark.slow
