@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from torch import distributed as dist
@@ -54,7 +54,12 @@ def test_a_rank_looks_a_few_times_for_one_that_is_dying(monkeypatch: pytest.Monk
     at = [RankAddress("a", "127.0.0.1", each.port) for each in ranks]
     for number, presence in enumerate(ranks):
         presence.meet(at, number, "127.0.0.1", None)
-    monkeypatch.setattr(f"{Presence.__module__}.missing", lambda others: looks.append(len(others)) or {})
+
+    def look(others: Mapping[int, RankAddress]) -> dict[int, str]:
+        looks.append(len(others))
+        return {}
+
+    monkeypatch.setattr(f"{Presence.__module__}.missing", look)
     assert ranks[0].missing_ranks() == "" and 2 <= len(looks) <= 4
     for presence in ranks:
         presence.close()
