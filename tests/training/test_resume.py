@@ -209,3 +209,16 @@ def test_a_continuation_may_change_how_but_not_what_is_computed(dataset: Path, t
     ):
         with pytest.raises(BadInput, match=said):
             train(config(**changed), dataset, out)
+
+
+def test_checkpoints_without_their_config_toml_are_continued_with_their_own_options(
+    alone: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Of a run of which only the checkpoints were copied."""
+    out = tmp_path / "run"
+    train(config(max_steps=4), dataset, out)
+    (out / "config.toml").unlink()
+    with pytest.raises(BadInput, match=r"another run.seed \(0, now 5\)"):
+        train(config(seed=5), dataset, out)
+    train(config(), dataset, out)
+    assert len(ranks.curve(out)) == len(ranks.curve(alone))

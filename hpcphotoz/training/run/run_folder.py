@@ -18,7 +18,7 @@ from hpcphotoz.locks.lock import HeldLock, lock_file
 from hpcphotoz.models.factory import NetworkSource
 from hpcphotoz.output import say
 from hpcphotoz.training.optimisation.schedules import cannot_extend
-from hpcphotoz.training.run.checkpoint import BEST, KEPT, NEWEST, paths, with_room
+from hpcphotoz.training.run.checkpoint import BEST, KEPT, NEWEST, current_config, newest, paths, with_room
 from hpcphotoz.training.run.signals import STOP_FILE
 from hpcphotoz.training.saving.failed_write import NO_ROOM, explained
 from hpcphotoz.training.saving.temporary import drop_abandoned
@@ -119,9 +119,12 @@ def precision_of(run: Path) -> str | None:
 def _saved_config(run: Path) -> Config | None:
     """Configuration of the run in a folder, with the current names of options; None: it holds no run."""
     path = run / "config.toml"
-    if not path.is_file() or not paths(run):
+    if not paths(run):
         return None
-    return configuration.load(str(path), convert=True)
+    if path.is_file():
+        return configuration.load(str(path), convert=True)
+    found = newest(run)  # of a run of which only the checkpoints were copied
+    return configuration.parse(current_config(found[1], str(found[0])), str(found[0])) if found else None
 
 
 def keep_source(run: Path, source: NetworkSource) -> str:
