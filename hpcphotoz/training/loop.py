@@ -71,6 +71,7 @@ class TrainingLoop:
         """Take steps until the end, or until the ranks agree to stop."""
         with group.failing_together(self.world):
             self._recorder = RunRecorder(self.out, self.step, self._config, self.world.is_first, self.lock)
+            self._save(finish=True)
         stop.budget.save_s = lambda: self._recorder.save_s
         self._early = EarlyStopping.resumed(self._config, self._recorder.validations, self.world)
         try:
@@ -245,11 +246,14 @@ class TrainingLoop:
         figures |= self.rank_monitor.beats.straggler_figures()
         self._recorder.write(self.step, epoch, learning_rate=rate, **figures)
 
-    def _save(self, best: bool = False) -> None:
+    def _save(self, best: bool = False, finish: bool = False) -> None:
         sums, train, step = self.metrics.sums, self.loader.train, self.step
-        epoch = (step - 1) // train.batches
+        given = (lambda: self.components.state(sums, train, step)), step, (step - 1) // train.batches
         with self.components.timers(SAVING):
-            self._recorder.save(lambda: self.components.state(sums, train, step), step, epoch, best)
+            if finish:  # what a killed process has begun
+                self._recorder.finish(*given)
+            else:
+                self._recorder.save(*given, best)
 
     def _say(self, text: str) -> None:
         if self.world.is_first:

@@ -53,6 +53,7 @@ class RunRecorder:
         self._failed: str | None = None  # why metrics cannot be written
         self._epochs: dict[int, int] = {}  # of the checkpoints that are being written
         self._best = math.inf  # the least `score` of a validation so far
+        self._best_step = 0  # of that validation, if an earlier process wrote its line
         self._sinks = Sinks()  # where each line goes too
         if writes:
             seen, earlier = self._keep_lines_until(step)
@@ -97,6 +98,17 @@ class RunRecorder:
         if self._writer is not None and not self.problem:
             self._epochs[step] = epoch
             self._writer.save(state, step, best)
+            self._write_saves()
+
+    def finish(self, state: Callable[[], State], step: int, epoch: int) -> None:
+        """Write what is missing of the save after the step from which a run goes on.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+        if self._writer is not None and step:
+            self._epochs[step] = epoch
+            self._writer.finish(state, step, best=self._best_step == step)
             self._write_saves()
 
     def show(self, steps: Iterable[int], progress: RunProgress) -> Iterator[int]:
@@ -176,7 +188,7 @@ class RunRecorder:
                 earlier.append(values)
                 if validation:
                     self.validations.append(values)
-                    self.is_best(values)
+                    self._best_step = at if self.is_best(values) else self._best_step
         with explained(self._metrics):
             write_text(self._metrics, "".join(line + "\n" for line in kept))
         return seen, earlier

@@ -117,6 +117,22 @@ def read_weights(path: Path) -> tuple[NetworkFacts, dict[str, Tensor]]:
     return facts, tensors
 
 
+def step_of_weights(path: Path) -> int | None:
+    """The step in the header of a file of `write_weights`; None: there is no such file, or it is damaged.
+
+    Raises:
+        BadInput: safetensors is not installed.
+    """
+    _safetensors()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return NetworkFacts.model_validate_json((file.metadata() or {}).get(_FORMAT, "")).step
+    except (OSError, SafetensorError, ValidationError):
+        return None
+
+
 def _safetensors() -> Any:
     try:
         import safetensors.torch

@@ -18,7 +18,7 @@ from hpcphotoz.training.run.checkpoint import BEST, KEPT, NEWEST, State, path_of
 from hpcphotoz.training.saving.failed_write import message
 from hpcphotoz.training.saving.host_copy import HostCopy
 from hpcphotoz.training.saving.temporary import drop_abandoned, owner
-from hpcphotoz.training.saving.weights_file import save_weights
+from hpcphotoz.training.saving.weights_file import save_weights, step_of_weights
 
 WEIGHTS = "weights"  # folder of a run: last.safetensors and best.safetensors
 _log = logging.getLogger(__name__)
@@ -84,6 +84,30 @@ class CheckpointWriter:
         given = self._held, BEST if best else NEWEST, asked, blocked, waited
         self._thread = threading.Thread(target=self._work, args=given, name="checkpoint")
         self._thread.start()
+
+    def finish(self, state: Callable[[], State], step: int, best: bool) -> None:
+        """Write what a process that was killed in the save after a step has left out; waits for it.
+
+        Args:
+            state, step: as `save`, of the checkpoint from which a run goes on.
+            best: whether it is the best one.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+        of_newest, of_best = (
+            step_of_weights(self._run / WEIGHTS / f"{name}.safetensors") if self._with_weights else step
+            for name in ("last", "best")
+        )
+        newest = path_of(self._run, NEWEST, step)
+        # Weights of a later step belong to a checkpoint that is damaged: they are all that is left of it.
+        if newest.exists() and (of_newest is None or of_newest < step):
+            self._write_weights(state(), "last")
+        if best and not (path_of(self._run, BEST, step).exists() and of_best == step):
+            self.save(state, step, best=True)
+            self.wait()
+        if self.problem is not None:
+            raise BadInput(self.problem)
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is on the disk."""

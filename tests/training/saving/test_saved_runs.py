@@ -3,6 +3,8 @@
 import json
 import shutil
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.network import load_network
 from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.saving.criterion import score
+from hpcphotoz.training.saving.writer import CheckpointWriter
 from hpcphotoz.training.trainer import train
 from tests.helpers.training.runs import PER_EPOCH, assert_same_curve, config, validations
 
@@ -51,6 +54,44 @@ def test_a_resumed_run_keeps_the_same_best(stop_at: int, alone: Path, dataset: P
     train(config(), dataset, out)
     assert_best(out)
     assert best_of(out) == best_of(alone)
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would, with nothing written after it."""
+
+
+@pytest.mark.parametrize("stage", ["best", "weights of the best", "weights of the newest"])
+def test_what_a_kill_cuts_off_of_a_save_is_written_by_the_next_start(
+    stage: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a run that has taken its last step, and saves no more."""
+    out, once = tmp_path / "run", config(epochs=1, checkpoint_steps=PER_EPOCH)
+    save, write = CheckpointWriter.save, CheckpointWriter._write_weights
+
+    def cut_off(self: CheckpointWriter, state: Callable[[], Any], step: int, best: bool = False) -> None:
+        if best and stage == "best":
+            self.wait()
+            raise Killed
+        save(self, state, step, best)
+        self.wait()
+
+    def without(self: CheckpointWriter, state: dict[str, Any], name: str) -> None:
+        if not stage.endswith({"best": "best", "last": "newest"}[name]):
+            write(self, state, name)
+
+    with monkeypatch.context() as patches, suppress(Killed):
+        patches.setattr(CheckpointWriter, "save", cut_off)
+        patches.setattr(CheckpointWriter, "_write_weights", without)
+        train(once, dataset, out)
+    assert checkpoint.step_of(checkpoint.paths(out)[0]) == PER_EPOCH
+    assert not {path.name for path in (out / "weights").glob("*")} >= {"best.safetensors", "last.safetensors"}
+    train(once, dataset, out)
+    assert_best(out)
+    before = {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".pt", ".safetensors")
+    }
+    train(once, dataset, out)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is written a second time"
 
 
 def test_every_save_has_a_line_of_metrics(alone: Path) -> None:
