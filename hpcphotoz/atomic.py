@@ -1,7 +1,7 @@
 """Writes files whole or not at all, and checks output paths before a computation."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,17 +27,15 @@ def atomic_write(path: Path, owner: str = "") -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is a folder or a device, not a file: choose another name")
     try:
-        prefix = f"{path.name}.{owner}." if owner else f"{path.name}."
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
+        # With the mode of any new file: to find out the umask, one would have to change it for all threads.
+        temporary = path.with_name(f"{path.name}.{f'{owner}.' if owner else ''}{secrets.token_hex(4)}.tmp")
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
     except OSError as error:
         error.filename = str(path)  # the name that the user gave
         raise
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         flush_file(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600: colleagues could not read the result
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -121,9 +119,3 @@ def _why_not_writable(folder: Path) -> str:
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         return f"the file system of {folder} is mounted read-only"
     return f"no permission to write in {folder}"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
