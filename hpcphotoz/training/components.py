@@ -26,7 +26,7 @@ from hpcphotoz.training.exact.deterministic import seed_step
 from hpcphotoz.training.exact.parallel import in_parallel
 from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.optimisation.average import WeightAverage
-from hpcphotoz.training.optimisation.freezing import freeze, training_mode
+from hpcphotoz.training.optimisation.freezing import freeze, gathered_statistics, training_mode
 from hpcphotoz.training.optimisation.optimiser import make_optimiser
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.overlap.streams import AdversarySource, NoOverlap, SerialOverlap, StreamOverlap
@@ -222,7 +222,7 @@ class TrainingComponents:
         where = changed if norms.device.type == "cuda" else None  # where the host must not wait for it
         if where is None and not changed:
             return
-        agree_on_statistics(self._statistics, role, where)
+        agree_on_statistics(self._gathered_statistics, role, where)
         if self.average:
             with self.timers("average of the weights"):
                 self.average.update(step, where)
@@ -230,6 +230,10 @@ class TrainingComponents:
     @cached_property
     def _statistics(self) -> list[Tensor]:
         return running_statistics(self.module)
+
+    @cached_property
+    def _gathered_statistics(self) -> list[Tensor]:
+        return gathered_statistics(self.module)
 
     def costs(self, batch: RankBatch) -> tuple[float, float]:
         """Seconds to attack a rank batch and seconds to train on it; weights are not updated."""

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hpcphotoz.compute.statistics import running_statistics
 from hpcphotoz.errors import BadInput, nearest
 
 _LISTED = 12  # names in a message
@@ -53,11 +54,20 @@ def training_mode(module: nn.Module) -> nn.Module:
     """
     module.train()
     for layer in module.modules():
-        if isinstance(layer, _NormBase):
-            own = list(layer.parameters())
-            if own and not any(parameter.requires_grad for parameter in own):
-                layer.eval()
+        if isinstance(layer, _NormBase) and _is_frozen(layer):
+            layer.eval()
     return module
+
+
+def gathered_statistics(module: nn.Module) -> list[Tensor]:
+    """Running statistics of the normalisation layers that gather them, the same order on all ranks."""
+    layers = [part for part in module.modules() if isinstance(part, _NormBase) and not _is_frozen(part)]
+    return [tensor for layer in layers for tensor in running_statistics(layer)]
+
+
+def _is_frozen(layer: nn.Module) -> bool:
+    own = list(layer.parameters())
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
 def frozen_text(module: nn.Module, names: Sequence[str]) -> str:

@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.training.components import TrainingComponents
+from hpcphotoz.training.distributed import group
 from hpcphotoz.training.optimisation.freezing import freeze, frozen_names, training_mode
+from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.run.network import load_network
+from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.trainer import train
+from hpcphotoz.world import World
 from tests.helpers import ranks
 from tests.helpers.networks import BatchNormNetwork, ConvNetwork
 from tests.helpers.training.runs import SAME, arguments, assert_same_curve, config
+from tests.helpers.training.steps import CPU
 from tests.helpers.user_networks import NAME
 
 
@@ -48,6 +54,22 @@ def test_statistics_of_a_frozen_normalisation_stay() -> None:
         assert network.drop.training and network.norm.training == moves
         network(torch.randn(4, 3, 8, 8), torch.zeros(4))
         assert bool(network.norm.running_mean.any()) == moves  # type: ignore[union-attr]
+
+
+def test_statistics_of_frozen_layers_stay_on_three_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of three equal numbers is another number, by rounding."""
+    given = config(name=f"{NAME}:resnet", freeze=["blocks.0"])
+    components = TrainingComponents.create(given, 16, [0.1] * 5, CPU, Timers(CPU))
+    statistics = {name: value for name, value in components.module.state_dict().items() if "running" in name}
+    with torch.no_grad():
+        for value in statistics.values():
+            value.uniform_(1, 2)
+    before = {name: value.clone() for name, value in statistics.items()}
+    monkeypatch.setattr(group, "sum_over_ranks", lambda values, *_: values.add_(values.clone(), alpha=2))
+    components.end_step(0, RankRole(World(0, 3)), torch.ones(1))
+    same = {name: torch.equal(value, before[name]) for name, value in statistics.items()}
+    assert all(kept for name, kept in same.items() if name.startswith("blocks.0"))
+    assert not all(same.values()), "the others have their mean"
 
 
 FROZEN: dict[str, object] = {"freeze": "stem conv1", "weight_decay": 0.5, "epochs": 2}
