@@ -132,7 +132,9 @@ REQUEUE = """#!/bin/sh
 #SBATCH --nodes=2 --ntasks-per-node=2 --requeue --output={folder}/out --open-mode=append
 export MASTER_ADDR=127.0.0.1 MASTER_PORT=29517 OMP_NUM_THREADS=1
 srun --kill-on-bad-exit=1 {python} -m hpcphotoz {words}
-[ $? -eq 75 ] && scontrol requeue $SLURM_JOB_ID
+status=$?
+[ $status -eq 75 ] && scontrol requeue $SLURM_JOB_ID
+exit $status
 """
 
 
@@ -155,7 +157,8 @@ def test_srun_ends_with_75_when_four_ranks_stop_and_a_batch_script_requeues(
 
     until("two starts", ended, 120)
     said = (tmp_path / "out").read_text()
-    assert cluster.job(job_id)["Restarts"] == "1", said
+    facts = cluster.job(job_id)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), said
     ends = [(start["world_size"], start["end"]["outcome"]) for start in starts(run)]
     assert ends == [(4, "stopped"), (4, "finished")]
     assert steps_logged(run) == [1, 2] and "Traceback" not in said
