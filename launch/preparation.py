@@ -9,7 +9,7 @@ from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.plan import LaunchPlan
-from hpcphotoz.training.optimisation.origin import read_origin
+from hpcphotoz.training.optimisation.origin import check_origin, read_origin
 from hpcphotoz.training.reporting.sinks import check_sinks
 from hpcphotoz.training.run import checkpoint, run_folder
 
@@ -48,6 +48,8 @@ def check_folders(job: TrainJob) -> None:
         read_origin(Path(job.start_from), config, manifest.header)
     if newest is not None:
         checkpoint.check_data(run, newest[1], data, manifest)
+        if job.start_from:
+            check_origin(run, Path(job.start_from), newest[1].get("from"))
 
 
 def with_placement(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:

@@ -210,6 +210,9 @@ class _Trainer:
             elif self._start_from:
                 origin = read_origin(self._start_from, self._config, manifest.header)
                 self.components = begin_from(self.components, origin, manifest.header)
+        if origin is not None:
+            advice = "name a checkpoint if it is in training, or copy it to all hosts"
+            group.same_on_all_ranks(f"--from {self._start_from}", origin.text, advice, self._world)
         if saved is not None:
             if changed := change_of_source(self.components.source, saved.get("source_sha256")):
                 _log.warning("model.name %s: %s", self._config.model.name, changed)

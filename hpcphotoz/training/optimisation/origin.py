@@ -31,6 +31,11 @@ class Origin:
     facts: dict[str, Any]  # for provenance and checkpoints
     warnings: tuple[str, ...]  # what differs from the new run, but is no obstacle
 
+    @property
+    def text(self) -> str:
+        """Tells its weights from others."""
+        return f"step {self.facts['step']} (SHA-256 of its weights {self.facts['weights_sha256'][:12]})"
+
 
 def read_origin(run: Path, config: Config, header: Header) -> Origin:
     """Read the network of a run, and compare it with the options and images of the run that begins with it.

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.training.distributed import group
+from hpcphotoz.training.distributed.preflight import difference
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.network import load_network, save_network
 from hpcphotoz.training.trainer import train
+from hpcphotoz.world import World
 from tests.helpers import ranks
 from tests.helpers.commands import fails
 from tests.helpers.datasets import make_stamps, write_stamps
@@ -137,3 +140,22 @@ def test_a_network_of_the_user_is_taken_without_trusting_the_file(dataset: Path,
     )
     same = {name for name in ours if torch.equal(ours[name], theirs[name])}
     assert same == {name for name in ours if not name.startswith("head")}
+
+
+def test_weights_that_change_between_the_ranks_are_noticed(
+    alone: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is still in training saves between the moments at which two ranks look."""
+    same = group.same_on_all_ranks
+
+    def other_rank(what: str, value: str, advice: str, world: World) -> None:
+        if what.startswith("--from"):
+            raise BadInput(str(difference(what, [("a", value), ("b", "step 21 (...)")], advice)))
+        same(what, value, advice, world)
+
+    monkeypatch.setattr(group, "same_on_all_ranks", other_rank)
+    said = (
+        r"--from .*alone is not the same on all ranks: rank 1 on b has step 21 .*, rank 0 on a has step 20 "
+    )
+    with pytest.raises(BadInput, match=said):
+        train(config(max_steps=1), dataset, tmp_path / "run", start_from=alone)
