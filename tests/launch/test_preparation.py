@@ -96,3 +96,10 @@ def test_a_run_of_a_settled_precision_is_launched_again_with_auto(dataset: Path,
     assert 'precision = "fp32"' in settled
     (run / "config.toml").write_text(settled)
     run_folder.check(run, small(3))
+
+
+def test_a_run_is_launched_again_with_the_same_from_only(dataset: Path, tmp_path: Path) -> None:
+    train(small(2), dataset, tmp_path / "run")
+    other = TrainJob.of(small(3), dataset, tmp_path / "run", start_from=str(tmp_path / "run"))
+    with pytest.raises(BadInput, match="was not begun --from another"):
+        slurm.dry_run(LaunchPlan(), other)
