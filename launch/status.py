@@ -4,10 +4,12 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.heartbeat import ENDED, clock, read_heartbeat
-from hpcphotoz.locks.judgement import is_held
+from hpcphotoz.locks.judgement import is_held, owner_of
+from hpcphotoz.locks.owner import LockOwner
 from hpcphotoz.provenance import is_damaged, read_starts
 
 # State of a run, and the exit status that stands for it.
@@ -69,18 +71,34 @@ def read_status(run: Path) -> RunStatus:
         raise BadInput(
             f"{run}/provenance.json: damaged: the next start keeps it aside and begins a new record"
         )
-    starts = read_starts(run)
+    starts, lock = read_starts(run), run / "logs" / "lock"
+    newest = max((path.name for path in (run / "checkpoints").glob("step-*.pt")), default=None)
+    if is_held(lock):
+        return _running(run, starts, owner_of(lock), newest)
     if not starts:
         raise BadInput(f"{run}: no training has begun in this folder: want a run folder")
     last, end = starts[-1], starts[-1].get("end") or {}
-    state = "running" if is_held(run / "logs" / "lock") else end.get("outcome", "lost")
-    newest = max((path.name for path in (run / "checkpoints").glob("step-*.pt")), default=None)
     about = end.get("reason"), end.get("time", last.get("time", "")), end.get("step")
-    found = read_heartbeat(run) if state == "running" else None
+    where = last.get("host"), last.get("slurm_job")
+    return RunStatus(str(run), end.get("outcome", "lost"), *about, len(starts), *where, newest)
+
+
+def _running(
+    run: Path, starts: list[dict[str, Any]], owner: LockOwner | None, newest: str | None
+) -> RunStatus:
+    """The state of a run whose lock is held: its record may still be that of the start before."""
+    last = starts[-1] if starts else {}
+    where, since = (last.get("host"), last.get("slurm_job")), last.get("time", "")
+    reason = step = None
+    found = read_heartbeat(run)
+    if owner:
+        where, since = (owner.host, owner.slurm_job), owner.since
+        if found and [(beat.host, beat.pid) for beat in found.beats[:1]] != [(owner.host, owner.pid)]:
+            found = None  # of the start before
     if found and found.beats:
+        step = found.beats[0].step
         # Rank 0 writes the file: no beat in it is older than its own.
         first = [each for each in found.beats if each.rank == 0 and each.phase != ENDED]
         hung = found.silent() if found.is_fresh() else first or found.silent()
-        silent = [f"{each.name} is silent since {clock(each.time)}" for each in hung]
-        about = "; ".join(silent) or None, about[1], found.beats[0].step
-    return RunStatus(str(run), state, *about, len(starts), last.get("host"), last.get("slurm_job"), newest)
+        reason = "; ".join(f"{each.name} is silent since {clock(each.time)}" for each in hung) or None
+    return RunStatus(str(run), "running", reason, since, step, len(starts), *where, newest)

@@ -172,6 +172,15 @@ def is_held(path: Path) -> bool:
         return False
 
 
+def owner_of(path: Path) -> LockOwner | None:
+    """The holder that a lock file names; None: there is no file, or it names none."""
+    try:
+        seen = look_at(path)
+    except OSError:
+        return None
+    return seen.owner if seen else None
+
+
 def _clock_ns(folder: Path) -> int | None:
     """Time of the file system of a folder, never of this host; None: the folder may not be written."""
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -74,27 +75,38 @@ def test_a_locked_run_is_running(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_the_heartbeat_tells_the_step_of_a_running_run_and_its_silent_ranks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = begun(tmp_path / "run", None)
-    now = time.time()
-    beats = [Beat(rank, "node0", 70 + rank, "rank", 17, "passes", now - 10, now) for rank in range(2)]
+    run, now = begun(tmp_path / "run", None), time.time()
+    host, pid = socket.gethostname(), os.getpid()
+    beats = [Beat(rank, host, pid + rank, "rank", 17, "passes", now - 10, now) for rank in range(2)]
+    hung = replace(beats[1], time=now - 100)
+    earlier = [replace(beat, pid=1, step=99) for beat in beats]
     with lock_file(run / "logs" / "lock", "busy", "wait"):
-        write_heartbeat(run, Heartbeat(now, 5.0, tuple(beats)))
-        assert main(["status", str(run)]) == 0
-        assert " at step 17; starts: 2" in capsys.readouterr().out
-        write_heartbeat(run, Heartbeat(now, 5.0, (beats[0], replace(beats[1], time=now - 100))))
-        assert main(["status", str(run)]) == 0
-        assert ": rank 1 on node0 (process 71) is silent since " in capsys.readouterr().out
-        # Rank 0, which writes the file, hangs; then it has ended, and its process is about to.
-        old = [replace(beat, time=now - 100) for beat in beats]
-        for phase, says in (("passes", True), ("ended", False)):
-            write_heartbeat(run, Heartbeat(now - 100, 5.0, (replace(old[0], phase=phase), old[1])))
+        for time_s, ranks, said in (
+            (now, beats, " at step 17; starts: 2"),
+            (now, [beats[0], hung], f" at step 17: rank 1 on {host} (process {pid + 1}) is silent since "),
+            # Rank 0 is stopped: nobody writes the file any more.
+            (now - 100, [replace(beats[0], time=now - 100), hung], f": rank 0 on {host} (process {pid}) is "),
+            # It has ended, and its process is about to.
+            (now - 100, [replace(beats[0], time=now - 100, phase="ended")], " at step 17; starts: 2"),
+            (now, earlier, "+0000; starts: 2"),  # of the start before, while this one prepares itself
+            (now, [], "+0000; starts: 2"),
+        ):
+            write_heartbeat(run, Heartbeat(time_s, 5.0, tuple(ranks)))
             assert main(["status", str(run)]) == 0
-            text = capsys.readouterr().out
-            assert (
-                ": rank 0 on node0 (process 70) is silent since " in text
-            ) == says and "rank 1" not in text
-        write_heartbeat(run, Heartbeat(now, 5.0, ()))
-        assert main(["status", str(run)]) == 0
+            assert said.replace("+0000", time.strftime("%z")) in capsys.readouterr().out
+
+
+def test_a_run_that_prepares_itself_is_running_and_not_what_it_was_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path / "again", ENDS["stopped"][0])
+    (tmp_path / "first" / "logs").mkdir(parents=True)
+    for name, starts in (("again", 2), ("first", 0)):
+        with lock_file(tmp_path / name / "logs" / "lock", "busy", "wait"):
+            assert main(["status", str(tmp_path / name), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["state"], facts["reason"], facts["step"]) == ("running", None, None)
+        assert (facts["starts"], facts["host"]) == (starts, socket.gethostname())
 
 
 @pytest.mark.parametrize("text", ["", "\0" * 900, '{"starts": [{"time": "20', "[]", '{"starts": [1]}'])
