@@ -9,7 +9,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.optimisation.freezing import frozen_names, frozen_text
 from hpcphotoz.training.optimisation.origin import Origin
 from hpcphotoz.training.optimisation.schedules import learning_rate, schedule_epochs
-from hpcphotoz.training.run.checkpoint import State, begun_epochs
+from hpcphotoz.training.run.checkpoint import State, begun_epochs, current_config
 
 
 def begin_from(components: TrainingComponents, origin: Origin, header: Header) -> TrainingComponents:
@@ -79,6 +79,12 @@ def start_lines(
         lines.append(
             f"extended from {begun} to {config.run.epochs} epochs: schedule {config.optimiser.schedule} goes "
             f"on over {components.laid_over} epochs, learning rate {rates[1]:.3g} (before: {rates[0]:.3g})"
+        )
+    before = current_config(state, "checkpoint")["run"].get("criterion") if state else None
+    if before not in (None, config.run.criterion):
+        lines.append(
+            f"run.criterion {config.run.criterion}, before {before}: best/ keeps the best by {before} until "
+            f"a validation betters all before it by {config.run.criterion}"
         )
     if names := frozen_names(components.module):
         lines.append(frozen_text(components.module, names))

@@ -99,11 +99,11 @@ class CheckpointWriter:
             step_of_weights(self._run / WEIGHTS / f"{name}.safetensors") if self._with_weights else step
             for name in ("last", "best")
         )
-        newest = path_of(self._run, NEWEST, step)
         # Weights of a later step belong to a checkpoint that is damaged: they are all that is left of it.
-        if newest.exists() and (of_newest is None or of_newest < step):
+        if path_of(self._run, NEWEST, step).exists() and (of_newest is None or of_newest < step):
             self._write_weights(state(), "last")
-        if best and not (path_of(self._run, BEST, step).exists() and of_best == step):
+        whole = path_of(self._run, BEST, step).exists() and of_best == step
+        if best and not whole and (of_best is None or of_best <= step):
             self.save(state, step, best=True)
             self.wait()
         if self.problem is not None:

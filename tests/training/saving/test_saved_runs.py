@@ -203,3 +203,31 @@ def test_an_exception_in_training_does_not_lose_the_checkpoint_that_is_being_wri
 def test_the_criterion(by: str, figures: dict[str, float], found: float | None) -> None:
     expected = found if found is None else pytest.approx(found)
     assert score(figures, config(criterion=by, fraction=0.25)) == expected
+
+
+def test_weights_of_a_later_step_outlive_their_damaged_checkpoint(
+    alone: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Until the run has come to that step again."""
+    out = tmp_path / "run"
+    shutil.copytree(alone, out)
+    for path in checkpoint.paths(out)[:1]:
+        path.write_bytes(path.read_bytes()[:-100])
+    (out / "best").rename(tmp_path / "best")
+    at = checkpoint.step_of(checkpoint.paths(out)[1])
+    assert 0 < at < 4 * PER_EPOCH
+    train(config(max_steps=at), dataset, out)
+    assert load_network(out / "weights/last.safetensors").step == 4 * PER_EPOCH
+    train(config(), dataset, out)
+    assert load_network(out / "weights/last.safetensors").step == 4 * PER_EPOCH
+
+
+def test_another_criterion_is_told_what_the_best_checkpoint_is(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(max_steps=1), dataset, tmp_path / "run")
+    assert "run.criterion" not in capsys.readouterr().out
+    train(config(max_steps=2, criterion="robust"), dataset, tmp_path / "run")
+    assert (
+        "run.criterion robust, before clean: best/ keeps the best by clean until" in capsys.readouterr().out
+    )
