@@ -17,7 +17,7 @@ from hpcphotoz.locks.lock import HeldLock
 from hpcphotoz.training.reporting.run_progress import RunProgress
 from hpcphotoz.training.reporting.sinks import Sinks, open_sinks
 from hpcphotoz.training.reporting.view import open_view
-from hpcphotoz.training.run.checkpoint import State
+from hpcphotoz.training.run.checkpoint import NEWEST, State
 from hpcphotoz.training.saving.criterion import score
 from hpcphotoz.training.saving.failed_write import explained, message
 from hpcphotoz.training.saving.writer import CheckpointWriter
@@ -54,6 +54,7 @@ class RunRecorder:
         self._epochs: dict[int, int] = {}  # of the checkpoints that are being written
         self._best = math.inf  # the least `score` of a validation so far
         self._best_step = 0  # of that validation, if an earlier process wrote its line
+        self._earlier_save_s = 0.0  # of the last save that an earlier process wrote a line of
         self._sinks = Sinks()  # where each line goes too
         if writes:
             seen, earlier = self._keep_lines_until(step)
@@ -67,8 +68,11 @@ class RunRecorder:
 
     @property
     def save_s(self) -> float:
-        """Seconds of the longest save so far, from its beginning until the files were on the disk."""
-        return self._writer.longest_s if self._writer else 0.0
+        """Seconds of the longest save so far, from its beginning until the files were on the disk.
+
+        Of a run that goes on, the last save of the process before counts too.
+        """
+        return max(self._writer.longest_s, self._earlier_save_s) if self._writer else 0.0
 
     def validated(self, step: int) -> bool:
         """Whether an earlier process wrote the validation after `step`."""
@@ -180,6 +184,8 @@ class RunRecorder:
             try:
                 values = json.loads(line)
                 at, validation = int(values["step"]), values.get("part") == "validation"
+                if values.get("part") == "checkpoint" and values.get("folder") == NEWEST:
+                    self._earlier_save_s = float(values["total_s"])
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise BadInput(f"{self._metrics}: line {number} is damaged: delete it, and resume") from None
             seen = max(seen, at)

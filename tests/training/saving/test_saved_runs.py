@@ -231,3 +231,12 @@ def test_another_criterion_is_told_what_the_best_checkpoint_is(
     assert (
         "run.criterion robust, before clean: best/ keeps the best by clean until" in capsys.readouterr().out
     )
+
+
+def test_a_resumed_run_knows_how_long_its_last_save_took(alone: Path, tmp_path: Path) -> None:
+    """The wall-time budget leaves room for a save before the first one of this process."""
+    out = Path(shutil.copytree(alone, tmp_path / "run"))
+    recorder = RunRecorder(out, 4 * PER_EPOCH, config(), writes=True)
+    recorder.close()
+    newest = [line for line in saves(out) if line["folder"] == "checkpoints"]
+    assert recorder.save_s == newest[-1]["total_s"] > 0
