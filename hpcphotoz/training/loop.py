@@ -103,8 +103,9 @@ class TrainingLoop:
         self.rank_monitor.beats.work.watch(components.module, components.device, self._role.world.size)
         # Attackers learn the verdict with the next weights, so it cannot come a step later.
         lags = exchange is None and reads_later(components.device)
-        skipped = run.max_skipped_steps, self.world, self._role
-        self._monitor = StepMonitor(*skipped, self.metrics, recorder.write)
+        self._monitor = StepMonitor(
+            run.max_skipped_steps, self.world, self._role, self.metrics, recorder.write
+        )
         agreement = Agreement(self._role.world, self._role.subgroup, self._monitor.take_down, lags)
         rank_batches = self.loader.rank_batches(self.step, self.last_step)
         steps: Iterator[int] = iter(range(self.step, self.last_step))
@@ -237,8 +238,7 @@ class TrainingLoop:
             if self._recorder.is_best(figures):
                 self._save(best=True)
         self.metrics.exclude_time(time.monotonic() - start)
-        ends = self._early.reason and self.step < self.last_step
-        return Verdict.ENDED_EARLY if ends else Verdict.GO_ON
+        return Verdict.ENDED_EARLY if self._early.reason and self.step < self.last_step else Verdict.GO_ON
 
     def _write_metrics(self, epoch: int) -> None:
         figures = self.metrics.summarise(self.loader, with_rank_wait=self._role.split is not None)
