@@ -103,9 +103,8 @@ class TrainingLoop:
         self.rank_monitor.beats.work.watch(components.module, components.device, self._role.world.size)
         # Attackers learn the verdict with the next weights, so it cannot come a step later.
         lags = exchange is None and reads_later(components.device)
-        self._monitor = StepMonitor(
-            run.max_skipped_steps, self.world, self._role, self.metrics, recorder.write
-        )
+        skipped = run.max_skipped_steps, self.world, self._role
+        self._monitor = StepMonitor(*skipped, self.metrics, recorder.write)
         agreement = Agreement(self._role.world, self._role.subgroup, self._monitor.take_down, lags)
         rank_batches = self.loader.rank_batches(self.step, self.last_step)
         steps: Iterator[int] = iter(range(self.step, self.last_step))

@@ -102,7 +102,8 @@ class CheckpointWriter:
         # Weights of a later step belong to a checkpoint that is damaged: they are all that is left of it.
         if path_of(self._run, NEWEST, step).exists() and (of_newest is None or of_newest < step):
             self._write_weights(state(), "last")
-        whole = path_of(self._run, BEST, step).exists() and of_best == step
+        steps = map(checkpoint.step_of, checkpoint.in_folder(self._run / BEST))
+        whole = of_best == step == min(steps, default=None)
         if best and not whole and (of_best is None or of_best <= step):
             self.save(state, step, best=True)
             self.wait()

@@ -92,6 +92,9 @@ def test_what_a_kill_cuts_off_of_a_save_is_written_by_the_next_start(
     }
     train(once, dataset, out)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is written a second time"
+    shutil.copy(checkpoint.path_of(out, "best", PER_EPOCH), checkpoint.path_of(out, "best", 1))
+    train(once, dataset, out)
+    assert_best(out)  # the best before was not removed yet
 
 
 def test_every_save_has_a_line_of_metrics(alone: Path) -> None:
