@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import distributed as dist
 
-from hpcphotoz.heartbeat import ENDED, Beat, read_heartbeat
+from hpcphotoz.heartbeat import ENDED, Beat, Heartbeat, read_heartbeat, write_heartbeat
 from hpcphotoz.training.monitoring.beats import BeatThread, LastWords
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.world import World
@@ -68,6 +68,12 @@ def test_the_file_says_what_a_rank_does_and_that_it_has_ended(run: Path) -> None
             with timers("clean"), timers(section):
                 until(lambda expected=expected: phase() == expected)  # type: ignore[misc]
         until(lambda: phase() == "passes")
+        found = read_heartbeat(run)
+        assert found
+        begun, seen = found.beats[0].since, found.time
+        until(lambda: ((later := read_heartbeat(run)) is not None) and later.time > seen + 0.02)
+        found = read_heartbeat(run)
+        assert found and found.beats[0].since == pytest.approx(begun, abs=0.005), "the phase goes on"
         assert beats.straggler_figures() == {}
     found = read_heartbeat(run)
     assert found and (found.beats[0].phase, found.beats[0].step) == (ENDED, 17)
@@ -126,6 +132,11 @@ def test_where_the_store_is_lost_the_file_tells(run: Path) -> None:
     beats = BeatThread(run, World(2, 3), Lost(), Timers(CPU), timeout_s=100)
     text = LastWords(beats).hung([])
     assert text.startswith("rank 1 on node1 (process 71) is silent since ")
+    # Rank 0, which writes the file, hangs: it is the one to name.
+    old = time.time() - 100
+    first_beat = Beat(0, "node0", 70, "rank", 17, "passes", old, old)
+    write_heartbeat(run, Heartbeat(old, 5.0, (first_beat,)))
+    assert LastWords(beats).hung([]).startswith("rank 0 on node0 (process 70) is silent since ")
 
 
 def test_nobody_knows_before_the_first_beat() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint
-from hpcphotoz.training.summary.comparison import compare, compare_weights
+from hpcphotoz.training.summary.comparison import _losses, compare, compare_weights
 from hpcphotoz.training.summary.comparison_text import comparison_lines
 from hpcphotoz.training.summary.metrics_lines import MetricsLines
 from hpcphotoz.training.trainer import train
@@ -84,3 +84,13 @@ def test_runs_without_metrics_are_refused(alone: Path, tmp_path: Path) -> None:
     (tmp_path / "provenance.json").unlink()
     with pytest.raises(BadInput, match="not a run folder"):
         compare(tmp_path, alone)
+
+
+def test_the_greatest_difference_may_be_a_smaller_loss() -> None:
+    one, other = (
+        MetricsLines([{"step": step, "loss": loss} for step, loss in enumerate(losses)])
+        for losses in ([1.0, 2.0, 3.0], [1.0, 2.5, 1.0])
+    )
+    found = _losses(one, other)
+    assert (found["max_difference"], found["at_step"], found["first_different_step"]) == (2.0, 2, 1)
+    assert _losses(other, one)["at_step"] == 2
