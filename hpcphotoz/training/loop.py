@@ -184,7 +184,8 @@ class TrainingLoop:
                 saved = f"saved and stopped after step {self.step} of {self.last_step}"
                 self._say(f"{self.out}: {reason}: {saved}")
                 return Outcome.STOPPED
-        self._say(f"{self.out}: finished at step {self.step}{self._early.because}")
+        skipped = self._monitor.last_skipped if self._monitor else ""
+        self._say(f"{self.out}: finished at step {self.step}{self._early.because}{skipped}")
         return Outcome.FINISHED
 
     def _recording_step(self, rank_batches: Iterator[RankBatch]) -> Iterator[RankBatch]:

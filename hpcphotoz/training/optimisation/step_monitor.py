@@ -46,6 +46,11 @@ class StepMonitor:
         self._in_a_row = 0
         self.problem = ""  # of the last skipped step, for the message with which the run ends
 
+    @property
+    def last_skipped(self) -> str:
+        """What to add to the message of a run that ends now; "": its last step was not skipped."""
+        return f"; warning: its last step was skipped: {self.problem}" if self._in_a_row else ""
+
     def take_down(self, step: AgreedStep) -> bool:
         """Add a step to the figures; returns whether training goes on."""
         if step.skipped:

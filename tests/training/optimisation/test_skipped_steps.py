@@ -168,6 +168,17 @@ def test_too_many_in_a_row_end_the_run(poisoned: Path, bad_id: int, tmp_path: Pa
     assert state["step"] == 2 and not state["optimiser"]["state"]
 
 
+def test_a_run_whose_last_step_was_skipped_says_so_at_its_end(
+    poisoned: Path, bad_id: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = {**SHORT, "epochs": 2, "global_batch": 75, "max_skipped_steps": 2}
+    assert train(config(**every), poisoned, tmp_path / "run") is Outcome.FINISHED
+    says = (
+        f"finished at step 2; warning: its last step was skipped: the loss of object {bad_id} is not finite"
+    )
+    assert says in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("attackers", [0, 1])
 def test_too_many_in_a_row_end_all_ranks(attackers: int, poisoned: Path, bad_id: int, tmp_path: Path) -> None:
