@@ -10,6 +10,7 @@ from hpcphotoz.errors import BadInput
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_NETWORKS = (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ESHUTDOWN)
+_FEW_INODES = 32
 _NO_STORAGE = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, *_OF_NETWORKS)
 
 
@@ -54,8 +55,9 @@ def _free(folder: Path, error: OSError) -> list[str]:
     except OSError:
         return []
     free = f"{disk.f_bavail * disk.f_frsize / 1e6:.1f} MB of the disk are free"
-    full = error.errno == errno.ENOSPC and disk.f_files and not disk.f_favail
-    return [free, "no inode is left for another file"] if full else [free]
+    # Not only none: temporary files of other threads come and go.
+    scarce = error.errno == errno.ENOSPC and disk.f_files and disk.f_favail < _FEW_INODES
+    return [free, f"inodes left for other files: {disk.f_favail}"] if scarce else [free]
 
 
 def _advice(error: OSError, of_checkpoint: bool) -> str:

@@ -106,7 +106,7 @@ def test_a_disk_with_room_for_small_files(
 
 
 @pytest.mark.parametrize(
-    ("left", "says"), [(0, "logs: the folder cannot"), (2, "no inode is left for another")]
+    ("left", "says"), [(0, "logs: the folder cannot"), (2, "inodes left for other files")]
 )
 def test_a_disk_without_inodes(
     left: int, says: str, disk: Callable[[str], Path], dataset: Path, capfd: pytest.CaptureFixture[str]
