@@ -197,6 +197,7 @@ def test_a_small_disk_is_filled_and_emptied(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(960)  # three to six minutes, by what else runs
 def test_a_run_endures_a_handful_of_faults(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.chaos", "--quick", "--json", str(tmp_path / "chaos.json")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
