@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.faults.job import free_port as free_port
 
-TIMEOUT_S = 120
+TIMEOUT_S = 200
 
 
 def start(
