@@ -145,10 +145,8 @@ def test_a_run_of_which_nothing_loads_keeps_what_it_has(dataset: Path, tmp_path:
     assert (out / "metrics.jsonl").read_bytes() == metrics and len(checkpoint.paths(out)) == 1
 
 
-def test_the_end_waits_for_the_checkpoint_that_is_being_written(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The write begins only when the run has ended its last step."""
+def save_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a write begin only when the run has ended its last step."""
     ended, save, close = threading.Event(), checkpoint.save, RunRecorder.close
 
     def late(*arguments: Any) -> Path:
@@ -161,6 +159,12 @@ def test_the_end_waits_for_the_checkpoint_that_is_being_written(
 
     monkeypatch.setattr(checkpoint, "save", late)
     monkeypatch.setattr(RunRecorder, "close", closing)
+
+
+def test_the_end_waits_for_the_checkpoint_that_is_being_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_at_the_end(monkeypatch)
     assert train(config(max_steps=2), dataset, tmp_path / "run") is Outcome.FINISHED
     found = checkpoint.newest(tmp_path / "run")
     assert found is not None and found[1]["step"] == 2
@@ -170,21 +174,10 @@ def test_the_end_waits_for_the_checkpoint_that_is_being_written(
 def test_an_exception_in_training_does_not_lose_the_checkpoint_that_is_being_written(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended, save, close = threading.Event(), checkpoint.save, RunRecorder.close
-
-    def late(*arguments: Any) -> Path:
-        assert ended.wait(60)
-        return save(*arguments)
-
-    def closing(recorder: RunRecorder) -> None:
-        ended.set()
-        close(recorder)
-
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", late)
-    monkeypatch.setattr(RunRecorder, "close", closing)
+    save_at_the_end(monkeypatch)
     monkeypatch.setattr("hpcphotoz.training.loop.validate", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config(checkpoint_steps=PER_EPOCH), dataset, tmp_path / "run")
