@@ -11,22 +11,14 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from benchmarks.bench_checkpoint import tensors_of
 from benchmarks.training.savers import savers, timed
-from hpcphotoz.config import Config
 from hpcphotoz.training.run import checkpoint
+from tests.helpers.training.runs import state_of
 
 
 @pytest.fixture
 def network() -> tuple[nn.Module, Callable[[], checkpoint.State]]:
     module = nn.Linear(30, 20)
-    facts = {
-        "manifest_sha256": "",
-        "bands": ["u"],
-        "stamp": 8,
-        "pixel_scale": 0.4,
-        "scale": [1.0],
-        "order": 2,
-    }
-    return module, lambda: {"model": module.state_dict(), "config": Config().model_dump(), "step": 0, **facts}
+    return module, lambda: state_of(module, 0)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of torch's own checkpoints

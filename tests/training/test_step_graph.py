@@ -19,33 +19,21 @@ from hpcphotoz.training.step import Step
 from hpcphotoz.training.step_graph import GraphedStep
 from hpcphotoz.world import World
 from tests.helpers.networks import ConvNetwork
-from tests.helpers.training.steps import BINS, CPU, batch, configured, stepper
+from tests.helpers.training.steps import BINS, CPU, batch, configured, record_of, stepper
 
 
 def test_a_captured_step_uses_the_current_batch_epoch_and_weights() -> None:
     """The stand-in for a CUDA graph runs on the tensors of the capture, and writes the same gradients."""
     config = configured(eps_warmup_steps=1)
     plain, captured = ConvNetwork(), ConvNetwork()
-
-    def record(call: Callable[[], Losses], device: torch.device) -> tuple[Callable[[], object], Losses]:
-        out = call()
-        kept = [p.grad for p in captured.parameters()]
-
-        def replay() -> None:
-            for old, new in zip(out, call(), strict=True):
-                old.copy_(new)
-            for gradient, parameter in zip(kept, captured.parameters(), strict=True):
-                assert gradient is not None and parameter.grad is not None
-                gradient.copy_(parameter.grad)
-
-        return replay, out
-
     usual, _ = stepper(config, plain, rate=0.5)
     optimiser = torch.optim.SGD(captured.parameters(), lr=0.5)
     how = compute_options(config.compute, CPU)
     off, goal = NoOverlap(StepAttack(captured, config, BINS, how)), TrainingObjective(config, BINS)
     inner = Step(captured, optimiser, off, goal, how)
-    graphed = GraphedStep(inner, captured, optimiser, config.adversarial.warmup_end, record=record)
+    graphed = GraphedStep(
+        inner, captured, optimiser, config.adversarial.warmup_end, record=record_of(captured)
+    )
     # Warm-up; capture of a partial batch, of a whole one; replay; another shape; replay.
     for step, n in enumerate([11, 7, 11, 11, 5, 11]):
         one = batch(n)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure, to_toml
+from hpcphotoz.training.run import checkpoint
 from tests.helpers import ranks
 
 # 75 objects, 67 or so to train on, batches of 16: the last batch of an epoch is a partial one, and 3 ranks
@@ -31,6 +33,19 @@ SAME = 1e-5
 
 
 PER_EPOCH = 5  # steps: 67 objects in batches of 16
+
+
+def state_of(module: nn.Module, step: int) -> checkpoint.State:
+    """A state that a run of some network might save after a step, without its optimiser."""
+    facts = {
+        "manifest_sha256": "",
+        "bands": ["u"],
+        "stamp": 8,
+        "pixel_scale": 0.4,
+        "scale": [1.0],
+        "order": 2,
+    }
+    return {"model": module.state_dict(), "step": step, "config": Config().model_dump(), **facts}
 
 
 def config(**options: object) -> Config:

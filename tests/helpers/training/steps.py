@@ -1,9 +1,11 @@
 """Training steps on one small rank batch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure
@@ -11,7 +13,7 @@ from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.adversaries import StepAttack
 from hpcphotoz.training.compute import compute_options
-from hpcphotoz.training.objectives import TrainingObjective
+from hpcphotoz.training.objectives import Losses, TrainingObjective
 from hpcphotoz.training.overlap.streams import AdversarySource, NoOverlap
 from hpcphotoz.training.step import Step
 
@@ -55,3 +57,38 @@ def stepper(
 
 def gradients(module: nn.Module) -> list[Tensor]:
     return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+class Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the operators whose names have one of some parts."""
+
+    def __init__(self, *parts: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parts = parts
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(part in str(func) for part in self._parts):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def record_of(module: nn.Module) -> Callable[..., tuple[Callable[[], object], Losses]]:
+    """A stand-in for the capture of a CUDA graph: like one, it keeps outputs and gradients in one place."""
+
+    def record(call: Callable[[], Losses], device: torch.device) -> tuple[Callable[[], object], Losses]:
+        out = call()
+        kept = [p.grad for p in module.parameters()]
+
+        def replay() -> None:
+            for old, new in zip(out, call(), strict=True):
+                old.copy_(new)
+            for gradient, parameter in zip(kept, module.parameters(), strict=True):
+                assert gradient is not None and parameter.grad is not None
+                gradient.copy_(parameter.grad)
+
+        return replay, out
+
+    return record

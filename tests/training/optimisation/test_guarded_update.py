@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcphotoz.compute.statistics import BufferCopy
 from hpcphotoz.training.adversaries import StepAttack
 from hpcphotoz.training.compute import compute_options
-from hpcphotoz.training.objectives import Losses, TrainingObjective
+from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.optimisation.average import WeightAverage
 from hpcphotoz.training.optimisation.guarded_update import GuardedUpdate, loss_scale
 from hpcphotoz.training.overlap.streams import NoOverlap, SerialOverlap
@@ -23,7 +22,7 @@ from hpcphotoz.training.step import Step
 from hpcphotoz.training.step_free import FreeStep
 from hpcphotoz.training.step_graph import GraphedStep
 from tests.helpers.networks import BatchNormNetwork, ConvNetwork
-from tests.helpers.training.steps import BINS, CPU, batch, configured
+from tests.helpers.training.steps import BINS, CPU, Recorded, batch, configured, record_of
 
 ROW = 4  # of the object whose images are NaN
 
@@ -128,19 +127,8 @@ def test_a_gradient_that_is_not_finite_is_left_out_though_the_loss_is_finite() -
     assert not torch.equal(module.head.weight, before["head.weight"])
 
 
-class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the operators that read a number on the host, which waits for a GPU there."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if any(name in str(func) for name in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")):
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
+# Operators that read a number on the host, which waits for a GPU there.
+READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
@@ -156,7 +144,7 @@ def test_on_a_gpu_the_host_reads_nothing_of_an_update(name: str, host_reads: boo
     for bad in (False, True):
         step.guard.begin()
         step.gradients(rank_batch(1, bad))
-        with Reads() as reads:
+        with Recorded(*READS) as reads:
             norm = step.guard.update()
             average.update(1, norm.isfinite())
         assert bool(reads.found) == host_reads
@@ -185,23 +173,7 @@ def test_a_captured_step_that_is_not_finite_leaves_no_trace() -> None:
         optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2, fused=True)
         inner = stepped(module, optimiser, clip_norm=0.5)
         assert isinstance(inner, Step)
-
-        def record(
-            call: Callable[[], Losses], device: torch.device, module: nn.Module = module
-        ) -> tuple[Callable[[], object], Losses]:
-            out = call()
-            kept = [p.grad for p in module.parameters()]
-
-            def replay() -> None:
-                for old, new in zip(out, call(), strict=True):
-                    old.copy_(new)
-                for gradient, parameter in zip(kept, module.parameters(), strict=True):
-                    assert gradient is not None and parameter.grad is not None
-                    gradient.copy_(parameter.grad)
-
-            return replay, out
-
-        graphed = GraphedStep(inner, module, optimiser, 0, record=record)
+        graphed = GraphedStep(inner, module, optimiser, 0, record=record_of(module))
         for number in range(3):
             if poisoned and number:
                 outcome = graphed(rank_batch(number, bad=True))

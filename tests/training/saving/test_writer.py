@@ -11,26 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from hpcphotoz.config import Config
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.network import load_network
 from hpcphotoz.training.saving.host_copy import HostCopy
 from hpcphotoz.training.saving.writer import CheckpointWriter
+from tests.helpers.training.runs import state_of
 
 WAIT_S = 60
-
-
-def state(module: nn.Module, step: int) -> checkpoint.State:
-    facts = {
-        "manifest_sha256": "",
-        "bands": ["u"],
-        "stamp": 8,
-        "pixel_scale": 0.4,
-        "scale": [1.0],
-        "order": 2,
-    }
-    return {"model": module.state_dict(), "step": step, "config": Config().model_dump(), **facts}
 
 
 @pytest.fixture
@@ -67,7 +55,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 ) -> None:
     writer = CheckpointWriter(tmp_path, 2, 0)
     before = module.weight.detach().clone()
-    writer.save(lambda: state(module, 1), 1)
+    writer.save(lambda: state_of(module, 1), 1)
     assert gate.reached.wait(WAIT_S) and checkpoint.newest(tmp_path) is None
     with torch.no_grad():
         module.weight.add_(1)  # the next steps
@@ -80,12 +68,12 @@ def test_a_second_save_waits_for_the_first_and_says_how_long(
     tmp_path: Path, module: nn.Linear, gate: Gate
 ) -> None:
     writer = CheckpointWriter(tmp_path, 2, 0)
-    writer.save(lambda: state(module, 1), 1)
+    writer.save(lambda: state_of(module, 1), 1)
     asked = list[int]()
 
     def second() -> checkpoint.State:
         asked.append(2)
-        return state(module, 2)
+        return state_of(module, 2)
 
     saving = threading.Thread(target=lambda: writer.save(second, 2))
     saving.start()
@@ -115,14 +103,14 @@ def test_a_failure_in_the_thread_is_a_problem_of_the_run(
     error: Exception, said: str, tmp_path: Path, module: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = CheckpointWriter(tmp_path, 2, 0)
-    writer.save(lambda: state(module, 1), 1)
+    writer.save(lambda: state_of(module, 1), 1)
     writer.wait()
 
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(checkpoint, "write_file", fail)
-    writer.save(lambda: state(module, 2), 2)
+    writer.save(lambda: state_of(module, 2), 2)
     writer.wait()
     assert writer.problem is not None and said in writer.problem and "step-00000002.pt" in writer.problem
     assert newest(tmp_path)["step"] == 1 and [each.step for each in writer.figures()] == [1]
@@ -134,8 +122,8 @@ def test_the_best_replaces_the_best_before_and_is_a_second_name_where_it_was_sav
     writer = CheckpointWriter(tmp_path, 2, 0)
     for step, saved_before in ((1, False), (2, True), (3, False)):
         if saved_before:
-            writer.save(lambda: state(module, step), step)  # noqa: B023
-        writer.save(lambda: state(module, step), step, best=True)  # noqa: B023
+            writer.save(lambda: state_of(module, step), step)  # noqa: B023
+        writer.save(lambda: state_of(module, step), step, best=True)  # noqa: B023
         writer.wait()
         (path,) = (tmp_path / "best").iterdir()
         assert path.name == f"step-{step:08d}.pt" and checkpoint.load(path)["step"] == step
@@ -153,7 +141,7 @@ def test_without_hard_links_the_best_is_a_file_of_its_own(
     monkeypatch.setattr(os, "link", refused)
     writer = CheckpointWriter(tmp_path, 2, 0)
     for best in (False, True):
-        writer.save(lambda: state(module, 1), 1, best)
+        writer.save(lambda: state_of(module, 1), 1, best)
     writer.wait()
     paths = [checkpoint.path_of(tmp_path, folder, 1) for folder in ("checkpoints", "best")]
     assert writer.problem is None and paths[0].read_bytes() == paths[1].read_bytes()
@@ -170,7 +158,7 @@ def test_a_checkpoint_every_so_many_hours_stays_for_good(
             for path in (tmp_path / "kept").glob("*.pt"):
                 earlier = path.stat().st_mtime - 3600
                 os.utime(path, (earlier, earlier))
-        writer.save(lambda: state(module, step), step)  # noqa: B023
+        writer.save(lambda: state_of(module, step), step)  # noqa: B023
         writer.wait()
     assert writer.problem is None
     assert [checkpoint.step_of(path) for path in sorted((tmp_path / "kept").glob("*"))] == kept
@@ -206,7 +194,7 @@ def test_weights_without_safetensors_are_left_out(
     monkeypatch.setattr("hpcphotoz.training.saving.writer.find_spec", lambda _: None)
     with caplog.at_level("INFO", logger="hpcphotoz"):
         writer = CheckpointWriter(tmp_path, 2, 0)
-    writer.save(lambda: state(module, 1), 1)
+    writer.save(lambda: state_of(module, 1), 1)
     writer.wait()
     assert "no weights as safetensors: pip install 'hpcphotoz[export]'" in caplog.text
     assert writer.problem is None and not (tmp_path / "weights").exists()
