@@ -47,8 +47,8 @@ class EarlyStopping:
             self._best, self._best_epoch = found, epoch
         waited = epoch - self._best_epoch
         if run.patience and waited >= run.patience and not self.reason:
-            best = f"{run.criterion} validation figure {self._best:.5f} of epoch {self._best_epoch + 1}"
-            self.reason = (
-                f"the {best} was not bettered for {waited} epochs (run.patience {run.patience}; a larger one "
-                "continues the run)"
-            )
+            why = f"no {run.criterion} validation figure was finite in {epoch + 1} epochs"
+            if math.isfinite(self._best):
+                best = f"{run.criterion} validation figure {self._best:.5f} of epoch {self._best_epoch + 1}"
+                why = f"the {best} was not bettered for {waited} epochs"
+            self.reason = f"{why} (run.patience {run.patience}; a larger one continues the run)"

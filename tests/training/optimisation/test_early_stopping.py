@@ -47,6 +47,13 @@ def test_it_ends_after_epochs_that_better_nothing(figures: list[float], ends: in
     assert ended == ends
 
 
+def test_figures_that_are_not_finite_end_it_in_plain_words() -> None:
+    stopping = EarlyStopping(configure("test", patience=2))
+    for epoch in range(3):
+        stopping.add({"epoch": epoch, "sigma_mad": None})
+    assert stopping.reason.startswith("no clean validation figure was finite in 3 epochs (run.patience 2;")
+
+
 @pytest.fixture(scope="module")
 def ended(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "ended"
