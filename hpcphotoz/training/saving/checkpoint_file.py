@@ -79,15 +79,23 @@ def load(path: Path) -> State:
     number = state.get("format") if isinstance(state, dict) else None
     if not isinstance(number, int) or number < 1:
         raise BadInput(f"{path}: not a checkpoint: it does not say its format")
+    damaged = f"{path}: damaged: its content does not have its checksum: use an earlier one"
+    # Content that has its checksum only as of this format: its number is what is damaged.
+    if number > FORMAT and _has_its_checksum({**state, "format": FORMAT}):
+        raise BadInput(damaged)
     if number > FORMAT:
         by = f"hpcphotoz {state['hpcphotoz']}" if "hpcphotoz" in state else "another version"
         raise OtherFormat(
             f"{path}: of checkpoint format {number}, written by {by}; this version "
             f"({hpcphotoz.__version__}) reads formats 1 to {FORMAT}: use the version that wrote it"
         )
-    if number > 1 and state.get("checksum") != content_checksum(_without_checksum(state)):
-        raise BadInput(f"{path}: damaged: its content does not have its checksum: use an earlier one")
+    if number > 1 and not _has_its_checksum(state):
+        raise BadInput(damaged)
     return state
+
+
+def _has_its_checksum(state: State) -> bool:
+    return state.get("checksum") == content_checksum(_without_checksum(state))
 
 
 def _without_checksum(state: State) -> State:

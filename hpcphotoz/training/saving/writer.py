@@ -60,7 +60,7 @@ class CheckpointWriter:
         self._figures: list[SaveFigures] = []
         self._with_weights = find_spec("safetensors") is not None
         if not self._with_weights:
-            _log.info("no weights as safetensors: pip install 'hpcphotoz[export]'")
+            _log.info("no weights as safetensors: pip install 'hpcphotoz[export]'%s", self._earlier_weights())
         self.problem: str | None = None
         self.longest_s = 0.0  # that a save has taken so far
 
@@ -182,6 +182,11 @@ class CheckpointWriter:
             else:
                 return
         checkpoint.write(self._run, path, state, self._keep, self._verified)
+
+    def _earlier_weights(self) -> str:
+        folder = self._run / WEIGHTS
+        names = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+        return f" ({folder}: {names} stay as an earlier start left them)" if names else ""
 
     def _write_weights(self, state: State, name: str) -> None:
         if not all(isinstance(value, Tensor) for value in state["model"].values()):

@@ -98,6 +98,13 @@ def test_another_format_is_refused_by_name_and_not_skipped(tmp_path: Path) -> No
             find(tmp_path)
 
 
+def test_a_damaged_format_number_is_no_later_format(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(3), 2)
+    torch.save({**complete(state(4)), "format": FORMAT + 4}, tmp_path / "checkpoints/step-00000004.pt")
+    found = checkpoint.latest(tmp_path)
+    assert found is not None and found.name == "step-00000003.pt"
+
+
 @pytest.mark.parametrize("content", [{"format": "two"}, {"step": 3}, [1, 2]], ids=str)
 def test_a_file_that_is_no_checkpoint_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "step-00000003.pt")

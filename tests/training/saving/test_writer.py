@@ -200,3 +200,8 @@ def test_weights_without_safetensors_are_left_out(
     assert writer.problem is None and not (tmp_path / "weights").exists()
     with pytest.raises(BadInput, match="cannot be read as safetensors"):
         load_network(tmp_path / "weights/last.safetensors")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/last.safetensors").touch()
+    with caplog.at_level("INFO", logger="hpcphotoz"):
+        CheckpointWriter(tmp_path, 2, 0)
+    assert f"({tmp_path / 'weights'}: last.safetensors stay as an earlier start left them)" in caplog.text
