@@ -14,6 +14,7 @@ MARGIN_S = 20.0  # beyond the timeout, in which a rank ends that has lost anothe
 # Seconds by which a fault strikes later than the moment it waits for, at most: those of the moment itself.
 _DELAY_S = {START: 4.0, MEETING: 0.3, SAVE: 0.01, VALIDATION: 0.1}
 _STEP_S = 0.1
+_SAVES = 8  # for as many it waits, where a checkpoint was written before the fault could strike
 
 
 @dataclass
@@ -57,9 +58,13 @@ def strike(job: Job, fault: Fault, timeout_s: float, disk: SmallDisk | None) -> 
         None: a rank ended before the moment came.
     """
     rank = fault.rank_of(job.world_size)
-    if not _moment(job, fault, rank):
-        return None
-    time.sleep(fault.delay * _DELAY_S.get(fault.when, _STEP_S))
+    for _ in range(_SAVES):
+        if not _moment(job, fault, rank):
+            return None
+        time.sleep(fault.delay * _DELAY_S.get(fault.when, _STEP_S))
+        job.record.update()
+        if fault.when != SAVE or job.record.ranks[0].saving:
+            break
     struck, others = Struck(fault, job.number, rank, step=job.record.step), list(range(job.world_size))
     others.remove(rank)
     if len(job.alive) < job.world_size:  # it ended during the delay
