@@ -1,5 +1,7 @@
 """`python -m hpcphotoz` and the console script: an error that the user can correct is one line, status 2."""
 
+import contextlib
+import os
 import signal
 import sys
 import threading
@@ -7,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpcphotoz import output
+from hpcphotoz.world import under_torchrun
 
 # Signals that stop a training: `train` ignores them once it has saved.
 _IGNORED_AT_THE_END = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP)
 _BROKEN_PIPE_STATUS = 128 + 13  # as the shell reports a program that SIGPIPE has ended
 
 
@@ -17,15 +21,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status.
 
     0: done; 1: failed; 2: bad input, or a file or disk that cannot be used; 75: a training was asked to stop,
-    and has saved; 130: interrupted (128 + n: ended by signal n); 141: the reader of the output has ended.
+    and has saved, or has not begun; 130: interrupted (128 + n: ended by signal n); 141: the reader of the
+    output has ended.
 
     Args:
         arguments: words after the program's name; those of this process by default.
     """
+    words = sys.argv[1:] if arguments is None else arguments
     interrupts = _InterruptRecorder()
+    if words[:1] == ["train"]:
+        _stop_before_training()
     try:
         output.prepare()
-        status = _run(sys.argv[1:] if arguments is None else arguments)
+        status = _run(words)
         output.flush()
         return status
     except KeyboardInterrupt:  # also during the imports, which take most of a second
@@ -65,6 +73,26 @@ class _InterruptRecorder:
         for number, handler in self._before.items():
             if handler is not None and not (of_program and signal.getsignal(number) is signal.SIG_IGN):
                 signal.signal(number, handler)
+
+
+def _stop_before_training() -> None:
+    """End with status 75 at a signal that comes during the imports or before the ranks have met.
+
+    `train` sets its own handlers after that. Ctrl-C stays an interrupt.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in _STOPS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _end_before_training)
+
+
+def _end_before_training(number: int, frame: object) -> None:
+    text = (
+        f"hpcphotoz: {signal.Signals(number).name} received while nothing was in training: the same command "
+    )
+    with contextlib.suppress(OSError):  # a terminal that has gone
+        os.write(2, f"{text}begins, or goes on\n".encode())
+    os._exit(0 if under_torchrun() else os.EX_TEMPFAIL)  # torchrun takes any status but 0 for a failure
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -122,7 +122,9 @@ def _local_status(
         return os.EX_TEMPFAIL
     if interrupted:
         name = signal.Signals(interrupted).name
-        report(f"ended by {name} without saving; the same command goes on from the newest checkpoint")
+        saved = any((launch.parent / "checkpoints").glob("step-*.pt"))
+        then = "goes on from the newest checkpoint" if saved else "begins the run: it had saved nothing yet"
+        report(f"ended by {name} without saving; the same command {then}")
         return 128 + interrupted
     report(f"the job ended without a result; see {launch}/{job_id}_0_log.out")
     return 1

@@ -198,6 +198,9 @@ def _refusal(error: Mapping[str, Any], source: str, typed: Mapping[str, str]) ->
     reason = _reason(error)
     if name in typed:
         return f"--{name} {typed[name]}: {reason}"
+    of_list = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))
+    if of_list in typed:  # an item of a list
+        return f"--{of_list} {typed[of_list]}: {error.get('input')}: {reason}; separate several by spaces"
     # Options that do not fit together: name those of the command line that the reason mentions.
     mentioned = re.findall(r"\w+", reason)
     concerned = [f"--{key} {typed[key]}" for key in typed if key.partition(".")[2] in mentioned]

@@ -36,6 +36,7 @@ from hpcphotoz.training.monitoring.lost_ranks import (
 from hpcphotoz.training.optimisation.origin import Origin, check_origin, read_origin
 from hpcphotoz.training.optimisation.schedules import implausible_options
 from hpcphotoz.training.optimisation.start import begin_from, resume, start_lines
+from hpcphotoz.training.overlap.topology import refuse_one_rank
 from hpcphotoz.training.reporting.sinks import check_sinks
 from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.training.run.metrics import MetricsAccumulator
@@ -93,6 +94,8 @@ def train(
             with group.failing_together(world):
                 if world.is_first:
                     check_sinks(config)
+                if config.overlap.mode == "ranks":
+                    refuse_one_rank(world.size)
                 run_folder.check(out, config)
                 run_folder.refuse_busy(out, world)
                 trainer = _Trainer(config, datasets, out, world, chosen, start_from)
@@ -221,6 +224,9 @@ class _Trainer:
             self._metrics.sums[: len(saved["sums"])] = saved["sums"].cpu()
             step = int(saved["step"])
             _log.info("resumed at step %d of %d from %s", step, self._last_step, found)
+            if newest is not None:
+                where = newest[0].relative_to(self._out)
+                say(f"{self._out}: resumed at step {step} of {self._last_step} from {where}")
             if tuple(saved.get("lost", ())) != census.lost:
                 _log.warning("other shards are damaged than before: the rest of this epoch is ordered anew")
         rounding = rounding_facts(self._config, self._world, self.components.device)

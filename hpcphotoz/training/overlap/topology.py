@@ -92,6 +92,15 @@ class RankSplit:
         return found
 
 
+def refuse_one_rank(size: int) -> None:
+    """Raise BadInput unless there is a rank to attack and one to learn."""
+    if size < 2:
+        raise BadInput(
+            f"overlap.mode ranks on {size} rank: want at least two, one to attack and one to learn: start it "
+            "with `torchrun --nproc-per-node 2 -m hpcphotoz train ...`, or with --overlap.mode streams"
+        )
+
+
 def attackers_for_costs(size: int, attack: float, train: float) -> int:
     """Number of attackers among `size` ranks that balances the costs of attack and training.
 
@@ -99,10 +108,7 @@ def attackers_for_costs(size: int, attack: float, train: float) -> int:
         size: number of ranks.
         attack, train: costs of a global batch, in the same unit; 2 K f / 3 : 1 by the cost law.
     """
-    if size < 2:
-        raise BadInput(
-            f"overlap.mode ranks on {size} rank: want at least two, one to attack and one to learn"
-        )
+    refuse_one_rank(size)
     return min(max(round(size * attack / (attack + train)), 1), size - 1)
 
 

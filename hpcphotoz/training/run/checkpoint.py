@@ -1,9 +1,11 @@
 """Checkpoints of a run folder: saved, searched, and removed when newer ones that load are there."""
 
 import errno
+import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from hpcphotoz.training.saving.temporary import drop_abandoned
 
 NEWEST, BEST, KEPT = "checkpoints", "best", "kept"  # folders of a run with checkpoints
 _NAME = re.compile(r"step-(\d+)\.pt")
+_SAVED = '"part": "checkpoint"'  # in a line of metrics.jsonl about a save
 _log = logging.getLogger(__name__)
 
 
@@ -168,7 +171,7 @@ def resumed(run: Path) -> tuple[Path, State] | None:
     """The checkpoint from which a run continues, and its content; None: the run has saved none yet.
 
     Raises:
-        BadInput: the run has checkpoints, and none loads; or as `newest`.
+        BadInput: none of the run's checkpoints loads, or all that it saved are gone; or as `newest`.
     """
     found = newest(run)
     if found is None and (damaged := paths(run)):
@@ -176,7 +179,26 @@ def resumed(run: Path) -> tuple[Path, State] | None:
             f"{run}: none of its {len(damaged)} checkpoints loads, the newest is {damaged[0].name}: restore "
             "one, or choose a new --out; a run does not begin anew in the place of what it has saved"
         )
+    if found is None and (step := _last_saved(run)) is not None:
+        raise BadInput(
+            f"{run}: its checkpoints are gone, the last of step {step}: restore one in {NEWEST}, or choose a "
+            "new --out; a run does not begin anew in the place of its record"
+        )
     return found
+
+
+def _last_saved(run: Path) -> int | None:
+    """The step of the last checkpoint that metrics.jsonl tells of; None: it tells of none."""
+    try:
+        text = (run / "metrics.jsonl").read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+    steps = []
+    for line in text.splitlines():
+        if _SAVED in line:
+            with suppress(ValueError):  # cut off by a kill
+                steps.append(int(json.loads(line)["step"]))
+    return max(steps, default=None)
 
 
 def begun_epochs(state: State) -> int:

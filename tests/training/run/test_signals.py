@@ -96,6 +96,45 @@ def test_a_signal_that_comes_again_ends_a_process_that_waits_for_a_hung_rank(nam
             process.kill()
 
 
+EARLY = """
+import sys
+from hpcphotoz import __main__
+def waits(words):
+    print("waits", flush=True)
+    sys.stdin.read()
+__main__._run = waits
+__main__.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+@pytest.mark.parametrize(("command", "torchrun"), [("train", False), ("train", True), ("predict", False)])
+def test_a_signal_before_training_began_ends_it_as_one_that_goes_on(
+    name: str, command: str, torchrun: bool
+) -> None:
+    """A batch script requeues a job that was preempted during its imports, and no other command."""
+    number = signal.Signals[name]
+    env = {**os.environ, **({"TORCHELASTIC_RUN_ID": "1"} if torchrun else {})}
+    with subprocess.Popen(
+        [sys.executable, "-c", EARLY, command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=env,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "waits\n"
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[1]
+    if command == "train":
+        assert process.returncode == (0 if torchrun else os.EX_TEMPFAIL)
+        assert said.startswith(f"hpcphotoz: {name} received while nothing was in training: the same command ")
+        assert said.count("\n") == 1
+    else:
+        assert process.returncode == -number and said == ""
+
+
 def test_in_a_notebook_a_second_interrupt_ends_the_call_and_not_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

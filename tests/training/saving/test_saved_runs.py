@@ -145,6 +145,30 @@ def test_a_run_of_which_nothing_loads_keeps_what_it_has(dataset: Path, tmp_path:
     assert (out / "metrics.jsonl").read_bytes() == metrics and len(checkpoint.paths(out)) == 1
 
 
+def test_a_run_whose_checkpoints_are_gone_keeps_its_record(dataset: Path, tmp_path: Path) -> None:
+    """Scratch file systems remove old large files first."""
+    out = tmp_path / "run"
+    train(config(max_steps=3), dataset, out)
+    metrics = (out / "metrics.jsonl").read_bytes()
+    for path in checkpoint.paths(out):
+        path.unlink()
+    with pytest.raises(
+        BadInput, match="its checkpoints are gone, the last of step 3: restore one in checkpoints"
+    ):
+        train(config(), dataset, out)
+    assert (out / "metrics.jsonl").read_bytes() == metrics and not checkpoint.paths(out)
+
+
+def test_a_resume_says_where_it_goes_on(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    train(config(max_steps=3), dataset, out)
+    assert "resumed" not in capsys.readouterr().out
+    train(config(max_steps=4), dataset, out)
+    assert f"{out}: resumed at step 3 of 4 from checkpoints/step-00000003.pt" in capsys.readouterr().out
+
+
 def save_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a write begin only when the run has ended its last step."""
     ended, save, close = threading.Event(), checkpoint.save, RunRecorder.close
