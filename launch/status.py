@@ -51,7 +51,8 @@ class RunStatus:
             "failed": f"failed, {self.time}{why}",
             "lost": f"began {self.time}{where}, ended without a record: killed, or signalled twice",
         }[self.state]
-        newest = f"; newest checkpoint {self.checkpoint}" if self.state in ("failed", "lost") else ""
+        found = f"newest checkpoint {self.checkpoint}" if self.checkpoint else "no checkpoint"
+        newest = f"; {found}" if self.state in ("failed", "lost") else ""
         return f"{self.run}: {told}{newest}; starts: {self.starts}"
 
     @property

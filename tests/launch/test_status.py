@@ -26,7 +26,7 @@ ENDS: dict[str, tuple[dict[str, Any] | None, int, str]] = {
         75,
         ": SIGTERM received; saved: the same command goes on",
     ),
-    "failed": ({"outcome": "failed", "reason": "Diverged: not finite"}, 1, ": Diverged: not finite; newest"),
+    "failed": ({"outcome": "failed", "reason": "not finite"}, 1, ": not finite; newest"),
     "lost": (
         None,
         1,
@@ -59,6 +59,16 @@ def test_the_last_start_decides(state: str, tmp_path: Path, capsys: pytest.Captu
     assert main(["status", str(run), "--json"]) == status
     facts = json.loads(capsys.readouterr().out)
     assert (facts["state"], facts["exit_status"], facts["starts"]) == (state, status, 2)
+
+
+def test_a_failed_run_without_a_checkpoint_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begun(tmp_path / "run", ENDS["failed"][0])
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    assert main(["status", str(run)]) == 1
+    assert capsys.readouterr().out.endswith(": not finite; no checkpoint; starts: 2\n")
 
 
 def test_a_locked_run_is_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

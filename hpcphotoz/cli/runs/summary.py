@@ -30,7 +30,7 @@ def inspect_run(options: argparse.Namespace) -> int:
         curve = {key: [line.get(key) for line in lines.training] for key in ("step", "loss")}
         print_json({**facts, "state": {**asdict(status), "exit_status": status.exit_status}, "curve": curve})
         return 0
-    print_lines([status.text, *summary_lines(facts, lines)])
+    print_lines([status.text, *summary_lines(facts, lines, status.reason)])
     return 0
 
 

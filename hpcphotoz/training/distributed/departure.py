@@ -35,7 +35,20 @@ def recording_failure(run: Path, world: World) -> Iterator[None]:
         yield
     except BaseException as error:
         if world.is_first:
-            other = isinstance(error, SystemExit)  # another rank reports the reason
-            reason = "another rank failed" if other else f"{type(error).__name__}: {first_line(error)}"
-            record_end(run, "failed", reason)
+            record_end(run, "failed", _reason(error).removeprefix(f"{run}: "))
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """Why a run failed, in words; the class of an error is named only where its message may say nothing."""
+    if isinstance(error, SystemExit):  # another rank reports the reason
+        return "another rank failed"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    text = first_line(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory {text}".rstrip()
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else text
+    own = type(error).__module__.partition(".")[0] == "hpcphotoz"
+    return text if own and text else f"unexpected {type(error).__name__}: {text}"

@@ -5,12 +5,14 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hpcphotoz.output import number_of
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import AgreedStep
 from hpcphotoz.training.optimisation.loss_spikes import LossSpikes
 from hpcphotoz.training.overlap.roles import RankRole
+from hpcphotoz.training.reporting.events import event_text, not_finite
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.world import World
 
@@ -61,11 +63,7 @@ class StepMonitor:
         loss = (clean + attacked) / max(n_clean + n_attacked, 1)
         if passed := self._spikes.limit_passed(loss):
             middle, limit = passed
-            _log.warning(
-                "step %d: the loss is %.4g: the median of the steps before is %.4g", step.step, loss, middle
-            )
-            figures = {"step_loss": loss, "median_loss": middle, "limit": limit}
-            self._write(step.step, step.epoch, part="event", kind="loss_spike", **figures)
+            self._report(step, kind="loss_spike", step_loss=loss, median_loss=middle, limit=limit)
         return True
 
     def _skipped(self, step: AgreedStep) -> bool:
@@ -78,16 +76,23 @@ class StepMonitor:
         ids = [number for _, _, some in found for number in some][:_LISTED]
         total, ranks = sum(n for _, n, _ in found), [rank for rank, _, _ in found]
         of_loss = bool(total) or not math.isfinite(step.sums[:4].sum())
-        what = "loss" if of_loss else "gradient"
-        objects = f" of {_objects(total, ids)}" if total else ""
-        self.problem = f"the {what}{objects} is not finite at step {step.step}"
+        figures = {
+            "reason": "loss" if of_loss else "gradient",
+            "objects": total,
+            "object_ids": ids,
+            "ranks": ranks,
+        }
+        self.problem = f"{not_finite(figures)} at step {step.step}"
         if before := self._in_a_row - 1:
             were = f"{number_of(before, 'step')} before it {'was' if before == 1 else 'were'}"
             self.problem += f", and {were} skipped for the same reason"
-        _log.warning("step %d is skipped: the %s%s is not finite", step.step, what, objects)
-        figures = {"reason": what, "objects": total, "object_ids": ids, "ranks": ranks}
-        self._write(step.step, step.epoch, part="event", kind="skipped_step", **figures)
+        self._report(step, kind="skipped_step", **figures)
         return self._in_a_row <= self._max_skipped
+
+    def _report(self, step: AgreedStep, **event: Any) -> None:
+        """Log an event, and write it to the metrics."""
+        _log.warning(event_text({"step": step.step, **event}))
+        self._write(step.step, step.epoch, part="event", **event)
 
 
 def diverged(out: Path, step: int, problem: str) -> Diverged:
@@ -104,8 +109,3 @@ def diverged(out: Path, step: int, problem: str) -> Diverged:
         "`hpcphotoz inspect --verify` (run.max_skipped_steps says how many steps in a row may be skipped); "
         "then start from an earlier checkpoint or anew"
     )
-
-
-def _objects(n: int, ids: list[int]) -> str:
-    more = f" and {n - len(ids)} more" if n > len(ids) else ""
-    return f"object{'s' if n > 1 else ''} {', '.join(map(str, ids))}{more}"

@@ -11,6 +11,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
 from hpcphotoz.provenance import datasets_of, read_starts
+from hpcphotoz.training.reporting.events import event_text
 from hpcphotoz.training.run.checkpoint import BEST, KEPT, NEWEST, in_folder, step_of
 from hpcphotoz.training.saving.criterion import score
 from hpcphotoz.training.summary.metrics_lines import MetricsLines, is_number, of_run
@@ -143,12 +144,12 @@ def _stragglers(lines: MetricsLines) -> dict[str, Any] | None:
 
 
 def _faults(run: Path, start: dict[str, Any], lines: MetricsLines) -> dict[str, Any]:
-    """What went wrong and was met: events, objects left out, steps skipped, warnings of the logs."""
+    """What went wrong and was met: events, objects left out, steps skipped, other warnings of the logs."""
 
     def total(key: str) -> int:
         return int(sum(line[key] for line in lines.training if is_number(line.get(key))))
 
-    counts, messages = _logged(run)
+    counts, messages = _logged(run, {event_text(event) for event in lines.events})
     return {
         "events": dict(Counter(str(line.get("kind", "unknown")) for line in lines.events)),
         "last_events": lines.events[-_EVENTS:],
@@ -158,21 +159,25 @@ def _faults(run: Path, start: dict[str, Any], lines: MetricsLines) -> dict[str, 
         "lost_shards": start.get("lost_shards", []),
         "damaged_metrics_lines": lines.damaged,
         "logged": counts,
-        "messages": messages,
+        "messages": messages[-_MESSAGES:],
+        "earlier_messages": len(messages[:-_MESSAGES]),
     }
 
 
-def _logged(run: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Warnings and errors of all ranks: numbers by level, and the last different messages with theirs."""
+def _logged(run: Path, events: set[str]) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Warnings and errors of all ranks, without those about events: numbers by level, different messages.
+
+    The newest message is the last one; each has the number of times that it was logged.
+    """
     counts, seen, newest = Counter[str](), Counter[tuple[str, str]](), dict[tuple[str, str], str]()
     for path in sorted((run / "logs").glob("rank-*.log")):
         with path.open(encoding="utf-8", errors="replace") as file:
             for text in file:
-                if found := _LOG_LINE.match(text):
+                if (found := _LOG_LINE.match(text)) and found[3] not in events:
                     at, level, message = found.groups()
                     key = level.lower(), message
                     counts[key[0]] += 1
                     seen[key] += 1
                     newest[key] = max(at, newest.get(key, ""))
-    last = sorted(newest, key=lambda key: newest[key])[-_MESSAGES:]
+    last = sorted(newest, key=lambda key: newest[key])
     return dict(counts), [{"level": key[0], "message": key[1], "n": seen[key]} for key in last]

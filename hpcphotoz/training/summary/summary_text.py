@@ -4,20 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hpcphotoz.output import number_of
+from hpcphotoz.training.reporting.events import event_text
 from hpcphotoz.training.summary.metrics_lines import MetricsLines, is_number
 from hpcphotoz.training.summary.text_plot import text_plot
 
 _ROWS = 8  # of a table, the last ones
+_SHORT = 40  # characters of a reason that is said each time
 _COLUMNS = ("epoch", "step", "n", "bias", "sigma_mad", "eta")
 _ATTACKED = tuple(f"{name}_adversarial" for name in ("n", "bias", "sigma_mad", "eta"))
 
 
-def summary_lines(facts: Mapping[str, Any], lines: MetricsLines) -> list[str]:
+def summary_lines(facts: Mapping[str, Any], lines: MetricsLines, told: str | None = None) -> list[str]:
     """Lines for a terminal.
 
     Args:
         facts: of `summarise`.
         lines: the metrics of the run.
+        told: why the run ended, if lines above say it: it is not said again.
     """
     return [
         *_options(facts),
@@ -26,7 +29,7 @@ def summary_lines(facts: Mapping[str, Any], lines: MetricsLines) -> list[str]:
         *text_plot("loss (*) against the step", {"*": lines.curve("loss")}),
         *_validation_plot(lines),
         *_validations(facts),
-        *_starts(facts["starts"]),
+        *_starts(facts["starts"], told),
         *_checkpoints(facts),
         *_faults(facts["faults"]),
     ]
@@ -109,7 +112,8 @@ def _validations(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _starts(starts: Sequence[Mapping[str, Any]]) -> list[str]:
+def _starts(starts: Sequence[Mapping[str, Any]], told: str | None) -> list[str]:
+    said = {told}
     shown = starts[-_ROWS:]
     more = "" if len(shown) == len(starts) else f", the last {len(shown)}"
     lines = ["", f"starts: {len(starts)}{more}"]
@@ -118,7 +122,10 @@ def _starts(starts: Sequence[Mapping[str, Any]]) -> list[str]:
         job = f", Slurm job {start['slurm_job']}" if start["slurm_job"] else ""
         where = f"{number_of(start['world_size'] or 1, 'rank')} on {start['host']}{job}"
         step = f" at step {end['step']}" if end.get("step") is not None else ""
-        why = f": {end['reason']}" if end.get("reason") else ""
+        reason = end.get("reason") or ""
+        again = len(reason) > _SHORT and reason in said
+        why = ", for the reason above" if again else f": {reason}" if reason else ""
+        said.add(reason)
         ended = f"{end['outcome']} {end['time']}{step}{why}" if end else "no end recorded"
         lines.append(f"  {start['time']} from step {start['step'] or 0}, {where}; {ended}")
     return lines
@@ -143,12 +150,14 @@ def _faults(faults: Mapping[str, Any]) -> list[str]:
     found = [number_of(n, kind.replace("_", " ")) for kind, n in counts.items() if n]
     if faults["lost_shards"]:
         found.append(f"lost shards {', '.join(faults['lost_shards'])}")
-    found += [number_of(n, level) + " logged" for level, n in faults["logged"].items()]
+    other = "other " if faults["events"] else ""
+    found += [number_of(n, other + level) + " logged" for level, n in faults["logged"].items()]
     lines = ["", f"faults: {', '.join(found) or 'none'}"]
-    for event in faults["last_events"]:
-        facts = {key: value for key, value in event.items() if key not in ("step", "epoch", "part", "kind")}
-        more = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
-        lines.append(f"  step {event['step']}: {event.get('kind', 'unknown')}{': ' if more else ''}{more}")
+    if earlier := sum(faults["events"].values()) - len(faults["last_events"]):
+        lines.append(f"  ({number_of(earlier, 'earlier event')} not shown: see metrics.jsonl)")
+    lines += [f"  {event_text(event)}" for event in faults["last_events"]]
+    if earlier := faults["earlier_messages"]:
+        lines.append(f"  ({number_of(earlier, 'earlier message')} not shown: see logs/rank-*.log)")
     for one in faults["messages"]:
         times = f" ({one['n']} times)" if one["n"] > 1 else ""
         lines.append(f"  {one['level']}: {one['message']}{times}")

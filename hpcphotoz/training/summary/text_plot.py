@@ -25,11 +25,12 @@ def text_plot(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> 
         for column, value in _means(curve, first, last).items():
             row = 0 if high == low else round((high - value) / (high - low) * (HEIGHT - 1))
             plane[row][column] = mark
-    labels = {0: _number(high), HEIGHT - 1: _number(low)}
+    labels = {0: _number(high)} | ({HEIGHT - 1: _number(low)} if low < high else {})
     wide = max(map(len, labels.values()))
     lines = [f"{labels.get(number, ''):>{wide}} |{''.join(row)}" for number, row in enumerate(plane)]
     axis = f"{'':{wide}} +{'-' * WIDTH}"
-    ends = f"{'':{wide}}  {first:<{WIDTH // 2}}{last:>{WIDTH - WIDTH // 2}}"
+    end = f"{last:>{WIDTH - WIDTH // 2}}" if first < last else ""
+    ends = f"{'':{wide}}  {first:<{WIDTH // 2}}{end}".rstrip()
     return [title, *(line.rstrip() for line in lines), axis, ends]
 
 

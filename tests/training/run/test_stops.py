@@ -133,4 +133,4 @@ def test_a_failure_is_recorded_as_such(dataset: Path, tmp_path: Path) -> None:
     ((found, _, error),) = ranks.finish(ranks.start(1, words))
     assert found == 1, error
     told, facts = status(run)
-    assert (told, facts["state"]) == (1, "failed") and facts["reason"].startswith("Diverged: ")
+    assert (told, facts["state"]) == (1, "failed") and facts["reason"].startswith("the ")

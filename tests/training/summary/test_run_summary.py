@@ -81,9 +81,10 @@ def test_faults_are_counted(resumed: Path, tmp_path: Path) -> None:
     ]
     text = "\n".join(summary_lines(summarise(run), MetricsLines.read(run)))
     assert (
-        "faults: 1 loss spike, 2 skipped steps, 3 skipped objects, 1 damaged metrics line, 2 warnings" in text
+        "faults: 1 loss spike, 2 skipped steps, 3 skipped objects, 1 damaged metrics line, 2 other warnings"
+        in text
     )
-    assert "  warning: twice (2 times)" in text and "  step 15: loss_spike: limit 9.5" in text
+    assert "  warning: twice (2 times)" in text and "  step 15: loss spike: limit 9.5" in text
 
 
 def test_the_last_messages_are_the_newest_of_all_ranks(resumed: Path, tmp_path: Path) -> None:
@@ -93,8 +94,41 @@ def test_the_last_messages_are_the_newest_of_all_ranks(resumed: Path, tmp_path: 
     with (run / "logs" / "rank-1.log").open("w") as file:
         for k in range(20):
             file.write(f"2999-01-01 12:00:{k:02},123 WARNING hpcphotoz.a: number {k}\n")
-    found = [one["message"] for one in summarise(run)["faults"]["messages"]]
+    facts = summarise(run)
+    found = [one["message"] for one in facts["faults"]["messages"]]
     assert found == [*(f"number {k}" for k in range(11, 20)), "newest"]
+    assert "  (11 earlier messages not shown: see logs/rank-*.log)" in summary_lines(facts, MetricsLines())
+
+
+def test_a_skipped_step_is_told_once_and_in_words(resumed: Path, tmp_path: Path) -> None:
+    """Its event and the warnings of all ranks about it are one fault."""
+    run = Path(shutil.copytree(resumed, tmp_path / "run"))
+    figures = {"part": "event", "kind": "skipped_step", "objects": 0, "object_ids": [], "ranks": []}
+    with (run / "metrics.jsonl").open("a") as file:
+        for step in range(8, 16):
+            event = {"step": step, "epoch": 2, **figures, "reason": "gradient"}
+            if step == 15:
+                event |= {"reason": "loss", "objects": 3, "object_ids": [5, 7]}
+            file.write(json.dumps(event) + "\n")
+    for rank in range(2):
+        with (run / "logs" / f"rank-{rank}.log").open("w") as log:
+            log.write("2026-11-28 12:00:00,123 WARNING hpcphotoz.a: step 14 is skipped: ")
+            log.write("the gradient is not finite\n2026-11-28 12:00:01,123 WARNING hpcphotoz.a: other\n")
+    lines = summary_lines(summarise(run), MetricsLines.read(run))
+    assert lines[lines.index("faults: 8 skipped steps, 2 other warnings logged") + 1 :] == [
+        "  (3 earlier events not shown: see metrics.jsonl)",
+        *(f"  step {step} is skipped: the gradient is not finite" for step in range(11, 15)),
+        "  step 15 is skipped: the loss of objects 5, 7 and 1 more is not finite",
+        "  warning: other (2 times)",
+    ]
+
+
+def test_the_reason_of_a_failure_is_told_once(resumed: Path) -> None:
+    facts, reason = summarise(resumed), "not finite, " * 9
+    failed = {**facts["starts"][0], "end": {"outcome": "failed", "time": "now", "reason": reason}}
+    for told, times in ((None, 1), (reason, 0)):
+        text = "\n".join(summary_lines({**facts, "starts": [failed] * 2}, MetricsLines(), told))
+        assert text.count(reason) == times and text.count("for the reason above") == 2 - times
 
 
 def test_the_best_validation_follows_the_criterion() -> None:

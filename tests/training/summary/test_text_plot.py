@@ -29,7 +29,9 @@ def test_a_column_has_the_mean_of_its_points() -> None:
 
 @pytest.mark.parametrize("curve", [[(7, 1.5)], [(7, 1.5), (9, 1.5)]])
 def test_constant_curves_are_drawn(curve: list[tuple[int, float]]) -> None:
-    assert plane(text_plot("", {"*": curve}))[0].count("*") == len(curve)
+    lines = text_plot("", {"*": curve})
+    assert plane(lines)[0].count("*") == len(curve)
+    assert "".join(lines).count("1.5") == 1 and lines[-1].split() == [str(step) for step, _ in curve]
 
 
 def test_without_points_there_is_no_plot() -> None:
