@@ -13,6 +13,8 @@ from hpcphotoz.output import say
 
 T = TypeVar("T")
 _LINE_EVERY_S = 10.0
+# Of a finished bar. rich's own is an RGB green, which 16-colour terminals show in the grey of an empty bar.
+FINISHED = "green"
 
 
 def track(
@@ -35,7 +37,8 @@ def track(
 
 
 def _bar(items: Iterable[T], what: str, total: int, units: Callable[[T], int], done: int) -> Iterator[T]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = BarColumn(finished_style=FINISHED)
+    columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal(), redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(what, total=total, completed=done)
         for item in items:

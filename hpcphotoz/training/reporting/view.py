@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcphotoz.output import say
-from hpcphotoz.progress import terminal
+from hpcphotoz.progress import FINISHED, terminal
 from hpcphotoz.training.reporting.run_progress import RunProgress
 from hpcphotoz.training.reporting.sinks import Sink
 
@@ -93,7 +93,7 @@ class LiveView:
         one, above = self._progress, Table.grid(padding=(0, 2, 0, 0), expand=True)
         for ratio in (None, 1, None):
             above.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio)
-        bar = ProgressBar(total=one.last_step, completed=one.step)
+        bar = ProgressBar(total=one.last_step, completed=one.step, finished_style=FINISHED)
         above.add_row(f"{one.name}: {one.epoch_text}", bar, f"{one.step_text}, {one.eta_text}")
         lines = [text for text in (one.training_text, one.validation_text) if text]
         return Group(above, *(Text(text, no_wrap=True, overflow="ellipsis") for text in lines))

@@ -25,10 +25,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80) -> Terminal:
+def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80, term: str = "xterm-256color") -> Terminal:
     """Standard error as a terminal; in a fixture, pytest would put its own stream in this place."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    for name, value in {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "24"}.items():
+    for name, value in {"TERM": term, "COLUMNS": str(columns), "LINES": "24"}.items():
         monkeypatch.setenv(name, value)
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -83,6 +83,23 @@ def test_without_colours_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert not colours()
     monkeypatch.delenv("NO_COLOR")
     assert colours()
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "xterm", "screen", "linux"])
+def test_a_finished_bar_is_green(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 16 colours too: a full bar and an empty one differ."""
+
+    def bar(step: int) -> str:
+        stderr, one = terminal(monkeypatch, term=term), progress()
+        monkeypatch.delenv("COLORTERM", raising=False)
+        one.reach(step)
+        shown = LiveView(one)
+        list(shown.track([]))
+        shown.close()
+        found = re.findall(r"\x1b\[([0-9;]+)m\u2501", stderr.getvalue())
+        return str(found[-1])
+
+    assert bar(120) == "32" != bar(0)
 
 
 def test_what_is_printed_to_a_file_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
