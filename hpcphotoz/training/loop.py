@@ -22,13 +22,13 @@ from hpcphotoz.training.overlap.connect import connect
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import RankBatch
-from hpcphotoz.training.reporting.run_progress import RunProgress
+from hpcphotoz.training.reporting.run_progress import RunProgress, validation_text
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.profiler import StepProfiler
 from hpcphotoz.training.run.recorder import RunRecorder
 from hpcphotoz.training.run.signals import StopRequest
 from hpcphotoz.training.run.timers import AGREEMENT, SAVING, VALIDATION
-from hpcphotoz.training.run.validation import ValidationEnded, in_words, validate
+from hpcphotoz.training.run.validation import ValidationEnded, validate
 from hpcphotoz.world import World
 
 _log = logging.getLogger(__name__)
@@ -232,9 +232,9 @@ class TrainingLoop:
             figures = validate(self.components, stream, self._role, stop)
         if figures["n"]:
             self._recorder.write(self.step, epoch, part="validation", **figures)
-            self._early.add({"epoch": epoch, **figures})
-            done = f"epoch {epoch + 1} of {self._config.run.epochs}"
-            self._say(f"{self.out.name}: {done}: validation {in_words(figures)}")
+            line = {"epoch": epoch, **figures}
+            self._early.add(line)
+            self._say(f"{self.out.name}: {validation_text(line, 'bias', 'eta')}")
             if self._recorder.is_best(figures):
                 self._save(best=True)
         self.metrics.exclude_time(time.monotonic() - start)

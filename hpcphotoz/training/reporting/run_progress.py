@@ -93,9 +93,11 @@ class RunProgress:
     @property
     def validation_text(self) -> str:
         """sigma_MAD of the latest validation; "": there is none yet."""
-        line = self.validation
-        if "sigma_mad" not in line:
-            return ""
-        attacked = line.get("sigma_mad_adversarial")
-        more = "" if attacked is None else f", under attack {attacked:.4f}"
-        return f"validation of epoch {line['epoch'] + 1}: sigma_MAD {line['sigma_mad']:.4f}{more}"
+        return validation_text(self.validation) if "sigma_mad" in self.validation else ""
+
+
+def validation_text(line: Mapping[str, Any], *more: str) -> str:
+    """sigma_MAD, clean and under attack, of a line of a validation, and the figures of the keys `more`."""
+    names = {"sigma_mad": "sigma_MAD", "sigma_mad_adversarial": "under attack", **{key: key for key in more}}
+    found = [f"{name} {line[key]:.4f}" for key, name in names.items() if line.get(key) is not None]
+    return f"validation of epoch {line['epoch'] + 1}: {', '.join(found)}"

@@ -1,10 +1,12 @@
 """Shows a run while it trains: a live view at a terminal, plain lines elsewhere. On standard error."""
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,6 +20,7 @@ from hpcphotoz.training.reporting.sinks import Sink
 
 _LEAST_S = 1.0  # between plain lines
 _REFRESHES = 4  # a second, of the live view
+_GAP, _LEAST_BAR, _LEAST_NAME = 2, 10, 8  # columns
 
 
 class RunView(Sink, Protocol):
@@ -68,9 +71,9 @@ class LiveView:
     name = "live view"
 
     def __init__(self, progress: RunProgress) -> None:
-        self._progress = progress
+        self._progress, self._console = progress, terminal()
         self._live = Live(
-            console=terminal(),
+            console=self._console,
             get_renderable=self._draw,
             refresh_per_second=_REFRESHES,
             redirect_stdout=sys.stdout.isatty(),  # else `train > file` would leave the file empty
@@ -90,13 +93,47 @@ class LiveView:
         self._live.stop()
 
     def _draw(self) -> RenderableType:
-        one, above = self._progress, Table.grid(padding=(0, 2, 0, 0), expand=True)
-        for ratio in (None, 1, None):
-            above.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio)
-        bar = ProgressBar(total=one.last_step, completed=one.step, finished_style=FINISHED)
-        above.add_row(f"{one.name}: {one.epoch_text}", bar, f"{one.step_text}, {one.eta_text}")
+        one, width = self._progress, self._console.width
         lines = [text for text in (one.training_text, one.validation_text) if text]
-        return Group(above, *(Text(text, no_wrap=True, overflow="ellipsis") for text in lines))
+        texts = (Text(line) for text in lines for line in _lines_of_parts(text, width))
+        return Group(self._head(width), *texts)
+
+    def _head(self, width: int) -> RenderableType:
+        """Name, epoch, bar, step and time to the end; narrow terminals have the name cut, or no bar."""
+        one = self._progress
+        epoch, end = one.epoch_text, f"{one.step_text}, {one.eta_text}"
+        least, room = (
+            min(cell_len(one.name), _LEAST_NAME),
+            width - len(f": {epoch}{end}") - 2 * _GAP - _LEAST_BAR,
+        )
+        if room < least:
+            beside = width - len(f": {epoch}, {end}")
+            name = _cut(one.name, beside if beside >= least else max(width - len(f": {epoch},"), 1))
+            return Group(*map(Text, _lines_of_parts(f"{name}: {epoch}, {end}", width)))
+        above = Table.grid(padding=(0, _GAP, 0, 0), expand=True)
+        for ratio in (None, 1, None):
+            above.add_column(no_wrap=True, ratio=ratio)
+        bar = ProgressBar(total=one.last_step, completed=one.step, finished_style=FINISHED)
+        above.add_row(Text(f"{_cut(one.name, room)}: {epoch}"), bar, Text(end))
+        return above
+
+
+def _cut(name: str, columns: int) -> str:
+    text = Text(name)
+    text.truncate(columns, overflow="ellipsis")
+    return text.plain
+
+
+def _lines_of_parts(text: str, width: int) -> list[str]:
+    """A text in lines of at most `width` columns, broken after commas, so that no figure is cut."""
+    lines = [""]
+    for part in re.split(r"(?<=,) ", text):
+        longer = f"{lines[-1]} {part}".lstrip()
+        if cell_len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return [line for line in lines if line]
 
 
 def _counted(steps: Iterable[int], progress: RunProgress) -> Iterator[int]:

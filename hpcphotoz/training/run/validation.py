@@ -1,7 +1,5 @@
 """Validation after each epoch, clean and under attack: bias, sigma_MAD, outlier rate; learners share it."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -59,12 +57,6 @@ def validate(
         figures["n_adversarial"] = n
         figures |= {f"{name}_adversarial": value for name, value in found.items()}
     return figures
-
-
-def in_words(figures: Mapping[str, float]) -> str:
-    """Figures of `validate` for a line on the terminal."""
-    shown = ("bias", "sigma_mad", "eta", "sigma_mad_adversarial")
-    return ", ".join(f"{name} {figures[name]:.4f}" for name in shown if name in figures)
 
 
 def _figures(rows: Tensor, role: RankRole) -> tuple[int, dict[str, float]]:

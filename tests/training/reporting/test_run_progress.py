@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hpcphotoz.training.reporting.run_progress import RunProgress
+from hpcphotoz.training.reporting.run_progress import RunProgress, validation_text
 
 TRAINING: dict[str, Any] = {
     "step": 24,
@@ -72,3 +72,12 @@ def test_skipped_steps_are_shown_also_where_no_loss_is_left() -> None:
     nothing = {"loss": None, "loss_clean": None, "loss_adversarial": None}
     progress.add({**TRAINING, **nothing, "skipped_steps": 3})
     assert progress.training_text.startswith("loss none, 3 steps skipped, 1,234 images/s")
+
+
+def test_the_line_of_a_validation_has_the_words_of_the_view() -> None:
+    figures = {"epoch": 1, "n": 9, "bias": -0.001, "sigma_mad": 0.0213, "eta": 0.05}
+    text = "validation of epoch 2: sigma_MAD 0.0213, bias -0.0010, eta 0.0500"
+    assert validation_text(figures, "bias", "eta") == text
+    attacked = {**figures, "bias_adversarial": 0.1, "sigma_mad_adversarial": 0.034}
+    text = text.replace(", bias", ", under attack 0.0340, bias")
+    assert validation_text(attacked, "bias", "eta") == text

@@ -51,7 +51,7 @@ def test_a_terminal_has_a_live_view_and_all_else_lines(
     assert isinstance(open_view(progress()), PlainLines)
 
 
-@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
 def test_the_live_view_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal(monkeypatch, columns)
     shown = open_view(progress("a-run-with-a-name-that-is-long"))
@@ -62,11 +62,22 @@ def test_the_live_view_fits_the_terminal(columns: int, monkeypatch: pytest.Monke
     shown.close()
     lines = _CODES.sub("", stderr.getvalue()).replace("\r", "\n").splitlines()
     assert max(map(len, lines)) <= columns
-    last = "\n".join(lines[-4:])
-    assert "loss 2.5000" in last and "sigma_MAD 0.0200" in last
-    if columns >= 80:
-        assert "step 24 of 120" in last and "epoch 2 of 6" in last and "data wait 1.2 %" in last
+    last = "\n".join(lines[-7:])  # the last state, from the name on
+    last = last[last.rindex("a-run-w") :]
+    for part in ("epoch 2 of 6", "step 24 of 120", "ETA 0:00:00", "data wait 1.2 %", "sigma_MAD 0.0200"):
+        assert part in last
+    assert "attacked 3.0000)" in last and "…" not in last.replace("…: epoch", "")  # the name alone is cut
+    assert ("a-run-with-a-name-that-is-long" in last) == (columns == 120)
+    assert ("\u2501" in last) == (columns >= 80)
     assert HIDE_CURSOR not in stderr.getvalue()  # a process that is killed could not show it again
+
+
+def test_a_short_name_is_not_cut_and_its_brackets_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch, 60)
+    shown = open_view(progress("a[b]"))
+    list(shown.track([0]))
+    shown.close()
+    assert "a[b]: epoch 1 of 6  " in _CODES.sub("", stderr.getvalue())
 
 
 def test_without_colours_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
