@@ -1,14 +1,17 @@
 """The curves of training runs as one PNG: panels against the optimiser step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.evaluation.report.figure import COLOURS, figure_png
 
-_STYLES = ("-", "--", ":")  # of the figures of a panel
+# The same in every panel: what clean images gave is dashed, what attacked ones gave is dotted.
+_STYLES = {"clean": "--", "attacked": ":"}
+_MARKERS = {"skipped step": "x", "loss spike": "^"}
+_FROM_ZERO = ("images/s", "data wait (%)")  # labels of panels whose y axis begins at 0
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,20 @@ class Panel:
     curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 
 
-def plot_runs(panels: Sequence[Panel], resumed: Mapping[str, Sequence[int]], out: Path) -> None:
+@dataclass(frozen=True)
+class Steps:
+    """Steps of a run at which something happened."""
+
+    resumed: Sequence[int] = ()  # from which it was resumed: thin vertical lines
+    events: Mapping[str, Sequence[int]] = field(default_factory=dict)  # by name: marks in the first panel
+
+
+def plot_runs(panels: Sequence[Panel], steps: Mapping[str, Steps], out: Path) -> None:
     """Draw panels below each other; colours show runs, styles figures. The file is written atomically.
 
     Args:
-        panels: one or more, of the same runs.
-        resumed: by run, the steps from which it was resumed: thin vertical lines.
+        panels: one or more, of the same runs; the legend of the first explains all lines and marks.
+        steps: by run, those at which something happened.
         out: the file, ending in .png.
     """
 
@@ -32,18 +43,40 @@ def plot_runs(panels: Sequence[Panel], resumed: Mapping[str, Sequence[int]], out
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for ax, panel in zip(axes, panels, strict=True):
             for shade, (run, curves) in zip(COLOURS, panel.curves.items(), strict=False):
-                for style, (name, points) in zip(_STYLES, curves.items(), strict=False):
+                for name, points in curves.items():
                     if points:
                         x, y = zip(*points, strict=True)
-                        marker = "o" if len(points) < 40 else None
+                        style, marker = _STYLES.get(name, "-"), "o" if len(points) < 40 else None
                         ax.plot(x, y, style, color=shade, marker=marker, ms=3, label=f"{run}: {name}")
-                for step in resumed.get(run, ()):
-                    ax.axvline(step, color=shade, lw=0.6, alpha=0.5)
+                _mark(ax, run, steps.get(run, Steps()), shade, explained=ax is axes[0])
             ax.set_ylabel(panel.label)
+            if panel.label in _FROM_ZERO:
+                ax.set_ylim(bottom=0)
             if ax.get_legend_handles_labels()[0]:
                 ax.legend(fontsize=8)
         axes[-1].set_xlabel("optimiser step")
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
 
     png = figure_png(draw, 7.5, 0.6 + 2.4 * len(panels))
     with atomic_write(out) as temporary:
         temporary.write_bytes(png)
+
+
+def _mark(ax: Any, run: str, steps: Steps, shade: str, explained: bool) -> None:
+    """Draw where a run was resumed, and in the panel whose legend explains it, events at the lower edge."""
+    for k, step in enumerate(steps.resumed):
+        label = f"{run}: resumed" if explained and k == 0 else None
+        ax.axvline(step, color=shade, lw=0.8, alpha=0.5, label=label)
+    for name, at in steps.events.items() if explained else ():
+        if at:
+            ax.plot(
+                at,
+                [0] * len(at),  # on the axis, not among the values
+                _MARKERS.get(name, "|"),
+                color=shade,
+                ms=5,
+                mew=1,
+                clip_on=False,
+                transform=ax.get_xaxis_transform(),
+                label=f"{run}: {name}",
+            )

@@ -8,6 +8,7 @@ from hpcphotoz.training.summary.metrics_lines import MetricsLines, Points
 
 _LOSSES = {"all": "loss", "clean": "loss_clean", "attacked": "loss_adversarial"}
 _SCATTERS = {"clean": "sigma_mad", "attacked": "sigma_mad_adversarial"}
+_EVENTS = {"skipped step": "skipped_step", "loss spike": "loss_spike"}
 Curves = dict[str, dict[str, Points]]  # by run, by name
 
 
@@ -28,8 +29,8 @@ def panels(runs: Mapping[str, MetricsLines]) -> list[tuple[str, Curves]]:
         ),
         ("images/s", {run: _named(lines, {"all ranks": "images_per_s"}) for run, lines in runs.items()}),
         (
-            "data wait (fraction)",
-            {run: _named(lines, {"rank 0": "data_wait"}) for run, lines in runs.items()},
+            "data wait (%)",
+            {run: {"rank 0": _percent(lines.curve("data_wait"))} for run, lines in runs.items()},
         ),
     ]
     return [(label, curves) for label, curves in found if any(any(one.values()) for one in curves.values())]
@@ -38,6 +39,18 @@ def panels(runs: Mapping[str, MetricsLines]) -> list[tuple[str, Curves]]:
 def resumed_steps(run: Path) -> list[int]:
     """The steps from which a run was resumed."""
     return [int(start["step"]) for start in read_starts(run) if start.get("step")]
+
+
+def event_steps(lines: MetricsLines) -> dict[str, list[int]]:
+    """The steps of skipped steps and of spikes of the loss, by what a legend calls them."""
+    return {
+        name: [line["step"] for line in lines.events if line.get("kind") == kind]
+        for name, kind in _EVENTS.items()
+    }
+
+
+def _percent(curve: Points) -> Points:
+    return [(step, 100 * value) for step, value in curve]
 
 
 def _named(lines: MetricsLines, keys: Mapping[str, str]) -> dict[str, Points]:
