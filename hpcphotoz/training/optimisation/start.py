@@ -76,10 +76,15 @@ def start_lines(
             learning_rate(number, epochs * batches, config.optimiser)
             for number, epochs in ((max(step - 1, 0), before), (step, components.laid_over))
         ]
-        lines.append(
-            f"extended from {begun} to {config.run.epochs} epochs: schedule {config.optimiser.schedule} goes "
-            f"on over {components.laid_over} epochs, learning rate {rates[1]:.3g} (before: {rates[0]:.3g})"
+        fallen = components.laid_over != config.run.epochs  # `halfway`, past its half
+        goes_on = (
+            f"the learning rate stays at a fifth, {rates[1]:.3g}"
+            if fallen
+            else f"goes on over {components.laid_over} epochs, learning rate {rates[1]:.3g} "
+            f"(before: {rates[0]:.3g})"
         )
+        schedule = config.optimiser.schedule + (":" if fallen else "")
+        lines.append(f"extended from {begun} to {config.run.epochs} epochs: schedule {schedule} {goes_on}")
     before = current_config(state, "checkpoint")["run"].get("criterion") if state else None
     if before not in (None, config.run.criterion):
         lines.append(

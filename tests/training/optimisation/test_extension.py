@@ -54,13 +54,15 @@ def test_a_finished_cosine_goes_on_on_its_longer_curve_and_says_so(
 
 
 def test_a_fallen_learning_rate_does_not_rise_again_also_after_a_resume(
-    dataset: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     how = {"schedule": "halfway", "warmup_steps": 0}
     for epochs, stop in ((2, 0), (5, 2 * PER_EPOCH + 2), (5, 0)):
         train(config(**how, epochs=epochs, max_steps=stop), dataset, tmp_path / "run")
     rates = [line["learning_rate"] for line in training_lines(tmp_path / "run")]
     assert rates == pytest.approx([3e-3] * PER_EPOCH + [6e-4] * 4 * PER_EPOCH)
+    said = capsys.readouterr().out
+    assert "from 2 to 5 epochs: schedule halfway: the learning rate stays at a fifth, 0.0006\n" in said
 
 
 @pytest.mark.slow
