@@ -98,7 +98,7 @@ def test_a_checkpoint_with_code_in_it_is_not_run(
     fails(
         capsys,
         ["predict", path, "--data", dataset, "--out", tmp_path / "p.hdf5"],
-        "not a readable checkpoint",
+        "step-00000009.pt: not a readable checkpoint, but damaged or cut off: name an earlier one",
     )
     assert not (tmp_path / "pwned").exists()
 

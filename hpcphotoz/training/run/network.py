@@ -21,7 +21,7 @@ from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build, check_shapes, load_weights
 from hpcphotoz.models.factory import change_of_source, check_trusted, source_of
 from hpcphotoz.training.run import checkpoint
-from hpcphotoz.training.saving.checkpoint_file import network_weights
+from hpcphotoz.training.saving.checkpoint_file import OtherFormat, network_weights
 from hpcphotoz.training.saving.weights_file import NetworkFacts, read_weights, write_weights
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,12 @@ def read_state(run: Path, device: torch.device | str = "cpu") -> NetworkState:
         give = "give a run folder that `hpcphotoz train --out` has filled"
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
-    state = checkpoint.load(path)
+    try:
+        state = checkpoint.load(path)
+    except BadInput as error:
+        if path.suffix != ".pt" or isinstance(error, OtherFormat):
+            raise
+        raise BadInput(f"{error}: name an earlier one") from None
     state = {**state, "model": network_weights(state)}
     return NetworkState(state, checkpoint.current_config(state, str(path)), path, name)
 

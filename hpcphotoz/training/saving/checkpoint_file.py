@@ -69,17 +69,16 @@ def load(path: Path) -> State:
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
     # torch raises RuntimeError, EOFError, KeyError, UnpicklingError and others for a damaged file.
-    except Exception as error:
+    except Exception:
         if path.suffix != ".pt":
             kind = f"a {path.suffix[1:].upper()} file, " if path.suffix else ""
             want = "give a run folder, a .pt file of its checkpoints, or a network as .safetensors"
             raise BadInput(f"{path}: {kind}not a checkpoint: {want}") from None
-        why = type(error).__name__
-        raise BadInput(f"{path}: not a readable checkpoint ({why}): use an earlier one") from None
+        raise BadInput(f"{path}: not a readable checkpoint, but damaged or cut off") from None
     number = state.get("format") if isinstance(state, dict) else None
     if not isinstance(number, int) or number < 1:
         raise BadInput(f"{path}: not a checkpoint: it does not say its format")
-    damaged = f"{path}: damaged: its content does not have its checksum: use an earlier one"
+    damaged = f"{path}: damaged: its content does not have its checksum"
     # Content that has its checksum only as of this format: its number is what is damaged.
     if number > FORMAT and _has_its_checksum({**state, "format": FORMAT}):
         raise BadInput(damaged)
