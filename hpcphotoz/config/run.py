@@ -22,7 +22,9 @@ class Run(Section):
     )
     global_batch: int = Field(128, ge=1, description="objects of one optimiser step, over all ranks")
     checkpoint_steps: int = Field(200, ge=1, description="optimiser steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=2, description="number of newest checkpoints that are kept")
+    keep_checkpoints: int = Field(
+        2, ge=2, description="number of newest checkpoints that are kept, at least 2"
+    )
     keep_hours: float = Field(
         0, ge=0, le=GREATEST, description="time between checkpoints that are kept for good (hours); 0: none"
     )

@@ -67,4 +67,4 @@ def _advice(error: OSError, of_checkpoint: bool) -> str:
         )
     if error.errno == errno.EFBIG:
         return "allow larger files (ulimit -f)"
-    return "make room" + (", or choose a smaller run.keep_checkpoints" if of_checkpoint else "")
+    return "make room" + (", or choose a smaller run.keep_checkpoints (at least 2)" if of_checkpoint else "")
