@@ -37,7 +37,7 @@ class Config(Section):
             or self.compute.conflict(
                 self.overlap.mode, self.adversarial.objective, self.overlap.max_staleness
             )
-            or self.run.conflict(self.data.validation, self.adversarial.attacked_in_validation)
+            or self.run.conflict(self.data.validation, self.adversarial)
         )
         if conflict:
             raise ValueError(conflict)

@@ -4,7 +4,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from hpcphotoz.config.adversarial import Adversarial
 from hpcphotoz.config.section import GREATEST, Section
+
+_HOLD_OUT = "data.validation is 0: hold out a fraction of the objects, such as 0.05"
 
 
 class Run(Section):
@@ -83,16 +86,22 @@ class Run(Section):
             raise ValueError(f"{', '.join(names)}: name each once")
         return names
 
-    def conflict(self, validation: float, attacked: int) -> str | None:
+    def conflict(self, validation: float, adversarial: Adversarial) -> str | None:
         """Why the criterion cannot be had; None if it can.
 
         Args:
             validation: fraction of the objects held out for validation.
-            attacked: number of validation objects that are attacked.
+            adversarial: says how many of them are attacked.
         """
         if self.patience and not validation:
-            return f"run.patience {self.patience} with data.validation 0: nothing is validated"
-        if self.criterion != "clean" and not (validation and attacked):
-            why = "adversarial.validation_objects is 0" if validation else "data.validation is 0"
-            return f"run.criterion {self.criterion}: no validation object is attacked: {why}"
+            return f"run.patience {self.patience}: nothing is validated: {_HOLD_OUT}"
+        if self.criterion == "clean":
+            return None
+        if not validation:
+            return f"run.criterion {self.criterion}: nothing is validated: {_HOLD_OUT}"
+        if not adversarial.attacked_in_validation:
+            auto = adversarial.validation_objects == "auto"
+            why = "adversarial.fraction is 0" if auto else "adversarial.validation_objects is 0"
+            give = "give a number of them, such as adversarial.validation_objects 256"
+            return f"run.criterion {self.criterion}: no validation object is attacked, as {why}: {give}"
         return None

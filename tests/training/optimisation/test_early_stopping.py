@@ -120,8 +120,12 @@ def test_two_ranks_end_together_attackers_too(
 
 def test_a_figure_that_there_is_not_is_refused() -> None:
     for options, says in (
-        ({"patience": 1, "validation": 0}, "run.patience 1 with data.validation 0: nothing is validated"),
-        ({"criterion": "robust"}, "run.criterion robust: no validation object is attacked: adversarial.val"),
+        (
+            {"patience": 1, "validation": 0},
+            "run.patience 1: nothing is validated: data.validation is 0: hold out",
+        ),
+        ({"criterion": "robust", "fraction": 0}, "is attacked, as adversarial.fraction is 0: give a number"),
+        ({"criterion": "robust", "validation_objects": 0}, "as adversarial.validation_objects is 0: give"),
         ({"criterion": "weighted", "fraction": 0.5, "validation": 0}, "data.validation is 0"),
         ({"momentum": 0.5}, "has an effect only with algorithm sgd"),
         ({"schedule": "one_cycle", "warmup_steps": 7}, "schedule one_cycle has its own"),
