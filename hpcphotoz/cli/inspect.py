@@ -6,7 +6,7 @@ from typing import Any
 
 from hpcphotoz.cli.parser import Commands, command, number, path
 from hpcphotoz.cli.runs.summary import inspect_run
-from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
+from hpcphotoz.data.format.manifest import MANIFEST, find_shards, read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 
@@ -16,6 +16,12 @@ def inspect(options: argparse.Namespace) -> int:
     folder = options.folder
     if (folder / "config.toml").exists() and not (folder / MANIFEST).exists():
         return inspect_run(options)
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder: give that of a dataset or of a run")
+    if not (folder / MANIFEST).exists() and not find_shards(folder):
+        raise BadInput(
+            f"{folder}: holds neither a dataset ({MANIFEST}) nor a run (config.toml): name the folder of one"
+        )
     return _inspect_dataset(options)
 
 

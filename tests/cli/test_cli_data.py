@@ -15,7 +15,8 @@ from tests.helpers.datasets import make_stamps
 
 def test_missing_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["train", "standard", "--data", tmp_path, "--out", tmp_path / "run"], "no manifest.json")
-    fails(capsys, ["inspect", tmp_path / "nowhere"], "not a dataset")
+    fails(capsys, ["inspect", tmp_path / "nowhere"], "no such folder: give that of a dataset or of a run")
+    fails(capsys, ["inspect", tmp_path], "holds neither a dataset (manifest.json) nor a run (config.toml)")
     fails(capsys, ["index", tmp_path / "nowhere"], "nowhere: no such folder")
     (tmp_path / "shard-00000.hdf5").write_bytes(b"")
     for words in (
