@@ -127,7 +127,7 @@ def test_a_damaged_line_of_metrics_is_named(damage: str, alone: Path, dataset: P
     lines = (out / "metrics.jsonl").read_text().splitlines()
     (out / "metrics.jsonl").write_text("\n".join([*lines[:2], damage, *lines[2:]]) + "\n")
     (out / "provenance.json").write_text("[]")
-    with pytest.raises(BadInput, match=r"metrics.jsonl: line 3 is damaged: delete it"):
+    with pytest.raises(BadInput, match=r"metrics.jsonl: line 3 is damaged: delete that line"):
         train(config(), dataset, out)
     assert len(json.loads((out / "provenance.json").read_text())["starts"]) == 1
 

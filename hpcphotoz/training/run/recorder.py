@@ -187,7 +187,9 @@ class RunRecorder:
                 if values.get("part") == "checkpoint" and values.get("folder") == NEWEST:
                     self._earlier_save_s = float(values["total_s"])
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise BadInput(f"{self._metrics}: line {number} is damaged: delete it, and resume") from None
+                raise BadInput(
+                    f"{self._metrics}: line {number} is damaged: delete that line, and resume"
+                ) from None
             seen = max(seen, at)
             if at <= step:
                 kept.append(line)
