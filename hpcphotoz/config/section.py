@@ -1,5 +1,6 @@
 """The base class of all configuration sections, with the types and limits that they share."""
 
+import json
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -9,6 +10,11 @@ Switch = Literal["auto", "on", "off"]
 # float32, because options are multiplied with each other.
 GREATEST = 1e6
 _INTEGER_END = 1 << 31  # sizes and counts are multiplied in 64 bits
+
+
+def option_text(value: object) -> str:
+    """The value of an option in a message, written as in TOML: true, "sgd"."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 class Section(BaseModel):

@@ -99,7 +99,7 @@ def test_the_run_folder_keeps_the_split_and_another_is_refused(
     counts = dict(zip(("training", "validation", "test"), np.bincount(parts).tolist(), strict=True))
     assert start["split"] == {"by": "tract", **counts, "unplaced": 0, "groups": 60}
     train = ["train", "standard", "--data", folder / "set", "--out", run, *TINY, *WORDS]
-    says = "holds a run with another data.split_by ('tract', now '')"
+    says = 'holds a run with another data.split_by ("tract", now "")'
     fails(capsys, train, says)
     fails(capsys, [*train, "--split-by", "healpix:3"], "--data.split_by healpix:3: must be healpix:NSIDE")
     assert command(*train, "--split-by", "tract") == 0

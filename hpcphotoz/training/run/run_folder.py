@@ -11,6 +11,7 @@ from pathlib import Path
 from hpcphotoz.atomic import atomic_write, check_output_folder, write_text
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as configuration
+from hpcphotoz.config.section import option_text
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
 from hpcphotoz.locks.judgement import refuse_held
@@ -204,5 +205,6 @@ def _differing(old: Config, new: Config) -> list[str]:
         for key, value in values.items():
             grown = key in options.may_grow and value > before[section][key]
             if before[section][key] != value and key not in options.may_change and not grown:
-                found.append(f"{section}.{key} ({before[section][key]!r}, now {value!r})")
+                was = option_text(before[section][key])
+                found.append(f"{section}.{key} ({was}, now {option_text(value)})")
     return found

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcphotoz.config.section import option_text
 from hpcphotoz.training.summary.comparison import differs
 from hpcphotoz.training.summary.metrics_lines import MetricsLines
 from hpcphotoz.training.summary.summary_text import number, row, table
@@ -37,7 +38,8 @@ def comparison_lines(facts: Mapping[str, Any], lines: Sequence[MetricsLines]) ->
 
 def _settings(facts: Mapping[str, Any]) -> list[str]:
     lines = ["", row("options", "the same" if not facts["options"] else "a, then b")]
-    lines += [row("", f"{name} = {a}, {b}") for name, (a, b) in facts["options"].items()]
+    options = {name: ", ".join(map(option_text, pair)) for name, pair in facts["options"].items()}
+    lines += [row("", f"{name} = {values}") for name, values in options.items()]
     data = facts["data"]
     lines.append(row("data", "the same" if data["same"] else "another manifest, a, then b"))
     if not data["same"]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hpcphotoz.config.section import option_text
 from hpcphotoz.output import number_of
 from hpcphotoz.training.reporting.events import event_text
 from hpcphotoz.training.summary.metrics_lines import MetricsLines, is_number
@@ -61,7 +62,7 @@ def _options(facts: Mapping[str, Any]) -> Iterator[str]:
     changed = facts["options"]
     yield row("options", f"{number_of(len(changed), 'option')} unlike those of the {beside}")
     for name, one in changed.items():
-        yield row("", f"{name} = {one['value']} ({one['reference']})")
+        yield row("", f"{name} = {option_text(one['value'])} ({option_text(one['reference'])})")
 
 
 def _throughput(facts: Mapping[str, Any]) -> Iterator[str]:
