@@ -1,7 +1,6 @@
 """Reads a configuration: a TOML file or a recipe, then overrides of the command line. Writes it as TOML."""
 
 import difflib
-import json
 import re
 import shlex
 import textwrap
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 from hpcphotoz.config import Config
 from hpcphotoz.config.model import renamed_network
 from hpcphotoz.config.renamed import OLD_SECTION, REMOVED, RENAMED, option_names, to_current
-from hpcphotoz.config.section import Section
+from hpcphotoz.config.section import Section, option_text
 from hpcphotoz.errors import BadInput, nearest
 
 _LONGEST = 1 << 20  # characters of a configuration file
@@ -164,7 +163,7 @@ def to_toml(config: Config) -> str:
     """The configuration as TOML text that `load` reads back to an equal one."""
     lines = []
     for section, values in config.model_dump().items():
-        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items()), ""]
+        lines += [f"[{section}]", *(f"{key} = {option_text(value)}" for key, value in values.items()), ""]
     return "\n".join(lines)
 
 
@@ -180,8 +179,8 @@ def commented_toml(config: Config, title: str) -> str:
         lines += ["", *_comment(summary(section)), f"[{name}]"]
         for key, field in section.model_fields.items():
             meaning = (field.description or "") + _choices(field.annotation)
-            lines += _comment(f"{meaning} (default {_toml(field.default)})")
-            lines.append(f"{key} = {_toml(getattr(getattr(config, name), key))}")
+            lines += _comment(f"{meaning} (default {option_text(field.default)})")
+            lines.append(f"{key} = {option_text(getattr(getattr(config, name), key))}")
     return "\n".join(lines) + "\n"
 
 
@@ -244,16 +243,6 @@ def _choices(annotation: object) -> str:
 
 def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, _COLUMNS, initial_indent="# ", subsequent_indent="#   ")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        inside = ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items())
-        return f"{{{inside}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    # Strings and booleans are written the same way in JSON and TOML.
-    return json.dumps(value) if isinstance(value, bool | str) else repr(value)
 
 
 def _valid(section: str) -> str:

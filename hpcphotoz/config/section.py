@@ -13,8 +13,14 @@ _INTEGER_END = 1 << 31  # sizes and counts are multiplied in 64 bits
 
 
 def option_text(value: object) -> str:
-    """The value of an option in a message, written as in TOML: true, "sgd"."""
-    return json.dumps(value, ensure_ascii=False)
+    """The value of an option as TOML writes it: true, "sgd", [1, 2]; None, which TOML lacks, is null."""
+    if isinstance(value, dict):
+        inside = ", ".join(f"{key} = {option_text(entry)}" for key, entry in value.items())
+        return f"{{{inside}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(option_text, value))}]"
+    # Strings and booleans are written the same way in JSON and TOML.
+    return json.dumps(value) if isinstance(value, bool | str | None) else repr(value)
 
 
 class Section(BaseModel):

@@ -163,7 +163,7 @@ def newest(run: Path) -> tuple[Path, State] | None:
         except OtherFormat:
             raise
         except BadInput as error:
-            _log.warning("%s; trying the one before", error)
+            _log.warning("%s: skipped, the one before is taken", error)
     return None
 
 
