@@ -94,9 +94,9 @@ def train(
             with group.failing_together(world):
                 if world.is_first:
                     check_sinks(config)
+                run_folder.check(out, config)
                 if config.overlap.mode == "ranks":
                     refuse_one_rank(world.size)
-                run_folder.check(out, config)
                 run_folder.refuse_busy(out, world)
                 trainer = _Trainer(config, datasets, out, world, chosen, start_from)
                 lock = stack.enter_context(run_folder.prepare(out, world))

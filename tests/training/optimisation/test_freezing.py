@@ -111,5 +111,5 @@ def test_a_frozen_user_network_with_batch_normalisation_resumes(dataset: Path, t
 
 def test_another_freeze_does_not_continue_a_run(dataset: Path, tmp_path: Path) -> None:
     train(config(max_steps=1), dataset, tmp_path / "run")
-    with pytest.raises(BadInput, match=r"another optimiser.freeze \(\[\], now \['stem'\]\)"):
+    with pytest.raises(BadInput, match=r"another optimiser.freeze \(\[\], now \[.stem.\]\)"):
         train(config(freeze="stem"), dataset, tmp_path / "run")

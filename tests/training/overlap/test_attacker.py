@@ -230,3 +230,4 @@ def test_impossible_splits_are_refused(
     results = ranks.run(world_size, arguments(dataset, tmp_path / "run", tmp_path, **APART, **how))
     assert [status for status, _, _ in results] == [2] * world_size, results
     assert said in results[0][2] and "Traceback" not in results[0][2]
+    assert world_size > 1 or not (tmp_path / "run").exists()
