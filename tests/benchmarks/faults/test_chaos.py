@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import chaos
-from benchmarks.faults.campaign import Campaign
+from benchmarks.faults.campaign import TOLD, Campaign
 from benchmarks.faults.disk import SmallDisk, damage, small_disk
 from benchmarks.faults.plan import (
     FULL_DISK,
@@ -194,6 +194,16 @@ def test_a_small_disk_is_filled_and_emptied(tmp_path: Path) -> None:
         disk.empty()
         other.write_bytes(bytes(10**6))
     assert not list((tmp_path / "disk").iterdir())
+
+
+def test_the_audit_knows_how_a_damaged_checkpoint_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, {"step": step}, 2)
+    (tmp_path / "checkpoints/step-00000002.pt").write_bytes(b"torn")
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoints/step-00000001.pt"
+    assert "step-00000002.pt" in caplog.text and TOLD in caplog.text
 
 
 @pytest.mark.slow
