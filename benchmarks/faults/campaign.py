@@ -21,7 +21,7 @@ _TRIES = 3  # of a fault, where starts end before it
 _END_S = 600.0  # in which a start without faults ends
 _FAILED = (1, 2)  # exit statuses of ranks that end because of another, or of a disk
 _NO_ROOM = "No space left on device"
-TOLD = "skipped, the one before is taken"
+TOLD = ": skipped"
 
 
 @dataclass

@@ -102,10 +102,8 @@ class LiveView:
         """Name, epoch, bar, step and time to the end; narrow terminals have the name cut, or no bar."""
         one = self._progress
         epoch, end = one.epoch_text, f"{one.step_text}, {one.eta_text}"
-        least, room = (
-            min(cell_len(one.name), _LEAST_NAME),
-            width - len(f": {epoch}{end}") - 2 * _GAP - _LEAST_BAR,
-        )
+        least = min(cell_len(one.name), _LEAST_NAME)
+        room = width - len(f": {epoch}{end}") - 2 * _GAP - _LEAST_BAR
         if room < least:
             beside = width - len(f": {epoch}, {end}")
             name = _cut(one.name, beside if beside >= least else max(width - len(f": {epoch},"), 1))

@@ -163,7 +163,7 @@ def newest(run: Path) -> tuple[Path, State] | None:
         except OtherFormat:
             raise
         except BadInput as error:
-            _log.warning("%s: skipped, the one before is taken", error)
+            _log.warning("%s: skipped", error)
     return None
 
 
@@ -196,7 +196,7 @@ def _last_saved(run: Path) -> int | None:
     steps = []
     for line in text.splitlines():
         if _SAVED in line:
-            with suppress(ValueError):  # cut off by a kill
+            with suppress(ValueError, KeyError, TypeError):  # cut off by a kill, or damaged
                 steps.append(int(json.loads(line)["step"]))
     return max(steps, default=None)
 

@@ -1,5 +1,6 @@
 """One checkpoint file: written atomically with a checksum, and loaded without unpickling code."""
 
+import errno
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ from hpcphotoz.training.saving.temporary import owner
 
 FORMAT = 2  # 1 has no checksum
 State = dict[str, Any]
+_NOT_READ = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOENT, errno.EISDIR)  # not damage
 
 
 class OtherFormat(BadInput):
@@ -69,7 +71,9 @@ def load(path: Path) -> State:
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
     # torch raises RuntimeError, EOFError, KeyError, UnpicklingError and others for a damaged file.
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NOT_READ:
+            raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
         if path.suffix != ".pt":
             kind = f"a {path.suffix[1:].upper()} file, " if path.suffix else ""
             want = "give a run folder, a .pt file of its checkpoints, or a network as .safetensors"

@@ -1,5 +1,6 @@
 """A checkpoint file gives back what was saved, or is refused: no damage goes unnoticed."""
 
+import errno
 import random
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def test_another_format_is_refused_by_name_and_not_skipped(tmp_path: Path) -> No
             OtherFormat, match=f"of checkpoint format {FORMAT + 1}, written by hpcphotoz 9.9; "
         ):
             find(tmp_path)
+
+
+def test_a_file_that_the_disk_does_not_give_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(BadInput, match="step-00000003.pt: cannot be read: Input/output error$"):
+        load(tmp_path / "step-00000003.pt")
 
 
 def test_a_damaged_format_number_is_no_later_format(tmp_path: Path) -> None:
