@@ -13,8 +13,8 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, visible_gpus
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.plan import LaunchPlan
 from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
+from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.output import say
 
 _LOCAL_MINUTES = 60 * 24 * 365  # submitit's local executor requires a limit; a local run has none

@@ -8,7 +8,7 @@ from typing import Any
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.training.optimisation.origin import check_origin, read_origin
 from hpcphotoz.training.reporting.sinks import check_sinks
 from hpcphotoz.training.run import checkpoint, run_folder

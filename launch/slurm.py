@@ -13,21 +13,19 @@ import contextlib
 import io
 import os
 import re
-import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpcphotoz.atomic import making_folder
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
+from hpcphotoz.launch.executor import slurm_executor
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.plan import LaunchPlan, parse_option
 from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
+from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.output import say
 
 
@@ -48,7 +46,7 @@ def dry_run(plan: LaunchPlan, job: TrainJob) -> str:
     import_submitit()
     launch = launch_folder(job)
     check_folders(job)
-    executor = _executor(plan, launch, snapshot.folder(launch))
+    executor = slurm_executor(plan, launch, snapshot.folder(launch))
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
@@ -74,7 +72,7 @@ def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say)
     with making_folder(launch):
         before = set(launch.iterdir())
         code = snapshot.take(launch)
-        executor = _executor(plan, launch, code)
+        executor = slurm_executor(plan, launch, code)
         script = executor._make_submission_file_text(executor._submitit_command_str, "")
         overriding = overriding_variables(script, os.environ)
         if overriding:
@@ -91,43 +89,3 @@ def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say)
                 shutil.rmtree(code)
             raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
         return SubmittedJob(submitted.job_id, launch)
-
-
-def _executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
-    import submitit
-
-    class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
-        @classmethod
-        def affinity(cls) -> int:
-            return 2  # `submit` has looked for srun; a dry run needs none
-
-    # USR2 kills a Python process that has no handler yet, and the job with it. sh ignores it until submitit's
-    # handler is in place, because `env --ignore-signal` is newer (coreutils 8.31) than Red Hat 8.
-    python = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
-    executor = Executor(launch, max_num_timeout=plan.max_requeues, python=python)
-    names = ("partition", "account", "qos", "constraint", "exclude")
-    further = {key: value or True for key, value in map(parse_option, plan.extra)}
-    executor.update_parameters(
-        job_name=plan.job_name,
-        nodes=plan.nodes,
-        ntasks_per_node=plan.ranks_per_node,
-        cpus_per_task=plan.cpus_per_task,
-        gpus_per_node=plan.gpus_per_node or None,
-        mem=f"{round(plan.mem_gb * 1024)}M" if plan.mem_gb else None,
-        time=plan.time_minutes,
-        signal_delay_s=plan.signal_delay_s,
-        stderr_to_stdout=True,
-        setup=list(plan.setup) or None,
-        wckey=None,  # submitit's own would be refused where keys are accounted
-        srun_args=[
-            "--kill-on-bad-exit=1",  # without it a job with a dead rank keeps its nodes until the time limit
-            f"--cpus-per-task={plan.cpus_per_task}",  # since 22.05 srun does not read sbatch's
-            "--wait=0",  # a cluster's WaitTime would kill rank 0 while it still validates
-            "--export=ALL",  # with SLURM_EXPORT_ENV=NONE ranks would lack submitit's variables
-        ],
-        # The signal by name: submitit takes it from SUBMITIT_PREEMPT_SIGNAL, which the job does not have.
-        additional_parameters={"requeue": True, "chdir": code, "signal": f"USR2@{plan.signal_delay_s}"}
-        | further,
-        **{name: getattr(plan, name) or None for name in names},
-    )
-    return executor

@@ -61,7 +61,7 @@ ONLY_IN = {
 
 def modules(package: Path = PACKAGE) -> list[Path]:
     names = list(package.glob("**/*.py"))
-    names += [p for link in ("kernels", "launch") for p in (package / link).glob("*.py")]
+    names += [p for link in ("kernels", "launch") for p in (package / link).rglob("*.py")]
     return sorted({p.relative_to(package) for p in names})
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from hpcphotoz import __version__
-from hpcphotoz.cli import cluster, data, evaluate, inspect, networks, training
+from hpcphotoz.cli import data, evaluate, inspect, networks, training
+from hpcphotoz.cli.cluster import launch, status
 from hpcphotoz.cli.parser import Parser
 from hpcphotoz.cli.runs import compare
 from hpcphotoz.errors import BadInput
@@ -20,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         BadInput: words that are not understood, or input that a command cannot use.
     """
-    words, after = cluster.cut(list(arguments))
+    words, after = launch.cut(list(arguments))
     parser = _parser()
     if not words:
         parser.print_help()
@@ -50,6 +51,7 @@ def _parser() -> Parser:
     training.add_train(commands)
     networks.add(commands)
     evaluate.add(commands)
-    cluster.add(commands)
+    launch.add(commands)
+    status.add(commands)
     compare.add(commands)
     return parser

@@ -9,7 +9,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.environment import visible_gpus
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.local import run_local
-from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ import pytest
 
 from hpcphotoz import cli
 from hpcphotoz.launch import slurm
-from hpcphotoz.launch.job import TrainJob, _master_port
+from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.launch.rank import master_port
 
 
 def test_the_port_is_not_one_that_the_system_hands_out_and_moves_on_a_restart() -> None:
-    ports = {_master_port(str(job), str(restart)) for job in range(1000) for restart in range(3)}
+    ports = {master_port(str(job), str(restart)) for job in range(1000) for restart in range(3)}
     assert min(ports) >= 1024 and max(ports) < 32768
     assert len(ports) > 2500
-    assert _master_port("7", "0") == _master_port("7", "0") != _master_port("7", "1")
+    assert master_port("7", "0") == master_port("7", "0") != master_port("7", "1")
 
 
 def test_every_option_of_train_reaches_the_ranks(dataset: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.local import run_local
-from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan
 from tests.helpers.launch.cluster import until
 from tests.helpers.launch.runs import TWO_RANKS, small, starts, steps_logged, stopped_after
 from tests.helpers.paths import ROOT

@@ -11,7 +11,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import slurm
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.local import run_local
-from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.training.run import run_folder
 from hpcphotoz.training.trainer import train
 from tests.helpers.datasets import make_dataset

@@ -12,7 +12,7 @@ import pytest
 from hpcphotoz.config.load import to_toml
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.launch.slurm import SubmittedJob, submit
 from tests.helpers.launch.cluster import Cluster, missing, until
 from tests.helpers.launch.runs import small, starts, steps_logged, stopped_after

@@ -13,7 +13,7 @@ from hpcphotoz.config import Config
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import slurm, snapshot
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan
 from tests.helpers.launch.runs import Install
 
 GOLDEN = """\
@@ -173,7 +173,7 @@ def test_the_signal_does_not_depend_on_the_environment(dataset: Path) -> None:
     """The trainer handles USR2; submitit would ask Slurm for the signal of this variable."""
     script = (
         "from pathlib import Path\nfrom hpcphotoz.config import Config\n"
-        "from hpcphotoz.launch import job, plan, slurm\n"
+        "from hpcphotoz.launch import job, slurm\nfrom hpcphotoz.launch.request import plan\n"
         f"run = job.TrainJob.of(Config(), Path({str(dataset)!r}), Path('r'))\n"
         "print(slurm.dry_run(plan.LaunchPlan(), run))"
     )

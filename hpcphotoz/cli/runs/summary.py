@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch.status import read_status
+from hpcphotoz.launch.follow.status import read_status
 
 
 def inspect_run(options: argparse.Namespace) -> int:

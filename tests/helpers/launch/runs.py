@@ -8,7 +8,7 @@ from typing import Any
 
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure
-from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan
 from tests.helpers import ranks
 
 Install = Callable[[str, str], None]  # name and shell text of a program to put first in PATH

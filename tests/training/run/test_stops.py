@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hpcphotoz.__main__ import main
-from hpcphotoz.launch.status import read_status
+from hpcphotoz.launch.follow.status import read_status
 from hpcphotoz.provenance import read_starts
 from hpcphotoz.training.run import checkpoint
 from tests.helpers import ranks

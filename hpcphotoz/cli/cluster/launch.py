@@ -1,11 +1,11 @@
-"""The commands `launch` and `status`."""
+"""The command `launch`."""
 
 import argparse
 import sys
 from dataclasses import fields
 from typing import Any
 
-from hpcphotoz.cli.parser import Commands, command, memory, path
+from hpcphotoz.cli.parser import Commands, command, memory
 from hpcphotoz.cli.training import configuration, datasets, parse_train
 from hpcphotoz.errors import BadInput
 
@@ -33,7 +33,7 @@ def launch(options: argparse.Namespace) -> int:
     from hpcphotoz.launch import slurm
     from hpcphotoz.launch.job import TrainJob
     from hpcphotoz.launch.local import run_local
-    from hpcphotoz.launch.plan import LaunchPlan
+    from hpcphotoz.launch.request.plan import LaunchPlan
 
     if not options.after or options.after[0] != "train":
         raise BadInput(_RUN_AFTER)
@@ -61,24 +61,8 @@ def launch(options: argparse.Namespace) -> int:
     return 0
 
 
-def status(options: argparse.Namespace) -> int:
-    """Tell how a run ended. Exit status 0: it finished, or is running; 75: stopped; 1: failed or lost."""
-    from hpcphotoz.launch.status import read_status
-
-    found = read_status(options.run)
-    print(found.json if options.json else found.text)
-    return found.exit_status
-
-
 def add(commands: Commands) -> None:
-    """Add the parsers of `launch` and `status`."""
-    _add_launch(commands)
-    p = command(commands, "status", status)
-    p.add_argument("run", type=path, metavar="RUN", help="run folder")
-    p.add_argument("--json", action="store_true", help="print one JSON object instead of the line")
-
-
-def _add_launch(commands: Commands) -> None:
+    """Add the parser of `launch`."""
     p = command(commands, "launch", launch)
     p.usage = "%(prog)s local|slurm [OPTION ...] -- train CONFIG --data DATASET[:WEIGHT] ... --out RUN [...]"
     where = "local: on this machine; slurm: with sbatch, one task per rank"

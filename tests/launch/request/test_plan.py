@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan
 
 
 @pytest.mark.parametrize(
