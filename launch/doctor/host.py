@@ -1,5 +1,6 @@
 """Collects facts of this host, the login node or a node of the job; imports neither torch nor submitit."""
 
+import errno
 import os
 import platform
 import re
@@ -81,12 +82,12 @@ def look_at_folder(name: str, path: Path) -> FolderFacts:
         disk = os.statvfs(there)
         facts |= {"total_bytes": disk.f_blocks * disk.f_frsize, "free_bytes": disk.f_bavail * disk.f_frsize}
         facts |= {"total_inodes": disk.f_files, "free_inodes": disk.f_favail}
-        if disk.f_bavail:  # a full disk is told as such
-            with tempfile.TemporaryFile(dir=there) as file:
-                file.write(b"doctor")
-                file.flush()
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"doctor")
+            file.flush()
     except OSError as error:
-        facts["error"] = error.strerror or str(error)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # judged by space and inodes
+            facts["error"] = error.strerror or str(error)
     return FolderFacts(**facts)
 
 

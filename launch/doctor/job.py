@@ -16,6 +16,7 @@ from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.doctor.facts import JobFacts, NodeFacts
 from hpcphotoz.launch.doctor.node import LOGIN_CLOCK, DoctorJob, beat_path, facts_path, read_time
 from hpcphotoz.launch.doctor.slurm_facts import fields, run
+from hpcphotoz.launch.doctor.slurm_rules import NEVER_STARTS
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.executor import slurm_executor
 from hpcphotoz.launch.preparation import import_submitit
@@ -102,7 +103,7 @@ class _Watch:
                 if text != told:
                     report(text)
                 told = text
-                if time.monotonic() > end:
+                if time.monotonic() > end or (state == "PENDING" and reason in NEVER_STARTS):
                     break
             self._exchange_times()
             time.sleep(_POLL_S)

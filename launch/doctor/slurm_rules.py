@@ -9,6 +9,11 @@ from hpcphotoz.launch.doctor.finding import Finding, info, ok, problem, warning
 _OLDEST = (20, 11)
 _KILL_WAIT_S = 30  # Slurm's own default
 _SUBMITIT_MINUTES = 10  # with fewer, submitit takes every signal for a time-out
+# Reasons for which a job is pending until somebody changes it, or the cluster.
+NEVER_STARTS = (
+    *("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive"),
+    *("BadConstraints", "InvalidAccount", "InvalidQOS", "JobHeldAdmin", "JobHeldUser"),
+)
 _ADMINISTRATORS = "ask the administrators"
 
 
@@ -38,6 +43,10 @@ def judge_job(job: JobFacts, nodes: Sequence[NodeFacts]) -> list[Finding]:
         text = "Slurm took --requeue away from the job: a preempted run does not come back by itself"
         fix = f"{_ADMINISTRATORS} about job_submit plugins; until then launch again after a stop"
         found.append(problem("requeue", text, fix))
+    if not job.has_ended and job.state == "PENDING" and job.reason in NEVER_STARTS:
+        text = f"{name} would stay pending ({job.reason}): cancelled, no node is checked"
+        fix = "ask for what the partition has and allows (`scontrol show partition`), or choose another"
+        return [*found, problem("job", text, fix)]
     if not job.has_ended and job.state in ("PENDING", "CONFIGURING"):
         text = f"{name} was pending after {job.wait_s:g} s ({job.reason}): cancelled, no node is checked"
         fix = "wait longer (--wait-s), ask for fewer nodes, or choose another partition"
