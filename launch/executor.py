@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz.launch.request.plan import LaunchPlan, parse_option
+from hpcphotoz.launch.requeue.batch_lines import START_LINE, batch_lines
+
+_NO_LIMIT = 10**6  # the job itself limits its requeues
 
 
 def slurm_executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
@@ -26,7 +29,7 @@ def slurm_executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
     # USR2 kills a Python process that has no handler yet, and the job with it. sh ignores it until submitit's
     # handler is in place, because `env --ignore-signal` is newer (coreutils 8.31) than Red Hat 8.
     python = f"""sh -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
-    executor = Executor(launch, max_num_timeout=plan.max_requeues, python=python)
+    executor = Executor(launch, max_num_timeout=_NO_LIMIT, python=python)
     names = ("partition", "account", "qos", "constraint", "exclude")
     further = {key: value or True for key, value in map(parse_option, plan.extra)}
     executor.update_parameters(
@@ -39,7 +42,8 @@ def slurm_executor(plan: LaunchPlan, launch: Path, code: Path) -> Any:
         time=plan.time_minutes,
         signal_delay_s=plan.signal_delay_s,
         stderr_to_stdout=True,
-        setup=list(plan.setup) or None,
+        setup=[*plan.setup, START_LINE],
+        teardown=batch_lines(shlex.quote(sys.executable), launch),  # a job whose step has failed comes back
         wckey=None,  # submitit's own would be refused where keys are accounted
         srun_args=[
             "--kill-on-bad-exit=1",  # without it a job with a dead rank keeps its nodes until the time limit

@@ -28,7 +28,7 @@ class LaunchPlan:
     mem_gb: float = 0.0  # GB per node; 0: the partition's default
     time_minutes: int = 60  # below 11 every preemption counts as a time-out in submitit
     signal_delay_s: int = 120  # seconds before the limit at which to save; Slurm may be 60 s early
-    max_requeues: int = 10  # restarts after time-outs and preemptions, counted together; then the job fails
+    max_requeues: int = 10  # requeues in a row without progress; then the job fails
     partition: str = ""
     account: str = ""
     qos: str = ""

@@ -11,7 +11,7 @@ def add(p: Parser) -> None:
     p.add_argument("--time-minutes", type=int, help=limit)
     delay = "seconds before the limit at which a checkpoint is saved (default 120)"
     p.add_argument("--signal-delay-s", type=int, help=delay)
-    p.add_argument("--max-requeues", type=int, help="restarts after time limits and preemptions (default 10)")
+    p.add_argument("--max-requeues", type=int, help="requeues in a row without progress (default 10)")
     for name in ("partition", "account", "qos", "constraint", "exclude", "job-name"):
         p.add_argument(f"--{name}", help=f"Slurm's {name}")
     setup = "shell line to run before the start, e.g. 'module load cuda'; repeatable"
