@@ -2,21 +2,25 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 # Before srun: begins a start in the log; `node_guard` reads it.
 START_LINE = 'echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"'
 
 
-def batch_lines(python: str, launch: Path) -> list[str]:
+def batch_lines(python: str, srun: Sequence[str], launch: Path) -> list[str]:
     """The lines of the batch script after srun: they requeue a job whose step has failed.
 
     The script outlives the SIGTERM of the requeue, because only then Slurm accepts nodes to exclude.
 
     Args:
-        python: shell words that start Python outside of srun.
+        python: shell words that start Python.
+        srun: options of srun without which they cannot, such as a container; empty: they run without srun.
         launch: folder of the job's logs and pickle.
     """
+    if srun:
+        python = f"{shlex.join(['srun', '--overlap', '--nodes=1', '--ntasks=1', *srun])} {python}"
     decide = f"{python} -m hpcphotoz.launch.requeue.after_step {shlex.quote(str(launch))} $status"
     return [
         "status=$?",
@@ -29,4 +33,5 @@ def batch_lines(python: str, launch: Path) -> list[str]:
         "  fi",
         "fi",
         "exit $status",
+        "",
     ]

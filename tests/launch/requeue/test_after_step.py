@@ -103,7 +103,7 @@ class Batch:
             f'case "$*" in "show job"*) echo "JobId=7 {shown} Command=a run/JobState=x";; '
             f'"show part"*) echo "PartitionName=main TotalNodes=4";; *) echo "$*" >>{self._said};; esac',
         )
-        lines = ["#!/bin/bash", START_LINE, "srun", "", *batch_lines(self.python, self.launch)]
+        lines = ["#!/bin/bash", START_LINE, "srun", "", *batch_lines(self.python, (), self.launch)]
         env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_PARTITION": "main"}
         env |= {"SLURM_JOB_NODELIST": "n[1-2]", "PYTHONPATH": str(ROOT)}
         if restart:
