@@ -1,0 +1,80 @@
+"""The user's list of runs, `${XDG_STATE_HOME:-~/.local/state}/hpcphotoz/runs.jsonl`: their folders, no more."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+from hpcphotoz.atomic import write_text
+
+_LONGEST = 256 * 1024  # bytes, after which the oldest entries go
+_KEPT = 500  # runs
+_log = logging.getLogger(__name__)
+
+
+def registry_file() -> Path:
+    """Where the list is; the folder may not exist.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    base = os.environ.get("XDG_STATE_HOME", "")
+    # The specification ignores a relative path.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local/state") / "hpcphotoz" / "runs.jsonl"
+
+
+def register_run(run: Path) -> None:
+    """Add a run to the list. A list that cannot be written is a warning, and fails no run.
+
+    A line is appended whole, whoever else appends. Of lines that are added while another process shortens the
+    file, which is rare, one may be lost.
+    """
+    line = json.dumps({"run": os.path.abspath(run), "time": time.time()}) + "\n"
+    try:
+        path = registry_file()
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(number, line.encode())
+            size = os.fstat(number).st_size
+        finally:
+            os.close(number)
+        if size > _LONGEST:
+            kept = [json.dumps(entry) for entry in reversed(_entries(path)[:_KEPT])]
+            write_text(path, "\n".join(kept) + "\n")
+    except (OSError, RuntimeError) as error:
+        _log.warning("`hpcphotoz status` will not list this run: cannot write the list of runs: %s", error)
+
+
+def registered_runs(limit: int | None) -> list[Path]:
+    """Folders of the runs in the list that still exist, the newest first; at most `limit`."""
+    try:
+        entries = _entries(registry_file())
+    except (OSError, RuntimeError):
+        return []
+    found: list[Path] = []
+    for entry in entries:
+        if limit is not None and len(found) >= limit:
+            break
+        run = Path(entry["run"])
+        if (run / "launch").is_dir() or (run / "logs").is_dir():
+            found.append(run)
+    return found
+
+
+def _entries(path: Path) -> list[dict[str, str]]:
+    """Entries, the newest of each run, the newest first; lines that cannot be read are left out."""
+    found: dict[str, dict[str, str]] = {}
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+            if isinstance(entry["run"], str) and os.path.isabs(entry["run"]):
+                found.setdefault(entry["run"], entry)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return list(found.values())
