@@ -1,6 +1,5 @@
 """The rank that failed first in the last start of a run, with its traceback; reads tails of files only."""
 
-import heapq
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from hpcphotoz.launch.follow.submissions import seconds, stamp
 
 TAIL = 32_768  # bytes of a log that are read: a traceback has 2 to 5 kB
 _SAME_FAILURE_S = 3600.0  # records of one restart further apart are of different jobs
-_MOST_RECORDS = 16  # that are read: the earliest by the clock of the file system
+_MOST_RECORDS = 16  # that are read to find the first failure
 _RECORD = re.compile(r"(\d+)-rank-(\d+)\.json")
 _LOG = re.compile(r"(.+)_(\d+)_log\.out")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -36,29 +35,34 @@ class Failure:
 
     @property
     def lines(self) -> list[str]:
-        """For the user: who failed first, and its traceback."""
+        """For the user: which rank failed, and its traceback."""
         on = f" on {self.host}" if self.host else ""
         at = f", {self.time}" if self.time else ""
         again = f", restart {self.restart}" if self.restart else ""
-        head = f"first to fail: rank {self.rank}{on}{at}{again}: {self.error}"
+        head = f"rank {self.rank}{on}{at}{again}: {self.error}"
         more = [f"  {line}" for line in self.traceback.rstrip().splitlines()] if self.traceback else []
         return [head, *more, *([f"  log: {self.log}"] if self.log else [])]
 
 
-def first_failure(run: Path, job_id: str | None, since: float = 0.0) -> Failure | None:
+def first_failure(run: Path, launch: Path | None, job_id: str | None, since: float = 0.0) -> Failure | None:
     """The earliest failure of the last start: from its records, or else from the logs of its ranks.
 
     Args:
         run: run folder.
-        job_id: job whose logs count; None: no job's.
+        launch, job_id: folder with the logs of a job, and the job; None: no job's.
         since: what failed before this time (seconds since 1970) is of an earlier start.
     """
     found = next(iter(recorded_failures(run, since)), None)
-    return found or (logged_failure(run / "launch", job_id, since) if job_id else None)
+    return found or (logged_failure(launch, job_id, since) if launch and job_id else None)
 
 
-def recorded_failures(run: Path, since: float = 0.0) -> list[Failure]:
-    """Failures in RUN/logs/failures of the newest restart that has any, the earliest first."""
+def recorded_failures(run: Path, since: float = 0.0, most: int | None = _MOST_RECORDS) -> list[Failure]:
+    """Failures in RUN/logs/failures of the newest restart that has any, the earliest first.
+
+    Args:
+        run, since: as `first_failure`.
+        most: records that are read, the earliest by the clock of the file system; None: all.
+    """
     found = []
     for name, mtime in _entries(run / "logs" / "failures"):
         if (match := _RECORD.fullmatch(name)) and mtime >= since:
@@ -68,8 +72,9 @@ def recorded_failures(run: Path, since: float = 0.0) -> list[Failure]:
     newest, restart = max(found)[:2]
     # A record is written as its rank fails: the time of the file tells which to read.
     same = sorted(one for one in found if one[1] == restart and newest - one[0] <= _SAME_FAILURE_S)
-    read = (_read(run / "logs" / "failures" / name, rank) for _, _, rank, name in same[:_MOST_RECORDS])
-    return [one for _, one in sorted(filter(None, read), key=lambda found: found[0])]
+    read = (_read(run / "logs" / "failures" / name, rank) for _, _, rank, name in same[:most])
+    # A rank that misses another one has failed because of it, whatever the clocks of their hosts say.
+    return [one for *_, one in sorted(filter(None, read), key=lambda found: found[:2])]
 
 
 def logged_failure(launch: Path, job_id: str, since: float = 0.0) -> Failure | None:
@@ -86,13 +91,19 @@ def logged_failure(launch: Path, job_id: str, since: float = 0.0) -> Failure | N
         rank, host, how = int(ended[2]), ended[1], ended[3]
         path = launch / f"{job_id}_{rank}_log.out"
         return _of_log(path, rank, host) or Failure(rank, host, None, None, how, None, str(path))
-    files = [(path.stat().st_mtime, rank, path) for rank, path in logs if path.exists()]
-    heapq.heapify(files)
-    while files:
-        mtime, rank, path = heapq.heappop(files)
+    return next(_failures_by_time(logs, since), None)
+
+
+def logged_failures(launch: Path, job_id: str) -> list[Failure]:
+    """The ranks of a job whose logs have a traceback of the last start, by the times of the logs."""
+    first, others = logged_failure(launch, job_id), _failures_by_time(log_files(launch, job_id), 0.0)
+    return [first, *(one for one in others if one.rank != first.rank)] if first else []
+
+
+def _failures_by_time(logs: Sequence[tuple[int, Path]], since: float) -> Iterator[Failure]:
+    for mtime, rank, path in sorted((_mtime(path), rank, path) for rank, path in logs):
         if mtime >= since and (found := _of_log(path, rank, None)):
-            return found
-    return None
+            yield found
 
 
 def log_files(launch: Path, job_id: str) -> list[tuple[int, Path]]:
@@ -159,15 +170,26 @@ def _of_log(path: Path, rank: int, host: str | None) -> Failure | None:
     )
 
 
-def _read(path: Path, rank: int) -> tuple[float, Failure] | None:
-    """A record with its time in seconds since 1970."""
+def _read(path: Path, rank: int) -> tuple[bool, float, Failure] | None:
+    """A record: whether the rank missed another one, its time in seconds since 1970, and the failure."""
     try:
         facts = json.loads(path.read_text())
         at, text = seconds(facts["time"]), str(facts.get("traceback") or "")[-_TEXT_LIMIT:]
         where = facts.get("host"), stamp(at), facts.get("restart")
-        return at, Failure(rank, *where, " ".join(str(facts["error"]).split()), text or None)
+        return (
+            facts.get("kind") == "RankLost",
+            at,
+            Failure(rank, *where, " ".join(str(facts["error"]).split()), text or None),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # being written, or torn by a kill
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _entries(folder: Path) -> list[tuple[str, float]]:

@@ -66,6 +66,7 @@ class _Job:
         # Another cluster, or this one after a reset of its counter, may have a job of the same number.
         if queued and queued.submitted and queued.submitted.timestamp() < submission.time - _CLOCKS_S:
             self.queued = None
+        self.launch = Path(submission.launch)
         self.id, starts = submission.job_id, folder.starts if folder else []
         ids = {self.id, self.queued.number if self.queued else self.id}
         self.starts = [start for start in starts if start.get("slurm_job") in ids]
@@ -132,21 +133,21 @@ def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: 
 def _never_trained(run: Path, folder: FolderState | None, job: _Job, queue: Queue) -> Judgement | None:
     """Of a job that has ended, and recorded no start; None: nothing is known of it, or it was not needed."""
     state, exit_status = (job.queued.state, job.queued.exit_status) if job.queued else (None, 0)
-    logs = log_files(run / "launch", job.id)
+    logs = log_files(job.launch, job.id)
     about = job.submission.when, _step(folder), None, job.id, _totals(folder), job.requeues
-    if state == "COMPLETED" or (not state and any((run / "launch").glob(f"{job.id}_0_result.pkl"))):
-        failure = None if state else first_failure(run, job.id, job.submission.time - _CLOCKS_S)
+    if state == "COMPLETED" or (not state and (job.launch / f"{job.id}_0_result.pkl").exists()):
+        failure = None if state else first_failure(run, job.launch, job.id, job.submission.time - _CLOCKS_S)
         if not failure:
             return None if folder else Judgement("finished", None, *about)
     if state is None and not logs:
         return None
     if state == "CANCELLED":
         return Judgement("stopped", f"job {job.id} was cancelled before it trained", *about)
-    failure = first_failure(run, job.id, job.submission.time - _CLOCKS_S)
+    failure = first_failure(run, job.launch, job.id, job.submission.time - _CLOCKS_S)
     if state is None and failure is None and queue.problem:
         return None
     reason = failure.error if failure else "before it trained"
-    said = ended_as(state, exit_status) if state else _logged(run, job.id)
+    said = ended_as(state, exit_status) if state else _logged(job)
     return Judgement("failed", reason, *about, failure=failure, slurm=said)
 
 
@@ -177,10 +178,11 @@ def _of_folder(run: Path, folder: FolderState, known: Sequence[_Job], fails: boo
         quiet = stopped or (job.queued.state, job.queued.exit_status) == ("COMPLETED", 0)
         said = None if quiet else ended_as(job.queued.state, job.queued.exit_status)
     elif job and folder.state != "stopped":
-        said = _logged(run, job.id)
+        said = _logged(job)
     if folder.state == "stopped":
         return replace(found, slurm=said)
-    return replace(found, slurm=said, failure=first_failure(run, job.id if job else None, _since(folder)))
+    launch, job_id = (job.launch, job.id) if job else (None, None)
+    return replace(found, slurm=said, failure=first_failure(run, launch, job_id, _since(folder)))
 
 
 def _since(folder: FolderState) -> float:
@@ -191,8 +193,9 @@ def _since(folder: FolderState) -> float:
     return seconds((before.get("end") or before).get("time"))
 
 
-def _logged(run: Path, job_id: str) -> str | None:
-    state = logged_end(last_start(read_tail(run / "launch" / f"{job_id}_0_log.out")))
+def _logged(job: _Job) -> str | None:
+    """How the job ended by its log, in words; None: Slurm wrote nothing into it."""
+    state = logged_end(last_start(read_tail(job.launch / f"{job.id}_0_log.out")))
     return ended_as(state) if state else None
 
 

@@ -49,14 +49,12 @@ def read_figures(run: Path, starts: list[dict[str, Any]]) -> Figures:
     total = starts[-1].get("last_step") if starts else None
     total = total if _is_count(total) else options.get("max_steps")
     total = total if _is_count(total) else None
-    step, rate = line.get("step"), line.get("images_per_s")
-    rate = float(rate) if _is_positive(rate) else None
+    step, rate = line.get("step"), _number(line.get("images_per_s"))
     batch, eta = options.get("global_batch"), None
-    if _is_count(step) and total and rate and _is_count(batch):
+    if _is_count(step) and total and rate and rate > 0 and _is_count(batch):
         eta = max(0, total - step) * batch / rate
-    wait = line.get("data_wait")
-    wait = float(wait) if isinstance(wait, int | float) and wait - wait == 0 else None
-    return Figures(step if isinstance(step, int) else None, total, rate, wait, eta)
+    step = step if isinstance(step, int) else None
+    return Figures(step, total, rate, _number(line.get("data_wait")), eta)
 
 
 def _last_training_line(run: Path) -> Mapping[str, Any]:
@@ -84,5 +82,5 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0 and value - value == 0
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and value - value == 0 else None

@@ -1,4 +1,4 @@
-"""Slurm's states and reasons in plain words; docs: squeue(1), sections JOB REASON CODES and JOB STATE CODES."""
+"""Slurm's states and reasons in plain words; squeue(1) lists them: JOB REASON CODES and JOB STATE CODES."""
 
 import re
 
@@ -62,7 +62,7 @@ _LOGGED = (
 
 
 def waits_because(reason: str) -> str:
-    """Why a job waits, with Slurm's own word in parentheses, as "waits for nodes to become free (Resources)"."""
+    """Why a job waits, with Slurm's own word, as in "waits for nodes to become free (Resources)"."""
     word = re.split(r"[,\s]", reason.strip("()"), maxsplit=1)[0]
     limit = _LIMIT.fullmatch(word)
     if word in _PENDING:

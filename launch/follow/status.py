@@ -107,7 +107,15 @@ class RunStatus:
     @property
     def lines(self) -> list[str]:
         """The line, and the traceback of the rank that failed first."""
-        return [self.text, *(self.failure.lines if self.failure else [])]
+        return [self.text, *self.failure_lines]
+
+    @property
+    def failure_lines(self) -> list[str]:
+        """Who failed first, with the traceback; empty: no rank has failed, or it is not known which."""
+        if self.failure is None:
+            return []
+        head, *more = self.failure.lines
+        return [f"first to fail: {head}", *more]
 
     @property
     def json(self) -> str:

@@ -1,4 +1,7 @@
-"""Records of submissions, RUN/launch/<job>.json: which Slurm jobs belong to a run."""
+"""Records of submissions, RUN/launch/<job>.json: which Slurm jobs belong to a run.
+
+The runs of a sweep have theirs in SWEEP/sweep.json, and their logs in SWEEP/launch.
+"""
 
 import json
 import os
@@ -6,13 +9,14 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from hpcphotoz.atomic import write_text
 
 _RECORD = re.compile(r"(\d+(?:_\d+)?)\.json")
+SWEEP_FILE = "sweep.json"
 _SCRIPT = re.compile(r"(\d+)_submission\.sh")  # of versions before the records
 
 
@@ -28,6 +32,7 @@ class Submission:
     tasks: int = 0
     cluster: str = ""  # "": not recorded
     host: str = ""  # from which it was submitted
+    launch: str = ""  # folder of its logs; not in the record, which is in it
 
     @property
     def when(self) -> str:
@@ -52,24 +57,32 @@ def record_submission(
     """
     cluster = os.environ.get("SLURM_CLUSTERS", os.environ.get("SLURM_CLUSTER_NAME", ""))
     facts = job_id, time.time(), kind, tuple(command), nodes, tasks, cluster, socket.gethostname()
-    write_text(launch / f"{job_id}.json", json.dumps(asdict(Submission(*facts))) + "\n")
+    record = asdict(Submission(*facts))
+    del record["launch"]
+    write_text(launch / f"{job_id}.json", json.dumps(record) + "\n")
 
 
 def read_submissions(run: Path) -> list[Submission]:
     """The submissions of a run, the earliest first; one that cannot be read has its id and time alone."""
-    found: dict[str, Submission] = {}
+    found, launch = _of_sweep(run), run / "launch"
+    if not (run / SWEEP_FILE).exists():  # the scripts of a sweep are those of its runs
+        for name in _names(launch):
+            if match := _SCRIPT.fullmatch(name):
+                script = Submission(match[1], _mtime(launch / name), launch=str(launch))
+                found.setdefault(match[1], script)
+            elif match := _RECORD.fullmatch(name):
+                found[match[1]] = replace(_read(launch / name, match[1]), launch=str(launch))
+    return sorted(found.values(), key=lambda one: (one.time, _number(one.job_id)))
+
+
+def sweep_entries(folder: Path) -> dict[str, str | None]:
+    """Names of the runs of a sweep, with the job that was last submitted for each; empty: it holds none."""
     try:
-        entries = list(os.scandir(run / "launch"))
-    except OSError:
-        return []
-    for entry in entries:
-        if match := _SCRIPT.fullmatch(entry.name):
-            found.setdefault(match[1], Submission(match[1], entry.stat().st_mtime))
-        elif match := _RECORD.fullmatch(entry.name):
-            found[match[1]] = _read(Path(entry.path), match[1])
-    arrays = {job_id.partition("_")[0] for job_id in found if "_" in job_id}
-    kept = [one for job_id, one in found.items() if job_id not in arrays]
-    return sorted(kept, key=lambda one: (one.time, _number(one.job_id)))
+        runs = json.loads((folder / SWEEP_FILE).read_bytes())["runs"]
+        # A name from a file is not to lead out of the folder.
+        return {one["folder"]: one["job"] for one in runs if Path(one["folder"]).name == one["folder"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def seconds(recorded: object) -> float:
@@ -87,17 +100,41 @@ def stamp(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(at))
 
 
+def _of_sweep(run: Path) -> dict[str, Submission]:
+    """The job of a run in a sweep; empty: it is in none, or has no job."""
+    sweep = Path(os.path.abspath(run)).parent
+    job_id = sweep_entries(sweep).get(os.path.basename(os.path.abspath(run)))
+    if not isinstance(job_id, str) or not re.fullmatch(r"\d+(_\d+)?", job_id):
+        return {}
+    launch = sweep / "launch"
+    when = _mtime(launch / f"{job_id.partition('_')[0]}_submission.sh")
+    return {job_id: Submission(job_id, when, launch=str(launch))}
+
+
 def _read(path: Path, job_id: str) -> Submission:
     try:
         facts = json.loads(path.read_text())
         known = {name: facts[name] for name in Submission.__dataclass_fields__ if name in facts}
         one = Submission(**{**known, "job_id": job_id, "command": tuple(known.get("command", ()))})
-        return one if isinstance(one.time, int | float) else Submission(job_id, path.stat().st_mtime)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        try:
-            return Submission(job_id, path.stat().st_mtime)
-        except OSError:
-            return Submission(job_id, 0.0)
+        if isinstance(one.time, int | float):
+            return one
+    except (OSError, ValueError, TypeError):
+        pass  # cut off, or of a later version
+    return Submission(job_id, _mtime(path))
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _number(job_id: str) -> tuple[int, ...]:

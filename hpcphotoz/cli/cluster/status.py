@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from hpcphotoz.cli.parser import Commands, command, count, path
 from hpcphotoz.cli.runs.summary import print_lines
@@ -14,8 +13,7 @@ _NEWEST = 20  # runs that are listed
 
 def status(options: argparse.Namespace) -> int:
     """Tell how runs go or ended. Status 0: finished, running or waiting; 75: stopped; 1: failed or lost."""
-    from hpcphotoz.launch.follow.registry import registered_runs
-    from hpcphotoz.launch.follow.runs import runs_of
+    from hpcphotoz.launch.follow.runs import registered_runs, runs_of
     from hpcphotoz.launch.follow.status import read_status, read_statuses
 
     if options.run is None:
@@ -33,7 +31,7 @@ def status(options: argparse.Namespace) -> int:
 
         if options.json:
             raise BadInput("--watch --json: give one of them")
-        return watch(runs, options.watch, single=one)
+        return watch(runs, options.watch)
     if one:
         found = read_status(options.run)
         print_lines([found.json] if options.json else found.lines)
