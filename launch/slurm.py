@@ -26,7 +26,13 @@ from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.executor import slurm_executor
 from hpcphotoz.launch.follow.submissions import record_submission
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
+from hpcphotoz.launch.preparation import (
+    check_folders,
+    folders_of,
+    import_submitit,
+    launch_folder,
+    with_placement,
+)
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.output import say
 
@@ -48,7 +54,7 @@ def dry_run(plan: LaunchPlan, job: TrainJob) -> str:
     import_submitit()
     launch = launch_folder(job)
     check_folders(job)
-    executor = slurm_executor(plan, launch, snapshot.folder(launch))
+    executor = slurm_executor(plan, launch, snapshot.folder(launch), folders_of(job))
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
@@ -74,7 +80,7 @@ def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say)
     with making_folder(launch):
         before = set(launch.iterdir())
         code = snapshot.take(launch)
-        executor = slurm_executor(plan, launch, code)
+        executor = slurm_executor(plan, launch, code, folders_of(job))
         script = executor._make_submission_file_text(executor._submitit_command_str, "")
         overriding = overriding_variables(script, os.environ)
         if overriding:
