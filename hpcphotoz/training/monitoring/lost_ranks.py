@@ -66,6 +66,10 @@ class WaitLimits:
         """Wait long from now on, for a save, a validation, or the end."""
         self._set(True)
 
+    def end_start(self) -> None:
+        """The start is over: wait as usual from now on."""
+        self._set(False)
+
     def begin_step(self, pauses: bool = False) -> None:
         """A step begins: wait long in the first, after a pause, and where `pauses` says that others pause."""
         self._set(self._steps == 0 or self._paused or pauses)
