@@ -55,6 +55,11 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = _NEGATIVE
         self.register("action", None, _StoreOnce)
         self.given: dict[str, argparse.Action] = {}  # by destination: the options of this command line
+        self.refused: dict[str, str] = {}  # by name: what to say of an option that is elsewhere, or renamed
+
+    def options(self) -> list[str]:
+        """The options that this parser knows, as they are typed."""
+        return [name for name in self._option_string_actions if name.startswith("--") and name != "--help"]
 
     def error(self, message: str) -> NoReturn:
         if message.startswith(_MISSING):  # CONFIG, where --data A B CONFIG has taken it
@@ -78,6 +83,8 @@ class Parser(argparse.ArgumentParser):
                 return
             if word.startswith("--") and " " not in word and "." not in name:
                 known = self._option_string_actions
+                if name in self.refused:
+                    raise BadInput(f"{name}: {self.refused[name]}")
                 if name not in known:
                     hint = f"{nearest(name, known)}: see {self.prog} --help for all"
                     raise BadInput(f"{name}: unknown option{hint}")

@@ -40,7 +40,7 @@ def test_invalid_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         ("ingest images o --keep a=b --keep c=d", "--keep is given twice: give all after one --keep"),
         ("train standard --run.epochs 1 --run.epochs=2", "--run.epochs is given twice: give it once"),
         ("train standard --where x --data.where x", "--where and --data.where mean the same: give one of"),
-        ("launch local --nodes 1 --nodes 2 -- train", "--nodes is given twice: give it once"),
+        ("launch slurm --nodes 1 --nodes 2 -- train", "--nodes is given twice: give it once"),
         (
             "launch local -- train standard --data a --data b --out r",
             "--data is given twice: give all after one --data",
@@ -163,6 +163,25 @@ def test_an_empty_condition_is_not_every_object(
 def test_a_launch_without_a_target_lists_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["launch", "--", "train", "standard"], "required: local|slurm")
     fails(capsys, ["launch"], "required: local|slurm")
+    fails(capsys, ["launch", "slrm", "--", "train"], "slrm: unknown command (did you mean slurm?)")
+
+
+def test_an_option_of_another_kind_of_launch_is_told_where_it_belongs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fails(
+        capsys, ["launch", "local", "--partition", "a", "--", "train"], "--partition: means nothing on this"
+    )
+    fails(capsys, ["launch", "local", "--nodes=2", "--", "train"], "leave it out, or use `launch slurm`")
+    fails(capsys, ["launch", "--nodes", "2", "slurm", "--", "train"], "launch slurm --nodes ...")
+
+
+def test_the_help_of_a_kind_of_launch_has_its_own_options_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "slurm", "--help"]) == 0
+    assert "--partition" in capsys.readouterr().out
+    assert main(["launch", "local", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--tasks-per-node" in shown and "--partition" not in shown
 
 
 @pytest.mark.parametrize(
