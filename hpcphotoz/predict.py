@@ -94,15 +94,15 @@ def predict(
     check_batch(batch)
     part = divide_rows(data, manifest, batch, subset, ranks=ranks)
     turns = 8 if tta else 1
-    forwards = [DatasetForward(network, batch, part.count * turns) for network in networks]
+    forwards = [DatasetForward(network, batch, part.objects * turns) for network in networks]
     facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": subset.record()}
     runs = [f"{network.name} step {network.step}" for network in networks]
     attributes = {"runs": runs, "dataset": json.dumps(facts)}
     with _parts_folder(out, ranks) as folder:
-        mine, rows = (_part(folder, ranks.rank), part.count) if ranks.rank else (out, part.total)
+        mine, rows = (_part(folder, ranks.rank), part.objects) if ranks.rank else (out, part.total)
         with _QpWriter(mine, rows, bins, attributes) as output:
             done = 0
-            batches = read_batches(data, manifest, batch, "predicting", subset=subset, slice_=part)
+            batches = read_batches(data, manifest, batch, "predicting", subset=subset, share=part)
             for stamps in ranks.until_stopped(batches):
                 tensor = to_tensors(stamps, device)
                 inputs = tensor["images"], tensor["ebv"], tensor["object_id"]

@@ -10,6 +10,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class RankLost(Exception):
+    """Another rank died or does not answer."""
+
+
 class Communicator(Protocol):
     """Connects ranks: by MPI (`sources.mpi`) or gloo (`training.distributed.communicator`)."""
 
@@ -86,6 +90,9 @@ class Ranks:
         error: Exception | None = None
         try:
             yield
+        except RankLost:  # nothing can be told any more
+            self._failed = True
+            raise
         except Exception as found:  # told to the other ranks, then raised here or on rank 0
             if self._communicator is None or self._failed:
                 raise

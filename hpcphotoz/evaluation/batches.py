@@ -33,7 +33,7 @@ class RankRows(NamedTuple):
 
     rows: range  # consecutive rows of the dataset, counted over its shards; whole batches of one process
     first: int  # number of selected objects before them
-    count: int  # number of selected objects in them
+    objects: int  # number of selected objects in them
     total: int  # number of selected objects on all ranks
 
 
@@ -80,9 +80,7 @@ def divide_rows(
         objects = np.minimum(objects, total)
         cuts = np.searchsorted(objects, [-(-rank * total // ranks.size) for rank in range(ranks.size + 1)])
         return [
-            RankRows(
-                range(int(end[i]), int(end[j])), int(objects[i]), int(objects[j] - objects[i]), total
-            )
+            RankRows(range(int(end[i]), int(end[j])), int(objects[i]), int(objects[j] - objects[i]), total)
             for i, j in itertools.pairwise(cuts)
         ]
 
@@ -97,7 +95,7 @@ def read_batches(
     limit: int | None = None,
     subset: Subset = ALL_OBJECTS,
     pixel_columns: Collection[str] = (),
-    slice_: RankRows | None = None,
+    share: RankRows | None = None,
 ) -> Iterator[Stamps]:
     """Read the first `limit` objects of a subset (all by default) in stored order, with a progress bar.
 
@@ -110,16 +108,16 @@ def read_batches(
         limit: greatest number of objects to read.
         subset: which objects of the dataset.
         pixel_columns: names of extra columns with a value a pixel that are read too.
-        slice_: a rank's slice of these objects, by `divide_rows`; None: all.
+        share: a rank's slice of these objects, by `divide_rows`; None: all.
 
     Raises:
         BadInput: the subset is empty, or, during the iteration, a shard cannot be read.
     """
-    part = divide_rows(data, manifest, batch, subset, limit) if slice_ is None else slice_
+    part = divide_rows(data, manifest, batch, subset, limit) if share is None else share
     chosen = subset if subset.columns else None
-    parts = _first(read_rows(data, manifest, batch, chosen, pixel_columns, part.rows), part.count)
-    of_ranks = f"{what} (objects{'' if part.count == part.total else ' of this rank'})"
-    return track(parts, of_ranks, total=part.count, weight=len)
+    parts = _first(read_rows(data, manifest, batch, chosen, pixel_columns, part.rows), part.objects)
+    of_ranks = f"{what} (objects{'' if part.objects == part.total else ' of this rank'})"
+    return track(parts, of_ranks, total=part.objects, weight=len)
 
 
 def find_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> SelectedObjects:

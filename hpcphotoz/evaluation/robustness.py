@@ -2,8 +2,8 @@
 
 Attacks are white-box: each network is attacked through its own gradients. At the headline epsilon, the other
 networks also predict from the images made against one network (transfer). Images are streamed: memory holds
-a few scores per object and condition, and the images of one example galaxy. Ranks share the objects batch by batch, and gather the
-scores of all before the metrics: a report does not depend on the number of ranks.
+a few scores per object and condition, and the images of one example galaxy. Ranks share the objects batch by
+batch, and gather the scores of all before the metrics: a report does not depend on the number of ranks.
 """
 
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ def evaluate(
     grid = build_attack_grid(methods, eps, headline_eps, steps=steps, restarts=restarts, loss=loss)
     headline_key = headline_attack(methods), headline_eps
     part = divide_rows(data, manifest, batch, subset, limit, ranks)
-    objects = part.count
+    objects = part.objects
     gradients = objects * sum(attack.steps * attack.restarts for _, attack in grid)
     forwards = objects * (len(grid) + len(networks))  # clean, each attack, transfer
     scorers = [
@@ -114,7 +114,7 @@ def evaluate(
         source.name: {t.name: ScoreAccumulator() for t in networks if t is not source} for source in networks
     }
     object_id, z_spec, example = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], None
-    batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset, slice_=part)
+    batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset, share=part)
     for stamps in ranks.until_stopped(batches):
         tensor = to_tensors(stamps, device)
         headline_batches = {

@@ -9,11 +9,11 @@ from typing import Any
 from torch import distributed as dist
 
 from hpcphotoz.errors import first_line
-from hpcphotoz.ranks import Ranks
+from hpcphotoz.ranks import RankLost, Ranks
 from hpcphotoz.training.distributed.group import process_group
 from hpcphotoz.training.distributed.presence import Presence
 from hpcphotoz.training.distributed.store import in_thread
-from hpcphotoz.training.monitoring.lost_ranks import RankLost, WaitLimits, joined
+from hpcphotoz.training.monitoring.lost_ranks import WaitLimits, joined
 from hpcphotoz.world import World
 
 _START_S = 300.0
