@@ -10,17 +10,9 @@ import pytest
 from hpcphotoz.__main__ import main
 from tests.helpers import ranks
 from tests.helpers.builds import content
-from tests.helpers.commands import TINY
 from tests.helpers.datasets import make_dataset
 
 SMALL = ["--attacks", "fgsm", "pgd", "--eps", "0.1", "--steps", "2", "--device", "cpu", "--precision", "fp32"]
-
-
-@pytest.fixture(scope="module")
-def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "standard"
-    assert main(["train", "standard", "--data", str(dataset), "--out", str(out), *TINY]) == 0
-    return out
 
 
 def predict(run: Path, data: Path, out: Path, *more: str) -> list[str]:
