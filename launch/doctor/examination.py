@@ -35,7 +35,7 @@ def examine(
     Raises:
         BadInput: no such partition.
     """
-    cluster = collect_cluster(plan.partition, plan.time_minutes, plan.signal_delay_s)
+    cluster = collect_cluster(plan.partition, plan.time_s, plan.signal_delay_s)
     login = collect_login(run_folder)
     found = [*judge_cluster(cluster), *judge_login(login)]
     if not cluster.installed:
@@ -55,9 +55,9 @@ def examine(
         plan,
         nodes=nodes or max(1, min(_NODES, there)),
         tasks_per_node=1,
-        time_minutes=_JOB_MINUTES,
+        time=str(_JOB_MINUTES),
         signal_delay_s=0,
         job_name="hpcphotoz-doctor",
     )
     facts, job = examine_nodes(wanted, run_folder, wait_s, report)
-    return arranged([*found, *judge_job(job, facts), *judge_nodes(facts, login)])
+    return arranged([*found, *judge_job(job, facts), *judge_nodes(facts, login if job.own_python else None)])

@@ -20,7 +20,7 @@ class ClusterFacts(_Facts):
     munge_error: str = ""
     has_sacct: bool = True
     signal_delay_s: int = 120  # of the launch: seconds that saving may take
-    time_minutes: int = 60  # of the launch
+    time_s: int = 3600  # of the launch: its time limit
 
 
 class JobFacts(_Facts):
@@ -33,6 +33,7 @@ class JobFacts(_Facts):
     has_ended: bool = True  # within `wait_s`; otherwise it was cancelled
     may_requeue: bool = True
     nodes: int = 2  # asked for
+    own_python: bool = True  # the nodes use the Python of the login node
     wait_s: float = 600.0
     last_lines: dict[int, str] = {}  # of the logs of ranks without all facts
 

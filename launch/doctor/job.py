@@ -19,14 +19,11 @@ from hpcphotoz.launch.doctor.slurm_facts import fields, run
 from hpcphotoz.launch.doctor.slurm_rules import NEVER_STARTS
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.executor import slurm_executor
+from hpcphotoz.launch.follow.reasons import ENDED
 from hpcphotoz.launch.preparation import import_submitit
 from hpcphotoz.launch.request.plan import LaunchPlan
 
 _POLL_S, _ASK_S = 0.2, 2.0  # of the shared folder; of the controller
-_NOT_ENDED = (
-    *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESIZING"),
-    *("RUNNING", "COMPLETING", "STOPPED", "SUSPENDED", "SIGNALING", "STAGE_OUT"),
-)
 _CHARACTERS = 300  # of the last line of a log
 
 
@@ -49,8 +46,9 @@ def examine_nodes(
     submitit = import_submitit()
     with _job_folder(run_folder) as folder:
         code = snapshot.take(folder)
-        job = DoctorJob(str(folder), str(run_folder), str(code), plan.cpus_per_task, plan.gpus_per_node)
-        executor = slurm_executor(plan, folder, code)
+        job = DoctorJob(str(folder), str(run_folder), str(code), plan.cpus_per_task, plan.gpus)
+        executor = slurm_executor(plan, folder, code, [run_folder])
+        executor.update_parameters(teardown=None)  # whatever happens, this job is not requeued
         script = executor._make_submission_file_text(executor._submitit_command_str, "")
         try:
             hidden = overriding_variables(script, os.environ)
@@ -67,7 +65,10 @@ def examine_nodes(
         nodes = [node for rank in range(plan.nodes) if (node := _facts(folder, rank, watch))]
         whole = {node.rank for node in nodes if node.stage == "end"}
         lines = {rank: _last_line(folder, job_id, rank) for rank in set(range(plan.nodes)) - whole}
-        return nodes, watch.job_facts.model_copy(update={"wait_s": wait_s, "last_lines": lines})
+        own = not (plan.python or plan.conda or plan.container)
+        return nodes, watch.job_facts.model_copy(
+            update={"wait_s": wait_s, "last_lines": lines, "own_python": own}
+        )
 
 
 class _Watch:
@@ -114,7 +115,7 @@ class _Watch:
             self.ended = True
         elif not error:  # else the controller is busy: ask again
             self.facts = fields(text)
-            self.ended = self.facts.get("JobState") not in _NOT_ENDED
+            self.ended = self.facts.get("JobState") in ENDED
 
     def _exchange_times(self) -> None:
         """Write this clock, and read those of the nodes: what is read was written earlier."""

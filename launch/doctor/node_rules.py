@@ -14,8 +14,13 @@ _RENAME_S = 10.0
 _IFNAME = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
 
 
-def judge_nodes(nodes: Sequence[NodeFacts], login: HostFacts) -> list[Finding]:
-    """Findings on the nodes of the job, in order of rank."""
+def judge_nodes(nodes: Sequence[NodeFacts], login: HostFacts | None) -> list[Finding]:
+    """Findings on the nodes of the job.
+
+    Args:
+        nodes: in order of rank.
+        login: the login node; None: its Python is not that of the nodes, by the user's choice.
+    """
     found: list[Finding] = []
     for node in nodes:
         found += judge_host(node)
@@ -130,18 +135,19 @@ def _clock(node: NodeFacts) -> Iterable[Finding]:
         yield ok("clock", "clocks agree within a second", node.where)
 
 
-def _versions(nodes: Sequence[NodeFacts], login: HostFacts) -> Iterable[Finding]:
-    fine = True
+def _versions(nodes: Sequence[NodeFacts], login: HostFacts | None) -> Iterable[Finding]:
+    fine, first = True, login or (nodes[0] if nodes else HostFacts())
     for node in nodes:
-        there, here = ({"python": host.python, **host.versions} for host in (node, login))
+        there, here = ({"python": host.python, **host.versions} for host in (node, first))
         for name in sorted(there.keys() & here.keys()):
             if there[name] != here[name]:
+                at = "the login node" if login else first.where
                 fine = False
-                text = f"{name} is {there[name]}, on the login node {here[name]}: results may differ"
+                text = f"{name} is {there[name]}, on {at} {here[name]}: results may differ"
                 fix = "activate one environment on a shared file system, with --setup or a profile"
                 yield problem("versions", text, fix, node.where)
     if fine and nodes:
-        yield ok("versions", "Python and packages are the same on the login node and the nodes")
+        yield ok("versions", "Python and packages are the same everywhere")
 
 
 def _mtu(nodes: Sequence[NodeFacts]) -> Iterable[Finding]:

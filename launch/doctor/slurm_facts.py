@@ -11,12 +11,12 @@ from hpcphotoz.launch.doctor.facts import ClusterFacts
 _TIMEOUT_S = 30
 
 
-def collect_cluster(partition: str, time_minutes: int, signal_delay_s: int) -> ClusterFacts:
+def collect_cluster(partition: str, time_s: int, signal_delay_s: int) -> ClusterFacts:
     """Facts on the cluster of this machine, and on a partition.
 
     Args:
         partition: its name; "": the default one.
-        time_minutes, signal_delay_s: of the launch that the user has in mind.
+        time_s, signal_delay_s: of the launch that the user has in mind.
 
     Raises:
         BadInput: no such partition.
@@ -33,7 +33,7 @@ def collect_cluster(partition: str, time_minutes: int, signal_delay_s: int) -> C
         partition=_partition(partition),
         munge_error=munge,
         has_sacct=shutil.which("sacct") is not None,
-        time_minutes=time_minutes,
+        time_s=time_s,
         signal_delay_s=signal_delay_s,
     )
 

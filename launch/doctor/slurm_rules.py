@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from hpcphotoz.launch.doctor.facts import ClusterFacts, JobFacts, NodeFacts
 from hpcphotoz.launch.doctor.finding import Finding, info, ok, problem, warning
+from hpcphotoz.launch.follow.reasons import waits_because
 
 _OLDEST = (20, 11)
 _KILL_WAIT_S = 30  # Slurm's own default
@@ -43,12 +44,13 @@ def judge_job(job: JobFacts, nodes: Sequence[NodeFacts]) -> list[Finding]:
         text = "Slurm took --requeue away from the job: a preempted run does not come back by itself"
         fix = f"{_ADMINISTRATORS} about job_submit plugins; until then launch again after a stop"
         found.append(problem("requeue", text, fix))
+    waits = waits_because(job.reason)
     if not job.has_ended and job.state == "PENDING" and job.reason in NEVER_STARTS:
-        text = f"{name} would stay pending ({job.reason}): cancelled, no node is checked"
+        text = f"{name} would stay pending: {waits}: cancelled, no node is checked"
         fix = "ask for what the partition has and allows (`scontrol show partition`), or choose another"
         return [*found, problem("job", text, fix)]
     if not job.has_ended and job.state in ("PENDING", "CONFIGURING"):
-        text = f"{name} was pending after {job.wait_s:g} s ({job.reason}): cancelled, no node is checked"
+        text = f"{name} was pending after {job.wait_s:g} s: {waits}: cancelled, no node is checked"
         fix = "wait longer (--wait-s), ask for fewer nodes, or choose another partition"
         return [*found, warning("job", text, fix)]
     whole = {node.rank for node in nodes if node.stage == "end"}
@@ -156,13 +158,12 @@ def _time_limit(facts: ClusterFacts) -> Finding:
     limit = seconds(text)
     if limit is None:
         return ok("time limit", "no limit")
-    minutes = limit // 60
-    if minutes <= _SUBMITIT_MINUTES:
+    if limit <= 60 * _SUBMITIT_MINUTES:
         said = f"MaxTime {text}: in such short jobs submitit takes a preemption for a time-out"
         return warning("time limit", said, "choose a partition with longer jobs, or raise --max-requeues")
-    if minutes < facts.time_minutes:
-        said = f"MaxTime {text}: shorter than the {facts.time_minutes} minutes that `launch` asks for"
-        return warning("time limit", said, f"launch with a time limit of at most {minutes} minutes")
+    if limit < facts.time_s:
+        said = f"MaxTime {text}: shorter than the {facts.time_s // 60} minutes that the launch asks for"
+        return warning("time limit", said, f"launch with --time {limit // 60}")
     return ok("time limit", f"MaxTime {text}")
 
 

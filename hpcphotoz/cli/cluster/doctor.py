@@ -20,14 +20,13 @@ def doctor(options: argparse.Namespace) -> int:
     """Check login node, cluster and, by a short job, some nodes. Exit status 1: there are problems."""
     from hpcphotoz.launch.doctor.examination import examine
     from hpcphotoz.launch.doctor.finding import Level
-    from hpcphotoz.launch.request.plan import LaunchPlan
+    from hpcphotoz.launch.request.profile import load_profile, plan_of
 
     if not options.folder.is_dir():
         raise BadInput(f"--folder {options.folder}: no such folder: give the one in which runs will be")
     names = ("partition", "account", "gpus_per_node", "cpus_per_task")
-    plan = LaunchPlan(
-        **{name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    )
+    given = {name: getattr(options, name) for name in names}
+    plan = plan_of(given, load_profile(options.profile) if options.profile else None)
     found = examine(
         plan, options.nodes, options.folder.absolute(), options.wait_s, lambda text: say(text, sys.stderr)
     )
@@ -61,12 +60,13 @@ def _count(found: "list[Finding]", level: int) -> int:
 def add(kinds: Commands) -> None:
     """Add the parser of `launch doctor`."""
     p = command(kinds, "doctor", doctor)
+    profile = "a profile of a cluster, or the path of one (see `hpcphotoz profiles`)"
+    p.add_argument("--profile", metavar="NAME", help=profile)
     p.add_argument("--partition", help="partition to check (default: the cluster's)")
     p.add_argument("--account", help="account of the job")
     p.add_argument("--nodes", type=count, help="nodes to check (default 2, or 1 in a partition of one)")
-    p.add_argument(
-        "--gpus-per-node", type=int, help="GPUs per node (default 0: GPUs and NCCL are not checked)"
-    )
+    gpus = "GPUs per node, e.g. 4 or h100:4 (default 0: GPUs and NCCL are not checked)"
+    p.add_argument("--gpus-per-node", metavar="[TYPE:]N", help=gpus)
     p.add_argument("--cpus-per-task", type=int, help="CPUs per rank (default 2)")
     folder = "folder in which runs will be, shared by the nodes (default: the present one)"
     p.add_argument("--folder", type=path, default=Path("."), metavar="DIR", help=folder)

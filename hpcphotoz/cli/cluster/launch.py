@@ -3,7 +3,8 @@
 import argparse
 import sys
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.cluster import doctor, slurm_options
 from hpcphotoz.cli.parser import Commands, Parser, command
@@ -36,14 +37,18 @@ def cut(words: list[str]) -> tuple[list[str], list[str] | None]:
 
 def local(options: argparse.Namespace) -> int:
     """Run `train` on this machine, one process per rank."""
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.local import run_local
 
-    return run_local(_plan(options), _job(options))
+    job = _job(options)
+    register_run(Path(job.out))
+    return run_local(_plan(options), job)
 
 
 def slurm(options: argparse.Namespace) -> int:
     """Run `train` on a Slurm cluster, one task per rank."""
     from hpcphotoz.launch import slurm
+    from hpcphotoz.launch.follow.runs import register_run
 
     job = _job(options)
     plan = _plan(options)
@@ -51,6 +56,7 @@ def slurm(options: argparse.Namespace) -> int:
         print(slurm.dry_run(plan, job), end="")
         return 0
     submitted = slurm.submit(plan, job, lambda text: print(f"hpcphotoz: warning: {text}", file=sys.stderr))
+    register_run(Path(job.out))
     print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
     return 0
 
@@ -69,14 +75,13 @@ def _job(options: argparse.Namespace) -> "TrainJob":
 
 
 def _plan(options: argparse.Namespace) -> "LaunchPlan":
-    """The options before `--`."""
+    """The options before `--`, on top of the profile's."""
     from hpcphotoz.launch.request.plan import LaunchPlan
+    from hpcphotoz.launch.request.profile import load_profile, plan_of
 
+    name = getattr(options, "profile", None)
     given = {field.name: getattr(options, field.name, None) for field in fields(LaunchPlan)}
-    chosen: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
-    }
-    return LaunchPlan(**chosen)
+    return plan_of(given, load_profile(name) if name else None)
 
 
 def add(commands: Commands) -> None:
@@ -90,7 +95,7 @@ def add(commands: Commands) -> None:
 
     cluster = command(kinds, "slurm", slurm)
     cluster.usage = f"%(prog)s {_THEN}"
-    _add_ranks(cluster, "GPUs per node (default 0: none)")
+    _add_ranks(cluster, "GPUs per node, e.g. 4 or h100:4 (default 0: none)")
     slurm_options.add(cluster)
     doctor.add(kinds)
 
@@ -103,5 +108,5 @@ def add(commands: Commands) -> None:
 def _add_ranks(p: Parser, gpus: str) -> None:
     """Options of every kind of launch."""
     p.add_argument("--tasks-per-node", type=int, help="ranks per node (default: one per GPU, or one)")
-    p.add_argument("--gpus-per-node", type=int, help=gpus)
+    p.add_argument("--gpus-per-node", metavar="[TYPE:]N", help=gpus)
     p.add_argument("--cpus-per-task", type=int, help="CPUs per rank (default 2)")

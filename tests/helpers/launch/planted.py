@@ -35,7 +35,7 @@ class Facts:
     def judged(self) -> list[Finding]:
         """The doctor's report."""
         found = [*judge_cluster(self.cluster), *judge_login(self.login), *judge_job(self.job, self.nodes)]
-        return arranged([*found, *judge_nodes(self.nodes, self.login)])
+        return arranged([*found, *judge_nodes(self.nodes, self.login if self.job.own_python else None)])
 
     def bad(self) -> dict[str, Level]:
         """Checks that have something to fix, and how bad it is."""

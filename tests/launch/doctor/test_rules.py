@@ -9,7 +9,16 @@ from hpcphotoz.launch.doctor.facts import ClusterFacts, NodeFacts
 from hpcphotoz.launch.doctor.finding import CHECKS, Finding, Level, arranged, ok, warning
 from hpcphotoz.launch.doctor.node_rules import judge_nodes
 from hpcphotoz.launch.doctor.slurm_rules import judge_cluster, seconds
-from tests.helpers.launch.planted import PLANTED, Facts, Plant, healthy, in_config, in_partition, on_node
+from tests.helpers.launch.planted import (
+    PLANTED,
+    Facts,
+    Plant,
+    healthy,
+    in_config,
+    in_job,
+    in_partition,
+    on_node,
+)
 from tests.helpers.paths import ROOT
 
 PLANTS = [(name, number, *each) for name, plants in PLANTED.items() for number, each in enumerate(plants)]
@@ -93,6 +102,14 @@ def test_right_values_of_variables_are_left_alone(variable: str, value: str) -> 
 
 def test_clocks_within_the_uncertainty_of_the_file_system_are_not_judged() -> None:
     assert on_node(login_ahead_s=(-45.0, 40.0))(healthy()).bad() == {}
+
+
+def test_another_python_on_the_nodes_is_compared_between_them_alone() -> None:
+    facts = healthy()
+    other = replace(facts, nodes=tuple(n.model_copy(update={"python": "3.12.4"}) for n in facts.nodes))
+    assert other.bad() == {"versions": Level.PROBLEM}
+    assert in_job(own_python=False)(other).bad() == {}
+    assert on_node(python="3.13.0")(in_job(own_python=False)(other)).bad() == {"versions": Level.PROBLEM}
 
 
 def test_one_node_is_not_judged_on_the_network() -> None:

@@ -77,9 +77,8 @@ def test_replacing_that_is_not_atomic_is_found(tmp_path: Path, monkeypatch: pyte
 def test_a_file_that_is_away_while_it_is_replaced_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = shared_folder._read
+    own, last = shared_folder._read, shared_folder._content(20)
     monkeypatch.setattr(shared_folder, "_read", lambda path: None if own(path) != last else last)
-    last = shared_folder._content(20)
     assert both(tmp_path)[0].missing > 0
 
 

@@ -41,16 +41,16 @@ def slurm(install: Install, config: str = CONFIG, partition: str = PARTITION) ->
 
 
 def bad(partition: str = "") -> dict[str, Level]:
-    found = judge_cluster(collect_cluster(partition, 60, 120))
+    found = judge_cluster(collect_cluster(partition, 3600, 120))
     return {each.name: each.level for each in found if each.level >= Level.WARNING}
 
 
 def test_a_sound_configuration_is_silent(install: Install) -> None:
     slurm(install)
-    facts = collect_cluster("gpu", 60, 120)
+    facts = collect_cluster("gpu", 3600, 120)
     assert facts.partition["PartitionName"] == "gpu" and facts.config["KillWait"] == "30 sec"
     assert {each.level for each in judge_cluster(facts)} == {Level.OK}
-    assert collect_cluster("", 60, 120).partition["PartitionName"] == "main"
+    assert collect_cluster("", 3600, 120).partition["PartitionName"] == "main"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_controller_that_does_not_answer_is_found(install: Install) -> None:
 def test_no_accounting_is_told(install: Install, tmp_path: Path) -> None:
     slurm(install, CONFIG.replace("accounting_storage/slurmdbd", "(null)"))
     assert bad() == {}
-    found = {each.name: each.level for each in judge_cluster(collect_cluster("", 60, 120))}
+    found = {each.name: each.level for each in judge_cluster(collect_cluster("", 3600, 120))}
     assert found["accounting"] is Level.INFO
 
 
@@ -101,15 +101,15 @@ def test_a_partition_that_is_not_there_is_refused(install: Install) -> None:
     with pytest.raises(
         BadInput, match=r"--partition gpus: no such partition \(did you mean gpu\?\): it has main, gpu"
     ):
-        collect_cluster("gpus", 60, 120)
+        collect_cluster("gpus", 3600, 120)
 
 
 def test_a_cluster_without_a_default_partition_wants_one(install: Install) -> None:
     slurm(install, partition=PARTITION.replace("{default}", "NO"))
     with pytest.raises(BadInput, match="give --partition, one of main, gpu"):
-        collect_cluster("", 60, 120)
+        collect_cluster("", 3600, 120)
 
 
 def test_a_machine_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not collect_cluster("", 60, 120).installed
+    assert not collect_cluster("", 3600, 120).installed
