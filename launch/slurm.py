@@ -17,7 +17,13 @@ from pathlib import Path
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.jobs import submission
 from hpcphotoz.launch.jobs.submission import with_dependency
-from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
+from hpcphotoz.launch.preparation import (
+    check_folders,
+    folders_of,
+    import_submitit,
+    launch_folder,
+    with_placement,
+)
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.output import say
 
@@ -39,7 +45,7 @@ def dry_run(plan: LaunchPlan, job: TrainJob, dependency: str = "") -> str:
     import_submitit()
     launch = launch_folder(job)
     check_folders(job, origin_is_there=not dependency)
-    return submission.script(with_dependency(plan, dependency), launch)
+    return submission.script(with_dependency(plan, dependency), launch, folders_of(job))
 
 
 def submit(
@@ -62,6 +68,10 @@ def submit(
     launch = launch_folder(job)
     check_folders(job, origin_is_there=not dependency)  # now, not after a day in the queue
     found = submission.submit(
-        with_dependency(plan, dependency), launch, lambda code: [with_placement(job, plan, code)], report
+        with_dependency(plan, dependency),
+        launch,
+        folders_of(job),
+        lambda code: [with_placement(job, plan, code)],
+        report,
     )
     return SubmittedJob(found[0], launch)

@@ -13,7 +13,13 @@ from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.jobs import submission
 from hpcphotoz.launch.jobs.after import active_job
 from hpcphotoz.launch.jobs.submission import with_dependency
-from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
+from hpcphotoz.launch.preparation import (
+    check_folders,
+    folders_of,
+    import_submitit,
+    launch_folder,
+    with_placement,
+)
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.output import say
 
@@ -62,7 +68,9 @@ def dry_run(plan: LaunchPlan, job: TrainJob, jobs: int, dependency: str = "") ->
     """The script of the first job of a chain, and how the others follow; arguments as `submit_chain`."""
     launch = launch_folder(job)
     _check(job, jobs, dependency)
-    text = submission.script(with_dependency(_of_chain(plan, _marker(launch)), dependency), launch)
+    text = submission.script(
+        with_dependency(_of_chain(plan, _marker(launch)), dependency), launch, folders_of(job)
+    )
     return f"{text}\n# {jobs} jobs with this script, each with --dependency=afterany:<the job before>\n"
 
 
@@ -109,7 +117,8 @@ def submit_chain(
     for number in range(jobs):
         after = f"afterany:{queued[-1]}" if queued else dependency
         try:
-            queued += submission.submit(with_dependency(of_chain, after), launch, placed, report)
+            one = with_dependency(of_chain, after)
+            queued += submission.submit(one, launch, folders_of(job), placed, report)
         except BadInput as error:
             if not queued:
                 raise

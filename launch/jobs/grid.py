@@ -21,7 +21,7 @@ _RANGE = re.compile(r"(-?\d+):(-?\d+)(?::(-?\d+))?")
 class SweepRun:
     """One run of a sweep."""
 
-    name: str  # of its folder, such as "eps=0.25,seed=0"
+    name: str  # of its folder, such as "eps=0.25_seed=0"
     values: Mapping[str, str]  # of the swept options: `section.key` -> text, as on a command line
 
 
@@ -111,7 +111,7 @@ def _comparable(key: str, text: str) -> object:
 def _name(values: Mapping[str, str]) -> str:
     """A folder's name without characters that a shell, Slurm or another system reads as something else."""
     parts = [f"{key.partition('.')[2]}={_safe(value)}" for key, value in values.items()]
-    name = ",".join(parts)
+    name = "_".join(parts)  # a container cannot bind a folder with a comma in its name
     changed = any(_safe(value) != value for value in values.values())
     if len(name) > _LONGEST_NAME:
         return f"{name[:_LONGEST_NAME]}-{_digest(values)}"

@@ -32,23 +32,24 @@ def with_dependency(plan: LaunchPlan, dependency: str) -> LaunchPlan:
     return replace(plan, extra=(*plan.extra, f"dependency={dependency}", "kill-on-invalid-dep=yes"))
 
 
-def script(plan: LaunchPlan, launch: Path, count: int = 1, at_most: int = 0) -> str:
+def script(plan: LaunchPlan, launch: Path, folders: Sequence[Path], count: int = 1, at_most: int = 0) -> str:
     """The sbatch script that `submit` would hand to Slurm; needs no Slurm here and writes nothing.
 
     Args:
-        plan, launch, at_most: as `submit`.
+        plan, launch, folders, at_most: as `submit`.
         count: number of jobs.
 
     Raises:
         BadInput: submitit is not installed.
     """
     import_submitit()
-    return _text(_executor(plan, launch, snapshot.folder(launch), count, at_most))
+    return _text(_executor(plan, launch, snapshot.folder(launch), folders, count, at_most))
 
 
 def submit(
     plan: LaunchPlan,
     launch: Path,
+    folders: Sequence[Path],
     jobs: Callable[[Path], Sequence[Job]],
     report: Callable[[str], None],
     at_most: int = 0,
@@ -58,6 +59,7 @@ def submit(
     Args:
         plan: what to ask the cluster for, each job by itself.
         launch: folder of scripts, logs, pickles and the snapshot.
+        folders: that the jobs read and write, absolute; a container has to see them.
         jobs: called with the folder of the snapshot; gives the jobs.
         report: called with a message if environment variables that would override the plan are left out.
         at_most: number of jobs of an array that run at the same time; 0: as many as there is room for.
@@ -78,7 +80,7 @@ def submit(
         before = set(launch.iterdir())
         code = snapshot.take(launch)
         queued = jobs(code)
-        executor = _executor(plan, launch, code, len(queued), at_most)
+        executor = _executor(plan, launch, code, folders, len(queued), at_most)
         overriding = overriding_variables(_text(executor), os.environ)
         if overriding:
             report(f"{', '.join(overriding)} of the environment: left out, the options of this launch hold")
@@ -95,8 +97,10 @@ def submit(
             raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
 
 
-def _executor(plan: LaunchPlan, launch: Path, code: Path, count: int, at_most: int) -> Any:
-    executor = slurm_executor(plan, launch, code)
+def _executor(
+    plan: LaunchPlan, launch: Path, code: Path, folders: Sequence[Path], count: int, at_most: int
+) -> Any:
+    executor = slurm_executor(plan, launch, code, folders)
     if count > 1:
         executor.parameters |= {"map_count": count, "array_parallelism": at_most or count}
     return executor

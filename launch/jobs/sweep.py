@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpcphotoz.atomic import making_folder
@@ -16,7 +16,13 @@ from hpcphotoz.launch.jobs.grid import SweepRun
 from hpcphotoz.launch.jobs.submission import with_dependency
 from hpcphotoz.launch.jobs.sweep_file import Sweep, merged, read_sweep, write_sweep
 from hpcphotoz.launch.local import run_local
-from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
+from hpcphotoz.launch.preparation import (
+    check_folders,
+    folders_of,
+    import_submitit,
+    launch_folder,
+    with_placement,
+)
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.output import say
 
@@ -43,6 +49,12 @@ class PlannedSweep:
     def left(self) -> list[str]:
         """Names of the runs to launch."""
         return [run.name for run in self.runs if run.name not in self.done]
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The absolute folders that the jobs read and write."""
+        one = next(iter(self.jobs.values()))
+        return folders_of(replace(one, out=str(self.folder.absolute())))
 
     def table(self) -> list[str]:
         """A line for each run: its number in the job array, its folder, and why it is not launched."""
@@ -108,7 +120,8 @@ def _reason(job: TrainJob, queued: str | None, states: dict[str, str]) -> str:
 def dry_run(plan: LaunchPlan, sweep: PlannedSweep, at_most: int = 0, dependency: str = "") -> str:
     """The script of a sweep's job array, with its runs as comments; writes nothing."""
     placed = with_dependency(plan, dependency)
-    text = submission.script(placed, sweep.folder.absolute() / "launch", max(1, len(sweep.left)), at_most)
+    launch, count = sweep.folder.absolute() / "launch", max(1, len(sweep.left))
+    text = submission.script(placed, launch, sweep.folders, count, at_most)
     return "\n".join([text, f"# {sweep.summary()}", *(f"# {line}" for line in sweep.table()), ""])
 
 
@@ -140,7 +153,9 @@ def submit_sweep(
     def placed(code: Path) -> Sequence[submission.Job]:
         return [with_placement(sweep.jobs[name], plan, code) for name in sweep.left]
 
-    found = submission.submit(with_dependency(plan, dependency), launch, placed, report, at_most)
+    found = submission.submit(
+        with_dependency(plan, dependency), launch, sweep.folders, placed, report, at_most
+    )
     try:
         write_sweep(sweep.folder, _with_jobs(sweep, dict(zip(sweep.left, found, strict=True))))
     except OSError as error:

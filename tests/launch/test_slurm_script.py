@@ -22,13 +22,13 @@ GOLDEN = """\
 # Parameters
 #SBATCH --account=cosmo
 #SBATCH --chdir={code}
-#SBATCH --constraint=h100
+#SBATCH --constraint=ib
 #SBATCH --cpus-per-task=8
 #SBATCH --exclude=node7
 #SBATCH --exclusive
-#SBATCH --gpus-per-node=4
+#SBATCH --gpus-per-node=h100:4
 #SBATCH --job-name=hpcphotoz
-#SBATCH --mem=131072M
+#SBATCH --mem=128G
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --open-mode=append
@@ -38,7 +38,7 @@ GOLDEN = """\
 #SBATCH --requeue
 #SBATCH --reservation=photoz
 #SBATCH --signal=USR2@300
-#SBATCH --time=1200
+#SBATCH --time=20:00:00
 
 # setup
 module load cuda
@@ -50,15 +50,15 @@ srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-pe
 """
 PLAN = LaunchPlan(
     nodes=2,
-    gpus_per_node=4,
+    gpus_per_node="h100:4",
     cpus_per_task=8,
-    mem_gb=128,
-    time_minutes=1200,
+    mem="128G",
+    time="20:00:00",
     signal_delay_s=300,
     partition="gpu",
     account="cosmo",
     qos="long",
-    constraint="h100",
+    constraint="ib",
     exclude="node7",
     setup=("module load cuda",),
     extra=("reservation=photoz", "--exclusive"),

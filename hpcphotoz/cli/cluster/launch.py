@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.cluster import job_series, slurm_options
 from hpcphotoz.cli.parser import Commands, Parser, command
@@ -75,14 +75,13 @@ def _job(options: argparse.Namespace, swept: Mapping[str, str] | None = None) ->
 
 
 def _plan(options: argparse.Namespace) -> "LaunchPlan":
-    """The options before `--`."""
+    """The options before `--`, on top of the profile's."""
     from hpcphotoz.launch.request.plan import LaunchPlan
+    from hpcphotoz.launch.request.profile import load_profile, plan_of
 
+    name = getattr(options, "profile", None)
     given = {field.name: getattr(options, field.name, None) for field in fields(LaunchPlan)}
-    chosen: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
-    }
-    return LaunchPlan(**chosen)
+    return plan_of(given, load_profile(name) if name else None)
 
 
 def add(commands: Commands) -> None:
@@ -96,7 +95,7 @@ def add(commands: Commands) -> None:
 
     cluster = command(kinds, "slurm", slurm)
     cluster.usage = f"%(prog)s {_THEN}"
-    _add_ranks(cluster, "GPUs per node (default 0: none)")
+    _add_ranks(cluster, "GPUs per node, e.g. 4 or h100:4 (default 0: none)")
     slurm_options.add(cluster)
     job_series.add(cluster)
 
@@ -109,6 +108,6 @@ def add(commands: Commands) -> None:
 def _add_ranks(p: Parser, gpus: str) -> None:
     """Options of every kind of launch."""
     p.add_argument("--tasks-per-node", type=int, help="ranks per node (default: one per GPU, or one)")
-    p.add_argument("--gpus-per-node", type=int, help=gpus)
+    p.add_argument("--gpus-per-node", metavar="[TYPE:]N", help=gpus)
     p.add_argument("--cpus-per-task", type=int, help="CPUs per rank (default 2)")
     job_series.add_sweep(p)

@@ -39,10 +39,10 @@ srun --unbuffered --output {launch}/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
 
 # 4 of 4 runs
-#    0  {out}/width=8,seed=0
-#    1  {out}/width=8,seed=1
-#    2  {out}/width=16,seed=0
-#    3  {out}/width=16,seed=1
+#    0  {out}/width=8_seed=0
+#    1  {out}/width=8_seed=1
+#    2  {out}/width=16_seed=0
+#    3  {out}/width=16_seed=1
 """
 SWEEP = ["--sweep", "model.width=8,16", "run.seed=0:2"]
 
@@ -89,7 +89,7 @@ def test_one_array_of_jobs_each_with_its_own_configuration(
     out = tmp_path / "sweep"
     assert run(*words(dataset, out, *SWEEP)) == 0
     assert list(queue.scripts) == ["11"] and queue.option("11", "array") == "0-3%4"
-    names = [f"width={width},seed={seed}" for width in (8, 16) for seed in (0, 1)]
+    names = [f"width={width}_seed={seed}" for width in (8, 16) for seed in (0, 1)]
     assert entries(out) == {name: f"11_{number}" for number, name in enumerate(names)}
     for number, name in enumerate(names):
         job = pickle.loads((out / f"launch/11_{number}_submitted.pkl").read_bytes()).function
@@ -110,7 +110,7 @@ def test_the_same_sweep_again_goes_on_with_the_unfinished_runs(
     out = tmp_path / "sweep"
     given = [*words(dataset, out, *SWEEP)]
     assert run(*given) == 0
-    finished = out / "width=8,seed=1"
+    finished = out / "width=8_seed=1"
     config = given[given.index("--") + 1 :]
     config[config.index("--out") + 1] = finished
     assert run(*config, "--model.width", "8", "--run.seed", "1") == 0
@@ -124,7 +124,7 @@ def test_the_same_sweep_again_goes_on_with_the_unfinished_runs(
     # A further value is added, and one run is an ordinary job.
     queue.set_states({job: "PENDING" for job in jobs if job != "11_1"})
     assert run(*words(dataset, out, "--sweep", "model.width=8", "run.seed=0:3")) == 0
-    assert entries(out)["width=8,seed=2"] == "13" and queue.option("13", "array") is None
+    assert entries(out)["width=8_seed=2"] == "13" and queue.option("13", "array") is None
     assert len(entries(out)) == 5
     queue.set_states({job: "PENDING" for job in ("11_0", "13")})
     assert run(*words(dataset, out, "--sweep", "model.width=8", "run.seed=0:3")) == 0
@@ -178,9 +178,9 @@ def test_a_local_sweep_and_its_table(
         dataset, out, "--sweep", "model.width=8,16", "run.seed=3", where="local", steps=5, train=train
     )
     out.mkdir()
-    (out / "width=16,seed=3").write_text("a file where the run would be")
-    fails(capsys, given, "width=16,seed=3")  # found before the first run
-    (out / "width=16,seed=3").unlink()
+    (out / "width=16_seed=3").write_text("a file where the run would be")
+    fails(capsys, given, "width=16_seed=3")  # found before the first run
+    (out / "width=16_seed=3").unlink()
     assert run(*given) == 0
     capsys.readouterr()
     assert run("compare", out) == 0
@@ -192,11 +192,11 @@ def test_a_local_sweep_and_its_table(
     rows = json.loads(capsys.readouterr().out)["runs"]
     assert [row["score"] for row in rows] == sorted(row["sigma_mad"] for row in rows)
     assert {row["values"]["model.width"] for row in rows} == {"8", "16"}
-    assert entries(out) == {"width=8,seed=3": None, "width=16,seed=3": None}
+    assert entries(out) == {"width=8_seed=3": None, "width=16_seed=3": None}
     assert run(*given) == 0
     assert "0 of 2 runs; not launched again: 2 finished" in capsys.readouterr().out
     # Any three runs: here one of the sweep twice, and the sweep as a whole.
-    one = out / "width=8,seed=3"
+    one = out / "width=8_seed=3"
     assert run("compare", one, one, out, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["runs"]
     assert len(rows) == 4 and {tuple(row["values"]) for row in rows} == {("model.width",)}
