@@ -3,6 +3,7 @@
 All files of a launch are in RUN/launch, or SWEEP/launch, which must be on a file system that the nodes share:
 
     <job>_submission.sh        the sbatch script
+    <job>.json                 what was submitted, and when
     <job>_submitted.pkl        the job, such as a `TrainJob`; of a task of an array, <job> is <array>_<index>
     <job>_<rank>_log.out       output and errors of one rank, continued after a restart
     <job>_<rank>_result.pkl    written when a rank has ended and will not be requeued
@@ -74,4 +75,5 @@ def submit(
         lambda code: [with_placement(job, plan, code)],
         report,
     )
+    submission.record(plan, job, launch, found[0], report)
     return SubmittedJob(found[0], launch)

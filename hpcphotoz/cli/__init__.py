@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hpcphotoz import __version__
 from hpcphotoz.cli import data, evaluate, inspect, networks, training
-from hpcphotoz.cli.cluster import launch, profiles, status
+from hpcphotoz.cli.cluster import cancel, launch, logs, profiles, status
 from hpcphotoz.cli.parser import Parser
 from hpcphotoz.cli.runs import compare
 from hpcphotoz.errors import BadInput
@@ -54,5 +54,7 @@ def _parser() -> Parser:
     launch.add(commands)
     profiles.add(commands)
     status.add(commands)
+    logs.add(commands)
+    cancel.add(commands)
     compare.add(commands)
     return parser

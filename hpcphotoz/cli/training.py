@@ -10,7 +10,7 @@ from hpcphotoz.cli.parser import Commands, Parser, add_device, command, conditio
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
-from hpcphotoz.world import under_torchrun
+from hpcphotoz.world import detect, under_torchrun
 
 if TYPE_CHECKING:
     from hpcphotoz.data.datasets import Datasets
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.training.loop import Diverged, Outcome
     from hpcphotoz.training.monitoring.lost_ranks import RankLost
     from hpcphotoz.training.run.signals import ignore_stops
@@ -26,6 +27,8 @@ def train(options: argparse.Namespace) -> int:
     settings = configuration(options)
     try:
         where = datasets(options), options.out, options.profile, options.device
+        if detect().is_first:
+            register_run(options.out)
         outcome = train(settings, *where, start_from=options.start_from)
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)

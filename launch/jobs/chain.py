@@ -3,9 +3,8 @@
 import secrets
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.errors import BadInput, first_line
@@ -28,21 +27,19 @@ _FINAL = ("BadInput", "Diverged")  # another job of the chain would fail in the 
 
 
 @dataclass(frozen=True)
-class ChainJob:
-    """A job of a chain: writes how the chain has ended, so that its later jobs end at once.
+class ChainJob(TrainJob):
+    """A job of a chain: writes how the run has ended, so that later jobs of the chain end at once.
 
     Args:
-        job: what to run.
         ended: file to write, which the batch scripts of the chain look for before they start a rank.
     """
 
-    job: TrainJob
-    ended: str
+    ended: str = ""
 
     def __call__(self) -> str:
-        """Run the job; raises what it raises."""
+        """Train as `TrainJob`; raises what it raises."""
         try:
-            outcome = self.job()
+            outcome = super().__call__()
         except Exception as error:
             if type(error).__name__ in _FINAL:  # Diverged is of a module that imports torch
                 self._write(f"1 the run failed: {first_line(error)}")
@@ -50,12 +47,6 @@ class ChainJob:
         if outcome == "finished":
             self._write("0 the run is finished")
         return outcome
-
-    def checkpoint(self) -> Any:
-        """What submitit runs after a requeue, as `TrainJob.checkpoint`."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(self) if self.job.checkpoint() else None
 
     def _write(self, text: str) -> None:
         try:
@@ -110,8 +101,9 @@ def submit_chain(
     of_chain = _of_chain(plan, ended)
 
     def placed(code: Path) -> Sequence[submission.Job]:
-        one = replace(with_placement(job, plan, code), requeue_at_time_limit=False)
-        return [ChainJob(one, str(ended))]
+        one = with_placement(job, plan, code)
+        given = {field.name: getattr(one, field.name) for field in fields(one)}
+        return [ChainJob(**given | {"requeue_at_time_limit": False}, ended=str(ended))]
 
     queued: list[str] = []
     for number in range(jobs):
@@ -127,6 +119,7 @@ def submit_chain(
                 f"chain of {number}: launch again with --chain {jobs - number} to add the others to it, or "
                 f"cancel: scancel {' '.join(queued)}"
             ) from None
+        submission.record(plan, job, launch, queued[-1], report)
         report = _ignore  # of variables that are left out, once
     return queued
 

@@ -15,6 +15,8 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.executor import slurm_executor
+from hpcphotoz.launch.follow.submissions import record_submission
+from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.preparation import import_submitit
 from hpcphotoz.launch.request.plan import LaunchPlan
 
@@ -95,6 +97,14 @@ def submit(
             if set(launch.iterdir()) - before == {code}:  # else another submission may have begun with it
                 shutil.rmtree(code)
             raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+
+
+def record(plan: LaunchPlan, job: TrainJob, launch: Path, job_id: str, report: Callable[[str], None]) -> None:
+    """Write the record of a job of a run, for `status`; arguments as `submit`."""
+    try:
+        record_submission(launch, job_id, job.command, plan.nodes, plan.nodes * plan.ranks_per_node)
+    except OSError as error:  # the job is queued all the same, and `status` knows it by its script
+        report(f"{launch}/{job_id}.json: cannot be written: {error.strerror}")
 
 
 def _executor(

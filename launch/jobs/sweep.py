@@ -8,10 +8,11 @@ from pathlib import Path
 from hpcphotoz.atomic import making_folder
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
+from hpcphotoz.launch.follow.queue import Queue
 from hpcphotoz.launch.follow.status import read_status
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.jobs import submission
-from hpcphotoz.launch.jobs.after import is_active, job_states
+from hpcphotoz.launch.jobs.after import ask_slurm
 from hpcphotoz.launch.jobs.grid import SweepRun
 from hpcphotoz.launch.jobs.submission import with_dependency
 from hpcphotoz.launch.jobs.sweep_file import Sweep, merged, read_sweep, write_sweep
@@ -94,23 +95,22 @@ def plan_sweep(
     for job in jobs.values():
         launch_folder(job)
         check_folders(job, origin_is_there)
-    known = {entry.folder: entry.job for entry in before.runs if entry.job} if before else {}
-    states = job_states(list(known.values()))
-    done = {name: _reason(job, known.get(name), states) for name, job in jobs.items()}
+    queued = [entry.job for entry in before.runs if entry.job] if before else []
+    queue = Queue({job.job_id: job for job in ask_slurm(queued)})
+    done = {name: _reason(job, queue) for name, job in jobs.items()}
     return PlannedSweep(folder, runs, jobs, before, {name: reason for name, reason in done.items() if reason})
 
 
-def _reason(job: TrainJob, queued: str | None, states: dict[str, str]) -> str:
+def _reason(job: TrainJob, queue: Queue) -> str:
     """Why a run is not launched; "" if it is."""
-    if queued and is_active(queued, states):
-        return f"queued or running: job {queued}"
     run = Path(job.out)
-    if not (run / "provenance.json").is_file():
+    try:
+        status = read_status(run, queue)
+    except BadInput:  # it has not begun, or the next start keeps its damaged record aside
         return ""
-    state = read_status(run).state
-    if state == "running":
-        return "queued or running: in another process"
-    if state != "finished":
+    if status.goes_on:
+        return f"queued or running: {f'job {status.slurm_job}' if status.slurm_job else 'on this machine'}"
+    if status.state != "finished":
         return ""
     saved = configuration.load(str(run / "config.toml"), convert=True).run
     now = job.parsed.run

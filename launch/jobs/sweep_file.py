@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch.jobs.after import SWEEP_FILE
+from hpcphotoz.launch.follow.submissions import SWEEP_FILE
 from hpcphotoz.launch.jobs.grid import SweepRun
 
 

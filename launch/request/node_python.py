@@ -26,11 +26,13 @@ class NodePython:
         setup: shell lines before srun.
         srun: further options of srun.
         command: the words after srun that start Python, quoted for the shell.
+        batch: the words that start it in the batch script itself, outside of srun.
     """
 
     setup: tuple[str, ...]
     srun: tuple[str, ...]
     command: str
+    batch: str
 
 
 def node_python(plan: LaunchPlan, code: Path, folders: Sequence[Path]) -> NodePython:
@@ -49,15 +51,17 @@ def node_python(plan: LaunchPlan, code: Path, folders: Sequence[Path]) -> NodePy
         python = shlex.quote(_absolute(plan.python or "python3"))
         inside = f"{_IGNORING_USR2} {python}"
         if plan.container_runtime == "pyxis":
-            return NodePython(setup, _pyxis(plan, code, folders), inside)
+            # Only srun starts a container of Pyxis; the batch script has the Python that submits.
+            return NodePython(setup, _pyxis(plan, code, folders), inside, shlex.quote(sys.executable))
         if plan.gpus:
             setup = (*setup, _GPUS_OF_APPTAINER)
         # Apptainer gives USR2 its default action again: it is ignored inside, too.
-        return NodePython(setup, (), f"{_IGNORING_USR2} {_apptainer(plan, code, folders)} {inside}")
+        outside = _apptainer(plan, code, folders)
+        return NodePython(setup, (), f"{_IGNORING_USR2} {outside} {inside}", f"{outside} {python}")
     if plan.conda:
         setup = (*setup, *_conda(plan.conda))
-    python = _absolute(plan.python or ("python" if plan.conda else sys.executable))
-    return NodePython(setup, (), f"{_IGNORING_USR2} {shlex.quote(python)}")
+    python = shlex.quote(_absolute(plan.python or ("python" if plan.conda else sys.executable)))
+    return NodePython(setup, (), f"{_IGNORING_USR2} {python}", python)
 
 
 def _export(variable: tuple[str, str]) -> str:

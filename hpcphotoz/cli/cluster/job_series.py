@@ -37,12 +37,14 @@ def dependency(options: argparse.Namespace) -> str:
 
 def chain(options: argparse.Namespace, plan: "LaunchPlan", job: "TrainJob", dependency: str) -> int:
     """Queue a chain."""
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.jobs.chain import dry_run, submit_chain
 
     if options.dry_run:
         print(dry_run(plan, job, options.chain, dependency), end="")
         return 0
     queued = submit_chain(plan, job, options.chain, warn, dependency)
+    register_run(Path(job.out))
     print(
         f"jobs {', '.join(queued)}, each after the one before; logs in {job.out}/launch/<job>_<rank>_log.out"
     )
@@ -51,6 +53,7 @@ def chain(options: argparse.Namespace, plan: "LaunchPlan", job: "TrainJob", depe
 
 def sweep(options: argparse.Namespace, plan: "LaunchPlan", make: "MakeJob", dependency: str) -> int:
     """Queue a sweep."""
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.jobs.sweep import dry_run, submit_sweep
 
     planned, at_most = _planned(options, make, origin_is_there=not dependency), options.at_most or 0
@@ -60,6 +63,7 @@ def sweep(options: argparse.Namespace, plan: "LaunchPlan", make: "MakeJob", depe
     queued = submit_sweep(plan, planned, at_most, warn, dependency)
     print(f"{planned.folder}: {planned.summary()}")
     if queued:
+        register_run(planned.folder)
         job = queued[0].partition("_")[0]
         print(f"job {job}, logs in {planned.folder}/launch/<job>_<rank>_log.out")
         print(f"results: hpcphotoz compare {planned.folder}")
@@ -68,10 +72,12 @@ def sweep(options: argparse.Namespace, plan: "LaunchPlan", make: "MakeJob", depe
 
 def sweep_locally(options: argparse.Namespace, plan: "LaunchPlan", make: "MakeJob") -> int:
     """Run a sweep on this machine."""
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.jobs.sweep import run_sweep_locally
 
     planned = _planned(options, make)
     print(f"{planned.folder}: {planned.summary()}")
+    register_run(planned.folder)
     return run_sweep_locally(plan, planned)
 
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.cluster import job_series, slurm_options
@@ -36,16 +37,20 @@ def cut(words: list[str]) -> tuple[list[str], list[str] | None]:
 
 def local(options: argparse.Namespace) -> int:
     """Run `train` on this machine, one process per rank."""
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.local import run_local
 
     if options.sweep:
         return job_series.sweep_locally(options, _plan(options), _job)
-    return run_local(_plan(options), _job(options))
+    job = _job(options)
+    register_run(Path(job.out))
+    return run_local(_plan(options), job)
 
 
 def slurm(options: argparse.Namespace) -> int:
     """Run `train` on a Slurm cluster, one task per rank."""
     from hpcphotoz.launch import slurm
+    from hpcphotoz.launch.follow.runs import register_run
 
     plan, dependency = _plan(options), job_series.dependency(options)
     if options.sweep:
@@ -57,6 +62,7 @@ def slurm(options: argparse.Namespace) -> int:
         print(slurm.dry_run(plan, job, dependency), end="")
         return 0
     submitted = slurm.submit(plan, job, job_series.warn, dependency)
+    register_run(Path(job.out))
     print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
     return 0
 

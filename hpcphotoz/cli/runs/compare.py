@@ -39,19 +39,21 @@ def _print_table(options: argparse.Namespace, runs: list[Path]) -> int:
 
 def _facts(folder: Path, alone: bool) -> list[dict[str, Any]]:
     """The figures of a run, or of each run of a sweep."""
+    from hpcphotoz.launch.follow.queue import read_queue
     from hpcphotoz.launch.follow.status import read_status
     from hpcphotoz.launch.jobs.sweep_file import read_sweep
-    from hpcphotoz.training.summary.run_summary import is_run, read_config
+    from hpcphotoz.training.summary.run_summary import read_config
     from hpcphotoz.training.summary.run_table import run_facts
 
     sweep = read_sweep(folder)
     if sweep is None:
         read_config(folder)  # refuses what is not a run
         return [run_facts(str(folder), folder, read_status(folder).state)]
-    found = []
+    found, queue = [], read_queue(entry.job for entry in sweep.runs if entry.job)
     for entry in sweep.runs:
         run = folder / entry.folder
-        state = read_status(run).state if is_run(run) else "pending"
+        begun = entry.job or (run / "provenance.json").exists()
+        state = read_status(run, queue).state if begun else "pending"
         # Beside other runs all options are compared, and not only the swept ones.
         name, values = (entry.folder, entry.values) if alone else (str(run), None)
         found.append(run_facts(name, run, state, values))

@@ -33,10 +33,28 @@ GOLDEN = """\
 #SBATCH --signal=USR2@120
 #SBATCH --time=60
 
+# setup
+echo "hpcphotoz: start ${{SLURM_RESTART_COUNT:-0}} on $SLURM_JOB_NODELIST"
+
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output {launch}/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=2 --wait=0 \
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}; job=${{job:-$SLURM_JOB_ID}}
+  if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
+$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
+-m hpcphotoz.launch.requeue.after_step {launch} $status); then
+    scontrol requeue $job &&
+      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+  fi
+fi
+exit $status
 
 # 4 of 4 runs
 #    0  {out}/width=8_seed=0
@@ -100,6 +118,7 @@ def test_one_array_of_jobs_each_with_its_own_configuration(
     assert not list((out / "launch").glob("?" * 32 + ".pkl"))
     shown = capsys.readouterr().out
     assert "4 of 4 runs" in shown and f"hpcphotoz compare {out}" in shown
+    queue.set_states({f"11_{number}": "PENDING" for number in range(4)})
     assert run("compare", out) == 0
     assert capsys.readouterr().out.count("pending") == 4
 
