@@ -25,11 +25,16 @@ def import_submitit() -> Any:
 
 def launch_folder(job: TrainJob) -> Path:
     """RUN/launch, for scripts, logs and code; raises BadInput for a name that Slurm would not write to."""
-    if re.search(r"[%\\]", job.out):
-        raise BadInput(f"{job.out}: Slurm would rewrite '%' and '\\' in this name: choose another run folder")
-    if not job.out.isprintable():
-        raise BadInput(f"{job.out!r}: a control character in this name: choose another run folder")
+    check_name(job.out)
     return Path(job.out) / "launch"
+
+
+def check_name(folder: str) -> None:
+    """Raise BadInput for the name of a folder that Slurm would not write to."""
+    if re.search(r"[%\\]", folder):
+        raise BadInput(f"{folder}: Slurm would rewrite '%' and '\\' in this name: choose another run folder")
+    if not folder.isprintable():
+        raise BadInput(f"{folder!r}: a control character in this name: choose another run folder")
 
 
 def check_folders(job: TrainJob, origin_is_there: bool = True) -> None:

@@ -45,11 +45,7 @@ def collect_host(run_folder: Path, where: str = LOGIN, asks_for_quotas: bool = T
         "env": variables(os.environ),
         "folders": [look_at_folder(name, path) for name, path in folders.items()],
         "quotas": [*_quotas(), *_lustre_quotas(run_folder)] if asks_for_quotas else [],
-        "caches": [
-            FolderFacts(name=name, path=os.environ[name], kind=file_system(Path(os.environ[name])))
-            for name in _CACHES
-            if os.environ.get(name)
-        ],
+        "caches": look_at_caches(),
         "host_address": _address(),
         "interfaces": {name: _mtu(name) for _, name in socket.if_nameindex()},
         "has_infiniband": any(Path("/sys/class/infiniband").glob("*")),
@@ -58,6 +54,12 @@ def collect_host(run_folder: Path, where: str = LOGIN, asks_for_quotas: bool = T
         "open_files": 1 << 40 if soft_files == resource.RLIM_INFINITY else soft_files,
         "locked_memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],  # RLIM_INFINITY is -1
     }
+
+
+def look_at_caches() -> list[FolderFacts]:
+    """The folders that the variables of this process name for compiled kernels."""
+    paths = {name: Path(os.environ[name]) for name in _CACHES if os.environ.get(name)}
+    return [FolderFacts(name=name, path=str(path), kind=file_system(path)) for name, path in paths.items()]
 
 
 def collect_login(run_folder: Path) -> HostFacts:
