@@ -35,7 +35,7 @@ class TrainJob:
         data: dataset folder, absolute; or of several datasets, each folder's weight.
         out: run folder, absolute.
         code: folder with the snapshot of the package; empty: the installed package runs.
-        cpus: cores of this rank; 0: torch decides.
+        cpus: cores of this rank; 0: as the job says.
         max_requeues: number of restarts after which a stopped job is not requeued, and fails.
         profile: as `train --profile`.
         device: "auto", "cuda" or "cpu", as in `train --device`.

@@ -10,7 +10,8 @@ from hpcphotoz.cli.parser import Commands, Parser, add_device, command, conditio
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
-from hpcphotoz.world import under_torchrun
+from hpcphotoz.node.prepare import prepare_rank
+from hpcphotoz.world import detect, under_torchrun
 
 if TYPE_CHECKING:
     from hpcphotoz.data.datasets import Datasets
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
+    prepare_rank(detect())  # before torch is imported
     from hpcphotoz.training.loop import Diverged, Outcome
     from hpcphotoz.training.monitoring.lost_ranks import RankLost
     from hpcphotoz.training.run.signals import ignore_stops
