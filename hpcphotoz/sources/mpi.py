@@ -1,5 +1,6 @@
 """Runs tasks on the ranks of an MPI launcher."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -126,6 +127,21 @@ def mpi_ranks() -> MPIRanks:
             "the MPI that mpi4py was built for"
         )
     return MPIRanks(comm.Get_rank(), comm.Get_size(), comm)
+
+
+def gather_once(value: T) -> list[T]:
+    """Returns the values of all ranks, on every rank, and leaves MPI unless the program has it in use.
+
+    While MPI is in use, mpiexec takes a rank that ends for a failure, and kills the others.
+
+    Raises:
+        BadInput: as `mpi_ranks`.
+    """
+    in_use = "mpi4py.MPI" in sys.modules
+    values = mpi_ranks().allgather(value)
+    if not in_use:
+        sys.modules["mpi4py.MPI"].Finalize()
+    return values
 
 
 def refuse_ranks(reason: str) -> None:
