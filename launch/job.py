@@ -42,6 +42,7 @@ class TrainJob:
         command: the command line that launched the run, for its provenance.
         start_from: as `train --from`, absolute; "": random weights.
         visible_gpus: CUDA_VISIBLE_DEVICES of a local launch; None: unset. On a cluster Slurm sets it.
+        stage: as `trainer.train`.
     """
 
     config: str
@@ -55,6 +56,7 @@ class TrainJob:
     command: tuple[str, ...] = ()
     start_from: str = ""
     visible_gpus: str | None = None
+    stage: str | None = None
 
     @classmethod
     def of(cls, config: Config, data: "Path | Datasets", out: Path, **options: Any) -> Self:
@@ -91,7 +93,8 @@ class TrainJob:
         with SignalRecorder() as signals:
             data, out = Datasets.of(self.data), Path(self.out)
             begin = Path(self.start_from) if self.start_from else None
-            outcome = train(self.parsed, data, out, self.profile, self.device, self.command or None, begin)
+            how = self.profile, self.device, self.command or None, begin, self.stage
+            outcome = train(self.parsed, data, out, *how)
             if outcome is Outcome.FINISHED or rank:
                 ignore_stops()
             if outcome is Outcome.FINISHED:

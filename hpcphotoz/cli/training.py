@@ -28,7 +28,7 @@ def train(options: argparse.Namespace) -> int:
     settings = configuration(options)
     try:
         where = datasets(options), options.out, options.profile, options.device
-        outcome = train(settings, *where, start_from=options.start_from)
+        outcome = train(settings, *where, start_from=options.start_from, stage=stage(options))
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
@@ -54,6 +54,13 @@ def datasets(options: argparse.Namespace) -> "Datasets":
     from hpcphotoz.data.datasets import Datasets
 
     return Datasets.parse(options.data)
+
+
+def stage(options: argparse.Namespace) -> str | None:
+    """The absolute folder of --stage; "": the option without a folder; None: no such option."""
+    if options.stage is None:
+        return None
+    return str(options.stage.absolute()) if options.stage else ""
 
 
 def parse_train(words: Sequence[str]) -> argparse.Namespace:
@@ -101,6 +108,11 @@ def add_train(commands: Commands) -> None:
         metavar="TEXT",
         help="short for --data.split_by",
     )
+    copies = (
+        "first copy the dataset to a disk of every node, and read it there: to FOLDER, or else to "
+        "$SLURM_TMPDIR, $TMPDIR or /tmp; the copies are removed at the end"
+    )
+    p.add_argument("--stage", type=path, nargs="?", const=False, metavar="FOLDER", help=copies)
     profile = "write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt"
     p.add_argument("--profile", action="store_true", help=profile)
     add_device(p)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from hpcphotoz.cli.parser import Commands, command, memory
-from hpcphotoz.cli.training import configuration, datasets, parse_train
+from hpcphotoz.cli.training import configuration, datasets, parse_train, stage
 from hpcphotoz.errors import BadInput
 
 _RUN_AFTER = "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
@@ -39,6 +39,7 @@ def launch(options: argparse.Namespace) -> int:
         raise BadInput(_RUN_AFTER)
     words = parse_train(options.after)
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
+    how["stage"] = stage(words)
     if words.start_from:
         how["start_from"] = str(words.start_from.absolute())
     job = TrainJob.of(configuration(words), datasets(words), words.out, **how)

@@ -39,12 +39,13 @@ def installation() -> dict[str, str]:
 
 
 def options_of_all_ranks(
-    config: Config, data: Datasets, out: Path, device: str, start_from: Path | None
+    config: Config, data: Datasets, out: Path, device: str, start_from: Path | None, stage: str | None
 ) -> dict[str, str]:
     """Options that must be the same on all ranks, by name."""
     # Not `resolve`: links may differ between nodes.
     values = {"--out": repr(str(out.absolute())), "--data": repr(str(data.absolute())), "--device": device}
     values["--from"] = repr(str(start_from.absolute()) if start_from else None)
+    values["--stage"] = repr(stage)
     for section, options in config.model_dump().items():
         values |= {f"--{section}.{key}": repr(value) for key, value in options.items()}
     return values
