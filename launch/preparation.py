@@ -52,8 +52,14 @@ def check_folders(job: TrainJob) -> None:
             check_origin(run, Path(job.start_from), newest[1].get("from"))
 
 
+def folders_of(job: TrainJob) -> tuple[Path, ...]:
+    """The absolute folders that a job reads and writes: run folder, datasets, the run it begins from."""
+    data = [job.data] if isinstance(job.data, str) else list(job.data)
+    return tuple(Path(name) for name in (job.out, *data, job.start_from) if name)
+
+
 def with_placement(job: TrainJob, plan: LaunchPlan, code: Path) -> TrainJob:
     """The job with its code folder, CPUs, requeue limit and device filled in."""
-    device = "cuda" if plan.gpus_per_node and job.device == "auto" else job.device
+    device = "cuda" if plan.gpus and job.device == "auto" else job.device
     placed = {"code": str(code), "cpus": plan.cpus_per_task, "max_requeues": plan.max_requeues}
     return replace(job, device=device, **placed)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 All files of a launch are in RUN/launch, which must be on a file system that the nodes share:
 
     <job>_submission.sh        the sbatch script
+    <job>.json                 what was submitted, and when
     <job>_submitted.pkl        the `TrainJob`
     <job>_<rank>_log.out       output and errors of one rank, continued after a restart
     <job>_<rank>_result.pkl    written when a rank has ended and will not be requeued
@@ -23,8 +24,15 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.executor import slurm_executor
+from hpcphotoz.launch.follow.submissions import record_submission
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
+from hpcphotoz.launch.preparation import (
+    check_folders,
+    folders_of,
+    import_submitit,
+    launch_folder,
+    with_placement,
+)
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.output import say
 
@@ -46,7 +54,7 @@ def dry_run(plan: LaunchPlan, job: TrainJob) -> str:
     import_submitit()
     launch = launch_folder(job)
     check_folders(job)
-    executor = slurm_executor(plan, launch, snapshot.folder(launch))
+    executor = slurm_executor(plan, launch, snapshot.folder(launch), folders_of(job))
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
@@ -72,7 +80,7 @@ def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say)
     with making_folder(launch):
         before = set(launch.iterdir())
         code = snapshot.take(launch)
-        executor = slurm_executor(plan, launch, code)
+        executor = slurm_executor(plan, launch, code, folders_of(job))
         script = executor._make_submission_file_text(executor._submitit_command_str, "")
         overriding = overriding_variables(script, os.environ)
         if overriding:
@@ -88,4 +96,9 @@ def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say)
             if set(launch.iterdir()) - before == {code}:  # else another submission may have begun with it
                 shutil.rmtree(code)
             raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+        try:
+            tasks = plan.nodes * plan.ranks_per_node
+            record_submission(launch, submitted.job_id, job.command, plan.nodes, tasks)
+        except OSError as error:  # the job is queued all the same, and `status` knows it by its script
+            report(f"{launch}/{submitted.job_id}.json: cannot be written: {error.strerror}")
         return SubmittedJob(submitted.job_id, launch)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hpcphotoz import __version__
 from hpcphotoz.cli import data, evaluate, inspect, networks, training
-from hpcphotoz.cli.cluster import launch, status
+from hpcphotoz.cli.cluster import cancel, launch, logs, profiles, status
 from hpcphotoz.cli.parser import Parser
 from hpcphotoz.cli.runs import compare
 from hpcphotoz.errors import BadInput
@@ -52,6 +52,9 @@ def _parser() -> Parser:
     networks.add(commands)
     evaluate.add(commands)
     launch.add(commands)
+    profiles.add(commands)
     status.add(commands)
+    logs.add(commands)
+    cancel.add(commands)
     compare.add(commands)
     return parser

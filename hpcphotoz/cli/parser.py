@@ -55,6 +55,11 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = _NEGATIVE
         self.register("action", None, _StoreOnce)
         self.given: dict[str, argparse.Action] = {}  # by destination: the options of this command line
+        self.refused: dict[str, str] = {}  # by name: what to say of an option that is elsewhere, or renamed
+
+    def options(self) -> list[str]:
+        """The options that this parser knows, as they are typed."""
+        return [name for name in self._option_string_actions if name.startswith("--") and name != "--help"]
 
     def error(self, message: str) -> NoReturn:
         if message.startswith(_MISSING):  # CONFIG, where --data A B CONFIG has taken it
@@ -78,6 +83,8 @@ class Parser(argparse.ArgumentParser):
                 return
             if word.startswith("--") and " " not in word and "." not in name:
                 known = self._option_string_actions
+                if name in self.refused:
+                    raise BadInput(f"{name}: {self.refused[name]}")
                 if name not in known:
                     hint = f"{nearest(name, known)}: see {self.prog} --help for all"
                     raise BadInput(f"{name}: unknown option{hint}")
@@ -147,16 +154,6 @@ def condition(text: str) -> str:
             "an empty condition: write one, such as 'z_spec < 0.3', or leave the option out for every object"
         )
     return text
-
-
-def memory(text: str) -> float:
-    """Parse GB of memory: 0, or at least 1 MB, the smallest unit passed to Slurm."""
-    value = number(text)
-    if value != 0 and round(value * 1024) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text}: must be at least 0.001 GB, or 0 for the partition's default"
-        )
-    return value
 
 
 def seed(text: str) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
     prepare_rank(detect())  # before torch is imported
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.training.loop import Diverged, Outcome
     from hpcphotoz.training.monitoring.lost_ranks import RankLost
     from hpcphotoz.training.run.signals import ignore_stops
@@ -28,6 +29,8 @@ def train(options: argparse.Namespace) -> int:
     settings = configuration(options)
     try:
         where = datasets(options), options.out, options.profile, options.device
+        if detect().is_first:
+            register_run(options.out)
         outcome = train(settings, *where, start_from=options.start_from, stage=stage(options))
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)

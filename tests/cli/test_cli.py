@@ -40,7 +40,7 @@ def test_invalid_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> No
         ("ingest images o --keep a=b --keep c=d", "--keep is given twice: give all after one --keep"),
         ("train standard --run.epochs 1 --run.epochs=2", "--run.epochs is given twice: give it once"),
         ("train standard --where x --data.where x", "--where and --data.where mean the same: give one of"),
-        ("launch local --nodes 1 --nodes 2 -- train", "--nodes is given twice: give it once"),
+        ("launch slurm --nodes 1 --nodes 2 -- train", "--nodes is given twice: give it once"),
         (
             "launch local -- train standard --data a --data b --out r",
             "--data is given twice: give all after one --data",
@@ -97,10 +97,23 @@ def test_a_run_without_the_dashes_before_it_is_told_of_them(capsys: pytest.Captu
         fails(capsys, [*words, *run], "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train")
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0.0004", "much", "-1"])
-def test_impossible_memory_is_refused(value: str, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["launch", "slurm", "--dry-run", "--mem-gb", value, "--", "train", "standard"]
-    fails(capsys, [*words, "--data", dataset, "--out", "run"], f"argument --mem-gb: {value}: must be ")
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--mem=64", "--mem 64: Slurm takes that for MB"),
+        ("--time=1h", "--time 1h: write minutes"),
+        ("--gpus-per-node=h100", "--gpus-per-node h100: write a number or type:number"),
+        ("--srun=--export=NONE", "export is set by the launcher's own options"),
+        ("--profile=perlmuter", "no such profile (did you mean perlmutter?)"),
+        ("--time-minutes=240", "--time-minutes: is now --time, in Slurm's form"),
+        ("--mem-gb=64", "--mem-gb: is now --mem, with its unit: --mem 64G"),
+    ],
+)
+def test_what_slurm_would_not_take_is_refused(
+    option: str, says: str, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["launch", "slurm", "--dry-run", option, "--", "train", "standard"]
+    fails(capsys, [*words, "--data", dataset, "--out", "run"], says)
 
 
 def test_a_negative_number_with_an_exponent_is_a_value(
@@ -163,6 +176,25 @@ def test_an_empty_condition_is_not_every_object(
 def test_a_launch_without_a_target_lists_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["launch", "--", "train", "standard"], "required: local|slurm")
     fails(capsys, ["launch"], "required: local|slurm")
+    fails(capsys, ["launch", "slrm", "--", "train"], "slrm: unknown command (did you mean slurm?)")
+
+
+def test_an_option_of_another_kind_of_launch_is_told_where_it_belongs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fails(
+        capsys, ["launch", "local", "--partition", "a", "--", "train"], "--partition: means nothing on this"
+    )
+    fails(capsys, ["launch", "local", "--nodes=2", "--", "train"], "leave it out, or use `launch slurm`")
+    fails(capsys, ["launch", "--nodes", "2", "slurm", "--", "train"], "launch slurm --nodes ...")
+
+
+def test_the_help_of_a_kind_of_launch_has_its_own_options_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "slurm", "--help"]) == 0
+    assert "--partition" in capsys.readouterr().out
+    assert main(["launch", "local", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--tasks-per-node" in shown and "--partition" not in shown
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,22 @@
-"""The command `launch`."""
+"""The commands `launch local` and `launch slurm`."""
 
 import argparse
 import sys
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hpcphotoz.cli.parser import Commands, command, memory
+from hpcphotoz.cli.cluster import slurm_options
+from hpcphotoz.cli.parser import Commands, Parser, command
 from hpcphotoz.cli.training import configuration, datasets, parse_train, stage
 from hpcphotoz.errors import BadInput
 
+if TYPE_CHECKING:
+    from hpcphotoz.launch.job import TrainJob
+    from hpcphotoz.launch.request.plan import LaunchPlan
+
 _RUN_AFTER = "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
+_THEN = "[OPTION ...] -- train CONFIG --data DATASET[:WEIGHT] ... --out RUN [...]"
 
 
 def cut(words: list[str]) -> tuple[list[str], list[str] | None]:
@@ -28,12 +35,35 @@ def cut(words: list[str]) -> tuple[list[str], list[str] | None]:
     return words, None
 
 
-def launch(options: argparse.Namespace) -> int:
-    """Run `train` on a Slurm cluster or on this machine, one process per rank."""
-    from hpcphotoz.launch import slurm
-    from hpcphotoz.launch.job import TrainJob
+def local(options: argparse.Namespace) -> int:
+    """Run `train` on this machine, one process per rank."""
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.local import run_local
-    from hpcphotoz.launch.request.plan import LaunchPlan
+
+    job = _job(options)
+    register_run(Path(job.out))
+    return run_local(_plan(options), job)
+
+
+def slurm(options: argparse.Namespace) -> int:
+    """Run `train` on a Slurm cluster, one task per rank."""
+    from hpcphotoz.launch import slurm
+    from hpcphotoz.launch.follow.runs import register_run
+
+    job = _job(options)
+    plan = _plan(options)
+    if options.dry_run:
+        print(slurm.dry_run(plan, job), end="")
+        return 0
+    submitted = slurm.submit(plan, job, lambda text: print(f"hpcphotoz: warning: {text}", file=sys.stderr))
+    register_run(Path(job.out))
+    print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
+    return 0
+
+
+def _job(options: argparse.Namespace) -> "TrainJob":
+    """The run after `--`."""
+    from hpcphotoz.launch.job import TrainJob
 
     if not options.after or options.after[0] != "train":
         raise BadInput(_RUN_AFTER)
@@ -42,46 +72,41 @@ def launch(options: argparse.Namespace) -> int:
     how["stage"] = stage(words)
     if words.start_from:
         how["start_from"] = str(words.start_from.absolute())
-    job = TrainJob.of(configuration(words), datasets(words), words.out, **how)
-    given = {field.name: getattr(options, field.name) for field in fields(LaunchPlan)}
-    chosen: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None
-    }
-    plan = LaunchPlan(**chosen)
-    if options.dry_run:
-        if options.where == "local":
-            raise BadInput(
-                "launch local --dry-run: nothing to show; `launch slurm --dry-run` prints the sbatch script"
-            )
-        print(slurm.dry_run(plan, job), end="")
-        return 0
-    if options.where == "local":
-        return run_local(plan, job)
-    submitted = slurm.submit(plan, job, lambda text: print(f"hpcphotoz: warning: {text}", file=sys.stderr))
-    print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
-    return 0
+    return TrainJob.of(configuration(words), datasets(words), words.out, **how)
+
+
+def _plan(options: argparse.Namespace) -> "LaunchPlan":
+    """The options before `--`, on top of the profile's."""
+    from hpcphotoz.launch.request.plan import LaunchPlan
+    from hpcphotoz.launch.request.profile import load_profile, plan_of
+
+    name = getattr(options, "profile", None)
+    given = {field.name: getattr(options, field.name, None) for field in fields(LaunchPlan)}
+    return plan_of(given, load_profile(name) if name else None)
 
 
 def add(commands: Commands) -> None:
-    """Add the parser of `launch`."""
-    p = command(commands, "launch", launch)
-    p.usage = "%(prog)s local|slurm [OPTION ...] -- train CONFIG --data DATASET[:WEIGHT] ... --out RUN [...]"
-    where = "local: on this machine; slurm: with sbatch, one task per rank"
-    p.add_argument("where", choices=("local", "slurm"), metavar="local|slurm", help=where)
-    p.add_argument("--nodes", type=int, help="nodes (default 1)")
+    """Add the parsers of `launch local` and `launch slurm`."""
+    p = commands.add_parser("launch", help="run `train` on a cluster or on this machine", allow_abbrev=False)
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm")
+
+    here = command(kinds, "local", local)
+    here.usage = f"%(prog)s {_THEN}"
+    _add_ranks(here, "GPUs to use (default: all that are visible)")
+
+    cluster = command(kinds, "slurm", slurm)
+    cluster.usage = f"%(prog)s {_THEN}"
+    _add_ranks(cluster, "GPUs per node, e.g. 4 or h100:4 (default 0: none)")
+    slurm_options.add(cluster)
+
+    for name in cluster.options():
+        p.refused.setdefault(name, f"give it after the kind of launch: launch slurm {name} ...")
+        if name not in here.options():
+            here.refused[name] = "means nothing on this machine: leave it out, or use `launch slurm`"
+
+
+def _add_ranks(p: Parser, gpus: str) -> None:
+    """Options of every kind of launch."""
     p.add_argument("--tasks-per-node", type=int, help="ranks per node (default: one per GPU, or one)")
-    gpus = "GPUs per node (default 0: none from slurm; local uses all that are visible)"
-    p.add_argument("--gpus-per-node", type=int, help=gpus)
+    p.add_argument("--gpus-per-node", metavar="[TYPE:]N", help=gpus)
     p.add_argument("--cpus-per-task", type=int, help="CPUs per rank (default 2)")
-    p.add_argument("--mem-gb", type=memory, help="memory per node in GB (default: the partition's)")
-    limit = "time limit in minutes (default 60); the run is requeued and continues"
-    p.add_argument("--time-minutes", type=int, help=limit)
-    delay = "seconds before the limit at which a checkpoint is saved (default 120)"
-    p.add_argument("--signal-delay-s", type=int, help=delay)
-    p.add_argument("--max-requeues", type=int, help="restarts after time limits and preemptions (default 10)")
-    for name in ("partition", "account", "qos", "constraint", "exclude", "job-name"):
-        p.add_argument(f"--{name}", help=f"Slurm's {name}")
-    setup = "shell line to run before the start, e.g. 'module load cuda'; repeatable"
-    p.add_argument("--setup", action="append", help=setup)
-    p.add_argument("--extra", action="append", help="a further sbatch option, key=value or key; repeatable")
-    p.add_argument("--dry-run", action="store_true", help="print the sbatch script; submit and write nothing")
