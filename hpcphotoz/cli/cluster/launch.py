@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcphotoz.cli.cluster import job_series, slurm_options
+from hpcphotoz.cli.cluster import doctor, job_series, slurm_options
 from hpcphotoz.cli.parser import Commands, Parser, command
 from hpcphotoz.cli.training import configuration, datasets, parse_train
 from hpcphotoz.errors import BadInput
@@ -93,7 +93,7 @@ def _plan(options: argparse.Namespace) -> "LaunchPlan":
 def add(commands: Commands) -> None:
     """Add the parsers of `launch local` and `launch slurm`."""
     p = commands.add_parser("launch", help="run `train` on a cluster or on this machine", allow_abbrev=False)
-    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm")
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm|doctor")
 
     here = command(kinds, "local", local)
     here.usage = f"%(prog)s {_THEN}"
@@ -104,6 +104,7 @@ def add(commands: Commands) -> None:
     _add_ranks(cluster, "GPUs per node, e.g. 4 or h100:4 (default 0: none)")
     slurm_options.add(cluster)
     job_series.add(cluster)
+    doctor.add(kinds)
 
     for name in cluster.options():
         p.refused.setdefault(name, f"give it after the kind of launch: launch slurm {name} ...")
