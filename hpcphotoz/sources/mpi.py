@@ -85,7 +85,7 @@ def gather_once(value: T) -> list[T]:
     Raises:
         BadInput: as `mpi_ranks`.
     """
-    in_use = "mpi4py.MPI" in sys.modules
+    in_use = bool(connected) or "mpi4py.MPI" in sys.modules
     values: list[T] = mpi_ranks().allgather(value)
     if not in_use:
         sys.modules["mpi4py.MPI"].Finalize()

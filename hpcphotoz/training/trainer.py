@@ -24,7 +24,6 @@ from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.departure import leave_together, recording_failure
 from hpcphotoz.training.distributed.preflight import options_of_all_ranks
-from hpcphotoz.training.distributed.staging import staged_loader
 from hpcphotoz.training.exact.deterministic import deterministic
 from hpcphotoz.training.exact.rounding import rounding_facts, warn_of_changes
 from hpcphotoz.training.loop import Outcome, TrainingLoop
@@ -45,6 +44,7 @@ from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.saving.failed_write import explained
 from hpcphotoz.training.saving.start_facts import facts_of_start
+from hpcphotoz.training.staging.staged_loader import staged_loader
 from hpcphotoz.world import World, detect
 
 _log = logging.getLogger(__name__)

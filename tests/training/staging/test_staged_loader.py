@@ -78,7 +78,7 @@ def test_a_signal_is_obeyed_while_the_dataset_is_copied(
             os.kill(os.getpid(), signal.SIGUSR2)
             yield size
 
-    monkeypatch.setattr("hpcphotoz.training.distributed.staging.copy_files", signalled)
+    monkeypatch.setattr("hpcphotoz.training.staging.staged_loader.copy_files", signalled)
     assert train(config(), dataset, out, stage=str(base)) is Outcome.STOPPED
     assert len(copied) == 1 and left(base) == []
     assert "stopped while it was copied" in capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_a_dataset_that_grows_while_it_is_copied_is_refused(
         with (data / "manifest.json").open("a") as file:
             file.write("\n")
 
-    monkeypatch.setattr("hpcphotoz.training.distributed.staging.copy_files", growing)
+    monkeypatch.setattr("hpcphotoz.training.staging.staged_loader.copy_files", growing)
     with pytest.raises(BadInput, match="was changed while the dataset was copied"):
         train(config(), data, tmp_path / "run", stage=str(base))
     assert left(base) == []
