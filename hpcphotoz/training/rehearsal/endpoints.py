@@ -1,0 +1,40 @@
+"""The ends of overlap `ranks` in a rehearsal: this rank makes what the other ranks would have sent.
+
+learner    attacks its own objects, and reads them from messages as those of the attackers
+attacker   receives its own weights, as those after an update
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from hpcphotoz.training.distributed.agreement import Verdict
+from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
+from hpcphotoz.training.overlap.messages import header
+from hpcphotoz.training.rank_batch import RankBatch
+
+
+class RehearsedLearner(LearnerEndpoint):
+    """Receives attacked images that it has made itself, with the weights of the same step."""
+
+    generate: Callable[[RankBatch], Tensor]  # the attack; set before the first step
+
+    def begin(self, batch: RankBatch) -> None:
+        """Attack, and write the images into the messages of the step."""
+        adv, clean = self.generate(batch), batch.images[batch.attacked]
+        super().begin(batch)
+        for _, message, start, stop in self._coming:
+            header(message)[:3] = torch.tensor([batch.step, 0, 0])
+            mine, rows = self.topology.rows(batch, start, stop)
+            self._images.write(message, rows, adv[mine], clean[mine])
+
+
+class RehearsedAttacker(AttackerEndpoint):
+    """Receives its own weights; those of the learners would have changed."""
+
+    def _receive_weights(self, message: Tensor) -> dist.Work:
+        header(message)[:2] = torch.tensor([self._version + 1, int(Verdict.GO_ON)])
+        self._weights.write(message)
+        return super()._receive_weights(message)
