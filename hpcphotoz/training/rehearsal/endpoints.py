@@ -4,6 +4,7 @@ learner    attacks its own objects, and reads them from messages as those of the
 attacker   receives its own weights, as those after an update
 """
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -21,9 +22,17 @@ class RehearsedLearner(LearnerEndpoint):
 
     generate: Callable[[RankBatch], Tensor]  # the attack; set before the first step
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.attack_s: list[float] = []  # of each step, which attackers would spend
+
     def begin(self, batch: RankBatch) -> None:
         """Attack, and write the images into the messages of the step."""
-        adv, clean = self.generate(batch), batch.images[batch.attacked]
+        start, clean = time.perf_counter(), batch.images[batch.attacked]
+        adv = self.generate(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.attack_s.append(time.perf_counter() - start)
         super().begin(batch)
         for _, message, start, stop in self._coming:
             header(message)[:3] = torch.tensor([batch.step, 0, 0])

@@ -103,7 +103,7 @@ def plan_run(
             division,
             divide(stream.batch_size(stream.batches - 1), len(members), fraction),
             count_reads(stream, steps.start, steps.stop, len(members)),
-            _memory(components, stream, name, division, per_object, steps.start, messages),
+            _memory(components, stream, name, division, per_object, steps.start, messages, weights_bytes),
             np.asarray(work, np.int64),
         )
 
@@ -123,6 +123,7 @@ def _memory(
     per_object: int,
     step: int,
     messages: MessagePlan | None,
+    weights_bytes: int,
 ) -> RankMemory:
     config, header = components.config, stream.manifest.header
     image = 4 * len(header.bands) * header.stamp**2
@@ -135,6 +136,7 @@ def _memory(
     found |= memory.batch_bytes(image, objects, attacked if name != "learner" else 0, per_object, at_once)
     if messages:
         found["messages"] = messages.most(0 if name == "attacker" else 1)[1]
+        found["weights' messages"] = 2 * weights_bytes  # of attackers and of rank 0
     windows = config.data.windows_ahead + 1
     rows = window_rows(stream, step, len(division.objects))
     host = {"windows of images": windows * rows * image}

@@ -34,7 +34,7 @@ def notes(found: Rehearsal) -> list[str]:
     for role in plan.roles if plan else ():
         reads, division = role.reads, role.division
         most, least = int(division.objects.max()), int(division.objects.min())
-        if least and most > least and most - least > 0.1 * least:
+        if plan and not plan.split and least and most - least > 0.1 * least:
             lines.append(
                 f"{role.name}s have {least} to {most} objects in a step, and all wait for the slowest: make "
                 f"run.global_batch a multiple of {len(role.ranks)}"

@@ -48,11 +48,12 @@ def _facts(found: Rehearsal) -> Iterator[tuple[str, str]]:
 
 def _run(found: Rehearsal) -> str:
     stream, config = found.loader.train, found.components.config
-    begun = f"at step {found.start} of" if found.start else "in"
     text = (
-        f"{stream.rows:,} objects to train on, {stream.batches:,} steps an epoch of up to "
-        f"{stream.batch_size(0):,} objects: {begun} {found.last_step:,} steps"
+        f"{stream.rows:,} objects to train on, {number_of(stream.batches, 'step')} of up to "
+        f"{stream.batch_size(0):,} objects an epoch, {number_of(found.last_step, 'step')} in all"
     )
+    if found.start:
+        text += f", {found.start:,} of them taken"
     attack = config.adversarial
     ups = [("learning rate", config.optimiser.warmup_steps), ("attack", attack.warmup_end)]
     warm = [f"the {name} warms up over {steps:,} steps" for name, steps in ups if steps]
@@ -87,7 +88,7 @@ def _roles(found: Rehearsal, plan: RunPlan) -> Iterator[tuple[str, str]]:
 def _objects(role: RolePlan) -> str:
     division = role.division
     attacked, last = _range(division.attacked), role.last
-    text = f"{_range(division.objects)} objects for {role.one} in a step, {attacked} of them attacked"
+    text = f"{_range(division.objects)} for {role.one} in a step, {attacked} of them attacked"
     if last.objects.sum() != division.objects.sum():
         text += f"; in the last of an epoch {_range(last.objects)}, {_range(last.attacked)} attacked"
     return text

@@ -29,7 +29,8 @@ class RehearsedSteps:
     """What the steps of one rank gave."""
 
     role: RankRole
-    seconds: list[float] = field(default_factory=list)  # of each step, reading included
+    # Of each step, reading included; of a learner without the attack, which it makes in an attacker's place.
+    seconds: list[float] = field(default_factory=list)
     waited_s: float = 0.0  # for data
     batches: list[tuple[int, int]] = field(default_factory=list)  # objects, and attacked ones, of each step
     # Of each step of a learner, on this rank alone: (5,) sums as in `AgreedStep`, and norm of the gradients.
@@ -97,6 +98,9 @@ def _learn(
         verdict = agreement.after(outcome, batch, False, batch.problem is not None, flags, now=True)
         if exchange:
             exchange.publish(batch.step + 1, verdict)
+    if isinstance(exchange, RehearsedLearner):
+        both = zip(found.seconds, exchange.attack_s, strict=True)
+        found.seconds = [whole - attack for whole, attack in both]
 
 
 def _give_hook(train_step: TrainStep, components: TrainingComponents, role: RankRole) -> None:

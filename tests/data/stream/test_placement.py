@@ -62,7 +62,8 @@ def planned(data: Datasets, first: int, last: int) -> Places:
 def test_places_are_those_of_the_ranks(
     several: bool, size: int, first: int, last: int, dataset: Path, two: Datasets
 ) -> None:
-    data, want = two if several else Datasets.of(dataset), {}
+    data = two if several else Datasets.of(dataset)
+    want: Places = {}
     for of_rank in read(data, size, first, last):
         assert not want.keys() & of_rank.keys()
         want |= of_rank

@@ -11,7 +11,7 @@ import pytest
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.order import attacked_mask, rank_slice
 from hpcphotoz.data.stream.mixture import open_training_stream
-from hpcphotoz.data.stream.placement import Placement
+from hpcphotoz.data.stream.placement import Placement, placements
 from hpcphotoz.data.stream.window import Window
 from hpcphotoz.training.rehearsal import batches
 from hpcphotoz.training.rehearsal.batches import check_order, divide, rank_of_positions
@@ -68,8 +68,7 @@ def elsewhere(one: Placement) -> Placement:
 def test_an_order_that_is_wrong(
     wrong: Callable[[Placement], Placement], want: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = batches.placements
-    monkeypatch.setattr(batches, "placements", lambda *given: map(wrong, right(*given)))
+    monkeypatch.setattr(batches, "placements", lambda *given: map(wrong, placements(*given)))
     assert want in check_order(stream(dataset), 0).problem
 
 

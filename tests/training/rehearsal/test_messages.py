@@ -10,7 +10,7 @@ from hpcphotoz.training.rehearsal.messages import plan_messages, stuck_ranks
 SHAPE = (5, 8, 8)
 
 
-@pytest.mark.parametrize(("ranks", "attackers"), [(2, 1), (4, 3), (96, 41), (1024, 511)])
+@pytest.mark.parametrize(("ranks", "attackers"), [(2, 1), (4, 3), (96, 41)])
 @pytest.mark.parametrize(("transfer", "one"), [("fp32", 4 * 320), ("bf16", 2 * 320), ("int8", 320 + 4 * 5)])
 def test_all_images_travel_once(ranks: int, attackers: int, transfer: str, one: int) -> None:
     plan = plan_messages(RankSplit(ranks, attackers), 2048, 0.5, transfer, SHAPE)
