@@ -1,11 +1,15 @@
 """torch's fake process group: collectives of many ranks in one process, which send nothing.
 
 A sum over ranks is this rank's own part, a broadcast leaves a tensor as it is, and every rank seems to give
-what this one gives. Received messages hold what their memory held: `endpoints` fills them.
+what this one gives. Nothing arrives, so that in overlap `ranks` this rank makes what others would have sent:
+
+    learner    attacks its own objects, and reads them from messages as those of the attackers
+    attacker   receives its own weights, as those after an update
 """
 
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,8 +18,12 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from hpcphotoz.training.distributed.agreement import Verdict
 from hpcphotoz.training.distributed.group import Subgroup
 from hpcphotoz.training.monitoring.lost_ranks import JoinedRanks, WaitLimits, joined
+from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
+from hpcphotoz.training.overlap.messages import header
+from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.rehearsal.ranks import RehearsedRanks
 
 
@@ -63,3 +71,35 @@ def average_without_waiting(model: DistributedDataParallel, size: int, subgroup:
         return found
 
     model.register_comm_hook(None, hook)
+
+
+class RehearsedLearner(LearnerEndpoint):
+    """Receives attacked images that it has made itself, with the weights of the same step."""
+
+    generate: Callable[[RankBatch], Tensor]  # the attack; set before the first step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.attack_s: list[float] = []  # of each step, which attackers would spend
+
+    def begin(self, batch: RankBatch) -> None:
+        """Attack, and write the images into the messages of the step."""
+        start, clean = time.perf_counter(), batch.images[batch.attacked]
+        adv = self.generate(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.attack_s.append(time.perf_counter() - start)
+        super().begin(batch)
+        for _, message, start, stop in self._coming:
+            header(message)[:3] = torch.tensor([batch.step, 0, 0])
+            mine, rows = self.topology.rows(batch, start, stop)
+            self._images.write(message, rows, adv[mine], clean[mine])
+
+
+class RehearsedAttacker(AttackerEndpoint):
+    """Receives its own weights; those of the learners would have changed."""
+
+    def _receive_weights(self, message: Tensor) -> dist.Work:
+        header(message)[:2] = torch.tensor([self._version + 1, int(Verdict.GO_ON)])
+        self._weights.write(message)
+        return super()._receive_weights(message)

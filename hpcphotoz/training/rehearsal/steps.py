@@ -15,8 +15,11 @@ from hpcphotoz.training.overlap.connect import connect
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.rank_batch import RankBatch
-from hpcphotoz.training.rehearsal.endpoints import RehearsedAttacker, RehearsedLearner
-from hpcphotoz.training.rehearsal.fake_group import average_without_waiting
+from hpcphotoz.training.rehearsal.fake_group import (
+    RehearsedAttacker,
+    RehearsedLearner,
+    average_without_waiting,
+)
 from hpcphotoz.training.run.metrics import MetricsAccumulator
 from hpcphotoz.training.run.signals import StopRequest
 from hpcphotoz.world import World
