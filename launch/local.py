@@ -14,14 +14,12 @@ from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, visible_gpus
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
-from hpcphotoz.launch.request.plan import LaunchPlan
+from hpcphotoz.launch.request.plan import LaunchPlan, option_of
+from hpcphotoz.launch.request.slurm_values import parse_gpus
 from hpcphotoz.output import say
 
 _LOCAL_MINUTES = 60 * 24 * 365  # submitit's local executor requires a limit; a local run has none
-_SLURM_ONLY = (
-    *("mem_gb", "time_minutes", "signal_delay_s", "partition", "account", "qos", "constraint", "exclude"),
-    *("job_name", "setup", "extra"),
-)
+_OF_THIS_MACHINE = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "max_requeues")
 
 
 def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say) -> int:
@@ -46,13 +44,17 @@ def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = s
     if plan.nodes != 1:
         raise BadInput(f"--nodes {plan.nodes}: a local launch has one node; use `launch slurm`")
     for field in fields(plan):
-        if field.name in _SLURM_ONLY and getattr(plan, field.name) != field.default:
-            option = field.name.replace("_", "-")
-            raise BadInput(f"--{option}: means nothing on this machine: leave it out, or use `launch slurm`")
+        if field.name not in _OF_THIS_MACHINE and getattr(plan, field.name) != field.default:
+            raise BadInput(
+                f"{option_of(field.name)}: means nothing on this machine: leave it out, or use `launch slurm`"
+            )
+    kind, _ = parse_gpus(plan.gpus_per_node)
+    if kind:
+        raise BadInput(f"--gpus-per-node {plan.gpus_per_node}: give the number alone on this machine")
     check_folders(job)
-    visible = visible_gpus(plan.gpus_per_node, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    visible = visible_gpus(plan.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     code = snapshot.take(launch)
-    executor = submitit.LocalExecutor(launch, max_num_timeout=plan.max_requeues)
+    executor = submitit.LocalExecutor(launch)
     ranks = plan.ranks_per_node
     executor.update_parameters(tasks_per_node=ranks, timeout_min=_LOCAL_MINUTES, stderr_to_stdout=True)
     placed = replace(with_placement(job, plan, code), visible_gpus=visible)

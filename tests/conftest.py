@@ -35,6 +35,14 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_probe", lambda paths: None)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_list_of_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runs of tests do not enter the list of the developer's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """75 objects of 16 pixels in three unequal shards."""

@@ -156,16 +156,6 @@ def condition(text: str) -> str:
     return text
 
 
-def memory(text: str) -> float:
-    """Parse GB of memory: 0, or at least 1 MB, the smallest unit passed to Slurm."""
-    value = number(text)
-    if value != 0 and round(value * 1024) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text}: must be at least 0.001 GB, or 0 for the partition's default"
-        )
-    return value
-
-
 def seed(text: str) -> int:
     """Parse a seed, with the range of `run.seed`."""
     return _whole_number(text, 0)

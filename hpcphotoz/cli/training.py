@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.parser import Commands, Parser, add_device, command, condition, path
@@ -11,7 +11,7 @@ from hpcphotoz.cli.runs.summary import print_lines
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
-from hpcphotoz.world import under_torchrun
+from hpcphotoz.world import detect, under_torchrun
 
 if TYPE_CHECKING:
     from hpcphotoz.data.datasets import Datasets
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
+    from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.training.loop import Diverged, Outcome
     from hpcphotoz.training.monitoring.lost_ranks import RankLost
     from hpcphotoz.training.run.signals import ignore_stops
@@ -29,6 +30,8 @@ def train(options: argparse.Namespace) -> int:
         return _rehearse(settings, options)
     try:
         where = datasets(options), options.out, options.profile, options.device
+        if detect().is_first:
+            register_run(options.out)
         outcome = train(settings, *where, start_from=options.start_from)
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
@@ -60,9 +63,18 @@ def show_config(options: argparse.Namespace) -> int:
     return 0
 
 
-def configuration(options: argparse.Namespace) -> Config:
-    """The configuration that a command line gives: a file or recipe, and --section.key overrides."""
-    return config.load(options.config, _overrides(options))
+def configuration(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> Config:
+    """The configuration that a command line gives: a file or recipe, and --section.key overrides.
+
+    Args:
+        options: of the command line.
+        swept: values of further options, by `section.key`; raises BadInput for one that is in both.
+    """
+    given = _overrides(options)
+    if twice := given.keys() & (swept or {}):
+        name = min(twice)
+        raise BadInput(f"--sweep {name}: --{name} is given after `train` too: give it once")
+    return config.load(options.config, given | dict(swept or {}))
 
 
 def datasets(options: argparse.Namespace) -> "Datasets":

@@ -256,7 +256,8 @@ class RunPreparation:
             if self._world.is_first:
                 given = self._config, self._data, self.loader, self.components
                 facts = facts_of_start(self._out, *given, step, command)
-                record_start(self._out, self._world, {**facts, "rounding": rounding})
+                known = {"last_step": self.last_step, "rounding": rounding}
+                record_start(self._out, self._world, {**facts, **known})
                 warn_of_changes(self._out)
         parts = self.components, self.loader, self._metrics
         steps = step, self.last_step, self.total_steps, self.components.laid_over * batches

@@ -1,105 +1,167 @@
-"""How the last start of a run ended, or that it goes on, from the run folder alone: needs no Slurm."""
+"""State of a run, from its folder and from what Slurm knows of its jobs."""
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.heartbeat import ENDED, clock, read_heartbeat
-from hpcphotoz.locks.judgement import is_held, owner_of
-from hpcphotoz.locks.owner import LockOwner
-from hpcphotoz.provenance import is_damaged, read_starts
+from hpcphotoz.launch.follow.failures import Failure
+from hpcphotoz.launch.follow.folder_state import read_folder
+from hpcphotoz.launch.follow.judgement import judge
+from hpcphotoz.launch.follow.progress import Figures
+from hpcphotoz.launch.follow.queue import Queue, read_queue
+from hpcphotoz.launch.follow.submissions import Submission, read_submissions
+from hpcphotoz.output import number_of
 
 # State of a run, and the exit status that stands for it.
-_STATUS = {"finished": 0, "running": 0, "stopped": os.EX_TEMPFAIL, "failed": 1, "lost": 1}
+_STATUS = {
+    **dict.fromkeys(("finished", "running", "pending", "requeued"), 0),
+    "stopped": os.EX_TEMPFAIL,
+    **dict.fromkeys(("failed", "lost"), 1),
+}
+GOES_ON = ("running", "pending", "requeued")
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """State of a run: "running", "finished", "stopped" (saved; the same command goes on), "failed" or "lost".
+    """State of a run.
 
-    "lost" is a run that ended without a record: killed, out of memory, or by a signal that came twice.
+    "pending" (its job waits and has not begun), "running", "requeued" (stopped, saved, and waits again),
+    "finished", "stopped" (saved; the same command goes on), "failed" or "lost" (ended without a record:
+    killed, out of memory, or by a signal that came twice).
     """
 
     run: str  # folder
     state: str
-    reason: str | None  # why it stopped or failed; of a running one, which ranks are silent
-    time: str  # of the end, or of the start if there is no end
+    reason: str | None  # why it waits, stopped or failed; of a running one, which ranks are silent
+    time: str  # of the end, or of the start or submission if there is no end
     step: int | None  # last step; None: not recorded
     starts: int
     host: str | None  # of rank 0
     slurm_job: str | None
     checkpoint: str | None  # newest file
+    figures: Figures = field(default_factory=Figures)
+    requeues: int = 0  # of the job
+    expected: str | None = None  # start of a waiting job, as Slurm estimates it
+    later: tuple[str, ...] = ()  # jobs of the run that wait for this one
+    failure: Failure | None = None  # of the first rank that failed
+    slurm: str | None = None  # how the job ended, in words
+    problem: str = ""  # why Slurm could not be asked, where its answer would matter
 
     @property
     def exit_status(self) -> int:
-        """0: finished or running; 75: stopped; 1: failed or lost."""
+        """0: finished, running or waiting; 75: stopped; 1: failed or lost."""
         return _STATUS[self.state]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it runs or waits."""
+        return self.state in GOES_ON
 
     @property
     def text(self) -> str:
         """One line for the user."""
         where = f" on {self.host}" if self.host else ""
-        at = "" if self.step is None else f" at step {self.step}"
+        at = f" {self.figures.text(self.step)}" if self.step is not None else ""
         why = f": {self.reason}" if self.reason else ""
+        job = f"job {self.slurm_job}"
         told = {
             "running": f"running{where} since {self.time}{at}{why}",
+            "pending": f"pending since {self.time}{at}: {job} {self.reason}",
+            "requeued": f"requeued{at}: {job} {self.reason}",
             "finished": f"finished{at}, {self.time}",
-            "stopped": f"stopped{at}, {self.time}{why}; saved: the same command goes on",
-            "failed": f"failed, {self.time}{why}",
-            "lost": f"began {self.time}{where}, ended without a record: killed, or signalled twice",
+            "stopped": f"stopped{at}, {self.time}{why}"
+            + ("; saved: the same command goes on" if self.starts else ""),
+            "failed": f"failed{at if self.slurm else ''}, {self.time}{why}",
+            "lost": f"began {self.time}{where}, ended without a record: killed, or signalled twice"
+            if self.starts
+            else f"submitted {self.time}{why}",
         }[self.state]
+        if self.expected:
+            told += f"; expected to begin {self.expected}"
+        if self.slurm:
+            told += f"; {job} {self.slurm}"
+        if self.requeues:
+            told += f"; requeued {'once' if self.requeues == 1 else f'{self.requeues} times'}"
         found = f"newest checkpoint {self.checkpoint}" if self.checkpoint else "no checkpoint"
         newest = f"; {found}" if self.state in ("failed", "lost") else ""
-        return f"{self.run}: {told}{newest}; starts: {self.starts}"
+        after = f"; then {number_of(len(self.later), 'job')} of it: {', '.join(self.later)}"
+        return f"{self.run}: {told}{newest}{after if self.later else ''}; starts: {self.starts}"
+
+    @property
+    def short(self) -> str:
+        """One line of a list: state, steps, folder, and why if it does not run."""
+        of = f"/{self.figures.total}" if self.figures.total else ""
+        steps = "-" if self.step is None else f"{self.step}{of}"
+        rate = self.figures.images_per_s
+        parts = [
+            self.reason,
+            self.slurm,
+            None if rate is None or not self.goes_on else f"{rate:,.0f} images/s",
+        ]
+        why = "; ".join(part for part in parts if part)
+        return f"{self.state:<9} {steps:>15}  {self.run}{f'  ({why})' if why else ''}"
+
+    @property
+    def lines(self) -> list[str]:
+        """The line, and the traceback of the rank that failed first."""
+        return [self.text, *self.failure_lines]
+
+    @property
+    def failure_lines(self) -> list[str]:
+        """Who failed first, with the traceback; empty: no rank has failed, or it is not known which."""
+        if self.failure is None:
+            return []
+        head, *more = self.failure.lines
+        return [f"first to fail: {head}", *more]
 
     @property
     def json(self) -> str:
         """The same as one JSON object."""
-        return json.dumps(asdict(self) | {"exit_status": self.exit_status})
+        return json.dumps(self.facts)
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The content of the JSON object."""
+        return asdict(self) | {"exit_status": self.exit_status}
 
 
-def read_status(run: Path) -> RunStatus:
+def read_status(run: Path, queue: Queue | None = None) -> RunStatus:
     """The state of a run folder.
 
+    Args:
+        run: run folder.
+        queue: what Slurm knows of its jobs; None: Slurm is asked.
+
     Raises:
-        BadInput: no run has begun in it, or its record is damaged.
+        BadInput: no run has begun in it and none is submitted, or its record is damaged.
         OSError: the record cannot be read.
     """
-    if is_damaged(run):
-        raise BadInput(
-            f"{run}/provenance.json: damaged: the next start keeps it aside and begins a new record"
-        )
-    starts, lock = read_starts(run), run / "logs" / "lock"
-    newest = max((path.name for path in (run / "checkpoints").glob("step-*.pt")), default=None)
-    if is_held(lock):
-        return _running(run, starts, owner_of(lock), newest)
-    if not starts:
+    folder, submissions = read_folder(run), read_submissions(run)
+    if folder is None and not submissions:
         raise BadInput(f"{run}: no training has begun in this folder: want a run folder")
-    last, end = starts[-1], starts[-1].get("end") or {}
-    about = end.get("reason"), end.get("time", last.get("time", "")), end.get("step")
-    where = last.get("host"), last.get("slurm_job")
-    return RunStatus(str(run), end.get("outcome", "lost"), *about, len(starts), *where, newest)
+    queue = queue or read_queue(one.job_id for one in submissions)
+    found = judge(run, folder, submissions, queue)
+    starts = len(folder.starts) if folder else 0
+    problem = "" if found.state in ("running", "finished") else queue.problem
+    about = found.state, found.reason, found.time, found.step, starts, found.host, found.job_id
+    more = found.requeues, found.expected, found.later, found.failure, found.slurm, problem
+    return RunStatus(str(run), *about, folder.checkpoint if folder else None, found.figures, *more)
 
 
-def _running(
-    run: Path, starts: list[dict[str, Any]], owner: LockOwner | None, newest: str | None
-) -> RunStatus:
-    """The state of a run whose lock is held: its record may still be that of the start before."""
-    last = starts[-1] if starts else {}
-    where, since = (last.get("host"), last.get("slurm_job")), last.get("time", "")
-    reason = step = None
-    found = read_heartbeat(run)
-    if owner:
-        where, since = (owner.host, owner.slurm_job), owner.since
-        if found and [(beat.host, beat.pid) for beat in found.beats[:1]] != [(owner.host, owner.pid)]:
-            found = None  # of the start before
-    if found and found.beats:
-        step = found.beats[0].step
-        # Rank 0 writes the file: no beat in it is older than its own.
-        first = [each for each in found.beats if each.rank == 0 and each.phase != ENDED]
-        hung = found.silent() if found.is_fresh() else first or found.silent()
-        reason = "; ".join(f"{each.name} is silent since {clock(each.time)}" for each in hung) or None
-    return RunStatus(str(run), "running", reason, since, step, len(starts), *where, newest)
+def read_statuses(runs: Sequence[Path]) -> tuple[list[RunStatus], str]:
+    """States of runs, with one question to Slurm for all; those that cannot be told are left out.
+
+    Returns:
+        The states, and why Slurm could not be asked, if so.
+    """
+    jobs: list[Submission] = [one for run in runs for one in read_submissions(run)]
+    queue, found = read_queue(one.job_id for one in jobs), []
+    for run in runs:
+        try:
+            found.append(read_status(run, queue))
+        except (BadInput, OSError):
+            continue
+    return found, queue.problem

@@ -97,10 +97,23 @@ def test_a_run_without_the_dashes_before_it_is_told_of_them(capsys: pytest.Captu
         fails(capsys, [*words, *run], "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train")
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0.0004", "much", "-1"])
-def test_impossible_memory_is_refused(value: str, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["launch", "slurm", "--dry-run", "--mem-gb", value, "--", "train", "standard"]
-    fails(capsys, [*words, "--data", dataset, "--out", "run"], f"argument --mem-gb: {value}: must be ")
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--mem=64", "--mem 64: Slurm takes that for MB"),
+        ("--time=1h", "--time 1h: write minutes"),
+        ("--gpus-per-node=h100", "--gpus-per-node h100: write a number or type:number"),
+        ("--srun=--export=NONE", "export is set by the launcher's own options"),
+        ("--profile=perlmuter", "no such profile (did you mean perlmutter?)"),
+        ("--time-minutes=240", "--time-minutes: is now --time, in Slurm's form"),
+        ("--mem-gb=64", "--mem-gb: is now --mem, with its unit: --mem 64G"),
+    ],
+)
+def test_what_slurm_would_not_take_is_refused(
+    option: str, says: str, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["launch", "slurm", "--dry-run", option, "--", "train", "standard"]
+    fails(capsys, [*words, "--data", dataset, "--out", "run"], says)
 
 
 def test_a_negative_number_with_an_exponent_is_a_value(
@@ -192,7 +205,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert "usage: hpcphotoz" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["attack", "evaluate", "predict", "inspect", "index", "launch"])
+@pytest.mark.parametrize("command", ["attack", "inspect", "index", "launch"])
 def test_a_command_for_one_process_is_refused_on_several_ranks(
     run: Path,
     dataset: Path,

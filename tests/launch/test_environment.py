@@ -34,11 +34,11 @@ def test_more_gpus_than_visible_are_refused(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     with pytest.raises(BadInput, match="--gpus-per-node 2: CUDA_VISIBLE_DEVICES names [01]"):
-        run_local(LaunchPlan(gpus_per_node=2), job)
+        run_local(LaunchPlan(gpus_per_node="2"), job)
     assert not Path(job.out).exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_gpus_that_are_not_here_are_not_replaced_by_cpus(job: TrainJob) -> None:
     with pytest.raises(BadInput, match="a GPU was asked for .* --device cpu"):
-        run_local(LaunchPlan(gpus_per_node=2), job, lambda _: None)
+        run_local(LaunchPlan(gpus_per_node="2"), job, lambda _: None)

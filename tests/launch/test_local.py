@@ -20,12 +20,14 @@ from tests.helpers.launch.runs import TWO_RANKS, small, starts, steps_logged, st
 from tests.helpers.paths import ROOT
 
 SLURMS_OWN = {
-    "mem_gb": 4.0,
-    "time_minutes": 30,
+    "mem": "4G",
+    "time": "30",
     "signal_delay_s": 60,
     "job_name": "mine",
     **dict.fromkeys(("partition", "account", "qos", "constraint", "exclude"), "a"),
     "setup": ("module load cuda",),
+    "conda": "photoz",
+    "srun": ("--cpu-bind=cores",),
     "extra": ("reservation=photoz",),
 }
 

@@ -180,7 +180,7 @@ def test_tasks_with_a_gpu_each_ignore_contradicting_variables_of_the_shell(
 ) -> None:
     for name, value in SHELL.items():
         monkeypatch.setenv(name, value)
-    plan = replace(PLAN, partition="main", time_minutes=30, extra=("gpus-per-task=1",))
+    plan = replace(PLAN, partition="main", time="30", extra=("gpus-per-task=1",))
     said: list[str] = []
     job = TrainJob.of(small(10), dataset, tmp_path / "run", device="cpu")
     submitted = submit(plan, job, said.append)

@@ -22,13 +22,13 @@ GOLDEN = """\
 # Parameters
 #SBATCH --account=cosmo
 #SBATCH --chdir={code}
-#SBATCH --constraint=h100
+#SBATCH --constraint=ib
 #SBATCH --cpus-per-task=8
 #SBATCH --exclude=node7
 #SBATCH --exclusive
-#SBATCH --gpus-per-node=4
+#SBATCH --gpus-per-node=h100:4
 #SBATCH --job-name=hpcphotoz
-#SBATCH --mem=131072M
+#SBATCH --mem=128G
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --open-mode=append
@@ -38,27 +38,43 @@ GOLDEN = """\
 #SBATCH --requeue
 #SBATCH --reservation=photoz
 #SBATCH --signal=USR2@300
-#SBATCH --time=1200
+#SBATCH --time=20:00:00
 
 # setup
 module load cuda
+echo "hpcphotoz: start ${{SLURM_RESTART_COUNT:-0}} on $SLURM_JOB_NODELIST"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=8 --wait=0 \
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}; job=${{job:-$SLURM_JOB_ID}}
+  if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
+$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
+-m hpcphotoz.launch.requeue.after_step {launch} $status); then
+    scontrol requeue $job &&
+      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+  fi
+fi
+exit $status
 """
 PLAN = LaunchPlan(
     nodes=2,
-    gpus_per_node=4,
+    gpus_per_node="h100:4",
     cpus_per_task=8,
-    mem_gb=128,
-    time_minutes=1200,
+    mem="128G",
+    time="20:00:00",
     signal_delay_s=300,
     partition="gpu",
     account="cosmo",
     qos="long",
-    constraint="h100",
+    constraint="ib",
     exclude="node7",
     setup=("module load cuda",),
     extra=("reservation=photoz", "--exclusive"),
@@ -78,10 +94,28 @@ GOLDEN_MINIMAL = """\
 #SBATCH --signal=USR2@120
 #SBATCH --time=60
 
+# setup
+echo "hpcphotoz: start ${{SLURM_RESTART_COUNT:-0}} on $SLURM_JOB_NODELIST"
+
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=2 --wait=0 \
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}; job=${{job:-$SLURM_JOB_ID}}
+  if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
+$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
+-m hpcphotoz.launch.requeue.after_step {launch} $status); then
+    scontrol requeue $job &&
+      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+  fi
+fi
+exit $status
 """
 # Variables of a user's shell that contradict PLAN.
 OVERRIDING = [
@@ -106,7 +140,8 @@ def test_dry_run_prints_the_script_without_slurm_and_writes_nothing(
 def test_a_name_with_spaces_is_quoted(job: TrainJob) -> None:
     script = slurm.dry_run(LaunchPlan(), job)
     assert f"#SBATCH --output='{job.out}/launch/%j_0_log.out'\n" in script
-    assert shlex.split(script.splitlines()[-1])[-1] == f"{job.out}/launch"
+    (srun,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert shlex.split(srun)[-1] == f"{job.out}/launch"
 
 
 def test_a_refusal_of_sbatch_is_one_line_and_leaves_no_job_behind(

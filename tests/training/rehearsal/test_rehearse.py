@@ -98,7 +98,7 @@ def test_real_ranks_take_the_same_first_step(attackers: int, dataset: Path, tmp_
     ids=str,
 )
 @pytest.mark.parametrize("rank", [0, 4])
-def test_every_kind_of_run(rank: int, options: dict[str, object], dataset: Path, tmp_path: Path) -> None:
+def test_every_kind_of_run(rank: int, options: dict[str, Any], dataset: Path, tmp_path: Path) -> None:
     found = rehearsed(dataset, tmp_path, 5, rank, **options)
     assert found.steps and len(found.steps.seconds) == 2 and found.plan
     assert problems(found) == [] and not dist.is_initialized()
@@ -168,7 +168,7 @@ def test_a_run_that_has_begun(dataset: Path, tmp_path: Path) -> None:
     ids=str,
 )
 def test_planted_problems(
-    size: int, options: dict[str, object], want: str, dataset: Path, tmp_path: Path
+    size: int, options: dict[str, Any], want: str, dataset: Path, tmp_path: Path
 ) -> None:
     found = problems(rehearsed(dataset, tmp_path, size, **options))
     assert any(want in text for text in found), found

@@ -1,0 +1,27 @@
+"""The command `profiles`."""
+
+import argparse
+
+from hpcphotoz.cli.parser import Commands, command
+from hpcphotoz.cli.runs.summary import print_lines
+from hpcphotoz.launch.request.profile import find_profile, load_profile, profile_files, user_folder
+
+
+def profiles(options: argparse.Namespace) -> int:
+    """List the profiles of clusters for `launch slurm --profile`, or print one: the start of your own."""
+    if options.name:
+        print_lines(find_profile(options.name).read_text(encoding="utf-8").splitlines())
+        return 0
+    files = profile_files()
+    width = max(map(len, files))
+    own = user_folder()
+    marks = {name: " (yours)" if file.parent == own else "" for name, file in files.items()}
+    print_lines([f"{name:{width}}  {load_profile(name).description}{marks[name]}" for name in files])
+    return 0
+
+
+def add(commands: Commands) -> None:
+    """Add the parser of `profiles`."""
+    p = command(commands, "profiles", profiles)
+    text = "profile to print (default: list all); save it in ~/.config/hpcphotoz/profiles and change it"
+    p.add_argument("name", nargs="?", metavar="NAME", help=text)

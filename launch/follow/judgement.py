@@ -1,0 +1,210 @@
+"""Judges the state of a run from its folder, its submissions and the answer of Slurm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hpcphotoz.launch.follow.failures import Failure, first_failure, last_start, log_files, read_tail
+from hpcphotoz.launch.follow.folder_state import FolderState
+from hpcphotoz.launch.follow.progress import Figures
+from hpcphotoz.launch.follow.queue import Queue, QueuedJob
+from hpcphotoz.launch.follow.reasons import NEVER, ended_as, logged_end, waits_because
+from hpcphotoz.launch.follow.submissions import Submission, seconds, stamp
+
+_CLOCKS_S = 300.0  # by which the clocks of a login node and of Slurm may differ
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """State of a run; the fields are those of `status.RunStatus`."""
+
+    state: str
+    reason: str | None
+    time: str
+    step: int | None
+    host: str | None = None
+    job_id: str | None = None
+    figures: Figures = field(default_factory=Figures)
+    requeues: int = 0
+    expected: str | None = None
+    later: tuple[str, ...] = ()
+    failure: Failure | None = None
+    slurm: str | None = None
+
+
+def judge(
+    run: Path, folder: FolderState | None, submissions: Sequence[Submission], queue: Queue
+) -> Judgement:
+    """The state of a run.
+
+    Args:
+        run: run folder.
+        folder: what it tells; None: no training has begun.
+        submissions: the run's, the earliest first; at least one if `folder` is None.
+        queue: what Slurm knows of them.
+    """
+    known = [_Job(one, queue.jobs.get(one.job_id), folder) for one in submissions]
+    waiting = [job for job in known if job.queued and job.queued.waits]
+    active = [job for job in known if job.queued and not job.queued.waits and not job.queued.ended]
+    if folder and folder.state == "running":
+        found = _of_folder(run, folder, known, fails=False)
+        return replace(found, later=_ids(waiting))
+    if active:
+        return replace(_active(run, folder, known, active[0]), later=_ids(waiting))
+    hopeful = [job for job in waiting if job.queued and job.queued.reason != NEVER]
+    if waiting and (hopeful or folder is None) and not (folder and folder.state == "finished"):
+        job = (hopeful or waiting)[0]
+        return replace(_waiting(folder, job), later=_ids([one for one in waiting if one is not job]))
+    return replace(_ended(run, folder, known, queue), later=_ids(waiting))
+
+
+class _Job:
+    """A submission, what Slurm knows of it, and the starts of the run that it made."""
+
+    def __init__(self, submission: Submission, queued: QueuedJob | None, folder: FolderState | None) -> None:
+        self.submission, self.queued = submission, queued
+        # Another cluster, or this one after a reset of its counter, may have a job of the same number.
+        if queued and queued.submitted and queued.submitted.timestamp() < submission.time - _CLOCKS_S:
+            self.queued = None
+        self.launch = Path(submission.launch)
+        self.id, starts = submission.job_id, folder.starts if folder else []
+        ids = {self.id, self.queued.number if self.queued else self.id}
+        self.starts = [start for start in starts if start.get("slurm_job") in ids]
+        if "_" in self.id and not self.queued:  # SLURM_JOB_ID of an array's job is not known
+            self.starts = [start for start in starts if seconds(start.get("time")) >= submission.time]
+
+    @property
+    def requeues(self) -> int:
+        return max(self.queued.restarts if self.queued else 0, len(self.starts) - 1)
+
+
+def _ids(jobs: Sequence[_Job]) -> tuple[str, ...]:
+    return tuple(job.id for job in jobs)
+
+
+def _active(run: Path, folder: FolderState | None, known: Sequence[_Job], job: _Job) -> Judgement:
+    """Of a run whose job has its nodes, and whose lock nobody holds: it begins, or has ended."""
+    assert job.queued
+    if folder and len(job.starts) > job.queued.restarts:
+        return _of_folder(run, folder, known)
+    since = stamp(job.queued.start.timestamp()) if job.queued.start else job.submission.when
+    reason = f"job {job.id} begins" if job.queued.state != "COMPLETING" else f"job {job.id} ends"
+    about = _step(folder), job.queued.nodes or None, job.id, _totals(folder)
+    return Judgement("running", reason, since, *about, job.requeues)
+
+
+def _waiting(folder: FolderState | None, job: _Job) -> Judgement:
+    """Of a run whose job waits in the queue."""
+    assert job.queued
+    again = bool(job.starts or job.queued.restarts)
+    about = (
+        waits_because(job.queued.reason),
+        job.submission.when,
+        _step(folder),
+        None,
+        job.id,
+        _totals(folder),
+    )
+    expected = stamp(job.queued.start.timestamp()) if job.queued.start else None
+    # A requeued job waits for its next start: what it has done so far is one start more.
+    requeues = max(job.queued.restarts, len(job.starts))
+    return Judgement("requeued" if again else "pending", *about, requeues if again else 0, expected)
+
+
+def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: Queue) -> Judgement:
+    """Of a run none of whose jobs waits or runs, as far as Slurm is asked."""
+    last = seconds(folder.starts[-1].get("time")) if folder and folder.starts else 0.0
+    for job in reversed(known):
+        cancelled = job.queued is not None and job.queued.state == "CANCELLED"
+        if job.starts or job.submission.time <= last:
+            break
+        if not (cancelled and folder):  # else one of a chain, which the run did not need
+            found = _never_trained(run, folder, job, queue)
+            if found:
+                return found
+    if folder:
+        return _of_folder(run, folder, known)
+    job = known[-1]
+    reason = queue.problem or f"job {job.id} wrote no log, and Slurm does not know it any more"
+    state = "pending" if queue.problem else "lost"
+    return Judgement(state, reason, job.submission.when, None, None, job.id)
+
+
+def _never_trained(run: Path, folder: FolderState | None, job: _Job, queue: Queue) -> Judgement | None:
+    """Of a job that has ended, and recorded no start; None: nothing is known of it, or it was not needed."""
+    state, exit_status = (job.queued.state, job.queued.exit_status) if job.queued else (None, 0)
+    logs = log_files(job.launch, job.id)
+    about = job.submission.when, _step(folder), None, job.id, _totals(folder), job.requeues
+    if state == "COMPLETED" or (not state and (job.launch / f"{job.id}_0_result.pkl").exists()):
+        failure = None if state else first_failure(run, job.launch, job.id, job.submission.time - _CLOCKS_S)
+        if not failure:
+            return None if folder else Judgement("finished", None, *about)
+    if state is None and not logs:
+        return None
+    if state == "CANCELLED":
+        return Judgement("stopped", f"job {job.id} was cancelled before it trained", *about)
+    failure = first_failure(run, job.launch, job.id, job.submission.time - _CLOCKS_S)
+    if state is None and failure is None and queue.problem:
+        return None
+    reason = failure.error if failure else "before it trained"
+    said = ended_as(state, exit_status) if state else _logged(job)
+    return Judgement("failed", reason, *about, failure=failure, slurm=said)
+
+
+def _of_folder(run: Path, folder: FolderState, known: Sequence[_Job], fails: bool = True) -> Judgement:
+    """What the folder tells, with what Slurm says of the job of the last start.
+
+    Args:
+        run, folder, known: as `judge`.
+        fails: whether to look for the first failure of a failed run.
+    """
+    start = folder.starts[-1] if folder.starts else {}
+    job = next((one for one in reversed(known) if start in one.starts), None)
+    same = [one for one in folder.starts if folder.slurm_job and one.get("slurm_job") == folder.slurm_job]
+    requeues = job.requeues if job else max(0, len(same) - 1)
+    if folder.state == "running":
+        running = next((one for one in known if one.queued and folder.slurm_job == one.queued.number), job)
+        requeues = running.requeues if running else requeues
+    step = folder.step
+    job_id = job.id if job else folder.slurm_job
+    found = Judgement(
+        folder.state, folder.reason, folder.time, step, folder.host, job_id, folder.figures, requeues
+    )
+    if folder.state in ("running", "finished") or not fails:
+        return found
+    said = None
+    if job and job.queued and job.queued.ended:
+        stopped = folder.state == "stopped" and job.queued.state in ("FAILED", "COMPLETED")
+        quiet = stopped or (job.queued.state, job.queued.exit_status) == ("COMPLETED", 0)
+        said = None if quiet else ended_as(job.queued.state, job.queued.exit_status)
+    elif job and folder.state != "stopped":
+        said = _logged(job)
+    if folder.state == "stopped":
+        return replace(found, slurm=said)
+    launch, job_id = (job.launch, job.id) if job else (None, None)
+    return replace(found, slurm=said, failure=first_failure(run, launch, job_id, _since(folder)))
+
+
+def _since(folder: FolderState) -> float:
+    """When the start before the last one was over: what fails later is of the last one."""
+    if len(folder.starts) < 2:
+        return 0.0
+    before = folder.starts[-2]
+    return seconds((before.get("end") or before).get("time"))
+
+
+def _logged(job: _Job) -> str | None:
+    """How the job ended by its log, in words; None: Slurm wrote nothing into it."""
+    state = logged_end(last_start(read_tail(job.launch / f"{job.id}_0_log.out")))
+    return ended_as(state) if state else None
+
+
+def _step(folder: FolderState | None) -> int | None:
+    """The step that a run that waits goes on from."""
+    if folder is None:
+        return None
+    return folder.step if folder.step is not None else folder.figures.step
+
+
+def _totals(folder: FolderState | None) -> Figures:
+    return Figures(total=folder.figures.total) if folder else Figures()

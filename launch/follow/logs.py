@@ -1,0 +1,102 @@
+"""Logs of a run's ranks: the newest file of a rank, its last lines, and what is written from then on."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hpcphotoz.errors import BadInput
+from hpcphotoz.launch.follow.failures import Failure, logged_failures, read_tail, recorded_failures
+from hpcphotoz.launch.follow.status import read_status
+from hpcphotoz.launch.follow.submissions import read_submissions
+
+_POLL_S = 0.5
+_STATUS_EVERY = 10  # polls between two looks at the state of the run
+_LINE = 120  # bytes, of a usual line
+_MOST = 64 << 20  # bytes of a tail
+
+
+def newest_log(run: Path, rank: int) -> Path:
+    """The newest log of a rank: of its output in RUN/launch, or else RUN/logs/rank-N.log.
+
+    Raises:
+        BadInput: there is none.
+    """
+    folders = {run / "launch", *(Path(one.launch) for one in read_submissions(run))}
+    jobs = {one.job_id for one in read_submissions(run)}
+    found = [path for folder in folders for path in folder.glob(f"*_{rank}_log.out")]
+    of_others = {path for path in found if path.parent != run / "launch"}
+    found = [
+        one for one in found if one not in of_others or one.name.removesuffix(f"_{rank}_log.out") in jobs
+    ]
+    found = found or [path for path in (run / "logs" / f"rank-{rank}.log",) if path.exists()]
+    if not found:
+        raise BadInput(f"{run}: rank {rank} has written no log yet")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log, of a file of any size."""
+    size = count * _LINE
+    while True:
+        lines = read_tail(path, size).splitlines()
+        if len(lines) > count or size >= min(_MOST, path.stat().st_size):
+            return lines[-count:]
+        size *= 4
+
+
+def follow(run: Path, rank: int, count: int, wait: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    """The last lines of a rank's log, and those that are written until the run has ended.
+
+    Args:
+        run: run folder.
+        rank: whose log.
+        count: number of lines to begin with.
+        wait: waits some seconds.
+    """
+    path, position, rest, polls = newest_log(run, rank), 0, b"", 0
+    position = path.stat().st_size
+    yield from last_lines(path, count)
+    while True:
+        ended = polls % _STATUS_EVERY == 0 and not read_status(run).goes_on
+        content = _read_from(path, position)
+        position += len(content)
+        *lines, rest = (rest + content).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+        newest = newest_log(run, rank)
+        if newest != path:  # the next job of the run
+            path, position, rest = newest, 0, b""
+            yield f"==> {path} <=="
+        elif ended:
+            if rest:
+                yield rest.decode(errors="replace")
+            return
+        polls += 1
+        wait(_POLL_S)
+
+
+def failures_of(run: Path) -> list[Failure]:
+    """All ranks that failed in the last start that has any failure, the first to fail first."""
+    found = recorded_failures(run, most=None)
+    for one in reversed(read_submissions(run)):
+        found = found or logged_failures(Path(one.launch), one.job_id)
+    return found
+
+
+def error_lines(failures: list[Failure]) -> list[str]:
+    """Failures as lines; a traceback that several ranks share is given once."""
+    lines: list[str] = []
+    seen: dict[str | None, int] = {}
+    for one in failures:
+        head, *more = one.lines
+        if one.traceback in seen and one.traceback:
+            more = [f"  traceback: that of rank {seen[one.traceback]}"]
+        seen.setdefault(one.traceback, one.rank)
+        lines += [head, *more]
+    return lines
+
+
+def _read_from(path: Path, position: int) -> bytes:
+    """What a file holds from a position on."""
+    with path.open("rb") as file:
+        file.seek(position)
+        return file.read(_MOST)

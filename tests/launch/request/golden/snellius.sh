@@ -1,0 +1,37 @@
+#!/bin/bash
+# profile snellius; unverified: never run there by the authors; modules and Python: this profile loads none; network interface of NCCL
+
+# Parameters
+#SBATCH --account=cosmo
+#SBATCH --chdir='/scratch/a run/launch/code-0123'
+#SBATCH --cpus-per-task=18
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=hpcphotoz
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output='/scratch/a run/launch/%j_0_log.out'
+#SBATCH --partition=gpu_a100
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1-00:00:00
+
+# setup
+echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '/scratch/a run/launch/%j_%t_log.out' --kill-on-bad-exit=1 --cpus-per-task=18 --wait=0 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -u -m submitit.core._submit '/scratch/a run/launch'
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}
+  if exclude=$({ scontrol show job --oneliner $job; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
+    scontrol requeue $job &&
+      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+  fi
+fi
+exit $status
