@@ -9,6 +9,9 @@ from hpcphotoz.launch.request.further_options import parse_option
 from hpcphotoz.launch.request.node_python import node_python
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.launch.request.slurm_values import parse_memory
+from hpcphotoz.launch.requeue.batch_lines import START_LINE, batch_lines
+
+_NO_LIMIT = 10**6  # of submitit's: the job itself limits its requeues
 
 
 def slurm_executor(plan: LaunchPlan, launch: Path, code: Path, folders: Sequence[Path] = ()) -> Any:
@@ -32,7 +35,7 @@ def slurm_executor(plan: LaunchPlan, launch: Path, code: Path, folders: Sequence
             return "\n".join([first, *([f"# {plan.comment}"] if plan.comment else []), rest])
 
     python = node_python(plan, code, folders)
-    executor = Executor(launch, max_num_timeout=plan.max_requeues, python=python.command)
+    executor = Executor(launch, max_num_timeout=_NO_LIMIT, python=python.command)
     names = ("partition", "account", "qos", "constraint", "exclude")
     further = {key: value or True for key, value in map(parse_option, plan.extra)}
     executor.update_parameters(
@@ -45,7 +48,8 @@ def slurm_executor(plan: LaunchPlan, launch: Path, code: Path, folders: Sequence
         time=math.ceil(plan.time_s / 60),  # submitit counts time-outs by it
         signal_delay_s=plan.signal_delay_s,
         stderr_to_stdout=True,
-        setup=list(python.setup) or None,
+        setup=[*python.setup, START_LINE],
+        teardown=batch_lines(python.command, python.srun, launch),
         wckey=None,  # submitit's own would be refused where keys are accounted
         srun_args=[
             "--kill-on-bad-exit=1",  # without it a job with a dead rank keeps its nodes until the time limit

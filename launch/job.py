@@ -9,14 +9,23 @@ import os
 import signal
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse, to_toml
 from hpcphotoz.launch.rank import find_own_rank
-from hpcphotoz.launch.requeue import STRAGGLING_SIGNAL_S, SignalRecorder, asks_for_requeue
+from hpcphotoz.launch.requeue.failures import recording_own_failure
+from hpcphotoz.launch.requeue.record import (
+    STOPPED,
+    NoProgress,
+    Requeue,
+    RequeueRecord,
+    newest_step,
+    record_file,
+)
+from hpcphotoz.launch.requeue.stop_signals import STRAGGLING_SIGNAL_S, SignalRecorder, asks_for_requeue
 from hpcphotoz.output import say
 
 if TYPE_CHECKING:
@@ -27,8 +36,8 @@ if TYPE_CHECKING:
 class TrainJob:
     """A training run as a callable for submitit, small when pickled.
 
-    A signal that arrives before submitit's handlers are in place is lost (`slurm.py` makes sh ignore it), so
-    unpickling must be quick: torch and submitit are imported inside the call.
+    A signal that arrives before submitit's handlers are in place is lost (`executor.py` makes sh ignore it),
+    so unpickling must be quick: torch and submitit are imported inside the call.
 
     Args:
         config: the resolved configuration as TOML text.
@@ -36,7 +45,7 @@ class TrainJob:
         out: run folder, absolute.
         code: folder with the snapshot of the package; empty: the installed package runs.
         cpus: cores of this rank; 0: torch decides.
-        max_requeues: number of restarts after which a stopped job is not requeued, and fails.
+        max_requeues: requeues in a row without progress after which the job is not requeued, and fails.
         profile: as `train --profile`.
         device: "auto", "cuda" or "cpu", as in `train --device`.
         command: the command line that launched the run, for its provenance.
@@ -77,7 +86,15 @@ class TrainJob:
 
         Raises:
             BadInput: the package was not imported from the snapshot, or what the trainer raises.
+            NoProgress: the job is to be requeued, and was `max_requeues` times in a row without progress.
         """
+        import submitit
+
+        own = submitit.JobEnvironment()
+        with recording_own_failure(Path(self.out), own.job_id, own.global_rank):
+            return self._train()
+
+    def _train(self) -> str:
         rank = find_own_rank(self.code, self.cpus, self.visible_gpus).rank
         if "SLURM_JOB_ID" not in os.environ:
             # submitit ignores SIGTERM. Here, until the trainer handles it, there is nothing to save. On a
@@ -111,13 +128,21 @@ class TrainJob:
         return "stopped"
 
     def checkpoint(self) -> Any:
-        """What submitit runs after the requeue: this job again, or None once `max_requeues` is reached.
+        """What submitit runs after the requeue: this job again.
 
         submitit calls this on rank 0 in its signal handler, after the trainer has saved.
+
+        Raises:
+            NoProgress: the job was requeued `max_requeues` times in a row without progress.
         """
         import submitit
 
-        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= self.max_requeues:
-            say(f"restarted {self.max_requeues} times: no further requeue; launch again to continue")
-            return None
+        run, step = Path(self.out), newest_step(Path(self.out))
+        path = record_file(run, submitit.JobEnvironment().job_id)
+        record = RequeueRecord.read(path)
+        if refusal := record.refusal(step, self.max_requeues):
+            replace(record, ended=refusal).write(path)
+            raise NoProgress(refusal)
+        restart = int(os.environ.get("SLURM_RESTART_COUNT", len(record.requeues)))
+        record.add(Requeue(restart, step, STOPPED)).write(path)
         return submitit.helpers.DelayedSubmission(self)

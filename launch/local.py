@@ -54,7 +54,7 @@ def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = s
     check_folders(job)
     visible = visible_gpus(plan.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     code = snapshot.take(launch)
-    executor = submitit.LocalExecutor(launch, max_num_timeout=plan.max_requeues)
+    executor = submitit.LocalExecutor(launch)
     ranks = plan.ranks_per_node
     executor.update_parameters(tasks_per_node=ranks, timeout_min=_LOCAL_MINUTES, stderr_to_stdout=True)
     placed = replace(with_placement(job, plan, code), visible_gpus=visible)

@@ -31,6 +31,7 @@ FLOORS = [
         "world",
         "config",
         "progress",
+        "ranks",
         "errors",
         "memory",
         "output",

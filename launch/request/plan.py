@@ -25,7 +25,7 @@ class LaunchPlan:
     mem: str = ""  # memory per node, "64G"; "0": all of the node; "": the partition's default
     time: str = "60"  # as sbatch's; up to 10 minutes every preemption counts as a time-out in submitit
     signal_delay_s: int = 120  # seconds before the limit at which to save; Slurm may be 60 s early
-    max_requeues: int = 10  # restarts after time-outs and preemptions, counted together; then the job fails
+    max_requeues: int = 10  # requeues in a row without progress; then the job fails
     partition: str = ""
     account: str = ""
     qos: str = ""

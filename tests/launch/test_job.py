@@ -47,14 +47,6 @@ def test_the_job_unpickles_without_torch(job: TrainJob, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", check, tmp_path / "job"], check=True, timeout=60)
 
 
-def test_requeues_are_bounded(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert job.checkpoint().function == job
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "9")
-    assert job.checkpoint() is not None
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "10")
-    assert job.checkpoint() is None
-
-
 LEAVING = """\
 import os, signal, sys
 from hpcphotoz.launch.job import TrainJob

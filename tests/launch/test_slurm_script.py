@@ -42,11 +42,26 @@ GOLDEN = """\
 
 # setup
 module load cuda
+echo "hpcphotoz: start ${{SLURM_RESTART_COUNT:-0}} on $SLURM_JOB_NODELIST"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=8 --wait=0 \
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  if exclude=$({{ scontrol show job --oneliner $SLURM_JOB_ID; scontrol show partition --oneliner \
+$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
+-m hpcphotoz.launch.requeue.after_step {launch} $status); then
+    scontrol requeue $SLURM_JOB_ID &&
+      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude
+  fi
+fi
+exit $status
 """
 PLAN = LaunchPlan(
     nodes=2,
@@ -78,10 +93,27 @@ GOLDEN_MINIMAL = """\
 #SBATCH --signal=USR2@120
 #SBATCH --time=60
 
+# setup
+echo "hpcphotoz: start ${{SLURM_RESTART_COUNT:-0}} on $SLURM_JOB_NODELIST"
+
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=2 --wait=0 \
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  if exclude=$({{ scontrol show job --oneliner $SLURM_JOB_ID; scontrol show partition --oneliner \
+$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
+-m hpcphotoz.launch.requeue.after_step {launch} $status); then
+    scontrol requeue $SLURM_JOB_ID &&
+      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude
+  fi
+fi
+exit $status
 """
 # Variables of a user's shell that contradict PLAN.
 OVERRIDING = [
@@ -106,7 +138,8 @@ def test_dry_run_prints_the_script_without_slurm_and_writes_nothing(
 def test_a_name_with_spaces_is_quoted(job: TrainJob) -> None:
     script = slurm.dry_run(LaunchPlan(), job)
     assert f"#SBATCH --output='{job.out}/launch/%j_0_log.out'\n" in script
-    assert shlex.split(script.splitlines()[-1])[-1] == f"{job.out}/launch"
+    (srun,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert shlex.split(srun)[-1] == f"{job.out}/launch"
 
 
 def test_a_refusal_of_sbatch_is_one_line_and_leaves_no_job_behind(

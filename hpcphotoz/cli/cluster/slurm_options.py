@@ -20,7 +20,7 @@ def add(p: Parser) -> None:
     p.add_argument("--time", metavar="TIME", help=f"{limit}continues")
     delay = "seconds before the limit at which a checkpoint is saved (default 120)"
     p.add_argument("--signal-delay-s", type=int, help=delay)
-    p.add_argument("--max-requeues", type=int, help="restarts after time limits and preemptions (default 10)")
+    p.add_argument("--max-requeues", type=int, help="requeues in a row without progress (default 10)")
     for name in ("partition", "account", "qos", "constraint", "exclude", "job-name"):
         p.add_argument(f"--{name}", help=f"Slurm's {name}")
     _add_python(p)

@@ -17,7 +17,20 @@
 
 # setup
 if [ -e /dev/kfd ]; then export APPTAINER_ROCM=1; else export APPTAINER_NV=1; fi
+echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/scratch/a run/launch/%j_%t_log.out' --kill-on-bad-exit=1 --cpus-per-task=2 --wait=0 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' apptainer exec --bind '/scratch/a run' --bind '/data/my set' --pwd '/scratch/a run/launch/code-0123' '/images/torch 2.sif' sh -c 'trap "" USR2; exec "$0" "$@"' python3 -u -m submitit.core._submit '/scratch/a run/launch'
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  if exclude=$({ scontrol show job --oneliner $SLURM_JOB_ID; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' apptainer exec --bind '/scratch/a run' --bind '/data/my set' --pwd '/scratch/a run/launch/code-0123' '/images/torch 2.sif' sh -c 'trap "" USR2; exec "$0" "$@"' python3 -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
+    scontrol requeue $SLURM_JOB_ID &&
+      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude
+  fi
+fi
+exit $status

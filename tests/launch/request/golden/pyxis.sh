@@ -14,6 +14,21 @@
 #SBATCH --signal=USR2@120
 #SBATCH --time=1-02:00:00
 
+# setup
+echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
+
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/scratch/a run/launch/%j_%t_log.out' --kill-on-bad-exit=1 --cpus-per-task=2 --wait=0 --export=ALL --cpu-bind=cores '--container-image=nvcr.io#nvidia/pytorch:26.01-py3' '--container-mounts=/scratch/a run:/scratch/a run,/data/my set:/data/my set' '--container-workdir=/scratch/a run/launch/code-0123' sh -c 'trap "" USR2; exec "$0" "$@"' python3 -u -m submitit.core._submit '/scratch/a run/launch'
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  if exclude=$({ scontrol show job --oneliner $SLURM_JOB_ID; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | srun --overlap --nodes=1 --ntasks=1 '--container-image=nvcr.io#nvidia/pytorch:26.01-py3' '--container-mounts=/scratch/a run:/scratch/a run,/data/my set:/data/my set' '--container-workdir=/scratch/a run/launch/code-0123' sh -c 'trap "" USR2; exec "$0" "$@"' python3 -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
+    scontrol requeue $SLURM_JOB_ID &&
+      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude
+  fi
+fi
+exit $status

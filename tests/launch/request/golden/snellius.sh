@@ -16,6 +16,21 @@
 #SBATCH --signal=USR2@120
 #SBATCH --time=1-00:00:00
 
+# setup
+echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
+
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output '/scratch/a run/launch/%j_%t_log.out' --kill-on-bad-exit=1 --cpus-per-task=18 --wait=0 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -u -m submitit.core._submit '/scratch/a run/launch'
+
+
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  if exclude=$({ scontrol show job --oneliner $SLURM_JOB_ID; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
+    scontrol requeue $SLURM_JOB_ID &&
+      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude
+  fi
+fi
+exit $status

@@ -1,0 +1,37 @@
+"""Lines of the batch script around srun, by which a job comes back whose step has failed."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before srun: begins a start in the log; `node_guard` reads it.
+START_LINE = 'echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"'
+
+
+def batch_lines(python: str, srun: Sequence[str], launch: Path) -> list[str]:
+    """The lines of the batch script after srun: they requeue a job whose step has failed.
+
+    The script outlives the SIGTERM of the requeue, because only then Slurm accepts nodes to exclude.
+
+    Args:
+        python: shell words that start Python.
+        srun: options of srun without which they cannot, such as a container; empty: they run without srun.
+        launch: folder of the job's logs and pickle.
+    """
+    if srun:
+        python = f"{shlex.join(['srun', '--overlap', '--nodes=1', '--ntasks=1', *srun])} {python}"
+    decide = f"{python} -m hpcphotoz.launch.requeue.after_step {shlex.quote(str(launch))} $status"
+    return [
+        "status=$?",
+        f"if [ $status -ne 0 ] && [ $status -ne {os.EX_TEMPFAIL} ]; then",
+        "  trap '' TERM",
+        "  if exclude=$({ scontrol show job --oneliner $SLURM_JOB_ID; "
+        f"scontrol show partition --oneliner $SLURM_JOB_PARTITION; }} | {decide}); then",
+        "    scontrol requeue $SLURM_JOB_ID &&",
+        '      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude',
+        "  fi",
+        "fi",
+        "exit $status",
+        "",
+    ]
