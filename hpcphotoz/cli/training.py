@@ -11,6 +11,7 @@ from hpcphotoz.cli.runs.summary import print_lines
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
+from hpcphotoz.node.prepare import prepare_rank
 from hpcphotoz.world import detect, under_torchrun
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
+    prepare_rank(detect())  # before torch is imported
     from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.training.loop import Diverged, Outcome
     from hpcphotoz.training.monitoring.lost_ranks import RankLost
@@ -32,7 +34,7 @@ def train(options: argparse.Namespace) -> int:
         where = datasets(options), options.out, options.profile, options.device
         if detect().is_first:
             register_run(options.out)
-        outcome = train(settings, *where, start_from=options.start_from)
+        outcome = train(settings, *where, start_from=options.start_from, stage=stage(options))
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
@@ -48,8 +50,9 @@ def _rehearse(settings: Config, options: argparse.Namespace) -> int:
     from hpcphotoz.training.rehearsal.report import report_lines
 
     ranks = RehearsedRanks.parse(options.rehearse)
-    if options.profile:
-        raise BadInput("--profile: a rehearsal writes nothing: leave out --profile or --rehearse")
+    for name, given in (("--profile", options.profile), ("--stage", options.stage is not None)):
+        if given:
+            raise BadInput(f"{name}: a rehearsal writes nothing: leave out {name} or --rehearse")
     found = rehearse(settings, datasets(options), options.out, ranks, options.device, options.start_from)
     print_lines(report_lines(found))
     return 1 if problems(found) else 0
@@ -82,6 +85,13 @@ def datasets(options: argparse.Namespace) -> "Datasets":
     from hpcphotoz.data.datasets import Datasets
 
     return Datasets.parse(options.data)
+
+
+def stage(options: argparse.Namespace) -> str | None:
+    """The absolute folder of --stage; "": the option without a folder; None: no such option."""
+    if options.stage is None:
+        return None
+    return str(options.stage.absolute()) if options.stage else ""
 
 
 def parse_train(words: Sequence[str]) -> argparse.Namespace:
@@ -129,6 +139,11 @@ def add_train(commands: Commands) -> None:
         metavar="TEXT",
         help="short for --data.split_by",
     )
+    copies = (
+        "first copy the dataset to a disk of every node, and read it there: to FOLDER, or else to "
+        "$SLURM_TMPDIR, $TMPDIR or /tmp; the copies are removed at the end"
+    )
+    p.add_argument("--stage", type=path, nargs="?", const=False, metavar="FOLDER", help=copies)
     profile = "write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt"
     p.add_argument("--profile", action="store_true", help=profile)
     rehearsal = (

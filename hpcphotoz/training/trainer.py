@@ -45,6 +45,7 @@ from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.saving.failed_write import explained
 from hpcphotoz.training.saving.start_facts import facts_of_start
+from hpcphotoz.training.staging.staged_loader import staged_loader
 from hpcphotoz.world import World, detect
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def train(
     device: str = "auto",
     command: Sequence[str] | None = None,
     start_from: Path | None = None,
+    stage: str | None = None,
 ) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
@@ -72,6 +74,8 @@ def train(
         device: "cuda", "cpu", or "auto": a GPU where there is one.
         command: the words that started this run, for its provenance; those of this process by default.
         start_from: run folder, checkpoint or *.safetensors whose weights a new run begins with; None: random.
+        stage: an existing folder on a disk of every node, to which the datasets are copied first; "": $TMPDIR
+            or the like; None: they are read where they are.
 
     Raises:
         BadInput: unusable data, a run folder that holds another run, weights that do not suit the options, or
@@ -82,7 +86,7 @@ def train(
     world, datasets = detect(), Datasets.of(data)
     stop = StopRequest(config.run.wall_minutes, out / STOP_FILE if world.is_first else None)
     limits = WaitLimits(config.run.start_timeout_s, config.run.timeout_s)
-    options = options_of_all_ranks(config, datasets, out, device, start_from)
+    options = options_of_all_ranks(config, datasets, out, device, start_from, stage)
     with (
         ExitStack() as stack,
         deterministic(config.compute.deterministic),
@@ -102,6 +106,12 @@ def train(
                 trainer = RunPreparation(config, datasets, out, world, chosen, start_from)
                 lock = stack.enter_context(run_folder.prepare(out, world))
             monitor = stack.enter_context(monitoring(out, world, trainer.components.timers, limits))
+            if stage is not None:
+                staged = stack.enter_context(staged_loader(trainer.loader, stage, stop))
+                if staged is None:
+                    leave_together(out, world, stop, Outcome.STOPPED.value, 0)
+                    return Outcome.STOPPED
+                trainer.loader = staged
             trainer.count()  # refuses unusable labels, before the trial of precisions
             stack.enter_context(cudnn_benchmark(chosen, on=not config.compute.deterministic))
             config = trainer.choose_compute()

@@ -194,7 +194,8 @@ def test_bad_input(
 ) -> None:
     words = [*arguments(dataset, tmp_path / "run", tmp_path), "--rehearse"]
     assert main([*words, "many"]) == 2 and "want a number of ranks" in capsys.readouterr().err
-    assert main([*words, "2", "--profile"]) == 2 and "writes nothing" in capsys.readouterr().err
+    for name in ("--profile", "--stage"):
+        assert main([*words, "2", name]) == 2 and f"{name}: a rehearsal writes" in capsys.readouterr().err
     assert main([*words, "1", "--overlap.mode", "ranks"]) == 2 and "on 1 rank" in capsys.readouterr().err
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
