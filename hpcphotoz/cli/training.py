@@ -95,12 +95,16 @@ def stage(options: argparse.Namespace) -> str | None:
 
 
 def parse_train(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line whose first word is `train`; raises BadInput as `Parser`."""
+    """The options of a launched command line whose first word is `train`; raises BadInput as `Parser`."""
     parser = Parser(prog="hpcphotoz", allow_abbrev=False)
     add_train(parser.add_subparsers(dest="command", required=True))
     parser.refuse_unknown(words)
     options, rest = parser.parse_known_args(list(words))
     options.rest = rest
+    if options.rehearse:
+        raise BadInput(
+            "--rehearse: takes one process: start `hpcphotoz train ... --rehearse N` without launch"
+        )
     return options
 
 

@@ -197,6 +197,8 @@ def test_bad_input(
     for name in ("--profile", "--stage"):
         assert main([*words, "2", name]) == 2 and f"{name}: a rehearsal writes" in capsys.readouterr().err
     assert main([*words, "1", "--overlap.mode", "ranks"]) == 2 and "on 1 rank" in capsys.readouterr().err
+    assert main(["launch", "local", "--", *words, "4"]) == 2
+    assert "--rehearse: takes one process" in capsys.readouterr().err
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     assert main([*words, "4"]) == 2
