@@ -25,8 +25,8 @@ from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.executor import slurm_executor
 from hpcphotoz.launch.follow.submissions import record_submission
-from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.preparation import (
+    Job,
     check_folders,
     folders_of,
     import_submitit,
@@ -45,7 +45,7 @@ class SubmittedJob:
     logs: Path  # RUN/launch: `<job_id>_<rank>_log.out`
 
 
-def dry_run(plan: LaunchPlan, job: TrainJob) -> str:
+def dry_run(plan: LaunchPlan, job: Job) -> str:
     """The sbatch script that `submit` would hand to Slurm; needs no Slurm here and writes nothing.
 
     Raises:
@@ -58,12 +58,12 @@ def dry_run(plan: LaunchPlan, job: TrainJob) -> str:
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say) -> SubmittedJob:
+def submit(plan: LaunchPlan, job: Job, report: Callable[[str], None] = say) -> SubmittedJob:
     """Queue the run on Slurm, from a snapshot of the present code.
 
     Args:
         plan: what to ask the cluster for.
-        job: what to train.
+        job: what to run.
         report: called with a message if environment variables that would override the plan are left out.
 
     Raises:
@@ -98,7 +98,7 @@ def submit(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say)
             raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
         try:
             tasks = plan.nodes * plan.ranks_per_node
-            record_submission(launch, submitted.job_id, job.command, plan.nodes, tasks)
+            record_submission(launch, submitted.job_id, job.command, plan.nodes, tasks, job.kind)
         except OSError as error:  # the job is queued all the same, and `status` knows it by its script
             report(f"{launch}/{submitted.job_id}.json: cannot be written: {error.strerror}")
         return SubmittedJob(submitted.job_id, launch)
