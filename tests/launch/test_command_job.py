@@ -1,8 +1,8 @@
 """Launches of commands other than `train`: checked before, run from the snapshot, requeued where it helps."""
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from hpcphotoz.launch.command_job import CommandJob
 from hpcphotoz.launch.requeue.record import NoProgress, RequeueRecord, record_file
 from hpcphotoz.launch.slurm import dry_run, submit
 from tests.helpers.commands import TINY, copy, fails
-from tests.helpers.launch.cluster import Cluster
+from tests.helpers.launch.cluster import Cluster, until
 from tests.helpers.launch.runs import Install
 from tests.launch.test_slurm import PLAN, cluster_or_skip, log
 
@@ -172,15 +172,14 @@ def test_four_ranks_on_two_nodes_predict_evaluate_and_simulate(
 
 
 @pytest.mark.slow
-def test_a_preempted_prediction_starts_over(
-    cluster: Cluster, run: Path, dataset: Path, tmp_path: Path
-) -> None:
-    words = [*predict(run, dataset, tmp_path / "pz.hdf5"), "--tta"]
-    job = command_job(words, ["hpcphotoz", *words])
-    submitted = submit(replace(PLAN, time="60"), job)
-    cluster.wait_for(submitted.job_id, "RUNNING", 60)
+def test_a_preempted_simulation_comes_back_and_keeps_its_shards(cluster: Cluster, tmp_path: Path) -> None:
+    pytest.importorskip("galsim")
+    words = ["simulate", str(tmp_path / "sky"), "--n", "3000", "--shard-rows", "50"]
+    submitted = submit(PLAN, command_job(words, ["hpcphotoz", *words]))
+    until("a shard", lambda: list((tmp_path / "sky").glob("*.done.json")), 90)
     high = "sbatch --parsable --partition high --nodes 2 --exclusive --output /dev/null --wrap true"
     cluster.command(*high.split())
-    cluster.wait_for(submitted.job_id, "COMPLETED", 180)
-    assert "PDFs" in log(submitted, 0) and (tmp_path / "pz.hdf5").exists()
-    assert not list(tmp_path.glob("pz.hdf5.*.tmp"))
+    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 300)
+    assert facts["Restarts"] == "1" and "3000 galaxies in 60 shards" in log(submitted, 0)
+    assert re.search(r"kept \d+ finished shards? of an earlier run", log(submitted, 0))
+    assert not list((tmp_path / "sky").glob("*.done.json"))
