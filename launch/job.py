@@ -46,6 +46,7 @@ class TrainJob:
         code: folder with the snapshot of the package; empty: the installed package runs.
         cpus: cores of this rank; 0: torch decides.
         max_requeues: requeues in a row without progress after which the job is not requeued, and fails.
+        requeue_at_time_limit: False: the job stays away after its time limit, and returns after a preemption.
         profile: as `train --profile`.
         device: "auto", "cuda" or "cpu", as in `train --device`.
         command: the command line that launched the run, for its provenance.
@@ -59,6 +60,7 @@ class TrainJob:
     code: str = ""
     cpus: int = 0
     max_requeues: int = 10
+    requeue_at_time_limit: bool = True
     profile: bool = False
     device: str = "auto"
     command: tuple[str, ...] = ()
@@ -123,7 +125,7 @@ class TrainJob:
                 # before rank 0 has requeued it. Nothing waits for this rank any more.
                 sys.exit(0)
             seen = signals.seen(wait_s=STRAGGLING_SIGNAL_S)
-        if asks_for_requeue(seen):
+        if asks_for_requeue(seen, self.requeue_at_time_limit):
             say("saved on all ranks; passing SIGUSR2 to submitit")
             signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
         ignore_stops()

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.parser import Commands, Parser, add_device, command, condition, path
@@ -45,9 +45,18 @@ def show_config(options: argparse.Namespace) -> int:
     return 0
 
 
-def configuration(options: argparse.Namespace) -> Config:
-    """The configuration that a command line gives: a file or recipe, and --section.key overrides."""
-    return config.load(options.config, _overrides(options))
+def configuration(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> Config:
+    """The configuration that a command line gives: a file or recipe, and --section.key overrides.
+
+    Args:
+        options: of the command line.
+        swept: values of further options, by `section.key`; raises BadInput for one that is in both.
+    """
+    given = _overrides(options)
+    if twice := given.keys() & (swept or {}):
+        name = min(twice)
+        raise BadInput(f"--sweep {name}: --{name} is given after `train` too: give it once")
+    return config.load(options.config, given | dict(swept or {}))
 
 
 def datasets(options: argparse.Namespace) -> "Datasets":

@@ -1,13 +1,17 @@
 """The commands `launch local` and `launch slurm`."""
 
 import argparse
-import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from hpcphotoz.cli.cluster import slurm_options
 from hpcphotoz.cli.cluster.launched_command import command_job
+=======
+from hpcphotoz.cli.cluster import doctor, job_series, slurm_options
+>>>>>>> main
 from hpcphotoz.cli.parser import Commands, Parser, command
 from hpcphotoz.cli.training import configuration, datasets, parse_train
 from hpcphotoz.errors import BadInput
@@ -44,11 +48,19 @@ def local(options: argparse.Namespace) -> int:
     from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.local import run_local
 
+<<<<<<< HEAD
     job, plan = _job(options), _plan(options)
     check_ranks(job.kind, plan.nodes * plan.ranks_per_node)
     if job.kind == "train":  # the others have no run folder
         register_run(Path(job.out))
     return run_local(plan, job)
+=======
+    if options.sweep:
+        return job_series.sweep_locally(options, _plan(options), _job)
+    job = _job(options)
+    register_run(Path(job.out))
+    return run_local(_plan(options), job)
+>>>>>>> main
 
 
 def slurm(options: argparse.Namespace) -> int:
@@ -57,20 +69,33 @@ def slurm(options: argparse.Namespace) -> int:
     from hpcphotoz.launch.command_job import check_ranks
     from hpcphotoz.launch.follow.runs import register_run
 
+    plan, dependency = _plan(options), job_series.dependency(options)
+    if options.sweep:
+        return job_series.sweep(options, plan, _job, dependency)
     job = _job(options)
+<<<<<<< HEAD
     plan = _plan(options)
     check_ranks(job.kind, plan.nodes * plan.ranks_per_node)
+=======
+    if options.chain is not None:
+        return job_series.chain(options, plan, job, dependency)
+>>>>>>> main
     if options.dry_run:
-        print(slurm.dry_run(plan, job), end="")
+        print(slurm.dry_run(plan, job, dependency), end="")
         return 0
-    submitted = slurm.submit(plan, job, lambda text: print(f"hpcphotoz: warning: {text}", file=sys.stderr))
+    submitted = slurm.submit(plan, job, job_series.warn, dependency)
     register_run(Path(job.out))
     print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
     return 0
 
 
+<<<<<<< HEAD
 def _job(options: argparse.Namespace) -> "TrainJob | CommandJob":
     """The run, or another command, after `--`."""
+=======
+def _job(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> "TrainJob":
+    """The run after `--`, with the values of swept options."""
+>>>>>>> main
     from hpcphotoz.launch.job import TrainJob
 
     if options.after and options.after[0] in _LAUNCHED.split(", "):
@@ -81,7 +106,7 @@ def _job(options: argparse.Namespace) -> "TrainJob | CommandJob":
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
     if words.start_from:
         how["start_from"] = str(words.start_from.absolute())
-    return TrainJob.of(configuration(words), datasets(words), words.out, **how)
+    return TrainJob.of(configuration(words, swept), datasets(words), words.out, **how)
 
 
 def _plan(options: argparse.Namespace) -> "LaunchPlan":
@@ -96,10 +121,15 @@ def _plan(options: argparse.Namespace) -> "LaunchPlan":
 
 def add(commands: Commands) -> None:
     """Add the parsers of `launch local` and `launch slurm`."""
+<<<<<<< HEAD
     p = commands.add_parser(
         "launch", help="run `train`, or another command, on a cluster or on this machine", allow_abbrev=False
     )
     kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm")
+=======
+    p = commands.add_parser("launch", help="run `train` on a cluster or on this machine", allow_abbrev=False)
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm|doctor")
+>>>>>>> main
 
     here = command(kinds, "local", local)
     here.usage = f"%(prog)s {_THEN}"
@@ -109,6 +139,8 @@ def add(commands: Commands) -> None:
     cluster.usage = f"%(prog)s {_THEN}"
     _add_ranks(cluster, "GPUs per node, e.g. 4 or h100:4 (default 0: none)")
     slurm_options.add(cluster)
+    job_series.add(cluster)
+    doctor.add(kinds)
 
     for name in cluster.options():
         p.refused.setdefault(name, f"give it after the kind of launch: launch slurm {name} ...")
@@ -121,3 +153,4 @@ def _add_ranks(p: Parser, gpus: str) -> None:
     p.add_argument("--tasks-per-node", type=int, help="ranks per node (default: one per GPU, or one)")
     p.add_argument("--gpus-per-node", metavar="[TYPE:]N", help=gpus)
     p.add_argument("--cpus-per-task", type=int, help="CPUs per rank (default 2)")
+    job_series.add_sweep(p)
