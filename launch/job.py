@@ -6,6 +6,7 @@ requeues the job.
 """
 
 import os
+import shutil
 import signal
 import sys
 import tomllib
@@ -126,6 +127,12 @@ class TrainJob:
                 sys.exit(0)
             seen = signals.seen(wait_s=STRAGGLING_SIGNAL_S)
         if asks_for_requeue(seen, self.requeue_at_time_limit):
+            if "SLURM_JOB_ID" in os.environ and shutil.which("scontrol") is None:
+                # A container without Slurm's programs: submitit cannot requeue the job, the batch script can.
+                ignore_stops()
+                self.checkpoint()
+                say("saved on all ranks; no scontrol here: the batch script requeues the job")
+                sys.exit(os.EX_UNAVAILABLE)
             say("saved on all ranks; passing SIGUSR2 to submitit")
             signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
         ignore_stops()

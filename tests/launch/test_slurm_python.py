@@ -77,6 +77,7 @@ def test_a_preempted_job_in_a_container_comes_back(
     assert facts["Restarts"] == "1", logged(submitted)
     assert steps_logged(run) == list(range(1, 301))
     assert len(starts(run)) == 2
+    assert "the batch script requeues the job" in logged(submitted) and "Traceback" not in logged(submitted)
     assert [restart for restart in re.findall(r"rank 0 of 2 on .*, restart (\d)", logged(submitted))] == [
         "0",
         "1",
