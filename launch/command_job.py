@@ -17,7 +17,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.rank import find_own_rank
 from hpcphotoz.launch.requeue.failures import recording_own_failure
 from hpcphotoz.launch.requeue.record import STOPPED, NoProgress, Requeue, RequeueRecord, record_file
-from hpcphotoz.launch.requeue.stop_signals import asks_for_requeue, was_preempted
+from hpcphotoz.launch.requeue.stop_signals import asks_for_requeue
 
 RESUMABLE = ("ingest", "simulate")  # these keep finished shards
 _ONE_PROCESS = ("attack",)
@@ -112,7 +112,7 @@ class CommandJob:
         refusal = ""
         if len(record.requeues) >= self.max_requeues:
             refusal = f"not requeued: requeued {self.max_requeues} times already; launch again"
-        elif self.kind not in RESUMABLE and not was_preempted():
+        elif self.kind not in RESUMABLE and not asks_for_requeue({signal.SIGUSR2}, at_time_limit=False):
             refusal = (
                 f"not requeued: out of time, and {self.kind} starts over: give more --time, or more ranks"
             )

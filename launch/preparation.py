@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcphotoz.atomic import check_output_folder
 from hpcphotoz.data.datasets import Datasets
@@ -16,6 +16,7 @@ from hpcphotoz.training.reporting.sinks import check_sinks
 from hpcphotoz.training.run import checkpoint, run_folder
 
 Job = TrainJob | CommandJob
+J = TypeVar("J", bound=Job)
 
 
 def import_submitit() -> Any:
@@ -36,11 +37,7 @@ def launch_folder(job: Job) -> Path:
     return Path(job.out) / "launch"
 
 
-<<<<<<< HEAD
-def check_folders(job: Job) -> None:
-=======
-def check_folders(job: TrainJob, origin_is_there: bool = True) -> None:
->>>>>>> main
+def check_folders(job: Job, origin_is_there: bool = True) -> None:
     """Make sure that the job can start or resume in its run folder on its datasets; writes nothing.
 
     Args:
@@ -77,7 +74,7 @@ def folders_of(job: Job) -> tuple[Path, ...]:
     return tuple(Path(name) for name in (job.out, *data, job.start_from) if name)
 
 
-def with_placement(job: Job, plan: LaunchPlan, code: Path) -> Job:
+def with_placement(job: J, plan: LaunchPlan, code: Path) -> J:
     """The job with its code folder, CPUs, requeue limit and device filled in."""
     placed: dict[str, Any] = {
         "code": str(code),

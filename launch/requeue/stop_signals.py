@@ -5,7 +5,6 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from typing import Self
 
 from hpcphotoz.output import say
@@ -36,41 +35,17 @@ def asks_for_requeue(seen: set[int], at_time_limit: bool = True) -> bool:
     """
     if "SLURM_JOB_ID" not in os.environ:
         return signal.SIGUSR2 in seen and not seen & {signal.SIGTERM, signal.SIGINT}
-<<<<<<< HEAD
-    facts = _job_facts()
-    if facts.get("JobState") in ("CANCELLED", "COMPLETING") and facts.get("Reason") != "TimeLimit":
-        return False  # cancelled, or requeued already; both are COMPLETING while a task is alive
-    return signal.SIGUSR2 in seen or (signal.SIGTERM in seen and _preempted(facts))
-
-
-def was_preempted() -> bool:
-    """Whether Slurm says that this job was preempted, and not only that its time is over."""
-    return "SLURM_JOB_ID" in os.environ and _preempted(_job_facts())
-
-
-def _preempted(facts: Mapping[str, str]) -> bool:
-    return facts.get("PreemptTime", "None") != "None"
-
-
-def _job_facts() -> dict[str, str]:
-    command = ["scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"]]
-=======
     command = ["scontrol", "show", "job", "--oneliner", own_job_id()]
->>>>>>> main
     try:
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
         say(f"cannot ask Slurm why the job was stopped: {error}")
         text = ""
-<<<<<<< HEAD
-    return dict(word.partition("=")[::2] for word in text.split())
-=======
     facts = dict(word.partition("=")[::2] for word in text.split())
     if facts.get("JobState") in ("CANCELLED", "COMPLETING") and facts.get("Reason") != "TimeLimit":
         return False  # cancelled, or requeued already; both are COMPLETING while a task is alive
     preempted = facts.get("PreemptTime", "None") != "None"
     return (signal.SIGUSR2 in seen and (at_time_limit or preempted)) or (signal.SIGTERM in seen and preempted)
->>>>>>> main
 
 
 class SignalRecorder:

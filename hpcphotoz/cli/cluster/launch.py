@@ -6,12 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-from hpcphotoz.cli.cluster import slurm_options
-from hpcphotoz.cli.cluster.launched_command import command_job
-=======
 from hpcphotoz.cli.cluster import doctor, job_series, slurm_options
->>>>>>> main
+from hpcphotoz.cli.cluster.launched_command import command_job
 from hpcphotoz.cli.parser import Commands, Parser, command
 from hpcphotoz.cli.training import configuration, datasets, parse_train
 from hpcphotoz.errors import BadInput
@@ -48,19 +44,14 @@ def local(options: argparse.Namespace) -> int:
     from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.local import run_local
 
-<<<<<<< HEAD
-    job, plan = _job(options), _plan(options)
+    plan = _plan(options)
+    if options.sweep:
+        return job_series.sweep_locally(options, plan, _train_job)
+    job = _job(options)
     check_ranks(job.kind, plan.nodes * plan.ranks_per_node)
     if job.kind == "train":  # the others have no run folder
         register_run(Path(job.out))
     return run_local(plan, job)
-=======
-    if options.sweep:
-        return job_series.sweep_locally(options, _plan(options), _job)
-    job = _job(options)
-    register_run(Path(job.out))
-    return run_local(_plan(options), job)
->>>>>>> main
 
 
 def slurm(options: argparse.Namespace) -> int:
@@ -71,15 +62,11 @@ def slurm(options: argparse.Namespace) -> int:
 
     plan, dependency = _plan(options), job_series.dependency(options)
     if options.sweep:
-        return job_series.sweep(options, plan, _job, dependency)
-    job = _job(options)
-<<<<<<< HEAD
-    plan = _plan(options)
-    check_ranks(job.kind, plan.nodes * plan.ranks_per_node)
-=======
+        return job_series.sweep(options, plan, _train_job, dependency)
     if options.chain is not None:
-        return job_series.chain(options, plan, job, dependency)
->>>>>>> main
+        return job_series.chain(options, plan, _train_job(options), dependency)
+    job = _job(options, inputs_are_there=not dependency)
+    check_ranks(job.kind, plan.nodes * plan.ranks_per_node)
     if options.dry_run:
         print(slurm.dry_run(plan, job, dependency), end="")
         return 0
@@ -89,17 +76,19 @@ def slurm(options: argparse.Namespace) -> int:
     return 0
 
 
-<<<<<<< HEAD
-def _job(options: argparse.Namespace) -> "TrainJob | CommandJob":
+def _job(options: argparse.Namespace, inputs_are_there: bool = True) -> "TrainJob | CommandJob":
     """The run, or another command, after `--`."""
-=======
-def _job(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> "TrainJob":
+    if options.after and options.after[0] in _LAUNCHED.split(", "):
+        return command_job(options.after, options.words, inputs_are_there)
+    return _train_job(options)
+
+
+def _train_job(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> "TrainJob":
     """The run after `--`, with the values of swept options."""
->>>>>>> main
     from hpcphotoz.launch.job import TrainJob
 
     if options.after and options.after[0] in _LAUNCHED.split(", "):
-        return command_job(options.after, options.words)
+        raise BadInput(f"launch: --sweep and --chain are for train, not for {options.after[0]}")
     if not options.after or options.after[0] != "train":
         raise BadInput(f"{_RUN_AFTER}; also launched: {_LAUNCHED}")
     words = parse_train(options.after)
@@ -121,15 +110,9 @@ def _plan(options: argparse.Namespace) -> "LaunchPlan":
 
 def add(commands: Commands) -> None:
     """Add the parsers of `launch local` and `launch slurm`."""
-<<<<<<< HEAD
-    p = commands.add_parser(
-        "launch", help="run `train`, or another command, on a cluster or on this machine", allow_abbrev=False
-    )
-    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm")
-=======
-    p = commands.add_parser("launch", help="run `train` on a cluster or on this machine", allow_abbrev=False)
+    launches = "run `train`, or another command, on a cluster or on this machine"
+    p = commands.add_parser("launch", help=launches, allow_abbrev=False)
     kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm|doctor")
->>>>>>> main
 
     here = command(kinds, "local", local)
     here.usage = f"%(prog)s {_THEN}"

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 _INPUTS = ("runs", "run", "data", "knn_train", "onto", "frames", "images", "objects", "redshifts", "sources")
 
 
-def command_job(words: Sequence[str], command: Sequence[str]) -> "CommandJob":
+def command_job(words: Sequence[str], command: Sequence[str], inputs_are_there: bool = True) -> "CommandJob":
     """The job that runs a command line in the present folder.
 
     Args:
         words: of the command line to run, without "hpcphotoz".
         command: the whole command line, for the record.
+        inputs_are_there: False: another job is to write them.
 
     Raises:
         BadInput: words that are not understood, no such input, or an output that cannot be written.
@@ -38,9 +39,9 @@ def command_job(words: Sequence[str], command: Sequence[str]) -> "CommandJob":
         if name != "sources" or getattr(options, "damaged", "fail") == "fail"
     ]
     for path in inputs:
-        if not path.exists():
+        if inputs_are_there and not path.exists():
             raise BadInput(f"{path}: no such file or folder")
-    _check_output(options, out)
+    _check(options, out, inputs_are_there)
     folders = str(Path.cwd()), f"{out.absolute()}.job", "hpcphotoz.cli:run"
     return CommandJob(tuple(words), *folders, tuple(map(str, inputs)), tuple(command))
 
@@ -49,15 +50,16 @@ def _paths(value: object) -> list[Path]:
     return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Path)]
 
 
-def _check_output(options: argparse.Namespace, out: Path) -> None:
-    """Refuse an output that the command would refuse, or one without its --data; create nothing."""
+def _check(options: argparse.Namespace, out: Path, inputs_are_there: bool) -> None:
+    """Refuse what the command would refuse: an output in use, or no dataset; create nothing."""
     from hpcphotoz.cli.network_options import require_data
     from hpcphotoz.data.format.folder import check_dataset_folder
     from hpcphotoz.data.format.manifest import read_manifest
 
     if options.command in ("predict", "evaluate", "attack"):
         require_data(options, getattr(options, "runs", None) or [options.run])
-        read_manifest(options.data)
+        if inputs_are_there:
+            read_manifest(options.data)
     if options.command == "predict":
         from hpcphotoz.predict import check_output_path
 
