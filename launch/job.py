@@ -45,7 +45,7 @@ class TrainJob:
         data: dataset folder, absolute; or of several datasets, each folder's weight.
         out: run folder, absolute.
         code: folder with the snapshot of the package; empty: the installed package runs.
-        cpus: cores of this rank; 0: torch decides.
+        cpus: cores of this rank; 0: as the job says.
         max_requeues: requeues in a row without progress after which the job is not requeued, and fails.
         requeue_at_time_limit: False: the job stays away after its time limit, and returns after a preemption.
         profile: as `train --profile`.
@@ -53,6 +53,7 @@ class TrainJob:
         command: the command line that launched the run, for its provenance.
         start_from: as `train --from`, absolute; "": random weights.
         visible_gpus: CUDA_VISIBLE_DEVICES of a local launch; None: unset. On a cluster Slurm sets it.
+        stage: as `trainer.train`.
     """
 
     config: str
@@ -67,6 +68,7 @@ class TrainJob:
     command: tuple[str, ...] = ()
     start_from: str = ""
     visible_gpus: str | None = None
+    stage: str | None = None
 
     @classmethod
     def of(cls, config: Config, data: "Path | Datasets", out: Path, **options: Any) -> Self:
@@ -116,7 +118,8 @@ class TrainJob:
         with SignalRecorder() as signals:
             data, out = Datasets.of(self.data), Path(self.out)
             begin = Path(self.start_from) if self.start_from else None
-            outcome = train(self.parsed, data, out, self.profile, self.device, self.command or None, begin)
+            how = self.profile, self.device, self.command or None, begin, self.stage
+            outcome = train(self.parsed, data, out, *how)
             if outcome is Outcome.FINISHED or rank:
                 ignore_stops()
             if outcome is Outcome.FINISHED:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hpcphotoz.cli.cluster import doctor, job_series, slurm_options
 from hpcphotoz.cli.cluster.launched_command import command_job
 from hpcphotoz.cli.parser import Commands, Parser, command
-from hpcphotoz.cli.training import configuration, datasets, parse_train
+from hpcphotoz.cli.training import configuration, datasets, parse_train, stage
 from hpcphotoz.errors import BadInput
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _train_job(options: argparse.Namespace, swept: Mapping[str, str] | None = No
         raise BadInput(f"{_RUN_AFTER}; also launched: {_LAUNCHED}")
     words = parse_train(options.after)
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
+    how["stage"] = stage(words)
     if words.start_from:
         how["start_from"] = str(words.start_from.absolute())
     return TrainJob.of(configuration(words, swept), datasets(words), words.out, **how)
