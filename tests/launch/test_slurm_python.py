@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,17 +43,28 @@ def logged(submitted: SubmittedJob) -> str:
 def test_a_conda_environment_trains(
     cluster: Cluster, dataset: Path, tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fake conda puts the environment's folder first in PATH, as an activation does."""
+    """Slurm takes its spellings. The fake conda puts the environment first in PATH, as an activation does."""
     environment = tmp_path / "photo z" / "bin"
     environment.mkdir(parents=True)
-    (environment / "python").write_text(f'#!/bin/sh\nexport SEEN_BY=conda\nexec {sys.executable} "$@"\n')
+    (environment / "python").write_text(
+        f'#!/bin/sh\necho "python of job $SEEN"\nexec {sys.executable} "$@"\n'
+    )
     (environment / "python").chmod(0o755)
     monkeypatch.delenv("CONDA_EXE", raising=False)
     install("conda", 'echo \'conda() { PATH="$2/bin:$PATH"; export PATH; echo "activated $2"; }\'')
-    plan = replace(PLAN, conda=str(environment.parent))
-    submitted = submit(plan, TrainJob.of(small(5), dataset, tmp_path / "a run"))
+    asked: dict[str, Any] = {
+        "mem": "500M",
+        "time": "0-00:30",
+        "gpus_per_node": "2",
+        "srun": ("--cpu-bind=none",),
+    }
+    plan = replace(PLAN, conda=str(environment.parent), environment=(("SEEN", "$SLURM_JOB_ID"),), **asked)
+    submitted = submit(plan, TrainJob.of(small(5), dataset, tmp_path / "a run", device="cpu"))
+    facts = cluster.job(submitted.job_id)
+    assert (facts["TimeLimit"], facts["MinMemoryNode"]) == ("00:30:00", "500M")
     cluster.wait_for(submitted.job_id, "COMPLETED", 120)
     assert f"activated {environment.parent}" in logged(submitted)
+    assert f"python of job {submitted.job_id}" in logged(submitted)
     assert steps_logged(tmp_path / "a run") == [1, 2, 3, 4, 5]
 
 
