@@ -48,6 +48,8 @@ from hpcphotoz.output import say
 
 # A device or network error rather than one of the program; too little memory is one of the program.
 _HARDWARE = re.compile(r"\b(CUDA|HIP|NCCL|RCCL|ECC)\b(?!.*out of memory)")
+# The next start has another port.
+_PORT_TAKEN = re.compile("Address already in use|another run listens on this port")
 _STAYS_AWAY = (BAD_INPUT, DIVERGED)
 _BAD_INPUT_STATUS = 2
 
@@ -71,7 +73,8 @@ def decide(
         max_requeues: requeues in a row without progress; 0: no requeue at all.
     """
     own = [failure for failure in failures if failure.kind != RANK_LOST]
-    final = next((failure for failure in own if failure.kind in _STAYS_AWAY), None)
+    port_taken = any(_PORT_TAKEN.search(failure.error) for failure in own)
+    final = next((failure for failure in own if failure.kind in _STAYS_AWAY and not port_taken), None)
     if final:
         return f"not requeued: rank {final.rank} on {final.host}: {final.error}"
     error = own[0].error if own else "" if failures or not log.exited else log.task_end
