@@ -1,5 +1,6 @@
 """Jobs of a real Slurm for tests: submit a run of four ranks on two nodes, read its logs, kill its ranks."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.config import Config
-from hpcphotoz.heartbeat import read_heartbeat
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.launch.requeue.record import RequeueRecord, record_file
@@ -34,7 +34,7 @@ def cluster_or_skip(preempt_signal: bool = True, conf: str = "") -> Iterator[Clu
 
 def disturbed_config() -> Config:
     """A run of which the tests compare the curve with that of the same run, left alone."""
-    return small(STEPS, checkpoint_steps=EVERY)
+    return small(STEPS, checkpoint_steps=EVERY, precision="fp32")
 
 
 def training(
@@ -57,11 +57,17 @@ def wait_for_steps(cluster: Cluster, submitted: SubmittedJob, run: Path, steps: 
     until(f"step {steps}", trains, 150)
 
 
-def kill_rank(run: Path, rank: int) -> None:
-    """Kill a rank of the present start with no warning; its process is found by its heartbeat."""
-    found = until("the heartbeat", lambda: read_heartbeat(run), 60)
-    (beat,) = [beat for beat in (found.beats if found else ()) if beat.rank == rank]
-    os.kill(beat.pid, signal.SIGKILL)
+def kill_rank(submitted: SubmittedJob, rank: int, restart: int) -> None:
+    """Kill a rank of a start with no warning; Slurm's nodes are this machine."""
+    wanted = {f"SLURM_JOB_ID={submitted.job_id}", f"SLURM_PROCID={rank}"}
+    wanted |= {f"SLURM_RESTART_COUNT={restart}"} if restart else set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+            if wanted <= set(words) and b"submitit" in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError(f"no process of rank {rank} in start {restart}: {log(submitted, rank)}")
 
 
 def log(submitted: SubmittedJob, rank: int) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcphotoz.config.load import configure
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.requeue.failures import read_failures
 from hpcphotoz.launch.requeue.record import FAILED, KILLED
@@ -52,9 +53,10 @@ def test_a_job_of_which_a_rank_is_killed_goes_on_from_its_last_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     submitted = training(cluster, dataset, run, disturbed_config(), steps=2 * EVERY)
-    kill_rank(run, 3)
+    kill_rank(submitted, 3, 0)
     wait_for_restart(cluster, submitted, 1)
     cluster.wait_for(submitted.job_id, "COMPLETED", 150)
+    assert len(requeues(submitted).requeues) == 1, cluster.logs()
     (requeue,) = requeues(submitted).requeues
     assert (requeue.reason, requeue.node) == (KILLED, "n2")
     assert requeue.step and requeue.step % EVERY == 0 and resumed_at(run) == [0, requeue.step]
@@ -66,10 +68,10 @@ def test_a_node_that_fails_twice_is_not_used_again(cluster: Cluster, dataset: Pa
     run = tmp_path / "run"
     submitted = training(cluster, dataset, run, disturbed_config(), ON_ONE_NODE, steps=EVERY)
     first = cluster.job(submitted.job_id)["NodeList"]
-    for restart in (1, 2):
-        kill_rank(run, 1)
-        wait_for_restart(cluster, submitted, restart)
-        if restart == 1:
+    for restart in (0, 1):
+        kill_rank(submitted, 1, restart)
+        wait_for_restart(cluster, submitted, restart + 1)
+        if restart == 0:
             wait_for_steps(cluster, submitted, run, (requeues(submitted).requeues[0].step or 0) + EVERY)
     facts = cluster.wait_for(submitted.job_id, "COMPLETED", 150)
     assert facts["ExcNodeList"] == first != facts["NodeList"]
@@ -77,10 +79,15 @@ def test_a_node_that_fails_twice_is_not_used_again(cluster: Cluster, dataset: Pa
     assert f"{first} failed twice: not used again by this job" in log(submitted, 0)
 
 
-def test_an_error_that_comes_again_ends_the_job(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
+def test_an_error_that_comes_again_ends_the_job(
+    cluster: Cluster, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     run = tmp_path / "run"
-    config = small(1000, name=f"{tmp_path}/failing.py:network")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    sizes = {"bins": 20, "validation": 0, "global_batch": 16, "epochs": 100, "max_steps": 1000}
+    config = configure("test", name="failing:network", **sizes)
     submitted = submit(ON_ONE_NODE, TrainJob.of(config, dataset, run))
     facts = cluster.wait_for(submitted.job_id, "FAILED", 150)
     assert facts["Restarts"] == "1"
@@ -98,11 +105,11 @@ def test_without_progress_a_job_comes_back_a_limited_number_of_times(
     run = tmp_path / "run"
     plan = replace(ON_ONE_NODE, max_requeues=1)
     submitted = training(cluster, dataset, run, small(100_000), plan)
-    kill_rank(run, 1)
+    kill_rank(submitted, 1, 0)
     wait_for_restart(cluster, submitted, 1)
     until("the second start", lambda: len(resumed_at(run)) == 2, 60)
     wait_for_steps(cluster, submitted, run, 3)
-    kill_rank(run, 1)
+    kill_rank(submitted, 1, 1)
     facts = cluster.wait_for(submitted.job_id, "FAILED", 60)
     assert facts["Restarts"] == "1"
     ended = requeues(submitted).ended
