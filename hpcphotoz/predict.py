@@ -4,9 +4,14 @@ Layout of the file (qp's `hist`): group `meta` with `pdf_name`, `pdf_version` an
 `data` with `pdfs` (N, n), probability densities; group `ancil` with arrays of length N. Attributes of
 the file: `runs`, and `dataset`, a JSON text with the dataset's name, its manifest's SHA-256 and the subset.
 The file is written by h5py alone, batch by batch: memory does not grow with the catalogue.
+
+Ranks share the catalogue: each writes its slice as a file of this layout into a temporary folder beside the
+output, and rank 0, which writes its own into the output, appends the others.
 """
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,15 +27,17 @@ from hpcphotoz.atomic import atomic_write, check_output_file
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.batches import check_batch, count_subset_objects, read_batches, to_tensors
+from hpcphotoz.evaluation.batches import check_batch, divide_rows, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.ranks import ALONE, Ranks
 
 Floats = npt.NDArray[np.float64]
 
+_COPIED_ROWS = 1 << 14  # of a rank's file at a time
 ANCIL = {
     "object_id": np.int64,
     "zmode": np.float64,  # centre of the most probable bin
@@ -54,6 +61,7 @@ def predict(
     device: torch.device | str = "cpu",
     tta: bool = False,
     subset: Subset = ALL_OBJECTS,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Write the PDF of every object of a dataset; the PDFs of several networks are averaged.
 
@@ -68,9 +76,11 @@ def predict(
         device: device of the networks.
         tta: average over the eight flips and right-angle rotations of each image; costs eight times as much.
         subset: which objects of the dataset.
+        ranks: ranks that share the objects, and a file system; all call this, with the same arguments. The
+            file has the same content as that of one process.
 
     Returns:
-        Number of objects.
+        Number of objects, on all ranks.
 
     Raises:
         BadInput: no network, different bins, other bands or stamp size than the dataset's, an output that is
@@ -82,21 +92,33 @@ def predict(
     for network in networks:
         check_bands_and_stamp(network, manifest.header, data)
     check_batch(batch)
-    rows, done = count_subset_objects(data, manifest, subset), 0
+    part = divide_rows(data, manifest, batch, subset, ranks=ranks)
     turns = 8 if tta else 1
-    forwards = [DatasetForward(network, batch, rows * turns) for network in networks]
+    forwards = [DatasetForward(network, batch, part.objects * turns) for network in networks]
     facts = {"name": data.resolve().name, "manifest_sha256": manifest.sha256, "subset": subset.record()}
     runs = [f"{network.name} step {network.step}" for network in networks]
-    with _QpWriter(out, rows, bins, {"runs": runs, "dataset": json.dumps(facts)}) as output:
-        for stamps in read_batches(data, manifest, batch, "predicting", subset=subset):
-            tensor = to_tensors(stamps, device)
-            inputs = tensor["images"], tensor["ebv"], tensor["object_id"]
-            pdf = average_pdfs(networks, *inputs, tta=tta, forwards=forwards)
-            p = pdf.double().cpu().numpy()
-            names = {"id": stamps.object_id, "redshift": stamps.z_spec}
-            output.write_rows(done, p / bins.width, {**vars(stamps), **names, **point_estimates(p, bins)})
-            done += len(stamps)
-    return done
+    attributes = {"runs": runs, "dataset": json.dumps(facts)}
+    with _parts_folder(out, ranks) as folder:
+        mine, rows = (_part(folder, ranks.rank), part.objects) if ranks.rank else (out, part.total)
+        with _QpWriter(mine, rows, bins, attributes) as output:
+            done = 0
+            batches = read_batches(data, manifest, batch, "predicting", subset=subset, share=part)
+            for stamps in ranks.until_stopped(batches):
+                tensor = to_tensors(stamps, device)
+                inputs = tensor["images"], tensor["ebv"], tensor["object_id"]
+                pdf = average_pdfs(networks, *inputs, tta=tta, forwards=forwards)
+                p = pdf.double().cpu().numpy()
+                names = {"id": stamps.object_id, "redshift": stamps.z_spec}
+                columns = {**vars(stamps), **names, **point_estimates(p, bins)}
+                output.write_rows(done, p / bins.width, columns)
+                done += len(stamps)
+            firsts = ranks.allgather(part.first) if ranks.rank == 0 else []
+            for rank, first in list(enumerate(firsts))[1:]:
+                output.append_part(first, _part(folder, rank))
+        if ranks.rank:
+            ranks.allgather(part.first)  # the part is complete
+        ranks.allgather(None)  # rank 0 has the output
+    return part.total
 
 
 def average_pdfs(
@@ -198,12 +220,57 @@ class _QpWriter:
             for name in ANCIL:
                 self._file["ancil"][name][rows] = points[name]
 
+    def append_part(self, first: int, part: Path) -> None:
+        """Copy the rows of a rank's file, from row `first` on, and delete the file."""
+        with _reading(part), h5py.File(part, "r") as file:
+            names = ["data/pdfs", *(f"ancil/{name}" for name in ANCIL)]
+            for start in range(0, len(file[names[0]]), _COPIED_ROWS):
+                found = {name: file[name][start : start + _COPIED_ROWS] for name in names}
+                with _writing(self._out):
+                    for name, values in found.items():
+                        self._file[name][first + start : first + start + len(values)] = values
+        part.unlink()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
         with _writing(self._out):
             self._stack.__exit__(*error)
+
+
+@contextmanager
+def _parts_folder(out: Path, ranks: Ranks) -> Iterator[Path]:
+    """Context with a temporary folder beside the output for the files of the ranks; alone, that of `out`."""
+    if ranks.size == 1:
+        yield out.parent
+        return
+
+    def make() -> Path:
+        try:
+            return Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+        except OSError as error:
+            raise BadInput(f"{out}: cannot be written: {error.strerror}") from None
+
+    folder = ranks.on_first_rank(make)
+    try:
+        yield folder
+    finally:
+        if ranks.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _part(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.hdf5"
+
+
+@contextmanager
+def _reading(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        said = " ".join(str(error).split())
+        raise BadInput(f"{part}: cannot be read ({said}): all ranks need the same file system") from None
 
 
 @contextmanager

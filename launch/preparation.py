@@ -32,8 +32,12 @@ def launch_folder(job: TrainJob) -> Path:
     return Path(job.out) / "launch"
 
 
-def check_folders(job: TrainJob) -> None:
+def check_folders(job: TrainJob, origin_is_there: bool = True) -> None:
     """Make sure that the job can start or resume in its run folder on its datasets; writes nothing.
+
+    Args:
+        job: what to train.
+        origin_is_there: False: another job is to write the weights of `job.start_from`.
 
     Raises:
         BadInput: no such dataset, a run folder that holds another run, weights that do not suit, or a package
@@ -44,7 +48,7 @@ def check_folders(job: TrainJob) -> None:
     manifest = data.read_manifest(config.run.global_batch)
     run_folder.check(run, config)
     newest = checkpoint.resumed(run)
-    if job.start_from and newest is None:
+    if job.start_from and newest is None and origin_is_there:
         read_origin(Path(job.start_from), config, manifest.header)
     if newest is not None:
         checkpoint.check_data(run, newest[1], data, manifest)

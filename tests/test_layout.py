@@ -29,8 +29,10 @@ FLOORS = [
         "models",
         "compute",
         "world",
+        "node",
         "config",
         "progress",
+        "ranks",
         "errors",
         "memory",
         "output",
@@ -152,7 +154,7 @@ def test_a_lost_link_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_plain_installation_is_whole(tmp_path: Path) -> None:
-    """In an installation that is not editable, links are folders, and recipes and type marker are there."""
+    """An installation that is not editable has folders for links, and all files that are not Python."""
     clone, target = tmp_path / "clone", tmp_path / "installed"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True, timeout=60)
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
@@ -164,6 +166,7 @@ def test_a_plain_installation_is_whole(tmp_path: Path) -> None:
         {str(p) for p in modules(clone / "hpcphotoz")}
         | {"py.typed"}
         | {f"recipes/{n}.toml" for n in recipes()}
+        | {f"launch/profiles/{path.name}" for path in (ROOT / "launch" / "profiles").iterdir()}
     )
     assert not missing - names
     assert not (target / "hpcphotoz" / "kernels").is_symlink()

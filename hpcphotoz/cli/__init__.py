@@ -1,17 +1,22 @@
 """The command line: one thin function for each command."""
 
+import argparse
+import sys
 from collections.abc import Sequence
 
 from hpcphotoz import __version__
 from hpcphotoz.cli import data, evaluate, inspect, networks, training
 from hpcphotoz.cli.cluster import cancel, launch, logs, profiles, status
+from hpcphotoz.cli.command_ranks import sharing_ranks
 from hpcphotoz.cli.parser import Parser
 from hpcphotoz.cli.runs import compare
 from hpcphotoz.errors import BadInput
+from hpcphotoz.ranks import RankLost
 from hpcphotoz.sources.mpi import refuse_ranks
 
 # Commands that divide their work over ranks. Others would repeat everything on each rank.
-_FOR_RANKS = ("train", "ingest", "simulate")
+_SHARED = ("predict", "evaluate", "ingest", "simulate")
+_FOR_RANKS = ("train", *_SHARED)
 _TAKE_OPTIONS = ("train", "config")  # --section.key, of the configuration
 
 
@@ -35,8 +40,21 @@ def run(arguments: Sequence[str]) -> int:
             f"{options.command} is for one process: start it once, without srun, mpiexec or torchrun"
         )
     options.rest, options.after, options.words = rest, after, ("hpcphotoz", *arguments)
+    if options.command in _SHARED:
+        return _share(options)
     status: int = options.function(options)
     return status
+
+
+def _share(options: argparse.Namespace) -> int:
+    """Run a command whose work the ranks of a launcher divide; status 1: another rank was lost."""
+    try:
+        with sharing_ranks(options.words, options.out) as options.ranks:
+            status: int = options.function(options)
+            return status
+    except RankLost as error:
+        print(f"hpcphotoz: error: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> Parser:

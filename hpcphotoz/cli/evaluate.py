@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.network_options import (
@@ -20,6 +21,7 @@ from hpcphotoz.cli.network_options import (
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_radius
+from hpcphotoz.ranks import Ranks
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
@@ -45,12 +47,20 @@ def evaluate(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks])
-    subset = chosen_subset(options, networks)
-    with making_folder(options.out):  # before an hour of attacks
-        baseline = None
-        if options.knn_train:  # first: it takes seconds and may refuse its data
-            which = {"subset": subset, "limit": options.limit, "train_subset": _neighbours(options, networks)}
-            baseline = knn_colours(options.knn_train, options.data, networks[0].bins, **which)
+    ranks: Ranks = options.ranks
+    subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
+
+    def neighbours() -> dict[str, float] | None:
+        if not options.knn_train:
+            return None
+        which = {"subset": subset, "limit": options.limit, "train_subset": _neighbours(options, networks)}
+        return knn_colours(options.knn_train, options.data, networks[0].bins, **which)
+
+    with ExitStack() as stack:
+        if ranks.rank == 0:
+            stack.enter_context(making_folder(options.out))  # before an hour of attacks
+        baseline = ranks.on_first_rank(neighbours)  # first: it takes seconds and may refuse its data
+        precision = ranks.on_first_rank(lambda: choose_precision(options.precision, networks[0], device))
         result = evaluate(
             networks,
             options.data,
@@ -64,11 +74,12 @@ def evaluate(options: argparse.Namespace) -> int:
             device=device,
             limit=options.limit,
             seed=options.seed,
-            precision=choose_precision(options.precision, networks[0], device),
+            precision=precision,
             batch=batch_size(device),
             subset=subset,
+            ranks=ranks,
         )
-        tree = write_report(result, options.out, baseline)
+        tree = ranks.on_first_rank(lambda: write_report(result, options.out, baseline))
     if options.json:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:

@@ -27,9 +27,9 @@ def choose_device(wanted: str) -> str:
     import torch
 
     from hpcphotoz.training.distributed import rank_device
-    from hpcphotoz.world import World
+    from hpcphotoz.world import detect
 
-    device = rank_device.choose_device(World(), wanted)
+    device = rank_device.choose_device(detect(), wanted)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches but the last of a shard have the same shape
     else:

@@ -58,10 +58,9 @@ def predict(options: argparse.Namespace) -> int:
         raise BadInput(f"{twice[0]}: given twice, and would count twice in the mean: name each run once")
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
-    subset, batch = chosen_subset(options, networks), batch_size(device)
-    count = predict(
-        networks, options.data, options.out, device=device, batch=batch, tta=options.tta, subset=subset
-    )
+    subset = options.ranks.on_first_rank(lambda: chosen_subset(options, networks))
+    how = {"device": device, "batch": batch_size(device), "tta": options.tta, "subset": subset}
+    count = predict(networks, options.data, options.out, ranks=options.ranks, **how)
     print(f"{options.out}: {number_of(count, 'PDF')}")
     return 0
 

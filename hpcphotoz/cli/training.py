@@ -3,13 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.parser import Commands, Parser, add_device, command, condition, path
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
+from hpcphotoz.node.prepare import prepare_rank
 from hpcphotoz.world import detect, under_torchrun
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
+    prepare_rank(detect())  # before torch is imported
     from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.training.loop import Diverged, Outcome
     from hpcphotoz.training.monitoring.lost_ranks import RankLost
@@ -29,7 +31,7 @@ def train(options: argparse.Namespace) -> int:
         where = datasets(options), options.out, options.profile, options.device
         if detect().is_first:
             register_run(options.out)
-        outcome = train(settings, *where, start_from=options.start_from)
+        outcome = train(settings, *where, start_from=options.start_from, stage=stage(options))
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
@@ -45,9 +47,18 @@ def show_config(options: argparse.Namespace) -> int:
     return 0
 
 
-def configuration(options: argparse.Namespace) -> Config:
-    """The configuration that a command line gives: a file or recipe, and --section.key overrides."""
-    return config.load(options.config, _overrides(options))
+def configuration(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> Config:
+    """The configuration that a command line gives: a file or recipe, and --section.key overrides.
+
+    Args:
+        options: of the command line.
+        swept: values of further options, by `section.key`; raises BadInput for one that is in both.
+    """
+    given = _overrides(options)
+    if twice := given.keys() & (swept or {}):
+        name = min(twice)
+        raise BadInput(f"--sweep {name}: --{name} is given after `train` too: give it once")
+    return config.load(options.config, given | dict(swept or {}))
 
 
 def datasets(options: argparse.Namespace) -> "Datasets":
@@ -55,6 +66,13 @@ def datasets(options: argparse.Namespace) -> "Datasets":
     from hpcphotoz.data.datasets import Datasets
 
     return Datasets.parse(options.data)
+
+
+def stage(options: argparse.Namespace) -> str | None:
+    """The absolute folder of --stage; "": the option without a folder; None: no such option."""
+    if options.stage is None:
+        return None
+    return str(options.stage.absolute()) if options.stage else ""
 
 
 def parse_train(words: Sequence[str]) -> argparse.Namespace:
@@ -102,6 +120,11 @@ def add_train(commands: Commands) -> None:
         metavar="TEXT",
         help="short for --data.split_by",
     )
+    copies = (
+        "first copy the dataset to a disk of every node, and read it there: to FOLDER, or else to "
+        "$SLURM_TMPDIR, $TMPDIR or /tmp; the copies are removed at the end"
+    )
+    p.add_argument("--stage", type=path, nargs="?", const=False, metavar="FOLDER", help=copies)
     profile = "write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt"
     p.add_argument("--profile", action="store_true", help=profile)
     add_device(p)

@@ -1,7 +1,9 @@
 """Batches of a dataset for evaluation and prediction, and their redshift labels."""
 
+import itertools
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +19,72 @@ from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.progress import track
+from hpcphotoz.ranks import ALONE, Ranks
 
 
 def to_tensors(stamps: Stamps, device: torch.device | str) -> dict[str, Tensor]:
     """Copy images, E(B-V), z_spec, sky sigma and object id of a batch to a device."""
     names = ("images", "ebv", "z_spec", "sky_sigma", "object_id")
     return {name: torch.from_numpy(np.ascontiguousarray(getattr(stamps, name))).to(device) for name in names}
+
+
+class RankRows(NamedTuple):
+    """A rank's slice of the objects of a dataset that are measured, in stored order."""
+
+    rows: range  # consecutive rows of the dataset, counted over its shards; whole batches of one process
+    first: int  # number of selected objects before them
+    objects: int  # number of selected objects in them
+    total: int  # number of selected objects on all ranks
+
+
+def divide_rows(
+    data: Path,
+    manifest: Manifest,
+    batch: int,
+    subset: Subset = ALL_OBJECTS,
+    limit: int | None = None,
+    ranks: Ranks = ALONE,
+) -> RankRows:
+    """This rank's slice of the first `limit` objects of a subset (all by default), by count of objects.
+
+    Slices end where batches end, so that ranks compute the same batches as one process. A rank gets none if
+    there are fewer batches than ranks; rank 0 always gets an object. Rank 0 alone reads labels.
+
+    Args:
+        data, manifest: the dataset's folder and its manifest.
+        batch: batch size.
+        subset: which objects of the dataset.
+        limit: greatest number of objects.
+        ranks: the ranks that share the dataset.
+
+    Raises:
+        BadInput: the subset is empty, or a shard cannot be read.
+    """
+
+    def divide() -> list[RankRows]:
+        selection = find_subset_objects(data, manifest, subset).selection
+        ends, counts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+        before = 0
+        for number, shard in enumerate(manifest.shards):
+            starts = np.arange(0, shard.rows, batch)
+            if shard.rows:
+                sizes = np.diff(starts, append=shard.rows)
+                ends.append(before + starts + sizes)
+                if selection is not None:
+                    mask = selection(Blocks.single(number, 0, shard.rows))
+                    sizes = np.add.reduceat(mask, starts, dtype=np.int64)
+                counts.append(sizes)
+            before += shard.rows
+        end, objects = np.concatenate(ends), np.cumsum(np.concatenate(counts))
+        total = min(int(objects[-1]), limit or manifest.rows)
+        objects = np.minimum(objects, total)
+        cuts = np.searchsorted(objects, [-(-rank * total // ranks.size) for rank in range(ranks.size + 1)])
+        return [
+            RankRows(range(int(end[i]), int(end[j])), int(objects[i]), int(objects[j] - objects[i]), total)
+            for i, j in itertools.pairwise(cuts)
+        ]
+
+    return ranks.on_first_rank(divide)[ranks.rank]
 
 
 def read_batches(
@@ -33,6 +95,7 @@ def read_batches(
     limit: int | None = None,
     subset: Subset = ALL_OBJECTS,
     pixel_columns: Collection[str] = (),
+    share: RankRows | None = None,
 ) -> Iterator[Stamps]:
     """Read the first `limit` objects of a subset (all by default) in stored order, with a progress bar.
 
@@ -45,19 +108,16 @@ def read_batches(
         limit: greatest number of objects to read.
         subset: which objects of the dataset.
         pixel_columns: names of extra columns with a value a pixel that are read too.
+        share: a rank's slice of these objects, by `divide_rows`; None: all.
 
     Raises:
         BadInput: the subset is empty, or, during the iteration, a shard cannot be read.
     """
-    left = min(count_subset_objects(data, manifest, subset), limit or manifest.rows)
+    part = divide_rows(data, manifest, batch, subset, limit) if share is None else share
     chosen = subset if subset.columns else None
-    parts = _first(read_rows(data, manifest, batch, chosen, pixel_columns), left)
-    return track(parts, f"{what} (objects)", total=left, weight=len)
-
-
-def count_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> int:
-    """Number of objects in a subset of a dataset; raises BadInput as `find_subset_objects`."""
-    return find_subset_objects(data, manifest, subset).census.rows
+    parts = _first(read_rows(data, manifest, batch, chosen, pixel_columns, part.rows), part.objects)
+    of_ranks = f"{what} (objects{'' if part.objects == part.total else ' of this rank'})"
+    return track(parts, of_ranks, total=part.objects, weight=len)
 
 
 def find_subset_objects(data: Path, manifest: Manifest, subset: Subset) -> SelectedObjects:
@@ -124,7 +184,7 @@ def attack_labels(bins: RedshiftBins, clean: Tensor, z_spec: Tensor) -> Tensor:
 
 
 def _first(parts: Iterator[Stamps], left: int) -> Iterator[Stamps]:
-    for stamps in parts:
+    for stamps in parts if left else ():
         yield stamps[:left]
         left -= len(stamps)
         if left <= 0:

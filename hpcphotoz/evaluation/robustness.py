@@ -2,7 +2,8 @@
 
 Attacks are white-box: each network is attacked through its own gradients. At the headline epsilon, the other
 networks also predict from the images made against one network (transfer). Images are streamed: memory holds
-a few scores per object and condition, and the images of one example galaxy.
+a few scores per object and condition, and the images of one example galaxy. Ranks share the objects batch by
+batch, and gather the scores of all before the metrics: a report does not depend on the number of ranks.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,24 @@ from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import build_attack_grid, headline_attack, headline_radius
-from hpcphotoz.evaluation.batches import check_batch, check_redshifts, read_batches, to_tensors
+from hpcphotoz.evaluation.batches import (
+    check_batch,
+    check_redshifts,
+    divide_rows,
+    read_batches,
+    to_tensors,
+)
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
 from hpcphotoz.evaluation.result import EvaluationResult, ExampleGalaxy
-from hpcphotoz.evaluation.scores import AttackedBatch, NetworkScorer, ScoreAccumulator, find_minimal_eps
+from hpcphotoz.evaluation.scores import (
+    AttackedBatch,
+    NetworkScorer,
+    ScoreAccumulator,
+    find_minimal_eps,
+    gather_rows,
+)
+from hpcphotoz.ranks import ALONE, Ranks
 
 
 def evaluate(
@@ -41,6 +55,7 @@ def evaluate(
     seed: int = 0,
     precision: str = "fp32",
     subset: Subset = ALL_OBJECTS,
+    ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """Measure every network on a dataset, clean and attacked.
 
@@ -68,6 +83,10 @@ def evaluate(
         precision: of the attacks' gradients: "fp32", "tf32" or "bf16"; bf16 was as strong where it was
             compared. Metrics and the search for minimal epsilons always use float32 without TF32.
         subset: which objects of the dataset.
+        ranks: ranks that share the objects; all of them call this, with the same arguments.
+
+    Returns:
+        The result over all objects, the same on every rank.
 
     Raises:
         BadInput: no network, two networks of the same name, other bands or stamp size than the dataset, a
@@ -75,11 +94,14 @@ def evaluate(
             or an option out of range.
     """
     manifest = read_manifest(data)
-    _check(networks, data, manifest, batch, limit, subset, precision, minimal_eps_max)
+    ranks.on_first_rank(
+        lambda: _check(networks, data, manifest, batch, limit, subset, precision, minimal_eps_max)
+    )
     headline_eps = headline_radius(eps) if headline_eps is None else headline_eps
     grid = build_attack_grid(methods, eps, headline_eps, steps=steps, restarts=restarts, loss=loss)
     headline_key = headline_attack(methods), headline_eps
-    objects = min(limit or manifest.rows, manifest.rows)
+    part = divide_rows(data, manifest, batch, subset, limit, ranks)
+    objects = part.objects
     gradients = objects * sum(attack.steps * attack.restarts for _, attack in grid)
     forwards = objects * (len(grid) + len(networks))  # clean, each attack, transfer
     scorers = [
@@ -91,8 +113,9 @@ def evaluate(
     transfer_scores = {
         source.name: {t.name: ScoreAccumulator() for t in networks if t is not source} for source in networks
     }
-    object_id, z_spec, example = [], [], None
-    for stamps in read_batches(data, manifest, batch, "attacking galaxies", limit, subset):
+    object_id, z_spec, example = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], None
+    batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset, share=part)
+    for stamps in ranks.until_stopped(batches):
         tensor = to_tensors(stamps, device)
         headline_batches = {
             one.network.name: one.score_batch(tensor, stamps.z_spec, headline_key, seed) for one in scorers
@@ -108,12 +131,17 @@ def evaluate(
         example = example or _example(networks, stamps, headline_batches)
         object_id.append(stamps.object_id)
         z_spec.append(stamps.z_spec)
-    assert example is not None  # an empty subset was refused
-    truth = np.concatenate(z_spec)
+    example = ranks.on_first_rank(lambda: example)
+    assert example is not None  # an empty subset was refused, and rank 0 has an object
+    truth = gather_rows(np.concatenate(z_spec), ranks)
+    for one in scorers:
+        one.gather(ranks)
+    for scores in (scores for targets in transfer_scores.values() for scores in targets.values()):
+        scores.gather(ranks)
     return EvaluationResult(
         data=data,
         header=manifest.header,
-        object_id=np.concatenate(object_id),
+        object_id=gather_rows(np.concatenate(object_id), ranks),
         z_spec=truth,
         methods=tuple(dict.fromkeys(name for name, _ in grid)),
         eps=tuple(sorted({attack.eps for _, attack in grid})),

@@ -1,8 +1,10 @@
 """Accumulates per-object scores batch by batch and summarises them as metrics."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from hpcphotoz.evaluation.batches import attack_labels
 from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
 from hpcphotoz.evaluation.result import CLEAN, ConditionResult, Floats, MinimalEps, NetworkResult
+from hpcphotoz.ranks import Ranks
 
 BISECTIONS = 8  # of the search for minimal epsilons
 
@@ -21,7 +24,11 @@ class ScoreAccumulator:
     """Collects <z>, PIT, CRPS and CDE loss of every object of one network under one condition."""
 
     def __init__(self) -> None:
-        self._parts: list[Floats] = []
+        self._parts: list[Floats] = [np.zeros((4, 0), np.float32)]
+
+    def gather(self, ranks: Ranks) -> None:
+        """Replace the scores of this rank's objects by those of all ranks, in order of rank."""
+        self._parts = [gather_rows(self.per_object_scores(), ranks, axis=1)]
 
     def add(self, network: RedshiftNetwork, pdf: Tensor, z_spec: Floats) -> None:
         """Score the PDFs (N, bins) that a network predicted; where z_spec (N,) is NaN, so are the scores."""
@@ -64,7 +71,13 @@ class NetworkScorer:
     ) -> None:
         self.network, self._grid, self._dataset_attack, self._forward = network, grid, attacked, forward
         self._accumulators = [ScoreAccumulator() for _ in range(1 + len(grid))]  # clean first
-        self.minimal_eps: list[Floats] = []
+        self.minimal_eps: list[Floats] = [np.zeros(0, np.float32)]
+
+    def gather(self, ranks: Ranks) -> None:
+        """Replace the scores of this rank's objects by those of all ranks."""
+        for accumulator in self._accumulators:
+            accumulator.gather(ranks)
+        self.minimal_eps = [gather_rows(np.concatenate(self.minimal_eps), ranks)]
 
     def score_batch(
         self, tensor: dict[str, Tensor], z_spec: Floats, headline_key: tuple[str, float], seed: int
@@ -99,6 +112,11 @@ class NetworkScorer:
         found = None if max_eps is None else MinimalEps(np.concatenate(self.minimal_eps), max_eps)
         network = self.network
         return NetworkResult(network.name, network.step, network.bins, tuple(conditions), found)
+
+
+def gather_rows(values: npt.NDArray[Any], ranks: Ranks, axis: int = 0) -> npt.NDArray[Any]:
+    """Join the arrays of all ranks along an axis, in order of rank."""
+    return np.concatenate(ranks.allgather(values), axis=axis)
 
 
 def find_minimal_eps(

@@ -1,4 +1,4 @@
-"""Builds a dataset from units of work, one shard a unit, on MPI ranks or local processes.
+"""Builds a dataset from units of work, one shard a unit, on ranks or local processes.
 
 Unit k gives `shard-{k:05d}.hdf5`, with the same bytes whichever process makes it. Until the manifest is
 written, a sidecar lies beside each finished shard, for instance `shard-00003.hdf5.done.json`. It holds the
@@ -24,8 +24,10 @@ from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.data.format.stamps import BandMoments, Stamps
 from hpcphotoz.data.format.writer import check_stamps, finish_dataset, write_shard
 from hpcphotoz.errors import BadInput
+from hpcphotoz.node.threads import usable_cores
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
+from hpcphotoz.ranks import Ranks
 from hpcphotoz.sources.engine.append import (
     Append,
     next_number,
@@ -34,8 +36,8 @@ from hpcphotoz.sources.engine.append import (
 )
 from hpcphotoz.sources.engine.damage import merge_damage, report_damage
 from hpcphotoz.sources.engine.resume import Fingerprint, FinishedUnit, fingerprint_units, finished_units
-from hpcphotoz.sources.mpi import MPIRanks, mpi_ranks
-from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
+from hpcphotoz.sources.mpi import mpi_ranks
+from hpcphotoz.sources.process_pool import in_order, run_on_processes
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def build_dataset(
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Writes the dataset of the stamps that `make` gives for each unit; returns its manifest and `skipped`.
 
-    Under an MPI launcher, every rank calls this with the same arguments, writes some of the shards, and
+    With several ranks, every one calls this with the same arguments, writes some of the shards, and
     returns the same. Memory is bounded by one unit a rank or process.
 
     Args:
@@ -125,7 +127,7 @@ def build_dataset(
         provenance: JSON-able record of how the stamps are made. The skipped objects are appended to its
             `skipped`.
         label: for the progress line: "cutting stamps, shards".
-        processes: None: one a core; 1: this process does everything. Not with MPI, whose ranks are the
+        processes: None: one a core; 1: this process does everything. Not with ranks, which are the
             processes.
         parts: None: a process makes a whole unit. Otherwise it makes one part, which `make` then takes
             instead of a unit, and this process joins and writes them: few units keep many processes busy.
@@ -135,7 +137,7 @@ def build_dataset(
 
     Raises:
         BadInput: the folder cannot be used, it holds an unfinished dataset of other options or input, `make`
-            raises it, or there is no stamp at all. Under MPI it is raised on rank 0, and the other ranks end
+            raises it, or there is no stamp at all. With ranks it is raised on rank 0, and the other ranks end
             silently with status 2.
     """
     ranks = mpi_ranks()
@@ -163,7 +165,7 @@ def build_dataset(
         tasks = [(k, unit, fingerprints[k]) for k, unit in enumerate(units) if k not in kept]
         work = _BuildUnit(out, header, make, parts, options, first)
         done = dict(kept)
-        if ranks.comm is not None:
+        if ranks.connected:
             shown = label if ranks.size == 1 else f"{label} (rank 0 of {ranks.size})"
             made = ranks.map_tasks(work, tasks, lambda results, n: track(results, shown, total=n))
             done |= {task[0]: result for task, result in zip(tasks, made, strict=True)}
@@ -197,15 +199,13 @@ def _join(made: Sequence[UnitStamps]) -> UnitStamps:
     return UnitStamps(Stamps.concatenate(stamps) if stamps else None, skipped)
 
 
-def _processes(ranks: MPIRanks, processes: int | None) -> int:
+def _processes(ranks: Ranks, processes: int | None) -> int:
     if processes is None:
         return usable_cores()
     if processes < 1:
         raise ranks.refusal(f"processes {processes}: must be at least 1")
-    if ranks.comm is not None:
-        raise BadInput(
-            f"processes {processes}: under MPI every rank is one; leave it out, use `mpiexec -n N`"
-        )
+    if ranks.connected:
+        raise ranks.refusal(f"processes {processes}: every rank is one; leave it out, start as many ranks")
     return processes
 
 

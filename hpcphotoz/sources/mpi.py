@@ -1,120 +1,69 @@
-"""Runs tasks on the ranks of an MPI launcher."""
+"""Connects the ranks of an MPI launcher with mpi4py."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from hpcphotoz import world
 from hpcphotoz.errors import BadInput
+from hpcphotoz.ranks import Ranks, connected
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 _STOP = 1  # tag of the message "I failed: begin nothing more"
 
 
-@dataclass(frozen=True)
-class MPIRanks:
-    """The ranks of an MPI launcher, or one rank where there is no launcher."""
+class MPICommunicator:
+    """Ranks that an mpi4py communicator connects; see `ranks.Communicator`."""
 
-    rank: int = 0
-    size: int = 1
-    comm: Any = None  # mpi4py communicator; None: no MPI
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self.rank, self.size = int(comm.Get_rank()), int(comm.Get_size())
+        self._requests: list[Any] = []
 
-    def on_first_rank(self, work: Callable[[], T]) -> T:
-        """Runs `work` on rank 0 and returns its result on every rank.
+    def broadcast(self, value: Any) -> Any:
+        """Return the value of rank 0."""
+        return self._comm.bcast(value)
 
-        Raises:
-            BadInput: on rank 0, if `work` raises it; the other ranks then end silently with status 2.
-        """
-        if self.comm is None:
-            return work()
-        value: Any = None
-        error: Exception | None = None
-        if self.rank == 0:
-            try:
-                value = work()
-            except Exception as found:  # sent to the other ranks, then raised here
-                error = found
-        value, status = self.comm.bcast((value, _status(error)))
-        if error is not None:
-            raise error
-        if status:
-            raise SystemExit(status)
-        return value  # type: ignore[no-any-return]
+    def allgather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks."""
+        return list(self._comm.allgather(value))
 
-    def allgather(self, value: T) -> list[T]:
-        """Returns the values of all ranks, on every rank."""
-        return [value] if self.comm is None else list(self.comm.allgather(value))
-
-    def refusal(self, reason: str) -> BaseException:
-        """Returns the exception for an error that all ranks have found: all but rank 0 exit silently."""
-        return BadInput(reason) if self.rank == 0 else SystemExit(2)
-
-    def map_tasks(
-        self, work: Callable[[T], R], tasks: Sequence[T], tracked: Callable[[Iterator[R], int], Iterator[R]]
-    ) -> list[R]:
-        """Runs `work` on all tasks and returns the results in order, on every rank.
-
-        Task k runs on rank k modulo the number of ranks. A rank that fails sends a message to the others,
-        which finish the task at hand and begin no other. On rank 0, `tracked` wraps an iterator of this many
-        results and shows progress.
-
-        Raises:
-            BadInput: on rank 0, with the message of the first rank that failed; others end silently.
-        """
-        done: list[R] = []
-        error: Exception | None = None
-        mine = tasks[self.rank :: self.size]
-        try:
-            results = self._until_stopped(work, mine)
-            done += results if self.rank else tracked(results, len(mine))
-        except Exception as found:
-            error = found
+    def ask_to_stop(self) -> None:
+        """Send every other rank a message."""
         others = [rank for rank in range(self.size) if rank != self.rank]
-        requests = [self.comm.isend(None, rank, _STOP) for rank in others] if error else []
-        reports = self.comm.allgather((done, _status(error), str(error)))
-        failed = [rank for rank, (_, status, _) in enumerate(reports) if status]
-        for rank in failed:
+        self._requests = [self._comm.isend(None, rank, _STOP) for rank in others]
+
+    def stop_asked(self) -> bool:
+        """Whether such a message has come."""
+        return bool(self._comm.iprobe(tag=_STOP))
+
+    def end_stop(self, asked: Sequence[int]) -> None:
+        """Receive the messages of the ranks that have asked."""
+        for rank in asked:
             if rank != self.rank:
-                self.comm.recv(source=rank, tag=_STOP)
-        for request in requests:
+                self._comm.recv(source=rank, tag=_STOP)
+        for request in self._requests:
             request.wait()
-        if failed:
-            _, status, reason = reports[failed[0]]
-            if status == 2 and self.rank == 0:
-                raise BadInput(reason)
-            if status == 1 and self.rank == failed[0] and error is not None:
-                raise error
-            raise SystemExit(status)
-        return [reports[k % self.size][0][k // self.size] for k in range(len(tasks))]
-
-    def _until_stopped(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
-        for task in tasks:
-            if self.comm.iprobe(tag=_STOP):
-                return
-            yield work(task)
+        self._requests = []
 
 
-def _status(error: Exception | None) -> int:
-    """Returns the exit status: 0 for no error, 2 for one that the user can mend, 1 for any other."""
-    return 0 if error is None else 2 if isinstance(error, BadInput) else 1
-
-
-def mpi_ranks() -> MPIRanks:
-    """Returns the ranks of this process's launcher.
+def mpi_ranks() -> Ranks:
+    """Return the ranks that the command line has connected, or else those of this process's MPI launcher.
 
     Raises:
-        BadInput: no MPI connects the ranks, mpi4py is absent, or it does not see the launcher's ranks.
+        BadInput: nothing connects the ranks, mpi4py is absent, or it does not see the launcher's ranks.
     """
+    if connected:
+        return connected[-1]
     place = world.detect()
     if place.launcher not in world.MPI:
         if place.size > 1:
             raise BadInput(
-                f"{place.launcher} started {place.size} processes without MPI: each would write the whole "
-                "dataset; start them with `mpiexec -n N` or `srun --mpi=pmi2`"
+                f"{place.launcher} started {place.size} processes that nothing connects: each would write "
+                "the whole dataset; start `hpcphotoz` itself, or use `mpiexec -n N` or `srun --mpi=pmi2`"
             )
-        return MPIRanks()
+        return Ranks()
     try:
         from mpi4py import MPI
     except ImportError as error:
@@ -125,7 +74,22 @@ def mpi_ranks() -> MPIRanks:
             f"{place.launcher} started {place.size} ranks, mpi4py sees {comm.Get_size()}: use the mpiexec of "
             "the MPI that mpi4py was built for"
         )
-    return MPIRanks(comm.Get_rank(), comm.Get_size(), comm)
+    return Ranks(MPICommunicator(comm))
+
+
+def gather_once(value: T) -> list[T]:
+    """Returns the values of all ranks, on every rank, and leaves MPI unless the program has it in use.
+
+    While MPI is in use, mpiexec takes a rank that ends for a failure, and kills the others.
+
+    Raises:
+        BadInput: as `mpi_ranks`.
+    """
+    in_use = bool(connected) or "mpi4py.MPI" in sys.modules
+    values: list[T] = mpi_ranks().allgather(value)
+    if not in_use:
+        sys.modules["mpi4py.MPI"].Finalize()
+    return values
 
 
 def refuse_ranks(reason: str) -> None:

@@ -34,13 +34,15 @@ class RankLoader:
     world: World  # the ranks that divide a global batch, and this rank's place among them
     device: torch.device  # where batches are copied
     timers: Timers
+    staged: Datasets | None = None  # copies of `data` on this node's disk, which are read instead
 
     def __post_init__(self) -> None:
         run, options = self.config.run, self.config.data
         how: dict[str, Any] = {"global_batch": run.global_batch, "seed": run.seed, "world": self.world}
         how["pinned"] = self.device.type == "cuda"
-        self.train = open_training_stream(self.data, options, **how)
-        self.validation = open_validation_stream(self.data, options, **how) if options.validation else None
+        read = self.staged or self.data
+        self.train = open_training_stream(read, options, **how)
+        self.validation = open_validation_stream(read, options, **how) if options.validation else None
         self.waited_s = 0.0  # seconds of waiting for data since the start
 
     def for_world(self, world: World) -> "RankLoader":

@@ -44,6 +44,7 @@ from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.saving.failed_write import explained
 from hpcphotoz.training.saving.start_facts import facts_of_start
+from hpcphotoz.training.staging.staged_loader import staged_loader
 from hpcphotoz.world import World, detect
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def train(
     device: str = "auto",
     command: Sequence[str] | None = None,
     start_from: Path | None = None,
+    stage: str | None = None,
 ) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
@@ -71,6 +73,8 @@ def train(
         device: "cuda", "cpu", or "auto": a GPU where there is one.
         command: the words that started this run, for its provenance; those of this process by default.
         start_from: run folder, checkpoint or *.safetensors whose weights a new run begins with; None: random.
+        stage: an existing folder on a disk of every node, to which the datasets are copied first; "": $TMPDIR
+            or the like; None: they are read where they are.
 
     Raises:
         BadInput: unusable data, a run folder that holds another run, weights that do not suit the options, or
@@ -81,7 +85,7 @@ def train(
     world, datasets = detect(), Datasets.of(data)
     stop = StopRequest(config.run.wall_minutes, out / STOP_FILE if world.is_first else None)
     limits = WaitLimits(config.run.start_timeout_s, config.run.timeout_s)
-    options = options_of_all_ranks(config, datasets, out, device, start_from)
+    options = options_of_all_ranks(config, datasets, out, device, start_from, stage)
     with (
         ExitStack() as stack,
         deterministic(config.compute.deterministic),
@@ -101,6 +105,12 @@ def train(
                 trainer = _Trainer(config, datasets, out, world, chosen, start_from)
                 lock = stack.enter_context(run_folder.prepare(out, world))
             monitor = stack.enter_context(monitoring(out, world, trainer.components.timers, limits))
+            if stage is not None:
+                staged = stack.enter_context(staged_loader(trainer.loader, stage, stop))
+                if staged is None:
+                    leave_together(out, world, stop, Outcome.STOPPED.value, 0)
+                    return Outcome.STOPPED
+                trainer.loader = staged
             trainer.count()  # refuses unusable labels, before the trial of precisions
             stack.enter_context(cudnn_benchmark(chosen, on=not config.compute.deterministic))
             config = trainer.choose_compute()
@@ -141,8 +151,8 @@ class _Trainer:
         self._start_from = start_from
         self._begun_precision = run_folder.precision_of(out)
         timers = Timers(device)
-        self._loader = RankLoader(data, out, config, world, device, timers)
-        manifest = self._loader.train.manifest
+        self.loader = RankLoader(data, out, config, world, device, timers)
+        manifest = self.loader.train.manifest
         # In float32 until `choose_compute`; the form of the network does not depend on the precision.
         compute = config.compute.model_copy(update={"precision": "fp32"})
         stamp, sky_sigma = manifest.header.stamp, manifest.statistics.sky_sigma
@@ -155,7 +165,7 @@ class _Trainer:
 
     def choose_compute(self) -> Config:
         """Choose precision, compiler and graphs for the device and report them; returns the configuration."""
-        config, manifest, device = self._config, self._loader.train.manifest, self.components.device
+        config, manifest, device = self._config, self.loader.train.manifest, self.components.device
         run, header = config.run, manifest.header
         of_batch = rank_slice(run.global_batch, self._world.rank, self._world.size)
         n = max(of_batch.stop - of_batch.start, 1)
@@ -180,18 +190,18 @@ class _Trainer:
         name = f"model.name {self._config.model.name}: its source file"
         own = source.sha256 if source else ""
         group.same_on_all_ranks(name, own, "copy it to all hosts", self._world)
-        self._loader.count()
-        self._total_steps = self._config.run.epochs * self._loader.train.batches
+        self.loader.count()
+        self._total_steps = self._config.run.epochs * self.loader.train.batches
         self._last_step = min(self._total_steps, self._config.run.max_steps or self._total_steps)
         if self._world.is_first:
-            texts = implausible_options(self._config, self._loader.train.rows, self._total_steps)
-            for part in self._loader.train.parts:
+            texts = implausible_options(self._config, self.loader.train.rows, self._total_steps)
+            for part in self.loader.train.parts:
                 where = f"{part.folder}: " if self._data.several else ""
                 texts += [where + text for text in uneven_split(self._config, part.census.split)]
             for text in texts:
                 say(f"hpcphotoz: warning: {text}", sys.stderr)
             if self._data.several:
-                say(f"{self._out}: {self._loader.shares_text()}")
+                say(f"{self._out}: {self.loader.shares_text()}")
 
     def resume(self, command: Sequence[str], monitor: RankMonitor) -> TrainingLoop:
         """Load the newest checkpoint, the same on every rank, and record this start with its command."""
@@ -200,10 +210,10 @@ class _Trainer:
             if self._world.is_first:
                 newest = checkpoint.resumed(self._out)
         found = group.gather_texts(str(newest[0]) if newest else "", self._world)[0]
-        manifest, census = self._loader.train.manifest, self._loader.train.census
+        manifest, census = self.loader.train.manifest, self.loader.train.census
         saved: checkpoint.State | None = None
         origin: Origin | None = None
-        step, batches, own_scale = 0, self._loader.train.batches, self.components.scale
+        step, batches, own_scale = 0, self.loader.train.batches, self.components.scale
         with group.failing_together(self._world):
             if found:
                 saved = newest[1] if newest else checkpoint.load(Path(found))
@@ -237,12 +247,12 @@ class _Trainer:
                 say(f"{self._out}: {text}")
         with group.failing_together(self._world), explained(self._out):
             if self._world.is_first:
-                given = self._config, self._data, self._loader, self.components
+                given = self._config, self._data, self.loader, self.components
                 facts = facts_of_start(self._out, *given, step, command)
                 known = {"last_step": self._last_step, "rounding": rounding}
                 record_start(self._out, self._world, {**facts, **known})
                 warn_of_changes(self._out)
-        parts = self.components, self._loader, self._metrics
+        parts = self.components, self.loader, self._metrics
         laid_over = self.components.laid_over * batches
         steps = step, self._last_step, self._total_steps, laid_over
         return TrainingLoop(self._out, self._world, *parts, *steps, monitor)

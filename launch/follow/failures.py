@@ -15,6 +15,7 @@ _MOST_RECORDS = 16  # that are read to find the first failure
 _RECORD = re.compile(r"(\d+)-rank-(\d+)\.json")
 _LOG = re.compile(r"(.+)_(\d+)_log\.out")
 _TRACEBACK = "Traceback (most recent call last):"
+_START = re.compile(r"^hpcphotoz: start (\d+) on .*$", re.MULTILINE)  # of the batch script, in rank 0's log
 _BEGIN = re.compile(r"^rank \d+ of \d+ on .*, restart (\d+)$", re.MULTILINE)
 # The first such line names the first rank that ended.
 _SRUN = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)$", re.MULTILINE)
@@ -127,8 +128,8 @@ def read_tail(path: Path, size: int = TAIL) -> str:
 
 def last_start(log: str) -> str:
     """What a rank's log holds of its last start."""
-    begins = [match.start() for match in _BEGIN.finditer(log)]
-    return log[begins[-1] :] if begins else log
+    begins = list(_START.finditer(log)) or list(_BEGIN.finditer(log))
+    return log[begins[-1].start() :] if begins else log
 
 
 def traceback_in(log: str) -> str | None:
@@ -158,7 +159,7 @@ def _of_log(path: Path, rank: int, host: str | None) -> Failure | None:
     if not found:
         return None
     error = next((line for line in reversed(found.rstrip().splitlines()) if line.strip()), "")
-    restart = _BEGIN.match(text)
+    restart = _BEGIN.search(text)
     return Failure(
         rank,
         host,

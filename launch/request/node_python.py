@@ -26,13 +26,11 @@ class NodePython:
         setup: shell lines before srun.
         srun: further options of srun.
         command: the words after srun that start Python, quoted for the shell.
-        batch: the words that start it in the batch script itself, outside of srun.
     """
 
     setup: tuple[str, ...]
     srun: tuple[str, ...]
     command: str
-    batch: str
 
 
 def node_python(plan: LaunchPlan, code: Path, folders: Sequence[Path]) -> NodePython:
@@ -51,17 +49,16 @@ def node_python(plan: LaunchPlan, code: Path, folders: Sequence[Path]) -> NodePy
         python = shlex.quote(_absolute(plan.python or "python3"))
         inside = f"{_IGNORING_USR2} {python}"
         if plan.container_runtime == "pyxis":
-            # Only srun starts a container of Pyxis; the batch script has the Python that submits.
-            return NodePython(setup, _pyxis(plan, code, folders), inside, shlex.quote(sys.executable))
+            return NodePython(setup, _pyxis(plan, code, folders), inside)
         if plan.gpus:
             setup = (*setup, _GPUS_OF_APPTAINER)
         # Apptainer gives USR2 its default action again: it is ignored inside, too.
         outside = _apptainer(plan, code, folders)
-        return NodePython(setup, (), f"{_IGNORING_USR2} {outside} {inside}", f"{outside} {python}")
+        return NodePython(setup, (), f"{_IGNORING_USR2} {outside} {inside}")
     if plan.conda:
         setup = (*setup, *_conda(plan.conda))
     python = shlex.quote(_absolute(plan.python or ("python" if plan.conda else sys.executable)))
-    return NodePython(setup, (), f"{_IGNORING_USR2} {python}", python)
+    return NodePython(setup, (), f"{_IGNORING_USR2} {python}")
 
 
 def _export(variable: tuple[str, str]) -> str:

@@ -26,10 +26,12 @@ def batch_lines(python: str, srun: Sequence[str], launch: Path) -> list[str]:
         "status=$?",
         f"if [ $status -ne 0 ] && [ $status -ne {os.EX_TEMPFAIL} ]; then",
         "  trap '' TERM",
-        "  if exclude=$({ scontrol show job --oneliner $SLURM_JOB_ID; "
+        # Slurm takes the number of an array's last task for the whole array.
+        "  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
+        "  if exclude=$({ scontrol show job --oneliner $job; "
         f"scontrol show partition --oneliner $SLURM_JOB_PARTITION; }} | {decide}); then",
-        "    scontrol requeue $SLURM_JOB_ID &&",
-        '      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude',
+        "    scontrol requeue $job &&",
+        '      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude',
         "  fi",
         "fi",
         "exit $status",

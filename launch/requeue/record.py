@@ -63,6 +63,7 @@ class RequeueRecord:
 
     def write(self, path: Path) -> None:
         """Replace the file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)  # a run of a sweep has no launch folder of its own
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     def find(self, restart: int) -> Requeue | None:

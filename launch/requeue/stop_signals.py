@@ -13,16 +13,29 @@ from hpcphotoz.output import say
 STRAGGLING_SIGNAL_S = 10.0
 
 
-def asks_for_requeue(seen: set[int]) -> bool:
+def own_job_id() -> str:
+    """The id of the job this process runs in; of a task of an array, `<array>_<index>`.
+
+    Slurm takes the number of an array's last task for the whole array.
+    """
+    array, index = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{index}" if array and index else os.environ["SLURM_JOB_ID"]
+
+
+def asks_for_requeue(seen: set[int], at_time_limit: bool = True) -> bool:
     """Whether the job restarts after this stop.
 
     SIGUSR2 (time limit, preemption) asks for a restart. SIGTERM means a preemption on clusters that do not
     send the user's signal, and otherwise a cancellation, like SIGINT: Slurm is asked which it is. After
     SIGUSR1, a file STOP or the end of the wall-time budget alone the job stays away.
+
+    Args:
+        seen: signals that have arrived.
+        at_time_limit: whether it restarts after SIGUSR2 without a preemption.
     """
     if "SLURM_JOB_ID" not in os.environ:
         return signal.SIGUSR2 in seen and not seen & {signal.SIGTERM, signal.SIGINT}
-    command = ["scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"]]
+    command = ["scontrol", "show", "job", "--oneliner", own_job_id()]
     try:
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -32,7 +45,7 @@ def asks_for_requeue(seen: set[int]) -> bool:
     if facts.get("JobState") in ("CANCELLED", "COMPLETING") and facts.get("Reason") != "TimeLimit":
         return False  # cancelled, or requeued already; both are COMPLETING while a task is alive
     preempted = facts.get("PreemptTime", "None") != "None"
-    return signal.SIGUSR2 in seen or (signal.SIGTERM in seen and preempted)
+    return (signal.SIGUSR2 in seen and (at_time_limit or preempted)) or (signal.SIGTERM in seen and preempted)
 
 
 class SignalRecorder:

@@ -205,7 +205,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert "usage: hpcphotoz" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["attack", "evaluate", "predict", "inspect", "index", "launch"])
+@pytest.mark.parametrize("command", ["attack", "inspect", "index", "launch"])
 def test_a_command_for_one_process_is_refused_on_several_ranks(
     run: Path,
     dataset: Path,

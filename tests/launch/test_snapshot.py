@@ -14,7 +14,14 @@ from hpcphotoz.launch import snapshot
 def test_snapshot_is_a_copy_of_the_whole_package(tmp_path: Path) -> None:
     code = snapshot.take(tmp_path)
     assert code == snapshot.folder(tmp_path) == snapshot.take(tmp_path)
-    for name in ("__main__.py", "launch/job.py", "kernels/reference.py", "recipes/standard.toml", "py.typed"):
+    for name in (
+        "__main__.py",
+        "launch/job.py",
+        "launch/profiles/cpu.toml",
+        "kernels/reference.py",
+        "recipes/standard.toml",
+        "py.typed",
+    ):
         assert (code / "hpcphotoz" / name).is_file()
     assert not [path for path in code.rglob("*") if path.is_symlink() or path.name == "__pycache__"]
     assert list(tmp_path.iterdir()) == [code]

@@ -226,10 +226,10 @@ def test_one_units_stamps_are_in_memory(tmp_path: Path) -> None:
     assert len(made) == 3
 
 
-def test_ranks_that_no_mpi_connects_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_nothing_connects_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(BadInput, match="slurm started 4 processes without MPI"):
+    with pytest.raises(BadInput, match="slurm started 4 processes that nothing connects"):
         mpi_ranks()
 
 

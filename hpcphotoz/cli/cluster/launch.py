@@ -1,14 +1,14 @@
 """The commands `launch local` and `launch slurm`."""
 
 import argparse
-import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcphotoz.cli.cluster import slurm_options
+from hpcphotoz.cli.cluster import doctor, job_series, slurm_options
 from hpcphotoz.cli.parser import Commands, Parser, command
-from hpcphotoz.cli.training import configuration, datasets, parse_train
+from hpcphotoz.cli.training import configuration, datasets, parse_train, stage
 from hpcphotoz.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def local(options: argparse.Namespace) -> int:
     from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.local import run_local
 
+    if options.sweep:
+        return job_series.sweep_locally(options, _plan(options), _job)
     job = _job(options)
     register_run(Path(job.out))
     return run_local(_plan(options), job)
@@ -50,28 +52,33 @@ def slurm(options: argparse.Namespace) -> int:
     from hpcphotoz.launch import slurm
     from hpcphotoz.launch.follow.runs import register_run
 
+    plan, dependency = _plan(options), job_series.dependency(options)
+    if options.sweep:
+        return job_series.sweep(options, plan, _job, dependency)
     job = _job(options)
-    plan = _plan(options)
+    if options.chain is not None:
+        return job_series.chain(options, plan, job, dependency)
     if options.dry_run:
-        print(slurm.dry_run(plan, job), end="")
+        print(slurm.dry_run(plan, job, dependency), end="")
         return 0
-    submitted = slurm.submit(plan, job, lambda text: print(f"hpcphotoz: warning: {text}", file=sys.stderr))
+    submitted = slurm.submit(plan, job, job_series.warn, dependency)
     register_run(Path(job.out))
     print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
     return 0
 
 
-def _job(options: argparse.Namespace) -> "TrainJob":
-    """The run after `--`."""
+def _job(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> "TrainJob":
+    """The run after `--`, with the values of swept options."""
     from hpcphotoz.launch.job import TrainJob
 
     if not options.after or options.after[0] != "train":
         raise BadInput(_RUN_AFTER)
     words = parse_train(options.after)
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
+    how["stage"] = stage(words)
     if words.start_from:
         how["start_from"] = str(words.start_from.absolute())
-    return TrainJob.of(configuration(words), datasets(words), words.out, **how)
+    return TrainJob.of(configuration(words, swept), datasets(words), words.out, **how)
 
 
 def _plan(options: argparse.Namespace) -> "LaunchPlan":
@@ -87,7 +94,7 @@ def _plan(options: argparse.Namespace) -> "LaunchPlan":
 def add(commands: Commands) -> None:
     """Add the parsers of `launch local` and `launch slurm`."""
     p = commands.add_parser("launch", help="run `train` on a cluster or on this machine", allow_abbrev=False)
-    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm")
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm|doctor")
 
     here = command(kinds, "local", local)
     here.usage = f"%(prog)s {_THEN}"
@@ -97,6 +104,8 @@ def add(commands: Commands) -> None:
     cluster.usage = f"%(prog)s {_THEN}"
     _add_ranks(cluster, "GPUs per node, e.g. 4 or h100:4 (default 0: none)")
     slurm_options.add(cluster)
+    job_series.add(cluster)
+    doctor.add(kinds)
 
     for name in cluster.options():
         p.refused.setdefault(name, f"give it after the kind of launch: launch slurm {name} ...")
@@ -109,3 +118,4 @@ def _add_ranks(p: Parser, gpus: str) -> None:
     p.add_argument("--tasks-per-node", type=int, help="ranks per node (default: one per GPU, or one)")
     p.add_argument("--gpus-per-node", metavar="[TYPE:]N", help=gpus)
     p.add_argument("--cpus-per-task", type=int, help="CPUs per rank (default 2)")
+    job_series.add_sweep(p)

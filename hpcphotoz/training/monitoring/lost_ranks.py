@@ -16,16 +16,13 @@ from torch import distributed as dist
 from hpcphotoz.config import Config
 from hpcphotoz.errors import first_line
 from hpcphotoz.output import say
+from hpcphotoz.ranks import RankLost as RankLost
 from hpcphotoz.training.distributed.presence import Presence
 from hpcphotoz.training.monitoring.beats import BeatThread, LastWords
 from hpcphotoz.training.run.timers import SAVING, VALIDATION, Timers
 from hpcphotoz.world import World
 
 _log = logging.getLogger(__name__)
-
-
-class RankLost(Exception):
-    """Another rank died or does not answer."""
 
 
 class WaitLimits:
@@ -65,6 +62,10 @@ class WaitLimits:
     def lengthen(self) -> None:
         """Wait long from now on, for a save, a validation, or the end."""
         self._set(True)
+
+    def end_start(self) -> None:
+        """The start is over: wait as usual from now on."""
+        self._set(False)
 
     def begin_step(self, pauses: bool = False) -> None:
         """A step begins: wait long in the first, after a pause, and where `pauses` says that others pause."""

@@ -1,7 +1,6 @@
 """The Python that runs on the nodes, as a shell reads its start."""
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +22,7 @@ ASK = (
 
 def run(python: NodePython, *words: str) -> list[str]:
     """Run the lines before srun and the start of Python as the batch script does; the lines printed."""
-    return shell(python, " ".join([python.command, *words]))
-
-
-def shell(python: NodePython, line: str) -> list[str]:
-    """Run a line of the batch script after the set-up; the lines printed."""
+    line = " ".join([python.command, *words])
     done = subprocess.run(
         ["bash", "-c", "\n".join([*python.setup, line])], capture_output=True, text=True, timeout=60
     )
@@ -61,7 +56,6 @@ def test_a_conda_environment_is_activated(install: Install, monkeypatch: pytest.
     install("python", 'echo "python $*"')
     python = node_python(LaunchPlan(conda="/envs/photo z"), CODE, FOLDERS)
     assert run(python, "-u") == ["conda activate /envs/photo z", "python -u"]
-    assert shell(python, f"{python.batch} -m a") == ["conda activate /envs/photo z", "python -m a"]
 
 
 def test_a_missing_conda_environment_ends_the_job(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +88,6 @@ def test_apptainer_binds_the_folders_and_ignores_usr2_inside(
         f"{tmp_path}/torch 2.sif",
     ]
     assert lines[-1].startswith("1 ")
-    python = node_python(plan, CODE, FOLDERS)
-    assert shell(python, f"{python.batch} -c 'print(5)'")[-1] == "5"
 
 
 def test_pyxis_mounts_the_folders() -> None:
@@ -107,7 +99,6 @@ def test_pyxis_mounts_the_folders() -> None:
         f"--container-workdir={CODE}",
     )
     assert python.command.endswith(" python3")
-    assert python.batch == shlex.quote(sys.executable), "only srun starts such a container"
     local = LaunchPlan(container="./torch.sqsh", container_runtime="pyxis")
     assert node_python(local, CODE, ()).srun[0] == f"--container-image={os.path.abspath('torch.sqsh')}"
 

@@ -31,9 +31,10 @@ srun --unbuffered --output '/scratch/a run/launch/%j_%t_log.out' --kill-on-bad-e
 status=$?
 if [ $status -ne 0 ] && [ $status -ne 75 ]; then
   trap '' TERM
-  if exclude=$({ scontrol show job --oneliner $SLURM_JOB_ID; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
-    scontrol requeue $SLURM_JOB_ID &&
-      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}
+  if exclude=$({ scontrol show job --oneliner $job; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
+    scontrol requeue $job &&
+      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
   fi
 fi
 exit $status

@@ -1,5 +1,5 @@
 #!/bin/bash
-# profile jean-zay; unverified: never run there by the authors; the account: give --account PROJECT@v100; --gpus-per-node: IDRIS's examples write --gres=gpu:4; Python: IDRIS has modules pytorch-gpu; this profile loads none: --setup 'module load pytorch-gpu/...' --python python; A100 and H100 nodes
+# profile jean-zay; unverified: never run there by the authors; the account: give --account; users' scripts write PROJECT@v100; --gpus-per-node: IDRIS's examples write --gres=gpu:4; Python: IDRIS has modules pytorch-gpu; this profile loads none: --setup 'module load pytorch-gpu/...' --python python; A100 and H100 nodes: users' scripts write --constraint a100 or h100, and PROJECT@a100 or PROJECT@h100
 
 # Parameters
 #SBATCH --account=cosmo
@@ -28,9 +28,10 @@ srun --unbuffered --output '/scratch/a run/launch/%j_%t_log.out' --kill-on-bad-e
 status=$?
 if [ $status -ne 0 ] && [ $status -ne 75 ]; then
   trap '' TERM
-  if exclude=$({ scontrol show job --oneliner $SLURM_JOB_ID; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
-    scontrol requeue $SLURM_JOB_ID &&
-      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}
+  if exclude=$({ scontrol show job --oneliner $job; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
+    scontrol requeue $job &&
+      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
   fi
 fi
 exit $status

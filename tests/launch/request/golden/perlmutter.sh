@@ -1,5 +1,5 @@
 #!/bin/bash
-# profile perlmutter; unverified: never run there by the authors; the account: give --account; whether GPU jobs need the project's name with _g was not read; NCCL's plug-in for Slingshot: NERSC's module nccl, or a container, may be needed for full speed; the order of CPUs and GPUs: NERSC's tutorial reverses CUDA_VISIBLE_DEVICES, this profile does not
+# profile perlmutter; unverified: never run there by the authors; the account: give --account; whether GPU jobs need the project's name with _g was not read; NCCL over Slingshot: NERSC's tutorial adds Shifter's module nccl to its container, this profile nothing; the order of CPUs and GPUs: NERSC's tutorial reverses CUDA_VISIBLE_DEVICES, this profile does not
 
 # Parameters
 #SBATCH --account=cosmo
@@ -32,9 +32,10 @@ srun --unbuffered --output '/scratch/a run/launch/%j_%t_log.out' --kill-on-bad-e
 status=$?
 if [ $status -ne 0 ] && [ $status -ne 75 ]; then
   trap '' TERM
-  if exclude=$({ scontrol show job --oneliner $SLURM_JOB_ID; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
-    scontrol requeue $SLURM_JOB_ID &&
-      [ -n "$exclude" ] && scontrol update JobId=$SLURM_JOB_ID ExcNodeList=$exclude
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}
+  if exclude=$({ scontrol show job --oneliner $job; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
+    scontrol requeue $job &&
+      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
   fi
 fi
 exit $status

@@ -1,0 +1,122 @@
+"""Commands on real ranks of gloo: the same output as one process, one line for a failure, nothing left."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from hpcphotoz.__main__ import main
+from tests.helpers import ranks
+from tests.helpers.builds import content
+from tests.helpers.datasets import make_dataset
+
+SMALL = ["--attacks", "fgsm", "pgd", "--eps", "0.1", "--steps", "2", "--device", "cpu", "--precision", "fp32"]
+
+
+def predict(run: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return ["predict", str(run), "--data", str(data), "--out", str(out), "--device", "cpu", *more]
+
+
+def evaluate(run: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return ["evaluate", str(run), "--data", str(data), "--out", str(out), *SMALL, *more]
+
+
+@pytest.mark.parametrize(
+    ("size", "more"), [(2, []), pytest.param(3, ["--where", "z_spec > 0.1"], marks=pytest.mark.slow)]
+)
+def test_ranks_predict_the_bytes_of_one_process(
+    run: Path, dataset: Path, tmp_path: Path, size: int, more: list[str]
+) -> None:
+    assert main(predict(run, dataset, tmp_path / "one.hdf5", *more)) == 0
+    ended = ranks.run(size, predict(run, dataset, tmp_path / "all.hdf5", *more))
+    assert [status for status, _, _ in ended] == [0] * size, ended
+    assert (tmp_path / "all.hdf5").read_bytes() == (tmp_path / "one.hdf5").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.hdf5", "one.hdf5"]
+    assert ended[0][1].startswith(f"{tmp_path}/all.hdf5: ") and not any(said for _, said, _ in ended[1:])
+
+
+@pytest.mark.slow
+def test_more_ranks_than_batches(run: Path, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "few", n=5, shard_rows=4)
+    assert main(predict(run, data, tmp_path / "one.hdf5")) == 0
+    ended = ranks.run(4, predict(run, data, tmp_path / "all.hdf5"))
+    assert [status for status, _, _ in ended] == [0] * 4, ended
+    assert (tmp_path / "all.hdf5").read_bytes() == (tmp_path / "one.hdf5").read_bytes()
+    assert main(evaluate(run, data, tmp_path / "one")) == 0
+    ended = ranks.run(3, evaluate(run, data, tmp_path / "all"))
+    assert [status for status, _, _ in ended] == [0] * 3, ended
+    assert (tmp_path / "all/summary.json").read_text() == (tmp_path / "one/summary.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "more"), [(2, ["--minimal-eps", "0.5"]), (3, ["--limit", "40"])])
+def test_ranks_evaluate_as_one_process(
+    run: Path, dataset: Path, tmp_path: Path, size: int, more: list[str]
+) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    runs = [str(run), str(other)]
+    words = evaluate(run, dataset, tmp_path / "one", *more)
+    words[1:2] = runs
+    assert main(words) == 0
+    words[words.index(str(tmp_path / "one"))] = str(tmp_path / "all")
+    ended = ranks.run(size, [*words, "--json"])
+    assert [status for status, _, _ in ended] == [0] * size, ended
+    one, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "all"))
+    assert found == one == json.loads(ended[0][1])
+    assert (tmp_path / "all/report.html").read_text() == (tmp_path / "one/report.html").read_text()
+    assert not any(said for _, said, _ in ended[1:])
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_ends_all_ranks_with_one_line_and_leaves_nothing(
+    run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(dataset, tmp_path / "data")
+    last = sorted(data.glob("shard-*.hdf5"))[-1]
+    last.write_bytes(last.read_bytes()[:-4096] + bytes(4096))  # read by the last rank alone
+    (tmp_path / "out").mkdir()
+    for words in (
+        predict(run, data, tmp_path / "out" / "pz.hdf5"),
+        evaluate(run, data, tmp_path / "out" / "report"),
+    ):
+        ended = ranks.run(2, words)
+        assert [status for status, _, _ in ended] == [2, 2], ended
+        errors = [line for _, _, error in ended for line in error.splitlines() if "error: " in line]
+        assert len(errors) == 1 and last.name in errors[0], ended
+        assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others(run: Path, dataset: Path, tmp_path: Path) -> None:
+    """Rank 1 is killed while rank 0 waits for it."""
+    (tmp_path / "out").mkdir()
+    started = ranks.start(2, predict(run, dataset, tmp_path / "out" / "pz.hdf5", "--tta"))
+    ranks.wait_until(lambda: bool(list((tmp_path / "out").glob("*.tmp/rank-1*"))), started)
+    started[1].send_signal(signal.SIGKILL)
+    ended = ranks.finish(started)
+    assert ended[0][0] == 1 and "rank 1 on" in ended[0][2] and "Traceback" not in ended[0][2], ended
+    assert not list((tmp_path / "out").glob("pz.hdf5*"))
+
+
+@pytest.mark.slow
+def test_ranks_with_other_options_are_refused(run: Path, dataset: Path, tmp_path: Path) -> None:
+    words = predict(run, dataset, tmp_path / "pz.hdf5")
+    shared = {"MASTER_PORT": str(ranks.free_port())}
+    own = [{**shared, "WORLD_SIZE": "2", "RANK": str(rank)} for rank in range(2)]
+    started = [*ranks.start(1, words, own[:1]), *ranks.start(1, [*words, "--tta"], own[1:])]
+    ended = ranks.finish(started)
+    assert [status for status, _, _ in ended] == [2, 2] and "--tta" in ended[0][2], ended
+    assert not (tmp_path / "pz.hdf5").exists()
+
+
+def test_ranks_without_mpi_simulate_the_shards_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("galsim")
+    words = ["simulate", str(tmp_path / "one"), "--n", "7", "--shard-rows", "3"]
+    assert main([*words, "--processes", "1"]) == 0
+    words[1] = str(tmp_path / "all")
+    ended = ranks.run(2, words)
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert "7 galaxies in 3 shards" in ended[0][1] and not ended[1][1]
+    assert content(tmp_path / "all") == content(tmp_path / "one")
