@@ -78,6 +78,11 @@ class TrainJob:
         return cls(to_toml(config), Datasets.of(data).absolute().given, str(out.absolute()), **options)
 
     @property
+    def kind(self) -> str:
+        """The command: "train"."""
+        return "train"
+
+    @property
     def parsed(self) -> Config:
         """The configuration."""
         return parse(tomllib.loads(self.config), "configuration")

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.launch.command_job import CommandJob
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.requeue.failures import (
     BAD_INPUT,
@@ -143,7 +144,7 @@ def main(launch: Path, status: int, scontrol: str) -> int:
     job_id = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
     with open(launch / f"{job_id}_submitted.pkl", "rb") as file:
         job = pickle.load(file).function
-    if not isinstance(job, TrainJob) or status == _BAD_INPUT_STATUS:
+    if not isinstance(job, TrainJob | CommandJob) or status == _BAD_INPUT_STATUS:
         return 1
     facts: dict[str, str] = {}
     for word in scontrol.split():

@@ -65,6 +65,22 @@ def test_records_of_an_earlier_start_do_not_count(tmp_path: Path) -> None:
     assert found and found.rank == 4
 
 
+def test_a_rank_that_was_killed_is_the_first_though_only_those_that_miss_it_have_records(
+    tmp_path: Path,
+) -> None:
+    launch = tmp_path / "launch"
+    for rank in (0, 1, 3):
+        record(tmp_path, 0, rank, 2000.0 + rank, "rank 2 is lost", kind="RankLost")
+        log(launch, rank, LOST.format(rank), 2000.0)
+    log(launch, 0, "srun: error: n2: task 2: Killed\n" + LOST.format(0), 2000.0)
+    log(launch, 2, "step 7\n", 1999.0)
+    found = first_failure(tmp_path, launch, "12")
+    assert found and (found.rank, found.host, found.error) == (2, "n2", "Killed")
+    log(launch, 0, LOST.format(0), 2000.0)  # without srun
+    found = first_failure(tmp_path, launch, "12")
+    assert found and found.missed and found.rank == 0
+
+
 def test_without_records_srun_names_the_rank_in_the_log_of_rank_0(tmp_path: Path) -> None:
     launch = tmp_path / "launch"
     told = "srun: error: n87: task 700: Exited with exit code 1\nsrun: error: n1: tasks 8-15: Killed\n"
