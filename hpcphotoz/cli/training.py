@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.parser import Commands, Parser, add_device, command, condition, path
+from hpcphotoz.cli.runs.summary import print_lines
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
@@ -27,6 +28,8 @@ def train(options: argparse.Namespace) -> int:
     from hpcphotoz.training.trainer import train
 
     settings = configuration(options)
+    if options.rehearse:
+        return _rehearse(settings, options)
     try:
         where = datasets(options), options.out, options.profile, options.device
         if detect().is_first:
@@ -37,6 +40,22 @@ def train(options: argparse.Namespace) -> int:
         return 1
     ignore_stops()
     return os.EX_TEMPFAIL if outcome is Outcome.STOPPED and not under_torchrun() else 0
+
+
+def _rehearse(settings: Config, options: argparse.Namespace) -> int:
+    """Rehearse the run; status 1: something does not fit or agree."""
+    from hpcphotoz.training.rehearsal.problems import problems
+    from hpcphotoz.training.rehearsal.ranks import RehearsedRanks
+    from hpcphotoz.training.rehearsal.rehearse import rehearse
+    from hpcphotoz.training.rehearsal.report import report_lines
+
+    ranks = RehearsedRanks.parse(options.rehearse)
+    for name, given in (("--profile", options.profile), ("--stage", options.stage is not None)):
+        if given:
+            raise BadInput(f"{name}: a rehearsal writes nothing: leave out {name} or --rehearse")
+    found = rehearse(settings, datasets(options), options.out, ranks, options.device, options.start_from)
+    print_lines(report_lines(found))
+    return 1 if problems(found) else 0
 
 
 def show_config(options: argparse.Namespace) -> int:
@@ -76,12 +95,16 @@ def stage(options: argparse.Namespace) -> str | None:
 
 
 def parse_train(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line whose first word is `train`; raises BadInput as `Parser`."""
+    """The options of a launched command line whose first word is `train`; raises BadInput as `Parser`."""
     parser = Parser(prog="hpcphotoz", allow_abbrev=False)
     add_train(parser.add_subparsers(dest="command", required=True))
     parser.refuse_unknown(words)
     options, rest = parser.parse_known_args(list(words))
     options.rest = rest
+    if options.rehearse:
+        raise BadInput(
+            "--rehearse: takes one process: start `hpcphotoz train ... --rehearse N` without launch"
+        )
     return options
 
 
@@ -127,6 +150,11 @@ def add_train(commands: Commands) -> None:
     p.add_argument("--stage", type=path, nargs="?", const=False, metavar="FOLDER", help=copies)
     profile = "write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt"
     p.add_argument("--profile", action="store_true", help=profile)
+    rehearsal = (
+        "train nothing and write nothing: plan what N ranks would do, take two steps as rank R (0 by "
+        "default) and report what does not fit; in one process"
+    )
+    p.add_argument("--rehearse", metavar="N[:R]", help=rehearsal)
     add_device(p)
     _add_sections(p)
 

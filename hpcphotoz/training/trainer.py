@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -102,7 +103,7 @@ def train(
                 if config.overlap.mode == "ranks":
                     refuse_one_rank(world.size)
                 run_folder.refuse_busy(out, world)
-                trainer = _Trainer(config, datasets, out, world, chosen, start_from)
+                trainer = RunPreparation(config, datasets, out, world, chosen, start_from)
                 lock = stack.enter_context(run_folder.prepare(out, world))
             monitor = stack.enter_context(monitoring(out, world, trainer.components.timers, limits))
             if stage is not None:
@@ -135,7 +136,16 @@ def uneven_split(config: Config, shares: SplitShares | None) -> list[str]:
     return [f"data.split_by {data.split_by}: {problem}: {hint}"] if problem else []
 
 
-class _Trainer:
+class Start(NamedTuple):
+    """Where a run begins or continues."""
+
+    step: int  # optimiser steps taken
+    saved: checkpoint.State | None  # the checkpoint; None: a new run
+    origin: Origin | None  # the run whose weights a new run begins with
+    own_scale: tuple[float, ...]  # (B,) nMgy, of the normalisation that the dataset alone would have
+
+
+class RunPreparation:
     """Prepares a run on one rank: data, network, precision, counts, and the state of a checkpoint."""
 
     def __init__(
@@ -146,12 +156,13 @@ class _Trainer:
         world: World,
         device: torch.device,
         start_from: Path | None,
+        writes: bool = True,
     ) -> None:
         self._config, self._out, self._world, self._data = config, out, world, data
         self._start_from = start_from
         self._begun_precision = run_folder.precision_of(out)
         timers = Timers(device)
-        self.loader = RankLoader(data, out, config, world, device, timers)
+        self.loader = RankLoader(data, out if writes else None, config, world, device, timers)
         manifest = self.loader.train.manifest
         # In float32 until `choose_compute`; the form of the network does not depend on the precision.
         compute = config.compute.model_copy(update={"precision": "fp32"})
@@ -161,7 +172,7 @@ class _Trainer:
         if start_from and world.is_first and not checkpoint.paths(out):
             read_origin(start_from, config, manifest.header)  # refuses it before the run folder is made
         self._metrics = MetricsAccumulator(timers)
-        self._total_steps = self._last_step = 0
+        self.total_steps = self.last_step = 0
 
     def choose_compute(self) -> Config:
         """Choose precision, compiler and graphs for the device and report them; returns the configuration."""
@@ -191,10 +202,10 @@ class _Trainer:
         own = source.sha256 if source else ""
         group.same_on_all_ranks(name, own, "copy it to all hosts", self._world)
         self.loader.count()
-        self._total_steps = self._config.run.epochs * self.loader.train.batches
-        self._last_step = min(self._total_steps, self._config.run.max_steps or self._total_steps)
+        self.total_steps = self._config.run.epochs * self.loader.train.batches
+        self.last_step = min(self.total_steps, self._config.run.max_steps or self.total_steps)
         if self._world.is_first:
-            texts = implausible_options(self._config, self.loader.train.rows, self._total_steps)
+            texts = implausible_options(self._config, self.loader.train.rows, self.total_steps)
             for part in self.loader.train.parts:
                 where = f"{part.folder}: " if self._data.several else ""
                 texts += [where + text for text in uneven_split(self._config, part.census.split)]
@@ -203,8 +214,8 @@ class _Trainer:
             if self._data.several:
                 say(f"{self._out}: {self.loader.shares_text()}")
 
-    def resume(self, command: Sequence[str], monitor: RankMonitor) -> TrainingLoop:
-        """Load the newest checkpoint, the same on every rank, and record this start with its command."""
+    def restore(self) -> Start:
+        """Load the newest checkpoint, or the weights to begin with, the same on every rank."""
         newest = None
         with group.failing_together(self._world):
             if self._world.is_first:
@@ -233,12 +244,18 @@ class _Trainer:
                 self.components = resume(self.components, saved, batches)
             self._metrics.sums[: len(saved["sums"])] = saved["sums"].cpu()
             step = int(saved["step"])
-            _log.info("resumed at step %d of %d from %s", step, self._last_step, found)
+            _log.info("resumed at step %d of %d from %s", step, self.last_step, found)
             if newest is not None:
                 where = newest[0].relative_to(self._out)
-                say(f"{self._out}: resumed at step {step} of {self._last_step} from {where}")
+                say(f"{self._out}: resumed at step {step} of {self.last_step} from {where}")
             if tuple(saved.get("lost", ())) != census.lost:
                 _log.warning("other shards are damaged than before: the rest of this epoch is ordered anew")
+        return Start(step, saved, origin, own_scale)
+
+    def resume(self, command: Sequence[str], monitor: RankMonitor) -> TrainingLoop:
+        """Restore the state of the run, and record this start with its command."""
+        step, saved, origin, own_scale = self.restore()
+        batches = self.loader.train.batches
         rounding = rounding_facts(self._config, self._world, self.components.device)
         if self._world.is_first:
             for text in origin.warnings if origin else ():
@@ -249,10 +266,9 @@ class _Trainer:
             if self._world.is_first:
                 given = self._config, self._data, self.loader, self.components
                 facts = facts_of_start(self._out, *given, step, command)
-                known = {"last_step": self._last_step, "rounding": rounding}
+                known = {"last_step": self.last_step, "rounding": rounding}
                 record_start(self._out, self._world, {**facts, **known})
                 warn_of_changes(self._out)
         parts = self.components, self.loader, self._metrics
-        laid_over = self.components.laid_over * batches
-        steps = step, self._last_step, self._total_steps, laid_over
+        steps = step, self.last_step, self.total_steps, self.components.laid_over * batches
         return TrainingLoop(self._out, self._world, *parts, *steps, monitor)
