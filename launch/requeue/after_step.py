@@ -53,6 +53,7 @@ _HARDWARE = re.compile(r"\b(CUDA|HIP|NCCL|RCCL|ECC)\b(?!.*out of memory)")
 _PORT_TAKEN = re.compile("Address already in use|another run listens on this port")
 _STAYS_AWAY = (BAD_INPUT, DIVERGED)
 _BAD_INPUT_STATUS = 2
+_RUNNING = ("RUNNING", "SIGNALING")  # the second after the signal ahead of the time limit
 
 
 def decide(
@@ -103,7 +104,7 @@ def requeue_after_failure(
     Raises:
         BadInput: the record is damaged.
     """
-    if facts.get("JobState") != "RUNNING" or facts.get("Restarts") != str(restart):
+    if facts.get("JobState") not in _RUNNING or facts.get("Restarts") != str(restart):
         return None  # cancelled, out of time, or requeued already
     path = record_file(run, job_id)
     record, logs = RequeueRecord.read(path), start_logs(log)

@@ -17,6 +17,7 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 NODES, CPUS, GPUS = ("n1", "n2"), 4, 2
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
 # cred_expire=10 lets a requeued job start again after 11 s instead of 120 s. The ranks' port follows from the
 # job's number: two clusters on one machine must not have the same.
@@ -125,11 +126,10 @@ class Cluster:
 
     def wait_for(self, job_id: str, state: str, timeout_s: float) -> dict[str, str]:
         """Poll until a job is in `state`; fails at once when it has ended in another one."""
-        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
         def probe() -> dict[str, str]:
             facts = self.job(job_id)
-            if facts["JobState"] in ended - {state}:
+            if facts["JobState"] in ENDED - {state}:
                 raise AssertionError(f"job {job_id} is {facts['JobState']}, not {state}; {self.logs()}")
             return facts if facts["JobState"] == state else {}
 

@@ -14,7 +14,7 @@ from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.launch.requeue.record import RequeueRecord, record_file
 from hpcphotoz.launch.slurm import SubmittedJob, submit
 from tests.helpers import ranks
-from tests.helpers.launch.cluster import Cluster, missing, until
+from tests.helpers.launch.cluster import ENDED, Cluster, missing, until
 from tests.helpers.launch.runs import small, starts, steps_logged
 
 Curve = list[tuple[int, float]]  # step and loss
@@ -51,7 +51,7 @@ def wait_for_steps(cluster: Cluster, submitted: SubmittedJob, run: Path, steps: 
 
     def trains() -> bool:
         state = cluster.job(submitted.job_id)["JobState"]
-        assert state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), f"{state}: {log(submitted, 0)}"
+        assert state not in ENDED, f"{state}: {log(submitted, 0)}"
         return state == "RUNNING" and max(steps_logged(run), default=0) > steps
 
     until(f"step {steps}", trains, 150)
@@ -93,7 +93,7 @@ def wait_for_restart(cluster: Cluster, submitted: SubmittedJob, restart: int) ->
 
     def came() -> bool:
         facts = cluster.job(submitted.job_id)
-        assert facts["JobState"] not in ("FAILED", "COMPLETED", "CANCELLED"), log(submitted, 0)
+        assert facts["JobState"] not in ENDED, log(submitted, 0)
         return facts["Restarts"] == str(restart)
 
     until(f"restart {restart}", came, 90)
