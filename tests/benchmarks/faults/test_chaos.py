@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chaos
+from benchmarks.faults import chaos
 from benchmarks.faults.campaign import TOLD, Campaign
 from benchmarks.faults.disk import SmallDisk, damage, small_disk
 from benchmarks.faults.plan import (
