@@ -86,7 +86,7 @@ def predict(
         BadInput: no network, different bins, other bands or stamp size than the dataset's, an output that is
             not finite, an unreadable dataset, an empty subset, or `out` cannot be written.
     """
-    _check_output_path(out)
+    check_output_path(out)
     manifest = read_manifest(data)
     bins = _common_bins(networks)
     for network in networks:
@@ -160,7 +160,7 @@ def point_estimates(pdf: Floats, bins: RedshiftBins) -> dict[str, Floats]:
     return {"zmode": found.mode, "zmean": found.mean, "zmedian": found.median}
 
 
-def _check_output_path(out: Path) -> None:
+def check_output_path(out: Path) -> None:
     """Check that PDFs can be written at a path and that qp can read a file of that name; create nothing."""
     if out.is_dir():
         raise BadInput(f"{out}: is a folder: give the name of a file, such as {out / 'pz.hdf5'}")

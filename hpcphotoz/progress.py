@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import IO, TypeVar, cast
+from typing import IO, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -57,9 +57,12 @@ def _lines(items: Iterable[T], what: str, total: int, units: Callable[[T], int],
             say(f"{what}: {done}/{total} in {now - start:.0f} s", sys.stderr)
 
 
-def terminal() -> Console:
-    """A console on standard error. It never hides the cursor: a process that is killed could not show it."""
-    return _Console(file=cast(IO[str], _Terminal()))
+def terminal(stream: TextIO | None = None) -> Console:
+    """A console on a stream, standard error by default.
+
+    It never hides the cursor: a process that is killed could not show it.
+    """
+    return _Console(file=cast(IO[str], _Terminal(stream or sys.stderr)))
 
 
 class _Console(Console):
@@ -68,10 +71,10 @@ class _Console(Console):
 
 
 class _Terminal:
-    """Standard error for the bar; if the terminal has gone, output is dropped."""
+    """A stream for the bar; if the terminal has gone, output is dropped."""
 
-    def __init__(self) -> None:
-        self._stream = sys.stderr  # the bar replaces sys.stderr while it is shown
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream  # the bar replaces sys.stderr while it is shown
         self.encoding = self._stream.encoding
 
     def write(self, text: str) -> int:

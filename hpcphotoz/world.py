@@ -44,6 +44,7 @@ RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 # Steps that `srun` did not start (batch script, interactive step of salloc, ...) have numbers from here on.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # `torchrun --standalone` draws one
 _TASKS = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")  # tasks per node, and number of such nodes
 
 
@@ -94,18 +95,51 @@ def detect(env: _Env | None = None) -> World:
         if None in local and _is_slurm_task(env, env[rank], env[size]):
             local = _number(env, "SLURM_LOCALID", 0), _tasks_on_this_node(env)
         world = World(_number(env, rank), _number(env, size), local[0] or 0, local[1] or 1, launcher)
-        # Under an `srun` without PMI, Open MPI becomes N worlds of one rank, each of which would train the
-        # whole run. (`mpiexec -n 1` in a batch script is one process, however many tasks the job has.)
-        if launcher not in MPI or world.size > 1 or not _in_slurm_step(env):
-            return world
-        name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
-        if (tasks := _number(env, name, 1)) > 1:
-            raise BadInput(
-                f"{launcher} sees one process, SLURM {tasks}: start it with "
-                "`srun --mpi=pmix` (or pmi2), or with `hpcphotoz launch slurm`"
-            )
+        if _is_whole_world(env, world):
+            _refuse_copies(env, launcher)
         return world
+    _refuse_copies(env, "no launcher")
     return World()
+
+
+def tasks_of_allocation(env: _Env | None = None) -> int:
+    """The number of tasks of the SLURM allocation around this process; 1: none, or it is not known."""
+    env = os.environ if env is None else env
+    return _number(env, "SLURM_NTASKS", 1) if "SLURM_JOB_ID" in env and env.get("SLURM_NTASKS") else 1
+
+
+def _is_whole_world(env: _Env, world: World) -> bool:
+    """Whether the ranks of this process's task are a world without those of other tasks of the step."""
+    if world.launcher in MPI:
+        return world.size == 1
+    # Elastic torchrun has an id from its user, and may lack a host for a while.
+    own_id = _UUID.fullmatch(env.get("TORCHELASTIC_RUN_ID", "")) or env.get("TORCHELASTIC_RUN_ID") == "none"
+    return world.launcher == "torchrun" and env.get("GROUP_WORLD_SIZE") == "1" and bool(own_id)
+
+
+def _refuse_copies(env: _Env, launcher: str) -> None:
+    """Refuse a process of a SLURM step whose other tasks it does not see: each would train the whole run.
+
+    Under an `srun` without PMI, Open MPI becomes N worlds of one rank; so does `srun torchrun --standalone`.
+    (`mpiexec -n 1` in a batch script is one process, however many tasks the job has.)
+
+    Raises:
+        BadInput: the step has several tasks.
+    """
+    if not _in_slurm_step(env):
+        return
+    name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+    if (tasks := _number(env, name, 1)) < 2:
+        return
+    if launcher == "torchrun":
+        raise BadInput(
+            f"torchrun knows of this task alone, SLURM of {tasks}: give it --nnodes, --rdzv-backend c10d and "
+            "--rdzv-endpoint FIRST_NODE:29500, or leave it out: srun starts the ranks"
+        )
+    raise BadInput(
+        f"{launcher} sees one process, SLURM {tasks}: start it with `srun --mpi=pmix` (or pmi2), or with "
+        "`hpcphotoz launch slurm`"
+    )
 
 
 def under_torchrun(env: _Env | None = None) -> bool:

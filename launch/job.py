@@ -6,6 +6,7 @@ requeues the job.
 """
 
 import os
+import shutil
 import signal
 import sys
 import tomllib
@@ -44,7 +45,7 @@ class TrainJob:
         data: dataset folder, absolute; or of several datasets, each folder's weight.
         out: run folder, absolute.
         code: folder with the snapshot of the package; empty: the installed package runs.
-        cpus: cores of this rank; 0: torch decides.
+        cpus: cores of this rank; 0: as the job says.
         max_requeues: requeues in a row without progress after which the job is not requeued, and fails.
         requeue_at_time_limit: False: the job stays away after its time limit, and returns after a preemption.
         profile: as `train --profile`.
@@ -52,6 +53,7 @@ class TrainJob:
         command: the command line that launched the run, for its provenance.
         start_from: as `train --from`, absolute; "": random weights.
         visible_gpus: CUDA_VISIBLE_DEVICES of a local launch; None: unset. On a cluster Slurm sets it.
+        stage: as `trainer.train`.
     """
 
     config: str
@@ -66,6 +68,7 @@ class TrainJob:
     command: tuple[str, ...] = ()
     start_from: str = ""
     visible_gpus: str | None = None
+    stage: str | None = None
 
     @classmethod
     def of(cls, config: Config, data: "Path | Datasets", out: Path, **options: Any) -> Self:
@@ -73,6 +76,11 @@ class TrainJob:
         from hpcphotoz.data.datasets import Datasets
 
         return cls(to_toml(config), Datasets.of(data).absolute().given, str(out.absolute()), **options)
+
+    @property
+    def kind(self) -> str:
+        """The command: "train"."""
+        return "train"
 
     @property
     def parsed(self) -> Config:
@@ -110,7 +118,8 @@ class TrainJob:
         with SignalRecorder() as signals:
             data, out = Datasets.of(self.data), Path(self.out)
             begin = Path(self.start_from) if self.start_from else None
-            outcome = train(self.parsed, data, out, self.profile, self.device, self.command or None, begin)
+            how = self.profile, self.device, self.command or None, begin, self.stage
+            outcome = train(self.parsed, data, out, *how)
             if outcome is Outcome.FINISHED or rank:
                 ignore_stops()
             if outcome is Outcome.FINISHED:
@@ -121,11 +130,17 @@ class TrainJob:
                 sys.exit(0)
             seen = signals.seen(wait_s=STRAGGLING_SIGNAL_S)
         if asks_for_requeue(seen, self.requeue_at_time_limit):
+            if "SLURM_JOB_ID" in os.environ and shutil.which("scontrol") is None:
+                # A container without Slurm's programs: submitit cannot requeue the job, the batch script can.
+                ignore_stops()
+                self.checkpoint()
+                say("saved on all ranks; no scontrol here: the batch script requeues the job")
+                sys.exit(os.EX_UNAVAILABLE)
             say("saved on all ranks; passing SIGUSR2 to submitit")
             signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
         ignore_stops()
         if "SLURM_JOB_ID" in os.environ:
-            say("saved on all ranks; not requeued: launch again to continue")
+            say("saved on all ranks; unless Slurm requeues the job, launch again to continue")
             sys.exit(os.EX_TEMPFAIL)
         return "stopped"
 

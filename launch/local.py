@@ -12,8 +12,7 @@ from typing import Any
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, visible_gpus
-from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.preparation import check_folders, import_submitit, launch_folder, with_placement
+from hpcphotoz.launch.preparation import Job, check_folders, import_submitit, launch_folder, with_placement
 from hpcphotoz.launch.request.plan import LaunchPlan, option_of
 from hpcphotoz.launch.request.slurm_values import parse_gpus
 from hpcphotoz.output import say
@@ -22,7 +21,7 @@ _LOCAL_MINUTES = 60 * 24 * 365  # submitit's local executor requires a limit; a 
 _OF_THIS_MACHINE = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "max_requeues")
 
 
-def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say) -> int:
+def run_local(plan: LaunchPlan, job: Job, report: Callable[[str], None] = say) -> int:
     """Train on this machine with one process per rank, wait for the end, and return the exit status.
 
     Ctrl-C, or SIGTERM to this process, stops all ranks after the same step with a checkpoint; a second time,
@@ -30,7 +29,7 @@ def run_local(plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = s
 
     Args:
         plan: one node; options that only Slurm understands must have their defaults.
-        job: what to train.
+        job: what to run.
         report: called with the folder of the logs at the start, and with the reason of a failure.
 
     Returns:

@@ -9,6 +9,7 @@ from pathlib import Path
 import hpcphotoz
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
+from hpcphotoz.node.prepare import prepare_rank
 from hpcphotoz.output import say
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES, World, detect
 
@@ -18,7 +19,7 @@ def find_own_rank(code: str, cpus: int, visible_gpus: str | None) -> World:
 
     Args:
         code: folder with the snapshot of the package; empty: the installed package runs.
-        cpus: cores of this rank; 0: torch decides.
+        cpus: cores of this rank; 0: as the job says.
         visible_gpus: CUDA_VISIBLE_DEVICES of a local launch; None: unset. On a cluster Slurm sets it.
 
     Raises:
@@ -38,10 +39,6 @@ def find_own_rank(code: str, cpus: int, visible_gpus: str | None) -> World:
     for name in list(os.environ):
         if name in RANK_NAMES or (name.startswith(RANK_PREFIXES) and not name.startswith("SUBMITIT_")):
             del os.environ[name]
-    if cpus:
-        # srun does not bind ranks to cores everywhere: on two busy cores, two ranks of two threads took
-        # 0.7 s per step, of one thread 0.04 s.
-        os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
     if "SLURM_JOB_ID" not in os.environ:
         # submitit has written numbers there; the user's value may hold UUIDs, or be empty.
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
@@ -52,6 +49,7 @@ def find_own_rank(code: str, cpus: int, visible_gpus: str | None) -> World:
     os.environ["MASTER_ADDR"] = master_address(job.hostnames[0], os.environ)
     os.environ["MASTER_PORT"] = str(master_port(job.job_id, restart))
     world = detect()
+    prepare_rank(world, cpus)
     say(f"rank {world.rank} of {world.size} on {socket.gethostname()}, code {found}, restart {restart}")
     return world
 

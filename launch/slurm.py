@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.jobs import submission
 from hpcphotoz.launch.jobs.submission import with_dependency
 from hpcphotoz.launch.preparation import (
+    Job,
     check_folders,
     folders_of,
     import_submitit,
@@ -37,7 +37,7 @@ class SubmittedJob:
     logs: Path  # RUN/launch: `<job_id>_<rank>_log.out`
 
 
-def dry_run(plan: LaunchPlan, job: TrainJob, dependency: str = "") -> str:
+def dry_run(plan: LaunchPlan, job: Job, dependency: str = "") -> str:
     """The sbatch script that `submit` would hand to Slurm; needs no Slurm here and writes nothing.
 
     Raises:
@@ -50,13 +50,13 @@ def dry_run(plan: LaunchPlan, job: TrainJob, dependency: str = "") -> str:
 
 
 def submit(
-    plan: LaunchPlan, job: TrainJob, report: Callable[[str], None] = say, dependency: str = ""
+    plan: LaunchPlan, job: Job, report: Callable[[str], None] = say, dependency: str = ""
 ) -> SubmittedJob:
     """Queue the run on Slurm, from a snapshot of the present code.
 
     Args:
         plan: what to ask the cluster for.
-        job: what to train.
+        job: what to run.
         report: called with a message if environment variables that would override the plan are left out.
         dependency: sbatch's --dependency, such as "afterok:17"; "": the job begins when there is room. With
             one, the weights of `job.start_from` are read when the job begins, and not now.

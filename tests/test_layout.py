@@ -29,6 +29,7 @@ FLOORS = [
         "models",
         "compute",
         "world",
+        "node",
         "config",
         "progress",
         "ranks",

@@ -3,7 +3,7 @@
 import pytest
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.world import World, detect
+from hpcphotoz.world import World, detect, tasks_of_allocation
 
 PMI = {"PMI_RANK": "6", "PMI_SIZE": "8"}
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -35,6 +35,8 @@ LOCAL = {
     "SUBMITIT_LOCAL_LOCALID": "1",
     "SUBMITIT_LOCAL_NODEID": "0",
 }
+STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+ONE_AGENT = {**TORCHRUN, "GROUP_WORLD_SIZE": "1"}  # torchrun on one node
 SINGLETON = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
 
 
@@ -89,6 +91,13 @@ def test_mpiexec_of_one_process_in_a_larger_job(step: dict[str, str]) -> None:
         {**SINGLETON, "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"},
         {**SINGLETON, "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"},
         {**SLURM, "SLURM_TASKS_PER_NODE": "four"},
+        # Each task of a step would train the whole run.
+        {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"},  # without SLURM_NTASKS
+        {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"},
+        {**STEP, **ONE_AGENT, "TORCHELASTIC_RUN_ID": "none"},
+        {**STEP, **ONE_AGENT, "TORCHELASTIC_RUN_ID": "0a1b2c3d-0000-4000-8000-0123456789ab"},
+        {**STEP, "PMIX_RANK": "0", "PMIX_SIZE": "1"},
+        {**STEP, "PMI_RANK": "0", "PMI_SIZE": "1"},
     ],
 )
 def test_contradictions_are_errors(env: dict[str, str]) -> None:
@@ -118,3 +127,30 @@ def test_a_variable_that_is_no_number_is_named(env: dict[str, str], name: str) -
 def test_tasks_on_very_many_nodes() -> None:
     env = {**SLURM, "SLURM_TASKS_PER_NODE": "4(x999999999),2", "SLURM_NODEID": "999999999"}
     assert detect(env).local_size == 2
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        ONE_AGENT,
+        {**ONE_AGENT, "TORCHELASTIC_RUN_ID": "none"},  # in a batch script, or without Slurm
+        {**STEP, **TORCHRUN, "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"},
+        {**STEP, **ONE_AGENT, "TORCHELASTIC_RUN_ID": "e"},  # elastic: the other host comes later
+        {**STEP, "SLURM_NTASKS": "1", **ONE_AGENT, "TORCHELASTIC_RUN_ID": "none"},
+    ],
+)
+def test_torchrun_in_a_step(env: dict[str, str]) -> None:
+    assert detect(env) == World(3, 4, 1, 2, "torchrun")
+
+
+def test_mpirun_in_an_allocation() -> None:
+    """Its processes inherit the variables of the shell of salloc, whose SLURM_PROCID is 0 for all."""
+    shell = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    assert detect({**shell, **MPICH}) == World(1, 2, 1, 2, "mpich")
+    # Those of hydra are in the step by which it starts one proxy on each node.
+    assert detect({**shell, **MPICH, "SLURM_STEP_ID": "0"}) == World(1, 2, 1, 2, "mpich")
+
+
+def test_tasks_of_an_allocation() -> None:
+    assert tasks_of_allocation({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}) == 8
+    assert tasks_of_allocation({"SLURM_JOB_ID": "7"}) == tasks_of_allocation({"SLURM_NTASKS": "8"}) == 1

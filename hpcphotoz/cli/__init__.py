@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hpcphotoz import __version__
 from hpcphotoz.cli import data, evaluate, inspect, networks, training
@@ -27,29 +28,40 @@ def run(arguments: Sequence[str]) -> int:
         BadInput: words that are not understood, or input that a command cannot use.
     """
     words, after = launch.cut(list(arguments))
-    parser = _parser()
     if not words:
-        parser.print_help()
+        _parser().print_help()
         return 0
-    parser.refuse_unknown(words)
-    options, rest = parser.parse_known_args(words)
-    if rest and options.command not in _TAKE_OPTIONS:
-        raise BadInput(f"{' '.join(rest)}: not understood (see hpcphotoz {options.command} --help)")
+    options = parse(words)
     if options.command not in _FOR_RANKS:
         refuse_ranks(
             f"{options.command} is for one process: start it once, without srun, mpiexec or torchrun"
         )
-    options.rest, options.after, options.words = rest, after, ("hpcphotoz", *arguments)
+    options.after, options.words = after, ("hpcphotoz", *arguments)
     if options.command in _SHARED:
         return _share(options)
     status: int = options.function(options)
     return status
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, with the words that may be options of the configuration in `rest`.
+
+    Raises:
+        BadInput: words that are not understood.
+    """
+    parser = _parser()
+    parser.refuse_unknown(words)
+    options, rest = parser.parse_known_args(list(words))
+    options.rest = rest
+    if rest and options.command not in _TAKE_OPTIONS:
+        raise BadInput(f"{' '.join(rest)}: not understood (see hpcphotoz {options.command} --help)")
+    return options
+
+
 def _share(options: argparse.Namespace) -> int:
     """Run a command whose work the ranks of a launcher divide; status 1: another rank was lost."""
     try:
-        with sharing_ranks(options.words, options.out) as options.ranks:
+        with sharing_ranks(options.words, options.out or Path()) as options.ranks:
             status: int = options.function(options)
             return status
     except RankLost as error:

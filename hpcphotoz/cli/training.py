@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.parser import Commands, Parser, add_device, command, condition, path
+from hpcphotoz.cli.runs.summary import print_lines
 from hpcphotoz.config import Config
 from hpcphotoz.config import load as config
 from hpcphotoz.errors import BadInput
+from hpcphotoz.node.prepare import prepare_rank
 from hpcphotoz.world import detect, under_torchrun
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 def train(options: argparse.Namespace) -> int:
     """Train a network; under torchrun, srun or mpiexec, as one of its ranks. Status 75: stopped and saved."""
+    prepare_rank(detect())  # before torch is imported
     from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.training.loop import Diverged, Outcome
     from hpcphotoz.training.monitoring.lost_ranks import RankLost
@@ -25,16 +28,34 @@ def train(options: argparse.Namespace) -> int:
     from hpcphotoz.training.trainer import train
 
     settings = configuration(options)
+    if options.rehearse:
+        return _rehearse(settings, options)
     try:
         where = datasets(options), options.out, options.profile, options.device
         if detect().is_first:
             register_run(options.out)
-        outcome = train(settings, *where, start_from=options.start_from)
+        outcome = train(settings, *where, start_from=options.start_from, stage=stage(options))
     except (Diverged, RankLost) as error:
         print(f"hpcphotoz: error: {error}", file=sys.stderr)
         return 1
     ignore_stops()
     return os.EX_TEMPFAIL if outcome is Outcome.STOPPED and not under_torchrun() else 0
+
+
+def _rehearse(settings: Config, options: argparse.Namespace) -> int:
+    """Rehearse the run; status 1: something does not fit or agree."""
+    from hpcphotoz.training.rehearsal.problems import problems
+    from hpcphotoz.training.rehearsal.ranks import RehearsedRanks
+    from hpcphotoz.training.rehearsal.rehearse import rehearse
+    from hpcphotoz.training.rehearsal.report import report_lines
+
+    ranks = RehearsedRanks.parse(options.rehearse)
+    for name, given in (("--profile", options.profile), ("--stage", options.stage is not None)):
+        if given:
+            raise BadInput(f"{name}: a rehearsal writes nothing: leave out {name} or --rehearse")
+    found = rehearse(settings, datasets(options), options.out, ranks, options.device, options.start_from)
+    print_lines(report_lines(found))
+    return 1 if problems(found) else 0
 
 
 def show_config(options: argparse.Namespace) -> int:
@@ -66,13 +87,24 @@ def datasets(options: argparse.Namespace) -> "Datasets":
     return Datasets.parse(options.data)
 
 
+def stage(options: argparse.Namespace) -> str | None:
+    """The absolute folder of --stage; "": the option without a folder; None: no such option."""
+    if options.stage is None:
+        return None
+    return str(options.stage.absolute()) if options.stage else ""
+
+
 def parse_train(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line whose first word is `train`; raises BadInput as `Parser`."""
+    """The options of a launched command line whose first word is `train`; raises BadInput as `Parser`."""
     parser = Parser(prog="hpcphotoz", allow_abbrev=False)
     add_train(parser.add_subparsers(dest="command", required=True))
     parser.refuse_unknown(words)
     options, rest = parser.parse_known_args(list(words))
     options.rest = rest
+    if options.rehearse:
+        raise BadInput(
+            "--rehearse: takes one process: start `hpcphotoz train ... --rehearse N` without launch"
+        )
     return options
 
 
@@ -111,8 +143,18 @@ def add_train(commands: Commands) -> None:
         metavar="TEXT",
         help="short for --data.split_by",
     )
+    copies = (
+        "first copy the dataset to a disk of every node, and read it there: to FOLDER, or else to "
+        "$SLURM_TMPDIR, $TMPDIR or /tmp; the copies are removed at the end"
+    )
+    p.add_argument("--stage", type=path, nargs="?", const=False, metavar="FOLDER", help=copies)
     profile = "write where the time of a step goes: OUT/profile/trace.json (Perfetto) and summary.txt"
     p.add_argument("--profile", action="store_true", help=profile)
+    rehearsal = (
+        "train nothing and write nothing: plan what N ranks would do, take two steps as rank R (0 by "
+        "default) and report what does not fit; in one process"
+    )
+    p.add_argument("--rehearse", metavar="N[:R]", help=rehearsal)
     add_device(p)
     _add_sections(p)
 

@@ -24,6 +24,7 @@ from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.data.format.stamps import BandMoments, Stamps
 from hpcphotoz.data.format.writer import check_stamps, finish_dataset, write_shard
 from hpcphotoz.errors import BadInput
+from hpcphotoz.node.threads import usable_cores
 from hpcphotoz.output import number_of
 from hpcphotoz.progress import track
 from hpcphotoz.ranks import Ranks
@@ -36,7 +37,7 @@ from hpcphotoz.sources.engine.append import (
 from hpcphotoz.sources.engine.damage import merge_damage, report_damage
 from hpcphotoz.sources.engine.resume import Fingerprint, FinishedUnit, fingerprint_units, finished_units
 from hpcphotoz.sources.mpi import mpi_ranks
-from hpcphotoz.sources.process_pool import in_order, run_on_processes, usable_cores
+from hpcphotoz.sources.process_pool import in_order, run_on_processes
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """Connects the ranks of an MPI launcher with mpi4py."""
 
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcphotoz import world
 from hpcphotoz.errors import BadInput
 from hpcphotoz.ranks import Ranks, connected
+
+T = TypeVar("T")
 
 _STOP = 1  # tag of the message "I failed: begin nothing more"
 
@@ -72,6 +75,21 @@ def mpi_ranks() -> Ranks:
             "the MPI that mpi4py was built for"
         )
     return Ranks(MPICommunicator(comm))
+
+
+def gather_once(value: T) -> list[T]:
+    """Returns the values of all ranks, on every rank, and leaves MPI unless the program has it in use.
+
+    While MPI is in use, mpiexec takes a rank that ends for a failure, and kills the others.
+
+    Raises:
+        BadInput: as `mpi_ranks`.
+    """
+    in_use = bool(connected) or "mpi4py.MPI" in sys.modules
+    values: list[T] = mpi_ranks().allgather(value)
+    if not in_use:
+        sys.modules["mpi4py.MPI"].Finalize()
+    return values
 
 
 def refuse_ranks(reason: str) -> None:

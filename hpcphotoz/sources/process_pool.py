@@ -21,14 +21,6 @@ _AHEAD = 3  # tasks for each process that are sent before the reader takes a res
 _work: Callable[[Any], Any]  # in a worker process
 
 
-def usable_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    # A batch system gives a job a part of the node; only Linux tells which.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def run_on_processes(work: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[int, R]]:
     """Yields (k, result of task k) as tasks finish in spawned processes.
 

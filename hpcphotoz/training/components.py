@@ -28,12 +28,13 @@ from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.optimisation.average import WeightAverage
 from hpcphotoz.training.optimisation.freezing import freeze, gathered_statistics, training_mode
 from hpcphotoz.training.optimisation.optimiser import make_optimiser
+from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.overlap.streams import AdversarySource, NoOverlap, SerialOverlap, StreamOverlap
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.checkpoint import State
 from hpcphotoz.training.run.timers import Timers
-from hpcphotoz.training.step import Step
+from hpcphotoz.training.step import Step, StepOutcome
 from hpcphotoz.training.step_free import FreeStep
 from hpcphotoz.training.step_graph import GraphedStep
 
@@ -204,6 +205,17 @@ class TrainingComponents:
         return GraphedStep(
             step, module, optimiser, warmup_end, learners, role.subgroup, self.timers, compiled
         )
+
+    def take_step(
+        self, train_step: TrainStep, batch: RankBatch, role: RankRole, schedule_steps: int
+    ) -> StepOutcome:
+        """Take one step on a learner; arguments as of `build_step` and `TrainingLoop`."""
+        for entry in self.optimiser.param_groups:
+            entry["lr"] = learning_rate(batch.step, schedule_steps, self.config.optimiser)
+        self.begin_step(batch.step, role)
+        outcome = train_step(batch)
+        self.end_step(batch.step, role, outcome.norms)
+        return outcome
 
     def begin_step(self, step: int, role: RankRole) -> None:
         """In deterministic mode, give a step, counted from 0, random numbers of its own on this learner."""

@@ -29,18 +29,21 @@ class RankLoader:
     """Loads this rank's slice of every global batch. Raises BadInput as `data.stream.Stream`."""
 
     data: Datasets
-    run: Path  # run folder; `selection/` in it lists the objects of both parts
+    # Run folder; `selection/` in it lists the objects of both parts. None: the list stays in memory.
+    run: Path | None
     config: Config
     world: World  # the ranks that divide a global batch, and this rank's place among them
     device: torch.device  # where batches are copied
     timers: Timers
+    staged: Datasets | None = None  # copies of `data` on this node's disk, which are read instead
 
     def __post_init__(self) -> None:
         run, options = self.config.run, self.config.data
         how: dict[str, Any] = {"global_batch": run.global_batch, "seed": run.seed, "world": self.world}
         how["pinned"] = self.device.type == "cuda"
-        self.train = open_training_stream(self.data, options, **how)
-        self.validation = open_validation_stream(self.data, options, **how) if options.validation else None
+        read = self.staged or self.data
+        self.train = open_training_stream(read, options, **how)
+        self.validation = open_validation_stream(read, options, **how) if options.validation else None
         self.waited_s = 0.0  # seconds of waiting for data since the start
 
     def for_world(self, world: World) -> "RankLoader":
@@ -63,7 +66,7 @@ class RankLoader:
         streams = [stream for of_one in of_datasets for stream in of_one]
         what, found = f"{self.data}: {MANIFEST}", self.train.manifest.sha256
         group.same_on_all_ranks(what, found, "copy the dataset again", self.world)
-        text, folder = None, self.run / "selection"
+        text, folder = None, self.run and self.run / "selection"
         with group.failing_together(self.world):
             if self.world.is_first:
                 for of_one in of_datasets:
@@ -71,6 +74,8 @@ class RankLoader:
                 text = json.dumps([stream.objects.facts() for stream in streams])
                 for stream in streams:
                     _check_labels(stream.folder, stream.census, self.config)
+        if folder is None:
+            return
         facts = json.loads(group.gather_texts(text, self.world)[0] or "")
         with group.failing_together(self.world):
             for stream, found in zip(streams, facts, strict=True):

@@ -15,7 +15,6 @@ from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict, reads_later
 from hpcphotoz.training.monitoring.lost_ranks import RankMonitor
 from hpcphotoz.training.optimisation.early_stopping import EarlyStopping
-from hpcphotoz.training.optimisation.schedules import learning_rate
 from hpcphotoz.training.optimisation.step_monitor import Diverged as Diverged
 from hpcphotoz.training.optimisation.step_monitor import StepMonitor, diverged
 from hpcphotoz.training.overlap.connect import connect
@@ -117,11 +116,8 @@ class TrainingLoop:
         for step in steps:
             self.rank_monitor.begin_step()
             batch = next(rank_batches)
-            for entry in components.optimiser.param_groups:
-                entry["lr"] = learning_rate(step, self.schedule_steps, self._config.optimiser)
-            components.begin_step(step, self._role)
-            outcome, problem = train_step(batch), batch.problem
-            components.end_step(step, self._role, outcome.norms)
+            outcome = components.take_step(train_step, batch, self._role, self.schedule_steps)
+            problem = batch.problem
             self.step = step + 1
             flags = exchange.flags if exchange else None
             own_flags = bool(stop.reason), bool(problem or recorder.problem)

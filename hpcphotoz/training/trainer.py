@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -44,6 +45,7 @@ from hpcphotoz.training.run.signals import STOP_FILE, StopRequest
 from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.saving.failed_write import explained
 from hpcphotoz.training.saving.start_facts import facts_of_start
+from hpcphotoz.training.staging.staged_loader import staged_loader
 from hpcphotoz.world import World, detect
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def train(
     device: str = "auto",
     command: Sequence[str] | None = None,
     start_from: Path | None = None,
+    stage: str | None = None,
 ) -> Outcome:
     """Train one network, or continue: the same arguments resume from the newest checkpoint in `out`.
 
@@ -71,6 +74,8 @@ def train(
         device: "cuda", "cpu", or "auto": a GPU where there is one.
         command: the words that started this run, for its provenance; those of this process by default.
         start_from: run folder, checkpoint or *.safetensors whose weights a new run begins with; None: random.
+        stage: an existing folder on a disk of every node, to which the datasets are copied first; "": $TMPDIR
+            or the like; None: they are read where they are.
 
     Raises:
         BadInput: unusable data, a run folder that holds another run, weights that do not suit the options, or
@@ -81,7 +86,7 @@ def train(
     world, datasets = detect(), Datasets.of(data)
     stop = StopRequest(config.run.wall_minutes, out / STOP_FILE if world.is_first else None)
     limits = WaitLimits(config.run.start_timeout_s, config.run.timeout_s)
-    options = options_of_all_ranks(config, datasets, out, device, start_from)
+    options = options_of_all_ranks(config, datasets, out, device, start_from, stage)
     with (
         ExitStack() as stack,
         deterministic(config.compute.deterministic),
@@ -98,9 +103,15 @@ def train(
                 if config.overlap.mode == "ranks":
                     refuse_one_rank(world.size)
                 run_folder.refuse_busy(out, world)
-                trainer = _Trainer(config, datasets, out, world, chosen, start_from)
+                trainer = RunPreparation(config, datasets, out, world, chosen, start_from)
                 lock = stack.enter_context(run_folder.prepare(out, world))
             monitor = stack.enter_context(monitoring(out, world, trainer.components.timers, limits))
+            if stage is not None:
+                staged = stack.enter_context(staged_loader(trainer.loader, stage, stop))
+                if staged is None:
+                    leave_together(out, world, stop, Outcome.STOPPED.value, 0)
+                    return Outcome.STOPPED
+                trainer.loader = staged
             trainer.count()  # refuses unusable labels, before the trial of precisions
             stack.enter_context(cudnn_benchmark(chosen, on=not config.compute.deterministic))
             config = trainer.choose_compute()
@@ -125,7 +136,16 @@ def uneven_split(config: Config, shares: SplitShares | None) -> list[str]:
     return [f"data.split_by {data.split_by}: {problem}: {hint}"] if problem else []
 
 
-class _Trainer:
+class Start(NamedTuple):
+    """Where a run begins or continues."""
+
+    step: int  # optimiser steps taken
+    saved: checkpoint.State | None  # the checkpoint; None: a new run
+    origin: Origin | None  # the run whose weights a new run begins with
+    own_scale: tuple[float, ...]  # (B,) nMgy, of the normalisation that the dataset alone would have
+
+
+class RunPreparation:
     """Prepares a run on one rank: data, network, precision, counts, and the state of a checkpoint."""
 
     def __init__(
@@ -136,13 +156,14 @@ class _Trainer:
         world: World,
         device: torch.device,
         start_from: Path | None,
+        writes: bool = True,
     ) -> None:
         self._config, self._out, self._world, self._data = config, out, world, data
         self._start_from = start_from
         self._begun_precision = run_folder.precision_of(out)
         timers = Timers(device)
-        self._loader = RankLoader(data, out, config, world, device, timers)
-        manifest = self._loader.train.manifest
+        self.loader = RankLoader(data, out if writes else None, config, world, device, timers)
+        manifest = self.loader.train.manifest
         # In float32 until `choose_compute`; the form of the network does not depend on the precision.
         compute = config.compute.model_copy(update={"precision": "fp32"})
         stamp, sky_sigma = manifest.header.stamp, manifest.statistics.sky_sigma
@@ -151,11 +172,11 @@ class _Trainer:
         if start_from and world.is_first and not checkpoint.paths(out):
             read_origin(start_from, config, manifest.header)  # refuses it before the run folder is made
         self._metrics = MetricsAccumulator(timers)
-        self._total_steps = self._last_step = 0
+        self.total_steps = self.last_step = 0
 
     def choose_compute(self) -> Config:
         """Choose precision, compiler and graphs for the device and report them; returns the configuration."""
-        config, manifest, device = self._config, self._loader.train.manifest, self.components.device
+        config, manifest, device = self._config, self.loader.train.manifest, self.components.device
         run, header = config.run, manifest.header
         of_batch = rank_slice(run.global_batch, self._world.rank, self._world.size)
         n = max(of_batch.stop - of_batch.start, 1)
@@ -180,30 +201,30 @@ class _Trainer:
         name = f"model.name {self._config.model.name}: its source file"
         own = source.sha256 if source else ""
         group.same_on_all_ranks(name, own, "copy it to all hosts", self._world)
-        self._loader.count()
-        self._total_steps = self._config.run.epochs * self._loader.train.batches
-        self._last_step = min(self._total_steps, self._config.run.max_steps or self._total_steps)
+        self.loader.count()
+        self.total_steps = self._config.run.epochs * self.loader.train.batches
+        self.last_step = min(self.total_steps, self._config.run.max_steps or self.total_steps)
         if self._world.is_first:
-            texts = implausible_options(self._config, self._loader.train.rows, self._total_steps)
-            for part in self._loader.train.parts:
+            texts = implausible_options(self._config, self.loader.train.rows, self.total_steps)
+            for part in self.loader.train.parts:
                 where = f"{part.folder}: " if self._data.several else ""
                 texts += [where + text for text in uneven_split(self._config, part.census.split)]
             for text in texts:
                 say(f"hpcphotoz: warning: {text}", sys.stderr)
             if self._data.several:
-                say(f"{self._out}: {self._loader.shares_text()}")
+                say(f"{self._out}: {self.loader.shares_text()}")
 
-    def resume(self, command: Sequence[str], monitor: RankMonitor) -> TrainingLoop:
-        """Load the newest checkpoint, the same on every rank, and record this start with its command."""
+    def restore(self) -> Start:
+        """Load the newest checkpoint, or the weights to begin with, the same on every rank."""
         newest = None
         with group.failing_together(self._world):
             if self._world.is_first:
                 newest = checkpoint.resumed(self._out)
         found = group.gather_texts(str(newest[0]) if newest else "", self._world)[0]
-        manifest, census = self._loader.train.manifest, self._loader.train.census
+        manifest, census = self.loader.train.manifest, self.loader.train.census
         saved: checkpoint.State | None = None
         origin: Origin | None = None
-        step, batches, own_scale = 0, self._loader.train.batches, self.components.scale
+        step, batches, own_scale = 0, self.loader.train.batches, self.components.scale
         with group.failing_together(self._world):
             if found:
                 saved = newest[1] if newest else checkpoint.load(Path(found))
@@ -223,12 +244,18 @@ class _Trainer:
                 self.components = resume(self.components, saved, batches)
             self._metrics.sums[: len(saved["sums"])] = saved["sums"].cpu()
             step = int(saved["step"])
-            _log.info("resumed at step %d of %d from %s", step, self._last_step, found)
+            _log.info("resumed at step %d of %d from %s", step, self.last_step, found)
             if newest is not None:
                 where = newest[0].relative_to(self._out)
-                say(f"{self._out}: resumed at step {step} of {self._last_step} from {where}")
+                say(f"{self._out}: resumed at step {step} of {self.last_step} from {where}")
             if tuple(saved.get("lost", ())) != census.lost:
                 _log.warning("other shards are damaged than before: the rest of this epoch is ordered anew")
+        return Start(step, saved, origin, own_scale)
+
+    def resume(self, command: Sequence[str], monitor: RankMonitor) -> TrainingLoop:
+        """Restore the state of the run, and record this start with its command."""
+        step, saved, origin, own_scale = self.restore()
+        batches = self.loader.train.batches
         rounding = rounding_facts(self._config, self._world, self.components.device)
         if self._world.is_first:
             for text in origin.warnings if origin else ():
@@ -237,12 +264,11 @@ class _Trainer:
                 say(f"{self._out}: {text}")
         with group.failing_together(self._world), explained(self._out):
             if self._world.is_first:
-                given = self._config, self._data, self._loader, self.components
+                given = self._config, self._data, self.loader, self.components
                 facts = facts_of_start(self._out, *given, step, command)
-                known = {"last_step": self._last_step, "rounding": rounding}
+                known = {"last_step": self.last_step, "rounding": rounding}
                 record_start(self._out, self._world, {**facts, **known})
                 warn_of_changes(self._out)
-        parts = self.components, self._loader, self._metrics
-        laid_over = self.components.laid_over * batches
-        steps = step, self._last_step, self._total_steps, laid_over
+        parts = self.components, self.loader, self._metrics
+        steps = step, self.last_step, self.total_steps, self.components.laid_over * batches
         return TrainingLoop(self._out, self._world, *parts, *steps, monitor)

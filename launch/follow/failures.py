@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcphotoz.launch.follow.submissions import seconds, stamp
+from hpcphotoz.launch.requeue.failures import RANK_LOST
 
 TAIL = 32_768  # bytes of a log that are read: a traceback has 2 to 5 kB
 _SAME_FAILURE_S = 3600.0  # records of one restart further apart are of different jobs
@@ -15,6 +16,7 @@ _MOST_RECORDS = 16  # that are read to find the first failure
 _RECORD = re.compile(r"(\d+)-rank-(\d+)\.json")
 _LOG = re.compile(r"(.+)_(\d+)_log\.out")
 _TRACEBACK = "Traceback (most recent call last):"
+_START = re.compile(r"^hpcphotoz: start (\d+) on .*$", re.MULTILINE)  # of the batch script, in rank 0's log
 _BEGIN = re.compile(r"^rank \d+ of \d+ on .*, restart (\d+)$", re.MULTILINE)
 # The first such line names the first rank that ended.
 _SRUN = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)$", re.MULTILINE)
@@ -32,6 +34,7 @@ class Failure:
     error: str  # one line
     traceback: str | None
     log: str | None = None  # file with more
+    missed: bool = False  # it has failed because it missed another rank
 
     @property
     def lines(self) -> list[str]:
@@ -53,7 +56,11 @@ def first_failure(run: Path, launch: Path | None, job_id: str | None, since: flo
         since: what failed before this time (seconds since 1970) is of an earlier start.
     """
     found = next(iter(recorded_failures(run, since)), None)
-    return found or (logged_failure(launch, job_id, since) if launch and job_id else None)
+    if launch is None or job_id is None or (found and not found.missed):
+        return found
+    # A rank that was killed has no record; those that miss it have.
+    found = _named_by_srun(launch, job_id) or found
+    return found or next(_failures_by_time(log_files(launch, job_id), since), None)
 
 
 def recorded_failures(run: Path, since: float = 0.0, most: int | None = _MOST_RECORDS) -> list[Failure]:
@@ -77,30 +84,27 @@ def recorded_failures(run: Path, since: float = 0.0, most: int | None = _MOST_RE
     return [one for *_, one in sorted(filter(None, read), key=lambda found: found[:2])]
 
 
-def logged_failure(launch: Path, job_id: str, since: float = 0.0) -> Failure | None:
-    """The first failure by the logs of a job's ranks; None: no log has one.
-
-    srun names the first rank that ended, in rank 0's log. Otherwise the log that was written first counts: a
-    rank that fails writes no more, and those that wait for it fail later.
-    """
-    logs = log_files(launch, job_id)
-    if not logs:
+def _named_by_srun(launch: Path, job_id: str) -> Failure | None:
+    """The failure of the rank that srun names first in rank 0's log; None: none, as in a local launch."""
+    ended = _SRUN.search(last_start(read_tail(launch / f"{job_id}_0_log.out")))
+    if ended is None:
         return None
-    ended = _SRUN.search(last_start(read_tail(logs[0][1]))) if logs[0][0] == 0 else None
-    if ended:
-        rank, host, how = int(ended[2]), ended[1], ended[3]
-        path = launch / f"{job_id}_{rank}_log.out"
-        return _of_log(path, rank, host) or Failure(rank, host, None, None, how, None, str(path))
-    return next(_failures_by_time(logs, since), None)
+    rank, host, how = int(ended[2]), ended[1], ended[3]
+    path = launch / f"{job_id}_{rank}_log.out"
+    return _of_log(path, rank, host) or Failure(rank, host, None, None, how, None, str(path))
 
 
 def logged_failures(launch: Path, job_id: str) -> list[Failure]:
     """The ranks of a job whose logs have a traceback of the last start, by the times of the logs."""
-    first, others = logged_failure(launch, job_id), _failures_by_time(log_files(launch, job_id), 0.0)
-    return [first, *(one for one in others if one.rank != first.rank)] if first else []
+    first, others = _named_by_srun(launch, job_id), _failures_by_time(log_files(launch, job_id), 0.0)
+    return [*([first] if first else []), *(one for one in others if first is None or one.rank != first.rank)]
 
 
 def _failures_by_time(logs: Sequence[tuple[int, Path]], since: float) -> Iterator[Failure]:
+    """Failures in logs, by the time at which each was last written.
+
+    A rank that fails writes no more, and those that wait for it fail later.
+    """
     for mtime, rank, path in sorted((_mtime(path), rank, path) for rank, path in logs):
         if mtime >= since and (found := _of_log(path, rank, None)):
             yield found
@@ -127,8 +131,8 @@ def read_tail(path: Path, size: int = TAIL) -> str:
 
 def last_start(log: str) -> str:
     """What a rank's log holds of its last start."""
-    begins = [match.start() for match in _BEGIN.finditer(log)]
-    return log[begins[-1] :] if begins else log
+    begins = list(_START.finditer(log)) or list(_BEGIN.finditer(log))
+    return log[begins[-1].start() :] if begins else log
 
 
 def traceback_in(log: str) -> str | None:
@@ -158,7 +162,7 @@ def _of_log(path: Path, rank: int, host: str | None) -> Failure | None:
     if not found:
         return None
     error = next((line for line in reversed(found.rstrip().splitlines()) if line.strip()), "")
-    restart = _BEGIN.match(text)
+    restart = _BEGIN.search(text)
     return Failure(
         rank,
         host,
@@ -175,12 +179,9 @@ def _read(path: Path, rank: int) -> tuple[bool, float, Failure] | None:
     try:
         facts = json.loads(path.read_text())
         at, text = seconds(facts["time"]), str(facts.get("traceback") or "")[-_TEXT_LIMIT:]
-        where = facts.get("host"), stamp(at), facts.get("restart")
-        return (
-            facts.get("kind") == "RankLost",
-            at,
-            Failure(rank, *where, " ".join(str(facts["error"]).split()), text or None),
-        )
+        about = facts.get("host"), stamp(at), facts.get("restart"), " ".join(str(facts["error"]).split())
+        missed = facts.get("kind") == RANK_LOST
+        return missed, at, Failure(rank, *about, text or None, missed=missed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # being written, or torn by a kill
 

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.failures import Failure, first_failure, last_start, log_files, read_tail
 from hpcphotoz.launch.follow.folder_state import FolderState
 from hpcphotoz.launch.follow.progress import Figures
 from hpcphotoz.launch.follow.queue import Queue, QueuedJob
 from hpcphotoz.launch.follow.reasons import NEVER, ended_as, logged_end, waits_because
 from hpcphotoz.launch.follow.submissions import Submission, seconds, stamp
+from hpcphotoz.launch.requeue.record import FAILED, KILLED, NODE_FAILED, STOPPED, RequeueRecord, record_file
 
+_BEFORE = {STOPPED: "saved and stopped", KILLED: "was killed", FAILED: "failed", NODE_FAILED: "lost a node"}
 _CLOCKS_S = 300.0  # by which the clocks of a login node and of Slurm may differ
 
 
@@ -54,7 +57,7 @@ def judge(
     hopeful = [job for job in waiting if job.queued and job.queued.reason != NEVER]
     if waiting and (hopeful or folder is None) and not (folder and folder.state == "finished"):
         job = (hopeful or waiting)[0]
-        return replace(_waiting(folder, job), later=_ids([one for one in waiting if one is not job]))
+        return replace(_waiting(run, folder, job), later=_ids([one for one in waiting if one is not job]))
     return replace(_ended(run, folder, known, queue), later=_ids(waiting))
 
 
@@ -93,22 +96,34 @@ def _active(run: Path, folder: FolderState | None, known: Sequence[_Job], job: _
     return Judgement("running", reason, since, *about, job.requeues)
 
 
-def _waiting(folder: FolderState | None, job: _Job) -> Judgement:
+def _waiting(run: Path, folder: FolderState | None, job: _Job) -> Judgement:
     """Of a run whose job waits in the queue."""
     assert job.queued
     again = bool(job.starts or job.queued.restarts)
-    about = (
-        waits_because(job.queued.reason),
-        job.submission.when,
-        _step(folder),
-        None,
-        job.id,
-        _totals(folder),
-    )
+    reason = waits_because(job.queued.reason) + (_start_before(run, job) if again else "")
     expected = stamp(job.queued.start.timestamp()) if job.queued.start else None
     # A requeued job waits for its next start: what it has done so far is one start more.
-    requeues = max(job.queued.restarts, len(job.starts))
-    return Judgement("requeued" if again else "pending", *about, requeues if again else 0, expected)
+    requeues = max(job.queued.restarts, len(job.starts)) if again else 0
+    about = job.submission.when, _step(folder), None, job.id, _totals(folder), requeues, expected
+    return Judgement("requeued" if again else "pending", reason, *about)
+
+
+def _start_before(run: Path, job: _Job) -> str:
+    """How the start ended after which a job was requeued; "": it is not recorded."""
+    requeues = _record(run, job).requeues
+    if not requeues:
+        return ""
+    last = requeues[-1]
+    where, error = f" on {last.node}" if last.node else "", f": {last.error}" if last.error else ""
+    return f"; the start before {_BEFORE.get(last.reason, last.reason)}{where}{error}"
+
+
+def _record(run: Path, job: _Job) -> RequeueRecord:
+    """The requeues of a job; empty where they cannot be read."""
+    try:
+        return RequeueRecord.read(record_file(run, job.id))
+    except (BadInput, OSError):
+        return RequeueRecord()
 
 
 def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: Queue) -> Judgement:
@@ -179,6 +194,8 @@ def _of_folder(run: Path, folder: FolderState, known: Sequence[_Job], fails: boo
         said = None if quiet else ended_as(job.queued.state, job.queued.exit_status)
     elif job and folder.state != "stopped":
         said = _logged(job)
+    ended = _record(run, job).ended if job else ""
+    said = "; ".join(part for part in (said, ended) if part) or None
     if folder.state == "stopped":
         return replace(found, slurm=said)
     launch, job_id = (job.launch, job.id) if job else (None, None)

@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch.follow.failures import Failure, logged_failures, read_tail, recorded_failures
+from hpcphotoz.launch.follow.failures import (
+    Failure,
+    first_failure,
+    logged_failures,
+    read_tail,
+    recorded_failures,
+)
 from hpcphotoz.launch.follow.status import read_status
 from hpcphotoz.launch.follow.submissions import read_submissions
 
@@ -78,6 +84,11 @@ def failures_of(run: Path) -> list[Failure]:
     """All ranks that failed in the last start that has any failure, the first to fail first."""
     found = recorded_failures(run, most=None)
     for one in reversed(read_submissions(run)):
+        if found and not found[0].missed:
+            break
+        first = first_failure(run, Path(one.launch), one.job_id)
+        if found and first:  # a rank that was killed
+            return [first, *(each for each in found if each.rank != first.rank)]
         found = found or logged_failures(Path(one.launch), one.job_id)
     return found
 

@@ -15,10 +15,11 @@ from rich.text import Text
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.status import RunStatus, read_statuses
 from hpcphotoz.output import say
-from hpcphotoz.progress import FINISHED
+from hpcphotoz.progress import FINISHED, terminal
 
 INTERRUPTED = 130
 _STYLES = {"running": "cyan", "pending": "yellow", "requeued": "yellow", "finished": "green"}
+_BAR, _LEAST_FOR_BARS = 12, 100  # columns
 _TENTHS = 10  # of a run: a change of the step that is worth a line
 
 Read = Callable[[Sequence[Path]], tuple[list[RunStatus], str]]
@@ -46,7 +47,7 @@ def watch(
     Raises:
         BadInput: no run has begun in any of the folders.
     """
-    console = console or Console()
+    console = console or terminal(sys.stdout)
     try:
         if console.is_terminal and not console.is_dumb_terminal:
             found = _live(runs, every_s, console, read, wait)
@@ -65,9 +66,9 @@ def _live(
     runs: Sequence[Path], every_s: float, console: Console, read: Read, wait: Callable[[float], None]
 ) -> list[RunStatus]:
     found, problem = _read(runs, read)
-    with Live(table(found, problem), console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(table(found, problem), refresh=True)
+            live.update(table(found, problem, console.width), refresh=True)
             if not any(state.goes_on for state in found):
                 return found
             wait(every_s)
@@ -107,50 +108,69 @@ def _what_counts(state: RunStatus) -> object:
     return state.state, state.reason, state.slurm, state.requeues, state.starts, state.later, tenth
 
 
-def table(states: Sequence[RunStatus], problem: str = "") -> RenderableType:
-    """A table of runs: name, state, bar, figures, and why one waits or failed."""
-    shown = Table(box=None, padding=(0, 1), expand=True)
-    for name, more in (("run", {"overflow": "ellipsis", "ratio": 2}), ("state", {})):
-        shown.add_column(name, no_wrap=True, **more)  # type: ignore[arg-type]
-    shown.add_column("", width=12)
-    for name in ("step", "images/s", "data wait", "ETA"):
+def table(states: Sequence[RunStatus], problem: str = "", width: int = 80) -> RenderableType:
+    """A table of runs with their figures, and beneath it why one waits or failed.
+
+    Args:
+        states: of the runs.
+        problem: why Slurm could not be asked.
+        width: columns of the terminal; a narrow one has no bars.
+    """
+    bars = width >= _LEAST_FOR_BARS
+    shown = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+    shown.add_column("run", no_wrap=True, overflow="ellipsis", ratio=1)
+    shown.add_column("state", no_wrap=True)
+    if bars:
+        shown.add_column("", width=_BAR)
+    for name in ("step", "images/s", "data wait", "ETA", "job"):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("", ratio=4, overflow="fold")
     for state in states:
-        figures, total = state.figures, state.figures.total
-        going = state.state == "running"
-        step = "-" if state.step is None else f"{state.step}/{total}" if total else str(state.step)
-        bar = (
-            ProgressBar(total=total, completed=state.step, width=12, finished_style=FINISHED)
-            if total and state.step is not None
-            else ""
-        )
+        bar = [_bar(state)] if bars else []
         shown.add_row(
-            Text(printable(Path(state.run).resolve().name)),
-            Text(state.state, _STYLES.get(state.state, "red")),
-            bar,
-            step,
-            f"{figures.images_per_s:,.0f}" if going and figures.images_per_s is not None else "",
-            f"{100 * figures.data_wait:.1f} %" if going and figures.data_wait is not None else "",
-            str(timedelta(seconds=round(figures.eta_s))) if going and figures.eta_s is not None else "",
-            Text(printable(_note(state))),
+            _name(state), Text(state.state, _STYLES.get(state.state, "red")), *bar, *_figures(state)
         )
-    beneath = f"{time.strftime('%H:%M:%S')}, Ctrl-C ends this view, not the runs"
-    parts: list[RenderableType] = [shown, Text(beneath, "dim")]
+    notes = [Text.assemble(_name(state), f": {note}") for state in states if (note := _note(state))]
+    beneath = Text(f"{time.strftime('%H:%M:%S')}; Ctrl-C ends this view, not the runs", "dim")
+    parts: list[RenderableType] = [shown, *notes, beneath]
     return Group(*parts, *([Text(printable(problem), "yellow")] if problem else []))
+
+
+def _name(state: RunStatus) -> Text:
+    return Text(printable(Path(state.run).resolve().name), "bold")
+
+
+def _bar(state: RunStatus) -> RenderableType:
+    if not state.figures.total or state.step is None:
+        return ""
+    return ProgressBar(state.figures.total, state.step, width=_BAR, finished_style=FINISHED)
+
+
+def _figures(state: RunStatus) -> list[str]:
+    """Step, images/s, data wait, time to the end and job; rates are of a run that trains."""
+    one, job = state.figures, printable(state.slurm_job or "")
+    of = f"/{one.total}" if one.total else ""
+    step = "-" if state.step is None else f"{state.step}{of}"
+    if state.state != "running":
+        return [step, "", "", "", job]
+    return [
+        step,
+        "" if one.images_per_s is None else f"{one.images_per_s:,.0f}",
+        "" if one.data_wait is None else f"{100 * one.data_wait:.1f} %",
+        "" if one.eta_s is None else str(timedelta(seconds=round(one.eta_s))),
+        job,
+    ]
 
 
 def _note(state: RunStatus) -> str:
     again = f"requeued {'once' if state.requeues == 1 else f'{state.requeues} times'}"
     parts = [
-        f"job {state.slurm_job}" if state.slurm_job else "",
         state.reason or "",
-        f"expected {state.expected}" if state.expected else "",
+        f"expected to begin {state.expected}" if state.expected else "",
         state.slurm or "",
         again if state.requeues else "",
         f"then {', '.join(state.later)}" if state.later else "",
     ]
-    return "; ".join(part for part in parts if part)
+    return printable("; ".join(part for part in parts if part))
 
 
 def printable(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from hpcphotoz.atomic import making_folder
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
+from hpcphotoz.launch.command_job import CommandJob
 from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.executor import slurm_executor
 from hpcphotoz.launch.follow.submissions import record_submission
@@ -99,10 +100,13 @@ def submit(
             raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
 
 
-def record(plan: LaunchPlan, job: TrainJob, launch: Path, job_id: str, report: Callable[[str], None]) -> None:
+def record(
+    plan: LaunchPlan, job: TrainJob | CommandJob, launch: Path, job_id: str, report: Callable[[str], None]
+) -> None:
     """Write the record of a job of a run, for `status`; arguments as `submit`."""
     try:
-        record_submission(launch, job_id, job.command, plan.nodes, plan.nodes * plan.ranks_per_node)
+        tasks = plan.nodes * plan.ranks_per_node
+        record_submission(launch, job_id, job.command, plan.nodes, tasks, job.kind)
     except OSError as error:  # the job is queued all the same, and `status` knows it by its script
         report(f"{launch}/{job_id}.json: cannot be written: {error.strerror}")
 

@@ -10,6 +10,7 @@ import pytest
 
 from hpcphotoz import cli
 from hpcphotoz.cli import training
+from hpcphotoz.cli.cluster import launch
 from hpcphotoz.config import load as config
 from tests.helpers.paths import ROOT
 
@@ -56,8 +57,8 @@ def test_the_command_line_is_understood(page: Path, line: str) -> None:
         options, rest = parser.parse_known_args(words)
         parse_configuration(options, rest)
     if after:
-        assert after[0] == "train"
-        options = training.parse_train(after)
+        assert after[0] in ("train", *launch._LAUNCHED.split(", "))
+        options = cli.parse(after)
         parse_configuration(options, options.rest)
 
 

@@ -27,16 +27,17 @@ def test_every_option_of_train_reaches_the_ranks(dataset: Path, tmp_path: Path) 
     run = tmp_path / "run"
     begin = tmp_path / "begin"
     given = {"--data": str(dataset), "--out": str(run), "--device": "cpu", "--profile": None}
-    given["--from"] = str(begin)
+    given |= {"--from": str(begin), "--stage": str(tmp_path)}
     shown = cli._parser().parse_args(["train", "standard", "--data", "d", "--out", "r"])
     ours = {f"--{name}".replace("start_from", "from") for name in vars(shown) if "." not in name}
-    assert ours - {"--command", "--function", "--config"} == set(given), "give it here, and to TrainJob"
+    here = {"--command", "--function", "--config", "--rehearse"}
+    assert ours - here == set(given), "give it here, and to TrainJob"
     words = [word for pair in given.items() for word in pair if word is not None]
     with mock.patch.object(slurm, "submit") as submit:
         cli.run(["launch", "slurm", "--", "train", "standard", *words])
     job = submit.call_args.args[1]
     assert (job.data, job.out, job.device, job.profile) == (str(dataset), str(run), "cpu", True)
-    assert job.start_from == str(begin)
+    assert (job.start_from, job.stage) == (str(begin), str(tmp_path))
     assert job.command == ("hpcphotoz", "launch", "slurm", "--", "train", "standard", *words)
 
 

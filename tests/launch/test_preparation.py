@@ -29,7 +29,7 @@ def test_refusals_before_anything_is_queued(
         slurm.dry_run(LaunchPlan(), TrainJob.of(small(3), tmp_path / "none", tmp_path / "run"))
     with pytest.raises(BadInput, match="a local launch has one node"):
         run_local(LaunchPlan(nodes=2), job)
-    with pytest.raises(BadInput, match="choose another run folder"):
+    with pytest.raises(BadInput, match="choose another name"):
         slurm.dry_run(LaunchPlan(), TrainJob.of(small(3), tmp_path, tmp_path / "100%"))
     for name in ("a\nb", "a\tb", "a\x1bb"):
         with pytest.raises(BadInput, match="a control character in this name"):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.launch.slurm import SubmittedJob, submit
 from tests.helpers.launch.cluster import Cluster, until
+from tests.helpers.launch.jobs import cluster_or_skip
 from tests.helpers.launch.runs import Install, small, starts, steps_logged
-from tests.launch.test_slurm import cluster_or_skip
 
 PLAN = LaunchPlan(nodes=2, tasks_per_node=1, cpus_per_task=1)
 
@@ -42,17 +43,28 @@ def logged(submitted: SubmittedJob) -> str:
 def test_a_conda_environment_trains(
     cluster: Cluster, dataset: Path, tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fake conda puts the environment's folder first in PATH, as an activation does."""
+    """Slurm takes its spellings. The fake conda puts the environment first in PATH, as an activation does."""
     environment = tmp_path / "photo z" / "bin"
     environment.mkdir(parents=True)
-    (environment / "python").write_text(f'#!/bin/sh\nexport SEEN_BY=conda\nexec {sys.executable} "$@"\n')
+    (environment / "python").write_text(
+        f'#!/bin/sh\necho "python of job $SEEN"\nexec {sys.executable} "$@"\n'
+    )
     (environment / "python").chmod(0o755)
     monkeypatch.delenv("CONDA_EXE", raising=False)
     install("conda", 'echo \'conda() { PATH="$2/bin:$PATH"; export PATH; echo "activated $2"; }\'')
-    plan = replace(PLAN, conda=str(environment.parent))
-    submitted = submit(plan, TrainJob.of(small(5), dataset, tmp_path / "a run"))
+    asked: dict[str, Any] = {
+        "mem": "500M",
+        "time": "0-00:30",
+        "gpus_per_node": "2",
+        "srun": ("--cpu-bind=none",),
+    }
+    plan = replace(PLAN, conda=str(environment.parent), environment=(("SEEN", "$SLURM_JOB_ID"),), **asked)
+    submitted = submit(plan, TrainJob.of(small(5), dataset, tmp_path / "a run", device="cpu"))
+    facts = cluster.job(submitted.job_id)
+    assert (facts["TimeLimit"], facts["MinMemoryNode"]) == ("00:30:00", "500M")
     cluster.wait_for(submitted.job_id, "COMPLETED", 120)
     assert f"activated {environment.parent}" in logged(submitted)
+    assert f"python of job {submitted.job_id}" in logged(submitted)
     assert steps_logged(tmp_path / "a run") == [1, 2, 3, 4, 5]
 
 
@@ -77,6 +89,7 @@ def test_a_preempted_job_in_a_container_comes_back(
     assert facts["Restarts"] == "1", logged(submitted)
     assert steps_logged(run) == list(range(1, 301))
     assert len(starts(run)) == 2
+    assert "the batch script requeues the job" in logged(submitted) and "Traceback" not in logged(submitted)
     assert [restart for restart in re.findall(r"rank 0 of 2 on .*, restart (\d)", logged(submitted))] == [
         "0",
         "1",

@@ -192,7 +192,7 @@ def test_train_on_a_gpu_prints_its_precision(
 
     gpu = FakeGPU(monkeypatch)
     monkeypatch.setattr(group, "choose_device", lambda world, wanted: GPU)
-    monkeypatch.setattr("hpcphotoz.training.trainer._Trainer.resume", stop)
+    monkeypatch.setattr("hpcphotoz.training.trainer.RunPreparation.resume", stop)
     monkeypatch.setattr(compute.ComputeOptions, "placed", lambda self, module, device: module)
     with pytest.raises(ReachedTheData):
         train(config(**{"precision": "auto", **how}), dataset, tmp_path / "run")

@@ -156,7 +156,7 @@ def test_a_damaged_configuration_is_one_line(text: str, alone: Path, dataset: Pa
 def test_a_run_folder_is_held_by_one_process(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpcphotoz.training.trainer._Trainer", lambda *_: pytest.fail("reads the data"))
+    monkeypatch.setattr("hpcphotoz.training.trainer.RunPreparation", lambda *_: pytest.fail("reads the data"))
     held = rf"run: another process is training in it \(.* on .*, process {os.getpid()}, since 20.*\): wait,"
     with run_folder.prepare(tmp_path / "run", World()), pytest.raises(BadInput, match=held):
         train(config(max_steps=1), dataset, tmp_path / "run")

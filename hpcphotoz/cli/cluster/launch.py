@@ -6,17 +6,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcphotoz.cli.cluster import job_series, slurm_options
+from hpcphotoz.cli.cluster import doctor, job_series, slurm_options
+from hpcphotoz.cli.cluster.launched_command import command_job
 from hpcphotoz.cli.parser import Commands, Parser, command
-from hpcphotoz.cli.training import configuration, datasets, parse_train
+from hpcphotoz.cli.training import configuration, datasets, parse_train, stage
 from hpcphotoz.errors import BadInput
 
 if TYPE_CHECKING:
+    from hpcphotoz.launch.command_job import CommandJob
     from hpcphotoz.launch.job import TrainJob
     from hpcphotoz.launch.request.plan import LaunchPlan
 
 _RUN_AFTER = "launch: give the run after `--`, e.g. launch slurm --nodes 2 -- train CONFIG --data D --out RUN"
 _THEN = "[OPTION ...] -- train CONFIG --data DATASET[:WEIGHT] ... --out RUN [...]"
+_LAUNCHED = "predict, evaluate, attack, ingest, simulate"
 
 
 def cut(words: list[str]) -> tuple[list[str], list[str] | None]:
@@ -36,28 +39,34 @@ def cut(words: list[str]) -> tuple[list[str], list[str] | None]:
 
 
 def local(options: argparse.Namespace) -> int:
-    """Run `train` on this machine, one process per rank."""
+    """Run `train`, or another command, on this machine, one process per rank."""
+    from hpcphotoz.launch.command_job import check_ranks
     from hpcphotoz.launch.follow.runs import register_run
     from hpcphotoz.launch.local import run_local
 
+    plan = _plan(options)
     if options.sweep:
-        return job_series.sweep_locally(options, _plan(options), _job)
+        return job_series.sweep_locally(options, plan, _train_job)
     job = _job(options)
-    register_run(Path(job.out))
-    return run_local(_plan(options), job)
+    check_ranks(job.kind, plan.nodes * plan.ranks_per_node)
+    if job.kind == "train":  # the others have no run folder
+        register_run(Path(job.out))
+    return run_local(plan, job)
 
 
 def slurm(options: argparse.Namespace) -> int:
-    """Run `train` on a Slurm cluster, one task per rank."""
+    """Run `train`, or another command, on a Slurm cluster, one task per rank."""
     from hpcphotoz.launch import slurm
+    from hpcphotoz.launch.command_job import check_ranks
     from hpcphotoz.launch.follow.runs import register_run
 
     plan, dependency = _plan(options), job_series.dependency(options)
     if options.sweep:
-        return job_series.sweep(options, plan, _job, dependency)
-    job = _job(options)
+        return job_series.sweep(options, plan, _train_job, dependency)
     if options.chain is not None:
-        return job_series.chain(options, plan, job, dependency)
+        return job_series.chain(options, plan, _train_job(options), dependency)
+    job = _job(options, inputs_are_there=not dependency)
+    check_ranks(job.kind, plan.nodes * plan.ranks_per_node)
     if options.dry_run:
         print(slurm.dry_run(plan, job, dependency), end="")
         return 0
@@ -67,14 +76,24 @@ def slurm(options: argparse.Namespace) -> int:
     return 0
 
 
-def _job(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> "TrainJob":
+def _job(options: argparse.Namespace, inputs_are_there: bool = True) -> "TrainJob | CommandJob":
+    """The run, or another command, after `--`."""
+    if options.after and options.after[0] in _LAUNCHED.split(", "):
+        return command_job(options.after, options.words, inputs_are_there)
+    return _train_job(options)
+
+
+def _train_job(options: argparse.Namespace, swept: Mapping[str, str] | None = None) -> "TrainJob":
     """The run after `--`, with the values of swept options."""
     from hpcphotoz.launch.job import TrainJob
 
+    if options.after and options.after[0] in _LAUNCHED.split(", "):
+        raise BadInput(f"launch: --sweep and --chain are for train, not for {options.after[0]}")
     if not options.after or options.after[0] != "train":
-        raise BadInput(_RUN_AFTER)
+        raise BadInput(f"{_RUN_AFTER}; also launched: {_LAUNCHED}")
     words = parse_train(options.after)
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
+    how["stage"] = stage(words)
     if words.start_from:
         how["start_from"] = str(words.start_from.absolute())
     return TrainJob.of(configuration(words, swept), datasets(words), words.out, **how)
@@ -92,8 +111,9 @@ def _plan(options: argparse.Namespace) -> "LaunchPlan":
 
 def add(commands: Commands) -> None:
     """Add the parsers of `launch local` and `launch slurm`."""
-    p = commands.add_parser("launch", help="run `train` on a cluster or on this machine", allow_abbrev=False)
-    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm")
+    launches = "run `train`, or another command, on a cluster or on this machine"
+    p = commands.add_parser("launch", help=launches, allow_abbrev=False)
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="local|slurm|doctor")
 
     here = command(kinds, "local", local)
     here.usage = f"%(prog)s {_THEN}"
@@ -104,6 +124,7 @@ def add(commands: Commands) -> None:
     _add_ranks(cluster, "GPUs per node, e.g. 4 or h100:4 (default 0: none)")
     slurm_options.add(cluster)
     job_series.add(cluster)
+    doctor.add(kinds)
 
     for name in cluster.options():
         p.refused.setdefault(name, f"give it after the kind of launch: launch slurm {name} ...")

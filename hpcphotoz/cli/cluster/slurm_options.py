@@ -11,7 +11,7 @@ _RENAMED = {
 
 def add(p: Parser) -> None:
     """Add the options that only Slurm understands."""
-    profile = "a profile of a cluster, or the path of one, e.g. perlmutter; options given here go before its"
+    profile = "profile of a cluster, by name or path, e.g. perlmutter; options given here replace those in it"
     p.add_argument("--profile", metavar="NAME", help=f"{profile} (see `hpcphotoz profiles`)")
     p.add_argument("--nodes", type=int, help="nodes (default 1)")
     memory = "memory per node, e.g. 64G; 0: all of the node (default: the partition's)"

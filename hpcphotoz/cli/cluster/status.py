@@ -51,6 +51,14 @@ def _warn(problem: str) -> None:
         print(f"hpcphotoz: warning: {problem}", file=sys.stderr)
 
 
+def _interval(text: str) -> int:
+    """Parse seconds; a folder's name is one that --watch has taken."""
+    try:
+        return count(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error} of seconds (write RUN before --watch)") from None
+
+
 def add(commands: Commands) -> None:
     """Add the parser of `status`."""
     p = command(commands, "status", status)
@@ -59,4 +67,4 @@ def add(commands: Commands) -> None:
     p.add_argument("--all", action="store_true", help=f"list all of your runs, not the newest {_NEWEST}")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of the line")
     watched = "show the state until all of these runs have ended, every SECONDS (default 5)"
-    p.add_argument("--watch", type=count, nargs="?", const=5, metavar="SECONDS", help=watched)
+    p.add_argument("--watch", type=_interval, nargs="?", const=5, metavar="SECONDS", help=watched)

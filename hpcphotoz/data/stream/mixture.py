@@ -14,7 +14,7 @@ from hpcphotoz.config import Data
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.format.encoding import decode
 from hpcphotoz.data.format.manifest import columns
-from hpcphotoz.data.order import derive_key, keyed_hash, rank_slice
+from hpcphotoz.data.order import Int64Array, derive_key, keyed_hash, rank_slice
 from hpcphotoz.data.select.census import Census
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.chained import ChainedStream, common_manifest, open_dataset
@@ -114,14 +114,14 @@ class MixedStream(ResumableStream):
     @property
     def batches(self) -> int:
         """Global batches of an epoch: until every dataset has been seen at least once."""
-        return max(-(-passes.rows // passes.share) for passes in self._passes)
+        return max(-(-passes.rows // passes.share) for passes in self.passes)
 
     def batch_size(self, number: int) -> int:
         """Number of objects in any global batch."""
         return sum(self.shares)
 
     @cached_property
-    def _passes(self) -> list[Passes]:
+    def passes(self) -> list[Passes]:
         """How each dataset fills its parts.
 
         Raises:
@@ -134,6 +134,10 @@ class MixedStream(ResumableStream):
                     f"batch of {sum(self.shares)}: lower its weight or run.global_batch"
                 )
         return [Passes(part.rows, share) for part, share in zip(self.parts, self.shares, strict=True)]
+
+    def datasets_at(self, step: int) -> Int64Array:
+        """The dataset from which each position of a step's global batch takes its object."""
+        return dataset_of_positions(self.shares, self._seed, step)
 
     def runs(self, step: int, epochs: int) -> Iterator[Iterator[Batch]]:
         """This rank's batches from a step of training on, until `epochs` have passed, as one iterator."""
@@ -162,12 +166,12 @@ class MixedStream(ResumableStream):
 
     def _pieces(self, dataset: int, step: int) -> Generator[list[_Piece], None, None]:
         """What fills a dataset's part in each step from `step` on: one piece, or two where a pass ends."""
-        passes, part = self._passes[dataset], self.parts[dataset]
+        passes, part = self.passes[dataset], self.parts[dataset]
         number, start = passes.at(step)
         found: list[_Piece] = []
 
         def of_part(step: int) -> slice:
-            mine = dataset_of_positions(self.shares, self._seed, step) == dataset
+            mine = self.datasets_at(step) == dataset
             before = int(np.count_nonzero(mine[: self._own.start]))
             return slice(before, before + int(np.count_nonzero(mine[self._own])))
 
@@ -182,7 +186,7 @@ class MixedStream(ResumableStream):
 
     def _merge(self, step: int, pieces: list[list[_Piece]]) -> Batch:
         """The slice of this rank of the global batch of a step."""
-        dataset = dataset_of_positions(self.shares, self._seed, step)
+        dataset = self.datasets_at(step)
         parts: list[_Piece] = []
         positions, keys = [], []
         for number, of_dataset in enumerate(pieces):

@@ -79,10 +79,8 @@ class Stream(ResumableStream):
         self.files = ShardFiles(folder, self.manifest)
         # A block that is not whole chunks would have its first and last chunk decompressed twice.
         chunk = max((shard.chunk_rows for shard in self.manifest.shards[:1]), default=1)
-        self._block_rows = -(-options.block_rows // chunk) * chunk
-        self._window_rows = max(
-            options.window_blocks * self._block_rows, _MIN_BATCHES_A_WINDOW * global_batch
-        )
+        self.block_rows = -(-options.block_rows // chunk) * chunk
+        self.window_rows = max(options.window_blocks * self.block_rows, _MIN_BATCHES_A_WINDOW * global_batch)
         shape, dtype = columns(header)["images"]
         slots = -(-global_batch // self._world.size) if most_rows is None else most_rows
         self._buffers = BufferPool(slots * int(torch.Size(shape).numel()) * dtype.itemsize, pinned)
@@ -220,12 +218,12 @@ class Stream(ResumableStream):
         key = order.derive_key(self._seed, epoch) if self._shuffle else None
         lost = set(self.census.lost)  # no rows: no blocks
         rows = tuple(0 if k in lost else shard.rows for k, shard in enumerate(self.manifest.shards))
-        layout = order.BlockLayout(rows, self._block_rows)
+        layout = order.BlockLayout(rows, self.block_rows)
         # As many selected objects a window as if all were: smaller windows would open more shards a batch.
-        window_rows = self._window_rows * min(sum(rows) / self.rows, _MAX_WINDOW_GROWTH)
-        window_blocks = math.ceil(window_rows / self._block_rows)
+        window_rows = self.window_rows * min(sum(rows) / self.rows, _MAX_WINDOW_GROWTH)
+        window_blocks = math.ceil(window_rows / self.block_rows)
         # Where selected objects lie together, a window has many more of them: it is read in several parts.
-        max_rows = self._window_rows * (2 if self._shuffle else 1)
+        max_rows = self.window_rows * (2 if self._shuffle else 1)
         selection = self.objects.selection
         given = layout, window_blocks, self._global_batch, key, selection, start, max_rows
         return order.windows(*given, head)

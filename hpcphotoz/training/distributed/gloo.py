@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
+from hpcphotoz.node.interfaces import interface_names, named
 from hpcphotoz.output import say
 from hpcphotoz.training.distributed.presence import is_loopback
 from hpcphotoz.training.distributed.store import in_thread
@@ -52,11 +53,11 @@ def listening_address(env: Mapping[str, str] | None = None) -> str:
     host = socket.gethostname()
     if not names:
         return _address_of_name(host)
-    have = [name for _, name in socket.if_nameindex()]
+    have = interface_names()
     for name in names.split(","):
         if name not in have:
             raise BadInput(
-                f"{VARIABLE}={names}: {host} has no network interface {name}: it has {_named(have)}"
+                f"{VARIABLE}={names}: {host} has no network interface {name}: it has {named(have)}"
             )
     return _address_of_interface(names.split(",")[0]) or ""
 
@@ -105,7 +106,7 @@ def choose_interface(peer: str, speaks: bool) -> None:
     """
     host = socket.gethostname()
     own = _source_address(peer)
-    name = next((name for _, name in socket.if_nameindex() if _address_of_interface(name) == own), None)
+    name = next((name for name in interface_names() if _address_of_interface(name) == own), None)
     at = f"hpcphotoz: {host}: the name of this host stands for a loopback address"
     if own is None or name is None or is_loopback(own):
         say(f"{at}, and no network interface towards {peer} is found: {_ADVICE}", sys.stderr)
@@ -180,7 +181,3 @@ def _source_address(peer: str) -> str | None:
             return str(probe.getsockname()[0])
     except OSError:
         return None
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(name for name in names if name != "lo") or "none but lo"

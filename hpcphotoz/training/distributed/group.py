@@ -3,6 +3,7 @@
 import gc
 import json
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
+from hpcphotoz.node.interfaces import nccl_interfaces
+from hpcphotoz.output import say
 from hpcphotoz.training.distributed import gloo
 from hpcphotoz.training.distributed.preflight import check_ranks, difference
 from hpcphotoz.training.distributed.rank_device import choose_device, identity
@@ -23,7 +26,7 @@ from hpcphotoz.training.monitoring.lost_ranks import (
     detect_lost_ranks,
     joined,
 )
-from hpcphotoz.world import World
+from hpcphotoz.world import World, tasks_of_allocation
 
 Subgroup = dist.ProcessGroup | None  # some of the ranks; None: all
 
@@ -58,6 +61,9 @@ def process_group(
             raise
         problem = str(error)
     if world.size == 1:
+        if (tasks := tasks_of_allocation()) > 1:
+            only = f"one process in an allocation of {tasks} tasks: `srun` starts one in each of them"
+            say(f"hpcphotoz: warning: {only}", sys.stderr)
         yield device
         return
     ranks = _join(world, limits, options, device, problem)
@@ -84,6 +90,8 @@ def _join(
     try:
         if on_cpus:
             listens_at = gloo.listening_address()
+        else:
+            nccl_interfaces()
     except BadInput as error:
         problem = problem or str(error)
     meeting = None

@@ -1,6 +1,7 @@
 """Checks once all ranks have joined, before anything is read: a sum over all ranks, clocks, installations."""
 
 import hashlib
+import os
 import statistics
 import sys
 import time
@@ -14,7 +15,9 @@ from torch import distributed as dist
 import hpcphotoz
 from hpcphotoz.config import Config
 from hpcphotoz.data.datasets import Datasets
+from hpcphotoz.node import interfaces
 from hpcphotoz.output import say
+from hpcphotoz.training.distributed import gloo
 from hpcphotoz.training.monitoring.lost_ranks import RankLost
 from hpcphotoz.world import World
 
@@ -36,12 +39,13 @@ def installation() -> dict[str, str]:
 
 
 def options_of_all_ranks(
-    config: Config, data: Datasets, out: Path, device: str, start_from: Path | None
+    config: Config, data: Datasets, out: Path, device: str, start_from: Path | None, stage: str | None
 ) -> dict[str, str]:
     """Options that must be the same on all ranks, by name."""
     # Not `resolve`: links may differ between nodes.
     values = {"--out": repr(str(out.absolute())), "--data": repr(str(data.absolute())), "--device": device}
     values["--from"] = repr(str(start_from.absolute()) if start_from else None)
+    values["--stage"] = repr(stage)
     for section, options in config.model_dump().items():
         values |= {f"--{section}.{key}": repr(value) for key, value in options.items()}
     return values
@@ -80,11 +84,18 @@ def check_ranks(world: World, device: torch.device, hosts: Sequence[str]) -> flo
     # Of the first sum no clocks are known. Of the others, the least difference: a rank may be woken late.
     least = [min(seen, key=abs) for seen in zip(*ahead[1:], strict=True)]
     if world.is_first:
-        backend = "gloo on CPUs" if device.type == "cpu" else f"NCCL on {torch.cuda.get_device_name(device)}"
-        say(f"{topology(hosts)}: {backend}")
+        say(f"{topology(hosts)}: {_backend(device)}, started by {world.launcher}")
         if text := clocks_apart(least, hosts):
             say(f"hpcphotoz: warning: {text}", sys.stderr)
     return float(least[world.rank])
+
+
+def _backend(device: torch.device) -> str:
+    """What connects the ranks, on which devices and network interfaces, in words."""
+    on_cpus = device.type == "cpu"
+    text = "gloo on CPUs" if on_cpus else f"NCCL on {torch.cuda.get_device_name(device)}, one a rank"
+    chosen = os.environ.get(gloo.VARIABLE if on_cpus else interfaces.VARIABLE, "")
+    return f"{text}, network interface {chosen}" if chosen else text
 
 
 def topology(hosts: Sequence[str]) -> str:

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
-from hpcphotoz.world import World
+from hpcphotoz.sources.mpi import gather_once
+from hpcphotoz.world import MPI, World
 
 T = TypeVar("T")
 POLL_S = 0.05
 _FINISHING_S = 1.0
+_LOOPBACK = "127.0.0.1"
 
 
 class Connection(NamedTuple):
@@ -87,11 +89,16 @@ def connect(world: World, timeout_s: float, env: Mapping[str, str] | None = None
     """
     env = os.environ if env is None else env
     end = time.monotonic() + timeout_s
-    host, port = _address(world, env)
-    where = f"MASTER_ADDR, MASTER_PORT = {host}:{port}"
     held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     holds = world.is_first and not held
-    listening = _listen(port) if holds else None
+    if world.launcher in MPI and not (env.get("MASTER_ADDR") or env.get("MASTER_PORT")):
+        listening = _listen(0) if holds else None
+        host, port = _address_by_mpi(listening, end)
+        where = f"{host}:{port}, as told by MPI,"
+    else:
+        host, port = _address(world, env)
+        where = f"MASTER_ADDR, MASTER_PORT = {host}:{port}"
+        listening = _listen(port) if holds else None
     own_address, store_address = _until_answered(world, host, port, end, where, timeout_s)
 
     def make(_: threading.Event) -> Any:
@@ -126,6 +133,35 @@ def _until_answered(
                     f"({error.strerror or error}): waited run.start_timeout_s = {timeout_s:g} s"
                 ) from None
         time.sleep(4 * POLL_S)
+
+
+def _address_by_mpi(listening: int | None, end: float) -> tuple[str, int]:
+    """Where rank 0 listens: it tells the others by MPI, which the run does not use otherwise.
+
+    Args:
+        listening: descriptor of rank 0's listening socket; None: another rank.
+        end: time.monotonic() until which the ranks must have met.
+
+    Raises:
+        BadInput: mpi4py is absent, or does not see the launcher's ranks.
+        TimeoutError: not all ranks have called this in time.
+    """
+    port = None
+    if listening is not None:
+        with socket.socket(fileno=os.dup(listening)) as listener:
+            port = listener.getsockname()[1]
+    try:
+        told = in_thread(lambda _: gather_once((socket.gethostname(), port)), end)
+    except BadInput as error:
+        raise BadInput(
+            f"MASTER_ADDR and MASTER_PORT are not set, and MPI cannot tell them: {error}"
+        ) from None
+    except TimeoutError:
+        raise TimeoutError("not all ranks have met by MPI") from None
+    host, first_port = told[0]
+    assert first_port is not None
+    # On one host by the address that is always there: a laptop's own name often does not resolve.
+    return host if any(other != host for other, _ in told) else _LOOPBACK, first_port
 
 
 def _address(world: World, env: Mapping[str, str]) -> tuple[str, int]:

@@ -30,6 +30,8 @@ def connect(
     steps: range,
     total_steps: int,
     waiting: Callable[[str], AbstractContextManager[None]],
+    learner: type[LearnerEndpoint] = LearnerEndpoint,
+    attacker: type[AttackerEndpoint] = AttackerEndpoint,
 ) -> Connection:
     """Decide whether this rank learns or attacks, and connect it to the others; called on all ranks.
 
@@ -39,6 +41,7 @@ def connect(
         steps: those that this process takes.
         total_steps: of the run; the attack has its full strength after them.
         waiting: times a wait, given what the rank waits for.
+        learner, attacker: what receives and what sends attacked images.
 
     Raises:
         BadInput: as `assign_role`.
@@ -66,4 +69,4 @@ def connect(
     header = loader.train.manifest.header
     shape = (len(header.bands), header.stamp, header.stamp)
     given = topology, components.module, shape, device, steps.start, waiting
-    return Connection(role, loader, AttackerEndpoint(*given) if role.is_attacker else LearnerEndpoint(*given))
+    return Connection(role, loader, attacker(*given) if role.is_attacker else learner(*given))

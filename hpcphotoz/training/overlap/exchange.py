@@ -231,5 +231,8 @@ class AttackerEndpoint(_Endpoint):
         due = self._coming is None and self._version < self._steps_sent
         if due and self.topology.needed(self._version + 1, self.first):
             message = self._free.popleft()
-            request = dist.broadcast(message, 0, group=self.topology.weights_group, async_op=True)
-            self._coming = (request, message)
+            self._coming = (self._receive_weights(message), message)
+
+    def _receive_weights(self, message: Tensor) -> dist.Work:
+        request: dist.Work = dist.broadcast(message, 0, group=self.topology.weights_group, async_op=True)
+        return request

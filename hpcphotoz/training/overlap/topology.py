@@ -64,13 +64,17 @@ class RankSplit:
 
     def pairs(self, rank: int) -> list[tuple[int, int]]:
         """Every (attacker, learner) with `rank` in it whose slices can overlap, whatever the batch size."""
-        found, attackers, learners = [], len(self.attacker_ranks), len(self.learner_ranks)
-        for a, attacker in enumerate(self.attacker_ranks):
-            for k, learner in enumerate(self.learner_ranks):
-                together = k * attackers < (a + 1) * learners and a * learners < (k + 1) * attackers
-                if together and rank in (attacker, learner):
-                    found.append((attacker, learner))
-        return found
+        attackers, learners = len(self.attacker_ranks), len(self.learner_ranks)
+        number = self.same_role(rank).index(rank)
+        if self.is_attacker(rank):
+            every = [(number, k) for k in range(learners)]
+        else:
+            every = [(a, number) for a in range(attackers)]
+        return [
+            (self.attacker_ranks[a], self.learner_ranks[k])
+            for a, k in every
+            if k * attackers < (a + 1) * learners and a * learners < (k + 1) * attackers
+        ]
 
     def attacked_positions(self, rank: int, size: int, fraction: float) -> Int64Array:
         """Attacked positions in a rank's slice of a global batch of `size` objects, in order."""

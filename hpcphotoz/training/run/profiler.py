@@ -85,7 +85,8 @@ class StepProfiler:
             seconds.pop(AGREEMENT, None)  # one rank: there is none to agree with
         shares = {name: s / self._seconds for name, s in seconds.items()}
         events = self._profiler.events() or []  # type: ignore[no-untyped-call]
-        counted = self._counted(*operations(module, attack, batch), config)
+        passed, attacked = operations(module, attack, batch)
+        counted = step_operations(config, self._rows[0], self._rows[1], passed, attacked)
         rate, measured = counted / self._seconds, matrix_rate(self._device, compute.training)
         figures = {
             "steps": _STEPS,
@@ -108,14 +109,6 @@ class StepProfiler:
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def _counted(self, passed: float, attacked: float, config: Config) -> float:
-        """Operations of all passes and attacks during the profile, from those of one object."""
-        objects, m = self._rows
-        if config.adversarial.objective == "free":
-            return passed * objects * config.attack.steps
-        both = config.adversarial.objective in ("append", "consistency")
-        return passed * (objects + m * both) + attacked * m
-
 
 def operations(
     module: nn.Module, attack: Callable[[nn.Module, RankBatch], object], batch: RankBatch
@@ -137,6 +130,20 @@ def operations(
 
     attacked = flops(lambda: attack(copied, two)) / len(two.attacked) if len(two.attacked) else 0.0
     return flops(train) / len(two.images), attacked
+
+
+def step_operations(config: Config, objects: float, m: float, passed: float, attacked: float) -> float:
+    """Operations of a step: the attack, and all passes.
+
+    Args:
+        config: the objective.
+        objects, m: number of objects, and of attacked ones.
+        passed, attacked: operations per object, as `operations` counts them.
+    """
+    if config.adversarial.objective == "free":
+        return passed * objects * config.attack.steps
+    both = config.adversarial.objective in ("append", "consistency")
+    return passed * (objects + m * both) + attacked * m
 
 
 def all_reduce_seconds(events: Iterable[Any], device: torch.device) -> float:

@@ -48,6 +48,10 @@ class WallTimeBudget:
         """Seconds that are kept for a last step and the save after it."""
         return 2 * (self.save_s() + self._longest_step_s) + 5
 
+    def forget_looks(self) -> None:
+        """Leave out the time until the next look: what comes is no step."""
+        self._looks, self._longest_step_s = 0, 0.0
+
     def is_spent(self) -> bool:
         """Whether the run has to stop now; called after every step."""
         now = time.monotonic()

@@ -49,3 +49,16 @@ def test_splits_without_an_attacker_or_a_learner() -> None:
             RankSplit(size, attackers)
     with pytest.raises(BadInput, match="on 1 rank"):
         attackers_for_costs(1, 1, 1)
+
+
+@pytest.mark.parametrize(("ranks", "attackers"), [(2, 1), (4, 3), (7, 3), (96, 41)])
+def test_pairs_are_those_whose_slices_can_overlap(ranks: int, attackers: int) -> None:
+    split, learners = RankSplit(ranks, attackers), ranks - attackers
+    every = [
+        (attacker, learner)
+        for a, attacker in enumerate(split.attacker_ranks)
+        for k, learner in enumerate(split.learner_ranks)
+        if k * attackers < (a + 1) * learners and a * learners < (k + 1) * attackers
+    ]
+    for rank in range(ranks):
+        assert split.pairs(rank) == [pair for pair in every if rank in pair]

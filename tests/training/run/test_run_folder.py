@@ -27,7 +27,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 def refused(dataset: Path, out: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> str:
     """The line that refuses a run folder; nothing was read or built before."""
-    patch.setattr("hpcphotoz.training.trainer._Trainer", lambda *_: pytest.fail("reads the data"))
+    patch.setattr("hpcphotoz.training.trainer.RunPreparation", lambda *_: pytest.fail("reads the data"))
     assert main(["train", "standard", "--data", str(dataset), "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("hpcphotoz: error: ") and said.count("\n") == 1

@@ -1,5 +1,5 @@
 #!/bin/bash
-# profile jean-zay; unverified: never run there by the authors; the account: give --account PROJECT@v100; --gpus-per-node: IDRIS's examples write --gres=gpu:4; Python: IDRIS has modules pytorch-gpu; this profile loads none: --setup 'module load pytorch-gpu/...' --python python; A100 and H100 nodes
+# profile jean-zay; unverified: never run there by the authors; the account: give --account; users' scripts write PROJECT@v100; --gpus-per-node: IDRIS's examples write --gres=gpu:4; Python: IDRIS has modules pytorch-gpu; this profile loads none: --setup 'module load pytorch-gpu/...' --python python; A100 and H100 nodes: users' scripts write --constraint a100 or h100, and PROJECT@a100 or PROJECT@h100
 
 # Parameters
 #SBATCH --account=cosmo

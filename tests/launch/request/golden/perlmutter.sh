@@ -1,5 +1,5 @@
 #!/bin/bash
-# profile perlmutter; unverified: never run there by the authors; the account: give --account; whether GPU jobs need the project's name with _g was not read; NCCL's plug-in for Slingshot: NERSC's module nccl, or a container, may be needed for full speed; the order of CPUs and GPUs: NERSC's tutorial reverses CUDA_VISIBLE_DEVICES, this profile does not
+# profile perlmutter; unverified: never run there by the authors; the account: give --account; whether GPU jobs need the project's name with _g was not read; NCCL over Slingshot: NERSC's tutorial adds Shifter's module nccl to its container, this profile nothing; the order of CPUs and GPUs: NERSC's tutorial reverses CUDA_VISIBLE_DEVICES, this profile does not
 
 # Parameters
 #SBATCH --account=cosmo

@@ -1,0 +1,1 @@
+"""Rehearses a run of many ranks in one process, without writing anything."""

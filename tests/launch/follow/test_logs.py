@@ -1,0 +1,106 @@
+"""`logs`: the newest log of a rank, its end, what follows, and the tracebacks of those that failed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hpcphotoz import provenance
+from hpcphotoz.__main__ import main
+from hpcphotoz.launch.follow import logs
+from hpcphotoz.launch.follow.logs import follow, last_lines, newest_log
+from hpcphotoz.locks.lock import lock_file
+from hpcphotoz.world import World
+from tests.helpers.commands import fails
+from tests.launch.follow.test_failures import ERROR, log, record
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that a job begins again and again."""
+    folder = tmp_path / "run"
+    (folder / "logs").mkdir(parents=True)
+    provenance.record_start(folder, World(), {})
+    return folder
+
+
+def test_the_newest_log_of_a_rank(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["logs", run], "rank 0 has written no log yet")
+    (run / "logs" / "rank-0.log").write_text("of the trainer\n")
+    assert newest_log(run, 0).name == "rank-0.log"
+    newer = log(run / "launch", 0, "new\x1b[2J\tline\n", 2000.0)
+    older = newer.with_name("7_0_log.out")
+    older.write_text("old\n")
+    os.utime(older, (1000.0, 1000.0))
+    log(run / "launch", 10, "of rank 10\n", 3000.0)
+    assert main(["logs", str(run), "--lines", "1"]) == 0
+    assert capsys.readouterr().out == "new\\x1b[2J line\n"
+    assert main(["logs", str(run), "--rank", "10", "--lines", "1"]) == 0
+    assert capsys.readouterr().out == "of rank 10\n"
+
+
+@pytest.mark.parametrize("count", [1, 7, 5000, 10**6])
+def test_the_last_lines_of_a_long_file(count: int, tmp_path: Path) -> None:
+    lines = [f"line {number} " + "x" * (number % 300) for number in range(6000)]
+    (tmp_path / "log").write_text("\n".join(lines) + "\n")
+    assert last_lines(tmp_path / "log", count) == lines[-count:]
+
+
+def test_following_goes_on_through_the_next_job_and_ends_with_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_STATUS_EVERY", 1)
+    first = log(run / "launch", 0, "one\n", 1000.0)
+    steps = iter([b"tw", b"o\nthr", b"ee\n"])
+    written: list[str] = []
+
+    def wait(_: float) -> None:
+        part = next(steps, None)
+        if part is not None:
+            with first.open("ab") as file:
+                file.write(part)
+            os.utime(first, (1000.0, 1000.0))
+        elif not written:
+            written.append("the next job")
+            first.with_name("13_0_log.out").write_text("four\nend")
+        else:
+            lock.__exit__(None, None, None)
+
+    lock = lock_file(run / "logs" / "lock", "busy", "wait")
+    lock.__enter__()
+    lines = list(follow(run, 0, 1, wait))
+    assert lines == ["one", "two", "three", f"==> {first.with_name('13_0_log.out')} <==", "four", "end"]
+
+
+def test_errors_are_those_of_the_ranks_that_failed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", str(run), "--errors"]) == 0
+    assert capsys.readouterr().out == f"{run}: no rank has recorded an error\n"
+    for rank in range(40):
+        record(run, 0, rank, 2000.0 + rank, f"rank {rank} failed", "OSError" if rank == 3 else "RankLost")
+    assert main(["logs", str(run), "--errors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if line.startswith("rank ")]
+    assert len(heads) == 40 and heads[0].endswith(": rank 3 failed") and heads[1].endswith(": rank 0 failed")
+    assert lines[1:5] == ["  " + line for line in ERROR.format(3).splitlines()]
+    assert main(["logs", str(run), "--errors", "--rank", "7"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "  OSError: rank 7 cannot read"
+    fails(capsys, ["logs", run, "--errors", "--follow"], "leave out --follow")
+
+
+def test_errors_without_records_are_read_from_the_logs_once_each(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = run / "launch"
+    launch.mkdir()
+    (launch / "12_submission.sh").touch()
+    for rank in range(3):
+        log(launch, rank, ERROR.format("any"), 2000.0 - rank)
+    assert main(["logs", str(run), "--errors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines if line.startswith("rank")] == ["rank 2", "rank 1", "rank 0"]
+    assert lines.count("  OSError: rank any cannot read") == 1
+    assert lines.count("  traceback: that of rank 2") == 2
+
+
+def test_a_folder_of_several_runs_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["logs", run.parent], f"holds several runs: give one, such as {run}")
