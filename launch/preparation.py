@@ -30,11 +30,16 @@ def import_submitit() -> Any:
 
 def launch_folder(job: Job) -> Path:
     """RUN/launch, for scripts, logs and code; raises BadInput for a name that Slurm would not write to."""
-    if re.search(r"[%\\]", job.out):
-        raise BadInput(f"{job.out}: Slurm would rewrite '%' and '\\' in this name: choose another name")
-    if not job.out.isprintable():
-        raise BadInput(f"{job.out!r}: a control character in this name: choose another name")
+    check_name(job.out)
     return Path(job.out) / "launch"
+
+
+def check_name(folder: str) -> None:
+    """Raise BadInput for the name of a folder that Slurm would not write to."""
+    if re.search(r"[%\\]", folder):
+        raise BadInput(f"{folder}: Slurm would rewrite '%' and '\\' in this name: choose another name")
+    if not folder.isprintable():
+        raise BadInput(f"{folder!r}: a control character in this name: choose another name")
 
 
 def check_folders(job: Job, origin_is_there: bool = True) -> None:

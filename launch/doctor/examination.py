@@ -11,6 +11,7 @@ from hpcphotoz.launch.doctor.job import examine_nodes
 from hpcphotoz.launch.doctor.node_rules import judge_nodes
 from hpcphotoz.launch.doctor.slurm_facts import collect_cluster
 from hpcphotoz.launch.doctor.slurm_rules import judge_cluster, judge_job
+from hpcphotoz.launch.preparation import check_name
 from hpcphotoz.launch.request.plan import LaunchPlan
 
 _JOB_MINUTES = 6  # its limit: torch may take a minute to load from a cold file system
@@ -33,8 +34,9 @@ def examine(
         Findings in the order of `CHECKS`.
 
     Raises:
-        BadInput: no such partition.
+        BadInput: no such partition, or a folder to which Slurm cannot write.
     """
+    check_name(str(run_folder))
     cluster = collect_cluster(plan.partition, plan.time_s, plan.signal_delay_s)
     login = collect_login(run_folder)
     found = [*judge_cluster(cluster), *judge_login(login)]

@@ -3,7 +3,6 @@
 from pydantic import BaseModel, ConfigDict
 
 LOGIN = "login node"
-NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "panfs", "weka", "orangefs")
 
 
 class _Facts(BaseModel):
@@ -43,17 +42,12 @@ class FolderFacts(_Facts):
 
     name: str  # "run folder", "home", "temporary folder"
     path: str
-    kind: str = ""  # of its file system, such as "ext4"; "": unknown
+    kind: str = ""  # of its network file system, such as "lustre"; "": on a disk of this host
     error: str = ""  # why no file can be written; "": one can
     total_bytes: int = 0
     free_bytes: int = 0
     total_inodes: int = 0  # 0: the file system does not count them
     free_inodes: int = 0
-
-    @property
-    def on_network(self) -> bool:
-        """Whether its file system is one of a network."""
-        return self.kind.startswith(NETWORK_FILE_SYSTEMS)
 
 
 class QuotaFacts(_Facts):

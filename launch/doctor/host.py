@@ -15,6 +15,8 @@ from typing import Any
 
 from hpcphotoz.launch.doctor.facts import LOGIN, FolderFacts, HostFacts, QuotaFacts
 from hpcphotoz.launch.doctor.slurm_facts import run
+from hpcphotoz.node.folders import network_file_system
+from hpcphotoz.node.threads import usable_cores
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES
 
 _PACKAGES = ("hpcphotoz", "torch", "h5py", "submitit")
@@ -45,19 +47,23 @@ def collect_host(run_folder: Path, where: str = LOGIN, asks_for_quotas: bool = T
         "env": variables(os.environ),
         "folders": [look_at_folder(name, path) for name, path in folders.items()],
         "quotas": [*_quotas(), *_lustre_quotas(run_folder)] if asks_for_quotas else [],
-        "caches": [
-            FolderFacts(name=name, path=os.environ[name], kind=file_system(Path(os.environ[name])))
-            for name in _CACHES
-            if os.environ.get(name)
-        ],
+        "caches": look_at_caches(),
         "host_address": _address(),
         "interfaces": {name: _mtu(name) for _, name in socket.if_nameindex()},
         "has_infiniband": any(Path("/sys/class/infiniband").glob("*")),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "shared_memory": _free(Path("/dev/shm")),
         "open_files": 1 << 40 if soft_files == resource.RLIM_INFINITY else soft_files,
         "locked_memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],  # RLIM_INFINITY is -1
     }
+
+
+def look_at_caches() -> list[FolderFacts]:
+    """The folders that the variables of this process name for compiled kernels."""
+    paths = {name: Path(os.environ[name]) for name in _CACHES if os.environ.get(name)}
+    return [
+        FolderFacts(name=name, path=str(path), kind=network_file_system(path)) for name, path in paths.items()
+    ]
 
 
 def collect_login(run_folder: Path) -> HostFacts:
@@ -77,7 +83,7 @@ def variables(env: Mapping[str, str]) -> dict[str, str]:
 def look_at_folder(name: str, path: Path) -> FolderFacts:
     """File system, space and inodes of a folder, or of its nearest parent that is there; tries to write."""
     there = next((each for each in (path, *path.absolute().parents) if each.is_dir()), Path("/"))
-    facts: dict[str, Any] = {"name": name, "path": str(path), "kind": file_system(there)}
+    facts: dict[str, Any] = {"name": name, "path": str(path), "kind": network_file_system(there)}
     try:
         disk = os.statvfs(there)
         facts |= {"total_bytes": disk.f_blocks * disk.f_frsize, "free_bytes": disk.f_bavail * disk.f_frsize}
@@ -89,27 +95,6 @@ def look_at_folder(name: str, path: Path) -> FolderFacts:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # judged by space and inodes
             facts["error"] = error.strerror or str(error)
     return FolderFacts(**facts)
-
-
-def file_system(path: Path, mounts: str | None = None) -> str:
-    """Kind of the file system of a path, such as "ext4" or "nfs4"; "": unknown.
-
-    Args:
-        path: need not exist.
-        mounts: text of /proc/mounts; this host's own by default.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/mounts").read_text(errors="replace")
-        except OSError:
-            return ""
-    real, best, kind = path.resolve(), -1, ""
-    for line in mounts.splitlines():
-        words = line.split(" ")
-        point = Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), words[1]))
-        if real.is_relative_to(point) and len(point.parts) >= best:
-            best, kind = len(point.parts), words[2]
-    return kind
 
 
 def parse_quota(text: str) -> list[QuotaFacts]:
@@ -137,7 +122,7 @@ def _quotas() -> list[QuotaFacts]:
 
 def _lustre_quotas(folder: Path) -> list[QuotaFacts]:
     there = next((each for each in (folder, *folder.absolute().parents) if each.is_dir()), Path("/"))
-    if shutil.which("lfs") is None or file_system(there) != "lustre":
+    if shutil.which("lfs") is None or network_file_system(there) != "lustre":
         return []
     return parse_quota(run(["lfs", "quota", "-q", "-u", str(os.getuid()), str(there)])[0])
 

@@ -1,9 +1,11 @@
 """Judges one host, the login node or a node of the job: pure functions of facts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.doctor.facts import FolderFacts, HostFacts
 from hpcphotoz.launch.doctor.finding import Finding, ok, problem, warning
+from hpcphotoz.node.interfaces import nccl_interfaces
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES
 
 GB = 1e9
@@ -77,7 +79,7 @@ def _folders(facts: HostFacts) -> Iterable[Finding]:
                 )
             yield problem("folder", f"{at}: cannot be written: {folder.error}", fix, facts.where)
             continue
-        yield ok("folder", f"{at}: can be written ({folder.kind or 'unknown file system'})", facts.where)
+        yield ok("folder", f"{at}: can be written ({folder.kind or 'local disk'})", facts.where)
         yield _space(folder, facts.where)
         yield _inodes(folder, facts.where)
 
@@ -121,7 +123,7 @@ def _quotas(facts: HostFacts) -> Iterable[Finding]:
 
 def _caches(facts: HostFacts) -> Iterable[Finding]:
     """Caches of compiled kernels: each rank looks there hundreds of times as it starts."""
-    slow = [folder for folder in facts.caches if folder.on_network]
+    slow = [folder for folder in facts.caches if folder.kind]
     for folder in slow:
         text = f"{folder.name}={folder.path}: on {folder.kind}, which all ranks share: slow starts"
         yield warning("caches", text, f"unset {folder.name}: `launch` uses a folder of the node", facts.where)
@@ -134,7 +136,7 @@ def _interfaces(facts: HostFacts) -> Iterable[Finding]:
     have = ", ".join(sorted(name for name in facts.interfaces if name != "lo")) or "none but lo"
     for variable in _INTERFACES:
         value = facts.env.get(variable, "")
-        if value and not _names_one(variable, value, facts.interfaces):
+        if value and not _names_one(variable, value, list(facts.interfaces)):
             fine = False
             text = f"{variable}={value}: no such network interface; it has {have}"
             fix = (
@@ -147,19 +149,15 @@ def _interfaces(facts: HostFacts) -> Iterable[Finding]:
         )
 
 
-def _names_one(variable: str, value: str, interfaces: Iterable[str]) -> bool:
-    """Whether the value names an interface. gloo wants each whole; NCCL wants the beginning of one.
-
-    NCCL reads "=eth0" as the whole name, and "^docker" as every interface but those that begin so.
-    """
+def _names_one(variable: str, value: str, interfaces: Sequence[str]) -> bool:
+    """Whether the value names an interface. gloo wants each whole; NCCL wants the beginning of one."""
     if variable.startswith("GLOO"):
         return all(name in interfaces for name in value.split(","))
-    if value.startswith("^"):
-        excluded = tuple(value[1:].split(","))
-        return any(not name.startswith(excluded) for name in interfaces if name != "lo")
-    if value.startswith("="):
-        return any(name in interfaces for name in value[1:].split(","))
-    return any(name.startswith(tuple(value.split(","))) for name in interfaces)
+    try:
+        left = nccl_interfaces({variable: value}, interfaces)
+    except BadInput:
+        return False
+    return left != ["lo"] or not value.startswith("^")  # all but lo are excluded: no way to other nodes
 
 
 def _host_name(facts: HostFacts) -> Finding:

@@ -1,6 +1,5 @@
 """GPUs of a node, and sums over all nodes with gloo and NCCL; imports torch inside its functions."""
 
-import os
 import re
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from hpcphotoz.launch.doctor.facts import GpuFacts
 from hpcphotoz.launch.doctor.slurm_facts import run
 from hpcphotoz.world import World
 
+_NVIDIA, _AMD = Path("/proc/driver/nvidia/version"), Path("/dev/kfd")
 _START_S, _USUAL_S = 90.0, 60.0  # limits of waits for another node
 _BYTES, _ROUNDS = 64 << 20, 4
 
@@ -80,12 +80,12 @@ def measure(backend: str, world: World) -> tuple[float, float, str]:
 
 def _driver() -> dict[str, str]:
     """Vendor, version and newest CUDA of the driver that is loaded."""
-    if Path("/proc/driver/nvidia/version").exists():
+    if _NVIDIA.exists():
         text, error = run(["nvidia-smi"])
         version, cuda = (re.search(rf"{name} Version: *([0-9.]+)", text) for name in ("Driver", "CUDA"))
         found = {"vendor": "nvidia", "driver": version[1] if version else f"({error or 'no version'})"}
         return found | ({"driver_cuda": cuda[1]} if cuda else {})
-    if os.path.exists("/dev/kfd"):
+    if _AMD.exists():
         path = Path("/sys/module/amdgpu/version")
         return {"vendor": "amd", "driver": path.read_text().strip() if path.exists() else "of the kernel"}
     return {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcphotoz.atomic import write_text
 from hpcphotoz.launch.doctor.facts import NodeFacts
-from hpcphotoz.launch.doctor.host import collect_host
+from hpcphotoz.launch.doctor.host import collect_host, look_at_caches
 from hpcphotoz.launch.doctor.network import look_at_gpus, measure
 from hpcphotoz.launch.doctor.shared_folder import Meeting, check_files
 from hpcphotoz.launch.rank import find_own_rank
@@ -42,6 +42,7 @@ class DoctorJob:
         kept = ("OMP_", "GLOO_", "NCCL_", "HDF5_", "CUDA_")
         facts["env"] = {name: value for name, value in facts["env"].items() if name.startswith(kept)}
         world = find_own_rank(self.code, self.cores, None)
+        facts["caches"] = look_at_caches()  # as the launch has set them by now
         facts |= {"rank": world.rank, "nodes": world.size, "asked_cores": self.cores, "asked_gpus": self.gpus}
         facts["where"] = name or f"rank {world.rank}"
         folder = Path(self.folder)

@@ -43,6 +43,15 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "no such folder" in line
 
 
+def test_a_folder_to_which_slurm_cannot_write_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run%j").mkdir()
+    assert main(["launch", "doctor", "--folder", str(tmp_path / "run%j")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Slurm would rewrite '%'" in line
+
+
 def test_the_table_says_where_and_what_to_fix() -> None:
     lines = table(
         [ok("gloo", "2 GB/s"), warning("open files", "few", "more", "n1"), problem("job", "no", "yes")]

@@ -53,7 +53,7 @@ def healthy() -> Facts:
     folders = [
         folder(),
         folder("home", path="/users/me", kind="nfs4"),
-        folder("temporary folder", kind="xfs"),
+        folder("temporary folder", kind=""),
     ]
     common: dict[str, Any] = {"python": "3.11.9", "versions": VERSIONS, "folders": folders}
     common |= {"interfaces": {"lo": 65536, "eth0": 1500, "ib0": 4092}, "has_infiniband": True, "cores": 8}

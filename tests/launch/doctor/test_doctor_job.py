@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from hpcphotoz.__main__ import main
+from hpcphotoz.launch.doctor import job
+from hpcphotoz.launch.doctor.examination import examine
+from hpcphotoz.launch.request.plan import LaunchPlan
 from tests.helpers.launch.cluster import Cluster, missing, until
 
 # The two nodes are one host, whose name stands for 127.0.0.1 on some machines.
@@ -110,6 +113,20 @@ def test_a_pending_job_is_cancelled_and_the_rest_reported(cluster: Cluster, doct
     assert status == 0 and found["job"]["level"] == "warning"
     assert "pending after 4 s: " in found["job"]["text"] and found["slurm"]["level"] == "ok"
     until("no job", lambda: not cluster.command("squeue", "--noheader"), 30)
+
+
+@pytest.mark.slow
+def test_an_interrupt_cancels_the_job_and_cleans_up(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job._Watch, "_exchange_times", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        examine(LaunchPlan(), 2, tmp_path, 60, lambda text: None)
+    until("no job", lambda: not cluster.command("squeue", "--noheader"), 30)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -11,16 +11,11 @@ import pytest
 
 from hpcphotoz.launch.doctor.facts import QuotaFacts
 from hpcphotoz.launch.doctor.finding import Level
-from hpcphotoz.launch.doctor.host import collect_login, file_system, look_at_folder, parse_quota, variables
+from hpcphotoz.launch.doctor.host import collect_login, look_at_folder, parse_quota, variables
 from hpcphotoz.launch.doctor.host_rules import judge_host, judge_login
+from hpcphotoz.node import folders
 from tests.helpers.disks import SmallDisk
 from tests.helpers.launch.runs import Install
-
-MOUNTS = """/dev/sda / ext4 rw 0 0
-server:/users /users nfs4 rw 0 0
-lustre@tcp:/work /my\\040work lustre rw 0 0
-tmpfs /users/me/fast tmpfs rw 0 0
-"""
 
 
 @pytest.fixture
@@ -106,27 +101,12 @@ def test_looking_at_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/users/me/run", "nfs4"),
-        ("/users/me/fast/run", "tmpfs"),
-        ("/my work/run", "lustre"),
-        ("/usersand/run", "ext4"),
-    ],
-)
-def test_the_file_system_of_a_path(path: str, kind: str) -> None:
-    assert file_system(Path(path), MOUNTS) == kind
-
-
 def test_a_cache_on_a_network_file_system_is_found(
     clean: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from hpcphotoz.launch.doctor import host
-
+    (tmp_path / "mounts").write_text("/dev/sda / ext4 rw 0 0\nserver:/users /users nfs4 rw 0 0\n")
+    monkeypatch.setattr(folders, "_MOUNTS", tmp_path / "mounts")
     monkeypatch.setenv("TRITON_CACHE_DIR", "/users/me/.triton")
-    own = file_system
-    monkeypatch.setattr(host, "file_system", lambda path: own(path, MOUNTS if "users" in str(path) else None))
     assert set(bad(tmp_path)) - clean == {"caches"}
 
 
