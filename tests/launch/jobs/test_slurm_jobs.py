@@ -14,8 +14,8 @@ from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.launch.slurm import submit
 from tests.helpers import ranks
 from tests.helpers.launch.cluster import Cluster, until
+from tests.helpers.launch.jobs import cluster_or_skip
 from tests.helpers.launch.runs import small, starts, steps_logged
-from tests.launch.test_slurm import cluster_or_skip
 
 pytestmark = pytest.mark.slow
 PLAN = LaunchPlan(tasks_per_node=2, cpus_per_task=1)
