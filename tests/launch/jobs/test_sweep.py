@@ -50,8 +50,14 @@ if [ $status -ne 0 ] && [ $status -ne 75 ]; then
   if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
 $SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
 -m hpcphotoz.launch.requeue.after_step {launch} $status); then
-    scontrol requeue $job &&
-      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+    if [ -n "$exclude" ] && ! sbatch --test-only --exclude=$exclude "$0" >/dev/null 2>&1; then
+      echo "hpcphotoz: without $exclude Slurm has too few nodes for this job: not excluded"
+      exclude=
+    fi
+    case "$(scontrol show job --oneliner $job)" in *" JobState=RUNNING "*)
+      scontrol requeue $job &&
+        [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+    esac
   fi
 fi
 exit $status
