@@ -14,7 +14,7 @@ from hpcphotoz.launch.follow.submissions import Submission, seconds, stamp
 from hpcphotoz.launch.requeue.record import FAILED, KILLED, NODE_FAILED, STOPPED, RequeueRecord, record_file
 
 _BEFORE = {STOPPED: "saved and stopped", KILLED: "was killed", FAILED: "failed", NODE_FAILED: "lost a node"}
-_CLOCKS_S = 300.0  # by which the clocks of a login node and of Slurm may differ
+_CLOCKS_S = 300.0  # by which the clocks of a login node and of the nodes may differ
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,7 @@ class _Job:
     """A submission, what Slurm knows of it, and the starts of the run that it made."""
 
     def __init__(self, submission: Submission, queued: QueuedJob | None, folder: FolderState | None) -> None:
-        self.submission, self.queued = submission, queued
-        # Another cluster, or this one after a reset of its counter, may have a job of the same number.
-        if queued and queued.submitted and queued.submitted.timestamp() < submission.time - _CLOCKS_S:
-            self.queued = None
+        self.submission, self.queued = submission, queued if queued and queued.is_of(submission) else None
         self.launch = Path(submission.launch)
         self.id, starts = submission.job_id, folder.starts if folder else []
         ids = {self.id, self.queued.number if self.queued else self.id}

@@ -17,15 +17,23 @@ from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.world import World
 from tests.helpers.launch.runs import Install
 
-FIELDS = "JobArrayID JobID State Reason StartTime RestartCnt exit_code NodeList SubmitTime".split()
+FIELDS = "JobArrayID JobID State Reason StartTime RestartCnt exit_code NodeList SubmitTime WorkDir".split()
 
 
-def squeue(install: Install, *jobs: str) -> None:
-    """A squeue that knows jobs, each "id state reason start restarts exit_code nodes", ~ for a space."""
+def squeue(install: Install, *jobs: str, folder: object = "") -> None:
+    """A squeue that knows jobs, each "id state reason start restarts exit_code nodes", ~ for a space.
+
+    Args:
+        install: puts a program first in PATH.
+        jobs: what it knows.
+        folder: in which they started.
+    """
     lines = []
     for job in jobs:
         job_id, *values = job.split()
-        lines.append("|".join([job_id, job_id, *(one.replace("~", " ") for one in values), "N/A", ""]))
+        lines.append(
+            "|".join([job_id, job_id, *(one.replace("~", " ") for one in values), "N/A", str(folder), ""])
+        )
     install("squeue", "\n".join(["cat <<'END'", *lines, "END"]))
 
 
@@ -168,7 +176,7 @@ def test_a_job_of_another_cluster_with_the_same_number_is_not_taken_for_the_runs
     install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = submitted(tmp_path / "run", "12")
-    install("squeue", "echo '12|12|RUNNING|None|2020-01-01T00:00:00|0|0|n7|2020-01-01T00:00:00|'")
+    install("squeue", "echo '12|12|RUNNING|None|2020-01-01T00:00:00|0|0|n7|2020-01-01T00:00:00||'")
     status, text = told(run, capsys)
     assert status == 1 and "n7" not in text and "Slurm does not know it any more" in text
 
@@ -194,7 +202,7 @@ def test_without_slurm_the_folder_alone_tells_and_that_is_said_once(
         ("echo 'Unable to contact slurm controller' >&2; exit 1", "Unable to contact slurm controller"),
         ("echo '12|RUNNING|'", "not understood"),
         ("echo 'JOBID PARTITION'", "not understood"),
-        ("echo '12|12|RUNNING|None|soon|0|0|n1|N/A|'", "not understood"),
+        ("echo '12|12|RUNNING|None|soon|0|0|n1|N/A||'", "not understood"),
         ("exit 7", "exit status 7"),
     ],
 )
