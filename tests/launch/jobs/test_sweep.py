@@ -34,7 +34,7 @@ GOLDEN = """\
 #SBATCH --time=60
 
 # setup
-echo "hpcphotoz: start ${{SLURM_RESTART_COUNT:-0}} on $SLURM_JOB_NODELIST"
+set +e; echo "hpcphotoz: start ${{SLURM_RESTART_COUNT:-0}} on $SLURM_JOB_NODELIST"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
