@@ -186,6 +186,16 @@ def test_every_run_is_checked_before_anything_is_queued(
     (out / "config.toml").unlink()
     (out / "sweep.json").write_text('{"keys": ["attack.eps"], "runs": []}')
     fails(capsys, words(dataset, out, *SWEEP), "holds a sweep of attack.eps")
+    swept = {"attack.eps": "0.5", "run.seed": "1"}
+    entry = {"folder": "eps=0.5_seed=1", "values": swept, "job": None}
+    (out / "sweep.json").write_text(json.dumps({"keys": [*swept], "runs": [entry]}))
+    for again in (("run.seed=1", "attack.eps=0.5"), ("attack.eps=0.50", "run.seed=1")):
+        told = (
+            "in this order"
+            if again[0] == "run.seed=1"
+            else "eps=0.5_seed=1 has the values of eps=0.50_seed=1"
+        )
+        fails(capsys, words(dataset, out, "--sweep", *again), told)
     for text in ("{", "[]", '{"keys": [], "runs": [{"folder": "../x", "values": {}, "job": null}]}'):
         (out / "sweep.json").write_text(text)
         fails(capsys, words(dataset, out, *SWEEP), "sweep.json: damaged")
