@@ -5,7 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch.follow.failures import Failure, first_failure, last_start, log_files, read_tail
+from hpcphotoz.launch.follow.failures import (
+    Failure,
+    first_failure,
+    last_start,
+    log_files,
+    modified,
+    read_tail,
+)
 from hpcphotoz.launch.follow.folder_state import FolderState
 from hpcphotoz.launch.follow.progress import Figures
 from hpcphotoz.launch.follow.queue import Queue, QueuedJob
@@ -74,6 +81,11 @@ class _Job:
             self.starts = [start for start in starts if seconds(start.get("time")) >= submission.time]
 
     @property
+    def last_sign(self) -> float:
+        """When rank 0 wrote its last line, in seconds since 1970; else when the job was submitted."""
+        return modified(self.launch / f"{self.id}_0_log.out") or self.submission.time
+
+    @property
     def requeues(self) -> int:
         return max(self.queued.restarts if self.queued else 0, len(self.starts) - 1)
 
@@ -125,10 +137,13 @@ def _record(run: Path, job: _Job) -> RequeueRecord:
 
 def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: Queue) -> Judgement:
     """Of a run none of whose jobs waits or runs, as far as Slurm is asked."""
-    last = seconds(folder.starts[-1].get("time")) if folder and folder.starts else 0.0
+    start = folder.starts[-1] if folder and folder.starts else {}
+    began, ended = seconds(start.get("time")), seconds((start.get("end") or {}).get("time"))
     for job in reversed(known):
         cancelled = job.queued is not None and job.queued.state == "CANCELLED"
-        if job.starts or job.submission.time <= last:
+        last = job.submission.time if folder and folder.state == "finished" else job.last_sign
+        # One that was submitted twice finds the run locked, and fails while the first job trains.
+        if job.starts or job.submission.time <= began or last <= ended:
             break
         if not (cancelled and folder):  # else one of a chain, which the run did not need
             found = _never_trained(run, folder, job, queue)
