@@ -140,7 +140,7 @@ class TrainJob:
             signal.raise_signal(signal.SIGUSR2)  # calls `checkpoint`, requeues, exits
         ignore_stops()
         if "SLURM_JOB_ID" in os.environ:
-            say("saved on all ranks; not requeued: launch again to continue")
+            say("saved on all ranks; unless Slurm requeues the job, launch again to continue")
             sys.exit(os.EX_TEMPFAIL)
         return "stopped"
 

@@ -49,8 +49,11 @@ from hpcphotoz.output import say
 
 # A device or network error rather than one of the program; too little memory is one of the program.
 _HARDWARE = re.compile(r"\b(CUDA|HIP|NCCL|RCCL|ECC)\b(?!.*out of memory)")
+# The next start has another port.
+_PORT_TAKEN = re.compile("Address already in use|another run listens on this port")
 _STAYS_AWAY = (BAD_INPUT, DIVERGED)
 _BAD_INPUT_STATUS = 2
+_RUNNING = ("RUNNING", "SIGNALING")  # the second after the signal ahead of the time limit
 
 
 def decide(
@@ -72,7 +75,8 @@ def decide(
         max_requeues: requeues in a row without progress; 0: no requeue at all.
     """
     own = [failure for failure in failures if failure.kind != RANK_LOST]
-    final = next((failure for failure in own if failure.kind in _STAYS_AWAY), None)
+    port_taken = any(_PORT_TAKEN.search(failure.error) for failure in own)
+    final = next((failure for failure in own if failure.kind in _STAYS_AWAY and not port_taken), None)
     if final:
         return f"not requeued: rank {final.rank} on {final.host}: {final.error}"
     error = own[0].error if own else "" if failures or not log.exited else log.task_end
@@ -100,7 +104,7 @@ def requeue_after_failure(
     Raises:
         BadInput: the record is damaged.
     """
-    if facts.get("JobState") != "RUNNING" or facts.get("Restarts") != str(restart):
+    if facts.get("JobState") not in _RUNNING or facts.get("Restarts") != str(restart):
         return None  # cancelled, out of time, or requeued already
     path = record_file(run, job_id)
     record, logs = RequeueRecord.read(path), start_logs(log)

@@ -14,8 +14,8 @@ from hpcphotoz.launch.requeue.record import NoProgress, RequeueRecord, record_fi
 from hpcphotoz.launch.slurm import dry_run, submit
 from tests.helpers.commands import TINY, copy, fails
 from tests.helpers.launch.cluster import Cluster, until
+from tests.helpers.launch.jobs import PLAN, cluster_or_skip, log
 from tests.helpers.launch.runs import Install
-from tests.launch.test_slurm import PLAN, cluster_or_skip, log
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 

@@ -12,9 +12,9 @@ import pytest
 from hpcphotoz.config.load import configure, to_toml
 from tests.helpers import ranks
 from tests.helpers.launch.cluster import Cluster
+from tests.helpers.launch.jobs import cluster_or_skip
 from tests.helpers.launch.runs import starts
 from tests.helpers.training.runs import OPTIONS
-from tests.launch.test_slurm import cluster_or_skip
 
 RANKS = 4
 _BESIDE = Path(sys.executable).with_name("mpiexec")  # where the mpich wheel puts it

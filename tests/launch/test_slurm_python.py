@@ -13,8 +13,8 @@ from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.request.plan import LaunchPlan
 from hpcphotoz.launch.slurm import SubmittedJob, submit
 from tests.helpers.launch.cluster import Cluster, until
+from tests.helpers.launch.jobs import cluster_or_skip
 from tests.helpers.launch.runs import Install, small, starts, steps_logged
-from tests.launch.test_slurm import cluster_or_skip
 
 PLAN = LaunchPlan(nodes=2, tasks_per_node=1, cpus_per_task=1)
 

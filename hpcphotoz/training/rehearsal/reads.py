@@ -80,7 +80,8 @@ def window_rows(stream: Stream | MixedStream, step: int, ranks: int) -> int:
 
 def _ranks(stream: Stream | MixedStream, window: Placement, ranks: int) -> Int64Array:
     rank = np.empty_like(window.position)
-    sizes = np.array([stream.batch_size(step % stream.batches) for step in window.step.tolist()])
+    steps, each = np.unique(window.step, return_inverse=True)
+    sizes = np.array([stream.batch_size(step % stream.batches) for step in steps.tolist()])[each]
     for size in np.unique(sizes).tolist():
         mine = sizes == size
         rank[mine] = rank_of_positions(window.position[mine], size, ranks)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chaos
+from benchmarks.faults import chaos
 from benchmarks.faults.campaign import TOLD, Campaign
 from benchmarks.faults.disk import SmallDisk, damage, small_disk
 from benchmarks.faults.plan import (
@@ -209,7 +209,14 @@ def test_the_audit_knows_how_a_damaged_checkpoint_is_told(
 @pytest.mark.slow
 @pytest.mark.timeout(960)  # three to six minutes, by what else runs
 def test_a_run_endures_a_handful_of_faults(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "benchmarks.chaos", "--quick", "--json", str(tmp_path / "chaos.json")]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.faults.chaos",
+        "--quick",
+        "--json",
+        str(tmp_path / "chaos.json"),
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "chaos.json").read_text())["figures"]

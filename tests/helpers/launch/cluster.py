@@ -2,21 +2,25 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
 T = TypeVar("T")
 NODES, CPUS, GPUS = ("n1", "n2"), 4, 2
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
-# cred_expire=10 lets a requeued job start again after 11 s instead of 120 s.
+# cred_expire=10 lets a requeued job start again after 11 s instead of 120 s. The ranks' port follows from the
+# job's number: two clusters on one machine must not have the same.
 _CONF = """\
 ClusterName=hpcphotoz
 SlurmctldHost={host}(127.0.0.1)
@@ -26,6 +30,7 @@ SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
+FirstJobId={first_job}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -86,10 +91,11 @@ class Cluster:
 
     Args:
         preempt_signal: whether a preemption sends the job's own signal (USR2) and not SIGTERM.
+        conf: further lines of slurm.conf.
     """
 
-    def __init__(self, preempt_signal: bool = True) -> None:
-        self._preempt_signal = preempt_signal
+    def __init__(self, preempt_signal: bool = True, conf: str = "") -> None:
+        self._preempt_signal, self._conf = preempt_signal, conf
         self._stack = contextlib.ExitStack()
         self._daemons: list[subprocess.Popen[bytes]] = []
 
@@ -120,11 +126,10 @@ class Cluster:
 
     def wait_for(self, job_id: str, state: str, timeout_s: float) -> dict[str, str]:
         """Poll until a job is in `state`; fails at once when it has ended in another one."""
-        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
         def probe() -> dict[str, str]:
             facts = self.job(job_id)
-            if facts["JobState"] in ended - {state}:
+            if facts["JobState"] in ENDED - {state}:
                 raise AssertionError(f"job {job_id} is {facts['JobState']}, not {state}; {self.logs()}")
             return facts if facts["JobState"] == state else {}
 
@@ -140,11 +145,12 @@ class Cluster:
             host=socket.gethostname().partition(".")[0],
             folder=self.folder,
             ports=_free_ports(3),
+            first_job=secrets.randbelow(1_000_000) + 1,
             cpus=CPUS,
             gpus=GPUS,
             preempt_signal="SlurmctldParameters=preempt_send_user_signal" if self._preempt_signal else "",
         )
-        (self.folder / "slurm.conf").write_text(conf)
+        (self.folder / "slurm.conf").write_text(conf + self._conf + "\n")
         devices = [self.folder / f"gpu{number}" for number in range(GPUS)]
         for device in devices:
             os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # Slurm wants a device: /dev/null
@@ -221,3 +227,23 @@ def _free_ports(n: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a command while the cluster is up, and return its exit status.
+
+    Args:
+        words: the command, after `--`.
+    """
+    if words[:1] != ["--"] or len(words) < 2:
+        print("want: python -m tests.helpers.launch.cluster -- COMMAND", file=sys.stderr)
+        return 2
+    if reason := missing():
+        print(f"no Slurm: {reason}", file=sys.stderr)
+        return 1
+    with Cluster():
+        return subprocess.run(words[1:], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

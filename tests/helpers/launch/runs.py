@@ -15,13 +15,13 @@ Install = Callable[[str, str], None]  # name and shell text of a program to put 
 TWO_RANKS = LaunchPlan(tasks_per_node=2, cpus_per_task=1)
 
 
-def small(max_steps: int, **model: object) -> Config:
-    """A run of 10 ms a step on two ranks, with metrics every step and one checkpoint at the end."""
+def small(max_steps: int, checkpoint_steps: int = 10**6, **model: object) -> Config:
+    """A run of 10 ms a step on two ranks, with metrics every step; by default one checkpoint at the end."""
     return configure(
         "test",
         **{"width": 8, "bins": 20, **model, "validation": 0, "read_threads": 1},
         **{"epochs": 2000, "global_batch": 16, "max_steps": max_steps, "log_steps": 1},
-        checkpoint_steps=10**6,
+        checkpoint_steps=checkpoint_steps,
     )
 
 

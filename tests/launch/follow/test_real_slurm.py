@@ -16,8 +16,8 @@ from hpcphotoz.launch.follow.status import RunStatus, read_status
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.slurm import submit
 from tests.helpers.launch.cluster import Cluster, until
+from tests.helpers.launch.jobs import PLAN, cluster_or_skip
 from tests.helpers.launch.runs import small, stopped_after
-from tests.launch.test_slurm import PLAN, cluster_or_skip
 
 BUSY = "sbatch --parsable --partition {} --nodes 2 --exclusive --output /dev/null --wrap".split()
 

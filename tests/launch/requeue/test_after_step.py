@@ -40,6 +40,14 @@ def test_what_would_fail_again_stays_away(kind: str) -> None:
     assert found == "not requeued: rank 1 on n2: the error"
 
 
+def test_a_port_that_another_program_has_is_another_one_in_the_next_start() -> None:
+    taken = failure(
+        "BadInput", "MASTER_PORT=30411: cannot listen there: Address already in use: choose a free port"
+    )
+    found = decision(failure("BadInput", "rank 3 has other options"), taken)
+    assert isinstance(found, Requeue) and found.reason == FAILED
+
+
 def test_a_python_error_comes_back_once_unless_there_is_progress() -> None:
     first = decision(failure("ValueError"))
     assert isinstance(first, Requeue) and (first.reason, first.node) == (FAILED, "n2")

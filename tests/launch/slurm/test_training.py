@@ -1,23 +1,19 @@
-"""A real Slurm of two nodes: runs train to the end, resume after a preemption, and stop when cancelled."""
+"""A real Slurm of two nodes: runs train to the end, and a batch script of the user's own goes on."""
 
-import os
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hpcphotoz.config.load import to_toml
-from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
-from hpcphotoz.launch.request.plan import LaunchPlan
-from hpcphotoz.launch.slurm import SubmittedJob, submit
-from tests.helpers.launch.cluster import Cluster, missing, until
+from hpcphotoz.launch.slurm import submit
+from tests.helpers.launch.cluster import Cluster, until
+from tests.helpers.launch.jobs import PLAN, log, training
 from tests.helpers.launch.runs import small, starts, steps_logged, stopped_after
 
-PLAN = LaunchPlan(nodes=2, tasks_per_node=2, cpus_per_task=1)
 SHELL = {
     "SBATCH_PARTITION": "high",
     "SBATCH_TIMELIMIT": "2",
@@ -43,88 +39,13 @@ print(world.rank, world.launcher, len(shown), chosen, os.environ["SLURMD_NODENAM
 """
 
 
-def cluster_or_skip(preempt_signal: bool) -> Iterator[Cluster]:
-    """The cluster; skips where it cannot run, and fails there with HPCPHOTOZ_REQUIRE_SLURM=1."""
-    if reason := missing():
-        if os.environ.get("HPCPHOTOZ_REQUIRE_SLURM") == "1":
-            pytest.fail(f"no Slurm, though HPCPHOTOZ_REQUIRE_SLURM=1: {reason}")
-        pytest.skip(f"no Slurm: {reason}")
-    with Cluster(preempt_signal) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    yield from cluster_or_skip(preempt_signal=True)
-
-
-def training(cluster: Cluster, dataset: Path, run: Path, max_steps: int) -> SubmittedJob:
-    """Submit a run of four ranks on two nodes and wait until it trains."""
-    submitted = submit(PLAN, TrainJob.of(small(max_steps), dataset, run))
-
-    def trains() -> bool:
-        assert cluster.job(submitted.job_id)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), log(
-            submitted, 0
-        )
-        return len(steps_logged(run)) > 3
-
-    until("steps", trains, 60)
-    return submitted
-
-
-def log(submitted: SubmittedJob, rank: int) -> str:
-    """Output of one rank so far."""
-    path = submitted.logs / f"{submitted.job_id}_{rank}_log.out"
-    return path.read_text() if path.exists() else ""
-
-
-def preempted(cluster: Cluster, dataset: Path, run: Path, signal: str) -> None:
-    """Preempt a run by another job, and assert that it still ends with the curve of an unbroken run."""
-    submitted = training(cluster, dataset, run, 300)
-    words = "sbatch --parsable --partition high --nodes 2 --exclusive --output /dev/null --wrap true"
-    cluster.command(*words.split())
-    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 120)
-    assert facts["Restarts"] == "1"
-    (step,) = stopped_after(run, 4)
-    assert f"{signal} received: saved and stopped after step {step} of 300" in log(submitted, 0)
-    assert [(start["step"], start["world_size"]) for start in starts(run)] == [(0, 4), (int(step), 4)]
-    assert steps_logged(run) == list(range(1, 301))
-    for rank in range(4):
-        seen = re.findall(rf"rank {rank} of 4 on .*, code (\S+), restart (\d)", log(submitted, rank))
-        assert [restart for _, restart in seen] == ["0", "1"]
-        assert {Path(code).parent for code, _ in seen} == {submitted.logs}
-
-
 def test_two_nodes_train_to_the_end(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
-    submitted = training(cluster, dataset, tmp_path / "run", 10)
+    submitted = training(cluster, dataset, tmp_path / "run", small(10))
     cluster.wait_for(submitted.job_id, "COMPLETED", 60)
     assert steps_logged(tmp_path / "run") == list(range(1, 11))
     assert [start["world_size"] for start in starts(tmp_path / "run")] == [4]
     nodes = [re.findall(r"node=(\d)\(2\)", log(submitted, rank)) for rank in range(4)]
     assert nodes == [["0"], ["0"], ["1"], ["1"]]
-
-
-@pytest.mark.slow
-def test_a_preempted_job_comes_back(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
-    preempted(cluster, dataset, tmp_path / "run", "SIGUSR2")
-
-
-@pytest.mark.slow
-def test_a_job_preempted_by_sigterm_comes_back(dataset: Path, tmp_path: Path) -> None:
-    for cluster in cluster_or_skip(preempt_signal=False):
-        preempted(cluster, dataset, tmp_path / "run", "SIGTERM")
-
-
-@pytest.mark.slow
-def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    submitted = training(cluster, dataset, run, 20_000)
-    cluster.command("scancel", submitted.job_id)
-    until("the end", lambda: cluster.job(submitted.job_id)["JobState"] == "CANCELLED", 60)
-    (step,) = stopped_after(run, 4)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{int(step):08d}.pt"]
-    assert cluster.job(submitted.job_id)["Restarts"] == "0"
-    assert cluster.command("squeue", "--noheader") == ""
 
 
 # The example of docs/how-to/resume.md.
@@ -200,7 +121,8 @@ def test_a_job_with_gpus_that_torch_does_not_see_fails_and_does_not_train_on_cpu
 ) -> None:
     plan = replace(PLAN, extra=("gpus-per-task=1",))
     submitted = submit(plan, TrainJob.of(small(10), dataset, tmp_path / "run"))
-    cluster.wait_for(submitted.job_id, "FAILED", 120)
+    facts = cluster.wait_for(submitted.job_id, "FAILED", 120)
+    assert facts["Restarts"] == "0", "bad input is bad the second time"
     assert "a GPU was asked for" in "".join(log(submitted, rank) for rank in range(4))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -211,12 +133,6 @@ def test_ranks_of_srun_have_a_gpu_each(words: str, shown: int, cluster: Cluster)
     ranks = sorted(line.split(maxsplit=5) for line in cluster.command(*step).splitlines())
     assert [rank[:3] for rank in ranks] == [[str(k), "slurm", str(shown)] for k in range(4)]
     assert len({(node, gpu) for *_, node, gpu in ranks}) == 4
-
-
-def test_a_refusal_of_slurm_is_reported(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
-    plan = LaunchPlan(partition="nowhere")
-    with pytest.raises(BadInput, match=r"sbatch refused the job: .*invalid partition.*nowhere"):
-        submit(plan, TrainJob.of(small(3), dataset, tmp_path / "run"))
 
 
 def test_the_interactive_shell_of_salloc_is_one_process(cluster: Cluster) -> None:

@@ -1,6 +1,6 @@
 """A training under chaos: ranks killed, stopped and starved of disk at random, and what is left of the run.
 
-python -m benchmarks.chaos [--quick] [--seed 0] [--json PATH]
+python -m benchmarks.faults.chaos [--quick] [--seed 0] [--json PATH]
 
 A small adversarial training of a few hundred steps is started again after every fault of a plan, which the
 seed alone determines: SIGKILLs of single ranks and of all at once, at random instants of steps, while a
