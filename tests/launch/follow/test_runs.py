@@ -115,7 +115,9 @@ def test_names_of_the_list_that_no_folder_has_are_left_out(name: str, tmp_path: 
 def test_a_name_in_the_file_of_a_sweep_does_not_lead_out_of_it(tmp_path: Path) -> None:
     inside = run(tmp_path / "sweep" / "a")
     run(tmp_path / "other")
-    entries = [{"folder": name, "values": {}, "job": "7_0"} for name in ("..", ".", "", "../other", "a")]
+    entries: list[object] = [
+        {"folder": name, "values": {}, "job": "7_0"} for name in ("..", ".", "", "../other", "a")
+    ]
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"keys": [], "runs": entries}))
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch" / "7.json").write_text("{}")
