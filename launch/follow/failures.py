@@ -105,7 +105,7 @@ def _failures_by_time(logs: Sequence[tuple[int, Path]], since: float) -> Iterato
 
     A rank that fails writes no more, and those that wait for it fail later.
     """
-    for mtime, rank, path in sorted((_mtime(path), rank, path) for rank, path in logs):
+    for mtime, rank, path in sorted((modified(path), rank, path) for rank, path in logs):
         if mtime >= since and (found := _of_log(path, rank, None)):
             yield found
 
@@ -116,13 +116,19 @@ def log_files(launch: Path, job_id: str) -> list[tuple[int, Path]]:
     return sorted((int(match[2]), launch / match[0]) for match in found if match and match[1] == job_id)
 
 
-def read_tail(path: Path, size: int = TAIL) -> str:
-    """The last `size` bytes of a file, without the line that the cut splits; "": it cannot be read."""
+def read_tail(path: Path, size: int = TAIL, end: int | None = None) -> str:
+    """The last `size` bytes of a file, without the line that the cut splits; "": it cannot be read.
+
+    Args:
+        path: the file.
+        size: number of bytes.
+        end: position before which they are; None: the end of the file.
+    """
     try:
         with path.open("rb") as file:
-            length = file.seek(0, os.SEEK_END)
+            length = file.seek(0 if end is None else end, os.SEEK_END if end is None else os.SEEK_SET)
             file.seek(max(0, length - size))
-            content = file.read(size)
+            content = file.read(min(size, length))
     except OSError:
         return ""
     text = content.decode(errors="replace")
@@ -182,11 +188,12 @@ def _read(path: Path, rank: int) -> tuple[bool, float, Failure] | None:
         about = facts.get("host"), stamp(at), facts.get("restart"), " ".join(str(facts["error"]).split())
         missed = facts.get("kind") == RANK_LOST
         return missed, at, Failure(rank, *about, text or None, missed=missed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # being written, or torn by a kill
 
 
-def _mtime(path: Path) -> float:
+def modified(path: Path) -> float:
+    """When a file was last written, in seconds since 1970; 0: it cannot be told."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch.follow.failures import Failure, first_failure, last_start, log_files, read_tail
+from hpcphotoz.launch.follow.failures import (
+    Failure,
+    first_failure,
+    last_start,
+    log_files,
+    modified,
+    read_tail,
+)
 from hpcphotoz.launch.follow.folder_state import FolderState
 from hpcphotoz.launch.follow.progress import Figures
 from hpcphotoz.launch.follow.queue import Queue, QueuedJob
@@ -14,7 +21,7 @@ from hpcphotoz.launch.follow.submissions import Submission, seconds, stamp
 from hpcphotoz.launch.requeue.record import FAILED, KILLED, NODE_FAILED, STOPPED, RequeueRecord, record_file
 
 _BEFORE = {STOPPED: "saved and stopped", KILLED: "was killed", FAILED: "failed", NODE_FAILED: "lost a node"}
-_CLOCKS_S = 300.0  # by which the clocks of a login node and of Slurm may differ
+_CLOCKS_S = 300.0  # by which the clocks of a login node and of the nodes may differ
 
 
 @dataclass(frozen=True)
@@ -65,16 +72,18 @@ class _Job:
     """A submission, what Slurm knows of it, and the starts of the run that it made."""
 
     def __init__(self, submission: Submission, queued: QueuedJob | None, folder: FolderState | None) -> None:
-        self.submission, self.queued = submission, queued
-        # Another cluster, or this one after a reset of its counter, may have a job of the same number.
-        if queued and queued.submitted and queued.submitted.timestamp() < submission.time - _CLOCKS_S:
-            self.queued = None
+        self.submission, self.queued = submission, queued if queued and queued.is_of(submission) else None
         self.launch = Path(submission.launch)
         self.id, starts = submission.job_id, folder.starts if folder else []
         ids = {self.id, self.queued.number if self.queued else self.id}
         self.starts = [start for start in starts if start.get("slurm_job") in ids]
         if "_" in self.id and not self.queued:  # SLURM_JOB_ID of an array's job is not known
             self.starts = [start for start in starts if seconds(start.get("time")) >= submission.time]
+
+    @property
+    def last_sign(self) -> float:
+        """When rank 0 wrote its last line, in seconds since 1970; else when the job was submitted."""
+        return modified(self.launch / f"{self.id}_0_log.out") or self.submission.time
 
     @property
     def requeues(self) -> int:
@@ -128,10 +137,13 @@ def _record(run: Path, job: _Job) -> RequeueRecord:
 
 def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: Queue) -> Judgement:
     """Of a run none of whose jobs waits or runs, as far as Slurm is asked."""
-    last = seconds(folder.starts[-1].get("time")) if folder and folder.starts else 0.0
+    start = folder.starts[-1] if folder and folder.starts else {}
+    began, ended = seconds(start.get("time")), seconds((start.get("end") or {}).get("time"))
     for job in reversed(known):
         cancelled = job.queued is not None and job.queued.state == "CANCELLED"
-        if job.starts or job.submission.time <= last:
+        last = job.submission.time if folder and folder.state == "finished" else job.last_sign
+        # One that was submitted twice finds the run locked, and fails while the first job trains.
+        if job.starts or job.submission.time <= began or last <= ended:
             break
         if not (cancelled and folder):  # else one of a chain, which the run did not need
             found = _never_trained(run, folder, job, queue)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.failures import (
+    TAIL,
     Failure,
     first_failure,
     logged_failures,
     read_tail,
     recorded_failures,
 )
-from hpcphotoz.launch.follow.status import read_status
+from hpcphotoz.launch.follow.status import have_ended, read_statuses
 from hpcphotoz.launch.follow.submissions import read_submissions
 
 _POLL_S = 0.5
@@ -40,11 +41,11 @@ def newest_log(run: Path, rank: int) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log, of a file of any size."""
+def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
+    """The last lines of a log of any size, or of what of it is before the position `end`."""
     size = count * _LINE
     while True:
-        lines = read_tail(path, size).splitlines()
+        lines = read_tail(path, size, end).splitlines()
         if len(lines) > count or size >= min(_MOST, path.stat().st_size):
             return lines[-count:]
         size *= 4
@@ -59,11 +60,17 @@ def follow(run: Path, rank: int, count: int, wait: Callable[[float], None] = tim
         count: number of lines to begin with.
         wait: waits some seconds.
     """
-    path, position, rest, polls = newest_log(run, rank), 0, b"", 0
-    position = path.stat().st_size
-    yield from last_lines(path, count)
+    path, rest, polls, answered = newest_log(run, rank), b"", 0, False
+    position = _whole_lines(path)
+    yield from last_lines(path, count, position)
     while True:
-        ended = polls % _STATUS_EVERY == 0 and not read_status(run).goes_on
+        ended = False
+        if polls % _STATUS_EVERY == 0:
+            states, problem = read_statuses([run])
+            answered = answered or not problem
+            ended = have_ended(states, answered, problem)
+        if path.stat().st_size < position:  # it was cut, and begins anew
+            position, rest = 0, b""
         content = _read_from(path, position)
         position += len(content)
         *lines, rest = (rest + content).split(b"\n")
@@ -104,6 +111,14 @@ def error_lines(failures: list[Failure]) -> list[str]:
         seen.setdefault(one.traceback, one.rank)
         lines += [head, *more]
     return lines
+
+
+def _whole_lines(path: Path) -> int:
+    """The position in a log after its last whole line."""
+    size = path.stat().st_size
+    begin = max(0, size - TAIL)
+    written = _read_from(path, begin)[: size - begin]
+    return begin + written.rfind(b"\n") + 1 if b"\n" in written or not begin else size
 
 
 def _read_from(path: Path, position: int) -> bytes:

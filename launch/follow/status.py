@@ -165,3 +165,16 @@ def read_statuses(runs: Sequence[Path]) -> tuple[list[RunStatus], str]:
         except (BadInput, OSError):
             continue
     return found, queue.problem
+
+
+def have_ended(states: Sequence[RunStatus], answered: bool, problem: str) -> bool:
+    """Whether runs that are looked at again and again have all ended.
+
+    Args:
+        states: as `read_statuses` gives them.
+        answered: whether Slurm has answered before: if it does not now, a run that has stopped may be queued.
+        problem: why Slurm could not be asked now; "": it has answered.
+    """
+    if answered and problem and any(state.state != "finished" for state in states):
+        return False
+    return not any(state.goes_on for state in states)
