@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcphotoz.training import loop
+from hpcphotoz.training import components, loop
 from hpcphotoz.training.distributed.agreement import Agreement, Verdict
 from hpcphotoz.training.loop import Diverged, Outcome
 from hpcphotoz.training.objectives import Losses
@@ -119,7 +119,7 @@ def test_a_signal_stops_a_run_that_reads_later_with_a_checkpoint_of_its_last_ste
             signal.raise_signal(signal.SIGUSR2)
         return learning_rate(step, *options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "learning_rate", signalled)
+    monkeypatch.setattr(components, "learning_rate", signalled)
     options = {"log_steps": 100, "checkpoint_steps": 100, "epochs": 40}
     assert train(config(**options), dataset, tmp_path / "run") is Outcome.STOPPED
     state = checkpoint.load(checkpoint.latest(tmp_path / "run") or Path())
