@@ -1,6 +1,7 @@
 """What Slurm knows of jobs, by one call of squeue for all of them; never sacct, which many clusters lack."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from datetime import datetime
 from hpcphotoz.launch.follow.reasons import ENDED, WAITING
 
 _TIMEOUT_S = 30
+_PREFIX = re.compile(r"^(squeue: )?(error: )?")
 # With a suffix and no width, squeue cuts no field. No field is free text of a user.
 _FIELDS = (
     *("JobArrayID", "JobID", "State", "Reason", "StartTime", "RestartCnt", "exit_code"),
@@ -70,7 +72,8 @@ def read_queue(job_ids: Iterable[str]) -> Queue:
     except OSError as error:
         return Queue(problem=f"squeue: {error.strerror}: the run folder alone tells")
     if done.returncode and "Invalid job id" not in done.stderr:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        lines = (_PREFIX.sub("", " ".join(line.split())) for line in done.stderr.splitlines())
+        said = "; ".join(line for line in lines if line) or f"exit status {done.returncode}"
         return Queue(problem=f"squeue: {said}: the run folder alone tells")
     try:
         jobs = [_parse(line) for line in done.stdout.splitlines() if line.strip()]
