@@ -10,6 +10,9 @@ from typing import Any
 
 from hpcphotoz.launch.follow.failures import read_tail
 
+_MOST = 10**15  # greater numbers are of a damaged file
+_LONGEST_S = 1e10
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -54,7 +57,7 @@ def read_figures(run: Path, starts: list[dict[str, Any]]) -> Figures:
     step, rate = line.get("step"), _number(line.get("images_per_s"))
     batch, eta = options.get("global_batch"), None
     if _is_count(step) and total and rate and rate > 0 and _is_count(batch):
-        eta = max(0, total - step) * batch / rate
+        eta = min(max(0, total - step) * batch / rate, _LONGEST_S)
     step = step if isinstance(step, int) else None
     return Figures(step, total, rate, _number(line.get("data_wait")), eta)
 
@@ -63,7 +66,7 @@ def _last_training_line(run: Path) -> Mapping[str, Any]:
     for text in reversed(read_tail(run / "metrics.jsonl").splitlines()):
         try:
             line = json.loads(text)
-        except ValueError:  # being written
+        except (ValueError, RecursionError):  # being written, or damaged
             continue
         if isinstance(line, dict) and "part" not in line:
             return line
@@ -81,8 +84,8 @@ def _options(run: Path) -> Mapping[str, Any]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+    return isinstance(value, int) and 0 < value < _MOST
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and value - value == 0 else None
+    return float(value) if isinstance(value, int | float) and abs(value) < _MOST else None

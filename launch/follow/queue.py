@@ -7,15 +7,18 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from hpcphotoz.launch.follow.reasons import ENDED, WAITING
+from hpcphotoz.launch.follow.submissions import Submission
 
 _TIMEOUT_S = 30
 _PREFIX = re.compile(r"^(squeue: )?(error: )?")
-# With a suffix and no width, squeue cuts no field. No field is free text of a user.
+_CLOCKS_S = 300.0  # by which the clocks of a login node and of Slurm may differ
+# With a suffix and no width, squeue cuts no field. The last one alone is free text of a user.
 _FIELDS = (
     *("JobArrayID", "JobID", "State", "Reason", "StartTime", "RestartCnt", "exit_code"),
-    *("NodeList", "SubmitTime"),
+    *("NodeList", "SubmitTime", "WorkDir"),
 )
 _UNKNOWN = ("N/A", "Unknown", "None", "(null)", "")
 
@@ -33,6 +36,21 @@ class QueuedJob:
     exit_status: int  # as wait(2) gives it
     nodes: str
     submitted: datetime | None
+    folder: str = ""  # in which it starts; "": not known
+
+    def is_of(self, submission: Submission) -> bool:
+        """Whether it is the job that was submitted, and not another of the same number.
+
+        Numbers begin anew when a cluster is set up again, each cluster has its own, and a copy of a run
+        folder has the records of the original.
+        """
+        if self.submitted and self.submitted.timestamp() < submission.time - _CLOCKS_S:
+            return False
+        folder = Path(self.folder)
+        try:
+            return self.folder in _UNKNOWN or os.path.samefile(folder.parent, submission.launch)
+        except OSError:  # the run was moved since, or has another path on this host
+            return folder.name.startswith("code-")
 
     @property
     def waits(self) -> bool:
@@ -84,14 +102,14 @@ def read_queue(job_ids: Iterable[str]) -> Queue:
 
 def _parse(line: str) -> QueuedJob:
     """One line of squeue; raises ValueError if it has other fields than were asked for."""
-    values = [value.strip() for value in line.split("|")]
-    if len(values) != len(_FIELDS) + 1 or values[-1]:
+    values = [value.strip() for value in line.split("|", len(_FIELDS) - 1)]
+    if len(values) != len(_FIELDS) or not values[-1].endswith("|"):
         raise ValueError(repr(line))
-    job_id, number, state, reason, start, restarts, exit_status, nodes, submitted = values[:-1]
+    job_id, number, state, reason, start, restarts, exit_status, nodes, submitted, folder = values
     if not job_id[:1].isdigit() or not state:
         raise ValueError(repr(line))
     counts, began = (_count(restarts), _count(exit_status)), _time(start)
-    return QueuedJob(job_id, number, state, reason, began, *counts, nodes, _time(submitted))
+    return QueuedJob(job_id, number, state, reason, began, *counts, nodes, _time(submitted), folder[:-1])
 
 
 def _count(text: str) -> int:

@@ -18,8 +18,8 @@ _PENDING = {
     "NodeDown": "a node that it needs is down",
     "ReqNodeNotAvail": "a node that it needs is down, drained or reserved",
     "BadConstraints": "no node meets its constraints: cancel it, and ask for others",
-    "PartitionDown": "the partition is down: it begins when the partition is up, or cancel it and take another",
-    "PartitionInactive": "the partition is inactive: it begins when that changes, or cancel it and take another",
+    "PartitionDown": "the partition is down: wait, or cancel it and take another",
+    "PartitionInactive": "the partition is inactive: wait, or cancel it and take another",
     "PartitionConfig": "the partition does not admit such a job: cancel it, and keep to the limits that "
     "`scontrol show partition` gives, or take another",
     "PartitionTimeLimit": "asks for more time than the partition allows: cancel it, and ask for less",

@@ -18,6 +18,7 @@ from hpcphotoz.atomic import write_text
 
 _RECORD = re.compile(r"(\d+(?:_\d+)?)\.json")
 SWEEP_FILE = "sweep.json"
+_END_OF_TIME = 1e11  # seconds since 1970: a later time is of a damaged file
 _SCRIPT = re.compile(r"(\d+)_submission\.sh")  # of versions before the records
 
 
@@ -103,18 +104,19 @@ def sweep_entries(folder: Path) -> dict[str, str | None]:
     try:
         runs = json.loads((folder / SWEEP_FILE).read_bytes())["runs"]
         # A name from a file is not to lead out of the folder.
-        return {one["folder"]: one["job"] for one in runs if Path(one["folder"]).name == one["folder"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        names = {one["folder"]: one["job"] for one in runs if Path(one["folder"]).name == one["folder"]}
+        return {name: job for name, job in names.items() if name not in ("", ".", "..")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
 def seconds(recorded: object) -> float:
     """Seconds since 1970 of a recorded time: a number, or text as 2026-01-31T12:00:00+0100; 0: neither."""
     if isinstance(recorded, int | float):
-        return float(recorded)
+        return float(recorded) if 0 <= recorded < _END_OF_TIME else 0.0
     try:
         return datetime.fromisoformat(str(recorded)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 
@@ -141,9 +143,9 @@ def _read(path: Path, job_id: str) -> Submission:
         facts = json.loads(path.read_text())
         known = {name: facts[name] for name in Submission.__dataclass_fields__ if name in facts}
         one = Submission(**{**known, "job_id": job_id, "command": tuple(known.get("command", ()))})
-        if isinstance(one.time, int | float):
+        if isinstance(one.time, int | float) and 0 <= one.time < _END_OF_TIME:
             return one
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass  # cut off, or of a later version
     return Submission(job_id, _mtime(path))
 

@@ -19,6 +19,7 @@ from hpcphotoz.launch.executor import slurm_executor
 from hpcphotoz.launch.follow.submissions import record_submission
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.preparation import import_submitit
+from hpcphotoz.launch.request.further_options import parse_option
 from hpcphotoz.launch.request.plan import LaunchPlan
 
 Job = Callable[[], Any]  # what a job runs on each rank; with a method `checkpoint`, it is requeued
@@ -32,7 +33,11 @@ def with_dependency(plan: LaunchPlan, dependency: str) -> LaunchPlan:
     """
     if not dependency:
         return plan
-    return replace(plan, extra=(*plan.extra, f"dependency={dependency}", "kill-on-invalid-dep=yes"))
+    options = dict(map(parse_option, plan.extra))
+    own = options.get("dependency", "")  # given by --extra: both hold
+    extra = [entry for entry in plan.extra if parse_option(entry)[0] != "dependency"]
+    both = ",".join(filter(None, (own, dependency)))
+    return replace(plan, extra=(*extra, f"dependency={both}", "kill-on-invalid-dep=yes"))
 
 
 def script(plan: LaunchPlan, launch: Path, folders: Sequence[Path], count: int = 1, at_most: int = 0) -> str:

@@ -31,7 +31,7 @@ cat "$1" > $((n + 10)).sh; echo "Submitted batch job $((n + 10))" """,
     def set_states(self, states: dict[str, str]) -> None:
         """Let squeue know these jobs."""
         # In the order of `launch.follow.queue`; reason, times and nodes are not known.
-        lines = [f"{job}|{job}|{state}|None|N/A|0|0||N/A|\n" for job, state in states.items()]
+        lines = [f"{job}|{job}|{state}|None|N/A|0|0||N/A||\n" for job, state in states.items()]
         (self._folder / "states").write_text("".join(lines))
 
     @property

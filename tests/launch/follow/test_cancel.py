@@ -10,6 +10,7 @@ import pytest
 
 from hpcphotoz import provenance
 from hpcphotoz.__main__ import main
+from hpcphotoz.launch.jobs.after import active_job
 from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.locks.owner import LockOwner
 from hpcphotoz.world import World
@@ -19,6 +20,7 @@ from tests.launch.follow.test_slurm_status import squeue, submitted
 
 HOLDER = """import sys, time
 from pathlib import Path
+from hpcphotoz.launch.jobs.after import active_job
 from hpcphotoz.locks.lock import lock_file
 with lock_file(Path(sys.argv[1]), "busy", "wait"):
     print("held", flush=True)
@@ -40,6 +42,41 @@ def test_waiting_jobs_go_first(install: Install, tmp_path: Path, capsys: pytest.
     lines = sorted(capsys.readouterr().out.splitlines())
     assert lines[0].startswith("job 12: cancelled while it ran: it saves a checkpoint first")
     assert [line.split(":")[0] for line in lines] == ["job 12", "job 13", "job 14"]
+
+
+@pytest.mark.parametrize("elsewhere", ["another", "runs|a/launch/code-1"])
+def test_a_job_of_the_same_number_in_another_folder_is_left_alone(
+    elsewhere: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = submitted(tmp_path / "run", "12")
+    (tmp_path / elsewhere).mkdir(parents=True)
+    scancel(install, tmp_path / "log")
+    # Of another cluster, after a reset of the counter, or of the run of which this folder is a copy.
+    squeue(install, "12 RUNNING None N/A 0 0 n1", folder=tmp_path / elsewhere)
+    assert main(["cancel", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("nothing to cancel") and not (tmp_path / "log").exists()
+    assert active_job(run) is None
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_job_of_a_run_that_was_moved_is_cancelled(moved: bool, install: Install, tmp_path: Path) -> None:
+    run = submitted(tmp_path / "run", "12")
+    squeue(install, "12 RUNNING None N/A 0 0 n1", folder=run / "launch" / "code-1")
+    scancel(install, tmp_path / "log")
+    if moved:
+        run = run.rename(tmp_path / "moved")
+    assert active_job(run) == "12" and main(["cancel", str(run)]) == 0
+    assert (tmp_path / "log").read_text() == "12\n"
+
+
+def test_variables_of_scancel_leave_out_no_job(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path / "run", "12")
+    squeue(install, "12 RUNNING None N/A 0 0 n1")
+    install("scancel", f"env | grep -c SCANCEL_ > {tmp_path}/log; exit 0")
+    monkeypatch.setenv("SCANCEL_STATE", "PENDING")
+    assert main(["cancel", str(run)]) == 0 and (tmp_path / "log").read_text() == "0\n"
 
 
 def test_all_jobs_of_a_sweep_are_cancelled(

@@ -72,6 +72,29 @@ def test_following_goes_on_through_the_next_job_and_ends_with_the_run(
     assert lines == ["one", "two", "three", f"==> {first.with_name('13_0_log.out')} <==", "four", "end"]
 
 
+def test_what_is_written_is_followed_once_and_in_whole_lines(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_STATUS_EVERY", 1)
+    file = log(run / "launch", 0, "one\ntw", 1000.0)
+    head = file.read_text().removesuffix("tw")
+    contents = iter([f"{head}two\nthree\n", "new\n"])  # the second is shorter: the log was cut
+
+    def wait(_: float) -> None:
+        content = next(contents, None)
+        if content is None:
+            lock.__exit__(None, None, None)
+        else:
+            file.write_text(content)
+
+    lock = lock_file(run / "logs" / "lock", "busy", "wait")
+    lock.__enter__()
+    found = follow(run, 0, 1, wait)
+    assert next(found) == "one"
+    file.write_text(f"{head}two\n")  # between the first look and the next
+    assert list(found) == ["two", "three", "new"]
+
+
 def test_errors_are_those_of_the_ranks_that_failed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["logs", str(run), "--errors"]) == 0
     assert capsys.readouterr().out == f"{run}: no rank has recorded an error\n"

@@ -12,20 +12,28 @@ from hpcphotoz import provenance
 from hpcphotoz.__main__ import main
 from hpcphotoz.heartbeat import Beat, Heartbeat, write_heartbeat
 from hpcphotoz.launch.follow.queue import read_queue
-from hpcphotoz.launch.follow.submissions import read_submissions, record_submission
+from hpcphotoz.launch.follow.submissions import read_submissions, record_submission, stamp
 from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.world import World
 from tests.helpers.launch.runs import Install
 
-FIELDS = "JobArrayID JobID State Reason StartTime RestartCnt exit_code NodeList SubmitTime".split()
+FIELDS = "JobArrayID JobID State Reason StartTime RestartCnt exit_code NodeList SubmitTime WorkDir".split()
 
 
-def squeue(install: Install, *jobs: str) -> None:
-    """A squeue that knows jobs, each "id state reason start restarts exit_code nodes", ~ for a space."""
+def squeue(install: Install, *jobs: str, folder: object = "") -> None:
+    """A squeue that knows jobs, each "id state reason start restarts exit_code nodes", ~ for a space.
+
+    Args:
+        install: puts a program first in PATH.
+        jobs: what it knows.
+        folder: in which they started.
+    """
     lines = []
     for job in jobs:
         job_id, *values = job.split()
-        lines.append("|".join([job_id, job_id, *(one.replace("~", " ") for one in values), "N/A", ""]))
+        lines.append(
+            "|".join([job_id, job_id, *(one.replace("~", " ") for one in values), "N/A", str(folder), ""])
+        )
     install("squeue", "\n".join(["cat <<'END'", *lines, "END"]))
 
 
@@ -168,7 +176,7 @@ def test_a_job_of_another_cluster_with_the_same_number_is_not_taken_for_the_runs
     install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = submitted(tmp_path / "run", "12")
-    install("squeue", "echo '12|12|RUNNING|None|2020-01-01T00:00:00|0|0|n7|2020-01-01T00:00:00|'")
+    install("squeue", "echo '12|12|RUNNING|None|2020-01-01T00:00:00|0|0|n7|2020-01-01T00:00:00||'")
     status, text = told(run, capsys)
     assert status == 1 and "n7" not in text and "Slurm does not know it any more" in text
 
@@ -194,7 +202,7 @@ def test_without_slurm_the_folder_alone_tells_and_that_is_said_once(
         ("echo 'Unable to contact slurm controller' >&2; exit 1", "Unable to contact slurm controller"),
         ("echo '12|RUNNING|'", "not understood"),
         ("echo 'JOBID PARTITION'", "not understood"),
-        ("echo '12|12|RUNNING|None|soon|0|0|n1|N/A|'", "not understood"),
+        ("echo '12|12|RUNNING|None|soon|0|0|n1|N/A||'", "not understood"),
         ("exit 7", "exit status 7"),
     ],
 )
@@ -277,3 +285,51 @@ def test_a_sweep_has_a_line_for_each_run_and_its_jobs(
     first, second = capsys.readouterr().out.splitlines()
     assert first.split()[:3] == ["failed", "-", str(sweep / "eps=1")] and "OSError: no" in first
     assert second.split()[0] == "pending" and "as many jobs of its array run" in second
+
+
+def test_a_run_submitted_twice_is_finished_when_the_first_job_has_finished_it(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path / "run", "12")
+    started(run, "12", monkeypatch)
+    record_submission(run / "launch", "13", ("hpcphotoz",), 2, 4)
+    log = run / "launch" / "13_0_log.out"
+    log.write_text(
+        "Traceback (most recent call last):\nhpcphotoz.errors.BadInput: another process trains here\n"
+    )
+    path = run / "provenance.json"
+    record = json.loads(path.read_text())
+    at = time.time()
+    end = {"time": stamp(at + 60), "outcome": "finished", "reason": None, "step": 100}
+    record["starts"][0] |= {"time": stamp(at - 60), "end": end}
+    path.write_text(json.dumps(record))
+    install("squeue", "exit 0")
+    status, text = told(run, capsys)
+    assert status == 0 and ": finished at step 100" in text
+    # Had it stopped, and the second job failed after that, the failure would count.
+    end["outcome"] = "stopped"
+    path.write_text(json.dumps(record))
+    assert told(run, capsys)[1].startswith(f"{run}: stopped")
+    os.utime(log, (at + 120, at + 120))
+    record_submission(run / "launch", "13", ("hpcphotoz",), 2, 4)
+    assert told(run, capsys)[1].startswith(f"{run}: failed")
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "-5", "1" + "0" * 400, "[" * 5000])
+def test_damaged_figures_and_times_are_left_out(
+    value: str,
+    install: Install,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install("squeue", "exit 0")
+    run = submitted(tmp_path / "run", "12")
+    started(run, "12", monkeypatch, outcome="failed", reason="x", step=3)
+    (run / "metrics.jsonl").write_text(f'{{"step": 3, "images_per_s": {value}, "data_wait": {value}}}\n')
+    (run / "launch" / "13.json").write_text(f'{{"job_id": "13", "time": {value}}}')
+    (run / "logs" / "failures").mkdir(parents=True)
+    (run / "logs" / "failures" / "0-rank-0.json").write_text(
+        f'{{"time": {value}, "error": "e", "kind": "x"}}'
+    )
+    assert told(run, capsys)[0] == 1 and main(["logs", str(run), "--errors"]) == 0
