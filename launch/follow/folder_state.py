@@ -79,7 +79,7 @@ def _running(
     fresh = step is not None and found is not None and found.beats[0].phase != STARTING and step >= least
     figures = figures.since(last.get("step") or 0) if fresh else Figures(total=figures.total)
     if least and not fresh:
-        step, figures = max(step or 0, least), replace(figures, resumes=True)
+        step, figures = max(step or 0, least, checkpoint_step(newest)), replace(figures, resumes=True)
     return FolderState("running", reason, since, step, starts, *where, newest, figures)
 
 
@@ -97,7 +97,7 @@ def _resumed_step(
     Args:
         starts: the recorded ones.
         newest: file name of the newest checkpoint.
-        begun: the record of the present start; None: it has none yet, and the last one is of the start before.
+        begun: the record of the present start; None: it has none yet.
     """
     recorded = begun.get("step") if begun else None
     end = (starts[-1].get("end") or {}).get("step") if starts and begun is None else None

@@ -10,12 +10,11 @@ from hpcphotoz.launch.follow.failures import (
     first_failure,
     last_start,
     log_files,
-    modified,
     read_tail,
 )
 from hpcphotoz.launch.follow.folder_state import FolderState, checkpoint_step, read_folder
 from hpcphotoz.launch.follow.progress import Figures
-from hpcphotoz.launch.follow.queue import Queue, QueuedJob
+from hpcphotoz.launch.follow.queue import KnownJob, Queue
 from hpcphotoz.launch.follow.reasons import NEVER, ended_as, logged_end, waits_because
 from hpcphotoz.launch.follow.submissions import Submission, seconds, stamp
 from hpcphotoz.launch.requeue.record import FAILED, KILLED, NODE_FAILED, STOPPED, RequeueRecord, record_file
@@ -55,7 +54,7 @@ def judge(
         submissions: the run's, the earliest first; at least one if `folder` is None.
         queue: what Slurm knows of them.
     """
-    known = [_Job(one, queue.jobs.get(one.job_id), folder) for one in submissions]
+    known = [KnownJob(one, queue.jobs.get(one.job_id), folder) for one in submissions]
     waiting = [job for job in known if job.queued and job.queued.waits]
     active = [job for job in known if job.queued and not job.queued.waits and not job.queued.ended]
     if folder and folder.state == "running":
@@ -69,34 +68,7 @@ def judge(
     return _followed_by(waiting, _ended(run, folder, known, queue))
 
 
-class _Job:
-    """A submission, what Slurm knows of it, and the starts of the run that it made."""
-
-    def __init__(self, submission: Submission, queued: QueuedJob | None, folder: FolderState | None) -> None:
-        self.submission, self.queued = submission, queued if queued and queued.is_of(submission) else None
-        self.launch = Path(submission.launch)
-        self.id, starts = submission.job_id, folder.starts if folder else []
-        ids = {self.id, self.queued.number if self.queued else self.id}
-        self.starts = [start for start in starts if start.get("slurm_job") in ids]
-        if "_" in self.id and not self.queued:  # SLURM_JOB_ID of an array's job is not known
-            self.starts = [start for start in starts if seconds(start.get("time")) >= submission.time]
-
-    @property
-    def last_sign(self) -> float:
-        """When rank 0 wrote its last line, in seconds since 1970; else when the job was submitted."""
-        return modified(self.launch / f"{self.id}_0_log.out") or self.submission.time
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether `cancel` has cancelled it."""
-        return self.submission.cancelled > 0
-
-    @property
-    def requeues(self) -> int:
-        return max(self.queued.restarts if self.queued else 0, len(self.starts) - 1)
-
-
-def _followed_by(waiting: Sequence[_Job], found: Judgement) -> Judgement:
+def _followed_by(waiting: Sequence[KnownJob], found: Judgement) -> Judgement:
     """A judgement with the other jobs of the run that wait, and why, if for more than their turn."""
     held: dict[str, list[str]] = {}
     for job in waiting:
@@ -107,7 +79,7 @@ def _followed_by(waiting: Sequence[_Job], found: Judgement) -> Judgement:
     return replace(found, later=tuple(job.id for job in waiting), reason=reason)
 
 
-def _active(run: Path, folder: FolderState | None, known: Sequence[_Job], job: _Job) -> Judgement:
+def _active(run: Path, folder: FolderState | None, known: Sequence[KnownJob], job: KnownJob) -> Judgement:
     """Of a run whose job has its nodes, and whose lock nobody holds: it begins, or has ended."""
     assert job.queued
     if folder and len(job.starts) > job.queued.restarts:
@@ -118,7 +90,7 @@ def _active(run: Path, folder: FolderState | None, known: Sequence[_Job], job: _
     return Judgement("running", reason, since, *about, job.requeues)
 
 
-def _waiting(run: Path, folder: FolderState | None, job: _Job) -> Judgement:
+def _waiting(run: Path, folder: FolderState | None, job: KnownJob) -> Judgement:
     """Of a run whose job waits in the queue."""
     assert job.queued
     again = bool(job.starts or job.queued.restarts)
@@ -130,7 +102,7 @@ def _waiting(run: Path, folder: FolderState | None, job: _Job) -> Judgement:
     return Judgement("requeued" if again else "pending", reason, *about)
 
 
-def _start_before(run: Path, job: _Job) -> str:
+def _start_before(run: Path, job: KnownJob) -> str:
     """How the start ended after which a job was requeued; "": it is not recorded."""
     requeues = _record(run, job).requeues
     if not requeues:
@@ -140,7 +112,7 @@ def _start_before(run: Path, job: _Job) -> str:
     return f"; the start before {_BEFORE.get(last.reason, last.reason)}{where}{error}"
 
 
-def _record(run: Path, job: _Job) -> RequeueRecord:
+def _record(run: Path, job: KnownJob) -> RequeueRecord:
     """The requeues of a job; empty where they cannot be read."""
     try:
         return RequeueRecord.read(record_file(run, job.id))
@@ -148,7 +120,7 @@ def _record(run: Path, job: _Job) -> RequeueRecord:
         return RequeueRecord()
 
 
-def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: Queue) -> Judgement:
+def _ended(run: Path, folder: FolderState | None, known: Sequence[KnownJob], queue: Queue) -> Judgement:
     """Of a run none of whose jobs waits or runs, as far as Slurm is asked."""
     start = folder.starts[-1] if folder and folder.starts else {}
     began, ended = seconds(start.get("time")), seconds((start.get("end") or {}).get("time"))
@@ -172,7 +144,7 @@ def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: 
     return Judgement(state, reason, job.submission.when, None, None, job.id)
 
 
-def _never_trained(run: Path, folder: FolderState | None, job: _Job, queue: Queue) -> Judgement | None:
+def _never_trained(run: Path, folder: FolderState | None, job: KnownJob, queue: Queue) -> Judgement | None:
     """Of a job that has ended, and recorded no start; None: nothing is known of it, or it was not needed."""
     state, exit_status = (job.queued.state, job.queued.exit_status) if job.queued else (None, 0)
     logs = log_files(job.launch, job.id)
@@ -199,7 +171,7 @@ def _never_trained(run: Path, folder: FolderState | None, job: _Job, queue: Queu
     return Judgement("failed", reason, *about, failure=failure, slurm=said)
 
 
-def _unmet(job: _Job) -> str | None:
+def _unmet(job: KnownJob) -> str | None:
     """The run that a job waited for, which did not finish; None: it waited for none, or that has finished.
 
     Slurm removes such a job from the queue as if it were cancelled.
@@ -218,7 +190,7 @@ def _unmet(job: _Job) -> str | None:
     return f"the run it waited for ({after})"
 
 
-def _of_folder(run: Path, folder: FolderState, known: Sequence[_Job], fails: bool = True) -> Judgement:
+def _of_folder(run: Path, folder: FolderState, known: Sequence[KnownJob], fails: bool = True) -> Judgement:
     """What the folder tells, with what Slurm says of the job of the last start.
 
     Args:
@@ -264,7 +236,7 @@ def _since(folder: FolderState) -> float:
     return seconds((before.get("end") or before).get("time"))
 
 
-def _logged(job: _Job) -> str | None:
+def _logged(job: KnownJob) -> str | None:
     """How the job ended by its log, in words; None: Slurm wrote nothing into it."""
     state = logged_end(last_start(read_tail(job.launch / f"{job.id}_0_log.out")))
     return ended_as(state) if state else None

@@ -52,8 +52,10 @@ def _no_log(run: Path, rank: int) -> str:
         return f"{run}: {has}: there is no rank {rank}"
     found = read_status(run)
     if found.state in ("pending", "requeued"):
-        return f"{run}: rank {rank} has written no log yet: job {found.slurm_job} is {found.state}: {found.reason}"
-    return f"{run}: rank {rank} has written no log yet"
+        why = f": the job is {found.state}: job {found.slurm_job} {found.reason}"
+    else:
+        why = ""
+    return f"{run}: rank {rank} has written no log yet{why}"
 
 
 def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
