@@ -19,6 +19,7 @@ class FakeQueue:
         self._folder = folder / "queue"
         self._folder.mkdir()
         install("srun", "exit 1")
+        install("scontrol", "exit 1")
         install(
             "sbatch",
             f"""cd '{self._folder}'; n=$(($(ls *.sh 2>/dev/null | wc -l) + 1))

@@ -96,7 +96,9 @@ def test_cancel_of_a_running_and_of_a_waiting_job(
     run = tmp_path / "run"
     first = submit(PLAN, TrainJob.of(small(20_000), dataset, run)).job_id
     become(run, "running", lambda found: (found.step or 0) > 3)
-    after = cluster.command("sbatch", "--parsable", "--dependency", f"afterany:{first}", "--wrap", "true")
+    (code,) = (run / "launch").glob("code-*")
+    words = ["--dependency", f"afterany:{first}", "--chdir", str(code), "--wrap", "true"]
+    after = cluster.command("sbatch", "--parsable", *words)
     (run / "launch" / f"{after}_submission.sh").touch()  # as of a chain
     assert read_status(run).later == (after,)
     assert main(["cancel", str(run)]) == 0

@@ -10,7 +10,6 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import slurm
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.jobs.after import active_job, dependency
-from hpcphotoz.launch.jobs.submission import with_dependency
 from hpcphotoz.launch.request.plan import LaunchPlan
 from tests.helpers.launch.queue import FakeQueue
 from tests.helpers.launch.runs import Install, small
@@ -94,8 +93,3 @@ def _run(folder: Path, outcome: str) -> str:
     start = {"time": "t", "host": "h", "end": {"outcome": outcome, "reason": "r", "time": "t", "step": 3}}
     (run / "provenance.json").write_text(json.dumps({"starts": [start]}))
     return str(run)
-
-
-def test_a_dependency_of_the_users_own_holds_too() -> None:
-    both = with_dependency(LaunchPlan(extra=("dependency=singleton", "nice")), "afterok:12")
-    assert both.extra == ("nice", "dependency=singleton,afterok:12", "kill-on-invalid-dep=yes")

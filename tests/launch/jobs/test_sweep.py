@@ -160,7 +160,7 @@ def test_a_refused_sweep_leaves_nothing(
     install: Install, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     FakeQueue(install, tmp_path, refuse=1)
-    fails(capsys, words(dataset, tmp_path / "sweep", *SWEEP), "sbatch refused the job: sbatch: error: QOSMax")
+    fails(capsys, words(dataset, tmp_path / "sweep", *SWEEP), "sbatch refused the job: QOSMax")
     assert not (tmp_path / "sweep").exists()
 
 
