@@ -10,7 +10,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.queue import Queue, QueuedJob, read_queue
 from hpcphotoz.launch.follow.runs import runs_of
 from hpcphotoz.launch.follow.status import read_status
-from hpcphotoz.launch.follow.submissions import read_submissions
+from hpcphotoz.launch.follow.submissions import read_submissions, record_cancelled
 from hpcphotoz.locks.judgement import is_held, owner_of
 from hpcphotoz.locks.owner import LockOwner
 
@@ -45,6 +45,14 @@ def cancel(folder: Path) -> list[str]:
     for group in ([job for job in active if job.waits], [job for job in active if not job.waits]):
         _scancel(group)
     lines = [_told(job) for job in active]
+    cancelled = {job.job_id for job in active}
+    for one in (submitted[run][job_id] for run in runs for job_id in jobs[run] & submitted[run].keys()):
+        if one.job_id not in cancelled:
+            continue
+        try:
+            record_cancelled(one)
+        except OSError as error:
+            lines.append(f"{one.launch}/{one.job_id}.json: cannot be written: {error.strerror}")
     for run in runs:
         owner = holders[run]
         if owner and not any(owner.slurm_job in (job.number, job.job_id) for job in active):

@@ -9,12 +9,14 @@ from hpcphotoz.launch.follow.failures import (
     TAIL,
     Failure,
     first_failure,
+    killed_before,
     logged_failures,
     read_tail,
     recorded_failures,
 )
-from hpcphotoz.launch.follow.status import have_ended, read_statuses
+from hpcphotoz.launch.follow.status import have_ended, read_status, read_statuses
 from hpcphotoz.launch.follow.submissions import read_submissions
+from hpcphotoz.provenance import read_starts
 
 _POLL_S = 0.5
 _STATUS_EVERY = 10  # polls between two looks at the state of the run
@@ -37,8 +39,23 @@ def newest_log(run: Path, rank: int) -> Path:
     ]
     found = found or [path for path in (run / "logs" / f"rank-{rank}.log",) if path.exists()]
     if not found:
-        raise BadInput(f"{run}: rank {rank} has written no log yet")
+        raise BadInput(_no_log(run, rank))
     return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def _no_log(run: Path, rank: int) -> str:
+    """Why there is no log of a rank, for the user."""
+    ranks = max((one.tasks for one in read_submissions(run)[-1:]), default=0)
+    ranks = ranks or next((size for one in reversed(read_starts(run)) if (size := one.get("world_size"))), 0)
+    if 0 < ranks <= rank:
+        has = "has rank 0 alone" if ranks == 1 else f"has ranks 0 {'and' if ranks == 2 else 'to'} {ranks - 1}"
+        return f"{run}: {has}: there is no rank {rank}"
+    found = read_status(run)
+    if found.state in ("pending", "requeued"):
+        why = f": the job is {found.state}: job {found.slurm_job} {found.reason}"
+    else:
+        why = ""
+    return f"{run}: rank {rank} has written no log yet{why}"
 
 
 def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
@@ -94,6 +111,8 @@ def failures_of(run: Path) -> list[Failure]:
         if found and not found[0].missed:
             break
         first = first_failure(run, Path(one.launch), one.job_id)
+        if found and (first is None or first.missed):
+            first = killed_before(run, Path(one.launch), one.job_id, found[0].restart) or first
         if found and first:  # a rank that was killed
             return [first, *(each for each in found if each.rank != first.rank)]
         found = found or logged_failures(Path(one.launch), one.job_id)
@@ -103,12 +122,13 @@ def failures_of(run: Path) -> list[Failure]:
 def error_lines(failures: list[Failure]) -> list[str]:
     """Failures as lines; a traceback that several ranks share is given once."""
     lines: list[str] = []
-    seen: dict[str | None, int] = {}
+    seen: dict[str | None, int | None] = {}
     for one in failures:
         head, *more = one.lines
-        if one.traceback in seen and one.traceback:
+        if one.traceback in seen and more and one.traceback:
             more = [f"  traceback: that of rank {seen[one.traceback]}"]
-        seen.setdefault(one.traceback, one.rank)
+        if more:
+            seen.setdefault(one.traceback, one.rank)
         lines += [head, *more]
     return lines
 

@@ -23,6 +23,7 @@ class Figures:
     images_per_s: float | None = None  # over all ranks
     data_wait: float | None = None  # fraction of the time that rank 0 waited for data
     eta_s: float | None = None  # to the last step at this rate, without validations and saves
+    resumes: bool = False  # the start that runs now has yet to take its first step
 
     def since(self, step: int) -> "Figures":
         """These figures, without rates that are of a start before: of one that began after `step`."""
@@ -38,7 +39,8 @@ class Figures:
         parts += [] if self.data_wait is None else [f"data wait {100 * self.data_wait:.1f} %"]
         parts += [] if self.eta_s is None else [f"ETA {timedelta(seconds=round(self.eta_s))}"]
         of = f" of {self.total}" if self.total else ""
-        return f"at step {step}{of}" + (f" ({', '.join(parts)})" if parts else "")
+        at = "and resumes from step" if self.resumes else "at step"
+        return f"{at} {step}{of}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def read_figures(run: Path, starts: list[dict[str, Any]]) -> Figures:

@@ -169,7 +169,7 @@ def _note(state: RunStatus) -> str:
     parts = [
         state.reason or "",
         f"expected to begin {state.expected}" if state.expected else "",
-        state.slurm or "",
+        f"job {state.slurm_job} {state.slurm}" if state.slurm else "",
         again if state.requeues else "",
         f"then {', '.join(state.later)}" if state.later else "",
     ]

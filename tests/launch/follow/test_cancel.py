@@ -1,5 +1,6 @@
 """`cancel`: jobs by scancel, waiting ones first; a process here by SIGTERM; others by a file STOP."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -151,3 +152,27 @@ def test_a_job_of_a_batch_script_of_the_users_own_is_cancelled_by_its_lock(
     with lock_file(run / "logs" / "lock", "busy", "wait"):
         assert main(["cancel", str(run)]) == 0
     assert (tmp_path / "log").read_text() == "77\n" and "job 77: cancelled" in capsys.readouterr().out
+
+
+def test_what_cancel_did_is_told_when_slurm_has_forgotten_the_job(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run of its own, and of one in a sweep, whose job has no record of its own."""
+    sweep = tmp_path / "sweep"
+    run, one = submitted(tmp_path / "run", "12"), sweep / "eps=1"
+    one.mkdir(parents=True)
+    (sweep / "launch").mkdir()
+    (sweep / "launch" / "3_submission.sh").touch()
+    runs = [{"folder": one.name, "values": {}, "job": "3_0"}]
+    (sweep / "sweep.json").write_text(json.dumps({"keys": ["eps"], "runs": runs}))
+    scancel(install, tmp_path / "log")
+    for folder, job in ((run, "12"), (one, "3_0")):
+        squeue(install, f"{job} PENDING Priority N/A 0 0 ~")
+        assert main(["cancel", str(folder)]) == 0
+        install("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+        capsys.readouterr()
+        assert main(["status", str(folder), "--json"]) == 75
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["state"], facts["reason"]) == ("stopped", "cancelled before it trained")
+        assert main(["status", str(folder.parent)]) == 75
+        assert "cancelled before it trained)" in capsys.readouterr().out

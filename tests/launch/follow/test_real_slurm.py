@@ -85,7 +85,7 @@ def test_a_killed_rank_is_named_as_the_first_to_fail(
     os.kill(beats.beats[2].pid, signal.SIGKILL)
     ends = until("the end", lambda: (found := read_status(run)) and not found.goes_on and found, 120)
     assert ends and ends.exit_status == 1 and ends.failure and ends.failure.rank == 2, ends
-    assert "Killed" in ends.failure.error, ends.failure
+    assert "killed" in ends.failure.error, ends.failure
     assert main(["logs", str(run), "--errors"]) == 0 and "rank 2 on n2" in capsys.readouterr().out
 
 

@@ -220,9 +220,9 @@ def test_a_local_sweep_and_its_table(
     capsys.readouterr()
     assert run("compare", out) == 0
     lines = capsys.readouterr().out.splitlines()
-    heads = "run model.width run.seed state step loss bias sigma_mad eta images/s".split()
-    assert lines[0].split() == heads and lines[1].split()[3:5] == ["finished", "5"]
-    assert len(lines) == 4 and "best first by run.criterion clean" in lines[3]
+    heads = "width seed state step loss bias sigma eta images/s".split()
+    assert lines[0].split() == heads and lines[1].split()[2:4] == ["finished", "5"]
+    assert len(lines) == 5 and lines[3] == "best first by sigma (run.criterion clean)"
     assert run("compare", out, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["runs"]
     assert [row["score"] for row in rows] == sorted(row["sigma_mad"] for row in rows)
