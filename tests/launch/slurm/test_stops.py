@@ -31,7 +31,7 @@ def preempted(cluster: Cluster, dataset: Path, run: Path, signal: str, undisturb
     """Preempt a run by another job, and assert that it still ends with the curve of an unbroken run."""
     submitted = training(cluster, dataset, run, disturbed_config())
     cluster.command(*PREEMPT.split())
-    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 150)
+    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 300)
     assert facts["Restarts"] == "1"
     (step,) = stopped_after(run, 4)
     assert f"{signal} received: saved and stopped after step {step} of 300" in log(submitted, 0)
