@@ -82,7 +82,7 @@ def requeues(submitted: SubmittedJob) -> RequeueRecord:
 
 
 def assert_same_curve(run: Path, undisturbed: Curve) -> None:
-    """Assert that a run has every step once, with the losses of another to the bit: both are deterministic."""
+    """Assert that a run has every step once, with the losses of another to the bit (both deterministic)."""
     found = ranks.curve(run)
     assert [step for step, _ in found] == [step for step, _ in undisturbed]
     differing = [step for (step, loss), (_, other) in zip(found, undisturbed, strict=True) if loss != other]
