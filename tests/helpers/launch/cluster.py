@@ -241,6 +241,9 @@ def main(words: Sequence[str]) -> int:
     if reason := missing():
         print(f"no Slurm: {reason}", file=sys.stderr)
         return 1
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )  # the daemons end with this process
     with Cluster():
         return subprocess.run(words[1:], check=False).returncode
 

@@ -19,7 +19,7 @@ from tests.helpers.launch.runs import small, starts, steps_logged
 
 Curve = list[tuple[int, float]]  # step and loss
 PLAN = LaunchPlan(nodes=2, tasks_per_node=2, cpus_per_task=1)
-STEPS, EVERY = 300, 20  # of the runs that are disturbed, and between their checkpoints
+STEPS, EVERY = 160, 20  # of the runs that are disturbed, and between their checkpoints
 
 
 def cluster_or_skip(preempt_signal: bool = True, conf: str = "") -> Iterator[Cluster]:

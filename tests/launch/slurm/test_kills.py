@@ -27,7 +27,7 @@ from tests.helpers.launch.jobs import (
 )
 from tests.helpers.launch.runs import small
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ON_ONE_NODE = replace(PLAN, nodes=1)
 FAILING = """\
 from torch import nn

@@ -25,7 +25,7 @@ from tests.helpers.launch.jobs import (
 )
 from tests.helpers.launch.runs import small, steps_logged
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @contextmanager
