@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcphotoz import output
@@ -14,6 +14,7 @@ from hpcphotoz.world import under_torchrun
 # Signals that stop a training: `train` ignores them once it has saved.
 _IGNORED_AT_THE_END = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP)
+_ENDS = (signal.SIGTERM, signal.SIGHUP)  # of other commands: torchrun's, where another rank has failed
 _BROKEN_PIPE_STATUS = 128 + 13  # as the shell reports a program that SIGPIPE has ended
 
 
@@ -30,12 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     interrupts = _InterruptRecorder()
     if words[:1] == ["train"]:
-        _stop_before_training()
+        _handle(_STOPS, _end_before_training)
+    else:
+        _handle(_ENDS, _end_command)
     try:
         output.prepare()
         status = _run(words)
         output.flush()
         return status
+    except _EndedBySignal as end:
+        if arguments is None:  # at once: MPI, for one, would wait for the other ranks as the program ends
+            signal.signal(end.number, signal.SIG_DFL)
+            signal.raise_signal(end.number)
+        return 128 + end.number
     except KeyboardInterrupt:  # also during the imports, which take most of a second
         return _report_failure("interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe, such as head or less, has ended: no error
@@ -75,18 +83,34 @@ class _InterruptRecorder:
                 signal.signal(number, handler)
 
 
-def _stop_before_training() -> None:
-    """End with status 75 at a signal that comes during the imports or before the ranks have met.
+class _EndedBySignal(SystemExit):
+    """Ends a command, which removes its temporary files, at a signal."""
 
-    `train` sets its own handlers after that. Ctrl-C stays an interrupt.
-    """
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+def _handle(numbers: Sequence[signal.Signals], handler: Callable[[int, object], None]) -> None:
+    """Handle signals that would end the program at once. Ctrl-C stays an interrupt."""
     if threading.current_thread() is threading.main_thread():
-        for number in _STOPS:
+        for number in numbers:
             if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, _end_before_training)
+                signal.signal(number, handler)
+
+
+def _end_command(number: int, frame: object) -> None:
+    for each in _ENDS:  # a second signal ends the program at once
+        if signal.getsignal(each) is _end_command:
+            signal.signal(each, signal.SIG_DFL)
+    raise _EndedBySignal(number)
 
 
 def _end_before_training(number: int, frame: object) -> None:
+    """End with status 75 at a signal that comes during the imports or before the ranks have met.
+
+    `train` sets its own handlers after that.
+    """
     text = (
         f"hpcphotoz: {signal.Signals(number).name} received while nothing was in training: the same command "
     )
@@ -103,6 +127,8 @@ def _run(arguments: Sequence[str]) -> int:
         return run(arguments)
     except BadInput as error:
         return _report_failure(f"error: {error}", 2)
+    except _EndedBySignal:
+        raise
     except SystemExit as end:  # help and version, or an error that another rank has reported
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 

@@ -95,7 +95,9 @@ def detect(env: _Env | None = None) -> World:
         if None in local and _is_slurm_task(env, env[rank], env[size]):
             local = _number(env, "SLURM_LOCALID", 0), _tasks_on_this_node(env)
         world = World(_number(env, rank), _number(env, size), local[0] or 0, local[1] or 1, launcher)
-        if _is_whole_world(env, world):
+        if launcher == "torchrun" and not under_torchrun(env):
+            _refuse_rank_of_other_task(env, world)
+        elif _is_whole_world(env, world):
             _refuse_copies(env, launcher)
         return world
     _refuse_copies(env, "no launcher")
@@ -117,6 +119,23 @@ def _is_whole_world(env: _Env, world: World) -> bool:
     return world.launcher == "torchrun" and env.get("GROUP_WORLD_SIZE") == "1" and bool(own_id)
 
 
+def _refuse_rank_of_other_task(env: _Env, world: World) -> None:
+    """Refuse RANK and WORLD_SIZE that a task of a SLURM step has inherited, where its tasks have others.
+
+    A batch script that exports them gives every task the same: all would be rank 0, or a world of their own.
+
+    Raises:
+        BadInput: the step has several tasks, and this one is not the rank that the variables say.
+    """
+    if not _in_slurm_step(env) or (tasks := _tasks_of_step(env)) < 2 or world.size not in (1, tasks):
+        return
+    if (task := _number(env, "SLURM_PROCID", world.rank)) != world.rank or world.size == 1:
+        raise BadInput(
+            f"RANK={world.rank}, WORLD_SIZE={world.size} in task {task} of a SLURM step of {tasks}: exported "
+            "before srun, they are the same for all tasks: unset them, SLURM gives each task its rank"
+        )
+
+
 def _refuse_copies(env: _Env, launcher: str) -> None:
     """Refuse a process of a SLURM step whose other tasks it does not see: each would train the whole run.
 
@@ -128,8 +147,7 @@ def _refuse_copies(env: _Env, launcher: str) -> None:
     """
     if not _in_slurm_step(env):
         return
-    name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
-    if (tasks := _number(env, name, 1)) < 2:
+    if (tasks := _tasks_of_step(env)) < 2:
         return
     if launcher == "torchrun":
         raise BadInput(
@@ -140,6 +158,11 @@ def _refuse_copies(env: _Env, launcher: str) -> None:
         f"{launcher} sees one process, SLURM {tasks}: start it with `srun --mpi=pmix` (or pmi2), or with "
         "`hpcphotoz launch slurm`"
     )
+
+
+def _tasks_of_step(env: _Env) -> int:
+    name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+    return _number(env, name, 1)
 
 
 def under_torchrun(env: _Env | None = None) -> bool:

@@ -38,6 +38,8 @@ def slurm_executor(plan: LaunchPlan, launch: Path, code: Path, folders: Sequence
     executor = Executor(launch, max_num_timeout=_NO_LIMIT, python=python.command)
     names = ("partition", "account", "qos", "constraint", "exclude")
     further = {key: value or True for key, value in map(parse_option, plan.extra)}
+    if plan.dependency:
+        further |= {"dependency": plan.dependency, "kill-on-invalid-dep": "yes"}
     executor.update_parameters(
         job_name=plan.job_name,
         nodes=plan.nodes,

@@ -12,10 +12,11 @@ from typing import Any
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
 from hpcphotoz.launch.environment import outside_any_job, visible_gpus
+from hpcphotoz.launch.jobs.active import refuse_active
 from hpcphotoz.launch.preparation import Job, check_folders, import_submitit, launch_folder, with_placement
 from hpcphotoz.launch.request.plan import LaunchPlan, option_of
 from hpcphotoz.launch.request.slurm_values import parse_gpus
-from hpcphotoz.output import say
+from hpcphotoz.output import number_of, say
 
 _LOCAL_MINUTES = 60 * 24 * 365  # submitit's local executor requires a limit; a local run has none
 _OF_THIS_MACHINE = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "max_requeues")
@@ -30,14 +31,15 @@ def run_local(plan: LaunchPlan, job: Job, report: Callable[[str], None] = say) -
     Args:
         plan: one node; options that only Slurm understands must have their defaults.
         job: what to run.
-        report: called with the folder of the logs at the start, and with the reason of a failure.
+        report: called with the folder of the logs at the start, and with how the job has ended.
 
     Returns:
         0: finished; 75: stopped and saved; 128 + n: ended by signal n without saving; 1: failed.
 
     Raises:
         BadInput: submitit is missing, more than one node, options that only Slurm understands, more GPUs than
-            visible, no such dataset, a run folder that cannot be used.
+            visible, no such dataset, a run folder that cannot be used, a run that a job or another process
+            works on.
     """
     submitit, launch = import_submitit(), launch_folder(job)
     if plan.nodes != 1:
@@ -51,6 +53,7 @@ def run_local(plan: LaunchPlan, job: Job, report: Callable[[str], None] = say) -
     if kind:
         raise BadInput(f"--gpus-per-node {plan.gpus_per_node}: give the number alone on this machine")
     check_folders(job)
+    refuse_active(Path(job.out), chain=False)
     visible = visible_gpus(plan.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     code = snapshot.take(launch)
     executor = submitit.LocalExecutor(launch)
@@ -67,7 +70,10 @@ def run_local(plan: LaunchPlan, job: Job, report: Callable[[str], None] = say) -
     ):
         running = executor.submit(placed)
     logs = f"{launch}/{running.job_id}_<rank>_log.out"
-    said = f"{ranks} ranks, job {running.job_id}, logs in {logs}"
+    saves = "saves and stops it, twice ends it without saving" if job.kind == "train" else "ends it"
+    said = (
+        f"{number_of(ranks, 'rank')}, job {running.job_id}, logs in {logs}; waits for its end: Ctrl-C {saves}"
+    )
     interrupted = _wait(running._process, lambda: report(said))
     return _local_status(launch, running.job_id, ranks, interrupted, report)
 
@@ -117,6 +123,7 @@ def _local_status(
             return 1
         outcomes.add(result)
     if outcomes == {"finished"}:
+        report("finished")
         return 0
     if outcomes == {"stopped"}:
         report("saved and stopped before the end; the same command goes on")

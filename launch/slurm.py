@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcphotoz.launch.jobs import submission
+from hpcphotoz.launch.jobs.active import refuse_active
+from hpcphotoz.launch.jobs.partition import warn_of_limits
 from hpcphotoz.launch.jobs.submission import with_dependency
 from hpcphotoz.launch.preparation import (
     Job,
@@ -57,17 +59,20 @@ def submit(
     Args:
         plan: what to ask the cluster for.
         job: what to run.
-        report: called with a message if environment variables that would override the plan are left out.
+        report: called with a message if environment variables that would override the plan are left out, and
+            if the partition is too small for the job, or its time limit too short.
         dependency: sbatch's --dependency, such as "afterok:17"; "": the job begins when there is room. With
             one, the weights of `job.start_from` are read when the job begins, and not now.
 
     Raises:
-        BadInput: submitit or sbatch is missing, no such dataset, a run folder that cannot be used, or sbatch
-            refused (its own message).
+        BadInput: submitit or sbatch is missing, no such dataset, a run folder that cannot be used, a run that
+            a job or another process works on, or sbatch refused (its own message, and what to do).
     """
     import_submitit()
     launch = launch_folder(job)
     check_folders(job, origin_is_there=not dependency)  # now, not after a day in the queue
+    refuse_active(Path(job.out), dependency, chain=job.kind == "train")
+    warn_of_limits(plan, report)
     found = submission.submit(
         with_dependency(plan, dependency),
         launch,

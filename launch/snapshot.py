@@ -51,6 +51,7 @@ def take(launch: Path) -> Path:
                 ignore=lambda base, names: [name for name in names if _is_left_out(Path(base) / name)],
             )
             (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
+            final = launch / _name(copy / "hpcphotoz")  # a file may have been changed since the first look
             os.replace(copy, final)
     except OSError as error:
         if not final.is_dir():  # else another submission of the same code made it meanwhile

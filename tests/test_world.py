@@ -56,6 +56,8 @@ SINGLETON = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
         ({}, World()),
         ({**SLURM, **TORCHRUN}, World(3, 4, 1, 2, "torchrun")),
         ({**SLURM, **OPENMPI}, World(5, 8, 1, 4, "openmpi")),
+        # Set in each task: srun bash -c 'RANK=$SLURM_PROCID ...'.
+        ({**SLURM, "RANK": "6", "WORLD_SIZE": "8"}, World(6, 8, 2, 4, "torchrun")),
     ],
 )
 def test_the_launcher_is_detected_from_the_environment(env: dict[str, str], world: World) -> None:
@@ -98,6 +100,9 @@ def test_mpiexec_of_one_process_in_a_larger_job(step: dict[str, str]) -> None:
         {**STEP, **ONE_AGENT, "TORCHELASTIC_RUN_ID": "0a1b2c3d-0000-4000-8000-0123456789ab"},
         {**STEP, "PMIX_RANK": "0", "PMIX_SIZE": "1"},
         {**STEP, "PMI_RANK": "0", "PMI_SIZE": "1"},
+        # Exported by the batch script: the same for every task.
+        {**STEP, "RANK": "0", "WORLD_SIZE": "1"},
+        {**STEP, "RANK": "0", "WORLD_SIZE": "2"},
     ],
 )
 def test_contradictions_are_errors(env: dict[str, str]) -> None:

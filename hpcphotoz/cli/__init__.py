@@ -58,6 +58,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def command_names() -> list[str]:
+    """The names of all commands."""
+    (commands,) = (one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction))
+    return list(commands.choices)
+
+
 def _share(options: argparse.Namespace) -> int:
     """Run a command whose work the ranks of a launcher divide; status 1: another rank was lost."""
     try:

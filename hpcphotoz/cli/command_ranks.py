@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 
 from hpcphotoz import world
+from hpcphotoz.node.prepare import prepare_rank
 from hpcphotoz.ranks import ALONE, Ranks, connecting
 
 
@@ -25,6 +26,7 @@ def sharing_ranks(words: Sequence[str], out: Path) -> Iterator[Ranks]:
         SystemExit: on a rank whose problem another reports; without a message.
     """
     place = world.detect()
+    prepare_rank(place)  # before torch is imported
     with ExitStack() as stack:
         if place.launcher in world.MPI:
             from hpcphotoz.sources.mpi import mpi_ranks

@@ -33,13 +33,13 @@ def use_local_caches(world: World, env: MutableMapping[str, str] | None = None) 
         # With the host's name: where TMPDIR is shared after all, code for one kind of CPU stays on its host.
         base = own_folder(temporary_base(env)) / f"cache-{socket.gethostname()}"
         base.mkdir(mode=0o700, exist_ok=True)
+        names = _FOLDERS | (_ROCM_FOLDERS if _ROCM_DEVICE.exists() else {})
+        found = {name: base / folder for name, folder in names.items() if name not in env}
+        for path in found.values():
+            path.mkdir(mode=0o700, exist_ok=True)
     except (BadInput, OSError) as error:
         _log.warning("no local cache of compiled code: %s", error)
         return None
-    on_rocm = _ROCM_DEVICE.exists()
-    for name, folder in (_FOLDERS | (_ROCM_FOLDERS if on_rocm else {})).items():
-        env.setdefault(name, str(base / folder))
-        if env[name] == str(base / folder):
-            (base / folder).mkdir(mode=0o700, exist_ok=True)
+    env.update({name: str(path) for name, path in found.items()})
     _log.debug("compiled code is cached in %s", base)
     return base

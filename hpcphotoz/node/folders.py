@@ -46,7 +46,9 @@ def own_folder(base: Path) -> Path:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         what = "is no folder of its own" if not stat.S_ISDIR(status.st_mode) else "belongs to another user"
-        raise BadInput(f"{folder}: {what}, so it is not used: remove it, or set TMPDIR to another folder")
+        raise BadInput(
+            f"{folder}: {what}, so it is not used: take another folder (TMPDIR, or --stage FOLDER)"
+        )
     if status.st_mode & 0o777 != 0o700:
         folder.chmod(0o700)
     return folder

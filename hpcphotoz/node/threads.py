@@ -25,12 +25,12 @@ def cores_of_rank(world: World, env: Mapping[str, str], usable: int) -> int:
         env: environment to read.
         usable: the number of cores that this process may use.
     """
-    if of_task := _number(env, "SLURM_CPUS_PER_TASK"):
-        return min(of_task, usable)
-    of_node = _number(env, "SLURM_CPUS_ON_NODE") or usable
-    if usable < of_node:  # srun has bound each task to cores of its own
-        return usable
-    return max(1, of_node // world.local_size)
+    of_task, of_node = _number(env, "SLURM_CPUS_PER_TASK"), _number(env, "SLURM_CPUS_ON_NODE")
+    if usable < of_node or (of_task and not of_node):  # srun has bound each task to cores of its own
+        return min(of_task or usable, usable)
+    # Also with CPUs per task: ranks of mpiexec in a batch script share those of its one task.
+    of_rank = max(1, (of_node or usable) // world.local_size)
+    return min(of_task or of_rank, of_rank)
 
 
 def set_threads(world: World, cores: int = 0, env: MutableMapping[str, str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hpcphotoz.errors import BadInput, nearest
 from hpcphotoz.launch.doctor.facts import ClusterFacts
@@ -30,7 +30,7 @@ def collect_cluster(partition: str, time_s: int, signal_delay_s: int) -> Cluster
         return ClusterFacts(error=error, munge_error=munge)
     return ClusterFacts(
         config=config,
-        partition=_partition(partition),
+        partition=pick_partition(read_partitions(), partition),
         munge_error=munge,
         has_sacct=shutil.which("sacct") is not None,
         time_s=time_s,
@@ -69,23 +69,42 @@ def fields(line: str) -> dict[str, str]:
     return {name: value for name, has, value in (word.partition("=") for word in line.split()) if has}
 
 
-def _partition(wanted: str) -> Mapping[str, str]:
+def read_partitions() -> dict[str, Mapping[str, str]]:
+    """The partitions of this cluster, each with its fields as `scontrol` prints them.
+
+    Raises:
+        BadInput: Slurm does not answer.
+    """
     text, error = run(["scontrol", "show", "partition", "--oneliner"])
     if error:
         raise BadInput(f"scontrol show partition: {error}")
-    found = {
-        each["PartitionName"]: each for each in map(fields, text.splitlines()) if "PartitionName" in each
-    }
-    if wanted in found:
-        return found[wanted]
+    return {each["PartitionName"]: each for each in map(fields, text.splitlines()) if "PartitionName" in each}
+
+
+def pick_partition(known: Mapping[str, Mapping[str, str]], wanted: str) -> Mapping[str, str]:
+    """A partition by its name; "": the default one.
+
+    Args:
+        known: of `read_partitions`.
+        wanted: its name.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if wanted in known:
+        return known[wanted]
     if wanted:
-        raise BadInput(
-            f"--partition {wanted}: no such partition{nearest(wanted, found)}: it has {', '.join(found)}"
-        )
-    default = [each for each in found.values() if each.get("Default") == "YES"]
+        raise BadInput(no_partition(wanted, known))
+    default = [each for each in known.values() if each.get("Default") == "YES"]
     if not default:
-        raise BadInput(f"this cluster has no default partition: give --partition, one of {', '.join(found)}")
+        raise BadInput(f"this cluster has no default partition: give --partition, one of {', '.join(known)}")
     return default[0]
+
+
+def no_partition(wanted: str, known: Iterable[str]) -> str:
+    """What to say of a partition that is not there, with the nearest one and all."""
+    names = list(known)
+    return f"--partition {wanted}: no such partition{nearest(wanted, names)}: it has {', '.join(names)}"
 
 
 def _munge(auth_info: str) -> str:

@@ -10,7 +10,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.queue import Queue, QueuedJob, read_queue
 from hpcphotoz.launch.follow.runs import runs_of
 from hpcphotoz.launch.follow.status import read_status
-from hpcphotoz.launch.follow.submissions import read_submissions
+from hpcphotoz.launch.follow.submissions import read_submissions, record_cancelled
 from hpcphotoz.locks.judgement import is_held, owner_of
 from hpcphotoz.locks.owner import LockOwner
 
@@ -28,15 +28,31 @@ def cancel(folder: Path) -> list[str]:
     """
     runs = runs_of(folder)
     holders = {run: _holder(run) for run in runs}
-    jobs = {run: {one.job_id for one in read_submissions(run)} for run in runs}
+    submitted = {run: {one.job_id: one for one in read_submissions(run)} for run in runs}
+    jobs = {run: {*submitted[run]} for run in runs}
     for run, owner in holders.items():
         if owner and owner.slurm_job and not any("_" in job_id for job_id in jobs[run]):
             jobs[run].add(owner.slurm_job)
     queue = read_queue(job_id for ids in jobs.values() for job_id in ids)
-    active = [job for job in queue.jobs.values() if not job.ended]
+    for run, ids in jobs.items():  # without those that another job has the number of
+        ids -= {
+            one.job_id
+            for one in submitted[run].values()
+            if one.job_id in queue.jobs and not queue.jobs[one.job_id].is_of(one)
+        }
+    own = {job_id for ids in jobs.values() for job_id in ids}
+    active = [job for job in queue.jobs.values() if job.job_id in own and not job.ended]
     for group in ([job for job in active if job.waits], [job for job in active if not job.waits]):
         _scancel(group)
     lines = [_told(job) for job in active]
+    cancelled = {job.job_id for job in active}
+    for one in (submitted[run][job_id] for run in runs for job_id in jobs[run] & submitted[run].keys()):
+        if one.job_id not in cancelled:
+            continue
+        try:
+            record_cancelled(one)
+        except OSError as error:
+            lines.append(f"{one.launch}/{one.job_id}.json: cannot be written: {error.strerror}")
     for run in runs:
         owner = holders[run]
         if owner and not any(owner.slurm_job in (job.number, job.job_id) for job in active):
@@ -56,8 +72,10 @@ def _scancel(jobs: Sequence[QueuedJob]) -> None:
     if not jobs:
         return
     words = ["scancel", *(job.job_id for job in jobs)]
+    # SCANCEL_STATE and others would leave jobs out, SCANCEL_INTERACTIVE would ask.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SCANCEL_")}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         raise BadInput(f"{' '.join(words)}: {error}") from None
     if done.returncode:

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.submissions import seconds, stamp
-from hpcphotoz.launch.requeue.failures import RANK_LOST
+from hpcphotoz.launch.requeue.failures import BAD_INPUT, RANK_LOST
+from hpcphotoz.launch.requeue.record import KILLED, RequeueRecord, record_file
 
 TAIL = 32_768  # bytes of a log that are read: a traceback has 2 to 5 kB
 _SAME_FAILURE_S = 3600.0  # records of one restart further apart are of different jobs
@@ -20,6 +22,9 @@ _START = re.compile(r"^hpcphotoz: start (\d+) on .*$", re.MULTILINE)  # of the b
 _BEGIN = re.compile(r"^rank \d+ of \d+ on .*, restart (\d+)$", re.MULTILINE)
 # The first such line names the first rank that ended.
 _SRUN = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)$", re.MULTILINE)
+_UNSAID = ", no error recorded"
+_RAISED = re.compile(rf"(?:[\w.]+\.)?({BAD_INPUT}|{RANK_LOST}): (.*)")  # the last line of a traceback
+_LOG_OF_STARTS = 4 << 20  # bytes of rank 0's log that are read for an earlier start
 _TEXT_LIMIT = 20_000  # characters of a traceback that are kept
 
 
@@ -27,7 +32,7 @@ _TEXT_LIMIT = 20_000  # characters of a traceback that are kept
 class Failure:
     """How one rank failed."""
 
-    rank: int
+    rank: int | None  # None: not known
     host: str | None
     time: str | None
     restart: int | None
@@ -35,14 +40,17 @@ class Failure:
     traceback: str | None
     log: str | None = None  # file with more
     missed: bool = False  # it has failed because it missed another rank
+    bad_input: bool = False  # a mistake of the user
 
     @property
     def lines(self) -> list[str]:
-        """For the user: which rank failed, and its traceback."""
+        """For the user: which rank failed, with the traceback of an error of Python that it began with."""
         on = f" on {self.host}" if self.host else ""
         at = f", {self.time}" if self.time else ""
         again = f", restart {self.restart}" if self.restart else ""
-        head = f"rank {self.rank}{on}{at}{again}: {self.error}"
+        head = f"{'a rank' if self.rank is None else f'rank {self.rank}'}{on}{at}{again}: {self.error}"
+        if self.missed or self.bad_input:
+            return [head]
         more = [f"  {line}" for line in self.traceback.rstrip().splitlines()] if self.traceback else []
         return [head, *more, *([f"  log: {self.log}"] if self.log else [])]
 
@@ -91,13 +99,38 @@ def _named_by_srun(launch: Path, job_id: str) -> Failure | None:
         return None
     rank, host, how = int(ended[2]), ended[1], ended[3]
     path = launch / f"{job_id}_{rank}_log.out"
+    how = f"killed{_UNSAID}" if how.startswith("Killed") else how
     return _of_log(path, rank, host) or Failure(rank, host, None, None, how, None, str(path))
 
 
 def logged_failures(launch: Path, job_id: str) -> list[Failure]:
     """The ranks of a job whose logs have a traceback of the last start, by the times of the logs."""
     first, others = _named_by_srun(launch, job_id), _failures_by_time(log_files(launch, job_id), 0.0)
-    return [*([first] if first else []), *(one for one in others if first is None or one.rank != first.rank)]
+    rest = [one for one in others if first is None or one.rank != first.rank]
+    return [*([first] if first else []), *sorted(rest, key=lambda one: one.missed)]
+
+
+def killed_before(run: Path, launch: Path, job_id: str, restart: int | None) -> Failure | None:
+    """The rank that a signal killed in a start after which the job was requeued, by the record of requeues.
+
+    Args:
+        run: run folder.
+        launch, job_id: as `first_failure`.
+        restart: the start that has ended.
+    """
+    try:
+        entry = None if restart is None else RequeueRecord.read(record_file(run, job_id)).find(restart)
+    except (BadInput, OSError):
+        return None
+    if entry is None or entry.reason != KILLED or entry.error:
+        return None
+    text = read_tail(launch / f"{job_id}_0_log.out", _LOG_OF_STARTS)
+    begins = list(_START.finditer(text))
+    own = [one for one in begins if int(one[1]) == restart]
+    after = [one.start() for one in begins if own and one.start() > own[-1].start()]
+    ended = _SRUN.search(text, own[-1].end(), after[0] if after else len(text)) if own else None
+    rank, host = (int(ended[2]), ended[1]) if ended else (None, entry.node)
+    return Failure(rank, host, entry.time, restart, f"killed{_UNSAID}", None)
 
 
 def _failures_by_time(logs: Sequence[tuple[int, Path]], since: float) -> Iterator[Failure]:
@@ -105,7 +138,7 @@ def _failures_by_time(logs: Sequence[tuple[int, Path]], since: float) -> Iterato
 
     A rank that fails writes no more, and those that wait for it fail later.
     """
-    for mtime, rank, path in sorted((_mtime(path), rank, path) for rank, path in logs):
+    for mtime, rank, path in sorted((modified(path), rank, path) for rank, path in logs):
         if mtime >= since and (found := _of_log(path, rank, None)):
             yield found
 
@@ -116,13 +149,19 @@ def log_files(launch: Path, job_id: str) -> list[tuple[int, Path]]:
     return sorted((int(match[2]), launch / match[0]) for match in found if match and match[1] == job_id)
 
 
-def read_tail(path: Path, size: int = TAIL) -> str:
-    """The last `size` bytes of a file, without the line that the cut splits; "": it cannot be read."""
+def read_tail(path: Path, size: int = TAIL, end: int | None = None) -> str:
+    """The last `size` bytes of a file, without the line that the cut splits; "": it cannot be read.
+
+    Args:
+        path: the file.
+        size: number of bytes.
+        end: position before which they are; None: the end of the file.
+    """
     try:
         with path.open("rb") as file:
-            length = file.seek(0, os.SEEK_END)
+            length = file.seek(0 if end is None else end, os.SEEK_END if end is None else os.SEEK_SET)
             file.seek(max(0, length - size))
-            content = file.read(size)
+            content = file.read(min(size, length))
     except OSError:
         return ""
     text = content.decode(errors="replace")
@@ -163,15 +202,11 @@ def _of_log(path: Path, rank: int, host: str | None) -> Failure | None:
         return None
     error = next((line for line in reversed(found.rstrip().splitlines()) if line.strip()), "")
     restart = _BEGIN.search(text)
-    return Failure(
-        rank,
-        host,
-        stamp(path.stat().st_mtime),
-        int(restart[1]) if restart else None,
-        error,
-        found.rstrip(),
-        str(path),
-    )
+    about = rank, host, stamp(modified(path)), int(restart[1]) if restart else None
+    raised = _RAISED.fullmatch(error)
+    if raised and raised[1] == BAD_INPUT:
+        return Failure(*about, raised[2], None, str(path), bad_input=True)
+    return Failure(*about, error, found.rstrip(), str(path), missed=raised is not None)
 
 
 def _read(path: Path, rank: int) -> tuple[bool, float, Failure] | None:
@@ -180,13 +215,15 @@ def _read(path: Path, rank: int) -> tuple[bool, float, Failure] | None:
         facts = json.loads(path.read_text())
         at, text = seconds(facts["time"]), str(facts.get("traceback") or "")[-_TEXT_LIMIT:]
         about = facts.get("host"), stamp(at), facts.get("restart"), " ".join(str(facts["error"]).split())
-        missed = facts.get("kind") == RANK_LOST
-        return missed, at, Failure(rank, *about, text or None, missed=missed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        missed, mistaken = facts.get("kind") == RANK_LOST, facts.get("kind") == BAD_INPUT
+        text = "" if mistaken else text
+        return missed, at, Failure(rank, *about, text or None, missed=missed, bad_input=mistaken)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # being written, or torn by a kill
 
 
-def _mtime(path: Path) -> float:
+def modified(path: Path) -> float:
+    """When a file was last written, in seconds since 1970; 0: it cannot be told."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,6 +1,7 @@
 """How the last start of a run ended, or that it goes on, from the run folder alone: needs no Slurm."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,33 @@ def _running(
         first = [each for each in found.beats if each.rank == 0 and each.phase != ENDED]
         hung = found.silent() if found.is_fresh() else first or found.silent()
         reason = "; ".join(f"{each.name} is silent since {clock(each.time)}" for each in hung) or None
-    fresh = step is not None and found is not None and found.beats[0].phase != STARTING
+    begun = last if owner and (last.get("host"), last.get("pid")) == (owner.host, owner.pid) else None
+    least = _resumed_step(starts, newest, begun)
+    fresh = step is not None and found is not None and found.beats[0].phase != STARTING and step >= least
     figures = figures.since(last.get("step") or 0) if fresh else Figures(total=figures.total)
+    if least and not fresh:
+        step, figures = max(step or 0, least, checkpoint_step(newest)), replace(figures, resumes=True)
     return FolderState("running", reason, since, step, starts, *where, newest, figures)
+
+
+def checkpoint_step(newest: str | None) -> int:
+    """The step of a checkpoint by its name, such as step-00000074.pt; 0: there is none."""
+    digits = (newest or "").removeprefix("step-").removesuffix(".pt")
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _resumed_step(
+    starts: Sequence[Mapping[str, Any]], newest: str | None, begun: Mapping[str, Any] | None
+) -> int:
+    """The step from which the present start goes on.
+
+    Args:
+        starts: the recorded ones.
+        newest: file name of the newest checkpoint.
+        begun: the record of the present start; None: it has none yet.
+    """
+    recorded = begun.get("step") if begun else None
+    end = (starts[-1].get("end") or {}).get("step") if starts and begun is None else None
+    if isinstance(recorded, int):
+        return recorded
+    return max(checkpoint_step(newest), end if isinstance(end, int) else 0)

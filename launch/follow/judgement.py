@@ -5,16 +5,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch.follow.failures import Failure, first_failure, last_start, log_files, read_tail
-from hpcphotoz.launch.follow.folder_state import FolderState
+from hpcphotoz.launch.follow.failures import (
+    Failure,
+    first_failure,
+    last_start,
+    log_files,
+    read_tail,
+)
+from hpcphotoz.launch.follow.folder_state import FolderState, checkpoint_step, read_folder
 from hpcphotoz.launch.follow.progress import Figures
-from hpcphotoz.launch.follow.queue import Queue, QueuedJob
+from hpcphotoz.launch.follow.queue import KnownJob, Queue
 from hpcphotoz.launch.follow.reasons import NEVER, ended_as, logged_end, waits_because
 from hpcphotoz.launch.follow.submissions import Submission, seconds, stamp
 from hpcphotoz.launch.requeue.record import FAILED, KILLED, NODE_FAILED, STOPPED, RequeueRecord, record_file
 
+_OWN_TURN = ("Dependency", "Priority", "Resources", "None", "JobArrayTaskLimit", "BeginTime")
 _BEFORE = {STOPPED: "saved and stopped", KILLED: "was killed", FAILED: "failed", NODE_FAILED: "lost a node"}
-_CLOCKS_S = 300.0  # by which the clocks of a login node and of Slurm may differ
+CANCELLED = "cancelled before it trained"
+_CLOCKS_S = 300.0  # by which the clocks of a login node and of the nodes may differ
 
 
 @dataclass(frozen=True)
@@ -46,46 +54,32 @@ def judge(
         submissions: the run's, the earliest first; at least one if `folder` is None.
         queue: what Slurm knows of them.
     """
-    known = [_Job(one, queue.jobs.get(one.job_id), folder) for one in submissions]
+    known = [KnownJob(one, queue.jobs.get(one.job_id), folder) for one in submissions]
     waiting = [job for job in known if job.queued and job.queued.waits]
     active = [job for job in known if job.queued and not job.queued.waits and not job.queued.ended]
     if folder and folder.state == "running":
-        found = _of_folder(run, folder, known, fails=False)
-        return replace(found, later=_ids(waiting))
+        return _followed_by(waiting, _of_folder(run, folder, known, fails=False))
     if active:
-        return replace(_active(run, folder, known, active[0]), later=_ids(waiting))
+        return _followed_by(waiting, _active(run, folder, known, active[0]))
     hopeful = [job for job in waiting if job.queued and job.queued.reason != NEVER]
     if waiting and (hopeful or folder is None) and not (folder and folder.state == "finished"):
         job = (hopeful or waiting)[0]
-        return replace(_waiting(run, folder, job), later=_ids([one for one in waiting if one is not job]))
-    return replace(_ended(run, folder, known, queue), later=_ids(waiting))
+        return _followed_by([one for one in waiting if one is not job], _waiting(run, folder, job))
+    return _followed_by(waiting, _ended(run, folder, known, queue))
 
 
-class _Job:
-    """A submission, what Slurm knows of it, and the starts of the run that it made."""
-
-    def __init__(self, submission: Submission, queued: QueuedJob | None, folder: FolderState | None) -> None:
-        self.submission, self.queued = submission, queued
-        # Another cluster, or this one after a reset of its counter, may have a job of the same number.
-        if queued and queued.submitted and queued.submitted.timestamp() < submission.time - _CLOCKS_S:
-            self.queued = None
-        self.launch = Path(submission.launch)
-        self.id, starts = submission.job_id, folder.starts if folder else []
-        ids = {self.id, self.queued.number if self.queued else self.id}
-        self.starts = [start for start in starts if start.get("slurm_job") in ids]
-        if "_" in self.id and not self.queued:  # SLURM_JOB_ID of an array's job is not known
-            self.starts = [start for start in starts if seconds(start.get("time")) >= submission.time]
-
-    @property
-    def requeues(self) -> int:
-        return max(self.queued.restarts if self.queued else 0, len(self.starts) - 1)
+def _followed_by(waiting: Sequence[KnownJob], found: Judgement) -> Judgement:
+    """A judgement with the other jobs of the run that wait, and why, if for more than their turn."""
+    held: dict[str, list[str]] = {}
+    for job in waiting:
+        if job.queued and job.queued.reason not in _OWN_TURN:
+            held.setdefault(waits_because(job.queued.reason), []).append(job.id)
+    whys = [f"job {', '.join(ids)} {why}" for why, ids in held.items() if why not in (found.reason or "")]
+    reason = "; ".join(part for part in (found.reason, *whys) if part) or None
+    return replace(found, later=tuple(job.id for job in waiting), reason=reason)
 
 
-def _ids(jobs: Sequence[_Job]) -> tuple[str, ...]:
-    return tuple(job.id for job in jobs)
-
-
-def _active(run: Path, folder: FolderState | None, known: Sequence[_Job], job: _Job) -> Judgement:
+def _active(run: Path, folder: FolderState | None, known: Sequence[KnownJob], job: KnownJob) -> Judgement:
     """Of a run whose job has its nodes, and whose lock nobody holds: it begins, or has ended."""
     assert job.queued
     if folder and len(job.starts) > job.queued.restarts:
@@ -96,7 +90,7 @@ def _active(run: Path, folder: FolderState | None, known: Sequence[_Job], job: _
     return Judgement("running", reason, since, *about, job.requeues)
 
 
-def _waiting(run: Path, folder: FolderState | None, job: _Job) -> Judgement:
+def _waiting(run: Path, folder: FolderState | None, job: KnownJob) -> Judgement:
     """Of a run whose job waits in the queue."""
     assert job.queued
     again = bool(job.starts or job.queued.restarts)
@@ -108,7 +102,7 @@ def _waiting(run: Path, folder: FolderState | None, job: _Job) -> Judgement:
     return Judgement("requeued" if again else "pending", reason, *about)
 
 
-def _start_before(run: Path, job: _Job) -> str:
+def _start_before(run: Path, job: KnownJob) -> str:
     """How the start ended after which a job was requeued; "": it is not recorded."""
     requeues = _record(run, job).requeues
     if not requeues:
@@ -118,7 +112,7 @@ def _start_before(run: Path, job: _Job) -> str:
     return f"; the start before {_BEFORE.get(last.reason, last.reason)}{where}{error}"
 
 
-def _record(run: Path, job: _Job) -> RequeueRecord:
+def _record(run: Path, job: KnownJob) -> RequeueRecord:
     """The requeues of a job; empty where they cannot be read."""
     try:
         return RequeueRecord.read(record_file(run, job.id))
@@ -126,12 +120,15 @@ def _record(run: Path, job: _Job) -> RequeueRecord:
         return RequeueRecord()
 
 
-def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: Queue) -> Judgement:
+def _ended(run: Path, folder: FolderState | None, known: Sequence[KnownJob], queue: Queue) -> Judgement:
     """Of a run none of whose jobs waits or runs, as far as Slurm is asked."""
-    last = seconds(folder.starts[-1].get("time")) if folder and folder.starts else 0.0
+    start = folder.starts[-1] if folder and folder.starts else {}
+    began, ended = seconds(start.get("time")), seconds((start.get("end") or {}).get("time"))
     for job in reversed(known):
-        cancelled = job.queued is not None and job.queued.state == "CANCELLED"
-        if job.starts or job.submission.time <= last:
+        cancelled = job.cancelled or (job.queued is not None and job.queued.state == "CANCELLED")
+        last = job.submission.time if folder and folder.state == "finished" else job.last_sign
+        # One that was submitted twice finds the run locked, and fails while the first job trains.
+        if job.starts or job.submission.time <= began or last <= ended:
             break
         if not (cancelled and folder):  # else one of a chain, which the run did not need
             found = _never_trained(run, folder, job, queue)
@@ -140,12 +137,14 @@ def _ended(run: Path, folder: FolderState | None, known: Sequence[_Job], queue: 
     if folder:
         return _of_folder(run, folder, known)
     job = known[-1]
-    reason = queue.problem or f"job {job.id} wrote no log, and Slurm does not know it any more"
-    state = "pending" if queue.problem else "lost"
+    gone = (
+        f"job {job.id} was removed from the queue before it began: it wrote no log, and Slurm does not know"
+    )
+    reason, state = queue.problem or f"{gone} it any more", "pending" if queue.problem else "lost"
     return Judgement(state, reason, job.submission.when, None, None, job.id)
 
 
-def _never_trained(run: Path, folder: FolderState | None, job: _Job, queue: Queue) -> Judgement | None:
+def _never_trained(run: Path, folder: FolderState | None, job: KnownJob, queue: Queue) -> Judgement | None:
     """Of a job that has ended, and recorded no start; None: nothing is known of it, or it was not needed."""
     state, exit_status = (job.queued.state, job.queued.exit_status) if job.queued else (None, 0)
     logs = log_files(job.launch, job.id)
@@ -154,10 +153,16 @@ def _never_trained(run: Path, folder: FolderState | None, job: _Job, queue: Queu
         failure = None if state else first_failure(run, job.launch, job.id, job.submission.time - _CLOCKS_S)
         if not failure:
             return None if folder else Judgement("finished", None, *about)
+    if job.cancelled and state in (None, "CANCELLED"):
+        return Judgement("stopped", CANCELLED, *about)
+    if not logs and (state == "CANCELLED" or (state is None and not queue.problem)):
+        unmet = _unmet(job)
+        if unmet:
+            return Judgement("stopped", f"not begun: {unmet} did not finish", *about)
     if state is None and not logs:
         return None
     if state == "CANCELLED":
-        return Judgement("stopped", f"job {job.id} was cancelled before it trained", *about)
+        return Judgement("stopped", CANCELLED, *about)
     failure = first_failure(run, job.launch, job.id, job.submission.time - _CLOCKS_S)
     if state is None and failure is None and queue.problem:
         return None
@@ -166,7 +171,26 @@ def _never_trained(run: Path, folder: FolderState | None, job: _Job, queue: Queu
     return Judgement("failed", reason, *about, failure=failure, slurm=said)
 
 
-def _of_folder(run: Path, folder: FolderState, known: Sequence[_Job], fails: bool = True) -> Judgement:
+def _unmet(job: KnownJob) -> str | None:
+    """The run that a job waited for, which did not finish; None: it waited for none, or that has finished.
+
+    Slurm removes such a job from the queue as if it were cancelled.
+    """
+    after = job.submission.after
+    if job.queued and job.queued.reason == NEVER:
+        return f"the run it waited for ({after})" if after else "the job it waited for"
+    if not after:
+        return None
+    try:
+        folder = read_folder(Path(after))
+    except (BadInput, OSError):
+        folder = None
+    if folder and folder.state in ("finished", "running"):
+        return None
+    return f"the run it waited for ({after})"
+
+
+def _of_folder(run: Path, folder: FolderState, known: Sequence[KnownJob], fails: bool = True) -> Judgement:
     """What the folder tells, with what Slurm says of the job of the last start.
 
     Args:
@@ -195,6 +219,8 @@ def _of_folder(run: Path, folder: FolderState, known: Sequence[_Job], fails: boo
     elif job and folder.state != "stopped":
         said = _logged(job)
     ended = _record(run, job).ended if job else ""
+    if folder.reason and folder.reason in ended:
+        ended = ""  # the same error
     said = "; ".join(part for part in (said, ended) if part) or None
     if folder.state == "stopped":
         return replace(found, slurm=said)
@@ -210,7 +236,7 @@ def _since(folder: FolderState) -> float:
     return seconds((before.get("end") or before).get("time"))
 
 
-def _logged(job: _Job) -> str | None:
+def _logged(job: KnownJob) -> str | None:
     """How the job ended by its log, in words; None: Slurm wrote nothing into it."""
     state = logged_end(last_start(read_tail(job.launch / f"{job.id}_0_log.out")))
     return ended_as(state) if state else None
@@ -220,7 +246,8 @@ def _step(folder: FolderState | None) -> int | None:
     """The step that a run that waits goes on from."""
     if folder is None:
         return None
-    return folder.step if folder.step is not None else folder.figures.step
+    step = folder.step if folder.step is not None else folder.figures.step
+    return max(step or 0, checkpoint_step(folder.checkpoint)) if step or folder.checkpoint else step
 
 
 def _totals(folder: FolderState | None) -> Figures:

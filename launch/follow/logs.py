@@ -6,14 +6,17 @@ from pathlib import Path
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.failures import (
+    TAIL,
     Failure,
     first_failure,
+    killed_before,
     logged_failures,
     read_tail,
     recorded_failures,
 )
-from hpcphotoz.launch.follow.status import read_status
+from hpcphotoz.launch.follow.status import have_ended, read_status, read_statuses
 from hpcphotoz.launch.follow.submissions import read_submissions
+from hpcphotoz.provenance import read_starts
 
 _POLL_S = 0.5
 _STATUS_EVERY = 10  # polls between two looks at the state of the run
@@ -36,15 +39,30 @@ def newest_log(run: Path, rank: int) -> Path:
     ]
     found = found or [path for path in (run / "logs" / f"rank-{rank}.log",) if path.exists()]
     if not found:
-        raise BadInput(f"{run}: rank {rank} has written no log yet")
+        raise BadInput(_no_log(run, rank))
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log, of a file of any size."""
+def _no_log(run: Path, rank: int) -> str:
+    """Why there is no log of a rank, for the user."""
+    ranks = max((one.tasks for one in read_submissions(run)[-1:]), default=0)
+    ranks = ranks or next((size for one in reversed(read_starts(run)) if (size := one.get("world_size"))), 0)
+    if 0 < ranks <= rank:
+        has = "has rank 0 alone" if ranks == 1 else f"has ranks 0 {'and' if ranks == 2 else 'to'} {ranks - 1}"
+        return f"{run}: {has}: there is no rank {rank}"
+    found = read_status(run)
+    if found.state in ("pending", "requeued"):
+        why = f": the job is {found.state}: job {found.slurm_job} {found.reason}"
+    else:
+        why = ""
+    return f"{run}: rank {rank} has written no log yet{why}"
+
+
+def last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
+    """The last lines of a log of any size, or of what of it is before the position `end`."""
     size = count * _LINE
     while True:
-        lines = read_tail(path, size).splitlines()
+        lines = read_tail(path, size, end).splitlines()
         if len(lines) > count or size >= min(_MOST, path.stat().st_size):
             return lines[-count:]
         size *= 4
@@ -59,11 +77,17 @@ def follow(run: Path, rank: int, count: int, wait: Callable[[float], None] = tim
         count: number of lines to begin with.
         wait: waits some seconds.
     """
-    path, position, rest, polls = newest_log(run, rank), 0, b"", 0
-    position = path.stat().st_size
-    yield from last_lines(path, count)
+    path, rest, polls, answered = newest_log(run, rank), b"", 0, False
+    position = _whole_lines(path)
+    yield from last_lines(path, count, position)
     while True:
-        ended = polls % _STATUS_EVERY == 0 and not read_status(run).goes_on
+        ended = False
+        if polls % _STATUS_EVERY == 0:
+            states, problem = read_statuses([run])
+            answered = answered or not problem
+            ended = have_ended(states, answered, problem)
+        if path.stat().st_size < position:  # it was cut, and begins anew
+            position, rest = 0, b""
         content = _read_from(path, position)
         position += len(content)
         *lines, rest = (rest + content).split(b"\n")
@@ -87,6 +111,8 @@ def failures_of(run: Path) -> list[Failure]:
         if found and not found[0].missed:
             break
         first = first_failure(run, Path(one.launch), one.job_id)
+        if found and (first is None or first.missed):
+            first = killed_before(run, Path(one.launch), one.job_id, found[0].restart) or first
         if found and first:  # a rank that was killed
             return [first, *(each for each in found if each.rank != first.rank)]
         found = found or logged_failures(Path(one.launch), one.job_id)
@@ -96,14 +122,23 @@ def failures_of(run: Path) -> list[Failure]:
 def error_lines(failures: list[Failure]) -> list[str]:
     """Failures as lines; a traceback that several ranks share is given once."""
     lines: list[str] = []
-    seen: dict[str | None, int] = {}
+    seen: dict[str | None, int | None] = {}
     for one in failures:
         head, *more = one.lines
-        if one.traceback in seen and one.traceback:
+        if one.traceback in seen and more and one.traceback:
             more = [f"  traceback: that of rank {seen[one.traceback]}"]
-        seen.setdefault(one.traceback, one.rank)
+        if more:
+            seen.setdefault(one.traceback, one.rank)
         lines += [head, *more]
     return lines
+
+
+def _whole_lines(path: Path) -> int:
+    """The position in a log after its last whole line."""
+    size = path.stat().st_size
+    begin = max(0, size - TAIL)
+    written = _read_from(path, begin)[: size - begin]
+    return begin + written.rfind(b"\n") + 1 if b"\n" in written or not begin else size
 
 
 def _read_from(path: Path, position: int) -> bytes:

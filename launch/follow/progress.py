@@ -10,6 +10,9 @@ from typing import Any
 
 from hpcphotoz.launch.follow.failures import read_tail
 
+_MOST = 10**15  # greater numbers are of a damaged file
+_LONGEST_S = 1e10
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -20,6 +23,7 @@ class Figures:
     images_per_s: float | None = None  # over all ranks
     data_wait: float | None = None  # fraction of the time that rank 0 waited for data
     eta_s: float | None = None  # to the last step at this rate, without validations and saves
+    resumes: bool = False  # the start that runs now has yet to take its first step
 
     def since(self, step: int) -> "Figures":
         """These figures, without rates that are of a start before: of one that began after `step`."""
@@ -35,7 +39,8 @@ class Figures:
         parts += [] if self.data_wait is None else [f"data wait {100 * self.data_wait:.1f} %"]
         parts += [] if self.eta_s is None else [f"ETA {timedelta(seconds=round(self.eta_s))}"]
         of = f" of {self.total}" if self.total else ""
-        return f"at step {step}{of}" + (f" ({', '.join(parts)})" if parts else "")
+        at = "and resumes from step" if self.resumes else "at step"
+        return f"{at} {step}{of}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def read_figures(run: Path, starts: list[dict[str, Any]]) -> Figures:
@@ -52,7 +57,7 @@ def read_figures(run: Path, starts: list[dict[str, Any]]) -> Figures:
     step, rate = line.get("step"), _number(line.get("images_per_s"))
     batch, eta = options.get("global_batch"), None
     if _is_count(step) and total and rate and rate > 0 and _is_count(batch):
-        eta = max(0, total - step) * batch / rate
+        eta = min(max(0, total - step) * batch / rate, _LONGEST_S)
     step = step if isinstance(step, int) else None
     return Figures(step, total, rate, _number(line.get("data_wait")), eta)
 
@@ -61,7 +66,7 @@ def _last_training_line(run: Path) -> Mapping[str, Any]:
     for text in reversed(read_tail(run / "metrics.jsonl").splitlines()):
         try:
             line = json.loads(text)
-        except ValueError:  # being written
+        except (ValueError, RecursionError):  # being written, or damaged
             continue
         if isinstance(line, dict) and "part" not in line:
             return line
@@ -79,8 +84,8 @@ def _options(run: Path) -> Mapping[str, Any]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+    return isinstance(value, int) and 0 < value < _MOST
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and value - value == 0 else None
+    return float(value) if isinstance(value, int | float) and abs(value) < _MOST else None

@@ -18,8 +18,10 @@ _PENDING = {
     "NodeDown": "a node that it needs is down",
     "ReqNodeNotAvail": "a node that it needs is down, drained or reserved",
     "BadConstraints": "no node meets its constraints: cancel it, and ask for others",
-    "PartitionDown": "the partition is down",
-    "PartitionInactive": "the partition is inactive",
+    "PartitionDown": "the partition is down: wait, or cancel it and take another",
+    "PartitionInactive": "the partition is inactive: wait, or cancel it and take another",
+    "PartitionConfig": "the partition does not admit such a job: cancel it, and keep to the limits that "
+    "`scontrol show partition` gives, or take another",
     "PartitionTimeLimit": "asks for more time than the partition allows: cancel it, and ask for less",
     "PartitionNodeLimit": "asks for more nodes than the partition allows: cancel it, and ask for fewer",
     "JobHeldUser": "is held: `scontrol release` lets it go",
@@ -32,6 +34,7 @@ _PENDING = {
 }
 # Reasons such as QOSMaxJobsPerUserLimit, AssocGrpGRESMinutes or MaxCpuPerAccount.
 _LIMIT = re.compile(r"(QOS|Assoc)?(Grp|Max|Min|JobLimit|ResourceLimit|TimeLimit|UsageThreshold)\w*")
+_PARTITION = re.compile(r"Partition\w+")
 _LIMIT_OF = {"QOS": "a limit of the QOS", "Assoc": "a limit of your account", None: "a limit"}
 
 # How a job ended, by Slurm's state.
@@ -46,6 +49,12 @@ _ENDED = {
     "DEADLINE": "reached its deadline",
     "PREEMPTED": "was preempted",
     "REVOKED": "was moved to another cluster",
+}
+_SIGNALS = {
+    "SIGUSR2 received": "time limit or preemption (SIGUSR2)",
+    "SIGUSR1 received": "it was told to stop (SIGUSR1)",
+    "SIGTERM received": "it was cancelled, or told to stop (SIGTERM)",
+    "SIGINT received": "it was interrupted (SIGINT)",
 }
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 ENDED = tuple(_ENDED)
@@ -65,6 +74,8 @@ def waits_because(reason: str) -> str:
     """Why a job waits, with Slurm's own word, as in "waits for nodes to become free (Resources)"."""
     word = re.split(r"[,\s]", reason.strip("()"), maxsplit=1)[0]
     limit = _LIMIT.fullmatch(word)
+    if word not in _PENDING and _PARTITION.fullmatch(word):
+        word = "PartitionConfig"
     if word in _PENDING:
         return f"{_PENDING[word]} ({reason})"
     return f"{_LIMIT_OF[limit[1]]} is reached ({reason})" if limit else f"Slurm says: {reason}"
@@ -80,6 +91,11 @@ def ended_as(state: str, exit_status: int = 0) -> str:
     code, number = exit_status >> 8, exit_status & 0x7F
     how = f", signal {number}" if number else f", exit code {code}" if code else ""
     return f"{_ENDED.get(state, 'ended')} (Slurm: {state}{how if state == 'FAILED' else ''})"
+
+
+def stopped_because(reason: str | None) -> str | None:
+    """Why a run stopped, for the user, with the signal's name; other reasons as they are."""
+    return _SIGNALS.get(reason or "", reason)
 
 
 def logged_end(text: str) -> str | None:

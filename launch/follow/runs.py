@@ -109,7 +109,8 @@ def _entries(path: Path) -> list[dict[str, str]]:
     for line in reversed(lines):
         try:
             entry = json.loads(line)
-            if isinstance(entry["run"], str) and os.path.isabs(entry["run"]):
+            name = os.fsencode(entry["run"])  # refuses what no folder's name can have, but for NUL
+            if os.path.isabs(name) and b"\0" not in name:
                 found.setdefault(entry["run"], entry)
         except (ValueError, KeyError, TypeError):
             continue

@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.failures import Failure
@@ -12,6 +14,7 @@ from hpcphotoz.launch.follow.folder_state import read_folder
 from hpcphotoz.launch.follow.judgement import judge
 from hpcphotoz.launch.follow.progress import Figures
 from hpcphotoz.launch.follow.queue import Queue, read_queue
+from hpcphotoz.launch.follow.reasons import stopped_because
 from hpcphotoz.launch.follow.submissions import Submission, read_submissions
 from hpcphotoz.output import number_of
 
@@ -48,6 +51,7 @@ class RunStatus:
     later: tuple[str, ...] = ()  # jobs of the run that wait for this one
     failure: Failure | None = None  # of the first rank that failed
     slurm: str | None = None  # how the job ended, in words
+    command: tuple[str, ...] = ()  # that was launched, and goes on with the run
     problem: str = ""  # why Slurm could not be asked, where its answer would matter
 
     @property
@@ -67,13 +71,15 @@ class RunStatus:
         at = f" {self.figures.text(self.step)}" if self.step is not None else ""
         why = f": {self.reason}" if self.reason else ""
         job = f"job {self.slurm_job}"
+        own = f"; {job}" if self.slurm_job and job not in why else ""
         told = {
-            "running": f"running{where} since {self.time}{at}{why}",
+            "running": f"running{where} since {self.time}{at}{why}{own}",
             "pending": f"pending since {self.time}{at}: {job} {self.reason}",
             "requeued": f"requeued{at}: {job} {self.reason}",
             "finished": f"finished{at}, {self.time}",
             "stopped": f"stopped{at}, {self.time}{why}"
-            + ("; saved: the same command goes on" if self.starts else ""),
+            + ("; saved" if self.starts else "")
+            + (": the same command goes on" if self.starts and not self.command else ""),
             "failed": f"failed{at if self.slurm else ''}, {self.time}{why}",
             "lost": f"began {self.time}{where}, ended without a record: killed, or signalled twice"
             if self.starts
@@ -88,7 +94,8 @@ class RunStatus:
         found = f"newest checkpoint {self.checkpoint}" if self.checkpoint else "no checkpoint"
         newest = f"; {found}" if self.state in ("failed", "lost") else ""
         after = f"; then {number_of(len(self.later), 'job')} of it: {', '.join(self.later)}"
-        return f"{self.run}: {told}{newest}{after if self.later else ''}; starts: {self.starts}"
+        starts = f"; starts: {self.starts}" if self.starts else ""
+        return f"{self.run}: {told}{newest}{after if self.later else ''}{starts}"
 
     @property
     def short(self) -> str:
@@ -96,9 +103,11 @@ class RunStatus:
         of = f"/{self.figures.total}" if self.figures.total else ""
         steps = "-" if self.step is None else f"{self.step}{of}"
         rate = self.figures.images_per_s
+        job = f"job {self.slurm_job}" if self.slurm_job else ""
         parts = [
+            job if job not in f"{self.reason}" and not self.slurm else None,
             self.reason,
-            self.slurm,
+            f"{job} {self.slurm}" if self.slurm else None,
             None if rate is None or not self.goes_on else f"{rate:,.0f} images/s",
         ]
         why = "; ".join(part for part in parts if part)
@@ -106,13 +115,15 @@ class RunStatus:
 
     @property
     def lines(self) -> list[str]:
-        """The line, and the traceback of the rank that failed first."""
-        return [self.text, *self.failure_lines]
+        """The line, the command that goes on, and the traceback of the rank that failed first."""
+        resumes = self.command and self.state in ("stopped", "failed", "lost")
+        again = [f"resume with: {shlex.join(self.command)}"] if resumes else []
+        return [self.text, *again, *self.failure_lines]
 
     @property
     def failure_lines(self) -> list[str]:
-        """Who failed first, with the traceback; empty: no rank has failed, or it is not known which."""
-        if self.failure is None:
+        """Who failed first, with the traceback; empty: not known, or a mistake of the user."""
+        if self.failure is None or (self.failure.bad_input and self.failure.error in (self.reason or "")):
             return []
         head, *more = self.failure.lines
         return [f"first to fail: {head}", *more]
@@ -146,9 +157,23 @@ def read_status(run: Path, queue: Queue | None = None) -> RunStatus:
     found = judge(run, folder, submissions, queue)
     starts = len(folder.starts) if folder else 0
     problem = "" if found.state in ("running", "finished") else queue.problem
-    about = found.state, found.reason, found.time, found.step, starts, found.host, found.job_id
-    more = found.requeues, found.expected, found.later, found.failure, found.slurm, problem
-    return RunStatus(str(run), *about, folder.checkpoint if folder else None, found.figures, *more)
+    reason = stopped_because(found.reason)
+    about = found.state, reason, found.time, found.step, starts, found.host, found.job_id
+    command = _command(submissions, folder.starts if folder else [])
+    more = found.requeues, found.expected, found.later, found.failure, found.slurm, command, problem
+    figures = found.figures if found.state == "running" else replace(found.figures, eta_s=None)
+    return RunStatus(str(run), *about, folder.checkpoint if folder else None, figures, *more)
+
+
+def _command(submissions: Sequence[Submission], starts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The command that was last launched for a run, as the user types it; empty: not recorded."""
+    recorded = [one.command for one in reversed(submissions)]
+    recorded += [tuple(map(str, start.get("command") or ())) for start in reversed(starts)]
+    for program, *words in filter(None, recorded):
+        name, package = os.path.basename(program), os.path.basename(os.path.dirname(program))
+        if name == "hpcphotoz" or (name, package) == ("__main__.py", "hpcphotoz"):
+            return "hpcphotoz", *words
+    return ()
 
 
 def read_statuses(runs: Sequence[Path]) -> tuple[list[RunStatus], str]:
@@ -165,3 +190,16 @@ def read_statuses(runs: Sequence[Path]) -> tuple[list[RunStatus], str]:
         except (BadInput, OSError):
             continue
     return found, queue.problem
+
+
+def have_ended(states: Sequence[RunStatus], answered: bool, problem: str) -> bool:
+    """Whether runs that are looked at again and again have all ended.
+
+    Args:
+        states: as `read_statuses` gives them.
+        answered: whether Slurm has answered before: if it does not now, a run that has stopped may be queued.
+        problem: why Slurm could not be asked now; "": it has answered.
+    """
+    if answered and problem and any(state.state != "finished" for state in states):
+        return False
+    return not any(state.goes_on for state in states)

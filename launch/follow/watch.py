@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.launch.follow.status import RunStatus, read_statuses
+from hpcphotoz.launch.follow.status import RunStatus, have_ended, read_statuses
 from hpcphotoz.output import say
 from hpcphotoz.progress import FINISHED, terminal
 
@@ -66,10 +66,12 @@ def _live(
     runs: Sequence[Path], every_s: float, console: Console, read: Read, wait: Callable[[float], None]
 ) -> list[RunStatus]:
     found, problem = _read(runs, read)
+    answered = False
     with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update(table(found, problem, console.width), refresh=True)
-            if not any(state.goes_on for state in found):
+            answered = answered or not problem
+            if have_ended(found, answered, problem):
                 return found
             wait(every_s)
             found, problem = _read(runs, read)
@@ -79,9 +81,10 @@ def _lines(
     runs: Sequence[Path], every_s: float, read: Read, wait: Callable[[float], None]
 ) -> list[RunStatus]:
     shown: dict[str, object] = {}
-    said = False
+    said = answered = False
     while True:
         found, problem = _read(runs, read)
+        answered = answered or not problem
         if problem and not said:
             said = True
             say(f"hpcphotoz: warning: {printable(problem)}", sys.stderr)
@@ -89,7 +92,7 @@ def _lines(
             if shown.get(state.run) != (now := _what_counts(state)):
                 shown[state.run] = now
                 say(f"{time.strftime('%H:%M:%S')} {printable(state.text)}")
-        if not any(state.goes_on for state in found):
+        if have_ended(found, answered, problem):
             return found
         wait(every_s)
 
@@ -166,7 +169,7 @@ def _note(state: RunStatus) -> str:
     parts = [
         state.reason or "",
         f"expected to begin {state.expected}" if state.expected else "",
-        state.slurm or "",
+        f"job {state.slurm_job} {state.slurm}" if state.slurm else "",
         again if state.requeues else "",
         f"then {', '.join(state.later)}" if state.later else "",
     ]

@@ -16,9 +16,10 @@ def active_job(run: Path) -> str | None:
     Raises:
         BadInput: Slurm cannot be asked.
     """
-    submitted = [one.job_id for one in read_submissions(run)]
-    active = {job.job_id for job in ask_slurm(submitted) if not job.ended}
-    return next((job_id for job_id in reversed(submitted) if job_id in active), None)
+    submitted = read_submissions(run)
+    active = {job.job_id: job for job in ask_slurm([one.job_id for one in submitted]) if not job.ended}
+    own = [one.job_id for one in submitted if one.job_id in active and active[one.job_id].is_of(one)]
+    return own[-1] if own else None
 
 
 def ask_slurm(job_ids: Sequence[str]) -> list[QueuedJob]:

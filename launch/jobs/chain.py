@@ -10,7 +10,9 @@ from hpcphotoz.atomic import write_text
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.jobs import submission
+from hpcphotoz.launch.jobs.active import refuse_trained
 from hpcphotoz.launch.jobs.after import active_job
+from hpcphotoz.launch.jobs.partition import warn_of_limits
 from hpcphotoz.launch.jobs.submission import with_dependency
 from hpcphotoz.launch.preparation import (
     check_folders,
@@ -97,6 +99,9 @@ def submit_chain(
     if active := active_job(Path(job.out)):
         report(f"{job.out}: job {active} of this run is queued or runs: the chain begins after it")
         dependency = ",".join(filter(None, (dependency, f"afterany:{active}")))
+    else:
+        refuse_trained(Path(job.out))
+    warn_of_limits(plan, report)
     ended = _marker(launch)
     of_chain = _of_chain(plan, ended)
 

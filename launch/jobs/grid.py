@@ -72,7 +72,7 @@ def _values(key: str, text: str) -> list[str]:
             values.append(item)
     seen: dict[object, str] = {}
     for value in values:
-        same = _comparable(key, value)
+        same = comparable(key, value)
         if same in seen:
             also = "" if seen[same] == value else f", as {seen[same]}"
             raise BadInput(f"--sweep {key}={text}: {value} is given twice{also}")
@@ -87,8 +87,9 @@ def _range(key: str, item: str) -> list[str]:
     start, stop, step = int(found[1]), int(found[2]), int(found[3] or 1)
     if step == 0 or not (span := range(start, stop, step)):
         raise BadInput(f"--sweep {key}={item}: this range is empty")
-    if len(span) > MOST_RUNS:
-        raise BadInput(f"--sweep {key}={item}: {len(span)} values: want at most {MOST_RUNS} runs")
+    count = 1 + (span[-1] - start) // step  # the len() of a long range is an error
+    if count > MOST_RUNS:
+        raise BadInput(f"--sweep {key}={item}: {count} values: want at most {MOST_RUNS} runs")
     return [str(value) for value in span]
 
 
@@ -99,7 +100,7 @@ def _is_number(key: str) -> bool:
     return field is not None and bool({int, float} & {field.annotation, *get_args(field.annotation)})
 
 
-def _comparable(key: str, text: str) -> object:
+def comparable(key: str, text: str) -> object:
     """What tells values apart: 0.5 is 0.50. Of a value that the option refuses later, the text."""
     try:
         found = config.value_of(key, text)

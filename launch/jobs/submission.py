@@ -18,6 +18,7 @@ from hpcphotoz.launch.environment import outside_any_job, overriding_variables
 from hpcphotoz.launch.executor import slurm_executor
 from hpcphotoz.launch.follow.submissions import record_submission
 from hpcphotoz.launch.job import TrainJob
+from hpcphotoz.launch.jobs.partition import refusal
 from hpcphotoz.launch.preparation import import_submitit
 from hpcphotoz.launch.request.plan import LaunchPlan
 
@@ -32,7 +33,7 @@ def with_dependency(plan: LaunchPlan, dependency: str) -> LaunchPlan:
     """
     if not dependency:
         return plan
-    return replace(plan, extra=(*plan.extra, f"dependency={dependency}", "kill-on-invalid-dep=yes"))
+    return replace(plan, dependency=dependency)
 
 
 def script(plan: LaunchPlan, launch: Path, folders: Sequence[Path], count: int = 1, at_most: int = 0) -> str:
@@ -71,7 +72,7 @@ def submit(
         The id of each: `<job>`, or `<array>_<index>`.
 
     Raises:
-        BadInput: submitit, sbatch or srun is missing, or sbatch refused (its own message).
+        BadInput: submitit, sbatch or srun is missing, or sbatch refused (its own message, and what to do).
     """
     submitit = import_submitit()
     for command in ("sbatch", "srun"):
@@ -97,7 +98,7 @@ def submit(
                     left.unlink()
             if set(launch.iterdir()) - before == {code}:  # else another submission may have begun with it
                 shutil.rmtree(code)
-            raise BadInput(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+            raise BadInput(refusal(plan, str(error))) from None
 
 
 def record(

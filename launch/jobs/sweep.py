@@ -14,6 +14,7 @@ from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.jobs import submission
 from hpcphotoz.launch.jobs.after import ask_slurm
 from hpcphotoz.launch.jobs.grid import SweepRun
+from hpcphotoz.launch.jobs.partition import warn_of_limits
 from hpcphotoz.launch.jobs.submission import with_dependency
 from hpcphotoz.launch.jobs.sweep_file import Sweep, merged, read_sweep, write_sweep
 from hpcphotoz.launch.local import run_local
@@ -153,6 +154,7 @@ def submit_sweep(
     def placed(code: Path) -> Sequence[submission.Job]:
         return [with_placement(sweep.jobs[name], plan, code) for name in sweep.left]
 
+    warn_of_limits(plan, report)
     found = submission.submit(
         with_dependency(plan, dependency), launch, sweep.folders, placed, report, at_most
     )

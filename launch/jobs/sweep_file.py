@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcphotoz.atomic import write_text
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.follow.submissions import SWEEP_FILE
-from hpcphotoz.launch.jobs.grid import SweepRun
+from hpcphotoz.launch.jobs.grid import SweepRun, comparable
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ def read_sweep(folder: Path) -> Sweep | None:
         raise BadInput(f"{path}: damaged: remove it and launch the sweep again; its runs go on") from None
 
 
+def _comparable(values: Mapping[str, str]) -> frozenset[tuple[str, object]]:
+    """What tells the values of runs apart: neither the order of the options, nor how a number is written."""
+    return frozenset((key, comparable(key, value)) for key, value in values.items())
+
+
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """Write sweep.json whole or not at all."""
     write_text(folder / SWEEP_FILE, json.dumps(asdict(sweep), indent=1) + "\n")
@@ -68,16 +73,23 @@ def merged(folder: Path, before: Sweep | None, runs: Sequence[SweepRun], jobs: M
         jobs: their jobs by folder name; runs without one keep the job that they had.
 
     Raises:
-        BadInput: the folder holds a sweep of other options.
+        BadInput: the folder holds a sweep of other options, or a run of it the same values in another folder.
     """
     keys = tuple(runs[0].values)
-    if before and set(before.keys) != set(keys):
+    if before and before.keys != keys:  # another order gives the same values other folders
         theirs = ", ".join(before.keys)
         raise BadInput(
-            f"{folder}: holds a sweep of {theirs}: sweep the same options, or choose another --out"
+            f"{folder}: holds a sweep of {theirs}: sweep these options in this order, or choose another --out"
         )
     found = {entry.folder: entry for entry in (before.runs if before else ())}
+    same = {_comparable(entry.values): entry for entry in found.values()}
     for run in runs:
+        entry = same.get(_comparable(run.values))
+        if entry and entry.folder != run.name:
+            raise BadInput(
+                f"{folder}: its run {entry.folder} has the values of {run.name}: write options and values as "
+                "in the launch before"
+            )
         entry = found.get(run.name, Entry(run.name, run.values, None))
         found[run.name] = replace(entry, job=jobs.get(run.name, entry.job))
     return Sweep(before.keys if before else keys, tuple(found.values()))

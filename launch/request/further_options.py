@@ -5,15 +5,17 @@ import re
 from hpcphotoz.errors import BadInput
 
 _SBATCH_OWN = (
-    "account array chdir constraint cpus-per-task error exclude gpus-per-node job-name mem nodes no-requeue "
-    "ntasks ntasks-per-node open-mode output partition qos requeue signal time"
+    "account array chdir constraint cpus-per-task dependency error exclude export export-file gpus-per-node "
+    "job-name kill-on-invalid-dep mem mem-per-cpu mem-per-gpu nodes no-requeue ntasks ntasks-per-node "
+    "open-mode output partition qos requeue signal time"
 ).split()
 # Options that change what sbatch or srun does or prints, not the job.
 _SBATCH_ACTIONS = "help parsable quiet test-only usage version wait wrap".split()
 _SRUN_OWN = (
     "chdir container-image container-mounts container-workdir cpus-per-task error export kill-on-bad-exit "
-    "nodes ntasks ntasks-per-node output unbuffered wait"
+    "nodes ntasks ntasks-per-node output signal unbuffered wait"
 ).split()
+_INSTEAD = {"dependency": "--after", "mem-per-cpu": "--mem", "mem-per-gpu": "--mem"}
 _SRUN_ACTIONS = "help input jobid multi-prog pty test-only usage version".split()
 
 
@@ -41,6 +43,7 @@ def _check(key: str, where: str, example: str, own: list[str], program: str, act
         raise BadInput(f"{where}: write {form}, e.g. {example}")
     # Both programs accept the beginning of an option's name for the whole name.
     if any(name.startswith(key) for name in own):
-        raise BadInput(f"{where}: {key} is set by the launcher's own options")
+        instead = f": give {_INSTEAD[key]}" if key in _INSTEAD else ""
+        raise BadInput(f"{where}: {key} is set by the launcher's own options{instead}")
     if any(name.startswith(key) for name in actions):
         raise BadInput(f"{where}: changes what {program} does, not the job; see --dry-run")

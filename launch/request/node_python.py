@@ -65,7 +65,7 @@ def _export(variable: tuple[str, str]) -> str:
     """`export NAME="value"`, in which only $NAME and ${NAME} are replaced."""
     name, value = variable
     text = re.sub(r'(["\\`])', r"\\\1", value)
-    text = re.sub(r"\$(?![A-Za-z_{])", r"\\$", text)
+    text = re.sub(r"\$(?![A-Za-z_]|\{[A-Za-z_][A-Za-z0-9_]*\})", r"\\$", text)
     return f'export {name}="{text}"'
 
 

@@ -40,6 +40,7 @@ class LaunchPlan:
     container_runtime: str = "apptainer"
     srun: tuple[str, ...] = ()  # further srun options, e.g. "--cpu-bind=cores"
     extra: tuple[str, ...] = ()  # further sbatch options, "key=value" or "key", e.g. "reservation=photoz"
+    dependency: str = ""  # jobs to wait for, as sbatch's; set by --after and --chain
     comment: str = ""  # second line of the script: the profile, and what of it is unverified
 
     def __post_init__(self) -> None:

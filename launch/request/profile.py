@@ -15,7 +15,10 @@ from hpcphotoz.launch.request.plan import LaunchPlan
 _ABOUT = ("description", "unverified", "read")
 _ENVIRONMENT = "environment"
 # Fields of the plan by the key that sets them; the keys are the options of the command line.
-_FIELDS = {field.name.replace("_", "-"): field for field in fields(LaunchPlan) if field.name != "comment"}
+_OF_LAUNCH = ("comment", "dependency")  # fields of a plan that no profile sets
+_FIELDS = {
+    field.name.replace("_", "-"): field for field in fields(LaunchPlan) if field.name not in _OF_LAUNCH
+}
 _KEYS = (*_ABOUT, *_FIELDS)
 
 

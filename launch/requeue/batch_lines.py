@@ -5,8 +5,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-# Before srun: begins a start in the log; `node_guard` reads it.
-START_LINE = 'echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"'
+# Before srun: begins a start in the log; `node_guard` reads it. A `set -e` of the user's set-up would end the
+# script at a failure of srun, before the job is requeued.
+START_LINE = 'set +e; echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"'
 
 
 def batch_lines(python: str, srun: Sequence[str], launch: Path) -> list[str]:
@@ -30,8 +31,16 @@ def batch_lines(python: str, srun: Sequence[str], launch: Path) -> list[str]:
         "  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
         "  if exclude=$({ scontrol show job --oneliner $job; "
         f"scontrol show partition --oneliner $SLURM_JOB_PARTITION; }} | {decide}); then",
-        "    scontrol requeue $job &&",
-        '      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude',
+        # Of the job's kind (--constraint, a type of GPU) too few nodes may be left: it would wait for ever.
+        '    if [ -n "$exclude" ] && ! sbatch --test-only --exclude=$exclude "$0" >/dev/null 2>&1; then',
+        '      echo "hpcphotoz: without $exclude Slurm has too few nodes for this job: not excluded"',
+        "      exclude=",
+        "    fi",
+        # The decision took seconds: a requeue would bring back a job that was cancelled meanwhile.
+        '    case "$(scontrol show job --oneliner $job)" in *" JobState=RUNNING "*)',
+        "      scontrol requeue $job &&",
+        '        [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude',
+        "    esac",
         "  fi",
         "fi",
         "exit $status",

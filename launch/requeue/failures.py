@@ -3,7 +3,8 @@
     {"time": 1760000000.5, "rank": 3, "host": "n2", "job": "7", "restart": 0, "kind": "RuntimeError",
      "error": "RuntimeError: ...", "traceback": "Traceback ..."}
 
-`time` is in seconds since 1970, `host` is Slurm's name of the node, `error` is one line. The ranks that then
+`time` is in seconds since 1970, `host` is Slurm's name of the node, `error` is one line, and
+all there is of bad input, which has an empty traceback. The ranks that then
 miss the failed one have files of the kind RankLost. A rank that was killed has none.
 """
 
@@ -53,7 +54,8 @@ def recording_own_failure(run: Path, job_id: str, rank: int) -> Iterator[None]:
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         kind, line = type(error).__name__, first_line(error)
         told = line if isinstance(error, BadInput) else f"{kind}: {line}"
-        text = "".join(traceback.format_exception(error))
+        # A user's mistake needs no traceback.
+        text = "" if isinstance(error, BadInput) else "".join(traceback.format_exception(error))
         folder = run / "logs" / "failures"
         with suppress(OSError):  # a full disk may be what has failed: the traceback is in the rank's log
             folder.mkdir(parents=True, exist_ok=True)

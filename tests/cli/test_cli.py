@@ -179,6 +179,14 @@ def test_a_launch_without_a_target_lists_the_targets(capsys: pytest.CaptureFixtu
     fails(capsys, ["launch", "slrm", "--", "train"], "slrm: unknown command (did you mean slurm?)")
 
 
+def test_a_misspelt_command_after_a_launch_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    launched = "launched are train, predict, evaluate, attack, ingest, simulate"
+    for words in (["local"], ["slurm", "--chain", "2"], ["slurm", "--sweep", "run.seed=1"]):
+        says = f"trian: unknown command (did you mean train?); {launched}"
+        fails(capsys, ["launch", *words, "--", "trian", "standard"], says)
+    fails(capsys, ["launch", "slurm", "--", "status"], f"status is for one process: run it here; {launched}")
+
+
 def test_an_option_of_another_kind_of_launch_is_told_where_it_belongs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

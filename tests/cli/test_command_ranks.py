@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.__main__ import main
+from hpcphotoz.cli import command_ranks
+from hpcphotoz.world import World
 from tests.helpers import ranks
 from tests.helpers.builds import content
 from tests.helpers.datasets import make_dataset
@@ -35,6 +37,14 @@ def test_ranks_predict_the_bytes_of_one_process(
     assert (tmp_path / "all.hdf5").read_bytes() == (tmp_path / "one.hdf5").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.hdf5", "one.hdf5"]
     assert ended[0][1].startswith(f"{tmp_path}/all.hdf5: ") and not any(said for _, said, _ in ended[1:])
+
+
+def test_a_rank_has_its_own_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the threads of a whole node each, ranks of mpiexec would wait for each other's."""
+    prepared: list[World] = []
+    monkeypatch.setattr(command_ranks, "prepare_rank", prepared.append)
+    with command_ranks.sharing_ranks(["predict"], Path("pz.hdf5")):
+        assert prepared == [World()]
 
 
 @pytest.mark.slow
@@ -98,6 +108,22 @@ def test_a_rank_that_is_killed_ends_the_others(run: Path, dataset: Path, tmp_pat
     ended = ranks.finish(started)
     assert ended[0][0] == 1 and "rank 1 on" in ended[0][2] and "Traceback" not in ended[0][2], ended
     assert not list((tmp_path / "out").glob("pz.hdf5*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "shown"), [(1, "pz.hdf5.*.tmp"), (2, "*.tmp/rank-1*")])
+def test_a_sigterm_to_every_rank_leaves_nothing(
+    run: Path, dataset: Path, tmp_path: Path, size: int, shown: str
+) -> None:
+    """torchrun sends it where a rank has died; batch systems do where a job is cancelled."""
+    (tmp_path / "out").mkdir()
+    started = ranks.start(size, predict(run, dataset, tmp_path / "out" / "pz.hdf5", "--tta"))
+    ranks.wait_until(lambda: bool(list((tmp_path / "out").glob(shown))), started)
+    for each in started:
+        each.terminate()
+    ended = ranks.finish(started)
+    assert ended[0][0] == -signal.SIGTERM and "Traceback" not in ended[0][2], ended
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.slow

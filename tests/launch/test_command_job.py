@@ -101,7 +101,9 @@ def test_absent_input_and_commands_that_are_not_launched_are_refused(
     fails(capsys, [*launch, "evaluate", tmp_path / "no", "--data", dataset, "--out", out], "no: no such")
     fails(capsys, [*launch, "simulate", dataset, "--n", "3"], "already holds a finished dataset")
     fails(capsys, [*launch, "attack", run, "--data", dataset, "--out", out], "attack is for one process")
-    fails(capsys, [*launch, "merge", out, dataset], "also launched: predict, evaluate, attack")
+    fails(
+        capsys, [*launch, "merge", out, dataset], "merge is for one process: run it here; launched are train"
+    )
     assert not list(tmp_path.iterdir())
 
 

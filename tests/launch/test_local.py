@@ -15,6 +15,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.local import run_local
 from hpcphotoz.launch.request.plan import LaunchPlan
+from hpcphotoz.locks.lock import lock_file
 from tests.helpers.launch.cluster import until
 from tests.helpers.launch.runs import TWO_RANKS, small, starts, steps_logged, stopped_after
 from tests.helpers.paths import ROOT
@@ -53,7 +54,16 @@ def test_two_local_ranks_train_from_the_snapshot(job: TrainJob) -> None:
         (log,) = (run / "launch").glob(f"*_{rank}_log.out")
         assert f"rank {rank} of 2 " in log.read_text()
         assert f"code {code}, restart 0" in log.read_text()
-    assert f"logs in {run / 'launch'}" in said[0]
+    assert said[0].startswith("2 ranks, job ") and f"logs in {run / 'launch'}" in said[0]
+    assert "waits for its end: Ctrl-C saves and stops it" in said[0] and said[1:] == ["finished"]
+
+
+def test_a_run_in_which_a_process_trains_is_not_begun_again(job: TrainJob) -> None:
+    lock = Path(job.out) / "logs" / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock_file(lock, "held", "wait"), pytest.raises(BadInput, match="another process trains in it"):
+        run_local(TWO_RANKS, job)
+    assert not (Path(job.out) / "launch").exists()
 
 
 @pytest.mark.slow

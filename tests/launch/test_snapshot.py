@@ -1,9 +1,11 @@
 """The snapshot of the code is complete, and is trusted only while it is unchanged."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +61,22 @@ def test_a_snapshot_that_has_run_is_trusted(tmp_path: Path) -> None:
     subprocess.run(words, cwd=code, env=env, check=True, timeout=60, capture_output=True)
     assert list(code.rglob("*.pyc"))
     assert snapshot.take(tmp_path) == code
+
+
+def test_a_file_that_is_changed_during_the_copy_is_trusted_as_it_was_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree
+
+    def changed(source: Any, target: Any, *args: Any, **options: Any) -> Any:
+        found = copy(source, target, *args, **options)
+        if Path(target).name == "hpcphotoz":
+            with (Path(target) / "errors.py").open("a") as file:
+                file.write("# saved in an editor meanwhile\n")
+        return found
+
+    before = snapshot.folder(tmp_path)
+    monkeypatch.setattr(shutil, "copytree", changed)
+    code = snapshot.take(tmp_path)
+    snapshot.check(code)
+    assert code != before and list(tmp_path.iterdir()) == [code]

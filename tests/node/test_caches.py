@@ -43,3 +43,15 @@ def test_a_folder_that_another_prepared_is_not_used(tmp_path: Path, caplog: pyte
     env = {"TMPDIR": str(tmp_path)}
     assert use_local_caches(RANK, env) is None and env.keys() == {"TMPDIR"}
     assert "no local cache of compiled code" in caplog.text and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on a full disk: the run goes on with the defaults."""
+    env = {"TMPDIR": str(tmp_path)}
+    folder = use_local_caches(RANK, env)
+    assert folder
+    (folder / "inductor").rmdir()
+    (folder / "inductor").touch()
+    env = {"TMPDIR": str(tmp_path)}
+    assert use_local_caches(RANK, env) is None and env.keys() == {"TMPDIR"}
+    assert "no local cache of compiled code" in caplog.text

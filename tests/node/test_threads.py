@@ -23,6 +23,8 @@ FOUR = World(1, 8, 1, 4, "slurm")
         ({"SLURM_CPUS_ON_NODE": "32"}, 8, 8),  # bound to cores of its own
         ({"SLURM_CPUS_ON_NODE": "32"}, 32, 8),
         ({"SLURM_CPUS_PER_TASK": "many"}, 64, 16),
+        ({"SLURM_CPUS_PER_TASK": "32", "SLURM_CPUS_ON_NODE": "32"}, 32, 8),  # mpiexec in a batch script
+        ({"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "32"}, 8, 8),
     ],
 )
 def test_cores_of_a_rank(env: dict[str, str], usable: int, cores: int) -> None:

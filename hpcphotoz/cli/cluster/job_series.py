@@ -24,6 +24,13 @@ def warn(text: str) -> None:
     print(f"hpcphotoz: warning: {text}", file=sys.stderr)
 
 
+def print_follow(run: Path) -> None:
+    """Print the command that follows a run."""
+    from hpcphotoz.launch.jobs.active import command
+
+    print(f"follow: {command('status', run)} --watch")
+
+
 def dependency(options: argparse.Namespace) -> str:
     """sbatch's --dependency for --after; raises BadInput for options that do not go together."""
     from hpcphotoz.launch.jobs.after import dependency
@@ -48,6 +55,7 @@ def chain(options: argparse.Namespace, plan: "LaunchPlan", job: "TrainJob", depe
     print(
         f"jobs {', '.join(queued)}, each after the one before; logs in {job.out}/launch/<job>_<rank>_log.out"
     )
+    print_follow(Path(job.out))
     return 0
 
 

@@ -10,7 +10,7 @@ from hpcphotoz.cli.cluster import doctor, job_series, slurm_options
 from hpcphotoz.cli.cluster.launched_command import command_job
 from hpcphotoz.cli.parser import Commands, Parser, command
 from hpcphotoz.cli.training import configuration, datasets, parse_train, stage
-from hpcphotoz.errors import BadInput
+from hpcphotoz.errors import BadInput, nearest
 
 if TYPE_CHECKING:
     from hpcphotoz.launch.command_job import CommandJob
@@ -73,6 +73,7 @@ def slurm(options: argparse.Namespace) -> int:
     submitted = slurm.submit(plan, job, job_series.warn, dependency)
     register_run(Path(job.out))
     print(f"job {submitted.job_id}, logs in {submitted.logs}/{submitted.job_id}_<rank>_log.out")
+    job_series.print_follow(Path(job.out))
     return 0
 
 
@@ -90,13 +91,25 @@ def _train_job(options: argparse.Namespace, swept: Mapping[str, str] | None = No
     if options.after and options.after[0] in _LAUNCHED.split(", "):
         raise BadInput(f"launch: --sweep and --chain are for train, not for {options.after[0]}")
     if not options.after or options.after[0] != "train":
-        raise BadInput(f"{_RUN_AFTER}; also launched: {_LAUNCHED}")
+        raise BadInput(_not_launched(options.after))
     words = parse_train(options.after)
     how = {"profile": words.profile, "device": words.device, "command": tuple(options.words)}
     how["stage"] = stage(words)
     if words.start_from:
         how["start_from"] = str(words.start_from.absolute())
     return TrainJob.of(configuration(words, swept), datasets(words), words.out, **how)
+
+
+def _not_launched(words: list[str] | None) -> str:
+    """Why the words after `--` cannot be launched."""
+    from hpcphotoz.cli import command_names
+
+    if not words or words[0].startswith("-"):
+        return f"{_RUN_AFTER}; also launched: {_LAUNCHED}"
+    word, known = words[0], command_names()
+    if word in known:
+        return f"launch: {word} is for one process: run it here; launched are train, {_LAUNCHED}"
+    return f"{word}: unknown command{nearest(word, known)}; launched are train, {_LAUNCHED}"
 
 
 def _plan(options: argparse.Namespace) -> "LaunchPlan":

@@ -62,18 +62,22 @@ def _of_division(found: Rehearsal, role: RolePlan) -> list[str]:
     division, count = role.division, len(role.ranks)
     size, fraction = int(division.objects.sum()), found.components.config.adversarial.fraction
     enough = count * math.ceil(1 / fraction) if fraction and role.name != "learner" else count
+    rows = found.loader.train.rows
+    add = f"add objects (the training part holds {rows})"  # no global batch is larger
     if idle := division.idle:
-        attacked = f" ({enough} for an attacked object each)" if enough > count else ""
+        attacked = f" ({enough} for an attacked object each)" if count < enough <= rows else ""
+        more = f"raise run.global_batch to {count} or more{attacked}" if rows >= count else add
         fewer = f"start at most {size} ranks" if role.name == "rank" else "start fewer ranks"
         return [
             f"global batches of {size} objects on {count} {role.name}s: {idle} of them have no objects in a "
-            f"step: raise run.global_batch to {count} or more{attacked}, or {fewer}"
+            f"step: {more}, or {fewer}"
         ]
     if (without := division.without_attack) and role.name != "learner":
+        more = f"raise run.global_batch to {enough} or more" if rows >= enough else add
         return [
             f"adversarial.fraction {fraction:g} of run.global_batch {size}: {without} of {count} "
-            f"{role.name}s have objects but no attacked one, and wait for the others: raise run.global_batch "
-            f"to {enough} or more, or start fewer ranks"
+            f"{role.name}s have objects but no attacked one, and wait for the others: "
+            f"{more}, or start fewer ranks"
         ]
     return []
 

@@ -19,6 +19,7 @@ class FakeQueue:
         self._folder = folder / "queue"
         self._folder.mkdir()
         install("srun", "exit 1")
+        install("scontrol", "exit 1")
         install(
             "sbatch",
             f"""cd '{self._folder}'; n=$(($(ls *.sh 2>/dev/null | wc -l) + 1))
@@ -31,7 +32,7 @@ cat "$1" > $((n + 10)).sh; echo "Submitted batch job $((n + 10))" """,
     def set_states(self, states: dict[str, str]) -> None:
         """Let squeue know these jobs."""
         # In the order of `launch.follow.queue`; reason, times and nodes are not known.
-        lines = [f"{job}|{job}|{state}|None|N/A|0|0||N/A|\n" for job, state in states.items()]
+        lines = [f"{job}|{job}|{state}|None|N/A|0|0||N/A||\n" for job, state in states.items()]
         (self._folder / "states").write_text("".join(lines))
 
     @property

@@ -75,7 +75,7 @@ def test_a_rank_that_was_killed_is_the_first_though_only_those_that_miss_it_have
     log(launch, 0, "srun: error: n2: task 2: Killed\n" + LOST.format(0), 2000.0)
     log(launch, 2, "step 7\n", 1999.0)
     found = first_failure(tmp_path, launch, "12")
-    assert found and (found.rank, found.host, found.error) == (2, "n2", "Killed")
+    assert found and (found.rank, found.host, found.error) == (2, "n2", "killed, no error recorded")
     log(launch, 0, LOST.format(0), 2000.0)  # without srun
     found = first_failure(tmp_path, launch, "12")
     assert found and found.missed and found.rank == 0
@@ -146,3 +146,17 @@ def test_status_prints_the_first_traceback_with_control_characters_escaped(
     assert ": failed, " in head and "\\x1b[31m1 cannot read" in head
     assert lines[0].startswith("first to fail: rank 1, ") and lines[1].strip() == ERROR.splitlines()[0]
     assert lines[-2].strip() == "OSError: rank \\x1b[31m1 cannot read" and "12_1_log.out" in lines[-1]
+
+
+def test_a_mistake_of_the_user_is_one_line_from_records_and_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch, said = tmp_path / "run" / "launch", "data: no such dataset: ingest it"
+    raised = ERROR.replace("OSError: rank {} cannot read", f"hpcphotoz.errors.BadInput: {said}")
+    log(launch, 0, raised, 4e9)
+    (launch / "12_submission.sh").touch()
+    for _ in ("log", "record"):
+        assert main(["status", str(launch.parent)]) == 1
+        out = capsys.readouterr().out
+        assert out.count(said) == 1 and len(out.splitlines()) == 1 and "Traceback" not in out
+        record(launch.parent, 0, 0, 4e9, said, kind="BadInput")

@@ -85,7 +85,7 @@ def test_a_killed_rank_is_named_as_the_first_to_fail(
     os.kill(beats.beats[2].pid, signal.SIGKILL)
     ends = until("the end", lambda: (found := read_status(run)) and not found.goes_on and found, 120)
     assert ends and ends.exit_status == 1 and ends.failure and ends.failure.rank == 2, ends
-    assert "Killed" in ends.failure.error, ends.failure
+    assert "killed" in ends.failure.error, ends.failure
     assert main(["logs", str(run), "--errors"]) == 0 and "rank 2 on n2" in capsys.readouterr().out
 
 
@@ -96,7 +96,9 @@ def test_cancel_of_a_running_and_of_a_waiting_job(
     run = tmp_path / "run"
     first = submit(PLAN, TrainJob.of(small(20_000), dataset, run)).job_id
     become(run, "running", lambda found: (found.step or 0) > 3)
-    after = cluster.command("sbatch", "--parsable", "--dependency", f"afterany:{first}", "--wrap", "true")
+    (code,) = (run / "launch").glob("code-*")
+    words = ["--dependency", f"afterany:{first}", "--chdir", str(code), "--wrap", "true"]
+    after = cluster.command("sbatch", "--parsable", *words)
     (run / "launch" / f"{after}_submission.sh").touch()  # as of a chain
     assert read_status(run).later == (after,)
     assert main(["cancel", str(run)]) == 0

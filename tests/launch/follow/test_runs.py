@@ -102,3 +102,23 @@ def test_the_runs_of_a_folder(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="want a run folder"):
             runs_of(wrong)
     assert os.listdir(tmp_path / "out" / "launch") == []
+
+
+@pytest.mark.parametrize("name", ["/a\0b", "/a\ud800b", "/" + "x" * 5000])
+def test_names_of_the_list_that_no_folder_has_are_left_out(name: str, tmp_path: Path) -> None:
+    register_run(run(tmp_path / "run"))
+    with registry_file().open("a") as file:
+        file.write(json.dumps({"run": name, "time": 1.0}) + "\n")
+    assert registered_runs(None) == [tmp_path / "run"]
+
+
+def test_a_name_in_the_file_of_a_sweep_does_not_lead_out_of_it(tmp_path: Path) -> None:
+    inside = run(tmp_path / "sweep" / "a")
+    run(tmp_path / "other")
+    entries: list[object] = [
+        {"folder": name, "values": {}, "job": "7_0"} for name in ("..", ".", "", "../other", "a")
+    ]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"keys": [], "runs": entries}))
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "7.json").write_text("{}")
+    assert runs_of(tmp_path / "sweep") == [inside]

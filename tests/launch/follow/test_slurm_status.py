@@ -12,20 +12,28 @@ from hpcphotoz import provenance
 from hpcphotoz.__main__ import main
 from hpcphotoz.heartbeat import Beat, Heartbeat, write_heartbeat
 from hpcphotoz.launch.follow.queue import read_queue
-from hpcphotoz.launch.follow.submissions import read_submissions, record_submission
+from hpcphotoz.launch.follow.submissions import read_submissions, record_submission, stamp
 from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.world import World
 from tests.helpers.launch.runs import Install
 
-FIELDS = "JobArrayID JobID State Reason StartTime RestartCnt exit_code NodeList SubmitTime".split()
+FIELDS = "JobArrayID JobID State Reason StartTime RestartCnt exit_code NodeList SubmitTime WorkDir".split()
 
 
-def squeue(install: Install, *jobs: str) -> None:
-    """A squeue that knows jobs, each "id state reason start restarts exit_code nodes", ~ for a space."""
+def squeue(install: Install, *jobs: str, folder: object = "") -> None:
+    """A squeue that knows jobs, each "id state reason start restarts exit_code nodes", ~ for a space.
+
+    Args:
+        install: puts a program first in PATH.
+        jobs: what it knows.
+        folder: in which they started.
+    """
     lines = []
     for job in jobs:
         job_id, *values = job.split()
-        lines.append("|".join([job_id, job_id, *(one.replace("~", " ") for one in values), "N/A", ""]))
+        lines.append(
+            "|".join([job_id, job_id, *(one.replace("~", " ") for one in values), "N/A", str(folder), ""])
+        )
     install("squeue", "\n".join(["cat <<'END'", *lines, "END"]))
 
 
@@ -66,6 +74,11 @@ def told(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
         ("MaxCpuPerAccount", "a limit is reached (MaxCpuPerAccount)"),
         ("DependencyNeverSatisfied", "never begins, as the job it depends on failed: cancel it"),
         ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "is down, drained or reserved (ReqNodeNotAvail, Unav"),
+        ("PartitionConfig", "the partition does not admit such a job: cancel it, and keep to the limits"),
+        (
+            "PartitionOfALaterSlurm",
+            "`scontrol show partition` gives, or take another (PartitionOfALaterSlurm)",
+        ),
         ("(Nodes required for job are DOWN)", "Slurm says: (Nodes required for job are DOWN)"),
     ],
 )
@@ -76,7 +89,7 @@ def test_a_waiting_job_says_why(
     squeue(install, f"12 PENDING {reason.replace(' ', '~')} 2031-01-02T03:04:05 0 0 ~")
     status, text = told(run, capsys)
     assert status == 0 and f"{run}: pending since " in text and words in text
-    assert "; expected to begin 2031-01-02T03:04:05" in text and text.endswith("; starts: 0\n")
+    assert "; expected to begin 2031-01-02T03:04:05" in text and "starts" not in text
 
 
 def test_a_preempted_job_is_requeued(
@@ -132,11 +145,15 @@ def test_a_cancelled_job_is_stopped(
 ) -> None:
     squeue(install, "12 CANCELLED None N/A 0 0 ~")
     status, text = told(submitted(tmp_path / "never", "12"), capsys)
-    assert status == 75 and "job 12 was cancelled before it trained" in text and "saved" not in text
+    assert status == 75 and ": cancelled before it trained\n" in text and "saved" not in text
     run = submitted(tmp_path / "run", "12")
     started(run, "12", monkeypatch, outcome="stopped", reason="SIGTERM received", step=40)
     status, text = told(run, capsys)
-    assert status == 75 and "SIGTERM received; saved" in text and "was cancelled (Slurm: CANCELLED)" in text
+    assert (
+        status == 75
+        and "told to stop (SIGTERM); saved; job 12 was" in text
+        and "was cancelled (Slurm: CANCELLED)" in text
+    )
 
 
 def test_jobs_of_a_chain_are_named_and_not_asked_for_twice(
@@ -145,7 +162,7 @@ def test_jobs_of_a_chain_are_named_and_not_asked_for_twice(
     run = submitted(tmp_path / "run", "12", "13", "14")
     waits = [f"{job} PENDING Dependency N/A 0 0 ~" for job in (13, 14)]
     squeue(install, "12 PENDING Priority N/A 0 0 ~", *waits)
-    assert "; then 2 jobs of it: 13, 14; starts: 0" in told(run, capsys)[1]
+    assert "; then 2 jobs of it: 13, 14\n" in told(run, capsys)[1]
     started(run, "12", monkeypatch, outcome="finished", reason=None, step=100)
     squeue(install, "12 COMPLETED None N/A 0 0 ~", *waits)
     status, text = told(run, capsys)
@@ -168,7 +185,7 @@ def test_a_job_of_another_cluster_with_the_same_number_is_not_taken_for_the_runs
     install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = submitted(tmp_path / "run", "12")
-    install("squeue", "echo '12|12|RUNNING|None|2020-01-01T00:00:00|0|0|n7|2020-01-01T00:00:00|'")
+    install("squeue", "echo '12|12|RUNNING|None|2020-01-01T00:00:00|0|0|n7|2020-01-01T00:00:00||'")
     status, text = told(run, capsys)
     assert status == 1 and "n7" not in text and "Slurm does not know it any more" in text
 
@@ -194,8 +211,12 @@ def test_without_slurm_the_folder_alone_tells_and_that_is_said_once(
         ("echo 'Unable to contact slurm controller' >&2; exit 1", "Unable to contact slurm controller"),
         ("echo '12|RUNNING|'", "not understood"),
         ("echo 'JOBID PARTITION'", "not understood"),
-        ("echo '12|12|RUNNING|None|soon|0|0|n1|N/A|'", "not understood"),
+        ("echo '12|12|RUNNING|None|soon|0|0|n1|N/A||'", "not understood"),
         ("exit 7", "exit status 7"),
+        (
+            "printf 'squeue: error: no host\\nsqueue: error: no  answer\\n' >&2; exit 1",
+            "squeue: no host; no answer:",
+        ),
     ],
 )
 def test_an_answer_that_is_none_is_a_problem(script: str, problem: str, install: Install) -> None:
@@ -258,7 +279,9 @@ def test_a_running_run_shows_figures_of_its_own_start(
         write_heartbeat(run, Heartbeat(now, 5.0, (beat,)))
         status, text = told(run, capsys)
         assert status == 0
-        assert " at step 22 of 100 (1,000 images/s, data wait 1.2 %, ETA 0:00:04); requeued once" in text
+        assert (
+            " at step 22 of 100 (1,000 images/s, data wait 1.2 %, ETA 0:00:04); job 12; requeued once" in text
+        )
         facts = json.loads((main(["status", str(run), "--json"]), capsys.readouterr().out)[1])
         assert (facts["state"], facts["figures"]["total"], facts["requeues"]) == ("running", 100, 1)
 
@@ -277,3 +300,100 @@ def test_a_sweep_has_a_line_for_each_run_and_its_jobs(
     first, second = capsys.readouterr().out.splitlines()
     assert first.split()[:3] == ["failed", "-", str(sweep / "eps=1")] and "OSError: no" in first
     assert second.split()[0] == "pending" and "as many jobs of its array run" in second
+
+
+def test_a_run_submitted_twice_is_finished_when_the_first_job_has_finished_it(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path / "run", "12")
+    started(run, "12", monkeypatch)
+    record_submission(run / "launch", "13", ("hpcphotoz",), 2, 4)
+    log = run / "launch" / "13_0_log.out"
+    log.write_text(
+        "Traceback (most recent call last):\nhpcphotoz.errors.BadInput: another process trains here\n"
+    )
+    path = run / "provenance.json"
+    record = json.loads(path.read_text())
+    at = time.time()
+    end = {"time": stamp(at + 60), "outcome": "finished", "reason": None, "step": 100}
+    record["starts"][0] |= {"time": stamp(at - 60), "end": end}
+    path.write_text(json.dumps(record))
+    install("squeue", "exit 0")
+    status, text = told(run, capsys)
+    assert status == 0 and ": finished at step 100" in text
+    # Had it stopped, and the second job failed after that, the failure would count.
+    end["outcome"] = "stopped"
+    path.write_text(json.dumps(record))
+    assert told(run, capsys)[1].startswith(f"{run}: stopped")
+    os.utime(log, (at + 120, at + 120))
+    record_submission(run / "launch", "13", ("hpcphotoz",), 2, 4)
+    assert told(run, capsys)[1].startswith(f"{run}: failed")
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "-5", "1" + "0" * 400, "[" * 5000])
+def test_damaged_figures_and_times_are_left_out(
+    value: str,
+    install: Install,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install("squeue", "exit 0")
+    run = submitted(tmp_path / "run", "12")
+    started(run, "12", monkeypatch, outcome="failed", reason="x", step=3)
+    (run / "metrics.jsonl").write_text(f'{{"step": 3, "images_per_s": {value}, "data_wait": {value}}}\n')
+    (run / "launch" / "13.json").write_text(f'{{"job_id": "13", "time": {value}}}')
+    (run / "logs" / "failures").mkdir(parents=True)
+    (run / "logs" / "failures" / "0-rank-0.json").write_text(
+        f'{{"time": {value}, "error": "e", "kind": "x"}}'
+    )
+    assert told(run, capsys)[0] == 1 and main(["logs", str(run), "--errors"]) == 0
+
+
+def test_a_job_whose_predecessor_did_not_finish_has_not_begun(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm removes it as if it were cancelled, and forgets it."""
+    before, run = submitted(tmp_path / "c", "11"), tmp_path / "run"
+    started(before, "11", monkeypatch, outcome="failed", reason="not finite")
+    (run / "launch").mkdir(parents=True)
+    command = ("hpcphotoz", "launch", "slurm", "--after", str(before), "--", "train", "--out", "a b")
+    record_submission(run / "launch", "12", command, 1, 1)
+    said = f"not begun: the run it waited for ({before}) did not finish"
+    for jobs in (["12 CANCELLED None N/A 0 0 ~"], ["12 CANCELLED DependencyNeverSatisfied N/A 0 0 ~"], []):
+        squeue(install, *jobs)
+        status, text = told(run, capsys)
+        assert status == 75 and said in text and "cancelled" not in text
+        assert (
+            text.splitlines()[1]
+            == f"resume with: hpcphotoz launch slurm --after {before} -- train --out 'a b'"
+        )
+    started(before, "11", monkeypatch, outcome="finished", reason=None, step=100)
+    status, text = told(run, capsys)
+    assert status == 1 and "was removed from the queue before it began" in text
+
+
+def test_a_later_job_that_waits_for_more_than_its_turn_says_so(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = submitted(tmp_path / "run", "12", "13", "14")
+    squeue(
+        install,
+        *(f"{12 + k} PENDING {why} N/A 0 0 ~" for k, why in enumerate(["Priority", *["JobHeldUser"] * 2])),
+    )
+    assert "(Priority); job 13, 14 is held: `scontrol release` lets it go" in told(run, capsys)[1]
+    assert main(["status", str(tmp_path)]) == 0
+    assert "(job 12; jobs of higher priority" in capsys.readouterr().out
+
+
+def test_only_a_running_run_has_a_time_to_its_end(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path / "run", "12")
+    started(run, "12", monkeypatch, outcome="stopped", reason="SIGUSR2 received", step=20)
+    (run / "config.toml").write_text("[run]\nglobal_batch = 50\n")
+    (run / "metrics.jsonl").write_text('{"step": 20, "epoch": 0, "images_per_s": 1000.0}\n')
+    squeue(install)
+    status, text = told(run, capsys)
+    assert status == 75 and "1,000 images/s" in text and "ETA" not in text
+    assert ": time limit or preemption (SIGUSR2); saved" in text

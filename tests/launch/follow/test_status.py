@@ -24,7 +24,7 @@ ENDS: dict[str, tuple[dict[str, Any] | None, int, str]] = {
     "stopped": (
         {"outcome": "stopped", "reason": "SIGTERM received", "step": 4},
         75,
-        ": SIGTERM received; saved: the same command goes on",
+        ": it was cancelled, or told to stop (SIGTERM); saved: the same command goes on",
     ),
     "failed": ({"outcome": "failed", "reason": "not finite"}, 1, ": not finite; newest"),
     "lost": (
@@ -98,8 +98,14 @@ def test_the_heartbeat_tells_the_step_of_a_running_run_and_its_silent_ranks(
             (now - 100, [replace(beats[0], time=now - 100), hung], f": rank 0 on {host} (process {pid}) is "),
             # It has ended, and its process is about to.
             (now - 100, [replace(beats[0], time=now - 100, phase="ended")], " at step 17; starts: 2"),
-            (now, earlier, "+0000; starts: 2"),  # of the start before, while this one prepares itself
-            (now, [], "+0000; starts: 2"),
+            (
+                now,
+                earlier,
+                "+0000 and resumes from step 4; starts: 2",
+            ),  # of the start before, while this one prepares itself
+            (now, [], "+0000 and resumes from step 4; starts: 2"),
+            # It has read no step yet.
+            (now, [replace(beats[0], step=0, phase="starting")], " and resumes from step 4; starts: 2"),
         ):
             write_heartbeat(run, Heartbeat(time_s, 5.0, tuple(ranks)))
             assert main(["status", str(run)]) == 0
@@ -111,11 +117,11 @@ def test_a_run_that_prepares_itself_is_running_and_not_what_it_was_before(
 ) -> None:
     begun(tmp_path / "again", ENDS["stopped"][0])
     (tmp_path / "first" / "logs").mkdir(parents=True)
-    for name, starts in (("again", 2), ("first", 0)):
+    for name, starts, step in (("again", 2, 4), ("first", 0, None)):
         with lock_file(tmp_path / name / "logs" / "lock", "busy", "wait"):
             assert main(["status", str(tmp_path / name), "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
-        assert (facts["state"], facts["reason"], facts["step"]) == ("running", None, None)
+        assert (facts["state"], facts["reason"], facts["step"]) == ("running", None, step)
         assert (facts["starts"], facts["host"]) == (starts, socket.gethostname())
 
 

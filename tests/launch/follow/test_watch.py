@@ -2,9 +2,10 @@
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -119,3 +120,16 @@ def test_watch_of_a_run_that_has_ended_ends(tmp_path: Path, capsys: pytest.Captu
     assert "stopped at step 4 of 9" in capsys.readouterr().out
     assert main(["status", "--watch", str(run)]) == 2
     assert "write RUN before --watch" in capsys.readouterr().err
+
+
+def test_a_queue_that_does_not_answer_for_a_while_ends_no_view() -> None:
+    stopped = replace(TRAINS, state="stopped")
+    looks = [([AGAIN], ""), ([stopped], "squeue: Unable to contact"), ([AGAIN], ""), ([stopped], "")]
+    for console in (Console(file=io.StringIO()), Console(file=io.StringIO(), force_terminal=True, width=120)):
+        left, waits = iter(looks), list[float]()
+
+        def read(runs: Sequence[Path], left: Iterator[tuple[list[RunStatus], str]] = left) -> Any:
+            return next(left)
+
+        assert watch([Path("r")], 3, console, read, waits.append) == 75
+        assert not [*left] and waits == [3, 3, 3]

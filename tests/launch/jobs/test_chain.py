@@ -14,6 +14,7 @@ from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.jobs import chain
 from hpcphotoz.launch.jobs.chain import ChainJob, submit_chain
 from hpcphotoz.launch.request.plan import LaunchPlan
+from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.training.loop import Diverged
 from tests.helpers.launch.queue import FakeQueue
 from tests.helpers.launch.runs import Install
@@ -43,7 +44,7 @@ def test_a_refusal_in_the_middle_names_what_is_queued(
     with pytest.raises(BadInput) as refusal:
         submit_chain(PLAN, job, 4)
     said = str(refusal.value)
-    assert said.startswith("job 3 of 4: sbatch refused the job: sbatch: error: QOSMaxSubmitJobPerUserLimit")
+    assert said.startswith("job 3 of 4: sbatch refused the job: QOSMaxSubmitJobPerUserLimit")
     assert "queued are 11, 12" in said and "--chain 2" in said and "scancel 11 12" in said
     pickles = sorted(path.name for path in (Path(job.out) / "launch").glob("*.pkl"))
     assert pickles == ["11_submitted.pkl", "12_submitted.pkl"]
@@ -59,6 +60,16 @@ def test_a_refusal_of_the_first_leaves_nothing(job: TrainJob, install: Install, 
     with pytest.raises(BadInput, match="^sbatch refused the job"):
         submit_chain(PLAN, job, 4)
     assert not Path(job.out).exists()
+
+
+def test_a_chain_does_not_begin_beside_another_process(
+    job: TrainJob, install: Install, tmp_path: Path
+) -> None:
+    queue, lock = FakeQueue(install, tmp_path), Path(job.out) / "logs" / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock_file(lock, "held", "wait"), pytest.raises(BadInput, match="another process trains in it"):
+        submit_chain(PLAN, job, 2)
+    assert not queue.scripts
 
 
 def test_a_dry_run_shows_the_script_and_writes_nothing(job: TrainJob) -> None:

@@ -53,6 +53,7 @@ def test_names_are_safe_unique_and_do_not_depend_on_other_values() -> None:
         (["run.seed=0:5:0"], "this range is empty"),
         (["attack.eps=0.1:0.5:0.1"], "a range is a:b or a:b:step of whole numbers"),
         (["run.seed=0:2000"], "2000 values"),
+        (["run.seed=0:99999999999999999999"], "99999999999999999999 values"),
         (["run.seed=0:100", "model.width=1:12"], "100 x 11 = 1100 runs"),
         (['data.where="a'], "double quotes"),
     ],

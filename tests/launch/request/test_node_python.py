@@ -50,6 +50,16 @@ def test_a_module_gives_its_python(install: Install) -> None:
     assert run(node_python(LaunchPlan(python="python"), CODE, FOLDERS)) == ["from the module"]
 
 
+def test_what_is_no_variable_in_a_value_stays_as_it_is() -> None:
+    for value in ("${", "${HOME", "${X:-$(id)}", "${X@P}", "${1bad}", "${A[$(id)]}"):
+        (export,) = node_python(LaunchPlan(environment=(("A", value),)), Path("/code"), ()).setup
+        words = ["bash", "-c", f'{export}\nprintf "%s" "$A"']
+        done = subprocess.run(
+            words, capture_output=True, text=True, env={"X": "$(id)"}, timeout=60, check=True
+        )
+        assert (done.stdout, done.stderr) == (value, "")
+
+
 def test_a_conda_environment_is_activated(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONDA_EXE", raising=False)
     install("conda", "echo 'conda() { echo \"conda $*\"; }'")

@@ -78,6 +78,7 @@ def test_without_xdg_config_home_it_is_config_in_the_home_folder(monkeypatch: py
         ("partiton = 'a'", "partiton: unknown key (did you mean partition?); valid: "),
         ("gpus_per_node = 4", "gpus_per_node: unknown key (did you mean gpus-per-node?)"),
         ("comment = 'a'", "comment: unknown key"),
+        ("dependency = 'afterok:1'", "dependency: unknown key"),
         ("nodes = '2'", "nodes = '2': must be a whole number"),
         ("nodes = true", "nodes = True: must be a whole number"),
         ("nodes = 0", "--nodes 0: must be at least 1"),

@@ -98,7 +98,9 @@ class Batch:
         self.log = self.launch / "7_0_log.out"
         delayed = submitit.core.utils.DelayedSubmission(job)
         (self.launch / "7_submitted.pkl").write_bytes(pickle.dumps(delayed))
-        self.python = sys.executable
+        self.python, self.setup = sys.executable, ""
+        self.scontrol = ""  # text of scontrol; "": it says what `step` is given
+        self._install("sbatch", "exit 0")
 
     def step(self, status: int, restart: int = 0, srun: str = "", **facts: str) -> list[str]:
         """Run the script once; returns what it asked of scontrol, without the questions."""
@@ -108,10 +110,18 @@ class Batch:
         self._install("srun", f"echo '{srun}' >&2; exit {status}")
         self._install(
             "scontrol",
-            f'case "$*" in "show job"*) echo "JobId=7 {shown} Command=a run/JobState=x";; '
+            self.scontrol
+            or f'case "$*" in "show job"*) echo "JobId=7 {shown} Command=a run/JobState=x";; '
             f'"show part"*) echo "PartitionName=main TotalNodes=4";; *) echo "$*" >>{self._said};; esac',
         )
-        lines = ["#!/bin/bash", START_LINE, "srun", "", *batch_lines(self.python, (), self.launch)]
+        lines = [
+            "#!/bin/bash",
+            self.setup,
+            START_LINE,
+            "srun",
+            "",
+            *batch_lines(self.python, (), self.launch),
+        ]
         env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_PARTITION": "main"}
         env |= {"SLURM_JOB_NODELIST": "n[1-2]", "PYTHONPATH": str(ROOT)}
         if restart:
@@ -140,6 +150,32 @@ def test_a_bad_node_is_excluded_from_the_second_requeue(batch: Batch) -> None:
     content = json.loads((batch.launch / "7_requeues.json").read_text())
     assert content["excluded"] == ["n2"]
     assert [(each["restart"], each["node"]) for each in content["requeues"]] == [(0, "n2"), (1, "n2")]
+
+
+def test_a_node_without_which_slurm_has_too_few_stays(batch: Batch, install: Install) -> None:
+    install("sbatch", 'echo "$*" >&2; case "$*" in *--exclude=n2*) exit 1;; esac')
+    killed = "srun: error: n2: task 0: Killed"
+    assert batch.step(137, 0, killed) == ["requeue 7"]
+    assert batch.step(137, 1, killed) == ["requeue 7"]
+    assert "without n2 Slurm has too few nodes for this job: not excluded" in batch.log.read_text()
+
+
+def test_a_job_that_is_cancelled_during_the_decision_stays_away(batch: Batch, tmp_path: Path) -> None:
+    assert batch.step(137, 0) == ["requeue 7"]
+    asked, said = tmp_path / "asked", tmp_path / "said"
+    batch.scontrol = f"""case "$*" in "show job"*) echo >>{asked}
+[ $(wc -l <{asked}) = 1 ] && state=RUNNING || state=COMPLETING
+echo "JobId=7 JobState=$state Restarts=1 NumNodes=1 ExcNodeList=(null)";;
+"requeue"*) echo "$*" >>{said};; esac"""
+    batch.step(137, 1)
+    assert len(asked.read_text().splitlines()) == 2 and not said.exists()
+
+
+def test_a_set_up_that_ends_the_shell_at_an_error_does_not_keep_the_job_from_coming_back(
+    batch: Batch,
+) -> None:
+    batch.setup = "set -euo pipefail"
+    assert batch.step(137, 0) == ["requeue 7"]
 
 
 def test_failures_that_slurm_requeued_itself_count(batch: Batch) -> None:

@@ -183,6 +183,18 @@ def test_raising_the_global_batch_as_told_helps(dataset: Path, tmp_path: Path) -
     assert problems(rehearsed(dataset, tmp_path, 8, global_batch=16, **SMALL_BLOCKS)) == []
 
 
+@pytest.mark.parametrize(
+    ("size", "want"), [(100, "25 of them have no objects"), (70, "have objects but no attacked one")]
+)
+def test_more_ranks_than_the_dataset_has_objects_for(
+    size: int, want: str, dataset: Path, tmp_path: Path
+) -> None:
+    """No global batch is larger than the training part: raising it does not help."""
+    found = problems(rehearsed(dataset, tmp_path, size, global_batch=2048, validation=0.0))
+    assert want in found[0] and "add objects (the training part holds 75)" in found[0], found
+    assert "raise run.global_batch" not in found[0]
+
+
 def test_a_memory_that_is_too_small(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     found = problems(rehearsed(dataset, tmp_path, 2))

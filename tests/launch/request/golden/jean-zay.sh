@@ -17,7 +17,7 @@
 #SBATCH --time=20:00:00
 
 # setup
-echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
+set +e; echo "hpcphotoz: start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -30,8 +30,14 @@ if [ $status -ne 0 ] && [ $status -ne 75 ]; then
   trap '' TERM
   job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}
   if exclude=$({ scontrol show job --oneliner $job; scontrol show partition --oneliner $SLURM_JOB_PARTITION; } | sh -c 'trap "" USR2; exec "$0" "$@"' PYTHON -m hpcphotoz.launch.requeue.after_step '/scratch/a run/launch' $status); then
-    scontrol requeue $job &&
-      [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+    if [ -n "$exclude" ] && ! sbatch --test-only --exclude=$exclude "$0" >/dev/null 2>&1; then
+      echo "hpcphotoz: without $exclude Slurm has too few nodes for this job: not excluded"
+      exclude=
+    fi
+    case "$(scontrol show job --oneliner $job)" in *" JobState=RUNNING "*)
+      scontrol requeue $job &&
+        [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+    esac
   fi
 fi
 exit $status
