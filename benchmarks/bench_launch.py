@@ -48,12 +48,12 @@ def main() -> None:
         folder = Path(name)
         train_runs.write_dataset(folder / "data", 512)
         jobs.write_config(folder / "config.toml", CHECKPOINT_STEPS)
-        starting(folder, repeat, benchmark)
+        starting(folder, repeat, benchmark, options.quick)
         disturbing(folder, repeat, benchmark)
     benchmark.end()
 
 
-def starting(folder: Path, repeat: int, benchmark: Benchmark) -> None:
+def starting(folder: Path, repeat: int, benchmark: Benchmark, quick: bool) -> None:
     """Add the seconds to the first step, by way of starting, and their differences."""
     numbers = iter(range(10**6))
 
@@ -71,7 +71,12 @@ def starting(folder: Path, repeat: int, benchmark: Benchmark) -> None:
 
         return measure
 
-    times = rounds({name: rival(start) for name, start in STARTERS.items()}, repeat, benchmark)
+    rivals = {name: rival(start) for name, start in STARTERS.items()}
+    if quick:  # no round of warm-up
+        once = {name: benchmark.attempt(name, rivals[name]) for name in ("launch", "srun")}
+        times = {name: [seconds] for name, seconds in once.items() if seconds is not None}
+    else:
+        times = rounds(rivals, repeat, benchmark)
     for name, seconds in times.items():
         print(f"{name:12s} first step after {spread(seconds)['median']:7.2f} s", flush=True)
     benchmark.add(first_step_s={name: spread(seconds) for name, seconds in times.items()})

@@ -24,7 +24,15 @@ PYTHON = (sys.executable, "-m", "hpcphotoz")
 
 def write_config(path: Path, checkpoint_steps: int) -> None:
     """Write the options of a small run that goes on until it is stopped, with metrics every step."""
-    sizes = {"width": 8, "bins": 20, "validation": 0, "read_threads": 1, "global_batch": 16, "log_steps": 1}
+    sizes: dict[str, object] = {
+        "width": 8,
+        "bins": 20,
+        "validation": 0,
+        "read_threads": 1,
+        "global_batch": 16,
+        "log_steps": 1,
+    }
+    sizes |= {"precision": "fp32"}
     path.write_text(to_toml(configure("benchmark", **sizes, epochs=10**6, checkpoint_steps=checkpoint_steps)))
 
 

@@ -21,6 +21,8 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 # cred_expire=10 lets a requeued job start again after 11 s instead of 120 s. The ranks' port follows from the
 # job's number: two clusters on one machine must not have the same.
+# MessageTimeout is above KillWait: slurmctld repeats the order to end a step that is not answered in time a
+# minute later, and then it hits the next start of a requeued job, which begins after 120 s elsewhere.
 _CONF = """\
 ClusterName=hpcphotoz
 SlurmctldHost={host}(127.0.0.1)
@@ -49,6 +51,7 @@ PreemptMode=REQUEUE
 {preempt_signal}
 ReturnToService=2
 KillWait=10
+MessageTimeout=60
 MpiDefault=none
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=2000 Gres=gpu:{gpus}
@@ -241,6 +244,9 @@ def main(words: Sequence[str]) -> int:
     if reason := missing():
         print(f"no Slurm: {reason}", file=sys.stderr)
         return 1
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )  # the daemons end with this process
     with Cluster():
         return subprocess.run(words[1:], check=False).returncode
 

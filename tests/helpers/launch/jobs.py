@@ -19,7 +19,7 @@ from tests.helpers.launch.runs import small, starts, steps_logged
 
 Curve = list[tuple[int, float]]  # step and loss
 PLAN = LaunchPlan(nodes=2, tasks_per_node=2, cpus_per_task=1)
-STEPS, EVERY = 300, 20  # of the runs that are disturbed, and between their checkpoints
+STEPS, EVERY = 160, 20  # of the runs that are disturbed, and between their checkpoints
 
 
 def cluster_or_skip(preempt_signal: bool = True, conf: str = "") -> Iterator[Cluster]:
@@ -34,7 +34,7 @@ def cluster_or_skip(preempt_signal: bool = True, conf: str = "") -> Iterator[Clu
 
 def disturbed_config() -> Config:
     """A run of which the tests compare the curve with that of the same run, left alone."""
-    return small(STEPS, checkpoint_steps=EVERY, precision="fp32")
+    return small(STEPS, checkpoint_steps=EVERY, precision="fp32", deterministic=True)
 
 
 def training(
@@ -54,7 +54,7 @@ def wait_for_steps(cluster: Cluster, submitted: SubmittedJob, run: Path, steps: 
         assert state not in ENDED, f"{state}: {log(submitted, 0)}"
         return state == "RUNNING" and max(steps_logged(run), default=0) > steps
 
-    until(f"step {steps}", trains, 150)
+    until(f"step {steps}", trains, 300)
 
 
 def kill_rank(submitted: SubmittedJob, rank: int, restart: int) -> None:
@@ -82,10 +82,11 @@ def requeues(submitted: SubmittedJob) -> RequeueRecord:
 
 
 def assert_same_curve(run: Path, undisturbed: Curve) -> None:
-    """Assert that a run has every step once, with the losses of another up to the rounding of a sum."""
+    """Assert that a run has every step once, with the losses of another to the bit (both deterministic)."""
     found = ranks.curve(run)
     assert [step for step, _ in found] == [step for step, _ in undisturbed]
-    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in undisturbed], rel=1e-5)
+    differing = [step for (step, loss), (_, other) in zip(found, undisturbed, strict=True) if loss != other]
+    assert not differing, f"first at step {differing[0]}"
 
 
 def wait_for_restart(cluster: Cluster, submitted: SubmittedJob, restart: int) -> None:
@@ -96,7 +97,7 @@ def wait_for_restart(cluster: Cluster, submitted: SubmittedJob, restart: int) ->
         assert facts["JobState"] not in ENDED, log(submitted, 0)
         return facts["Restarts"] == str(restart)
 
-    until(f"restart {restart}", came, 90)
+    until(f"restart {restart}", came, 180)
 
 
 def resumed_at(run: Path) -> list[int]:

@@ -20,5 +20,5 @@ def undisturbed(cluster: Cluster, dataset: Path, tmp_path_factory: pytest.TempPa
     """(step, loss) of `disturbed_config` on four ranks, when nothing disturbs it."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     submitted = training(cluster, dataset, run, disturbed_config())
-    cluster.wait_for(submitted.job_id, "COMPLETED", 150)
+    cluster.wait_for(submitted.job_id, "COMPLETED", 300)
     return ranks.curve(run)

@@ -27,7 +27,7 @@ from tests.helpers.launch.jobs import (
 )
 from tests.helpers.launch.runs import small
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ON_ONE_NODE = replace(PLAN, nodes=1)
 FAILING = """\
 from torch import nn
@@ -55,7 +55,7 @@ def test_a_job_of_which_a_rank_is_killed_goes_on_from_its_last_checkpoint(
     submitted = training(cluster, dataset, run, disturbed_config(), steps=2 * EVERY)
     kill_rank(submitted, 3, 0)
     wait_for_restart(cluster, submitted, 1)
-    cluster.wait_for(submitted.job_id, "COMPLETED", 150)
+    cluster.wait_for(submitted.job_id, "COMPLETED", 300)
     assert len(requeues(submitted).requeues) == 1, cluster.logs()
     (requeue,) = requeues(submitted).requeues
     assert (requeue.reason, requeue.node) == (KILLED, "n2")
@@ -73,7 +73,7 @@ def test_a_node_that_fails_twice_is_not_used_again(cluster: Cluster, dataset: Pa
         wait_for_restart(cluster, submitted, restart + 1)
         if restart == 0:
             wait_for_steps(cluster, submitted, run, (requeues(submitted).requeues[0].step or 0) + EVERY)
-    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 150)
+    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 300)
     assert facts["ExcNodeList"] == first != facts["NodeList"]
     assert requeues(submitted).excluded == (first,)
     assert f"{first} failed twice: not used again by this job" in log(submitted, 0)
@@ -89,7 +89,7 @@ def test_an_error_that_comes_again_ends_the_job(
     sizes = {"bins": 20, "validation": 0, "global_batch": 16, "epochs": 100, "max_steps": 1000}
     config = configure("test", name="failing:network", **sizes)
     submitted = submit(ON_ONE_NODE, TrainJob.of(config, dataset, run))
-    facts = cluster.wait_for(submitted.job_id, "FAILED", 150)
+    facts = cluster.wait_for(submitted.job_id, "FAILED", 300)
     assert facts["Restarts"] == "1"
     record = requeues(submitted)
     assert [entry.reason for entry in record.requeues] == [FAILED]

@@ -25,7 +25,7 @@ from tests.helpers.launch.jobs import (
 )
 from tests.helpers.launch.runs import small, steps_logged
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def test_a_job_whose_node_goes_down_goes_on_when_it_is_back(
     run = tmp_path / "run"
     submitted = training(cluster, dataset, run, disturbed_config(), steps=2 * EVERY)
     with down(cluster, "n2"):
-        cluster.wait_for(submitted.job_id, "PENDING", 60)
-    cluster.wait_for(submitted.job_id, "COMPLETED", 150)
+        cluster.wait_for(submitted.job_id, "PENDING", 120)
+    cluster.wait_for(submitted.job_id, "COMPLETED", 300)
     assert_resumed(run, undisturbed)
 
 
@@ -67,7 +67,7 @@ def test_a_job_whose_node_goes_down_goes_on_on_another(
     submitted = training(cluster, dataset, run, disturbed_config(), plan, steps=2 * EVERY)
     node = cluster.job(submitted.job_id)["NodeList"]
     with down(cluster, node):
-        facts = cluster.wait_for(submitted.job_id, "COMPLETED", 150)
+        facts = cluster.wait_for(submitted.job_id, "COMPLETED", 300)
     assert facts["NodeList"] != node
     assert_resumed(run, undisturbed)
 
@@ -92,7 +92,7 @@ def test_a_job_runs_the_code_that_was_submitted_from_a_folder_with_spaces(
     cluster.command("scontrol", "release", job_id)
     run = project / "my run"
     submitted = SubmittedJob(job_id, run / "launch")
-    cluster.wait_for(job_id, "COMPLETED", 150)
+    cluster.wait_for(job_id, "COMPLETED", 300)
     assert steps_logged(run) == list(range(1, 11))
     (code,) = (run / "launch").glob("code-*")
     assert f"code {code}, restart 0" in log(submitted, 3)

@@ -10,6 +10,7 @@ from hpcphotoz.launch.requeue.record import STOPPED
 from tests.helpers.launch.cluster import Cluster, until
 from tests.helpers.launch.jobs import (
     PLAN,
+    STEPS,
     Curve,
     assert_same_curve,
     cluster_or_skip,
@@ -23,7 +24,7 @@ from tests.helpers.launch.jobs import (
 )
 from tests.helpers.launch.runs import small, starts, stopped_after
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PREEMPT = "sbatch --parsable --partition high --nodes 2 --exclusive --output /dev/null --wrap true"
 
 
@@ -31,10 +32,10 @@ def preempted(cluster: Cluster, dataset: Path, run: Path, signal: str, undisturb
     """Preempt a run by another job, and assert that it still ends with the curve of an unbroken run."""
     submitted = training(cluster, dataset, run, disturbed_config())
     cluster.command(*PREEMPT.split())
-    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 150)
+    facts = cluster.wait_for(submitted.job_id, "COMPLETED", 300)
     assert facts["Restarts"] == "1"
     (step,) = stopped_after(run, 4)
-    assert f"{signal} received: saved and stopped after step {step} of 300" in log(submitted, 0)
+    assert f"{signal} received: saved and stopped after step {step} of {STEPS}" in log(submitted, 0)
     assert [(start["step"], start["world_size"]) for start in starts(run)] == [(0, 4), (int(step), 4)]
     assert_same_curve(run, undisturbed)
     assert [(entry.step, entry.reason) for entry in requeues(submitted).requeues] == [(int(step), STOPPED)]
