@@ -69,7 +69,8 @@ class RunStatus:
         """One line for the user."""
         where = f" on {self.host}" if self.host else ""
         at = f" {self.figures.text(self.step)}" if self.step is not None else ""
-        why = f": {self.reason}" if self.reason else ""
+        reason = stopped_because(self.reason)
+        why = f": {reason}" if reason else ""
         job = f"job {self.slurm_job}"
         own = f"; {job}" if self.slurm_job and job not in why else ""
         told = {
@@ -106,7 +107,7 @@ class RunStatus:
         job = f"job {self.slurm_job}" if self.slurm_job else ""
         parts = [
             job if job not in f"{self.reason}" and not self.slurm else None,
-            self.reason,
+            stopped_because(self.reason),
             f"{job} {self.slurm}" if self.slurm else None,
             None if rate is None or not self.goes_on else f"{rate:,.0f} images/s",
         ]
@@ -157,8 +158,7 @@ def read_status(run: Path, queue: Queue | None = None) -> RunStatus:
     found = judge(run, folder, submissions, queue)
     starts = len(folder.starts) if folder else 0
     problem = "" if found.state in ("running", "finished") else queue.problem
-    reason = stopped_because(found.reason)
-    about = found.state, reason, found.time, found.step, starts, found.host, found.job_id
+    about = found.state, found.reason, found.time, found.step, starts, found.host, found.job_id
     command = _command(submissions, folder.starts if folder else [])
     more = found.requeues, found.expected, found.later, found.failure, found.slurm, command, problem
     figures = found.figures if found.state == "running" else replace(found.figures, eta_s=None)

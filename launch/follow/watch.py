@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.launch.follow.reasons import stopped_because
 from hpcphotoz.launch.follow.status import RunStatus, have_ended, read_statuses
 from hpcphotoz.output import say
 from hpcphotoz.progress import FINISHED, terminal
@@ -167,7 +168,7 @@ def _figures(state: RunStatus) -> list[str]:
 def _note(state: RunStatus) -> str:
     again = f"requeued {'once' if state.requeues == 1 else f'{state.requeues} times'}"
     parts = [
-        state.reason or "",
+        stopped_because(state.reason) or "",
         f"expected to begin {state.expected}" if state.expected else "",
         f"job {state.slurm_job} {state.slurm}" if state.slurm else "",
         again if state.requeues else "",

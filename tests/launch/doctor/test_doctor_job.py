@@ -134,7 +134,8 @@ def test_a_refused_job_is_told(cluster: Cluster, doctor: Any) -> None:
     status, found = doctor("--gpus-per-node", "9")
     assert status == 1 and "sbatch refused the job" in found["job"]["text"]
     status, found = doctor("--nodes", "9")
-    assert status == 1 and "would stay pending: Slurm says: PartitionConfig" in found["job"]["text"]
+    text = found["job"]["text"]
+    assert status == 1 and "would stay pending: the partition does not admit such a job" in text
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A real Slurm: a sweep and its table, a chain, a job after another, and one task of an array disturbed."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def test_a_job_after_another_reads_its_weights(
     assert main(command(dataset, first, 60)) == 0
     later = command(dataset, second, 3, "--after", str(first))
     assert main([*later, "--from", str(first)]) == 0
-    ids = [line.split()[1].rstrip(",") for line in capsys.readouterr().out.splitlines()]
+    ids = re.findall(r"^job (\d+)", capsys.readouterr().out, re.MULTILINE)
     assert cluster.job(ids[1])["Dependency"].startswith(f"afterok:{ids[0]}")
     assert end_of(cluster, ids[1], second / "launch")["JobState"] == "COMPLETED"
     assert starts(second)[0]["from"]["step"] == 60 and dependency([str(first)]) == ""
