@@ -103,7 +103,7 @@ def waits(words):
     print("waits", flush=True)
     sys.stdin.read()
 __main__._run = waits
-__main__.main(sys.argv[1:])
+sys.exit(__main__.main())
 """
 
 
