@@ -11,9 +11,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.command_job import CommandJob
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.request.plan import LaunchPlan
-from hpcphotoz.training.optimisation.origin import check_origin, read_origin
 from hpcphotoz.training.reporting.sinks import check_sinks
-from hpcphotoz.training.run import checkpoint, run_folder
 
 Job = TrainJob | CommandJob
 J = TypeVar("J", bound=Job)
@@ -59,6 +57,12 @@ def check_folders(job: Job, origin_is_there: bool = True) -> None:
     config, data, run = job.parsed, Datasets.of(job.data), Path(job.out)
     check_sinks(config)
     manifest = data.read_manifest(config.run.global_batch)
+    if not run.exists() and not job.start_from:  # there are no weights to look at: torch takes a second
+        check_output_folder(run)
+        return
+    from hpcphotoz.training.optimisation.origin import check_origin, read_origin
+    from hpcphotoz.training.run import checkpoint, run_folder
+
     run_folder.check(run, config)
     newest = checkpoint.resumed(run)
     if job.start_from and newest is None and origin_is_there:

@@ -1,7 +1,9 @@
 """Launches that are refused before anything is queued, and write nothing."""
 
+import pickle
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,16 @@ from hpcphotoz.training.run import run_folder
 from hpcphotoz.training.trainer import train
 from tests.helpers.datasets import make_dataset
 from tests.helpers.launch.runs import Install, small
+
+
+def test_a_new_run_is_checked_without_torch(job: TrainJob) -> None:
+    """Whose import takes longer than all else of a submission."""
+    code = (
+        "import pickle, sys; from hpcphotoz.launch import slurm; from hpcphotoz.launch.request.plan import "
+        "LaunchPlan; slurm.dry_run(LaunchPlan(), pickle.load(sys.stdin.buffer)); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(job), timeout=60, check=False)
+    assert done.returncode == 0
 
 
 def test_refusals_before_anything_is_queued(
