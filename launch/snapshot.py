@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def take(launch: Path) -> Path:
                 copy / "hpcphotoz",
                 symlinks=False,  # `kernels` and `launch` are links in a checkout, folders in an installation
                 # Not by ignore_dangling_symlinks, which looks for `../kernels` from the working directory.
-                ignore=lambda base, names: [name for name in names if _is_left_out(Path(base) / name)],
+                # With the compiled files of this Python, which holds them against their sources' times and
+                # sizes: else the ranks compile the package at the first start, all at once.
+                ignore=lambda base, names: [name for name in names if not _is_copied(Path(base) / name)],
             )
             (copy / RECORD).write_text((commit() or "") + "\n")  # the copy is no repository
             final = launch / _name(copy / "hpcphotoz")  # a file may have been changed since the first look
@@ -75,6 +78,13 @@ def _files(package: Path) -> list[Path]:
     return sorted(found)
 
 
+def _is_copied(path: Path) -> bool:
+    """Whether a path is part of the code, or a compiled file of this version of Python."""
+    if path.parent.name == "__pycache__":
+        return path.name.endswith(f".{sys.implementation.cache_tag}.pyc")
+    return path.name == "__pycache__" or not _is_left_out(path)
+
+
 def _is_left_out(path: Path) -> bool:
-    """Whether a path stays out: compiled files and dangling links (such as an editor's lock, .#step.py)."""
+    """Whether a path is not part of the code: compiled files, and links to nothing (an editor's lock is one)."""
     return path.name == "__pycache__" or path.suffix == ".pyc" or not path.exists()

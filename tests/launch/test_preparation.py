@@ -23,8 +23,9 @@ from tests.helpers.launch.runs import Install, small
 def test_a_new_run_is_checked_without_torch(job: TrainJob) -> None:
     """Whose import takes longer than all else of a submission."""
     code = (
-        "import pickle, sys; from hpcphotoz.launch import slurm; from hpcphotoz.launch.request.plan import "
-        "LaunchPlan; slurm.dry_run(LaunchPlan(), pickle.load(sys.stdin.buffer)); sys.exit('torch' in sys.modules)"
+        "import pickle, sys; from hpcphotoz.launch import slurm; "
+        "from hpcphotoz.launch.request.plan import LaunchPlan; "
+        "slurm.dry_run(LaunchPlan(), pickle.load(sys.stdin.buffer)); sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(job), timeout=60, check=False)
     assert done.returncode == 0

@@ -1,6 +1,7 @@
 """The snapshot of the code is complete, and is trusted only while it is unchanged."""
 
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def test_snapshot_is_a_copy_of_the_whole_package(tmp_path: Path) -> None:
         "py.typed",
     ):
         assert (code / "hpcphotoz" / name).is_file()
-    assert not [path for path in code.rglob("*") if path.is_symlink() or path.name == "__pycache__"]
+    assert not [path for path in code.rglob("*") if path.is_symlink()]
     assert list(tmp_path.iterdir()) == [code]
 
 
@@ -40,6 +41,27 @@ def test_a_snapshot_that_was_changed_is_not_trusted(what: str, tmp_path: Path) -
     for use in (lambda: snapshot.take(tmp_path), lambda: snapshot.check(code)):
         with pytest.raises(BadInput, match=f"{code}: this code was changed"):
             use()
+
+
+def test_a_snapshot_brings_the_compiled_files_of_this_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are still valid there: Python writes none when it imports the copy."""
+    package, here = tmp_path / "hpcphotoz", sys.implementation.cache_tag
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr("hpcphotoz.__file__", str(package / "__init__.py"))
+    before = snapshot.folder(tmp_path)
+    compiled = Path(py_compile.compile(str(package / "__init__.py"), doraise=True) or "")
+    for name in (f"__init__.{here}.pyc.1234", "__init__.cpython-27.pyc", "notes.py"):
+        (compiled.parent / name).touch()
+    code = snapshot.take(tmp_path)
+    assert code == before and snapshot.take(tmp_path) == code
+    copy = code / "hpcphotoz" / "__pycache__" / compiled.name
+    assert list(copy.parent.iterdir()) == [copy]
+    words = [sys.executable, "-v", "-c", "import hpcphotoz"]
+    said = subprocess.run(words, cwd=code, check=True, timeout=60, capture_output=True, text=True).stderr
+    assert f"{copy} matches" in said
 
 
 def test_a_link_to_nothing_is_left_out_of_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
