@@ -1,6 +1,5 @@
 """The rank of a process that Slurm or submitit has started, and the address at which the ranks meet."""
 
-import hashlib
 import os
 import socket
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 import hpcphotoz
 from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import snapshot
+from hpcphotoz.node.address import meeting_port, reachable
 from hpcphotoz.node.prepare import prepare_rank
 from hpcphotoz.output import say
 from hpcphotoz.world import RANK_NAMES, RANK_PREFIXES, World, detect
@@ -46,30 +46,14 @@ def find_own_rank(code: str, cpus: int, visible_gpus: str | None) -> World:
             os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
     job = submitit.JobEnvironment()
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-    os.environ["MASTER_ADDR"] = master_address(job.hostnames[0], os.environ)
-    os.environ["MASTER_PORT"] = str(master_port(job.job_id, restart))
+    os.environ["MASTER_ADDR"] = _meeting_host(job.hostnames[0], os.environ)
+    os.environ["MASTER_PORT"] = str(meeting_port(job.job_id, restart))
     world = detect()
     prepare_rank(world, cpus)
     say(f"rank {world.rank} of {world.size} on {socket.gethostname()}, code {found}, restart {restart}")
     return world
 
 
-def master_address(first_node: str, env: Mapping[str, str]) -> str:
-    """Where rank 0 listens: its node's name, or Slurm's address of that node if the name does not resolve."""
-    if "SLURM_JOB_ID" not in env:
-        return "127.0.0.1"  # a laptop's own name often does not resolve
-    try:
-        socket.getaddrinfo(first_node, None)
-    except OSError:
-        # The batch script, hence srun, runs on the first node. Asking scontrol would be one call per rank.
-        return env.get("SLURM_LAUNCH_NODE_IPADDR", first_node)
-    return first_node
-
-
-def master_port(job_id: str, restart: str) -> int:
-    """The port where rank 0 listens: the same on all ranks of a job, another after a restart.
-
-    It is below 32768, where the ports begin that Linux assigns to outgoing connections.
-    """
-    digest = hashlib.sha256(f"{job_id} {restart}".encode()).digest()
-    return 20_000 + int.from_bytes(digest[:4]) % 12_000
+def _meeting_host(first_node: str, env: Mapping[str, str]) -> str:
+    """Where rank 0 listens; of a local launch this machine, whose own name often does not resolve."""
+    return reachable(first_node, env) if "SLURM_JOB_ID" in env else "127.0.0.1"

@@ -86,5 +86,5 @@ def _is_copied(path: Path) -> bool:
 
 
 def _is_left_out(path: Path) -> bool:
-    """Whether a path is not part of the code: compiled files, and links to nothing (an editor's lock is one)."""
+    """Whether a path is not part of the code: a compiled file, or a link to nothing (as an editor's lock)."""
     return path.name == "__pycache__" or path.suffix == ".pyc" or not path.exists()

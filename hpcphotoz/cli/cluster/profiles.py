@@ -4,6 +4,7 @@ import argparse
 
 from hpcphotoz.cli.parser import Commands, command
 from hpcphotoz.cli.runs.summary import print_lines
+from hpcphotoz.errors import BadInput
 from hpcphotoz.launch.request.profile import find_profile, load_profile, profile_files, user_folder
 
 
@@ -16,7 +17,16 @@ def profiles(options: argparse.Namespace) -> int:
     width = max(map(len, files))
     own = user_folder()
     marks = {name: " (yours)" if file.parent == own else "" for name, file in files.items()}
-    print_lines([f"{name:{width}}  {load_profile(name).description}{marks[name]}" for name in files])
+    lines, broken = [], []
+    for name in files:
+        try:
+            lines.append(f"{name:{width}}  {load_profile(name).description}{marks[name]}")
+        except BadInput as error:
+            broken.append(error)
+            lines.append(f"{name:{width}}  cannot be used: see below{marks[name]}")
+    print_lines(lines)
+    if broken:
+        raise broken[0]
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import distributed as dist
 
 from hpcphotoz.errors import BadInput, first_line
+from hpcphotoz.node.address import step_address
 from hpcphotoz.sources.mpi import gather_once
 from hpcphotoz.world import MPI, World
 
@@ -81,7 +82,8 @@ def connect(world: World, timeout_s: float, env: Mapping[str, str] | None = None
     Args:
         world: this rank's place among at least two ranks.
         timeout_s: seconds in which the store must answer.
-        env: environment with MASTER_ADDR and MASTER_PORT; the process's own by default.
+        env: environment with MASTER_ADDR and MASTER_PORT, or of an MPI or SLURM that tells where; the
+            process's own by default.
 
     Raises:
         BadInput: no address, or one that cannot be used.
@@ -95,6 +97,10 @@ def connect(world: World, timeout_s: float, env: Mapping[str, str] | None = None
         listening = _listen(0) if holds else None
         host, port = _address_by_mpi(listening, end)
         where = f"{host}:{port}, as told by MPI,"
+    elif world.launcher == "slurm" and not (env.get("MASTER_ADDR") or env.get("MASTER_PORT")):
+        host, port = step_address(env)
+        where = f"{host}:{port}, the first node of this SLURM step,"
+        listening = _listen(port) if holds else None
     else:
         host, port = _address(world, env)
         where = f"MASTER_ADDR, MASTER_PORT = {host}:{port}"

@@ -51,7 +51,7 @@ def test_two_nodes_train_to_the_end(cluster: Cluster, dataset: Path, tmp_path: P
 # The example of docs/how-to/resume.md.
 REQUEUE = """#!/bin/sh
 #SBATCH --nodes=2 --ntasks-per-node=2 --requeue --output={folder}/out --open-mode=append
-export MASTER_ADDR=127.0.0.1 MASTER_PORT=29517 OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1
 srun --kill-on-bad-exit=1 {python} -m hpcphotoz {words}
 status=$?
 [ $status -eq 75 ] && scontrol requeue $SLURM_JOB_ID
