@@ -118,6 +118,17 @@ def test_the_command_lists_profiles_and_prints_one(own: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == profile_files()["snellius"].read_text()
 
 
+def test_a_broken_profile_does_not_hide_the_others(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "broken.toml").write_text("nodez = 2\n")
+    assert main(["profiles"]) == 2
+    said = capsys.readouterr()
+    assert "broken.toml: nodez: unknown key" in said.err
+    lines = said.out.splitlines()
+    names = [line.split()[0] for line in lines]
+    assert names == sorted(names) == list(profile_files()) and "broken" in names
+    assert [line for line in lines if "cannot be used" in line] == [lines[names.index("broken")]]
+
+
 def test_a_dry_run_names_the_profile_below_the_first_line(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
