@@ -1,6 +1,6 @@
 """How long a rehearsal of many ranks takes on one machine: `hpcphotoz train ... --rehearse N`.
 
-python -m benchmarks.bench_rehearsal [--quick] [--ranks 1024] [--rounds 5] [--json PATH]
+python -m benchmarks.launch.rehearsal [--quick] [--ranks 1024] [--rounds 5] [--json PATH]
 
 `seconds`: the whole command, the start of Python included, for the small recipe, the Inception, and the
 Inception with attackers on ranks of their own. Every rank has two objects in a step, one of them attacked.
