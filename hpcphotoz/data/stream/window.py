@@ -21,6 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 _LABELS = ("z_spec", "ebv", "object_id", "sky_sigma")
 # Bytes read between checksums: still in the processor's cache, which costs a tenth less than after 2.6 MB.
 _VERIFY_BYTES = 1 << 19
+_PAGE = 4096
 
 
 class BufferPool:
@@ -43,7 +44,11 @@ class BufferPool:
         except IndexError:
             if self._pinned:
                 return np.asarray(torch.empty(self._size, dtype=torch.uint8, pin_memory=True).numpy())
-            return np.empty(self._size, np.uint8)  # numpy asks for huge pages: fewer faults than torch.empty
+            # numpy asks for huge pages: fewer faults than torch.empty. But its memory begins 16 bytes after a
+            # page, where the kernel's copy (`rep movsb`) has 0.53 of its speed on AMD's Zen 4.
+            memory = np.empty(self._size + _PAGE, np.uint8)
+            start = -memory.ctypes.data % _PAGE
+            return memory[start : start + self._size]
 
     def as_tensor(self, buffer: Bytes, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
         """A tensor over the start of a buffer, which is free again when the tensor and its views are gone."""
