@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import hpcphotoz
-from benchmarks.bench_stream import make_stamps, write
 from benchmarks.harness import Benchmark, arguments, middle, ratio, rounds, spread
+from benchmarks.streaming.stream_data import make_stamps, write
 from benchmarks.streaming.stream_memory import peak_mib
 
 ROOT = Path(__file__).parent.parent

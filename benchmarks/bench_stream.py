@@ -1,232 +1,155 @@
-"""Streaming shuffled batches: ours, what cosmologists write, mosaicml-streaming, and the disk cache itself.
+"""Streaming shuffled batches: ours, DataLoaders, libraries that load data, and reading by itself.
 
 python -m benchmarks.bench_stream [--quick] [--json PATH]
 
-8192 stamps of 64x64x5 float32 as batches of 256 with labels, in one run, the readers taking turns, the page
-cache warm. Run `make peers` first for mosaicml-streaming; without it its figures are null. `ours_float16` and
-`ours_int16` deliver the stored numbers, half the bytes, as training takes them; all others float32.
-`h5py_dataloader_plain` takes every value as `file[name][row]`, as most published scripts do;
-`h5py_dataloader` keeps dataset handles and labels in memory; `h5py_dataloader_batched` also reads each batch
-into one array (`__getitems__`), and `memmap_dataloader` the same from a memory map of uncompressed shards.
-`ours_first_epoch` is a new stream each time: checksums, and memory not yet touched, both of which weigh
-heavily in so short an epoch; `ours_verify_always` has the checksums alone. `ours_default_split` streams the
-training part of the default split; its rate is of the objects that come. Then more shards than stay open:
-openings a batch, and a resume in the middle (`benchmarks.streaming.stream_survey`).
+8192 stamps of 64x64x5 float32 as batches of 256 with labels, in one run, the readers taking turns: `warm`,
+all in the page cache, and `cold`, each reader's files dropped from it before each pass (Linux; checked by
+mincore). Run `make peers` first for the libraries. Peers have 0 and 2 workers (or threads); ours has 2
+reading threads, and 1 as `ours_1_thread`.
+
+Ours: `ours_default_split` streams the training part of the default split, its rate is of the objects that
+come; `ours_many_shards` reads 128 shards, of which 64 stay open; `ours_verify_always` compares every image
+with its checksum; `ours_new_stream` is a new `Stream` for each pass: it opens the shards, touches its memory
+for the first time, and compares checksums. `ours_float16` and `ours_int16` deliver the stored numbers, half
+the bytes.
+
+DataLoaders: `h5py_dataloader_plain` takes every value as `file[name][row]`, as most published scripts do;
+`h5py_dataloader` keeps dataset handles and labels in memory. The others read a batch into one array
+(`__getitems__`): by `read_direct`, by h5py's low-level interface, from a memory map with one fancy index
+(`memmap_dataloader`), and the same by `torch.index_select`, which copies with all threads.
+
+Libraries (`benchmarks/peers/loaders/`, where each says how its shuffle differs): mosaicml-streaming, litdata,
+grain, zarr with zarrs.
+
+`preadv_N` reads blocks with N threads, each into one buffer that stays in the processor's cache: what no
+loader can do that hands batches over. `preadv_into_batches_N` reads into as much memory as our batches take.
+
+Then many more shards than stay open: openings a batch, and a resume in the middle
+(`benchmarks.streaming.stream_survey`); and peak memory.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-
-from benchmarks.harness import Times, arguments, record, rounds, spread
-from benchmarks.streaming.stream_readers import (
-    PEERS_PYTHON,
-    ROOT,
-    BatchedRows,
-    MappedRows,
-    Mds,
-    PlainRows,
-    Reader,
-    batched_dataloader,
-    h5py_dataloader,
-    ours,
-    preadv,
-)
+from benchmarks.harness import Benchmark, arguments, rounds
+from benchmarks.streaming.dataloaders import BATCH_BY_BATCH, ROW_BY_ROW, MappedRows, Rows, dataloader
+from benchmarks.streaming.page_cache import cold
+from benchmarks.streaming.stream_data import BANDS, STAMP, make_stamps, write, write_datasets
+from benchmarks.streaming.stream_readers import BATCH, PEERS_PYTHON, ROOT, LoaderPeer, Reader, ours, preadv
+from benchmarks.streaming.stream_summary import LIBRARIES, WORKERS, show, summarise
 from benchmarks.streaming.stream_survey import link_shards, measure
 from benchmarks.streaming.stream_survey import show as show_survey
 from hpcphotoz.config import Data
 from hpcphotoz.config.load import configure
-from hpcphotoz.data.format.index import index_folder
-from hpcphotoz.data.format.manifest import Header
-from hpcphotoz.data.format.stamps import COLUMNS, Stamps
-from hpcphotoz.data.format.writer import DatasetWriter
 
-BANDS, STAMP = "ugriz", 64
-SKY = np.array([0.05, 0.02, 0.03, 0.04, 0.2], np.float32)  # nMgy a pixel, SDSS
-WORKERS = (0, 2)
 SURVEY_SHARDS, SURVEY_ROWS = 12208, 8192  # 1e8 objects
-PEER_READERS = (
-    "h5py_dataloader",
-    "h5py_dataloader_plain",
-    "h5py_dataloader_batched",
-    "memmap_dataloader",
-    "h5py_dataloader_gzip",
-    "mosaicml_streaming",
-)
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure and print tables."""
     options = arguments(__doc__)
-    rows, repeat = (2048, 3) if options.quick else (8192, 5)
-    with tempfile.TemporaryDirectory(prefix="hpcphotoz-stream-") as name:
+    benchmark = Benchmark("stream", options.json, options.quick)
+    rows, repeat, cold_repeat = (2048, 2, 1) if options.quick else (8192, 5, 3)
+    threads = Data().read_threads
+    benchmark.add(rows=rows, stamp=[len(BANDS), STAMP, STAMP], batch=BATCH, options=Data().model_dump())
+    with tempfile.TemporaryDirectory(prefix="hpcphotoz-stream-") as name, ExitStack() as open_peers:
         folder = Path(name)
         print(f"writing {rows} stamps of {STAMP}x{STAMP}x{len(BANDS)} in {folder}", flush=True)
-        write_datasets(folder, rows, shard_rows=rows // 4)
-        peer = start_peer(folder)
-        try:
-            times = rounds(readers(folder, peer), repeat)
-        finally:
-            if peer:
-                peer.close()
-        survey = measure(
-            link_shards(folder / "float32", folder / "survey", 256 if options.quick else 1024),
-            batches=80 if options.quick else 400,
-        )
-    figures = summary(times, rows)
-    figures["many_shards"] = survey
-    figures["peer_version"] = peer.version if peer else None
-    show(figures)
-    show_survey(survey)
-    figures.update(memory(batches=40 if options.quick else 200))
-    record("stream", figures, options.json)
+        write_datasets(folder, rows)
+        peers = start_peers(folder, benchmark, open_peers)
+        benchmark.add(peer_versions={name: peer.version for name, peer in peers.items()})
+        warm = summarise(rounds(readers(folder, peers), repeat, benchmark), rows, threads)
+        show("page cache warm", warm)
+        benchmark.add(warm=warm)
+        if sys.platform.startswith("linux"):
+            found = summarise(rounds(cold_readers(folder, peers), cold_repeat, benchmark), rows, threads)
+            show("page cache cold", found)
+            benchmark.add(cold=found)
+        survey = link_shards(folder / "float32", folder / "survey", 256 if options.quick else 1024)
+        many = benchmark.attempt("many_shards", measure, survey, batches=80 if options.quick else 400)
+        if many:
+            show_survey(many)
+            benchmark.add(many_shards=many)
+    benchmark.add(**benchmark.attempt("memory", memory, batches=40 if options.quick else 200) or {})
+    benchmark.end()
 
 
-def write_datasets(folder: Path, rows: int, shard_rows: int) -> None:
-    """The same stamps as float32, float16, int16, and float32 in gzip-4 chunks of one row."""
-    stamps = make_stamps(rows, STAMP)
-    for storage in ("float32", "float16", "int16"):
-        write(folder / storage, stamps, shard_rows, storage)
-    compress(folder / "float32", folder / "gzip")
-
-
-def make_stamps(rows: int, stamp: int) -> Stamps:
-    """Blobs of many sizes and fluxes on sky noise of SDSS's size."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:stamp, :stamp].astype(np.float32) - (stamp - 1) / 2
-    images = rng.standard_normal((rows, len(BANDS), stamp, stamp), np.float32)
-    images *= SKY[:, None, None]
-    z = rng.uniform(0.02, 0.38, rows).astype(np.float32)
-    for image, redshift, radius in zip(images, z, rng.uniform(2, 6, rows), strict=True):
-        colour = (0.5 + redshift) ** np.arange(len(BANDS), dtype=np.float32)
-        image += colour[:, None, None] * np.exp(-(x**2 + y**2) / np.float32(2 * radius**2))
-    return Stamps(
-        images=images,
-        z_spec=z,
-        ebv=rng.uniform(0.01, 0.1, rows).astype(np.float32),
-        object_id=np.arange(rows) * 7919,
-        sky_sigma=np.broadcast_to(SKY, (rows, len(BANDS))).copy(),
-        ra=rng.uniform(0, 360, rows),
-        dec=rng.uniform(-1, 1, rows),
-    )
-
-
-def write(out: Path, stamps: Stamps, shard_rows: int, storage: str = "float32") -> None:
-    """Write a dataset with this package."""
-    header = Header(tuple(BANDS), stamps.images.shape[-1], 0.396, storage)
-    with DatasetWriter(out, header, shard_rows, {"made": "for a benchmark"}) as writer:
-        writer.append(stamps)
-
-
-def compress(source: Path, out: Path) -> None:
-    """Rewrite shards like h5py users, with images in gzip-4 + shuffle chunks of one row, and index them."""
-    out.mkdir()
-    for path in sorted(source.glob("*.hdf5")):
-        with h5py.File(path, locking=False) as old, h5py.File(out / path.name, "w") as new:
-            new.attrs.update(old.attrs)
-            for name in COLUMNS:
-                data = old[name][...]
-                how = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
-                kind = {"chunks": (1, *data.shape[1:]), **how} if name == "images" else {}
-                new.create_dataset(name, data=data, **kind)
-    index_folder(out)
-
-
-def start_peer(folder: Path) -> Mds | None:
-    """mosaicml-streaming with the stamps written as MDS, or None where it is not installed."""
+def start_peers(folder: Path, benchmark: Benchmark, open_peers: ExitStack) -> dict[str, LoaderPeer]:
+    """The libraries that are installed, each with the stamps in its own format; closed with the stack."""
     if not PEERS_PYTHON.exists():
-        print("mosaicml-streaming: not installed (make peers); its figures are null")
-        return None
-    return Mds(folder / "float32", folder / "mds")
-
-
-def readers(folder: Path, peer: Mds | None) -> dict[str, Reader]:
-    """All readers by name."""
-    data = Data()
-    found: dict[str, Reader] = {"ours": ours(folder / "float32", data)}
-    first = configure("benchmark", verify="first").data
-    always = configure("benchmark", verify="always").data
-    found["ours_first_epoch"] = ours(folder / "float32", first, fresh=True)
-    found["ours_verify_always"] = ours(folder / "float32", always)
-    found["ours_default_split"] = ours(folder / "float32", data, part="train")
-    for storage in ("float16", "int16", "gzip"):
-        found[f"ours_{storage}"] = ours(folder / storage, data)
-    for workers in WORKERS:
-        found[f"h5py_dataloader_{workers}"] = h5py_dataloader(folder / "float32", workers)
-        found[f"h5py_dataloader_plain_{workers}"] = h5py_dataloader(folder / "float32", workers, PlainRows)
-        found[f"h5py_dataloader_batched_{workers}"] = batched_dataloader(
-            folder / "float32", workers, BatchedRows
-        )
-        found[f"memmap_dataloader_{workers}"] = batched_dataloader(folder / "float32", workers, MappedRows)
-        found[f"h5py_dataloader_gzip_{workers}"] = h5py_dataloader(folder / "gzip", workers)
+        print("libraries: not installed (make peers): they have no figures")
+        return {}
+    found = {}
+    for library in LIBRARIES:
+        peer = benchmark.attempt(library, LoaderPeer, library, folder / "float32", folder / library)
         if peer:
-            found[f"mosaicml_streaming_{workers}"] = peer.reader(workers)
-    for threads in sorted({1, data.read_threads}):
-        found[f"preadv_{threads}"] = preadv(folder / "float32", data.block_rows, threads)
+            open_peers.callback(peer.close)
+            found[library] = peer
     return found
 
 
-def summary(times: Times, rows: int) -> dict[str, Any]:
-    """Images a second of each reader, and the ratios of the medians."""
-    rates = {name: [rows / t for t in seconds] for name, seconds in times.items()}
-    best: dict[str, str | None] = {}
-    for peer in PEER_READERS:
-        names = [f"{peer}_{workers}" for workers in WORKERS if f"{peer}_{workers}" in rates]
-        best[peer] = max(names, key=lambda name: np.median(rates[name])) if names else None
-    threads = Data().read_threads
-    pairs = {
-        "ratio_h5py_dataloader": ("ours", best["h5py_dataloader"]),
-        "ratio_h5py_dataloader_plain": ("ours", best["h5py_dataloader_plain"]),
-        "ratio_h5py_dataloader_batched": ("ours", best["h5py_dataloader_batched"]),
-        "ratio_memmap_dataloader": ("ours", best["memmap_dataloader"]),
-        "ratio_mds": ("ours", best["mosaicml_streaming"]),
-        "ratio_gzip": ("ours_gzip", best["h5py_dataloader_gzip"]),
-        "fraction_of_preadv": ("ours", f"preadv_{threads}"),
-        "fraction_of_preadv_1_thread": ("ours", "preadv_1"),
-        "fraction_first_epoch": ("ours_first_epoch", "ours"),
-        "fraction_verify_always": ("ours_verify_always", "ours"),
-        "fraction_default_split": ("ours_default_split", "ours"),
+def readers(folder: Path, peers: dict[str, LoaderPeer]) -> dict[str, Reader]:
+    """All readers by name."""
+    data = Data()
+    first = configure("benchmark", verify="first").data
+    always = configure("benchmark", verify="always").data
+    found: dict[str, Reader] = {
+        "ours": ours(folder / "float32", data),
+        "ours_1_thread": ours(folder / "float32", one_thread()),
+        "ours_new_stream": ours(folder / "float32", first, fresh=True),
+        "ours_verify_always": ours(folder / "float32", always),
+        "ours_default_split": ours(folder / "float32", data, part="train"),
+        **{f"ours_{form}": ours(folder / form, data) for form in ("many_shards", "float16", "int16", "gzip")},
+        **raw(folder, data),
     }
-    ratios: dict[str, float | None] = dict.fromkeys(pairs)
-    per_round: dict[str, dict[str, float] | None] = dict.fromkeys(pairs)
-    for name, (over, under) in pairs.items():
-        if over and under:
-            ratios[name] = float(np.median(rates[over]) / np.median(rates[under]))
-            per_round[name] = spread([a / b for a, b in zip(rates[over], rates[under], strict=True)])
-    shown: dict[str, Any] = {name: spread(values) for name, values in rates.items()}
-    for peer, chosen in best.items():
-        workers = int(chosen.rsplit("_", 1)[1]) if chosen else None
-        shown[peer] = {**spread(rates[chosen]), "workers": workers} if chosen else None
-    return {
-        "rows": rows,
-        "stamp": [len(BANDS), STAMP, STAMP],
-        "batch": 256,
-        "options": Data().model_dump(),
-        "images_per_s": shown,
-        **ratios,
-        "ratio_per_round": per_round,
-    }
+    for workers in WORKERS:
+        for name, kind in (ROW_BY_ROW | BATCH_BY_BATCH).items():
+            found[f"{name}_{workers}"] = dataloader(folder / "float32", workers, kind)
+        found[f"memmap_dataloader_int16_{workers}"] = dataloader(folder / "int16", workers, MappedRows)
+        found[f"h5py_dataloader_gzip_{workers}"] = dataloader(folder / "gzip", workers, Rows)
+        for name, peer in peers.items():
+            found[f"{name}_{workers}"] = peer.reader(workers)
+    return found
 
 
-def show(figures: dict[str, Any]) -> None:
-    """A table on the terminal."""
-    rates = figures["images_per_s"]
-    print(f"{'reader':28s} {'images/s':>9s} {'p20':>9s} {'p80':>9s} {'ours / it':>9s}")
-    for name, rate in rates.items():
-        if rate is None:
-            print(f"{name:28s} {'null':>9s}")
-        elif name not in PEER_READERS:
-            ratio = rates["ours"]["median"] / rate["median"]
-            print(f"{name:28s} {rate['median']:9.0f} {rate['p20']:9.0f} {rate['p80']:9.0f} {ratio:9.2f}")
-    for name, each in figures["ratio_per_round"].items():
-        if each is not None:
-            print(f"{name:30s} {figures[name]:6.2f}   by round {each['p20']:.2f} to {each['p80']:.2f}")
+def cold_readers(folder: Path, peers: dict[str, LoaderPeer]) -> dict[str, Reader]:
+    """Those that are timed with nothing in the page cache; what maps files opens them for each pass."""
+    plain = folder / "float32"
+    found = {
+        "ours": cold(ours(plain, Data()), plain),
+        "ours_1_thread": cold(ours(plain, one_thread()), plain),
+        "ours_int16": cold(ours(folder / "int16", Data()), folder / "int16"),
+        "ours_many_shards": cold(ours(folder / "many_shards", Data()), folder / "many_shards"),
+        **{name: cold(reader, plain) for name, reader in raw(folder, Data()).items()},
+    }
+    for workers in WORKERS:
+        for name, kind in BATCH_BY_BATCH.items():
+            found[f"{name}_{workers}"] = cold(dataloader(plain, workers, kind, fresh=True), plain)
+        for name, peer in peers.items():
+            place = plain if name == "grain" else peer.folder
+            found[f"{name}_{workers}"] = cold(peer.reader(workers, fresh=True), place)
+    return found
+
+
+def one_thread() -> Data:
+    """The default options with one reading thread."""
+    return configure("benchmark", read_threads=1).data
+
+
+def raw(folder: Path, data: Data) -> dict[str, Reader]:
+    """`preadv` into one buffer a thread, and into the memory of our windows."""
+    counts, found = sorted({1, data.read_threads}), {}
+    blocks = (data.windows_ahead + 1) * data.window_blocks
+    for threads in counts:
+        found[f"preadv_{threads}"] = preadv(folder / "float32", data.block_rows, threads)
+        into = preadv(folder / "float32", data.block_rows, threads, blocks // threads)
+        found[f"preadv_into_batches_{threads}"] = into
+    return found
 
 
 def memory(batches: int) -> dict[str, Any]:

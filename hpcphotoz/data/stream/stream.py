@@ -186,7 +186,7 @@ class Stream(ResumableStream):
             def start_reading(window: Window | None) -> Future[Window | None]:
                 if window is not None:
                     window.open()
-                    reads = [threads.submit(window.read_runs) for _ in range(self.threads)]
+                    reads = [threads.submit(window.read_spans) for _ in range(self.threads)]
                     coming.append((window, reads))
                 return threads.submit(next_window)
 

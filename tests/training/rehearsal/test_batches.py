@@ -1,6 +1,6 @@
 """Global batches divided among ranks, and the check that every object comes once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 
 from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.data.order import attacked_mask, rank_slice
+from hpcphotoz.data.read.readers import ContiguousReader
 from hpcphotoz.data.stream.mixture import open_training_stream
 from hpcphotoz.data.stream.placement import Placement, placements
 from hpcphotoz.data.stream.window import Window
@@ -78,15 +79,19 @@ def test_reads_are_those_of_the_windows(ranks: int, dataset: Path, monkeypatch: 
     runs: list[int] = []
     files: list[int] = []
     rows: list[int] = []
-    make = Window.__init__
+    make, read = Window.__init__, ContiguousReader.read
 
     def spied(self: Window, *given: Any, **more: Any) -> None:
         make(self, *given, **more)
-        runs.append(len(self._runs))
         files.append(len(np.unique(self._shard)))
         rows.append(len(self._row))
 
+    def counted(self: ContiguousReader, first: int, views: Sequence[memoryview]) -> None:
+        runs.append(1)
+        read(self, first, views)
+
     monkeypatch.setattr(Window, "__init__", spied)
+    monkeypatch.setattr(ContiguousReader, "read", counted)
     steps = 2 * stream(dataset).batches
     found = count_reads(stream(dataset), 0, steps, ranks)
     assert found.steps == steps
