@@ -128,6 +128,9 @@ def test_a_stale_file_is_opened_again_under_the_same_descriptor(
 def test_buffers_are_reused() -> None:
     buffers = BufferPool(1000, pinned=False)
     first = buffers.acquire()
+    assert len(first) == 1000 and first.ctypes.data % 4096 == 0, (
+        "the kernel copies quickest to a page's start"
+    )
     place = id(first)
     tensor = buffers.as_tensor(first, (2, 3), np.float32)
     del first

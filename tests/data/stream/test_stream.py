@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.manifest import Header, read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
+from hpcphotoz.data.read.shard_files import ShardFile
 from hpcphotoz.data.stream.batch import empty_batch
 from hpcphotoz.data.stream.stream import Stream
 from hpcphotoz.errors import BadInput
@@ -53,6 +55,30 @@ def test_the_parts_make_the_whole(dataset: Path) -> None:
     assert [open_stream(dataset, part=p).rows for p in ("train", "validation", "test")] == [
         len(p) for p in parts
     ]
+
+
+@pytest.mark.parametrize("verify", ["always", "never"])
+def test_labels_between_which_the_split_leaves_rows_out_are_read_together(
+    verify: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamps, reads = make_stamps(75), []
+    row = {int(i): k for k, i in enumerate(stamps.object_id)}
+    options = Data(block_rows=64, window_blocks=3, validation=0.4, verify=verify)  # type: ignore[arg-type]
+    opened = open_stream(dataset, part="train", options=options)
+    opened.rows  # noqa: B018  # the scan of the labels is not counted
+    real = ShardFile.column
+
+    def column(self: ShardFile, name: str, first: int, out: np.ndarray[Any, Any]) -> None:
+        reads.append(name)
+        real(self, name, first, out)
+
+    monkeypatch.setattr(ShardFile, "column", column)
+    for batch in opened.epoch(0):
+        rows = [row[int(i)] for i in batch.object_id]
+        for name in ("images", "z_spec", "ebv", "sky_sigma"):
+            np.testing.assert_array_equal(getattr(batch, name).numpy(), getattr(stamps, name)[rows])
+    # Three shards of a block each; the check of all labels and the objects left for a last batch read again.
+    assert reads.count("ebv") <= 3 * (3 if verify == "always" else 2)
 
 
 def test_the_split_stays_when_shards_are_added_and_the_seed_changes(dataset: Path, tmp_path: Path) -> None:
