@@ -63,7 +63,7 @@ def test_labels_between_which_the_split_leaves_rows_out_are_read_together(
 ) -> None:
     stamps, reads = make_stamps(75), []
     row = {int(i): k for k, i in enumerate(stamps.object_id)}
-    options = Data(block_rows=64, window_blocks=3, validation=0.4, verify=verify)  # type: ignore[arg-type]
+    options = Data(block_rows=64, window_blocks=3, validation=0.4, verify=verify)
     opened = open_stream(dataset, part="train", options=options)
     opened.rows  # noqa: B018  # the scan of the labels is not counted
     real = ShardFile.column
