@@ -123,3 +123,7 @@ class LoaderPeer(Peer):
     def reader(self, workers: int, *, fresh: bool = False) -> Reader:
         """One pass with that many workers, or threads where the library has threads."""
         return lambda: float(self.ask(f"{'fresh' if fresh else 'kept'} {workers}", timeout_s=600))
+
+    def forget(self) -> None:
+        """Close the readers that are kept, whose memory maps would hold files in the page cache."""
+        self.ask("forget", timeout_s=60)

@@ -1,5 +1,6 @@
 """Shared by the libraries that load data: reads the HDF5 shards, times a pass, answers requests."""
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,6 +51,8 @@ def timed(batches: Iterable[Mapping[str, Any]], rows: int) -> float:
 def answer(version: str, open_pass: Callable[[int], Pass]) -> None:
     """Answer lines of standard input, `kept WORKERS` or `fresh WORKERS`, by the seconds of one pass.
 
+    The line `forget` closes what is kept, whose maps would hold files in the page cache; its answer is 0.
+
     Args:
         version: of the library.
         open_pass: opens a reader with that many workers or threads, of which each call is a pass in another
@@ -58,6 +61,11 @@ def answer(version: str, open_pass: Callable[[int], Pass]) -> None:
     kept: dict[int, Pass] = {}
     print("ready", version, flush=True)
     for line in sys.stdin:
+        if line.strip() == "forget":
+            kept.clear()
+            gc.collect()
+            print(0, flush=True)
+            continue
         how, workers = line.split()
         if how == "fresh":
             start = time.perf_counter()
