@@ -33,6 +33,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,16 @@ from benchmarks.harness import Benchmark, arguments, rounds
 from benchmarks.streaming.dataloaders import BATCH_BY_BATCH, ROW_BY_ROW, MappedRows, Rows, dataloader
 from benchmarks.streaming.page_cache import cold
 from benchmarks.streaming.stream_data import BANDS, STAMP, make_stamps, write, write_datasets
-from benchmarks.streaming.stream_readers import BATCH, PEERS_PYTHON, ROOT, LoaderPeer, Reader, ours, preadv
+from benchmarks.streaming.stream_readers import (
+    BATCH,
+    PEERS_PYTHON,
+    ROOT,
+    LoaderPeer,
+    Reader,
+    first_pass_of_process,
+    ours,
+    preadv,
+)
 from benchmarks.streaming.stream_summary import LIBRARIES, WORKERS, show, summarise
 from benchmarks.streaming.stream_survey import link_shards, measure
 from benchmarks.streaming.stream_survey import show as show_survey
@@ -76,10 +86,9 @@ def main() -> None:
         show("page cache warm", warm)
         benchmark.add(warm=warm)
         if sys.platform.startswith("linux"):
-            for name, peer in peers.items():
-                benchmark.attempt(name, peer.forget)
-            gc.collect()  # the DataLoaders of the warm passes, whose workers map the files
-            empty = chosen(cold_readers(folder, peers), wanted)
+            open_peers.close()  # they map files, as the DataLoaders do that are collected here
+            gc.collect()
+            empty = chosen(cold_readers(folder, list(peers)), wanted)
             found = summarise(rounds(empty, cold_repeat, benchmark), rows, threads)
             show("page cache cold", found)
             benchmark.add(cold=found)
@@ -132,7 +141,7 @@ def readers(folder: Path, peers: dict[str, LoaderPeer]) -> dict[str, Reader]:
     return found
 
 
-def cold_readers(folder: Path, peers: dict[str, LoaderPeer]) -> dict[str, Reader]:
+def cold_readers(folder: Path, libraries: Sequence[str]) -> dict[str, Reader]:
     """Those that are timed with nothing in the page cache; what maps files opens them for each pass."""
     plain = folder / "float32"
     found = {
@@ -146,9 +155,10 @@ def cold_readers(folder: Path, peers: dict[str, LoaderPeer]) -> dict[str, Reader
     for workers in WORKERS:
         for name, kind in BATCH_BY_BATCH.items():
             found[f"{name}_{workers}"] = cold(dataloader(plain, workers, kind, fresh=True), plain)
-        for name, peer in peers.items():
-            place = plain if name == "grain" else peer.folder
-            found[f"{name}_{workers}"] = cold(peer.reader(workers, fresh=True), place)
+        for name in libraries:
+            place = plain if name == "grain" else folder / name
+            read = first_pass_of_process(name, plain, folder / name, workers)
+            found[f"{name}_{workers}"] = cold(read, place)
     return found
 
 

@@ -110,20 +110,28 @@ class LoaderPeer(Peer):
 
     Args:
         library: a module of `benchmarks/peers/loaders`: mosaicml_streaming, litdata, grain or zarr.
-        shards: folder of the HDF5 shards, which the library first writes in its own format.
-        out: folder for them.
+        shards: folder of the HDF5 shards, which the library writes in its own format.
+        out: folder for that; if it exists, it holds them.
     """
 
     def __init__(self, library: str, shards: Path, out: Path) -> None:
         module = f"benchmarks.peers.loaders.{library}_passes"
         command: list[str | Path] = [PEERS_PYTHON, "-m", module, shards, out]
         super().__init__(library, command, environment={"PYTHONPATH": str(ROOT)})
-        self.folder = out
 
-    def reader(self, workers: int, *, fresh: bool = False) -> Reader:
+    def reader(self, workers: int) -> Reader:
         """One pass with that many workers, or threads where the library has threads."""
-        return lambda: float(self.ask(f"{'fresh' if fresh else 'kept'} {workers}", timeout_s=600))
+        return lambda: float(self.ask(f"pass {workers}", timeout_s=600))
 
-    def forget(self) -> None:
-        """Close the readers that are kept, whose memory maps would hold files in the page cache."""
-        self.ask("forget", timeout_s=60)
+
+def first_pass_of_process(library: str, shards: Path, out: Path, workers: int) -> Reader:
+    """The first pass of a new process of a library: one that maps files keeps them in the page cache."""
+
+    def read() -> float:
+        peer = LoaderPeer(library, shards, out)
+        try:
+            return peer.reader(workers)()
+        finally:
+            peer.close()
+
+    return read

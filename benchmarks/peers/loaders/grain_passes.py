@@ -67,8 +67,7 @@ def open_pass(shards: list[Path], threads: int) -> Pass:
 
 def main() -> None:
     """Answer until standard input ends."""
-    shards, out = shards_of(Path(sys.argv[1])), Path(sys.argv[2])
-    out.mkdir()  # nothing is written
+    shards = shards_of(Path(sys.argv[1]))  # nothing is written
     answer(metadata.version("grain"), lambda threads: open_pass(shards, threads))
 
 

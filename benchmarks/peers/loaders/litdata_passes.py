@@ -37,10 +37,11 @@ def open_pass(folder: Path, workers: int) -> Pass:
 
 
 def main() -> None:
-    """Write, then answer until standard input ends."""
+    """Write unless it is there, then answer until standard input ends."""
     os.environ.setdefault("DATA_OPTIMIZER_NUM_WORKERS", "1")
     shards, out = Path(sys.argv[1]), Path(sys.argv[2])
-    write(shards_of(shards), out)
+    if not out.exists():
+        write(shards_of(shards), out)
     answer(litdata.__version__, lambda workers: open_pass(out, workers))
 
 

@@ -48,12 +48,13 @@ def open_pass(folder: Path, workers: int) -> Pass:
 
 
 def main() -> None:
-    """Write, then answer until standard input ends."""
+    """Write unless it is there, then answer until standard input ends."""
     shards, out = Path(sys.argv[1]), Path(sys.argv[2])
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     # A killed run leaves its shared memory behind, and the next one then hangs or fails.
     clean_stale_shared_memory()
-    write(shards_of(shards), out)
+    if not out.exists():
+        write(shards_of(shards), out)
     try:
         answer(streaming.__version__, lambda workers: open_pass(out, workers))
     finally:

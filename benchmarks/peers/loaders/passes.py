@@ -1,6 +1,5 @@
 """Shared by the libraries that load data: reads the HDF5 shards, times a pass, answers requests."""
 
-import gc
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,29 +48,17 @@ def timed(batches: Iterable[Mapping[str, Any]], rows: int) -> float:
 
 
 def answer(version: str, open_pass: Callable[[int], Pass]) -> None:
-    """Answer lines of standard input, `kept WORKERS` or `fresh WORKERS`, by the seconds of one pass.
-
-    The line `forget` closes what is kept, whose maps would hold files in the page cache; its answer is 0.
+    """Answer lines `pass WORKERS` of standard input by the seconds of one pass, until it ends.
 
     Args:
         version: of the library.
-        open_pass: opens a reader with that many workers or threads, of which each call is a pass in another
-            order. A kept one is opened once; a fresh one for this pass, which includes the opening.
+        open_pass: opens a reader with that many workers or threads, once; each call is a pass in another
+            order.
     """
     kept: dict[int, Pass] = {}
     print("ready", version, flush=True)
     for line in sys.stdin:
-        if line.strip() == "forget":
-            kept.clear()
-            gc.collect()
-            print(0, flush=True)
-            continue
-        how, workers = line.split()
-        if how == "fresh":
-            start = time.perf_counter()
-            open_pass(int(workers))()
-            print(time.perf_counter() - start, flush=True)
-            continue
-        if int(workers) not in kept:
-            kept[int(workers)] = open_pass(int(workers))
-        print(kept[int(workers)](), flush=True)
+        workers = int(line.removeprefix("pass"))
+        if workers not in kept:
+            kept[workers] = open_pass(workers)
+        print(kept[workers](), flush=True)

@@ -78,10 +78,11 @@ def open_pass(folder: Path, threads: int) -> Pass:
 
 
 def main() -> None:
-    """Write, then answer until standard input ends."""
+    """Write unless it is there, then answer until standard input ends."""
     zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
     shards, out = Path(sys.argv[1]), Path(sys.argv[2])
-    write(shards_of(shards), out)
+    if not out.exists():
+        write(shards_of(shards), out)
     answer(f"{zarr.__version__}, zarrs {metadata.version('zarrs')}", lambda n: open_pass(out, n))
 
 
