@@ -134,6 +134,11 @@ def _until_answered(
             if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
                 raise BadInput(f"MASTER_ADDR={host}: no such host") from None
             if time.monotonic() > end:
+                if world.is_first:
+                    raise TimeoutError(
+                        f"rank 0 does not reach itself at {where} ({error.strerror or error}): waited "
+                        f"run.start_timeout_s = {timeout_s:g} s: MASTER_ADDR is to be rank 0's own host"
+                    ) from None
                 raise TimeoutError(
                     f"rank {world.rank}: rank 0 does not listen at {where} "
                     f"({error.strerror or error}): waited run.start_timeout_s = {timeout_s:g} s"
@@ -171,7 +176,13 @@ def _address_by_mpi(listening: int | None, end: float) -> tuple[str, int]:
 
 
 def _address(world: World, env: Mapping[str, str]) -> tuple[str, int]:
-    if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT"):
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    there = [name for name in names if env.get(name)]
+    if len(there) == 1:
+        (other,) = set(names) - set(there)
+        unset = ", or unset it: the ranks then find each other" if world.launcher in (*MPI, "slurm") else ""
+        raise BadInput(f"{there[0]} is set and {other} is not: set both{unset}")
+    if not there:
         raise BadInput(
             f"{world.size} ranks started by {world.launcher} but MASTER_ADDR and MASTER_PORT are not set: "
             "use torchrun or `hpcphotoz launch`, or set them to the first node's name and a free port"
