@@ -39,7 +39,9 @@ def test_a_network_takes_whole_and_binned_images(name: str) -> None:
     module, ebv = network(name), torch.rand(N) / 10
     whole = module(images(), ebv)
     torch.testing.assert_close(whole, module(bin_pixels(images(), SIDE // BINNING), ebv))
-    shuffled = images().unflatten(3, (-1, BINNING)).flip(4).flatten(3)  # pixels of a square change places
+    shuffled = (
+        images().reshape(N, 3, SIDE, -1, BINNING).flip(4).flatten(3)
+    )  # pixels of a square change places
     torch.testing.assert_close(whole, module(shuffled, ebv))
     other = build(Model(name=name, bins=20), stamp=SIDE, scale=SCALE)
     assert sum(p.numel() for p in module.parameters()) < sum(p.numel() for p in other.parameters())

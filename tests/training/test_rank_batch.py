@@ -40,4 +40,4 @@ def test_images_are_binned_after_they_are_turned(augment: bool) -> None:
         make_rank_batch(batch(), configured(augment=augment, binning=b), 3, 0).images for b in (1, 4)
     )
     assert binned.shape == (len(whole), 3, 2, 2) and binned.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(binned, whole.unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)))
+    torch.testing.assert_close(binned, whole.reshape(-1, 3, 2, 4, 2, 4).mean((3, 5)))

@@ -89,6 +89,7 @@ def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     [
         {"ema_decay": 0.9},
         {"algorithm": "sgd", "weight_decay": 1e-3},
+        {"algorithm": "muon", "binning": 2},
         {"schedule": "one_cycle", "warmup_steps": 0},
         {"schedule": "halfway", "algorithm": "adam"},
         {"objective": "free"},
