@@ -48,6 +48,7 @@ def run(entry: Entry, options: argparse.Namespace) -> bool:
     seconds, networks = [], {}
     try:
         for seed in seeds:
+            print(f"{entry.name}, seed {seed}: training", flush=True)
             taken, network = train(entry, seed, task, data, runs)
             print(f"{entry.name}, seed {seed}: {taken:.1f} s", flush=True)
             seconds.append(taken)
