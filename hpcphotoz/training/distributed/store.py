@@ -17,7 +17,7 @@ from torch import distributed as dist
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.node.address import step_address
 from hpcphotoz.sources.mpi import gather_once
-from hpcphotoz.world import MPI, World
+from hpcphotoz.world import MPI, World, started_by_srun
 
 T = TypeVar("T")
 POLL_S = 0.05
@@ -93,14 +93,15 @@ def connect(world: World, timeout_s: float, env: Mapping[str, str] | None = None
     end = time.monotonic() + timeout_s
     held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     holds = world.is_first and not held
-    if world.launcher in MPI and not (env.get("MASTER_ADDR") or env.get("MASTER_PORT")):
-        listening = _listen(0) if holds else None
-        host, port = _address_by_mpi(listening, end)
-        where = f"{host}:{port}, as told by MPI,"
-    elif world.launcher == "slurm" and not (env.get("MASTER_ADDR") or env.get("MASTER_PORT")):
+    told = env.get("MASTER_ADDR") or env.get("MASTER_PORT")
+    if not told and started_by_srun(world, env):
         host, port = step_address(env)
         where = f"{host}:{port}, the first node of this SLURM step,"
         listening = _listen(port) if holds else None
+    elif not told and world.launcher in MPI:
+        listening = _listen(0) if holds else None
+        host, port = _address_by_mpi(listening, end)
+        where = f"{host}:{port}, as told by MPI,"
     else:
         host, port = _address(world, env)
         where = f"MASTER_ADDR, MASTER_PORT = {host}:{port}"

@@ -71,7 +71,7 @@ def _uneven_roles(plan: RunPlan) -> str:
     other = "learners" if attacker > learner else "attackers"
     return (
         f"{much} computes {ratio:.0f} times as much in a step as the {other}, which wait: take {advice} "
-        "attackers, or overlap.attackers auto"
+        "attackers"
     )
 
 

@@ -203,10 +203,14 @@ def test_objects_and_global_batch_are_both_too_few(dataset: Path, tmp_path: Path
 
 
 def test_roles_that_wait_for_each_other_are_noted(dataset: Path, tmp_path: Path) -> None:
-    found = notes(rehearsed(dataset, tmp_path, 8, mode="ranks", attackers=1, global_batch=64))
-    assert any("an attacker computes" in text and "take more attackers" in text for text in found), found
-    even = notes(rehearsed(dataset, tmp_path, 8, mode="ranks", attackers="auto", global_batch=64))
-    assert not any("computes" in text for text in even), even
+    said = []
+    for attackers in range(1, 8):
+        found = notes(rehearsed(dataset, tmp_path, 8, mode="ranks", attackers=attackers, global_batch=64))
+        said.append([text for text in found if "computes" in text])
+    (few,), *between, (many,) = said
+    assert "an attacker computes" in few and few.endswith("take more attackers")
+    assert "a learner computes" in many and many.endswith("take fewer attackers")
+    assert [] in between
 
 
 def test_a_rank_without_objects_gives_no_times(dataset: Path, tmp_path: Path) -> None:
