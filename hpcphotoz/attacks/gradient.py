@@ -73,7 +73,7 @@ class ImageLoss:
         with torch.enable_grad():
             x = adv.detach().requires_grad_()
             outputs = self._outputs(x, batch)
-            fused = fused_loss(self._loss) if outputs.is_cuda else None
+            fused = fused_loss(self._loss, outputs.device)
             if fused:
                 loss, of_outputs = fused.with_gradient(outputs.detach(), batch.labels)
                 grad = _input_gradient(outputs, x, of_outputs)

@@ -47,8 +47,10 @@ class RedshiftLoss:
         return self.unchecked(outputs, z)
 
 
-def fused_loss(loss: Loss) -> PdfLoss | None:
-    """The loss as one for which there is a fused kernel, unchecked; None if there is none."""
+def fused_loss(loss: Loss, device: torch.device) -> PdfLoss | None:
+    """The loss, unchecked, if one kernel gives it with its gradient on a device; else None."""
+    if device.type != "cuda":
+        return None
     loss = loss.unchecked if isinstance(loss, RedshiftLoss) else loss
     return loss if isinstance(loss, PdfLoss) else None
 

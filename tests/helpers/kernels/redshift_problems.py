@@ -63,7 +63,8 @@ def _loss(x: Tensor, z: Tensor, kind: str, label_width: float, bins: Bins) -> Te
         else:
             own = torch.searchsorted(bins.z_min + number * bins.width, z, right=True) - 1
             t = torch.eye(bins.n, dtype=torch.float64)[own.clamp(0, bins.n - 1)]
-        return -(t * x.log_softmax(1)).sum(1)
+        entropy: Tensor = -(t * x.log_softmax(1)).sum(1)
+        return entropy
     if kind == "mean":
         return p @ centre
     if kind == "shift":
