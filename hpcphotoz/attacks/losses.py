@@ -103,6 +103,20 @@ def margin(bins: RedshiftBins) -> RedshiftLoss:
     return RedshiftLoss(loss, bins)
 
 
+def probability_margin(bins: RedshiftBins) -> RedshiftLoss:
+    """Probability margin, PMA (Xie et al. 2024, arXiv:2411.15210): max p_rival - p_z, between -1 and 1.
+
+    The margin of the softmax: logits that are large, and equal up to a constant, do not flatten its gradient.
+    """
+
+    def loss(logits: Tensor, z: Tensor) -> Tensor:
+        pdf, own = torch.softmax(logits.float(), dim=1), bins.index(z)[:, None]
+        rival: Tensor = pdf.scatter(1, own, -torch.inf).amax(dim=1)
+        return rival - pdf.gather(1, own)[:, 0]
+
+    return RedshiftLoss(loss, bins)
+
+
 def shift(bins: RedshiftBins) -> RedshiftLoss:
     """|<z> - z|: how far the mean of the PDF lies from the redshift."""
     return RedshiftLoss(PdfLoss("shift", bins))
@@ -159,6 +173,7 @@ def reached(bins: RedshiftBins, within: float = 0.01) -> Condition:
 redshift_losses: dict[str, Callable[[RedshiftBins], RedshiftLoss]] = {
     "cross_entropy": cross_entropy,
     "margin": margin,
+    "probability_margin": probability_margin,
     "shift": shift,
     "crps": crps,
 }

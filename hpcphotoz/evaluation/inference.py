@@ -41,6 +41,12 @@ def check_precision(name: str) -> None:
         raise BadInput(f"precision '{name}': want one of {', '.join(PASSES)}")
 
 
+def image_gradients(attack: Attack) -> int:
+    """Cost of an attack on one object, in image gradients; a query, a forward pass, counts as half of one."""
+    passes = attack.steps * attack.restarts
+    return (passes + 1) // 2 if attack.method == "square" else passes
+
+
 class DatasetAttack:
     """Attacks one network on the objects of a dataset, batch by batch.
 

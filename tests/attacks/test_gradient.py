@@ -161,7 +161,7 @@ def test_a_compiled_model_gives_the_same_attack() -> None:
 @pytest.mark.parametrize(
     "loss",
     [
-        *(named(BINS) for name, named in losses.redshift_losses.items() if name != "margin"),
+        *(named(BINS) for name, named in losses.redshift_losses.items() if "margin" not in name),
         losses.higher(BINS),
         losses.lower(BINS),
         losses.toward(losses.shift(BINS)),
