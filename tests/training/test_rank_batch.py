@@ -32,3 +32,12 @@ def test_a_rank_batch_is_sent_to_a_gpu_without_waiting_for_it(monkeypatch: pytes
     make_rank_batch(replace(batch(), images=images), configured(augment=True), 0, 0)
     # Attacked and clean rows, object ids, and the symmetry of each image.
     assert pinned.call_count == len(copies) == 4 and all(copies)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_are_binned_after_they_are_turned(augment: bool) -> None:
+    whole, binned = (
+        make_rank_batch(batch(), configured(augment=augment, binning=b), 3, 0).images for b in (1, 4)
+    )
+    assert binned.shape == (len(whole), 3, 2, 2) and binned.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(binned, whole.reshape(-1, 3, 2, 4, 2, 4).mean((3, 5)))
