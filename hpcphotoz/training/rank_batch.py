@@ -99,8 +99,10 @@ def flux(batch: Batch, binning: int, seed: int | None = None, epoch: int = 0) ->
         ids = _random_key(batch).numpy().astype(np.uint64)
         words = keyed_hash(ids, derive_key(seed, epoch, _AUGMENT)) >> np.uint64(61)
         code = copy_to_device(torch.from_numpy(words.astype(np.int64)), batch.images.device)
-    images = _load_on(batch.images.device.type)(batch.images, batch.image_unit, code)
-    return bin_pixels(images, binned_side(images.shape[-1], binning))
+    load, side = _load_on(batch.images.device.type), binned_side(batch.images.shape[-1], binning)
+    if batch.images.dtype == torch.float32:  # turning whole stamps was a sixth of a step
+        return load(bin_pixels(batch.images, side), batch.image_unit, code)
+    return bin_pixels(load(batch.images, batch.image_unit, code), side)
 
 
 def image_shape(model: Model, header: Header) -> tuple[int, int, int]:
