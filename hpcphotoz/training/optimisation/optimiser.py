@@ -98,13 +98,17 @@ class Muon(torch.optim.AdamW):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """The matrix (m, n) with singular values of about 1: nearly U V^T for U S V^T; zeros stay zeros.
 
-    Newton-Schulz iterations X <- a X + (b X X^T + c (X X^T)^2) X, from X of norm 1.
+    Newton-Schulz iterations X <- P X with P = a + b X X^T + c (X X^T)^2, from X of norm 1. All P commute with
+    X X^T, so that they are multiplied with one another, and with the larger matrix once.
     """
     a, b, c = _QUINTIC
     x: Tensor = matrix / (torch.linalg.vector_norm(matrix) + 1e-20)
     tall = len(x) > x.shape[1]
     x = x.T if tall else x
+    gram = x @ x.T
+    product = one = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = a * one + b * gram + c * gram @ gram
+        product, gram = factor @ product, factor @ gram @ factor
+    x = product @ x
     return x.T if tall else x

@@ -45,6 +45,15 @@ def test_singular_values_become_about_one_and_singular_vectors_stay(shape: tuple
     assert not orthogonalised(torch.zeros(shape)).any()
 
 
+def test_the_iterations_are_those_of_newton_and_schulz() -> None:
+    matrix = torch.randn(8, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = matrix / torch.linalg.vector_norm(matrix)
+    for _ in range(5):  # the quintic of Jordan et al., as they write it
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    torch.testing.assert_close(orthogonalised(matrix), x)
+
+
 def test_only_convolutions_leave_adamw() -> None:
     ours, theirs = network(), network()
     take_steps(ours, optimiser(ours, weight_decay=0.1), 0, 1)
