@@ -8,7 +8,6 @@ what a configuration describes, in sky sigmas.
 from hpcphotoz.attacks.apgd import apgd
 from hpcphotoz.attacks.ball import Ball, RandomStart
 from hpcphotoz.attacks.from_config import perturb
-from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, frozen
 from hpcphotoz.attacks.losses import (
     Condition,
     cross_entropy,
@@ -24,6 +23,7 @@ from hpcphotoz.attacks.losses import (
     toward,
 )
 from hpcphotoz.attacks.minimal_eps import minimal_eps
+from hpcphotoz.attacks.passes.gradient import AS_IS, Model, Passes, frozen
 from hpcphotoz.attacks.pgd import fgsm, pgd
 from hpcphotoz.attacks.square import square
 from hpcphotoz.attacks.torchattacks_api import APGD, FGSM, PGD

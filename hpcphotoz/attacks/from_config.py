@@ -8,8 +8,8 @@ from torch import Tensor
 from hpcphotoz.attacks import losses
 from hpcphotoz.attacks.apgd import apgd
 from hpcphotoz.attacks.ball import Ball, RandomStart
-from hpcphotoz.attacks.gradient import AS_IS, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.passes.gradient import AS_IS, Model, Passes
 from hpcphotoz.attacks.pgd import fgsm, pgd
 from hpcphotoz.attacks.square import square
 from hpcphotoz.config import Attack

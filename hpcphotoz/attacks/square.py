@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch, in_layout_of
-from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss, check_labels
+from hpcphotoz.attacks.passes.gradient import AS_IS, ImageLoss, Model, Passes
+from hpcphotoz.attacks.passes.runner import run_attack
 from hpcphotoz.attacks.pgd import ALL_ROWS, BestSoFar
-from hpcphotoz.attacks.runner import run_attack
 from hpcphotoz.config.attack import MAX_QUERIES
 from hpcphotoz.kernels.reference import uniform
 

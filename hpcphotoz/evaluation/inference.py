@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks import Passes, perturb
-from hpcphotoz.attacks.cuda_graph import AttackGraphs, graph_key
+from hpcphotoz.attacks.passes.cuda_graph import AttackGraphs, graph_key
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiled, compiler_failure
 from hpcphotoz.compute.precision import tf32

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hpcphotoz.attacks.ball import RandomStart, attack_batch, replace_rows
 from hpcphotoz.attacks.from_config import ball_and_step
-from hpcphotoz.attacks.runner import start_key
+from hpcphotoz.attacks.passes.runner import start_key
 from hpcphotoz.config import Config
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.adversaries import attack_at, start_seed

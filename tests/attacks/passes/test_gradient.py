@@ -11,11 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcphotoz import attacks
-from hpcphotoz.attacks import gradient, losses
+from hpcphotoz.attacks import losses
 from hpcphotoz.attacks.apgd import apgd_loop
 from hpcphotoz.attacks.ball import attack_batch
-from hpcphotoz.attacks.gradient import image_loss_of
 from hpcphotoz.attacks.minimal_eps import minimal_eps_loop
+from hpcphotoz.attacks.passes import gradient
+from hpcphotoz.attacks.passes.gradient import image_loss_of
 from hpcphotoz.attacks.pgd import pgd_loop
 from hpcphotoz.config import Model
 from hpcphotoz.models.build import build
