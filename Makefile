@@ -16,7 +16,7 @@ install = $(1)/bin/python -m pip install --disable-pip-version-check --progress-
   { tail -n 30 $(1)/pip.log >&2; echo "pip failed; all that it said is in $(1)/pip.log" >&2; exit 1; }
 
 .DEFAULT_GOAL := test
-.PHONY: help env demo docs test test-slow test-torch211 peers bench-gpu bench-gpu-training bench-gpu-quick format clean
+.PHONY: help env demo docs test test-slow test-torch211 peers record bench-gpu bench-gpu-training bench-gpu-quick format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -86,6 +86,10 @@ peers: .venv-peers/.ready  ## the environment of the packages that benchmarks co
 	$(call install,.venv-peers,-r $<)
 	$(call install,.venv-peers,--no-deps -r $(word 2,$^))
 	@touch $@
+
+# Time to a robust network: trains the entry that holds the record with three seeds, and judges the networks.
+record: $(VENV)/.ready  ## time to a robust network: the present record, trained and judged; nothing else may run beside it
+	$(BIN)/python -m benchmarks.record
 
 # On a machine with a GPU, with its own torch and triton: PYTHON=python3 make bench-gpu
 bench-gpu:  ## on a GPU: kernels and attacks, with the torch of PYTHON

@@ -19,7 +19,8 @@ whichever a first pass shows to be faster; on a GPU in one batch.
 `of_64` repeats the comparison on a GPU with a batch of 64.
 `ratio_X` is X's time over that of the fastest of ours (`fastest`), `ratio_X_same` over that of plain `ours`
 in the precision of X; `strength_*` is our final cross-entropy over theirs, computed in float32 on the images
-that each returned.
+that each returned. Below 0.98 no ratio is given, and the comparison counts as failed; so does a rival whose
+images leave the ball.
 
 `apgd` compares APGD at equal steps with torchattacks' port of AutoAttack's APGD-CE (in its best-loss mode),
 by loss and by the fraction of outliers, on the same networks and on a trained `--run`. `law` compares the

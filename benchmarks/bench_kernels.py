@@ -6,6 +6,9 @@ On a GPU: 4096 stamps of 5x64x64 float32. A CUDA graph of several calls is repla
 host takes 50 to 60 us for a call, longer than some kernels, and does not count. The rivals take turns. On a
 CPU the operators are their plain torch form (`start` and `load` go object by object, in cache): batches of
 32, to show what a step costs beside a network; the host's clock is read.
+Before a kernel is timed, each rival computes the same problem once: where one differs by more than rounding
+(`off`, the largest difference, of the largest number), it has no figures, and no ratio is printed; where ours
+differs from the definition in `kernels.reference`, the kernel has none at all.
 A rate counts the bytes that a kernel must read and write, each tensor once. `fraction_of_copy` is a rate over
 that of `copy_` of the same images; `ratio_*` how many times longer a rival takes.
 """
@@ -19,13 +22,16 @@ from torch import Tensor
 
 from benchmarks.harness import Benchmark, Times, arguments, middle, on_host_clock, ratio, rounds, spread
 from hpcphotoz.compute.capture import capture
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels import redshift_loss_reference, reference
 from hpcphotoz.kernels.backend import kernels_on
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STAMPS = 4096 if DEVICE.type == "cuda" else 32
 MOST_CALLS, REPLAY_S = 20, 0.01  # calls in a graph: this many at most, or as many as take this long
 Call = Callable[[], object]
+# Largest difference from the definition, in units of the largest number: float32 sums in another order, of
+# 64x64 pixels (l2, flux) or of 180 bins; the other kernels are right to the bit.
+LARGEST_OFF = {"l2": 2e-6, "flux": 4e-6, "redshift_loss_and_gradient": 2e-6}
 QUICK_COMPILED = ("pgd", "l2")  # torch.compile takes seconds for each
 
 
@@ -42,6 +48,8 @@ class Inputs:
     key: Tensor
     worse: Tensor  # (N,) losses so far
     loss: Tensor  # (N,) half of them larger
+    logits: Tensor  # (N, 180)
+    z: Tensor  # (N,) redshifts
 
     @staticmethod
     def drawn(n: int, device: torch.device) -> "Inputs":
@@ -61,6 +69,8 @@ class Inputs:
             key=torch.tensor([1, 2], device=device),
             worse=torch.zeros(n, device=device),
             loss=torch.where(torch.arange(n, device=device) % 2 == 0, 0.5, -0.5),
+            logits=3 * torch.randn(n, 180, generator=g, device=device),
+            z=0.4 * torch.rand(n, generator=g, device=device),
         )
 
 
@@ -69,7 +79,7 @@ class Problem:
     """The inputs of one kernel, and the images that it reads and writes.
 
     Attributes:
-        function: name in `kernels.reference` and among the fused kernels.
+        function: name of the definition and of the fused kernel.
         given: positional arguments.
         read: image-sized tensors that it must read.
         written: one tensor like the image-sized tensor that it writes.
@@ -81,6 +91,14 @@ class Problem:
     read: tuple[Tensor, ...]
     written: Tensor
     part: float = 1.0
+
+    @property
+    def definition(self) -> Callable[..., Any]:
+        """The plain torch form."""
+        found: Callable[..., Any] = getattr(reference, self.function, None) or getattr(
+            redshift_loss_reference, self.function
+        )
+        return found
 
     @property
     def bytes(self) -> float:
@@ -124,6 +142,10 @@ def problems(i: Inputs) -> dict[str, Problem]:
     def step(function: str, *images: Tensor) -> Problem:
         return Problem(function, (*images, *rest), images, i.x0)
 
+    def loss(kind: str, *options: float) -> Problem:
+        given = (i.logits, i.z, None, kind, 0.0, 0.4 / i.logits.shape[1], *options)
+        return Problem("redshift_loss_and_gradient", given, (i.logits,), i.logits)
+
     return {
         "pgd": step("pgd", i.adv, i.x0, i.grad),
         "pgd_channels_last": step("pgd", adv, x0, grad),
@@ -135,12 +157,16 @@ def problems(i: Inputs) -> dict[str, Problem]:
         "flux_projection": Problem("flux", (i.adv, i.x0, None, *rest), (i.adv, i.x0), i.x0),
         "start": Problem("start", (i.x0, i.object_id, i.eps, -inf, inf, i.key), (i.x0,), i.x0),
         "select": Problem("select", (best, i.worse, i.adv, i.loss), (i.adv,), best, part=0.5),
+        "loss_cross_entropy": loss("cross_entropy"),
+        "loss_cross_entropy_gaussian": loss("cross_entropy", 2.0),
+        "loss_shift": loss("shift"),
+        "loss_crps": loss("crps"),
     }
 
 
 def rivals(problem: Problem, torchattacks_too: bool, compiled: bool) -> dict[str, Call]:
     """Calls that compute the same, by name."""
-    ours, plain = (getattr(k, problem.function) for k in (kernels_on(DEVICE.type), reference))
+    ours, plain = getattr(kernels_on(DEVICE.type), problem.function), problem.definition
     calls: dict[str, Call] = {
         "ours": lambda: ours(*problem.given),
         "reference": lambda: plain(*problem.given),
@@ -148,10 +174,19 @@ def rivals(problem: Problem, torchattacks_too: bool, compiled: bool) -> dict[str
     if compiled:
         fused: Callable[..., object] = torch.compile(plain)
         calls["compiled"] = lambda: fused(*problem.given)
+    if problem.function == "redshift_loss_and_gradient":
+        calls["autograd"] = lambda: by_autograd(*problem.given)
     if torchattacks_too:
         adv, x0, grad = problem.given[:3]
         calls["torchattacks"] = lambda: torchattacks(adv, x0, grad, 0.3, 0.1)
     return calls
+
+
+def by_autograd(logits: Tensor, z: Tensor, weight: None, *options: Any) -> tuple[Tensor, Tensor]:
+    """The loss in eager torch, and its gradient as autograd finds it: a loss head without a kernel."""
+    x = logits.detach().requires_grad_()
+    loss = redshift_loss_reference.redshift_loss(x, z, *options)
+    return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
 
 
 def torchattacks(adv: Tensor, images: Tensor, grad: Tensor, eps: float, alpha: float) -> Tensor:
@@ -167,6 +202,9 @@ def measure(
     """Microseconds of every rival, our rate, and the ratios; None without ours."""
     source = torch.randn_like(problem.written)
     target = torch.empty_like(source)
+    calls, off = agreeing(name, problem, calls, benchmark)
+    if "ours" not in calls:
+        return None
     work: dict[str, Call] = {"copy": lambda: target.copy_(source), **calls}
     timers: dict[str, Callable[[], float]] = {}
     for rival, call in work.items():
@@ -182,11 +220,60 @@ def measure(
     speed = {rival: [1e-9 * amount / t for t in times[rival]] for rival, amount in moved.items()}
     return {
         "us": {rival: spread([1e6 * t for t in values]) for rival, values in times.items()},
+        "off": off,
         "bytes": problem.bytes,
         "gb_per_s": {rival: spread(values) for rival, values in speed.items()},
         "fraction_of_copy": middle(ratio(speed, "ours", "copy")),
         **{f"ratio_{k}": middle(ratio(times, k, "ours")) for k in times if k in calls and k != "ours"},
     }
+
+
+def agreeing(
+    name: str, problem: Problem, calls: dict[str, Call], benchmark: Benchmark
+) -> tuple[dict[str, Call], dict[str, float]]:
+    """The calls whose result is that of the definition, and how far each is off; the others are failures.
+
+    The step of torchattacks is compared with ours for its scalar epsilon and its bounds.
+    """
+    kept, off = dict[str, Call](), dict[str, float]()
+    largest = LARGEST_OFF.get(problem.function, 0.0)
+    for rival, call in calls.items():
+        wanted = benchmark.attempt(f"{name}, definition", wanted_by, rival, problem)
+        found = benchmark.attempt(f"{name}, {rival}", lambda call=call: results(call(), problem))  # type: ignore[misc]
+        if found is None or wanted is None:
+            continue
+        off[rival] = max(difference(a, b) for a, b in zip(found, wanted, strict=True))
+        # The compiler may contract a product and a sum to one rounding.
+        if off[rival] <= max(largest, 0.0 if rival == "ours" else 1e-6):
+            kept[rival] = call
+        else:
+            benchmark.failed(
+                f"{name}, {rival}",
+                ValueError(f"wrong: off by {off[rival]:.1e} of the largest number; no ratio is given"),
+            )
+    return kept, off
+
+
+def wanted_by(rival: str, problem: Problem) -> list[Tensor]:
+    """What a rival has to return, from the definition."""
+    given = problem.given
+    if rival == "torchattacks":
+        scalars = (torch.full((5,), value, device=given[0].device) for value in (0.3, 0.1, 0.0, 1.0))
+        return results(reference.pgd(*given[:3], *scalars), problem)
+    return results(problem.definition(*given), problem)
+
+
+def results(found: object, problem: Problem) -> list[Tensor]:
+    """Copies of the tensors that a call returned and, of `select`, of the images that it kept."""
+    returned = [found] if isinstance(found, Tensor) else list(found)  # type: ignore[call-overload]
+    kept = [problem.written] if problem.function == "select" else []
+    return [tensor.clone() for tensor in (*returned, *kept)]
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference, in units of the largest number; infinite for NaN."""
+    found = float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) if len(a) else 0.0
+    return found if found == found else float("inf")
 
 
 def timed(call: Call, device: torch.device) -> Callable[[], float]:

@@ -21,7 +21,8 @@ each; on a GPU: a rank each, larger batches.
 
 `ratio_peer_loop` is ours over peer, `ratio_peer_loop_fp32` ours_fp32 over peer_fp32, `ratio_peer_tuned` ours
 over peer_tuned: what is left of the ratio then is not settings. Rivals take turns, ratios are medians over
-the rounds; the first steps of every run, its start and its last checkpoint are not timed.
+the rounds; where the last losses of two runs differ by more than a tenth, no ratio of them is given, and the
+comparison counts as failed. The first steps of every run, its start and its last checkpoint are not timed.
 
 `overhead`: an adversarial step (PGD-3 on half of a batch of 32) over a clean one at equal precision, neither
 compiled nor graphed; `overhead_over_law` is the ratio over the law 1 + 2 K f / 3 (an attack needs input
@@ -49,6 +50,7 @@ from hpcphotoz.compute.cost import attack_cost_law
 from hpcphotoz.config.load import configure
 
 SIZE = 32
+APART = 0.1  # of the peer's last loss: with a larger difference the two runs train on different things
 LAW = attack_cost_law(STEPS, FRACTION)
 RATIOS = {
     "ratio_peer_loop": ("ours", "peer"),
@@ -134,7 +136,8 @@ def against_peer(networks: list[str], repeat: int, quick: bool, benchmark: Bench
                 chosen_precision(DEVICE, network),
             )
             runs = take_turns(network, rivals(plan, precision, quick), repeat, benchmark)
-            figures[network] = {"precision": precision, **compared(runs, plan, aliases(precision))}
+            found = compared(runs, plan, aliases(precision))
+            figures[network] = {"precision": precision, **refused(network, found, benchmark)}
             show(network, figures[network], time.perf_counter() - start)
             benchmark.add(peer=figures)
 
@@ -213,6 +216,18 @@ def compared(runs: dict[str, list[Rate]], plan: RunPlan, same: dict[str, str]) -
         "losses": {name: found["median"] for name, found in losses.items()},
         "speed": {name: dict(found[-1].speed) for name, found in runs.items() if found[-1].speed},
     }
+
+
+def refused(network: str, figures: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+    """The figures of `compared` without ratios of runs whose last losses differ, which are failures."""
+    found = dict(figures)
+    for name, (over, under) in RATIOS.items():
+        a, b = (found["losses"].get(run) for run in (over, under))
+        if a is not None and b is not None and not abs(a - b) <= APART * b:
+            why = f"{over} ends at a loss of {a:.3f} and {under} at {b:.3f}: no ratio is given"
+            benchmark.failed(f"{network}, {name}", ValueError(why))
+            found |= {name: None, "ratio_per_round": {**found["ratio_per_round"], name: None}}
+    return found
 
 
 def show(network: str, figures: dict[str, Any], seconds: float) -> None:

@@ -104,6 +104,21 @@ def detect(env: _Env | None = None) -> World:
     return World()
 
 
+def started_by_srun(world: World, env: _Env | None = None) -> bool:
+    """Whether the ranks are the tasks of one step of `srun`, with or without an MPI that connects them.
+
+    Not Open MPI's `mpirun`, which starts its daemons by `srun`: a rank inherits the daemon's number there.
+
+    Args:
+        world: as `detect` gave it.
+        env: environment to read; the process's own by default.
+    """
+    env = os.environ if env is None else env
+    if world.launcher in ("pmix", "mpich"):
+        return _is_slurm_task(env, str(world.rank), str(world.size))
+    return world.launcher == "slurm"
+
+
 def tasks_of_allocation(env: _Env | None = None) -> int:
     """The number of tasks of the SLURM allocation around this process; 1: none, or it is not known."""
     env = os.environ if env is None else env

@@ -8,7 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels import redshift_loss_reference, reference
 
 StepKernel = Callable[..., Tensor]  # arguments and result as `reference.pgd`
 _log = logging.getLogger(__name__)
@@ -16,7 +16,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of `kernels.reference`, or the operators that replace them, by name."""
+    """The functions of `kernels.reference`, or the operators that replace them, by name.
+
+    `redshift_loss` and the function after it are those of `kernels.redshift_loss_reference`. Their operators
+    replace them on a GPU only: gradients on a CPU are those of autograd, bit for bit.
+    """
 
     pgd: StepKernel
     l2: StepKernel
@@ -24,6 +28,10 @@ class Kernels:
     momentum: Callable[..., Tensor]
     start: Callable[..., Tensor]
     select: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    redshift_loss: Callable[..., Tensor] = redshift_loss_reference.redshift_loss
+    redshift_loss_and_gradient: Callable[..., tuple[Tensor, Tensor]] = (
+        redshift_loss_reference.redshift_loss_and_gradient
+    )
 
     def step(self, ball: str) -> StepKernel:
         """The step of a ball: "linf", "l2" or "flux"."""
@@ -47,4 +55,9 @@ def kernels_on(device: str) -> Kernels:
         return Kernels(r.pgd, r.l2, r.flux, r.momentum, r.start, r.select)
     from hpcphotoz.kernels import flux, l2, pgd, select, start
 
-    return Kernels(pgd.pgd, l2.l2, flux.flux, pgd.momentum, start.start, select.select)
+    steps = pgd.pgd, l2.l2, flux.flux, pgd.momentum, start.start, select.select
+    if device != "cuda":
+        return Kernels(*steps)
+    from hpcphotoz.kernels.redshift_loss import redshift_loss, redshift_loss_and_gradient
+
+    return Kernels(*steps, redshift_loss, redshift_loss_and_gradient)

@@ -83,11 +83,11 @@ def check_per_band(name: str, values: Tensor, x0: Tensor) -> None:
     _check_plain(name, values, x0, torch.float32)
 
 
-def check_vector(name: str, values: Tensor, x0: Tensor, dtype: torch.dtype) -> None:
-    """Check values per object: (N,), contiguous, of `dtype`."""
+def check_vector(name: str, values: Tensor, x0: Tensor, dtype: torch.dtype, strided: bool = False) -> None:
+    """Check values per object: (N,), of `dtype`, contiguous unless they may be `strided`."""
     if values.shape != x0.shape[:1]:
         raise ValueError(f"{name} {tuple(values.shape)}: want (N,) = ({x0.shape[0]},)")
-    _check_plain(name, values, x0, dtype)
+    _check_plain(name, values, x0, dtype, strided)
 
 
 def check_dense(name: str, x0: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -138,10 +138,10 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
 
 
-def _check_plain(name: str, values: Tensor, x0: Tensor, dtype: torch.dtype) -> None:
+def _check_plain(name: str, values: Tensor, x0: Tensor, dtype: torch.dtype, strided: bool = False) -> None:
     if values.dtype != dtype:
         raise ValueError(f"{name} {values.dtype}: want {dtype}")
-    if not values.is_contiguous():
+    if not strided and not values.is_contiguous():
         raise ValueError(f"{name} has strides {values.stride()}: call .contiguous() first")
     _check_device(name, values, x0)
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from hpcphotoz.compute.compiler import keep_compiled_code
 from hpcphotoz.data.format import index
 from tests.helpers.datasets import make_dataset
+from tests.helpers.kernels.memory_checks import poisoned
 
 
 def pytest_configure() -> None:
@@ -51,7 +51,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def poison() -> Iterator[None]:
-    """Fills torch.empty with NaN or the largest integer, so that elements a kernel does not write show."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    """Elements that a kernel does not write are NaN, the largest integer or True."""
+    with poisoned():
+        yield

@@ -3,7 +3,7 @@
 import pytest
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.world import World, detect, tasks_of_allocation
+from hpcphotoz.world import World, detect, started_by_srun, tasks_of_allocation
 
 PMI = {"PMI_RANK": "6", "PMI_SIZE": "8"}
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -154,6 +154,24 @@ def test_mpirun_in_an_allocation() -> None:
     assert detect({**shell, **MPICH}) == World(1, 2, 1, 2, "mpich")
     # Those of hydra are in the step by which it starts one proxy on each node.
     assert detect({**shell, **MPICH, "SLURM_STEP_ID": "0"}) == World(1, 2, 1, 2, "mpich")
+
+
+@pytest.mark.parametrize(
+    ("env", "by_srun"),
+    [
+        (SLURM, True),
+        ({**SLURM, **PMI}, True),  # srun --mpi=pmi2
+        ({**SLURM, "PMIX_RANK": "6", "PMIX_SIZE": "8"}, True),
+        ({**SLURM, **MPICH}, False),  # a proxy of hydra
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", **MPICH}, False),
+        ({**SLURM, **OPENMPI, "OMPI_COMM_WORLD_RANK": "6"}, False),  # a daemon of mpirun on each node
+        ({**SLURM, **TORCHRUN}, False),
+        (LOCAL, False),
+        ({}, False),
+    ],
+)
+def test_ranks_that_srun_has_started(env: dict[str, str], by_srun: bool) -> None:
+    assert started_by_srun(detect(env), env) == by_srun
 
 
 def test_tasks_of_an_allocation() -> None:

@@ -21,6 +21,7 @@ from hpcphotoz.training.run.network import load_network
 EPS, STEPS = 0.1, 10  # sky sigma
 OBJECTS = {"compact": 256, "cnn": 64, "inception": 32}  # on a CPU; 8 times as many on a GPU
 TRAINING = {"compact": 60, "cnn": 120, "inception": 60}  # steps
+FARTHEST = 1.01  # epsilon: what pixels of the peers, on [0, 1], may be off by rounding
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -59,6 +60,13 @@ class Task:
             start=start,
             **options,
         )
+
+    def attacked(self, images: Tensor) -> Tensor:
+        """The images themselves; raises ValueError where they are not in the ball, up to rounding."""
+        away = (images.to(DEVICE) - self.images).abs() / self.eps[:, None, None]
+        if not (worst := float(away.max())) <= FARTHEST:
+            raise ValueError(f"attacked images are {worst:.4g} epsilon away: outside the ball")
+        return images
 
     @torch.no_grad()
     def judge(self, images: Tensor) -> dict[str, float]:

@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
+from pathlib import Path
 from threading import Timer
 from typing import Any
 
-from hpcphotoz.config import Model
+from hpcphotoz.config import Config, Model
 
 # Keeps freed memory in a process on a CPU, as `hpcphotoz.memory` does for our commands.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
@@ -20,6 +21,54 @@ def describe_network(model: Model, stamp: int, scale: list[float]) -> dict[str, 
     """What a peer needs to build a network without the configuration's library."""
     options = model.model_dump(include={"bins", "normalisation", "width"})
     return {"network": model.name, "stamp": stamp, "scale": scale, **options}
+
+
+def peer_task(
+    config: Config,
+    data: Path,
+    stamp: int,
+    sky_sigma: Sequence[float],
+    steps: int,
+    log_steps: int,
+    workers: int,
+    save: Path | None = None,
+) -> dict[str, Any]:
+    """TASK.json of `benchmarks/peers/train.py` for the options of a configuration that the loop has.
+
+    Args:
+        config: of network, optimiser, attack and run.
+        data: dataset folder.
+        stamp: pixels a side of its images.
+        sky_sigma: (B,) nMgy, its typical sky noise.
+        steps: optimiser steps.
+        log_steps: steps a line of progress.
+        workers: processes that read, per rank.
+        save: file for the state dict of the network.
+
+    Raises:
+        ValueError: an option that the loop does not have.
+    """
+    optimiser, attack = config.optimiser, config.attack
+    if optimiser.algorithm != "adamw" or optimiser.schedule not in ("constant", "one_cycle"):
+        raise ValueError("the peer loop has adamw and the schedules constant and one_cycle alone")
+    if attack.method != "pgd" or attack.ball != "linf" or config.adversarial.objective != "replace":
+        raise ValueError("the peer loop has PGD in the linf ball and the objective replace alone")
+    return {
+        **describe_network(config.model, stamp, [config.model.softening * sigma for sigma in sky_sigma]),
+        **config.model.model_dump(include={"z_min", "z_max"}),
+        **optimiser.model_dump(include={"learning_rate", "weight_decay", "schedule", "label_width"}),
+        "data": str(data),
+        "eps": [attack.eps * sigma for sigma in sky_sigma],
+        "attack_steps": attack.steps,
+        "fraction": config.adversarial.fraction,
+        "augment": config.data.augment,
+        "batch": config.run.global_batch,
+        "seed": config.run.seed,
+        "steps": steps,
+        "log_steps": log_steps,
+        "workers": workers,
+        "save": None if save is None else str(save),
+    }
 
 
 class Peer:

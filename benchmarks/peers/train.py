@@ -4,17 +4,19 @@
     [--precision fp32|tf32|bf16]
 
 The plain network in float32, a DataLoader over h5py, DistributedDataParallel, torchattacks.PGD on the first
-part of every batch, one forward and backward pass of the mixed batch; no augmentation. What is left to taste
-is chosen in its favour: labels are kept in memory, so that an object is one h5py read; the attack runs on the
-network inside DistributedDataParallel, whose wrapper would add collectives to every step of it; pixels are
-mapped to [0, 1] for the attacked part alone. `--tuned`: channels_last weights and images; whoever starts it
-sets MALLOC_TRIM_THRESHOLD_ for memory to be kept. `--precision`: bf16 by autocast around attack
-and forward pass; tf32 and fp32 are the same on a CPU.
+part of every batch, one forward and backward pass of the mixed batch. What is left to taste is chosen in its
+favour: labels are kept in memory, so that an object is one h5py read; the attack runs on the network inside
+DistributedDataParallel, whose wrapper would add collectives to every step of it; pixels are mapped to [0, 1]
+for the attacked part alone. `--tuned`: channels_last weights and images; whoever starts it sets
+MALLOC_TRIM_THRESHOLD_ for memory to be kept. `--precision`: bf16 by autocast around attack and forward pass;
+tf32 and fp32 are the same on a CPU.
 
 TASK.json holds what `attack.build` wants of a network (network, bins, stamp, scale, normalisation, width);
 z_min and z_max of the bins; data, a folder of shards with images (N, B, H, W) float32 nMgy, z_spec and ebv;
 eps (nMgy per band), attack_steps and fraction of PGD; batch, the objects a step over all ranks;
-learning_rate, weight_decay, seed; steps, log_steps, and workers, the processes that read for each rank.
+learning_rate, weight_decay, seed; schedule, "constant" or "one_cycle" of torch; label_width, the standard
+deviation of a Gaussian label in bins, or 0; augment, whether images are flipped and turned; steps, log_steps;
+workers, the processes that read for each rank; save, the file for the state dict of the network, or null.
 
 Rank 0 prints a line of JSON every `log_steps` steps: step; images_per_s, over all ranks; data_wait, the
 fraction of the time spent waiting for a batch; loss, the mean over these steps.
@@ -52,10 +54,11 @@ class Rows(Dataset[Sample]):
 
     Args:
         shards: paths.
+        augment: flip images and turn them by right angles, at random.
     """
 
-    def __init__(self, shards: list[Path]) -> None:
-        self._shards, self._files = shards, dict[Path, h5py.File]()
+    def __init__(self, shards: list[Path], augment: bool) -> None:
+        self._augment, self._files = augment, dict[Path, h5py.File]()
         self._places: list[tuple[Path, int]] = []
         ebv, z, low, high = [], [], [], []
         for path in shards:
@@ -79,7 +82,11 @@ class Rows(Dataset[Sample]):
         path, row = self._places[index]
         if path not in self._files:
             self._files[path] = h5py.File(path, "r")
-        return torch.from_numpy(self._files[path]["images"][row]), self._ebv[index], self._z[index]
+        image = torch.from_numpy(self._files[path]["images"][row])
+        if self._augment:
+            turns, flip = torch.randint(4, ()), torch.randint(2, ())
+            image = torch.rot90(image.flip(2) if flip else image, int(turns), (1, 2))
+        return image, self._ebv[index], self._z[index]
 
 
 class Loop:
@@ -109,7 +116,13 @@ class Loop:
         self._optimiser = torch.optim.AdamW(
             network.parameters(), lr=task["learning_rate"], weight_decay=task["weight_decay"]
         )
+        self._schedule = None
+        if task["schedule"] == "one_cycle":
+            self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+                self._optimiser, max_lr=task["learning_rate"], total_steps=task["steps"]
+            )
         self._device, self._tuned, self._fraction = device, tuned, task["fraction"]
+        self._label_width = task["label_width"]
         self._autocast = precision == "bf16"
         allow_tf32(precision != "fp32")
 
@@ -123,11 +136,23 @@ class Loop:
             self._pixels.ebv = ebv[:attacked]
             found = self._attack(self._pixels.pixels(images[:attacked]), label[:attacked])
             logits = self._ddp(torch.cat([self._pixels.images(found), images[attacked:]]), ebv)
-        loss = functional.cross_entropy(logits.float(), label)
+        loss = functional.cross_entropy(logits.float(), self._target(label, z))
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
+        if self._schedule:
+            self._schedule.step()
         return loss.detach()
+
+    def _target(self, label: Tensor, z: Tensor) -> Tensor:
+        if not self._label_width:
+            return label
+        distance = (self._bins.centres(z.device) - z[:, None]) / (self._label_width * self._bins.width)
+        return torch.softmax(-0.5 * distance**2, dim=1)
+
+    def save(self, path: str) -> None:
+        """Write the state dict of the network alone."""
+        torch.save(self._ddp.module.state_dict(), path)
 
 
 def batches(rows: Rows, task: dict[str, Any], pinned: bool) -> Iterator[Sample]:
@@ -150,8 +175,8 @@ def batches(rows: Rows, task: dict[str, Any], pinned: bool) -> Iterator[Sample]:
 
 
 def train(task: dict[str, Any], tuned: bool, precision: str, device: torch.device) -> None:
-    """Take the steps, and print their speed."""
-    rows, ranks = Rows(sorted(Path(task["data"]).glob("*.hdf5"))), dist.get_world_size()
+    """Take the steps, print their speed, and save the network if asked to."""
+    rows, ranks = Rows(sorted(Path(task["data"]).glob("*.hdf5")), task["augment"]), dist.get_world_size()
     loop = Loop(task, tuned, precision, rows.extremes, device)
     source = batches(rows, task, device.type == "cuda")
     waited, seen, start = 0.0, 0, time.perf_counter()
@@ -173,6 +198,8 @@ def train(task: dict[str, Any], tuned: bool, precision: str, device: torch.devic
                 print(json.dumps(line), flush=True)
             waited, seen, start = 0.0, 0, time.perf_counter()
             total.zero_()
+    if task["save"] and dist.get_rank() == 0:
+        loop.save(task["save"])
 
 
 def main() -> None:

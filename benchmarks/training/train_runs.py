@@ -16,9 +16,10 @@ from typing import IO, Any
 
 import torch
 
-from benchmarks.peers.driver import KEEP_MEMORY, describe_network
+from benchmarks.peers.driver import KEEP_MEMORY, peer_task
 from benchmarks.streaming.stream_readers import PEERS_PYTHON, ROOT
 from benchmarks.training.galaxies import SKY, STAMP, galaxies
+from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure, to_toml
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
@@ -49,6 +50,17 @@ class RunPlan:
         """Number of steps of a run."""
         return self.log_steps * self.lines
 
+    def config(self, **options: object) -> Config:
+        """Configuration of a run: the shared settings and, by bare name, further options."""
+        shared: dict[str, object] = {
+            **{"name": self.network, "validation": 0, "augment": False},
+            **{"epochs": EPOCHS, "global_batch": self.batch, "log_steps": self.log_steps},
+            "checkpoint_steps": 10**6,
+            **{"learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0},
+            **{"fraction": FRACTION, "method": "pgd", "eps": EPS, "steps": STEPS},
+        }
+        return configure("benchmark", **{**shared, **options})
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -78,14 +90,7 @@ def ours(plan: RunPlan, options: Mapping[str, object] | None = None) -> Rate:
         plan: settings that all rivals share.
         options: by bare name; without, precision, compiler and graphs are their defaults.
     """
-    shared: dict[str, object] = {
-        **{"name": plan.network, "validation": 0, "augment": False},
-        **{"epochs": EPOCHS, "global_batch": plan.batch, "log_steps": plan.log_steps},
-        "checkpoint_steps": 10**6,
-        **{"learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0},
-        **{"fraction": FRACTION, "method": "pgd", "eps": EPS, "steps": STEPS},
-    }
-    config = configure("benchmark", **{**shared, **(options or {})})
+    config = plan.config(**(options or {}))
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-run-") as folder:
         file, out = Path(folder, "config.toml"), Path(folder, "run")
         file.write_text(to_toml(config))
@@ -110,22 +115,7 @@ def peer(plan: RunPlan, tuned: bool = False, precision: str = "fp32") -> Rate:
         tuned: channels_last and kept memory, set by hand.
         precision: fp32, tf32, or bf16 by autocast.
     """
-    config = configure("benchmark", name=plan.network)
-    task = {
-        **describe_network(config.model, STAMP, [config.model.softening * sigma for sigma in SKY]),
-        **config.model.model_dump(include={"z_min", "z_max"}),
-        "data": str(plan.data),
-        "eps": [EPS * sigma for sigma in SKY],
-        "attack_steps": STEPS,
-        "fraction": FRACTION,
-        "batch": plan.batch,
-        "learning_rate": LEARNING_RATE,
-        "weight_decay": config.optimiser.weight_decay,
-        "seed": config.run.seed,
-        "steps": plan.steps,
-        "log_steps": plan.log_steps,
-        "workers": plan.workers,
-    }
+    task = peer_task(plan.config(), plan.data, STAMP, SKY, plan.steps, plan.log_steps, plan.workers)
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-peer-") as folder:
         file = Path(folder, "task.json")
         file.write_text(json.dumps(task))
@@ -195,6 +185,7 @@ def launch(
     Args:
         name: for messages.
         python: interpreter, whose torchrun starts the ranks.
+        ranks: how many; 0: the program alone, without torchrun and with its own number of threads.
         words: what torchrun shall run.
         environment: variables set for it, beside this process's; how memory is freed is not inherited.
         timeout_s: seconds it may take.
@@ -207,7 +198,7 @@ def launch(
         RuntimeError: it failed, or took too long; with the last of its standard error.
     """
     shared = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    shared |= {"OMP_NUM_THREADS": "1"}
+    shared |= {"OMP_NUM_THREADS": "1"} if ranks else {}
     with (
         tempfile.TemporaryDirectory(prefix="hpcphotoz-torchrun-") as logs,
         tempfile.TemporaryFile("w+") as out,
@@ -222,7 +213,7 @@ def launch(
             logs,
         ]
         process = subprocess.Popen(
-            [python, *torchrun, *words],
+            [python, *(torchrun if ranks else []), *words],
             stdout=out,
             stderr=errors,
             env={**shared, **(environment or {})},

@@ -115,9 +115,9 @@ def attack(
             returns logits, (N, bins.n).
         batch: the objects, on the network's device.
         bins: redshift bins of the logits of a module; a `TrainedNetwork` has its own.
-        method: "fgsm", "pgd" or "apgd".
+        method: "fgsm", "pgd", "apgd" or "square".
         eps: radius of the ball in sky sigmas of each object and band.
-        steps: steps of "pgd" and "apgd".
+        steps: steps of "pgd" and "apgd", queries of "square".
         seed: key of the random starts.
         options: further options of the configuration's section `attack`: ball, step_size, random_start,
             restarts, loss, target, target_value, stop.

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch
-from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss, check_labels
+from hpcphotoz.attacks.passes.gradient import AS_IS, ImageLoss, Model, Passes
+from hpcphotoz.attacks.passes.runner import run_attack
 from hpcphotoz.attacks.pgd import ALL_ROWS, BestSoFar, check_restarts
-from hpcphotoz.attacks.runner import run_attack
 
 EPS_OVER_FIRST_STEP = 0.5  # the first step crosses the whole ball: 2 eps
 _NEW_STEP_WEIGHT = 0.75  # share of the new step; the rest is momentum

@@ -8,9 +8,10 @@ from torch import Tensor
 from hpcphotoz.attacks import losses
 from hpcphotoz.attacks.apgd import apgd
 from hpcphotoz.attacks.ball import Ball, RandomStart
-from hpcphotoz.attacks.gradient import AS_IS, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss
+from hpcphotoz.attacks.passes.gradient import AS_IS, Model, Passes
 from hpcphotoz.attacks.pgd import fgsm, pgd
+from hpcphotoz.attacks.square import square
 from hpcphotoz.config import Attack
 from hpcphotoz.models.bins import RedshiftBins
 
@@ -45,7 +46,11 @@ def perturb(
     ball, step_size = ball_and_step(attack, images, sky_sigma)
     if attack.method == "fgsm":
         return fgsm(model, images, ebv, labels, ball, loss=loss, passes=passes)
-    start = RandomStart(object_id, seed, epoch) if attack.random_start else None
+    key = RandomStart(object_id, seed, epoch)
+    if attack.method == "square":
+        squares: dict[str, Any] = {"queries": attack.steps, "start": key, "stop": stop}
+        return square(model, images, ebv, labels, ball, loss=loss, passes=passes, **squares)
+    start = key if attack.random_start else None
     options: dict[str, Any] = {"loss": loss, "steps": attack.steps, "restarts": attack.restarts}
     options |= {"start": start, "stop": stop, "passes": passes}
     if attack.method == "apgd":

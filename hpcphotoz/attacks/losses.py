@@ -5,7 +5,7 @@ those of redshift PDFs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -19,6 +19,24 @@ Condition = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) -> (N,) bool
 
 
 @dataclass(frozen=True)
+class PdfLoss:
+    """A loss of the PDF with a fused kernel: `kernels.redshift_loss_reference` defines its kinds."""
+
+    kind: str
+    bins: RedshiftBins
+    negative: bool = False
+
+    def __call__(self, logits: Tensor, z: Tensor) -> Tensor:
+        loss = self.bins.loss(self.kind, logits, z)
+        return -loss if self.negative else loss
+
+    def with_gradient(self, logits: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss (N,), and its gradient with respect to the logits (N, n), from one kernel on a GPU."""
+        loss, grad = self.bins.loss_and_gradient(self.kind, logits, z)
+        return (-loss, -grad) if self.negative else (loss, grad)
+
+
+@dataclass(frozen=True)
 class RedshiftLoss:
     """A loss whose labels are redshifts; `check_labels` refuses those for which it means nothing."""
 
@@ -27,6 +45,14 @@ class RedshiftLoss:
 
     def __call__(self, outputs: Tensor, z: Tensor) -> Tensor:
         return self.unchecked(outputs, z)
+
+
+def fused_loss(loss: Loss, device: torch.device) -> PdfLoss | None:
+    """The loss, unchecked, if one kernel gives it with its gradient on a device; else None."""
+    if device.type != "cuda":
+        return None
+    loss = loss.unchecked if isinstance(loss, RedshiftLoss) else loss
+    return loss if isinstance(loss, PdfLoss) else None
 
 
 def check_labels(loss: Loss, z: Tensor) -> None:
@@ -55,13 +81,7 @@ def cross_entropy(bins: RedshiftBins | None = None) -> Loss:
     """Cross-entropy of the PDF against the bin that holds the redshift; no bins: labels are class numbers."""
     if bins is None:
         return lambda logits, label: functional.cross_entropy(logits.float(), label, reduction="none")
-
-    def loss(logits: Tensor, z: Tensor) -> Tensor:
-        if logits.shape[1] != bins.n:
-            raise ValueError(f"{logits.shape[1]} logits for {bins.n} bins: take the bins of the network")
-        return functional.cross_entropy(logits.float(), bins.index(z), reduction="none")
-
-    return RedshiftLoss(loss, bins)
+    return RedshiftLoss(PdfLoss("cross_entropy", bins), bins)
 
 
 def margin(bins: RedshiftBins) -> RedshiftLoss:
@@ -83,19 +103,33 @@ def margin(bins: RedshiftBins) -> RedshiftLoss:
     return RedshiftLoss(loss, bins)
 
 
+def probability_margin(bins: RedshiftBins) -> RedshiftLoss:
+    """Probability margin, PMA (Xie et al. 2024, arXiv:2411.15210): max p_rival - p_z, between -1 and 1.
+
+    The margin of the softmax: logits that are large, and equal up to a constant, do not flatten its gradient.
+    """
+
+    def loss(logits: Tensor, z: Tensor) -> Tensor:
+        pdf, own = torch.softmax(logits.float(), dim=1), bins.index(z)[:, None]
+        rival: Tensor = pdf.scatter(1, own, -torch.inf).amax(dim=1)
+        return rival - pdf.gather(1, own)[:, 0]
+
+    return RedshiftLoss(loss, bins)
+
+
 def shift(bins: RedshiftBins) -> RedshiftLoss:
     """|<z> - z|: how far the mean of the PDF lies from the redshift."""
-    return RedshiftLoss(lambda logits, z: (bins.mean(logits) - z).abs())
+    return RedshiftLoss(PdfLoss("shift", bins))
 
 
 def higher(bins: RedshiftBins) -> Loss:
     """<z>: raising it moves a galaxy to higher redshift, whatever its own."""
-    return lambda logits, z: bins.mean(logits)
+    return PdfLoss("mean", bins)
 
 
 def lower(bins: RedshiftBins) -> Loss:
     """-<z>: raising it moves a galaxy to lower redshift, whatever its own."""
-    return lambda logits, z: -bins.mean(logits)
+    return PdfLoss("mean", bins, negative=True)
 
 
 def crps(bins: RedshiftBins) -> RedshiftLoss:
@@ -103,25 +137,15 @@ def crps(bins: RedshiftBins) -> RedshiftLoss:
 
     integral (CDF(z') - H(z' - z))^2 dz', with the probability of a bin spread evenly over it.
     """
-
-    def loss(logits: Tensor, z: Tensor) -> Tensor:
-        pdf, own = torch.softmax(logits.float(), dim=1), bins.index(z)[:, None]
-        right = pdf.cumsum(dim=1)
-        left, bin_ = right - pdf, torch.arange(bins.n, device=z.device)
-        t = ((z[:, None] - bins.z_min) / bins.width - own).clamp(0, 1)  # where in its bin the redshift lies
-        at = left.gather(1, own) + t * pdf.gather(1, own)
-        whole = torch.where(bin_ < own, _square(left, right), _square(1 - left, 1 - right))
-        split = t * _square(left.gather(1, own), at) + (1 - t) * _square(1 - at, 1 - right.gather(1, own))
-        total: Tensor = whole.scatter(1, own, 0.0).sum(dim=1) + split[:, 0]
-        return bins.width * total
-
-    return RedshiftLoss(loss, bins)
+    return RedshiftLoss(PdfLoss("crps", bins), bins)
 
 
 def toward(loss: Loss) -> Loss:
     """The negative of a loss, for targeted attacks: labels are the wanted redshifts (see `moved_by`)."""
     if isinstance(loss, RedshiftLoss):
         return RedshiftLoss(toward(loss.unchecked), loss.bins)
+    if isinstance(loss, PdfLoss):
+        return replace(loss, negative=not loss.negative)
     return lambda outputs, wanted: -loss(outputs, wanted)
 
 
@@ -149,11 +173,7 @@ def reached(bins: RedshiftBins, within: float = 0.01) -> Condition:
 redshift_losses: dict[str, Callable[[RedshiftBins], RedshiftLoss]] = {
     "cross_entropy": cross_entropy,
     "margin": margin,
+    "probability_margin": probability_margin,
     "shift": shift,
     "crps": crps,
 }
-
-
-def _square(a: Tensor, b: Tensor) -> Tensor:
-    # Mean of the square of a linear function from a to b.
-    return (a * a + a * b + b * b) / 3

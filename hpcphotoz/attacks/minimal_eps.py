@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch, in_layout_of
-from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss, check_labels
+from hpcphotoz.attacks.passes.gradient import AS_IS, ImageLoss, Model, Passes
+from hpcphotoz.attacks.passes.runner import run_attack
 from hpcphotoz.attacks.pgd import BestSoFar, pgd_keeping_best
-from hpcphotoz.attacks.runner import run_attack
 
 _RANGE = 1024.0  # largest over smallest epsilon of the search
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch, in_layout_of, replace_rows
-from hpcphotoz.attacks.gradient import AS_IS, ImageLoss, Model, Passes
 from hpcphotoz.attacks.losses import Condition, Loss, check_labels
-from hpcphotoz.attacks.runner import run_attack
+from hpcphotoz.attacks.passes.gradient import AS_IS, ImageLoss, Model, Passes
+from hpcphotoz.attacks.passes.runner import run_attack
 
 ALL_ROWS = slice(None)
 

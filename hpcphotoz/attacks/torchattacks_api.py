@@ -18,11 +18,11 @@ from torch import Tensor
 
 from hpcphotoz.attacks.apgd import EPS_OVER_FIRST_STEP, apgd_loop
 from hpcphotoz.attacks.ball import AttackBatch, Ball, RandomStart, attack_batch, check_step
-from hpcphotoz.attacks.cuda_graph import AttackGraphs
-from hpcphotoz.attacks.gradient import AS_IS, Model, Passes, image_loss_of
 from hpcphotoz.attacks.losses import Condition, Loss, check_labels, cross_entropy
+from hpcphotoz.attacks.passes.cuda_graph import AttackGraphs
+from hpcphotoz.attacks.passes.gradient import AS_IS, Model, Passes, image_loss_of
+from hpcphotoz.attacks.passes.runner import run_attack
 from hpcphotoz.attacks.pgd import check_restarts, pgd_loop
-from hpcphotoz.attacks.runner import run_attack
 
 
 class CallableAttack:

@@ -20,7 +20,7 @@ from hpcphotoz.cli.network_options import (
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_radius
+from hpcphotoz.evaluation.attack_grid import METHODS, QUERIES, build_attack_grid, headline_radius
 from hpcphotoz.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ def evaluate(options: argparse.Namespace) -> int:
     require_data(options, options.runs)
     # A check of the options before the trial of precisions.
     headline_eps = options.headline_eps or headline_radius(options.eps)
-    build_attack_grid(
-        options.attacks, options.eps, headline_eps, steps=options.steps, restarts=options.restarts
-    )
+    passes = {"steps": options.steps, "restarts": options.restarts, "queries": options.queries}
+    build_attack_grid(options.attacks, options.eps, headline_eps, **passes)
     check_report_folder(options.out)
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
@@ -66,8 +65,7 @@ def evaluate(options: argparse.Namespace) -> int:
             options.data,
             eps=options.eps,
             methods=options.attacks,
-            steps=options.steps,
-            restarts=options.restarts,
+            **passes,
             loss=options.loss,
             headline_eps=headline_eps,
             minimal_eps_max=options.minimal_eps,
@@ -119,8 +117,9 @@ def add(commands: Commands) -> None:
         nargs="+",
         choices=tuple(METHODS),
         default=["fgsm", "pgd"],
-        help="flux: PGD that conserves the flux of every band; l2: PGD with a bounded root mean square; each "
-        "costs as much again as pgd (default fgsm pgd)",
+        help="square: random search without gradients, of --queries passes; flux: PGD that conserves the "
+        "flux of every band; l2: PGD with a bounded root mean square; the last two cost as much again as pgd "
+        "each (default fgsm pgd)",
     )
     p.add_argument(
         "--eps",
@@ -136,8 +135,14 @@ def add(commands: Commands) -> None:
         help="the epsilon of the tables and pictures, in sky sigmas, attacked too if --eps lacks it "
         "(default: 0.1 if --eps has it, else its median)",
     )
-    add_number(p, "steps", 10, "of all attacks but fgsm")
-    add_number(p, "restarts", 1, "random starts of all attacks but fgsm; the best is kept")
+    add_number(p, "steps", 10, "of all attacks but fgsm and square")
+    add_number(p, "restarts", 1, "random starts of the same attacks; the best is kept")
+    p.add_argument(
+        "--queries",
+        type=option("attack.steps"),
+        default=QUERIES,
+        help=f"random squares that square tries, each a forward pass (default {QUERIES})",
+    )
     add_loss(p, "what attacks maximise")
     p.add_argument(
         "--minimal-eps",

@@ -137,7 +137,7 @@ def add_number(parser: Parser, name: str, default: float, text: str, metavar: st
 
 def add_loss(parser: Parser, what: str) -> None:
     """Add --loss."""
-    text = f"{what}: cross-entropy over bins, DLR margin, |<z> - z|, CRPS"
+    text = f"{what}: cross-entropy over bins, DLR margin, margin of probabilities (PMA), |<z> - z|, CRPS"
     add_choice(parser, "loss", "cross_entropy", text)
 
 

@@ -131,7 +131,12 @@ def _add_attack(p: Parser) -> None:
     add_trust_code(p)
     add_data(p, f"dataset folder; {UNKNOWN_Z_SPEC}")
     p.add_argument("--out", type=path, required=True, help="dataset folder to make, of float32 pixels")
-    add_choice(p, "method", "pgd", "one step; several with projection; APGD, which chooses its step sizes")
+    add_choice(
+        p,
+        "method",
+        "pgd",
+        "one step; several with projection; APGD, which chooses its step sizes; random search, black-box",
+    )
     add_choice(
         p,
         "ball",
@@ -140,7 +145,7 @@ def _add_attack(p: Parser) -> None:
         "square over pixels and bands; flux, as linf, and the change adds up to 0 in every band",
     )
     add_number(p, "eps", 0.1, "radius of the ball in sky sigmas")
-    add_number(p, "steps", 10, "steps of PGD and APGD")
+    add_number(p, "steps", 10, "steps of PGD and APGD, queries of square (1000 is few)")
     add_number(p, "step_size", 0.0, "step of PGD in sky sigmas; 0: 2.5 eps / steps")
     p.add_argument(
         "--no-random-start", dest="random_start", action="store_false", help="start at the image itself"

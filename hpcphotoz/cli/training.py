@@ -28,7 +28,7 @@ def train(options: argparse.Namespace) -> int:
     from hpcphotoz.training.trainer import train
 
     settings = configuration(options)
-    if options.rehearse:
+    if options.rehearse is not None:
         return _rehearse(settings, options)
     try:
         where = datasets(options), options.out, options.profile, options.device
@@ -101,7 +101,7 @@ def parse_train(words: Sequence[str]) -> argparse.Namespace:
     parser.refuse_unknown(words)
     options, rest = parser.parse_known_args(list(words))
     options.rest = rest
-    if options.rehearse:
+    if options.rehearse is not None:
         raise BadInput(
             "--rehearse: takes one process: start `hpcphotoz train ... --rehearse N` without launch"
         )

@@ -65,7 +65,9 @@ class Adversarial(Section):
         return max(self.eps_warmup_steps, self.k_warmup_steps)
 
     def conflict(self, attack: Attack, overlap: Overlap, compute: Compute) -> str | None:
-        """Why the objective cannot be had with the other sections; None if it can."""
+        """Why the attack or objective cannot be had with the other sections; None if it can."""
+        if attack.method == "square" and (self.fraction or self.attacked_in_validation):
+            return "attack.method square: takes thousands of passes, for evaluation: want fgsm, pgd or apgd"
         if self.objective != "replace" and not self.fraction:
             return f"adversarial.objective {self.objective}: wants an adversarial.fraction above 0"
         if self.objective != "free":

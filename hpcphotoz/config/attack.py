@@ -6,14 +6,16 @@ from pydantic import Field, model_validator
 
 from hpcphotoz.config.section import GREATEST, Section
 
+MAX_QUERIES = 10**6  # of the square attack
+
 
 class Attack(Section):
     """The attack: its method, its ball, and what it raises. eps and steps are in sky sigmas."""
 
-    method: Literal["fgsm", "pgd", "apgd"] = Field(
+    method: Literal["fgsm", "pgd", "apgd", "square"] = Field(
         "pgd",
         description="fgsm: one step; pgd: several steps, each projected onto the ball; apgd: PGD that "
-        "chooses its step sizes",
+        "chooses its step sizes; square: random search that needs no gradient, not for training",
     )
     ball: Literal["linf", "l2", "flux"] = Field(
         "linf",
@@ -21,7 +23,7 @@ class Attack(Section):
         "stamp; flux: as linf, and the flux of every band is conserved",
     )
     eps: float = Field(0.1, ge=0, le=GREATEST, description="radius of the ball, in sky sigmas of each band")
-    steps: int = Field(3, ge=1, description="pgd, apgd: number of steps")
+    steps: int = Field(3, ge=1, description="pgd, apgd: number of steps; square: number of queries")
     step_size: float = Field(
         0.0, ge=0, le=GREATEST, description="pgd: length of a step in sky sigmas; 0: 2.5 eps / steps"
     )
@@ -29,10 +31,10 @@ class Attack(Section):
     restarts: int = Field(
         1, ge=1, le=4096, description="pgd, apgd: number of random starts, of which the best is kept"
     )
-    loss: Literal["cross_entropy", "margin", "shift", "crps"] = Field(
+    loss: Literal["cross_entropy", "margin", "probability_margin", "shift", "crps"] = Field(
         "cross_entropy",
-        description="what the attack raises: the cross-entropy over bins, the DLR margin, |<z> - z_spec|, or "
-        "the CRPS",
+        description="what the attack raises: the cross-entropy over bins, the DLR margin, the margin of "
+        "probabilities, |<z> - z_spec|, or the CRPS",
     )
     target: Literal["away", "redshift", "shift"] = Field(
         "away",
@@ -62,6 +64,15 @@ class Attack(Section):
             )
         if self.step_size and self.method != "pgd":
             raise ValueError(f"step_size {self.step_size:g}: {self.method} has its own: want pgd")
+        if self.method == "square":
+            if self.ball != "linf":
+                raise ValueError(f"ball {self.ball}: square knows linf alone")
+            if self.restarts > 1:
+                raise ValueError(f"restarts {self.restarts}: square is one search: want more steps")
+            if not self.random_start:
+                raise ValueError("random_start false: square starts with random stripes")
+            if self.steps > MAX_QUERIES:
+                raise ValueError(f"steps {self.steps}: square takes {MAX_QUERIES} queries at most")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts {self.restarts} without random_start are one")
         if self.target_value and self.target == "away":

@@ -56,6 +56,12 @@ class Model(Section):
         "TensorFlow's SAME)",
     )
     width: int = Field(48, ge=8, description="compact: channels of the first stage")
+    binning: int = Field(
+        1,
+        ge=1,
+        description="compact, cnn, inception: average the flux in squares of so many pixels a side; a "
+        "pass costs about 1 / binning^2, and eps bounds the change of each pixel of the stamp all the same",
+    )
 
     @field_validator("name")
     @classmethod
@@ -134,5 +140,5 @@ def _unused(name: str) -> tuple[str, ...]:
     """Options of this library's networks that a network of the user or of timm does not take."""
     if name in OWN_NETWORKS:
         return ()
-    of_ours = ("relu_logits", "pool_counts_padding", "width")
+    of_ours = ("relu_logits", "pool_counts_padding", "width", "binning")
     return of_ours if name.startswith(TIMM) else ("normalisation", *of_ours)

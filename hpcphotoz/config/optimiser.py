@@ -10,13 +10,16 @@ from hpcphotoz.config.section import GREATEST, Section
 class Optimiser(Section):
     """The optimiser, its learning rate, frozen and averaged weights, and the labels of the loss."""
 
-    algorithm: Literal["adamw", "adam", "sgd"] = Field(
+    algorithm: Literal["adamw", "adam", "sgd", "muon"] = Field(
         "adamw",
         description="adamw: Adam with decoupled weight decay; adam: Adam, the decay is added to the "
-        "gradient; sgd: stochastic gradient descent with Nesterov momentum",
+        "gradient; sgd: stochastic gradient descent with Nesterov momentum; muon: orthogonalised momentum "
+        "for convolutions, adamw for all else",
     )
     learning_rate: float = Field(1e-3, gt=0, le=1e30, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="algorithm sgd: Nesterov momentum; 0: none")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="algorithm sgd, and convolutions of muon: Nesterov momentum; 0: none"
+    )
     schedule: Literal["cosine", "constant", "halfway", "one_cycle"] = Field(
         "cosine",
         description="learning rate after the warm-up; cosine: falls to zero; halfway: divided by 5 after "
@@ -27,7 +30,10 @@ class Optimiser(Section):
         50, ge=0, description="optimiser steps in which the learning rate grows linearly to its peak"
     )
     weight_decay: float = Field(
-        0.0, ge=0, le=GREATEST, description="weight decay: decoupled for adamw, else added to the gradient"
+        0.0,
+        ge=0,
+        le=GREATEST,
+        description="weight decay: decoupled for adamw and muon, else added to the gradient",
     )
     clip_norm: float = Field(
         0.0,
@@ -75,8 +81,8 @@ class Optimiser(Section):
     @model_validator(mode="after")
     def _options_fit(self) -> "Optimiser":
         fields = type(self).model_fields
-        if self.algorithm != "sgd" and self.momentum != fields["momentum"].default:
-            raise ValueError(f"momentum {self.momentum:g}: has an effect only with algorithm sgd")
+        if self.algorithm not in ("sgd", "muon") and self.momentum != fields["momentum"].default:
+            raise ValueError(f"momentum {self.momentum:g}: has an effect only with algorithm sgd or muon")
         if self.schedule == "one_cycle" and self.warmup_steps not in (0, fields["warmup_steps"].default):
             raise ValueError(
                 f"warmup_steps {self.warmup_steps}: schedule one_cycle has its own, of 30 % of the steps"

@@ -11,7 +11,7 @@ from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import attack_labels, check_batch, check_redshifts, read_batches, to_tensors
-from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
+from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision, image_gradients
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
 
 
@@ -82,7 +82,7 @@ def write_adversarial_dataset(
     pixel_columns = [column.name for column in header.extra if column.is_pixels]
     clean_batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset, pixel_columns)
     objects = min(limit or manifest.rows, manifest.rows)
-    dataset_attack = DatasetAttack(network, precision, batch, objects * attack.steps * attack.restarts)
+    dataset_attack = DatasetAttack(network, precision, batch, objects * image_gradients(attack))
     forward = DatasetForward(network, batch, objects)
     with DatasetWriter(out, header, shard_rows, provenance) as writer:
         for stamps in clean_batches:

@@ -8,27 +8,37 @@ from hpcphotoz.config import Attack
 from hpcphotoz.config.load import parse
 from hpcphotoz.errors import BadInput
 
+QUERIES = 1000  # of the square attack, by default
+
 
 @dataclass(frozen=True)
 class AttackMethod:
     """A named attack without an epsilon."""
 
     label: str  # in pictures and text
-    description: str  # sentence for the report; STEPS stands for the number of steps
+    description: str  # sentence for the report; STEPS and QUERIES stand for their numbers
     curve: Mapping[str, Any]  # its look in plots, as keywords of matplotlib's `plot`
     method: str  # options of the `attack` section
     ball: str = "linf"
 
-    def options(self, steps: int, restarts: int) -> dict[str, Any]:
+    def options(self, steps: int, restarts: int, queries: int = QUERIES) -> dict[str, Any]:
         """Options of the `attack` section: `method`, `ball`, `steps`, `restarts`."""
         if self.method == "fgsm":
             steps = restarts = 1
+        if self.method == "square":
+            steps, restarts = queries, 1
         return {"method": self.method, "ball": self.ball, "steps": steps, "restarts": restarts}
 
 
 # Those of one ball from weak to strong. Where curves coincide, FGSM's thin dashes and open circles are
 # visible on the wide line of PGD.
 METHODS = {
+    "square": AttackMethod(
+        "Square",
+        "Square tries QUERIES, and sees the loss but no gradient",
+        {"ls": ":", "lw": 1.5, "marker": "s", "ms": 6, "mfc": "none", "zorder": 4},
+        "square",
+    ),
     "fgsm": AttackMethod(
         "FGSM",
         "FGSM takes one signed gradient step",
@@ -95,6 +105,7 @@ def build_attack_grid(
     *,
     steps: int,
     restarts: int = 1,
+    queries: int = QUERIES,
     loss: str = "cross_entropy",
 ) -> list[NamedAttack]:
     """All attacks of an evaluation, ordered by method as in `METHODS`, then by growing epsilon.
@@ -103,7 +114,8 @@ def build_attack_grid(
         methods: names in `METHODS`; duplicates are ignored.
         eps: sky sigmas; 0 is dropped, and `headline_eps` is added.
         headline_eps: sky sigmas.
-        steps, restarts: of all methods but FGSM.
+        steps, restarts: of all methods but FGSM and the square attack.
+        queries: of the square attack.
         loss: loss that the attacks maximise.
 
     Raises:
@@ -116,15 +128,19 @@ def build_attack_grid(
             raise BadInput(f"attack method '{name}': want some of {', '.join(METHODS)}")
     if headline_eps <= 0:
         raise BadInput(f"headline epsilon {headline_eps}: must be above 0 sky sigma")
-    if restarts > 1 and set(methods) == {"fgsm"}:
-        raise BadInput(f"{restarts} restarts of FGSM alone: it has no random start: add another attack")
+    if restarts > 1 and set(methods) <= {"fgsm", "square"}:
+        raise BadInput(
+            f"{restarts} restarts of {' and '.join(methods)} alone: add an attack that has restarts"
+        )
     radii = sorted({float(e) for e in eps if e} | {float(headline_eps)})
     shared = {"steps": steps, "restarts": restarts, "loss": loss}
     parse({"attack": shared}, "evaluation")  # FGSM ignores steps and restarts, which may be out of range
     return [
         NamedAttack(
             name,
-            parse({"attack": {**shared, "eps": radius, **one.options(steps, restarts)}}, "evaluation").attack,
+            parse(
+                {"attack": {**shared, "eps": radius, **one.options(steps, restarts, queries)}}, "evaluation"
+            ).attack,
         )
         for name, one in METHODS.items()
         if name in methods

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks import Passes, perturb
-from hpcphotoz.attacks.cuda_graph import AttackGraphs, graph_key
+from hpcphotoz.attacks.passes.cuda_graph import AttackGraphs, graph_key
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiled, compiler_failure
 from hpcphotoz.compute.precision import tf32
@@ -39,6 +39,12 @@ def check_precision(name: str) -> None:
     """Raise BadInput for a name that is not in `PASSES`."""
     if name not in PASSES:
         raise BadInput(f"precision '{name}': want one of {', '.join(PASSES)}")
+
+
+def image_gradients(attack: Attack) -> int:
+    """Cost of an attack on one object, in image gradients; a query, a forward pass, counts as half of one."""
+    passes = attack.steps * attack.restarts
+    return (passes + 1) // 2 if attack.method == "square" else passes
 
 
 class DatasetAttack:

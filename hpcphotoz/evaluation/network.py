@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hpcphotoz.attacks.gradient import evaluation_mode
+from hpcphotoz.attacks.passes.gradient import evaluation_mode
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.errors import BadInput

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
-from hpcphotoz.evaluation.attack_grid import headline_attack
+from hpcphotoz.evaluation.attack_grid import QUERIES, headline_attack
 from hpcphotoz.models.bins import RedshiftBins
 
 Floats = npt.NDArray[np.float32]
@@ -123,7 +123,7 @@ class EvaluationResult:
     methods: tuple[str, ...]  # in the order of `attack_grid.METHODS`
     eps: tuple[float, ...]  # sky sigmas, growing, without 0
     headline_eps: float
-    steps: int  # of all methods but FGSM
+    steps: int  # of all methods but FGSM and the square attack
     loss: str
     seed: int
     precision: str  # of the attacks' gradients
@@ -133,7 +133,8 @@ class EvaluationResult:
     example: ExampleGalaxy
     subset: Subset = ALL_OBJECTS  # which objects of the dataset
     limit: int | None = None  # greatest number of objects, the first of the subset
-    restarts: int = 1  # of all methods but FGSM
+    restarts: int = 1  # of the same methods
+    queries: int = QUERIES  # of the square attack
 
     @property
     def headline_method(self) -> str:

@@ -17,7 +17,7 @@ from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.attack_grid import build_attack_grid, headline_attack, headline_radius
+from hpcphotoz.evaluation.attack_grid import QUERIES, build_attack_grid, headline_attack, headline_radius
 from hpcphotoz.evaluation.batches import (
     check_batch,
     check_redshifts,
@@ -25,7 +25,7 @@ from hpcphotoz.evaluation.batches import (
     read_batches,
     to_tensors,
 )
-from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision
+from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision, image_gradients
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
 from hpcphotoz.evaluation.result import EvaluationResult, ExampleGalaxy
 from hpcphotoz.evaluation.scores import (
@@ -46,6 +46,7 @@ def evaluate(
     methods: Sequence[str] = ("fgsm", "pgd"),
     steps: int = 10,
     restarts: int = 1,
+    queries: int = QUERIES,
     batch: int = 128,
     loss: str = "cross_entropy",
     headline_eps: float | None = None,
@@ -69,10 +70,12 @@ def evaluate(
             square; 0, the clean condition, is dropped.
         methods: names in `attack_grid.METHODS`. Pictures and transfer show the one that
             `attack_grid.headline_attack` chooses.
-        steps: of all methods but FGSM, from a random start; PGD's each of 2.5 eps / steps.
+        steps: of all methods but FGSM and the square attack, from a random start; PGD's each of
+            2.5 eps / steps.
         restarts: random starts of the same methods; the best one is kept.
+        queries: of the square attack.
         batch: batch size.
-        loss: loss that the attacks maximise: "cross_entropy", "margin", "shift" or "crps".
+        loss: loss that the attacks maximise: a name in `losses.redshift_losses`.
         headline_eps: the epsilon of summary, pictures and transfer; measured even if not in `eps`. None: see
             `attack_grid.headline_radius`.
         minimal_eps_max: also search for the smallest epsilon that makes each galaxy an outlier, up to this
@@ -98,11 +101,12 @@ def evaluate(
         lambda: _check(networks, data, manifest, batch, limit, subset, precision, minimal_eps_max)
     )
     headline_eps = headline_radius(eps) if headline_eps is None else headline_eps
-    grid = build_attack_grid(methods, eps, headline_eps, steps=steps, restarts=restarts, loss=loss)
+    passes = {"steps": steps, "restarts": restarts, "queries": queries}
+    grid = build_attack_grid(methods, eps, headline_eps, **passes, loss=loss)
     headline_key = headline_attack(methods), headline_eps
     part = divide_rows(data, manifest, batch, subset, limit, ranks)
     objects = part.objects
-    gradients = objects * sum(attack.steps * attack.restarts for _, attack in grid)
+    gradients = objects * sum(image_gradients(attack) for _, attack in grid)
     forwards = objects * (len(grid) + len(networks))  # clean, each attack, transfer
     scorers = [
         NetworkScorer(
@@ -148,6 +152,7 @@ def evaluate(
         headline_eps=headline_eps,
         steps=steps,
         restarts=restarts,
+        queries=queries,
         loss=loss,
         seed=seed,
         precision=precision,

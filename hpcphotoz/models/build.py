@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hpcphotoz.config import Model
 from hpcphotoz.config.model import OWN_NETWORKS
 from hpcphotoz.errors import BadInput
+from hpcphotoz.models.binning import binned_side
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.cnn import CompactCNN, SmallCNN
 from hpcphotoz.models.factory import make_network
@@ -28,11 +29,14 @@ def build(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Module:
         scale: per band, nMgy: the softening of the asinh normalisation; its length is the number of bands.
 
     Raises:
-        BadInput: a network of the user or of timm that cannot be made; see `factory.make_network`.
+        BadInput: a network of the user or of timm that cannot be made; see `factory.make_network`. A stamp
+            that is not a multiple of the binning.
     """
     if model.name not in OWN_NETWORKS:
         return make_network(model, stamp=stamp, scale=scale)
-    shared = Normalise(model.normalisation, scale), len(scale), stamp, model.bins
+    side = binned_side(stamp, model.binning)
+    normalise = Normalise(model.normalisation, scale, side if model.binning > 1 else None)
+    shared = normalise, len(scale), side, model.bins
     if model.name == "compact":
         return CompactCNN(*shared, width=model.width)
     if model.name == "cnn":

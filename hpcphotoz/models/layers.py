@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcphotoz.models.binning import bin_pixels
+
 
 class _Asinh(torch.autograd.Function):
     # On a CPU torch.asinh is not vectorised: it took 21 % of a training step, this form 4 %. The gradient is
@@ -76,17 +78,20 @@ class Normalise(nn.Module):
     Args:
         kind: "asinh": asinh(x / scale); "sqrt": sign(x)(sqrt(|x| + 1) - 1), as Pasquet et al. 2019, no scale.
         scale: per band, nMgy.
+        side: pixels a side to which images are binned first, unless they are already; None: not at all.
     """
 
     scale: Tensor
 
-    def __init__(self, kind: str, scale: tuple[float, ...]) -> None:
+    def __init__(self, kind: str, scale: tuple[float, ...], side: int | None = None) -> None:
         super().__init__()
-        self._kind = kind
+        self._kind, self._side = kind, side
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, B, H, W) nMgy -> same shape, float32."""
+        """(N, B, H, W) nMgy -> the same shape, or (N, B, side, side) where images are binned; float32."""
+        if self._side is not None:
+            images = bin_pixels(images, self._side)
         if self._kind == "asinh":
             return asinh(images / self.scale)
         # Written so that the gradient at 0 is 1/2: sign(x) alone would have none there.

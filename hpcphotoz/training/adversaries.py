@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz.attacks import Passes, perturb
-from hpcphotoz.attacks.cuda_graph import AttackGraphs, graph_key
+from hpcphotoz.attacks.passes.cuda_graph import AttackGraphs, graph_key
 from hpcphotoz.config import Adversarial, Attack, Config
 from hpcphotoz.data.order import derive_key
 from hpcphotoz.models.bins import RedshiftBins

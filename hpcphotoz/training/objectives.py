@@ -117,18 +117,18 @@ class TrainingObjective:
 
     def loss(self, logits: Tensor, forward_batch: ForwardBatch) -> tuple[Tensor, Losses]:
         """The loss of a pass, (), summed over its objects, and its `Losses`, from logits of `inputs`."""
-        logits = logits.float()
-        wanted = target(forward_batch.z_spec, self.bins, self.config.optimiser.label_width)
+        z, label_width = forward_batch.z_spec, self.config.optimiser.label_width
         if forward_batch.clean_images is None:
-            each = functional.cross_entropy(logits, wanted, reduction="none")
+            each = self.bins.loss("cross_entropy", logits, z, label_width)
             sums = sum_losses(each.detach(), forward_batch.attacked)
             return each.sum(), Losses(sums, bad_rows(each, forward_batch.rows))
+        logits = logits.float()
         clean, attacked = logits[: len(forward_batch)], logits[len(forward_batch) :]
-        each = functional.cross_entropy(clean, wanted, reduction="none")
+        each = self.bins.loss("cross_entropy", clean, z, label_width)
         log_attacked, log_clean = functional.log_softmax(attacked, 1), functional.log_softmax(clean, 1)
         apart = functional.kl_div(log_attacked, log_clean, reduction="sum", log_target=True)
         with torch.no_grad():
-            theirs = functional.cross_entropy(attacked, wanted, reduction="none")
+            theirs = self.bins.loss("cross_entropy", attacked, z, label_width)
             marks = torch.cat([~forward_batch.attacked, forward_batch.attacked])
             sums = sum_losses(torch.cat([each, theirs]), marks)
             losses = Losses(sums, bad_rows(each + theirs, forward_batch.rows))
@@ -158,14 +158,6 @@ def sum_losses(each: Tensor, attacked: Tensor) -> Tensor:
     zero = each.new_zeros(())
     clean, adversarial = torch.where(attacked, zero, each).sum(), torch.where(attacked, each, zero).sum()
     return torch.stack([clean, (~attacked).sum().double(), adversarial, attacked.sum().double()])
-
-
-def target(z: Tensor, bins: RedshiftBins, label_width: float) -> Tensor:
-    """Labels for the cross-entropy: bin indices (N,), or with `label_width` Gaussians over bins (N, bins)."""
-    if not label_width:
-        return bins.index(z)
-    distance = (bins.centres(z.device) - z[:, None]) / (label_width * bins.width)
-    return torch.softmax(-0.5 * distance**2, dim=1)
 
 
 def _rows(batch: RankBatch) -> Tensor:

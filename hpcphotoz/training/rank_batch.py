@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks import has_triton
-from hpcphotoz.config import Config
+from hpcphotoz.config import Config, Model
+from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.order import attacked_mask, derive_key, keyed_hash
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.device import copy_to_device
 from hpcphotoz.kernels import reference
+from hpcphotoz.models.binning import bin_pixels, binned_side
 
 Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 _AUGMENT = 10  # purpose of these random numbers, different from that of all others
@@ -24,7 +26,7 @@ _AUGMENT = 10  # purpose of these random numbers, different from that of all oth
 class RankBatch:
     """One rank's slice of a global batch; it may be empty."""
 
-    images: Tensor  # (n, B, H, W) float32 nMgy, augmented
+    images: Tensor  # (n, B, H, W) float32 nMgy, augmented, and binned by `model.binning`
     ebv: Tensor  # (n,) float32, mag
     z_spec: Tensor  # (n,) float32
     sky_sigma: Tensor  # (n, B) float32, nMgy
@@ -66,7 +68,7 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
     position = batch.position.numpy()
     chosen = attacked_mask(position, config.adversarial.fraction)
     rows = [copy_to_device(torch.from_numpy(np.flatnonzero(which)), device) for which in (chosen, ~chosen)]
-    images = flux(batch, config.run.seed if config.data.augment else None, epoch)
+    images = flux(batch, config.model.binning, config.run.seed if config.data.augment else None, epoch)
     return RankBatch(
         images=images,
         ebv=batch.ebv,
@@ -84,17 +86,29 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
     )
 
 
-def flux(batch: Batch, seed: int | None = None, epoch: int = 0) -> Tensor:
+def flux(batch: Batch, binning: int, seed: int | None = None, epoch: int = 0) -> Tensor:
     """Decoded images, (n, B, y, x) float32 nMgy channels_last, augmented by a symmetry of the square.
 
-    Seed, epoch and the object's number choose one of the eight; seed None: the images stay as they are.
+    Args:
+        batch: a batch of the stream.
+        binning: `model.binning` of the network that takes the images: they are binned here, once.
+        seed, epoch: choose, with the object's number, one of the eight; seed None: no image is turned.
     """
     code = None
     if seed is not None:
         ids = _random_key(batch).numpy().astype(np.uint64)
         words = keyed_hash(ids, derive_key(seed, epoch, _AUGMENT)) >> np.uint64(61)
         code = copy_to_device(torch.from_numpy(words.astype(np.int64)), batch.images.device)
-    return _load_on(batch.images.device.type)(batch.images, batch.image_unit, code)
+    load, side = _load_on(batch.images.device.type), binned_side(batch.images.shape[-1], binning)
+    if batch.images.dtype == torch.float32:  # turning whole stamps was a sixth of a step
+        return load(bin_pixels(batch.images, side), batch.image_unit, code)
+    return bin_pixels(load(batch.images, batch.image_unit, code), side)
+
+
+def image_shape(model: Model, header: Header) -> tuple[int, int, int]:
+    """(B, y, x) of the images in rank batches."""
+    side = binned_side(header.stamp, model.binning)
+    return len(header.bands), side, side
 
 
 def _random_key(batch: Batch) -> Tensor:

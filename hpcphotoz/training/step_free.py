@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hpcphotoz.attacks.ball import RandomStart, attack_batch, replace_rows
 from hpcphotoz.attacks.from_config import ball_and_step
-from hpcphotoz.attacks.runner import start_key
+from hpcphotoz.attacks.passes.runner import start_key
 from hpcphotoz.config import Config
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.training.adversaries import attack_at, start_seed
 from hpcphotoz.training.compute import ComputeOptions
-from hpcphotoz.training.objectives import Losses, attacked_rows, bad_rows, sum_losses, target
+from hpcphotoz.training.objectives import Losses, attacked_rows, bad_rows, sum_losses
 from hpcphotoz.training.optimisation.guarded_update import GuardedUpdate, loss_scale
 from hpcphotoz.training.rank_batch import RankBatch
 from hpcphotoz.training.run.timers import Timers
@@ -72,8 +71,8 @@ class FreeStep:
         with self.timers("clean and adversarial"):
             with self.compute.autocast(images.device):
                 logits = self.model(images, batch.ebv)
-            wanted = target(batch.z_spec, self.bins, self.config.optimiser.label_width)
-            each = functional.cross_entropy(logits.float(), wanted, reduction="none")
+            label_width = self.config.optimiser.label_width
+            each = self.bins.loss("cross_entropy", logits, batch.z_spec, label_width)
             loss, sums = each.sum(), sum_losses(each.detach(), attacked)
             scale = loss_scale(loss, sums, self.learners / max(batch.size, 1))
             loss.backward(scale)  # type: ignore[no-untyped-call]

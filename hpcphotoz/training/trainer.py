@@ -38,6 +38,7 @@ from hpcphotoz.training.optimisation.origin import Origin, check_origin, read_or
 from hpcphotoz.training.optimisation.schedules import implausible_options
 from hpcphotoz.training.optimisation.start import begin_from, resume, start_lines
 from hpcphotoz.training.overlap.topology import refuse_one_rank
+from hpcphotoz.training.rank_batch import image_shape
 from hpcphotoz.training.reporting.sinks import check_sinks
 from hpcphotoz.training.run import checkpoint, run_folder
 from hpcphotoz.training.run.metrics import MetricsAccumulator
@@ -180,7 +181,7 @@ class RunPreparation:
         run, header = config.run, manifest.header
         of_batch = rank_slice(run.global_batch, self._world.rank, self._world.size)
         n = max(of_batch.stop - of_batch.start, 1)
-        shape = (n, len(header.bands), header.stamp, header.stamp)
+        shape = (n, *image_shape(config.model, header))
         objects = run.epochs * manifest.rows
         if run.max_steps:
             objects = min(objects, run.max_steps * run.global_batch)

@@ -78,6 +78,8 @@ def _running(
     least = _resumed_step(starts, newest, begun)
     fresh = step is not None and found is not None and found.beats[0].phase != STARTING and step >= least
     figures = figures.since(last.get("step") or 0) if fresh else Figures(total=figures.total)
+    if step is not None and figures.step is not None:  # rates and heartbeat are not of the same moment
+        step = max(step, figures.step)
     if least and not fresh:
         step, figures = max(step or 0, least, checkpoint_step(newest)), replace(figures, resumes=True)
     return FolderState("running", reason, since, step, starts, *where, newest, figures)

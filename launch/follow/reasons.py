@@ -76,6 +76,8 @@ def waits_because(reason: str) -> str:
     limit = _LIMIT.fullmatch(word)
     if word not in _PENDING and _PARTITION.fullmatch(word):
         word = "PartitionConfig"
+    if word == "None":
+        return _PENDING[word]
     if word in _PENDING:
         return f"{_PENDING[word]} ({reason})"
     return f"{_LIMIT_OF[limit[1]]} is reached ({reason})" if limit else f"Slurm says: {reason}"

@@ -88,13 +88,17 @@ def load_profile(name: str) -> Profile:
     file = find_profile(name)
     try:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadInput(f"{file}: cannot be read as TOML: {error}") from None
     for key in tree:
         if key not in _KEYS:
             hint = f"{nearest(key, _KEYS)}; valid: {', '.join(_KEYS)}"
             raise BadInput(f"{file}: {key}: unknown key{hint}")
     about = {key: _value(file, key, tree[key], key != "description") for key in _ABOUT if key in tree}
+    if not isinstance(tree.get("description", ""), str):
+        raise BadInput(f"{file}: description = {tree['description']!r}: must be a text")
     options = {_FIELDS[key].name: _option(file, key, tree[key]) for key in tree if key in _FIELDS}
     profile = Profile(Path(name).stem if file == Path(name) else name, file, options, **about)
     try:

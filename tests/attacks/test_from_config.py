@@ -15,7 +15,8 @@ from tests.helpers.networks import BINS
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"ball": "flux"}, {"ball": "l2"}, {"method": "apgd"}, {"restarts": 2}]
+    "change",
+    [{}, {"ball": "flux"}, {"ball": "l2"}, {"method": "apgd"}, {"method": "square"}, {"restarts": 2}],
 )
 def test_perturb_uses_sky_sigmas_and_keys_starts_by_object(change: dict[str, Any]) -> None:
     model, images, ebv, z, _ = batch_norm_problem()
@@ -77,6 +78,10 @@ def test_a_target_attracts_the_redshift() -> None:
         ({"restarts": 2, "random_start": False}, "attack: restarts 2 without random_start are one$"),
         ({"method": "fgsm", "restarts": 2}, "fgsm has no random start"),
         ({"method": "apgd", "step_size": 0.1}, "apgd has its own"),
+        ({"method": "square", "ball": "l2"}, "ball l2: square knows linf alone"),
+        ({"method": "square", "restarts": 2}, "restarts 2: square is one search"),
+        ({"method": "square", "random_start": False}, "square starts with random stripes"),
+        ({"method": "square", "steps": 10**7}, "square takes 1000000 queries at most"),
         ({"target": "redshift", "target_value": 0.5}, r"outside the bins \[0, 0.4\)"),
         ({"target_value": 0.1}, "without a target"),
         ({"ball": "cube"}, "linf"),

@@ -67,7 +67,7 @@ def test_a_peer_that_fails_leaves_the_others_their_figures(
         version = "1"
 
         def ask(self, line: str, timeout_s: float) -> dict[str, float]:
-            return {"seconds": 1.0, "loss": 2.0}
+            return {"seconds": 1.0, "loss": 2.0, "worst": 1.0}
 
         def close(self) -> None:
             pass
@@ -88,3 +88,35 @@ def test_a_peer_that_fails_leaves_the_others_their_figures(
     assert found["ratio_torchattacks"] and found["ratio_torchattacks_same"] and found["ratio_art"] is None
     assert found["ratio_foolbox"] is None, "a peer that is not installed is no failure"
     assert found["strength_torchattacks"] == pytest.approx(found["loss"]["clean"] / 2)
+
+
+def test_no_ratio_for_attacks_that_are_weaker_or_leave_the_ball(
+    monkeypatch: pytest.MonkeyPatch, task: Task, tmp_path: Path
+) -> None:
+    class Peer:
+        version = "1"
+
+        def __init__(self, library: str) -> None:
+            self.library = library
+
+        def ask(self, line: str, timeout_s: float) -> dict[str, float]:
+            strong, far = self.library == "foolbox", self.library == "art"
+            return {"seconds": 1.0, "loss": 99.0 if strong else 2.0, "worst": 1.5 if far else 1.0}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(module, "start_peer", lambda library, *given: Peer(library))
+    monkeypatch.setattr(Task, "attack", lambda self, **options: lambda: self.images)
+    benchmark = Benchmark("attacks", None)
+    found = speed(task, tmp_path, "fp32", ("torchattacks", "foolbox", "art"), 2, benchmark)
+    assert found["ratio_torchattacks"] and found["ratio_torchattacks_same"]
+    assert found["ratio_foolbox"] is None and found["ratio_foolbox_same"] is None
+    assert found["strength_foolbox"] < 0.98
+    assert "no ratio" in benchmark.failures["compact, ratio_foolbox"]
+    assert found["ratio_art"] is None and "outside the ball" in benchmark.failures["compact, art"]
+
+    monkeypatch.setattr(Task, "attack", lambda self, **options: lambda: self.images + 1.1 * task.eps.max())
+    benchmark = Benchmark("attacks", None)
+    found = speed(task, tmp_path, "fp32", ("torchattacks",), 2, benchmark)
+    assert found["ratio_torchattacks"] is None and "outside the ball" in benchmark.failures["compact, ours"]

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from benchmarks import bench_kernels
 from benchmarks.bench_kernels import Inputs, Problem, problems, timed
+from hpcphotoz.kernels.backend import kernels_on
 
 CPU = torch.device("cpu")
 IMAGE = 4 * 5 * 64 * 64  # bytes of a stamp
@@ -20,6 +22,8 @@ IMAGE = 4 * 5 * 64 * 64  # bytes of a stamp
 def test_passes_over_memory_are_counted_from_the_tensors() -> None:
     """A step reads attacked images, clean ones and a gradient, and writes images; momentum reads one more."""
     found = {name: problem.bytes / (2 * IMAGE) for name, problem in problems(Inputs.drawn(2, CPU)).items()}
+    for kind in ("cross_entropy", "cross_entropy_gaussian", "shift", "crps"):
+        assert found.pop(f"loss_{kind}") * 2 * IMAGE == 2 * 4 * (2 * 180), "logits in, gradients out"
     assert found == {
         "pgd": 4,
         "pgd_channels_last": 4,
@@ -90,6 +94,42 @@ def test_on_a_gpu_a_graph_of_several_calls_is_replayed(monkeypatch: pytest.Monke
     before = calls
     assert measure() == pytest.approx(0.004 / 10) and measure() == pytest.approx(0.004 / 10)
     assert replays == 2 and calls == before, "no call from the host is timed"
+
+
+def test_a_kernel_or_a_rival_that_is_wrong_gets_no_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, right = tmp_path / "kernels.json", kernels_on("cpu")
+
+    def nearly(*given: Any) -> Tensor:  # one pixel of the last stamp is not written
+        found = right.pgd(*given)
+        found[-1, -1, -1, -1] = torch.nan
+        return found
+
+    def other(adv: Tensor, images: Tensor, grad: Tensor, eps: float, alpha: float) -> Tensor:
+        return images
+
+    monkeypatch.setattr(bench_kernels, "STAMPS", 2)
+    monkeypatch.setattr(bench_kernels, "kernels_on", lambda device: replace(right, pgd=nearly))
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--json", str(path)])
+    with pytest.raises(SystemExit) as end:
+        bench_kernels.main()
+    record, shown = json.loads(path.read_text()), capsys.readouterr().out
+    figures = record["figures"]
+    assert end.value.code == 1 and "no ratio" in record["failures"]["pgd, ours"]
+    assert "pgd" not in figures and figures["ratio_torchattacks_step"] is None
+    assert figures["l2"]["ratio_reference"] > 0 and figures["l2"]["off"]["ours"] == 0
+    assert figures["loss_crps"]["ratio_autograd"] > 0
+    assert not [line for line in shown.splitlines() if line.startswith("pgd ")]
+
+    monkeypatch.setattr(bench_kernels, "kernels_on", lambda device: right)
+    monkeypatch.setattr(bench_kernels, "torchattacks", other)
+    with pytest.raises(SystemExit):
+        bench_kernels.main()
+    record = json.loads(path.read_text())
+    assert record["figures"]["pgd"]["ratio_reference"] > 0 and "pgd, ours" not in record["failures"]
+    assert "no ratio" in record["failures"]["pgd, torchattacks"]
+    assert record["figures"]["ratio_torchattacks_step"] is None
 
 
 def test_a_table_and_a_record_without_the_rival_that_fails(

@@ -36,6 +36,15 @@ def test_a_run_that_fails_leaves_the_others_their_figures(tmp_path: Path) -> Non
     assert record["speed"]["ours"] == {"precision": "any"}
 
 
+def test_runs_whose_losses_differ_get_no_ratio() -> None:
+    benchmark = Benchmark("step", None)
+    runs = {"peer": [Rate(2, 0.0, 5.0)], "ours": [Rate(7, 0.0, 4.0)], "peer_tuned": [Rate(3, 0.0, 4.1)]}
+    found = bench_step.refused("compact", bench_step.compared(runs, PLAN, {}), benchmark)
+    assert found["ratio_peer_loop"] is None and found["ratio_peer_tuned"] == pytest.approx(7 / 3)
+    assert found["ratio_per_round"]["ratio_peer_loop"] is None and found["images_per_s"]["ours"]["n"] == 1
+    assert "no ratio" in benchmark.failures["compact, ratio_peer_loop"] and len(benchmark.failures) == 1
+
+
 @pytest.mark.parametrize(
     ("device", "precision", "names"),
     [

@@ -10,6 +10,7 @@ import torch
 
 from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.evaluation.attack_grid import METHODS
 from tests.helpers.commands import fails
 from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
 
@@ -151,7 +152,7 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         ("attack", ["--ball", "l1"], "invalid choice: 'l1'"),
         ("attack", ["--loss", "mse"], "invalid choice: 'mse'"),
         ("attack", ["--precision", "fp16"], "invalid choice: 'fp16'"),
-        ("evaluate", ["--attacks", "fgsm", "--restarts", "2"], "2 restarts of FGSM alone"),
+        ("evaluate", ["--attacks", "fgsm", "--restarts", "2"], "2 restarts of fgsm alone: add"),
         ("evaluate", ["--attacks", "cw"], "invalid choice: 'cw'"),
         ("evaluate", ["--minimal-eps", "0"], "--minimal-eps: 0: must be above 0 sky sigmas"),
         ("evaluate", ["--headline-eps", "0"], "--headline-eps: 0: must be above 0 sky sigmas"),
@@ -228,12 +229,15 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--limit", "20", "--eps", "0.2", "--steps", "2", "--restarts", "2", "--minimal-eps", "0.5"]
-    words += ["--attacks", "fgsm", "pgd", "apgd", "flux", "l2", "--json", "--loss", "margin"]
+    words += ["--attacks", "square", "fgsm", "pgd", "apgd", "flux", "l2", "--json"]
+    words += ["--queries", "5", "--loss", "probability_margin"]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "apgd", "flux", "l2", "step", "minimal_eps"}
+    assert set(tree["standard"]) == {"clean", *METHODS, "step", "minimal_eps"}
     assert tree["standard"]["minimal_eps"]["max_sky_sigma"] == 0.5
-    assert tree["attack"]["by_method"]["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "margin"
+    methods = tree["attack"]["by_method"]
+    assert methods["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "probability_margin"
+    assert methods["square"] == {"method": "square", "ball": "linf", "steps": 5, "restarts": 1}
     assert json.loads((tmp_path / "summary.json").read_text()) == tree
 
 

@@ -114,7 +114,7 @@ def test_reasons_are_plain_and_a_name_with_its_section_is_recognised() -> None:
         ("run.epochs", "0", "must be at least 1"),
         ("run.epochs", "many", "must be a whole number"),
         ("optimiser.learning_rate", "much", "must be a number"),
-        ("attack.method", "fgsn", "must be 'fgsm', 'pgd' or 'apgd'"),
+        ("attack.method", "fgsn", "must be 'fgsm', 'pgd', 'apgd' or 'square'"),
     ):
         with pytest.raises(BadInput, match=f"^--{key} {text}: {says}$"):
             config.load("adversarial", {key: text})

@@ -12,6 +12,8 @@ from hpcphotoz.errors import BadInput
     ("options", "said"),
     [
         ({"objective": "append"}, "wants an adversarial.fraction above 0"),
+        ({"method": "square", "fraction": 0.5}, "attack.method square: takes thousands of passes"),
+        ({"method": "square", "validation_objects": 8}, "for evaluation: want fgsm, pgd or apgd"),
         ({"mode": "ranks"}, "attackers would have nothing to do"),
         (
             {"objective": "free", "mode": "streams", "fraction": 0.5},

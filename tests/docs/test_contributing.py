@@ -53,7 +53,7 @@ def test_the_attack_is_in_every_command_after_the_edits(dataset: Path, tmp_path:
     for file, before, added in (
         ("attacks/__init__.py", "from hpcphotoz.attacks.minimal_eps", line),
         ("attacks/__init__.py", '    "minimal_eps",', '    "mifgsm",\n'),
-        ("config/attack.py", '"apgd"] = Field', '"mifgsm", '),
+        ("config/attack.py", '"apgd", ', '"mifgsm", '),
         ("attacks/from_config.py", "from hpcphotoz.attacks.pgd import", line),
         ("attacks/from_config.py", "    return pgd(", call),
         ("evaluation/attack_grid.py", '    "apgd": AttackMethod', entry),

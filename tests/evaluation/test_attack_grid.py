@@ -30,7 +30,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_method_moves_a_linear_network_as_far_as_its_ball_allows(data: Path) -> None:
     network, content = StubNetwork(), noise_stamps()
-    one = evaluate([network], data, eps=(), headline_eps=EPS, methods=tuple(METHODS)).networks[0]
+    result = evaluate([network], data, eps=(), headline_eps=EPS, methods=tuple(METHODS), queries=1500)
+    one = result.networks[0]
     w = next(network.module.parameters()).detach().double().numpy().reshape(len(NOISE_BANDS), -1)
     sigma = content.sky_sigma.astype(np.float64)
     # The largest w . delta in each ball. Flux: the upper half of the weights up, the lower half down.
@@ -38,11 +39,13 @@ def test_each_method_moves_a_linear_network_as_far_as_its_ball_allows(data: Path
     flux = EPS * (sigma * np.abs(w - np.median(w, axis=1, keepdims=True)).sum(axis=1)).sum(axis=1)
     ellipsoid = EPS * np.sqrt(w.size) * np.linalg.norm(sigma[:, :, None] * w, axis=(1, 2))
     before = logit(one.clean.z_phot)
-    most = {"fgsm": box, "pgd": box, "apgd": box, "flux": flux, "l2": ellipsoid}
+    most = {"fgsm": box, "pgd": box, "apgd": box, "square": box, "flux": flux, "l2": ellipsoid}
     for method, reach in most.items():
         moved = np.abs(logit(one.at(method, EPS).z_phot) - before) / reach
-        # Ten steps of a quarter from a random start end in the corner of a cube, nearly so in the others.
-        assert moved.max() <= 1 + 1e-4 and moved.min() > (0.99 if reach is box else 0.9), method
+        # Ten steps of a quarter from a random start end in the corner of a cube, nearly so in the others; of
+        # 512 single pixels and signs, a random search draws most.
+        least = 0.99 if reach is box and method != "square" else 0.9
+        assert moved.max() <= 1 + 1e-4 and moved.min() > least, method
     assert (flux < box).all() and (box < ellipsoid).all()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks import Passes
-from hpcphotoz.attacks.cuda_graph import AttackGraphs, graph_key
+from hpcphotoz.attacks.passes.cuda_graph import AttackGraphs, graph_key
 from hpcphotoz.config import Attack
 from hpcphotoz.evaluation import inference
 from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset

@@ -15,7 +15,8 @@ from tests.helpers.kernels.ptx import Resources, built, resources
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from triton.backends.compiler import GPUTarget
 
-from hpcphotoz.kernels import checks, device_functions, flux, l2, load, pgd, select, start
+from hpcphotoz.kernels import checks, device_functions, flux, l2, load, pgd, redshift_loss, select, start
+from tests.helpers.kernels.redshift_problems import KINDS as LOSSES
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -88,8 +89,25 @@ def others(layout: torch.memory_format) -> Variants:
             yield f"load {dtype} {scaled} {turned}", load, partial(load.launch, x, scale, code)
 
 
+def losses(layout: torch.memory_format) -> Variants:
+    if layout != torch.contiguous_format:  # there are no images
+        return
+    for (kind, label_width), bins, dtype, gradient in product(
+        LOSSES, (180, 1024, 64), checks.GRADIENTS, (False, True)
+    ):
+        if bins != 180 and (dtype != torch.float32 or not gradient):
+            continue
+        weight = torch.ones(8) if dtype != torch.float16 else None
+        given = torch.zeros(8, bins, dtype=dtype), torch.zeros(8), weight, kind, 0.0, 0.4 / bins
+        yield (
+            f"loss {kind} {label_width} {bins} {dtype} {gradient}",
+            redshift_loss,
+            partial(redshift_loss.launch, *given, label_width, gradient),
+        )
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("variants", [steps, projections, others])
+@pytest.mark.parametrize("variants", [steps, projections, others, losses])
 @pytest.mark.parametrize("layout", ["contiguous", pytest.param("channels_last", marks=SLOW)])
 @pytest.mark.parametrize(
     "target", ["sm_90", pytest.param("sm_80", marks=SLOW), pytest.param("gfx942", marks=SLOW)]

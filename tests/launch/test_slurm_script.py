@@ -14,9 +14,11 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import slurm, snapshot
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.request.plan import LaunchPlan
+from tests.helpers.launch.golden import TEARDOWN
 from tests.helpers.launch.runs import Install
 
-GOLDEN = """\
+GOLDEN = (
+    """\
 #!/bin/bash
 
 # Parameters
@@ -50,26 +52,9 @@ srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-pe
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
 
 
-# teardown
-status=$?
-if [ $status -ne 0 ] && [ $status -ne 75 ]; then
-  trap '' TERM
-  job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}; job=${{job:-$SLURM_JOB_ID}}
-  if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
-$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
--m hpcphotoz.launch.requeue.after_step {launch} $status); then
-    if [ -n "$exclude" ] && ! sbatch --test-only --exclude=$exclude "$0" >/dev/null 2>&1; then
-      echo "hpcphotoz: without $exclude Slurm has too few nodes for this job: not excluded"
-      exclude=
-    fi
-    case "$(scontrol show job --oneliner $job)" in *" JobState=RUNNING "*)
-      scontrol requeue $job &&
-        [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
-    esac
-  fi
-fi
-exit $status
 """
+    + TEARDOWN
+)
 PLAN = LaunchPlan(
     nodes=2,
     gpus_per_node="h100:4",
@@ -85,7 +70,8 @@ PLAN = LaunchPlan(
     setup=("module load cuda",),
     extra=("reservation=photoz", "--exclusive"),
 )
-GOLDEN_MINIMAL = """\
+GOLDEN_MINIMAL = (
+    """\
 #!/bin/bash
 
 # Parameters
@@ -109,26 +95,9 @@ srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-pe
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
 
 
-# teardown
-status=$?
-if [ $status -ne 0 ] && [ $status -ne 75 ]; then
-  trap '' TERM
-  job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}; job=${{job:-$SLURM_JOB_ID}}
-  if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
-$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
--m hpcphotoz.launch.requeue.after_step {launch} $status); then
-    if [ -n "$exclude" ] && ! sbatch --test-only --exclude=$exclude "$0" >/dev/null 2>&1; then
-      echo "hpcphotoz: without $exclude Slurm has too few nodes for this job: not excluded"
-      exclude=
-    fi
-    case "$(scontrol show job --oneliner $job)" in *" JobState=RUNNING "*)
-      scontrol requeue $job &&
-        [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
-    esac
-  fi
-fi
-exit $status
 """
+    + TEARDOWN
+)
 # Variables of a user's shell that contradict PLAN.
 OVERRIDING = [
     *("SBATCH_ACCOUNT", "SBATCH_ARRAY_INX", "SBATCH_EXPORT", "SBATCH_GPUS_PER_TASK", "SBATCH_JOB_NAME"),

@@ -32,3 +32,20 @@ def test_a_rank_batch_is_sent_to_a_gpu_without_waiting_for_it(monkeypatch: pytes
     make_rank_batch(replace(batch(), images=images), configured(augment=True), 0, 0)
     # Attacked and clean rows, object ids, and the symmetry of each image.
     assert pinned.call_count == len(copies) == 4 and all(copies)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_binned_images_are_turned_as_whole_ones(dtype: torch.dtype, augment: bool) -> None:
+    stored = replace(batch(), images=batch().images.to(dtype))
+    whole, binned = (
+        make_rank_batch(stored, configured(augment=augment, binning=b), 3, 0).images for b in (1, 4)
+    )
+    assert binned.shape == (len(whole), 3, 2, 2) and binned.is_contiguous(memory_format=torch.channels_last)
+    assert binned.dtype == torch.float32
+    torch.testing.assert_close(binned, whole.reshape(-1, 3, 2, 4, 2, 4).mean((3, 5)))
+
+
+def test_a_rank_without_objects_has_no_binned_images() -> None:
+    none = make_rank_batch(batch(0), configured(binning=4), 0, 0)
+    assert none.images.shape == (0, 3, 2, 2)

@@ -82,11 +82,15 @@ def render_page(result: EvaluationResult, baseline: Mapping[str, float] | None, 
 
 def _attacks(result: EvaluationResult) -> str:
     """Sentences that describe the attacks."""
-    steps = f"{result.steps} step{'s' * (result.steps > 1)}"
-    each = "; ".join(METHODS[name].description.replace("STEPS", steps) for name in result.methods)
+    words = {"STEPS": f"{result.steps} step", "QUERIES": f"{result.queries} random square"}
+    counted = {"STEPS": result.steps, "QUERIES": result.queries}
+    each = "; ".join(METHODS[name].description for name in result.methods)
+    for word, text in words.items():
+        each = each.replace(word, text + "s" * (counted[word] > 1))
     loss = result.loss.replace("_", "-")
     many = f" Of {result.restarts} random starts the best is kept." if result.restarts > 1 else ""
-    what = f"Each raises the {loss} loss of a network through its own gradients."
+    how = " (Square without them)" if "square" in result.methods else ""
+    what = f"Each raises the {loss} loss of a network through its own gradients{how}."
     return html.escape(f"{each}. {what}{many}")
 
 

@@ -73,7 +73,10 @@ def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | Non
     }
     tree["attack"] = {
         "methods": list(result.methods),
-        "by_method": {name: METHODS[name].options(result.steps, result.restarts) for name in result.methods},
+        "by_method": {
+            name: METHODS[name].options(result.steps, result.restarts, result.queries)
+            for name in result.methods
+        },
         "headline_method": result.headline_method,
         "eps_sky_sigma": list(result.eps),
         "headline_eps_sky_sigma": result.headline_eps,

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from hpcphotoz.errors import BadInput, first_line
 from hpcphotoz.node.address import step_address
 from hpcphotoz.sources.mpi import gather_once
-from hpcphotoz.world import MPI, World
+from hpcphotoz.world import MPI, World, started_by_srun
 
 T = TypeVar("T")
 POLL_S = 0.05
@@ -93,14 +93,15 @@ def connect(world: World, timeout_s: float, env: Mapping[str, str] | None = None
     end = time.monotonic() + timeout_s
     held = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     holds = world.is_first and not held
-    if world.launcher in MPI and not (env.get("MASTER_ADDR") or env.get("MASTER_PORT")):
-        listening = _listen(0) if holds else None
-        host, port = _address_by_mpi(listening, end)
-        where = f"{host}:{port}, as told by MPI,"
-    elif world.launcher == "slurm" and not (env.get("MASTER_ADDR") or env.get("MASTER_PORT")):
+    told = env.get("MASTER_ADDR") or env.get("MASTER_PORT")
+    if not told and started_by_srun(world, env):
         host, port = step_address(env)
         where = f"{host}:{port}, the first node of this SLURM step,"
         listening = _listen(port) if holds else None
+    elif not told and world.launcher in MPI:
+        listening = _listen(0) if holds else None
+        host, port = _address_by_mpi(listening, end)
+        where = f"{host}:{port}, as told by MPI,"
     else:
         host, port = _address(world, env)
         where = f"MASTER_ADDR, MASTER_PORT = {host}:{port}"
@@ -134,6 +135,11 @@ def _until_answered(
             if isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME:
                 raise BadInput(f"MASTER_ADDR={host}: no such host") from None
             if time.monotonic() > end:
+                if world.is_first:
+                    raise TimeoutError(
+                        f"rank 0 does not reach itself at {where} ({error.strerror or error}): waited "
+                        f"run.start_timeout_s = {timeout_s:g} s: MASTER_ADDR is to be rank 0's own host"
+                    ) from None
                 raise TimeoutError(
                     f"rank {world.rank}: rank 0 does not listen at {where} "
                     f"({error.strerror or error}): waited run.start_timeout_s = {timeout_s:g} s"
@@ -171,7 +177,13 @@ def _address_by_mpi(listening: int | None, end: float) -> tuple[str, int]:
 
 
 def _address(world: World, env: Mapping[str, str]) -> tuple[str, int]:
-    if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT"):
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    there = [name for name in names if env.get(name)]
+    if len(there) == 1:
+        (other,) = set(names) - set(there)
+        unset = ", or unset it: the ranks then find each other" if world.launcher in (*MPI, "slurm") else ""
+        raise BadInput(f"{there[0]} is set and {other} is not: set both{unset}")
+    if not there:
         raise BadInput(
             f"{world.size} ranks started by {world.launcher} but MASTER_ADDR and MASTER_PORT are not set: "
             "use torchrun or `hpcphotoz launch`, or set them to the first node's name and a free port"

@@ -11,6 +11,7 @@ from hpcphotoz.training.distributed import group
 from hpcphotoz.training.overlap.exchange import AttackerEndpoint, LearnerEndpoint
 from hpcphotoz.training.overlap.roles import RankRole, assign_role
 from hpcphotoz.training.overlap.topology import ExchangeTopology
+from hpcphotoz.training.rank_batch import image_shape
 from hpcphotoz.world import World
 
 
@@ -66,7 +67,6 @@ def connect(
         role.split, world.rank, fraction, overlap, steps.stop, size, role.weights_group
     )
     topology.connect_peers(device)
-    header = loader.train.manifest.header
-    shape = (len(header.bands), header.stamp, header.stamp)
+    shape = image_shape(config.model, loader.train.manifest.header)
     given = topology, components.module, shape, device, steps.start, waiting
     return Connection(role, loader, attacker(*given) if role.is_attacker else learner(*given))

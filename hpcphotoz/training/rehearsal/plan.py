@@ -1,5 +1,6 @@
 """The plan of all ranks of a run: what each has to do, to read, to send and to hold."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
 from hpcphotoz.training.overlap.messages import WeightMessages
 from hpcphotoz.training.overlap.topology import RankSplit
-from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.rank_batch import RankBatch, image_shape
 from hpcphotoz.training.rehearsal import memory
 from hpcphotoz.training.rehearsal.batches import Division, OrderCheck, check_order, divide
 from hpcphotoz.training.rehearsal.memory import RankMemory
@@ -85,7 +86,7 @@ def plan_run(
     batch = replace(busiest_batch(loader, ranks, steps.start), step=total_steps)
     passed, attacked = operations(components.module, components.attack_eagerly, batch)
     per_object = memory.activation_bytes(components, batch)
-    shape = (len(header.bands), header.stamp, header.stamp)
+    shape = image_shape(config.model, header)
     messages = plan_messages(split, size, fraction, config.overlap.images_transfer, shape) if split else None
     module = components.module
     weights = [*module.parameters(), *running_statistics(module)]
@@ -126,14 +127,14 @@ def _memory(
     weights_bytes: int,
 ) -> RankMemory:
     config, header = components.config, stream.manifest.header
-    image = 4 * len(header.bands) * header.stamp**2
+    image, taken = 4 * len(header.bands) * header.stamp**2, 4 * math.prod(image_shape(config.model, header))
     objects, attacked = int(division.objects.max()), int(division.attacked.max())
     free = config.adversarial.objective == "free"
     at_once = objects if free else components.compute.micro_batch or max(objects, 1)
     found = memory.network_bytes(components)
     if name == "attacker":
         found = {"network": found["network"]}
-    found |= memory.batch_bytes(image, objects, attacked if name != "learner" else 0, per_object, at_once)
+    found |= memory.batch_bytes(taken, objects, attacked if name != "learner" else 0, per_object, at_once)
     if messages:
         found["messages"] = messages.most(0 if name == "attacker" else 1)[1]
         found["weights' messages"] = 2 * weights_bytes  # of attackers and of rank 0

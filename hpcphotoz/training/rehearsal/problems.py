@@ -6,6 +6,7 @@ from hpcphotoz.output import number_of
 from hpcphotoz.training.rehearsal.plan import RolePlan, RunPlan
 from hpcphotoz.training.rehearsal.rehearse import Rehearsal
 
+_UNEVEN = 2.0  # ratio of what ranks of two roles compute, from which it is worth a note
 _SHORT_RUN = 1 << 18  # bytes: shorter reads are far below the speed of a parallel file system
 
 
@@ -40,7 +41,7 @@ def notes(found: Rehearsal) -> list[str]:
                 f"run.global_batch a multiple of {len(role.ranks)}"
             )
         run = reads.rows_per_run * reads.row_bytes
-        if run < _SHORT_RUN and reads.rows_per_run < data.block_rows / 2:
+        if not found.start and run < _SHORT_RUN and reads.rows_per_run < data.block_rows / 2:
             lines.append(
                 f"{role.one} reads {reads.rows_per_run:.1f} rows ({run / 1e3:.0f} kB) at a time: raise "
                 "data.window_blocks for longer reads (it changes the order of the objects)"
@@ -50,12 +51,28 @@ def notes(found: Rehearsal) -> list[str]:
                 f"{number_of(role.last.idle, role.name)} of {len(role.ranks)} have no objects in the last "
                 f"global batch of an epoch, of {int(role.last.objects.sum())} objects"
             )
+    if plan and plan.split and (uneven := _uneven_roles(plan)):
+        lines.append(uneven)
     validation = found.loader.validation
     if validation is not None and validation.rows < found.ranks.size:
         lines.append(
             f"{validation.rows} validation objects on {found.ranks.size} ranks: some have none, and wait"
         )
     return lines
+
+
+def _uneven_roles(plan: RunPlan) -> str:
+    """Whether the ranks of one role wait for those of the other, which have much more to compute."""
+    learner, attacker = (float(role.operations.max()) for role in plan.roles)
+    if min(learner, attacker) <= 0 or max(learner, attacker) < _UNEVEN * min(learner, attacker):
+        return ""
+    much, advice = ("an attacker", "more") if attacker > learner else ("a learner", "fewer")
+    ratio = max(learner, attacker) / min(learner, attacker)
+    other = "learners" if attacker > learner else "attackers"
+    return (
+        f"{much} computes {ratio:.0f} times as much in a step as the {other}, which wait: take {advice} "
+        "attackers"
+    )
 
 
 def _of_division(found: Rehearsal, role: RolePlan) -> list[str]:
@@ -66,14 +83,16 @@ def _of_division(found: Rehearsal, role: RolePlan) -> list[str]:
     add = f"add objects (the training part holds {rows})"  # no global batch is larger
     if idle := division.idle:
         attacked = f" ({enough} for an attacked object each)" if count < enough <= rows else ""
-        more = f"raise run.global_batch to {count} or more{attacked}" if rows >= count else add
+        more = f"raise run.global_batch to {count} or more{attacked}"
+        more = more if rows >= count else f"{add} and {more}" if size < rows else add
         fewer = f"start at most {size} ranks" if role.name == "rank" else "start fewer ranks"
         return [
             f"global batches of {size} objects on {count} {role.name}s: {idle} of them have no objects in a "
             f"step: {more}, or {fewer}"
         ]
     if (without := division.without_attack) and role.name != "learner":
-        more = f"raise run.global_batch to {enough} or more" if rows >= enough else add
+        more = f"raise run.global_batch to {enough} or more"
+        more = more if rows >= enough else f"{add} and {more}" if size < rows else add
         return [
             f"adversarial.fraction {fraction:g} of run.global_batch {size}: {without} of {count} "
             f"{role.name}s have objects but no attacked one, and wait for the others: "

@@ -22,12 +22,12 @@ class Reads:
     steps: int
     rows: Int64Array
     runs: Int64Array  # of neighbouring rows, each one read of a file
-    files: Int64Array  # shards, each counted once a window
+    files: Int64Array  # shards
     row_bytes: int
 
     @property
     def bytes_per_step(self) -> float:
-        """Bytes that the rank with the most reads in a step, on average."""
+        """Mean bytes of a step of the rank that reads the most."""
         return float(self.rows.max()) * self.row_bytes / self.steps
 
     @property
@@ -45,7 +45,8 @@ def count_reads(stream: Stream | MixedStream, step: int, last: int, ranks: int) 
         ranks: number of ranks that divide a global batch.
     """
     steps = min(_STEPS, last - step)
-    rows, runs, files = (np.zeros(ranks, np.int64) for _ in range(3))
+    rows, runs = (np.zeros(ranks, np.int64) for _ in range(2))
+    opened = np.zeros((3, 0), np.int64)  # rank, dataset and shard
     for window in placements(stream, step, step + steps):
         rank = _ranks(stream, window, ranks)
         by_rank = np.argsort(rank, kind="stable")  # a rank keeps the order of the blocks
@@ -54,8 +55,9 @@ def count_reads(stream: Stream | MixedStream, step: int, last: int, ranks: int) 
         begins = np.concatenate([[True], new_rank | new_shard | (np.diff(row) != 1)])
         rows += np.bincount(rank, minlength=ranks)
         runs += np.bincount(rank[begins], minlength=ranks)
-        pairs = np.unique(np.stack([rank, shard]), axis=1)
-        files += np.bincount(pairs[0], minlength=ranks)
+        here = np.stack([rank, np.full_like(rank, window.dataset), shard])
+        opened = np.unique(np.concatenate([opened, here], axis=1), axis=1)
+    files = np.bincount(opened[0], minlength=ranks)
     arrays = columns(stream.manifest.header, digests=True)
     row_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays.values())
     return Reads(steps, rows, runs, files, row_bytes)

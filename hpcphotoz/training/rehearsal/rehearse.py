@@ -74,8 +74,6 @@ def rehearse(
         keep_freed_memory()
     check_sinks(config)
     run_folder.check(out, config)
-    if config.overlap.mode == "ranks":
-        refuse_one_rank(ranks.size)
     run_folder.refuse_busy(out, world)
     with deterministic(config.compute.deterministic), fake_process_group(ranks):
         return _rehearse(config, datasets, out, ranks, chosen, start_from)
@@ -130,10 +128,12 @@ def _rehearse(
 
 def _refusal(config: Config, ranks: RehearsedRanks) -> str:
     overlap = config.overlap
-    if overlap.mode != "ranks" or overlap.attackers == "auto":
+    if overlap.mode != "ranks":
         return ""
     try:
-        RankSplit(ranks.size, overlap.attackers)
+        refuse_one_rank(ranks.size)
+        if overlap.attackers != "auto":
+            RankSplit(ranks.size, overlap.attackers)
     except BadInput as error:
         return str(error)
     return ""

@@ -20,7 +20,12 @@ def report_lines(found: Rehearsal) -> list[str]:
     """The report, line by line."""
     wrong = problems(found)
     said = f"{number_of(len(wrong), 'problem')}:" if wrong else "no problem found"
-    lines = [f"rehearsal of {found.ranks.size:,} ranks, steps as rank {found.ranks.rank}: {said}"]
+    who = f"{found.ranks.size:,} rank{'s' * (found.ranks.size != 1)}"
+    if found.start >= found.last_step:
+        return [
+            f"rehearsal of {who}: the run is finished at step {found.start:,}: there is nothing to rehearse"
+        ]
+    lines = [f"rehearsal of {who}, steps as rank {found.ranks.rank}: {said}"]
     lines += [f"  {number}. {text}" for number, text in enumerate(wrong, 1)]
     lines += [f"{'note':{_WIDTH}} {text}" for text in notes(found)]
     for name, text in _facts(found):
@@ -43,7 +48,7 @@ def _facts(found: Rehearsal) -> Iterator[tuple[str, str]]:
     yield "checkpoint", f"{_size(found.checkpoint_bytes)}, of rank 0 alone"
     if plan:
         yield from _cost(found, plan)
-    yield "not rehearsed", _LEFT_OUT
+    yield "not rehearsed", _LEFT_OUT if plan else f"steps, objects, reads, memory, {_LEFT_OUT}"
 
 
 def _run(found: Rehearsal) -> str:
@@ -53,12 +58,10 @@ def _run(found: Rehearsal) -> str:
         f"{stream.batch_size(0):,} objects an epoch, {number_of(found.last_step, 'step')} in all"
     )
     if found.start:
-        text += f", {found.start:,} of them taken"
+        text += f"; the real run goes on from step {found.start:,}"
     attack = config.adversarial
     ups = [("learning rate", config.optimiser.warmup_steps), ("attack", attack.warmup_end)]
     warm = [f"the {name} warms up over {steps:,} steps" for name, steps in ups if steps]
-    if found.start >= found.last_step:
-        warm.append("the run is finished: no step was taken")
     return "; ".join([text, *warm])
 
 
@@ -78,9 +81,10 @@ def _roles(found: Rehearsal, plan: RunPlan) -> Iterator[tuple[str, str]]:
         return
     measured = ", by the costs measured on this rank" * (found.components.config.overlap.attackers == "auto")
     first = ", ".join(map(str, split.attacker_ranks[:5])) + ", ..." * (split.attackers > 5)
+    numbers, learners = "rank" + "s" * (split.attackers != 1), split.size - split.attackers
     yield (
         "roles",
-        f"{split.attackers:,} attackers (ranks {first}) and {split.size - split.attackers:,} learners"
+        f"{number_of(split.attackers, 'attacker')} ({numbers} {first}) and {number_of(learners, 'learner')}"
         f"{measured}; process groups: all, the learners, rank 0 with the attackers",
     )
 
@@ -99,9 +103,9 @@ def _reads(role: RolePlan) -> str:
     runs = reads.runs / reads.steps
     total = float(reads.rows.sum()) * reads.row_bytes / reads.steps
     return (
-        f"up to {_size(reads.bytes_per_step)} a step for {role.one}, in {runs.max():.1f} reads of "
-        f"{reads.rows_per_run:.1f} rows, from up to {number_of(int(reads.files.max()), 'file')} in "
-        f"{number_of(reads.steps, 'step')}; all {count:,}: {_size(total)} a step"
+        f"means of {number_of(reads.steps, 'step')}: the busiest {role.name} {_size(reads.bytes_per_step)} a "
+        f"step, in {runs.max():.1f} reads of {reads.rows_per_run:.1f} neighbouring rows, from at most "
+        f"{number_of(int(reads.files.max()), 'file')}" + f"; all {count:,} {_size(total)}" * (count > 1)
     )
 
 
@@ -111,7 +115,11 @@ def _messages(found: Rehearsal, plan: RunPlan) -> Iterator[tuple[str, str]]:
     ring = 2 * gradients * (learners - 1) / learners
     updates = found.components.config.attack.steps
     often = f", {updates} times" if found.components.config.adversarial.objective == "free" else ""
-    yield "all-reduce", f"{_size(gradients)} of gradients a step{often}: a ring sends {_size(ring)} a rank"
+    if learners > 1:
+        yield (
+            "all-reduce",
+            f"{_size(gradients)} of gradients a step{often}: a ring sends {_size(ring)} a rank",
+        )
     if plan.messages is None or plan.split is None:
         return
     sent, received = plan.messages.most(0), plan.messages.most(1)
@@ -146,15 +154,19 @@ def _cost(found: Rehearsal, plan: RunPlan) -> Iterator[tuple[str, str]]:
     steps = found.steps
     if steps is None or not steps.seconds:
         return
-    took = ", ".join(f"{s:.2f} s" for s in steps.seconds)
+    if not any(objects for objects, _ in steps.batches):
+        yield "time", f"rank {found.ranks.rank} has no objects in these steps: choose another, as in N:R"
+        return
+    took = " and ".join(f"{s:.2f} s" for s in steps.seconds)
     device = "this GPU" if found.components.device.type == "cuda" else "this machine's CPU"
-    text = f"steps of rank {found.ranks.rank} on {device}: {took} ({steps.waited_s:.2f} s waiting for data)"
+    text = f"steps of rank {found.ranks.rank} on {device}: {took}, of which {steps.waited_s:.2f} s "
+    text += "waiting for data"
     own = next(role for role in plan.roles if found.ranks.rank in role.ranks)
     mine = own.operations[own.ranks.index(found.ranks.rank)]
     if mine:
         slowest = steps.seconds[-1] * float(own.operations.max() / mine)
         epoch = slowest * found.loader.train.batches
-        text += f"; at the last one's speed the busiest {own.name} takes {slowest:.2f} s a step, "
+        text += f"; at the speed of the last, the busiest {own.name} takes {slowest:.2f} s a step, "
         text += f"{_time(epoch)} an epoch"
     yield "time", text
     for outcome in steps.outcomes:

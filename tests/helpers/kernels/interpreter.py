@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.kernels.memory_checks import checked
 from tests.helpers.paths import ROOT
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -22,12 +23,12 @@ compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernel is n
 
 
 def interpret(module: ModuleType) -> None:
-    """In the interpreter's process, let the launches of a module run under torch 2.11 too.
+    """In the interpreter's process, watch the memory of a module's launches, and let torch 2.11 run them.
 
-    torch 2.11 refuses interpreted kernels; later releases return them unchanged, as this function does.
+    torch 2.11 refuses interpreted kernels.
     """
     if INTERPRETED:
-        module.wrap_triton = lambda kernel: kernel  # type: ignore[attr-defined]
+        module.wrap_triton = checked  # type: ignore[attr-defined]
 
 
 def passed_under_the_interpreter(file: str, expression: str, *, slow: bool) -> int:

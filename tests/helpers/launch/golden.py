@@ -26,6 +26,28 @@ _PYTHONS: dict[str, dict[str, Any]] = {
         "srun": ["--cpu-bind=cores"],
     },
 }
+# The end of every batch script, to be formatted with `python` and `launch`.
+TEARDOWN = """\
+# teardown
+status=$?
+if [ $status -ne 0 ] && [ $status -ne 75 ]; then
+  trap '' TERM
+  job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}; job=${{job:-$SLURM_JOB_ID}}
+  if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
+$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
+-m hpcphotoz.launch.requeue.after_step {launch} $status); then
+    if [ -n "$exclude" ] && ! sbatch --test-only --exclude=$exclude "$0" >/dev/null 2>&1; then
+      echo "hpcphotoz: without $exclude Slurm has too few nodes for this job: not excluded"
+      exclude=
+    fi
+    case "$(scontrol show job --oneliner $job)" in *" JobState=RUNNING "*)
+      scontrol requeue $job &&
+        [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
+    esac
+  fi
+fi
+exit $status
+"""
 NAMES = (*PROFILES, *_PYTHONS)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hpcphotoz.__main__ import main
 from hpcphotoz.launch import snapshot
 from tests.helpers.commands import TINY, fails
+from tests.helpers.launch.golden import TEARDOWN
 from tests.helpers.launch.queue import FakeQueue
 from tests.helpers.launch.runs import Install
 
@@ -42,26 +43,8 @@ srun --unbuffered --output {launch}/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
 
 
-# teardown
-status=$?
-if [ $status -ne 0 ] && [ $status -ne 75 ]; then
-  trap '' TERM
-  job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}; job=${{job:-$SLURM_JOB_ID}}
-  if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
-$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
--m hpcphotoz.launch.requeue.after_step {launch} $status); then
-    if [ -n "$exclude" ] && ! sbatch --test-only --exclude=$exclude "$0" >/dev/null 2>&1; then
-      echo "hpcphotoz: without $exclude Slurm has too few nodes for this job: not excluded"
-      exclude=
-    fi
-    case "$(scontrol show job --oneliner $job)" in *" JobState=RUNNING "*)
-      scontrol requeue $job &&
-        [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
-    esac
-  fi
-fi
-exit $status
-
+"""
+RUNS = """
 # 4 of 4 runs
 #    0  {out}/width=8_seed=0
 #    1  {out}/width=8_seed=1
@@ -103,7 +86,9 @@ def test_a_dry_run_prints_the_array_and_its_runs_and_writes_nothing(
     assert run(*words(dataset, out, *options)) == 0
     launch = out / "launch"
     code, python = snapshot.folder(launch), shlex.quote(sys.executable)
-    assert capsys.readouterr().out == GOLDEN.format(out=out, launch=launch, code=code, python=python)
+    assert capsys.readouterr().out == (GOLDEN + TEARDOWN + RUNS).format(
+        out=out, launch=launch, code=code, python=python
+    )
     assert not out.exists()
 
 

@@ -122,11 +122,15 @@ def test_a_broken_profile_does_not_hide_the_others(own: Path, capsys: pytest.Cap
     (own / "broken.toml").write_text("nodez = 2\n")
     assert main(["profiles"]) == 2
     said = capsys.readouterr()
-    assert "broken.toml: nodez: unknown key" in said.err
+    assert "1 profile cannot be used: broken" in said.err
     lines = said.out.splitlines()
     names = [line.split()[0] for line in lines]
     assert names == sorted(names) == list(profile_files()) and "broken" in names
     assert [line for line in lines if "cannot be used" in line] == [lines[names.index("broken")]]
+    assert "broken.toml: nodez: unknown key" in lines[names.index("broken")]
+    assert main(["profiles", "broken"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "nodez = 2\n" and "nodez: unknown key" in said.err
 
 
 def test_a_dry_run_names_the_profile_below_the_first_line(

@@ -38,6 +38,16 @@ def test_an_invalid_port_is_refused(port: str) -> None:
             Rendezvous(World(rank, 2), 5, {"MASTER_ADDR": "localhost", "MASTER_PORT": port})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "other"), [("MASTER_ADDR", "n1", "MASTER_PORT"), ("MASTER_PORT", "abc", "MASTER_ADDR")]
+)
+@pytest.mark.parametrize("launcher", ["slurm", "mpich", "torchrun"])
+def test_one_half_of_an_address_is_refused(name: str, value: str, other: str, launcher: str) -> None:
+    with pytest.raises(BadInput, match=f"{name} is set and {other} is not: set both") as refused:
+        Rendezvous(World(0, 2, launcher=launcher), 5, {name: value})
+    assert ("or unset it" in str(refused.value)) == (launcher != "torchrun")
+
+
 def test_an_unknown_host_is_refused() -> None:
     for rank in range(2):
         env = {"MASTER_ADDR": "no such host", "MASTER_PORT": str(free_port())}

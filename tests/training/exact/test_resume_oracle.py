@@ -89,6 +89,7 @@ def unbroken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     [
         {"ema_decay": 0.9},
         {"algorithm": "sgd", "weight_decay": 1e-3},
+        {"algorithm": "muon", "binning": 2},
         {"schedule": "one_cycle", "warmup_steps": 0},
         {"schedule": "halfway", "algorithm": "adam"},
         {"objective": "free"},
@@ -195,7 +196,11 @@ def test_with_attackers_and_without_them_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"objective": "free"}, {"mode": "ranks", "attackers": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"objective": "free"}, {"mode": "ranks", "attackers": 1, "binning": 2, "algorithm": "muon"}],
+    ids=str,
+)
 def test_three_ranks_of_deterministic_mode_go_on_with_the_same_bits(
     options: dict[str, Any], dataset: Path, tmp_path: Path
 ) -> None:

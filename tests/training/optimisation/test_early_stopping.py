@@ -127,7 +127,7 @@ def test_a_figure_that_there_is_not_is_refused() -> None:
         ({"criterion": "robust", "fraction": 0}, "is attacked, as adversarial.fraction is 0: give a number"),
         ({"criterion": "robust", "validation_objects": 0}, "as adversarial.validation_objects is 0: give"),
         ({"criterion": "weighted", "fraction": 0.5, "validation": 0}, "data.validation is 0"),
-        ({"momentum": 0.5}, "has an effect only with algorithm sgd"),
+        ({"momentum": 0.5}, "has an effect only with algorithm sgd or muon"),
         ({"schedule": "one_cycle", "warmup_steps": 7}, "schedule one_cycle has its own"),
         ({"freeze": ["a b"]}, "want names without spaces"),
     ):

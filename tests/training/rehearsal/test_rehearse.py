@@ -11,7 +11,7 @@ from hpcphotoz.data.datasets import Datasets
 from hpcphotoz.errors import BadInput
 from hpcphotoz.training.loop import Outcome
 from hpcphotoz.training.rehearsal import memory
-from hpcphotoz.training.rehearsal.problems import problems
+from hpcphotoz.training.rehearsal.problems import notes, problems
 from hpcphotoz.training.rehearsal.ranks import RehearsedRanks
 from hpcphotoz.training.rehearsal.rehearse import Rehearsal, rehearse
 from hpcphotoz.training.rehearsal.report import report_lines
@@ -145,7 +145,9 @@ def test_a_run_that_has_begun(dataset: Path, tmp_path: Path) -> None:
     train(config(), dataset, tmp_path / "whole")
     assert first_step([found])[0] == pytest.approx(ranks.curve(tmp_path / "whole")[3][1], abs=SAME)
     done = rehearsed(dataset, tmp_path, 2, max_steps=3)
-    assert done.steps is None and problems(done) == [] and "is finished" in "\n".join(report_lines(done))
+    assert done.steps is None and problems(done) == []
+    (said,) = report_lines(done)
+    assert "the run is finished at step 3: there is nothing to rehearse" in said
     with pytest.raises(BadInput, match="another optimiser.learning_rate"):
         rehearsed(dataset, tmp_path, 2, learning_rate=0.1)
     assert {path: text for path, text in everything_in(tmp_path).items() if path in before} == before
@@ -195,6 +197,27 @@ def test_more_ranks_than_the_dataset_has_objects_for(
     assert "raise run.global_batch" not in found[0]
 
 
+def test_objects_and_global_batch_are_both_too_few(dataset: Path, tmp_path: Path) -> None:
+    found = problems(rehearsed(dataset, tmp_path, 100, global_batch=16, validation=0.0))
+    assert "add objects (the training part holds 75) and raise run.global_batch to 100 or more" in found[0]
+
+
+def test_roles_that_wait_for_each_other_are_noted(dataset: Path, tmp_path: Path) -> None:
+    said = []
+    for attackers in range(1, 8):
+        found = notes(rehearsed(dataset, tmp_path, 8, mode="ranks", attackers=attackers, global_batch=64))
+        said.append([text for text in found if "computes" in text])
+    (few,), *between, (many,) = said
+    assert "an attacker computes" in few and few.endswith("take more attackers")
+    assert "a learner computes" in many and many.endswith("take fewer attackers")
+    assert [] in between
+
+
+def test_a_rank_without_objects_gives_no_times(dataset: Path, tmp_path: Path) -> None:
+    lines = "\n".join(report_lines(rehearsed(dataset, tmp_path, 64, 0, global_batch=3)))
+    assert "rank 0 has no objects in these steps: choose another" in lines
+
+
 def test_a_memory_that_is_too_small(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     found = problems(rehearsed(dataset, tmp_path, 2))
@@ -208,7 +231,11 @@ def test_bad_input(
     assert main([*words, "many"]) == 2 and "want a number of ranks" in capsys.readouterr().err
     for name in ("--profile", "--stage"):
         assert main([*words, "2", name]) == 2 and f"{name}: a rehearsal writes" in capsys.readouterr().err
-    assert main([*words, "1", "--overlap.mode", "ranks"]) == 2 and "on 1 rank" in capsys.readouterr().err
+    assert main([*words, ""]) == 2 and "want a number of ranks" in capsys.readouterr().err
+    assert main([*words, "1", "--overlap.mode", "ranks"]) == 1
+    said = capsys.readouterr().out
+    assert "1. overlap.mode ranks on 1 rank" in said and "not rehearsed steps, objects" in said
+    assert not (tmp_path / "run").exists()
     assert main(["launch", "local", "--", *words, "4"]) == 2
     assert "--rehearse: takes one process" in capsys.readouterr().err
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):

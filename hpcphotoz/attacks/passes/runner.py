@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz.attacks.ball import AttackBatch, RandomStart, layout
-from hpcphotoz.attacks.gradient import ImageLoss, Model, Passes, image_loss_of
 from hpcphotoz.attacks.losses import Loss
+from hpcphotoz.attacks.passes.gradient import ImageLoss, Model, Passes, image_loss_of
 
 # The loop of an attack: (loss of images, batch, key of random starts or None) -> tensors, a row per object.
 AttackLoop = Callable[[ImageLoss, AttackBatch, Tensor | None], tuple[Tensor, ...]]

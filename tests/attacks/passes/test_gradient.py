@@ -11,10 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcphotoz import attacks
+from hpcphotoz.attacks import losses
 from hpcphotoz.attacks.apgd import apgd_loop
 from hpcphotoz.attacks.ball import attack_batch
-from hpcphotoz.attacks.gradient import image_loss_of
 from hpcphotoz.attacks.minimal_eps import minimal_eps_loop
+from hpcphotoz.attacks.passes import gradient
+from hpcphotoz.attacks.passes.gradient import image_loss_of
 from hpcphotoz.attacks.pgd import pgd_loop
 from hpcphotoz.config import Model
 from hpcphotoz.models.build import build
@@ -155,6 +157,60 @@ def test_a_compiled_model_gives_the_same_attack() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "compiled twice"
     # Compiled sums have another order: a sign may flip where the gradient is ~0.
     assert (plain == compiled).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(named(BINS) for name, named in losses.redshift_losses.items() if "margin" not in name),
+        losses.higher(BINS),
+        losses.lower(BINS),
+        losses.toward(losses.shift(BINS)),
+        losses.shift(BINS).unchecked,
+    ],
+)
+def test_loss_and_gradient_of_one_kernel_are_those_of_autograd(
+    loss: losses.Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, with the kernel's definition in its place."""
+    images, ebv, z, eps = five_bands()
+    model = build(Model(bins=BINS.n, z_max=BINS.z_max, width=8), stamp=16, scale=SCALE)
+    batch = attack_batch(images, ebv, z, eps, None, 1.0, None)
+    found = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(
+            gradient,
+            "fused_loss",
+            lambda loss, _, device=device: losses.fused_loss(loss, torch.device(device)),
+        )
+        with image_loss_of(model, loss, images.device, attacks.Passes()) as image_loss:
+            found.append(image_loss.gradient(images, batch))
+    plain, fused = found
+    assert losses.fused_loss(loss, torch.device("cuda")) and not losses.fused_loss(loss, images.device)
+    assert plain.grad.abs().max() > 0 and torch.equal(plain.outputs, fused.outputs)
+    torch.testing.assert_close(fused.loss, plain.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(fused.grad, plain.grad, rtol=1e-4, atol=1e-5 * float(plain.grad.abs().max()))
+
+
+def test_losses_without_a_kernel_stay_as_they_are() -> None:
+    for loss in (losses.margin(BINS), losses.cross_entropy(), lambda outputs, z: outputs.sum(1)):
+        assert losses.fused_loss(loss, torch.device("cuda")) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("loss", [name for name in losses.redshift_losses])
+def test_an_attack_on_a_gpu_finds_the_gradient_of_the_cpu(loss: str) -> None:
+    images, ebv, z, eps = five_bands()
+    model = build(Model(bins=BINS.n, z_max=BINS.z_max, width=8), stamp=16, scale=SCALE)
+    found = []
+    for device in ("cpu", "cuda"):
+        x, e, labels, ball = (t.to(device) for t in (images, ebv, z, eps))
+        batch = attack_batch(x, e, labels, ball, None, 1.0, None)
+        named = losses.redshift_losses[loss](BINS)
+        with image_loss_of(model.to(device), named, batch.images.device, attacks.Passes(tf32=False)) as of:
+            found.append([t.cpu() for t in of.gradient(batch.images, batch)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from hpcphotoz.attacks.ball import AttackBatch, layout
-from hpcphotoz.attacks.losses import Loss
+from hpcphotoz.attacks.losses import Loss, fused_loss
 from hpcphotoz.compute.compiler import compiled
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.models.factory import ImagesOnly
@@ -72,28 +72,40 @@ class ImageLoss:
         """Loss, outputs and input gradient at `adv`; no gradient of a parameter is computed."""
         with torch.enable_grad():
             x = adv.detach().requires_grad_()
-            outputs, loss = self._outputs_and_loss(x, batch)
-            if not loss.requires_grad:
-                raise ValueError(
-                    "the loss does not depend on the images by autograd: is the attack called under "
-                    "inference_mode, or is there a no_grad, detach or numpy inside the model?"
-                )
-            (grad,) = torch.autograd.grad(loss.sum(), x)
+            outputs = self._outputs(x, batch)
+            fused = fused_loss(self._loss, outputs.device)
+            if fused:
+                loss, of_outputs = fused.with_gradient(outputs.detach(), batch.labels)
+                grad = _input_gradient(outputs, x, of_outputs)
+            else:
+                loss = self._loss(outputs, batch.labels)
+                grad = _input_gradient(loss.sum(), x)
         return GradientResult(grad.contiguous(memory_format=layout(adv)), loss.detach(), outputs.detach())
 
     @torch.no_grad()
     def value(self, adv: Tensor, batch: AttackBatch) -> tuple[Tensor, Tensor]:
         """Outputs and loss (N,) at `adv`."""
-        return self._outputs_and_loss(adv, batch)
+        outputs = self._outputs(adv, batch)
+        return outputs, self._loss(outputs, batch.labels)
 
-    def _outputs_and_loss(self, x: Tensor, batch: AttackBatch) -> tuple[Tensor, Tensor]:
+    def _outputs(self, x: Tensor, batch: AttackBatch) -> Tensor:
         outputs = self._forward(x) if batch.ebv is None else self._forward(x, batch.ebv)
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"the model returned a {_describe(outputs)}: attacks want one tensor of outputs, a row an "
                 "object; pass a function that picks it, such as lambda images, ebv: model(images, ebv)[0]"
             )
-        return outputs, self._loss(outputs, batch.labels)
+        return outputs
+
+
+def _input_gradient(of: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    if not of.requires_grad:
+        raise ValueError(
+            "the loss does not depend on the images by autograd: is the attack called under "
+            "inference_mode, or is there a no_grad, detach or numpy inside the model?"
+        )
+    (grad,) = torch.autograd.grad(of, x, weight)
+    return grad
 
 
 def _describe(outputs: object) -> str:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz.attacks.ball import AttackBatch
-from hpcphotoz.attacks.gradient import Model, Passes, image_loss_of
 from hpcphotoz.attacks.losses import Loss
-from hpcphotoz.attacks.runner import AttackLoop, match_model_layout, restore_layout
+from hpcphotoz.attacks.passes.gradient import Model, Passes, image_loss_of
+from hpcphotoz.attacks.passes.runner import AttackLoop, match_model_layout, restore_layout
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.config import Attack
 

@@ -1,0 +1,149 @@
+"""The record table: rows of `benchmarks/results/record.json`, and `docs/records.md`, made of them."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import machine
+from benchmarks.record.entry import Entry
+from benchmarks.record.judge import Figures, shortcomings
+from benchmarks.record.task import CLEAN, CORES, EPS, FULL, ROBUST, SEEDS
+from benchmarks.streaming.stream_readers import ROOT
+from hpcphotoz.errors import BadInput
+from hpcphotoz.provenance import commit
+
+_TEMPLATE = Path(__file__).with_name("page.md")
+RESULTS, PAGE = ROOT / "benchmarks/results/record.json", ROOT / "docs/records.md"
+FIRST, DEFAULT = (
+    "users-loop",
+    "adversarial-2026",
+)  # the row of the ratios; the entry if there is no record yet
+Row = dict[str, Any]
+
+
+def row(entry: Entry, seeds: Sequence[int], seconds: Sequence[float], figures: Sequence[Figures]) -> Row:
+    """A row of the table: an entry's seconds, metrics and verdict.
+
+    Args:
+        entry: what was trained.
+        seeds: its seeds.
+        seconds: of each, from the start of its process to its end.
+        figures: of each, from `judge.judge`.
+    """
+    facts = machine()
+    return {
+        "entry": entry.name,
+        "changed": entry.changed,
+        "seconds": statistics.median(seconds),
+        "passes": set(SEEDS) <= set(seeds) and not any(map(shortcomings, figures)),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "device": f"{CORES} cores of {facts['processor']}",
+        "cpu_capability_of_torch": facts["cpu_capability_of_torch"],
+        "cpu_flags": facts["cpu_flags"],
+        "seeds": [
+            {"seed": seed, "seconds": taken, **one, "shortcomings": shortcomings(one)}
+            for seed, taken, one in zip(seeds, seconds, figures, strict=True)
+        ],
+    }
+
+
+def read(path: Path = RESULTS) -> list[Row]:
+    """Rows of a file of `write`; none if there is no file."""
+    if not path.exists():
+        return []
+    rows: list[Row] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def write(rows: Sequence[Row], path: Path, judge: str) -> None:
+    """Write rows in the place of earlier ones of the same entries and device.
+
+    Args:
+        rows: new ones.
+        path: JSON file, which keeps its other rows.
+        judge: "test", "validation" or "quick".
+
+    Raises:
+        BadInput: the file holds rows of another judge.
+    """
+    if path.exists() and (other := json.loads(path.read_text())["judge"]) != judge:
+        raise BadInput(f"{path}: holds rows judged by {other}: name another file")
+    new = {(one["entry"], one["device"]) for one in rows}
+    kept = [one for one in read(path) if (one["entry"], one["device"]) not in new]
+    target = {"clean": CLEAN, "robust": ROBUST, "eps_sky_sigma": EPS, "steps": FULL.steps}
+    tree = {"benchmark": "record", "judge": judge, "target": target, "rows": [*kept, *rows]}
+    path.write_text(json.dumps(tree, indent=1) + "\n")
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The rows that pass, quickest first."""
+    return sorted((one for one in rows if one["passes"]), key=lambda one: float(one["seconds"]))
+
+
+def present_record() -> str:
+    """The entry that holds the record."""
+    passing = ranked(read())
+    return str(passing[0]["entry"]) if passing else DEFAULT
+
+
+def ratio(one: Row, rows: Sequence[Row]) -> float | None:
+    """How many times as quick as the user's loop; None if that has not passed on the same device."""
+    for first in ranked(rows):
+        if (first["entry"], first["device"]) == (FIRST, one["device"]):
+            return float(first["seconds"]) / float(one["seconds"])
+    return None
+
+
+def page(rows: Sequence[Row]) -> str:
+    """`docs/records.md`: page.md with these rows."""
+    head = "| rank | seconds | times the first row | entry | what changed | date | commit | device |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    for rank, one in enumerate(ranked(rows), start=1):
+        times = ratio(one, rows)
+        cells = [str(rank), f"{one['seconds']:.0f}", "-" if times is None else f"{times:.2f}"]
+        cells += [f"`{one['entry']}`", one["changed"], one["date"], (one["commit"] or "-")[:7], one["device"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    failed = [one for one in rows if not one["passes"]]
+    parts = ["\n".join(lines) if ranked(rows) else "No entry has been timed on a quiet machine yet."]
+    if failed:
+        names = ", ".join(f"{one['entry']} ({_why(one)})" for one in failed)
+        parts.append(f"Timed, and did not pass: {names}.")
+    if rows:
+        parts.append("\n".join(["## Metrics of each seed", "", *_metrics(rows)]))
+    text = _TEMPLATE.read_text()
+    return text.format(clean=CLEAN, robust=ROBUST, eps=EPS, table="\n\n".join(parts), **_sizes())
+
+
+def _sizes() -> dict[str, int]:
+    (train, train_seed), (test, test_seed) = FULL.sets["train"], FULL.sets["test"]
+    (validation, validation_seed) = FULL.sets["validation"]
+    return {
+        **{"train": train, "train_seed": train_seed, "test": test, "test_seed": test_seed},
+        **{"validation": validation, "validation_seed": validation_seed},
+        **{"steps": FULL.steps, "restarts": FULL.restarts},
+        **{"queries": FULL.queries, "square_objects": FULL.square_objects, "cores": CORES},
+    }
+
+
+def _why(one: Row) -> str:
+    said = [reason for seed in one["seeds"] for reason in seed["shortcomings"]]
+    return said[0] if said else f"{len(one['seeds'])} seeds of {len(SEEDS)}"
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    columns = ["entry", "seed", "seconds", "clean sigma_MAD, eta", "APGD sigma_MAD, eta"]
+    columns += ["APGD on DLR margin", "on PMA", "transfer", "Square / APGD on the same galaxies"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for one in sorted(rows, key=lambda one: float(one["seconds"])):
+        for seed in one["seeds"]:
+            pair = [f"{m['sigma_mad']:.4f}, {100 * m['eta']:.1f} %" for m in (seed["clean"], seed["robust"])]
+            other = {name: f"{value:.4f}" for name, value in seed.get("confirmations", {}).items()}
+            last = f"{other.get('square', '-')} / {other.get('apgd_same_objects', '-')}"
+            cells = [one["entry"], str(seed["seed"]), f"{seed['seconds']:.0f}", *pair]
+            cells += [other.get(name, "-") for name in ("margin", "probability_margin", "transfer")]
+            lines.append(f"| {' | '.join([*cells, last])} |")
+    return lines

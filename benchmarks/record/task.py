@@ -1,0 +1,67 @@
+"""The task of the record table, fixed for good: its galaxies, its target, and the attacks that judge."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.training.train_runs import launch
+from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.errors import BadInput
+
+CLEAN, ROBUST = 0.0165, 0.0215  # greatest sigma_MAD that passes: of clean images, and under the attack
+EPS = 0.1  # of every attack that judges, in sky sigmas
+CORES = 2
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sizes of the galaxies and of the attacks.
+
+    Attributes:
+        sets: name -> (galaxies, seed of `hpcphotoz simulate`).
+        steps, restarts: of APGD, which decides; the attacks with other losses have one restart.
+        queries: of the square attack.
+        square_objects: galaxies that the square attack takes, the first ones.
+        epochs: of the training; None: those of the entry.
+        global_batch: likewise.
+    """
+
+    sets: Mapping[str, tuple[int, int]]
+    steps: int = 50
+    restarts: int = 2
+    queries: int = 1000
+    square_objects: int = 256
+    epochs: int | None = None
+    global_batch: int | None = None
+
+    def dataset(self, name: str, folder: Path) -> Path:
+        """A set of galaxies in `folder`, simulated at its first use.
+
+        Raises:
+            BadInput: the folder holds other galaxies under that name.
+            RuntimeError: the simulation failed.
+        """
+        objects, seed = self.sets[name]
+        out = folder / f"{name}-{objects}"
+        if not (out / "manifest.json").is_file():
+            print(f"simulating {objects} galaxies of seed {seed} in {out}", flush=True)
+            words: list[str | Path] = ["-m", "hpcphotoz", "simulate", out]
+            words += ["--n", str(objects), "--seed", str(seed)]
+            launch(f"simulate {out}", Path(sys.executable), 0, words, timeout_s=3600)
+        made = read_manifest(out)
+        if (made.rows, made.provenance.get("seed")) != (objects, seed):
+            raise BadInput(f"{out}: not the {objects} galaxies of seed {seed}: choose another --folder")
+        return out
+
+
+FULL = Task({"train": (8192, 1), "test": (1024, 2), "validation": (1024, 3)})
+QUICK = Task(
+    {"train": (96, 1), "test": (24, 2), "validation": (24, 3)},
+    steps=2,
+    queries=4,
+    square_objects=8,
+    epochs=1,
+    global_batch=32,
+)

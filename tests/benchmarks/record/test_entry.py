@@ -1,0 +1,58 @@
+"""Entries of the record table are recipes that `hpcphotoz train` and the peer loop take."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers.driver import peer_task
+from benchmarks.record import entry as entries
+from benchmarks.record.task import FULL, QUICK
+from benchmarks.record.training import configured
+from hpcphotoz.errors import BadInput
+
+GOOD = '[entry]\nchanged = "any"\nprogram = "hpcphotoz"\nranks = 2\n[run]\nepochs = 3\n'
+
+
+@pytest.mark.parametrize("name", entries.names())
+def test_every_entry_can_be_started(name: str) -> None:
+    entry = entries.read(name)
+    assert entry.name == name and entry.changed and entry.config.adversarial.fraction > 0
+    assert entry.config.compute.precision == "fp32" or entry.program == "hpcphotoz"
+    if entry.program == "peer":
+        task = peer_task(entry.config, Path("data"), 64, [0.1] * 5, 7, 1, 1, Path("weights.pt"))
+        assert task["attack_steps"] == entry.config.attack.steps and task["save"] == "weights.pt"
+        assert entry.config.data.validation == 0, "the loop holds nothing out"
+    assert configured(entry.config, 5, FULL).run.seed == 5
+    assert configured(entry.config, 5, FULL).run.epochs == entry.config.run.epochs
+    assert configured(entry.config, 5, QUICK).run.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("ranks = 2\n", ""), "section entry: want the keys changed, program, ranks"),
+        (GOOD.replace('"hpcphotoz"', '"mine"'), "program 'mine': want hpcphotoz or peer"),
+        (GOOD.replace("ranks = 2", "ranks = -1"), "ranks -1: want a number"),
+        (GOOD.replace("ranks = 2", "ranks = true"), "ranks True: want a number"),
+        (GOOD.replace('"hpcphotoz"\nranks = 2', '"peer"\nranks = 0'), "ranks 0: want a number"),
+        (GOOD.replace("epochs = 3", "epoch = 3"), "epoch"),
+        (GOOD.replace("= 3", "="), "not TOML"),
+    ],
+)
+def test_an_entry_that_means_nothing_is_refused(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "FOLDER", tmp_path)
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "bad.toml").write_text(text)
+    assert entries.read("good").config.run.epochs == 3
+    with pytest.raises(BadInput, match=said):
+        entries.read("bad")
+    with pytest.raises(BadInput, match="entry 'none': want one of bad, good"):
+        entries.read("none")
+
+
+def test_options_that_the_peer_loop_lacks_are_refused() -> None:
+    config = entries.read("adversarial-2026").config
+    with pytest.raises(ValueError, match="schedules constant and one_cycle alone"):
+        peer_task(config, Path("data"), 64, [0.1] * 5, 7, 1, 1)
