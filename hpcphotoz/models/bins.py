@@ -54,16 +54,16 @@ class RedshiftBins:
             ValueError: another number of logits than of bins.
         """
         kernels = kernels_on(logits.device.type)
-        return kernels.redshift_loss(self.checked(logits), z, kind, self.z_min, self.width, label_width)
+        return kernels.redshift_loss(self._checked(logits), z, kind, self.z_min, self.width, label_width)
 
     def loss_and_gradient(self, kind: str, logits: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """`loss`, and its gradient (N, n) with respect to the logits, of their type."""
         kernels = kernels_on(logits.device.type)
-        given = self.checked(logits)
+        given = self._checked(logits)
         loss, grad = kernels.redshift_loss_and_gradient(given, z, None, kind, self.z_min, self.width)
         return loss, grad.to(logits.dtype)
 
-    def checked(self, logits: Tensor) -> Tensor:
+    def _checked(self, logits: Tensor) -> Tensor:
         """The logits, contiguous; raises ValueError if they are not one a bin."""
         if logits.shape[1] != self.n:
             raise ValueError(f"{logits.shape[1]} logits for {self.n} bins: take the bins of the network")

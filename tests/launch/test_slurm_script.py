@@ -14,11 +14,10 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.launch import slurm, snapshot
 from hpcphotoz.launch.job import TrainJob
 from hpcphotoz.launch.request.plan import LaunchPlan
-from tests.helpers.launch.golden import TEARDOWN
+from tests.helpers.launch.golden import template_of_end
 from tests.helpers.launch.runs import Install
 
-GOLDEN = (
-    """\
+GOLDEN = """\
 #!/bin/bash
 
 # Parameters
@@ -52,9 +51,7 @@ srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-pe
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
 
 
-"""
-    + TEARDOWN
-)
+""" + template_of_end()
 PLAN = LaunchPlan(
     nodes=2,
     gpus_per_node="h100:4",
@@ -70,8 +67,7 @@ PLAN = LaunchPlan(
     setup=("module load cuda",),
     extra=("reservation=photoz", "--exclusive"),
 )
-GOLDEN_MINIMAL = (
-    """\
+GOLDEN_MINIMAL = """\
 #!/bin/bash
 
 # Parameters
@@ -95,9 +91,7 @@ srun --unbuffered --output {launch}/%j_%t_log.out --kill-on-bad-exit=1 --cpus-pe
 --export=ALL sh -c 'trap "" USR2; exec "$0" "$@"' {python} -u -m submitit.core._submit {launch}
 
 
-"""
-    + TEARDOWN
-)
+""" + template_of_end()
 # Variables of a user's shell that contradict PLAN.
 OVERRIDING = [
     *("SBATCH_ACCOUNT", "SBATCH_ARRAY_INX", "SBATCH_EXPORT", "SBATCH_GPUS_PER_TASK", "SBATCH_JOB_NAME"),

@@ -13,6 +13,7 @@ from hpcphotoz.launch.request.profile import load_profile, plan_of
 from tests.helpers.paths import ROOT
 
 FOLDER = ROOT / "tests" / "launch" / "request" / "golden"
+LAUNCH = Path("/scratch/a run/launch")
 PROFILES = ("cpu", "frontier", "generic", "jean-zay", "perlmutter", "snellius")
 _OWN = {"nodes": 2, "account": "cosmo"}
 _PYTHONS: dict[str, dict[str, Any]] = {
@@ -26,37 +27,21 @@ _PYTHONS: dict[str, dict[str, Any]] = {
         "srun": ["--cpu-bind=cores"],
     },
 }
-# The end of every batch script, to be formatted with `python` and `launch`.
-TEARDOWN = """\
-# teardown
-status=$?
-if [ $status -ne 0 ] && [ $status -ne 75 ]; then
-  trap '' TERM
-  job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}; job=${{job:-$SLURM_JOB_ID}}
-  if exclude=$({{ scontrol show job --oneliner $job; scontrol show partition --oneliner \
-$SLURM_JOB_PARTITION; }} | sh -c 'trap "" USR2; exec "$0" "$@"' {python} \
--m hpcphotoz.launch.requeue.after_step {launch} $status); then
-    if [ -n "$exclude" ] && ! sbatch --test-only --exclude=$exclude "$0" >/dev/null 2>&1; then
-      echo "hpcphotoz: without $exclude Slurm has too few nodes for this job: not excluded"
-      exclude=
-    fi
-    case "$(scontrol show job --oneliner $job)" in *" JobState=RUNNING "*)
-      scontrol requeue $job &&
-        [ -n "$exclude" ] && scontrol update JobId=$job ExcNodeList=$exclude
-    esac
-  fi
-fi
-exit $status
-"""
 NAMES = (*PROFILES, *_PYTHONS)
+
+
+def template_of_end() -> str:
+    """The end of every batch script, as recorded, to be formatted with `python` and `launch`."""
+    text = (FOLDER / "generic.sh").read_text()
+    end = text[text.index("# teardown\n") :].replace("{", "{{").replace("}", "}}")
+    return end.replace("PYTHON", "{python}").replace(shlex.quote(str(LAUNCH)), "{launch}")
 
 
 def script(name: str) -> str:
     """The batch script of a recorded case, with this Python as PYTHON."""
     profile = load_profile(name) if name in PROFILES else None
     plan = plan_of(_OWN | _PYTHONS.get(name, {}), profile)
-    launch = Path("/scratch/a run/launch")
-    executor = slurm_executor(plan, launch, launch / "code-0123", [launch.parent, Path("/data/my set")])
+    executor = slurm_executor(plan, LAUNCH, LAUNCH / "code-0123", [LAUNCH.parent, Path("/data/my set")])
     text = str(executor._make_submission_file_text(executor._submitit_command_str, ""))
     return text.replace(shlex.quote(sys.executable), "PYTHON")
 

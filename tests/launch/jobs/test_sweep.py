@@ -12,7 +12,7 @@ import pytest
 from hpcphotoz.__main__ import main
 from hpcphotoz.launch import snapshot
 from tests.helpers.commands import TINY, fails
-from tests.helpers.launch.golden import TEARDOWN
+from tests.helpers.launch.golden import template_of_end
 from tests.helpers.launch.queue import FakeQueue
 from tests.helpers.launch.runs import Install
 
@@ -86,7 +86,7 @@ def test_a_dry_run_prints_the_array_and_its_runs_and_writes_nothing(
     assert run(*words(dataset, out, *options)) == 0
     launch = out / "launch"
     code, python = snapshot.folder(launch), shlex.quote(sys.executable)
-    assert capsys.readouterr().out == (GOLDEN + TEARDOWN + RUNS).format(
+    assert capsys.readouterr().out == (GOLDEN + template_of_end() + RUNS).format(
         out=out, launch=launch, code=code, python=python
     )
     assert not out.exists()
