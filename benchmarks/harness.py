@@ -180,7 +180,7 @@ def record(
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {**{package: _version(package) for package in packages}, "cuda": torch.version.cuda},
-        "command": "python -m benchmarks." + Path(sys.argv[0]).stem + "".join(f" {w}" for w in sys.argv[1:]),
+        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
         "failures": dict(failures or {}),
         "left_out": list(left_out),
         "figures": figures,
@@ -216,3 +216,9 @@ def _cpuinfo(key: str) -> str:
     except OSError:
         return ""
     return next((line.partition(": ")[2] for line in lines if line.split("\t")[0] == key), "")
+
+
+def _module() -> str:
+    """The module that `python -m` runs, such as benchmarks.launch.rehearsal."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else f"benchmarks.{Path(sys.argv[0]).stem}"
