@@ -1,6 +1,8 @@
 """A rival that fails, or for which there is no time, leaves the others their figures."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,19 @@ def test_the_record_names_the_processors_units(monkeypatch: pytest.MonkeyPatch) 
     assert record["processor"] == "A Processor"
     assert record["cpu_flags"] == ["amx_bf16", "avx2", "avx512_bf16"]
     assert record["hidden"]["ONEDNN_MAX_CPU_ISA"] == "AVX2" and record["cpu_capability_of_torch"]
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("benchmarks.launch.rehearsal", "python -m benchmarks.launch.rehearsal --rounds 2"),
+        ("benchmarks.record.__main__", "python -m benchmarks.record --rounds 2"),
+    ],
+)
+def test_the_record_names_the_command(
+    module: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec(module, None))
+    monkeypatch.setattr(sys, "argv", ["/elsewhere/file.py", "--rounds", "2"])
+    Benchmark("one", tmp_path / "one.json").write()
+    assert json.loads((tmp_path / "one.json").read_text())["command"] == command
