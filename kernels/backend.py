@@ -2,8 +2,8 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 from torch import Tensor
@@ -20,6 +20,9 @@ class Kernels:
 
     `redshift_loss` and the function after it are those of `kernels.redshift_loss_reference`. Their operators
     replace them on a GPU only: gradients on a CPU are those of autograd, bit for bit.
+
+    `in_place` has the steps that are taken in the memory of the attacked images, by ball, where that saves
+    anything: on a GPU.
     """
 
     pgd: StepKernel
@@ -32,6 +35,7 @@ class Kernels:
     redshift_loss_and_gradient: Callable[..., tuple[Tensor, Tensor]] = (
         redshift_loss_reference.redshift_loss_and_gradient
     )
+    in_place: Mapping[str, Callable[..., None]] = field(default_factory=dict)
 
     def step(self, ball: str) -> StepKernel:
         """The step of a ball: "linf", "l2" or "flux"."""
@@ -60,4 +64,5 @@ def kernels_on(device: str) -> Kernels:
         return Kernels(*steps)
     from hpcphotoz.kernels.redshift_loss import redshift_loss, redshift_loss_and_gradient
 
-    return Kernels(*steps, redshift_loss, redshift_loss_and_gradient)
+    in_place = {"linf": pgd.pgd_, "l2": l2.l2_, "flux": flux.flux_}
+    return Kernels(*steps, redshift_loss, redshift_loss_and_gradient, in_place)

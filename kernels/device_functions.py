@@ -16,6 +16,12 @@ def clamp(x, low, high):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def sign(g):  # type: ignore[no-untyped-def]
+    # NaN compares false twice: zero.
+    return tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))
+
+
+@triton.jit
 def finite(x):  # type: ignore[no-untyped-def]
     # As torch.nan_to_num: NaN becomes 0, an infinity the largest number.
     return tl.minimum(tl.maximum(tl.where(x == x, x, 0.0), -_HUGE), _HUGE)

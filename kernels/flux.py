@@ -139,6 +139,7 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
     STEPPED: tl.constexpr,
     MASKED: tl.constexpr,
     FLAGGED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # One object and band a program. If they are one block the pixels stay in registers; else the later blocks
@@ -149,7 +150,8 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
     base = n * (BANDS * PIXELS) + (band if CHANNELS_LAST else band * PIXELS)
     if FLAGGED:
         if tl.load(active + n) == 0:
-            copy_unchanged(out, adv, base, PIXELS, between, BLOCK)
+            if not IN_PLACE:
+                copy_unchanged(out, adv, base, PIXELS, between, BLOCK)
             return
     e = tl.load(eps + n * eps_stride + band)
     s = tl.load(step + n * step_stride + band)
@@ -216,14 +218,18 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
         tl.store(out + at, new, i < PIXELS)
 
 
-def launch(given: StepArguments, block: int = 4096, one_block: int = _ONE_BLOCK) -> Tensor:
+def launch(
+    given: StepArguments, block: int = 4096, one_block: int = _ONE_BLOCK, *, in_place: bool = False
+) -> Tensor:
     """Run the kernel itself, on whatever device the tensors are.
 
     Args:
+        given: the arguments of the step.
         block: pixels that a program handles at a time, a power of two.
         one_block: planes of at most this many pixels are one block.
+        in_place: write to the memory of `adv`; inactive objects are neither read nor written.
     """
-    x0, out = given.x0, torch.empty_like(given.x0)
+    x0, out = given.x0, given.adv if in_place else torch.empty_like(given.x0)
     if x0.numel() == 0:
         return out
     plane = triton.next_power_of_2(int(x0.shape[2] * x0.shape[3]))
@@ -231,7 +237,7 @@ def launch(given: StepArguments, block: int = 4096, one_block: int = _ONE_BLOCK)
     tensors, constants = given.of_kernel()
     with checks.on_device(x0):
         wrap_triton(_flux_kernel)[(x0.shape[0] * x0.shape[1],)](
-            out, *tensors, **constants, BLOCK=block, num_warps=warps(block, pixels=16)
+            out, *tensors, **constants, IN_PLACE=in_place, BLOCK=block, num_warps=warps(block, pixels=16)
         )
     return out
 
@@ -251,3 +257,23 @@ def flux(
     """The torch operator: the kernel on CUDA, `reference.flux` elsewhere; `checks` raises ValueError."""
     given = StepArguments(adv, x0, grad, eps, step, lo, hi, mask, active).checked()
     return launch(given) if x0.is_cuda else reference.flux(*given)
+
+
+@triton_op("hpcphotoz::flux_", mutates_args={"adv"})
+def flux_(
+    adv: Tensor,
+    x0: Tensor,
+    grad: Tensor | None,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None = None,
+    active: Tensor | None = None,
+) -> None:
+    """`flux` in the memory of `adv`; on CUDA no inactive object is read or written."""
+    given = StepArguments(adv, x0, grad, eps, step, lo, hi, mask, active).checked()
+    if x0.is_cuda:
+        launch(given, in_place=True)
+    else:
+        adv.copy_(reference.flux(*given))

@@ -44,6 +44,7 @@ def _l2_kernel(  # type: ignore[no-untyped-def]
     STEPPED: tl.constexpr,
     MASKED: tl.constexpr,
     FLAGGED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
     BLOCK: tl.constexpr,
     STRIDE: tl.constexpr,
 ):
@@ -59,7 +60,8 @@ def _l2_kernel(  # type: ignore[no-untyped-def]
     blocks: tl.constexpr = (run + STRIDE - 1) // STRIDE
     if FLAGGED:
         if tl.load(active + n) == 0:
-            copy_unchanged(out, adv, n * count, count, 1, BLOCK)
+            if not IN_PLACE:
+                copy_unchanged(out, adv, n * count, count, 1, BLOCK)
             return
     lane = tl.arange(0, BLOCK)
     # v = step grad, c = (adv - x0) / eps, d = step v / eps: |delta / eps|^2 = |c + d / |v||^2.
@@ -115,9 +117,15 @@ def _l2_kernel(  # type: ignore[no-untyped-def]
             tl.store(out + at, tl.where(free, drawn, a), inside)
 
 
-def launch(given: StepArguments, block: int = 2048) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are; `block` pixels at a time, a power of two."""
-    x0, out = given.x0, torch.empty_like(given.x0)
+def launch(given: StepArguments, block: int = 2048, *, in_place: bool = False) -> Tensor:
+    """Run the kernel itself, on whatever device the tensors are.
+
+    Args:
+        given: the arguments of the step.
+        block: pixels at a time, a power of two.
+        in_place: write to the memory of `adv`; inactive objects are neither read nor written.
+    """
+    x0, out = given.x0, given.adv if in_place else torch.empty_like(given.x0)
     if x0.numel() == 0:
         return out
     tensors, constants = given.of_kernel()
@@ -130,6 +138,7 @@ def launch(given: StepArguments, block: int = 2048) -> Tensor:
             out,
             *tensors,
             **constants,
+            IN_PLACE=in_place,
             BLOCK=block,
             STRIDE=block // unit * unit,
             num_warps=warps(block, pixels=4),
@@ -152,3 +161,23 @@ def l2(
     """The torch operator: the kernel on CUDA, `reference.l2` elsewhere; `checks` raises ValueError."""
     given = StepArguments(adv, x0, grad, eps, step, lo, hi, mask, active).checked()
     return launch(given) if x0.is_cuda else reference.l2(*given)
+
+
+@triton_op("hpcphotoz::l2_", mutates_args={"adv"})
+def l2_(
+    adv: Tensor,
+    x0: Tensor,
+    grad: Tensor | None,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None = None,
+    active: Tensor | None = None,
+) -> None:
+    """`l2` in the memory of `adv`; on CUDA no inactive object is read or written."""
+    given = StepArguments(adv, x0, grad, eps, step, lo, hi, mask, active).checked()
+    if x0.is_cuda:
+        launch(given, in_place=True)
+    else:
+        adv.copy_(reference.l2(*given))

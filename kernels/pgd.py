@@ -14,7 +14,7 @@ from torch.library import triton_op, wrap_triton
 
 from hpcphotoz.kernels import checks, reference
 from hpcphotoz.kernels.checks import StepArguments
-from hpcphotoz.kernels.device_functions import clamp
+from hpcphotoz.kernels.device_functions import clamp, sign
 
 BLOCK = 2048  # pixels a program, a power of two: 16 a thread, four independent 16-byte loads of each image
 PLANE = 1024  # a plane of fewer pixels shares its program with the other bands
@@ -46,6 +46,7 @@ def _pgd_kernel(  # type: ignore[no-untyped-def]
     MOMENTUM: tl.constexpr,
     MASKED: tl.constexpr,
     FLAGGED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # Object n, its band(s), the offset of the program's run of memory, and the places in that run. Int64
@@ -74,36 +75,41 @@ def _pgd_kernel(  # type: ignore[no-untyped-def]
         band = plane % BANDS
         run = plane * PIXELS
 
-    # Of an inactive object only the attacked image is read.
-    reads = inside
     if FLAGGED:
-        reads = (inside & tl.load(active + n)) != 0  # the interpreter wants the comparison last
-    changes = reads
+        if tl.load(active + n) == 0:
+            if not IN_PLACE:
+                tl.store(out + run + i, tl.load(adv + run + i, inside), inside)
+            return
+    changes = inside
     if MASKED:
-        changes = (reads & tl.load(mask + run + i, reads)) != 0
+        changes = (inside & tl.load(mask + run + i, inside)) != 0  # the interpreter wants the comparison last
 
     old = tl.load(adv + run + i, inside)
-    x = tl.load(x0 + run + i, reads)
+    x = tl.load(x0 + run + i, inside)
     e = tl.load(eps + n * eps_stride + band)
     low = tl.load(lo + n * lo_stride + band)
     high = tl.load(hi + n * hi_stride + band)
     new = old
     if STEPPED:
-        g = tl.load(grad + run + i, reads).to(tl.float32)
-        sign = tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))  # NaN compares false twice: zero
-        new = old + tl.load(step + n * step_stride + band) * sign
+        g = tl.load(grad + run + i, inside).to(tl.float32)
+        new = old + tl.load(step + n * step_stride + band) * sign(g)
     new = clamp(clamp(new, x - e, x + e), low, high)
     if MOMENTUM:
         # d - d / 4 is 3 d / 4 rounded once, and d / 4 is exact: no fused multiply-add changes a bit.
         d = new - old
-        new = old + (d - 0.25 * d) + 0.25 * (old - tl.load(previous + run + i, reads))
+        new = old + (d - 0.25 * d) + 0.25 * (old - tl.load(previous + run + i, inside))
         new = clamp(clamp(new, x - e, x + e), low, high)
     tl.store(out + run + i, tl.where(changes, new, old), inside)
 
 
-def launch(given: StepArguments, previous: Tensor | None = None, block: int = BLOCK) -> Tensor:
-    """Run the kernel itself, on any device: `reference.pgd`, or `momentum` if `previous` is given."""
-    x0, out = given.x0, torch.empty_like(given.x0)
+def launch(
+    given: StepArguments, previous: Tensor | None = None, block: int = BLOCK, *, in_place: bool = False
+) -> Tensor:
+    """Run the kernel itself, on any device: `reference.pgd`, or `momentum` if `previous` is given.
+
+    `in_place` writes to the memory of `adv`, and neither reads nor writes inactive objects.
+    """
+    x0, out = given.x0, given.adv if in_place else torch.empty_like(given.x0)
     if x0.numel() == 0:
         return out
     tensors, constants = given.of_kernel()
@@ -122,6 +128,7 @@ def launch(given: StepArguments, previous: Tensor | None = None, block: int = BL
             TILED=tiled,
             PADDED=padded,
             MOMENTUM=previous is not None,
+            IN_PLACE=in_place,
             BLOCK=block,
         )
     return out
@@ -142,6 +149,26 @@ def pgd(
     """The torch operator: the kernel on CUDA, `reference.pgd` elsewhere; `checks` raises ValueError."""
     given = StepArguments(adv, x0, grad, eps, step, lo, hi, mask, active).checked()
     return launch(given) if x0.is_cuda else reference.pgd(*given)
+
+
+@triton_op("hpcphotoz::pgd_", mutates_args={"adv"})
+def pgd_(
+    adv: Tensor,
+    x0: Tensor,
+    grad: Tensor | None,
+    eps: Tensor,
+    step: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    mask: Tensor | None = None,
+    active: Tensor | None = None,
+) -> None:
+    """`pgd` in the memory of `adv`; on CUDA no inactive object is read or written."""
+    given = StepArguments(adv, x0, grad, eps, step, lo, hi, mask, active).checked()
+    if x0.is_cuda:
+        launch(given, in_place=True)
+    else:
+        adv.copy_(reference.pgd(*given))
 
 
 @triton_op("hpcphotoz::momentum", mutates_args={})

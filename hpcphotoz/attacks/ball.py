@@ -111,13 +111,26 @@ class AttackBatch:
         start = self.kernels.start(self.images, self.object_id, self.eps, self.lo, self.hi, key, self.mask)
         # In 20,000 dimensions nearly all of an L2 ball is near its surface, and the directions to points of a
         # cube are nearly uniform.
-        return start if self.ball == "linf" else self.advance(start, None)
+        return start if self.ball == "linf" else self.advance(start, None, overwrite=True)
 
-    def advance(self, adv: Tensor, grad: Tensor | None, active: Tensor | None = None) -> Tensor:
-        """One step and the projection; without a gradient only the projection."""
-        return self.kernels.step(self.ball)(
-            adv, self.images, grad, self.eps, self.step, self.lo, self.hi, self.mask, active
-        )
+    def advance(
+        self, adv: Tensor, grad: Tensor | None, active: Tensor | None = None, *, overwrite: bool = False
+    ) -> Tensor:
+        """One step and the projection.
+
+        Args:
+            adv: (N, B, H, W), the attacked images.
+            grad: (N, B, H, W); None: only the projection.
+            active: (N,) bool: objects that may change; None: all.
+            overwrite: nothing else needs `adv`. On a GPU the step is then taken in its memory, and an object
+                that is not active costs nothing.
+        """
+        kernels = self.kernels
+        limits = self.images, grad, self.eps, self.step, self.lo, self.hi, self.mask, active
+        if overwrite and self.ball in kernels.in_place:
+            kernels.in_place[self.ball](adv, *limits)
+            return adv
+        return kernels.step(self.ball)(adv, *limits)
 
 
 def attack_batch(

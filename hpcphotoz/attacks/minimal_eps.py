@@ -115,7 +115,7 @@ def _bisect(
         smaller = batch.scaled(middle)
         # Begin from the image found in the larger ball, scaled into this one: fewer steps are needed.
         begin = batch.images + (middle / high)[:, None, None, None] * (found - batch.images)
-        begin = smaller.advance(in_layout_of(begin, batch.images), None)
+        begin = smaller.advance(in_layout_of(begin, batch.images), None, overwrite=True)
         best = ascend(smaller, begin=begin)
         hit = reached & (best.loss == torch.inf)
         found = torch.where(hit[:, None, None, None], best.images, found)

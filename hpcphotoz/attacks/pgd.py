@@ -104,8 +104,8 @@ def pgd_loop(
         found = pgd_keeping_best(image_loss, batch, key, steps=steps, restarts=restarts, stop=stop)
         return (found.images,)
     adv = batch.begin(key, 0)
-    for _ in range(steps):
-        adv = batch.advance(adv, image_loss.gradient(adv, batch).grad)
+    for step in range(steps):  # the first images may be those of the batch
+        adv = batch.advance(adv, image_loss.gradient(adv, batch).grad, overwrite=step > 0)
     return (adv,)
 
 
@@ -194,7 +194,7 @@ def pgd_keeping_best(
             at = image_loss.gradient(now, part)
             best.add(rows, now, at.outputs, at.loss, part.labels)
             if isinstance(rows, slice):
-                adv = batch.advance(adv, at.grad, best.active)
+                adv = batch.advance(adv, at.grad, best.active, overwrite=step > 0)
             else:
                 adv = replace_rows(adv, rows, part.advance(now, at.grad))
     return best
