@@ -36,6 +36,7 @@ class Kernels:
         redshift_loss_reference.redshift_loss_and_gradient
     )
     in_place: Mapping[str, Callable[..., None]] = field(default_factory=dict)
+    pgd_normalised: Callable[..., None] = reference.pgd_normalised
 
     def step(self, ball: str) -> StepKernel:
         """The step of a ball: "linf", "l2" or "flux"."""
@@ -65,4 +66,4 @@ def kernels_on(device: str) -> Kernels:
     from hpcphotoz.kernels.redshift_loss import redshift_loss, redshift_loss_and_gradient
 
     in_place = {"linf": pgd.pgd_, "l2": l2.l2_, "flux": flux.flux_}
-    return Kernels(*steps, redshift_loss, redshift_loss_and_gradient, in_place)
+    return Kernels(*steps, redshift_loss, redshift_loss_and_gradient, in_place, pgd.pgd_normalised)

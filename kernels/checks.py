@@ -100,6 +100,23 @@ def check_dense(name: str, x0: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
         )
 
 
+def check_seen(x0: Tensor, seen: Tensor, grad: Tensor | None, scale: Tensor) -> None:
+    """Check normalised images, (N, C, H, W) with C >= B, their gradient, and the scale, (B,) float32 nMgy."""
+    n, bands, height, width = x0.shape
+    check_dense("seen", seen, GRADIENTS)
+    if seen.shape[1] < bands or seen.shape != (n, seen.shape[1], height, width):
+        raise ValueError(f"seen {tuple(seen.shape)}: want ({n}, C, {height}, {width}), C at least {bands}")
+    if grad is not None:
+        check_like("grad", grad, seen, (seen.dtype,))
+    for name, tensor in (("x0", x0), ("seen", seen)):
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError(f"{name} has strides {tensor.stride()}: want channels_last")
+        _check_device(name, tensor, x0)
+    if scale.shape != (bands,):
+        raise ValueError(f"scale {tuple(scale.shape)}: want (B,) = ({bands},)")
+    _check_plain("scale", scale, x0, torch.float32)
+
+
 def check_key(key: Tensor, x0: Tensor) -> None:
     """Check seed and epoch of `reference.start`: (2,) contiguous int64."""
     if key.shape != (2,):

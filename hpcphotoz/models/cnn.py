@@ -3,12 +3,12 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.models.layers import Conv, Convolution, Linear, Normalise, pool, with_ebv
+from hpcphotoz.models.layers import Conv, Convolution, FluxNetwork, Linear, Normalise, pool, with_ebv
 
 _EBV_GAIN = 10.0  # E(B-V) is a few hundredths of a magnitude: brought to the order of the other features
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(FluxNetwork):
     """The small CNN: 13.5 million parameters at 64x64x5 with 180 bins.
 
     Parameter names are those of Campagne's public code, so that its weights load.
@@ -26,13 +26,19 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
-        x = pool(self.conv0(self.normalise(images)))
-        x = pool(self.conv2(pool(self.conv1(x))))
+        return self._of_first(self.conv0(self.normalise(images)), ebv)
+
+    def of_normalised(self, x: Tensor, ebv: Tensor) -> Tensor:
+        """As `FluxNetwork`."""
+        return self._of_first(self.conv0.of_padded(x), ebv)
+
+    def _of_first(self, x: Tensor, ebv: Tensor) -> Tensor:
+        x = pool(self.conv2(pool(self.conv1(pool(x)))))
         out: Tensor = self.fc1(self.fc0(with_ebv(x, ebv)))
         return out
 
 
-class CompactCNN(nn.Module):
+class CompactCNN(FluxNetwork):
     """1.4 million parameters at 64x64x5 with 180 bins: trains in minutes on two cores.
 
     Every stage halves the image by its stride: half the cost of convolving first and pooling after.
@@ -58,8 +64,15 @@ class CompactCNN(nn.Module):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
-        x = self.normalise(images)
-        for conv in (self.stem, self.conv1, self.conv2, self.conv3):
+        return self._of_stem(self.stem(self.normalise(images)), ebv)
+
+    def of_normalised(self, x: Tensor, ebv: Tensor) -> Tensor:
+        """As `FluxNetwork`."""
+        return self._of_stem(self.stem.of_padded(x), ebv)
+
+    def _of_stem(self, x: Tensor, ebv: Tensor) -> Tensor:
+        x = functional.silu(x)
+        for conv in (self.conv1, self.conv2, self.conv3):
             x = functional.silu(conv(x))
         out: Tensor = self.head(functional.silu(self.hidden(with_ebv(x, _EBV_GAIN * ebv))))
         return out

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.models.layers import Conv, Linear, Normalise, convolve_together, pool, with_ebv
+from hpcphotoz.models.layers import (
+    Conv,
+    FluxNetwork,
+    Linear,
+    Normalise,
+    convolve_together,
+    pool,
+    with_ebv,
+)
 
 
 class InceptionModule(nn.Module):
@@ -70,7 +78,7 @@ class InceptionModule(nn.Module):
         return x
 
 
-class Inception(nn.Module):
+class Inception(FluxNetwork):
     """Five inception modules and three dense layers: 27.6 million parameters at 64x64x5 with 180 bins."""
 
     def __init__(
@@ -98,8 +106,14 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
-        x = pool(self.conv0(self.normalise(images)))
-        x = pool(self.i1(self.i0(x)))
+        return self._of_first(self.conv0(self.normalise(images)), ebv)
+
+    def of_normalised(self, x: Tensor, ebv: Tensor) -> Tensor:
+        """As `FluxNetwork`."""
+        return self._of_first(self.conv0.of_padded(x), ebv)
+
+    def _of_first(self, x: Tensor, ebv: Tensor) -> Tensor:
+        x = pool(self.i1(self.i0(pool(x))))
         x = pool(self.i3(self.i2(x)))
         x = self.fc1(self.fc0(with_ebv(self.i4(x), ebv)))
         out: Tensor = self.fc2(x)

@@ -85,23 +85,56 @@ class Normalise(nn.Module):
 
     def __init__(self, kind: str, scale: tuple[float, ...], side: int | None = None) -> None:
         super().__init__()
-        self._kind, self._side = kind, side
+        self.kind, self.side = kind, side
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, B, H, W) nMgy -> the same shape, or (N, B, side, side) where images are binned; float32."""
-        if self._side is not None:
-            images = bin_pixels(images, self._side)
-        if self._kind == "asinh":
+        if self.side is not None:
+            images = bin_pixels(images, self.side)
+        if self.kind == "asinh":
             return asinh(images / self.scale)
         # Written so that the gradient at 0 is 1/2: sign(x) alone would have none there.
         return images / (torch.sqrt(images.abs() + 1) + 1)
+
+
+class FluxNetwork(nn.Module):
+    """A network whose first layer is `normalise`, and whose second is a convolution."""
+
+    normalise: Normalise
+
+    def of_normalised(self, x: Tensor, ebv: Tensor) -> Tensor:
+        """Logits (N, bins) of images that are normalised already; any further channels of them are 0.
+
+        Args:
+            x: (N, C, H, W), C at least the number of bands.
+            ebv: (N,), E(B-V).
+        """
+        raise NotImplementedError
+
+
+class OfNormalised(nn.Module):
+    """A network behind its normalisation, as a module."""
+
+    def __init__(self, network: FluxNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, ebv: Tensor) -> Tensor:
+        """`FluxNetwork.of_normalised`."""
+        return self.network.of_normalised(x, ebv)
 
 
 class Convolution(nn.Conv2d):
     """nn.Conv2d, always with a bias."""
 
     bias: Tensor
+
+    def of_padded(self, x: Tensor) -> Tensor:
+        """The same of (N, C, H, W), whose channels beyond `in_channels` are 0."""
+        further = x.shape[1] - self.in_channels
+        weight = functional.pad(self.weight, (0, 0, 0, 0, 0, further)) if further else self.weight
+        return self._conv_forward(x, weight, self.bias)
 
 
 class Conv(nn.Module):
@@ -117,6 +150,10 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H', W')."""
         return self.activate(self.conv(x))
+
+    def of_padded(self, x: Tensor) -> Tensor:
+        """The same of (N, C, H, W), whose channels beyond `inputs` are 0."""
+        return self.activate(self.conv.of_padded(x))
 
     def activate(self, y: Tensor) -> Tensor:
         """The PReLU alone, of the convolution's output (N, outputs, H', W')."""

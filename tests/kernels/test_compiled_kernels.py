@@ -56,8 +56,25 @@ def steps(layout: torch.memory_format) -> Variants:
     for side, kind in product((64, 32, 33), KINDS):
         p = problem(side, layout, kind)
         yield f"pgd {side} {kind}", pgd, partial(pgd.launch, p)
+        if kind[2]:
+            yield f"pgd in place {side} {kind}", pgd, partial(pgd.launch, p, in_place=True)
         if kind[0] is not None:
             yield f"momentum {side} {kind}", pgd, partial(pgd.launch, p, p.adv)
+
+
+def normalised(layout: torch.memory_format) -> Variants:
+    if layout != torch.contiguous_format:  # these images have one layout
+        return
+    last = torch.channels_last
+    for side, dtype, channels, kind, masked, stepped in product(
+        (64, 33), checks.GRADIENTS, (8, 5), pgd.NORMALISATIONS, (False, True), (True, False)
+    ):
+        if (not stepped and not kind) or (channels == 5 or not stepped) and (masked or side != 64):
+            continue
+        seen = torch.zeros(2, channels, side, side, dtype=dtype).contiguous(memory_format=last)
+        p = problem(side, last, (None, masked, False))._replace(grad=seen if stepped else None)
+        name = f"normalised {side} {dtype} {channels} {kind} {masked} {stepped}"
+        yield name, pgd, partial(pgd.launch_normalised, p, seen, torch.ones(5), kind)
 
 
 def projections(layout: torch.memory_format) -> Variants:
@@ -65,6 +82,9 @@ def projections(layout: torch.memory_format) -> Variants:
         p = problem(side, layout, kind)
         yield f"l2 {side} {kind}", l2, partial(l2.launch, p)
         yield f"flux {side} {kind}", flux, partial(flux.launch, p)
+        if kind[2]:
+            yield f"l2 in place {side} {kind}", l2, partial(l2.launch, p, in_place=True)
+            yield f"flux {side} in place {kind}", flux, partial(flux.launch, p, in_place=True)
 
 
 def others(layout: torch.memory_format) -> Variants:
@@ -107,7 +127,7 @@ def losses(layout: torch.memory_format) -> Variants:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("variants", [steps, projections, others, losses])
+@pytest.mark.parametrize("variants", [steps, normalised, projections, others, losses])
 @pytest.mark.parametrize("layout", ["contiguous", pytest.param("channels_last", marks=SLOW)])
 @pytest.mark.parametrize(
     "target", ["sm_90", pytest.param("sm_80", marks=SLOW), pytest.param("gfx942", marks=SLOW)]

@@ -19,6 +19,7 @@ from tests.helpers.kernels.interpreter import (
     on_cuda,
     passed_under_the_interpreter,
 )
+from tests.helpers.kernels.memory_checks import left_alone
 from tests.helpers.kernels.ptx import ptx
 from tests.helpers.kernels.step_problems import (
     CASES,
@@ -43,6 +44,22 @@ interpret(l2_kernel)
 interpret(flux_kernel)
 l2: Step = launched(l2_kernel.launch) if INTERPRETED else l2_kernel.l2
 flux: Step = launched(flux_kernel.launch) if INTERPRETED else flux_kernel.flux
+
+
+def in_place(step: Step) -> Step:
+    """The same step in the memory of `adv`, which is returned."""
+    kernel = l2_kernel if step is l2 else flux_kernel
+
+    def call(**p: Any) -> Tensor:
+        if INTERPRETED:
+            return launched(kernel.launch, in_place=True)(**p)
+        (l2_kernel.l2_ if step is l2 else flux_kernel.flux_)(**p)
+        adv: Tensor = p["adv"]
+        return adv
+
+    return call
+
+
 OPERATORS = [(l2_kernel.l2, reference.l2), (flux_kernel.flux, reference.flux)]
 UNITS = 16.0  # units in the last place, for flux; half for l2: test_flux and test_l2 derive them
 
@@ -74,6 +91,10 @@ def test_operators_on_cuda_equal_reference(shape: Shape, layout: torch.memory_fo
     more = max(1.0, (shape[2] * shape[3] / 132) ** 0.5)
     close(l2_kernel.l2(**moved).cpu(), reference.l2(**p), p, more * UNITS / 2)
     close(flux_kernel.flux(**moved).cpu(), reference.flux(**p), p, more * UNITS)
+    for step, own in ((l2_kernel.l2, l2_kernel.l2_), (flux_kernel.flux, flux_kernel.flux_)):
+        wanted, again = step(**moved), moved | {"adv": moved["adv"].clone()}
+        own(**again)
+        assert torch.equal(again["adv"], wanted)
 
 
 @on_cuda
@@ -112,6 +133,35 @@ def test_inactive_objects_and_masked_pixels_stay_and_do_not_count(step: Step) ->
     assert torch.equal(step(**p | other)[free(p)], out[free(p)])
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("step", [l2, flux])
+def test_in_place_gives_the_same_and_leaves_inactive_objects_alone(
+    step: Step, layout: torch.memory_format
+) -> None:
+    """Neither read nor written, whatever they hold: a NaN of a kind that no kernel makes."""
+    for active in (None, [False, False, False], [True, False, True]):
+        p = problem((3, 3, 7, 11), (torch.bfloat16, True, True, False), layout)
+        p["active"] = None if active is None else torch.tensor(active)
+        idle = [n for n, on in enumerate(active or ()) if not on]
+        for name in ("adv", "x0"):
+            p[name].view(torch.int32)[idle] = 0x7FABCDEF
+        p["grad"][idle] = torch.nan
+        wanted = step(**p)
+        images = (p[name][n] for name in ("adv", "x0", "grad", "mask") for n in idle)
+        with left_alone(*images):
+            found = in_place(step)(**p)
+        assert found is p["adv"] and torch.equal(found.view(torch.int32), wanted.view(torch.int32))
+
+
+@interpreted
+@pytest.mark.parametrize("step", [l2, flux])
+def test_out_of_place_inactive_objects_are_copied_and_the_check_sees_it(step: Step) -> None:
+    p = problem((2, 3, 7, 11), (torch.float32, False, False, True))
+    idle = int((~p["active"]).nonzero()[0, 0])
+    with left_alone(p["adv"][idle]), pytest.raises(Exception, match="leave alone"):
+        step(**p)
+
+
 @pytest.mark.parametrize("step", [l2, flux])
 def test_an_object_does_not_see_the_others(step: Step) -> None:
     p = problem((2, 3, 7, 11), (torch.float32, True, True, True))
@@ -133,7 +183,7 @@ def test_operators_equal_reference_on_the_cpu(operator: Step, definition: Step) 
 
 @compiled
 @pytest.mark.parametrize(("case", "layout"), [(CASES[1], FORMATS[0]), (CASES[4], FORMATS[1])])
-@pytest.mark.parametrize("operator", [l2_kernel.l2, flux_kernel.flux])
+@pytest.mark.parametrize("operator", [l2_kernel.l2, flux_kernel.flux, l2_kernel.l2_, flux_kernel.flux_])
 def test_operators_pass_opcheck(operator: Any, case: Any, layout: torch.memory_format) -> None:
     torch.use_deterministic_algorithms(False)  # opcheck compares uninitialised memory too
     torch.library.opcheck(operator, (), problem((2, 5, 4, 4), case, layout))
@@ -150,8 +200,13 @@ def test_the_launch_can_be_traced(launch: Step, case: Any) -> None:
     def run(*tensors: Tensor) -> Tensor:
         return launched(launch)(**dict.fromkeys(p) | dict(zip(given, tensors, strict=True)))
 
-    graph = make_fx(run, tracing_mode="fake")(*given.values())
-    assert "triton_kernel_wrapper" in graph.code
+    def run_in_place(*tensors: Tensor) -> Tensor:
+        named = dict.fromkeys(p) | dict(zip(given, tensors, strict=True))
+        return launched(launch, in_place=True)(**named)
+
+    for call in (run, run_in_place):
+        graph = make_fx(call, tracing_mode="fake")(*given.values())
+        assert "triton_kernel_wrapper" in graph.code
 
 
 @compiled

@@ -20,9 +20,11 @@ from hpcphotoz.attacks.losses import Loss, fused_loss
 from hpcphotoz.compute.compiler import compiled
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.models.factory import ImagesOnly
+from hpcphotoz.models.layers import FluxNetwork, OfNormalised
 
 Model = Callable[..., Tensor]  # (images, ebv) -> logits, or (images,) -> logits; usually an nn.Module
 _AUTOCAST_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # computed in the lower precision
+_CHANNELS = 8  # 16 bytes in half precision: matrix units read multiples of it, cuDNN pads all other images
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,46 @@ class GradientResult(NamedTuple):
     outputs: Tensor  # (N, ...)
 
 
-class ImageLoss:
-    """The loss of a model as a function of the images, with its gradient."""
+@dataclass(frozen=True)
+class NormalisedPasses:
+    """Passes of one of our networks in half precision, from its first convolution on.
 
-    def __init__(self, forward: Model, loss: Loss) -> None:
-        self._forward, self._loss = forward, loss
+    The normalisation before it is part of the step of the attack, which writes what the convolution reads.
+    """
+
+    forward: Model  # (normalised images (N, C, H, W), ebv) -> logits
+    kind: str  # of the normalisation, as in `kernels.reference.normalised`
+    scale: Tensor  # (B,) float32, nMgy
+    dtype: torch.dtype  # of the normalised images
+
+    def empty(self, images: Tensor) -> Tensor:
+        """Memory for normalised images (N, C, H, W) in channels_last: the bands padded to a multiple of 8."""
+        n, bands, height, width = images.shape
+        shape = n, -(-bands // _CHANNELS) * _CHANNELS, height, width
+        return torch.empty(shape, dtype=self.dtype, device=images.device, memory_format=torch.channels_last)
+
+
+class ImageLoss:
+    """The loss of a model as a function of the images, with its gradient.
+
+    Args:
+        forward: the model.
+        loss: the loss, per object.
+        normalised: the passes of the model behind its normalisation; None: it has none of its own, or nothing
+            would be saved.
+    """
+
+    def __init__(self, forward: Model, loss: Loss, normalised: NormalisedPasses | None = None) -> None:
+        self._forward, self._loss, self.normalised = forward, loss, normalised
 
     def with_loss(self, loss: Loss) -> "ImageLoss":
         """The same model with another loss."""
-        return ImageLoss(self._forward, loss)
+        return ImageLoss(self._forward, loss, self.normalised)
+
+    def of_normalised(self) -> "ImageLoss":
+        """The same loss as a function of the normalised images."""
+        assert self.normalised is not None
+        return ImageLoss(self.normalised.forward, self._loss)
 
     def gradient(self, adv: Tensor, batch: AttackBatch) -> GradientResult:
         """Loss, outputs and input gradient at `adv`; no gradient of a parameter is computed."""
@@ -126,12 +159,27 @@ def image_loss_of(model: Model, loss: Loss, device: torch.device, passes: Passes
     lower = nullcontext() if cast is None else torch.autocast(device.type, cast, low, cache_enabled=False)
     rounded = nullcontext() if passes.tf32 is None else tf32(passes.tf32)
     with frozen(model) as inner, lower, rounded:
-        forward = inner
+        forward, weights = inner, dict[str, Tensor]()
         if passes.compiled:
             forward = compiled(inner, device)
         elif cast is not None and low and isinstance(inner, nn.Module):
-            forward = _with_cast_weights(inner, cast)
-        yield ImageLoss(forward, loss)
+            weights = _cast_weights(inner, cast)
+            forward = _with_weights(inner, weights)
+        normalised = None
+        if cast is not None and low and isinstance(inner, FluxNetwork) and _writes_normalised(inner, device):
+            behind = _with_weights(OfNormalised(inner), {f"network.{name}": w for name, w in weights.items()})
+            if passes.compiled:  # the method, whose code is found again in the next attack
+                behind = compiled(inner.of_normalised, device)
+            first = inner.normalise
+            normalised = NormalisedPasses(behind, first.kind, first.scale.flatten(), cast)
+        yield ImageLoss(forward, loss, normalised)
+
+
+def _writes_normalised(network: FluxNetwork, device: torch.device) -> bool:
+    # On a CPU the step is no kernel of its own: nothing would be saved. Hooks want to see all calls.
+    parts = network, network.normalise
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+    return device.type == "cuda" and _is_ours(network) and network.normalise.side is None and not hooked
 
 
 def _callers_autocast(device: torch.device) -> torch.dtype | None:
@@ -176,17 +224,23 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _with_cast_weights(module: nn.Module, dtype: torch.dtype) -> Model:
+def _cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     # Autocast would cast frozen weights again at every step, 31 % of the time of the small CNN on a CPU. Only
     # for our own networks it is known that no layer leaves autocast and no weight is shared.
-    ours = type(module).__module__.startswith("hpcphotoz.models.") and not isinstance(module, ImagesOnly)
-    if not ours:
-        return module
-    weights = {
+    if not _is_ours(module):
+        return {}
+    return {
         f"{path}.{name}" if path else name: parameter.detach().to(dtype)
         for path, layer in module.named_modules()
         if isinstance(layer, _AUTOCAST_LAYERS)
         for name, parameter in layer.named_parameters(recurse=False)
         if parameter.dtype == torch.float32
     }
-    return lambda *arguments: functional_call(module, weights, arguments)
+
+
+def _with_weights(module: nn.Module, weights: dict[str, Tensor]) -> Model:
+    return (lambda *arguments: functional_call(module, weights, arguments)) if weights else module
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("hpcphotoz.models.") and not isinstance(module, ImagesOnly)

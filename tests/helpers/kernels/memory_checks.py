@@ -28,7 +28,20 @@ def poisoned() -> Iterator[None]:
 
 
 class OutsideError(Exception):
-    """A kernel reads or writes memory that belongs to none of its tensors."""
+    """A kernel reads or writes memory that belongs to none of its tensors, or that it has to leave alone."""
+
+
+_left_alone: list[tuple[int, int]] = []
+
+
+@contextmanager
+def left_alone(*tensors: Tensor) -> Iterator[None]:
+    """Inside the block a `checked` kernel that reads or writes these dense tensors raises `OutsideError`."""
+    _left_alone.extend(_extent(tensor) for tensor in tensors)
+    try:
+        yield
+    finally:
+        _left_alone.clear()
 
 
 def checked(kernel: Any) -> Any:
@@ -101,8 +114,15 @@ def _check(verb: str, addresses: Any, mask: Any, extents: list[tuple[int, int]])
     used = np.broadcast_to(addresses, np.broadcast(addresses, mask).shape)[
         np.broadcast_to(mask, addresses.shape)
     ]
-    inside = np.zeros(used.shape, dtype=bool)
+    outside = ~_within(used, extents)
+    if outside.any():
+        raise OutsideError(f"the kernel {verb} {int(outside.sum())} places outside its tensors")
+    if (found := _within(used, _left_alone)).any():
+        raise OutsideError(f"the kernel {verb} {int(found.sum())} places that it has to leave alone")
+
+
+def _within(addresses: Any, extents: list[tuple[int, int]]) -> Any:
+    inside = np.zeros(addresses.shape, dtype=bool)
     for first, end in extents:
-        inside |= (used >= first) & (used < end)
-    if not inside.all():
-        raise OutsideError(f"the kernel {verb} {int((~inside).sum())} places outside its tensors")
+        inside |= (addresses >= first) & (addresses < end)
+    return inside

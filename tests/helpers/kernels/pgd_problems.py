@@ -60,3 +60,19 @@ def with_previous(p: Problem) -> Problem:
     g = torch.Generator().manual_seed(1)
     noise = 4 * torch.rand(p["x0"].shape, generator=g) - 2
     return p | {"previous": p["x0"] + p["eps"][..., None, None] * noise.to(p["x0"])}
+
+
+def with_normalised(p: Problem, dtype: torch.dtype, channels: int, kind: str = "asinh") -> Problem:
+    """The arguments of `pgd_normalised`: the gradient is that of images with further channels, of NaN."""
+    n, bands, height, width = p["x0"].shape
+    scale = 0.05 + torch.rand(bands, generator=torch.Generator().manual_seed(2)).to(p["eps"])
+    grad = p["grad"]
+    if grad is not None:
+        grad = torch.full((n, channels, height, width), torch.nan).to(grad.device, dtype)
+        grad[:, :bands] = p["grad"]
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    seen = torch.empty(
+        (n, channels, height, width), dtype=dtype, device=p["x0"].device, memory_format=torch.channels_last
+    )
+    found = {name: value for name, value in p.items() if name != "active"}
+    return found | {"seen": seen, "grad": grad, "scale": scale, "kind": kind}
