@@ -16,7 +16,7 @@ from hpcphotoz.attacks.ball import (
     replace_rows,
 )
 from hpcphotoz.attacks.losses import Condition, Loss, check_labels
-from hpcphotoz.attacks.passes.gradient import AS_IS, ImageLoss, Model, Passes
+from hpcphotoz.attacks.passes.gradient import AS_IS, ImageLoss, Model, NormalisedPasses, Passes
 from hpcphotoz.attacks.passes.runner import run_attack
 
 ALL_ROWS = slice(None)
@@ -112,29 +112,30 @@ def pgd_loop(
         found = pgd_keeping_best(image_loss, batch, key, steps=steps, restarts=restarts, stop=stop)
         return (found.images,)
     adv = batch.begin(key, 0)
-    if batch.ball == "linf" and image_loss.normalised and layout(batch.images) == torch.channels_last:
-        return (_pgd_of_normalised(image_loss, batch, adv, steps),)
+    behind = image_loss.normalised
+    if behind is not None and batch.ball == "linf" and layout(batch.images) == torch.channels_last:
+        return (_pgd_of_normalised(image_loss, behind, batch, adv, steps),)
     for step in range(steps):  # the first images may be those of the batch
         adv = batch.advance(adv, image_loss.gradient(adv, batch).grad, overwrite=step > 0)
     return (adv,)
 
 
-def _pgd_of_normalised(image_loss: ImageLoss, batch: AttackBatch, adv: Tensor, steps: int) -> Tensor:
+def _pgd_of_normalised(
+    image_loss: ImageLoss, behind: NormalisedPasses, batch: AttackBatch, adv: Tensor, steps: int
+) -> Tensor:
     """The loop of PGD with all that lies between two passes in one kernel, the normalisation included.
 
     Buffers, which the kernel changes in place: `adv`, the float32 images; `seen`, what the network reads.
     """
-    passes, behind = image_loss.normalised, image_loss.of_normalised()
-    assert passes is not None
     if adv is batch.images:
         adv = adv.clone(memory_format=torch.preserve_format)
-    seen = passes.empty(adv)
-    limits = batch.eps, batch.step, batch.lo, batch.hi, passes.scale
+    seen, of_normalised = behind.empty(adv), image_loss.with_forward(behind.forward)
+    limits = batch.eps, batch.step, batch.lo, batch.hi, behind.scale
     step = batch.kernels.pgd_normalised
-    step(adv, seen, batch.images, None, *limits, passes.kind, batch.mask)
+    step(adv, seen, batch.images, None, *limits, behind.kind, batch.mask)
     for left in reversed(range(steps)):
-        grad = behind.gradient(seen, batch).grad
-        step(adv, seen, batch.images, grad, *limits, passes.kind if left else "", batch.mask)
+        grad = of_normalised.gradient(seen, batch).grad
+        step(adv, seen, batch.images, grad, *limits, behind.kind if left else "", batch.mask)
     return adv
 
 

@@ -134,7 +134,8 @@ class Convolution(nn.Conv2d):
         """The same of (N, C, H, W), whose channels beyond `in_channels` are 0."""
         further = x.shape[1] - self.in_channels
         weight = functional.pad(self.weight, (0, 0, 0, 0, 0, further)) if further else self.weight
-        return self._conv_forward(x, weight, self.bias)
+        out: Tensor = self._conv_forward(x, weight, self.bias)
+        return out
 
 
 class Conv(nn.Module):

@@ -28,6 +28,8 @@ def test_passes_over_memory_are_counted_from_the_tensors() -> None:
         "pgd": 4,
         "pgd_channels_last": 4,
         "pgd_bfloat16_gradient": 3.5,
+        "pgd_half_finished": 2,
+        "pgd_normalised": 4,  # of the channels beside the bands nothing counts
         "momentum": 5,
         "l2": 4,
         "l2_channels_last": 4,

@@ -96,10 +96,9 @@ class ImageLoss:
         """The same model with another loss."""
         return ImageLoss(self._forward, loss, self.normalised)
 
-    def of_normalised(self) -> "ImageLoss":
-        """The same loss as a function of the normalised images."""
-        assert self.normalised is not None
-        return ImageLoss(self.normalised.forward, self._loss)
+    def with_forward(self, forward: Model) -> "ImageLoss":
+        """The same loss of another model."""
+        return ImageLoss(forward, self._loss)
 
     def gradient(self, adv: Tensor, batch: AttackBatch) -> GradientResult:
         """Loss, outputs and input gradient at `adv`; no gradient of a parameter is computed."""

@@ -103,6 +103,10 @@ def test_a_training_step_can_be_captured(
     assert bad_rows.device.type == "cuda" and sums.device.type == "cuda" and sums.shape == (4,)
     assert any("convolution" in name for name in watch.names)
     assert not watch.found, "\n".join(watch.found)
+    # PGD without a stop or restarts in bfloat16 writes what the network reads.
+    plain = not {"method", "stop", "restarts", "ball"} & set(options)
+    written = any("pgd_normalised" in name for name in watch.names)
+    assert written == (plain and precision is not None)
 
 
 BINS = RedshiftBins(20, 0.0, 0.4)
