@@ -30,8 +30,8 @@ STAMPS = 4096 if DEVICE.type == "cuda" else 32
 MOST_CALLS, REPLAY_S = 20, 0.01  # calls in a graph: this many at most, or as many as take this long
 Call = Callable[[], object]
 # Largest difference of each result from the definition, in units of the largest number: float32 sums in
-# another order, of 64x64 pixels (l2, flux) or of 180 bins; another logarithm, rounded to bfloat16. All else is right to
-# the bit.
+# another order, of 64x64 pixels (l2, flux) or of 180 bins; another logarithm, rounded to bfloat16. The others
+# are right to the bit.
 LARGEST_OFF = {
     "l2": (2e-6,),
     "flux": (4e-6,),
