@@ -238,15 +238,14 @@ def pgd_in_place(adv: Tensor, *given: Any) -> None:
     adv.copy_(reference.pgd(adv, *given))
 
 
-def one_by_one(
-    adv: Tensor, seen: Tensor, x0: Tensor, grad: Tensor, *limits_and_scale: Any, mask: Tensor | None = None
-) -> None:
+def one_by_one(adv: Tensor, seen: Tensor, x0: Tensor, grad: Tensor, *limits_and_scale: Any) -> None:
     """What lies between two passes without `pgd_normalised`: eager torch around the kernel of the step."""
     *limits, scale, _ = limits_and_scale
     unit, bands = scale[:, None, None], x0.shape[1]
     of_flux = grad[:, :bands].float() * torch.rsqrt(torch.square(adv / unit) + 1) / unit
     of_flux = of_flux.contiguous(memory_format=torch.channels_last)
-    kernels_on(DEVICE.type).in_place.get("linf", pgd_in_place)(adv, x0, of_flux, *limits, mask)
+    step: Callable[..., None] = kernels_on(DEVICE.type).in_place.get("linf", pgd_in_place)
+    step(adv, x0, of_flux, *limits)
     seen[:, :bands] = torch.asinh(adv / unit)
 
 

@@ -106,12 +106,12 @@ def check_seen(x0: Tensor, seen: Tensor, grad: Tensor | None, scale: Tensor) -> 
     check_dense("seen", seen, GRADIENTS)
     if seen.shape[1] < bands or seen.shape != (n, seen.shape[1], height, width):
         raise ValueError(f"seen {tuple(seen.shape)}: want ({n}, C, {height}, {width}), C at least {bands}")
-    if grad is not None:
-        check_like("grad", grad, seen, (seen.dtype,))
     for name, tensor in (("x0", x0), ("seen", seen)):
         if not tensor.is_contiguous(memory_format=torch.channels_last):
             raise ValueError(f"{name} has strides {tensor.stride()}: want channels_last")
         _check_device(name, tensor, x0)
+    if grad is not None:
+        check_like("grad", grad, seen, (seen.dtype,))
     if scale.shape != (bands,):
         raise ValueError(f"scale {tuple(scale.shape)}: want (B,) = ({bands},)")
     _check_plain("scale", scale, x0, torch.float32)
