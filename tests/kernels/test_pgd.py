@@ -97,14 +97,14 @@ def test_out_of_place_inactive_objects_are_copied_and_the_check_sees_it_bit_for_
     ("shape", "channels", "kind", "dtype"),
     thinned(
         list(product(SHAPES, [0, 8], kernel.NORMALISATIONS, [torch.float32, torch.bfloat16, torch.float16])),
-        lambda k: k % 3 == k // 3 % 3,
+        lambda k: k % 7 == 0,
     ),
 )
 def test_the_step_with_normalisation_bit_for_bit(
     shape: Shape, channels: int, kind: str, dtype: torch.dtype
 ) -> None:
     """Images to the bit; what a network reads to the rounding of a logarithm and of its own type."""
-    for flags, block in ((FLAGS[0], kernel.BLOCK), (FLAGS[6], 128)):
+    for flags, block in ((FLAGS[0], kernel.BLOCK), (FLAGS[6], 512)):
         p = problem(shape, dtype, torch.channels_last, flags)
         p = with_normalised(p, dtype, max(channels, shape[1]), kind)
         for grad in (None, p["grad"]):
