@@ -55,8 +55,8 @@ def simulated(tables: SurveyTables, seed: int, start: int, stop: int) -> Stamps:
 
 def test_objects_do_not_depend_on_processes_number_or_shards(tmp_path: Path, tables: SurveyTables) -> None:
     # 40 objects are two tasks, so two processes do work; the second run has other shards.
-    one = simulate(tmp_path / "one", 40, seed=3, shard_rows=16, processes=1)
-    two = simulate(tmp_path / "two", 40, seed=3, shard_rows=7, processes=2)
+    one = simulate(tmp_path / "one", 40, seed=3, shard_rows=16, processes=1, storage="float32")
+    two = simulate(tmp_path / "two", 40, seed=3, shard_rows=7, processes=2, storage="float32")
     assert one.rows == two.rows == 40
     assert [s.rows for s in one.shards] == [16, 16, 8]
     a, b = load(tmp_path / "one"), load(tmp_path / "two")
@@ -65,6 +65,19 @@ def test_objects_do_not_depend_on_processes_number_or_shards(tmp_path: Path, tab
     assert same_bits(a[5:8], simulated(tables, 3, 5, 8))
     assert (a.object_id == (3 << 32) + np.arange(40)).all()
     verify(tmp_path / "one", one)
+
+
+def test_images_are_int16_or_stored_as_the_dataset_that_is_appended_to(
+    tmp_path: Path, tables: SurveyTables
+) -> None:
+    assert simulate(tmp_path / "a", 3, seed=3, processes=1).header.storage == "int16"
+    stamps, made = load(tmp_path / "a"), simulated(tables, 3, 0, 3)
+    error = np.abs(stamps.images - made.images) / made.sky_sigma[:, :, None, None]
+    assert 0.01 < error.max() < 1.001 / 64
+    simulate(tmp_path / "b", 2, seed=3, processes=1, storage="float32")
+    assert simulate(tmp_path / "b", 3, seed=3, processes=1, append=True).header.storage == "float32"
+    with pytest.raises(BadInput, match="cannot append: storage int16, but float32 in the dataset"):
+        simulate(tmp_path / "b", 4, seed=3, processes=1, append=True, storage="int16")
 
 
 def test_seeds_and_objects_differ(tables: SurveyTables) -> None:
