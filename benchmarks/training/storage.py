@@ -72,33 +72,30 @@ def compare(benchmark: Benchmark, options: argparse.Namespace, folder: Path) -> 
         sets[str(source)] = source, copy
         benchmark.add(**{f"pixels of {source.name}": pixels})
         print(f"{source.name}: {pixels}", flush=True)
-    train, judges = sets[str(options.train)], sets[str(options.judge)]
     own: dict[str, list[Judged]] = {"float32": [], "int16": []}
-    stored: dict[str, list[dict[str, float]]] = {str(one): [] for one in (options.judge, *options.also)}
+    stored: dict[str, list[dict[str, float]]] = {name: [] for name in sets if name != str(options.train)}
     for seed in options.seeds:
-        for storage, data, judge in zip(own, train, judges, strict=True):
-            words = ["--run.seed", str(seed), *options.train_options]
-            network = trained(options.recipe, data, folder / f"{storage}-{seed}", words)
-            own[storage].append(judged(network, judge, options.steps))
+        for k, storage in enumerate(own):
+            data, out = sets[str(options.train)][k], folder / f"{storage}-{seed}"
+            network = trained(options.recipe, data, out, ["--run.seed", str(seed), *options.train_options])
+            own[storage].append(judged(network, sets[str(options.judge)][k], options.steps))
             shown = {one: own[storage][-1].sigma_mad(one) for one in ("clean", "robust")}
             print(f"seed {seed}, {storage}: sigma_MAD {shown}", flush=True)
-            if storage == "float32":
-                here = own[storage][-1]
-                for source in stored:
-                    first = here if source == str(options.judge) else judged(network, sets[source][0], 0)
-                    steps = options.steps if source == str(options.judge) else 0
-                    stored[source].append(change(first, judged(network, sets[source][1], steps)))
-                    print(f"  {Path(source).name} stored as int16: {stored[source][-1]}", flush=True)
-    found = {one: difference(own["float32"], own["int16"], one) for one in ("clean", "robust")}
-    benchmark.add(
-        recipe=options.recipe,
-        seeds=options.seeds,
-        eps_sky_sigma=EPS,
-        steps=options.steps,
-        int16_less_float32=found,
-        same_network={Path(source).name: values for source, values in stored.items()},
-    )
-    for condition, figures in found.items():
+            for name, found in stored.items() if storage == "float32" else ():
+                steps = options.steps if name == str(options.judge) else 0
+                pair = [judged(network, one, steps) for one in sets[name]]
+                found.append(change(*pair))
+                print(f"  {Path(name).name} stored as int16: {found[-1]}", flush=True)
+        differences = {one: difference(own["float32"], own["int16"], one) for one in ("clean", "robust")}
+        benchmark.add(
+            recipe=options.recipe,
+            seeds=options.seeds[: len(own["int16"])],
+            eps_sky_sigma=EPS,
+            steps=options.steps,
+            int16_less_float32=differences,
+            same_network={Path(name).name: values for name, values in stored.items()},
+        )
+    for condition, figures in differences.items():
         print(f"{condition}: {figures}")
 
 
