@@ -82,9 +82,10 @@ def compare(benchmark: Benchmark, options: argparse.Namespace, folder: Path) -> 
             shown = {one: own[storage][-1].sigma_mad(one) for one in ("clean", "robust")}
             print(f"seed {seed}, {storage}: sigma_MAD {shown}", flush=True)
             for name, found in stored.items() if storage == "float32" else ():
-                steps = options.steps if name == str(options.judge) else 0
-                pair = [judged(network, one, steps) for one in sets[name]]
-                found.append(change(*pair))
+                judges = name == str(options.judge)
+                first = own[storage][-1] if judges else judged(network, sets[name][0], 0)
+                second = judged(network, sets[name][1], options.steps if judges else 0)
+                found.append(change(first, second))
                 print(f"  {Path(name).name} stored as int16: {found[-1]}", flush=True)
         differences = {one: difference(own["float32"], own["int16"], one) for one in ("clean", "robust")}
         benchmark.add(
