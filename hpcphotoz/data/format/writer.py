@@ -201,9 +201,7 @@ def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -
             units.append(unit)
     found = {"image_xxh3": np.concatenate(digests)}
     if units:
-        images.attrs["flux"] = np.bytes_(
-            encoding.INT16_FLUX
-        )  # of fixed length: no heap, which damage reaches
+        images.attrs["flux"] = np.bytes_(encoding.INT16_FLUX)
         found["image_unit"] = np.concatenate(units)
     return found
 
