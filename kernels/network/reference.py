@@ -81,12 +81,12 @@ def pool_gradient(grad: Tensor, size: torch.Size, pooling: str) -> Tensor:
 
 
 def _along(grad: Tensor, dim: int, pixels: int, pooling: str) -> Tensor:
-    # Every pooling is the same mean of two along rows and along columns.
+    # Every pooling is a mean of two along rows, and the same along columns.
     if pooling == "none":
         return grad
+    alone = pixels % 2 == 1 if pooling == "halve" else pooling == "smooth_edge"
     last = torch.arange(pixels, device=grad.device) == pixels - 1
-    alone = last & (pixels % 2 == 1) if pooling == "halve" else last & (pooling == "smooth_edge")
-    own = torch.where(alone, 1.0, 0.5).view(-1, *[1] * (3 - dim))
+    own = torch.where(last, 1.0 if alone else 0.5, 0.5).view(-1, *[1] * (3 - dim))
     if pooling == "halve":
         return own * grad.repeat_interleave(2, dim).narrow(dim, 0, pixels)
     before = torch.cat([torch.zeros_like(grad.narrow(dim, 0, 1)), grad.narrow(dim, 0, pixels - 1)], dim)

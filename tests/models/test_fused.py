@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from hpcphotoz import attacks
+from hpcphotoz.config import Model
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.build import build
 from hpcphotoz.models.layers import Conv, fuse_activations, has_fused_activations
 from tests.helpers.kernels.capture import Watch, fake_gpu
 from tests.helpers.kernels.fused import fused_on_cpu
-from tests.helpers.models.forms import assert_same, given, network
+from tests.helpers.models.forms import SCALE, assert_same, given, network
 from tests.helpers.training.steps import Recorded
 
 triton = pytest.importorskip("triton", reason="triton is not installed: nothing is fused")
@@ -91,14 +93,28 @@ def test_a_cpu_and_the_compiler_never_use_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["inception", "cnn"])
 def test_a_gpu_uses_them_and_can_capture_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = network(name)
-    with fake_gpu(monkeypatch), torch.device("cuda"):
-        module = fused(plain).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = torch.empty(2, 5, 16, 16).contiguous(memory_format=torch.channels_last)
+    """Forwards; torch runs backward passes of CUDA tensors on a thread of the device, so they are called."""
+    from hpcphotoz.kernels.network import prelu_pool as operators
+
+    with fake_gpu(monkeypatch):
+        with torch.device("cuda"):
+            module = build(Model(name=name, bins=20), stamp=16, scale=SCALE)
+        for parameter in module.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        fuse_activations(module)
+        images = torch.randn(2, 5, 16, 16, device="cuda").contiguous(memory_format=torch.channels_last)
         with Watch() as seen:
-            logits = module(images, torch.empty(2))
+            logits = module(images, torch.zeros(2, device="cuda"))
+        x, values = images.bfloat16(), torch.zeros(5, device="cuda")
+        with Watch() as backwards:
+            grad = operators.prelu_pool(x, values, values, "halve")
+            found = operators.prelu_pool_gradients(grad, x, values, values, "halve")
+            alone = operators.prelu_pool_input_gradient(grad, x, values, values, "halve")
     assert logits.shape == (2, 20) and not seen.found
     assert "hpcphotoz.prelu_pool.default" in seen.names and "aten._prelu_kernel.default" not in seen.names
+    assert not backwards.found and [t.shape for t in (*found, alone)] == [x.shape, (5,), (5,), x.shape]
+    assert found[0].stride() == alone.stride() == x.stride() and alone.dtype == torch.bfloat16
 
 
 def test_networks_without_such_layers_are_told_apart() -> None:
