@@ -54,7 +54,7 @@ def referenced(p: Problem) -> Results:
 
 @interpreted
 @pytest.mark.parametrize(
-    ("shape", "pooling", "layout", "dtype"), thinned(CASES, lambda k: k % 3 == k // 3 % 3)
+    ("shape", "pooling", "layout", "dtype"), thinned(CASES, lambda k: k % 4 == k // 4 % 4)
 )
 def test_kernels_equal_the_oracle_and_the_reference(
     shape: Shape, pooling: str, layout: torch.memory_format, dtype: torch.dtype
@@ -77,11 +77,11 @@ def test_kernel_adds_parameter_gradients_over_several_tiles(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many tiles a program as allowed, in the last program fewer, some of them past the end."""
-    for pooling in ("none", "halve"):
+    for pooling, sizes in (("none", (1, 9)), ("halve", (4,))):
         p = problem((5, 7, 6, 6), pooling, layout=layout)
-        for programs in (1, 4, 9):
+        for programs in sizes:
             monkeypatch.setattr(backward, "_PROGRAMS", programs)
-            assert_right(launched(p, 32), p)
+            assert_right(launched(p, 64), p)
 
 
 @interpreted
@@ -136,7 +136,7 @@ def test_kernel_reads_gradients_in_any_layout(pooling: str, layout: torch.memory
 @pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_kernels_under_the_interpreter(slow: bool) -> None:
-    assert passed_under_the_interpreter(__file__, "test_kernel", slow=slow) >= (70 if slow else 50)
+    assert passed_under_the_interpreter(__file__, "test_kernel", slow=slow) >= 40
 
 
 @pytest.mark.parametrize(("shape", "pooling", "layout", "dtype"), CASES)
