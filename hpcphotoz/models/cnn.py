@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.models.layers import Conv, Convolution, Linear, Normalise, with_ebv
+from hpcphotoz.models.layers import Conv, Convolution, Linear, Normalise, pool, with_ebv
 
 _EBV_GAIN = 10.0  # E(B-V) is a few hundredths of a magnitude: brought to the order of the other features
 
@@ -26,8 +26,8 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
-        x = self.conv0(self.normalise(images), halve=True)
-        x = self.conv2(self.conv1(x, halve=True), halve=True)
+        x = pool(self.conv0(self.normalise(images)))
+        x = pool(self.conv2(pool(self.conv1(x))))
         out: Tensor = self.fc1(self.fc0(with_ebv(x, ebv)))
         return out
 

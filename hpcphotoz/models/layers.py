@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.kernels.backend import kernels_on
 from hpcphotoz.kernels.network import reference
 from hpcphotoz.models.binning import bin_pixels
 
@@ -113,29 +112,16 @@ class Conv(nn.Module):
         super().__init__()
         self.conv = Convolution(inputs, outputs, size, padding=padding)
         self.activ = nn.PReLU(outputs, init=0.25)
-        self.fused = False  # see `fuse_activations`
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.constant_(self.conv.bias, 0.1)
 
-    def forward(self, x: Tensor, halve: bool = False) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H', W'), or with `halve` the same through `pool`."""
-        if self.fuses(x):
-            return self.pooled(x, "halve" if halve else "none")
-        y = self.activate(self.conv(x))
-        return pool(y) if halve else y
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H', W')."""
+        return self.activate(self.conv(x))
 
     def activate(self, y: Tensor) -> Tensor:
         """The PReLU alone, of the convolution's output (N, outputs, H', W')."""
         return prelu(y, self.activ.weight)
-
-    def fuses(self, x: Tensor) -> bool:
-        """Whether bias, PReLU and pooling are one kernel: `fused` counts for eager passes on a GPU alone."""
-        return self.fused and x.is_cuda and not torch.compiler.is_compiling()
-
-    def pooled(self, x: Tensor, pooling: str) -> Tensor:
-        """The convolution, PReLU and `reference.pool`; one kernel after the convolution on a GPU."""
-        y = functional.conv2d(x, self.conv.weight, padding=self.conv.padding)
-        return kernels_on(y.device.type).prelu_pool(y, self.conv.bias, self.activ.weight, pooling)
 
 
 class Linear(nn.Module):
@@ -175,25 +161,6 @@ def pool(x: Tensor) -> Tensor:
         out: Tensor = _Pool2x2.apply(x)  # type: ignore[no-untyped-call]
         return out
     return reference.pool(x, "halve")
-
-
-def fuse_activations(network: nn.Module, on: bool = True) -> bool:
-    """Let the convolutions of a network use one kernel for bias, PReLU and pooling, or not any more.
-
-    Eager passes on a GPU alone use it; results differ by rounding.
-
-    Returns:
-        Whether the network has convolutions that can: those of the Inception and the small CNN.
-    """
-    layers = [module for module in network.modules() if isinstance(module, Conv)]
-    for layer in layers:
-        layer.fused = on
-    return bool(layers)
-
-
-def has_fused_activations(network: nn.Module) -> bool:
-    """Whether `fuse_activations` has last switched them on."""
-    return any(module.fused for module in network.modules() if isinstance(module, Conv))
 
 
 def with_ebv(features: Tensor, ebv: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from torch import nn
 
 from hpcphotoz.attacks import Passes
 from hpcphotoz.compute.compiler import compiler_failure
-from hpcphotoz.compute.fusion import quicker_activations, try_fused_activations
 from hpcphotoz.compute.precision import (
     Precision,
     autocast_dtype,
@@ -29,7 +28,6 @@ from hpcphotoz.compute.precision import (
 )
 from hpcphotoz.config import Compute, Config
 from hpcphotoz.models.inception import merge_pointwise
-from hpcphotoz.models.layers import fuse_activations
 from hpcphotoz.training.distributed import group
 from hpcphotoz.world import World
 
@@ -38,9 +36,6 @@ _MICRO_BATCH_ON_CPU = 64
 # half of that again for the precision that is tried and not chosen. On an H200 a graph of the step trains on
 # 4,345 images/s without and 7,171 with the compiler: 1.3 million images, and a margin.
 MIN_IMAGES_TO_COMPILE = 2_000_000
-# Images of a rank from which fused activations are tried: 20 s at 4,345 images/s, beside a trial of a few
-# seconds the first time, in which Triton compiles their kernels.
-MIN_IMAGES_TO_FUSE = 100_000
 _NOT_TIMED = "deterministic: nothing is chosen by its time"
 _log = logging.getLogger(__name__)
 
@@ -136,9 +131,7 @@ def choose_compute(
     objects: int,
     begun: str | None = None,
 ) -> ComputeChoice:
-    """Choose precision, compiler, graphs and fused activations; called on all ranks.
-
-    The network is left with or without fused activations, whichever is chosen.
+    """Choose precision, compiler and graphs; called on all ranks.
 
     Args:
         config: configuration from the user.
@@ -170,14 +163,6 @@ def choose_compute(
     values = {"precision": precision, "graphs": graphs, "compiled": "on" if compiled else "off"}
     name = torch.cuda.get_device_name(device)
     message = f"{name}: precision {precision} ({why}), {why_graphs}, {why_compiled}"
-    timed = not compiled and not compute.deterministic and objects // world.size >= MIN_IMAGES_TO_FUSE
-    if timed and fuse_activations(module, on=False) and importlib.util.find_spec("triton"):
-        trial = try_fused_activations(module, device, shape, precision, graph=graphs != "off")
-        trials = [json.loads(text or "") for text in group.gather_texts(json.dumps(trial), world)]
-        fused, why = quicker_activations(trials, shape[0])
-        fuse_activations(module, on=fused)
-        torch.cuda.empty_cache()
-        message += f", {why}"
     return ComputeChoice(compute.model_copy(update=values), message)
 
 

@@ -10,11 +10,9 @@ from torch import nn
 
 from hpcphotoz.config import load as configuration
 from hpcphotoz.errors import BadInput
-from hpcphotoz.models.layers import Conv
 from hpcphotoz.training import compute
 from hpcphotoz.training.compute import (
     MIN_IMAGES_TO_COMPILE,
-    MIN_IMAGES_TO_FUSE,
     choose_compute,
     compute_options,
 )
@@ -173,39 +171,6 @@ def test_a_gpu_without_units_and_a_run_that_was_begun_need_no_trial(monkeypatch:
     )
     assert "precision bf16 (as the run was begun)" in gpu.settle(begun="bf16").message
     assert "precision fp32 (as asked)" in FakeGPU(monkeypatch).settle(precision="fp32").message
-
-
-def test_activations_are_fused_where_that_is_measured_to_be_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, asked = Conv(1, 1, 1, 0), list[tuple[str, bool]]()
-    took, failed = {"plain": 0.02, "fused": 0.016}, ""
-
-    def trial(*given: Any, graph: bool) -> tuple[dict[str, float], str]:
-        asked.append((given[-1], graph))
-        return took, failed
-
-    monkeypatch.setattr(compute, "try_fused_activations", trial)
-    gpu, few = FakeGPU(monkeypatch), MIN_IMAGES_TO_FUSE
-    found = gpu.settle(few, module=layer)
-    measured = "(measured: a pass over 64 images takes 20 ms without, 16 ms with)"
-    assert found.message.endswith(f", activations fused {measured}") and layer.fused
-    assert asked == [("tf32", True)], "in the chosen precision, captured like the run"
-    took["fused"] = 0.0199
-    assert ", activations not fused (measured: " in gpu.settle(few, module=layer).message and not layer.fused
-    failed = "ValueError: gradients differ by 0.5 of their norm"
-    said = gpu.settle(few, module=layer, mode="ranks", precision="bf16").message
-    assert said.endswith(f", activations not fused ({failed})") and not layer.fused
-    assert asked.pop() == ("bf16", False)
-
-    asked.clear()
-    for how in (
-        {"compiled": "on"},
-        {"deterministic": True},
-        {"objects": few - 1},
-        {"module": nn.Linear(1, 1)},
-    ):
-        given: dict[str, Any] = {"objects": few, "module": layer, **how}
-        assert "activations" not in gpu.settle(**given).message, how
-    assert not asked
 
 
 class ReachedTheData(Exception):

@@ -8,7 +8,6 @@ from typing import Any
 from hpcphotoz.config import Config
 from hpcphotoz.config.model import TIMM
 from hpcphotoz.data.datasets import Datasets
-from hpcphotoz.models.layers import has_fused_activations
 from hpcphotoz.provenance import version_of
 from hpcphotoz.training.components import TrainingComponents
 from hpcphotoz.training.dataloader import RankLoader
@@ -33,7 +32,7 @@ def facts_of_start(
         step: optimiser steps taken before.
         command: the words that started it.
     """
-    manifest, census, network = loader.train.manifest, loader.train.census, components.module
+    manifest, census = loader.train.manifest, loader.train.census
     split = {"split": {"by": config.data.split_by, **asdict(census.split)}} if census.split else {}
     return {
         "data": str(data.resolve()),
@@ -43,7 +42,7 @@ def facts_of_start(
         "lost_objects": census.lost_rows(manifest),
         **split,
         "device": str(components.device),
-        "speed": components.compute.facts() | ({"fused": True} if has_fused_activations(network) else {}),
+        "speed": components.compute.facts(),
         "command": list(command),
         **loader.datasets_facts(),
         **_network_facts(run, config, components),

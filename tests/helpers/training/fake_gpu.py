@@ -42,13 +42,7 @@ class FakeGPU:
         return self.compiled if compiled else self.eager
 
     def settle(
-        self,
-        objects: int = MIN_IMAGES_TO_COMPILE,
-        begun: str | None = None,
-        module: nn.Module | None = None,
-        **training: Any,
+        self, objects: int = MIN_IMAGES_TO_COMPILE, begun: str | None = None, **training: Any
     ) -> ComputeChoice:
-        """The choice of a run on so many images, of a network of one layer unless another is given."""
         asked = configured(**{"precision": "auto", **training})
-        network = module or nn.Linear(1, 1)
-        return choose_compute(asked, ONE_RANK, network, GPU, (64, 5, 64, 64), objects, begun)
+        return choose_compute(asked, ONE_RANK, nn.Linear(1, 1), GPU, (64, 5, 64, 64), objects, begun)
