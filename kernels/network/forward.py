@@ -25,7 +25,7 @@ from hpcphotoz.kernels.network.places import (
 from hpcphotoz.kernels.network.reference import POOLINGS
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _activated(x, at, inside, bias, slope):  # type: ignore[no-untyped-def]
     y = tl.load(x + at, inside, 0.0).to(tl.float32) + bias
     return tl.where(inside, tl.where(y > 0, y, slope * y), 0.0)  # outside, y would be the bias

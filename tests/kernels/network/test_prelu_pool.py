@@ -1,5 +1,6 @@
 """Bias, PReLU and pooling: kernels and reference equal an oracle in float64; the operators differentiate."""
 
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_the_reference_equals_the_oracle(
     found = referenced(p)
     assert_right(found, p)
     assert torch.equal(reference.prelu_pool_input_gradient(*p), found.of_x)
-    x, bias, slope = leaves = [t.clone().requires_grad_() for t in p.forward[:3]]  # type: ignore[union-attr]
+    x, bias, slope = leaves = [t.clone().requires_grad_() for t in p.forward[:3]]
     out = reference.prelu_pool(x, bias, slope, pooling)
     assert_right(Results(out, *torch.autograd.grad(out, leaves, p.grad)), p)
 
@@ -217,11 +218,12 @@ def test_the_operator_compiles_as_one_graph_with_its_gradient(frozen: bool) -> N
     p = problem((2, 3, 5, 6), "smooth")
 
     def layer(x: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
-        return operators.prelu_pool(2 * x, bias, slope, p.pooling)
+        found: Tensor = operators.prelu_pool(2 * x, bias, slope, p.pooling)
+        return found
 
     found = []
     for call in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
-        tensors = [t.clone().requires_grad_(not frozen or k == 0) for k, t in enumerate(p.forward[:3])]  # type: ignore[union-attr]
+        tensors = [t.clone().requires_grad_(not frozen or k == 0) for k, t in enumerate(p.forward[:3])]
         out = call(*tensors)
         grads = torch.autograd.grad(out, [t for t in tensors if t.requires_grad], p.grad)
         found.append((out, *grads))
@@ -235,10 +237,17 @@ def test_the_operator_compiles_as_one_graph_with_its_gradient(frozen: bool) -> N
 def test_the_launches_can_be_traced(pooling: str, layout: torch.memory_format) -> None:
     # As torch.compile sees them on a GPU.
     p = problem((2, 3, 5, 6), pooling, layout=layout)
+
+    def gradients(*given: Tensor, parameters: bool) -> tuple[Tensor, ...]:
+        grad, x, bias, slope = given
+        return backward.launch(grad, x, bias, slope, pooling, parameters)
+
     graphs = [
-        make_fx(lambda *t: forward.launch(*t, pooling), tracing_mode="fake")(*p.forward[:3]),
-        make_fx(lambda *t: backward.launch(*t, pooling), tracing_mode="fake")(*p[:4]),
-        make_fx(lambda *t: backward.launch(*t, pooling, False), tracing_mode="fake")(*p[:4]),
+        make_fx(lambda x, bias, slope: forward.launch(x, bias, slope, pooling), tracing_mode="fake")(
+            *p.forward[:3]
+        ),
+        make_fx(partial(gradients, parameters=True), tracing_mode="fake")(*p[:4]),
+        make_fx(partial(gradients, parameters=False), tracing_mode="fake")(*p[:4]),
     ]
     assert all("triton_kernel_wrapper" in graph.code for graph in graphs)
 
