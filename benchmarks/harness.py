@@ -19,6 +19,7 @@ from hpcphotoz.provenance import commit
 Times = dict[str, list[float]]
 T = TypeVar("T")
 P = ParamSpec("P")
+COMMIT = commit()  # at the start: a record that is written makes the tree differ from it
 QUICK_S = 40  # with --quick, nothing starts later than this, so that the benchmark ends within a minute
 _MASKS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # variables that hide a processor's units from torch
 
@@ -175,7 +176,7 @@ def record(
     tree = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
+        "commit": COMMIT,
         **machine(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
