@@ -2,15 +2,16 @@
 
 python -m benchmarks.bench_kernels [--quick] [--json PATH]
 
-On a GPU: 4096 stamps of 5x64x64 float32. A CUDA graph of several calls is replayed and timed by events: the
-host takes 50 to 60 us for a call, longer than some kernels, and does not count. The rivals take turns. On a
-CPU the operators are their plain torch form (`start` and `load` go object by object, in cache): batches of
-32, to show what a step costs beside a network; the host's clock is read.
+On a GPU: 4096 stamps of 5x64x64 float32, and activations of the Inception for a quarter of them (`prelu_*`,
+`benchmarks/kernels/activations.py`). A CUDA graph of several calls is replayed and timed by events: the host
+takes 50 to 60 us for a call, longer than some kernels, and does not count. The rivals take turns. On a CPU
+the operators are their plain torch form (`start` and `load` go object by object, in cache): batches of 32, to
+show what a step costs beside a network; the host's clock is read.
 Before a kernel is timed, each rival computes the same problem once: where one differs by more than rounding
 (`off`, the largest difference, of the largest number), it has no figures, and no ratio is printed; where ours
-differs from the definition in `kernels.reference`, the kernel has none at all.
+differs from its definition in `kernels`, the kernel has none at all.
 A rate counts the bytes that a kernel must read and write, each tensor once. `fraction_of_copy` is a rate over
-that of `copy_` of the same images; `ratio_*` how many times longer a rival takes.
+that of `copy_` of the images that it writes; `ratio_*` how many times longer a rival takes.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Benchmark, Times, arguments, middle, on_host_clock, ratio, rounds, spread
+from benchmarks.kernels.activations import activation_problems
+from benchmarks.kernels.problem import Call, Problem
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.kernels import redshift_loss_reference, reference
 from hpcphotoz.kernels.backend import kernels_on
@@ -28,15 +31,15 @@ from hpcphotoz.kernels.backend import kernels_on
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STAMPS = 4096 if DEVICE.type == "cuda" else 32
 MOST_CALLS, REPLAY_S = 20, 0.01  # calls in a graph: this many at most, or as many as take this long
-Call = Callable[[], object]
-# Largest difference of each result from the definition, in units of the largest number: float32 sums in
-# another order, of 64x64 pixels (l2, flux) or of 180 bins; another logarithm, rounded to bfloat16. The others
-# are right to the bit.
+# Largest difference from the definition, in units of the largest number: float32 sums in another order, of
+# 64x64 pixels (l2, flux), of 180 bins, or of all pixels of a channel; another logarithm in
+# bfloat16. All others are right to the bit.
 LARGEST_OFF = {
-    "l2": (2e-6,),
-    "flux": (4e-6,),
-    "redshift_loss_and_gradient": (2e-6, 2e-6),
-    "pgd_normalised": (0.0, 2.0**-8),
+    "l2": 2e-6,
+    "flux": 4e-6,
+    "redshift_loss_and_gradient": 2e-6,
+    "prelu_pool_gradients": 1e-5,
+    "pgd_normalised": 2.0**-8,
 }
 CHANNELS = 8  # of the images that a network in bfloat16 reads
 QUICK_COMPILED = ("pgd", "l2")  # torch.compile takes seconds for each
@@ -81,55 +84,6 @@ class Inputs:
         )
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The inputs of one kernel, and the images that it reads and writes.
-
-    Attributes:
-        function: name of the definition and of the fused kernel.
-        given: positional arguments.
-        read: image-sized tensors that it must read.
-        written: one tensor like the image-sized tensor that it writes.
-        part: of the objects that are read and written.
-        changed: those of the arguments that it changes in place.
-        beside: another image-sized tensor that it writes.
-    """
-
-    function: str
-    given: tuple[Any, ...]
-    read: tuple[Tensor, ...]
-    written: Tensor
-    part: float = 1.0
-    changed: tuple[Tensor, ...] = ()
-    beside: Tensor | None = None
-
-    @property
-    def ours(self) -> Callable[..., Any]:
-        """The fused kernel, or what an attack uses instead on this device."""
-        kernels = kernels_on(DEVICE.type)
-        if self.function == "pgd_":
-            return kernels.in_place.get("linf", self.definition)
-        found: Callable[..., Any] = getattr(kernels, self.function)
-        return found
-
-    @property
-    def definition(self) -> Callable[..., Any]:
-        """The plain torch form."""
-        if self.function == "pgd_":
-            return pgd_in_place
-        found: Callable[..., Any] = getattr(reference, self.function, None) or getattr(
-            redshift_loss_reference, self.function
-        )
-        return found
-
-    @property
-    def bytes(self) -> float:
-        """Smallest number of bytes that a kernel must move: a tensor given twice is read once."""
-        distinct = {tensor.data_ptr(): tensor.nbytes for tensor in self.read}
-        written = self.written.nbytes + (0 if self.beside is None else self.beside.nbytes)
-        return self.part * (sum(distinct.values()) + written)
-
-
 def main() -> None:
     """Measure and print a table."""
     options = arguments(__doc__)
@@ -138,8 +92,9 @@ def main() -> None:
     timing = "replays of a CUDA graph" if DEVICE.type == "cuda" else "the host's clock"
     benchmark.add(batch=STAMPS, timing=timing)
     print(f"{STAMPS} stamps of 5x64x64 on {DEVICE}, {timing}; medians of {repeat}", flush=True)
-    print(f"{'kernel':22s} {'us':>9s} {'GB/s':>7s} {'of copy':>8s}   times as long")
-    for name, problem in problems(Inputs.drawn(STAMPS, DEVICE)).items():
+    print(f"{'kernel':27s} {'us':>9s} {'GB/s':>7s} {'of copy':>8s}   times as long")
+    activations = activation_problems(max(STAMPS // 4, 1), DEVICE)
+    for name, problem in (problems(Inputs.drawn(STAMPS, DEVICE)) | activations).items():
         compiled = DEVICE.type == "cuda" and (not options.quick or name in QUICK_COMPILED)
         found = measure(name, problem, rivals(problem, name == "pgd", compiled), repeat, benchmark)
         if found is not None:
@@ -180,7 +135,12 @@ def problems(i: Inputs) -> dict[str, Problem]:
         "pgd_channels_last": step("pgd", adv, x0, grad),
         "pgd_bfloat16_gradient": step("pgd", adv, x0, half),
         "pgd_half_finished": Problem(
-            "pgd_", (one, x0, grad, *rest, None, active), (one, x0, grad), one, part=0.5, changed=(one,)
+            "pgd_in_place",
+            (one, x0, grad, *rest, None, active),
+            (one, x0, grad),
+            one,
+            part=0.5,
+            changed=(one,),
         ),
         "pgd_normalised": Problem(
             "pgd_normalised",
@@ -189,6 +149,7 @@ def problems(i: Inputs) -> dict[str, Problem]:
             moved,
             changed=(moved, seen),
             beside=seen[:, :bands],
+            exact=1,
         ),
         "momentum": step("momentum", i.adv, i.previous, i.x0, i.grad),
         "l2": step("l2", i.adv, i.x0, i.grad),
@@ -208,7 +169,11 @@ def problems(i: Inputs) -> dict[str, Problem]:
 
 def rivals(problem: Problem, torchattacks_too: bool, compiled: bool) -> dict[str, Call]:
     """Calls that compute the same, by name."""
-    ours, plain = problem.ours, problem.definition
+    kernels, plain = kernels_on(DEVICE.type), problem.definition
+    if problem.function == "pgd_in_place":
+        ours: Callable[..., object] = kernels.in_place.get("linf", plain)
+    else:
+        ours = getattr(kernels, problem.function)
     calls: dict[str, Call] = {
         "ours": lambda: ours(*problem.given),
         "reference": lambda: plain(*problem.given),
@@ -216,6 +181,7 @@ def rivals(problem: Problem, torchattacks_too: bool, compiled: bool) -> dict[str
     if compiled:
         fused: Callable[..., object] = torch.compile(plain)
         calls["compiled"] = lambda: fused(*problem.given)
+    calls |= problem.others
     if problem.function == "redshift_loss_and_gradient":
         calls["autograd"] = lambda: by_autograd(*problem.given)
     if problem.function == "pgd_normalised":
@@ -233,18 +199,13 @@ def by_autograd(logits: Tensor, z: Tensor, weight: None, *options: Any) -> tuple
     return loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
 
 
-def pgd_in_place(adv: Tensor, *given: Any) -> None:
-    """The definition of the step in the memory of `adv`."""
-    adv.copy_(reference.pgd(adv, *given))
-
-
 def one_by_one(adv: Tensor, seen: Tensor, x0: Tensor, grad: Tensor, *limits_and_scale: Any) -> None:
     """What lies between two passes without `pgd_normalised`: eager torch around the kernel of the step."""
     *limits, scale, _ = limits_and_scale
     unit, bands = scale[:, None, None], x0.shape[1]
     of_flux = grad[:, :bands].float() * torch.rsqrt(torch.square(adv / unit) + 1) / unit
     of_flux = of_flux.contiguous(memory_format=torch.channels_last)
-    step: Callable[..., None] = kernels_on(DEVICE.type).in_place.get("linf", pgd_in_place)
+    step = kernels_on(DEVICE.type).in_place.get("linf", reference.pgd_in_place)
     step(adv, x0, of_flux, *limits)
     seen[:, :bands] = torch.asinh(adv / unit)
 
@@ -296,7 +257,7 @@ def agreeing(
     The step of torchattacks is compared with ours for its scalar epsilon and its bounds.
     """
     kept, off = dict[str, Call](), dict[str, float]()
-    largest = LARGEST_OFF.get(problem.function)
+    largest = LARGEST_OFF.get(problem.function, 0.0)
     for rival, call in calls.items():
         wanted = benchmark.attempt(f"{name}, definition", wanted_by, rival, problem)
         found = benchmark.attempt(f"{name}, {rival}", results, call, problem)
@@ -305,8 +266,9 @@ def agreeing(
         each = [difference(a, b) for a, b in zip(found, wanted, strict=True)]
         off[rival] = max(each)
         # The compiler may contract a product and a sum to one rounding.
-        least = 0.0 if rival == "ours" else 1e-6
-        if all(d <= max(limit, least) for d, limit in zip(each, largest or (0.0,) * len(each), strict=True)):
+        least = 0.0 if rival == "ours" else problem.rounding
+        limits = [0.0] * problem.exact + [largest] * (len(each) - problem.exact)
+        if all(d <= max(limit, least) for d, limit in zip(each, limits, strict=True)):
             kept[rival] = call
         else:
             benchmark.failed(
@@ -376,7 +338,7 @@ def show(name: str, found: dict[str, Any]) -> None:
     ratios = {key.removeprefix("ratio_"): value for key, value in found.items() if key.startswith("ratio_")}
     beside = ", ".join(f"{rival} {value:.2f}" for rival, value in ratios.items())
     us, rate = found["us"]["ours"]["median"], found["gb_per_s"]["ours"]["median"]
-    print(f"{name:22s} {us:9.1f} {rate:7.1f} {found['fraction_of_copy']:8.2f}   {beside}", flush=True)
+    print(f"{name:27s} {us:9.1f} {rate:7.1f} {found['fraction_of_copy']:8.2f}   {beside}", flush=True)
 
 
 if __name__ == "__main__":

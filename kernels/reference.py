@@ -15,6 +15,8 @@ Pixels and objects that may not change stay as they are in `adv`. The bounds win
 outside them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,11 @@ def pgd(
     """
     moved = adv if grad is None else adv + _per_pixel(step) * _finite(grad).sign()
     return _keep(adv, _inside(moved, x0, eps, lo, hi), mask, active)
+
+
+def pgd_in_place(adv: Tensor, *given: Any) -> None:
+    """`pgd` in the memory of `adv`; arguments as there."""
+    adv.copy_(pgd(adv, *given))
 
 
 def pgd_normalised(
