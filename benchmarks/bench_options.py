@@ -101,7 +101,8 @@ def measured(
         return
     default, _ = plain
     print(f"{'network':10s} {'':30s} {'images/s':>9s} {'ratio':>6s} {'of device':>9s} {'GB':>6s}")
-    found: dict[str, Any] = {"batch": size, "attack_steps": steps, "precision": precision}
+    found: dict[str, Any] = {**benchmark.figures.get(network, {})}
+    found |= {"batch": size, "attack_steps": steps, "precision": precision}
     # What is on a GPU alone comes first: a limit of time may leave out the rest.
     for name, how in (ON_GPU | EVERYWHERE if on_gpu else EVERYWHERE | ON_CPU).items():
         if quick and name not in QUICK:

@@ -20,12 +20,13 @@ def bytes_moved(call: Callable[[], Iterable[Tensor]]) -> int:
 
     The rule: each layer reads its input and its weights once and writes its output once, in the precision in
     which it takes and gives them. Layers are convolutions, matrix products, poolings and normalisations, and
-    their backward passes, of which one reads the gradient once for both of its products; and every operator
-    that is not of torch itself. All else (activations, casts, pads, sums, losses) is fused into the layer
-    that made its latest operand: of it count only operands that lie in memory already, such as the input of
-    an activation whose gradient is computed, and the result takes the place of what the layer alone would
-    have written. What is computed from a batch, weights or saved activations before a layer takes it costs
-    nothing beside it. A concatenation is written by those who make its parts. Caches are not heeded.
+    their backward passes (that of a convolution reads the gradient once for both of its products), and every
+    operator that is not of torch itself. All else (activations, casts, pads, sums, losses) is fused into the
+    layer that made its latest operand. Of it count the other operands, which lie in memory, such as the input
+    of an activation in its backward pass; a result of as many elements takes the place of what the layer
+    alone would have written, so that an activation's input and output are written as one. What is computed
+    from a batch, weights or saved activations before a layer takes it costs nothing beside it. The layers
+    that make the parts of a concatenation write it. Caches are not heeded.
 
     Args:
         call: runs the pass eagerly and returns what it is for, such as gradients: that must be written.
@@ -53,13 +54,19 @@ def bytes_of_update(optimiser: torch.optim.Optimizer) -> int:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives every tensor the group (a layer and what is fused into it) that wrote it; 0: none in the pass."""
+    """Counts the bytes that groups, each a layer and what is fused into it, read and write.
+
+    Attributes:
+        read_bytes: by group, and the part of memory that it reads.
+        written_bytes: by place: all tensors of one place are written as one.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.read_bytes: dict[tuple[int, int, int, torch.Size], int] = {}
         self.written_bytes: dict[tuple[int, int], int] = {}
-        self._writer: dict[int, int] = {}  # storage -> group
+        self._group: dict[int, int] = {}  # by storage, which wrote it; none: it was there before the pass
+        self._place: dict[int, int] = {}  # by storage: the first of its place
         self._groups = 0
         self._kept: list[Tensor] = []  # memory that is freed would be given out again, under the same name
 
@@ -73,29 +80,32 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not func._schema.is_mutable and all(_storage(t) in known for t in made):
             return out  # a view
         if name == "cat":
-            for tensor in filter(self._group, given):
-                self.write(tensor)
+            for tensor in given:
+                if self._group_of(tensor):
+                    self.write(tensor)
             return out
-        operands = _operands(name, args, given)
-        if name in LAYERS or "::" in name:
-            self._groups += 1
-            group = self._groups
-        else:
-            group = max((self._group(t) for t in operands), default=0)
+        operands, layer = _operands(name, args, given), name in LAYERS or "::" in name
+        self._groups += layer
+        group = self._groups if layer else max(map(self._group_of, operands), default=0)
         if group:
+            own = [t for t in operands if self._group_of(t) == group]
             for tensor in operands:
                 self._read(tensor, group)
             for tensor in made:
-                self._writer[_storage(tensor)] = group
+                like = next((t for t in own if t.numel() == tensor.numel()), tensor)
+                self._place[_storage(tensor)] = self._place.get(_storage(like), _storage(like))
+                self._group[_storage(tensor)] = group
         return out
 
     def write(self, tensor: Tensor) -> None:
         """Count a tensor that must lie in memory after its group."""
-        storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
-        self.written_bytes[storage, self._group(tensor)] = size
+        storage = _storage(tensor)
+        place = self._group_of(tensor), self._place.get(storage, storage)
+        size = tensor.untyped_storage().nbytes()
+        self.written_bytes[place] = max(size, self.written_bytes.get(place, 0))
 
     def _read(self, tensor: Tensor, group: int) -> None:
-        writer = self._group(tensor)
+        writer = self._group_of(tensor)
         if writer == group:
             return
         if writer:
@@ -104,8 +114,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # An expanded tensor has fewer numbers in memory than elements.
         self.read_bytes[part] = min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
-    def _group(self, tensor: Tensor) -> int:
-        return self._writer.get(_storage(tensor), 0)
+    def _group_of(self, tensor: Tensor) -> int:
+        return self._group.get(_storage(tensor), 0)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -113,10 +123,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _operands(name: str, args: tuple[object, ...], given: list[Tensor]) -> list[Tensor]:
-    """The tensors that an operator must read: some backward operators are given more."""
+    """The tensors that an operator must read: some are given more."""
     if name == "convolution_backward":
         gradient, image, weight = args[:3]
         wants_image, wants_weight, _ = args[-1]  # type: ignore[misc]
         found = [gradient, *[image] * wants_weight, *[weight] * wants_image]
         return [t for t in found if isinstance(t, Tensor)]
+    if name == "copy_":
+        return given[1:]
     return given[:1] if name in ("avg_pool2d_backward", "_adaptive_avg_pool2d_backward") else given
