@@ -10,20 +10,30 @@ benchmarks/results/record.json. Exit status 1: an entry fails, or does not pass.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.record import entry as entries
 from benchmarks.record import table
 from benchmarks.record.entry import Entry
 from benchmarks.record.judge import judge
-from benchmarks.record.task import CORES, FULL, QUICK, SEEDS
+from benchmarks.record.task import CORES, FULL, QUICK, SEEDS, Task
 from benchmarks.record.training import train
 from benchmarks.streaming.stream_readers import ROOT
 from hpcphotoz.errors import BadInput
 
 
+class Trained(NamedTuple):
+    """A network, the seed that it was trained with, and the seconds that it took."""
+
+    seed: int
+    seconds: float
+    network: Path
+
+
 def main() -> None:
-    """Read the options, run the entries one after the other, and say which pass."""
+    """Read the options, train the entries one after the other, judge them, and say which pass."""
     options = _options()
     try:
         if options.page:
@@ -31,7 +41,8 @@ def main() -> None:
             return
         use_cores(CORES)
         chosen = [entries.read(name) for name in options.entry or [table.present_record()]]
-        failed = [entry.name for entry in chosen if not run(entry, options)]
+        trained = [(entry, train_all(entry, options)) for entry in chosen]  # all that is timed, first
+        failed = [entry.name for entry, runs in trained if not (runs and verdict(entry, runs, options))]
     except BadInput as error:
         sys.exit(f"benchmarks.record: {error}")
     if failed:
@@ -39,26 +50,34 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def run(entry: Entry, options: argparse.Namespace) -> bool:
-    """Train an entry with every seed, judge the networks, print and write the row; whether it passes."""
-    task, which = (QUICK if options.quick else FULL), options.judge
-    seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
-    data, runs = task.dataset("train", options.folder), options.folder / "runs"
-    judges = task.dataset(which, options.folder)
-    seconds, networks = [], {}
+def train_all(entry: Entry, options: argparse.Namespace) -> list[Trained]:
+    """Train an entry with every seed; an empty list if that fails, which is said."""
+    task = _task(options)
+    data, trained = task.dataset("train", options.folder), []
+    for seed in _seeds(options):
+        print(f"{entry.name}, seed {seed}: training", flush=True)
+        try:
+            seconds, network = train(entry, seed, task, data, options.folder / "runs")
+        except RuntimeError as error:
+            _say_failed(entry, error)
+            return []
+        print(f"{entry.name}, seed {seed}: {seconds:.1f} s", flush=True)
+        trained.append(Trained(seed, seconds, network))
+    return trained
+
+
+def verdict(entry: Entry, trained: Sequence[Trained], options: argparse.Namespace) -> bool:
+    """Judge the networks of an entry, print and write its row; whether it passes."""
+    task, reports = _task(options), options.folder / "reports" / entry.name
+    networks = {f"{entry.name}-seed-{one.seed}": one.network for one in trained}
+    judges = task.dataset(options.judge, options.folder)
     try:
-        for seed in seeds:
-            print(f"{entry.name}, seed {seed}: training", flush=True)
-            taken, network = train(entry, seed, task, data, runs)
-            print(f"{entry.name}, seed {seed}: {taken:.1f} s", flush=True)
-            seconds.append(taken)
-            networks[f"{entry.name}-seed-{seed}"] = network
-        reports = options.folder / "reports" / entry.name
-        found = judge(task, networks, judges, reports, confirm=which == "test")
+        found = judge(task, networks, judges, reports, confirm=options.judge == "test")
     except RuntimeError as error:
-        print(f"{entry.name} fails: {error}", file=sys.stderr, flush=True)
+        _say_failed(entry, error)
         return False
-    row = table.row(entry, seeds, seconds, list(found.values()))
+    seeds = [one.seed for one in trained]
+    row = table.row(entry, seeds, [one.seconds for one in trained], list(found.values()))
     for one in row["seeds"]:
         clean, robust = one["clean"]["sigma_mad"], one["robust"]["sigma_mad"]
         print(f"{entry.name}, seed {one['seed']}: sigma_MAD {clean:.4f}, under APGD {robust:.4f}")
@@ -66,12 +85,24 @@ def run(entry: Entry, options: argparse.Namespace) -> bool:
             print(f"  {name}: {sigma:.4f}")
         for reason in [] if options.quick else one["shortcomings"]:
             print(f"  {reason}")
-    print(f"{entry.name}: median {row['seconds']:.1f} s over seeds {', '.join(map(str, seeds))}")
+    print(f"{entry.name}: median {row['seconds']:.1f} s over seeds {', '.join(map(str, seeds))}", flush=True)
     if options.json:
-        table.write([row], options.json, "quick" if options.quick else which)
+        table.write([row], options.json, "quick" if options.quick else options.judge)
     if options.quick:
         return True  # sizes that mean nothing have no verdict
     return all(not one["shortcomings"] for one in row["seeds"])
+
+
+def _task(options: argparse.Namespace) -> Task:
+    return QUICK if options.quick else FULL
+
+
+def _seeds(options: argparse.Namespace) -> Sequence[int]:
+    return options.seeds or (SEEDS[:1] if options.quick else SEEDS)
+
+
+def _say_failed(entry: Entry, error: RuntimeError) -> None:
+    print(f"{entry.name} fails: {error}", file=sys.stderr, flush=True)
 
 
 def use_cores(cores: int) -> None:
