@@ -220,7 +220,7 @@ def record(
         **machine(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions(),
         "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
         "failures": dict(failures or {}),
         "left_out": list(left_out),
@@ -253,7 +253,7 @@ def _earlier_record(name: str, path: Path | None) -> dict[str, Any]:
     if path is None or not path.exists():
         return {}
     tree: dict[str, Any] = json.loads(path.read_text())
-    ours = {"benchmark": name, "commit": commit(), "device": machine()["device"], "versions": _versions()}
+    ours = {"benchmark": name, "commit": commit(), "device": machine()["device"], "versions": versions()}
     ours["quick"] = "--quick" in sys.argv
     theirs = {**{key: tree.get(key) for key in ours}, "quick": "--quick" in str(tree.get("command")).split()}
     other = [key for key, value in ours.items() if theirs[key] != value]
@@ -262,7 +262,8 @@ def _earlier_record(name: str, path: Path | None) -> dict[str, Any]:
     return {} if other else tree
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Versions of the packages that decide speed, and of CUDA; None: not there."""
     packages = ("torch", "numpy", "h5py", "triton")
     return {**{package: _version(package) for package in packages}, "cuda": torch.version.cuda}
 
