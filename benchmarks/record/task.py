@@ -77,8 +77,8 @@ QUICK = Task(
     epochs=1,
     global_batch=32,
 )
-# The target of the Inception on one GPU is to be set once, in `_on_gpu`: train the entry `inception-adversarial`
-# there with seeds 0, 1 and 2 under --judge validation, and take the greatest sigma_MAD of the three, clean and
+# The target of the Inception on one GPU is to be set once, in `_on_gpu`: train `inception-adversarial` there
+# with seeds 0, 1 and 2 under --judge validation, and take the greatest sigma_MAD of the three, clean and
 # robust, up to the next multiple of 0.0005. So 0.0161 and 0.0210 gave the 0.0165 and 0.0215 of the CPUs.
 NO_TARGET = (
     "the target of the task gpu is not set: train its entry inception-adversarial with --judge validation, "
