@@ -38,7 +38,7 @@ test-slow: $(VENV)/.ready  ## the longer tests
 TORCH211 := .venv-torch211/bin/python
 test-torch211: .venv-torch211/.ready  ## tests with the oldest torch and triton that are supported
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest $(XDIST) -m "not slow" tests/kernels tests/attacks tests/compute tests/models \
-	  $(wildcard tests/training/test_step*.py) tests/test_imports.py
+	  $(wildcard tests/training/test_step*.py) tests/test_imports.py tests/benchmarks/training/test_passes.py
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 -m slow \
 	  -k "registers or test_pool_compiled or test_compiled and cnn" tests/kernels/test_compiled_kernels.py tests/models/test_compiled.py
 

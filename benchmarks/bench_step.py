@@ -63,7 +63,7 @@ RATIOS = {
     "ratio_peer_tuned": ("ours", "peer_tuned"),
     "ratio_peer_tuned_fp32": ("ours_fp32", "peer_tuned_fp32"),
 }
-PARTS = ("peer", "passes", "start", "overhead")
+PARTS = ("peer", "passes", "overhead", "start")
 QUICK = ("peer", "ours", "ours_fp32", "peer_fp32")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -89,10 +89,10 @@ def main() -> None:
         networks = ["compact", *networks]
     if "passes" in options.parts:
         add_passes(networks, more, DEVICE, benchmark)
-    if "start" in options.parts:
-        add_starts(networks, 128 if DEVICE.type == "cuda" else 64, repeat, benchmark)
     if "overhead" in options.parts:
         overhead(networks, more, benchmark)
+    if "start" in options.parts:
+        add_starts(networks, 128 if DEVICE.type == "cuda" else 64, repeat, benchmark)
     benchmark.end()
 
 

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,9 +17,15 @@ from benchmarks.training.passes import PASSES, Passes, add_passes, as_trained, f
 from benchmarks.training.steps import assembled
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import configure
+from hpcphotoz.models.build import bins_of, build
+from hpcphotoz.training.components import TrainingComponents
+from hpcphotoz.training.compute import compute_options
 from hpcphotoz.training.objectives import TrainingObjective
 from hpcphotoz.training.overlap.streams import NoOverlap
+from hpcphotoz.training.rank_batch import RankBatch
+from hpcphotoz.training.run.timers import Timers
 from hpcphotoz.training.step import Step
+from tests.helpers.kernels.capture import Watch, fake_gpu
 
 CPU = torch.device("cpu")
 
@@ -118,5 +126,37 @@ def test_a_form_that_was_measured_is_not_measured_again(
 def test_a_run_as_the_command_trains_it() -> None:
     config = as_trained("compact", "off", 4, CPU)
     assert config.compute.precision in ("fp32", "bf16") and config.adversarial.fraction == 0.5
-    faster = replace(assembled(config, 4, CPU)[1].compute, compiled=False)
-    assert not faster.compiled and faster.graphs == "off"
+    compute = assembled(config, 4, CPU)[1].compute
+    assert not compute.compiled and compute.graphs == "off"
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is None or find_spec("triton") is None,
+    reason="fake CUDA tensors want a torch with CUDA: `make test-torch211`",
+)
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("network", ["compact", "inception"])
+def test_the_passes_can_be_captured(
+    network: str, precision: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"name": network, "fraction": 0.5}
+    config, scale, n = configure("a test", **options), (0.1,) * 5, 8
+    compute = replace(
+        compute_options(config.compute, CPU), training=precision, attack=precision, merged=False
+    )
+    with fake_gpu(monkeypatch), torch.device("cuda"):
+        network_there = build(config.model, stamp=16, scale=scale)
+        optimiser = torch.optim.SGD(network_there.parameters(), 0.1)
+        given = bins_of(config.model), scale, compute, torch.device("cuda"), Timers()
+        components = TrainingComponents(network_there, optimiser, config, *given)
+        rows, numbers = torch.arange(n), np.arange(n)
+        images, each, bands = torch.randn(n, 5, 16, 16), torch.rand(n), torch.rand(n, 5)
+        tensors = images, each, each, bands, rows, rows[::2].clone(), rows[1::2].clone()
+        passes = Passes(components, RankBatch(*tensors, numbers[::2], numbers, n, 0, 0), compiled=False)
+        both = passes.both(compiled=False)
+        with passes.attack(compiled=False) as attack, Watch() as watch:
+            attack()
+        with watch:
+            both()
+    assert any("convolution" in name for name in watch.names)
+    assert not watch.found, "\n".join(watch.found)
