@@ -158,7 +158,7 @@ def take_turns(
     Runs of an earlier process are not repeated.
     """
     benchmark.forget(network)
-    before = benchmark.earlier("runs", network) or {}
+    before = benchmark.figures.get("runs", {}).get(network, {})
     found = {name: [Rate(**run) for run in before.get(name, [])] for name in runs}
     for number in range(repeat):
         for name in list(found):

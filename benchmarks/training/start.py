@@ -46,9 +46,9 @@ def starts(network: str, batch: int, repeat: int, benchmark: Benchmark) -> dict[
         first_step_s, by "off" and "on" (`compute.compiled`; "on" on a GPU alone), each "cold" and "warm";
         compile_s, by the same two, where both were measured; seconds of every round.
     """
-    before = benchmark.earlier("start", network) or {}
-    pairs: dict[str, list[Pair]] = {"off": [], **({"on": []} if torch.cuda.is_available() else {})}
-    pairs |= {name: values for name, values in before.get("seconds", {}).items() if name in pairs}
+    before = benchmark.figures.get("start", {}).get(network, {}).get("seconds", {})
+    kinds = ("off", "on") if torch.cuda.is_available() else ("off",)
+    pairs: dict[str, list[Pair]] = {compiled: list(before.get(compiled, [])) for compiled in kinds}
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-start-") as folder:
         data = Path(folder, "data")
         train_runs.write_dataset(data, OBJECTS)

@@ -72,6 +72,10 @@ def test_compiling_is_the_difference_of_two_starts(
     monkeypatch.setattr(train_runs, "write_dataset", lambda out, objects: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     start.add_starts(["compact"], 4, 1, Benchmark("step", path, minutes=9))
+    late = Benchmark("step", path, minutes=-1)
+    start.add_starts(["compact"], 4, 2, late)
+    late.write()
+    assert late.left_out == ["start, compact, off", "start, compact, on"]
     start.add_starts(["compact"], 4, 2, Benchmark("step", path, minutes=9))
     assert asked == ["off", "on"] * 2, "a round that was measured is not measured again"
     found: dict[str, Any] = json.loads(path.read_text())["figures"]["start"]["compact"]
