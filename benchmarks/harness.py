@@ -20,6 +20,7 @@ from hpcphotoz.provenance import commit
 Times = dict[str, list[float]]
 T = TypeVar("T")
 P = ParamSpec("P")
+COMMIT = commit()  # at the start: a record that is written makes the tree differ from it
 QUICK_S = 40  # with --quick, nothing starts later than this, so that the benchmark ends within a minute
 _MASKS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # variables that hide a processor's units from torch
 
@@ -216,7 +217,7 @@ def record(
     tree = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
+        "commit": COMMIT,
         **machine(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -253,10 +254,14 @@ def _earlier_record(name: str, path: Path | None) -> dict[str, Any]:
     if path is None or not path.exists():
         return {}
     tree: dict[str, Any] = json.loads(path.read_text())
-    ours = {"benchmark": name, "commit": commit(), "device": machine()["device"], "versions": versions()}
-    ours["quick"] = "--quick" in sys.argv
-    theirs = {**{key: tree.get(key) for key in ours}, "quick": "--quick" in str(tree.get("command")).split()}
-    other = [key for key, value in ours.items() if theirs[key] != value]
+    command = [_module(), *sys.argv[1:]]
+    ours = {"benchmark": name, "commit": COMMIT, "device": machine()["device"], "versions": versions()}
+    both = [{**ours, "command": command}, {**tree, "command": str(tree.get("command")).split()}]
+    for one in both:
+        # A record that is committed makes the tree differ from its commit as soon as it is written again.
+        one["commit"] = str(one.get("commit")).removesuffix("-dirty")
+        one["command"] = "--quick" in one["command"]
+    other = [key for key in both[0] if both[0][key] != both[1].get(key)]
     if other:
         print(f"{path}: of another {' and '.join(other)}: all is measured anew", flush=True)
     return {} if other else tree

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, versions
+from benchmarks.harness import COMMIT, machine, versions
 from benchmarks.record.entry import Entry
 from benchmarks.record.judge import Figures, shortcomings
 from benchmarks.record.task import CLEAN, CORES, EPS, FULL, ROBUST, SEEDS, TASKS, Task
 from benchmarks.streaming.stream_readers import ROOT
 from hpcphotoz.errors import BadInput
-from hpcphotoz.provenance import commit
 
 _TEMPLATE = Path(__file__).with_name("page.md")
 RESULTS, PAGE = ROOT / "benchmarks/results/record.json", ROOT / "docs/records.md"
@@ -41,7 +40,7 @@ def row(entry: Entry, seeds: Sequence[int], seconds: Sequence[float], figures: S
         "seconds": statistics.median(seconds),
         "passes": set(SEEDS) <= set(seeds) and not any(lacking),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
+        "commit": COMMIT,
         "device": facts["device"] if on_gpu else f"{CORES} cores of {facts['processor']}",
         **on_gpu,
         "cpu_capability_of_torch": facts["cpu_capability_of_torch"],

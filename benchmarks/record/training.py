@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.harness import COMMIT
 from benchmarks.peers.driver import peer_task
 from benchmarks.record.entry import Entry
 from benchmarks.record.task import Task
@@ -21,7 +22,6 @@ from hpcphotoz.config.load import to_toml
 from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build, load_weights
-from hpcphotoz.provenance import commit
 from hpcphotoz.training.run.network import TrainedNetwork, save_network
 
 TIMEOUT_S = 4 * 3600
@@ -62,7 +62,7 @@ def train(entry: Entry, seed: int, task: Task, data: Path, folder: Path) -> tupl
 def train_once(entry: Entry, seed: int, task: Task, data: Path, folder: Path) -> tuple[float, Path]:
     """As `train`, unless `folder` has a network that this function trained at this commit in the same way."""
     note = folder / f"{entry.name}-seed-{seed}" / "trained.json"
-    way = {"commit": commit(), "recipe": to_toml(configured(entry.config, seed, task))}
+    way = {"commit": COMMIT, "recipe": to_toml(configured(entry.config, seed, task))}
     if note.exists() and (found := json.loads(note.read_text()))["way"] == way:
         return found["seconds"], Path(found["network"])
     seconds, network = train(entry, seed, task, data, folder)

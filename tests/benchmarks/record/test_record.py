@@ -125,7 +125,7 @@ def test_a_network_is_trained_once_in_one_way(monkeypatch: pytest.MonkeyPatch, t
         return 10.0 + seed, folder / "network"
 
     monkeypatch.setattr(training, "train", train)
-    monkeypatch.setattr(training, "commit", lambda: "a commit")
+    monkeypatch.setattr(training, "COMMIT", "one")
     entry, folder = read("users-loop-gpu"), tmp_path / "runs"
 
     def once(seed: int) -> tuple[float, Path]:
@@ -136,6 +136,6 @@ def test_a_network_is_trained_once_in_one_way(monkeypatch: pytest.MonkeyPatch, t
     changed = entry.config.model_copy(update={"run": entry.config.run.model_copy(update={"epochs": 9})})
     entry = replace(entry, config=changed)
     once(0)
-    monkeypatch.setattr(training, "commit", lambda: "another")
+    monkeypatch.setattr(training, "COMMIT", "another")
     once(0)
     assert trained == [0, 1, 0, 0]
