@@ -254,17 +254,20 @@ def _earlier_record(name: str, path: Path | None) -> dict[str, Any]:
     if path is None or not path.exists():
         return {}
     tree: dict[str, Any] = json.loads(path.read_text())
-    command = [_module(), *sys.argv[1:]]
     ours = {"benchmark": name, "commit": COMMIT, "device": machine()["device"], "versions": versions()}
-    both = [{**ours, "command": command}, {**tree, "command": str(tree.get("command")).split()}]
-    for one in both:
-        # A record that is committed makes the tree differ from its commit as soon as it is written again.
-        one["commit"] = str(one.get("commit")).removesuffix("-dirty")
-        one["command"] = "--quick" in one["command"]
-    other = [key for key in both[0] if both[0][key] != both[1].get(key)]
+    a, b = _circumstances({**ours, "command": " ".join(sys.argv)}), _circumstances(tree)
+    other = [key for key in a if a[key] != b[key]]
     if other:
         print(f"{path}: of another {' and '.join(other)}: all is measured anew", flush=True)
     return {} if other else tree
+
+
+def _circumstances(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for the figures of two records to stand side by side."""
+    found = {key: tree.get(key) for key in ("benchmark", "commit", "device", "versions")}
+    # A record that is committed makes the tree differ from its commit as soon as it is written again.
+    found["commit"] = str(found["commit"]).removesuffix("-dirty")
+    return {**found, "size (--quick)": "--quick" in str(tree.get("command")).split()}
 
 
 def versions() -> dict[str, str | None]:
