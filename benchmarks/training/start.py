@@ -19,6 +19,7 @@ from benchmarks.training import train_runs
 from benchmarks.training.train_runs import RunPlan
 from hpcphotoz.config.load import to_toml
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OBJECTS = 256
 POLL_S = 0.02
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
@@ -47,7 +48,7 @@ def starts(network: str, batch: int, repeat: int, benchmark: Benchmark) -> dict[
         compile_s, by the same two, where both were measured; seconds of every round.
     """
     before = benchmark.figures.get("start", {}).get(network, {}).get("seconds", {})
-    kinds = ("off", "on") if torch.cuda.is_available() else ("off",)
+    kinds = ("off", "on") if DEVICE.type == "cuda" else ("off",)
     pairs: dict[str, list[Pair]] = {compiled: list(before.get(compiled, [])) for compiled in kinds}
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-start-") as folder:
         data = Path(folder, "data")

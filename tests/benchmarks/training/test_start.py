@@ -70,7 +70,7 @@ def test_compiling_is_the_difference_of_two_starts(
 
     monkeypatch.setattr(start, "cold_and_warm", cold_and_warm)
     monkeypatch.setattr(train_runs, "write_dataset", lambda out, objects: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(start, "DEVICE", torch.device("cuda"))
     start.add_starts(["compact"], 4, 1, Benchmark("step", path, minutes=9))
     late = Benchmark("step", path, minutes=-1)
     start.add_starts(["compact"], 4, 2, late)
@@ -83,6 +83,6 @@ def test_compiling_is_the_difference_of_two_starts(
     assert found["compile_s"]["warm"]["median"] == 30 and found["compile_s"]["cold"]["median"] == 61
     assert "compiling adds cold 61.0 s, warm 30.0 s" in capsys.readouterr().out
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(start, "DEVICE", torch.device("cpu"))
     alone = start.starts("compact", 4, 1, Benchmark("step", None))
     assert alone and alone["compile_s"] is None and set(alone["first_step_s"]) == {"off"}
