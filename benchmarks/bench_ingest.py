@@ -2,9 +2,9 @@
 
 python -m benchmarks.bench_ingest [--quick] [--json PATH]
 
-Stamps a second of the whole ingest: read, noise measured, checked, checksummed, written and flushed to the
-disk, without the interpreter's start. `arrays`: a foreign HDF5 of big-endian 64x64x5, contiguous, by a map,
-with four times the stamps of the others, for shards of 84 MB (by default they have 671);
+Stamps a second of the whole ingest: read, noise measured, checked, checksummed, written as float32 and
+flushed to the disk, without the interpreter's start. `arrays`: a foreign HDF5 of big-endian 64x64x5,
+contiguous, by a map, with four times the stamps of the others, for shards of 84 MB;
 also as the command comes, a process a core whose start counts, without MPI;
 `h5py copy`: the same bytes read and written by h5py alone, and flushed. `pasquet`: an npz of 64x64x5 float32;
 `hayat`: HDF5 of 107x107x5 in gzip chunks, cropped to 64; `frames`: stamps cut out of the fpC frames that
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -43,6 +44,7 @@ MAP = {
     "object_id": "name",
     "z_spec": "zs",
 }
+STORAGE = "float32"  # as the copy by h5py
 COPIES = 8  # positions about each object of the frames' table
 
 
@@ -138,14 +140,15 @@ def ingest(kind: str, folder: Path, out: Path) -> Manifest:
     if kind == "frames":
         count = sum(1 for _ in open(folder / "objects.csv")) - 1
         rows = -(-count // UNITS)
-        return ingest_images(out, "sdss", DATA, folder / "objects.csv", shard_rows=rows)
+        return ingest_images(out, "sdss", DATA, folder / "objects.csv", shard_rows=rows, storage=STORAGE)
     with np.load(folder / "pasquet.npz") as file:
         rows = len(file["labels"])
         count = {"arrays": ARRAYS_ROWS * rows, "pasquet": rows, "hayat": rows // 2}[kind]
     source = folder / {"arrays": "arrays.h5", "pasquet": "pasquet.npz", "hayat": "hayat.h5"}[kind]
     array_map = parse_map(MAP, "map.toml") if kind == "arrays" else load_map(kind)
     crop = 64 if kind == "hayat" else None
-    return ingest_arrays(out, [source], array_map, kind, shard_rows=count // UNITS, crop=crop)[0]
+    how: dict[str, Any] = {"shard_rows": count // UNITS, "crop": crop, "storage": STORAGE}
+    return ingest_arrays(out, [source], array_map, kind, **how)[0]
 
 
 def h5py_copy(source: Path, out: Path) -> float:

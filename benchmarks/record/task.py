@@ -12,6 +12,7 @@ from hpcphotoz.errors import BadInput
 CLEAN, ROBUST = 0.0165, 0.0215  # of the task on CPUs: see `Task`
 EPS = 0.1  # of every attack that judges, in sky sigmas
 CORES = 2
+STORAGE = "float32"  # of the galaxies: the users' loop reads fluxes by h5py
 SEEDS = (0, 1, 2)
 
 
@@ -60,11 +61,12 @@ class Task:
         if not (out / "manifest.json").is_file():
             print(f"simulating {objects} galaxies of seed {seed} in {out}", flush=True)
             words: list[str | Path] = ["-m", "hpcphotoz", "simulate", out]
-            words += ["--n", str(objects), "--seed", str(seed)]
+            words += ["--n", str(objects), "--seed", str(seed), "--storage", STORAGE]
             launch(f"simulate {out}", Path(sys.executable), 0, words, timeout_s=3600)
         made = read_manifest(out)
-        if (made.rows, made.provenance.get("seed")) != (objects, seed):
-            raise BadInput(f"{out}: not the {objects} galaxies of seed {seed}: choose another --folder")
+        if (made.rows, made.provenance.get("seed"), made.header.storage) != (objects, seed, STORAGE):
+            what = f"not the {objects} galaxies of seed {seed} as {STORAGE}"
+            raise BadInput(f"{out}: {what}: choose another --folder")
         return out
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpcphotoz.api.arguments import whole_number
-from hpcphotoz.data.format.manifest import STORAGE
+from hpcphotoz.data.format.manifest import DEFAULT_STORAGE, STORAGE
 from hpcphotoz.errors import BadInput
 
 
@@ -17,7 +17,7 @@ def simulate(
     *,
     shard_rows: int = 1024,
     processes: int | None = None,
-    storage: str = "float32",
+    storage: str = DEFAULT_STORAGE,
 ) -> Path:
     """Write a dataset of simulated galaxies of known redshift.
 
@@ -29,7 +29,7 @@ def simulate(
         seed: which galaxies, 0 to 2^31 - 1; datasets of different seeds have no object in common.
         shard_rows: objects per shard.
         processes: worker processes; None: one per core.
-        storage: of the pixels: "float32", "float16" or "int16".
+        storage: of the pixels: "float32", "float16", or "int16", half the bytes in steps of 1/32 sky sigma.
 
     Returns:
         The folder.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz.cli.parser import Parser
-from hpcphotoz.data.format.manifest import STORAGE, Manifest
+from hpcphotoz.data.format.manifest import DEFAULT_STORAGE, STORAGE, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.output import number_of
 from hpcphotoz.sources.constants import DAMAGED, EBV_MAPS
@@ -36,9 +36,8 @@ def add_writing(parser: Parser, rows: int, what: str, processes: str) -> None:
     parser.add_argument(
         "--storage",
         choices=STORAGE,
-        default=STORAGE[0],
-        help="type of the stored pixels (default float32); int16: half the bytes, in steps of 1/32 sky "
-        "sigma, wider in pixels above 512 sky sigmas",
+        help=f"type of the stored pixels (default {DEFAULT_STORAGE}; with --append that of the dataset); "
+        "int16: half the bytes, in steps of 1/32 sky sigma, wider in pixels above 512 sky sigmas",
     )
     parser.add_argument("--processes", type=int, help=f"worker processes (default: {processes})")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpcphotoz.attacks import has_triton
 from hpcphotoz.config import Config, Model
+from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.order import attacked_mask, derive_key, keyed_hash
 from hpcphotoz.data.stream.batch import Batch
@@ -86,12 +87,12 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
     )
 
 
-def flux(batch: Batch, binning: int, seed: int | None = None, epoch: int = 0) -> Tensor:
+def flux(batch: Batch, binning: int = 1, seed: int | None = None, epoch: int = 0) -> Tensor:
     """Decoded images, (n, B, y, x) float32 nMgy channels_last, augmented by a symmetry of the square.
 
     Args:
         batch: a batch of the stream.
-        binning: `model.binning` of the network that takes the images: they are binned here, once.
+        binning: `model.binning` of the network that takes the images: they are binned here, once; 1: not.
         seed, epoch: choose, with the object's number, one of the eight; seed None: no image is turned.
     """
     code = None
@@ -99,10 +100,14 @@ def flux(batch: Batch, binning: int, seed: int | None = None, epoch: int = 0) ->
         ids = _random_key(batch).numpy().astype(np.uint64)
         words = keyed_hash(ids, derive_key(seed, epoch, _AUGMENT)) >> np.uint64(61)
         code = copy_to_device(torch.from_numpy(words.astype(np.int64)), batch.images.device)
-    load, side = _load_on(batch.images.device.type), binned_side(batch.images.shape[-1], binning)
-    if batch.images.dtype == torch.float32:  # turning whole stamps was a sixth of a step
-        return load(bin_pixels(batch.images, side), batch.image_unit, code)
-    return bin_pixels(load(batch.images, batch.image_unit, code), side)
+    images, unit, device = batch.images, batch.image_unit, batch.images.device.type
+    load, side = _load_on(device), binned_side(images.shape[-1], binning)
+    if device == "cpu" and binning > 1:  # rows stay contiguous, for the mean over pixels
+        decoded = encoding.decode(images.numpy(), None if unit is None else unit.numpy())
+        images, unit = torch.from_numpy(decoded), None
+    if images.dtype == torch.float32:  # turning whole stamps was a sixth of a step
+        return load(bin_pixels(images, side), unit, code)
+    return bin_pixels(load(images, unit, code), side)
 
 
 def image_shape(model: Model, header: Header) -> tuple[int, int, int]:

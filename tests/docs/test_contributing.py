@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -109,9 +110,8 @@ def test_the_survey_keeps_flux_and_lists_what_it_skips(
     for name in ("surveys.ingest", "cutouts"):
         monkeypatch.setattr(f"hpcphotoz.sources.{name}.load_survey", lambda _: mine.SURVEY)
     Table({"object_id": [5, 6], "ra": sky[:, 0], "dec": sky[:, 1]}).write(tmp_path / "t.csv")
-    manifest = ingest_images(
-        tmp_path / "d", "mine", tmp_path / "f", tmp_path / "t.csv", stamp=33, processes=1
-    )
+    options: dict[str, Any] = {"stamp": 33, "processes": 1, "storage": "float32"}
+    manifest = ingest_images(tmp_path / "d", "mine", tmp_path / "f", tmp_path / "t.csv", **options)
     with h5py.File(tmp_path / "d" / manifest.shards[0].file) as file:
         assert file["object_id"][:].tolist() == [5]
         np.testing.assert_allclose(file["images"][0, :, 16, 16], [7, 0.7], rtol=1e-3)

@@ -21,9 +21,10 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.config import Data
 from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.index import index_folder
+from hpcphotoz.data.format.manifest import STORAGE
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.training.run.network import TrainedNetwork
-from tests.helpers.datasets import load, make_dataset
+from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
 from tests.helpers.pages import blocks, example, module, write_coadd
 from tests.helpers.paths import ROOT
 from tests.helpers.sources.sdss_files import DEC, RA, ingest_frames, write_set, write_table
@@ -120,6 +121,19 @@ def test_survey_script_cuts_stamps(tmp_path: Path) -> None:
     with h5py.File(next((tmp_path / "d").glob("shard-00000.*5"))) as file:
         assert file["object_id"][:].tolist() == [5]
         assert file["images"][0].max() == 7
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+def test_h5py_alone_reads_fluxes_as_the_page_on_shards_does(tmp_path: Path, storage: str) -> None:
+    (code,) = blocks("docs/explanation/shard-format.md")
+    stamps = make_stamps(20)
+    stamps.images[3, 1, 4, 4], stamps.images[4, 2, 5, 5] = 900, -700  # thousands of sky sigmas
+    folder = write_stamps(tmp_path / "d", stamps, storage=storage)
+    found = module(code, tmp_path, "shards").read_flux(folder / "shard-00000.hdf5", 2, 16)
+    np.testing.assert_allclose(found, load(folder).images[2:16], rtol=3e-7)  # which is rounded twice
+    with h5py.File(folder / "shard-00000.hdf5") as file:
+        said = file["images"].attrs.get("flux", b"").decode()
+    assert all(word in said for word in ("image_unit", "16384", "256")) == (storage == "int16")
 
 
 def test_own_data_becomes_pdfs_by_the_commands_as_printed(tmp_path: Path) -> None:

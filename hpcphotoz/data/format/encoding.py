@@ -27,6 +27,11 @@ _MAX_CODE = 32767
 LINEAR = 16384  # largest stored number that is a plain number of units where the unit is negative
 CURVE = 256  # the square of what lies beyond is divided by it
 _MAX_UNITS = _MAX_CODE + (_MAX_CODE - LINEAR) ** 2 / CURVE  # units
+# Stands in every int16 shard, as the attribute `flux` of `images`: h5py shows numbers that are no fluxes.
+INT16_FLUX = (
+    "nanomaggies of a stored number c in a band of unit u = image_unit: u c where u > 0; where u < 0, "
+    f"|u| (c + sign(c) max(|c| - {LINEAR}, 0)^2 / {CURVE})"
+)
 
 
 def encode(images: Array, sky_sigma: Array, storage: str, first_row: int = 0) -> tuple[Array, Array | None]:

@@ -200,7 +200,10 @@ def _write_images(file: h5py.File, header: Header, stamps: Stamps, path: Path) -
         if unit is not None:
             units.append(unit)
     found = {"image_xxh3": np.concatenate(digests)}
-    return {**found, "image_unit": np.concatenate(units)} if units else found
+    if units:
+        images.attrs["flux"] = np.bytes_(encoding.INT16_FLUX)
+        found["image_unit"] = np.concatenate(units)
+    return found
 
 
 def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:

@@ -49,7 +49,7 @@ def ingest_arrays(
     limit: int | None = None,
     keep: Mapping[str, str] | None = None,
     ebv_map: str | None = None,
-    storage: str = "float32",
+    storage: str | None = None,
     processes: int | None = None,
     append: bool = False,
     damaged: str = "fail",
@@ -78,7 +78,7 @@ def ingest_arrays(
         keep: the files' name for each column that the shards hold too, by the name that it gets there,
             beside those of the map.
         ebv_map: take E(B-V) from this map at ra and dec, as `galactic_ebv`; None: from the files.
-        storage: of the images, as in `Header`.
+        storage: of the images, as in `Header`; None: float32, or as in the dataset that is appended to.
         processes: as in `build_dataset`.
         append: add shards to the dataset in `out`, of the rows whose objects it does not have.
         damaged: "fail": a file that cannot be used, or is of other bands, size or pixel scale than the first
@@ -115,7 +115,9 @@ def ingest_arrays(
             units = (zero_point,) * len(kind.bands)
         else:
             units = zero_points(array_map, kind.bands, first)
-        header = Header(kind.bands, stamp, kind.pixel_scale, storage, target.fit_text(extra))
+        header = Header(
+            kind.bands, stamp, kind.pixel_scale, storage or target.storage, target.fit_text(extra)
+        )
         per_unit = tuple(10 ** (0.4 * (ZERO_POINT - unit)) for unit in units)
         make = ReadRows(array_map, header, kind, per_unit, keep_unlabelled, kept_names, damaged)
         provenance = {

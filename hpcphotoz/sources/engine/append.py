@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hpcphotoz.data.format.extra import ExtraColumn
 from hpcphotoz.data.format.folder import SIDECAR_SUFFIX, check_dataset_folder
-from hpcphotoz.data.format.manifest import MANIFEST, Header, Manifest, read_manifest
+from hpcphotoz.data.format.manifest import DEFAULT_STORAGE, MANIFEST, Header, Manifest, read_manifest
 from hpcphotoz.data.read.object_ids import read_object_ids
 from hpcphotoz.errors import BadInput
 
@@ -30,6 +30,7 @@ class Target:
     object_id: Ids = field(default_factory=lambda: np.zeros(0, np.int64))  # sorted
     provenance: Mapping[str, Any] = field(default_factory=dict)  # of the finished one
     extra: tuple[ExtraColumn, ...] = ()  # of the finished one
+    storage: str = DEFAULT_STORAGE  # of the images, where none is asked for: as in the finished one
 
     def lacks(self, object_id: Ids) -> npt.NDArray[np.bool_]:
         """Returns which of these objects (N,) are not in the dataset."""
@@ -72,7 +73,11 @@ def find_target(out: Path, append: bool) -> Target:
         raise BadInput(f"{out}: holds no finished dataset to append to: leave out --append")
     manifest = read_manifest(out)
     return Target(
-        manifest.sha256, np.sort(read_object_ids(out, manifest)), manifest.provenance, manifest.header.extra
+        manifest.sha256,
+        np.sort(read_object_ids(out, manifest)),
+        manifest.provenance,
+        manifest.header.extra,
+        manifest.header.storage,
     )
 
 

@@ -56,7 +56,7 @@ def simulate_onto(
     seed: int = 0,
     shard_rows: int = 1024,
     processes: int | None = None,
-    storage: str = "float32",
+    storage: str | None = None,
     append: bool = False,
 ) -> Manifest:
     """Writes a dataset of `n` simulated galaxies in real sky: ugriz stamps of 64 x 64 pixels, nanomaggies.
@@ -76,7 +76,9 @@ def simulate_onto(
             empty place, the folder cannot be used, or a worker process died.
     """
 
-    def plan_here() -> tuple[InjectGalaxies, list[tuple[FieldBlock, ...]], dict[str, Any], Append | None]:
+    def plan_here() -> tuple[
+        Header, InjectGalaxies, list[tuple[FieldBlock, ...]], dict[str, Any], Append | None
+    ]:
         check_arguments(n, seed, shard_rows, processes)
         target = find_target(out, append)
         there = indices_in(target, seed, n)
@@ -94,12 +96,13 @@ def simulate_onto(
             for ranges in index_ranges(n, shard_rows, there)
         ]
         make = InjectGalaxies(tables, seed, tuple(record["versions"].items()))
-        return make, units, record, target.append(len(there))
+        header = Header(BANDS, STAMP, PIXEL_SCALE, storage or target.storage)
+        return header, make, units, record, target.append(len(there))
 
-    make, units, record, appended = mpi_ranks().on_first_rank(plan_here)
+    header, make, units, record, appended = mpi_ranks().on_first_rank(plan_here)
     manifest, _ = build_dataset(
         out,
-        Header(BANDS, STAMP, PIXEL_SCALE, storage),
+        header,
         make,
         units,
         provenance=record,

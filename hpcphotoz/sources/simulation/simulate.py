@@ -49,7 +49,7 @@ def simulate(
     seed: int = 0,
     shard_rows: int = 1024,
     processes: int | None = None,
-    storage: str = "float32",
+    storage: str | None = None,
     append: bool = False,
 ) -> Manifest:
     """Writes a dataset of `n` simulated galaxies: ugriz stamps of 64 x 64 pixels of 0.396", nanomaggies.
@@ -63,14 +63,14 @@ def simulate(
         shard_rows: objects a shard.
         processes: worker processes, which share each shard; None: one for each core that this process may
             use; 1: this process does everything. Under MPI the ranks are the processes, one shard a rank.
-        storage: of the images: float32, float16 or int16.
+        storage: of the images: float32, float16 or int16; None: float32, or as in `out`.
         append: add new shards to the dataset in `out`, of those of the `n` galaxies that it does not have.
 
     Raises:
         BadInput: an argument is out of range, the folder cannot be used, or a worker process died.
     """
 
-    def plan_here() -> tuple[SimulateGalaxies, list[Ranges], dict[str, Any], Append | None]:
+    def plan_here() -> tuple[Header, SimulateGalaxies, list[Ranges], dict[str, Any], Append | None]:
         check_arguments(n, seed, shard_rows, processes)
         target = find_target(out, append)
         tables = make_survey_tables()
@@ -78,12 +78,13 @@ def simulate(
         record = provenance(n, seed, tables.survey) | sky
         make = SimulateGalaxies(tables, seed, tuple(record["versions"].items()))
         there = indices_in(target, seed, n)
-        return make, index_ranges(n, shard_rows, there), record, target.append(len(there))
+        header = Header(BANDS, STAMP, PIXEL_SCALE, storage or target.storage)
+        return header, make, index_ranges(n, shard_rows, there), record, target.append(len(there))
 
-    make, units, record, appended = mpi_ranks().on_first_rank(plan_here)
+    header, make, units, record, appended = mpi_ranks().on_first_rank(plan_here)
     manifest, _ = build_dataset(
         out,
-        Header(BANDS, STAMP, PIXEL_SCALE, storage),
+        header,
         make,
         units,
         provenance=record,

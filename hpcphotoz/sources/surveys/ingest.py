@@ -61,7 +61,7 @@ def ingest_images(
     masked_fraction: float = MASKED_FRACTION,
     epochs: str = "one",
     pixels: Sequence[str] = (),
-    storage: str = "float32",
+    storage: str | None = None,
     processes: int | None = None,
     append: bool = False,
     damaged: str = "fail",
@@ -95,7 +95,7 @@ def ingest_images(
             SDSS run, with ids by `epoch_ids`, which a split by object id takes for different galaxies.
         pixels: of "variance" and "mask": per-pixel columns to keep, those of the frame's nearest pixel. The
             variance is in nanomaggies^2, and NaN where there is no map or no data.
-        storage: of the images, as in `Header`.
+        storage: of the images, as in `Header`; None: float32, or as in the dataset that is appended to.
         processes: worker processes; None: one a core.
         append: add shards to the dataset in `out`, with the stamps that it does not have.
         damaged: "fail" or "skip".
@@ -115,7 +115,7 @@ def ingest_images(
             raise BadInput(f"pixels '{min(unknown_pixels)}': must be some of variance, mask")
         target = find_target(out, append)
         table = read_catalogue(objects, columns, keep)
-        header = Header(bands, stamp, described.pixel_scale, storage, table.extra_columns)
+        header = Header(bands, stamp, described.pixel_scale, storage or target.storage, table.extra_columns)
         if ebv_map is not None:
             table = replace(table, ebv=galactic_ebv(ebv_map, table.ra, table.dec))
         unknown = np.isnan(table.ebv)

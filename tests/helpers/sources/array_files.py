@@ -73,8 +73,8 @@ def mmu(path: Path, ids: Any, bands: str = "griz", size: int = 24, seed: int = 1
 
 
 def ingest(out: Path, sources: list[Path], name: str, **options: Any) -> tuple[Manifest, list[Any]]:
-    """Ingest files by the map of this name, shipped or a file."""
-    return ingest_arrays(out, sources, load_map(name), name, **options)
+    """Ingest files as float32 by the map of this name, shipped or a file."""
+    return ingest_arrays(out, sources, load_map(name), name, **{"storage": "float32", **options})
 
 
 def ingest_and_load(

@@ -25,7 +25,8 @@ def map_of(**other: Any) -> ArrayMap:
 def ingest(out: Path, source: Path, array_map: ArrayMap, **options: Any) -> tuple[Stamps, list[Any]]:
     if not array_map.z_spec:
         options["keep_unlabelled"] = True
-    manifest, skipped = ingest_arrays(out, [source], array_map, "map.toml", processes=1, **options)
+    options = {"storage": "float32", "processes": 1, **options}
+    manifest, skipped = ingest_arrays(out, [source], array_map, "map.toml", **options)
     return load(out, manifest), skipped
 
 

@@ -46,7 +46,8 @@ NOISE_DN = 4.0
 
 
 def ingest_frames(out: Path, frames: Path, objects: Path, **options: Any) -> Manifest:
-    """What `ingest sdss-frames` does."""
+    """What `ingest sdss-frames --storage float32` does."""
+    options = {"storage": "float32", **options}
     return ingest_images(out, "sdss", frames, objects, command="ingest sdss-frames", **options)
 
 

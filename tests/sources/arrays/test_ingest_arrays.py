@@ -237,3 +237,20 @@ def test_an_unusable_output_folder_is_refused_first(tmp_path: Path) -> None:
     ingest_and_load(tmp_path / "done", [hayat(tmp_path / "a.h5", 3, 16)], "hayat")
     with pytest.raises(BadInput, match="already holds a finished dataset"):
         ingest(tmp_path / "done", [tmp_path / "absent.h5"], "hayat")
+
+
+def test_what_is_appended_is_stored_as_the_dataset(tmp_path: Path) -> None:
+    first = hayat(tmp_path / "a.h5", 3, 16)
+    files = [first, hayat(tmp_path / "b.h5", 4, 16, ObjID=np.arange(4) + 900)]
+    words = ["--format", "hayat", "--processes", "1"]
+    for storage in ("float32", "int16"):
+        out, options = str(tmp_path / storage), ["--storage", storage]
+        assert main(["ingest", "table", out, str(first), *words, *options]) == 0
+    packed, exact = load(tmp_path / "int16"), load(tmp_path / "float32")
+    error = np.abs(packed.images - exact.images) / exact.sky_sigma[:, :, None, None]
+    assert 0.01 < error.max() < 1.01 / 64
+    for storage in ("float32", "int16"):
+        out = str(tmp_path / storage)
+        assert main(["ingest", "table", out, *map(str, files), *words, "--append"]) == 0
+        found = read_manifest(tmp_path / storage)
+        assert (found.rows, found.header.storage) == (7, storage)

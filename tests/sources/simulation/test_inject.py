@@ -126,8 +126,9 @@ def test_a_stamp_has_the_noise_of_its_photons(
 def test_galaxies_do_not_depend_on_number_shards_or_processes(
     tmp_path: Path, frames: Path, tables: SurveyTables
 ) -> None:
-    simulate_onto(tmp_path / "one", 6, frames, seed=3, shard_rows=4, processes=1)
-    simulate_onto(tmp_path / "two", 36, frames, seed=3, shard_rows=20, processes=2)
+    kept: dict[str, Any] = {"seed": 3, "storage": "float32"}
+    simulate_onto(tmp_path / "one", 6, frames, shard_rows=4, processes=1, **kept)
+    simulate_onto(tmp_path / "two", 36, frames, shard_rows=20, processes=2, **kept)
     a, b = load(tmp_path / "one"), load(tmp_path / "two")
     middle = InjectGalaxies(tables, 3, ())(field_blocks(find_frame_sets(frames), 2, 5)).stamps
     for name in COLUMNS:

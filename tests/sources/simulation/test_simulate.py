@@ -55,8 +55,8 @@ def simulated(tables: SurveyTables, seed: int, start: int, stop: int) -> Stamps:
 
 def test_objects_do_not_depend_on_processes_number_or_shards(tmp_path: Path, tables: SurveyTables) -> None:
     # 40 objects are two tasks, so two processes do work; the second run has other shards.
-    one = simulate(tmp_path / "one", 40, seed=3, shard_rows=16, processes=1)
-    two = simulate(tmp_path / "two", 40, seed=3, shard_rows=7, processes=2)
+    one = simulate(tmp_path / "one", 40, seed=3, shard_rows=16, processes=1, storage="float32")
+    two = simulate(tmp_path / "two", 40, seed=3, shard_rows=7, processes=2, storage="float32")
     assert one.rows == two.rows == 40
     assert [s.rows for s in one.shards] == [16, 16, 8]
     a, b = load(tmp_path / "one"), load(tmp_path / "two")
@@ -65,6 +65,17 @@ def test_objects_do_not_depend_on_processes_number_or_shards(tmp_path: Path, tab
     assert same_bits(a[5:8], simulated(tables, 3, 5, 8))
     assert (a.object_id == (3 << 32) + np.arange(40)).all()
     verify(tmp_path / "one", one)
+
+
+def test_what_is_appended_is_stored_as_the_dataset(tmp_path: Path, tables: SurveyTables) -> None:
+    out = tmp_path / "d"
+    simulate(out, 2, seed=3, processes=1, storage="int16")
+    assert simulate(out, 3, seed=3, processes=1, append=True).header.storage == "int16"
+    stamps, made = load(out), simulated(tables, 3, 0, 3)
+    error = np.abs(stamps.images - made.images) / made.sky_sigma[:, :, None, None]
+    assert 0.01 < error.max() < 1.01 / 64
+    with pytest.raises(BadInput, match="cannot append: storage float32, but int16 in the dataset"):
+        simulate(out, 4, seed=3, processes=1, append=True, storage="float32")
 
 
 def test_seeds_and_objects_differ(tables: SurveyTables) -> None:
