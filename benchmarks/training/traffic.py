@@ -1,18 +1,20 @@
 """Bytes that a pass of a training step must move, counted as torch dispatches an eager pass."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
-_POOLINGS = ("avg_pool2d", "avg_pool2d_backward", "max_pool2d_with_indices", "upsample_nearest2d")
-_POOLINGS += ("max_pool2d_with_indices_backward", "_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward")
-_NORMALISATIONS = ("native_batch_norm", "native_batch_norm_backward", "cudnn_batch_norm")
-_NORMALISATIONS += ("cudnn_batch_norm_backward", "native_group_norm", "native_layer_norm")
-LAYERS = frozenset((*_PRODUCTS, *_POOLINGS, *_NORMALISATIONS))
+LAYERS = frozenset(
+    "convolution convolution_backward mm addmm bmm baddbmm "
+    "avg_pool2d avg_pool2d_backward max_pool2d_with_indices max_pool2d_with_indices_backward "
+    "_adaptive_avg_pool2d _adaptive_avg_pool2d_backward upsample_nearest2d "
+    "native_batch_norm native_batch_norm_backward cudnn_batch_norm cudnn_batch_norm_backward "
+    "native_group_norm native_layer_norm".split()
+)
 
 
 def bytes_moved(call: Callable[[], Iterable[Tensor]]) -> int:
@@ -32,7 +34,7 @@ def bytes_moved(call: Callable[[], Iterable[Tensor]]) -> int:
         call: runs the pass eagerly and returns what it is for, such as gradients: that must be written.
             Everything that it makes is kept in memory until the end.
     """
-    counter = _Counter()  # type: ignore[no-untyped-call]
+    counter = _Counter()
     with counter:
         results = call()
     for tensor in results:
@@ -122,13 +124,12 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _operands(name: str, args: tuple[object, ...], given: list[Tensor]) -> list[Tensor]:
+def _operands(name: str, args: tuple[Any, ...], given: list[Tensor]) -> list[Tensor]:
     """The tensors that an operator must read: some are given more."""
     if name == "convolution_backward":
         gradient, image, weight = args[:3]
-        wants_image, wants_weight, _ = args[-1]  # type: ignore[misc]
-        found = [gradient, *[image] * wants_weight, *[weight] * wants_image]
-        return [t for t in found if isinstance(t, Tensor)]
+        of_image, of_weight, _ = args[-1]  # which gradients are wanted
+        return [gradient, *([image] if of_weight else []), *([weight] if of_image else [])]
     if name == "copy_":
         return given[1:]
     return given[:1] if name in ("avg_pool2d_backward", "_adaptive_avg_pool2d_backward") else given

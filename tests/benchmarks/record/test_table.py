@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import harness
 from benchmarks.record import entry as entries
 from benchmarks.record import table
 from benchmarks.record.task import CLEAN, FULL, ROBUST, SEEDS, TASKS
@@ -84,14 +85,14 @@ def test_the_present_record_is_the_quickest_that_passes(monkeypatch: pytest.Monk
 
 def test_rows_of_a_gpu_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a target nothing passes; with one, ratios are those over the loop on the same GPU."""
-    facts = {**table.machine(), "device": "NVIDIA H200"}
+    facts = {**harness.machine(), "device": "NVIDIA H200"}
     monkeypatch.setattr(table, "machine", lambda: facts)
     ours = row("inception-adversarial", 60.0)
     assert not ours["passes"] and ours["device"] == "NVIDIA H200" and ours["versions"]["torch"]
     text = table.page([row("users-loop", 900.0)], [ours])
     assert "did not pass: inception-adversarial (no verdict: the target of the task gpu is not set" in text
     assert "sigma_MAD not set yet" in text
-    monkeypatch.setitem(table.TASKS, "gpu", replace(TASKS["gpu"], clean=0.02, robust=0.03))
+    monkeypatch.setitem(TASKS, "gpu", replace(TASKS["gpu"], clean=0.02, robust=0.03))
     rows = [row("inception-adversarial", 60.0), row("users-loop-gpu", 240.0)]
     text = table.page([row("users-loop", 900.0)], rows)
     cpu, gpu = text.split("## On one GPU")

@@ -57,7 +57,7 @@ def test_weight_gradients_read_the_inputs_of_the_layers(network: Small) -> None:
     out, of_out = network(torch.randn(2, 5, 8, 8)), torch.randn(2, 10)
 
     def backward() -> Iterable[Tensor]:
-        out.backward(of_out)  # type: ignore[no-untyped-call]
+        out.backward(of_out)
         return [p.grad for p in network.parameters() if p.grad is not None]
 
     linear = (OUT + P + FC) + BIAS + (OUT + FC + P)
