@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import bench_kernels
-from benchmarks.bench_kernels import Inputs, Problem, problems, timed
+from benchmarks.bench_kernels import Inputs, problems, timed
+from benchmarks.kernels.problem import Problem
 from hpcphotoz.kernels.backend import kernels_on
 
 CPU = torch.device("cpu")
@@ -120,6 +121,7 @@ def test_a_kernel_or_a_rival_that_is_wrong_gets_no_ratio(
     assert "pgd" not in figures and figures["ratio_torchattacks_step"] is None
     assert figures["l2"]["ratio_reference"] > 0 and figures["l2"]["off"]["ours"] == 0
     assert figures["loss_crps"]["ratio_autograd"] > 0
+    assert figures["prelu_halve_fp32_backward"]["ratio_eager"] > 0
     assert not [line for line in shown.splitlines() if line.startswith("pgd ")]
 
     monkeypatch.setattr(bench_kernels, "kernels_on", lambda device: right)
