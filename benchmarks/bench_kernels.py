@@ -1,6 +1,6 @@
 """Each kernel against its plain torch form, torch.compile of it, the step of torchattacks, and a memory copy.
 
-python -m benchmarks.bench_kernels [--quick] [--json PATH]
+python -m benchmarks.bench_kernels [--quick] [--minutes M] [--json PATH]
 
 On a GPU: 4096 stamps of 5x64x64 float32, and activations of the Inception for a quarter of them (`prelu_*`,
 `benchmarks/kernels/activations.py`). A CUDA graph of several calls is replayed and timed by events: the host
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Benchmark, Times, arguments, middle, on_host_clock, ratio, rounds, spread
+from benchmarks.harness import Benchmark, Times, middle, on_host_clock, parser, ratio, rounds, spread
 from benchmarks.kernels.activations import activation_problems
 from benchmarks.kernels.problem import Call, Problem
 from hpcphotoz.compute.capture import capture
@@ -86,8 +86,8 @@ class Inputs:
 
 def main() -> None:
     """Measure and print a table."""
-    options = arguments(__doc__)
-    benchmark = Benchmark("kernels", options.json, options.quick)
+    options = parser(__doc__, resumable=True).parse_args()
+    benchmark = Benchmark("kernels", options.json, options.quick, options.minutes)
     repeat = 5 if options.quick else 9
     timing = "replays of a CUDA graph" if DEVICE.type == "cuda" else "the host's clock"
     benchmark.add(batch=STAMPS, timing=timing)
@@ -96,7 +96,9 @@ def main() -> None:
     activations = activation_problems(max(STAMPS // 4, 1), DEVICE)
     for name, problem in (problems(Inputs.drawn(STAMPS, DEVICE)) | activations).items():
         compiled = DEVICE.type == "cuda" and (not options.quick or name in QUICK_COMPILED)
-        found = measure(name, problem, rivals(problem, name == "pgd", compiled), repeat, benchmark)
+        found = benchmark.earlier(name)
+        if found is None:
+            found = measure(name, problem, rivals(problem, name == "pgd", compiled), repeat, benchmark)
         if found is not None:
             benchmark.add(**{name: found})
             show(name, found)
