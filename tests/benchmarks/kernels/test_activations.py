@@ -26,7 +26,7 @@ def test_passes_over_memory_are_counted_from_the_tensors(name: str) -> None:
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_eager_torch_computes_the_same_as_the_definition(name: str) -> None:
     problem = PROBLEMS[name]
-    calls = lambda: definition(problem), problem.others["eager"]
+    calls = (lambda: definition(problem)), problem.others["eager"]
     wanted, found = (results(call, problem) for call in calls)
     assert len(wanted) == len(found) == (3 if name.endswith("backward") else 1)
     for ours, theirs in zip(found, wanted, strict=True):
