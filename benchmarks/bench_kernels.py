@@ -207,7 +207,7 @@ def one_by_one(adv: Tensor, seen: Tensor, x0: Tensor, grad: Tensor, *limits_and_
     unit, bands = scale[:, None, None], x0.shape[1]
     of_flux = grad[:, :bands].float() * torch.rsqrt(torch.square(adv / unit) + 1) / unit
     of_flux = of_flux.contiguous(memory_format=torch.channels_last)
-    step = kernels_on(DEVICE.type).in_place.get("linf", reference.pgd_in_place)
+    step: Callable[..., None] = kernels_on(DEVICE.type).in_place.get("linf", reference.pgd_in_place)
     step(adv, x0, of_flux, *limits)
     seen[:, :bands] = torch.asinh(adv / unit)
 
