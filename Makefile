@@ -16,7 +16,7 @@ install = $(1)/bin/python -m pip install --disable-pip-version-check --progress-
   { tail -n 30 $(1)/pip.log >&2; echo "pip failed; all that it said is in $(1)/pip.log" >&2; exit 1; }
 
 .DEFAULT_GOAL := test
-.PHONY: help env demo docs test test-slow test-torch211 peers record bench-gpu bench-gpu-training bench-gpu-quick format clean
+.PHONY: help env demo docs test test-slow test-torch211 peers record bench-gpu bench-gpu-training bench-gpu-quick record-gpu format clean
 .DELETE_ON_ERROR:
 
 help:  ## list these commands
@@ -38,7 +38,7 @@ test-slow: $(VENV)/.ready  ## the longer tests
 TORCH211 := .venv-torch211/bin/python
 test-torch211: .venv-torch211/.ready  ## tests with the oldest torch and triton that are supported
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest $(XDIST) -m "not slow" tests/kernels tests/attacks tests/compute tests/models \
-	  $(wildcard tests/training/test_step*.py) tests/test_imports.py
+	  $(wildcard tests/training/test_step*.py) tests/test_imports.py tests/benchmarks/training/test_passes.py
 	OMP_NUM_THREADS=1 $(TORCH211) -m pytest --numprocesses auto --maxprocesses 8 -m slow \
 	  -k "registers or test_pool_compiled or test_compiled and cnn" tests/kernels/test_compiled_kernels.py tests/models/test_compiled.py
 
@@ -92,7 +92,7 @@ record: $(VENV)/.ready  ## time to a robust network: the present record, trained
 	$(BIN)/python -m benchmarks.record
 
 # On a machine with a GPU, with its own torch and triton: PYTHON=python3 make bench-gpu
-bench-gpu:  ## on a GPU: kernels and attacks, with the torch of PYTHON
+bench-gpu:  ## on a GPU: kernels and attacks, with the torch of PYTHON; in slots of ten minutes: bench-gpu-slot-...
 	$(PYTHON) -m benchmarks.bench_kernels --json benchmarks/results/kernels-gpu.json
 	$(PYTHON) -m benchmarks.bench_attacks --json benchmarks/results/attacks-gpu.json
 
@@ -100,6 +100,24 @@ bench-gpu:  ## on a GPU: kernels and attacks, with the torch of PYTHON
 bench-gpu-training:  ## on a GPU: training rates, memory, streams and graphs
 	$(PYTHON) -m benchmarks.bench_options --json benchmarks/results/options-gpu.json
 	$(PYTHON) -m benchmarks.bench_step --json benchmarks/results/step-gpu.json
+
+# What is wanted of a GPU that is there for ten minutes at a time, in the order of its worth: make bench-gpu-slot-train.
+# Figures go to RESULTS as they come, and the same command again goes on where it stopped (same commit, versions, GPU).
+MINUTES ?= 7.5
+RESULTS ?= benchmarks/results
+SLOT_train := step --parts peer --networks inception
+SLOT_kernels := kernels
+SLOT_attacks := attacks --networks inception cnn
+SLOT_passes := step --parts passes --networks inception cnn
+SLOT_start := step --parts start --networks inception
+SLOT_streams := options --networks inception
+bench-gpu-slot-%:
+	$(if $(SLOT_$*),,$(error slots: train kernels attacks passes start streams))
+	$(PYTHON) -m benchmarks.bench_$(SLOT_$*) --minutes $(MINUTES) --json $(RESULTS)/$(firstword $(SLOT_$*))-gpu.json
+
+# The record of one GPU: the same command again goes on with the next network.
+record-gpu:  ## time to a robust Inception on one GPU, with the torch of PYTHON
+	$(PYTHON) -m benchmarks.record --task gpu --resume --json $(RESULTS)/record-gpu.json
 
 # The part of each benchmark that ends within a minute: what to run first on a new machine.
 QUICK := kernels attacks options step

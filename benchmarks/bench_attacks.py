@@ -1,6 +1,6 @@
 """Whole attacks: ours against torchattacks, foolbox and ART at equal networks, galaxies, epsilon and steps.
 
-python -m benchmarks.bench_attacks [--quick] [--json PATH] [--run RUN --data DATASET]
+python -m benchmarks.bench_attacks [--quick] [--minutes M] [--json PATH] [--run RUN --data DATASET]
 
 Run `make peers` first, or install the peers in this environment; a peer that is not installed has no figures.
 PGD-10 in an L-infinity ball of 0.1 sky sigma per band with a random start, on networks trained for some steps
@@ -16,11 +16,11 @@ whichever a first pass shows to be faster; on a GPU in one batch.
                         the device chooses, and on a CPU freed memory kept in the process, as our commands do
     torchattacks_tuned_fp32      the same in float32
 
-`of_64` repeats the comparison on a GPU with a batch of 64.
+`NETWORK_64` repeats the comparison on a GPU with a batch of 64.
 `ratio_X` is X's time over that of the fastest of ours (`fastest`), `ratio_X_same` over that of plain `ours`
-in the precision of X; `strength_*` is our final cross-entropy over theirs, computed in float32 on the images
-that each returned. Below 0.98 no ratio is given, and the comparison counts as failed; so does a rival whose
-images leave the ball.
+in the precision of X, `ratio_X_same_fastest` over that of the fastest of ours in it; `strength_*` is our
+final cross-entropy over theirs, computed in float32 on the images that each returned. Below 0.98 no ratio is
+given, and the comparison counts as failed; so does a rival whose images leave the ball.
 
 `apgd` compares APGD at equal steps with torchattacks' port of AutoAttack's APGD-CE (in its best-loss mode),
 by loss and by the fraction of outliers, on the same networks and on a trained `--run`. `law` compares the
@@ -46,7 +46,7 @@ from hpcphotoz.memory import keep_freed_memory
 def main() -> None:
     """Measure and print a table."""
     options = parse_arguments()
-    benchmark = Benchmark("attacks", options.json, options.quick)
+    benchmark = Benchmark("attacks", options.json, options.quick, options.minutes)
     if DEVICE.type == "cpu":
         keep_freed_memory()
     libraries = QUICK if options.quick else LIBRARIES
@@ -57,17 +57,24 @@ def main() -> None:
         for name in networks:
             task = make_task(name, 4 if options.quick else 1)
             precision = chosen_precision(DEVICE, name)
-            found: dict[str, Any] = {"precision": precision}
-            found |= speed(task, Path(folder), precision, libraries, repeat, benchmark)
+            given = Path(folder), precision
+            found = benchmark.earlier(name)
+            if found is None:
+                found = {"precision": precision, **speed(task, *given, libraries, repeat, benchmark)}
             show(name, found)
             benchmark.add(**{name: found})
             if DEVICE.type == "cuda" and not options.quick:
-                found["of_64"] = speed(
-                    task.first(64), Path(folder), precision, QUICK[:1], repeat, benchmark, ", of 64"
-                )
-                show(f"{name}, 64", found["of_64"])
-            found["law"] = benchmark.attempt(f"{name}, law", law, task)
-            found["apgd"] = benchmark.attempt(f"{name}, apgd", apgd, task, Path(folder))
+                small = benchmark.earlier(f"{name}_64")
+                if small is None:
+                    small = speed(task.first(64), *given, QUICK[:1], repeat, benchmark, "_64")
+                    small |= {"precision": precision}
+                show(f"{name}_64", small)
+                benchmark.add(**{f"{name}_64": small})
+            for what, work in {
+                "law": lambda task=task: law(task),
+                "apgd": lambda task=task: apgd(task, Path(folder)),
+            }.items():
+                found[what] = found.get(what) or benchmark.attempt(f"{what}, {name}", work)
             show_rest(name, found)
             benchmark.add(**{name: found})
         if options.run:
@@ -84,7 +91,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    words = parser(__doc__)
+    words = parser(__doc__, resumable=True)
     words.add_argument(
         "--networks", nargs="+", choices=list(OBJECTS), help="compact with --quick, else others"
     )

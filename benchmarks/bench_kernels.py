@@ -1,16 +1,17 @@
 """Each kernel against its plain torch form, torch.compile of it, the step of torchattacks, and a memory copy.
 
-python -m benchmarks.bench_kernels [--quick] [--json PATH]
+python -m benchmarks.bench_kernels [--quick] [--minutes M] [--json PATH]
 
-On a GPU: 4096 stamps of 5x64x64 float32. A CUDA graph of several calls is replayed and timed by events: the
-host takes 50 to 60 us for a call, longer than some kernels, and does not count. The rivals take turns. On a
-CPU the operators are their plain torch form (`start` and `load` go object by object, in cache): batches of
-32, to show what a step costs beside a network; the host's clock is read.
+On a GPU: 4096 stamps of 5x64x64 float32, and activations of the Inception for a quarter of them (`prelu_*`,
+`benchmarks/kernels/activations.py`). A CUDA graph of several calls is replayed and timed by events: the host
+takes 50 to 60 us for a call, longer than some kernels, and does not count. The rivals take turns. On a CPU
+the operators are their plain torch form (`start` and `load` go object by object, in cache): batches of 32, to
+show what a step costs beside a network; the host's clock is read.
 Before a kernel is timed, each rival computes the same problem once: where one differs by more than rounding
 (`off`, the largest difference, of the largest number), it has no figures, and no ratio is printed; where ours
-differs from the definition in `kernels.reference`, the kernel has none at all.
+differs from its definition in `kernels`, the kernel has none at all.
 A rate counts the bytes that a kernel must read and write, each tensor once. `fraction_of_copy` is a rate over
-that of `copy_` of the same images; `ratio_*` how many times longer a rival takes.
+that of `copy_` of the images that it writes; `ratio_*` how many times longer a rival takes.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Benchmark, Times, arguments, middle, on_host_clock, ratio, rounds, spread
+from benchmarks.harness import Benchmark, Times, middle, on_host_clock, parser, ratio, rounds, spread
+from benchmarks.kernels.activations import activation_problems
+from benchmarks.kernels.problem import Call, Problem
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.kernels import redshift_loss_reference, reference
 from hpcphotoz.kernels.backend import kernels_on
@@ -28,10 +31,9 @@ from hpcphotoz.kernels.backend import kernels_on
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STAMPS = 4096 if DEVICE.type == "cuda" else 32
 MOST_CALLS, REPLAY_S = 20, 0.01  # calls in a graph: this many at most, or as many as take this long
-Call = Callable[[], object]
 # Largest difference from the definition, in units of the largest number: float32 sums in another order, of
-# 64x64 pixels (l2, flux) or of 180 bins; the other kernels are right to the bit.
-LARGEST_OFF = {"l2": 2e-6, "flux": 4e-6, "redshift_loss_and_gradient": 2e-6}
+# 64x64 pixels (l2, flux), of 180 bins, or of all pixels of a channel; the other kernels are right to the bit.
+LARGEST_OFF = {"l2": 2e-6, "flux": 4e-6, "redshift_loss_and_gradient": 2e-6, "prelu_pool_gradients": 1e-5}
 QUICK_COMPILED = ("pgd", "l2")  # torch.compile takes seconds for each
 
 
@@ -74,51 +76,21 @@ class Inputs:
         )
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The inputs of one kernel, and the images that it reads and writes.
-
-    Attributes:
-        function: name of the definition and of the fused kernel.
-        given: positional arguments.
-        read: image-sized tensors that it must read.
-        written: one tensor like the image-sized tensor that it writes.
-        part: of the objects that are read and written.
-    """
-
-    function: str
-    given: tuple[Any, ...]
-    read: tuple[Tensor, ...]
-    written: Tensor
-    part: float = 1.0
-
-    @property
-    def definition(self) -> Callable[..., Any]:
-        """The plain torch form."""
-        found: Callable[..., Any] = getattr(reference, self.function, None) or getattr(
-            redshift_loss_reference, self.function
-        )
-        return found
-
-    @property
-    def bytes(self) -> float:
-        """Smallest number of bytes that a kernel must move: a tensor given twice is read once."""
-        distinct = {tensor.data_ptr(): tensor.nbytes for tensor in self.read}
-        return self.part * (sum(distinct.values()) + self.written.nbytes)
-
-
 def main() -> None:
     """Measure and print a table."""
-    options = arguments(__doc__)
-    benchmark = Benchmark("kernels", options.json, options.quick)
+    options = parser(__doc__, resumable=True).parse_args()
+    benchmark = Benchmark("kernels", options.json, options.quick, options.minutes)
     repeat = 5 if options.quick else 9
     timing = "replays of a CUDA graph" if DEVICE.type == "cuda" else "the host's clock"
     benchmark.add(batch=STAMPS, timing=timing)
     print(f"{STAMPS} stamps of 5x64x64 on {DEVICE}, {timing}; medians of {repeat}", flush=True)
-    print(f"{'kernel':22s} {'us':>9s} {'GB/s':>7s} {'of copy':>8s}   times as long")
-    for name, problem in problems(Inputs.drawn(STAMPS, DEVICE)).items():
+    print(f"{'kernel':27s} {'us':>9s} {'GB/s':>7s} {'of copy':>8s}   times as long")
+    activations = activation_problems(max(STAMPS // 4, 1), DEVICE)
+    for name, problem in (problems(Inputs.drawn(STAMPS, DEVICE)) | activations).items():
         compiled = DEVICE.type == "cuda" and (not options.quick or name in QUICK_COMPILED)
-        found = measure(name, problem, rivals(problem, name == "pgd", compiled), repeat, benchmark)
+        found = benchmark.earlier(name)
+        if found is None:
+            found = measure(name, problem, rivals(problem, name == "pgd", compiled), repeat, benchmark)
         if found is not None:
             benchmark.add(**{name: found})
             show(name, found)
@@ -174,6 +146,7 @@ def rivals(problem: Problem, torchattacks_too: bool, compiled: bool) -> dict[str
     if compiled:
         fused: Callable[..., object] = torch.compile(plain)
         calls["compiled"] = lambda: fused(*problem.given)
+    calls |= problem.others
     if problem.function == "redshift_loss_and_gradient":
         calls["autograd"] = lambda: by_autograd(*problem.given)
     if torchattacks_too:
@@ -244,7 +217,7 @@ def agreeing(
             continue
         off[rival] = max(difference(a, b) for a, b in zip(found, wanted, strict=True))
         # The compiler may contract a product and a sum to one rounding.
-        if off[rival] <= max(largest, 0.0 if rival == "ours" else 1e-6):
+        if off[rival] <= max(largest, 0.0 if rival == "ours" else problem.rounding):
             kept[rival] = call
         else:
             benchmark.failed(
@@ -310,7 +283,7 @@ def show(name: str, found: dict[str, Any]) -> None:
     ratios = {key.removeprefix("ratio_"): value for key, value in found.items() if key.startswith("ratio_")}
     beside = ", ".join(f"{rival} {value:.2f}" for rival, value in ratios.items())
     us, rate = found["us"]["ours"]["median"], found["gb_per_s"]["ours"]["median"]
-    print(f"{name:22s} {us:9.1f} {rate:7.1f} {found['fraction_of_copy']:8.2f}   {beside}", flush=True)
+    print(f"{name:27s} {us:9.1f} {rate:7.1f} {found['fraction_of_copy']:8.2f}   {beside}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The effect of options on a training step on this device: the defaults of `compute` are from this table.
 
-python -m benchmarks.bench_options [--quick] [--networks cnn inception] [--json PATH]
+python -m benchmarks.bench_options [--quick] [--networks cnn inception] [--minutes M] [--json PATH]
 
 Every rival is the default with one option changed, and takes the same adversarial step in turn with it
 (PGD-3 on half of a batch of 64 on a CPU, PGD-10 on half of 256 on a GPU); "clean" has no attack, and
@@ -8,12 +8,13 @@ Every rival is the default with one option changed, and takes the same adversari
 has the precision that the device chooses for itself, and neither compiler nor graphs. `ratio` is a rival's
 rate over the default's. `fraction_of_device` is the operations counted in a step over its time, over the rate
 of square matrix products in the precision of its training passes. `memory_gb` is the peak of a GPU's memory
-while the rival takes its first steps, without what was there before it was made.
+while the rival takes its first steps, without what was there before it was made. `streams_over_off` is, for
+each form with CUDA graphs, the rate of overlap `streams` over that of none.
 A rival that fails is named with its error, and the others go on.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -52,10 +53,13 @@ ON_GPU: dict[str, dict[str, object]] = {
     "graphs attack": {"graphs": "attack"},
     "graphs attack, streams": {"graphs": "attack", "mode": "streams"},
     "graphs step": {"graphs": "step"},
+    "graphs step, streams": {"graphs": "step", "mode": "streams"},
     "micro_batch 64": {"micro_batch": 64},
     "compiled": {"compiled": "on"},
     "compiled, graphs attack": {"compiled": "on", "graphs": "attack"},
+    "compiled, graphs attack, streams": {"compiled": "on", "graphs": "attack", "mode": "streams"},
     "compiled, graphs step": {"compiled": "on", "graphs": "step"},
+    "compiled, graphs step, streams": {"compiled": "on", "graphs": "step", "mode": "streams"},
     "compiled, graphs step, tf32": {"compiled": "on", "graphs": "step", "precision": "tf32"},
     "compiled, graphs step, bfloat16": {"compiled": "on", "graphs": "step", "precision": "bf16"},
 }
@@ -66,10 +70,10 @@ T = TypeVar("T")
 
 def main() -> None:
     """Measure and print a table."""
-    words = parser(__doc__)
+    words = parser(__doc__, resumable=True)
     words.add_argument("--networks", nargs="+", help="compact with --quick, else cnn and inception")
     options = words.parse_args()
-    benchmark = Benchmark("options", options.json, options.quick)
+    benchmark = Benchmark("options", options.json, options.quick, options.minutes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
@@ -97,11 +101,16 @@ def measured(
         return
     default, _ = plain
     print(f"{'network':10s} {'':30s} {'images/s':>9s} {'ratio':>6s} {'of device':>9s} {'GB':>6s}")
-    found: dict[str, Any] = {"batch": size, "attack_steps": steps, "precision": precision}
-    for name, how in (EVERYWHERE | (ON_GPU if on_gpu else ON_CPU)).items():
+    found: dict[str, Any] = {**benchmark.figures.get(network, {})}
+    found |= {"batch": size, "attack_steps": steps, "precision": precision}
+    # What is on a GPU alone comes first: a limit of time may leave out the rest.
+    for name, how in (ON_GPU | EVERYWHERE if on_gpu else EVERYWHERE | ON_CPU).items():
         if quick and name not in QUICK:
             continue
         rival = f"{network}, {name}"
+        if (before := benchmark.earlier(network, name)) is not None:
+            found[name] = before
+            continue
         config = configured(network, {**usual, **how}, 0.5 * (name != "clean"), steps)
         with unguarded() if name == UNGUARDED else nullcontext():
             figures = benchmark.attempt(rival, against, default, config, size, device, rates, repeat)
@@ -119,6 +128,18 @@ def measured(
                 f"{network:10s} {name:30s} {line}" + ("" if memory is None else f" {memory:6.2f}"), flush=True
             )
         benchmark.add(**{network: found})
+    found["streams_over_off"] = streams_over_off(found)
+    benchmark.add(**{network: found})
+    for form, times in found["streams_over_off"].items():
+        print(f"{network:10s} streams over off, {form}: {times:.3f}", flush=True)
+
+
+def streams_over_off(found: Mapping[str, Any]) -> dict[str, float]:
+    """Rate of overlap `streams` over that of none, by form with CUDA graphs, where both were measured."""
+    measured = {name: one for name, one in found.items() if isinstance(one, dict) and "ratio" in one}
+    rates = {name: one["ratio"]["median"] for name, one in measured.items()}
+    pairs = {name.removesuffix(", streams"): name for name in rates if name.endswith(", streams")}
+    return {form: rates[streams] / rates[form] for form, streams in pairs.items() if form in rates}
 
 
 def against(

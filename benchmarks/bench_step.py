@@ -1,6 +1,6 @@
-"""Adversarial training: our command against the loop a user would write, and a step against a clean one.
+"""Adversarial training: our command against the loop a user would write, and the parts of a step.
 
-python -m benchmarks.bench_step [--quick] [--networks inception ...] [--json PATH]
+python -m benchmarks.bench_step [--quick] [--networks inception ...] [--parts peer ...] [--json PATH]
 
 Run `make peers` first, or have torchattacks in this environment.
 
@@ -24,6 +24,12 @@ over peer_tuned: what is left of the ratio then is not settings. Rivals take tur
 the rounds; where the last losses of two runs differ by more than a tenth, no ratio of them is given, and the
 comparison counts as failed. The first steps of every run, its start and its last checkpoint are not timed.
 
+`passes`: attack, forward and backward pass of training and update, each alone, and its fraction of the limit
+that the memory's bandwidth sets (`benchmarks.training.passes`, `benchmarks.training.traffic`).
+
+`start`: seconds from the start of a run's process to its first step, with cold and warm caches of compiled
+code, and what compiling adds (`benchmarks.training.start`).
+
 `overhead`: an adversarial step (PGD-3 on half of a batch of 32) over a clean one at equal precision, neither
 compiled nor graphed; `overhead_over_law` is the ratio over the law 1 + 2 K f / 3 (an attack needs input
 gradients only).
@@ -35,95 +41,73 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import Benchmark, in_turn, middle, parser, ratio, spread
+from benchmarks.harness import Benchmark, middle, parser, ratio, spread
 from benchmarks.training import train_runs
+from benchmarks.training.overhead import LAW, SIZE, overhead
+from benchmarks.training.passes import add_passes
 from benchmarks.training.precision import chosen_precision, default_precision
-from benchmarks.training.steps import assembled
+from benchmarks.training.start import add_starts
 from benchmarks.training.train_runs import FRACTION, STEPS, Rate, RunPlan
-from hpcphotoz.compute.cost import attack_cost_law
-from hpcphotoz.config.load import configure
 
-SIZE = 32
 APART = 0.1  # of the peer's last loss: with a larger difference the two runs train on different things
-LAW = attack_cost_law(STEPS, FRACTION)
 RATIOS = {
     "ratio_peer_loop": ("ours", "peer"),
     "ratio_peer_loop_fp32": ("ours_fp32", "peer_fp32"),
     "ratio_peer_tuned": ("ours", "peer_tuned"),
     "ratio_peer_tuned_fp32": ("ours_fp32", "peer_tuned_fp32"),
 }
+PARTS = ("peer", "passes", "overhead", "start")
 QUICK = ("peer", "ours", "ours_fp32", "peer_fp32")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
     """Measure and print two tables."""
-    words = parser(__doc__)
+    words = parser(__doc__, resumable=True)
     words.add_argument("--networks", nargs="+", help="compact with --quick, else inception and cnn")
+    words.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     words.add_argument("--rounds", type=int, default=3, help="runs of each rival; 1 with --quick")
     options = words.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # otherwise ranks and folders would stay
-    benchmark = Benchmark("step", options.json, options.quick)
+    benchmark = Benchmark("step", options.json, options.quick, options.minutes)
     networks = options.networks or (["compact"] if options.quick else ["inception", "cnn"])
+    repeat, more = 1 if options.quick else options.rounds, 3 if options.quick else 7
     benchmark.add(law=LAW, steps=STEPS, fraction=FRACTION, batch=SIZE)
-    # Fails at once where the peer is missing: all its runs would fail.
-    benchmark.add(peer_versions=benchmark.attempt("peer versions", train_runs.peer_versions))
-    against_peer(networks, 1 if options.quick else options.rounds, options.quick, benchmark)
+    if "peer" in options.parts:
+        # Fails at once where the peer is missing: all its runs would fail.
+        benchmark.add(peer_versions=benchmark.attempt("peer versions", train_runs.peer_versions))
+        against_peer(networks, repeat, options.quick, benchmark)
+        add_ratios(benchmark)
+    if not options.quick and not options.networks:
+        networks = ["compact", *networks]
+    if "passes" in options.parts:
+        add_passes(networks, more, DEVICE, benchmark)
+    if "overhead" in options.parts:
+        overhead(networks, more, benchmark)
+    if "start" in options.parts:
+        add_starts(networks, 128 if DEVICE.type == "cuda" else 64, repeat, benchmark)
+    benchmark.end()
+
+
+def add_ratios(benchmark: Benchmark) -> None:
+    """Add and print, for each ratio, the smallest of all networks."""
     for name in RATIOS:
         known = [found.get(name) for found in benchmark.figures["peer"].values()]
         benchmark.add(**{name: min(known) if known and None not in known else None})
         if benchmark.figures[name] is not None:
             print(f"{name:21s} {benchmark.figures[name]:6.2f}")
-    if not options.quick and not options.networks:
-        networks = ["compact", *networks]
-    overhead(networks, 3 if options.quick else 7, benchmark)
-    benchmark.end()
-
-
-def overhead(networks: list[str], repeat: int, benchmark: Benchmark) -> None:
-    """Add, by network and precision: images a second of clean and adversarial steps, and their ratio."""
-    figures: dict[str, dict[str, Any]] = {name: {} for name in networks}
-    print(f"\nPGD-{STEPS} on {FRACTION:g} of a batch of {SIZE}; law {LAW:g} clean steps")
-    print(f"{'network':10s} {'precision':9s} {'clean/s':>8s} {'adv./s':>8s} {'ratio':>6s} {'over law':>8s}")
-    for name in networks:
-        for precision in sorted({"fp32", chosen_precision(DEVICE, name)}):
-            times = benchmark.attempt(f"overhead, {name}, {precision}", measure, name, precision, repeat)
-            if times is None:
-                continue
-            rates = {kind: spread([SIZE / t for t in values]) for kind, values in times.items()}
-            compared = ratio(times, "adversarial", "clean")
-            assert compared
-            over = compared["median"] / LAW
-            figures[name][precision] = {"images_per_s": rates, "ratio": compared, "overhead_over_law": over}
-            clean, attacked = rates["clean"]["median"], rates["adversarial"]["median"]
-            three = f"{clean:8.1f} {attacked:8.1f} {compared['median']:6.2f}"
-            print(f"{name:10s} {precision:9s} {three} {over:8.3f}", flush=True)
-            benchmark.add(overhead=figures)
-
-
-def measure(network: str, precision: str, repeat: int) -> dict[str, list[float]]:
-    """Seconds of clean and adversarial steps, in turn."""
-
-    def rival(fraction: float) -> Callable[[], object]:
-        config = configure(
-            "benchmark",
-            **{"name": network, "precision": precision, "compiled": "off", "graphs": "off"},
-            **{"fraction": fraction, "steps": STEPS},
-        )
-        return assembled(config, SIZE, DEVICE)[0]
-
-    return in_turn({"clean": rival(0.0), "adversarial": rival(FRACTION)}, repeat)
 
 
 def against_peer(networks: list[str], repeat: int, quick: bool, benchmark: Benchmark) -> None:
     """Add, by network, what `compared` gives, for runs in turn on one dataset."""
-    figures: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = dict(benchmark.figures.get("peer", {}))
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-step-") as folder:
         data = Path(folder, "data")
         train_runs.write_dataset(data, 8192 if DEVICE.type == "cuda" else 1024)
@@ -169,13 +153,22 @@ def rivals(plan: RunPlan, precision: str, quick: bool) -> dict[str, Callable[[],
 def take_turns(
     network: str, runs: dict[str, Callable[[], Rate]], repeat: int, benchmark: Benchmark
 ) -> dict[str, list[Rate]]:
-    """Every run once per round; a run that fails is left out, and the others continue."""
-    found: dict[str, list[Rate]] = {name: [] for name in runs}
-    for _ in range(repeat):
+    """Every run once per round; a run that fails is left out, and the others continue.
+
+    Runs of an earlier process are not repeated.
+    """
+    benchmark.forget(network)
+    before = benchmark.figures.get("runs", {}).get(network, {})
+    found = {name: [Rate(**run) for run in before.get(name, [])] for name in runs}
+    for number in range(repeat):
         for name in list(found):
+            if len(found[name]) > number:
+                continue
             rate = benchmark.attempt(f"{network}, {name}", runs[name])
             if rate is not None:
                 found[name].append(rate)
+                rows = {name: list(map(asdict, rates)) for name, rates in found.items()}
+                benchmark.add(runs={**benchmark.figures.get("runs", {}), network: rows})
             elif f"{network}, {name}" in benchmark.failures:
                 del found[name]
     return {name: rates for name, rates in found.items() if rates}

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from hpcphotoz.atomic import write_text
 from hpcphotoz.provenance import commit
 
 Times = dict[str, list[float]]
@@ -24,13 +25,25 @@ QUICK_S = 40  # with --quick, nothing starts later than this, so that the benchm
 _MASKS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # variables that hide a processor's units from torch
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with `--quick` and `--json PATH`, to which a benchmark adds its own options."""
+def parser(description: str | None, resumable: bool = False) -> argparse.ArgumentParser:
+    """A parser with `--quick` and `--json PATH`, to which a benchmark adds its own options.
+
+    Args:
+        description: docstring of the benchmark.
+        resumable: whether the benchmark asks `Benchmark.earlier` for figures: adds `--minutes`.
+    """
     words = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     words.add_argument("--quick", action="store_true", help="a part that ends within a minute")
     words.add_argument("--json", type=Path, help="write the figures here")
+    if resumable:
+        words.add_argument(
+            "--minutes",
+            type=float,
+            help="start nothing later than this; what the file of --json has from the same commit, versions "
+            "and device is not measured again, so that the same command goes on where it stopped",
+        )
     return words
 
 
@@ -48,14 +61,41 @@ class Benchmark:
         name: name of the benchmark in the record.
         path: file of the record; None writes nothing.
         quick: start nothing after `QUICK_S` seconds.
+        minutes: start nothing later than this, and begin with the figures of an earlier run that `path` has;
+            None: no limit, and a new record.
     """
 
-    def __init__(self, name: str, path: Path | None, quick: bool = False) -> None:
-        self.figures: dict[str, Any] = {}
-        self.failures: dict[str, str] = {}
-        self.left_out: list[str] = []
+    def __init__(
+        self, name: str, path: Path | None, quick: bool = False, minutes: float | None = None
+    ) -> None:
         self._name, self._path = name, path
-        self._end = time.perf_counter() + QUICK_S if quick else float("inf")
+        limit = float("inf") if minutes is None else 60 * minutes
+        self._end = time.perf_counter() + min(limit, QUICK_S if quick else limit)
+        before = {} if minutes is None else _earlier_record(name, path)
+        self._before: dict[str, Any] = before.get("figures", {})
+        self.figures = dict(self._before)
+        self.failures: dict[str, str] = before.get("failures", {})
+        self.left_out: list[str] = before.get("left_out", [])
+
+    def earlier(self, *keys: str) -> Any:
+        """Figures of an earlier run that are whole; None: they are not there, or something was left out.
+
+        Args:
+            keys: of the figures. What was left out or failed has them, separated by commas, at the beginning
+                of its name.
+        """
+        found: Any = self._before
+        if any(_begins(name, keys) for name in self.left_out):
+            self.forget(*keys)
+            found = None
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    def forget(self, *keys: str) -> None:
+        """Forget what an earlier run left out or saw fail, of these keys: it is attempted again."""
+        self.left_out = [name for name in self.left_out if not _begins(name, keys)]
+        self.failures = {name: why for name, why in self.failures.items() if not _begins(name, keys)}
 
     def attempt(self, rival: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """The result of a rival; None, with a record, if it fails or there is no time."""
@@ -63,6 +103,8 @@ class Benchmark:
             if rival not in self.left_out:
                 self.left_out.append(rival)
             return None
+        self.left_out = [name for name in self.left_out if name != rival]
+        self.failures.pop(rival, None)  # of an earlier run
         try:
             return work(*args, **kwargs)
         except Exception as error:  # any error of any library: the other rivals keep their figures
@@ -172,7 +214,6 @@ def record(
     """Write the figures with device, versions and commit; without a path, nothing is written."""
     if path is None:
         return
-    packages = ("torch", "numpy", "h5py", "triton")
     tree = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d"),
@@ -180,13 +221,13 @@ def record(
         **machine(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {**{package: _version(package) for package in packages}, "cuda": torch.version.cuda},
+        "versions": versions(),
         "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
         "failures": dict(failures or {}),
         "left_out": list(left_out),
         "figures": figures,
     }
-    path.write_text(json.dumps(tree, indent=1) + "\n")
+    write_text(path, json.dumps(tree, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:
@@ -201,6 +242,38 @@ def machine() -> dict[str, Any]:
         "cpu_capability_of_torch": torch.backends.cpu.get_cpu_capability(),
         "hidden": {name: os.environ[name] for name in _MASKS if name in os.environ},
     }
+
+
+def _begins(name: str, keys: Sequence[str]) -> bool:
+    line = ", ".join(keys)
+    return name == line or name.startswith(f"{line}, ")
+
+
+def _earlier_record(name: str, path: Path | None) -> dict[str, Any]:
+    """The record of an earlier run whose figures stand beside those of this one; empty: there is none."""
+    if path is None or not path.exists():
+        return {}
+    tree: dict[str, Any] = json.loads(path.read_text())
+    ours = {"benchmark": name, "commit": COMMIT, "device": machine()["device"], "versions": versions()}
+    a, b = _circumstances({**ours, "command": " ".join(sys.argv)}), _circumstances(tree)
+    other = [key for key in a if a[key] != b[key]]
+    if other:
+        print(f"{path}: of another {' and '.join(other)}: all is measured anew", flush=True)
+    return {} if other else tree
+
+
+def _circumstances(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for the figures of two records to stand side by side."""
+    found = {key: tree.get(key) for key in ("benchmark", "commit", "device", "versions")}
+    # A record that is committed makes the tree differ from its commit as soon as it is written again.
+    found["commit"] = str(found["commit"]).removesuffix("-dirty")
+    return {**found, "size (--quick)": "--quick" in str(tree.get("command")).split()}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the packages that decide speed, and of CUDA; None: not there."""
+    packages = ("torch", "numpy", "h5py", "triton")
+    return {**{package: _version(package) for package in packages}, "cuda": torch.version.cuda}
 
 
 def _version(package: str) -> str | None:

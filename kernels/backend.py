@@ -9,6 +9,7 @@ from functools import cache
 from torch import Tensor
 
 from hpcphotoz.kernels import redshift_loss_reference, reference
+from hpcphotoz.kernels.network import reference as network_reference
 
 StepKernel = Callable[..., Tensor]  # arguments and result as `reference.pgd`
 _log = logging.getLogger(__name__)
@@ -18,8 +19,9 @@ _log = logging.getLogger(__name__)
 class Kernels:
     """The functions of `kernels.reference`, or the operators that replace them, by name.
 
-    `redshift_loss` and the function after it are those of `kernels.redshift_loss_reference`. Their operators
-    replace them on a GPU only: gradients on a CPU are those of autograd, bit for bit.
+    `redshift_loss` and the function after it are those of `kernels.redshift_loss_reference`, `prelu_pool` and
+    the two after it those of `kernels.network.reference`. Their operators replace them on a GPU only:
+    gradients on a CPU are those of autograd, bit for bit.
     """
 
     pgd: StepKernel
@@ -32,6 +34,9 @@ class Kernels:
     redshift_loss_and_gradient: Callable[..., tuple[Tensor, Tensor]] = (
         redshift_loss_reference.redshift_loss_and_gradient
     )
+    prelu_pool: Callable[..., Tensor] = network_reference.prelu_pool
+    prelu_pool_gradients: Callable[..., tuple[Tensor, ...]] = network_reference.prelu_pool_gradients
+    prelu_pool_input_gradient: Callable[..., Tensor] = network_reference.prelu_pool_input_gradient
 
     def step(self, ball: str) -> StepKernel:
         """The step of a ball: "linf", "l2" or "flux"."""
@@ -58,6 +63,8 @@ def kernels_on(device: str) -> Kernels:
     steps = pgd.pgd, l2.l2, flux.flux, pgd.momentum, start.start, select.select
     if device != "cuda":
         return Kernels(*steps)
+    from hpcphotoz.kernels.network import prelu_pool as p
     from hpcphotoz.kernels.redshift_loss import redshift_loss, redshift_loss_and_gradient
 
-    return Kernels(*steps, redshift_loss, redshift_loss_and_gradient)
+    activations = p.prelu_pool, p.prelu_pool_gradients, p.prelu_pool_input_gradient
+    return Kernels(*steps, redshift_loss, redshift_loss_and_gradient, *activations)

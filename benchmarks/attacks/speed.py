@@ -48,7 +48,7 @@ def speed(
         libraries: names of the peers.
         repeat: number of rounds.
         benchmark: records rivals that fail.
-        which: follows the network's name in those records.
+        which: follows the network's name, in those records too.
     """
     about, same = f"{task.name}{which}, ", aliases(precision)
     attacked, losses = dict[str, Callable[[], Tensor]](), {"clean": task.judge(task.images)["loss"]}
@@ -92,8 +92,11 @@ def speed(
     ours = [name for name in times if name.startswith("ours")]
     found["fastest"] = max(ours, key=lambda name: rates[name]["median"], default=None)
     for library in libraries:
-        plain = f"ours_{precision_of(library, precision)}"
-        for against, suffix in ((found["fastest"], ""), (plain, "_same")):
+        theirs = precision_of(library, precision)
+        same_precision = [name for name in ours if precision_of_ours(name, precision) == theirs]
+        quickest = max(same_precision, key=lambda name: rates[name]["median"], default=None)
+        rivals_of_it = {"": found["fastest"], "_same": f"ours_{theirs}", "_same_fastest": quickest}
+        for suffix, against in rivals_of_it.items():
             compared = ratio(times, library, against) if against else None
             strength = losses[against] / losses[library] if against and compared else None
             found[f"strength_{library}{suffix}"] = strength
@@ -120,6 +123,12 @@ def precision_of(library: str, precision: str) -> str:
     if library.endswith("_fp32"):
         return "fp32"
     return precision if library.endswith("_tuned") else default_precision(DEVICE)
+
+
+def precision_of_ours(name: str, precision: str) -> str:
+    """The precision of one of ours on a device that chooses `precision`."""
+    last = name.rpartition("_")[2]
+    return last if last in ("fp32", "tf32", "bf16") else precision
 
 
 def variants(task: Task, precision: str) -> dict[str, Callable[[], Tensor]]:

@@ -1,10 +1,11 @@
 """Time to a robust network: trains an entry of the record table, and judges it.
 
-python -m benchmarks.record [--entry NAME ...] [--seeds 0 1 2] [--judge test|validation] [--json PATH]
+python -m benchmarks.record [--task cpu|gpu] [--entry NAME ...] [--seeds 0 1 2] [--judge test|validation]
+    [--resume] [--json PATH]
 python -m benchmarks.record --page
 
-The task, the target and the rules are in docs/records.md, which --page writes from
-benchmarks/results/record.json. Exit status 1: an entry fails, or does not pass.
+The tasks, their targets and the rules are in docs/records.md, which --page writes from
+benchmarks/results/record.json and record-gpu.json. Exit status 1: an entry fails, or does not pass.
 """
 
 import argparse
@@ -14,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from benchmarks.record import entry as entries
 from benchmarks.record import table
 from benchmarks.record.entry import Entry
 from benchmarks.record.judge import judge
-from benchmarks.record.task import CORES, FULL, QUICK, SEEDS, Task
-from benchmarks.record.training import train
+from benchmarks.record.task import CORES, NO_TARGET, QUICK_TASKS, SEEDS, TASKS, Task
+from benchmarks.record.training import train, train_once
 from benchmarks.streaming.stream_readers import ROOT
 from hpcphotoz.errors import BadInput
 
@@ -37,10 +40,12 @@ def main() -> None:
     options = _options()
     try:
         if options.page:
-            table.PAGE.write_text(table.page(table.read()))
+            table.PAGE.write_text(table.page(table.read(), table.read(table.GPU_RESULTS)))
             return
-        use_cores(CORES)
-        chosen = [entries.read(name) for name in options.entry or [table.present_record()]]
+        prepare(options)
+        chosen = [
+            _entry(name, options.task) for name in options.entry or [table.present_record(options.task)]
+        ]
         trained = [(entry, train_all(entry, options)) for entry in chosen]  # all that is timed, first
         failed = [entry.name for entry, runs in trained if not (runs and verdict(entry, runs, options))]
     except BadInput as error:
@@ -57,7 +62,8 @@ def train_all(entry: Entry, options: argparse.Namespace) -> list[Trained]:
     for seed in _seeds(options):
         print(f"{entry.name}, seed {seed}: training", flush=True)
         try:
-            seconds, network = train(entry, seed, task, data, options.folder / "runs")
+            how = train_once if options.resume else train
+            seconds, network = how(entry, seed, task, data, options.folder / "runs")
         except RuntimeError as error:
             _say_failed(entry, error)
             return []
@@ -87,14 +93,21 @@ def verdict(entry: Entry, trained: Sequence[Trained], options: argparse.Namespac
             print(f"  {reason}")
     print(f"{entry.name}: median {row['seconds']:.1f} s over seeds {', '.join(map(str, seeds))}", flush=True)
     if options.json:
-        table.write([row], options.json, "quick" if options.quick else options.judge)
-    if options.quick:
-        return True  # sizes that mean nothing have no verdict
+        table.write([row], options.json, "quick" if options.quick else options.judge, TASKS[options.task])
+    if options.quick or not task.has_target:
+        return True  # there is no verdict
     return all(not one["shortcomings"] for one in row["seeds"])
 
 
 def _task(options: argparse.Namespace) -> Task:
-    return QUICK if options.quick else FULL
+    return (QUICK_TASKS if options.quick else TASKS)[options.task]
+
+
+def _entry(name: str, task: str) -> Entry:
+    found = entries.read(name)
+    if found.task != task:
+        raise BadInput(f"entry '{name}' is of the task {found.task}: want --task {found.task}")
+    return found
 
 
 def _seeds(options: argparse.Namespace) -> Sequence[int]:
@@ -103,6 +116,21 @@ def _seeds(options: argparse.Namespace) -> Sequence[int]:
 
 def _say_failed(entry: Entry, error: RuntimeError) -> None:
     print(f"{entry.name} fails: {error}", file=sys.stderr, flush=True)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Bind this process to the cores of its task, or look for its GPU.
+
+    Raises:
+        BadInput: they are not there, or the task has no target by which to judge on the test set.
+    """
+    task = _task(options)
+    if task.device == "cpu":
+        use_cores(CORES)
+    elif not torch.cuda.is_available():
+        raise BadInput(f"task {options.task}: no CUDA device here")
+    if not task.has_target and options.judge == "test" and not options.quick:
+        raise BadInput(NO_TARGET)
 
 
 def use_cores(cores: int) -> None:
@@ -122,6 +150,9 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known = ", ".join(entries.names())
+    words.add_argument(
+        "--task", choices=list(TASKS), default="cpu", help="two cores, or one GPU (default cpu)"
+    )
     words.add_argument("--entry", nargs="+", metavar="NAME", help=f"default: the present record; of {known}")
     words.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; a row wants all three")
     words.add_argument(
@@ -129,6 +160,11 @@ def _options() -> argparse.Namespace:
         choices=("test", "validation"),
         default="test",
         help="galaxies that judge; settings are chosen on validation, without confirmations (default test)",
+    )
+    words.add_argument(
+        "--resume",
+        action="store_true",
+        help="train no network again that an earlier --resume of this commit has trained in --folder",
     )
     words.add_argument("--quick", action="store_true", help="tiny data, one seed, no verdict: does it work?")
     words.add_argument("--json", type=Path, metavar="PATH", help="put the rows into this file")

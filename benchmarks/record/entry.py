@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record.task import TASKS
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import parse
 from hpcphotoz.errors import BadInput
@@ -24,6 +25,7 @@ class Entry:
         program: "hpcphotoz", or "peer": `benchmarks/peers/train.py`, with those options that it has.
         ranks: of torchrun, one thread each; 0: one process without torchrun, on all cores.
         config: every option.
+        task: a name of `TASKS`.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Entry:
     program: str
     ranks: int
     config: Config
+    task: str = "cpu"
 
 
 def names() -> list[str]:
@@ -53,10 +56,13 @@ def read(name: str) -> Entry:
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path}: not TOML: {error}") from None
     about = tree.pop("entry", {})
+    task = about.pop("task", "cpu")
+    if task not in TASKS:
+        raise BadInput(f"{path}: task {task!r}: want {' or '.join(TASKS)}")
     if set(about) != set(_KEYS):
         raise BadInput(f"{path}: section entry: want the keys {', '.join(_KEYS)}")
     if about["program"] not in PROGRAMS:
         raise BadInput(f"{path}: program {about['program']!r}: want {' or '.join(PROGRAMS)}")
     if type(about["ranks"]) is not int or about["ranks"] < (about["program"] == "peer"):
         raise BadInput(f"{path}: ranks {about['ranks']!r}: want a number; 0, of hpcphotoz alone: no torchrun")
-    return Entry(name, config=parse(tree, str(path)), **about)
+    return Entry(name, config=parse(tree, str(path)), task=task, **about)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record.task import CLEAN, EPS, ROBUST, Task
+from benchmarks.record.task import EPS, FULL, NO_TARGET, Task
 from benchmarks.training.train_runs import launch
 
 TIMEOUT_S = 4 * 3600
@@ -26,7 +26,7 @@ def judge(
     """Metrics of each network.
 
     Args:
-        task: sizes of the attacks.
+        task: sizes of the attacks, and where they run.
         networks: name -> run folder or safetensors file, all of one entry.
         data: the galaxies that judge.
         folder: for the reports.
@@ -40,7 +40,7 @@ def judge(
     apgd = ["--attacks", "apgd", "--steps", task.steps]
 
     def evaluated(report: str, *words: object) -> Figures:
-        return evaluate(list(networks.values()), data, folder / report, *words)
+        return evaluate(list(networks.values()), data, folder / report, *words, device=task.device)
 
     tree = evaluated("apgd", *apgd, "--restarts", task.restarts)
     found: dict[str, Figures] = {}
@@ -70,14 +70,16 @@ def judge(
     return found
 
 
-def shortcomings(figures: Figures) -> list[str]:
+def shortcomings(figures: Figures, task: Task = FULL) -> list[str]:
     """Why a network does not pass; empty if it does."""
+    if task.clean is None or task.robust is None:
+        return [f"no verdict: {NO_TARGET}"]
     clean, robust = figures["clean"]["sigma_mad"], figures["robust"]["sigma_mad"]
     said = []
-    if not clean <= CLEAN:
-        said.append(f"clean sigma_MAD {clean:.4f} > {CLEAN}")
-    if not robust <= ROBUST:
-        said.append(f"robust sigma_MAD {robust:.4f} > {ROBUST}")
+    if not clean <= task.clean:
+        said.append(f"clean sigma_MAD {clean:.4f} > {task.clean}")
+    if not robust <= task.robust:
+        said.append(f"robust sigma_MAD {robust:.4f} > {task.robust}")
     others = dict(figures.get("confirmations", {}))
     same = others.pop("apgd_same_objects", robust)
     for name, sigma in others.items():
@@ -87,15 +89,15 @@ def shortcomings(figures: Figures) -> list[str]:
     return said
 
 
-def evaluate(networks: list[Path], data: Path, out: Path, *words: object) -> Figures:
-    """`summary.json` of `hpcphotoz evaluate`, of float32 gradients on the CPU.
+def evaluate(networks: list[Path], data: Path, out: Path, *words: object, device: str = "cpu") -> Figures:
+    """`summary.json` of `hpcphotoz evaluate`, of float32 gradients.
 
     Raises:
         RuntimeError: it failed.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     command: list[str | Path] = ["-m", "hpcphotoz", "evaluate", *networks, "--data", data, "--out", out]
-    command += ["--device", "cpu", "--precision", "fp32", "--eps", str(EPS), *map(str, words)]
+    command += ["--device", device, "--precision", "fp32", "--eps", str(EPS), *map(str, words)]
     launch(f"evaluate: {out.name}", Path(sys.executable), 0, command, timeout_s=TIMEOUT_S)
     tree: Figures = json.loads((out / "summary.json").read_text())
     return tree

@@ -1,4 +1,4 @@
-"""The record table: rows of `benchmarks/results/record.json`, and `docs/records.md`, made of them."""
+"""The record tables: rows of record.json and record-gpu.json in benchmarks/results, and docs/records.md."""
 
 import json
 import statistics
@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import COMMIT, machine
+from benchmarks.harness import COMMIT, machine, versions
 from benchmarks.record.entry import Entry
 from benchmarks.record.judge import Figures, shortcomings
-from benchmarks.record.task import CLEAN, CORES, EPS, FULL, ROBUST, SEEDS
+from benchmarks.record.task import CLEAN, CORES, EPS, FULL, ROBUST, SEEDS, TASKS, Task
 from benchmarks.streaming.stream_readers import ROOT
 from hpcphotoz.errors import BadInput
 
 _TEMPLATE = Path(__file__).with_name("page.md")
 RESULTS, PAGE = ROOT / "benchmarks/results/record.json", ROOT / "docs/records.md"
-FIRST, DEFAULT = (
-    "users-loop",
-    "adversarial-2026",
-)  # the row of the ratios; the entry if there is no record yet
+GPU_RESULTS = RESULTS.with_name("record-gpu.json")
+FIRST = ("users-loop", "users-loop-gpu")  # the rows of the ratios
+DEFAULT = {"cpu": "adversarial-2026", "gpu": "inception-adversarial"}  # entries where there is no record yet
 Row = dict[str, Any]
 
 
@@ -32,20 +31,23 @@ def row(entry: Entry, seeds: Sequence[int], seconds: Sequence[float], figures: S
         seconds: of each, from the start of its process to its end.
         figures: of each, from `judge.judge`.
     """
-    facts = machine()
+    facts, task = machine(), TASKS[entry.task]
+    lacking = [shortcomings(one, task) for one in figures]
+    on_gpu = {"versions": versions()} if task.device == "cuda" else {}
     return {
         "entry": entry.name,
         "changed": entry.changed,
         "seconds": statistics.median(seconds),
-        "passes": set(SEEDS) <= set(seeds) and not any(map(shortcomings, figures)),
+        "passes": set(SEEDS) <= set(seeds) and not any(lacking),
         "date": time.strftime("%Y-%m-%d"),
         "commit": COMMIT,
-        "device": f"{CORES} cores of {facts['processor']}",
+        "device": facts["device"] if on_gpu else f"{CORES} cores of {facts['processor']}",
+        **on_gpu,
         "cpu_capability_of_torch": facts["cpu_capability_of_torch"],
         "cpu_flags": facts["cpu_flags"],
         "seeds": [
-            {"seed": seed, "seconds": taken, **one, "shortcomings": shortcomings(one)}
-            for seed, taken, one in zip(seeds, seconds, figures, strict=True)
+            {"seed": seed, "seconds": taken, **one, "shortcomings": said}
+            for seed, taken, one, said in zip(seeds, seconds, figures, lacking, strict=True)
         ],
     }
 
@@ -58,22 +60,27 @@ def read(path: Path = RESULTS) -> list[Row]:
     return rows
 
 
-def write(rows: Sequence[Row], path: Path, judge: str) -> None:
+def write(rows: Sequence[Row], path: Path, judge: str, task: Task = FULL) -> None:
     """Write rows in the place of earlier ones of the same entries and device.
 
     Args:
         rows: new ones.
         path: JSON file, which keeps its other rows.
         judge: "test", "validation" or "quick".
+        task: of the rows.
 
     Raises:
-        BadInput: the file holds rows of another judge.
+        BadInput: the file holds rows of another judge or task.
     """
-    if path.exists() and (other := json.loads(path.read_text())["judge"]) != judge:
-        raise BadInput(f"{path}: holds rows judged by {other}: name another file")
+    target = {"clean": task.clean, "robust": task.robust, "eps_sky_sigma": EPS, "steps": task.steps}
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["judge"] != judge:
+            raise BadInput(f"{path}: holds rows judged by {before['judge']}: name another file")
+        if before["target"] != target:
+            raise BadInput(f"{path}: holds rows of another target: name another file")
     new = {(one["entry"], one["device"]) for one in rows}
     kept = [one for one in read(path) if (one["entry"], one["device"]) not in new]
-    target = {"clean": CLEAN, "robust": ROBUST, "eps_sky_sigma": EPS, "steps": FULL.steps}
     tree = {"benchmark": "record", "judge": judge, "target": target, "rows": [*kept, *rows]}
     path.write_text(json.dumps(tree, indent=1) + "\n")
 
@@ -83,22 +90,30 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     return sorted((one for one in rows if one["passes"]), key=lambda one: float(one["seconds"]))
 
 
-def present_record() -> str:
-    """The entry that holds the record."""
-    passing = ranked(read())
-    return str(passing[0]["entry"]) if passing else DEFAULT
+def present_record(task: str = "cpu") -> str:
+    """The entry that holds the record of a task."""
+    passing = ranked(read(RESULTS if task == "cpu" else GPU_RESULTS))
+    return str(passing[0]["entry"]) if passing else DEFAULT[task]
 
 
 def ratio(one: Row, rows: Sequence[Row]) -> float | None:
     """How many times as quick as the user's loop; None if that has not passed on the same device."""
     for first in ranked(rows):
-        if (first["entry"], first["device"]) == (FIRST, one["device"]):
+        if first["entry"] in FIRST and first["device"] == one["device"]:
             return float(first["seconds"]) / float(one["seconds"])
     return None
 
 
-def page(rows: Sequence[Row]) -> str:
-    """`docs/records.md`: page.md with these rows."""
+def page(rows: Sequence[Row], gpu_rows: Sequence[Row] = ()) -> str:
+    """`docs/records.md`: page.md with the rows of CPUs, and with those of a GPU."""
+    tables = {
+        "table": _section(rows, "No entry has been timed on a quiet machine yet."),
+        "gpu_table": _section(gpu_rows, "No entry has been timed on a GPU yet.", " on a GPU"),
+    }
+    return _TEMPLATE.read_text().format(**_sizes(), **_targets(), **tables)
+
+
+def _section(rows: Sequence[Row], none: str, where: str = "") -> str:
     head = "| rank | seconds | times the first row | entry | what changed | date | commit | device |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for rank, one in enumerate(ranked(rows), start=1):
@@ -107,14 +122,21 @@ def page(rows: Sequence[Row]) -> str:
         cells += [f"`{one['entry']}`", one["changed"], one["date"], (one["commit"] or "-")[:7], one["device"]]
         lines.append(f"| {' | '.join(cells)} |")
     failed = [one for one in rows if not one["passes"]]
-    parts = ["\n".join(lines) if ranked(rows) else "No entry has been timed on a quiet machine yet."]
+    parts = ["\n".join(lines) if ranked(rows) else none]
     if failed:
         names = ", ".join(f"{one['entry']} ({_why(one)})" for one in failed)
         parts.append(f"Timed, and did not pass: {names}.")
     if rows:
-        parts.append("\n".join(["## Metrics of each seed", "", *_metrics(rows)]))
-    text = _TEMPLATE.read_text()
-    return text.format(clean=CLEAN, robust=ROBUST, eps=EPS, table="\n\n".join(parts), **_sizes())
+        parts.append("\n".join([f"## Metrics of each seed{where}", "", *_metrics(rows)]))
+    return "\n\n".join(parts)
+
+
+def _targets() -> dict[str, object]:
+    gpu = TASKS["gpu"]
+    said = "not set yet, so that no entry can pass: `benchmarks/record/task.py` says how it will be"
+    if gpu.has_target:
+        said = f"at most {gpu.clean} on clean images and {gpu.robust} under APGD"
+    return {"clean": CLEAN, "robust": ROBUST, "eps": EPS, "gpu_target": said}
 
 
 def _sizes() -> dict[str, int]:

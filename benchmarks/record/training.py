@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.harness import COMMIT
 from benchmarks.peers.driver import peer_task
 from benchmarks.record.entry import Entry
 from benchmarks.record.task import Task
@@ -32,7 +33,7 @@ def train(entry: Entry, seed: int, task: Task, data: Path, folder: Path) -> tupl
     Args:
         entry: what to train.
         seed: `run.seed`.
-        task: may shorten the training.
+        task: names the device, and may shorten the training.
         data: the training galaxies.
         folder: where the network is put; an earlier one of the same entry and seed is replaced.
 
@@ -50,12 +51,23 @@ def train(entry: Entry, seed: int, task: Task, data: Path, folder: Path) -> tupl
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     if entry.program == "peer":
-        return _train_peer(entry, config, name, data, out)
+        return _train_peer(entry, config, name, task, data, out)
     file, run = out / "recipe.toml", out / name
     file.write_text(to_toml(config))
     words: list[str | Path] = ["-m", "hpcphotoz", "train", file, "--data", data, "--out", run]
-    words += ["--device", "cpu"]
-    return _timed(entry, name, Path(sys.executable), words), run
+    words += ["--device", task.device]
+    return _timed(entry, name, task, Path(sys.executable), words), run
+
+
+def train_once(entry: Entry, seed: int, task: Task, data: Path, folder: Path) -> tuple[float, Path]:
+    """As `train`, unless `folder` has a network that this function trained at this commit in the same way."""
+    note = folder / f"{entry.name}-seed-{seed}" / "trained.json"
+    way = {"commit": COMMIT, "recipe": to_toml(configured(entry.config, seed, task))}
+    if note.exists() and (found := json.loads(note.read_text()))["way"] == way:
+        return found["seconds"], Path(found["network"])
+    seconds, network = train(entry, seed, task, data, folder)
+    note.write_text(json.dumps({"way": way, "seconds": seconds, "network": str(network)}))
+    return seconds, network
 
 
 def configured(config: Config, seed: int, task: Task) -> Config:
@@ -65,15 +77,19 @@ def configured(config: Config, seed: int, task: Task) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update=given)})
 
 
-def _train_peer(entry: Entry, config: Config, name: str, data: Path, out: Path) -> tuple[float, Path]:
+def _train_peer(
+    entry: Entry, config: Config, name: str, task: Task, data: Path, out: Path
+) -> tuple[float, Path]:
     manifest = read_manifest(data)
     steps = config.run.epochs * (manifest.rows // config.run.global_batch)
     file, weights = out / "task.json", out / "weights.pt"
     sky, stamp = manifest.statistics.sky_sigma, manifest.header.stamp
-    spec = peer_task(config, data.resolve(), stamp, sky, steps, config.run.log_steps, 1, weights.resolve())
+    given = data.resolve(), stamp, sky, steps, config.run.log_steps, task.workers, weights.resolve()
+    spec = peer_task(config, *given)
     file.write_text(json.dumps(spec))
     words: list[str | Path] = [ROOT / "benchmarks/peers/train.py", file.resolve()]
-    seconds = _timed(entry, name, peers_python(), words)
+    words += ["--precision", config.compute.precision]
+    seconds = _timed(entry, name, task, peers_python(), words)
     network = out / f"{name}.safetensors"
     state = torch.load(weights, weights_only=True)
     save_network(as_network(name, config, state, manifest, tuple(spec["scale"]), steps), network)
@@ -107,7 +123,9 @@ def as_network(
     return TrainedNetwork(name=name, module=module, bins=bins, **facts)
 
 
-def _timed(entry: Entry, name: str, python: Path, words: list[str | Path]) -> float:
+def _timed(entry: Entry, name: str, task: Task, python: Path, words: list[str | Path]) -> float:
+    # The loop a user would write takes a GPU where it sees one.
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if task.device == "cpu" else {}
     start = time.perf_counter()
-    launch(name, python, entry.ranks, words, timeout_s=TIMEOUT_S)
+    launch(name, python, entry.ranks, words, hidden, timeout_s=TIMEOUT_S)
     return time.perf_counter() - start

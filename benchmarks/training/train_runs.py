@@ -179,6 +179,7 @@ def launch(
     environment: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
     enough: Callable[[], bool] = lambda: False,
+    poll_s: float = POLL_S,
 ) -> str:
     """Start a program on some ranks of this machine, one thread each, and wait for its end, or end it.
 
@@ -190,6 +191,7 @@ def launch(
         environment: variables set for it, beside this process's; how memory is freed is not inherited.
         timeout_s: seconds it may take.
         enough: called repeatedly; when it returns true, the program is stopped.
+        poll_s: seconds between these calls.
 
     Returns:
         Standard output.
@@ -226,7 +228,7 @@ def launch(
                 if time.monotonic() > until:
                     raise RuntimeError(f"{name} took more than {timeout_s:g} s:\n{_tail(_all(errors))}")
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=POLL_S)
+                    process.wait(timeout=poll_s)
         finally:
             stop(process)
         status = 0 if stopped else process.returncode  # torchrun ends with a traceback when it is stopped

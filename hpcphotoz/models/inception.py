@@ -5,8 +5,8 @@ Parameter names are those of that code, so that its weights load.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from hpcphotoz.kernels.network import reference
 from hpcphotoz.models.layers import Conv, Linear, Normalise, convolve_together, pool, with_ebv
 
 
@@ -56,9 +56,7 @@ class InceptionModule(nn.Module):
     def _smooth(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return self._smooth_by_slices(x)
-        # Repeating the edge gives the mean over the true pixels only: at the border each is counted twice.
-        mode = "constant" if self._counts_padding else "replicate"
-        return functional.avg_pool2d(functional.pad(x, (0, 1, 0, 1), mode), 2, 1)
+        return reference.pool(x, "smooth" if self._counts_padding else "smooth_edge")
 
     def _smooth_by_slices(self, x: Tensor) -> Tensor:
         # The Inductor of torch 2.13 fails on the backward of the pool ("vr must not be None")

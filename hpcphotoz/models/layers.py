@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcphotoz.kernels.network import reference
 from hpcphotoz.models.binning import bin_pixels
 
 
@@ -159,9 +160,7 @@ def pool(x: Tensor) -> Tensor:
     if even and x.device.type == "cpu" and not torch.compiler.is_compiling():
         out: Tensor = _Pool2x2.apply(x)  # type: ignore[no-untyped-call]
         return out
-    # Nothing is padded; the last argument changes only what the Inductor of torch 2.13 makes of it: without
-    # it the gradient was 2 to 4 times too small in the last row and column of an odd side.
-    return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+    return reference.pool(x, "halve")
 
 
 def with_ebv(features: Tensor, ebv: Tensor) -> Tensor:

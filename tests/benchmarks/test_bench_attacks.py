@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.attacks import speed as module
-from benchmarks.attacks.speed import aliases, precision_of, speed, variants
+from benchmarks.attacks.speed import aliases, precision_of, precision_of_ours, speed, variants
 from benchmarks.attacks.task import Task
 from benchmarks.harness import Benchmark
 from benchmarks.peers.driver import Peer
@@ -54,6 +54,8 @@ def test_on_a_gpu_every_fused_form_runs(monkeypatch: pytest.MonkeyPatch, task: T
     assert found["ours_fp32"]["passes"].tf32 is False and found["ours"]["passes"].tf32 == (
         precision == "tf32"
     )
+    tf32 = {name for name in found if precision_of_ours(name, precision) == "tf32"}
+    assert "ours_compiled_graph" + "_tf32" * (precision == "bf16") in tf32 and "ours_fp32" not in tf32
     # Our attack in the precision of each peer exists, under its own name or an alias.
     for library in module.LIBRARIES:
         plain = f"ours_{precision_of(library, precision)}"
@@ -86,6 +88,7 @@ def test_a_peer_that_fails_leaves_the_others_their_figures(
     found = speed(task, tmp_path, "fp32", ("torchattacks", "foolbox", "art"), 2, benchmark)
     assert benchmark.failures == {"compact, art": "RuntimeError: art ended early with status 2"}
     assert found["ratio_torchattacks"] and found["ratio_torchattacks_same"] and found["ratio_art"] is None
+    assert found["ratio_torchattacks_same_fastest"] == found["ratio_torchattacks_same"], "one form on a CPU"
     assert found["ratio_foolbox"] is None, "a peer that is not installed is no failure"
     assert found["strength_torchattacks"] == pytest.approx(found["loss"]["clean"] / 2)
 

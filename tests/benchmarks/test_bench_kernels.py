@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import bench_kernels
-from benchmarks.bench_kernels import Inputs, Problem, problems, timed
+from benchmarks.bench_kernels import Inputs, problems, timed
+from benchmarks.kernels.problem import Problem
 from hpcphotoz.kernels.backend import kernels_on
 
 CPU = torch.device("cpu")
@@ -120,6 +121,7 @@ def test_a_kernel_or_a_rival_that_is_wrong_gets_no_ratio(
     assert "pgd" not in figures and figures["ratio_torchattacks_step"] is None
     assert figures["l2"]["ratio_reference"] > 0 and figures["l2"]["off"]["ours"] == 0
     assert figures["loss_crps"]["ratio_autograd"] > 0
+    assert figures["prelu_halve_fp32_backward"]["ratio_eager"] > 0
     assert not [line for line in shown.splitlines() if line.startswith("pgd ")]
 
     monkeypatch.setattr(bench_kernels, "kernels_on", lambda device: right)
@@ -153,3 +155,23 @@ def test_a_table_and_a_record_without_the_rival_that_fails(
     assert figures["ratio_torchattacks_step"] is None and figures["pgd"]["ratio_reference"] > 0
     assert "fails: RuntimeError: out of memory" in capsys.readouterr().out
     assert figures["momentum"]["us"]["ours"]["median"] > 0
+
+
+def test_a_kernel_that_was_measured_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, timed_of = tmp_path / "kernels.json", list[str]()
+
+    def measure(name: str, problem: Problem, *given: Any) -> dict[str, Any]:
+        timed_of.append(name)
+        one = {"median": 1.0}
+        return {"us": {"ours": one}, "gb_per_s": {"ours": one}, "fraction_of_copy": 0.5}
+
+    monkeypatch.setattr(bench_kernels, "STAMPS", 2)
+    monkeypatch.setattr(bench_kernels, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", "--minutes", "5", "--json", str(path)])
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            bench_kernels.main()
+    assert len(timed_of) == len(set(timed_of)), "each once"
+    assert json.loads(path.read_text())["figures"]["pgd_fraction_of_copy"] == 0.5

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,3 +102,38 @@ def test_the_rival_without_a_guard_takes_every_update() -> None:
         batch.images[0, 0, 0, 0] = torch.nan
         step()
         assert all(p.isfinite().all() for p in components.module.parameters()) == finite
+
+
+def test_streams_are_compared_with_the_same_graphs_without_them() -> None:
+    def measured(times: float) -> dict[str, dict[str, float]]:
+        return {"ratio": {"median": times}}
+
+    found: dict[str, Any] = {"batch": 256, "precision": "bf16", "graphs attack, streams": measured(2.2)}
+    found |= {"graphs attack": measured(2.0), "streams": measured(0.9), "compiled": measured(1.5)}
+    found |= {"graphs step": measured(2.5), "graphs step, streams": {"fails": "RuntimeError: capture"}}
+    assert bench_options.streams_over_off(found) == {"graphs attack": pytest.approx(1.1)}
+    # Each form with streams has its partner without.
+    forms = [name for name in bench_options.ON_GPU if name.endswith(", streams")]
+    assert len(forms) == 4 and all(name.removesuffix(", streams") in bench_options.ON_GPU for name in forms)
+
+
+def test_an_option_that_was_measured_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, prepared_for = tmp_path / "options.json", list[Config]()
+
+    def prepared(config: Config, size: int, device: torch.device) -> tuple[Callable[[], object], float]:
+        prepared_for.append(config)
+        return lambda: None, 1.0
+
+    monkeypatch.setattr(bench_options, "prepared", prepared)
+    monkeypatch.setattr(bench_options, "matrix_rate", lambda device, dtype: 1.0)
+    monkeypatch.setattr(bench_options, "chosen_precision", lambda device, network: "fp32")
+    words = ["bench_options.py", "--networks", "compact", "--minutes", "5", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", words)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            bench_options.main()
+    rivals = len(bench_options.EVERYWHERE | bench_options.ON_CPU)
+    assert len(prepared_for) == 1 + rivals + 1, "the second time the default alone"
+    assert json.loads(path.read_text())["figures"]["compact"]["clean"]["ratio"]["n"] == 5

@@ -36,6 +36,23 @@ def test_a_run_that_fails_leaves_the_others_their_figures(tmp_path: Path) -> Non
     assert record["speed"]["ours"] == {"precision": "any"}
 
 
+def test_runs_of_an_earlier_process_are_not_repeated(tmp_path: Path) -> None:
+    path, started = tmp_path / "step.json", list[str]()
+
+    def counted(name: str, rate: float) -> Callable[[], Rate]:
+        return lambda: started.append(name) or run(rate)()  # type: ignore[func-returns-value]
+
+    runs = {"peer": counted("peer", 2), "ours": counted("ours", 7)}
+    first = Benchmark("step", path, minutes=9)
+    first.failed("compact, ratio_peer_loop", ValueError("losses differ"))
+    bench_step.take_turns("compact", runs, 1, first)
+    again = Benchmark("step", path, minutes=9)
+    found = bench_step.take_turns("compact", runs, 2, again)
+    assert started == ["peer", "ours"] * 2 and again.failures == {}
+    assert [rate.images_per_s for rate in found["ours"]] == [7, 7] and found["ours"][0] == run(7)()
+    assert len(json.loads(path.read_text())["figures"]["runs"]["compact"]["peer"]) == 2
+
+
 def test_runs_whose_losses_differ_get_no_ratio() -> None:
     benchmark = Benchmark("step", None)
     runs = {"peer": [Rate(2, 0.0, 5.0)], "ours": [Rate(7, 0.0, 4.0)], "peer_tuned": [Rate(3, 0.0, 4.1)]}
@@ -84,7 +101,8 @@ def test_without_the_peer_ours_is_measured(
     monkeypatch.setattr(train_runs, "peer_versions", absent)
     monkeypatch.setattr(train_runs, "ours", lambda plan, options=None: Rate(5.0, 0.0, 1.0))
     monkeypatch.setattr(train_runs, "write_dataset", lambda out, objects: None)
-    monkeypatch.setattr(bench_step, "overhead", lambda *given: None)
+    for part in ("overhead", "add_passes", "add_starts"):
+        monkeypatch.setattr(bench_step, part, lambda *given: None)
     monkeypatch.setattr(sys, "argv", ["bench_step.py", "--networks", "compact", "--json", str(path)])
     with pytest.raises(SystemExit) as end:
         bench_step.main()

@@ -94,3 +94,43 @@ def test_the_record_names_the_command(
     monkeypatch.setattr(sys, "argv", ["/elsewhere/file.py", "--rounds", "2"])
     Benchmark("one", tmp_path / "one.json").write()
     assert json.loads((tmp_path / "one.json").read_text())["command"] == command
+
+
+def test_a_benchmark_goes_on_where_a_limit_of_time_stopped_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, path = 0.0, tmp_path / "figures.json"
+    monkeypatch.setattr("benchmarks.harness.time.perf_counter", lambda: now)
+    first = Benchmark("any", path, minutes=2)
+    assert first.earlier("network", "ours") is None, "there is no earlier run"
+    first.attempt("network, broken", broken)
+    first.add(network={"ours": 1, "peer": 2, "broken": None})
+    now = 121.0
+    assert first.attempt("network, peer, compiled", lambda: 3) is None
+    first.write()
+
+    second = Benchmark("any", path, minutes=2)
+    assert second.figures == first.figures and second.left_out == ["network, peer, compiled"]
+    assert second.earlier("network", "ours") == 1 and second.earlier("network", "none") is None
+    assert second.earlier("network", "ours", "deeper") is None
+    assert "network, broken" in second.failures, "what failed is not tried again on its own account"
+    assert second.earlier("network", "peer") is None and second.left_out == []
+    assert second.attempt("network, broken", lambda: 4) == 4 and second.failures == {}
+    second.add(network={"ours": 1, "peer": 3})
+
+    third = Benchmark("any", path, minutes=2)
+    assert third.earlier("network") == {"ours": 1, "peer": 3} and not third.failures
+    assert Benchmark("any", path).figures == {}, "without a limit all is measured"
+
+
+@pytest.mark.parametrize("other", ["commit", "device", "versions", "benchmark", "command"])
+def test_figures_of_another_machine_or_commit_are_not_kept(
+    other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    Benchmark("any", path).add(ours=1)
+    tree = json.loads(path.read_text())
+    assert Benchmark("any", path, minutes=1).earlier("ours") == 1
+    path.write_text(json.dumps({**tree, other: "python --quick" if other == "command" else "another"}))
+    assert Benchmark("any", path, minutes=1).figures == {}
+    assert "all is measured anew" in capsys.readouterr().out

@@ -16,6 +16,10 @@ triton = pytest.importorskip("triton", reason="triton is not installed: the kern
 from triton.backends.compiler import GPUTarget
 
 from hpcphotoz.kernels import checks, device_functions, flux, l2, load, pgd, redshift_loss, select, start
+from hpcphotoz.kernels.network import backward, forward
+from hpcphotoz.kernels.network.reference import POOLINGS
+from tests.helpers.kernels.prelu_problems import DTYPES
+from tests.helpers.kernels.prelu_problems import problem as prelu_problem
 from tests.helpers.kernels.redshift_problems import KINDS as LOSSES
 
 TARGETS = {
@@ -106,8 +110,17 @@ def losses(layout: torch.memory_format) -> Variants:
         )
 
 
+def activations(layout: torch.memory_format) -> Variants:
+    for pooling, dtype, shape in product(POOLINGS, DTYPES, ((2, 64, 32, 32), (2, 92, 9, 9))):
+        p = prelu_problem(shape, pooling, dtype, layout)
+        what = f"{pooling} {dtype} {shape}"
+        yield f"prelu_pool {what}", forward, partial(forward.launch, *p.forward)
+        for all_ in (False, True):
+            yield f"prelu_pool backward {what} {all_}", backward, partial(backward.launch, *p, all_)
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("variants", [steps, projections, others, losses])
+@pytest.mark.parametrize("variants", [steps, projections, others, losses, activations])
 @pytest.mark.parametrize("layout", ["contiguous", pytest.param("channels_last", marks=SLOW)])
 @pytest.mark.parametrize(
     "target", ["sm_90", pytest.param("sm_80", marks=SLOW), pytest.param("gfx942", marks=SLOW)]

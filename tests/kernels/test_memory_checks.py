@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.helpers.kernels.interpreter import compiled, interpreted, passed_under_the_interpreter
 from tests.helpers.kernels.memory_checks import checked
+from tests.helpers.kernels.prelu_problems import problem as prelu_problem
 from tests.helpers.kernels.step_problems import CASES, problem
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
@@ -16,9 +17,9 @@ import triton.language as tl
 
 from hpcphotoz.kernels import flux, l2, load, pgd, redshift_loss, select, start
 from hpcphotoz.kernels.checks import StepArguments
+from hpcphotoz.kernels.network import backward, forward
 
 pytestmark = pytest.mark.usefixtures("poison")
-MODULES = (pgd, l2, flux, load, start, redshift_loss)
 
 
 def launches() -> dict[str, tuple[Any, Callable[[], object]]]:
@@ -30,6 +31,7 @@ def launches() -> dict[str, tuple[Any, Callable[[], object]]]:
     square = stored[..., :7].contiguous()
     loss = (torch.randn(9, 180), 0.4 * torch.rand(9), None, "crps", 0.0, 0.4 / 180)
     best = p["x0"].clone()
+    activation = prelu_problem((3, 7, 5, 6), "halve", layout=torch.channels_last)
     return {
         "pgd": (pgd, lambda: pgd.launch(step, block=64)),
         "momentum": (pgd, lambda: pgd.launch(step, p["x0"], block=64)),
@@ -39,6 +41,8 @@ def launches() -> dict[str, tuple[Any, Callable[[], object]]]:
         "load": (load, lambda: load.launch(square, torch.ones(3, 5), code, tile=4)),
         "select": (select, lambda: select.launch(best, torch.zeros(3), p["adv"], torch.ones(3))),
         "redshift_loss": (redshift_loss, lambda: redshift_loss.launch(*loss)),
+        "prelu_pool": (forward, lambda: forward.launch(*activation.forward, block=64)),
+        "prelu_pool_gradients": (backward, lambda: backward.launch(*activation, block=64)),
     }
 
 
@@ -58,7 +62,8 @@ def outputs(found: object) -> list[Tensor]:
 
 @interpreted
 @pytest.mark.parametrize(
-    "name", ["pgd", "momentum", "l2", "flux", "start", "load", "select", "redshift_loss"]
+    "name",
+    "pgd momentum l2 flux start load select redshift_loss prelu_pool prelu_pool_gradients".split(),
 )
 def test_under_interpreter_a_program_that_does_not_run_leaves_nan(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -100,7 +105,7 @@ def test_under_interpreter_places_outside_the_tensors_are_refused(verb: str, n: 
 @compiled
 @pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
 def test_checks_under_the_interpreter() -> None:
-    assert passed_under_the_interpreter(__file__, "under_interpreter", slow=False) == 11
+    assert passed_under_the_interpreter(__file__, "under_interpreter", slow=False) == 13
 
 
 def test_new_memory_is_poisoned() -> None:

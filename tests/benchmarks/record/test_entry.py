@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.peers.driver import peer_task
 from benchmarks.record import entry as entries
-from benchmarks.record.task import FULL, QUICK
+from benchmarks.record.task import FULL, QUICK, TASKS
 from benchmarks.record.training import configured
+from hpcphotoz.config.load import load
 from hpcphotoz.errors import BadInput
 
 GOOD = '[entry]\nchanged = "any"\nprogram = "hpcphotoz"\nranks = 2\n[run]\nepochs = 3\n'
@@ -17,7 +18,8 @@ GOOD = '[entry]\nchanged = "any"\nprogram = "hpcphotoz"\nranks = 2\n[run]\nepoch
 def test_every_entry_can_be_started(name: str) -> None:
     entry = entries.read(name)
     assert entry.name == name and entry.changed and entry.config.adversarial.fraction > 0
-    assert entry.config.compute.precision == "fp32" or entry.program == "hpcphotoz"
+    assert entry.config.compute.precision in ("fp32", "tf32") or entry.program == "hpcphotoz"
+    assert entry.config.model.name == {"cpu": "compact", "gpu": "inception"}[entry.task]
     if entry.program == "peer":
         task = peer_task(entry.config, Path("data"), 64, [0.1] * 5, 7, 1, 1, Path("weights.pt"))
         assert task["attack_steps"] == entry.config.attack.steps and task["save"] == "weights.pt"
@@ -30,6 +32,7 @@ def test_every_entry_can_be_started(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (GOOD.replace("ranks", 'task = "tpu"\nranks'), "task 'tpu': want cpu or gpu"),
         (GOOD.replace("ranks = 2\n", ""), "section entry: want the keys changed, program, ranks"),
         (GOOD.replace('"hpcphotoz"', '"mine"'), "program 'mine': want hpcphotoz or peer"),
         (GOOD.replace("ranks = 2", "ranks = -1"), "ranks -1: want a number"),
@@ -45,7 +48,7 @@ def test_an_entry_that_means_nothing_is_refused(
     monkeypatch.setattr(entries, "FOLDER", tmp_path)
     (tmp_path / "good.toml").write_text(GOOD)
     (tmp_path / "bad.toml").write_text(text)
-    assert entries.read("good").config.run.epochs == 3
+    assert entries.read("good").config.run.epochs == 3 and entries.read("good").task == "cpu"
     with pytest.raises(BadInput, match=said):
         entries.read("bad")
     with pytest.raises(BadInput, match="entry 'none': want one of bad, good"):
@@ -56,3 +59,9 @@ def test_options_that_the_peer_loop_lacks_are_refused() -> None:
     config = entries.read("adversarial-2026").config
     with pytest.raises(ValueError, match="schedules constant and one_cycle alone"):
         peer_task(config, Path("data"), 64, [0.1] * 5, 7, 1, 1)
+
+
+def test_the_default_entry_of_a_gpu_is_the_recipe_as_it_is() -> None:
+    entry = entries.read("inception-adversarial")
+    assert entry.config == load("inception-adversarial") and entry.task == "gpu"
+    assert set(TASKS) == {entries.read(name).task for name in entries.names()}

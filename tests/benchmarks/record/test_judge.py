@@ -1,5 +1,6 @@
 """The judge runs the attacks of the task, and refuses networks that miss the target or mask gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from benchmarks.record import judge as judging
 from benchmarks.record.judge import judge, shortcomings
-from benchmarks.record.task import FULL
+from benchmarks.record.task import FULL, TASKS
 
 
 def figures(clean: float = 0.016, robust: float = 0.021, **others: float) -> dict[str, Any]:
@@ -36,10 +37,20 @@ def test_what_misses_the_target_or_misleads_apgd_does_not_pass(
     assert (shortcomings(found) == []) if said is None else shortcomings(found)[0].startswith(said)
 
 
-def test_every_attack_is_that_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_a_task_without_a_target_gives_no_verdict() -> None:
+    gpu = TASKS["gpu"]
+    (said,) = shortcomings(figures(clean=0.001, robust=0.001), gpu)
+    assert said.startswith("no verdict: the target of the task gpu is not set: train")
+    there = replace(gpu, clean=0.02, robust=0.03)
+    assert shortcomings(figures(0.02, 0.03), there) == []
+    assert shortcomings(figures(0.021, 0.03), there) == ["clean sigma_MAD 0.0210 > 0.02"]
 
-    def evaluate(networks: list[Path], data: Path, out: Path, *words: object) -> dict[str, Any]:
+
+def test_every_attack_is_that_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, devices = list[str](), set[str]()
+
+    def evaluate(networks: list[Path], data: Path, out: Path, *words: object, device: str) -> dict[str, Any]:
+        devices.add(device)
         asked.append(" ".join([out.name, *map(str, words)]))
         metrics = {"sigma_mad": 0.02 + 0.001 * len(asked), "eta": 0.0, "bias": 0.0, "crps": 0.0, "n": 9}
         one = {"clean": {**metrics, "eps_sky_sigma": 0}, "apgd": metrics, "square": metrics}
@@ -60,6 +71,9 @@ def test_every_attack_is_that_of_the_task(tmp_path: Path, monkeypatch: pytest.Mo
         **{"margin": 0.022, "probability_margin": 0.023, "transfer": 0.4},
         **{"square": 0.024, "apgd_same_objects": 0.024},
     }
+    assert devices == {"cpu"}
     alone = judge(FULL, {"a": Path("a")}, tmp_path, tmp_path, confirm=True)
     assert "transfer" not in alone["a"]["confirmations"]
     assert set(judge(FULL, networks, tmp_path, tmp_path, confirm=False)["b"]) == {"clean", "robust"}
+    judge(TASKS["gpu"], networks, tmp_path, tmp_path, confirm=True)
+    assert devices == {"cpu", "cuda"} and asked[-4:] == asked[:4]

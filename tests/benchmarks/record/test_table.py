@@ -1,14 +1,16 @@
 """The page of records says what record.json says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import harness
 from benchmarks.record import entry as entries
 from benchmarks.record import table
-from benchmarks.record.task import CLEAN, FULL, ROBUST, SEEDS
+from benchmarks.record.task import CLEAN, FULL, ROBUST, SEEDS, TASKS
 from hpcphotoz.errors import BadInput
 
 
@@ -26,8 +28,10 @@ def row(name: str, seconds: float, clean: float = 0.016, seeds: tuple[int, ...] 
 
 def test_the_page_is_that_of_the_results() -> None:
     text = (table.PAGE).read_text()
-    assert text == table.page(table.read()), "run: python -m benchmarks.record --page"
-    for one in table.read():
+    assert text == table.page(table.read(), table.read(table.GPU_RESULTS)), (
+        "run: python -m benchmarks.record --page"
+    )
+    for one in table.read() + table.read(table.GPU_RESULTS):
         entries.read(one["entry"])  # each row can be repeated
         assert one["seconds"] == sorted(seed["seconds"] for seed in one["seeds"])[len(one["seeds"]) // 2]
     if table.RESULTS.exists():
@@ -66,17 +70,40 @@ def test_new_rows_take_the_place_of_those_of_the_same_entry(tmp_path: Path) -> N
     ]
     with pytest.raises(BadInput, match="holds rows judged by test"):
         table.write([], path, "validation")
+    with pytest.raises(BadInput, match="holds rows of another target"):
+        table.write([], path, "test", TASKS["gpu"])
 
 
 def test_the_present_record_is_the_quickest_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row("users-loop", 900.0), row("adversarial-2026", 300.0, clean=0.02)]
-    monkeypatch.setattr(table, "read", lambda: rows)
+    monkeypatch.setattr(table, "read", lambda path: rows)
     assert table.present_record() == "users-loop"
-    monkeypatch.setattr(table, "read", list)
+    monkeypatch.setattr(table, "read", lambda path: [])
     assert table.present_record() == "adversarial-2026"
+    assert table.present_record("gpu") == "inception-adversarial"
+
+
+def test_rows_of_a_gpu_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a target nothing passes; with one, ratios are those over the loop on the same GPU."""
+    facts = {**harness.machine(), "device": "NVIDIA H200"}
+    monkeypatch.setattr(table, "machine", lambda: facts)
+    ours = row("inception-adversarial", 60.0)
+    assert not ours["passes"] and ours["device"] == "NVIDIA H200" and ours["versions"]["torch"]
+    text = table.page([row("users-loop", 900.0)], [ours])
+    assert "did not pass: inception-adversarial (no verdict: the target of the task gpu is not set" in text
+    assert "sigma_MAD not set yet" in text
+    monkeypatch.setitem(TASKS, "gpu", replace(TASKS["gpu"], clean=0.02, robust=0.03))
+    rows = [row("inception-adversarial", 60.0), row("users-loop-gpu", 240.0)]
+    text = table.page([row("users-loop", 900.0)], rows)
+    cpu, gpu = text.split("## On one GPU")
+    assert "| 1 | 900 | 1.00 | `users-loop` |" in cpu and "H200" not in cpu
+    assert "| 1 | 60 | 4.00 | `inception-adversarial` |" in gpu and "| 2 | 240 | 1.00 |" in gpu
+    assert "at most 0.02 on clean images and 0.03 under APGD" in gpu
 
 
 def test_the_task_does_not_change() -> None:
     assert FULL.sets == {"train": (8192, 1), "test": (1024, 2), "validation": (1024, 3)}
     assert (FULL.steps, FULL.restarts, CLEAN, ROBUST, SEEDS) == (50, 2, 0.0165, 0.0215, (0, 1, 2))
     assert FULL.epochs is None and FULL.global_batch is None
+    assert (FULL.device, FULL.workers, FULL.clean, FULL.robust) == ("cpu", 1, CLEAN, ROBUST)
+    assert replace(TASKS["gpu"], device="cpu", workers=1, clean=CLEAN, robust=ROBUST) == FULL
