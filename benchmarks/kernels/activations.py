@@ -69,7 +69,10 @@ class Eager:
             .contiguous(memory_format=torch.channels_last)
             for s in (side, half)
         )
-        bias, slope = (torch.rand(channels, generator=g, device=device) - 0.25 for _ in range(2))
+        # Numbers of bfloat16: with a bias that is rounded, x + bias has another sign here and there.
+        bias, slope = (
+            (torch.rand(channels, generator=g, device=device) - 0.25).bfloat16().float() for _ in range(2)
+        )
         return Eager(x, grad, bias, slope, pooling)
 
     def forward(self) -> Tensor:

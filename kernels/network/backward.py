@@ -121,10 +121,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
             of_bias += tl.where(inside, found, 0.0)
             of_slope += tl.where(inside, tl.where(y > 0, 0.0, g * y), 0.0)
     if PARAMETERS:
-        at_channel = block * channels + channel
-        others = tl.num_programs(0) // groups * channels
-        tl.store(sums + at_channel, tl.sum(of_bias, 0)[None, :], known)
-        tl.store(sums + others + at_channel, tl.sum(of_slope, 0)[None, :], known)
+        own = sums + block * 2 * channels + channel
+        tl.store(own, tl.sum(of_bias, 0)[None, :], known)
+        tl.store(own + channels, tl.sum(of_slope, 0)[None, :], known)
 
 
 def launch(
@@ -150,7 +149,7 @@ def launch(
     groups, blocks = triton.cdiv(channels, columns), triton.cdiv(n * height * width, rows)
     rounds = max(1, min(_ROUNDS, groups * blocks // _PROGRAMS)) if parameters else 1
     blocks = triton.cdiv(blocks, rounds)
-    sums = torch.empty((2, blocks, channels), dtype=torch.float32, device=x.device) if parameters else of_x
+    sums = torch.empty((blocks, 2, channels), dtype=torch.float32, device=x.device) if parameters else of_x
     with checks.on_device(x):
         wrap_triton(_backward_kernel)[(groups * blocks,)](
             of_x,
@@ -175,5 +174,5 @@ def launch(
         )
     if not parameters:
         return (of_x,)
-    of_bias, of_slope = sums.sum(1)
+    of_bias, of_slope = sums.sum(0)
     return of_x, of_bias.to(bias.dtype), of_slope.to(slope.dtype)
