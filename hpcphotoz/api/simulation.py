@@ -29,7 +29,8 @@ def simulate(
         seed: which galaxies, 0 to 2^31 - 1; datasets of different seeds have no object in common.
         shard_rows: objects per shard.
         processes: worker processes; None: one per core.
-        storage: of the pixels: "float32", "float16", or "int16", half the bytes in steps of 1/32 sky sigma.
+        storage: of the pixels: "int16", in steps of 1/32 sky sigma, "float16", or "float32", twice as large,
+            for programs that read `images` as they are stored.
 
     Returns:
         The folder.

@@ -37,7 +37,8 @@ def add_writing(parser: Parser, rows: int, what: str, processes: str) -> None:
         "--storage",
         choices=STORAGE,
         help=f"type of the stored pixels (default {DEFAULT_STORAGE}; with --append that of the dataset); "
-        "int16: half the bytes, in steps of 1/32 sky sigma, wider in pixels above 512 sky sigmas",
+        "int16: half the bytes, in steps of 1/32 sky sigma, wider in pixels above 512 sky sigmas; float32: "
+        "nanomaggies as they are, for programs that read `images` by h5py alone",
     )
     parser.add_argument("--processes", type=int, help=f"worker processes (default: {processes})")
 

@@ -78,7 +78,7 @@ def ingest_arrays(
         keep: the files' name for each column that the shards hold too, by the name that it gets there,
             beside those of the map.
         ebv_map: take E(B-V) from this map at ra and dec, as `galactic_ebv`; None: from the files.
-        storage: of the images, as in `Header`; None: float32, or as in the dataset that is appended to.
+        storage: of the images, as in `Header`; None: int16, or as in the dataset that is appended to.
         processes: as in `build_dataset`.
         append: add shards to the dataset in `out`, of the rows whose objects it does not have.
         damaged: "fail": a file that cannot be used, or is of other bands, size or pixel scale than the first

@@ -63,7 +63,7 @@ def simulate(
         shard_rows: objects a shard.
         processes: worker processes, which share each shard; None: one for each core that this process may
             use; 1: this process does everything. Under MPI the ranks are the processes, one shard a rank.
-        storage: of the images: float32, float16 or int16; None: float32, or as in `out`.
+        storage: of the images: float32, float16 or int16; None: int16, or as in `out`.
         append: add new shards to the dataset in `out`, of those of the `n` galaxies that it does not have.
 
     Raises:

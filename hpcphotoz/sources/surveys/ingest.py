@@ -95,7 +95,7 @@ def ingest_images(
             SDSS run, with ids by `epoch_ids`, which a split by object id takes for different galaxies.
         pixels: of "variance" and "mask": per-pixel columns to keep, those of the frame's nearest pixel. The
             variance is in nanomaggies^2, and NaN where there is no map or no data.
-        storage: of the images, as in `Header`; None: float32, or as in the dataset that is appended to.
+        storage: of the images, as in `Header`; None: int16, or as in the dataset that is appended to.
         processes: worker processes; None: one a core.
         append: add shards to the dataset in `out`, with the stamps that it does not have.
         damaged: "fail" or "skip".

@@ -34,7 +34,7 @@ def test_a_guessed_map_reads_the_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [line.split(" = ")[0] for line in text.splitlines() if "NOT FOUND" in line] == ["# dec"]
     (tmp_path / "map.toml").write_text(text)
     words = ["ingest", "arrays", tmp_path / "out", tmp_path / "a.hdf5", "--map", tmp_path / "map.toml"]
-    assert main([str(word) for word in [*words, "--processes", 1]]) == 0
+    assert main([str(word) for word in [*words, "--processes", 1, "--storage", "float32"]]) == 0
     stamps = load(tmp_path / "out", read_manifest(tmp_path / "out"))
     np.testing.assert_array_equal(stamps.images, values["cutout"])
     np.testing.assert_array_equal(stamps.object_id, values["name"])

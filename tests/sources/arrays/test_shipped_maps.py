@@ -140,7 +140,7 @@ def test_mmu_join_masks_and_bands(tmp_path: Path, capsys: pytest.CaptureFixture[
         "object_id,z\n" + "".join(f"{one},0.{k + 1}\n" for k, one in enumerate(ids)) + "18,0.9\n99,\n"
     )
     words = ["ingest", "table", tmp_path / "out", "--format", "mmu", tmp_path / "in", "--redshifts", z]
-    assert main([str(word) for word in [*words, "--crop", 16, "--processes", 1]]) == 0
+    assert main([str(word) for word in [*words, "--crop", 16, "--processes", 1, "--storage", "float32"]]) == 0
     assert "4 stamps in 1 shard; left out 4" in capsys.readouterr().out
     manifest = read_manifest(tmp_path / "out")
     assert manifest.header.bands == ("des-g", "des-r", "des-i", "des-z")
