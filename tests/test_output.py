@@ -47,6 +47,7 @@ def test_training_does_not_need_a_reader(dataset: Path, tmp_path: Path) -> None:
     assert said.count("standard output: Broken pipe; continuing without it") == 1
 
 
+@pytest.mark.slow
 def test_a_local_launch_does_not_need_a_reader(dataset: Path, tmp_path: Path) -> None:
     """It would leave its ranks behind."""
     pytest.importorskip("submitit", reason="submitit is not installed")

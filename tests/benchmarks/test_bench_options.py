@@ -70,6 +70,7 @@ def test_memory_is_read_before_the_default_runs(monkeypatch: pytest.MonkeyPatch)
     assert found["memory_gb"] == pytest.approx(5)
 
 
+@pytest.mark.slow
 def test_an_option_that_fails_leaves_the_others_their_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +118,7 @@ def test_streams_are_compared_with_the_same_graphs_without_them() -> None:
     assert len(forms) == 4 and all(name.removesuffix(", streams") in bench_options.ON_GPU for name in forms)
 
 
+@pytest.mark.slow
 def test_an_option_that_was_measured_is_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_program_is_stopped_after_enough_steps(tmp_path: Path) -> None:
     assert (tmp_path / "stopped").exists()
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_or_hangs_is_an_error(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text("raise ValueError('wrong')\n")

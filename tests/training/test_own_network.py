@@ -83,7 +83,7 @@ def test_without_batch_normalisation_two_ranks_give_the_same_curve(
     assert_same_curve(tmp_path / "two", tmp_path / "one", SAME)
 
 
-@pytest.mark.parametrize("mode", ["off", "streams"])
+@pytest.mark.parametrize("mode", [pytest.param("off", marks=pytest.mark.slow), "streams"])
 def test_running_statistics_agree_over_ranks_in_attacks_and_validations(
     mode: str, dataset: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +99,7 @@ def test_running_statistics_agree_over_ranks_in_attacks_and_validations(
     assert len(seen[0] | seen[1]) == 11 and len(seen[0] & seen[1]) > 6
 
 
+@pytest.mark.slow
 def test_attackers_receive_running_statistics(dataset: Path, tmp_path: Path) -> None:
     """One learner normalises with its own passes; its attacker must attack with the learner's statistics."""
     train(config(name=RESNET, **SHORT, mode="streams"), dataset, tmp_path / "one")

@@ -35,6 +35,7 @@ def test_same_loss_curve_on_more_ranks(world_size: int, alone: Path, dataset: Pa
     assert len(list((tmp_path / "run" / "logs").glob("rank-*.log"))) == world_size
 
 
+@pytest.mark.slow
 def test_ranks_that_get_no_object_of_a_batch_take_part(dataset: Path, tmp_path: Path) -> None:
     one, three = tmp_path / "one", tmp_path / "three"
     train(config(global_batch=2, max_steps=6, log_steps=1), dataset, one)

@@ -135,7 +135,8 @@ def test_kernel_reads_gradients_in_any_layout(pooling: str, layout: torch.memory
 
 @compiled
 @pytest.mark.timeout(600)  # seconds on an idle machine, minutes on a busy one
-@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", [False, True])
 def test_kernels_under_the_interpreter(slow: bool) -> None:
     assert passed_under_the_interpreter(__file__, "test_kernel", slow=slow) >= 40
 
@@ -175,6 +176,7 @@ def test_under_autocast_the_reference_stays_in_float32() -> None:
         assert_right(referenced(p), p)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_operators_pass_opcheck(pooling: str, layout: torch.memory_format) -> None:

@@ -93,6 +93,7 @@ def test_resumed_gives_the_same_bits(averaged: Path, dataset: Path, tmp_path: Pa
     assert validations(tmp_path / "run") == validations(averaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [pytest.param({}, marks=pytest.mark.slow), {"mode": "ranks", "attackers": 1}], ids=str
 )

@@ -98,6 +98,7 @@ def test_a_validation_that_a_stop_prevented_decides_after_the_resume(
     assert validations(out) == validations(ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

@@ -71,6 +71,7 @@ def test_it_is_resumed_to_the_bit_without_the_other_run(alone: Path, other: Path
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_same_curve(alone: Path, other: Path, tmp_path: Path) -> None:
     train(config(epochs=1), other, tmp_path / "one", start_from=alone)
     words = [*arguments(other, tmp_path / "two", tmp_path, epochs=1), "--from", str(alone)]

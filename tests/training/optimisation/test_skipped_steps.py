@@ -128,6 +128,7 @@ def test_a_run_that_reads_later_or_was_interrupted_is_the_same_run(
         assert line["gradient_norm_max"] == max(norms)
 
 
+@pytest.mark.slow
 def test_two_ranks(alone: Path, poisoned: Path, bad_id: int, tmp_path: Path) -> None:
     words = arguments(poisoned, tmp_path / "run", tmp_path, **SHORT, **EVERY_STEP)
     results = ranks.run(2, words)

@@ -45,6 +45,7 @@ def words(two: Datasets, out: Path, tmp_path: Path) -> list[str]:
     return [*given[:place], *str(two).split(), *given[place + 1 :]]
 
 
+@pytest.mark.slow
 def test_ranks_have_one_loss_curve(two: Datasets, mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     results = ranks.run(2, words(two, out, tmp_path))

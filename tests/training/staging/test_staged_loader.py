@@ -94,6 +94,7 @@ def test_a_spent_budget_stops_two_ranks_while_they_copy(dataset: Path, base: Pat
     assert "stopped while it was copied" in first[1] and left(base) == []
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_copying_and_give_the_same_curve(
     dataset: Path, alone: Path, base: Path, tmp_path: Path
 ) -> None:
