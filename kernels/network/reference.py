@@ -54,13 +54,13 @@ def prelu_pool_input_gradient(grad: Tensor, x: Tensor, bias: Tensor, slope: Tens
 def pool(x: Tensor, pooling: str) -> Tensor:
     """Pool (N, C, H, W).
 
-    none          unchanged
-    halve         mean over 2x2 with stride 2; odd sizes are rounded up, and the last mean is that of the
-                  pixels that there are
-    smooth        mean over each pixel, the next one of its row, and the two below; zeros lie beyond the last
-                  row and column (torch's padding)
-    smooth_edge   the same, with the last row and column repeated: the mean over the pixels that there are
-                  (TensorFlow's SAME)
+    Args:
+        x: images.
+        pooling: "none", unchanged; "halve", the mean over 2x2 with stride 2, where odd sizes are rounded up
+            and the last mean is that of the pixels that there are; "smooth", the mean over each pixel, the
+            next one of its row and the two below, with zeros beyond the last row and column (torch's
+            padding); "smooth_edge", the same with the last row and column repeated, which is the mean over
+            the pixels that there are (TensorFlow's SAME).
     """
     if pooling == "none":
         return x
