@@ -293,7 +293,7 @@ def pgd_(
     if x0.is_cuda:
         launch(given, in_place=True)
     else:
-        adv.copy_(reference.pgd(*given))
+        reference.pgd_in_place(*given)
 
 
 @triton_op("hpcphotoz::momentum", mutates_args={})
