@@ -86,7 +86,6 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     channels,
     height,
     width,
-    rounds,
     x_units,
     grad_units,
     POOLING: tl.constexpr,
@@ -95,6 +94,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     CHANNELS_LAST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ROUNDS: tl.constexpr,
 ):
     groups = tl.cdiv(channels, COLUMNS)
     channel = tl.program_id(0) % groups * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -105,8 +105,8 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     pixels = height * width
     of_bias = tl.zeros([ROWS, COLUMNS], tl.float32)
     of_slope = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for k in range(rounds):
-        p = (block * rounds + k) * ROWS + tl.arange(0, ROWS)[:, None]
+    for k in range(ROUNDS):
+        p = (block * ROUNDS + k) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = known & (p < objects * pixels)
         n = (p // pixels).to(tl.int64)
         pixel = p % pixels
@@ -147,7 +147,9 @@ def launch(
     of_x, step = torch.empty_like(x), unit(x_stride, grad_stride)
     rows, columns = tile(channels, block, channels_last)
     groups, blocks = triton.cdiv(channels, columns), triton.cdiv(n * height * width, rows)
+    # A power of two: a count known to the compiler, and few kernels to compile.
     rounds = max(1, min(_ROUNDS, groups * blocks // _PROGRAMS)) if parameters else 1
+    rounds = 1 << rounds.bit_length() - 1
     blocks = triton.cdiv(blocks, rounds)
     sums = torch.empty((blocks, 2, channels), dtype=torch.float32, device=x.device) if parameters else of_x
     with checks.on_device(x):
@@ -162,7 +164,6 @@ def launch(
             channels,
             height,
             width,
-            rounds,
             x_stride // step,
             grad_stride // step,
             POOLING=POOLINGS.index(pooling),
@@ -171,6 +172,7 @@ def launch(
             CHANNELS_LAST=channels_last,
             ROWS=rows,
             COLUMNS=columns,
+            ROUNDS=rounds,
         )
     if not parameters:
         return (of_x,)
