@@ -87,12 +87,13 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
     )
 
 
-def flux(batch: Batch, model: Model, seed: int | None = None, epoch: int = 0) -> Tensor:
+def flux(batch: Batch, model: Model | None = None, seed: int | None = None, epoch: int = 0) -> Tensor:
     """Decoded images, (n, B, y, x) float32 nMgy channels_last, augmented by a symmetry of the square.
 
     Args:
         batch: a batch of the stream.
-        model: the network that takes the images: they are cut and binned to its `View` here, once.
+        model: the network that takes the images: they are cut and binned to its `View` here, once; None:
+            whole stamps.
         seed, epoch: choose, with the object's number, one of the eight; seed None: no image is turned.
     """
     code = None
@@ -100,7 +101,11 @@ def flux(batch: Batch, model: Model, seed: int | None = None, epoch: int = 0) ->
         ids = _random_key(batch).numpy().astype(np.uint64)
         words = keyed_hash(ids, derive_key(seed, epoch, _AUGMENT)) >> np.uint64(61)
         code = copy_to_device(torch.from_numpy(words.astype(np.int64)), batch.images.device)
-    view, unit, device = View.of(model, batch.images.shape[-1]), batch.image_unit, batch.images.device.type
+    view, unit, device = (
+        View.of(model or Model(), batch.images.shape[-1]),
+        batch.image_unit,
+        batch.images.device.type,
+    )
     load, images = _load_on(device), view.cut(batch.images).contiguous()
     if device == "cpu" and view.binning > 1:  # rows stay contiguous, for the mean over pixels
         decoded = encoding.decode(images.numpy(), None if unit is None else unit.numpy())
