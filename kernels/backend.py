@@ -8,7 +8,8 @@ from functools import cache
 
 from torch import Tensor
 
-from hpcphotoz.kernels import redshift_loss_reference, reference
+from hpcphotoz.kernels import redshift_loss_reference
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.network import reference as network_reference
 
 StepKernel = Callable[..., Tensor]  # arguments and result as `reference.pgd`
@@ -63,7 +64,7 @@ def kernels_on(device: str) -> Kernels:
     if not has_triton(device, "attack steps run unfused, about four times slower each"):
         r = reference
         return Kernels(r.pgd, r.l2, r.flux, r.momentum, r.start, r.select)
-    from hpcphotoz.kernels import flux, l2, pgd, select, start
+    from hpcphotoz.kernels.attack import flux, l2, pgd, select, start
 
     steps = pgd.pgd, l2.l2, flux.flux, pgd.momentum, start.start, select.select
     if device != "cuda":

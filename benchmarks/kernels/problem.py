@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hpcphotoz.kernels import redshift_loss_reference, reference
+from hpcphotoz.kernels import redshift_loss_reference
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.network import reference as network_reference
 
 Call = Callable[[], object]

@@ -15,7 +15,8 @@ from tests.helpers.kernels.ptx import Resources, built, resources
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from triton.backends.compiler import GPUTarget
 
-from hpcphotoz.kernels import checks, device_functions, flux, l2, load, pgd, redshift_loss, select, start
+from hpcphotoz.kernels import checks, device_functions, load, redshift_loss
+from hpcphotoz.kernels.attack import flux, l2, pgd, select, start
 from hpcphotoz.kernels.network import backward, forward
 from hpcphotoz.kernels.network.reference import POOLINGS
 from tests.helpers.kernels.prelu_problems import DTYPES

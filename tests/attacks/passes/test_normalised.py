@@ -19,7 +19,7 @@ from hpcphotoz.attacks.passes import gradient
 from hpcphotoz.attacks.passes.gradient import image_loss_of
 from hpcphotoz.attacks.pgd import ALL_ROWS, BestSoFar
 from hpcphotoz.config import Model
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.backend import kernels_on
 from hpcphotoz.models.build import build
 from hpcphotoz.models.cnn import CompactCNN
@@ -28,7 +28,7 @@ from tests.helpers.attack_problems import batch_norm_problem
 from tests.helpers.networks import BINS
 
 pytest.importorskip("triton", reason="triton is not installed: a GPU would run no kernel")
-from hpcphotoz.kernels import flux, l2, pgd
+from hpcphotoz.kernels.attack import flux, l2, pgd
 
 N, SIDE, SCALE = 4, 16, (0.1, 0.2, 0.05, 1.0, 3.0)
 HALF = attacks.Passes(autocast=torch.bfloat16)

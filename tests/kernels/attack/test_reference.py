@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 
 
 def pixels(*values: float, bands: int = 1) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.checks import StepArguments
 from tests.helpers.kernels.interpreter import (
     compiled,
@@ -20,7 +20,7 @@ from tests.helpers.kernels.ptx import ptx
 from tests.helpers.kernels.step_problems import FORMATS, Problem, Shape, assert_identical
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import pgd as kernel
+from hpcphotoz.kernels.attack import pgd as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 

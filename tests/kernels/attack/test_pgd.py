@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.checks import StepArguments
 from tests.helpers.kernels.interpreter import (
     compiled,
@@ -21,7 +21,7 @@ from tests.helpers.kernels.pgd_problems import FLAGS, GRADS, SHAPES, problem, wi
 from tests.helpers.kernels.step_problems import FORMATS, Shape, assert_identical
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import pgd as kernel
+from hpcphotoz.kernels.attack import pgd as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 interpret(kernel)
