@@ -31,7 +31,7 @@ from hpcphotoz.evaluation.batches import check_batch, divide_rows, read_batches,
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
-from hpcphotoz.kernels.attack import reference
+from hpcphotoz.kernels import reference
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.ranks import ALONE, Ranks
 

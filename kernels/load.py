@@ -10,8 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from hpcphotoz.kernels import checks
-from hpcphotoz.kernels.attack import reference
+from hpcphotoz.kernels import checks, reference
 
 STORED = (torch.float32, torch.float16, torch.int16)
 LINEAR, CURVE = tl.constexpr(reference.LINEAR), tl.constexpr(reference.CURVE)

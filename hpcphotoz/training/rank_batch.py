@@ -16,7 +16,7 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.order import attacked_mask, derive_key, keyed_hash
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.device import copy_to_device
-from hpcphotoz.kernels.attack import reference
+from hpcphotoz.kernels import reference
 from hpcphotoz.models.binning import bin_pixels, binned_side
 
 Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]

@@ -1,4 +1,4 @@
-"""The kernels in plain torch: their definition, the CPU path, and what every test compares with.
+"""The steps of an attack in plain torch, and `select`: their definition, the CPU path, the tests' oracle.
 
 Shared shapes and types:
 
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
 _BISECTIONS = 40  # of an interval that two of the changes span: 2^-40 of it is far below an ulp
 
 
@@ -46,59 +45,6 @@ def pgd(
 def pgd_in_place(adv: Tensor, *given: Any) -> None:
     """`pgd` in the memory of `adv`; arguments as there."""
     adv.copy_(pgd(adv, *given))
-
-
-def pgd_normalised(
-    adv: Tensor,
-    seen: Tensor,
-    x0: Tensor,
-    grad: Tensor | None,
-    eps: Tensor,
-    step: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    scale: Tensor,
-    kind: str,
-    mask: Tensor | None = None,
-) -> None:
-    """`pgd` by the gradient of the normalised images, and the normalised images of the next pass; in place.
-
-    The normalisation rises with the flux: both gradients have the same signs (a product that is too small
-    for float32 aside), so that nothing goes back through it.
-
-    Args:
-        adv: becomes `pgd(adv, ...)`.
-        seen: (N, C, H, W) as `normalised` returns it: what the network has read becomes what it reads next.
-        grad: like `seen`, the gradient with respect to it; None: `adv` stays as it is.
-        scale: (B,) float32, nMgy.
-        kind: as in `normalised`; "": no pass follows, and `seen` stays as it is.
-    """
-    if grad is not None:
-        adv.copy_(pgd(adv, x0, grad[:, : x0.shape[1]], eps, step, lo, hi, mask))
-    if kind:
-        seen.copy_(normalised(adv, scale, kind, seen.dtype, seen.shape[1]))
-
-
-def normalised(images: Tensor, scale: Tensor, kind: str, dtype: torch.dtype, channels: int) -> Tensor:
-    """Images as a first convolution reads them: normalised in float32, then rounded.
-
-    Args:
-        images: (N, B, H, W) float32, nMgy.
-        scale: (B,) float32, nMgy: the softening of "asinh".
-        kind: "asinh": asinh(x / scale); "sqrt": sign(x)(sqrt(|x| + 1) - 1).
-        dtype: of the result.
-        channels: of the result, C >= B: those beyond the bands are 0.
-
-    Returns:
-        (N, C, H, W) in channels_last memory format.
-    """
-    if kind == "asinh":
-        x = images / scale[:, None, None]
-        x = torch.square(x).add_(1).sqrt_().add_(x.abs()).log_().copysign_(x)
-    else:
-        x = images / (torch.sqrt(images.abs() + 1) + 1)
-    out = torch.nn.functional.pad(x.to(dtype), (0, 0, 0, 0, 0, channels - x.shape[1]))
-    return out.contiguous(memory_format=torch.channels_last)
 
 
 def momentum(
@@ -191,30 +137,6 @@ def flux(
     return _keep(adv, drawn, mask, active)  # x0 + (hi - x0) may round to just above hi
 
 
-def start(
-    x0: Tensor,
-    object_id: Tensor,
-    eps: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    key: Tensor,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """A random start in the L-infinity ball, the same on any device, in any batch, at any world size.
-
-    x' = clamp(clamp(x0 + eps u, x0 - eps, x0 + eps), lo, hi),  u = uniform(x0.shape, object_id, key)
-
-    eps u is exact in float64, so that a fused multiply-add gives the same bits as a product and a sum.
-
-    Args:
-        object_id: (N,) int64.
-        key: (2,) int64, (seed, epoch): a tensor, so that a CUDA graph reads its value at each replay.
-    """
-    u = uniform(x0.shape, object_id, key)
-    moved = (x0.double() + _per_pixel(eps).double() * u.double()).float()
-    return _keep(x0, _inside(moved, x0, eps, lo, hi), mask, None)
-
-
 def select(best: Tensor, best_loss: Tensor, adv: Tensor, loss: Tensor) -> Tensor:
     """Keep the best image of each object so far; a loss that is NaN is never better.
 
@@ -229,104 +151,6 @@ def select(best: Tensor, best_loss: Tensor, adv: Tensor, loss: Tensor) -> Tensor
     better = loss > best_loss
     best.copy_(torch.where(better[:, None, None, None], adv, best))
     return torch.where(better, loss, best_loss)
-
-
-def uniform(shape: torch.Size, object_id: Tensor, key: Tensor) -> Tensor:
-    """Uniform numbers on [-1, 1) for each object, (N, ...) float32.
-
-    Pixel i of an object, counted in (B, H, W) order, takes word i % 4 of Philox with counter (i // 4, object
-    id low, high, epoch) and the seed as key.
-
-    Args:
-        shape: (N, ...), shape of the result.
-        object_id: (N,) int64.
-        key: (2,) int64, (seed, epoch).
-    """
-    pixels = shape[1:].numel()
-    index = torch.arange((pixels + 3) // 4, device=object_id.device)
-    low, high = (object_id & _MASK)[:, None], ((object_id >> 32) & _MASK)[:, None]
-    seed, epoch = key[0], key[1] & _MASK
-    words = torch.stack(philox((index, low, high, epoch), (seed & _MASK, seed >> 32 & _MASK)), -1)
-    return ((words >> 8).float() * 2.0**-23 - 1).flatten(1)[:, :pixels].reshape(shape)
-
-
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405): 32-bit words held in int64 tensors."""
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
-    k0, k1 = key
-    for _ in range(10):
-        low0, high0 = _multiply(0xD2511F53, c0)
-        low1, high1 = _multiply(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return c0, c1, c2, c3
-
-
-def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    # Of two unsigned 32-bit words. Wrapping around 2^64 changes the sign, not the bits.
-    product = a * b
-    return product & _MASK, (product >> 32) & _MASK
-
-
-def dihedral(images: Tensor, code: Tensor) -> Tensor:
-    """Flip and rotate each image by one of the eight symmetries of the square.
-
-    Args:
-        images: (N, B, H, W) with H = W.
-        code: (N,) int64 in 0..7: bit 0 flips x, bit 1 flips y, bit 2 swaps x and y afterwards.
-    """
-    bit = [(code >> k & 1).bool()[:, None, None, None] for k in range(3)]
-    images = torch.where(bit[0], images.flip(-1), images)
-    images = torch.where(bit[1], images.flip(-2), images)
-    return torch.where(bit[2], images.transpose(-1, -2), images)
-
-
-def load(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
-    """Decode stored pixels for a network: flip or rotate, scale, convert to float32; always a new tensor.
-
-    Args:
-        images: (N, B, H, W) contiguous float32, float16 or int16.
-        scale: (N, B) float32, nMgy of a unit; None: one. Negative for int16 images: pixels are `curved`.
-        code: (N,) int64, a symmetry of the square each, as in `dihedral` (then H = W); None: unchanged.
-
-    Returns:
-        (N, B, H, W) float32 in channels_last memory format.
-    """
-    out = channels_last(images)
-    turned = images if code is None else dihedral(images, code)
-    if scale is None:
-        return out.copy_(turned)
-    unit = scale[:, :, None, None]
-    if images.dtype != torch.int16:
-        return torch.mul(turned, unit, out=out)
-    return out.copy_(torch.where(unit < 0, curved(turned, unit), turned * unit))
-
-
-LINEAR, CURVE = 16384, 256  # of the int16 code, see `curved`
-
-
-def curved(stored: Tensor, scale: Tensor) -> Tensor:
-    """Flux of int16 numbers c whose steps grow beyond LINEAR.
-
-    |scale| (c + sign(c) max(|c| - LINEAR, 0)^2 / CURVE)
-
-    Args:
-        stored: (..., H, W) int16.
-        scale: (..., 1, 1) float32, negative: -nMgy of a unit.
-
-    Returns:
-        (..., H, W) float32 nMgy: exact in 32-bit integers, rounded once by the product.
-    """
-    number = stored.int()
-    beyond = (number.abs() - LINEAR).clamp(min=0)
-    return (number * CURVE + number.sign() * beyond * beyond).float() * (scale / -CURVE)
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Empty float32 tensor of the images' shape in channels_last memory format."""
-    return torch.empty(
-        images.shape, dtype=torch.float32, device=images.device, memory_format=torch.channels_last
-    )
 
 
 def _inside(moved: Tensor, x0: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hpcphotoz.kernels.attack import reference
+from hpcphotoz.kernels import reference
 from tests.helpers.kernels.interpreter import (
     compiled,
     interpret,
