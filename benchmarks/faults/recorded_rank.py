@@ -6,7 +6,8 @@ The program itself is not changed: functions of it are wrapped from outside. Eve
 to a file opened for appending, which a kill cannot take back or divide:
 
     {"mark": "begun"}      the interpreter runs
-    {"mark": "meeting"}    the ranks look for each other; later "resumed", "validation", "saving", "saved"
+    {"mark": "meeting"}    the ranks look for each other; later "resumed", "validation", "validated", "saving"
+                           and "saved"; "held": a save or validation waits for a fault, see `hold`
     {"mark": "loaded", "step": 5}               rank 0 has loaded the checkpoint of this name; 0: none
     {"mark": "copied", "step": 10, "begun": 9}  the state for this checkpoint, and the last step begun before
     {"step": 7, "epoch": 0, "objects": [ids], "attacked": [ids]}
@@ -23,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults.hold import Hold
+
 Function = Callable[..., Any]
 LEAVE_OUT = "CHAOS_LEAVE_OUT_STEP"  # variable: at this step one object keeps its clean image
 
@@ -31,6 +34,7 @@ class Record:
     """Appends lines to the record of one rank."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self.begun: int | None = None  # last step that was recorded
 
@@ -81,6 +85,7 @@ class RecordedImages:
 
 def watch(record: Record) -> None:
     """Wrap the functions of the program whose calls are recorded."""
+    from hpcphotoz import atomic
     from hpcphotoz.training import components, loop
     from hpcphotoz.training.distributed import group
     from hpcphotoz.training.run import checkpoint, recorder
@@ -93,18 +98,38 @@ def watch(record: Record) -> None:
 
         return built
 
-    def marking(before: str, after: str = "", step: bool = False) -> Callable[[Function], Function]:
+    def marking(mark: str, step: bool = False) -> Callable[[Function], Function]:
         def around(function: Function) -> Function:
             def marked(*given: Any, **named: Any) -> Any:
-                record.write(mark=before, **({"step": given[0].step} if step else {}))
-                result = function(*given, **named)
-                if after:
-                    record.write(mark=after)
-                return result
+                record.write(mark=mark, **({"step": given[0].step} if step else {}))
+                return function(*given, **named)
 
             return marked
 
         return around
+
+    def holding(hold: Hold, before: str, after: str) -> Callable[[Function], Function]:
+        def around(function: Function) -> Function:
+            def held(*given: Any, **named: Any) -> Any:
+                record.write(mark=before)
+                hold.wait_to_begin(lambda: record.write(mark="held"))
+                try:
+                    result = function(*given, **named)
+                finally:
+                    hold.wait_to_end()
+                record.write(mark=after)
+                return result
+
+            return held
+
+        return around
+
+    def holding_the_rename(flush: Function) -> Function:
+        def flushed(path: Path) -> None:
+            flush(path)
+            save.wait_to_end()
+
+        return flushed
 
     def telling_the_loaded(resumed: Function) -> Function:
         def loaded(run: Path) -> Any:
@@ -121,13 +146,15 @@ def watch(record: Record) -> None:
 
         return saved
 
+    save, validation = (Hold(record.path, mark) for mark in ("saving", "validation"))
     wrap(checkpoint, "resumed", telling_the_loaded)
     wrap(recorder.RunRecorder, "save", telling_the_copied)
     wrap(components.TrainingComponents, "build_step", recording)
     wrap(group, "process_group", marking("meeting"))
     wrap(loop.TrainingLoop, "run", marking("resumed", step=True))
-    wrap(loop, "validate", marking("validation"))
-    wrap(checkpoint, "write_file", marking("saving", "saved"))
+    wrap(loop, "validate", holding(validation, "validation", "validated"))
+    wrap(checkpoint, "write_file", holding(save, "saving", "saved"))
+    wrap(atomic, "flush_file", holding_the_rename)  # of the temporary file, before it gets its name
 
 
 def wrap(place: Any, name: str, around: Callable[[Function], Function]) -> None:

@@ -48,7 +48,11 @@ class RankRecord:
     @property
     def saving(self) -> bool:
         """Whether the last checkpoint that this rank began to write has not been written."""
-        return self.count("saving") > self.count("saved")
+        return self.inside("saving", "saved")
+
+    def inside(self, begin: str, end: str) -> bool:
+        """Whether what is marked at its beginning and its end has begun and not ended."""
+        return self.count(begin) > self.count(end)
 
 
 @dataclass

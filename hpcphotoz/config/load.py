@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from hpcphotoz.config import Config
 from hpcphotoz.config.model import renamed_network
 from hpcphotoz.config.renamed import OLD_SECTION, REMOVED, RENAMED, option_names, to_current
-from hpcphotoz.config.section import Section, option_text
+from hpcphotoz.config.section import CommandText, Section, option_text
 from hpcphotoz.errors import BadInput, nearest
 
 _LONGEST = 1 << 20  # characters of a configuration file
@@ -66,7 +66,7 @@ def load(source: str, overrides: Mapping[str, str] | None = None, convert: bool 
 
     Raises:
         BadInput: no such file or recipe, not TOML, an unknown key (the message lists the valid ones), an old
-            name (it gives the new one), or a value out of range.
+            name (it gives the new one), a value out of range, or text where the file must have a number.
     """
     tree = _read(source)
     if convert:
@@ -84,7 +84,7 @@ def load(source: str, overrides: Mapping[str, str] | None = None, convert: bool 
             raise BadInput(f"--{name}: is no longer an option: leave it out")
         if name not in options():
             raise BadInput(f"--{name}: unknown option{_hint(name)}; valid: {_valid(section)}")
-        tree.setdefault(section, {})[key] = text
+        tree.setdefault(section, {})[key] = CommandText(text)
     return parse(tree, source, overrides)
 
 
@@ -132,7 +132,7 @@ def value_of(name: str, text: str) -> Any:
     """
     section, _, key = name.partition(".")
     try:
-        found = Config.model_validate({section: {key: text}})
+        found = Config.model_validate({section: {key: CommandText(text)}})
     except ValidationError as error:
         raise ValueError(_reason(error.errors()[0])) from None
     return getattr(getattr(found, section), key)

@@ -1,7 +1,8 @@
 """The base class of all configuration sections, with the types and limits that they share."""
 
 import json
-from typing import ClassVar, Literal
+import math
+from typing import ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -23,6 +24,13 @@ def option_text(value: object) -> str:
     return json.dumps(value) if isinstance(value, bool | str | None) else repr(value)
 
 
+class CommandText(str):
+    """The text of a command line, which stands for a value of any type.
+
+    Text in a file or a call is text: there a number or a boolean is written as one.
+    """
+
+
 class Section(BaseModel):
     """A frozen group of options; unknown keys, NaN and infinity are refused."""
 
@@ -35,10 +43,19 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_boolean_as_number(cls, value: object, field: ValidationInfo) -> object:
-        numeric = cls.model_fields[field.field_name or ""].annotation in (int, float)
-        if numeric and isinstance(value, bool):  # pydantic would read true as 1
+    def _refuse_other_types(cls, value: object, field: ValidationInfo) -> object:
+        """Refuse what pydantic would convert: true as the number 1, and text as a number or a boolean."""
+        if isinstance(value, CommandText):
+            return str(value)
+        name = field.field_name or ""
+        annotation = cls.model_fields[name].annotation
+        types = (annotation, *get_args(annotation))  # of int, and of Literal["auto"] | int
+        if isinstance(value, bool) and annotation in (int, float):
             raise ValueError("want a number")
+        if isinstance(value, str) and annotation is bool:
+            raise ValueError("want true or false, without quotes")
+        if isinstance(value, str) and (int in types or float in types) and _is_number(value):
+            raise ValueError(f"want a number, not text: write {name} = {value.strip()}")
         return value
 
     @field_validator("*", mode="after")
@@ -47,3 +64,10 @@ class Section(BaseModel):
         if isinstance(value, int) and value >= _INTEGER_END:
             raise ValueError("want below 2^31")
         return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -88,6 +88,7 @@ def train(
     stop = StopRequest(config.run.wall_minutes, out / STOP_FILE if world.is_first else None)
     limits = WaitLimits(config.run.start_timeout_s, config.run.timeout_s)
     options = options_of_all_ranks(config, datasets, out, device, start_from, stage)
+    missing = run_folder.missing_folders(out)  # before the ranks meet: afterwards any may have made it
     with (
         ExitStack() as stack,
         deterministic(config.compute.deterministic),
@@ -105,7 +106,7 @@ def train(
                     refuse_one_rank(world.size)
                 run_folder.refuse_busy(out, world)
                 trainer = RunPreparation(config, datasets, out, world, chosen, start_from)
-                lock = stack.enter_context(run_folder.prepare(out, world))
+                lock = stack.enter_context(run_folder.prepare(out, world, missing))
             monitor = stack.enter_context(monitoring(out, world, trainer.components.timers, limits))
             if stage is not None:
                 staged = stack.enter_context(staged_loader(trainer.loader, stage, stop))

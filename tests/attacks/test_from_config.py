@@ -37,6 +37,22 @@ def test_perturb_uses_sky_sigmas_and_keys_starts_by_object(change: dict[str, Any
     assert not torch.equal(other, adv)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[{"ball": ball, "restarts": n} for ball in ("linf", "l2", "flux") for n in (1, 2)],
+        *[{"method": "apgd", "ball": ball} for ball in ("linf", "l2", "flux")],
+        *[{"method": method} for method in ("fgsm", "square")],
+        *[{"step_size": 0.1}, {"step_size": 0.1, "ball": "l2", "random_start": False}],
+    ],
+)
+def test_an_attack_of_radius_0_returns_the_very_images(change: dict[str, Any]) -> None:
+    model, images, ebv, z, _ = batch_norm_problem()
+    sky, ids = torch.rand(6, 3) + 0.1, torch.arange(6)
+    adv = attacks.perturb(model, images, ebv, z, sky, ids, attack=Attack(eps=0, steps=3, **change), bins=BINS)
+    assert torch.equal(adv, images)
+
+
 @pytest.mark.parametrize("ball", ["linf", "l2"])
 def test_the_step_size_is_in_sky_sigmas(ball: str) -> None:
     model, images, ebv, z, _ = batch_norm_problem()

@@ -30,6 +30,15 @@ def test_recipes_leave_the_precision_to_the_device(name: str) -> None:
 def test_overrides_are_typed() -> None:
     loaded = config.load("standard", {"run.epochs": "3", "attack.eps": "0.25", "data.augment": "false"})
     assert (loaded.run.epochs, loaded.attack.eps, loaded.data.augment) == (3, 0.25, False)
+    assert type(loaded.data.where) is str
+    attackers = {"overlap.mode": "ranks", "overlap.attackers": "2", "adversarial.validation_objects": "auto"}
+    assert config.load("adversarial", attackers).overlap.attackers == 2
+    assert config.value_of("run.epochs", "3") == 3
+
+
+def test_text_in_a_call_is_no_number() -> None:
+    with pytest.raises(BadInput, match="^train: run.epochs = '3': want a number, not text: write epochs = 3"):
+        config.configure("train", epochs="3")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +53,10 @@ def test_overrides_are_typed() -> None:
         ("[run]\nepochs = 'many'", "run.epochs = 'many'"),
         ("[adversarial]\nfraction = 1.5", "adversarial.fraction = 1.5"),
         ("[attack]\neps = nan", "attack.eps"),
+        ("[run]\nepochs = '3'", "run.epochs = '3': want a number, not text: write epochs = 3"),
+        ("[attack]\neps = ' 1e-1 '", "attack.eps = ' 1e-1 ': want a number, .*: write eps = 1e-1$"),
+        ("[overlap]\nmode = 'ranks'\nattackers = '2'", "overlap.attackers = '2': .*: write attackers = 2"),
+        ("[data]\naugment = 'no'", "data.augment = 'no': want true or false, without quotes"),
         ("[model]\nz_min = 0.5", "z_min 0.5 must be below z_max 0.4"),
         ("[run", "not TOML"),
     ],

@@ -43,9 +43,20 @@ def test_objects_are_checked_before_the_trial_of_precisions(
     monkeypatch.setattr("hpcphotoz.training.trainer.choose_compute", lambda *_: pytest.fail("a trial"))
     with pytest.raises(BadInput, match=says):
         train(config(**options), dataset, tmp_path / "run")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "" and not (tmp_path / "run").exists()
     monkeypatch.undo()
     assert train(config(max_steps=1), dataset, tmp_path / "run") is Outcome.FINISHED
+
+
+def test_a_refused_run_leaves_what_it_did_not_make(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "old" / "logs").mkdir(parents=True)
+    (tmp_path / "old" / "logs" / "job.out").write_text("of a launcher")
+    for out in ("notes/deep/run", "old"):
+        with pytest.raises(BadInput, match="no object in its train part"):
+            train(config(where="ebv > 90"), dataset, tmp_path / out)
+    assert not list((tmp_path / "notes").iterdir())  # of the new parents nothing is left
+    assert (tmp_path / "old" / "logs" / "job.out").exists()
 
 
 def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
@@ -70,6 +81,7 @@ def test_bad_input_on_several_ranks_is_reported_once(dataset: Path, tmp_path: Pa
     results = ranks.run(2, words)
     assert [status for status, _, _ in results] == [2, 2]
     assert sum(error.count("leaves the bins") for _, _, error in results) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bad_row_that_one_rank_meets_ends_all_with_one_line(dataset: Path, tmp_path: Path) -> None:

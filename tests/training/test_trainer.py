@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,14 @@ def test_a_batch_or_a_warm_up_longer_than_the_run_is_warned_of() -> None:
     assert warm_up.startswith("optimiser.warmup_steps 3: all 2 epochs are 2 steps")
     assert of_eps.startswith("adversarial.eps_warmup_steps 3: ")
     assert not implausible_options(config(epochs=2, global_batch=100, warmup_steps=2), 100, 2)
+
+
+def test_attacks_of_radius_0_are_warned_of() -> None:
+    fits: dict[str, Any] = {"epochs": 2, "global_batch": 100, "warmup_steps": 2, "eps": 0.0}
+    assert implausible_options(config(**fits), 100, 2) == [
+        "attack.eps 0: attacks change nothing, at their usual cost: adversarial.fraction 0 leaves them out"
+    ]
+    assert not implausible_options(config(**fits, fraction=0), 100, 2)
 
 
 def test_a_warning_of_a_long_warm_up_is_one_line(

@@ -44,12 +44,15 @@ def check_plot(out: Path) -> None:
 def plot(runs: Mapping[str, Path], lines: Mapping[str, Any], out: Path) -> None:
     """Write the curves of runs, by their names, as a PNG file."""
     from hpcphotoz.evaluation.report.run_curves import Panel, Steps, plot_runs
-    from hpcphotoz.training.summary.curves import event_steps, panels, resumed_steps
+    from hpcphotoz.training.summary.curves import best_step, event_steps, panels, resumed_steps
 
     found = [Panel(label, curves) for label, curves in panels(lines)]
     if not found:
         raise BadInput(f"--plot {out}: nothing to plot: no line of metrics yet")
-    steps = {name: Steps(resumed_steps(run), event_steps(lines[name])) for name, run in runs.items()}
+    steps = {
+        name: Steps(resumed_steps(run), best_step(run, lines[name]), event_steps(lines[name]))
+        for name, run in runs.items()
+    }
     plot_runs(found, steps, out)
 
 

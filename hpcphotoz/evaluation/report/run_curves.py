@@ -11,6 +11,7 @@ from hpcphotoz.evaluation.report.figure import COLOURS, figure_png
 # The same in every panel: what clean images gave is dashed, what attacked ones gave is dotted.
 _STYLES = {"clean": "--", "attacked": ":"}
 _MARKERS = {"skipped step": "x", "loss spike": "^"}
+VALIDATION = "validation sigma_MAD"  # label of the panel in which the best epoch is marked
 _FROM_ZERO = ("images/s", "data wait (%)")  # labels of panels whose y axis begins at 0
 
 
@@ -27,6 +28,7 @@ class Steps:
     """Steps of a run at which something happened."""
 
     resumed: Sequence[int] = ()  # from which it was resumed: thin vertical lines
+    best: int | None = None  # of the best validation: a star on each curve of the panel `VALIDATION`
     events: Mapping[str, Sequence[int]] = field(default_factory=dict)  # by name: marks in the first panel
 
 
@@ -48,6 +50,8 @@ def plot_runs(panels: Sequence[Panel], steps: Mapping[str, Steps], out: Path) ->
                         x, y = zip(*points, strict=True)
                         style, marker = _STYLES.get(name, "-"), "o" if len(points) < 40 else None
                         ax.plot(x, y, style, color=shade, marker=marker, ms=3, label=f"{run}: {name}")
+                if panel.label == VALIDATION:
+                    _mark_best(ax, run, curves, steps.get(run, Steps()).best, shade)
                 _mark(ax, run, steps.get(run, Steps()), shade, explained=ax is axes[0])
             ax.set_ylabel(panel.label)
             if panel.label in _FROM_ZERO:
@@ -60,6 +64,15 @@ def plot_runs(panels: Sequence[Panel], steps: Mapping[str, Steps], out: Path) ->
     png = figure_png(draw, 7.5, 0.6 + 2.4 * len(panels))
     with atomic_write(out) as temporary:
         temporary.write_bytes(png)
+
+
+def _mark_best(
+    ax: Any, run: str, curves: Mapping[str, Sequence[tuple[int, float]]], best: int | None, shade: str
+) -> None:
+    found = [point for points in curves.values() for point in points if point[0] == best]
+    if found:
+        x, y = zip(*found, strict=True)
+        ax.plot(x, y, "*", color=shade, ms=11, mec="black", mew=0.6, zorder=3, label=f"{run}: best epoch")
 
 
 def _mark(ax: Any, run: str, steps: Steps, shade: str, explained: bool) -> None:

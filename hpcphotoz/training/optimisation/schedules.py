@@ -82,4 +82,7 @@ def implausible_options(config: Config, rows: int, steps: int) -> list[str]:
         if length > steps:
             ends = f"all {run.epochs} epochs are {steps} steps: the run ends within this warm-up"
             found.append(f"{name} {length}: {ends}")
+    if config.adversarial.fraction and not config.attack.eps:
+        instead = "adversarial.fraction 0 leaves them out"
+        found.append(f"attack.eps 0: attacks change nothing, at their usual cost: {instead}")
     return found

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from hpcphotoz.config import load as configuration
 from hpcphotoz.config.section import option_text
 from hpcphotoz.data.format.manifest import MANIFEST
 from hpcphotoz.errors import BadInput
+from hpcphotoz.heartbeat import FILE as HEARTBEAT
 from hpcphotoz.locks.judgement import refuse_held
 from hpcphotoz.locks.lock import HeldLock, lock_file
 from hpcphotoz.models.factory import NetworkSource
@@ -80,11 +81,21 @@ def refuse_busy(run: Path, world: World) -> None:
         refuse_held(run / "logs" / "lock", f"{run}: {_BUSY}", _WAIT)
 
 
+def missing_folders(run: Path) -> list[Path]:
+    """The run folder and its parents, as far as they do not exist, the innermost first."""
+    return [folder for folder in (run, *run.parents) if not folder.exists()]
+
+
 @contextmanager
-def prepare(run: Path, world: World) -> Iterator[HeldLock | None]:
+def prepare(run: Path, world: World, missing: Sequence[Path] = ()) -> Iterator[HeldLock | None]:
     """Make the run folder, which `check` has let pass, and lock it against other processes.
 
-    Rank 0 holds the lock, which ends with the process.
+    Rank 0 holds the lock, which ends with the process. After an error before `write_config` it removes the
+    folders again that were missing.
+
+    Args:
+        run, world: run folder and ranks.
+        missing: `missing_folders`, before any rank made them.
 
     Raises:
         BadInput: the folder cannot be made, or is in use.
@@ -97,10 +108,26 @@ def prepare(run: Path, world: World) -> Iterator[HeldLock | None]:
     if not world.is_first:
         yield None
         return
-    with lock_file(run / "logs" / "lock", f"{run}: {_BUSY}", _WAIT) as lock:
+    with _removed_if_unused(run, missing), lock_file(run / "logs" / "lock", f"{run}: {_BUSY}", _WAIT) as lock:
         for folder in ("", *_FOLDERS):
             drop_abandoned(run / folder)
         yield lock
+
+
+@contextmanager
+def _removed_if_unused(run: Path, missing: Sequence[Path]) -> Iterator[None]:
+    """After an error, remove a new run folder in which nothing was begun; a folder with other files stays."""
+    try:
+        yield
+    except BaseException:
+        if run in missing and not (run / "config.toml").exists():
+            for file in (*run.glob("selection/*"), run / "logs" / HEARTBEAT):
+                with suppress(OSError):
+                    file.unlink()
+            for folder in (*(run / name for name in _FOLDERS), *missing):
+                with suppress(OSError):
+                    folder.rmdir()
+        raise
 
 
 def write_config(run: Path, config: Config, world: World) -> None:

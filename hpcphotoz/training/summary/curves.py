@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hpcphotoz.provenance import read_starts
 from hpcphotoz.training.summary.metrics_lines import MetricsLines, Points
+from hpcphotoz.training.summary.run_summary import best, read_config
 
 _LOSSES = {"all": "loss", "clean": "loss_clean", "attacked": "loss_adversarial"}
 _SCATTERS = {"clean": "sigma_mad", "attacked": "sigma_mad_adversarial"}
@@ -39,6 +40,16 @@ def panels(runs: Mapping[str, MetricsLines]) -> list[tuple[str, Curves]]:
 def resumed_steps(run: Path) -> list[int]:
     """The steps from which a run was resumed."""
     return [int(start["step"]) for start in read_starts(run) if start.get("step")]
+
+
+def best_step(run: Path, lines: MetricsLines) -> int | None:
+    """The step of the validation that is best by `run.criterion`; None: there is none.
+
+    Raises:
+        BadInput: the folder holds no run.
+    """
+    found = best(lines, read_config(run))
+    return found["step"] if found else None
 
 
 def event_steps(lines: MetricsLines) -> dict[str, list[int]]:

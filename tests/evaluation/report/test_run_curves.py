@@ -1,5 +1,6 @@
 """The picture of runs: a line style has one meaning in all panels, and the legend explains every mark."""
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,9 +12,10 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'hpcphot
 
 from matplotlib.figure import Figure
 
+from hpcphotoz.config.load import configure, to_toml
 from hpcphotoz.evaluation.report import run_curves
 from hpcphotoz.evaluation.report.run_curves import Panel, Steps, plot_runs
-from hpcphotoz.training.summary.curves import event_steps, panels
+from hpcphotoz.training.summary.curves import best_step, event_steps, panels
 from hpcphotoz.training.summary.metrics_lines import MetricsLines
 
 LOSS = {"loss": 2.0, "loss_clean": 1.0, "loss_adversarial": 3.0, "images_per_s": 100.0, "data_wait": 0.25}
@@ -62,3 +64,27 @@ def test_resumes_and_events_are_in_the_legend_once(monkeypatch: pytest.MonkeyPat
     assert first == ["a: all", "a: clean", "a: attacked", "a: resumed", "a: skipped step"]
     assert not any("resumed" in label or "skipped" in label for labels in others for label in labels)
     assert axes[0].get_xlim()[0] < 3 and axes[0].get_xlim()[1] > 31
+
+
+def test_the_best_epoch_is_a_star_on_each_curve_of_the_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = drawn(monkeypatch, Steps(best=20))
+    stars = {ax.get_ylabel(): [line for line in ax.get_lines() if line.get_marker() == "*"] for ax in axes}
+    assert [label for label, found in stars.items() if found] == ["validation sigma_MAD"]
+    (star,) = stars["validation sigma_MAD"]
+    assert list(star.get_xdata()) == [20, 20] and list(star.get_ydata()) == [0.02, 0.03]
+    assert "a: best epoch" in axes[1].get_legend_handles_labels()[1]
+    for none in (Steps(), Steps(best=10)):  # nothing was validated, or the line of it is gone
+        assert all(line.get_marker() != "*" for ax in drawn(monkeypatch, none) for line in ax.get_lines())
+
+
+@pytest.mark.parametrize(("criterion", "step"), [("clean", 20), ("robust", 30)])
+def test_the_best_epoch_is_that_of_the_criterion(tmp_path: Path, criterion: str, step: int) -> None:
+    for_run = {"sigma_mad": 0.9, "sigma_mad_adversarial": 0.9}
+    scatters = {10: {}, 20: {"sigma_mad": 0.1}, 30: {"sigma_mad_adversarial": 0.1}}
+    lines = MetricsLines(
+        validations=[{"step": at, "epoch": 0, **for_run, **better} for at, better in scatters.items()]
+    )
+    made = configure("test", fraction=0.5, criterion=criterion)
+    (tmp_path / "config.toml").write_text(to_toml(made))
+    (tmp_path / "provenance.json").write_text(json.dumps({"starts": [{"step": 0}]}))
+    assert best_step(tmp_path, lines) == step and best_step(tmp_path, MetricsLines()) is None
