@@ -56,6 +56,12 @@ class Model(Section):
         "TensorFlow's SAME)",
     )
     width: int = Field(48, ge=8, description="compact: channels of the first stage")
+    crop: int = Field(
+        0,
+        ge=0,
+        description="compact, cnn, inception: see the central crop x crop pixels of each stamp alone; a pass "
+        "costs the less, and eps bounds the change of each pixel of the stamp all the same; 0: all of it",
+    )
     binning: int = Field(
         1,
         ge=1,
@@ -140,5 +146,5 @@ def _unused(name: str) -> tuple[str, ...]:
     """Options of this library's networks that a network of the user or of timm does not take."""
     if name in OWN_NETWORKS:
         return ()
-    of_ours = ("relu_logits", "pool_counts_padding", "width", "binning")
+    of_ours = ("relu_logits", "pool_counts_padding", "width", "crop", "binning")
     return of_ours if name.startswith(TIMM) else ("normalisation", *of_ours)

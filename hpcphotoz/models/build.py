@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from hpcphotoz.config import Model
 from hpcphotoz.config.model import OWN_NETWORKS
 from hpcphotoz.errors import BadInput
-from hpcphotoz.models.binning import binned_side
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.cnn import CompactCNN, SmallCNN
 from hpcphotoz.models.factory import make_network
 from hpcphotoz.models.inception import Inception
 from hpcphotoz.models.layers import Normalise
+from hpcphotoz.models.view import View
 
 
 def bins_of(model: Model) -> RedshiftBins:
@@ -30,13 +30,13 @@ def build(model: Model, *, stamp: int, scale: tuple[float, ...]) -> nn.Module:
 
     Raises:
         BadInput: a network of the user or of timm that cannot be made; see `factory.make_network`. A stamp
-            that is not a multiple of the binning.
+            that has no such view.
     """
     if model.name not in OWN_NETWORKS:
         return make_network(model, stamp=stamp, scale=scale)
-    side = binned_side(stamp, model.binning)
-    normalise = Normalise(model.normalisation, scale, side if model.binning > 1 else None)
-    shared = normalise, len(scale), side, model.bins
+    view = View.of(model, stamp)
+    normalise = Normalise(model.normalisation, scale, view if view.side < stamp else None)
+    shared = normalise, len(scale), view.side, model.bins
     if model.name == "compact":
         return CompactCNN(*shared, width=model.width)
     if model.name == "cnn":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcphotoz.kernels.network import reference
-from hpcphotoz.models.binning import bin_pixels
+from hpcphotoz.models.view import View
 
 
 class _Asinh(torch.autograd.Function):
@@ -79,20 +79,20 @@ class Normalise(nn.Module):
     Args:
         kind: "asinh": asinh(x / scale); "sqrt": sign(x)(sqrt(|x| + 1) - 1), as Pasquet et al. 2019, no scale.
         scale: per band, nMgy.
-        side: pixels a side to which images are binned first, unless they are already; None: not at all.
+        view: what of the images is normalised; None: all of it.
     """
 
     scale: Tensor
 
-    def __init__(self, kind: str, scale: tuple[float, ...], side: int | None = None) -> None:
+    def __init__(self, kind: str, scale: tuple[float, ...], view: View | None = None) -> None:
         super().__init__()
-        self.kind, self.side = kind, side
+        self.kind, self.view = kind, view
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, B, H, W) nMgy -> the same shape, or (N, B, side, side) where images are binned; float32."""
-        if self.side is not None:
-            images = bin_pixels(images, self.side)
+        """(N, B, H, W) nMgy -> the same shape, or (N, B, side, side) of the view; float32."""
+        if self.view is not None:
+            images = self.view(images)
         if self.kind == "asinh":
             return asinh(images / self.scale)
         # Written so that the gradient at 0 is 1/2: sign(x) alone would have none there.

@@ -17,7 +17,7 @@ from hpcphotoz.data.order import attacked_mask, derive_key, keyed_hash
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.device import copy_to_device
 from hpcphotoz.kernels import reference
-from hpcphotoz.models.binning import bin_pixels, binned_side
+from hpcphotoz.models.view import View
 
 Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 _AUGMENT = 10  # purpose of these random numbers, different from that of all others
@@ -27,7 +27,7 @@ _AUGMENT = 10  # purpose of these random numbers, different from that of all oth
 class RankBatch:
     """One rank's slice of a global batch; it may be empty."""
 
-    images: Tensor  # (n, B, H, W) float32 nMgy, augmented, and binned by `model.binning`
+    images: Tensor  # (n, B, H, W) float32 nMgy, augmented; what the network sees of the stamps
     ebv: Tensor  # (n,) float32, mag
     z_spec: Tensor  # (n,) float32
     sky_sigma: Tensor  # (n, B) float32, nMgy
@@ -69,7 +69,7 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
     position = batch.position.numpy()
     chosen = attacked_mask(position, config.adversarial.fraction)
     rows = [copy_to_device(torch.from_numpy(np.flatnonzero(which)), device) for which in (chosen, ~chosen)]
-    images = flux(batch, config.model.binning, config.run.seed if config.data.augment else None, epoch)
+    images = flux(batch, config.model, config.run.seed if config.data.augment else None, epoch)
     return RankBatch(
         images=images,
         ebv=batch.ebv,
@@ -87,12 +87,13 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
     )
 
 
-def flux(batch: Batch, binning: int = 1, seed: int | None = None, epoch: int = 0) -> Tensor:
+def flux(batch: Batch, model: Model | None = None, seed: int | None = None, epoch: int = 0) -> Tensor:
     """Decoded images, (n, B, y, x) float32 nMgy channels_last, augmented by a symmetry of the square.
 
     Args:
         batch: a batch of the stream.
-        binning: `model.binning` of the network that takes the images: they are binned here, once; 1: not.
+        model: the network that takes the images: they are cut and binned to its `View` here, once; None:
+            whole stamps.
         seed, epoch: choose, with the object's number, one of the eight; seed None: no image is turned.
     """
     code = None
@@ -100,19 +101,23 @@ def flux(batch: Batch, binning: int = 1, seed: int | None = None, epoch: int = 0
         ids = _random_key(batch).numpy().astype(np.uint64)
         words = keyed_hash(ids, derive_key(seed, epoch, _AUGMENT)) >> np.uint64(61)
         code = copy_to_device(torch.from_numpy(words.astype(np.int64)), batch.images.device)
-    images, unit, device = batch.images, batch.image_unit, batch.images.device.type
-    load, side = _load_on(device), binned_side(images.shape[-1], binning)
-    if device == "cpu" and binning > 1:  # rows stay contiguous, for the mean over pixels
+    view, unit, device = (
+        View.of(model or Model(), batch.images.shape[-1]),
+        batch.image_unit,
+        batch.images.device.type,
+    )
+    load, images = _load_on(device), view.cut(batch.images).contiguous()
+    if device == "cpu" and view.binning > 1:  # rows stay contiguous, for the mean over pixels
         decoded = encoding.decode(images.numpy(), None if unit is None else unit.numpy())
         images, unit = torch.from_numpy(decoded), None
     if images.dtype == torch.float32:  # turning whole stamps was a sixth of a step
-        return load(bin_pixels(images, side), unit, code)
-    return bin_pixels(load(images, unit, code), side)
+        return load(view(images), unit, code)
+    return view(load(images, unit, code))
 
 
 def image_shape(model: Model, header: Header) -> tuple[int, int, int]:
     """(B, y, x) of the images in rank batches."""
-    side = binned_side(header.stamp, model.binning)
+    side = View.of(model, header.stamp).side
     return len(header.bands), side, side
 
 

@@ -36,25 +36,31 @@ def test_a_rank_batch_is_sent_to_a_gpu_without_waiting_for_it(monkeypatch: pytes
 
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int16])
-def test_binned_images_are_turned_as_whole_ones(dtype: torch.dtype, augment: bool) -> None:
+@pytest.mark.parametrize(("crop", "binning"), [(0, 4), (4, 1), (4, 2)])
+def test_what_a_network_sees_is_turned_as_whole_images_are(
+    dtype: torch.dtype, augment: bool, crop: int, binning: int
+) -> None:
     stored = replace(batch(), images=batch().images.to(dtype))
     if dtype == torch.int16:
         unit = stored.sky_sigma / 32
         unit[::2, 1] *= -1  # some images, in one band, have bright pixels
         images = torch.randint(-32767, 32768, stored.images.shape, dtype=dtype)
         stored = replace(stored, images=images, image_unit=unit)
-    whole, binned = (
-        make_rank_batch(stored, configured(augment=augment, binning=b), 3, 0).images for b in (1, 4)
+    whole, seen = (
+        make_rank_batch(stored, configured(augment=augment, crop=c, binning=b), 3, 0).images
+        for c, b in ((0, 1), (crop, binning))
     )
-    assert binned.shape == (len(whole), 3, 2, 2) and binned.is_contiguous(memory_format=torch.channels_last)
-    assert binned.dtype == torch.float32
+    part, edge = crop or 8, (8 - (crop or 8)) // 2
+    side = part // binning
+    assert seen.shape == (len(whole), 3, side, side)
+    assert seen.is_contiguous(memory_format=torch.channels_last) and seen.dtype == torch.float32
     # Means of 16 pixels: float32 rounds the sum at the size of the pixels, which may cancel.
     size = float(whole.abs().max())
-    torch.testing.assert_close(
-        binned, whole.reshape(-1, 3, 2, 4, 2, 4).mean((3, 5)), rtol=0, atol=1e-6 * size
-    )
+    middle = whole[..., edge : edge + part, edge : edge + part]
+    mean = middle.reshape(-1, 3, side, binning, side, binning).mean((3, 5))
+    torch.testing.assert_close(seen, mean, rtol=0, atol=1e-6 * size)
 
 
-def test_a_rank_without_objects_has_no_binned_images() -> None:
-    none = make_rank_batch(batch(0), configured(binning=4), 0, 0)
+def test_a_rank_without_objects_sees_no_images() -> None:
+    none = make_rank_batch(batch(0), configured(crop=4, binning=2), 0, 0)
     assert none.images.shape == (0, 3, 2, 2)

@@ -178,7 +178,7 @@ def _writes_normalised(network: FluxNetwork, device: torch.device) -> bool:
     # On a CPU the step is no kernel of its own: nothing would be saved. Hooks want to see all calls.
     parts = network, network.normalise
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-    return device.type == "cuda" and _is_ours(network) and network.normalise.side is None and not hooked
+    return device.type == "cuda" and _is_ours(network) and network.normalise.view is None and not hooked
 
 
 def _callers_autocast(device: torch.device) -> torch.dtype | None:

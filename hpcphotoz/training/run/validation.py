@@ -98,7 +98,7 @@ def _predictions(
         except StopIteration:
             problem = "the validation part has fewer objects than were counted: has the dataset changed?"
             continue
-        images = flux(batch, components.config.model.binning)
+        images = flux(batch, components.config.model)
         with components.compute.autocast(device):
             logits: Tensor = components.module(images, batch.ebv)
         rows.append(torch.stack([components.bins.mean(logits), batch.z_spec], dim=1))
