@@ -16,7 +16,7 @@ def start(
     key: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """`start_reference.start` a few objects at a time, in cache: 8 ms for 32 images of 5 x 64 x 64, not 17."""
+    """`start_reference.start` a few objects at a time, in cache: 8 ms for 32 images of 5x64x64, not 17."""
     n, bands = x0.shape[:2]
     out = torch.empty_like(x0)
     if x0.numel() == 0:
