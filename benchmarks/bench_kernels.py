@@ -25,7 +25,8 @@ from benchmarks.harness import Benchmark, Times, middle, on_host_clock, parser, 
 from benchmarks.kernels.activations import activation_problems
 from benchmarks.kernels.problem import Call, Problem
 from hpcphotoz.compute.capture import capture
-from hpcphotoz.kernels import redshift_loss_reference, reference
+from hpcphotoz.kernels import redshift_loss_reference
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.backend import kernels_on
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,20 +8,22 @@ from functools import cache
 
 from torch import Tensor
 
-from hpcphotoz.kernels import redshift_loss_reference, reference
+from hpcphotoz.kernels import redshift_loss_reference
+from hpcphotoz.kernels.attack import pgd_normalised_reference, reference, start_reference
 from hpcphotoz.kernels.network import reference as network_reference
 
-StepKernel = Callable[..., Tensor]  # arguments and result as `reference.pgd`
+StepKernel = Callable[..., Tensor]  # arguments and result as `attack.reference.pgd`
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of `kernels.reference`, or the operators that replace them, by name.
+    """The definitions in plain torch, or the operators that replace them, by name.
 
-    `redshift_loss` and the function after it are those of `kernels.redshift_loss_reference`, `prelu_pool` and
-    the two after it those of `kernels.network.reference`. Their operators replace them on a GPU only:
-    gradients on a CPU are those of autograd, bit for bit.
+    The functions of the attack are those of `kernels.attack`, from its `reference`, `start_reference` and
+    `pgd_normalised_reference`. `redshift_loss` and the function after it are those of
+    `kernels.redshift_loss_reference`, `prelu_pool` and the two after it those of `kernels.network.reference`.
+    Their operators replace them on a GPU only: gradients on a CPU are those of autograd, bit for bit.
 
     `in_place` has the steps that are taken in the memory of the attacked images, by ball, where that saves
     anything: on a GPU.
@@ -41,7 +43,7 @@ class Kernels:
     prelu_pool_gradients: Callable[..., tuple[Tensor, ...]] = network_reference.prelu_pool_gradients
     prelu_pool_input_gradient: Callable[..., Tensor] = network_reference.prelu_pool_input_gradient
     in_place: Mapping[str, Callable[..., None]] = field(default_factory=dict)
-    pgd_normalised: Callable[..., None] = reference.pgd_normalised
+    pgd_normalised: Callable[..., None] = pgd_normalised_reference.pgd_normalised
 
     def step(self, ball: str) -> StepKernel:
         """The step of a ball: "linf", "l2" or "flux"."""
@@ -62,8 +64,8 @@ def kernels_on(device: str) -> Kernels:
     """The kernels for tensors on a type of device, such as "cuda"."""
     if not has_triton(device, "attack steps run unfused, about four times slower each"):
         r = reference
-        return Kernels(r.pgd, r.l2, r.flux, r.momentum, r.start, r.select)
-    from hpcphotoz.kernels import flux, l2, pgd, select, start
+        return Kernels(r.pgd, r.l2, r.flux, r.momentum, start_reference.start, r.select)
+    from hpcphotoz.kernels.attack import flux, l2, pgd, pgd_normalised, select, start
 
     steps = pgd.pgd, l2.l2, flux.flux, pgd.momentum, start.start, select.select
     if device != "cuda":
@@ -74,4 +76,4 @@ def kernels_on(device: str) -> Kernels:
     activations = p.prelu_pool, p.prelu_pool_gradients, p.prelu_pool_input_gradient
     in_place = {"linf": pgd.pgd_, "l2": l2.l2_, "flux": flux.flux_}
     losses = redshift_loss, redshift_loss_and_gradient
-    return Kernels(*steps, *losses, *activations, in_place, pgd.pgd_normalised)
+    return Kernels(*steps, *losses, *activations, in_place, pgd_normalised.pgd_normalised)

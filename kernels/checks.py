@@ -1,7 +1,7 @@
 """Argument checks of the operators, and memory layouts as their kernels need them.
 
 A kernel reads raw memory: an unexpected shape, type, layout or device gives wrong numbers or an illegal
-access. `reference` documents shapes and types.
+access. The references of the kernels document shapes and types.
 """
 
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 class StepArguments(NamedTuple):
-    """The arguments of a step in any ball, as `reference` documents them."""
+    """The arguments of a step in any ball, as `attack.reference` documents them."""
 
     adv: Tensor
     x0: Tensor
@@ -118,7 +118,7 @@ def check_seen(x0: Tensor, seen: Tensor, grad: Tensor | None, scale: Tensor) -> 
 
 
 def check_key(key: Tensor, x0: Tensor) -> None:
-    """Check seed and epoch of `reference.start`: (2,) contiguous int64."""
+    """Check seed and epoch of `attack.start_reference`: (2,) contiguous int64."""
     if key.shape != (2,):
         raise ValueError(f"key {tuple(key.shape)}: want (2,), the seed and the epoch")
     _check_plain("key", key, x0, torch.int64)

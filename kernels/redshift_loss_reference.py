@@ -22,11 +22,15 @@ def redshift_loss(
 ) -> Tensor:
     """The loss of each object, (N,) float32, differentiable by autograd.
 
-    cross_entropy   -sum(t log p), t the label (`label`)
-    mean            <z> = sum(p c), c the centres of the bins
-    shift           |<z> - z|
-    crps            integral (CDF(z') - H(z' - z))^2 dz', the probability of a bin spread evenly over it
-                    (Gneiting & Raftery 2007, doi:10.1198/016214506000001437)
+    cross_entropy
+        -sum(t log p), t the label (`label`)
+    mean
+        <z> = sum(p c), c the centres of the bins
+    shift
+        |<z> - z|
+    crps
+        integral (CDF(z') - H(z' - z))^2 dz', the probability of a bin spread evenly over it
+        (Gneiting & Raftery 2007, doi:10.1198/016214506000001437)
     """
     if kind == "mean":
         return mean(logits, z_min, width)

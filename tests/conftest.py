@@ -21,7 +21,7 @@ def pytest_configure() -> None:
 
 
 # Folders with long tests: they start ranks, clusters, compilers and interpreters.
-LONG = ("launch", "overlap", "training", "distributed", "run", "exact", "kernels")
+LONG = ("launch", "overlap", "training", "distributed", "run", "exact", "kernels", "attack", "network")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ TEXTS = sorted(
     path
     for pattern in (
         *("*.md", "docs/**/*.md", "benchmarks/**/*.md"),
-        *("hpcphotoz/**/*.py", "hpcphotoz/**/*.toml", "kernels/*.py"),
+        *("hpcphotoz/**/*.py", "hpcphotoz/**/*.toml", "kernels/**/*.py"),
     )
     for path in ROOT.glob(pattern)
 )

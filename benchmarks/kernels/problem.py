@@ -6,11 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from hpcphotoz.kernels import redshift_loss_reference, reference
+from hpcphotoz.kernels import redshift_loss_reference
+from hpcphotoz.kernels.attack import pgd_normalised_reference, reference, start_reference
 from hpcphotoz.kernels.network import reference as network_reference
 
 Call = Callable[[], object]
-_DEFINITIONS = (reference, redshift_loss_reference, network_reference)
+_DEFINITIONS = (
+    reference,
+    start_reference,
+    pgd_normalised_reference,
+    redshift_loss_reference,
+    network_reference,
+)
 
 
 @dataclass(frozen=True)

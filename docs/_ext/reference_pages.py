@@ -20,7 +20,7 @@ from hpcphotoz.config import load as config
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-PLACEHOLDER = re.compile(r"^<!-- generated: ([a-z: .]+) -->$", re.MULTILINE)
+PLACEHOLDER = re.compile(r"^<!-- generated: ([\w: .]+) -->$", re.MULTILINE)
 Commands = dict[str, argparse.ArgumentParser]
 
 

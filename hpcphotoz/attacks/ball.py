@@ -20,7 +20,7 @@ class Ball:
         eps: (B,) or (N, B) float32, nMgy. "linf": largest change of a pixel. "flux": the same, and the
             change adds up to 0 over the pixels of an object and band, so that photometry does not notice.
             "l2": semi-axes of the ellipsoid |delta / eps|_2 <= 1 over all pixels and bands of an object.
-        kind: "linf", "l2" or "flux"; definitions in `kernels.reference`.
+        kind: "linf", "l2" or "flux"; definitions in `kernels.attack.reference`.
         lo, hi: (B,) or (N, B) float32, nMgy, lowest and highest flux of a pixel; no limits by default. They
             win over the ball where an image lies outside them ("flux": such a pixel moves no further out).
         mask: (N, B, H, W) bool, or broadcastable to it: which pixels may change; all by default.

@@ -14,7 +14,7 @@ from hpcphotoz.attacks.passes.gradient import AS_IS, ImageLoss, Model, Passes
 from hpcphotoz.attacks.passes.runner import run_attack
 from hpcphotoz.attacks.pgd import ALL_ROWS, BestSoFar
 from hpcphotoz.config.attack import MAX_QUERIES
-from hpcphotoz.kernels.reference import uniform
+from hpcphotoz.kernels.attack.start_reference import uniform
 
 # The fraction of the image that a square covers is halved after each of these ten-thousandths of the queries.
 _HALVE_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

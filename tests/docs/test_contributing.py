@@ -28,7 +28,7 @@ PAGE = "CONTRIBUTING.md"
 LONGEST = 40  # lines of an example
 
 
-@pytest.mark.parametrize("name", ["mifgsm.py", "mine.py", "tiny.py", "kernels/clip.py"])
+@pytest.mark.parametrize("name", ["mifgsm.py", "mine.py", "tiny.py", "kernels/attack/clip.py"])
 def test_examples_are_short(name: str) -> None:
     assert len([line for line in example(PAGE, name).splitlines() if line.strip()]) < LONGEST
 
@@ -131,10 +131,10 @@ def test_the_network_has_gradients_everywhere(tmp_path: Path) -> None:
 
 def test_the_kernel_equals_its_reference(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-    (tmp_path / "clip.py").write_text(example(PAGE, "kernels/clip.py"))
+    (tmp_path / "clip.py").write_text(example(PAGE, "kernels/attack/clip.py"))
     definition = next(block for block in blocks(PAGE) if block.startswith("def clip("))
     check = (
-        "import torch\nfrom torch import Tensor\nfrom hpcphotoz.kernels import reference\n"
+        "import torch\nfrom torch import Tensor\nfrom hpcphotoz.kernels.attack import reference\n"
         + definition
         + "reference.clip = clip\nimport clip as kernel\nkernel.wrap_triton = lambda jitted: jitted\n"
         "for shape in ((2, 3, 5, 7), (1, 2, 32, 32), (2, 1, 33, 47)):\n"

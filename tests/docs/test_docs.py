@@ -89,7 +89,9 @@ def test_every_name_in_the_reference_exists(generator: ModuleType) -> None:
     text = (DOCS / "reference" / "api.md").read_text()
     modules = re.findall(r"^<!-- generated: module: ([\w.]+) -->$", text, re.MULTILINE)
     assert len(modules) > 9
+    page = generator.generate(text)
     for module in modules:
+        assert f"## `{module}`" in page, f"{module} is left out"
         names = generator.public_names(module)
         assert names, f"{module}: no public name"
         for name in names:

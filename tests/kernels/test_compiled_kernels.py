@@ -15,7 +15,8 @@ from tests.helpers.kernels.ptx import Resources, built, resources
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 from triton.backends.compiler import GPUTarget
 
-from hpcphotoz.kernels import checks, device_functions, flux, l2, load, pgd, redshift_loss, select, start
+from hpcphotoz.kernels import checks, device_functions, load, redshift_loss
+from hpcphotoz.kernels.attack import flux, l2, pgd, pgd_normalised, select, start
 from hpcphotoz.kernels.network import backward, forward
 from hpcphotoz.kernels.network.reference import POOLINGS
 from tests.helpers.kernels.prelu_problems import DTYPES
@@ -71,14 +72,14 @@ def normalised(layout: torch.memory_format) -> Variants:
         return
     last = torch.channels_last
     for side, dtype, channels, kind, masked, stepped in product(
-        (64, 33), checks.GRADIENTS, (8, 5), pgd.NORMALISATIONS, (False, True), (True, False)
+        (64, 33), checks.GRADIENTS, (8, 5), pgd_normalised.NORMALISATIONS, (False, True), (True, False)
     ):
         if (not stepped and not kind) or (channels == 5 or not stepped) and (masked or side != 64):
             continue
         seen = torch.zeros(2, channels, side, side, dtype=dtype).contiguous(memory_format=last)
         p = problem(side, last, (None, masked, False))._replace(grad=seen if stepped else None)
         name = f"normalised {side} {dtype} {channels} {kind} {masked} {stepped}"
-        yield name, pgd, partial(pgd.launch_normalised, p, seen, torch.ones(5), kind)
+        yield name, pgd_normalised, partial(pgd_normalised.launch, p, seen, torch.ones(5), kind)
 
 
 def projections(layout: torch.memory_format) -> Variants:

@@ -15,7 +15,8 @@ from tests.helpers.kernels.step_problems import CASES, problem
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
 import triton.language as tl
 
-from hpcphotoz.kernels import flux, l2, load, pgd, redshift_loss, select, start
+from hpcphotoz.kernels import load, redshift_loss
+from hpcphotoz.kernels.attack import flux, l2, pgd, select, start
 from hpcphotoz.kernels.checks import StepArguments
 from hpcphotoz.kernels.network import backward, forward
 

@@ -68,7 +68,7 @@ class NormalisedPasses:
     """
 
     forward: Model  # (normalised images (N, C, H, W), ebv) -> logits
-    kind: str  # of the normalisation, as in `kernels.reference.normalised`
+    kind: str  # of the normalisation, as in `kernels.attack.pgd_normalised_reference.normalised`
     scale: Tensor  # (B,) float32, nMgy
     dtype: torch.dtype  # of the normalised images
 

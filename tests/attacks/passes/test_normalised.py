@@ -19,7 +19,7 @@ from hpcphotoz.attacks.passes import gradient
 from hpcphotoz.attacks.passes.gradient import image_loss_of
 from hpcphotoz.attacks.pgd import ALL_ROWS, BestSoFar
 from hpcphotoz.config import Model
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import pgd_normalised_reference as reference
 from hpcphotoz.kernels.backend import kernels_on
 from hpcphotoz.models.build import build
 from hpcphotoz.models.cnn import CompactCNN
@@ -28,7 +28,7 @@ from tests.helpers.attack_problems import batch_norm_problem
 from tests.helpers.networks import BINS
 
 pytest.importorskip("triton", reason="triton is not installed: a GPU would run no kernel")
-from hpcphotoz.kernels import flux, l2, pgd
+from hpcphotoz.kernels.attack import flux, l2, pgd, pgd_normalised
 
 N, SIDE, SCALE = 4, 16, (0.1, 0.2, 0.05, 1.0, 3.0)
 HALF = attacks.Passes(autocast=torch.bfloat16)
@@ -63,7 +63,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def switch(channels: int) -> None:
         in_place = {"linf": pgd.pgd_, "l2": l2.l2_, "flux": flux.flux_}
-        fused = replace(kernels_on("cpu"), in_place=in_place, pgd_normalised=pgd.pgd_normalised)
+        fused = replace(kernels_on("cpu"), in_place=in_place, pgd_normalised=pgd_normalised.pgd_normalised)
         monkeypatch.setattr(ball, "kernels_on", lambda device: fused)
         monkeypatch.setattr(gradient, "_CHANNELS", channels)
         monkeypatch.setattr(gradient, "_writes_normalised", lambda network, device: True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from tests.helpers.kernels.interpreter import (
     INTERPRETED,
     compiled,
@@ -39,7 +39,7 @@ from tests.helpers.kernels.step_problems import (
 )
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
-from hpcphotoz.kernels import flux as kernel
+from hpcphotoz.kernels.attack import flux as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from tests.helpers.kernels.interpreter import (
     INTERPRETED,
     compiled,
@@ -35,8 +35,8 @@ from tests.helpers.kernels.step_problems import (
 )
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
-from hpcphotoz.kernels import flux as flux_kernel
-from hpcphotoz.kernels import l2 as l2_kernel
+from hpcphotoz.kernels.attack import flux as flux_kernel
+from hpcphotoz.kernels.attack import l2 as l2_kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -11,110 +11,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from hpcphotoz.kernels import checks, reference
+from hpcphotoz.kernels import checks
+from hpcphotoz.kernels.attack import reference
+from hpcphotoz.kernels.attack.flux_functions import counted, limits, lower_median, moved, shifted
 from hpcphotoz.kernels.checks import StepArguments
-from hpcphotoz.kernels.device_functions import copy_unchanged, finite, may_change, warps
+from hpcphotoz.kernels.device_functions import copy_unchanged, may_change, warps
 
 _ONE_BLOCK = 16384  # pixels of an object and band that a program of 1024 threads keeps in registers
-_NEVER = tl.constexpr(0x7FFFFFFF)  # rank of a pixel that may not change: that of a NaN, which no gradient has
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _rank(grad, mask, base, i, between, PIXELS: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    # The gradient as an int32 in the same order: the bits of a float, those of a negative one turned.
-    at = base + i.to(tl.int64) * between
-    free = may_change(mask, at, i < PIXELS, MASKED)
-    bits = finite(tl.load(grad + at, free, 0.0).to(tl.float32)).to(tl.int32, bitcast=True)
-    return tl.where(free, tl.where(bits < 0, bits ^ _NEVER, bits), _NEVER)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _median(  # type: ignore[no-untyped-def]
-    grad, mask, base, between, PIXELS: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
-):
-    # The lower median, exactly: the lowest rank that half of the pixels, rounded up, do not exceed. The first
-    # round counts the pixels that may change. The others halve the interval, counted in floats, and move the
-    # end to the next rank that occurs: about 10 rounds for 4096 pixels, never more than 33.
-    ranks = _rank(grad, mask, base, tl.arange(0, BLOCK), between, PIXELS, MASKED)
-    lowest, highest, half = -_NEVER - 1, _NEVER - 1, -1
-    while lowest < highest:
-        # (lowest + highest) / 2 rounded down, without overflow.
-        middle = (lowest & highest) + ((lowest ^ highest) >> 1)
-        middle = tl.where(half < 0, highest, middle)
-        lanes = (ranks <= middle).to(tl.int32)
-        if PIXELS > BLOCK:
-            for first in range(BLOCK, PIXELS, BLOCK):
-                i = first + tl.arange(0, BLOCK)
-                lanes += (_rank(grad, mask, base, i, between, PIXELS, MASKED) <= middle).to(tl.int32)
-        below = tl.sum(lanes)
-        half = tl.where(half < 0, (below + 1) // 2, half)
-        enough = below >= half
-        if enough:
-            lanes = tl.where(ranks <= middle, ranks, -_NEVER - 1)
-            if PIXELS > BLOCK:
-                for first in range(BLOCK, PIXELS, BLOCK):
-                    i = first + tl.arange(0, BLOCK)
-                    other = _rank(grad, mask, base, i, between, PIXELS, MASKED)
-                    lanes = tl.maximum(lanes, tl.where(other <= middle, other, -_NEVER - 1))
-            highest = tl.max(lanes)
-            lowest = tl.where(below == half, highest, lowest)
-        else:
-            lanes = tl.where(ranks <= middle, _NEVER, ranks)
-            if PIXELS > BLOCK:
-                for first in range(BLOCK, PIXELS, BLOCK):
-                    i = first + tl.arange(0, BLOCK)
-                    other = _rank(grad, mask, base, i, between, PIXELS, MASKED)
-                    lanes = tl.minimum(lanes, tl.where(other <= middle, _NEVER, other))
-            lowest = tl.min(lanes)
-    return tl.where(lowest < 0, lowest ^ _NEVER, lowest).to(tl.float32, bitcast=True)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _moved(  # type: ignore[no-untyped-def]
-    adv,
-    x0,
-    grad,
-    mask,
-    base,
-    i,
-    between,
-    median,
-    s,
-    PIXELS: tl.constexpr,
-    STEPPED: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    # The original, how far the step has moved it, 0 where it may not, and whether it may.
-    at = base + i.to(tl.int64) * between
-    free = may_change(mask, at, i < PIXELS, MASKED)
-    x = tl.load(x0 + at, free, 0.0)
-    moved = tl.load(adv + at, free, 0.0)
-    if STEPPED:
-        g = finite(tl.load(grad + at, free, 0.0).to(tl.float32))
-        moved += s * tl.where(g > median, 1.0, tl.where(g < median, -1.0, 0.0))
-    return x, tl.where(free, moved - x, 0.0), free
-
-
-@triton.jit
-def _limits(x, e, lowest, highest, free):  # type: ignore[no-untyped-def]
-    # How far down and up a pixel may move: the ball cut by the bounds; 0 where it may not.
-    low = tl.minimum(tl.maximum(-e, lowest - x), 0.0)
-    high = tl.maximum(tl.minimum(e, highest - x), 0.0)
-    return tl.where(free, low, 0.0), tl.where(free, high, 0.0)
-
-
-@triton.jit
-def _shifted(delta, tau, low, high):  # type: ignore[no-untyped-def]
-    return tl.minimum(tl.maximum(delta - tau, low), high)
-
-
-@triton.jit
-def _counted(delta, tau, low, high):  # type: ignore[no-untyped-def]
-    # The shifted changes; which of them follow the shift; and which lie at the upper (1) or lower (-1) limit.
-    down, up = delta - tau <= low, delta - tau >= high
-    sides = up.to(tl.int32) - down.to(tl.int32)
-    follow = 1 - (up | down).to(tl.int32)
-    return _shifted(delta, tau, low, high), follow, sides
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -159,17 +62,17 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
     highest = tl.load(hi + n * hi_stride + band)
     median = 0.0
     if STEPPED:
-        median = _median(grad, mask, base, between, PIXELS, MASKED, BLOCK)
+        median = lower_median(grad, mask, base, between, PIXELS, MASKED, BLOCK)
 
     start = tl.arange(0, BLOCK)
-    x, delta, free = _moved(adv, x0, grad, mask, base, start, between, median, s, PIXELS, STEPPED, MASKED)
-    low, high = _limits(x, e, lowest, highest, free)
+    x, delta, free = moved(adv, x0, grad, mask, base, start, between, median, s, PIXELS, STEPPED, MASKED)
+    low, high = limits(x, e, lowest, highest, free)
     # The shift lies between the lowest and the greatest delta, for [low, high] holds 0.
     smallest, greatest = delta, delta
     if PIXELS > BLOCK:
         for first in range(BLOCK, PIXELS, BLOCK):
             i = first + start
-            _, d, _ = _moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
+            _, d, _ = moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
             smallest, greatest = tl.minimum(smallest, d), tl.maximum(greatest, d)
     left, right = tl.min(smallest), tl.max(greatest)
     # The sum of the shifted changes falls with the shift in straight pieces, from one limit that a pixel
@@ -180,13 +83,13 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
     never = tl.full((), -1, tl.int64) << 62  # the counts of no piece
     before, rounds = never, 0
     while rounds < 256:
-        lanes, follow, sides = _counted(delta, tau, low, high)
+        lanes, follow, sides = counted(delta, tau, low, high)
         if PIXELS > BLOCK:
             for first in range(BLOCK, PIXELS, BLOCK):
                 i = first + start
-                y, d, may = _moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
-                floor, ceiling = _limits(y, e, lowest, highest, may)
-                more, follows, side = _counted(d, tau, floor, ceiling)
+                y, d, may = moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
+                floor, ceiling = limits(y, e, lowest, highest, may)
+                more, follows, side = counted(d, tau, floor, ceiling)
                 lanes, follow, sides = lanes + more, follow + follows, sides + side
         # In one sum: how many follow, and above bit 32 how many more are at the upper limit than the lower.
         total, now = tl.sum(lanes), tl.sum((sides.to(tl.int64) << 32) + follow)
@@ -204,13 +107,13 @@ def _flux_kernel(  # type: ignore[no-untyped-def]
     for first in range(0, PIXELS, BLOCK):
         i = first + start
         if PIXELS > BLOCK:
-            x, delta, free = _moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
-            low, high = _limits(x, e, lowest, highest, free)
+            x, delta, free = moved(adv, x0, grad, mask, base, i, between, median, s, PIXELS, STEPPED, MASKED)
+            low, high = limits(x, e, lowest, highest, free)
         at = base + i.to(tl.int64) * between
         x = tl.load(x0 + at, i < PIXELS, 0.0)  # again: in registers it would cost more than from the cache
         # x + (highest - x) may round to just above highest.
         new = tl.minimum(
-            tl.maximum(x + _shifted(delta, tau, low, high), tl.minimum(lowest, x)), tl.maximum(highest, x)
+            tl.maximum(x + shifted(delta, tau, low, high), tl.minimum(lowest, x)), tl.maximum(highest, x)
         )
         if MASKED:
             may = may_change(mask, at, i < PIXELS, MASKED)

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.checks import StepArguments
 from tests.helpers.kernels.interpreter import (
     compiled,
     on_cuda,
 )
-from tests.helpers.kernels.pgd_problems import FLAGS, GRADS, SHAPES, problem, with_normalised, with_previous
+from tests.helpers.kernels.pgd_problems import FLAGS, GRADS, SHAPES, problem, with_previous
 from tests.helpers.kernels.ptx import ptx
 from tests.helpers.kernels.step_problems import FORMATS, Problem, Shape, assert_identical
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import pgd as kernel
+from hpcphotoz.kernels.attack import pgd as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -33,13 +33,6 @@ def test_operators_pass_opcheck(layout: torch.memory_format, flags: tuple[bool, 
     torch.library.opcheck(kernel.pgd, (), p)
     torch.library.opcheck(kernel.momentum, (), with_previous(p))
     torch.library.opcheck(kernel.pgd_, (), p)
-    if layout == torch.channels_last:
-        torch.library.opcheck(kernel.pgd_normalised, (), filled(with_normalised(p, torch.bfloat16, 8)))
-
-
-def filled(p: Problem) -> Problem:
-    """The arguments of `pgd_normalised` as they are after a pass: opcheck compares all of `seen`."""
-    return p | {"seen": torch.zeros_like(p["seen"])}
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -53,25 +46,6 @@ def test_operators_compile_as_one_graph(backend: str) -> None:
     found = torch.compile(both, fullgraph=True, backend=backend)(p)
     for a, b in zip(found, both(p), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_operators_in_place_compile_as_one_graph(backend: str) -> None:
-    given = problem((2, 5, 4, 4), torch.bfloat16, torch.channels_last, FLAGS[7])
-    given = filled(with_normalised(given, torch.bfloat16, 8)) | {"active": given["active"]}
-
-    def both(q: Problem) -> tuple[Tensor, ...]:
-        step = {name: q[name] for name in ("x0", "eps", "step", "lo", "hi", "mask")}
-        kernel.pgd_(q["adv"], **step, grad=None, active=q["active"])
-        kernel.pgd_normalised(q["adv"], q["seen"], **step, grad=q["grad"], scale=q["scale"], kind="asinh")
-        return q["adv"] + 1, q["seen"] + 1
-
-    one, two = (given | {name: given[name].clone() for name in ("adv", "seen")} for _ in range(2))
-    torch.compile(both, fullgraph=True, backend=backend)(one)
-    both(two)
-    for name in ("adv", "seen"):
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
-    assert not torch.equal(two["adv"], given["adv"])
 
 
 @compiled
@@ -91,21 +65,6 @@ def test_the_launch_can_be_traced(layout: torch.memory_format, tracing_mode: Any
     for call in (launch, launch_in_place):
         graph = make_fx(call, tracing_mode=tracing_mode)(*in_order)
         assert "triton_kernel_wrapper" in graph.code
-
-
-@compiled
-@pytest.mark.parametrize("tracing_mode", ["fake", "symbolic"])
-def test_the_launch_with_normalisation_can_be_traced(tracing_mode: Any) -> None:
-    p = with_normalised(problem((2, 5, 4, 4), torch.bfloat16, torch.channels_last), torch.bfloat16, 8)
-    names = ("adv", "x0", "grad", "eps", "step", "lo", "hi", "seen", "scale")
-
-    def launch(*tensors: Tensor) -> Tensor:
-        *step, seen, scale = tensors
-        kernel.launch_normalised(StepArguments(*step), seen, scale, "asinh")
-        return seen
-
-    graph = make_fx(launch, tracing_mode=tracing_mode)(*(p[name] for name in names))
-    assert "triton_kernel_wrapper" in graph.code
 
 
 @pytest.mark.parametrize(
@@ -132,29 +91,6 @@ def test_operators_refuse_what_they_would_get_wrong(given: Problem, said: str) -
             step(**{**problem((2, 5, 4, 4)), **given})
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"kind": "log"}, "kind 'log': want one of '', 'asinh', 'sqrt'"),
-        ({"seen": torch.zeros(2, 4, 4, 4)}, r"seen \(2, 4, 4, 4\): want \(2, C, 4, 4\), C at least 5"),
-        ({"seen": torch.zeros(2, 8, 4, 3)}, "seen"),
-        ({"seen": torch.zeros(2, 8, 4, 4).bfloat16()}, "seen has strides .* want channels_last"),
-        ({"seen": torch.zeros(2, 8, 4, 4).double()}, "seen"),
-        ({"seen": torch.zeros(2, 8, 4, 4, device="meta").to(memory_format=torch.channels_last)}, "grad|seen"),
-        ({"grad": torch.zeros(2, 5, 4, 4).bfloat16()}, "grad"),
-        ({"grad": torch.zeros(2, 8, 4, 4)}, "grad"),
-        ({"scale": torch.ones(2, 5)}, "scale"),
-        ({"scale": torch.ones(5).double()}, "scale"),
-        ({"adv": torch.zeros(2, 5, 4, 4)}, "adv"),
-        ({"x0": torch.zeros(2, 5, 4, 4), "adv": torch.zeros(2, 5, 4, 4), "mask": None}, "x0 has strides"),
-    ],
-)
-def test_the_step_with_normalisation_refuses_what_it_would_get_wrong(given: Problem, said: str) -> None:
-    p = problem((2, 5, 4, 4), torch.bfloat16, torch.channels_last, (False, True, False))
-    with pytest.raises(ValueError, match=said):
-        kernel.pgd_normalised(**{**with_normalised(p, torch.bfloat16, 8), **given})
-
-
 @pytest.mark.parametrize("layout", FORMATS)
 def test_the_kernel_reads_16_bytes_at_a_time(
     layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
@@ -179,16 +115,6 @@ def test_in_place_a_program_of_an_inactive_object_ends_at_once(
     assert branch and own[: branch.start()].count("ld.global") == 1, "the flag alone is read before it"
 
 
-def test_the_network_s_input_is_written_16_bytes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an H100: a store for the eight channels of a pixel, nothing spilt."""
-    p = problem((1, 5, 64, 64), torch.bfloat16, torch.channels_last)
-    p = with_normalised(p, torch.bfloat16, 8)
-    seen, scale, kind = (p.pop(name) for name in ("seen", "scale", "kind"))
-    text = ptx(monkeypatch, kernel, lambda: kernel.launch_normalised(StepArguments(**p), seen, scale, kind))
-    assert len(re.findall(r"st\.global\.v4", text)) >= 2  # 256 pixels, 128 threads
-    assert ".local" not in text
-
-
 @on_cuda
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("grad", GRADS)
@@ -204,23 +130,6 @@ def test_operators_on_cuda_equal_the_reference(
         wanted = reference.pgd(**p)
         kernel.pgd_(**p)
         assert_identical(p["adv"], wanted)
-
-
-@on_cuda
-@pytest.mark.parametrize("kind", ["asinh", "sqrt"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [*SHAPES, (64, 5, 64, 64)])
-def test_the_step_with_normalisation_on_cuda_equals_the_reference(
-    shape: Shape, dtype: torch.dtype, kind: str
-) -> None:
-    for flags in (FLAGS[0], FLAGS[6]):
-        p = problem(shape, dtype, torch.channels_last, flags, device="cuda")
-        one, two = (with_normalised(p | {"adv": p["adv"].clone()}, dtype, 8, kind) for _ in range(2))
-        kernel.pgd_normalised(**one)
-        reference.pgd_normalised(**two)
-        assert_identical(one["adv"], two["adv"])
-        rounding = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[dtype]
-        torch.testing.assert_close(one["seen"], two["seen"], rtol=rounding, atol=5e-7)
 
 
 @on_cuda

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import start_reference as reference
 from tests.helpers.kernels.interpreter import (
     compiled,
     interpret,
@@ -21,7 +21,7 @@ from tests.helpers.kernels.ptx import ptx
 from tests.helpers.kernels.step_problems import FORMATS, Problem, Shape, assert_identical
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import start as kernel
+from hpcphotoz.kernels.attack import start as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -1,6 +1,6 @@
 """A random start in the L-infinity ball in one pass: reads x0, writes the start.
 
-Definition and references: `reference.start`. The operator `hpcphotoz::start` runs the kernel on CUDA tensors
+Definition and references: `start_reference`. The operator `hpcphotoz::start` runs the kernel on CUDA tensors
 and `on_cpu` elsewhere, with the same bits; the kernel itself runs on CPU tensors under TRITON_INTERPRET=1.
 """
 
@@ -75,7 +75,7 @@ def launch(
     mask: Tensor | None = None,
     groups: int = 256,
 ) -> Tensor:
-    """Run the kernel itself, on whatever device the tensors are; arguments as `reference.start`."""
+    """Run the kernel itself, on whatever device the tensors are; arguments as `start_reference.start`."""
     n, bands, height, width = x0.shape
     out = torch.empty_like(x0)
     if x0.numel() == 0:
@@ -111,7 +111,7 @@ def on_cpu(
     key: Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """`reference.start` a few objects at a time, in cache: 8 ms for 32 images of 5 x 64 x 64, not 17."""
+    """The definition a few objects at a time, in cache: 8 ms for 32 images of 5 x 64 x 64, not 17."""
     n, bands = x0.shape[:2]
     out = torch.empty_like(x0)
     if x0.numel() == 0:
@@ -137,9 +137,9 @@ def on_cpu(
 
 
 def _fill(words: Tensor, object_id: Tensor, key: Tensor, buffers: Tensor) -> None:
-    # The words of `reference.uniform` less their lowest 8 bits, from -2^23 to 2^23 - 1. The counters are
-    # worked on in two pairs, `even` (0 and 2) and `odd` (1 and 3), in place; a round swaps the two of a pair.
-    # Bits above 32 matter only where a product is taken.
+    # The words of the definition's `uniform` less their lowest 8 bits, from -2^23 to 2^23 - 1. The counters
+    # are worked on in two pairs, `even` (0 and 2) and `odd` (1 and 3), in place; a round swaps the two of a
+    # pair. Bits above 32 matter only where a product is taken.
     even, odd, product = buffers
     even[0], even[1] = torch.arange(even.shape[-1]), (object_id >> 32 & _MASK)[:, None]
     odd[0], odd[1] = object_id[:, None], key[1]

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from hpcphotoz.kernels import checks, reference
+from hpcphotoz.kernels import checks
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.checks import StepArguments
 from hpcphotoz.kernels.device_functions import clamp, copy_unchanged, finite, may_change, warps
 

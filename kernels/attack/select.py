@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from hpcphotoz.kernels import checks, reference
+from hpcphotoz.kernels import checks
+from hpcphotoz.kernels.attack import reference
 
 BLOCK = 4096  # numbers a program, a power of two: most programs have nothing to do, so fewer and larger ones
 IMAGES = (torch.float32, torch.bfloat16, torch.float16)

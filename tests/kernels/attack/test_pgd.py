@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from hpcphotoz.kernels.checks import StepArguments
 from tests.helpers.kernels.interpreter import (
     compiled,
@@ -17,11 +17,11 @@ from tests.helpers.kernels.interpreter import (
     thinned,
 )
 from tests.helpers.kernels.memory_checks import left_alone
-from tests.helpers.kernels.pgd_problems import FLAGS, GRADS, SHAPES, problem, with_normalised, with_previous
+from tests.helpers.kernels.pgd_problems import FLAGS, GRADS, SHAPES, problem, with_previous
 from tests.helpers.kernels.step_problems import FORMATS, Shape, assert_identical
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import pgd as kernel
+from hpcphotoz.kernels.attack import pgd as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 interpret(kernel)
@@ -33,10 +33,6 @@ def launched(previous: Tensor | None = None, block: int = kernel.BLOCK, **p: Any
 
 def launched_in_place(block: int = kernel.BLOCK, **p: Any) -> Tensor:
     return kernel.launch(StepArguments(**p), block=block, in_place=True)
-
-
-def launched_normalised(seen: Tensor, scale: Tensor, kind: str, block: int = kernel.BLOCK, **p: Any) -> None:
-    kernel.launch_normalised(StepArguments(**p), seen, scale, kind, block)
 
 
 @interpreted
@@ -90,38 +86,6 @@ def test_out_of_place_inactive_objects_are_copied_and_the_check_sees_it_bit_for_
     idle = int((~p["active"]).nonzero()[0, 0])
     with left_alone(p["adv"][idle]), pytest.raises(Exception, match="leave alone"):
         launched(**p)
-
-
-@interpreted
-@pytest.mark.parametrize(
-    ("shape", "channels", "kind", "dtype"),
-    thinned(
-        list(product(SHAPES, [0, 8], kernel.NORMALISATIONS, [torch.float32, torch.bfloat16, torch.float16])),
-        lambda k: k % 7 == 0,
-    ),
-)
-def test_the_step_with_normalisation_bit_for_bit(
-    shape: Shape, channels: int, kind: str, dtype: torch.dtype
-) -> None:
-    """Images to the bit; what a network reads to the rounding of a logarithm and of its own type."""
-    for flags, block in ((FLAGS[0], kernel.BLOCK), (FLAGS[6], 512)):
-        p = problem(shape, dtype, torch.channels_last, flags)
-        p = with_normalised(p, dtype, max(channels, shape[1]), kind)
-        for grad in (None, p["grad"]):
-            found, wanted = (
-                p | {"grad": grad, "adv": p["adv"].clone(), "seen": p["seen"].clone()} for _ in range(2)
-            )
-            launched_normalised(**found, block=block)
-            reference.pgd_normalised(**wanted)
-            assert_identical(found["adv"], wanted["adv"])
-            if not kind:
-                assert found["seen"].isnan().all() and wanted["seen"].isnan().all()
-                continue
-            # The interpreter cuts off the bits that bfloat16 does not have; numpy's logarithm is another one.
-            rounding = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-10 if dtype == torch.float16 else 1e-6
-            torch.testing.assert_close(found["seen"], wanted["seen"], rtol=rounding, atol=5e-7)
-            assert found["seen"].stride() == wanted["seen"].stride()
-            assert not found["seen"][:, shape[1] :].any()
 
 
 @interpreted
@@ -203,26 +167,3 @@ def test_momentum_without_a_past_is_three_quarters_of_a_step() -> None:
     # The step is projected before it is mixed, and the mixture again.
     far = kernel.momentum(x0 + 0.9, x0 + 0.1, x0, grad, one, 0.4 * one, -free, free)
     torch.testing.assert_close(far, torch.full_like(x0, 1.0))
-
-
-@pytest.mark.parametrize("kind", ["asinh", "sqrt"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_step_with_normalisation_is_the_step_by_the_gradient_of_the_flux(
-    kind: str, dtype: torch.dtype
-) -> None:
-    """The signs of both gradients are the same, and the network reads what it would make of the images."""
-    p = problem((3, 5, 9, 7), dtype, torch.channels_last, (True, True, False))
-    p = with_normalised(p, dtype, 8, kind)
-    scale, x = p["scale"], p["adv"].double().requires_grad_()
-    unit = scale[:, None, None]
-    smooth = torch.asinh(x / unit) if kind == "asinh" else x.sign() * ((x.abs() + 1).sqrt() - 1)
-    (of_flux,) = torch.autograd.grad(smooth, x, torch.nan_to_num(p["grad"][:, :5].double(), nan=0.0))
-    step = {name: p[name] for name in ("adv", "x0", "eps", "step", "lo", "hi", "mask")}
-    wanted = reference.pgd(**step, grad=of_flux.float().contiguous(memory_format=torch.channels_last))
-    kernel.pgd_normalised(**p)
-    assert_identical(p["adv"], wanted)
-    z = p["adv"].double()
-    read = torch.asinh(z / unit) if kind == "asinh" else z.sign() * ((z.abs() + 1).sqrt() - 1)
-    rounding = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
-    torch.testing.assert_close(p["seen"][:, :5].double(), read, rtol=rounding, atol=5e-7)
-    assert not p["seen"][:, 5:].any()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from tests.helpers.kernels.interpreter import (
     compiled,
     interpret,
@@ -19,7 +19,7 @@ from tests.helpers.kernels.interpreter import (
 )
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
-from hpcphotoz.kernels import select as kernel
+from hpcphotoz.kernels.attack import select as kernel
 
 # n, bands, height, width against programs of 4096 numbers: smaller, exactly one, several, odd; no images.
 SHAPES = [(4, 5, 3, 3), (3, 1, 64, 64), (5, 5, 64, 64), (2, 3, 33, 47), (0, 5, 8, 8)]

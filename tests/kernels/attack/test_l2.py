@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels.attack import reference
 from tests.helpers.kernels.interpreter import (
     INTERPRETED,
     compiled,
@@ -36,7 +36,7 @@ from tests.helpers.kernels.step_problems import (
 )
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernels cannot run")
-from hpcphotoz.kernels import l2 as kernel
+from hpcphotoz.kernels.attack import l2 as kernel
 
 pytestmark = pytest.mark.usefixtures("poison")
 
