@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpcphotoz import attacks
 from hpcphotoz.attacks.ball import attack_batch
@@ -18,7 +19,7 @@ from hpcphotoz.models.layers import Conv, FluxNetwork, fuse_activations
 from tests.helpers.kernels.capture import Watch, fake_gpu
 from tests.helpers.kernels.fused import fused_on_cpu, launched
 from tests.helpers.kernels.interpreter import compiled, interpret, interpreted, passed_under_the_interpreter
-from tests.helpers.models.forms import SCALE, assert_same, given, network
+from tests.helpers.models.forms import SCALE, assert_same, given, network, results
 from tests.helpers.training.steps import CPU, Recorded
 
 triton = pytest.importorskip("triton", reason="triton is not installed: nothing is fused")
@@ -67,27 +68,30 @@ def test_fused_activations_give_the_same_results_and_gradients(
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_fused_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of about ten layers rounds to 2^-9: a few percent of the largest value, in the plain form too."""
+def test_in_bfloat16_both_forms_are_as_near_to_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some ten layers round to 2^-9, forwards and backwards; E(B-V) is one number an object."""
     fused_on_cpu(monkeypatch)
     plain = network(name)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_same(fused(plain), plain, *given(), 0.05)
+    wanted = dict(results(plain, *given(n=16)))
+    for module in (plain, fused(plain)):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = dict(results(module, *given(n=16)))
+        for part, exact in wanted.items():
+            largest = {"logits": 0.01, "ebv": 0.4}.get(part, 0.2)
+            assert (found[part] - exact).norm() <= largest * exact.norm(), part
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_images_of_more_channels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attacks in half precision give the network normalised images with channels of zeros beside the bands."""
+    """Attacks in half precision give the network normalised images with channels of zeros beside its own."""
     fused_on_cpu(monkeypatch)
     plain, (images, ebv) = network(name), given()
-    other = fused(plain)
+    other, padded = fused(plain), functional.pad(images, (0, 0, 0, 0, 0, 3))
     assert isinstance(plain, FluxNetwork) and isinstance(other, FluxNetwork)
-    padded = torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 3))
-    wanted = plain.of_normalised(images, ebv)
-    found = other.of_normalised(padded, ebv)
+    wanted, found = plain.of_normalised(images, ebv), other.of_normalised(padded, ebv)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     with pytest.raises(RuntimeError, match="channels"):
-        other(torch.nn.functional.pad(images / torch.tensor(SCALE)[:, None, None], (0, 0, 0, 0, 0, 3)), ebv)
+        other.get_submodule("conv0")(padded)
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
@@ -114,7 +118,8 @@ def test_an_attack_takes_the_pass_for_the_input_alone(
 
 
 @interpreted
-@pytest.mark.parametrize("name", ["cnn", pytest.param("inception", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
 def test_by_the_kernels_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their gradients come as autograd gives them: of concatenations as slices of channels."""
     fused_on_cpu(monkeypatch, launched)
@@ -131,10 +136,10 @@ def test_by_the_kernels_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @compiled
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_under_the_interpreter(slow: bool) -> None:
-    assert passed_under_the_interpreter(__file__, "by_the_kernels", slow=slow) == 1
+def test_under_the_interpreter() -> None:
+    assert passed_under_the_interpreter(__file__, "by_the_kernels", slow=True) == 2
 
 
 @QUIET
@@ -155,6 +160,9 @@ def test_a_cpu_and_the_compiler_never_use_them(name: str, monkeypatch: pytest.Mo
     assert traced and not [target for target in traced if "prelu_pool" in target]
 
 
+@pytest.mark.skipif(
+    torch.version.cuda is None, reason="fake CUDA tensors want a torch with CUDA: `make test-torch211`"
+)
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_gpu_uses_them_and_can_capture_them(name: str, low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
