@@ -31,9 +31,9 @@ from hpcphotoz.models.layers import fuse_activations
 NETWORKS = ("inception", "cnn")  # the compact network has no such layers
 PRECISIONS = ("tf32", "bf16")
 FORMS = ("plain", "fused")
-# Largest difference of a tensor's gradient, of its norm. Roundings make 2e-6 of the whole network in float32
-# and up to 0.25 in bfloat16 (two cores, 16 images of 16 pixels), where either form is as far from float32. A
-# term that is left out, or has another sign, makes about 1.
+# Largest difference of a tensor's gradient, of its norm. Rounding makes 1e-5 in float32 and up to 0.16 in
+# bfloat16 (16 images on two cores), where either form is as far from float32: only the comparison in float32
+# is strict. A term that is left out, or has another sign, makes about 1.
 APART = {"fp32": 1e-3, "tf32": 0.1, "bf16": 0.3}
 
 

@@ -15,7 +15,6 @@ from benchmarks.training.activations import APART, FORMS, add_activations, diffe
 from benchmarks.training.passes import Passes
 from benchmarks.training.steps import assembled
 from hpcphotoz.kernels.network import reference
-from hpcphotoz.models import layers
 from hpcphotoz.models.layers import Conv
 from tests.helpers.kernels.fused import fused_on_cpu
 from tests.helpers.training.steps import CPU
@@ -37,16 +36,21 @@ def wrong(x: Tensor, bias: Tensor, slope: Tensor, pooling: str) -> Tensor:
 def test_both_forms_are_timed_in_turn(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fused_on_cpu(monkeypatch)
-    kernels, taken = layers.kernels_on("cpu"), Counter[str]()
+    from hpcphotoz.kernels.network.prelu_pool import prelu_pool
 
-    def counted(device: str) -> Any:
+    taken, activate = Counter[str](), Conv.activate
+
+    def fused(*given: Any) -> Tensor:
         taken["fused"] += 1
-        return kernels
+        found: Tensor = prelu_pool(*given)
+        return found
 
-    activate = Conv.activate
-    monkeypatch.setattr(layers, "kernels_on", counted)
-    monkeypatch.setattr(Conv, "activate", lambda self, y: (taken.update(["plain"]), activate(self, y))[1])
+    def plain(layer: Conv, y: Tensor) -> Tensor:
+        taken["plain"] += 1
+        return activate(layer, y)
+
+    fused_on_cpu(monkeypatch, fused)
+    monkeypatch.setattr(Conv, "activate", plain)
     found = measured("cnn", "fp32", 2, CPU, repeat=1)
     assert taken["plain"] == taken["fused"] > 0 and taken["plain"] % 3 == 0
     assert found["batch"] == 2 and found["speed"]["training"] == "fp32" and not found["speed"]["compiled"]

@@ -39,8 +39,9 @@ class _Launched(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         from hpcphotoz.kernels.network import backward
 
+        x, bias, slope = ctx.saved_tensors
         all_ = any(ctx.needs_input_grad[1:3])
-        found = backward.launch(grads[0], *ctx.saved_tensors, ctx.pooling, parameters=all_)
+        found = backward.launch(grads[0], x, bias, slope, ctx.pooling, parameters=all_)
         return (*found, None) if all_ else (found[0], None, None, None)
 
 
