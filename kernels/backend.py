@@ -1,4 +1,4 @@
-"""The kernels that attacks loop over: Triton where it is installed, the plain torch reference elsewhere."""
+"""The kernels that attacks loop over: those of Triton on a GPU, the plain torch reference elsewhere."""
 
 import importlib.util
 import logging
@@ -9,7 +9,7 @@ from functools import cache
 from torch import Tensor
 
 from hpcphotoz.kernels import redshift_loss_reference
-from hpcphotoz.kernels.attack import pgd_normalised_reference, reference, start_reference
+from hpcphotoz.kernels.attack import pgd_normalised_reference, reference, start_on_cpu, start_reference
 from hpcphotoz.kernels.network import reference as network_reference
 
 StepKernel = Callable[..., Tensor]  # arguments and result as `attack.reference.pgd`
@@ -51,10 +51,16 @@ class Kernels:
         return found
 
 
-def has_triton(device: str, otherwise: str) -> bool:
-    """Whether Triton is installed; on a GPU without it, logs a warning that says what happens instead."""
+def uses_triton(device: str, otherwise: str) -> bool:
+    """Whether kernels of Triton run on a type of device: on GPUs, where it is installed.
+
+    On a GPU without it, logs a warning that says what happens instead. On a CPU the operators would run the
+    reference too, and their import, with that of torch's compiler, takes over a second.
+    """
+    if device != "cuda":
+        return False
     found = importlib.util.find_spec("triton") is not None
-    if not found and device == "cuda":
+    if not found:
         _log.warning("triton is not installed: %s", otherwise)
     return found
 
@@ -62,17 +68,15 @@ def has_triton(device: str, otherwise: str) -> bool:
 @cache
 def kernels_on(device: str) -> Kernels:
     """The kernels for tensors on a type of device, such as "cuda"."""
-    if not has_triton(device, "attack steps run unfused, about four times slower each"):
+    if not uses_triton(device, "attack steps run unfused, about four times slower each"):
         r = reference
-        return Kernels(r.pgd, r.l2, r.flux, r.momentum, start_reference.start, r.select)
+        begin: Callable[..., Tensor] = start_on_cpu.start if device == "cpu" else start_reference.start
+        return Kernels(r.pgd, r.l2, r.flux, r.momentum, begin, r.select)
     from hpcphotoz.kernels.attack import flux, l2, pgd, pgd_normalised, select, start
-
-    steps = pgd.pgd, l2.l2, flux.flux, pgd.momentum, start.start, select.select
-    if device != "cuda":
-        return Kernels(*steps)
     from hpcphotoz.kernels.network import prelu_pool as p
     from hpcphotoz.kernels.redshift_loss import redshift_loss, redshift_loss_and_gradient
 
+    steps = pgd.pgd, l2.l2, flux.flux, pgd.momentum, start.start, select.select
     activations = p.prelu_pool, p.prelu_pool_gradients, p.prelu_pool_input_gradient
     in_place = {"linf": pgd.pgd_, "l2": l2.l2_, "flux": flux.flux_}
     losses = redshift_loss, redshift_loss_and_gradient

@@ -1,7 +1,7 @@
 """Decodes stored pixels for a network in one pass over memory: scale, flip or rotate, float32, channels_last.
 
-Definition: `reference.load`. The operator `hpcphotoz::load` runs the kernel on CUDA tensors and `on_cpu`
-elsewhere; the kernel itself runs on CPU tensors under TRITON_INTERPRET=1.
+Definition: `reference.load`. The operator `hpcphotoz::load` runs the kernel on CUDA tensors and
+`load_on_cpu.load` elsewhere; the kernel itself runs on CPU tensors under TRITON_INTERPRET=1.
 """
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
 from hpcphotoz.kernels import checks, reference
+from hpcphotoz.kernels.load_on_cpu import load as load_on_cpu
 
 STORED = (torch.float32, torch.float16, torch.int16)
 LINEAR, CURVE = tl.constexpr(reference.LINEAR), tl.constexpr(reference.CURVE)
@@ -89,26 +90,8 @@ def launch(images: Tensor, scale: Tensor | None, code: Tensor | None, tile: int 
     return out
 
 
-@custom_op("hpcphotoz::load_on_cpu", mutates_args=())
-def on_cpu(images: Tensor, scale: Tensor | None, code: Tensor | None) -> Tensor:
-    """`reference.load` an image at a time, in cache: 7 ms for 256 int16 images of 5 x 64 x 64, not 34."""
-    out = reference.channels_last(images)
-    curved = [False] * len(images)
-    if images.dtype == torch.int16 and scale is not None:
-        curved = (scale < 0).any(dim=1).tolist()
-    if code is None and not any(curved):
-        return out.copy_(images) if scale is None else torch.mul(images, scale[:, :, None, None], out=out)
-    for k, turn in enumerate([0] * len(images) if code is None else code.tolist()):
-        image = images[k].flip([axis for bit, axis in ((1, 2), (2, 1)) if turn & bit])
-        image = image.transpose(1, 2) if turn & 4 else image
-        if scale is None:
-            out[k].copy_(image)
-            continue
-        unit = scale[k, :, None, None]
-        torch.mul(image, unit, out=out[k])
-        if curved[k]:
-            out[k].copy_(torch.where(unit < 0, reference.curved(image, unit), out[k]))
-    return out
+# An operator of its own: tracing a triton_op would look into its loop over images, whose codes are numbers.
+on_cpu = custom_op("hpcphotoz::load_on_cpu", mutates_args=())(load_on_cpu)
 
 
 @on_cpu.register_fake

@@ -78,6 +78,29 @@ def test_modules_import_beside_few_packages(allowed: set[str], names: list[str])
     assert len(names) > 3 and found.returncode == 0, found.stderr
 
 
+ON_A_CPU = """
+import sys, torch
+from hpcphotoz import attacks
+from hpcphotoz.config.load import parse
+from hpcphotoz.models.build import bins_of, build
+
+config = parse({"model": {"width": 8, "bins": 20}, "attack": {"random_start": True}}, "test")
+network, bins = build(config.model, stamp=16, scale=(1.0,)), bins_of(config.model)
+x, one = torch.zeros(2, 1, 16, 16), torch.full((2,), 0.1)
+given = dict(attack=config.attack, bins=bins)
+attacks.perturb(network, x, one, one, one[:, None], torch.arange(2), **given)
+bins.mean(network(x, one))
+print(*{"triton", "torch._inductor", "torch._dynamo"} & set(sys.modules))
+"""
+
+
+def test_attacks_on_a_cpu_do_not_wait_for_the_import_of_compilers() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", ON_A_CPU], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert not found.stdout.strip(), found.stdout
+
+
 def test_missing_packages_are_refused() -> None:
     found = subprocess.run(
         [sys.executable, "-c", BLOCKED, "torch", "pydantic"],

@@ -27,7 +27,7 @@ from hpcphotoz.attacks.passes.gradient import AS_IS, Model, Passes, frozen
 from hpcphotoz.attacks.pgd import fgsm, pgd
 from hpcphotoz.attacks.square import square
 from hpcphotoz.attacks.torchattacks_api import APGD, FGSM, PGD
-from hpcphotoz.kernels.backend import has_triton
+from hpcphotoz.kernels.backend import uses_triton
 
 __all__ = [
     "APGD",
@@ -44,7 +44,7 @@ __all__ = [
     "crps",
     "fgsm",
     "frozen",
-    "has_triton",
+    "uses_triton",
     "higher",
     "lower",
     "margin",

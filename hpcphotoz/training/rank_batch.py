@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcphotoz.attacks import has_triton
+from hpcphotoz.attacks import uses_triton
 from hpcphotoz.config import Config, Model
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.order import attacked_mask, derive_key, keyed_hash
 from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.data.stream.device import copy_to_device
-from hpcphotoz.kernels import reference
+from hpcphotoz.kernels import load_on_cpu, reference
 from hpcphotoz.models.view import View
 
 Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
@@ -127,7 +127,9 @@ def _random_key(batch: Batch) -> Tensor:
 
 @cache
 def _load_on(device: str) -> Load:
-    if not has_triton(device, "images are decoded and turned in several passes"):
+    if device == "cpu":
+        return load_on_cpu.load
+    if not uses_triton(device, "images are decoded and turned in several passes"):
         return reference.load
     from hpcphotoz.kernels.load import load as fused
 

@@ -22,6 +22,7 @@ from tests.helpers.kernels.step_problems import FORMATS, Problem, Shape, assert_
 
 triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot run")
 from hpcphotoz.kernels.attack import start as kernel
+from hpcphotoz.kernels.attack import start_on_cpu
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -109,7 +110,7 @@ def test_operator_on_the_cpu_equals_reference(
     for flags in FLAGS:
         p = problem(shape, layout, flags)
         for groups in (1, 3000, 20480):  # one object at a time, two and a rest, all
-            monkeypatch.setattr(kernel, "_GROUPS", groups // torch.get_num_threads())
+            monkeypatch.setattr(start_on_cpu, "_GROUPS", groups // torch.get_num_threads())
             assert_identical(kernel.start(**p), reference.start(**p))
     for key in ((-1, -1), (2**63 - 1, 2**40)):
         q = p | {"key": torch.tensor(key)}
