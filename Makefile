@@ -105,14 +105,15 @@ bench-gpu-training:  ## on a GPU: training rates, memory, streams and graphs
 # Figures go to RESULTS as they come, and the same command again goes on where it stopped (same commit, versions, GPU).
 MINUTES ?= 7.5
 RESULTS ?= benchmarks/results
-SLOT_train := step --parts peer --networks inception
+SLOT_train := step --parts peer activations --networks inception
+SLOT_activations := step --parts activations --networks inception cnn
 SLOT_kernels := kernels
 SLOT_attacks := attacks --networks inception cnn
 SLOT_passes := step --parts passes --networks inception cnn
 SLOT_start := step --parts start --networks inception
 SLOT_streams := options --networks inception
 bench-gpu-slot-%:
-	$(if $(SLOT_$*),,$(error slots: train kernels attacks passes start streams))
+	$(if $(SLOT_$*),,$(error slots: train activations kernels attacks passes start streams))
 	$(PYTHON) -m benchmarks.bench_$(SLOT_$*) --minutes $(MINUTES) --json $(RESULTS)/$(firstword $(SLOT_$*))-gpu.json
 
 # The record of one GPU: the same command again goes on with the next network.

@@ -27,6 +27,9 @@ comparison counts as failed. The first steps of every run, its start and its las
 `passes`: attack, forward and backward pass of training and update, each alone, and its fraction of the limit
 that the memory's bandwidth sets (`benchmarks.training.passes`, `benchmarks.training.traffic`).
 
+`activations`, on a GPU: a training step and the pass of an attack with plain and with fused activations, in
+turn (`benchmarks.training.activations`).
+
 `start`: seconds from the start of a run's process to its first step, with cold and warm caches of compiled
 code, and what compiling adds (`benchmarks.training.start`).
 
@@ -50,6 +53,7 @@ import torch
 
 from benchmarks.harness import Benchmark, middle, parser, ratio, spread
 from benchmarks.training import train_runs
+from benchmarks.training.activations import add_activations
 from benchmarks.training.overhead import LAW, SIZE, overhead
 from benchmarks.training.passes import add_passes
 from benchmarks.training.precision import chosen_precision, default_precision
@@ -63,7 +67,7 @@ RATIOS = {
     "ratio_peer_tuned": ("ours", "peer_tuned"),
     "ratio_peer_tuned_fp32": ("ours_fp32", "peer_tuned_fp32"),
 }
-PARTS = ("peer", "passes", "overhead", "start")
+PARTS = ("peer", "activations", "passes", "overhead", "start")
 QUICK = ("peer", "ours", "ours_fp32", "peer_fp32")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -87,6 +91,8 @@ def main() -> None:
         add_ratios(benchmark)
     if not options.quick and not options.networks:
         networks = ["compact", *networks]
+    if "activations" in options.parts and DEVICE.type == "cuda":
+        add_activations(networks, more, DEVICE, benchmark)
     if "passes" in options.parts:
         add_passes(networks, more, DEVICE, benchmark)
     if "overhead" in options.parts:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpcphotoz.models.layers import Conv, Convolution, FluxNetwork, Linear, Normalise, pool, with_ebv
+from hpcphotoz.models.layers import Conv, Convolution, FluxNetwork, Linear, Normalise, with_ebv
 
 _EBV_GAIN = 10.0  # E(B-V) is a few hundredths of a magnitude: brought to the order of the other features
 
@@ -26,14 +26,14 @@ class SmallCNN(FluxNetwork):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
-        return self._of_first(self.conv0(self.normalise(images)), ebv)
+        return self._of_first(self.conv0(self.normalise(images), halve=True), ebv)
 
     def of_normalised(self, x: Tensor, ebv: Tensor) -> Tensor:
         """As `FluxNetwork`."""
-        return self._of_first(self.conv0.of_padded(x), ebv)
+        return self._of_first(self.conv0.of_padded(x, halve=True), ebv)
 
     def _of_first(self, x: Tensor, ebv: Tensor) -> Tensor:
-        x = pool(self.conv2(pool(self.conv1(pool(x)))))
+        x = self.conv2(self.conv1(x, halve=True), halve=True)
         out: Tensor = self.fc1(self.fc0(with_ebv(x, ebv)))
         return out
 

@@ -40,17 +40,31 @@ class InceptionModule(nn.Module):
             self.s1_1, self.s2_1 = Conv(inputs, a, 1, 0), Conv(a, b, 5, 2)
         self.s1_2, self.s2_2 = Conv(inputs, a, 1, 0), Conv(inputs, b, 1, 0)
         self._large, self._counts_padding = large, counts_padding
+        self._smoothing = "smooth" if counts_padding else "smooth_edge"
         self.merged = False  # see `merge_pointwise`
         self.outputs = (3 if large else 2) * b + a
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H, W)."""
-        if self.merged:
-            return self._merged(x)
+    def forward(self, x: Tensor, halve: bool = False) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H, W), or with `halve` the same through `pool`."""
+        if self.s2_2.fuses(x):
+            return self._fused(x, halve)
+        found = self._merged(x) if self.merged else self._plain(x)
+        return pool(found) if halve else found
+
+    def _plain(self, x: Tensor) -> Tensor:
         branches = [self.s2_2(x)]
         if self._large:
             branches.append(self.s2_1(self.s1_1(x)))
         branches += [self.s2_0(self.s1_0(x)), self._smooth(self.s1_2(x))]
+        return torch.cat(branches, dim=1)
+
+    def _fused(self, x: Tensor, halve: bool) -> Tensor:
+        # Each branch is halved by the kernel that activates it: none is written at full size but the last.
+        branches = [self.s2_2(x, halve)]
+        if self._large:
+            branches.append(self.s2_1(self.s1_1(x), halve))
+        smoothed = self.s1_2.pooled(x, self._smoothing)
+        branches += [self.s2_0(self.s1_0(x), halve), pool(smoothed) if halve else smoothed]
         return torch.cat(branches, dim=1)
 
     def _merged(self, x: Tensor) -> Tensor:
@@ -64,7 +78,7 @@ class InceptionModule(nn.Module):
     def _smooth(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return self._smooth_by_slices(x)
-        return reference.pool(x, "smooth" if self._counts_padding else "smooth_edge")
+        return reference.pool(x, self._smoothing)
 
     def _smooth_by_slices(self, x: Tensor) -> Tensor:
         # The Inductor of torch 2.13 fails on the backward of the pool ("vr must not be None")
@@ -104,15 +118,15 @@ class Inception(FluxNetwork):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits (N, bins) of images (N, B, H, W) in nMgy and E(B-V) (N,)."""
-        return self._of_first(self.conv0(self.normalise(images)), ebv)
+        return self._of_first(self.conv0(self.normalise(images), halve=True), ebv)
 
     def of_normalised(self, x: Tensor, ebv: Tensor) -> Tensor:
         """As `FluxNetwork`."""
-        return self._of_first(self.conv0.of_padded(x), ebv)
+        return self._of_first(self.conv0.of_padded(x, halve=True), ebv)
 
     def _of_first(self, x: Tensor, ebv: Tensor) -> Tensor:
-        x = pool(self.i1(self.i0(pool(x))))
-        x = pool(self.i3(self.i2(x)))
+        x = self.i1(self.i0(x), halve=True)
+        x = self.i3(self.i2(x), halve=True)
         x = self.fc1(self.fc0(with_ebv(self.i4(x), ebv)))
         out: Tensor = self.fc2(x)
         return out

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpcphotoz.kernels.backend import kernels_on
 from hpcphotoz.kernels.network import reference
 from hpcphotoz.models.view import View
 
@@ -133,10 +134,13 @@ class Convolution(nn.Conv2d):
 
     def of_padded(self, x: Tensor) -> Tensor:
         """The same of (N, C, H, W), whose channels beyond `in_channels` are 0."""
-        further = x.shape[1] - self.in_channels
-        weight = functional.pad(self.weight, (0, 0, 0, 0, 0, further)) if further else self.weight
-        out: Tensor = self._conv_forward(x, weight, self.bias)
+        out: Tensor = self._conv_forward(x, self.padded_weight(x), self.bias)
         return out
+
+    def padded_weight(self, x: Tensor) -> Tensor:
+        """The weight for (N, C, H, W), whose channels beyond `in_channels` are 0."""
+        further = x.shape[1] - self.in_channels
+        return functional.pad(self.weight, (0, 0, 0, 0, 0, further)) if further else self.weight
 
 
 class Conv(nn.Module):
@@ -146,20 +150,49 @@ class Conv(nn.Module):
         super().__init__()
         self.conv = Convolution(inputs, outputs, size, padding=padding)
         self.activ = nn.PReLU(outputs, init=0.25)
+        self.fused = False  # see `fuse_activations`
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.constant_(self.conv.bias, 0.1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H', W')."""
-        return self.activate(self.conv(x))
+    def forward(self, x: Tensor, halve: bool = False) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H', W'), or with `halve` the same through `pool`."""
+        if self.fuses(x):
+            return self.pooled(x, "halve" if halve else "none")
+        y = self.activate(self.conv(x))
+        return pool(y) if halve else y
 
-    def of_padded(self, x: Tensor) -> Tensor:
+    def of_padded(self, x: Tensor, halve: bool = False) -> Tensor:
         """The same of (N, C, H, W), whose channels beyond `inputs` are 0."""
-        return self.activate(self.conv.of_padded(x))
+        if self.fuses(x):
+            return self.pooled(x, "halve" if halve else "none", self.conv.padded_weight(x))
+        y = self.activate(self.conv.of_padded(x))
+        return pool(y) if halve else y
 
     def activate(self, y: Tensor) -> Tensor:
         """The PReLU alone, of the convolution's output (N, outputs, H', W')."""
         return prelu(y, self.activ.weight)
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether bias, PReLU and pooling are one kernel: where `fused`, in eager passes on a GPU alone."""
+        return self.fused and x.is_cuda and not torch.compiler.is_compiling()
+
+    def pooled(self, x: Tensor, pooling: str, weight: Tensor | None = None) -> Tensor:
+        """The layer (with another `weight`) and `reference.pool`; on a GPU the convolution and one kernel."""
+        weight = self.conv.weight if weight is None else weight
+        y = functional.conv2d(x, weight, padding=self.conv.padding)
+        return kernels_on(y.device.type).prelu_pool(y, self.conv.bias, self.activ.weight, pooling)
+
+
+def fuse_activations(network: nn.Module, on: bool = True) -> None:
+    """Let the convolutions of a network use one kernel each for bias, PReLU and pooling, or not any more.
+
+    Eager passes on a GPU alone use it; results differ by rounding. The Inception and the small CNN have such
+    convolutions; other networks stay as they are. No run does this: `benchmarks.training.activations` times
+    whether it pays.
+    """
+    for module in network.modules():
+        if isinstance(module, Conv):
+            module.fused = on
 
 
 class Linear(nn.Module):

@@ -3,6 +3,7 @@
 As on a GPU, with the plain torch forms of the kernels in their place.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,9 +24,11 @@ from hpcphotoz.kernels.attack import pgd_normalised_reference as reference
 from hpcphotoz.kernels.backend import kernels_on
 from hpcphotoz.models.build import build
 from hpcphotoz.models.cnn import CompactCNN
-from hpcphotoz.models.layers import Normalise
+from hpcphotoz.models.layers import Conv, Normalise, fuse_activations
 from tests.helpers.attack_problems import batch_norm_problem
+from tests.helpers.kernels.fused import fused_on_cpu
 from tests.helpers.networks import BINS
+from tests.helpers.training.steps import Recorded
 
 pytest.importorskip("triton", reason="triton is not installed: a GPU would run no kernel")
 from hpcphotoz.kernels.attack import flux, l2, pgd, pgd_normalised
@@ -90,6 +93,26 @@ def test_the_attack_is_the_same_bit_for_bit(
     # Sums over eight channels have another order: a sign may flip where the gradient is lost in rounding.
     as_on_a_gpu(8)
     assert (attacked(model, start=start)[1] == plain).float().mean() > 0.98
+    assert (plain != images).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["inception", "cnn"])
+def test_fused_activations_are_attacked_in_the_same_way(
+    as_on_a_gpu: Callable[[int], None], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps after the first one read the normalised images; all compute the input's gradient alone."""
+    fused_on_cpu(monkeypatch)
+    as_on_a_gpu(8)
+    model = network(name)
+    images, plain = attacked(model, 2)
+    fuse_activations(model)
+    with Recorded("prelu_pool") as seen:
+        fused = attacked(model, 2)[1]
+    layers = sum(isinstance(part, Conv) for part in model.modules())
+    ran = Counter(target.split(".")[1] for target in seen.found)
+    assert ran == {"prelu_pool": 2 * layers, "prelu_pool_input_gradient": 2 * layers}
+    # Rounding in bfloat16 turns the sign of a gradient near zero.
+    assert (fused == plain).float().mean() > 0.9
     assert (plain != images).float().mean() > 0.9
 
 
