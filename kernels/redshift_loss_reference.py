@@ -19,7 +19,7 @@ from torch.nn import functional
 
 KINDS = ("cross_entropy", "mean", "shift", "crps")
 # Times width (1 + label_width^2): the distance from the bins at which a Gaussian label is one bin in float32,
-# as all others get less than exp(-128). Redshifts further away count as there: their squares would be infinite.
+# as all others get less than exp(-128). Redshifts further away count as there: their squares may overflow.
 FAR = 128.0
 
 
@@ -106,7 +106,7 @@ def centres(n: int, z_min: float, width: float, device: torch.device | str) -> T
 
 
 def bin_index(z: Tensor, n: int, z_min: float, width: float) -> Tensor:
-    """Number of the bin that holds each redshift, int64; the nearest one if it is outside, the first for NaN."""
+    """Number of the bin that holds each redshift, int64; outside the nearest one, the first for NaN."""
     # Clamped before the conversion: that of a number beyond 2^63 is not defined.
     return ((z.double() - z_min) / width).floor().clamp(0, n - 1).nan_to_num(0.0).long()
 
