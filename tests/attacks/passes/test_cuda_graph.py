@@ -12,6 +12,7 @@ from hpcphotoz.attacks import Ball, RandomStart, losses
 from hpcphotoz.config.load import configure
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build
+from hpcphotoz.models.layers import fuse_activations
 from hpcphotoz.training.adversaries import StepAttack
 from hpcphotoz.training.compute import ComputeOptions
 from hpcphotoz.training.objectives import TrainingObjective
@@ -68,6 +69,7 @@ def compute(precision: torch.dtype | None) -> ComputeOptions:
         ("cnn", {"objective": "append"}),
         ("cnn", {"objective": "consistency"}),
         ("inception", {"objective": "replace", "loss": "margin"}),
+        ("inception", {"fused": True}),
         ("compact", {"label_width": 2.0, "loss": "shift", "method": "apgd", "steps": 8}),
         ("compact", {"loss": "crps", "stop": 0.05, "restarts": 2}),
         ("compact", {"ball": "l2", "method": "fgsm", "random_start": False}),
@@ -80,6 +82,7 @@ def test_a_training_step_can_be_captured(
     options: dict[str, Any],
     precision: torch.dtype | None,
 ) -> None:
+    fused, options = "fused" in options, {name: options[name] for name in options if name != "fused"}
     config = configure("a test", **{"name": network, "fraction": 0.5, "steps": 2, **options})
     bins = bins_of(config.model)
     with fake_gpu(monkeypatch):
@@ -88,6 +91,7 @@ def test_a_training_step_can_be_captured(
         for parameter in module.parameters():  # `to` would swap fake tensors, which torch refuses
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        fuse_activations(module, on=fused)
         of_step = compute(precision)
         step_attack = StepAttack(module, config, bins, of_step)
         step = Step(
@@ -103,6 +107,8 @@ def test_a_training_step_can_be_captured(
     assert bad_rows.device.type == "cuda" and sums.device.type == "cuda" and sums.shape == (4,)
     assert any("convolution" in name for name in watch.names)
     assert not watch.found, "\n".join(watch.found)
+    assert ("hpcphotoz.prelu_pool.default" in watch.names) == fused
+    assert ("aten._prelu_kernel.default" in watch.names) == (network != "compact" and not fused)
     # PGD without a stop or restarts in bfloat16 writes what the network reads.
     plain = not {"method", "stop", "restarts", "ball"} & set(options)
     written = any("pgd_normalised" in name for name in watch.names)
