@@ -51,11 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _BROKEN_PIPE_STATUS
     except OSError as error:
         return _report_failure(f"error: {error.filename or 'output'}: {error.strerror or error}", 2)
-    except MemoryError as error:
-        return _report_failure(f"error: out of memory {error}", 1)
-    except Exception:
+    except Exception as error:
         if interrupts.seen:
             return _report_failure("interrupted", 130)
+        from hpcphotoz.errors import out_of_memory
+
+        if told := out_of_memory(error):
+            return _report_failure(f"error: {told}", 1)
         raise
     finally:
         interrupts.end(of_program=arguments is None)

@@ -1,6 +1,7 @@
 """BadInput, the exception for errors that a user can correct, and the hint of its messages."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -25,6 +26,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def _without_section(name: str) -> str:
     return name.lstrip("-").rpartition(".")[2]
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The words for memory that the system did not give to Python, numpy or torch; None: another error.
+
+    torch's allocator for CPUs raises a RuntimeError: "... DefaultCPUAllocator: can't allocate memory: you
+    tried to allocate 2199023254528 bytes. Error code 12 (Cannot allocate memory)".
+    """
+    text = first_line(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory {text}".rstrip()
+    if not isinstance(error, RuntimeError) or "can't allocate memory" not in text:
+        return None
+    size = re.search(r"(\d+) bytes", text)
+    what = f": torch asked for {int(size[1]) / 1e9:,.0f} GB at once" if size else ""
+    return f"out of memory{what}: take a smaller network or batch, or fewer bins"
 
 
 def first_line(error: BaseException) -> str:

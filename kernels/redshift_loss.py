@@ -19,6 +19,7 @@ from hpcphotoz.kernels.checks import GRADIENTS
 
 BLOCK = 1024  # logits a program: some objects, all bins of each
 _CROSS_ENTROPY, _MEAN, _SHIFT, _CRPS = (tl.constexpr(k) for k in range(len(reference.KINDS)))
+_FAR = tl.constexpr(reference.FAR)
 
 
 @triton.jit
@@ -52,6 +53,9 @@ def _loss_kernel(  # type: ignore[no-untyped-def]
     inside = row[:, None] & bin_
     at = n[:, None] * BINS + k
     logit = tl.load(logits + at, inside, 0.0).to(tl.float32)
+    if KIND != _MEAN:
+        redshift = tl.load(z + n, row, 0.0)
+        logit = tl.where((redshift == redshift)[:, None], logit, float("nan"))  # the object is NaN if z is
     shifted = tl.where(bin_, logit, -float("inf"))
     shifted = shifted - tl.max(shifted, 1)[:, None]  # a NaN or an infinite logit: all p are NaN
     p = tl.exp(shifted)
@@ -63,7 +67,6 @@ def _loss_kernel(  # type: ignore[no-untyped-def]
     centre = (first + (k.to(tl.float64) + 0.5) * step).to(tl.float32)
     wide = tl.full((), WIDTH, tl.float32)
     if KIND != _MEAN:
-        redshift = tl.load(z + n, row, 0.0)
         place = (redshift.to(tl.float64) - first) / step
         own = tl.minimum(tl.maximum(tl.floor(place), 0.0), BINS - 1.0)
         t = tl.minimum(tl.maximum(place - own, 0.0), 1.0).to(tl.float32)[:, None]
@@ -73,6 +76,9 @@ def _loss_kernel(  # type: ignore[no-untyped-def]
     # The loss, and d: its derivative by p, up to a number that is the same for all bins of an object.
     if KIND == _CROSS_ENTROPY:
         if LABEL_WIDTH > 0:
+            far: tl.constexpr = _FAR * WIDTH * (1.0 + LABEL_WIDTH * LABEL_WIDTH)
+            nearest, furthest = Z_MIN - far, Z_MIN + BINS * WIDTH + far
+            redshift = tl.minimum(tl.maximum(redshift, nearest), furthest)
             distance = (centre - redshift[:, None]) / tl.full((), LABEL_WIDTH * WIDTH, tl.float32)
             wanted = tl.where(bin_, -0.5 * distance * distance, -float("inf"))
             wanted = tl.exp(wanted - tl.max(wanted, 1)[:, None])
@@ -171,7 +177,7 @@ def redshift_loss_and_gradient(
     label_width: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The torch operator: the kernel on CUDA, the reference elsewhere; ValueError as `redshift_loss`."""
-    _check(logits, z, weight, kind, width)
+    _check(logits, z, weight, kind, width, label_width)
     if logits.is_cuda:
         return launch(logits, z, weight, kind, z_min, width, label_width)
     return reference.redshift_loss_and_gradient(logits, z, weight, kind, z_min, width, label_width)
@@ -187,9 +193,9 @@ def redshift_loss(
 
     Raises:
         ValueError: shapes, types or devices that do not belong together, logits that are not contiguous, an
-            unknown kind, or one that needs redshifts without them.
+            unknown kind, or one that needs redshifts without them, a negative label_width.
     """
-    _check(logits, z, None, kind, width)
+    _check(logits, z, None, kind, width, label_width)
     if logits.is_cuda:
         return launch(logits, z, None, kind, z_min, width, label_width, gradient=False)[0]
     return reference.redshift_loss(logits, z, kind, z_min, width, label_width).float()
@@ -208,7 +214,10 @@ def _backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
 redshift_loss.register_autograd(_backward, setup_context=_save)
 
 
-def _check(logits: Tensor, z: Tensor | None, weight: Tensor | None, kind: str, width: float) -> None:
+def _check(
+    logits: Tensor, z: Tensor | None, weight: Tensor | None, kind: str, width: float, label_width: float
+) -> None:
+    reference.check_label_width(label_width)
     if kind not in reference.KINDS or not width > 0:
         raise ValueError(f"kind {kind!r}, width {width}: want one of {reference.KINDS}, and a positive width")
     if logits.ndim != 2 or logits.dtype not in GRADIENTS or not logits.is_contiguous():

@@ -8,6 +8,9 @@ Shared arguments:
     z_min, width    where the bins begin, and the width of one
     label_width     of "cross_entropy": 0 for the bin that holds z, or the standard deviation, in bins, of a
                     Gaussian over the bins
+
+A redshift outside the bins, also an infinite one, counts to the nearest bin; one that is NaN makes the loss
+and the gradient of its object NaN.
 """
 
 import torch
@@ -15,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 KINDS = ("cross_entropy", "mean", "shift", "crps")
+# Times width (1 + label_width^2): the distance from the bins at which a Gaussian label is one bin in float32,
+# as all others get less than exp(-128). Redshifts further away count as there: their squares may overflow.
+FAR = 128.0
 
 
 def redshift_loss(
@@ -31,14 +37,22 @@ def redshift_loss(
     crps
         integral (CDF(z') - H(z' - z))^2 dz', the probability of a bin spread evenly over it
         (Gneiting & Raftery 2007, doi:10.1198/016214506000001437)
+
+    Raises:
+        ValueError: a negative label_width.
     """
+    check_label_width(label_width)
     if kind == "mean":
         return mean(logits, z_min, width)
     assert z is not None
     if kind == "cross_entropy":
         t = label(z, logits.shape[1], z_min, width, label_width)
-        return functional.cross_entropy(logits.float(), t, reduction="none")
-    return (mean(logits, z_min, width) - z).abs() if kind == "shift" else _crps(logits, z, z_min, width)
+        loss = functional.cross_entropy(logits.float(), t, reduction="none")
+    elif kind == "shift":
+        loss = (mean(logits, z_min, width) - z).abs()
+    else:
+        loss = _crps(logits, z, z_min, width)
+    return loss * _one_or_nan(z)
 
 
 def redshift_loss_and_gradient(
@@ -60,6 +74,9 @@ def redshift_loss_and_gradient(
 
     Returns:
         (N,) float32, and (N, n) of the logits' type.
+
+    Raises:
+        ValueError: a negative label_width.
     """
     loss = redshift_loss(logits, z, kind, z_min, width, label_width).float()
     p, n = torch.softmax(logits.float(), dim=1), logits.shape[1]
@@ -70,7 +87,15 @@ def redshift_loss_and_gradient(
     else:
         d = _derivative(p, z, kind, z_min, width)
         grad = p * (d - (p * d).sum(dim=1, keepdim=True))
+    if z is not None:
+        grad = grad * _one_or_nan(z)[:, None]
     return loss, (grad if weight is None else grad * weight[:, None]).to(logits.dtype)
+
+
+def check_label_width(label_width: float) -> None:
+    """Raise ValueError if a width of labels is negative or NaN."""
+    if not label_width >= 0:
+        raise ValueError(f"label_width {label_width}: want 0 or a positive number of bins")
 
 
 def centres(n: int, z_min: float, width: float, device: torch.device | str) -> Tensor:
@@ -81,14 +106,17 @@ def centres(n: int, z_min: float, width: float, device: torch.device | str) -> T
 
 
 def bin_index(z: Tensor, n: int, z_min: float, width: float) -> Tensor:
-    """Number of the bin that holds each redshift, int64; z outside the bins get the nearest one."""
-    return ((z.double() - z_min) / width).floor().long().clamp(0, n - 1)
+    """Number of the bin that holds each redshift, int64; outside the nearest one, the first for NaN."""
+    # Clamped before the conversion: that of a number beyond 2^63 is not defined.
+    return ((z.double() - z_min) / width).floor().clamp(0, n - 1).nan_to_num(0.0).long()
 
 
 def label(z: Tensor, n: int, z_min: float, width: float, label_width: float) -> Tensor:
     """Labels of the cross-entropy: bin numbers (N,), or with `label_width` Gaussians over bins (N, n)."""
     if not label_width:
         return bin_index(z, n, z_min, width)
+    far = FAR * width * (1 + label_width * label_width)
+    z = z.clamp(z_min - far, z_min + n * width + far)
     distance = (centres(n, z_min, width, z.device) - z[:, None]) / (label_width * width)
     return torch.softmax(-0.5 * distance**2, dim=1)
 
@@ -116,6 +144,10 @@ def _crps(logits: Tensor, z: Tensor, z_min: float, width: float) -> Tensor:
     split = t * _square(left.gather(1, own), at) + (1 - t) * _square(1 - at, 1 - right.gather(1, own))
     total: Tensor = whole.scatter(1, own, 0.0).sum(dim=1) + split[:, 0]
     return width * total
+
+
+def _one_or_nan(z: Tensor) -> Tensor:
+    return torch.where(z.isnan(), torch.nan, 1.0)  # (N,) float32
 
 
 def _square(a: Tensor, b: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def measured(network: str, precision: str, size: int, device: torch.device, repe
         ValueError: a gradient differs by more than `APART`.
     """
     config = configured(network, precision, device)
-    _, components, rank_batch = assembled(config, size, device)
+    components, rank_batch = assembled(config, size, device)[1:]
     passes = Passes(components, rank_batch, compiled=False)
     exact = replace(components.compute, training=None, attack=None, tf32=False, attack_tf32=False)
     in_float32 = replace(passes, components=replace(components, compute=exact))

@@ -117,10 +117,13 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> "Model":
-        for key in _unused(self.name):
-            if (value := getattr(self, key)) != type(self).model_fields[key].default:
-                do = "leave it out; arguments of the factory go into model.options"
-                raise ValueError(f"{key} {value} has no effect on {self.name}: {do}")
+        defaults = {key: field.default for key, field in type(self).model_fields.items()}
+        given = {key: getattr(self, key) for key in _unused(self.name)}
+        found = [f"{key} {value}" for key, value in given.items() if value != defaults[key]]
+        if found:
+            have, them = ("has", "it") if len(found) == 1 else ("have", "them")
+            do = f"leave {them} out; arguments of the factory go into model.options"
+            raise ValueError(f"{', '.join(found)} {have} no effect on {self.name}: {do}")
         return self
 
     @model_validator(mode="after")

@@ -44,7 +44,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_other_types(cls, value: object, field: ValidationInfo) -> object:
-        """Refuse what pydantic would convert: true as the number 1, and text as a number or a boolean."""
+        """Refuse what pydantic would convert: true as 1, 1 as true, and text as a number or a boolean."""
         if isinstance(value, CommandText):
             return str(value)
         name = field.field_name or ""
@@ -52,6 +52,8 @@ class Section(BaseModel):
         types = (annotation, *get_args(annotation))  # of int, and of Literal["auto"] | int
         if isinstance(value, bool) and annotation in (int, float):
             raise ValueError("want a number")
+        if isinstance(value, int | float) and not isinstance(value, bool) and annotation is bool:
+            raise ValueError("want true or false, not a number")
         if isinstance(value, str) and annotation is bool:
             raise ValueError("want true or false, without quotes")
         if isinstance(value, str) and (int in types or float in types) and _is_number(value):

@@ -26,6 +26,7 @@ from hpcphotoz.compute.precision import (
     quickest_on_cpu,
     seconds_of_a_pass,
 )
+from hpcphotoz.compute.small_maps import keep_small_maps_right
 from hpcphotoz.config import Compute, Config
 from hpcphotoz.models.inception import merge_pointwise
 from hpcphotoz.training.distributed import group
@@ -70,6 +71,8 @@ class ComputeOptions:
         module = module.to(device, memory_format=order)  # type: ignore[call-overload]
         if self.merged:
             merge_pointwise(module)
+        if device.type == "cpu":
+            keep_small_maps_right(module)
         return module
 
     def facts(self) -> dict[str, Any]:

@@ -102,8 +102,8 @@ class TrainingLoop:
         self.rank_monitor.beats.work.watch(components.module, components.device, self._role.world.size)
         # Attackers learn the verdict with the next weights, so it cannot come a step later.
         lags = exchange is None and reads_later(components.device)
-        skipped = run.max_skipped_steps, self.world, self._role
-        self._monitor = StepMonitor(*skipped, self.metrics, recorder.write)
+        limits = run.max_skipped_steps, self.last_step, components.optimiser, self.step == 0
+        self._monitor = StepMonitor(*limits, self.world, self._role, self.metrics, recorder.write)
         agreement = Agreement(self._role.world, self._role.subgroup, self._monitor.take_down, lags)
         rank_batches = self.loader.rank_batches(self.step, self.last_step)
         steps: Iterator[int] = iter(range(self.step, self.last_step))
@@ -172,7 +172,8 @@ class TrainingLoop:
         if verdict is Verdict.PROBLEM:
             raise AssertionError("a rank reported a problem without its reason")
         if verdict is Verdict.DIVERGED:
-            raise diverged(self.out, self.step, self._monitor.problem if self._monitor else "")
+            found = (self._monitor.problem, self._monitor.none_taken) if self._monitor else ("", False)
+            raise diverged(self.out, self.step, *found)
         if verdict is Verdict.STOP:
             reason = next(text for text in group.gather_texts(stop.reason, self.world) if text)
             if self.step < self.last_step or self._ends_epoch():

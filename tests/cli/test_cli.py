@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpcphotoz import cli
 from hpcphotoz.__main__ import main
@@ -21,6 +22,21 @@ def test_unknown_configuration_key(dataset: Path, tmp_path: Path, capsys: pytest
     fails(capsys, [*words, "stray"], "stray: not understood")
     fails(capsys, ["train", "nothing", *words[2:]], "not a readable TOML file nor a recipe")
     assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_torch_cannot_get_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(_: object) -> int:
+        torch.empty(2**50)  # 4 PB: beyond the addresses of a process
+        return 0
+
+    monkeypatch.setattr("hpcphotoz.cli.run", too_large)
+    assert main(["recipes"]) == 1
+    assert capsys.readouterr().err == (
+        "hpcphotoz: error: out of memory: torch asked for 4,503,600 GB at once: take a smaller network "
+        "or batch, or fewer bins\n"
+    )
 
 
 def test_invalid_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,10 @@ def test_text_in_a_call_is_no_number() -> None:
         ("[attack]\neps = ' 1e-1 '", "attack.eps = ' 1e-1 ': want a number, .*: write eps = 1e-1$"),
         ("[overlap]\nmode = 'ranks'\nattackers = '2'", "overlap.attackers = '2': .*: write attackers = 2"),
         ("[data]\naugment = 'no'", "data.augment = 'no': want true or false, without quotes"),
+        *(
+            (f"[data]\naugment = {n}", f"augment = {n}: want true or false, not a number$")
+            for n in ("0", "1", "-0.0")
+        ),
         ("[model]\nz_min = 0.5", "z_min 0.5 must be below z_max 0.4"),
         ("[run", "not TOML"),
     ],

@@ -116,3 +116,9 @@ def test_other_networks_have_no_view(options: dict[str, int]) -> None:
     (name,) = options
     with pytest.raises(BadInput, match=f"{name} {options[name]} has no effect on my.module:factory"):
         parse({"model": {"name": "my.module:factory", **options}}, "test")
+
+
+def test_all_options_without_an_effect_are_named() -> None:
+    says = "width 8, crop 32 have no effect on my.module:factory: leave them out; arguments of"
+    with pytest.raises(BadInput, match=says):
+        parse({"model": {"name": "my.module:factory", "width": 8, "crop": 32}}, "test")

@@ -1,4 +1,4 @@
-"""Writes the manifest of shards that another program wrote with h5py, in any layout."""
+"""Writes the manifest of shards that another program wrote with h5py, in any layout, or that lost theirs."""
 
 import os
 import subprocess
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from hpcphotoz.atomic import atomic_write
 from hpcphotoz.data import hdf5
+from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.extra import label_columns
 from hpcphotoz.data.format.folder import LOCK_FILE, SIDECAR_SUFFIX
 from hpcphotoz.data.format.foreign_columns import find_extra, read_extra_names
@@ -54,7 +55,8 @@ def index_folder(folder: Path) -> Manifest:
     """Read and check every `shard-*.hdf5` or `.h5` of a folder; write and return the dataset's manifest.
 
     A shard holds the columns of `Stamps` with their types, and the attributes `bands` (list of names) and
-    `pixel_scale` (arcsec). Other arrays of N rows that all shards have become extra columns, with
+    `pixel_scale` (arcsec). Images are float32 or float16 nMgy, or the int16 of `encoding`, which comes with
+    `image_unit`. Other arrays of N rows that all shards have become extra columns, with
     their attribute `unit`; those that cannot are named on standard error. A shard's file is not changed:
     chunked and compressed images stream, but more slowly. The checksums of its images are written to a file
     beside it, 8 bytes an image. Ids are checked to be unique within a shard, not between shards.
@@ -81,14 +83,20 @@ def index_folder(folder: Path) -> Manifest:
             for path in made:
                 path.unlink(missing_ok=True)
             raise
-        provenance = {"command": "index", "note": "shards written by another program"}
+        provenance = {
+            "command": "index",
+            "note": "shards written by another program, or found without a manifest",
+        }
         return finish_dataset(folder, header, entries, moments, provenance)
 
 
 def _find_shards(folder: Path) -> list[Path]:
     """The shards, sorted; BadInput: a manifest, an unfinished ingest, no shard, or a link."""
     if (folder / MANIFEST).exists():
-        raise BadInput(f"{folder}: already has a {MANIFEST}: delete it to have the shards indexed again")
+        raise BadInput(
+            f"{folder}: already has a {MANIFEST}, so that it is a dataset: nothing to do; to have changed "
+            "shards indexed again, move it elsewhere first (its provenance is not in the shards)"
+        )
     paths = find_shards(folder)
     if not paths:
         raise BadInput(f"{folder}: no shard-*.hdf5 in it: name the folder that holds them")
@@ -131,7 +139,7 @@ def _open_shards(paths: Iterable[bytes]) -> None:
         with suppress(BadInput, *hdf5.HDF5_ERRORS), hdf5.open_file(Path(os.fsdecode(path))) as file:
             for name in _ATTRIBUTES:
                 hdf5.attribute(file, name)
-            for name in COLUMNS:
+            for name in (*COLUMNS, *({"image_unit"} & file.keys())):
                 hdf5.checked_array(file, name)
             for name in read_extra_names(file):
                 hdf5.attribute(hdf5.checked_array(file, name), "unit")
@@ -157,10 +165,16 @@ def _read_header(path: Path) -> Header:
                 raise BadInput(
                     f"{path}: 'images' {images.shape}: want (N, {len(bands)}, S, S) for {','.join(bands)}"
                 )
-            if images.dtype not in (np.float32, np.float16):
+            if images.dtype == np.int16 and "image_unit" not in file:
                 raise BadInput(
-                    f"{path}: 'images' of type {images.dtype}: want float32 or float16, nMgy: write them "
-                    "anew with images.astype('float32')"
+                    f"{path}: 'images' of type int16 without the array 'image_unit': if they are numbers of "
+                    "hpcphotoz's own storage, copy or write the shard again; else write fluxes in nMgy, "
+                    "float32 or float16"
+                )
+            if images.dtype not in (np.float32, np.float16, np.int16):
+                raise BadInput(
+                    f"{path}: 'images' of type {images.dtype}: want float32 or float16: write fluxes in nMgy "
+                    "(a change of the type alone is right only if the numbers are nMgy already)"
                 )
             return Header(bands, images.shape[2], scale, str(images.dtype))
     except hdf5.HDF5_ERRORS as error:
@@ -181,13 +195,16 @@ def _index_shard(path: Path, header: Header, moments: BandMoments) -> ShardEntry
     shard = ShardEntry(path.name, rows, size, "", None, None, 0, chunk_rows=min(chunk_rows, rows))
     manifest = Manifest(header, (shard,), moments.result(), {})
     label_header = replace(header, extra=label_columns(header.extra))
-    names = [*COLUMNS, *(column.name for column in label_header.extra)]
+    units = ["image_unit"] if header.storage == "int16" else []
+    names = [*COLUMNS, *units, *(column.name for column in label_header.extra)]
     labels: dict[str, list[Any]] = {name: [] for name in (*names, "image_xxh3") if name != "images"}
     with open_shard(path.parent, manifest, shard) as file:
         for start in range(0, rows, _ROWS):
             with naming_damage(path, start, min(start + _ROWS, rows)):
                 part = {name: hdf5.read(file[name], start, start + _ROWS) for name in names}
             fixed = {name: part[name] for name in COLUMNS}
+            if units:
+                fixed["images"] = _fluxes(part, path, start)
             extra = {column.name: column.loaded(part[column.name]) for column in label_header.extra}
             stamps = Stamps(**fixed, extra=extra)
             stamps = check_stamps(label_header, stamps, f"{path}: rows from {start}")
@@ -211,6 +228,18 @@ def _index_shard(path: Path, header: Header, moments: BandMoments) -> ShardEntry
         labels_xxh3=label_digest(whole),
         ids_xxh3=label_digest({"object_id": whole["object_id"]}),
     )
+
+
+def _fluxes(part: dict[str, Any], path: Path, start: int) -> npt.NDArray[np.float32]:
+    """Decode int16 images to nMgy, of rows from `start`; refuse a unit that is none."""
+    unit = part["image_unit"]
+    bad = np.flatnonzero(~(np.isfinite(unit) & (unit != 0)).all(axis=1))
+    if len(bad):
+        raise BadInput(
+            f"{path}: row {start + bad[0]} has an image_unit that is 0 or not finite: want nMgy, below 0 "
+            "where bright pixels are compressed: copy or write the shard again"
+        )
+    return encoding.decode(part["images"], unit)
 
 
 def _store_image_digests(path: Path, file: h5py.File, digests: npt.NDArray[np.uint64]) -> None:

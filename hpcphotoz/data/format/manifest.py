@@ -114,7 +114,8 @@ def read_manifest(folder: Path, check: bool = True) -> Manifest:
     if not path.is_file():
         shards = bool(find_shards(folder))
         state = "an unfinished dataset" if shards else "not a dataset"
-        index = ", or make one with `hpcphotoz index` if another program wrote the shards" if shards else ""
+        whose = "if another program wrote the shards, or it alone is lost"
+        index = f", or make one with `hpcphotoz index` {whose}" if shards else ""
         again = f"write it again, or name the folder that holds one{index}"
         raise BadInput(f"{folder}: no {MANIFEST}: {state}; {again}")
     try:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpcphotoz.errors import first_line
+from hpcphotoz.errors import first_line, out_of_memory
 from hpcphotoz.provenance import record_end
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.run.signals import StopRequest
@@ -46,8 +46,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     text = first_line(error)
-    if isinstance(error, MemoryError):
-        return f"out of memory {text}".rstrip()
+    if words := out_of_memory(error):
+        return words
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else text
     own = type(error).__module__.partition(".")[0] == "hpcphotoz"

@@ -95,6 +95,18 @@ class Muon(torch.optim.AdamW):
         parameter.copy_(updated)
 
 
+def never_updated(optimiser: torch.optim.Optimizer) -> bool | None:
+    """Whether all updates so far were left out; None: unknown, as the optimiser keeps no state.
+
+    An update leaves its number or a moment in the state, also in one that was loaded from a checkpoint. On a
+    GPU it is read from the device.
+    """
+    if isinstance(optimiser, torch.optim.SGD) and not optimiser.defaults["momentum"]:
+        return None
+    kept = (value for state in optimiser.state.values() for value in state.values())
+    return not any(bool(value.any()) for value in kept if isinstance(value, Tensor))
+
+
 def orthogonalised(matrix: Tensor) -> Tensor:
     """The matrix (m, n) with singular values of about 1: nearly U V^T for U S V^T; zeros stay zeros.
 

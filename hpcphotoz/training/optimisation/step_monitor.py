@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hpcphotoz.output import number_of
 from hpcphotoz.training.distributed import group
 from hpcphotoz.training.distributed.agreement import AgreedStep
 from hpcphotoz.training.optimisation.loss_spikes import LossSpikes
+from hpcphotoz.training.optimisation.optimiser import never_updated
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.reporting.events import event_text, not_finite
 from hpcphotoz.training.run.metrics import MetricsAccumulator
@@ -21,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Diverged(Exception):
-    """More steps in a row than may be skipped had a loss or a gradient that is not finite."""
+    """More steps in a row than may be skipped, or all, had a loss or a gradient that is not finite."""
 
 
 class StepMonitor:
@@ -29,6 +32,9 @@ class StepMonitor:
 
     Args:
         max_skipped: steps in a row that may be skipped.
+        last_step: number of the last step of this process.
+        optimiser: asked, where that step is skipped, whether any step of the run has changed the weights.
+        begins_anew: whether this process takes the first step of the run.
         world: all ranks, and this rank's place among them.
         role: of this rank; all learners find the same steps skipped, and then tell each other the objects.
         metrics: where the figures are added.
@@ -38,12 +44,17 @@ class StepMonitor:
     def __init__(
         self,
         max_skipped: int,
+        last_step: int,
+        optimiser: torch.optim.Optimizer,
+        begins_anew: bool,
         world: World,
         role: RankRole,
         metrics: MetricsAccumulator,
         write: Callable[..., None],
     ) -> None:
         self._max_skipped, self._world, self._role = max_skipped, world, role
+        self._last_step, self._optimiser, self._untouched = last_step, optimiser, begins_anew
+        self.none_taken = False  # the last step was reached, and all were skipped
         self._metrics, self._write, self._spikes = metrics, write, LossSpikes()
         self._in_a_row = 0
         self.problem = ""  # of the last skipped step, for the message with which the run ends
@@ -57,7 +68,7 @@ class StepMonitor:
         """Add a step to the figures; returns whether training goes on."""
         if step.skipped:
             return self._skipped(step)
-        self._in_a_row = 0
+        self._in_a_row, self._untouched = 0, False
         self._metrics.add(step.sums, step.norm, step.objects)
         clean, n_clean, attacked, n_attacked, _ = step.sums.tolist()
         loss = (clean + attacked) / max(n_clean + n_attacked, 1)
@@ -87,7 +98,10 @@ class StepMonitor:
             were = f"{number_of(before, 'step')} before it {'was' if before == 1 else 'were'}"
             self.problem += f", and {were} skipped for the same reason"
         self._report(step, kind="skipped_step", **figures)
-        return self._in_a_row <= self._max_skipped
+        if step.step == self._last_step:
+            unmoved = never_updated(self._optimiser)
+            self.none_taken = self._untouched if unmoved is None else unmoved
+        return self._in_a_row <= self._max_skipped and not self.none_taken
 
     def _report(self, step: AgreedStep, **event: Any) -> None:
         """Log an event, and write it to the metrics."""
@@ -95,14 +109,20 @@ class StepMonitor:
         self._write(step.step, step.epoch, part="event", **event)
 
 
-def diverged(out: Path, step: int, problem: str) -> Diverged:
+def diverged(out: Path, step: int, problem: str, none_taken: bool = False) -> Diverged:
     """The error that ends a run.
 
     Args:
         out: run folder.
         step: number of the last step.
-        problem: of `StepMonitor`; "" on attackers.
+        problem, none_taken: of `StepMonitor`; "" and False on attackers.
     """
+    if none_taken:
+        return Diverged(
+            f"{out}: no step was taken, the weights are those of the start: {problem}: try "
+            "compute.precision fp32 or a lower optimiser.learning_rate in another --out, or check the images "
+            "with `hpcphotoz inspect --verify`"
+        )
     return Diverged(
         f"{out}: {problem or f'the loss or gradient is not finite at step {step}'}: "
         "lower optimiser.learning_rate or set optimiser.clip_norm, or check the images with "

@@ -45,7 +45,9 @@ def rank_batch(step: int) -> RankBatch:
 
 def agreement(lags: bool, max_skipped: int = 0) -> tuple[Agreement, MetricsAccumulator]:
     metrics, world = MetricsAccumulator(Timers(torch.device("cpu"))), World(0, 1, 0, 1, "none")
-    monitor = StepMonitor(max_skipped, world, RankRole(world), metrics, lambda *_, **__: None)
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=1)
+    limits = max_skipped, 1000, optimiser, True
+    monitor = StepMonitor(*limits, world, RankRole(world), metrics, lambda *_, **__: None)
     return Agreement(world, None, monitor.take_down, lags), metrics
 
 

@@ -19,6 +19,10 @@ from hpcphotoz.world import World
         (SystemExit(2), "another rank failed"),
         (KeyboardInterrupt(), "interrupted"),
         (MemoryError(), "out of memory"),
+        (
+            RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {2**41} bytes."),
+            "out of memory: torch asked for 2,199 GB at once: take a smaller network or batch, or fewer bins",
+        ),
         (OSError(5, "Input/output error", "data/a.hdf5"), "data/a.hdf5: Input/output error"),
         (KeyError("x"), "unexpected KeyError: 'x'"),
     ],

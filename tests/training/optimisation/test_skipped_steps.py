@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hpcphotoz.training import step as training_step
 from hpcphotoz.training.distributed.agreement import AgreedStep
 from hpcphotoz.training.loop import Diverged, Outcome
 from hpcphotoz.training.optimisation.guarded_update import GuardedUpdate
+from hpcphotoz.training.optimisation.optimiser import Muon, never_updated
 from hpcphotoz.training.optimisation.step_monitor import StepMonitor
 from hpcphotoz.training.overlap.roles import RankRole
 from hpcphotoz.training.run import checkpoint
@@ -170,13 +172,11 @@ def test_too_many_in_a_row_end_the_run(poisoned: Path, bad_id: int, tmp_path: Pa
 
 
 def test_a_run_whose_last_step_was_skipped_says_so_at_its_end(
-    poisoned: Path, bad_id: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    alone: Path, poisoned: Path, bad_id: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    every = {**SHORT, "epochs": 2, "global_batch": 75, "max_skipped_steps": 2}
-    assert train(config(**every), poisoned, tmp_path / "run") is Outcome.FINISHED
-    says = (
-        f"finished at step 2; warning: its last step was skipped: the loss of object {bad_id} is not finite"
-    )
+    last = events(alone)[1]["step"]
+    assert train(config(**SHORT, max_steps=last), poisoned, tmp_path / "run") is Outcome.FINISHED
+    says = f"at step {last}; warning: its last step was skipped: the loss of object {bad_id} is not finite"
     assert says in capsys.readouterr().out
 
 
@@ -196,13 +196,19 @@ def agreed(step: int, loss: float, norm: float = 1.0, ids: list[int] | None = No
     return AgreedStep(step, 0, 9, sums, norm, lambda: ids or [])
 
 
-def monitor(max_skipped: int) -> tuple[StepMonitor, MetricsAccumulator, list[dict[str, Any]]]:
+def monitor(
+    max_skipped: int,
+    last_step: int = 1000,
+    optimiser: torch.optim.Optimizer | None = None,
+    begins_anew: bool = True,
+) -> tuple[StepMonitor, MetricsAccumulator, list[dict[str, Any]]]:
+    limits = max_skipped, last_step, optimiser or torch.optim.SGD([torch.zeros(1)], lr=1), begins_anew
     metrics, written, world = MetricsAccumulator(Timers(torch.device("cpu"))), [], World()
 
     def write(step: int, epoch: int, **figures: Any) -> None:
         written.append({"step": step, "epoch": epoch, **figures})
 
-    return StepMonitor(max_skipped, world, RankRole(world), metrics, write), metrics, written
+    return StepMonitor(*limits, world, RankRole(world), metrics, write), metrics, written
 
 
 def test_only_steps_in_a_row_count() -> None:
@@ -237,3 +243,48 @@ def test_a_spike_of_the_loss_is_an_event(caplog: pytest.LogCaptureFixture) -> No
     assert (line["step_loss"], line["median_loss"], line["limit"]) == (7.0, 1.0, 2.0)
     assert "step 30: the loss is 7: the median of the steps before is 1" in caplog.text
     assert metrics.sums[0] == 4 * 37, "it is a step as any other"
+
+
+@pytest.mark.parametrize("begins_anew", [True, False])
+@pytest.mark.parametrize("kind", [partial(torch.optim.SGD, momentum=0.9), torch.optim.AdamW, Muon])
+def test_the_last_step_ends_a_run_that_has_taken_none(kind: Callable[..., Any], begins_anew: bool) -> None:
+    """Told by the optimiser's state, which a resume has loaded; on a GPU it is zeros if none was taken."""
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    given = ([weight], 0.1, 0.9, 0.0, False) if kind is Muon else ([weight], 0.1)
+    optimiser = kind(*given)
+    for step in (1, 2, 3):
+        made, _, _ = monitor(5, last_step=3, optimiser=optimiser, begins_anew=begins_anew)
+        assert made.take_down(agreed(step, math.nan)) == (step < 3)
+        assert made.none_taken == (step == 3)
+    weight.grad = torch.ones(2, 2)
+    optimiser.step()
+    made, _, _ = monitor(5, last_step=3, optimiser=optimiser, begins_anew=begins_anew)
+    assert made.take_down(agreed(3, math.nan)) and not made.none_taken
+    for state in optimiser.state.values():
+        for value in state.values():
+            value.zero_()
+    assert never_updated(optimiser)
+
+
+def test_without_a_state_of_the_optimiser_only_a_whole_run_is_known_to_have_taken_none() -> None:
+    for begins_anew in (True, False):
+        made, _, _ = monitor(5, last_step=2, begins_anew=begins_anew)
+        assert made.take_down(agreed(1, math.nan)) and made.take_down(agreed(2, math.nan)) != begins_anew
+    made, _, _ = monitor(5, last_step=2)
+    assert made.take_down(agreed(1, 1.0)) and made.take_down(agreed(2, math.nan))
+
+
+def test_a_run_without_a_single_step_has_not_finished_however_often_it_is_begun(tmp_path: Path) -> None:
+    stamps = make_stamps(75)
+    stamps.ebv[::2] = 9.0  # some of every batch
+    data, run = write_stamps(tmp_path / "set", stamps, shard_rows=32), tmp_path / "run"
+    says = (
+        "run: no step was taken, the weights are those of the start: the loss of objects .* at step 10, and "
+        r"\d steps before it were skipped for the same reason: try compute.precision fp32 or a lower "
+        "optimiser.learning_rate in another --out"
+    )
+    for _ in range(2):  # the second goes on after step 6
+        with pytest.raises(Diverged, match=says):
+            train(config(**SHORT, checkpoint_steps=6), data, run)
+    newest = checkpoint.latest(run)
+    assert newest is not None and checkpoint.step_of(newest) == 6
