@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.harness import versions
 from benchmarks.record import training
 from benchmarks.record.entry import Entry, read
 from benchmarks.record.task import QUICK, TASKS, Task
@@ -117,7 +118,7 @@ def trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Once:
 
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(training, "COMMIT", "one")
-    monkeypatch.setattr(training, "peer_versions", training.versions)  # equal: the program tells them apart
+    monkeypatch.setattr(training, "peer_versions", versions)  # equal: the program tells them apart
     return once
 
 
