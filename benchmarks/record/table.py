@@ -1,23 +1,25 @@
 """The record tables: rows of record.json and record-gpu.json in benchmarks/results, and docs/records.md."""
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import COMMIT, machine, versions
+from benchmarks.harness import machine, versions
 from benchmarks.record.entry import Entry
 from benchmarks.record.judge import Figures, shortcomings
 from benchmarks.record.task import CLEAN, CORES, EPS, FULL, ROBUST, SEEDS, TASKS, Task
 from benchmarks.streaming.stream_readers import ROOT
+from hpcphotoz.atomic import write_text
 from hpcphotoz.errors import BadInput
 
 _TEMPLATE = Path(__file__).with_name("page.md")
 RESULTS, PAGE = ROOT / "benchmarks/results/record.json", ROOT / "docs/records.md"
 GPU_RESULTS = RESULTS.with_name("record-gpu.json")
-FIRST = ("users-loop", "users-loop-gpu")  # the rows of the ratios
+FIRST = {"cpu": "users-loop", "gpu": "users-loop-gpu"}  # the rows of the ratios
 DEFAULT = {"cpu": "adversarial-2026", "gpu": "inception-adversarial"}  # entries where there is no record yet
 Row = dict[str, Any]
 
@@ -40,7 +42,7 @@ def row(entry: Entry, seeds: Sequence[int], seconds: Sequence[float], figures: S
         "seconds": statistics.median(seconds),
         "passes": set(SEEDS) <= set(seeds) and not any(lacking),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": COMMIT,
+        "commit": entry.commit,
         "device": facts["device"] if on_gpu else f"{CORES} cores of {facts['processor']}",
         **on_gpu,
         "cpu_capability_of_torch": facts["cpu_capability_of_torch"],
@@ -53,11 +55,27 @@ def row(entry: Entry, seeds: Sequence[int], seconds: Sequence[float], figures: S
 
 
 def read(path: Path = RESULTS) -> list[Row]:
-    """Rows of a file of `write`; none if there is no file."""
-    if not path.exists():
-        return []
-    rows: list[Row] = json.loads(path.read_text())["rows"]
+    """Rows of a file of `write`; none if there is no file. BadInput: another file."""
+    rows: list[Row] = _tree(path)["rows"] if path.exists() else []
     return rows
+
+
+def check(path: Path, judge: str, task: Task = FULL) -> None:
+    """Check that `write` can put rows of a judge and task into a file.
+
+    Raises:
+        BadInput: no such folder, not a file that can be written, or one of another judge or task.
+    """
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"--json {path}: no folder {path.parent}: make it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise BadInput(f"--json {path}: not a file that can be written: name another")
+    if path.exists():
+        before = _tree(path)
+        if before["judge"] != judge:
+            raise BadInput(f"{path}: holds rows judged by {before['judge']}: name another file")
+        if before["target"] != _target(task):
+            raise BadInput(f"{path}: holds rows of another target: name another file")
 
 
 def write(rows: Sequence[Row], path: Path, judge: str, task: Task = FULL) -> None:
@@ -70,19 +88,27 @@ def write(rows: Sequence[Row], path: Path, judge: str, task: Task = FULL) -> Non
         task: of the rows.
 
     Raises:
-        BadInput: the file holds rows of another judge or task.
+        BadInput: as `check`.
     """
-    target = {"clean": task.clean, "robust": task.robust, "eps_sky_sigma": EPS, "steps": task.steps}
-    if path.exists():
-        before = json.loads(path.read_text())
-        if before["judge"] != judge:
-            raise BadInput(f"{path}: holds rows judged by {before['judge']}: name another file")
-        if before["target"] != target:
-            raise BadInput(f"{path}: holds rows of another target: name another file")
+    check(path, judge, task)
     new = {(one["entry"], one["device"]) for one in rows}
     kept = [one for one in read(path) if (one["entry"], one["device"]) not in new]
-    tree = {"benchmark": "record", "judge": judge, "target": target, "rows": [*kept, *rows]}
-    path.write_text(json.dumps(tree, indent=1) + "\n")
+    tree = {"benchmark": "record", "judge": judge, "target": _target(task), "rows": [*kept, *rows]}
+    write_text(path, json.dumps(tree, indent=1) + "\n")
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON: {error}: name another file") from None
+    if not isinstance(tree, dict) or not {"judge", "target", "rows"} <= set(tree):
+        raise BadInput(f"{path}: not a file of record rows: name another file")
+    return tree
+
+
+def _target(task: Task) -> dict[str, float | None]:
+    return {"clean": task.clean, "robust": task.robust, "eps_sky_sigma": EPS, "steps": task.steps}
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -99,7 +125,7 @@ def present_record(task: str = "cpu") -> str:
 def ratio(one: Row, rows: Sequence[Row]) -> float | None:
     """How many times as quick as the user's loop; None if that has not passed on the same device."""
     for first in ranked(rows):
-        if first["entry"] in FIRST and first["device"] == one["device"]:
+        if first["entry"] in FIRST.values() and first["device"] == one["device"]:
             return float(first["seconds"]) / float(one["seconds"])
     return None
 
@@ -107,19 +133,20 @@ def ratio(one: Row, rows: Sequence[Row]) -> float | None:
 def page(rows: Sequence[Row], gpu_rows: Sequence[Row] = ()) -> str:
     """`docs/records.md`: page.md with the rows of CPUs, and with those of a GPU."""
     tables = {
-        "table": _section(rows, "No entry has been timed on a quiet machine yet."),
-        "gpu_table": _section(gpu_rows, "No entry has been timed on a GPU yet.", " on a GPU"),
+        "table": _section(rows, "cpu", "No entry has been timed on a quiet machine yet."),
+        "gpu_table": _section(gpu_rows, "gpu", "No entry has been timed on a GPU yet."),
     }
     return _TEMPLATE.read_text().format(**_sizes(), **_targets(), **tables)
 
 
-def _section(rows: Sequence[Row], none: str, where: str = "") -> str:
-    head = "| rank | seconds | times the first row | entry | what changed | date | commit | device |"
+def _section(rows: Sequence[Row], task: str, none: str) -> str:
+    times_as_fast = f"times as fast as `{FIRST[task]}`"
+    head = f"| rank | seconds | {times_as_fast} | entry | what changed | date | commit | device |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for rank, one in enumerate(ranked(rows), start=1):
         times = ratio(one, rows)
         cells = [str(rank), f"{one['seconds']:.0f}", "-" if times is None else f"{times:.2f}"]
-        cells += [f"`{one['entry']}`", one["changed"], one["date"], (one["commit"] or "-")[:7], one["device"]]
+        cells += [f"`{one['entry']}`", one["changed"], one["date"], _commit(one), one["device"]]
         lines.append(f"| {' | '.join(cells)} |")
     failed = [one for one in rows if not one["passes"]]
     parts = ["\n".join(lines) if ranked(rows) else none]
@@ -127,8 +154,15 @@ def _section(rows: Sequence[Row], none: str, where: str = "") -> str:
         names = ", ".join(f"{one['entry']} ({_why(one)})" for one in failed)
         parts.append(f"Timed, and did not pass: {names}.")
     if rows:
-        parts.append("\n".join([f"## Metrics of each seed{where}", "", *_metrics(rows)]))
+        parts.append(
+            "\n".join([f"## Metrics of each seed{' on a GPU' * (task == 'gpu')}", "", *_metrics(rows)])
+        )
     return "\n\n".join(parts)
+
+
+def _commit(one: Row) -> str:
+    commit = one["commit"] or "-"
+    return f"{commit[:7]}, changed" if commit.endswith("-dirty") else commit[:7]
 
 
 def _targets() -> dict[str, object]:

@@ -1,12 +1,13 @@
 """The tasks of the record tables, fixed for good: their galaxies and targets, and the attacks that judge."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.training.train_runs import launch
-from hpcphotoz.data.format.manifest import read_manifest
+from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
 from hpcphotoz.errors import BadInput
 
 CLEAN, ROBUST = 0.0165, 0.0215  # of the task on CPUs: see `Task`
@@ -56,18 +57,34 @@ class Task:
             BadInput: the folder holds other galaxies under that name.
             RuntimeError: the simulation failed.
         """
-        objects, seed = self.sets[name]
-        out = folder / f"{name}-{objects}"
-        if not (out / "manifest.json").is_file():
+        (objects, seed), out = self.sets[name], self._path(name, folder)
+        if not (out / MANIFEST).is_file():
             print(f"simulating {objects} galaxies of seed {seed} in {out}", flush=True)
             words: list[str | Path] = ["-m", "hpcphotoz", "simulate", out]
             words += ["--n", str(objects), "--seed", str(seed), "--storage", STORAGE]
             launch(f"simulate {out}", Path(sys.executable), 0, words, timeout_s=3600)
+        self.check_dataset(name, folder)
+        return out
+
+    def check_dataset(self, name: str, folder: Path) -> None:
+        """Check a set of galaxies in `folder`, if it is there already.
+
+        Raises:
+            BadInput: the folder holds other galaxies under that name, or cannot hold any.
+        """
+        (objects, seed), out = self.sets[name], self._path(name, folder)
+        there = next(one for one in (out, *out.parents) if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise BadInput(f"--folder {folder}: {there} is not a folder that can be written: choose another")
+        if not (out / MANIFEST).is_file():
+            return
         made = read_manifest(out)
         if (made.rows, made.provenance.get("seed"), made.header.storage) != (objects, seed, STORAGE):
             what = f"not the {objects} galaxies of seed {seed} as {STORAGE}"
             raise BadInput(f"{out}: {what}: choose another --folder")
-        return out
+
+    def _path(self, name: str, folder: Path) -> Path:
+        return folder.absolute() / f"{name}-{self.sets[name][0]}"
 
 
 FULL = Task({"train": (8192, 1), "test": (1024, 2), "validation": (1024, 3)})

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import COMMIT
+from benchmarks.harness import COMMIT, machine, versions
 from benchmarks.peers.driver import peer_task
 from benchmarks.record.entry import Entry
 from benchmarks.record.task import Task
 from benchmarks.streaming.stream_readers import ROOT
-from benchmarks.training.train_runs import launch, peers_python
+from benchmarks.training.train_runs import launch, peer_versions, peers_python
+from hpcphotoz.atomic import write_text
 from hpcphotoz.config import Config
 from hpcphotoz.config.load import to_toml
 from hpcphotoz.data.format.manifest import Manifest, read_manifest
+from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.models.build import bins_of, build, load_weights
 from hpcphotoz.training.run.network import TrainedNetwork, save_network
@@ -60,14 +62,50 @@ def train(entry: Entry, seed: int, task: Task, data: Path, folder: Path) -> tupl
 
 
 def train_once(entry: Entry, seed: int, task: Task, data: Path, folder: Path) -> tuple[float, Path]:
-    """As `train`, unless `folder` has a network that this function trained at this commit in the same way."""
+    """As `train`, unless `folder` has a network that this function trained in the same way.
+
+    That is at this commit, without changes, on this machine with its versions of torch, with the same
+    recipe, ranks and galaxies. A network is not reused where the state of the source is not known.
+    """
     note = folder / f"{entry.name}-seed-{seed}" / "trained.json"
-    way = {"commit": COMMIT, "recipe": to_toml(configured(entry.config, seed, task))}
-    if note.exists() and (found := json.loads(note.read_text()))["way"] == way:
-        return found["seconds"], Path(found["network"])
+    peer = entry.program == "peer"
+    way = {
+        **{"commit": COMMIT, "recipe": to_toml(configured(entry.config, seed, task))},
+        **{"program": entry.program, "ranks": entry.ranks, "workers": task.workers},
+        **{"device": task.device, "machine": machine(), "data": read_manifest(data).sha256},
+        "versions": peer_versions() if peer else versions(),
+    }
+    if _source_is_known() and note.exists():
+        found = json.loads(note.read_text())
+        if found["way"] == way and Path(found["network"]).exists():
+            return float(found["seconds"]), Path(found["network"])
     seconds, network = train(entry, seed, task, data, folder)
-    note.write_text(json.dumps({"way": way, "seconds": seconds, "network": str(network)}))
+    write_text(note, json.dumps({"way": way, "seconds": seconds, "network": str(network)}))
     return seconds, network
+
+
+def say_what_is_reused() -> None:
+    """Print a line if `train_once` reuses nothing here."""
+    if not _source_is_known():
+        why = "files differ from the commit" if COMMIT else "the commit is not known"
+        print(f"--resume: {why}: every network is trained", flush=True)
+
+
+def check_peer(entry: Entry) -> None:
+    """Check that the loop a user would write can be started.
+
+    Raises:
+        BadInput: its packages are not there, or an option of the entry that it does not have.
+    """
+    try:
+        peers_python()
+        peer_task(entry.config, ROOT, stamp=64, sky_sigma=[1.0] * 5, steps=1, log_steps=1, workers=1)
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(f"entry '{entry.name}': {error}") from None
+
+
+def _source_is_known() -> bool:
+    return COMMIT is not None and not COMMIT.endswith("-dirty")
 
 
 def configured(config: Config, seed: int, task: Task) -> Config:

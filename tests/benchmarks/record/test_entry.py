@@ -1,5 +1,6 @@
 """Entries of the record table are recipes that `hpcphotoz train` and the peer loop take."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,18 @@ def test_every_entry_can_be_started(name: str) -> None:
     ("text", "said"),
     [
         (GOOD.replace("ranks", 'task = "tpu"\nranks'), "task 'tpu': want cpu or gpu"),
-        (GOOD.replace("ranks = 2\n", ""), "section entry: want the keys changed, program, ranks"),
+        (
+            GOOD.replace("ranks = 2\n", ""),
+            "section entry: no key 'ranks': want the keys changed, program, ranks",
+        ),
+        (
+            GOOD.replace("ranks", "rank = 1\nranks"),
+            "section entry: unknown key 'rank': want the keys changed",
+        ),
+        (GOOD.replace("[entry]", "[[entry]]"), "section entry: no key 'changed'"),
+        (GOOD.replace("[entry]", "[other]"), "section entry: no key 'changed'"),
+        (GOOD.replace('"any"', "3"), "changed 3: want one line of text"),
+        (GOOD.replace('"any"', "'a | b'"), "want one line of text"),
         (GOOD.replace('"hpcphotoz"', '"mine"'), "program 'mine': want hpcphotoz or peer"),
         (GOOD.replace("ranks = 2", "ranks = -1"), "ranks -1: want a number"),
         (GOOD.replace("ranks = 2", "ranks = true"), "ranks True: want a number"),
@@ -51,8 +63,27 @@ def test_an_entry_that_means_nothing_is_refused(
     assert entries.read("good").config.run.epochs == 3 and entries.read("good").task == "cpu"
     with pytest.raises(BadInput, match=said):
         entries.read("bad")
-    with pytest.raises(BadInput, match="entry 'none': want one of bad, good"):
+    with pytest.raises(BadInput, match="entry 'none': not known; valid: bad, good"):
         entries.read("none")
+
+
+def test_an_entry_that_is_not_in_the_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "FOLDER", tmp_path)
+    monkeypatch.setattr(entries, "COMMIT", "one")
+    for name in ("known", "new"):
+        (tmp_path / f"{name}.toml").write_text(GOOD)
+
+    def commits() -> list[str | None]:
+        return [entries.read(name).commit for name in ("known", "new")]
+
+    assert commits() == ["one", "one"], "not a repository: a snapshot, which says its own commit"
+    for words in (["init", "-q"], ["add", "known.toml"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True, timeout=60)
+    assert commits() == ["one", "one-dirty"]
+    monkeypatch.setattr(entries, "COMMIT", "one-dirty")
+    assert commits() == ["one-dirty", "one-dirty"]
+    monkeypatch.setattr(entries, "COMMIT", None)
+    assert commits() == [None, None]
 
 
 def test_options_that_the_peer_loop_lacks_are_refused() -> None:

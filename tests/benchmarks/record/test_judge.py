@@ -1,5 +1,6 @@
 """The judge runs the attacks of the task, and refuses networks that miss the target or mask gradients."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,22 @@ def test_every_attack_is_that_of_the_task(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(judge(FULL, networks, tmp_path, tmp_path, confirm=False)["b"]) == {"clean", "robust"}
     judge(TASKS["gpu"], networks, tmp_path, tmp_path, confirm=True)
     assert devices == {"cpu", "cuda"} and asked[-4:] == asked[:4]
+
+
+def test_evaluate_is_called_in_float32_with_the_radius_of_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def launch(name: str, python: Path, ranks: int, words: list[object], timeout_s: float) -> None:
+        asked.append(list(map(str, words)))
+        assert python == Path(sys.executable) and ranks == 0
+        (tmp_path / "reports/apgd").mkdir()
+        (tmp_path / "reports/apgd/summary.json").write_text('{"a": 1}')
+
+    monkeypatch.setattr(judging, "launch", launch)
+    found = judging.evaluate(
+        [Path("a"), Path("b")], Path("data"), tmp_path / "reports/apgd", "--steps", 50, device="cuda"
+    )
+    words = f"-m hpcphotoz evaluate a b --data data --out {tmp_path}/reports/apgd --device cuda"
+    assert found == {"a": 1} and asked == [f"{words} --precision fp32 --eps 0.1 --steps 50".split()]

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import harness
 from benchmarks.record import entry as entries
 from benchmarks.record import table
-from benchmarks.record.task import CLEAN, FULL, ROBUST, SEEDS, TASKS
+from benchmarks.record.task import CLEAN, CORES, EPS, FULL, ROBUST, SEEDS, STORAGE, TASKS
 from hpcphotoz.errors import BadInput
 
 
@@ -96,14 +96,27 @@ def test_rows_of_a_gpu_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch
     rows = [row("inception-adversarial", 60.0), row("users-loop-gpu", 240.0)]
     text = table.page([row("users-loop", 900.0)], rows)
     cpu, gpu = text.split("## On one GPU")
+    assert "times as fast as `users-loop` |" in cpu and "times as fast as `users-loop-gpu` |" in gpu
     assert "| 1 | 900 | 1.00 | `users-loop` |" in cpu and "H200" not in cpu
     assert "| 1 | 60 | 4.00 | `inception-adversarial` |" in gpu and "| 2 | 240 | 1.00 |" in gpu
     assert "at most 0.02 on clean images and 0.03 under APGD" in gpu
 
 
+def test_a_row_says_that_files_differed_from_the_commit() -> None:
+    entry, commit = entries.read("users-loop"), "0123456789abcdef"
+
+    def cell(commit: str | None) -> str:
+        found = table.row(replace(entry, commit=commit), SEEDS, [9.0] * 3, [figures()] * 3)
+        assert found["commit"] == commit
+        return table.page([found]).split("| 1 | 9 |")[1].split("\n")[0].split(" | ")[-2]
+
+    assert cell(commit) == "0123456" and cell(f"{commit}-dirty") == "0123456, changed" and cell(None) == "-"
+
+
 def test_the_task_does_not_change() -> None:
     assert FULL.sets == {"train": (8192, 1), "test": (1024, 2), "validation": (1024, 3)}
     assert (FULL.steps, FULL.restarts, CLEAN, ROBUST, SEEDS) == (50, 2, 0.0165, 0.0215, (0, 1, 2))
+    assert (EPS, CORES, STORAGE) == (0.1, 2, "float32")
     assert FULL.epochs is None and FULL.global_batch is None
     assert (FULL.device, FULL.workers, FULL.clean, FULL.robust) == ("cpu", 1, CLEAN, ROBUST)
     assert replace(TASKS["gpu"], device="cpu", workers=1, clean=CLEAN, robust=ROBUST) == FULL
