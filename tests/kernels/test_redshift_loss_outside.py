@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hpcphotoz.kernels import redshift_loss_reference as reference
 from tests.helpers.kernels.interpreter import compiled, interpret, interpreted, passed_under_the_interpreter
@@ -118,6 +119,14 @@ def test_a_negative_label_width_is_refused(kind: str, module: Any, label_width: 
         module.redshift_loss(logits, z, **options)
     with pytest.raises(ValueError, match=f"label_width {label_width}: want 0 or a positive number"):
         module.redshift_loss_and_gradient(logits, z, weight, **options)
+
+
+@compiled
+def test_a_negative_label_width_is_refused_before_a_launch_on_cuda() -> None:
+    with FakeTensorMode():
+        logits, z = torch.zeros(9, 7, device="cuda"), torch.zeros(9, device="cuda")
+        with pytest.raises(ValueError, match="label_width -1.0: want 0 or a positive number"):
+            kernel.redshift_loss(logits, z, "crps", 0.0, 0.1, -1.0)
 
 
 @compiled

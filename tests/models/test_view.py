@@ -106,6 +106,11 @@ def test_a_stamp_without_such_a_view_is_refused(options: dict[str, int], message
         network(**options)
 
 
+def test_stamps_of_an_odd_side_want_an_odd_part() -> None:
+    with pytest.raises(BadInput, match="crop 20: stamps of 63 x 63 .* want an odd number of at most 63"):
+        View.of(configured(crop=20), 63)
+
+
 def test_sides() -> None:
     assert view().side == SIDE and view(crop=24, binning=3).side == 8
     assert View.of(configured(crop=21), 63).side == 21

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hpcphotoz.training import rank_batch
 from hpcphotoz.training.rank_batch import make_rank_batch
-from tests.helpers.training.steps import batch, configured
+from tests.helpers.training.steps import N, batch, configured
 
 GPU = torch.device("cuda", 0)
 
@@ -64,3 +64,47 @@ def test_what_a_network_sees_is_turned_as_whole_images_are(
 def test_a_rank_without_objects_sees_no_images() -> None:
     none = make_rank_batch(batch(0), configured(crop=4, binning=2), 0, 0)
     assert none.images.shape == (0, 3, 2, 2)
+
+
+def test_numbers_of_several_datasets_are_keyed_by_their_own_key() -> None:
+    """Object ids of two datasets may be equal; the keys of their random numbers are not."""
+    alone = replace(batch(), images=torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(2)))
+    other = replace(alone, random_key=torch.arange(7_000, 7_000 + N))
+    same = replace(alone, object_id=torch.arange(7_000, 7_000 + N))
+    by_id, by_key, wanted = (
+        make_rank_batch(each, configured(augment=True), 1, 0) for each in (alone, other, same)
+    )
+    assert by_id.object_id.tolist() == alone.object_id.tolist()
+    assert by_key.object_id.tolist() == list(range(7_000, 7_000 + N))
+    assert by_key.catalogue_id.tolist() == by_id.catalogue_id.tolist() == alone.object_id.tolist()
+    # The key chooses the symmetries as well.
+    assert torch.equal(by_key.images, wanted.images) and not torch.equal(by_key.images, by_id.images)
+
+
+def test_catalogue_ids_outlive_the_buffer_of_the_batch() -> None:
+    given = batch()
+    made, ids = make_rank_batch(given, configured(), 0, 0), given.object_id.tolist()
+    given.object_id.zero_()  # the stream reuses its memory
+    assert made.catalogue_id.tolist() == ids
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 50])
+def test_the_first_attacked_objects_keep_their_places(n: int) -> None:
+    whole = make_rank_batch(batch(), configured(fraction=0.4), 0, 0)
+    some = whole.first(n)
+    m = min(n, len(whole.attacked))
+    assert len(whole.attacked) == 4 and len(some.images) == m
+    assert some.attacked.tolist() == list(range(m)) and len(some.clean) == 0
+    assert some.positions.tolist() == whole.positions.tolist()[:m]
+    rows = whole.attacked.tolist()[:m]
+    assert torch.equal(some.images, whole.images[rows]) and torch.equal(some.z_spec, whole.z_spec[rows])
+    assert some.object_id.tolist() == whole.object_id[rows].tolist() == some.catalogue_id.tolist()
+    # Position p of the batch is object 99 + p: objects and places stay together.
+    assert [id_ - 99 for id_ in some.catalogue_id.tolist()] == some.positions.tolist()
+
+
+def test_the_first_of_a_batch_without_attacks_are_its_first_rows() -> None:
+    whole = make_rank_batch(batch(), configured(fraction=0.0), 0, 0)
+    some = whole.first(3)
+    assert some.attacked.tolist() == [] and some.clean.tolist() == [0, 1, 2] and some.positions.tolist() == []
+    assert some.catalogue_id.tolist() == [100, 101, 102] and torch.equal(some.images, whole.images[:3])

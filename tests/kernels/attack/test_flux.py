@@ -248,3 +248,16 @@ def test_the_median_is_exact(pixels: int, dtype: torch.dtype) -> None:
             # The mean is subtracted, so that the sum is zero. Any other median moves a pixel by 1.
             torch.testing.assert_close(found[may], sign - sign.mean() if len(g) else g, rtol=0, atol=1e-6)
             assert (found[~may] == 0).all()
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_no_pixel_at_a_bound_is_rounded_out_of_it(side: int) -> None:
+    p = interior((1, 2, 16, 16), eps=10.0)
+    bound = torch.tensor(-0.7)
+    x0 = 3 * torch.rand(p["x0"].shape, generator=torch.Generator().manual_seed(3))
+    assert (x0 + (bound - x0) < bound).sum() > 10, "here the sum of the limit and the pixel is an ulp outside"
+    even = torch.arange(256).reshape(16, 16) % 2 == 0  # these go to the bound, the others make up for them
+    p |= {"x0": side * x0, "adv": side * (x0 + torch.where(even, -9.0, 9.0)), "grad": None}
+    p["lo" if side > 0 else "hi"] = side * bound.expand(2).contiguous()
+    out = side * flux(**p)
+    assert (out >= bound).all() and (out[..., even] < bound + 1e-6).all()
