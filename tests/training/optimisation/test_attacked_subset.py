@@ -82,7 +82,7 @@ def test_by_default_adversarial_runs_attack_and_standard_ones_do_not() -> None:
     for recipe in configuration.recipes():
         config = configuration.load(recipe)
         assert config.adversarial.attacked_in_validation == (256 if "adversarial" in recipe else 0)
-    asked = configuration.configure("test", validation_objects="10")
+    asked = configuration.configure("test", validation_objects=10)
     assert asked.adversarial.attacked_in_validation == 10
     with pytest.raises(Exception, match="want auto, or a number of objects"):
         configuration.configure("test", validation_objects=-1)
