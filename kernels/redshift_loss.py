@@ -68,6 +68,7 @@ def _loss_kernel(  # type: ignore[no-untyped-def]
     wide = tl.full((), WIDTH, tl.float32)
     if KIND != _MEAN:
         place = (redshift.to(tl.float64) - first) / step
+        place = tl.where(place == place, place, 0.0)  # some bin: the logits are NaN
         own = tl.minimum(tl.maximum(tl.floor(place), 0.0), BINS - 1.0)
         t = tl.minimum(tl.maximum(place - own, 0.0), 1.0).to(tl.float32)[:, None]
         own = own.to(tl.int32)[:, None]
