@@ -52,6 +52,7 @@ def spoil_memory() -> None:
 
 
 def assert_like_float32(module: nn.Module, *given: Tensor) -> None:
+    """Within roundings of bfloat16, 2^-9 each, over some layers; unwritten memory is NaN, or far beyond."""
     wanted = gradients(module, *given, low=False)
     for _ in range(5):
         spoil_memory()
