@@ -1,6 +1,7 @@
 """`python -m hpcphotoz` and the console script: an error that the user can correct is one line, status 2."""
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -40,10 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.flush()
         return status
     except _EndedBySignal as end:
-        if arguments is None:  # at once: MPI, for one, would wait for the other ranks as the program ends
-            signal.signal(end.number, signal.SIG_DFL)
-            signal.raise_signal(end.number)
-        return 128 + end.number
+        number = end.number
     except KeyboardInterrupt:  # also during the imports, which take most of a second
         return _report_failure("interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe, such as head or less, has ended: no error
@@ -61,6 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     finally:
         interrupts.end(of_program=arguments is None)
+    # After the error has gone: its frames can hold a temporary file that no `with` had taken over yet.
+    gc.collect()
+    if arguments is None:  # at once: MPI, for one, would wait for the other ranks as the program ends
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    return 128 + number
 
 
 class _InterruptRecorder:

@@ -26,14 +26,14 @@ def atomic_write(path: Path, owner: str = "") -> Iterator[Path]:
     """
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is a folder or a device, not a file: choose another name")
-    try:
-        # With the mode of any new file: to find out the umask, one would have to change it for all threads.
-        temporary = path.with_name(f"{path.name}.{f'{owner}.' if owner else ''}{secrets.token_hex(4)}.tmp")
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-    except OSError as error:
-        error.filename = str(path)  # the name that the user gave
-        raise
-    try:
+    temporary = path.with_name(f"{path.name}.{f'{owner}.' if owner else ''}{secrets.token_hex(8)}.tmp")
+    try:  # before the file is there: a signal can end the command at any line
+        try:
+            # With the mode of any new file: to read the umask, one would have to change it for all threads.
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        except OSError as error:
+            error.filename = str(path)  # the name that the user gave
+            raise
         yield temporary
         flush_file(temporary)
         os.replace(temporary, path)

@@ -10,8 +10,8 @@ output, and rank 0, which writes its own into the output, appends the others.
 """
 
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -246,18 +246,20 @@ def _parts_folder(out: Path, ranks: Ranks) -> Iterator[Path]:
         yield out.parent
         return
 
+    own = out.with_name(f"{out.name}.{secrets.token_hex(8)}.tmp")  # named first: a signal can come any time
+
     def make() -> Path:
         try:
-            return Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+            own.mkdir(mode=0o700)
         except OSError as error:
             raise BadInput(f"{out}: cannot be written: {error.strerror}") from None
+        return own
 
-    folder = ranks.on_first_rank(make)
     try:
-        yield folder
+        yield ranks.on_first_rank(make)
     finally:
         if ranks.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def _part(folder: Path, rank: int) -> Path:

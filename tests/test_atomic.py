@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.atomic import atomic_write, write_text
+from tests.helpers.interruption import interrupted
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
@@ -31,3 +32,13 @@ def test_what_was_there_stays_after_an_error(tmp_path: Path) -> None:
         assert temporary.name.startswith("a.host-1.") and temporary.suffix == ".tmp"
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "before"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file closed by its end
+def test_ended_at_any_line_leaves_nothing(tmp_path: Path) -> None:
+    """The handler of a signal raises at any line, also before a `with` has taken the file over."""
+    lines = 0
+    while interrupted(lines, lambda: write_text(tmp_path / "a", "text")):
+        assert not [path for path in tmp_path.iterdir() if path.name != "a"], f"at line {lines}"
+        lines += 1
+    assert lines > 10 and [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,5 +1,6 @@
 """Commands on real ranks of gloo: the same output as one process, one line for a failure, nothing left."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -7,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from hpcphotoz import atomic
+from hpcphotoz import predict as predict_module
 from hpcphotoz.__main__ import main
 from hpcphotoz.cli import command_ranks
 from hpcphotoz.world import World
 from tests.helpers import ranks
 from tests.helpers.builds import content
 from tests.helpers.datasets import make_dataset
+from tests.helpers.interruption import interrupted
 
 SMALL = ["--attacks", "fgsm", "pgd", "--eps", "0.1", "--steps", "2", "--device", "cpu", "--precision", "fp32"]
 
@@ -124,6 +128,23 @@ def test_a_sigterm_to_every_rank_leaves_nothing(
     ended = ranks.finish(started)
     assert ended[0][0] == -signal.SIGTERM and "Traceback" not in ended[0][2], ended
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_a_sigterm_at_any_line_leaves_nothing(run: Path, dataset: Path, tmp_path: Path) -> None:
+    """Of the lines that make the file and hand it over: there no `with` holds it yet."""
+    (tmp_path / "out").mkdir()
+    words = predict(run, dataset, tmp_path / "out" / "pz.hdf5")
+    modules = (predict_module, atomic, contextlib)
+    statuses = []
+
+    def end() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    for line in range(80):  # more than the writer is made in
+        interrupted(line, lambda: statuses.append(main(words)), end, modules)
+        assert statuses[line] == 128 + signal.SIGTERM
+        assert not list((tmp_path / "out").iterdir()), f"at line {line}"
 
 
 @pytest.mark.slow
