@@ -62,7 +62,8 @@ def require_data(options: argparse.Namespace, runs: Sequence[Path]) -> None:
         return
     found = {run: " and ".join(datasets_of(run)) for run in runs}
     trained = "; ".join(f"{run} was trained on {folders}" for run, folders in found.items() if folders)
-    unseen = f" ({trained}; --part test takes what was held back)" if trained else ""
+    held_back = "" if options.command == "calibrate" else "; --part test takes what was held back"
+    unseen = f" ({trained}{held_back})" if trained else ""
     raise BadInput(f"--data is missing: give one dataset folder{unseen}")
 
 
@@ -104,7 +105,7 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     subset = Subset.from_options(
         data, options.part, manifest.header.bands, manifest.header.extra, where=options.where or ""
     )
-    if options.command != "predict" and any(shard.unlabelled for shard in manifest.shards):
+    if options.command not in ("predict", "calibrate") and any(shard.unlabelled for shard in manifest.shards):
         selected = count_objects(manifest, ShardFiles(options.data, manifest), [subset])[0].census
         if selected.unlabelled:
             left_out = ", and metrics exclude it" if options.command == "evaluate" else ""

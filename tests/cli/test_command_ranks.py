@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz import atomic
-from hpcphotoz import predict as predict_module
 from hpcphotoz.__main__ import main
 from hpcphotoz.cli import command_ranks
+from hpcphotoz.predict import qp_file
 from hpcphotoz.world import World
 from tests.helpers import ranks
 from tests.helpers.builds import content
@@ -135,7 +135,7 @@ def test_a_sigterm_at_any_line_leaves_nothing(run: Path, dataset: Path, tmp_path
     """Of the lines that make the file and hand it over: there no `with` holds it yet."""
     (tmp_path / "out").mkdir()
     words = predict(run, dataset, tmp_path / "out" / "pz.hdf5")
-    modules = (predict_module, atomic, contextlib)
+    modules = (qp_file, atomic, contextlib)
     statuses = []
 
     def end() -> None:
