@@ -37,12 +37,14 @@ def choose_device(wanted: str) -> str:
     return device.type
 
 
-def choose_precision(wanted: str, network: "TrainedNetwork", device: str) -> str:
-    """Precision of the attacks' gradients; "auto" is decided by a short trial, and the reason is printed."""
+def choose_precision(
+    wanted: str, network: "TrainedNetwork", device: str, what: str = "gradients of attacks"
+) -> str:
+    """Precision of `what`; "auto" is decided by a short trial, and the reason is printed."""
     from hpcphotoz.compute.precision import precision_of_attacks
 
     shape = (batch_size(device), len(network.bands), network.stamp, network.stamp)
-    found, reason = precision_of_attacks(wanted, network.module, device, shape)
+    found, reason = precision_of_attacks(wanted, network.module, device, shape, what)
     if reason:
         print(f"hpcphotoz: {reason}", file=sys.stderr)
     return found

@@ -1,4 +1,4 @@
-"""Writes PDFs in the file format that qp and RAIL read, by h5py alone, batch by batch.
+"""Writes PDFs in the file format that qp and RAIL read, by h5py alone and some thousand rows at a time.
 
 Group `meta` has `pdf_name` and `pdf_version`; group `ancil` arrays of length N. The rest is that of a form:
 
@@ -23,7 +23,8 @@ from hpcphotoz.models.bins import RedshiftBins
 Floats = npt.NDArray[np.float64]
 PdfForm = Literal["hist", "interp"]
 FORMS: tuple[PdfForm, ...] = ("hist", "interp")
-_COPIED_ROWS = 1 << 14  # of a rank's file at a time
+PDFS = "pdfs"  # of a file of rows: their densities, beside the columns
+_COPIED_ROWS = 1 << 14  # at a time
 
 
 class QpWriter:
@@ -51,7 +52,7 @@ class QpWriter:
     ) -> None:
         edges = bins.edges()
         grid, name = (edges, "bins") if form == "hist" else (_nodes(edges), "xvals")
-        self._form, self._width, self._columns = form, bins.width, columns
+        self._columns = columns
         self._data = "data/pdfs" if form == "hist" else "data/yvals"
         with _writing(out), ExitStack() as stack:
             temporary = stack.enter_context(atomic_write(out))
@@ -66,26 +67,15 @@ class QpWriter:
                 self._file.create_dataset(f"ancil/{name}", (rows,), dtype)
             self._out, self._stack = out, stack.pop_all()
 
-    def write_rows(self, first: int, pdf: Floats, columns: Mapping[str, Any]) -> None:
-        """Write PDFs, (n, bins) probability per bin, and the columns of `ancil`, from row `first` on."""
-        rows, density = slice(first, first + len(pdf)), pdf / self._width
-        if self._form == "interp":
-            density = np.concatenate([density[:, :1], density, density[:, -1:]], axis=1)
-        with _writing(self._out):
-            self._file[self._data][rows] = density
-            for name in self._columns:
-                self._file["ancil"][name][rows] = columns[name]
-
     def append_part(self, first: int, part: Path) -> None:
-        """Copy the rows of a rank's file, from row `first` on, and delete the file."""
+        """Copy the rows of a file of rows, from row `first` on: datasets `PDFS` and those of the columns."""
         with _reading(part), h5py.File(part, "r") as file:
-            names = [self._data, *(f"ancil/{name}" for name in self._columns)]
-            for start in range(0, len(file[names[0]]), _COPIED_ROWS):
+            names = {PDFS: self._data, **{name: f"ancil/{name}" for name in self._columns}}
+            for start in range(0, len(file[PDFS]), _COPIED_ROWS):
                 found = {name: file[name][start : start + _COPIED_ROWS] for name in names}
                 with _writing(self._out):
                     for name, values in found.items():
-                        self._file[name][first + start : first + start + len(values)] = values
-        part.unlink()
+                        self._file[names[name]][first + start : first + start + len(values)] = values
 
     def read_columns(self, names: Mapping[str, Any]) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Read columns that have been written, some thousand rows at a time."""
@@ -99,6 +89,14 @@ class QpWriter:
     def __exit__(self, *error: Any) -> None:
         with _writing(self._out):
             self._stack.__exit__(*error)
+
+
+def densities(pdf: Floats, bins: RedshiftBins, form: PdfForm) -> npt.NDArray[np.float32]:
+    """What a form stores of PDFs (N, n), probability per bin: (N, n) or (N, n + 2)."""
+    density = pdf / bins.width
+    if form == "interp":
+        density = np.concatenate([density[:, :1], density, density[:, -1:]], axis=1)
+    return density.astype(np.float32)
 
 
 def holds_pdfs(path: Path) -> bool:

@@ -18,7 +18,7 @@ from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.predict import ANCIL, Calibration, average_pdfs, point_estimates, predict
+from hpcphotoz.predict import ANCIL, Calibration, average_pdfs, partial, point_estimates, predict
 from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE, write_stamps
 from tests.helpers.networks import BINS, LinearNetwork, StubNetwork
 
@@ -179,6 +179,7 @@ def test_weights_and_calibration_change_the_pdfs_and_are_recorded(tmp_path: Path
         "temperature": 1.5,
         "pit": [0.1],
         "flag_below": None,
+        "precision": "fp32",
     }
 
 
@@ -206,21 +207,21 @@ def test_a_table_of_no_known_form_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "pz.hdf5").exists()
 
 
-def test_an_interrupted_prediction_leaves_nothing_and_keeps_the_earlier_file(tmp_path: Path) -> None:
+def test_an_interrupted_prediction_keeps_the_earlier_file(tmp_path: Path) -> None:
     data, out = write_stamps(tmp_path / "d", stamps(40), shard_rows=24), tmp_path / "out" / "pz.hdf5"
     out.parent.mkdir()
     broken = stub(module=FailingNetwork())  # its second batch, the rest of the first shard, is smaller
-    with pytest.raises(RuntimeError, match="went away"):
-        predict([broken], data, out, batch=16, points=out.with_name("points.csv"))
-    assert list(out.parent.iterdir()) == []
     predict([stub()], data, out)
     before = out.read_bytes()
     with pytest.raises(RuntimeError, match="went away"):
-        predict([broken], data, out, batch=16)
-    assert out.read_bytes() == before and list(out.parent.iterdir()) == [out]
+        predict([broken], data, out, batch=16, points=out.with_name("points.csv"))
+    assert out.read_bytes() == before
+    assert {path.name for path in out.parent.iterdir()} == {"pz.hdf5", "pz.hdf5.partial"}
 
 
-def test_memory_does_not_grow_with_the_catalogue(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partial, "_PART_OBJECTS", 32)
+
     def peak(n: int) -> int:
         data = write_stamps(Path(tempfile.mkdtemp(dir=tmp_path)), stamps(n), shard_rows=n)
         tracemalloc.start()
@@ -244,6 +245,7 @@ def test_errors_of_reading_and_of_the_network_are_not_called_errors_of_writing(t
     out.parent.mkdir()
     with pytest.raises(OSError, match="no compiler"):
         predict([stub(module=NetworkWithoutCompiler())], data, out)
+    assert list(out.parent.iterdir()) == []  # no row is complete
     path = data / "shard-00001.hdf5"
     with h5py.File(path, "r") as file:
         offset = file["images"].id.get_offset()
@@ -252,10 +254,10 @@ def test_errors_of_reading_and_of_the_network_are_not_called_errors_of_writing(t
     path.write_bytes(raw)
     with pytest.raises(BadInput, match=f"^{path}: row 0: pixels differ"):
         predict([stub()], data, out)
-    assert list(out.parent.iterdir()) == []
+    assert not out.exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = write_stamps(tmp_path / "d", stamps(40), shard_rows=24), tmp_path / "out" / "pz.hdf5"
     out.parent.mkdir()
 
@@ -266,7 +268,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(BadInput, match=f"^{out}: cannot be written: Can't write .*No space left") as caught:
         predict([stub()], data, out)
     assert "\n" not in str(caught.value)
-    assert list(out.parent.iterdir()) == []
+    assert [path.name for path in out.parent.iterdir()] == ["pz.hdf5.partial"]
 
 
 @pytest.mark.parametrize(
@@ -309,3 +311,18 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch
             predict([stub()], data, tmp_path / "pz.hdf5")
     with pytest.raises(BadInput, match="holds no object"):
         predict([stub()], write_stamps(tmp_path / "empty", stamps(0)), tmp_path / "pz.hdf5")
+
+
+def test_bfloat16_moves_the_mean_redshifts_little(tmp_path: Path) -> None:
+    content, out = stamps(50), tmp_path / "pz.hdf5"
+    data = write_stamps(tmp_path / "d", content)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        predict([stub()], data, out, precision=precision)
+        with h5py.File(out) as file:
+            found[precision] = file["ancil/zmean"][:], file["ancil/sigma"][:]
+            assert json.loads(file.attrs["prediction"])["precision"] == precision
+    change = np.abs(found["bf16"][0] - found["fp32"][0]) / found["fp32"][1]
+    assert 0 < change.max() < 0.05
+    with pytest.raises(BadInput, match="precision 'fp16': want one of"):
+        predict([stub()], data, out, precision="fp16")

@@ -11,6 +11,7 @@ from hpcphotoz.cli.network_options import (
     add_trust_code,
     batch_size,
     choose_device,
+    choose_precision,
     chosen_subset,
     require_data,
 )
@@ -37,6 +38,8 @@ def predict(options: argparse.Namespace) -> int:
     if note:
         print(f"hpcphotoz: {note}{f': {calibration.text()}' if calibration else ''}", file=sys.stderr)
     subset = options.ranks.on_first_rank(lambda: chosen_subset(options, networks))
+    how = options.precision, networks[0], device, "PDFs"
+    precision = options.ranks.on_first_rank(lambda: choose_precision(*how))
     count = predict(
         networks,
         options.data,
@@ -48,6 +51,7 @@ def predict(options: argparse.Namespace) -> int:
         form=options.pdf,
         points=options.points,
         flag_below=options.flag_below,
+        precision=precision,
         subset=subset,
         ranks=options.ranks,
     )
@@ -124,6 +128,13 @@ def add(commands: Commands) -> None:
         metavar="EPS",
         help="also search for the minimal epsilon that moves <z> of a run by 0.05 (1 + <z>), up to EPS sky "
         "sigmas, and flag the objects that have one; costs some tens of PGD attacks",
+    )
+
+    p.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        default="fp32",
+        help="of the networks' passes; auto: the quickest on this device, by a short trial (default fp32)",
     )
 
     p = command(commands, "calibrate", calibrate)
