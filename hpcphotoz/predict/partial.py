@@ -71,20 +71,22 @@ def unfinished(out: Path, plan: Mapping[str, Any], ranks: Ranks) -> Iterator[Pat
         return
     try:
         with _locked(folder, out):
-            ranks.on_first_rank(lambda: _begin(folder, plan, out))
-            yield folder
+            ranks.on_first_rank(lambda: _begin(folder, plan))
+            try:
+                yield folder
+            except BaseException:
+                if complete_rows(folder):
+                    kept = "keeps what is complete: the same command goes on"
+                    say(f"hpcphotoz: {folder}: {kept}", sys.stderr)
+                else:
+                    (folder / _PLAN).unlink(missing_ok=True)
+                raise
             for path in folder.iterdir():
-                if path.name != _LOCK:
+                if not path.name.startswith(_LOCK):
                     path.unlink()
-        _remove_if_empty(folder)
-    except BaseException:
-        if not complete_rows(folder):
-            for path in (folder / _PLAN, folder / _LOCK):
-                path.unlink(missing_ok=True)
-            _remove_if_empty(folder)
-        else:
-            say(f"hpcphotoz: {folder}: keeps what is complete: the same command goes on", sys.stderr)
-        raise
+    finally:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def complete_rows(folder: Path) -> list[PartFile]:
@@ -182,18 +184,18 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
         yield
 
 
-def _begin(folder: Path, plan: Mapping[str, Any], out: Path) -> None:
-    """Compare the plan with that of the folder, and write it into a new one."""
+def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Compare the plan with that of the folder, and write it into one without complete rows."""
     for path in folder.glob("*.tmp"):
         if not path.name.startswith(_LOCK):
             path.unlink()
+    parts, given = complete_rows(folder), json.loads(json.dumps(plan))
     try:
         before = json.loads((folder / _PLAN).read_bytes())
-    except (FileNotFoundError, ValueError):
-        before = None
-    given = json.loads(json.dumps(plan))
-    if before is None:  # begun, and ended before a row was complete
-        for part in complete_rows(folder):
+    except (FileNotFoundError, ValueError):  # removed, as no row was complete when another rank ended later
+        before = {}
+    if not (before and parts):
+        for part in parts:
             part.path.unlink()
         write_text(folder / _PLAN, json.dumps(plan, indent=1) + "\n")
     elif before != given:
@@ -202,10 +204,5 @@ def _begin(folder: Path, plan: Mapping[str, Any], out: Path) -> None:
             f"{folder}: holds an unfinished prediction with another {other}: give the same command to go on, "
             "or delete the folder"
         )
-    elif parts := complete_rows(folder):
+    else:
         say(f"hpcphotoz: {folder}: goes on after {number_of(len(parts), 'file')} of rows", sys.stderr)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()

@@ -33,20 +33,20 @@ def analytic(network: StubNetwork, content: Stamps) -> np.ndarray:
 
 
 def test_minimal_eps_is_that_of_the_change_of_the_mean_redshift() -> None:
-    content, network = noise_stamps(60, unknown=30), StubNetwork()
+    content, network = noise_stamps(40, unknown=20), StubNetwork()
     expected = analytic(network, content)
     threshold = float(np.median(expected))
     found = robustness_flag([network], to_tensors(content, "cpu"), threshold)
     clear = np.abs(expected / threshold - 1) > 0.04  # the bisection leaves 2.7 %
     np.testing.assert_array_equal(found["fragile"][clear], (expected <= threshold)[clear])
-    assert 20 < found["fragile"].sum() < 40 and found["fragile"].dtype == np.uint8
+    assert 10 < found["fragile"].sum() < 30 and found["fragile"].dtype == np.uint8
     hit = found["fragile"] == 1
     np.testing.assert_allclose(found["minimal_eps"][hit], expected[hit], rtol=0.04)
     assert np.isinf(found["minimal_eps"][~hit]).all()
 
 
 def test_the_most_fragile_network_counts() -> None:
-    content = to_tensors(noise_stamps(20), "cpu")
+    content = to_tensors(noise_stamps(8), "cpu")
     one, two = StubNetwork(), StubNetwork("other", LogisticNetwork(0.03, seed=1))
     alone = [robustness_flag([network], content, 1.0)["minimal_eps"] for network in (one, two)]
     np.testing.assert_array_equal(
