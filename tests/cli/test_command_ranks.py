@@ -155,7 +155,7 @@ def test_a_sigterm_at_any_line_leaves_no_output(run: Path, dataset: Path, tmp_pa
     def end() -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    for line in range(0, 200, 3):  # more than the folder and a file of rows are made in
+    for line in range(0, 200, 7):  # more than the folder and a file of rows are made in
         if not interrupted(line, lambda: statuses.append(main(words)), end, modules):
             break
         assert statuses[-1] == 128 + signal.SIGTERM
