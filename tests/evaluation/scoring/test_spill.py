@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.scoring import spill as module
 from hpcphotoz.evaluation.scoring.spill import BLOCK, Spill, SpilledColumns
 
 
@@ -47,6 +46,6 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with Spill() as spill:
         columns = SpilledColumns(spill, "a")
-        monkeypatch.setattr(module.os, "pwrite", full)
+        monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(BadInput, match="No space left on device: set TMPDIR"):
             columns.append(np.zeros((1, BLOCK)))
