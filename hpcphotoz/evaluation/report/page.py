@@ -59,7 +59,7 @@ def render_page(
         images = "".join(_image(png, title) for png in pngs)
         sections.append(_section(title, text, f'<div class="panels">{images}</div>', result))
 
-    if result.unlabelled < len(result.z_spec):
+    if result.unlabelled < result.objects:
         picture("Redshifts", _REDSHIFTS, *plots.redshift_scatter(result))
         picture("Robustness", _ROBUSTNESS, *plots.robustness_curves(result, baseline))
         if rows := minimal_eps_rows(result):
@@ -82,7 +82,7 @@ def render_page(
         title=TITLE,
         data=html.escape(result.data.resolve().name),
         subset=html.escape(result.which),
-        objects=number_of(len(result.z_spec), "galaxy", "galaxies"),
+        objects=number_of(result.objects, "galaxy", "galaxies"),
         unlabelled=f", {result.unlabelled} of them without z_spec (attacked, but left out of the metrics)"
         if result.unlabelled
         else "",

@@ -29,16 +29,11 @@ _PANEL = (4.6, 4.3)  # inches of a picture of which a page shows several, side b
 
 def redshift_scatter(result: EvaluationResult) -> list[bytes]:
     """z_phot against z_spec: clean and under the headline attack for each network, a picture each."""
-    known = np.isfinite(result.z_spec)
     rows = [(n, (n.clean, n.at(result.headline_method, result.headline_eps))) for n in result.networks]
-    predicted = [condition.z_phot for _, pair in rows for condition in pair]
-    top = max(float(z[known].max()) for z in (result.z_spec, *predicted))
-    low = min(network.bins.z_min for network in result.networks)
-    limits = low, low + 1.1 * (top - low)
 
     def draw(figure: Any, name: str, condition: ConditionResult) -> None:
         ax = figure.subplots()
-        _scatter(ax, result.z_spec[known], condition, known, limits)
+        _scatter(ax, condition)
         ax.set(xlabel="$z_{spec}$", ylabel=f"{name}\n$z_{{phot}}$ (mean of PDF)")
 
     return [
@@ -48,16 +43,17 @@ def redshift_scatter(result: EvaluationResult) -> list[bytes]:
     ]
 
 
-def _scatter(
-    ax: Any, z_spec: Floats, condition: ConditionResult, known: Floats, limits: tuple[float, float]
-) -> None:
-    lo, hi = limits
-    z_phot = condition.z_phot[known]
-    if len(z_spec) > 3000:
-        ax.hist2d(z_spec, z_phot, bins=120, range=[[lo, hi]] * 2, norm="log", cmap="viridis")
+def _scatter(ax: Any, condition: ConditionResult) -> None:
+    scatter = condition.scatter
+    assert scatter is not None  # the clean condition and the headline attack have one
+    lo, hi = scatter.limits
+    if scatter.is_histogram:
+        edges = np.linspace(lo, hi, len(scatter.counts) + 1)
+        seen = np.ma.masked_equal(scatter.counts.T, 0)
+        ax.pcolormesh(edges, edges, seen, norm="log", cmap="viridis")
     else:
-        size = float(np.clip(250 / math.sqrt(len(z_spec)), 6, 14))
-        ax.plot(z_spec, z_phot, ".", ms=size, alpha=0.6, color="#0072B2", mec="none")
+        size = float(np.clip(250 / math.sqrt(len(scatter.z_spec)), 6, 14))
+        ax.plot(scatter.z_spec, scatter.z_phot, ".", ms=size, alpha=0.6, color="#0072B2", mec="none")
     line = np.array([lo, hi])
     ax.plot(line, line, color="black", lw=1)
     for sign in (-1, 1):
@@ -127,10 +123,11 @@ def pit_histograms(result: EvaluationResult) -> bytes:
         for ax, network in zip(axes, result.networks, strict=True):
             attacked = network.at(result.headline_method, result.headline_eps)
             for condition, kind in ((network.clean, "stepfilled"), (attacked, "step")):
-                pit = condition.pit[np.isfinite(condition.pit)]
+                counts = condition.pit_histogram
+                density = counts * len(counts) / counts.sum()
                 look = {"color": "#9DB9D3"} if kind == "stepfilled" else {"color": "#D55E00", "lw": 1.8}
-                label = condition_title(condition)
-                ax.hist(pit, 20, range=(0, 1), density=True, histtype=kind, label=label, **look)
+                edges, filled = np.linspace(0, 1, len(counts) + 1), kind == "stepfilled"
+                ax.stairs(density, edges, fill=filled, label=condition_title(condition), **look)
             ax.axhline(1, color="black", lw=1, ls=":", label="calibrated")
             ax.set(title=network.name, xlabel="PIT = CDF($z_{spec}$)", xlim=(0, 1))
         axes[0].set_ylabel("density of galaxies")
@@ -143,14 +140,15 @@ def minimal_eps_curves(result: EvaluationResult) -> bytes:
     """Fraction of galaxies that an attack within epsilon makes outliers; one curve per network."""
     measured = [(n.name, n.minimal_eps) for n in result.networks if n.minimal_eps is not None]
     max_eps = max(one.max_eps for _, one in measured)
-    found = np.concatenate([one.known for _, one in measured])
+    found = np.concatenate([one.values for _, one in measured])
     low = min(found[(found > 0) & np.isfinite(found)], default=max_eps / 10) / 1.5
 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
         for name, one in measured:
-            reached = one.known[np.isfinite(one.known)]
-            percent = 100 * np.arange(len(reached) + 1) / max(len(one.known), 1)
+            finite = np.isfinite(one.values)
+            reached = one.values[finite]
+            percent = 100 * np.concatenate([[0], np.cumsum(one.counts[finite])]) / max(one.n, 1)
             # Galaxies that need no attack are at the left edge; beyond the last one found the curve is flat.
             x = np.concatenate([[low], np.maximum(reached, low), [max_eps]])
             y = np.concatenate([percent, percent[-1:]])
