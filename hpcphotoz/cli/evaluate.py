@@ -125,7 +125,7 @@ def add(commands: Commands) -> None:
     which = f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
     add_data(p, which)
     add_trust_code(p)
-    p.add_argument("--out", type=path, required=True, help="folder for report.html and metrics.json")
+    p.add_argument("--out", type=path, required=True, help="folder for report.html, metrics.json and figures")
     p.add_argument(
         "--attacks",
         nargs="+",

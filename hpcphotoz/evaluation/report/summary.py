@@ -31,14 +31,7 @@ def report_summary(
 ) -> dict[str, Any]:
     """Build the content of `metrics.json`.
 
-    Each run's name is a key. Its value has the keys `clean` and the methods' names, each with `bias`,
-    `sigma_mad`, `eta`, `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z> at the headline
-    epsilon, and `minimal_eps` if it was searched for (see `MinimalEps.as_summary`: null is a quantile beyond
-    `max_sky_sigma`).
-
-    The other keys are `knn_colours` (the same metrics), `robustness_curves` (per run and method, every
-    epsilon), `transfer` (per attacked run and predicting run, of `attack.headline_method`), `data` (with the
-    measured subset), `attack`, `versions`, and the key of each further measurement.
+    Each run's name is a key; docs/reference/metrics-json.md lists the others, with units.
 
     Args:
         result: from `evaluate`.
