@@ -20,8 +20,8 @@ from hpcphotoz.evaluation.result import EvaluationResult
 
 _CONVENTIONS = """Metrics in both conventions with bootstrap errors (one standard deviation). RAIL's bias is
 the median of Δz/(1+z), its scatter the interquartile range / 1.349, its outliers are beyond the greater of
-0.06 and three of these sigmas. CDE loss and Brier score are of the whole PDF, and better when smaller; compare
-Brier scores only between networks with the same bins."""
+0.06 and three of these sigmas. CDE loss and Brier score are of the whole PDF, and better when smaller;
+compare Brier scores only between networks with the same bins."""
 _REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its spectroscopic one, clean and
 under ATTACK. Solid: equality; dotted: the outlier limit, |Δz/(1+z)| = {OUTLIER}."""
 _ROBUSTNESS = f"""Scatter, outlier fraction (beyond {OUTLIER}) and absolute bias of Δz/(1+z) against ε, the
