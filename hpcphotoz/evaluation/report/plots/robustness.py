@@ -73,7 +73,9 @@ def _curve(ax: Any, conditions: Sequence[ConditionResult], key: str, look: Mappi
 
 def _finish(figure: Any, axes: Any, result: EvaluationResult, title: str) -> None:
     for ax, key in zip(axes, _PANELS, strict=False):
-        values = [abs(c.metrics[key]) for network in result.networks for c in network.conditions]
+        values = [
+            abs(c.metrics[key]) + c.errors[key] for network in result.networks for c in network.conditions
+        ]
         ax.set_ylim(0, 1.08 * max(values) * _PANELS[key][1] or 1)
         epsilon_axis(ax, result)
         ax.label_outer()
