@@ -84,8 +84,9 @@ def _table(rows: TextTable, title: str) -> str:
         cells = [f"<td{kind}>{html.escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)]
         cells[0] = f'<th scope="row"{kinds[0]}>{html.escape(row[0])}</th>'
         lines.append(f"<tr>{''.join(cells)}</tr>")
+    box = f'class="wide{" many" if len(head) > 9 else ""}" role="region" tabindex="0"'
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="Table: {html.escape(title)}"><table>'
+        f'<div {box} aria-label="Table: {html.escape(title, quote=True)}"><table>'
         f"<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

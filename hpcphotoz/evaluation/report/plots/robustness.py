@@ -13,7 +13,7 @@ _PANELS = {  # key of the metric -> label of the axis, factor
     "eta": ("$\\eta$: outliers (%)", 100.0),
     "bias": ("|mean $\\Delta z/(1+z)$|", 1.0),
 }
-_WIDTH, _HEIGHT = 4.6, 2.5  # inches of a panel
+_WIDTH, _HEIGHT = 4.6, 2.0  # inches of a panel
 
 
 def networks_under_each_attack(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[Plot]:
@@ -58,7 +58,7 @@ def _on(name: str, result: EvaluationResult) -> Plot:
 
     alt = f"sigma_MAD and outliers of {name} against epsilon under every attack. "
     ends = _ends(result, result.methods, name)
-    return Plot(name, alt + ends, figure_png(draw, _WIDTH, 0.8 + len(keys) * _HEIGHT))
+    return Plot(name, alt + ends, figure_png(draw, _WIDTH, 0.8 + len(keys) * 1.2 * _HEIGHT))
 
 
 def _curve(ax: Any, conditions: Sequence[ConditionResult], key: str, look: Mapping[str, Any]) -> None:
