@@ -1,6 +1,5 @@
 """The Inception of Pasquet et al. 2019 with a part of its channels: sized to two cores."""
 
-import torch
 from torch import Tensor, nn
 
 from hpcphotoz.config import Model

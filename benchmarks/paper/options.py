@@ -25,7 +25,7 @@ def parse(description: str | None) -> argparse.Namespace:
     words.add_argument(
         "--resume",
         action="store_true",
-        help="go on in a folder of --out that was begun; what was done with the same settings is not repeated",
+        help="go on in a folder of --out that was begun; what was done with the same settings is kept",
     )
     words.add_argument("--minutes", type=float, help="start nothing later than this, and write what is there")
     words.add_argument(

@@ -125,7 +125,10 @@ class Plan:
         """All trainings, in the order of their importance."""
         cnn: dict[str, object] = {"name": "cnn", "crop": self.crop, "binning": self.binning}
         narrow = {"divisor": self.divisor, "crop": self.crop, "binning": self.binning}
-        inception = {"name": "benchmarks.paper.networks:narrow_inception", "options": narrow}
+        inception: dict[str, object] = {
+            "name": "benchmarks.paper.networks:narrow_inception",
+            "options": narrow,
+        }
         cnn |= self._shared("cnn")
         inception |= self._shared("inception")
         in_sky = {**cnn, **self._shared("sky")}

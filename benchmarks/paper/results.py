@@ -37,7 +37,7 @@ class Mean:
         return mean if self.error is None else f"{mean} ± {factor * self.error:.{places}f}"
 
 
-def collect(plan: Plan, tasks: Iterable[Task], folder: Path, outcome: Outcome, command: str) -> Tree:
+def collect(plan: Plan, tasks: Iterable[Task], folder: Path, outcome: Outcome, about: Tree) -> Tree:
     """All that has been found, as `paper.json` holds it.
 
     Args:
@@ -45,7 +45,7 @@ def collect(plan: Plan, tasks: Iterable[Task], folder: Path, outcome: Outcome, c
         tasks: of the plan.
         folder: of the tasks' files.
         outcome: which failed, and for which there was no time.
-        command: how the program was called.
+        about: `command`, how the program was called, and `skipped`, parts of the plan with the reasons.
     """
     records = {task.name: task.record(folder) for task in tasks if task.found(folder) is not None}
     devices = sorted({one["device"] for one in records.values()})
@@ -56,7 +56,7 @@ def collect(plan: Plan, tasks: Iterable[Task], folder: Path, outcome: Outcome, c
         "commits": sorted({str(one["commit"]) for one in records.values()}),
         "devices": devices,
         "versions": [one for place, one in enumerate(versions) if one not in versions[:place]],
-        "command": command,
+        **about,
         "plan": asdict(plan),
         "trainings": {one.name: _about(one) for one in plan.trainings},
         "failed": outcome.failed,

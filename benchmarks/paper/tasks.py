@@ -72,9 +72,7 @@ class Outcome:
         self.left_out: list[str] = []
 
 
-def do_all(
-    tasks: Sequence[Task], folder: Path, processes: int, minutes: float | None = None
-) -> Outcome:
+def do_all(tasks: Sequence[Task], folder: Path, processes: int, minutes: float | None = None) -> Outcome:
     """Do all tasks that have not been done, some at a time, each as soon as what it needs is there.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.plan import ADVERSARIAL, INCEPTION, ROBUST_INCEPTION, STANDARD, Adversaries, point_name
-from benchmarks.paper.results import Mean, Results
+from benchmarks.paper.results import Results
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.report.figure import COLOURS, figure_png, legend_below
 
@@ -17,8 +17,11 @@ _CURVES = {
     ADVERSARIAL: ("CNN, adversarial", COLOURS[1]),
     ROBUST_INCEPTION: ("Inception, adversarial", COLOURS[2]),
 }
-_AXES = {"fraction": "fraction of each batch attacked in training", "eps": "", "steps": "K, attack steps"}
-_AXES["eps"] = "$\\epsilon$ in training (sky sigmas)"
+_AXES = {
+    "fraction": "fraction of each batch attacked in training",
+    "eps": "$\\epsilon$ in training (sky sigmas)",
+    "steps": "K, attack steps in training",
+}
 _SKY = "#666666"
 
 
@@ -99,7 +102,7 @@ def trade_off(results: Results) -> bytes | None:
             for place, (label, shade, look) in enumerate(
                 (("clean", COLOURS[1], "o-"), (f"APGD, $\\epsilon$ = {headline:g}", COLOURS[0], "s--"))
             ):
-                means: list[Mean] = [point[1 + place] for point in points]
+                means = [(clean, attacked)[place] for _, clean, attacked in points]
                 error = [mean.error or 0.0 for mean in means]
                 y = [mean.value for mean in means]
                 ax.errorbar(x, y, error, fmt=look, color=shade, capsize=3, label=label)
