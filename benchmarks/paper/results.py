@@ -116,16 +116,17 @@ class Results:
         tree: Tree | None = self.tree["found"].get(task)
         return tree
 
-    def over_seeds(self, network: str, task: str, of: Callable[[Tree, str], float]) -> Mean | None:
+    def over_seeds(self, network: str, task: str, of: Callable[[Tree, str], float | None]) -> Mean | None:
         """Mean of a number over the seeds of a network for which a task has been done.
 
         Args:
             network: its name.
             task: of its runs: "pdfs", "curves", "strong" or "train".
-            of: gives the number, from what the task found and the name of the run.
+            of: gives the number, from what the task found and the name of the run; None: it has none.
         """
         runs = [f"{network}-seed-{seed}" for seed in self.seeds]
-        values = [of(found, run) for run in runs if (found := self.found(f"{task}-{run}")) is not None]
+        each = [of(found, run) for run in runs if (found := self.found(f"{task}-{run}")) is not None]
+        values = [value for value in each if value is not None]
         return Mean.of(values) if values else None
 
     def clean(self, network: str, key: str = "sigma_mad") -> Mean | None:
@@ -137,12 +138,11 @@ class Results:
     ) -> Mean | None:
         """A metric under an attack, of epsilon 0 on the same galaxies; None: that was not measured."""
 
-        def value(found: Tree, run: str) -> float:
+        def value(found: Tree, run: str) -> float | None:
             each = found["curves"][run].get(method, ())
-            return next((float(one[key]) for one in each if one["eps"] == eps), float("nan"))
+            return next((float(one[key]) for one in each if one["eps"] == eps), None)
 
-        mean = self.over_seeds(network, task, value)
-        return None if mean is None or mean.value != mean.value else mean
+        return self.over_seeds(network, task, value)
 
     def transfer(self, source: str, target: str, key: str = "sigma_mad") -> Mean | None:
         """A metric of a network on images made against another, or against other seeds of itself.

@@ -106,8 +106,13 @@ def trade_off(results: Results) -> bytes | None:
                 error = [mean.error or 0.0 for mean in means]
                 y = [mean.value for mean in means]
                 ax.errorbar(x, y, error, fmt=look, color=shade, capsize=3, label=label)
-            ax.set(xlabel=_AXES[axis], xticks=axes[axis], yscale="log")
+            ax.set(xlabel=_AXES[axis], yscale="log")
             ax.set_xticks(x, [f"{one:g}" for one in x])
+        every = [mean.value for points in panels.values() for point in points for mean in point[1:]]
+        ticks = _ticks(min(every), max(every))
+        each[0].set_ylim(ticks[0], ticks[-1])
+        each[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        each[0].set_yticks([], minor=True)
         each[0].set_ylabel("$\\sigma_{MAD}$ of $\\Delta z/(1+z)$")
         legend_below(figure, each[0])
 
@@ -116,18 +121,21 @@ def trade_off(results: Results) -> bytes | None:
 
 def transfer(results: Results) -> bytes | None:
     """sigma_MAD of each network on images made against each; None: transfer has not been measured."""
-    names = [name for name in results.networks("main") if results.transfer(name, STANDARD) is not None]
-    if not names:
+    if results.found("transfer") is None:
         return None
+    names = results.networks("main")
     values = np.full((len(names), len(names)), np.nan)
     for i, source in enumerate(names):
         for j, target in enumerate(names):
             if (mean := results.transfer(source, target)) is not None:
                 values[i, j] = mean.value
 
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    ticks = _ticks(low, high)
+
     def draw(figure: Any) -> None:
         ax = figure.subplots()
-        picture = ax.imshow(values, cmap="cividis", norm="log")
+        picture = ax.imshow(values, cmap="cividis", norm="log", vmin=ticks[0], vmax=ticks[-1])
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 light = picture.norm(value) < 0.5
@@ -137,9 +145,19 @@ def transfer(results: Results) -> bytes | None:
         ax.set_yticks(range(len(names)), names)
         ax.grid(False)
         ax.set(xlabel="network that predicts", ylabel="network that the images were made against")
-        figure.colorbar(picture, ax=ax, label="$\\sigma_{MAD}$ of $\\Delta z/(1+z)$", shrink=0.8)
+        bar = figure.colorbar(picture, ax=ax, label="$\\sigma_{MAD}$ of $\\Delta z/(1+z)$", shrink=0.8)
+        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        bar.minorticks_off()
 
     return figure_png(draw, 7.0, 5.4)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """The numbers 1, 1.5, 2, 3, 5 and 7 times powers of ten that enclose two numbers above 0."""
+    steps = [digit * 10.0**power for power in range(-5, 2) for digit in (1, 1.5, 2, 3, 5, 7)]
+    first = max(place for place, step in enumerate(steps) if step <= low)
+    last = min(place for place, step in enumerate(steps) if step >= high)
+    return steps[first : last + 1]
 
 
 def all_figures(results: Results) -> dict[str, bytes]:

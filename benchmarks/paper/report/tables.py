@@ -72,7 +72,7 @@ def methods(results: Results) -> str:
 
 def transfer(results: Results) -> str:
     """sigma_MAD of each network on images made against each."""
-    names = [name for name in results.networks("main") if results.transfer(name, STANDARD)]
+    names = results.networks("main") if results.found("transfer") else []
     rows = [[source, *(text(results.transfer(source, target)) for target in names)] for source in names]
     return table(["made against", *names], rows)
 
