@@ -98,7 +98,7 @@ class Plan:
         (1, 3, 7),
     )
     grid: bool = False
-    eps: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    eps: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.5)
     headline: float = 0.1
     steps: int = 10
     curve_objects: int = 1024
@@ -139,13 +139,13 @@ class Plan:
             Training(INCEPTION, "train", inception),
             Training(ROBUST_INCEPTION, "train", inception, centre),
             Training(RELU, "train", {**cnn, "relu_logits": True}),
-            Training(STANDARD + SKY, "sky-train", in_sky, group="sky"),
-            Training(ADVERSARIAL + SKY, "sky-train", in_sky, centre, group="sky"),
             *(
                 Training(point_name(point), "train", cnn, point, group="surface")
                 for point in self.points
                 if point != centre
             ),
+            Training(STANDARD + SKY, "sky-train", in_sky, group="sky"),
+            Training(ADVERSARIAL + SKY, "sky-train", in_sky, centre, group="sky"),
         ]
 
     def _shared(self, epochs: str) -> dict[str, object]:

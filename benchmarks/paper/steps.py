@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.paper import commands
 from benchmarks.paper.pdfs import score
-from benchmarks.paper.plan import STANDARD, Plan, Training
+from benchmarks.paper.plan import Plan, Training
 from benchmarks.paper.tasks import Found, Task
 from hpcphotoz.data.format.manifest import MANIFEST, read_manifest
 
@@ -44,19 +44,22 @@ class Place:
 def all_tasks(plan: Plan, place: Place) -> list[Task]:
     """The tasks of a plan, in the order of their importance; without frames none in real sky."""
     steps = _Steps(plan, place)
+    trainings = [one for one in plan.trainings if one.data in steps.simulated]
+    main = [one for one in trainings if one.group == "main"]
+    first, others = main[:2], main[2:]  # the standard CNN and the adversarial one
     found = [steps.simulated["train"], steps.simulated["test"]]
-    for training in plan.trainings:
-        if training.data in steps.simulated:
-            found += steps.of_training(training)
-        if training.name == STANDARD:
-            found.append(steps.neighbours(training))
-        if training.group == "main" and training == _last_main(plan):
-            found.append(steps.transfer())
+    found += [task for one in first for task in (*steps.train(one), *steps.pdfs(one))]
+    found.append(steps.neighbours(first[0]))
+    found += [task for one in first for task in steps.curves(one)]
+    found += [task for one in others for task in (*steps.train(one), *steps.pdfs(one))]
+    found.append(steps.transfer(main))
+    found += [task for one in others for task in steps.curves(one)]
+    found += [task for one in main for task in steps.strong(one)]
+    for one in trainings:
+        if one.group != "main":
+            found += [steps.simulated[one.data], steps.simulated[steps.test_set(one)]]
+            found += [*steps.train(one), *steps.pdfs(one), *steps.curves(one)]
     return list({task.name: task for task in found}.values())
-
-
-def _last_main(plan: Plan) -> Training:
-    return [one for one in plan.trainings if one.group == "main"][-1]
 
 
 class _Steps:
@@ -71,23 +74,45 @@ class _Steps:
         }
         self._trained: dict[str, Task] = {}
 
-    def of_training(self, training: Training) -> list[Task]:
-        """Trainings with all seeds, then what is measured of them."""
-        sky = training.group == "sky"
-        test = "sky-test" if sky else "test"
-        found = [self.simulated[training.data], self.simulated[test]] if sky else []
-        names = [training.run(seed) for seed in self.plan.seeds]
-        for seed, name in zip(self.plan.seeds, names, strict=True):
-            self._trained[name] = self._train(training, seed)
-            found.append(self._trained[name])
-        found += [self._pdfs(f"pdfs-{name}", [name], test, tta=False) for name in names]
+    @staticmethod
+    def test_set(training: Training) -> str:
+        """Name of the set that a network is measured on."""
+        return "sky-test" if training.group == "sky" else "test"
+
+    def train(self, training: Training) -> list[Task]:
+        """Trainings with all seeds."""
+        found = {training.run(seed): self._train(training, seed) for seed in self.plan.seeds}
+        self._trained |= found
+        return list(found.values())
+
+    def pdfs(self, training: Training) -> list[Task]:
+        """Metrics on all test galaxies, of each seed and, of main networks, of their ensemble."""
+        test, runs = self.test_set(training), self._runs(training)
+        found = [self._pdfs(f"pdfs-{run}", [run], test, tta=False) for run in runs]
         if training.group == "main":
-            found.append(self._pdfs(f"pdfs-{training.name}-ensemble", names, test, tta=True))
-        for name in names:
-            found.append(self._trade_off(name) if training.group == "surface" else self._curves(name, test))
-        if training.group == "main":
-            found += [self._strong(name) for name in names]
+            found.append(self._pdfs(f"pdfs-{training.name}-ensemble", runs, test, tta=True))
         return found
+
+    def curves(self, training: Training) -> list[Task]:
+        """Metrics against epsilon under three attacks; of the surface under APGD at one epsilon."""
+        plan, surface = self.plan, training.group == "surface"
+        how = {
+            "attacks": ["apgd"] if surface else METHODS,
+            "eps": [plan.headline] if surface else plan.eps,
+            **{"headline-eps": plan.headline, "steps": plan.steps, "limit": plan.curve_objects},
+        }
+        test = self.test_set(training)
+        return [self._measured(f"curves-{run}", [run], test, how) for run in self._runs(training)]
+
+    def strong(self, training: Training) -> list[Task]:
+        """PGD and APGD of the same steps and restarts."""
+        plan = self.plan
+        how = {"attacks": ["pgd", "apgd"], "eps": [plan.headline], "headline-eps": plan.headline}
+        how |= {"steps": plan.strong_steps, "restarts": plan.restarts, "limit": plan.strong_objects}
+        return [self._measured(f"strong-{run}", [run], "test", how) for run in self._runs(training)]
+
+    def _runs(self, training: Training) -> list[str]:
+        return [training.run(seed) for seed in self.plan.seeds]
 
     def _simulate(self, name: str) -> Task:
         galaxies, out = self.plan.sets[name], self.place.data(name, self.plan)
@@ -123,26 +148,10 @@ class _Steps:
 
         return Task(name, settings, work, [*needs, self.simulated[test]])
 
-    def _curves(self, run: str, test: str) -> Task:
+    def transfer(self, trainings: Sequence[Training]) -> Task:
+        """Images made against each run, given to all others."""
         plan = self.plan
-        how = {"attacks": METHODS, "eps": plan.eps, "headline-eps": plan.headline, "steps": plan.steps}
-        return self._measured(f"curves-{run}", [run], test, {**how, "limit": plan.curve_objects})
-
-    def _trade_off(self, run: str) -> Task:
-        how = {"attacks": ["apgd"], "eps": [self.plan.headline], "headline-eps": self.plan.headline}
-        how |= {"steps": self.plan.steps, "limit": self.plan.curve_objects}
-        return self._measured(f"curves-{run}", [run], "test", how)
-
-    def _strong(self, run: str) -> Task:
-        plan = self.plan
-        how = {"attacks": ["pgd", "apgd"], "eps": [plan.headline], "headline-eps": plan.headline}
-        how |= {"steps": plan.strong_steps, "restarts": plan.restarts, "limit": plan.strong_objects}
-        return self._measured(f"strong-{run}", [run], "test", how)
-
-    def transfer(self) -> Task:
-        """Images made against each main network, given to all others."""
-        plan = self.plan
-        runs = [one.run(seed) for one in plan.trainings if one.group == "main" for seed in plan.seeds]
+        runs = [run for one in trainings for run in self._runs(one)]
         how = {"attacks": ["apgd"], "eps": [plan.headline], "headline-eps": plan.headline}
         how |= {"steps": plan.steps, "limit": plan.transfer_objects}
         return self._measured("transfer", runs, "test", how)
