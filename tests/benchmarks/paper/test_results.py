@@ -34,7 +34,8 @@ def tree() -> dict[str, Any]:
             found[f"pdfs-{run}"] = clean
             curve = [condition(0, sigma), *(condition(e, factor * sigma) for e in FULL.eps)]
             found[f"curves-{run}"] = {"curves": {run: dict.fromkeys(("fgsm", "pgd", "apgd"), curve)}}
-            strong = {"pgd": [curve[0], curve[4]], "apgd": [curve[0], curve[4]]}
+            both = [curve[0], condition(FULL.headline, factor * sigma)]
+            strong = {"pgd": both, "apgd": list(both)}
             found[f"strong-{run}"] = {"curves": {run: strong}}
     runs = [f"{network}-seed-{seed}" for network in SIGMAS for seed in SEEDS]
     matrix = {a: {b: condition(0.1, 0.01 * int(b[-1]) + 0.02) for b in runs if a != b} for a in runs}
