@@ -134,7 +134,9 @@ def test_summary_table_and_page_show_it(
     assert written["steady"]["minimal_eps"]["p84_sky_sigma"] is None
     assert written["attack"]["minimal_eps"]["steps"] == 4
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<h2>Minimal epsilon</h2>") == 1 and 'alt="Percentage of outliers against epsilon' in page
+    assert (
+        page.count("<h2>Minimal epsilon</h2>") == 1 and 'alt="Percentage of outliers against epsilon' in page
+    )
     print_table(result)
     output = capsys.readouterr().out
     assert "minimal epsilon (sky sigmas)" in output and "&gt; 2" in page and "> 2" in output

@@ -35,8 +35,9 @@ def make_result(
 
     def condition(method: str, eps: float) -> ConditionResult:
         z_phot = np.clip(z + rng.normal(0, 0.02 + 0.2 * eps, n), 0, 0.4).astype(np.float32)
-        figures = metrics.summary(z_phot, z, np.full(n, 0.01 + eps), np.full(n, -5.0)) if known else {}
         pit = rng.uniform(0, 1, n) if known else np.full(n, np.nan)
+        scores = np.full(n, 0.01 + eps), np.full(n, -5.0)
+        figures = metrics.summary(z_phot, z, *scores, pit=pit, hpd=np.abs(2 * pit - 1)) if known else {}
         return ConditionResult(method, eps, z_phot, pit.astype(np.float32), figures, eps / 10, eps / 5)
 
     grid = [("clean", 0.0), *((method, eps) for method in methods for eps in (0.05, 0.1, 0.5))]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from hpcphotoz.evaluation.attack_grid import METHODS
-from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.metrics import LEVELS, OUTLIER
+from hpcphotoz.evaluation.metrics.combined import coverage_name
 from hpcphotoz.evaluation.report.plots.galaxy import example_galaxy
 from hpcphotoz.evaluation.report.plots.redshifts import (
     Plot,
@@ -33,9 +34,11 @@ upper bound: a stronger attack may need less. The table tells the ε, in sky sig
 _SHIFT = """Change of the PDF's mean between the clean and the attacked image; filled markers show the median
 galaxy, open ones the 90th percentile. It needs no spectroscopic redshift, so it can be measured on any
 survey's images."""
-_CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs, U-shaped
-for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude the true
-redshift."""
+_CALIBRATION = """PIT: where z_spec falls in its PDF's cumulative distribution. Its histogram is flat for
+calibrated PDFs, U-shaped for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that
+exclude the true redshift. The table tells how far the PITs are from uniform (Kolmogorov-Smirnov, Cramér-von
+Mises, Anderson-Darling), and how many galaxies have z_spec in their central credible interval of 50 to 99 %:
+fewer than that means too narrow PDFs."""
 _TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the images made against another (row)
 by ATTACK: do attacks also fool networks that they were not made for?"""
 
@@ -54,7 +57,9 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
         if rows := minimal_eps_rows(result):
             plots = [minimal_eps_curves(result)]
             sections.append(_drawn("minimal-epsilon", "Minimal epsilon", _MINIMAL, plots, [rows]))
-        sections.append(_drawn("calibration", "Calibration", _CALIBRATION, pit_histograms(result)))
+        sections.append(
+            _drawn("calibration", "Calibration", _CALIBRATION, pit_histograms(result), [_calibration(result)])
+        )
         if result.transfer:
             text = _TRANSFER.replace("ATTACK", attack)
             sections.append(ReportSection("transfer-matrix", "Transfer", text, [_transfer(result)]))
@@ -101,6 +106,18 @@ def _summary(result: EvaluationResult) -> str:
         f"{result.headline_eps:g} sky sigma of its band{mean}; the last column is the median change of the "
         "PDF's mean, <z>."
     )
+
+
+def _calibration(result: EvaluationResult) -> list[list[str]]:
+    tests = {"pit_ks": "PIT KS", "pit_cvm": "CvM", "pit_ad": "AD"}
+    levels = {coverage_name("coverage", at): f"in {100 * at:.0f} %" for at in LEVELS}
+    rows = [["run", "attack", "eps", *tests.values(), *levels.values()]]
+    for network in result.networks:
+        for c in (network.clean, network.at(result.headline_method, result.headline_eps)):
+            figures = [f"{c.metrics[key]:.3f}" for key in tests]
+            shares = [f"{100 * c.metrics[key]:.1f} %" for key in levels]
+            rows.append([network.name, c.method, f"{c.eps:g}", *figures, *shares])
+    return rows
 
 
 def _transfer(result: EvaluationResult) -> list[list[str]]:

@@ -95,7 +95,8 @@ def test_the_page_is_whole_self_contained_and_free_of_requests(tmp_path: Path) -
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    assert page.rows == 1 + 2 * 3 + 1 + 3  # head, three conditions a run, kNN; transfer
+    # Head, three conditions a run, kNN; calibration: head, two conditions a run; transfer.
+    assert page.rows == 1 + 2 * 3 + 1 + 1 + 2 * 2 + 3
     # Redshifts, robustness, attacks compared, calibration, change; galaxies.
     assert len(page.pictures) == 4 + 2 + 2 + 2 + 2 + 2
     assert page.links == page.targets and len(set(page.targets)) == 9
