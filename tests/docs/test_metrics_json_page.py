@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hpcphotoz.evaluation.baseline.knn import knn_colours
+from hpcphotoz.evaluation.report.bins import bins_section
 from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import noise_stamps, write_stamps
@@ -30,7 +31,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     networks = [StubNetwork(RUNS[0]), StubNetwork(RUNS[1], LogisticNetwork(scale=0.001))]
     result = evaluate(networks, data, eps=(0.1,), methods=METHODS, steps=1, minimal_eps_max=0.2, batch=40)
     baseline = knn_colours(train, data, TWO_BINS)
-    written: dict[str, Any] = json.loads(json.dumps(report_summary(result, baseline), allow_nan=False))
+    sections = [one for one in (bins_section(result),) if one is not None]
+    summary = report_summary(result, baseline, sections)
+    written: dict[str, Any] = json.loads(json.dumps(summary, allow_nan=False))
     return written
 
 
@@ -44,7 +47,7 @@ def documented() -> dict[str, set[str]]:
 
 
 def agree(part: str, found: dict[str, Any], names: dict[str, str] | None = None) -> None:
-    keys = {re.sub(r"coverage_\d+$", "coverage_PERCENT", (names or {}).get(key, key)) for key in found}
+    keys = {(names or {}).get(key, key) for key in found}
     differing = keys ^ documented()[part]
     assert not differing, HOW.format(part=part, keys=", ".join(sorted(differing)))
 
@@ -53,6 +56,8 @@ def test_the_page_names_every_key_and_no_other(tree: dict[str, Any]) -> None:
     agree("Top level", tree, dict.fromkeys(RUNS, "RUN"))
     agree("Data", tree["data"])
     agree("Attack", tree["attack"])
+    for column in tree["bins"].values():
+        agree("Bins", column)
     agree("Versions", tree["versions"])
     for run in RUNS:
         agree("A run", tree[run], dict.fromkeys(METHODS, "METHOD"))
@@ -66,8 +71,7 @@ def test_metrics_elsewhere_are_those_of_a_condition(tree: dict[str, Any]) -> Non
     assert set(tree["transfer"]) == set(RUNS)
     for figures in (tree["transfer"][RUNS[0]][RUNS[1]], tree["knn_colours"]):
         assert {"bias", "sigma_mad", "eta", "n"} <= set(figures)
-        keys = {re.sub(r"coverage_\d+$", "coverage_PERCENT", key) for key in figures}
-        assert keys <= page["A condition"] | page["Nearest neighbours"]
+        assert set(figures) <= page["A condition"] | page["Nearest neighbours"]
     assert page["Nearest neighbours"] <= set(tree["knn_colours"])
 
 

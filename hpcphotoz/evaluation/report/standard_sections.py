@@ -47,7 +47,7 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
     """The sections before those of further measurements; without a known z_spec, only two of them."""
     sections = [ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline)])]
     attack = f"{METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
-    if result.unlabelled < len(result.z_spec):
+    if result.unlabelled < result.objects:
         text = _REDSHIFTS.replace("ATTACK", attack)
         sections.append(_drawn("redshifts", "Redshifts", text, redshift_scatter(result)))
         curves = networks_under_each_attack(result, baseline)

@@ -64,7 +64,7 @@ def report_summary(
     tree["data"] = {
         "name": result.data.resolve().name,
         "subset": {**result.subset.record(), "limit": result.limit},
-        "objects": len(result.z_spec),
+        "objects": result.objects,
         "unlabelled": result.unlabelled,
         "bands": list(result.header.bands),
         "stamp": result.header.stamp,
@@ -109,7 +109,7 @@ def check_run_names(names: Sequence[str], keys: Sequence[str] = ()) -> None:
 
 def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> None:
     """Print the metrics, clean and at the headline epsilon, and the minimal epsilons, to standard output."""
-    galaxies = number_of(len(result.z_spec), "galaxy", "galaxies")
+    galaxies = number_of(result.objects, "galaxy", "galaxies")
     unknown = f", {result.unlabelled} with no z_spec" if result.unlabelled else ""
     _print(f"{galaxies} of {result.data}{result.which}{unknown}", metrics_rows(result, baseline), 2)
     if rows := minimal_eps_rows(result):

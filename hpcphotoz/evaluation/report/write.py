@@ -89,7 +89,7 @@ def write_report(
 
 def _objects(result: EvaluationResult) -> str:
     """Sentence that tells what was measured."""
-    objects = number_of(len(result.z_spec), "galaxy", "galaxies")
+    objects = number_of(result.objects, "galaxy", "galaxies")
     unlabelled = f", {result.unlabelled} of them without z_spec (attacked, but left out of the metrics)"
     return (
         f"{objects} of {result.data.resolve().name}{result.which} in {', '.join(result.header.bands)}"

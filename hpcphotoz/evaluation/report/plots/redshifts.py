@@ -35,22 +35,17 @@ class Plot(NamedTuple):
 
 def redshift_scatter(result: EvaluationResult) -> list[Plot]:
     """z_phot against z_spec: clean and under the headline attack for each network, a picture each."""
-    known = np.isfinite(result.z_spec)
     rows = [(n, (n.clean, n.at(result.headline_method, result.headline_eps))) for n in result.networks]
-    predicted = [condition.z_phot for _, pair in rows for condition in pair]
-    top = max(float(z[known].max()) for z in (result.z_spec, *predicted))
-    low = min(network.bins.z_min for network in result.networks)
-    limits = low, low + 1.1 * (top - low)
 
     def draw(figure: Any, name: str, condition: ConditionResult) -> None:
         ax = figure.subplots()
-        _scatter(ax, result.z_spec[known], condition, known, limits)
+        _scatter(ax, condition)
         ax.set(xlabel="$z_{spec}$", ylabel=f"{name}\n$z_{{phot}}$ (mean of PDF)")
 
     def plot(name: str, condition: ConditionResult) -> Plot:
         m = condition.metrics
         alt = (
-            f"z_phot of {name} against z_spec of {known.sum()} galaxies, {condition_text(condition)}: they "
+            f"z_phot of {name} against z_spec of {m['n']} galaxies, {condition_text(condition)}: they "
             f"scatter about the diagonal with sigma_MAD {m['sigma_mad']:.4f} and bias {m['bias']:+.4f}, and "
             f"{100 * m['eta']:.1f} % are beyond the outlier limits."
         )
@@ -67,16 +62,17 @@ def condition_text(condition: ConditionResult) -> str:
     return f"under {METHODS[condition.method].label} at {condition.eps:g} sky sigma"
 
 
-def _scatter(
-    ax: Any, z_spec: Floats, condition: ConditionResult, known: Floats, limits: tuple[float, float]
-) -> None:
-    lo, hi = limits
-    z_phot = condition.z_phot[known]
-    if len(z_spec) > 3000:
-        ax.hist2d(z_spec, z_phot, bins=120, range=[[lo, hi]] * 2, norm="log", cmap="viridis")
+def _scatter(ax: Any, condition: ConditionResult) -> None:
+    scatter = condition.scatter
+    assert scatter is not None  # the clean condition and the headline attack have one
+    lo, hi = scatter.limits
+    if scatter.is_histogram:
+        edges = np.linspace(lo, hi, len(scatter.counts) + 1)
+        seen = np.ma.masked_equal(scatter.counts.T, 0)
+        ax.pcolormesh(edges, edges, seen, norm="log", cmap="viridis", rasterized=True)
     else:
-        size = float(np.clip(250 / math.sqrt(len(z_spec)), 6, 14))
-        ax.plot(z_spec, z_phot, ".", ms=size, alpha=0.6, color="#0072B2", mec="none")
+        size = float(np.clip(250 / math.sqrt(len(scatter.z_spec)), 6, 14))
+        ax.plot(scatter.z_spec, scatter.z_phot, ".", ms=size, alpha=0.6, color="#0072B2", mec="none")
     line = np.array([lo, hi])
     ax.plot(line, line, color="black", lw=1)
     for sign in (-1, 1):
@@ -116,13 +112,12 @@ def shift_curves(result: EvaluationResult) -> list[Plot]:
 
 def pit_histograms(result: EvaluationResult) -> list[Plot]:
     """PIT histograms, clean and attacked, a picture per network; all have the same height of axis."""
-    bins = 20
+    bins = len(result.networks[0].clean.pit_histogram)
 
     def conditions(name: str) -> list[tuple[ConditionResult, Floats]]:
         network = next(one for one in result.networks if one.name == name)
         attacked = network.at(result.headline_method, result.headline_eps)
-        both = [(c, c.pit[np.isfinite(c.pit)]) for c in (network.clean, attacked)]
-        return [(c, np.histogram(pit, bins, (0, 1), density=True)[0]) for c, pit in both]
+        return [(c, c.pit_histogram * bins / c.pit_histogram.sum()) for c in (network.clean, attacked)]
 
     heights = {network.name: conditions(network.name) for network in result.networks}
     top = max(float(height.max()) for pair in heights.values() for _, height in pair)
@@ -159,14 +154,15 @@ def minimal_eps_curves(result: EvaluationResult) -> Plot:
     """Fraction of galaxies that an attack within epsilon makes outliers; one curve per network."""
     measured = [(n.name, n.minimal_eps) for n in result.networks if n.minimal_eps is not None]
     max_eps = max(one.max_eps for _, one in measured)
-    found = np.concatenate([one.known for _, one in measured])
+    found = np.concatenate([one.values for _, one in measured])
     low = min(found[(found > 0) & np.isfinite(found)], default=max_eps / 10) / 1.5
 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
         for name, one in measured:
-            reached = one.known[np.isfinite(one.known)]
-            percent = 100 * np.arange(len(reached) + 1) / max(len(one.known), 1)
+            finite = np.isfinite(one.values)
+            reached = one.values[finite]
+            percent = 100 * np.concatenate([[0], np.cumsum(one.counts[finite])]) / max(one.n, 1)
             # Galaxies that need no attack are at the left edge; beyond the last one found the curve is flat.
             x = np.concatenate([[low], np.maximum(reached, low), [max_eps]])
             y = np.concatenate([percent, percent[-1:]])
