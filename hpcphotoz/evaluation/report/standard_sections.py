@@ -22,8 +22,8 @@ _REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its 
 under ATTACK. Solid: equality; dotted: the outlier limit, |Δz/(1+z)| = {OUTLIER}."""
 _ROBUSTNESS = f"""Scatter, outlier fraction (beyond {OUTLIER}) and absolute bias of Δz/(1+z) against ε, the
 greatest change of a pixel in units of the sky noise of its band; one picture an attack, all with the same
-axes. A broken network's scatter can fall again at large ε, when all redshifts are pushed the same way: read
-it beside the outliers and the bias."""
+axes. Bars are bootstrap errors. A broken network's scatter can fall again at large ε, when all redshifts are
+pushed the same way: read it beside the outliers and the bias."""
 _ATTACKS = """The same curves by network: which attack is the strongest? APGD should be at least as strong as
 PGD, and PGD as FGSM. Square sees no gradient: where it is stronger than PGD, gradients mislead."""
 _MINIMAL = f"""Each galaxy is attacked repeatedly to find the minimal ε that moves its redshift by more than
@@ -45,7 +45,9 @@ by ATTACK: do attacks also fool networks that they were not made for?"""
 
 def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[ReportSection]:
     """The sections before those of further measurements; without a known z_spec, only two of them."""
-    sections = [ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline)])]
+    sections = [
+        ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline, errors=True)])
+    ]
     attack = f"{METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
     if result.unlabelled < result.objects:
         text = _REDSHIFTS.replace("ATTACK", attack)
@@ -104,7 +106,7 @@ def _summary(result: EvaluationResult) -> str:
         f"median absolute deviation) and the fraction beyond {OUTLIER} (eta); CRPS, in redshift, scores the "
         "whole PDF. All are better when nearer to zero. Attacks change each pixel by at most "
         f"{result.headline_eps:g} sky sigma of its band{mean}; the last column is the median change of the "
-        "PDF's mean, <z>."
+        "PDF's mean, <z>. Errors are those of a bootstrap."
     )
 
 

@@ -63,9 +63,10 @@ def _on(name: str, result: EvaluationResult) -> Plot:
 
 def _curve(ax: Any, conditions: Sequence[ConditionResult], key: str, look: Mapping[str, Any]) -> None:
     factor = _PANELS[key][1]
-    ax.plot(
-        [c.eps for c in conditions], [abs(c.metrics[key]) * factor for c in conditions], clip_on=False, **look
-    )
+    y = [abs(c.metrics[key]) * factor for c in conditions]
+    errors = [c.errors.get(key, 0.0) * factor for c in conditions]
+    bars = {"elinewidth": 1, "capsize": 2, "clip_on": False}
+    ax.errorbar([c.eps for c in conditions], y, errors, **bars, **look)
     ax.set_ylabel(_PANELS[key][0])
 
 
