@@ -92,9 +92,9 @@ def _figure(result: EvaluationResult, binned: BinnedMetrics) -> bytes:
                 for method, bins in by_method.items():
                     points = _points(binned.edges, bins, name, factor)
                     x, half, y, error = zip(*points, strict=True) if points else ((), (), (), ())
-                    look = {**line_look(result, run), "ms": 5, "label": f"{run}, {method}"}
-                    open_marker = {} if method == CLEAN else {"mfc": "white", "lw": 1}
-                    ax.errorbar(x, y, error, half, **look, **open_marker)
+                    look = {**line_look(result, run), "ms": 5, "elinewidth": 1}
+                    kind = {"label": run} if method == CLEAN else {"mfc": "white", "lw": 1}
+                    ax.errorbar(x, y, error, half, **look, **kind)
             ax.set(xlabel=binned.meaning, ylabel=label)
             ax.label_outer()
             start_y_at_zero(ax)

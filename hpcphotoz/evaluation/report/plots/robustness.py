@@ -65,8 +65,9 @@ def _curve(ax: Any, conditions: Sequence[ConditionResult], key: str, look: Mappi
     factor = _PANELS[key][1]
     y = [abs(c.metrics[key]) * factor for c in conditions]
     errors = [c.errors.get(key, 0.0) * factor for c in conditions]
-    bars = {"elinewidth": 1, "capsize": 2, "clip_on": False}
-    ax.errorbar([c.eps for c in conditions], y, errors, **bars, **look)
+    x = [c.eps for c in conditions]
+    ax.errorbar(x, y, errors, fmt="none", ecolor=look["color"], elinewidth=1, capsize=2, clip_on=False)
+    ax.plot(x, y, clip_on=False, **look)
     ax.set_ylabel(_PANELS[key][0])
 
 
