@@ -81,7 +81,7 @@ def galaxy_sections(result: EvaluationResult) -> list[ReportSection]:
             f"{METHODS[result.headline_method].label} perturbation, {bound} {result.headline_eps:g} sky "
             f"sigma{pixel}, has a colour scale of its own: on the galaxy's scale it is invisible."
         )
-        plots = [example_galaxy(result, network.name)]
+        plots = example_galaxy(result, network.name)
         sections.append(_drawn(f"galaxy {network.name}", f"One galaxy: {network.name}", text, plots))
     return sections
 

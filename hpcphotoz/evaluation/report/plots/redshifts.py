@@ -180,4 +180,4 @@ def minimal_eps_curves(result: EvaluationResult) -> Plot:
     )
     alt = "Percentage of outliers against epsilon in sky sigmas. Half of the galaxies are outliers for "
     alt += f"{', '.join(texts)}."
-    return Plot("outliers against epsilon", alt, figure_png(draw, 6.4, 4.2))
+    return Plot("outliers against epsilon", alt, figure_png(draw, *PANEL))

@@ -66,14 +66,15 @@ def _curve(ax: Any, conditions: Sequence[ConditionResult], key: str, look: Mappi
     y = [abs(c.metrics[key]) * factor for c in conditions]
     errors = [c.errors.get(key, 0.0) * factor for c in conditions]
     x = [c.eps for c in conditions]
-    ax.errorbar(x, y, errors, fmt="none", ecolor=look["color"], elinewidth=1, capsize=2, clip_on=False)
+    ax.errorbar(x, y, errors, fmt="none", ecolor=look["color"], elinewidth=1, capsize=2)
     ax.plot(x, y, clip_on=False, **look)
     ax.set_ylabel(_PANELS[key][0])
 
 
 def _finish(figure: Any, axes: Any, result: EvaluationResult, title: str) -> None:
     for ax, key in zip(axes, _PANELS, strict=False):
-        values = [abs(c.metrics[key]) for network in result.networks for c in network.conditions]
+        conditions = [c for network in result.networks for c in network.conditions]
+        values = [abs(c.metrics[key]) + c.errors.get(key, 0.0) for c in conditions]
         ax.set_ylim(0, 1.08 * max(values) * _PANELS[key][1] or 1)
         epsilon_axis(ax, result)
         ax.label_outer()
