@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from hpcphotoz.evaluation.attack_grid import METHODS
-from hpcphotoz.evaluation.metrics import LEVELS, OUTLIER
-from hpcphotoz.evaluation.metrics.combined import coverage_name
+from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.report.metric_tables import calibration_rows, convention_rows
 from hpcphotoz.evaluation.report.plots.galaxy import example_galaxy
 from hpcphotoz.evaluation.report.plots.redshifts import (
     Plot,
@@ -18,6 +18,10 @@ from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.report.summary import metrics_rows, minimal_eps_rows
 from hpcphotoz.evaluation.result import EvaluationResult
 
+_CONVENTIONS = """Metrics in both conventions with bootstrap errors (one standard deviation). RAIL's bias is
+the median of Δz/(1+z), its scatter the interquartile range / 1.349, its outliers are beyond the greater of
+0.06 and three of these sigmas. CDE loss and Brier score are of the whole PDF, and better when smaller;
+compare Brier scores only between networks with the same bins."""
 _REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its spectroscopic one, clean and
 under ATTACK. Solid: equality; dotted: the outlier limit, |Δz/(1+z)| = {OUTLIER}."""
 _ROBUSTNESS = f"""Scatter, outlier fraction (beyond {OUTLIER}) and absolute bias of Δz/(1+z) against ε, the
@@ -34,22 +38,21 @@ upper bound: a stronger attack may need less. The table tells the ε, in sky sig
 _SHIFT = """Change of the PDF's mean between the clean and the attacked image; filled markers show the median
 galaxy, open ones the 90th percentile. It needs no spectroscopic redshift, so it can be measured on any
 survey's images."""
-_CALIBRATION = """PIT: where z_spec falls in its PDF's cumulative distribution. Its histogram is flat for
-calibrated PDFs, U-shaped for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that
-exclude the true redshift. The table tells how far the PITs are from uniform (Kolmogorov-Smirnov, Cramér-von
-Mises, Anderson-Darling), and how many galaxies have z_spec in their central credible interval of 50 to 99 %:
-fewer than that means too narrow PDFs."""
+_CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs, U-shaped
+for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude the true
+redshift. KS, CvM and AD measure the distance of the PIT from a flat distribution; the last columns are the
+percentages of galaxies in their central / highest-density credible intervals."""
 _TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the images made against another (row)
 by ATTACK: do attacks also fool networks that they were not made for?"""
 
 
 def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[ReportSection]:
     """The sections before those of further measurements; without a known z_spec, only two of them."""
-    sections = [
-        ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline, errors=True)])
-    ]
+    sections = [ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline)])]
     attack = f"{METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
     if result.unlabelled < result.objects:
+        tables = [convention_rows(result)]
+        sections.append(ReportSection("conventions", "All metrics", " ".join(_CONVENTIONS.split()), tables))
         text = _REDSHIFTS.replace("ATTACK", attack)
         sections.append(_drawn("redshifts", "Redshifts", text, redshift_scatter(result)))
         curves = networks_under_each_attack(result, baseline)
@@ -59,9 +62,8 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
         if rows := minimal_eps_rows(result):
             plots = [minimal_eps_curves(result)]
             sections.append(_drawn("minimal-epsilon", "Minimal epsilon", _MINIMAL, plots, [rows]))
-        sections.append(
-            _drawn("calibration", "Calibration", _CALIBRATION, pit_histograms(result), [_calibration(result)])
-        )
+        tables, plots = [calibration_rows(result)], pit_histograms(result)
+        sections.append(_drawn("calibration", "Calibration", _CALIBRATION, plots, tables))
         if result.transfer:
             text = _TRANSFER.replace("ATTACK", attack)
             sections.append(ReportSection("transfer-matrix", "Transfer", text, [_transfer(result)]))
@@ -106,20 +108,8 @@ def _summary(result: EvaluationResult) -> str:
         f"median absolute deviation) and the fraction beyond {OUTLIER} (eta); CRPS, in redshift, scores the "
         "whole PDF. All are better when nearer to zero. Attacks change each pixel by at most "
         f"{result.headline_eps:g} sky sigma of its band{mean}; the last column is the median change of the "
-        "PDF's mean, <z>. Errors are those of a bootstrap."
+        "PDF's mean, <z>."
     )
-
-
-def _calibration(result: EvaluationResult) -> list[list[str]]:
-    tests = {"pit_ks": "PIT KS", "pit_cvm": "CvM", "pit_ad": "AD"}
-    levels = {coverage_name("coverage", at): f"in {100 * at:.0f} %" for at in LEVELS}
-    rows = [["run", "attack", "eps", *tests.values(), *levels.values()]]
-    for network in result.networks:
-        for c in (network.clean, network.at(result.headline_method, result.headline_eps)):
-            figures = [f"{c.metrics[key]:.3f}" for key in tests]
-            shares = [f"{100 * c.metrics[key]:.1f} %" for key in levels]
-            rows.append([network.name, c.method, f"{c.eps:g}", *figures, *shares])
-    return rows
 
 
 def _transfer(result: EvaluationResult) -> list[list[str]]:

@@ -128,18 +128,15 @@ def _print(title: str, rows: list[list[str]], text_columns: int) -> None:
     Console().print(table)
 
 
-def metrics_rows(
-    result: EvaluationResult, baseline: Mapping[str, float] | None, errors: bool = False
-) -> list[list[str]]:
-    """Table of metrics, clean and at the headline epsilon, head first; on request with bootstrap errors."""
+def metrics_rows(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[list[str]]:
+    """Table of metrics, clean and at the headline epsilon, its head first."""
     rows = [["run", "attack", "eps", "bias", "sigma_MAD", "eta", "CRPS", "|d<z>|"]]
     for network in result.networks:
         conditions = [network.clean, *(network.at(method, result.headline_eps) for method in result.methods)]
         for c in conditions:
-            cells = _cells(c.metrics, c.errors if errors else {})
-            rows.append([network.name, c.method, f"{c.eps:g}", *cells, f"{c.shift_median:.4f}"])
+            rows.append([network.name, c.method, f"{c.eps:g}", *_cells(c.metrics), f"{c.shift_median:.4f}"])
     if baseline:
-        rows.append(["kNN colours", CLEAN, "0", *_cells(baseline, {}), ""])
+        rows.append(["kNN colours", CLEAN, "0", *_cells(baseline), ""])
     return rows
 
 
@@ -159,19 +156,10 @@ def minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
     return rows
 
 
-def _cells(m: Mapping[str, float], errors: Mapping[str, float]) -> list[str]:
+def _cells(m: Mapping[str, float]) -> list[str]:
     if not m:
         return ["-"] * 4
-    cells = []
-    for key, form, factor, unit in (
-        ("bias", "+.4f", 1, ""),
-        ("sigma_mad", ".4f", 1, ""),
-        ("eta", ".1f", 100, " %"),
-        ("crps", ".4f", 1, ""),
-    ):
-        error = f" ± {factor * errors[key]:{form.removeprefix('+')}}" if key in errors else ""
-        cells.append(f"{factor * m[key]:{form}}{error}{unit}")
-    return cells
+    return [f"{m['bias']:+.4f}", f"{m['sigma_mad']:.4f}", f"{100 * m['eta']:.1f} %", f"{m['crps']:.4f}"]
 
 
 def _versions() -> dict[str, str]:
