@@ -26,14 +26,15 @@ _REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its 
 under ATTACK. Solid: equality; dotted: the outlier limit, |Δz/(1+z)| = {OUTLIER}."""
 _ROBUSTNESS = f"""Scatter, outlier fraction (beyond {OUTLIER}) and absolute bias of Δz/(1+z) against ε, the
 greatest change of a pixel in units of the sky noise of its band; one picture an attack, all with the same
-axes. A broken network's scatter can fall again at large ε, when all redshifts are pushed the same way: read
-it beside the outliers and the bias. Shaded: bootstrap errors, one standard deviation."""
+axes. Bars are bootstrap errors. A broken network's scatter can fall again at large ε, when all redshifts are
+pushed the same way: read it beside the outliers and the bias."""
 _ATTACKS = """The same curves by network: which attack is the strongest? APGD should be at least as strong as
 PGD, and PGD as FGSM. Square sees no gradient: where it is stronger than PGD, gradients mislead."""
 _MINIMAL = f"""Each galaxy is attacked repeatedly to find the minimal ε that moves its redshift by more than
 {OUTLIER} (1 + z). The curve is the fraction of galaxies that are outliers without an attack or become
 outliers within ε. The further right its curve rises, the more robust is a network. The minimal ε found is an
-upper bound: a stronger attack may need less."""
+upper bound: a stronger attack may need less. The table tells the ε, in sky sigmas, within which 16, 50 and
+84 % of the galaxies are outliers."""
 _SHIFT = """Change of the PDF's mean between the clean and the attacked image; filled markers show the median
 galaxy, open ones the 90th percentile. It needs no spectroscopic redshift, so it can be measured on any
 survey's images."""
@@ -82,7 +83,7 @@ def galaxy_sections(result: EvaluationResult) -> list[ReportSection]:
             f"{METHODS[result.headline_method].label} perturbation, {bound} {result.headline_eps:g} sky "
             f"sigma{pixel}, has a colour scale of its own: on the galaxy's scale it is invisible."
         )
-        plots = [example_galaxy(result, network.name)]
+        plots = example_galaxy(result, network.name)
         sections.append(_drawn(f"galaxy {network.name}", f"One galaxy: {network.name}", text, plots))
     return sections
 
