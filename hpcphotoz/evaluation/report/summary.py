@@ -1,4 +1,4 @@
-"""The content of `summary.json`, and the tables that the terminal and the page show."""
+"""The content of `metrics.json`, and the tables that the terminal and the page show."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from rich.table import Table
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import CLEAN, EvaluationResult
 from hpcphotoz.evaluation.scores import BISECTIONS
 from hpcphotoz.output import number_of
@@ -23,27 +24,25 @@ _PACKAGES = ("hpcphotoz", "torch", "numpy", "h5py", "matplotlib")
 _RESERVED = (BASELINE, "robustness_curves", "transfer", "data", "attack", "versions")
 
 
-def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Build the content of `summary.json`.
+def report_summary(
+    result: EvaluationResult,
+    baseline: Mapping[str, float] | None = None,
+    sections: Sequence[ReportSection] = (),
+) -> dict[str, Any]:
+    """Build the content of `metrics.json`.
 
-    Each run's name is a key. Its value has the keys `clean` and the methods' names, each with `bias`,
-    `sigma_mad`, `eta`, `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z> at the headline
-    epsilon, and `minimal_eps` if it was searched for (see `MinimalEps.as_summary`: null is a quantile beyond
-    `max_sky_sigma`).
-
-    The other keys are `knn_colours` (the same metrics), `robustness_curves` (per run and method, every
-    epsilon), `transfer` (per attacked run and predicting run, of `attack.headline_method`), `data` (with the
-    measured subset), `attack` and `versions`.
+    Each run's name is a key; docs/reference/metrics-json.md lists the others, with units.
 
     Args:
         result: from `evaluate`.
         baseline: metrics from `knn_colours`; None: no baseline.
+        sections: further measurements.
 
     Raises:
         BadInput: a run whose name is one of the other keys.
     """
     tree: dict[str, Any] = {}
-    check_run_names([network.name for network in result.networks])
+    check_run_names([network.name for network in result.networks], [one.key for one in sections])
     for network in result.networks:
         tree[network.name] = {
             CLEAN: network.clean.as_summary(),
@@ -65,7 +64,7 @@ def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | Non
     tree["data"] = {
         "name": result.data.resolve().name,
         "subset": {**result.subset.record(), "limit": result.limit},
-        "objects": len(result.z_spec),
+        "objects": result.objects,
         "unlabelled": result.unlabelled,
         "bands": list(result.header.bands),
         "stamp": result.header.stamp,
@@ -93,19 +92,24 @@ def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | Non
             "bisections": BISECTIONS,
         }
     tree["versions"] = _versions()
-    return tree
+    return {**tree, **{one.key: one.record for one in sections}}
 
 
-def check_run_names(names: Sequence[str]) -> None:
-    """Raise BadInput for a run whose name is another key of the summary."""
+def check_run_names(names: Sequence[str], keys: Sequence[str] = ()) -> None:
+    """Raise BadInput for a run whose name is another key of the summary.
+
+    Args:
+        names: the runs' names.
+        keys: those of further measurements.
+    """
     for name in names:
-        if name in _RESERVED:
+        if name in (*_RESERVED, *keys):
             raise BadInput(f"run '{name}': its name is a key of the summary: rename the run folder")
 
 
 def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> None:
     """Print the metrics, clean and at the headline epsilon, and the minimal epsilons, to standard output."""
-    galaxies = number_of(len(result.z_spec), "galaxy", "galaxies")
+    galaxies = number_of(result.objects, "galaxy", "galaxies")
     unknown = f", {result.unlabelled} with no z_spec" if result.unlabelled else ""
     _print(f"{galaxies} of {result.data}{result.which}{unknown}", metrics_rows(result, baseline), 2)
     if rows := minimal_eps_rows(result):
@@ -147,7 +151,7 @@ def minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
         fractions = [one.as_summary()[key] for key in ("already_outliers", "not_reached")]
         ends = ["no z_spec" if fraction is None else f"{100 * fraction:.1f} %" for fraction in fractions]
         found = [one.quantile(q) for q in (0.16, 0.5, 0.84)]
-        middle = ["" if math.isnan(e) else f"> {max_eps}" if math.isinf(e) else f"{e:.3g}" for e in found]
+        middle = ["" if math.isnan(e) else f"> {max_eps}" if math.isinf(e) else f"{e:.4f}" for e in found]
         rows.append([name, ends[0], *middle, ends[1]])
     return rows
 
