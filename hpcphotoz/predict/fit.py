@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.metrics import pit as pit_of
+from hpcphotoz.evaluation.metrics import pit_ks
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.predict.calibration import Calibration, polynomials, with_temperature
 
@@ -25,11 +27,13 @@ _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted calibration, and mean log scores of objects that the fit of their fold had not seen."""
+    """A fitted calibration and what it changes."""
 
     calibration: Calibration
-    score: float  # mean log density at z_spec, calibrated
+    score: float  # mean log density at z_spec, calibrated, of objects that the fit of their fold had not seen
     score_before: float  # the same without calibration
+    pit_ks: float  # Kolmogorov-Smirnov statistic of the PIT, calibrated, of the objects of the fit
+    pit_ks_before: float  # the same without calibration
 
 
 def fit_calibration(
@@ -69,7 +73,10 @@ def fit_calibration(
     unit = -np.log(bins.width)  # of a density instead of a probability
     found = Calibration(temperature=temperature, pit=pit)
     before = objects.score(Calibration()).mean()
-    return Fit(found, sums[scaled, degree] / len(z_spec) + unit, float(before) + unit)
+    distances = [
+        float(pit_ks(pit_of(values, bins.edges(), z_spec))) for values in (found(objects.pdf), objects.pdf)
+    ]
+    return Fit(found, sums[scaled, degree] / len(z_spec) + unit, float(before) + unit, *distances)
 
 
 def fit_temperature(pdf: Floats, k: Integers) -> float:

@@ -8,6 +8,7 @@ checkpoint of every run.
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def calibrate(
     mean = np.average(pdfs, axis=0, weights=weights or None)
     found = fit_calibration(mean, bins, z_spec, method)
     calibration = Calibration(weights, found.calibration.temperature, found.calibration.pit)
-    found = Fit(calibration, found.score, found.score_before)
+    found = replace(found, calibration=calibration)
     fitted = {
         "method": method,
         "dataset": str(data.resolve()),
@@ -91,6 +92,8 @@ def calibrate(
         "objects": len(z_spec),
         "log_score": found.score,
         "log_score_before": found.score_before,
+        "pit_ks": found.pit_ks,
+        "pit_ks_before": found.pit_ks_before,
         "hpcphotoz": hpcphotoz.__version__,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -83,8 +83,9 @@ def calibrate(options: argparse.Namespace) -> int:
         batch=batch_size(device),
         device=device,
     )
-    gain = f"log score {found.score_before:.3f} before, {found.score:.3f} after (cross-validated)"
-    print(f"{options.runs[0] / FILE}: {found.calibration.text()}; {gain}")
+    score = f"log score {found.score_before:.3f} before, {found.score:.3f} after (cross-validated)"
+    distance = f"KS of the PIT {found.pit_ks_before:.3f} before, {found.pit_ks:.3f} after (of the fit)"
+    print(f"{options.runs[0] / FILE}: {found.calibration.text()}; {score}; {distance}")
     return 0
 
 
