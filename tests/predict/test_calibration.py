@@ -94,8 +94,8 @@ def test_a_fit_calibrates_objects_that_it_has_not_seen(method: str) -> None:
     assert ks(found.calibration(pdf[unseen]), z[unseen]) < 0.03
     density = found.calibration(pdf[unseen])[np.arange(4000), bin_of(BINS, z[unseen])] / BINS.width
     assert found.score == pytest.approx(np.log(density).mean(), abs=0.1) and found.score > found.score_before
-    assert found.pit_ks == pytest.approx(ks(found.calibration(pdf[seen]), z[seen]), abs=1e-6)
-    assert found.pit_ks_before == pytest.approx(ks(pdf[seen], z[seen]), abs=1e-6)
+    assert found.pit_ks == pytest.approx(ks(found.calibration(pdf[seen]), z[seen]), abs=1e-5)
+    assert found.pit_ks_before == pytest.approx(ks(pdf[seen], z[seen]), abs=1e-5)
     assert bool(found.calibration.pit) == (method == "pit") or method == "auto"
 
 
