@@ -66,14 +66,14 @@ def _entry(measured: Measured) -> dict[str, Any]:
 
 
 def _table(binned: BinnedMetrics) -> TextTable:
-    rows = [[binned.column, "galaxies", "run", "attack", *(head for _, head, _, _ in _SHOWN)]]
+    rows = [[binned.column, "n", "run", "attack", *(head for _, head, _, _ in _SHOWN)]]
     for k, (low, high) in enumerate(itertools.pairwise(binned.edges)):
         for run, by_method in binned.found.items():
             for method, bins in by_method.items():
                 one = bins[k]
                 cells = [_cell(one, name, factor) for name, _, _, factor in _SHOWN]
                 n = f"{int(one.metrics.get('n', 0)):,}"
-                rows.append([f"{low:.4g} to {high:.4g}", n, run, method, *cells])
+                rows.append([f"{low:.3g} to {high:.3g}", n, run, method, *cells])
     return rows
 
 

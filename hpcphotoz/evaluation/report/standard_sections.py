@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
-from hpcphotoz.evaluation.report.metric_tables import calibration_rows, convention_rows
+from hpcphotoz.evaluation.report.metric_tables import calibration_tables, convention_tables
 from hpcphotoz.evaluation.report.plots.galaxy import example_galaxy
 from hpcphotoz.evaluation.report.plots.redshifts import (
     Plot,
@@ -40,7 +40,7 @@ galaxy, open ones the 90th percentile. It needs no spectroscopic redshift, so it
 survey's images."""
 _CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs, U-shaped
 for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude the true
-redshift. KS, CvM and AD measure the distance of the PIT from a flat distribution; the last columns are the
+redshift. KS, CvM and AD measure the distance of the PIT from a flat distribution; the second table has the
 percentages of galaxies in their central / highest-density credible intervals."""
 _TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the images made against another (row)
 by ATTACK: do attacks also fool networks that they were not made for?"""
@@ -51,7 +51,7 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
     sections = [ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline)])]
     attack = f"{METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
     if result.unlabelled < result.objects:
-        tables = [convention_rows(result)]
+        tables = convention_tables(result)
         sections.append(ReportSection("conventions", "All metrics", " ".join(_CONVENTIONS.split()), tables))
         text = _REDSHIFTS.replace("ATTACK", attack)
         sections.append(_drawn("redshifts", "Redshifts", text, redshift_scatter(result)))
@@ -62,7 +62,7 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
         if rows := minimal_eps_rows(result):
             plots = [minimal_eps_curves(result)]
             sections.append(_drawn("minimal-epsilon", "Minimal epsilon", _MINIMAL, plots, [rows]))
-        tables, plots = [calibration_rows(result)], pit_histograms(result)
+        tables, plots = calibration_tables(result), pit_histograms(result)
         sections.append(_drawn("calibration", "Calibration", _CALIBRATION, plots, tables))
         if result.transfer:
             text = _TRANSFER.replace("ATTACK", attack)

@@ -95,8 +95,8 @@ def test_the_page_is_whole_self_contained_and_free_of_requests(tmp_path: Path) -
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    # Three tables of three conditions a run, of which one has kNN too; transfer.
-    assert page.rows == 3 * (1 + 2 * 3) + 1 + 3
+    # Six tables of three conditions a run, of which one has kNN too; transfer.
+    assert page.rows == 6 * (1 + 2 * 3) + 1 + 3
     # Redshifts, robustness, attacks compared, calibration, change; galaxies.
     assert len(page.pictures) == 4 + 2 + 2 + 2 + 2 + 2 * 3
     assert page.links == page.targets and len(set(page.targets)) == 10
