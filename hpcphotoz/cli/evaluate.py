@@ -25,6 +25,8 @@ from hpcphotoz.ranks import Ranks
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.evaluation.report.section import ReportSection
+    from hpcphotoz.evaluation.result import EvaluationResult
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
@@ -77,13 +79,34 @@ def evaluate(options: argparse.Namespace) -> int:
             subset=subset,
             ranks=ranks,
         )
-        tree = ranks.on_first_rank(lambda: write_report(result, options.out, baseline))
+        sections = _further_sections(options, networks, result, device)
+        tree = ranks.on_first_rank(lambda: write_report(result, options.out, baseline, sections))
     if options.json:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:
         print_table(result, baseline)
         print(f"{options.out / 'report.html'}, {options.out / 'metrics.json'}")
     return 0
+
+
+def _further_sections(
+    options: argparse.Namespace,
+    networks: "list[TrainedNetwork]",
+    result: "EvaluationResult",
+    device: str,
+) -> "list[ReportSection]":
+    """The sections of the measurements that were asked for, the same on every rank."""
+    from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
+    from hpcphotoz.evaluation.perturbation.measure import measure_perturbations
+    from hpcphotoz.evaluation.perturbation.section import perturbation_section
+
+    ranks: Ranks = options.ranks
+    sections = []
+    if options.perturbation:
+        headline = HeadlineAttack(networks, result, device, batch_size(device), ranks)
+        perturbations = measure_perturbations(headline)
+        sections.append(ranks.on_first_rank(lambda: perturbation_section(result, perturbations)))
+    return sections
 
 
 def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
@@ -152,6 +175,12 @@ def add(commands: Commands) -> None:
         metavar="MAX",
         help="also search for the minimal epsilon that makes each galaxy an outlier, up to MAX sky sigmas "
         "(default 1); costs up to eleven PGD attacks, more for galaxies that hardly move",
+    )
+    p.add_argument(
+        "--perturbation",
+        action="store_true",
+        help="also measure where the perturbation is: its power by band, radius and spatial frequency, and "
+        "what aperture colours show of it; attacks once more at the headline epsilon",
     )
     add_precision(p)
     add_device(p)
