@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
@@ -19,20 +20,19 @@ from hpcphotoz.cli.network_options import (
     require_data,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
+from hpcphotoz.cli.reports.measurements import add_measurements, check_measurements, measure_further
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS, QUERIES, build_attack_grid, headline_radius
 from hpcphotoz.ranks import Ranks
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
-    from hpcphotoz.evaluation.report.section import ReportSection
-    from hpcphotoz.evaluation.result import EvaluationResult
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
-    from hpcphotoz.atomic import making_folder
+    from hpcphotoz.atomic import making_folder, write_text
     from hpcphotoz.evaluation.baseline.knn import knn_colours
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
@@ -44,10 +44,11 @@ def evaluate(options: argparse.Namespace) -> int:
     headline_eps = options.headline_eps or headline_radius(options.eps)
     passes = {"steps": options.steps, "restarts": options.restarts, "queries": options.queries}
     build_attack_grid(options.attacks, options.eps, headline_eps, **passes)
+    keys, smoothing = check_measurements(options)
     check_report_folder(options.out)
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
-    check_run_names([network.name for network in networks])
+    check_run_names([network.name for network in networks], keys)
     ranks: Ranks = options.ranks
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
 
@@ -79,34 +80,22 @@ def evaluate(options: argparse.Namespace) -> int:
             subset=subset,
             ranks=ranks,
         )
-        sections = _further_sections(options, networks, result, device)
-        tree = ranks.on_first_rank(lambda: write_report(result, options.out, baseline, sections))
+        further = measure_further(options, networks, result, device, smoothing)
+
+        def write() -> dict[str, Any]:
+            for name, text in further.files.items():
+                write_text(options.out / name, text)
+            return write_report(result, options.out, baseline, further.sections)
+
+        tree = ranks.on_first_rank(write)
     if options.json:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:
         print_table(result, baseline)
-        print(f"{options.out / 'report.html'}, {options.out / 'metrics.json'}")
-    return 0
-
-
-def _further_sections(
-    options: argparse.Namespace,
-    networks: "list[TrainedNetwork]",
-    result: "EvaluationResult",
-    device: str,
-) -> "list[ReportSection]":
-    """The sections of the measurements that were asked for, the same on every rank."""
-    from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
-    from hpcphotoz.evaluation.perturbation.measure import measure_perturbations
-    from hpcphotoz.evaluation.perturbation.section import perturbation_section
-
-    ranks: Ranks = options.ranks
-    sections = []
-    if options.perturbation:
-        headline = HeadlineAttack(networks, result, device, batch_size(device), ranks)
-        perturbations = measure_perturbations(headline)
-        sections.append(ranks.on_first_rank(lambda: perturbation_section(result, perturbations)))
-    return sections
+        print(", ".join(str(options.out / name) for name in ("report.html", "metrics.json", *further.files)))
+    for problem in further.problems:
+        print(f"hpcphotoz: error: {problem}", file=sys.stderr)
+    return 1 if further.problems else 0
 
 
 def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
@@ -176,12 +165,7 @@ def add(commands: Commands) -> None:
         help="also search for the minimal epsilon that makes each galaxy an outlier, up to MAX sky sigmas "
         "(default 1); costs up to eleven PGD attacks, more for galaxies that hardly move",
     )
-    p.add_argument(
-        "--perturbation",
-        action="store_true",
-        help="also measure where the perturbation is: its power by band, radius and spatial frequency, and "
-        "what aperture colours show of it; attacks once more at the headline epsilon",
-    )
+    add_measurements(p)
     add_precision(p)
     add_device(p)
     p.add_argument("--limit", type=count, help="only the first so many objects")

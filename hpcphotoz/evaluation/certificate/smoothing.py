@@ -19,7 +19,7 @@ from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
 
 NORMAL = NormalDist()
-_PURPOSE = 13  # of these random numbers, different from that of all others
+_PURPOSE = 16  # of these random numbers, different from that of all others
 _ATTACK_DRAWS = 8  # over which an attack averages the PDF
 _FIRST_ATTACKED = 1 << 30  # number of the first draw that an attack uses, beyond all draws of a certificate
 _FIRST_JUDGED = 1 << 31  # of the first draw that judges an attacked image
