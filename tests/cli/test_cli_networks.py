@@ -236,6 +236,7 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
     words += ["--attacks", "square", "fgsm", "pgd", "apgd", "flux", "l2", "--json"]
     words += ["--queries", "5", "--loss", "probability_margin", "--perturbation"]
     words += ["--certify", "0.5", "--samples", "20", "--confidence", "0.9"]
+    words += ["--conformal", str(write_stamps(tmp_path / "calibration", make_stamps(30, seed=5)))]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert set(tree["standard"]) == {"clean", *METHODS, "step", "minimal_eps"}
@@ -244,6 +245,7 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
     assert methods["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "probability_margin"
     assert methods["square"] == {"method": "square", "ball": "linf", "steps": 5, "restarts": 1}
     assert json.loads((tmp_path / "metrics.json").read_text()) == tree
+    assert tree["conformal"]["networks"]["standard"]["n_calibration"] == 30
     assert tree["perturbation"]["attack"] == "apgd" and "standard" in tree["certificate"]["networks"]
     assert len((tmp_path / "certified_radii.csv").read_text().splitlines()) == 21
 

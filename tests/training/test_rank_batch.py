@@ -1,6 +1,7 @@
 """A rank batch is copied to the device without waiting for it."""
 
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -126,12 +127,8 @@ def test_noise_is_in_sky_sigmas_and_keyed_by_epoch_and_object(binning: int) -> N
     spread = (made / given.sky_sigma[:, :, None, None]).std(dim=(0, 2, 3))
     torch.testing.assert_close(spread, torch.full((3,), 1.5 / binning), rtol=0.05, atol=0)
     rows = torch.tensor([7, 3])
-    some = Batch(
-        **{
-            name: value[rows] if isinstance(value, torch.Tensor) else value
-            for name, value in vars(given).items()
-        }
-    )
+    chosen: dict[str, Any] = {k: v[rows] for k, v in vars(given).items() if isinstance(v, torch.Tensor)}
+    some = replace(given, **chosen)
     assert torch.equal(noisy(some), made[rows])
     for other in (noisy(given, epoch=3), noisy(given, seed=2)):
         assert not torch.isclose(other, made).all(dim=(1, 2, 3)).any()

@@ -11,7 +11,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.ranks import Ranks
 
 if TYPE_CHECKING:
-    from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.data.select.subset import SplitPart, Subset
     from hpcphotoz.evaluation.certificate.smoothing import Smoothing
     from hpcphotoz.evaluation.report.section import ReportSection
     from hpcphotoz.evaluation.result import EvaluationResult
@@ -153,5 +153,5 @@ def _calibration_subset(data: Path, networks: "list[TrainedNetwork]") -> "Subset
             f"--conformal: {data}: the split of the training has no validation part (data.validation is 0): "
             "give another dataset for the calibration"
         )
-    part = "validation" if any(trained) else "all"
+    part: SplitPart = "validation" if any(trained) else "all"
     return Subset.from_options(config, part, manifest.header.bands, manifest.header.extra)

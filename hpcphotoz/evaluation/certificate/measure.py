@@ -156,9 +156,13 @@ class _Certifier:
         draws = self._draw(tensor, images, range(one.samples))
         radii = certified_radii(draws, z_spec, one)
         numbers = [np.median(draws, axis=0), radii.median, radii.vote]
+        inputs = images, tensor["ebv"], tensor["object_id"]
+        clean = compute_pdfs(self._network, *inputs, self._forward)
+        z = attack_labels(self._network.bins, clean, tensor["z_spec"])
+        smoothed = SmoothedNetwork(self._network, tensor, one)
         for radius in self._radii:
             low, high = certified_interval(draws, one, radius, self._network.bins)
-            attacked = self._attack(tensor, radius)
+            attacked = self._attack(smoothed, tensor, z, radius)
             after = self._draw(tensor, attacked, judging_draws(one))
             numbers += [low, high, *judged(after, z_spec, one.alpha / len(self._radii))]
         self._numbers.append(np.stack([np.asarray(row, np.float64) for row in numbers]))
@@ -167,21 +171,22 @@ class _Certifier:
         forward, one = self._forward, self._smoothing
         return draw_redshifts(self._network, forward, tensor, images, one, draws, self._batch)
 
-    def _attack(self, tensor: dict[str, Tensor], radius: float) -> Tensor:
+    def _attack(
+        self, smoothed: SmoothedNetwork, tensor: dict[str, Tensor], z: Tensor, radius: float
+    ) -> Tensor:
         """PGD within an L2 ball, away from z_spec, on the PDF averaged over noisy copies."""
-        images, result, network = tensor["images"], self._result, self._network
+        images, result = tensor["images"], self._result
         eps = radius / math.sqrt(images.shape[1:].numel())  # of `ball_and_step`: a root mean square
-        clean = compute_pdfs(network, images, tensor["ebv"], tensor["object_id"], self._forward)
         rows = torch.arange(len(images), dtype=torch.float32, device=images.device)
         return perturb(
-            SmoothedNetwork(network, tensor, self._smoothing),
+            smoothed,
             images,
             rows,
-            attack_labels(network.bins, clean, tensor["z_spec"]),
+            z,
             tensor["sky_sigma"],
             tensor["object_id"],
             attack=Attack(method="pgd", ball="l2", eps=eps, steps=result.steps, loss="shift"),
-            bins=network.bins,
+            bins=self._network.bins,
             seed=result.seed,
             passes=PASSES[result.precision],
         )

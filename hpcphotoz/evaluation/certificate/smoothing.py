@@ -117,7 +117,7 @@ class SmoothedNetwork(nn.Module):
 
     An attack on it is one on the smoothed redshift (Salman et al. 2019, arXiv:1906.04584). It is called with
     the row numbers of the objects in a batch, where other networks take E(B-V): attacks feed objects in
-    chunks, and noise is of an object.
+    chunks, and noise is of an object. Memory holds eight noise images of each object of the batch.
 
     Args:
         network: the network.
@@ -127,16 +127,18 @@ class SmoothedNetwork(nn.Module):
 
     def __init__(self, network: RedshiftNetwork, tensor: dict[str, Tensor], smoothing: Smoothing) -> None:
         super().__init__()
-        self.module, self._smoothing = network.module, smoothing
-        self._labels = [tensor[name] for name in ("ebv", "sky_sigma", "object_id")]
+        self.module, self._ebv = network.module, tensor["ebv"]
+        labels = tensor["sky_sigma"], tensor["object_id"], smoothing.key
+        draws = range(_FIRST_ATTACKED, _FIRST_ATTACKED + _ATTACK_DRAWS)
+        self._noise = [smoothing.sigma * sky_noise(tensor["images"], *labels, draw) for draw in draws]
 
     def forward(self, images: Tensor, rows: Tensor) -> Tensor:
         """Logits, (N, bins), of images (N, B, H, W) in nMgy; `rows` (N,) are whole numbers in float32."""
-        ebv, sky, object_id = (label[rows.long()] for label in self._labels)
-        one, pdfs = self._smoothing, []
-        for draw in range(_FIRST_ATTACKED, _FIRST_ATTACKED + _ATTACK_DRAWS):
-            noise = one.sigma * sky_noise(images, sky, object_id, one.key, draw)
-            pdfs.append(torch.softmax(self.module(images + noise, ebv).float(), dim=1))
+        which = rows.long()
+        ebv = self._ebv[which]
+        pdfs = [
+            torch.softmax(self.module(images + noise[which], ebv).float(), dim=1) for noise in self._noise
+        ]
         return torch.log(torch.stack(pdfs).mean(dim=0) + torch.finfo(torch.float32).tiny)
 
 

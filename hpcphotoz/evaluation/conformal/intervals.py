@@ -49,7 +49,7 @@ class Calibration:
         low, high = central[0] - self.widening[:, None], central[1] + self.widening[:, None]
         crossed, middle = low > high, (central[0] + central[1]) / 2
         found = np.stack([np.where(crossed, middle, low), np.where(crossed, middle, high)])
-        return np.clip(found, z_min, z_max)
+        return np.asarray(np.clip(found, z_min, z_max))
 
 
 def calibrate(central: Floats, z_spec: npt.NDArray[np.float32]) -> Calibration:

@@ -1,6 +1,7 @@
 """Coverage of conformal intervals, against the probability that exchangeability gives."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from hpcphotoz.evaluation.conformal.intervals import (
@@ -17,9 +18,7 @@ from hpcphotoz.models.bins import RedshiftBins
 BINS = RedshiftBins(80, 0.0, 0.4)
 
 
-def pdfs(
-    n: int, width: float, seed: int, shift: float = 0.0
-) -> tuple[RedshiftPdf, np.ndarray[tuple[int], np.dtype[np.float32]]]:
+def pdfs(n: int, width: float, seed: int, shift: float = 0.0) -> tuple[RedshiftPdf, npt.NDArray[np.float32]]:
     """Gaussian PDFs of a width, and redshifts that scatter by 0.02 about their means."""
     rng = np.random.default_rng(seed)
     mean = rng.uniform(0.1, 0.3, n)
@@ -33,17 +32,17 @@ def test_the_coverage_is_the_nominal_one_whatever_the_pdfs_are(width: float) -> 
     n, repeats = 39, 400
     pdf, z = pdfs(repeats * 2 * n, width, seed=1)
     central = central_interval(pdf).reshape(2, len(LEVELS), repeats, 2 * n)
-    z = z.reshape(repeats, 2 * n)
+    rows = z.reshape(repeats, 2 * n)
     found = []
     for k in range(repeats):
-        calibration = calibrate(central[:, :, k, :n], z[k, :n])
+        calibration = calibrate(central[:, :, k, :n], rows[k, :n])
         interval = calibration.interval(central[:, :, k, n:], BINS.z_min, BINS.z_max)
-        found.append(coverage(interval, z[k, n:]))
+        found.append(coverage(interval, rows[k, n:]))
     # With n = 39 the expected coverage is exactly ceil(40 level) / 40: 0.7, 0.9 and 0.95.
     expected = np.ceil(40 * np.array(LEVELS) - 1e-9) / 40
     error = np.std(found, axis=0) / np.sqrt(repeats)
     assert np.all(np.abs(np.mean(found, axis=0) - expected) < 4 * error + 0.002)
-    before = np.mean([coverage(central[:, :, k], z[k]) for k in range(repeats)], axis=0)
+    before = np.mean([coverage(central[:, :, k], rows[k]) for k in range(repeats)], axis=0)
     assert np.all(before < 0.5) if width < 0.01 else True
     assert np.all(before > LEVELS) if width > 0.05 else True
 

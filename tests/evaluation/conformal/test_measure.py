@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.networks import StubNetwork
 
 
-def pdf_of(network: StubNetwork, images: np.ndarray) -> RedshiftPdf:  # type: ignore[type-arg]
+def pdf_of(network: StubNetwork, images: npt.NDArray[np.float32]) -> RedshiftPdf:
     with torch.no_grad():
         logits = network.module(torch.from_numpy(images), torch.zeros(len(images)))
     return RedshiftPdf(torch.softmax(logits, dim=1).numpy(), network.bins)
