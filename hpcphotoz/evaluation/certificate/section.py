@@ -139,14 +139,17 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
     def curves(page: Any) -> None:
         ax = page.subplots()
         for one in found:
-            shade = figure.colour(result, one.network)
             if not one.known.any():
                 continue
-            ax.plot(at, _percent(one, at, vote=False), color=shade, lw=1.8, label=f"{one.network}, certified")
-            look: dict[str, Any] = {"color": shade, "lw": 1.2, "ls": "--"}
-            ax.plot(at, _percent(one, at, vote=True), label=f"{one.network}, certified by vote", **look)
+            look = figure.line_look(result, one.network)
+            shade, marker = look["color"], look["marker"]
+            solid: dict[str, Any] = {"color": shade, "lw": 1.8, "marker": marker, "markevery": _POINTS // 8}
+            ax.plot(at, _percent(one, at, vote=False), label=f"{one.network}, certified", **solid)
+            dashed: dict[str, Any] = {"color": shade, "lw": 1.2, "ls": "--"}
+            ax.plot(at, _percent(one, at, vote=True), label=f"{one.network}, certified by vote", **dashed)
             left = [100 * one.attacked(k) for k in range(len(one.radii))]
-            ax.plot(one.radii, left, "o:", color=shade, ms=6, mfc="white", label=f"{one.network}, attacked")
+            dotted: dict[str, Any] = {"color": shade, "ls": ":", "marker": marker, "ms": 7, "mfc": "white"}
+            ax.plot(one.radii, left, label=f"{one.network}, attacked", **dotted)
         epsilon(ax)
         ax.set(ylim=(0, 100), ylabel=f"galaxies with |$\\Delta z/(1+z)$| $\\leq$ {metrics.OUTLIER} (%)")
         figure.legend_below(page, ax)
@@ -156,9 +159,9 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
         for one in found:
             half = (one.high - one.low) / 2
             low, middle, high = np.percentile(half, (16, 50, 84), axis=1)
-            shade = figure.colour(result, one.network)
-            ax.plot(one.radii, middle, "o-", color=shade, label=f"{one.network}, median galaxy")
-            ax.fill_between(one.radii, low, high, color=shade, alpha=0.2, lw=0)
+            look = figure.line_look(result, one.network)
+            ax.plot(one.radii, middle, label=f"{one.network}, median galaxy", **look)
+            ax.fill_between(one.radii, low, high, color=look["color"], alpha=0.2, lw=0)
         epsilon(ax)
         ax.set(ylim=(0, None), ylabel="half of the certified interval (redshift)")
         figure.legend_below(page, ax)

@@ -129,8 +129,10 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
 
     def rings(page: Any, edges: npt.NDArray[Any], name: str, label: str) -> None:
         ax = page.subplots()
-        for shade, one in zip(colours, found, strict=True):
-            ax.stairs(getattr(one, name), edges, color=shade, lw=1.8, label=one.network)
+        for one in found:
+            look = figure.line_look(result, one.network)
+            shade, line = look["color"], look["ls"]
+            ax.stairs(getattr(one, name), edges, color=shade, ls=line, lw=1.8, label=one.network)
         ax.axhline(result.headline_eps**2, color="black", lw=1, ls=":", label="$\\epsilon^2$, white")
         ax.set_yscale("log")
         ax.set(xlabel=label, ylabel="power (sky sigmas$^2$)", xlim=(0, edges[-1]))
@@ -144,7 +146,8 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
             low, middle, high = np.percentile(ratio, (16, 50, 84), axis=0)
             at = np.arange(len(names)) + 0.15 * (k - (len(found) - 1) / 2)
             span = [middle - low, high - middle]
-            ax.errorbar(at, middle, span, fmt="o", capsize=3, color=colours[k], label=one.network)
+            marker = figure.line_look(result, one.network)["marker"]
+            ax.errorbar(at, middle, span, fmt=marker, capsize=3, color=colours[k], label=one.network)
         ax.axhspan(-1, 1, color="#9DB9D3", alpha=0.4, lw=0, label="within the photometric error")
         ax.axhline(0, color="black", lw=0.8)
         ax.set_xticks(range(len(names)), names)
