@@ -85,7 +85,7 @@ def test_the_page_names_every_key_of_the_further_measurements(tmp_path: Path) ->
     records = {
         "Perturbation": perturbation_record(result, measure_perturbations(headline)),
         "Conformal intervals": conformal_record(result, measure_conformal(headline, other, ALL_OBJECTS)),
-        "Certificate": certificate_record(result, certificates),
+        "Certificate": certificate_record(certificates),
     }
     for part, record in records.items():
         json.dumps(record, allow_nan=False)

@@ -126,7 +126,7 @@ def measure_further(
     if smoothing is not None:
         certificates = certify(networks, result, smoothing, device=device, batch=batch, ranks=ranks)
         found.sections.append(ranks.on_first_rank(lambda: certificate_section(result, certificates)))
-        found.files[TABLE] = certificate_table(result, certificates)
+        found.files[TABLE] = certificate_table(certificates)
         found.problems += [one.problem for one in certificates if one.problem]
     return found
 

@@ -39,6 +39,8 @@ class Certificate:
     smoothing: Smoothing
     dimensions: int  # pixels x bands of an image
     radii: tuple[float, ...]  # of the intervals and attacks
+    object_id: npt.NDArray[np.int64]  # (N,)
+    z_spec: Array  # (N,) NaN: unknown
     z_smooth: Array  # (N,) median of <z> over noisy copies
     radius: Array  # (N,) within which the smoothed redshift is no outlier; NaN: z_spec is unknown
     radius_vote: Array  # (N,) within which most noisy copies are no outliers
@@ -50,7 +52,7 @@ class Certificate:
     @property
     def known(self) -> npt.NDArray[np.bool_]:
         """(N,) objects of known z_spec."""
-        return ~np.isnan(self.radius)
+        return ~np.isnan(self.z_spec)
 
     def certified(self, radius: float, *, vote: bool = False) -> float:
         """Fraction of the objects of known z_spec that are certified to be no outliers within a radius."""
@@ -148,14 +150,15 @@ class _Certifier:
     ) -> None:
         self._network, self._smoothing, self._radii = network, smoothing, radii
         self._result, self._forward, self._batch = result, forward, batch
-        self._numbers: list[npt.NDArray[np.float64]] = [np.zeros((3 + 4 * len(radii), 0))]
+        self._object_id = [np.zeros(0, np.int64)]
+        self._numbers: list[npt.NDArray[np.float64]] = [np.zeros((4 + 4 * len(radii), 0))]
 
     def add(self, tensor: dict[str, Tensor], z_spec: Array) -> None:
         """Certify a batch."""
         images, one = tensor["images"], self._smoothing
         draws = self._draw(tensor, images, range(one.samples))
         radii = certified_radii(draws, z_spec, one)
-        numbers = [np.median(draws, axis=0), radii.median, radii.vote]
+        numbers = [z_spec, np.median(draws, axis=0), radii.median, radii.vote]
         inputs = images, tensor["ebv"], tensor["object_id"]
         clean = compute_pdfs(self._network, *inputs, self._forward)
         z = attack_labels(self._network.bins, clean, tensor["z_spec"])
@@ -165,6 +168,7 @@ class _Certifier:
             attacked = self._attack(smoothed, tensor, z, radius)
             after = self._draw(tensor, attacked, judging_draws(one))
             numbers += [low, high, *judged(after, z_spec, one.alpha / len(self._radii))]
+        self._object_id.append(tensor["object_id"].cpu().numpy())
         self._numbers.append(np.stack([np.asarray(row, np.float64) for row in numbers]))
 
     def _draw(self, tensor: dict[str, Tensor], images: Tensor, draws: range) -> Array:
@@ -194,17 +198,9 @@ class _Certifier:
     def certificate(self, dimensions: int, ranks: Ranks) -> Certificate:
         """The certificates of the objects of all ranks."""
         parts = [one for part in ranks.allgather(self._numbers) for one in part]
-        z_smooth, radius, vote, *rest = np.concatenate(parts, axis=1).astype(np.float32)
+        object_id = np.concatenate([one for part in ranks.allgather(self._object_id) for one in part])
+        z_spec, z_smooth, radius, vote, *rest = np.concatenate(parts, axis=1).astype(np.float32)
         low, high, outlier, surely = (np.stack(rest[k::4]) for k in range(4))
-        given = (
-            self._network.name,
-            self._smoothing,
-            dimensions,
-            self._radii,
-            z_smooth,
-            radius,
-            vote,
-            low,
-            high,
-        )
-        return Certificate(*given, outlier.astype(bool), surely.astype(bool))
+        given = self._network.name, self._smoothing, dimensions, self._radii
+        of_objects = object_id, z_spec, z_smooth, radius, vote, low, high
+        return Certificate(*given, *of_objects, outlier.astype(bool), surely.astype(bool))

@@ -49,13 +49,13 @@ def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) 
         key=KEY,
         title="Certified radius",
         text=text.replace("\n", " "),
-        tables=[_table(result, found)],
+        tables=[_table(found)],
         figures=_figures(result, found),
-        record=certificate_record(result, found),
+        record=certificate_record(found),
     )
 
 
-def certificate_record(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str, Any]:
+def certificate_record(found: Sequence[Certificate]) -> dict[str, Any]:
     """What `metrics.json` holds; radii in sky sigmas, fractions of the objects of known z_spec."""
     one = found[0].smoothing
     return {
@@ -65,11 +65,11 @@ def certificate_record(result: EvaluationResult, found: Sequence[Certificate]) -
         "seed": one.seed,
         "dimensions": found[0].dimensions,
         "largest_radius_sky_sigma": one.largest_radius,
-        "networks": {certificate.network: _record(result, certificate) for certificate in found},
+        "networks": {certificate.network: _record(certificate) for certificate in found},
     }
 
 
-def certificate_table(result: EvaluationResult, found: Sequence[Certificate]) -> str:
+def certificate_table(found: Sequence[Certificate]) -> str:
     """Text of `certified_radii.csv`, a row a run and galaxy; a radius is empty where z_spec is unknown."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
@@ -78,15 +78,15 @@ def certificate_table(result: EvaluationResult, found: Sequence[Certificate]) ->
     writer.writerow(["run", "object_id", "z_spec", "z_smooth", "radius", "radius_vote", *bounds])
     for one in found:
         ends = [row for pair in zip(one.low, one.high, strict=True) for row in pair]
-        columns = result.z_spec, one.z_smooth, one.radius, one.radius_vote, *ends
-        for object_id, *row in zip(result.object_id, *columns, strict=True):
+        columns = one.z_spec, one.z_smooth, one.radius, one.radius_vote, *ends
+        for object_id, *row in zip(one.object_id, *columns, strict=True):
             writer.writerow([one.network, object_id, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
     return target.getvalue()
 
 
-def _record(result: EvaluationResult, one: Certificate) -> dict[str, Any]:
+def _record(one: Certificate) -> dict[str, Any]:
     known = one.known
-    smooth = metrics.summary(one.z_smooth[known], result.z_spec[known]) if known.any() else {}
+    smooth = metrics.summary(one.z_smooth[known], one.z_spec[known]) if known.any() else {}
     numbers = {
         "certified": [one.certified(radius) for radius in one.radii],
         "certified_vote": [one.certified(radius, vote=True) for radius in one.radii],
@@ -107,12 +107,12 @@ def _record(result: EvaluationResult, one: Certificate) -> dict[str, Any]:
     }
 
 
-def _table(result: EvaluationResult, found: Sequence[Certificate]) -> list[list[str]]:
+def _table(found: Sequence[Certificate]) -> list[list[str]]:
     radii = found[0].radii
     heads = ["run", "sigma_MAD, smoothed", "eta, smoothed", "median R"]
     rows = [heads + [f"certified / attacked at {radius:g}" for radius in radii]]
     for one in found:
-        record = _record(result, one)
+        record = _record(one)
         if not record["smoothed"]:
             rows.append([one.network, *["no z_spec"] * (len(rows[0]) - 1)])
             continue

@@ -11,13 +11,13 @@ from torch import Tensor
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.baseline.knn import object_keys
 from hpcphotoz.evaluation.batches import check_redshifts, divide_rows, read_batches, to_tensors
 from hpcphotoz.evaluation.conformal.intervals import Calibration, calibrate, central_interval
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
-from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.ranks import Ranks
 
 Floats = npt.NDArray[np.float64]
@@ -96,7 +96,7 @@ def measure_conformal(
             the networks', a redshift outside the bins, or an unreadable shard.
     """
     result, ranks = headline.result, headline.ranks
-    if result.unlabelled == len(result.z_spec):
+    if result.unlabelled == result.objects:
         raise BadInput(f"{result.data}: no object of known z_spec: the coverage of intervals needs it")
     ranks.on_first_rank(lambda: _check(headline, calibration_data, subset))
     found = [
@@ -117,19 +117,17 @@ def _calibrations(headline: HeadlineAttack, data: Path, subset: Subset) -> list[
     manifest, ranks, batch = read_manifest(data), headline.ranks, headline.batch
     part = divide_rows(data, manifest, batch, subset, None, ranks)
     forwards = [DatasetForward(network, batch, part.objects) for network in headline.networks]
-    keys: list[tuple[int, float]] = []
+    z_spec: list[npt.NDArray[np.float32]] = []
     central: list[list[Floats]] = [[] for _ in forwards]
     batches = read_batches(data, manifest, batch, "calibrating intervals", None, subset, share=part)
     for stamps in ranks.until_stopped(batches):
         tensor, known = to_tensors(stamps, headline.device), np.isfinite(stamps.z_spec)
-        keys += zip(stamps.object_id[known].tolist(), stamps.z_spec[known].tolist(), strict=True)
+        z_spec.append(stamps.z_spec[known])
         inputs = tensor["images"], tensor["ebv"], tensor["object_id"]
         for network, forward, parts in zip(headline.networks, forwards, central, strict=True):
             pdf = compute_pdfs(network, *inputs, forward).cpu().numpy()[known]
             parts.append(central_interval(RedshiftPdf(pdf, network.bins)))
-    keys = [key for part in ranks.allgather(keys) for key in part]
-    ranks.on_first_rank(lambda: _check_apart(keys, headline.result, data))
-    z = np.array([key[1] for key in keys], np.float32)
+    z = np.concatenate([one for part in ranks.allgather(z_spec) for one in part])
     gathered = [[one for part in ranks.allgather(parts) for one in part] for parts in central]
     return [calibrate(np.concatenate(parts, axis=2), z) for parts in gathered]
 
@@ -139,14 +137,11 @@ def _check(headline: HeadlineAttack, data: Path, subset: Subset) -> None:
     for network in headline.networks:
         check_bands_and_stamp(network, manifest.header, data)
         check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
-
-
-def _check_apart(keys: list[tuple[int, float]], result: EvaluationResult, data: Path) -> None:
-    """Refuse calibration objects that are measured, and none at all; an object is its id and z_spec."""
-    if not keys:
+    calibrated, result = set(object_keys(data, subset, None)), headline.result
+    if not calibrated:
         raise BadInput(f"{data}: no calibration object of known z_spec: give another dataset")
-    measured = set(zip(result.object_id.tolist(), result.z_spec.tolist(), strict=True))
-    if common := sum(key in measured for key in keys):
+    measured = object_keys(result.data, result.subset, result.limit)
+    if common := sum(key in calibrated for key in measured):
         raise BadInput(
             f"{data}: {common} calibration objects of --conformal are measured too: measure others, with "
             "--part test, or calibrate on another dataset"
