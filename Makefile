@@ -50,7 +50,7 @@ test-torch211: .venv-torch211/.ready  ## tests with the oldest torch and triton 
 
 # Simulate labelled galaxies, train a standard and an adversarial network on two ranks, attack both, report.
 demo: $(D)/.done/report  ## simulate, train a standard and an adversarial network, attack both, report: about eight minutes
-	@echo "open $(D)/report.html; figures in $(D)/summary.json"
+	@echo "open $(D)/report.html; figures in $(D)/metrics.json"
 
 # A dataset's manifest is written last: make's own notion of a finished target.
 $(D)/data/train/manifest.json: | $(VENV)/.ready

@@ -29,14 +29,19 @@ def _without_section(name: str) -> str:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """The words for memory that the system did not give to Python, numpy or torch; None: another error.
+    """The words for memory that the system or a GPU did not give; None: another error.
 
     torch's allocator for CPUs raises a RuntimeError: "... DefaultCPUAllocator: can't allocate memory: you
-    tried to allocate 2199023254528 bytes. Error code 12 (Cannot allocate memory)".
+    tried to allocate 2199023254528 bytes. Error code 12 (Cannot allocate memory)". That for GPUs raises
+    torch.OutOfMemoryError: "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity ...".
     """
     text = first_line(error)
     if isinstance(error, MemoryError):
         return f"out of memory {text}".rstrip()
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, which this module does not import
+        size = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        what = f": torch asked for {size[1]} more" if size else ""
+        return f"out of the GPU's memory{what}: take a smaller compute.micro_batch, batch or network"
     if not isinstance(error, RuntimeError) or "can't allocate memory" not in text:
         return None
     size = re.search(r"(\d+) bytes", text)

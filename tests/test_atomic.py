@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.atomic import atomic_write, write_text
-from tests.helpers.interruption import interrupted
+from tests.helpers.processes.interruption import interrupted
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

@@ -72,7 +72,7 @@ def test_evaluate_writes_what_the_readme_says(folder: Path, tmp_path: Path) -> N
         tmp_path,
     ]
     assert command(*words, "--eps", 0.1, 0.3, "--steps", 4, "--knn-train", folder / "train") == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "metrics.json").read_text())
     for run in ("standard", "adversarial"):
         for condition in ("clean", "fgsm", "pgd"):
             figures = summary[run][condition]

@@ -90,7 +90,7 @@ def shortcomings(figures: Figures, task: Task = FULL) -> list[str]:
 
 
 def evaluate(networks: list[Path], data: Path, out: Path, *words: object, device: str = "cpu") -> Figures:
-    """`summary.json` of `hpcphotoz evaluate`, of float32 gradients.
+    """`metrics.json` of `hpcphotoz evaluate`, of float32 gradients.
 
     Raises:
         RuntimeError: it failed.
@@ -99,5 +99,5 @@ def evaluate(networks: list[Path], data: Path, out: Path, *words: object, device
     command: list[str | Path] = ["-m", "hpcphotoz", "evaluate", *networks, "--data", data, "--out", out]
     command += ["--device", device, "--precision", "fp32", "--eps", str(EPS), *map(str, words)]
     launch(f"evaluate: {out.name}", Path(sys.executable), 0, command, timeout_s=TIMEOUT_S)
-    tree: Figures = json.loads((out / "summary.json").read_text())
+    tree: Figures = json.loads((out / "metrics.json").read_text())
     return tree

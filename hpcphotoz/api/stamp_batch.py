@@ -59,7 +59,7 @@ class StampBatch:
         """
         if (n := whole_number("n", n)) < 1:
             raise BadInput(f"n {n}: must be at least 1")
-        from hpcphotoz.evaluation.report.notebook import plot_stamps
+        from hpcphotoz.evaluation.report.pictures.notebook import plot_stamps
 
         columns = (self.images, self.sky_sigma, self.z_spec)
         images, sky_sigma, z_spec = (one[:n].detach().cpu().numpy() for one in columns)

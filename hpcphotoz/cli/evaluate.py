@@ -82,7 +82,7 @@ def evaluate(options: argparse.Namespace) -> int:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:
         print_table(result, baseline)
-        print(f"{options.out / 'report.html'}, {options.out / 'summary.json'}")
+        print(f"{options.out / 'report.html'}, {options.out / 'metrics.json'}")
     return 0
 
 
@@ -111,7 +111,7 @@ def add(commands: Commands) -> None:
     which = f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
     add_data(p, which)
     add_trust_code(p)
-    p.add_argument("--out", type=path, required=True, help="folder for report.html and summary.json")
+    p.add_argument("--out", type=path, required=True, help="folder for report.html and metrics.json")
     p.add_argument(
         "--attacks",
         nargs="+",
@@ -157,7 +157,7 @@ def add(commands: Commands) -> None:
     add_device(p)
     p.add_argument("--limit", type=count, help="only the first so many objects")
     p.add_argument("--seed", type=seed, default=0, help="of the random starts (default 0)")
-    p.add_argument("--json", action="store_true", help="print summary.json instead of the table")
+    p.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
     p.add_argument(
         "--knn-train",
         type=path,

@@ -32,7 +32,7 @@ def _inspect_dataset(options: argparse.Namespace) -> int:
     from hpcphotoz.data.select.duplicates import check_groups_file, find_duplicates
 
     if options.plot:  # before everything is read
-        from hpcphotoz.evaluation.report.gallery import check_plot_path, plot_dataset
+        from hpcphotoz.evaluation.report.pictures.gallery import check_plot_path, plot_dataset
 
         check_plot_path(options.plot)
     if options.out and options.duplicates is None:

@@ -126,7 +126,7 @@ class RedshiftPdf:
         Raises:
             BadInput: no object, `z_spec` of another length, or matplotlib is not installed.
         """
-        from hpcphotoz.evaluation.report.notebook import plot_pdfs
+        from hpcphotoz.evaluation.report.pictures.notebook import plot_pdfs
 
         if isinstance(z_spec, Tensor):
             z_spec = z_spec.detach().cpu().numpy()

@@ -29,7 +29,7 @@ class ConditionResult:
     shift_p90: float
 
     def as_summary(self) -> dict[str, float]:
-        """Entry of `summary.json`: the metrics, `eps_sky_sigma` and the change of <z>."""
+        """Entry of `metrics.json`: the metrics, `eps_sky_sigma` and the change of <z>."""
         shift = {"shift_median": self.shift_median, "shift_p90": self.shift_p90}
         return {**self.metrics, "eps_sky_sigma": self.eps, **shift, "n_attacked": len(self.z_phot)}
 
@@ -56,7 +56,7 @@ class MinimalEps:
         return float(known[max(0, math.ceil(q * len(known) - 1e-9) - 1)]) if len(known) else math.nan
 
     def as_summary(self) -> dict[str, float | None]:
-        """Entry of `summary.json`: quantiles (None: infinite, or no z_spec) and fractions at both ends."""
+        """Entry of `metrics.json`: quantiles (None: infinite, or no z_spec) and fractions at both ends."""
         known = self.known
         found = {f"p{percent}": self.quantile(percent / 100) for percent in (16, 50, 84)}
         return {

@@ -68,7 +68,7 @@ def test_every_object_keeps_its_part_and_the_run_its_dataset(
     capsys.readouterr()
     assert command(*words, "--part", "test") == 0
     assert "warning" not in capsys.readouterr().err
-    tree = json.loads((tmp_path / "report" / "summary.json").read_text())
+    tree = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert tree["run"]["clean"]["n"] == len(after["test"])
     assert command(*words) == 0
     assert "its metrics are of objects seen in training; use --part test" in capsys.readouterr().err

@@ -238,7 +238,7 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
     methods = tree["attack"]["by_method"]
     assert methods["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "probability_margin"
     assert methods["square"] == {"method": "square", "ball": "linf", "steps": 5, "restarts": 1}
-    assert json.loads((tmp_path / "summary.json").read_text()) == tree
+    assert json.loads((tmp_path / "metrics.json").read_text()) == tree
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")

@@ -16,7 +16,7 @@ from hpcphotoz.world import World
 from tests.helpers import ranks
 from tests.helpers.builds import content
 from tests.helpers.datasets import make_dataset
-from tests.helpers.interruption import interrupted
+from tests.helpers.processes.interruption import interrupted
 
 SMALL = ["--attacks", "fgsm", "pgd", "--eps", "0.1", "--steps", "2", "--device", "cpu", "--precision", "fp32"]
 
@@ -61,7 +61,7 @@ def test_more_ranks_than_batches(run: Path, tmp_path: Path) -> None:
     assert main(evaluate(run, data, tmp_path / "one")) == 0
     ended = ranks.run(3, evaluate(run, data, tmp_path / "all"))
     assert [status for status, _, _ in ended] == [0] * 3, ended
-    assert (tmp_path / "all/summary.json").read_text() == (tmp_path / "one/summary.json").read_text()
+    assert (tmp_path / "all/metrics.json").read_text() == (tmp_path / "one/metrics.json").read_text()
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_ranks_evaluate_as_one_process(
     words[words.index(str(tmp_path / "one"))] = str(tmp_path / "all")
     ended = ranks.run(size, [*words, "--json"])
     assert [status for status, _, _ in ended] == [0] * size, ended
-    one, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "all"))
+    one, found = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "all"))
     assert found == one == json.loads(ended[0][1])
     assert (tmp_path / "all/report.html").read_text() == (tmp_path / "one/report.html").read_text()
     assert not any(said for _, said, _ in ended[1:])

@@ -50,7 +50,7 @@ def test_the_test_part_of_each_dataset_was_never_trained_on(
     report = tmp_path / "report"
     assert command("evaluate", *words, "--out", report, "--attacks", "fgsm", "--eps", 0.1) == 0
     assert "warning" not in capsys.readouterr().err
-    tree = json.loads((report / "summary.json").read_text())
+    tree = json.loads((report / "metrics.json").read_text())
     assert set(attacked.tolist()) == ids and tree["both"]["clean"]["n"] == len(ids) > 10
 
     config, both = load(str(base / "both" / "config.toml")), Datasets((base / "a", base / "b"), (1, 1))

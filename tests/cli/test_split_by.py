@@ -66,7 +66,7 @@ def test_evaluate_names_the_split_and_refuses_two(
 ) -> None:
     words = ["--data", folder / "set", "--attacks", "fgsm", "--eps", 0.1, "--part", "test"]
     assert command("evaluate", folder / "tract", *words, "--out", tmp_path / "report") == 0
-    tree = json.loads((tmp_path / "report" / "summary.json").read_text())
+    tree = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert tree["data"]["subset"]["split"] == {**SPLIT, "by": "tract"}
     assert "test part of a split by tract into 0.1" in (tmp_path / "report" / "report.html").read_text()
     two = ["evaluate", folder / "tract", folder / "sky", *words, "--out", tmp_path / "two"]

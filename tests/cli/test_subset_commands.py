@@ -90,7 +90,7 @@ def test_attack(folder: Path, tmp_path: Path, part: str, where: str) -> None:
 def test_evaluate(folder: Path, tmp_path: Path, part: str, where: str) -> None:
     words = ["evaluate", folder / "split", "--data", folder / "set", "--out", tmp_path, "--attacks", "fgsm"]
     assert command(*words, "--eps", 0.1, "--part", part, *chosen(where)) == 0
-    tree = json.loads((tmp_path / "summary.json").read_text())
+    tree = json.loads((tmp_path / "metrics.json").read_text())
     n = len(meant(folder / "set", part, bool(where)))
     assert tree["data"]["objects"] == tree["split"]["clean"]["n"] == tree["split"]["fgsm"]["n_attacked"] == n
     assert tree["data"]["subset"] == {**record(part, where), "limit": None}
@@ -108,7 +108,7 @@ def test_the_neighbours_are_given_the_same_objects_and_come_from_the_training_pa
     words = ["evaluate", folder / "split", "--data", data, "--knn-train", data, "--attacks", "fgsm"]
     words += ["--eps", 0.1, "--out", tmp_path]
     assert command(*words, "--part", "test", "--where", PREDICATE, "--limit", 21) == 0
-    tree = json.loads((tmp_path / "summary.json").read_text())
+    tree = json.loads((tmp_path / "metrics.json").read_text())
     assert tree["knn_colours"]["n"] == tree["split"]["clean"]["n"] == tree["data"]["objects"] == 21
     # --where selects the objects to measure but not the neighbours: the networks trained on all redshifts.
     assert tree["knn_colours"]["n_train"] == len(meant(data, "train", low=False))

@@ -21,7 +21,7 @@ from hpcphotoz.data.format.manifest import MANIFEST, read_manifest, write_manife
 from hpcphotoz.data.format.stamps import COLUMNS
 from hpcphotoz.data.read import rows
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.report.dataset_sample import sample_dataset
+from hpcphotoz.evaluation.report.pictures.dataset_sample import sample_dataset
 from tests.helpers.datasets import make_dataset, make_stamps, streamed_images
 from tests.helpers.sources.array_files import ingest
 

@@ -91,7 +91,7 @@ def test_the_attack_is_in_every_command_after_the_edits(dataset: Path, tmp_path:
     )
     assert found.returncode == 0, found.stderr
     assert "MI-FGSM takes 2 steps along" in (tmp_path / "report" / "report.html").read_text()
-    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert summary["attack"]["by_method"]["mifgsm"]["restarts"] == 2
 
 

@@ -129,7 +129,7 @@ def test_summary_table_and_page_show_it(
     result: EvaluationResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = write_report(result, tmp_path)
-    written = json.loads((tmp_path / "summary.json").read_text())
+    written = json.loads((tmp_path / "metrics.json").read_text())
     assert written == tree
     assert written["steady"]["minimal_eps"]["p84_sky_sigma"] is None
     assert written["attack"]["minimal_eps"]["steps"] == 4

@@ -78,7 +78,7 @@ def test_some_of_the_objects() -> None:
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "hpcphotoz.evaluation.report.notebook", raising=False)
+    monkeypatch.delitem(sys.modules, "hpcphotoz.evaluation.report.pictures.notebook", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.patches", None)
     with pytest.raises(BadInput, match="plots need matplotlib: pip install 'hpcphotoz.report.'"):

@@ -169,7 +169,7 @@ def test_four_ranks_on_two_nodes_predict_evaluate_and_simulate(
     assert (tmp_path / "one.hdf5").read_bytes() == (tmp_path / "pz.hdf5").read_bytes()
     evaluate[evaluate.index(str(tmp_path / "report"))] = str(tmp_path / "alone")
     assert main(evaluate) == 0
-    one, found = (tmp_path / name / "summary.json" for name in ("alone", "report"))
+    one, found = (tmp_path / name / "metrics.json" for name in ("alone", "report"))
     assert found.read_text() == one.read_text()
 
 

@@ -67,7 +67,7 @@ def test_evaluate_measures_its_robustness(dataset: Path, tmp_path: Path) -> None
     assert (
         main([str(word) for word in [*words, "--trust-code", "--eps", 0.2, "--steps", 2, "--limit", 16]]) == 0
     )
-    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert "run" in json.dumps(summary)
 
 

@@ -36,14 +36,14 @@ def inspect_run(options: argparse.Namespace) -> int:
 
 def check_plot(out: Path) -> None:
     """Refuse a picture that cannot be written, or drawn; raises BadInput."""
-    from hpcphotoz.evaluation.report.gallery import check_plot_path
+    from hpcphotoz.evaluation.report.pictures.gallery import check_plot_path
 
     check_plot_path(out)
 
 
 def plot(runs: Mapping[str, Path], lines: Mapping[str, Any], out: Path) -> None:
     """Write the curves of runs, by their names, as a PNG file."""
-    from hpcphotoz.evaluation.report.run_curves import Panel, Steps, plot_runs
+    from hpcphotoz.evaluation.report.pictures.run_curves import Panel, Steps, plot_runs
     from hpcphotoz.training.summary.curves import best_step, event_steps, panels, resumed_steps
 
     found = [Panel(label, curves) for label, curves in panels(lines)]

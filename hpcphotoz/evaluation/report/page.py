@@ -2,10 +2,11 @@
 
 import base64
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.report.summary import metrics_rows, minimal_eps_rows
 from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.output import number_of
@@ -36,13 +37,19 @@ _GALAXY = """Galaxy OBJECT, for which the attack on &lsquo;FIRST&rsquo; has abou
 colour scale of its own: on the galaxy's scale it is invisible."""
 
 
-def render_page(result: EvaluationResult, baseline: Mapping[str, float] | None, footer: str) -> str:
+def render_page(
+    result: EvaluationResult,
+    baseline: Mapping[str, float] | None,
+    footer: str,
+    more: Sequence[ReportSection] = (),
+) -> str:
     """Render the report as one HTML page; raises BadInput where matplotlib is not installed.
 
     Args:
         result: from `evaluate`.
         baseline: metrics of the kNN baseline; None: no baseline.
         footer: versions of the software.
+        more: further measurements.
     """
     from hpcphotoz.evaluation.report import plots  # a local import: all else works without matplotlib
 
@@ -62,6 +69,12 @@ def render_page(result: EvaluationResult, baseline: Mapping[str, float] | None, 
         if result.transfer:
             sections.append(_section("Transfer", _TRANSFER, _table(_transfer(result)), result))
     picture("Change of redshift", _SHIFT, *plots.shift_curves(result))
+    for one in more:
+        images = "".join(_image(png, name) for name, png in one.figures.items())
+        body = "".join(map(_table, one.tables)) + f'<div class="panels">{images}</div>' * bool(images)
+        sections.append(
+            f"<section><h2>{html.escape(one.title)}</h2><p>{html.escape(one.text)}</p>{body}</section>"
+        )
     for network in result.networks:
         text = _GALAXY.replace("NETWORK", html.escape(network.name))
         picture(f"One galaxy: {network.name}", text, plots.example_galaxy(result, network.name))
@@ -129,7 +142,7 @@ def _image(png: bytes, alt: str) -> str:
     return f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
 
 
-def _table(rows: list[list[str]]) -> str:
+def _table(rows: TextTable) -> str:
     head, *body = ([html.escape(cell) for cell in row] for row in rows)
     title = "".join(f"<th>{cell}</th>" for cell in head)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)

@@ -18,7 +18,7 @@ from hpcphotoz.evaluation.report.figure import (
     legend_below,
     start_y_at_zero,
 )
-from hpcphotoz.evaluation.report.rgb import rgb_image
+from hpcphotoz.evaluation.report.pictures.rgb import rgb_image
 from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult, NetworkResult
 
 Floats = npt.NDArray[Any]

@@ -1,4 +1,4 @@
-"""The content of `summary.json`, and the tables that the terminal and the page show."""
+"""The content of `metrics.json`, and the tables that the terminal and the page show."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from rich.table import Table
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import CLEAN, EvaluationResult
 from hpcphotoz.evaluation.scores import BISECTIONS
 from hpcphotoz.output import number_of
@@ -23,8 +24,12 @@ _PACKAGES = ("hpcphotoz", "torch", "numpy", "h5py", "matplotlib")
 _RESERVED = (BASELINE, "robustness_curves", "transfer", "data", "attack", "versions")
 
 
-def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Build the content of `summary.json`.
+def report_summary(
+    result: EvaluationResult,
+    baseline: Mapping[str, float] | None = None,
+    sections: Sequence[ReportSection] = (),
+) -> dict[str, Any]:
+    """Build the content of `metrics.json`.
 
     Each run's name is a key. Its value has the keys `clean` and the methods' names, each with `bias`,
     `sigma_mad`, `eta`, `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z> at the headline
@@ -33,17 +38,18 @@ def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | Non
 
     The other keys are `knn_colours` (the same metrics), `robustness_curves` (per run and method, every
     epsilon), `transfer` (per attacked run and predicting run, of `attack.headline_method`), `data` (with the
-    measured subset), `attack` and `versions`.
+    measured subset), `attack`, `versions`, and the key of each further measurement.
 
     Args:
         result: from `evaluate`.
         baseline: metrics from `knn_colours`; None: no baseline.
+        sections: further measurements.
 
     Raises:
         BadInput: a run whose name is one of the other keys.
     """
     tree: dict[str, Any] = {}
-    check_run_names([network.name for network in result.networks])
+    check_run_names([network.name for network in result.networks], [one.key for one in sections])
     for network in result.networks:
         tree[network.name] = {
             CLEAN: network.clean.as_summary(),
@@ -93,13 +99,18 @@ def report_summary(result: EvaluationResult, baseline: Mapping[str, float] | Non
             "bisections": BISECTIONS,
         }
     tree["versions"] = _versions()
-    return tree
+    return {**tree, **{one.key: one.record for one in sections}}
 
 
-def check_run_names(names: Sequence[str]) -> None:
-    """Raise BadInput for a run whose name is another key of the summary."""
+def check_run_names(names: Sequence[str], keys: Sequence[str] = ()) -> None:
+    """Raise BadInput for a run whose name is another key of the summary.
+
+    Args:
+        names: the runs' names.
+        keys: those of further measurements.
+    """
     for name in names:
-        if name in _RESERVED:
+        if name in (*_RESERVED, *keys):
             raise BadInput(f"run '{name}': its name is a key of the summary: rename the run folder")
 
 

@@ -1,13 +1,14 @@
 """Writes the report of an evaluation: a self-contained HTML page and a JSON summary."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpcphotoz.atomic import check_output_folder, write_text
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report.page import TITLE, render_page
+from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.result import EvaluationResult
 
@@ -17,12 +18,12 @@ def check_report_folder(out: Path) -> None:
 
     Raises:
         BadInput: the folder cannot be made or written, is a dataset or a run, or holds a `report.html` or
-            `summary.json` that no evaluation wrote.
+            `metrics.json` that no evaluation wrote.
     """
     for name, what in (("manifest.json", "a dataset"), ("checkpoints", "a run")):
         if (out / name).exists():
             raise BadInput(f"{out}: is {what}: choose another folder for the report")
-    for name, mark in (("report.html", f"<title>{TITLE}"), ("summary.json", '"robustness_curves"')):
+    for name, mark in (("report.html", f"<title>{TITLE}"), ("metrics.json", '"robustness_curves"')):
         path = out / name
         try:
             ours = not path.exists() or mark in path.read_text(encoding="utf-8", errors="replace")
@@ -36,29 +37,33 @@ def check_report_folder(out: Path) -> None:
 
 
 def write_report(
-    result: EvaluationResult, out: Path, baseline: Mapping[str, float] | None = None
+    result: EvaluationResult,
+    out: Path,
+    baseline: Mapping[str, float] | None = None,
+    sections: Sequence[ReportSection] = (),
 ) -> dict[str, Any]:
-    """Write `report.html` and `summary.json` into a folder, each under its name only when complete.
+    """Write `report.html` and `metrics.json` into a folder, each under its name only when complete.
 
     Args:
         result: from `evaluate`.
         out: folder; created if it does not exist.
         baseline: metrics from `knn_colours`, shown beside the networks.
+        sections: further measurements.
 
     Returns:
-        The content of `summary.json`.
+        The content of `metrics.json`.
 
     Raises:
         BadInput: matplotlib is not installed, or `check_report_folder` refuses the folder.
     """
     check_report_folder(out)
-    tree = report_summary(result, baseline)
+    tree = report_summary(result, baseline, sections)
     footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
-    text = render_page(result, baseline, footer)
+    text = render_page(result, baseline, footer, sections)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "report.html", text)
-        write_text(out / "summary.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
+        write_text(out / "metrics.json", json.dumps(tree, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise BadInput(f"{out}: cannot write the report: {error.strerror}") from None
     return tree

@@ -132,7 +132,7 @@ def _validation(folder: Path, step: int) -> dict[str, Any] | None:
 
 def _evaluation(report: Path, name: str) -> dict[str, Any]:
     """Metrics, robustness curves, data and attack of a run in a report of `hpcphotoz evaluate`."""
-    path = report / "summary.json"
+    path = report / "metrics.json"
     try:
         tree = json.loads(path.read_text())
         curves = tree["robustness_curves"][name]

@@ -89,7 +89,7 @@ def test_evaluate_is_called_in_float32_with_the_radius_of_the_task(
         asked.append(list(map(str, words)))
         assert python == Path(sys.executable) and ranks == 0
         (tmp_path / "reports/apgd").mkdir()
-        (tmp_path / "reports/apgd/summary.json").write_text('{"a": 1}')
+        (tmp_path / "reports/apgd/metrics.json").write_text('{"a": 1}')
 
     monkeypatch.setattr(judging, "launch", launch)
     found = judging.evaluate(

@@ -17,6 +17,7 @@ from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
+from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.report.summary import print_table, report_summary
 from hpcphotoz.evaluation.report.write import write_report
 from tests.helpers.evaluation_results import BANDS, make_result
@@ -49,7 +50,7 @@ class Page(HTMLParser):
 def test_the_summary_has_the_keys_that_programs_read(tmp_path: Path) -> None:
     result = make_result()
     tree = write_report(result, tmp_path / "report", BASELINE)
-    written = json.loads((tmp_path / "report" / "summary.json").read_text())
+    written = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert written == tree
     for name in ("standard", "adversarial"):
         for condition, eps in (("clean", 0), ("fgsm", 0.1), ("pgd", 0.1)):
@@ -83,7 +84,7 @@ def test_the_page_is_whole_self_contained_and_free_of_requests(tmp_path: Path) -
     assert "http" not in re.sub(r'src="[^"]*"', "", text)
     assert "survey &amp; more" in text
     assert not re.search("STRONGEST|EPS|NETWORK|OBJECT|FIRST", re.sub(r'src="[^"]*"', "", text))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_without_any_redshift_the_page_shows_the_change_of_the_mean(tmp_path: Pa
     assert (
         len(Page((tmp_path / "report.html").read_text()).pictures) == 2 + 1
     )  # change of each method; a galaxy
-    json.loads((tmp_path / "summary.json").read_text())
+    json.loads((tmp_path / "metrics.json").read_text())
 
 
 def test_summary_page_and_table_say_which_objects_were_measured(
@@ -157,6 +158,29 @@ def test_the_terminal_shows_every_run_and_the_baseline(capsys: pytest.CaptureFix
     assert max(map(len, output.splitlines())) <= 80 and "…" not in output
 
 
+def test_a_further_measurement_is_on_the_page_and_in_the_metrics(tmp_path: Path) -> None:
+    section = ReportSection(
+        "sky",
+        "The <sky>",
+        "1 < 2 & so on.",
+        [[["night", "dz"], ["<a>", "0.1"]]],
+        {"a picture": b"png"},
+        {"n": 3},
+    )
+    tree = write_report(make_result(), tmp_path, sections=[section])
+    assert tree["sky"] == {"n": 3} and "clean" in tree["standard"]
+    page = (tmp_path / "report.html").read_text()
+    for text in (
+        "<h2>The &lt;sky&gt;</h2>",
+        "<p>1 &lt; 2 &amp; so on.</p>",
+        "<td>&lt;a&gt;</td>",
+        'alt="a picture"',
+    ):
+        assert text in page
+    with pytest.raises(BadInput, match="run 'standard': its name is a key"):
+        report_summary(make_result(), sections=[replace(section, key="standard")])
+
+
 def test_a_run_must_not_be_called_like_a_key() -> None:
     with pytest.raises(BadInput, match="rename"):
         report_summary(make_result(("versions",)))
@@ -167,7 +191,7 @@ def test_matplotlib_is_needed_only_by_the_page_and_missed_in_a_line(tmp_path: Pa
         "import sys; sys.modules['matplotlib'] = None\n"
         "from hpcphotoz.errors import BadInput\n"
         "import hpcphotoz.evaluation.report.write, hpcphotoz.evaluation.robustness, hpcphotoz.predict\n"
-        "names = ['hpcphotoz.evaluation.report.plots', 'hpcphotoz.evaluation.report.gallery']\n"
+        "names = ['hpcphotoz.evaluation.report.plots', 'hpcphotoz.evaluation.report.pictures.gallery']\n"
         "for name in [*names, 'hpcphotoz.evaluation.report.figure']:\n"
         "    try:\n        __import__(name)\n"
         "    except BadInput as error:\n        print(error)\n"

@@ -23,10 +23,10 @@ def test_a_failed_write_is_reported_in_a_line_and_keeps_the_earlier_report(
     with pytest.raises(BadInput, match="No space left"):
         write_report(make_result(("other",)), tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html"]
 
 
-@pytest.mark.parametrize("name", ["report.html", "summary.json", "manifest.json", "checkpoints"])
+@pytest.mark.parametrize("name", ["report.html", "metrics.json", "manifest.json", "checkpoints"])
 def test_files_that_no_evaluation_wrote_are_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("my thesis")
     with pytest.raises(BadInput, match="choose another folder for the report"):
@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_attack(
 def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
     write_report(make_result(("standard",)), tmp_path)
     write_report(make_result(("other",)), tmp_path)
-    assert "other" in json.loads((tmp_path / "summary.json").read_text())
+    assert "other" in json.loads((tmp_path / "metrics.json").read_text())
     (tmp_path / "report.html").unlink()
     (tmp_path / "report.html").mkdir()
     with pytest.raises(BadInput, match="report.html: exists and was not written by an evaluation"):

@@ -19,7 +19,7 @@ from hpcphotoz.launch.follow.status import RunStatus
 from hpcphotoz.launch.follow.watch import table, watch
 from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.world import World
-from tests.helpers.terminal import at_terminal
+from tests.helpers.processes.terminal import at_terminal
 
 RUN = RunStatus("runs/robust", "pending", "waits (Priority)", "12:00", None, 0, None, "12", None)
 TRAINS = replace(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.provenance import read_starts, record_start
@@ -22,6 +23,11 @@ from hpcphotoz.world import World
         (
             RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {2**41} bytes."),
             "out of memory: torch asked for 2,199 GB at once: take a smaller network or batch, or fewer bins",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"),
+            "out of the GPU's memory: torch asked for 2.00 GiB more: take a smaller compute.micro_batch, "
+            "batch or network",
         ),
         (OSError(5, "Input/output error", "data/a.hdf5"), "data/a.hdf5: Input/output error"),
         (KeyError("x"), "unexpected KeyError: 'x'"),

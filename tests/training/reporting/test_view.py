@@ -10,7 +10,7 @@ import pytest
 from hpcphotoz.training.reporting.run_progress import RunProgress
 from hpcphotoz.training.reporting.view import LiveView, PlainLines, open_view
 from tests.helpers import ranks
-from tests.helpers.terminal import at_terminal
+from tests.helpers.processes.terminal import at_terminal
 from tests.helpers.training.runs import arguments
 from tests.training.reporting.test_run_progress import TRAINING, Clock
 

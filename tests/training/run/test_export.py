@@ -76,7 +76,7 @@ def test_the_safetensors_file_loads_and_the_card_says_what_it_is(
     assert training["eps_sky_sigma"] == theirs.config.attack.eps == training["attack"]["eps"] > 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert card["validation"] == [line for line in lines if line.get("part") == "validation"][-1]
-    summary = json.loads((report / "summary.json").read_text())
+    summary = json.loads((report / "metrics.json").read_text())
     assert card["evaluation"]["robustness"] == summary["robustness_curves"]["run"]
     assert card["evaluation"]["metrics"] == summary["run"]
     # The file, without the folder, can be exported again; the facts of the folder are not in it.
@@ -137,8 +137,8 @@ def test_what_cannot_be_exported_is_refused(
     fails(capsys, ["export", run, tmp_path / "net.bin"], "the name says the form")
     fails(capsys, ["export", run, tmp_path / "absent" / "net.pt2"], "no such folder")
     fails(capsys, ["export", tmp_path, out], "no checkpoint")
-    fails(capsys, ["export", run, out, "--report", tmp_path], "summary.json: cannot be read")
-    (tmp_path / "summary.json").write_text('{"robustness_curves": {}}')
+    fails(capsys, ["export", run, out, "--report", tmp_path], "metrics.json: cannot be read")
+    (tmp_path / "metrics.json").write_text('{"robustness_curves": {}}')
     fails(capsys, ["export", run, out, "--report", tmp_path], "holds no evaluation of run 'run'")
     monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)
     fails(capsys, ["export", run, out], "torch.export cannot follow the network (ZeroDivisionError: division")

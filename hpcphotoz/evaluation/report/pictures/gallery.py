@@ -9,9 +9,9 @@ import numpy.typing as npt
 from hpcphotoz.atomic import atomic_write, check_output_file
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.report.dataset_sample import DatasetSample, sample_dataset
 from hpcphotoz.evaluation.report.figure import figure_png
-from hpcphotoz.evaluation.report.rgb import band_colours, band_letter, rgb_images, three_bands
+from hpcphotoz.evaluation.report.pictures.dataset_sample import DatasetSample, sample_dataset
+from hpcphotoz.evaluation.report.pictures.rgb import band_colours, band_letter, rgb_images, three_bands
 
 try:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator

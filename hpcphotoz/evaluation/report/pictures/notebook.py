@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report.figure import COLOURS
-from hpcphotoz.evaluation.report.rgb import rgb_images, three_bands
+from hpcphotoz.evaluation.report.pictures.rgb import rgb_images, three_bands
 
 try:
     from matplotlib import pyplot

@@ -13,9 +13,9 @@ from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.report import figure as figures
-from hpcphotoz.evaluation.report.dataset_sample import sample_dataset
-from hpcphotoz.evaluation.report.gallery import ab_magnitude, caption_band, plot_dataset
-from hpcphotoz.evaluation.report.rgb import band_colours, band_letter, rgb_images, three_bands
+from hpcphotoz.evaluation.report.pictures.dataset_sample import sample_dataset
+from hpcphotoz.evaluation.report.pictures.gallery import ab_magnitude, caption_band, plot_dataset
+from hpcphotoz.evaluation.report.pictures.rgb import band_colours, band_letter, rgb_images, three_bands
 from hpcphotoz.sources.noise import stamp_sky_sigma
 from tests.helpers.datasets import SKY, make_stamps, write_stamps
 
@@ -121,7 +121,7 @@ def test_a_small_dataset_is_measured_whole(tmp_path: Path) -> None:
 def test_a_large_dataset_is_sampled_from_many_shards_reproducibly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpcphotoz.evaluation.report.dataset_sample._MAX_OBJECTS", 128)
+    monkeypatch.setattr("hpcphotoz.evaluation.report.pictures.dataset_sample._MAX_OBJECTS", 128)
     stamps = make_stamps(700, size=4)
     folder, manifest = written(tmp_path / "set", stamps, shard_rows=100)
     first, again, other = (

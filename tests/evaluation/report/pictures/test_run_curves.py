@@ -13,8 +13,8 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'hpcphot
 from matplotlib.figure import Figure
 
 from hpcphotoz.config.load import configure, to_toml
-from hpcphotoz.evaluation.report import run_curves
-from hpcphotoz.evaluation.report.run_curves import Panel, Steps, plot_runs
+from hpcphotoz.evaluation.report.pictures import run_curves
+from hpcphotoz.evaluation.report.pictures.run_curves import Panel, Steps, plot_runs
 from hpcphotoz.training.summary.curves import best_step, event_steps, panels
 from hpcphotoz.training.summary.metrics_lines import MetricsLines
 

@@ -8,7 +8,7 @@ from tests.helpers.evaluation_results import BANDS
 
 @pytest.mark.parametrize("bands", [BANDS, ("g", "r", "z"), ("r",)])
 def test_the_colour_picture_is_on_zero_to_one_and_the_same_stretch_compares(bands: tuple[str, ...]) -> None:
-    from hpcphotoz.evaluation.report.rgb import rgb_image
+    from hpcphotoz.evaluation.report.pictures.rgb import rgb_image
 
     rng = np.random.default_rng(0)
     image = rng.normal(0, 0.02, (len(bands), 16, 16))
