@@ -10,6 +10,7 @@ under the strong PGD.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from hpcphotoz.evaluation.masking.measure import Array, MaskingLosses
 ERRORS = 3.0  # standard errors by which a difference must differ from zero
 SMALL = 0.01  # of the rise of the loss under the strong PGD: a smaller difference is of no account
 FEW = 0.05  # fraction of objects of which a weaker attack may be the stronger one, besides its own error
-NONE = 0.01  # fraction of objects that may lack a gradient, or survive an unbounded attack
+FEW_WITHOUT = 0.01  # fraction of objects that may lack a gradient, or survive an unbounded attack
 
 
 class Difference(NamedTuple):
@@ -78,92 +79,61 @@ def run_checks(losses: MaskingLosses) -> list[Check]:
     """All checks of one network, from the losses of two objects or more."""
     attacked, strong = losses.attacked, losses.attacked[STRONG_PGD]
     small = SMALL * max(float((strong - losses.clean).mean()), 0.0)
-    by_steps = {"none": losses.clean} | {str(steps): attacked[steps_name(steps)] for steps in STEPS}
+    by_steps = {"0": losses.clean} | {str(steps): attacked[steps_name(steps)] for steps in STEPS}
     by_eps = {f"{factor:g}": attacked[eps_name(factor)] for factor in FACTORS}
     checks = [
-        _vanishing(losses.vanishing),
-        _rises("steps", "The loss rises with the steps of PGD", "steps", by_steps, small),
-        _rises("eps", "The loss rises with epsilon", "times epsilon", by_eps, small),
-        _unbounded(losses.failed),
-        _not_weaker("restarts", "Restarts do not weaken PGD", attacked, STRONG_PGD, PGD, small),
-        _not_weaker("apgd", "APGD is as strong as PGD", attacked, STRONG_APGD, STRONG_PGD, small),
-        _weaker("black_box", "A black-box attack is weaker", SQUARE, attacked[SQUARE], strong, small),
+        _fraction("gradients", "clean images have a gradient", 1 - losses.vanishing),
+        _rises("steps", "the loss rises with the steps of PGD", by_steps, small),
+        _rises("eps", "the loss rises with epsilon, in multiples", by_eps, small),
+        _fraction("unbounded", f"galaxies fail under {UNBOUNDED_PGD}", losses.failed),
+        _not_weaker("restarts", attacked, STRONG_PGD, PGD, small),
+        _not_weaker("apgd", attacked, STRONG_APGD, STRONG_PGD, small),
+        _weaker("black_box", SQUARE, attacked[SQUARE], strong, small),
     ]
     for source, loss in losses.transferred.items():
-        title, who = f"Transfer from {source} is weaker", f"{STRONG_PGD} on {source}"
-        checks.append(_weaker(f"transfer from {source}", title, who, loss, strong, small))
+        checks.append(_weaker(f"transfer from {source}", f"{STRONG_PGD} on {source}", loss, strong, small))
     return checks
 
 
-def _vanishing(vanishing: Array) -> Check:
-    fraction = float(vanishing.mean())
-    return Check(
-        "gradients",
-        "Gradients do not vanish",
-        f"{100 * fraction:.1f} % of the clean images have no gradient in any pixel",
-        f"at most {100 * NONE:g} %",
-        fraction <= NONE,
-        {"fraction": fraction},
+def _fraction(name: str, title: str, holds: Array) -> Check:
+    fraction = float(holds.mean())
+    measured, expected = f"{100 * fraction:.1f} %", f"at least {100 * (1 - FEW_WITHOUT):g} %"
+    return Check(name, title, measured, expected, fraction >= 1 - FEW_WITHOUT, {"fraction": fraction})
+
+
+def _rises(name: str, title: str, ladder: Mapping[str, Array], small: float) -> Check:
+    """The loss at the last rung is above that at the first, and at no rung below that at the one before."""
+    rungs, total = (
+        list(ladder.items()),
+        paired_difference(list(ladder.values())[-1], list(ladder.values())[0]),
     )
-
-
-def _unbounded(failed: Array) -> Check:
-    fraction = float(failed.mean())
-    return Check(
-        "unbounded",
-        "Without a bound, every galaxy fails",
-        f"{100 * fraction:.1f} % are outliers, or lose z_spec from their PDF, under {UNBOUNDED_PGD}",
-        f"at least {100 * (1 - NONE):g} %",
-        fraction >= 1 - NONE,
-        {"fraction": fraction},
-    )
-
-
-def _rises(name: str, title: str, unit: str, ladder: Mapping[str, Array], small: float) -> Check:
-    """The loss at the last rung is above that of the first, and at no rung below the one before."""
-    names, values = list(ladder), list(ladder.values())
-    total = paired_difference(values[-1], values[0])
-    falls = [
-        f"{names[i]} to {names[i + 1]}"
-        for i in range(len(values) - 1)
-        if _is_below(values[i + 1], values[i], small)
-    ]
-    means = ", ".join(f"{value.mean():.3g}" for value in values)
-    fell = f"; falls from {', '.join(falls)}" if falls else ""
+    falls = [f"{a} to {b}" for (a, x), (b, y) in pairwise(rungs) if _is_below(y, x, small)]
+    means = ", ".join(f"{loss.mean():.3g}" for loss in ladder.values())
     return Check(
         name,
-        title,
-        f"mean loss {means} at {', '.join(names)} {unit}: {total.text()}{fell}",
-        f"a rise of more than {ERRORS:g} errors, and no fall on the way",
+        f"{title}: {', '.join(ladder)}",
+        f"{means}: {total.text()}" + (f"; falls from {' and '.join(falls)}" if falls else ""),
+        f"a rise above {ERRORS:g} errors without a fall",
         total.mean > ERRORS * total.error and not falls,
-        {"mean_loss": {key: float(value.mean()) for key, value in ladder.items()}, **_figures(total)},
+        {"mean_loss": {key: float(loss.mean()) for key, loss in ladder.items()}, **_figures(total)},
     )
 
 
-def _not_weaker(
-    name: str, title: str, attacked: Mapping[str, Array], stronger: str, other: str, small: float
-) -> Check:
-    gain = paired_difference(attacked[stronger], attacked[other])
-    return Check(
-        name,
-        title,
-        f"loss of {stronger} less that of {other}: {gain.text()}",
-        f"not below zero by more than {ERRORS:g} errors",
-        not _is_below(attacked[stronger], attacked[other], small),
-        _figures(gain),
-    )
+def _not_weaker(name: str, attacked: Mapping[str, Array], one: str, other: str, small: float) -> Check:
+    gain = paired_difference(attacked[one], attacked[other])
+    passed = not _is_below(attacked[one], attacked[other], small)
+    title = f"{one} is at least as strong as {other}"
+    return Check(name, title, gain.text(), "not below 0", passed, _figures(gain))
 
 
-def _weaker(name: str, title: str, what: str, loss: Array, strong: Array, small: float) -> Check:
-    gain = paired_difference(loss, strong)
-    fraction = float((loss > strong + small).mean())
+def _weaker(name: str, attack: str, loss: Array, strong: Array, small: float) -> Check:
+    gain, fraction = paired_difference(loss, strong), float((loss > strong + small).mean())
     allowed = FEW + ERRORS * float(np.sqrt(FEW * (1 - FEW) / len(loss)))
     return Check(
         name,
-        title,
-        f"loss of {what} less that of {STRONG_PGD}: {gain.text()}; "
-        f"higher for {100 * fraction:.1f} % of galaxies",
-        f"not above zero by more than {ERRORS:g} errors; higher for at most {100 * allowed:.1f} %",
+        f"{attack} is weaker than {STRONG_PGD}",
+        f"{gain.text()}; stronger for {100 * fraction:.1f} %",
+        f"not above 0; at most {100 * allowed:.1f} %",
         not _is_below(strong, loss, small) and fraction <= allowed,
         {**_figures(gain), "fraction_stronger": fraction},
     )
@@ -181,7 +151,8 @@ def _figures(change: Difference) -> dict[str, float]:
 def failures(checks: Mapping[str, Sequence[Check]]) -> list[str]:
     """One line for each failed check, by name of the network."""
     return [
-        f"masking check failed: run '{network}': {check.title}: {check.measured}; expected {check.expected}"
+        f"masking check failed: run '{network}': {check.title}: measured {check.measured}; "
+        f"expected {check.expected}"
         for network, each in checks.items()
         for check in each
         if not check.passed

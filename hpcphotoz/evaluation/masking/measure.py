@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +15,18 @@ from hpcphotoz.attacks.passes.gradient import ImageLoss
 from hpcphotoz.attacks.passes.runner import run_attack
 from hpcphotoz.config import Attack
 from hpcphotoz.data.format.manifest import read_manifest
-from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.evaluation.batches import attack_labels, divide_rows, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward, image_gradients
 from hpcphotoz.evaluation.masking.attacks import STRONG_PGD, UNBOUNDED_PGD, masking_attacks
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_logits
+from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.evaluation.scores import gather_rows
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.ranks import ALONE, Ranks
 
 Array = npt.NDArray[np.float64]
+OBJECTS = 64  # that the checks attack, by default
 
 
 @dataclass(frozen=True)
@@ -43,39 +43,37 @@ class MaskingLosses:
 
 def measure_masking(
     networks: Sequence[RedshiftNetwork],
-    data: Path,
+    result: EvaluationResult,
     *,
-    eps: float,
-    objects: int,
-    loss: str = "cross_entropy",
-    seed: int = 0,
-    precision: str = "fp32",
+    objects: int = OBJECTS,
     batch: int = 128,
     device: torch.device | str = "cpu",
-    subset: Subset = ALL_OBJECTS,
     ranks: Ranks = ALONE,
 ) -> list[MaskingLosses]:
-    """Attack the first objects of a dataset in all the ways that the checks compare.
+    """Attack the first objects of an evaluation in all the ways that the checks compare.
 
-    An object costs about 1,150 image gradients for each network. Objects of unknown z_spec are attacked away
-    from the network's own clean prediction (`attack_labels`).
+    An object costs about 1,150 image gradients for each network.
 
     Args:
-        networks: networks of different names that suit the dataset, as `robustness.evaluate` checks.
-        data: dataset folder.
-        eps: sky sigmas, at which attacks are compared.
-        objects: greatest number of objects, the first of the subset.
-        loss, seed, precision, batch, device, subset, ranks: as `robustness.evaluate`.
+        networks: those of the evaluation.
+        result: of `robustness.evaluate`, of which dataset, subset, headline epsilon, loss, seed and precision
+            are used.
+        objects: greatest number of objects.
+        batch: batch size.
+        device: device of the networks.
+        ranks: ranks that share the objects.
 
     Returns:
         The losses of all objects, for each network, the same on every rank.
 
     Raises:
-        BadInput: a single object, an option out of range, or an output that is not finite.
+        BadInput: a single object, an epsilon out of range, or an output that is not finite.
     """
-    attacks = masking_attacks(eps, loss)
+    data, loss = result.data, result.loss
+    attacks = masking_attacks(result.headline_eps, loss)
     manifest = read_manifest(data)
-    part = divide_rows(data, manifest, batch, subset, objects, ranks)
+    limit = min(objects, result.limit or objects)
+    part = divide_rows(data, manifest, batch, result.subset, limit, ranks)
     if part.total < 2:
         raise ranks.refusal(f"{data}: one object is selected: masking checks compare means, and need more")
     gradients = part.objects * sum(image_gradients(attack) for attack in attacks.values())
@@ -83,17 +81,19 @@ def measure_masking(
     probes = [
         _Probe(
             network,
-            DatasetAttack(network, precision, batch, gradients),
+            DatasetAttack(network, result.precision, batch, gradients),
             DatasetForward(network, batch, forwards),
             attacks,
             [other.name for other in networks if other is not network],
         )
         for network in networks
     ]
-    batches = read_batches(data, manifest, batch, "checking gradients", objects, subset, share=part)
+    batches = read_batches(
+        data, manifest, batch, "checking gradients of galaxies", limit, result.subset, share=part
+    )
     for stamps in ranks.until_stopped(batches):
         tensor = to_tensors(stamps, device)
-        strongest = {probe.network.name: probe.attack_batch(tensor, seed) for probe in probes}
+        strongest = {probe.network.name: probe.attack_batch(tensor, result.seed) for probe in probes}
         for probe in probes:
             for source in probe.sources:
                 probe.predict_from(tensor, source, strongest[source])
@@ -120,7 +120,7 @@ class _Probe:
     def attack_batch(self, tensor: dict[str, Tensor], seed: int) -> Tensor:
         """Attack a batch in all ways; returns the images of the strong PGD, (N, B, H, W) nMgy."""
         clean = self._logits(tensor, tensor["images"])
-        z = attack_labels(self.network.bins, clean, tensor["z_spec"])
+        z = attack_labels(self.network.bins, torch.softmax(clean, dim=1), tensor["z_spec"])
         self._add("clean", self._loss(clean, z))
         self._add("vanishing", vanishing_gradients(self.network, tensor, z, self._loss))
         strongest = tensor["images"]
