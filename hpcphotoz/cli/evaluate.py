@@ -35,6 +35,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
     from hpcphotoz.atomic import making_folder
     from hpcphotoz.evaluation.baseline.knn import knn_colours
+    from hpcphotoz.evaluation.natural.second_epoch import check_second_epoch
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
     from hpcphotoz.evaluation.robustness import evaluate
@@ -45,10 +46,14 @@ def evaluate(options: argparse.Namespace) -> int:
     headline_eps = options.headline_eps or headline_radius(options.eps)
     passes = {"steps": options.steps, "restarts": options.restarts, "queries": options.queries}
     build_attack_grid(options.attacks, options.eps, headline_eps, **passes)
+    if options.second_epoch and not options.natural:
+        raise BadInput(f"--second-epoch {options.second_epoch}: is compared with --natural: give it too")
     check_report_folder(options.out)
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks])
+    if options.second_epoch:
+        options.ranks.on_first_rank(lambda: check_second_epoch(networks, options.second_epoch))
     ranks: Ranks = options.ranks
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
 
@@ -102,6 +107,10 @@ def _further_sections(
     """The sections of the measurements that were asked for, the same on every rank."""
     from hpcphotoz.evaluation.masking.measure import measure_masking
     from hpcphotoz.evaluation.masking.section import masking_section
+    from hpcphotoz.evaluation.natural.measure import measure_natural
+    from hpcphotoz.evaluation.natural.second_epoch import measure_second_epoch
+    from hpcphotoz.evaluation.natural.section import natural_section
+    from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 
     ranks: Ranks = options.ranks
     sections = []
@@ -109,6 +118,11 @@ def _further_sections(
         how = {"objects": options.check_masking, "device": device, "batch": batch_size(device)}
         losses = measure_masking(networks, result, **how, ranks=ranks)
         sections.append(ranks.on_first_rank(lambda: masking_section(result, losses)))
+    if options.natural:
+        headline = HeadlineAttack(networks, result, device, batch_size(device), ranks)
+        shifts, night = measure_natural(headline), options.second_epoch
+        epoch = measure_second_epoch(headline, shifts, night) if night else None
+        sections.append(ranks.on_first_rank(lambda: natural_section(result, shifts, epoch)))
     return sections
 
 
@@ -188,6 +202,18 @@ def add(commands: Commands) -> None:
         help="also check on the first N objects (default 64) that gradients are not masked, by comparing "
         "attacks at the headline epsilon; about 1,150 image gradients an object; a failed check is a line on "
         "standard error and exit status 1, after the report is written",
+    )
+    p.add_argument(
+        "--natural",
+        action="store_true",
+        help="also perturb the galaxies as the sky does: noise of another exposure, a broader PSF, another "
+        "background, zero points and the wing of a star; attacks once more at the headline epsilon",
+    )
+    p.add_argument(
+        "--second-epoch",
+        type=path,
+        metavar="DATASET",
+        help="with --natural: dataset of the same galaxies on another night, matched within 1 arcsec",
     )
     add_precision(p)
     add_device(p)

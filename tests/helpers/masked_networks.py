@@ -25,7 +25,7 @@ def trained_network(seed: int = 0) -> nn.Module:
     optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
     for _ in range(60):
         optimiser.zero_grad()
-        nn.functional.cross_entropy(network(images), bins).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(network(images), bins))
         optimiser.step()
     return network
 
