@@ -18,13 +18,14 @@ from hpcphotoz.evaluation.result import CLEAN, ConditionResult, Floats, MinimalE
 from hpcphotoz.ranks import Ranks
 
 BISECTIONS = 8  # of the search for minimal epsilons
+SCORES = ("pit", "crps", "cde", "brier", "hpd")  # of `metrics.pdf_scores`
 
 
 class ScoreAccumulator:
-    """Collects <z>, PIT, CRPS and CDE loss of every object of one network under one condition."""
+    """Collects <z> and the scores of the PDF of every object of one network under one condition."""
 
     def __init__(self) -> None:
-        self._parts: list[Floats] = [np.zeros((4, 0), np.float32)]
+        self._parts: list[Floats] = [np.zeros((1 + len(SCORES), 0), np.float32)]
 
     def gather(self, ranks: Ranks) -> None:
         """Replace the scores of this rank's objects by those of all ranks, in order of rank."""
@@ -33,21 +34,22 @@ class ScoreAccumulator:
     def add(self, network: RedshiftNetwork, pdf: Tensor, z_spec: Floats) -> None:
         """Score the PDFs (N, bins) that a network predicted; where z_spec (N,) is NaN, so are the scores."""
         mean = network.bins.integral(pdf).cpu().numpy()
-        scores = np.full((3, len(pdf)), np.nan)
+        scores = np.full((len(SCORES), len(pdf)), np.nan)
         known = np.isfinite(z_spec)
-        p, e, z = pdf.cpu().numpy()[known], network.bins.edges(), z_spec[known]
-        scores[:, known] = metrics.pit(p, e, z), metrics.crps(p, e, z), metrics.cde_loss(p, e, z)
+        found = metrics.pdf_scores(pdf.cpu().numpy()[known], network.bins.edges(), z_spec[known])
+        scores[:, known] = [found[name] for name in SCORES]
         self._parts.append(np.vstack([mean, scores]).astype(np.float32))
 
     def per_object_scores(self) -> Floats:
-        """(4, N): <z>, PIT, CRPS, CDE loss."""
+        """(6, N): <z>, then `SCORES`."""
         return np.concatenate(self._parts, axis=1)
 
     def metrics(self, z_spec: Floats) -> dict[str, float]:
         """`metrics.summary` over the objects of known z_spec; empty if there is none."""
         known = np.isfinite(z_spec)
-        z_phot, _, crps, cde = self.per_object_scores()[:, known]
-        return metrics.summary(z_phot, z_spec[known], crps, cde) if known.any() else {}
+        z_phot, *scores = self.per_object_scores()[:, known]
+        named = dict(zip(SCORES, scores, strict=True))
+        return metrics.summary(z_phot, z_spec[known], **named) if known.any() else {}
 
 
 @dataclass(frozen=True)

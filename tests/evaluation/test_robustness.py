@@ -59,8 +59,7 @@ def test_metrics_are_those_of_the_pdfs(tmp_path: Path) -> None:
     expected = metrics.summary(
         pdf @ TWO_BINS.centres().numpy(),
         content.z_spec,
-        metrics.crps(pdf, TWO_BINS.edges(), content.z_spec),
-        metrics.cde_loss(pdf, TWO_BINS.edges(), content.z_spec),
+        **metrics.pdf_scores(pdf, TWO_BINS.edges(), content.z_spec),
     )
     assert one.clean.metrics == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, TWO_BINS.edges(), content.z_spec), atol=1e-6)

@@ -77,9 +77,7 @@ def knn_colours(
         )
     options = tune(train, bins, k)
     z_phot, pdf = estimate(train, test, options, bins, k)
-    e = bins.edges()
-    scores = metrics.crps(pdf, e, test.z_spec), metrics.cde_loss(pdf, e, test.z_spec)
-    figures = metrics.summary(z_phot, test.z_spec, *scores)
+    figures = metrics.summary(z_phot, test.z_spec, **metrics.pdf_scores(pdf, bins.edges(), test.z_spec))
     return {**figures, "n_train": len(train.z_spec), "aperture_arcsec": RADII[options.radius]}
 
 

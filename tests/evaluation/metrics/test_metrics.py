@@ -7,19 +7,9 @@ import numpy.typing as npt
 import pytest
 
 from hpcphotoz.evaluation import metrics
+from tests.helpers.pdfs import EDGES, drawn_from, random_pdfs
 
 Floats = npt.NDArray[np.float64]
-EDGES = np.linspace(0.0, 0.4, 181)
-
-
-def random_pdfs(n: int, bins: int = 180, seed: int = 0) -> Floats:
-    raw = np.random.default_rng(seed).gamma(0.3, size=(n, bins))
-    return np.asarray(raw / raw.sum(axis=1, keepdims=True))
-
-
-def drawn_from(pdf: Floats, rng: np.random.Generator) -> Floats:
-    held = (rng.random((len(pdf), 1)) < np.cumsum(pdf, axis=1)).argmax(axis=1)
-    return np.asarray(EDGES[held] + rng.random(len(pdf)) * EDGES[1])
 
 
 def test_residuals_by_hand() -> None:
@@ -85,6 +75,17 @@ def test_crps_pit_and_cde_agree_with_a_fine_numerical_integral(edges: Floats) ->
         held = np.searchsorted(edges, z[i], side="right") - 1 if edges[0] <= z[i] <= edges[-1] else -1
         expected = np.sum(density[:-1] ** 2 * np.diff(edges)) - 2 * density[held]
         assert metrics.cde_loss(pdf, edges, z)[i] == pytest.approx(expected, rel=1e-9)
+        outcome = np.zeros(len(edges) - 1)
+        if held >= 0:
+            outcome[held] = 1
+        beyond = 1.0 if held < 0 else 0.0  # an outcome that is in no bin
+        brier = np.sum((pdf[i] - outcome) ** 2) + beyond
+        assert metrics.brier(pdf, edges, z)[i] == pytest.approx(brier, rel=1e-12)
+        own = density[held] if held >= 0 else 0
+        region = (density[:-1] > own) | ((density[:-1] == own) & (np.arange(len(edges) - 1) < held))
+        share = pdf[i][held] * (z[i] - edges[held]) / (edges[held + 1] - edges[held]) if held >= 0 else 1
+        level = min(pdf[i][region].sum() + share, 1)
+        assert metrics.hpd_level(pdf, edges, z)[i] == pytest.approx(level, abs=1e-12)
 
 
 def test_pit_is_uniform_for_calibrated_pdfs_and_not_for_overconfident_ones() -> None:
@@ -95,16 +96,13 @@ def test_pit_is_uniform_for_calibrated_pdfs_and_not_for_overconfident_ones() -> 
         raw = np.exp(-0.5 * (((EDGES[1:] + EDGES[:-1]) / 2 - centre) / sigma) ** 2)
         return np.asarray(raw / raw.sum(axis=1, keepdims=True))
 
-    def distance(pit: Floats) -> float:  # Kolmogorov-Smirnov
-        return float(np.abs(np.sort(pit) - (np.arange(4000) + 0.5) / 4000).max())
-
     z = drawn_from(gaussians(0.02), rng)
     # 1.95 / sqrt(N) is exceeded by a uniform sample once in a thousand times.
-    assert distance(metrics.pit(gaussians(0.02), EDGES, z)) < 1.95 / 4000**0.5
-    assert distance(metrics.pit(gaussians(0.01), EDGES, z)) > 2 * 1.95 / 4000**0.5
+    assert metrics.pit_ks(metrics.pit(gaussians(0.02), EDGES, z)) < 1.95 / 4000**0.5
+    assert metrics.pit_ks(metrics.pit(gaussians(0.01), EDGES, z)) > 2 * 1.95 / 4000**0.5
 
 
-@pytest.mark.parametrize("score", [metrics.crps, metrics.cde_loss])
+@pytest.mark.parametrize("score", [metrics.crps, metrics.cde_loss, metrics.brier])
 def test_the_true_pdf_has_the_best_score(score: Callable[..., Floats]) -> None:
     rng = np.random.default_rng(6)
     pdf = np.repeat(random_pdfs(1), 4000, axis=0)
@@ -141,6 +139,6 @@ def test_unusable_redshifts_are_refused(phot: list[float], spec: list[float]) ->
     ],
 )
 def test_arrays_that_are_no_pdfs_are_refused(pdf: Floats, edges: Floats, z: Floats) -> None:
-    for score in (metrics.pit, metrics.crps, metrics.cde_loss):
+    for score in (metrics.pit, metrics.crps, metrics.cde_loss, metrics.brier, metrics.hpd_level):
         with pytest.raises(ValueError):
             score(pdf, edges, z)
