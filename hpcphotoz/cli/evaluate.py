@@ -200,7 +200,7 @@ def add(commands: Commands) -> None:
         const=64,
         metavar="N",
         help="also check on the first N objects (default 64) that gradients are not masked, by comparing "
-        "attacks at the headline epsilon; about 1,150 image gradients an object; a failed check is a line on "
+        "attacks at the headline epsilon; about 1,200 image gradients an object; a failed check is a line on "
         "standard error and exit status 1, after the report is written",
     )
     p.add_argument(

@@ -9,13 +9,15 @@ from hpcphotoz.evaluation.attack_grid import QUERIES
 STEPS = (1, 3, 10, 50)  # of PGD, at the epsilon of the checks
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of that epsilon, for PGD-10
 RESTARTS = 5
-UNBOUNDED = 1000.0  # sky sigmas: brighter than most pixels of most galaxies
+# Sky sigmas. The last is brighter than most pixels of most galaxies. From there a network may be saturated
+# where the gradient of a smaller ball still leads on: a galaxy need fail in one of them only.
+LARGE = (1.0, 10.0, 100.0, 1000.0)
 
 PGD = "PGD-50"
 STRONG_PGD = f"PGD-50 with {RESTARTS} restarts"
 STRONG_APGD = f"APGD-50 with {RESTARTS} restarts"
 SQUARE = f"Square with {QUERIES} queries"
-UNBOUNDED_PGD = f"PGD-50 at {UNBOUNDED:g} sky sigmas"
+LARGE_PGD = {f"PGD-20 at {radius:g} sky sigmas": radius for radius in LARGE}
 
 
 def masking_attacks(eps: float, loss: str = "cross_entropy") -> dict[str, Attack]:
@@ -41,7 +43,7 @@ def masking_attacks(eps: float, loss: str = "cross_entropy") -> dict[str, Attack
         STRONG_PGD: attack("pgd", 50, restarts=RESTARTS),
         STRONG_APGD: attack("apgd", 50, restarts=RESTARTS),
         SQUARE: attack("square", QUERIES),
-        UNBOUNDED_PGD: attack("pgd", 50, UNBOUNDED),
+        **{name: attack("pgd", 20, radius) for name, radius in LARGE_PGD.items()},
     }
 
 

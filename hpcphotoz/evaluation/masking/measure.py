@@ -17,7 +17,7 @@ from hpcphotoz.config import Attack
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.evaluation.batches import attack_labels, divide_rows, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward, image_gradients
-from hpcphotoz.evaluation.masking.attacks import STRONG_PGD, UNBOUNDED_PGD, masking_attacks
+from hpcphotoz.evaluation.masking.attacks import LARGE_PGD, STRONG_PGD, masking_attacks
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_logits
 from hpcphotoz.evaluation.result import EvaluationResult
@@ -38,7 +38,7 @@ class MaskingLosses:
     attacked: dict[str, Array]  # (N,) loss, by name of the attack
     transferred: dict[str, Array]  # (N,) loss on images made against another network, by its name
     vanishing: Array  # (N,) 1 where the clean image has no gradient, see `vanishing_gradients`
-    failed: Array  # (N,) 1 where the unbounded attack is a total failure, see `total_failure`
+    failed: Array  # (N,) 1 where an attack of `LARGE_PGD` succeeds, see `total_failure`
 
 
 def measure_masking(
@@ -52,7 +52,7 @@ def measure_masking(
 ) -> list[MaskingLosses]:
     """Attack the first objects of an evaluation in all the ways that the checks compare.
 
-    An object costs about 1,150 image gradients for each network.
+    An object costs about 1,200 image gradients for each network.
 
     Args:
         networks: those of the evaluation.
@@ -88,9 +88,7 @@ def measure_masking(
         )
         for network in networks
     ]
-    batches = read_batches(
-        data, manifest, batch, "checking gradients of galaxies", limit, result.subset, share=part
-    )
+    batches = read_batches(data, manifest, batch, "checking gradients", limit, result.subset, share=part)
     for stamps in ranks.until_stopped(batches):
         tensor = to_tensors(stamps, device)
         strongest = {probe.network.name: probe.attack_batch(tensor, result.seed) for probe in probes}
@@ -123,15 +121,16 @@ class _Probe:
         z = attack_labels(self.network.bins, torch.softmax(clean, dim=1), tensor["z_spec"])
         self._add("clean", self._loss(clean, z))
         self._add("vanishing", vanishing_gradients(self.network, tensor, z, self._loss))
-        strongest = tensor["images"]
+        strongest, failed = tensor["images"], torch.zeros_like(z, dtype=torch.bool)
         for name, attack in self._attacks.items():
             images = self._attack(tensor, z, attack, seed)
             logits = self._logits(tensor, images)
             self._add(name, self._loss(logits, z))
-            if name == UNBOUNDED_PGD:
-                self._add("failed", total_failure(self.network.bins, logits, z))
+            if name in LARGE_PGD:
+                failed |= total_failure(self.network.bins, logits, z)
             if name == STRONG_PGD:
                 strongest = images
+        self._add("failed", failed)
         self._labels = z
         return strongest
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hpcphotoz.evaluation.masking.attacks import RESTARTS, UNBOUNDED
+from hpcphotoz.evaluation.masking.attacks import LARGE, RESTARTS
 from hpcphotoz.evaluation.masking.checks import ERRORS, SMALL, failures, run_checks
 from hpcphotoz.evaluation.masking.measure import MaskingLosses
 from hpcphotoz.evaluation.report.section import ReportSection
@@ -14,8 +14,8 @@ _TEXT = f"""A network can look robust only because attacks on it fail: its gradi
 These are the checks of Athalye et al. 2018 (arXiv:1802.00420) and Carlini et al. 2019 (arXiv:1902.06705) on
 OBJECTS, at epsilon EPS sky sigma and with the LOSS loss. Differences are means over the same galaxies with
 their standard error, of the first attack's loss less the second's; one fails a check only beyond
-{ERRORS:g} errors and {100 * SMALL:g} % of the rise of the loss under PGD-50 with {RESTARTS} restarts. At
-{UNBOUNDED:g} sky sigmas, which is no bound, a galaxy fails when it is an outlier, or when the bin of its
+{ERRORS:g} errors and {100 * SMALL:g} % of the rise of the loss under PGD-50 with {RESTARTS} restarts. Up to
+{LARGE[-1]:g} sky sigmas, which is no bound, a galaxy fails when it is an outlier, or when the bin of its
 redshift has less probability than in a uniform PDF."""
 
 
