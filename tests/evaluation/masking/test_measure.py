@@ -21,7 +21,7 @@ from tests.helpers.masked_networks import (
     coloured_stamps,
     trained_network,
 )
-from tests.helpers.networks import BINS, StubNetwork
+from tests.helpers.networks import BINS, ConvNetwork, StubNetwork
 
 OBJECTS = 16
 
@@ -91,12 +91,13 @@ def test_total_failure_is_an_outlier_or_a_pdf_that_excludes_the_redshift() -> No
 
 
 def test_one_object_is_refused(tmp_path: Path) -> None:
-    network = stub("one", trained_network())
+    network = stub("one", ConvNetwork())
     result = evaluated(tmp_path, [network])
     with pytest.raises(BadInput, match="one object"):
         measure_masking([network], result, objects=1)
 
 
+@pytest.mark.slow
 def test_the_batch_size_changes_nothing(tmp_path: Path) -> None:
     network = stub("one", trained_network())
     result = evaluated(tmp_path, [network])
