@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
     from hpcphotoz.evaluation.report.section import ReportSection
     from hpcphotoz.evaluation.result import EvaluationResult
+    from hpcphotoz.evaluation.scoring.columns import Binning
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
@@ -35,7 +36,10 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
     from hpcphotoz.atomic import making_folder
     from hpcphotoz.evaluation.baseline.knn import knn_colours
+    from hpcphotoz.evaluation.masking.section import KEY as MASKING
     from hpcphotoz.evaluation.natural.second_epoch import check_second_epoch
+    from hpcphotoz.evaluation.natural.section import KEY as NATURAL
+    from hpcphotoz.evaluation.report.bins import KEY, bins_section
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
     from hpcphotoz.evaluation.robustness import evaluate
@@ -51,7 +55,7 @@ def evaluate(options: argparse.Namespace) -> int:
     check_report_folder(options.out)
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
-    check_run_names([network.name for network in networks])
+    check_run_names([network.name for network in networks], [KEY, MASKING, NATURAL])
     if options.second_epoch:
         options.ranks.on_first_rank(lambda: check_second_epoch(networks, options.second_epoch))
     ranks: Ranks = options.ranks
@@ -83,16 +87,22 @@ def evaluate(options: argparse.Namespace) -> int:
             precision=precision,
             batch=batch_size(device),
             subset=subset,
+            by=options.by,
             ranks=ranks,
         )
-        sections = _further_sections(options, networks, result, device)
-        tree = ranks.on_first_rank(lambda: write_report(result, options.out, baseline, sections))
+        further = _further_sections(options, networks, result, device)
+
+        def write() -> dict[str, Any]:
+            sections = [one for one in (bins_section(result), *further) if one is not None]
+            return write_report(result, options.out, baseline, sections)
+
+        tree = ranks.on_first_rank(write)
     if options.json:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:
         print_table(result, baseline)
         print(f"{options.out / 'report.html'}, {options.out / 'metrics.json'}")
-    failed = tree["masking"]["failures"] if "masking" in tree else []
+    failed = tree[MASKING]["failures"] if MASKING in tree else []
     for line in failed:
         print(f"hpcphotoz: {line}", file=sys.stderr)
     return 1 if failed else 0
@@ -120,7 +130,7 @@ def _further_sections(
         sections.append(ranks.on_first_rank(lambda: masking_section(result, losses)))
     if options.natural:
         headline = HeadlineAttack(networks, result, device, batch_size(device), ranks)
-        shifts, night = measure_natural(headline), options.second_epoch
+        shifts, night = measure_natural(headline, options.natural), options.second_epoch
         epoch = measure_second_epoch(headline, shifts, night) if night else None
         sections.append(ranks.on_first_rank(lambda: natural_section(result, shifts, epoch)))
     return sections
@@ -143,6 +153,12 @@ def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -
     return Subset.from_options(config.data, "all" if options.part == "all" else "train", bands, extra)
 
 
+def _binning(text: str) -> "Binning":
+    from hpcphotoz.evaluation.scoring.columns import Binning
+
+    return Binning.parse(text)
+
+
 def add(commands: Commands) -> None:
     """Add the parser of `evaluate`."""
     p = command(commands, "evaluate", evaluate)
@@ -151,7 +167,7 @@ def add(commands: Commands) -> None:
     which = f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
     add_data(p, which)
     add_trust_code(p)
-    p.add_argument("--out", type=path, required=True, help="folder for report.html and metrics.json")
+    p.add_argument("--out", type=path, required=True, help="folder for report.html, metrics.json and figures")
     p.add_argument(
         "--attacks",
         nargs="+",
@@ -205,15 +221,29 @@ def add(commands: Commands) -> None:
     )
     p.add_argument(
         "--natural",
-        action="store_true",
-        help="also perturb the galaxies as the sky does: noise of another exposure, a broader PSF, another "
-        "background, zero points and the wing of a star; attacks once more at the headline epsilon",
+        type=count,
+        nargs="?",
+        const=2048,
+        metavar="N",
+        help="also perturb the first N objects (default 2048) as the sky does: noise of another exposure, a "
+        "broader PSF, another background, zero points, the wing of a star; attacks them once more at the "
+        "headline epsilon",
     )
     p.add_argument(
         "--second-epoch",
         type=path,
         metavar="DATASET",
         help="with --natural: dataset of the same galaxies on another night, matched within 1 arcsec",
+    )
+    p.add_argument(
+        "--by",
+        type=_binning,
+        nargs="+",
+        default=(),
+        metavar="COLUMN[:EDGE,EDGE,...]",
+        help="also measure in bins of these columns of numbers of the dataset, as --where names them, with "
+        "the edges given or in fifths of the galaxies; z_spec, aperture_mag (AB), ebv (mag) and aperture_snr "
+        "are always there, and may be given other edges",
     )
     add_precision(p)
     add_device(p)

@@ -21,7 +21,7 @@ from hpcphotoz.evaluation.masking.attacks import LARGE_PGD, STRONG_PGD, masking_
 from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_logits
 from hpcphotoz.evaluation.result import EvaluationResult
-from hpcphotoz.evaluation.scores import gather_rows
+from hpcphotoz.evaluation.scoring.objects import gather_rows
 from hpcphotoz.models.bins import RedshiftBins
 from hpcphotoz.ranks import ALONE, Ranks
 

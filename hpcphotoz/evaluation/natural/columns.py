@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from hpcphotoz.evaluation.scores import gather_rows
+from hpcphotoz.evaluation.scoring.objects import gather_rows
 from hpcphotoz.ranks import Ranks
 
 Floats = npt.NDArray[np.float64]

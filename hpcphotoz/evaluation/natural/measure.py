@@ -1,7 +1,7 @@
 """Measures how far natural perturbations and the headline attack move the redshifts of each network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from hpcphotoz.evaluation.natural.perturbations import NATURAL, TYPICAL_FWHM, Sk
 from hpcphotoz.evaluation.network import compute_pdfs
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 
+OBJECTS = 2048  # that are perturbed, by default
 ATTACK = "attack"
 CLEAN = "clean"
 
@@ -74,24 +75,26 @@ class NaturalShifts:
     networks: dict[str, MovedRedshifts]
 
 
-def measure_natural(headline: HeadlineAttack) -> NaturalShifts:
-    """Perturb the galaxies of an evaluation in all natural ways, and attack them once more.
+def measure_natural(headline: HeadlineAttack, objects: int = OBJECTS) -> NaturalShifts:
+    """Perturb the first galaxies of an evaluation in all natural ways, and attack them once more.
 
     An object costs a forward pass for each perturbation and network, and the headline attack.
 
     Args:
         headline: the evaluation's headline attack; its result's seed keys the perturbations.
+        objects: greatest number of objects, whose <z> memory holds under every perturbation.
 
     Returns:
-        The <z> of all objects, the same on every rank.
+        The <z> of these objects, the same on every rank.
 
     Raises:
         BadInput: a shard cannot be read, or an output is not finite.
     """
-    result, ranks = headline.result, headline.ranks
-    scale = result.header.pixel_scale
-    objects = len(result.z_spec) * len(NATURAL) // ranks.size
-    forwards = {one.name: DatasetForward(one, headline.batch, objects) for one in headline.networks}
+    limit = min(objects, headline.result.objects)
+    result, ranks = replace(headline.result, limit=limit), headline.ranks
+    headline, scale = replace(headline, result=result), result.header.pixel_scale
+    passes = limit * len(NATURAL) // ranks.size
+    forwards = {one.name: DatasetForward(one, headline.batch, passes) for one in headline.networks}
     names = [one.name for one in NATURAL]
     columns = Columns(
         ("ra", "dec", "z_spec", *(f"{kind} {name}" for name in names for kind in ("rms", "max")))

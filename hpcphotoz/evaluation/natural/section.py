@@ -77,7 +77,7 @@ def _labels(result: EvaluationResult, epoch: SecondEpoch | None) -> dict[str, st
 
 
 def _table(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> list[list[str]]:
-    known = bool(np.isfinite(result.z_spec).any())
+    known = result.unlabelled < result.objects
     head = ["perturbation", "network", "rms", "max", "change of <z>", "90 %"]
     rows = [[*head, *(["sigma_MAD", "eta"] if known else []), "attack / this"]]
     record = natural_record(result, shifts, epoch)["networks"]

@@ -22,7 +22,7 @@ from tests.helpers.networks import LogisticNetwork, StubNetwork
 
 def headline(data: Path, limit: int | None = None) -> HeadlineAttack:
     networks = [StubNetwork(), StubNetwork("other", LogisticNetwork(seed=1))]
-    result = evaluate(networks, data, eps=(0.1,), methods=("pgd",), limit=limit)
+    result = evaluate(networks, data, eps=(0.1,), methods=("pgd",), limit=limit, keep_objects=True)
     return HeadlineAttack(networks, result, batch=16)
 
 
