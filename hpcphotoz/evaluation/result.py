@@ -62,10 +62,10 @@ class ConditionResult:
         return np.asarray(_kept(self.scores)[1])
 
     def as_summary(self) -> dict[str, Any]:
-        """Entry of `metrics.json`: the metrics, their `errors`, `eps_sky_sigma` and the change of <z>."""
+        """Entry of `metrics.json`: metrics, `errors`, `pit_histogram`, `eps_sky_sigma` and change of <z>."""
         shift = {"shift_median": self.shift_median, "shift_p90": self.shift_p90}
-        errors = {"errors": self.errors} if self.errors else {}
-        return {**self.metrics, **errors, "eps_sky_sigma": self.eps, **shift, "n_attacked": self.objects}
+        more = {"errors": self.errors, "pit_histogram": self.pit_histogram.tolist()} if self.metrics else {}
+        return {**self.metrics, **more, "eps_sky_sigma": self.eps, **shift, "n_attacked": self.objects}
 
 
 def _kept(values: npt.NDArray[Any] | None) -> npt.NDArray[Any]:

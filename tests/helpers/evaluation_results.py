@@ -41,8 +41,9 @@ def make_result(
 
     def condition(method: str, eps: float) -> ConditionResult:
         z_phot = np.clip(z + rng.normal(0, 0.02 + 0.2 * eps, n), 0, 0.4).astype(np.float32)
-        figures = metrics.summary(z_phot, z, np.full(n, 0.01 + eps), np.full(n, -5.0)) if known else {}
-        pit = rng.uniform(0, 1, n) if known else np.full(n, np.nan)
+        pit = rng.uniform(0, 1, n)
+        crps, cde, brier = np.full(n, 0.01 + eps), np.full(n, -5.0), np.full(n, 0.9)
+        figures = metrics.summary(z_phot, z, crps, cde, brier=brier, pit=pit, hpd=pit) if known else {}
         none, pairs = np.zeros((0, 0), np.int64), (z, z_phot)
         counts = metrics.pit_histogram(pit) if known else np.zeros(20, np.int64)
         return ConditionResult(

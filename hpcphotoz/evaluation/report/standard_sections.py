@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
+from hpcphotoz.evaluation.report.metric_tables import calibration_rows, convention_rows
 from hpcphotoz.evaluation.report.plots.galaxy import example_galaxy
 from hpcphotoz.evaluation.report.plots.redshifts import (
     Plot,
@@ -17,12 +18,16 @@ from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.report.summary import metrics_rows, minimal_eps_rows
 from hpcphotoz.evaluation.result import EvaluationResult
 
+_CONVENTIONS = """Metrics in both conventions with bootstrap errors (one standard deviation). RAIL's bias is
+the median of Δz/(1+z), its scatter the interquartile range / 1.349, its outliers are beyond the greater of
+0.06 and three of these sigmas. CDE loss and Brier score are of the whole PDF, and better when smaller;
+compare Brier scores only between networks with the same bins."""
 _REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its spectroscopic one, clean and
 under ATTACK. Solid: equality; dotted: the outlier limit, |Δz/(1+z)| = {OUTLIER}."""
 _ROBUSTNESS = f"""Scatter, outlier fraction (beyond {OUTLIER}) and absolute bias of Δz/(1+z) against ε, the
 greatest change of a pixel in units of the sky noise of its band; one picture an attack, all with the same
 axes. A broken network's scatter can fall again at large ε, when all redshifts are pushed the same way: read
-it beside the outliers and the bias."""
+it beside the outliers and the bias. Shaded: bootstrap errors, one standard deviation."""
 _ATTACKS = """The same curves by network: which attack is the strongest? APGD should be at least as strong as
 PGD, and PGD as FGSM. Square sees no gradient: where it is stronger than PGD, gradients mislead."""
 _MINIMAL = f"""Each galaxy is attacked repeatedly to find the minimal ε that moves its redshift by more than
@@ -34,7 +39,8 @@ galaxy, open ones the 90th percentile. It needs no spectroscopic redshift, so it
 survey's images."""
 _CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs, U-shaped
 for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude the true
-redshift."""
+redshift. KS, CvM and AD measure the distance of the PIT from a flat distribution; the last columns are the
+percentages of galaxies in their central / highest-density credible intervals."""
 _TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the images made against another (row)
 by ATTACK: do attacks also fool networks that they were not made for?"""
 
@@ -44,6 +50,8 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
     sections = [ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline)])]
     attack = f"{METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
     if result.unlabelled < result.objects:
+        tables = [convention_rows(result)]
+        sections.append(ReportSection("conventions", "All metrics", " ".join(_CONVENTIONS.split()), tables))
         text = _REDSHIFTS.replace("ATTACK", attack)
         sections.append(_drawn("redshifts", "Redshifts", text, redshift_scatter(result)))
         curves = networks_under_each_attack(result, baseline)
@@ -53,7 +61,8 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
         if rows := minimal_eps_rows(result):
             plots = [minimal_eps_curves(result)]
             sections.append(_drawn("minimal-epsilon", "Minimal epsilon", _MINIMAL, plots, [rows]))
-        sections.append(_drawn("calibration", "Calibration", _CALIBRATION, pit_histograms(result)))
+        tables, plots = [calibration_rows(result)], pit_histograms(result)
+        sections.append(_drawn("calibration", "Calibration", _CALIBRATION, plots, tables))
         if result.transfer:
             text = _TRANSFER.replace("ATTACK", attack)
             sections.append(ReportSection("transfer-matrix", "Transfer", text, [_transfer(result)]))

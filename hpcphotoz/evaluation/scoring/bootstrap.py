@@ -13,7 +13,7 @@ from hpcphotoz.evaluation.metrics.point import RAIL_IQR, RAIL_OUTLIER
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-RESAMPLINGS = 200  # which gives an error within 5 %
+RESAMPLINGS = 200  # of which an error scatters by 5 %
 PIT_BINS = 1 << 16  # in which PITs are counted
 _BISECTIONS = 20
 # Edges of the wider bins that are resampled: halved towards 0 and 1, to which Anderson-Darling is sensitive.

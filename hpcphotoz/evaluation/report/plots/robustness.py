@@ -63,9 +63,11 @@ def _on(name: str, result: EvaluationResult) -> Plot:
 
 def _curve(ax: Any, conditions: Sequence[ConditionResult], key: str, look: Mapping[str, Any]) -> None:
     factor = _PANELS[key][1]
-    ax.plot(
-        [c.eps for c in conditions], [abs(c.metrics[key]) * factor for c in conditions], clip_on=False, **look
-    )
+    eps, y = [c.eps for c in conditions], [abs(c.metrics[key]) * factor for c in conditions]
+    ax.plot(eps, y, clip_on=False, **look)
+    error = [c.errors[key] * factor for c in conditions]
+    low, high = ([a + sign * b for a, b in zip(y, error, strict=True)] for sign in (-1, 1))
+    ax.fill_between(eps, low, high, color=look["color"], alpha=0.15, lw=0)
     ax.set_ylabel(_PANELS[key][0])
 
 
