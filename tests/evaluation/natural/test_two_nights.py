@@ -39,9 +39,9 @@ def test_real_galaxies_of_two_nights_are_compared(tmp_path: Path) -> None:
     shifts = measure_natural(headline)
     epoch = measure_second_epoch(headline, shifts, nights[1])
     one = epoch.networks["colour"]
-    assert 30 <= epoch.matched <= 59  # 59 objects are in both nights, some at edges or masked
+    assert epoch.matched == 63  # of 65 and 67 stamps that are neither masked nor at an edge
     # Noise of two exposures alone is sqrt(2), times 0.83 to 0.9 by resampling; seeing adds bright pixels.
-    assert 1.0 < np.median(one.rms[EPOCH]) < 3.0
+    assert 0.9 < np.median(one.rms[EPOCH]) < 3.0
     # A colour is measured anew by each night: it moves by more than rounding, and by less than at random.
     median = one.change(EPOCH)[0]
     assert 1e-4 < median < 0.5 * float(np.abs(np.subtract.outer(one.clean, one.clean)).mean())
