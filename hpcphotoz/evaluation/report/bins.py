@@ -2,10 +2,8 @@
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.result import CLEAN, BinnedMetrics, EvaluationResult
 from hpcphotoz.evaluation.scoring.measure import Measured
@@ -14,13 +12,14 @@ KEY = "bins"
 _SHOWN = (  # metric, head of the table, label of the picture, factor
     ("bias", "bias", "", 1.0),
     ("sigma_mad", "sigma_MAD", "$\\sigma_{MAD}$ of $\\Delta z/(1+z)$", 1.0),
-    ("eta", "eta (%)", f"outliers, |$\\Delta z/(1+z)$| > {OUTLIER} (%)", 100.0),
+    ("eta", "eta (%)", "$\\eta$: outliers (%)", 100.0),
 )
 _TEXT = (
     "Metrics in bins of redshift, magnitude, extinction, signal-to-noise ratio and other columns, clean and "
     "under METHOD at EPS sky sigma, with bootstrap errors (one standard deviation). Galaxies without z_spec, "
     "or without a value of the column, are in no bin. Magnitude and signal to noise are of an aperture on "
-    "the image as observed."
+    "the image as observed. In the pictures filled markers are clean, open ones attacked; horizontal bars "
+    "span a bin."
 )
 
 
@@ -63,14 +62,14 @@ def _entry(measured: Measured) -> dict[str, Any]:
 
 
 def _table(binned: BinnedMetrics) -> TextTable:
-    rows = [[binned.column, "galaxies", "run", "attack", *(head for _, head, _, _ in _SHOWN)]]
+    rows = [[binned.column, "n", "run", "attack", *(head for _, head, _, _ in _SHOWN)]]
     for k, (low, high) in enumerate(itertools.pairwise(binned.edges)):
         for run, by_method in binned.found.items():
             for method, bins in by_method.items():
                 one = bins[k]
                 cells = [_cell(one, name, factor) for name, _, _, factor in _SHOWN]
                 n = f"{int(one.metrics.get('n', 0)):,}"
-                rows.append([f"{low:.4g} to {high:.4g}", n, run, method, *cells])
+                rows.append([f"{low:.3g} to {high:.3g}", n, run, method, *cells])
     return rows
 
 
@@ -83,24 +82,25 @@ def _cell(measured: Measured, name: str, factor: float) -> str:
 
 
 def _figure(result: EvaluationResult, binned: BinnedMetrics) -> bytes:
-    """Scatter and outliers in the bins, with errors; colours show networks, dashed lines the attack."""
-    from hpcphotoz.evaluation.report.figure import colour, figure_png, legend_below, start_y_at_zero
+    """Scatter and outliers in the bins, with errors; filled markers are clean, open ones under the attack."""
+    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look, start_y_at_zero
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots(1, 2)
+        axes = figure.subplots(2, 1, sharex=True)
         for ax, (name, _, label, factor) in zip(axes, _SHOWN[1:], strict=True):
             for run, by_method in binned.found.items():
                 for method, bins in by_method.items():
                     points = _points(binned.edges, bins, name, factor)
                     x, half, y, error = zip(*points, strict=True) if points else ((), (), (), ())
-                    look = {"color": colour(result, run), "ls": "-" if method == CLEAN else "--"}
-                    mark = "o" if method == CLEAN else "^"
-                    ax.errorbar(x, y, error, half, ms=4, marker=mark, label=f"{run}, {method}", **look)
+                    look = {**line_look(result, run), "ms": 5, "elinewidth": 1}
+                    kind = {"label": run} if method == CLEAN else {"mfc": "white", "lw": 1}
+                    ax.errorbar(x, y, error, half, **look, **kind)
             ax.set(xlabel=binned.meaning, ylabel=label)
+            ax.label_outer()
             start_y_at_zero(ax)
         legend_below(figure, axes[0])
 
-    return figure_png(partial(draw), 9.2, 4.2)
+    return figure_png(draw, 4.6, 5.6)
 
 
 def _points(

@@ -12,6 +12,7 @@ from hpcphotoz.evaluation.report.section import FigureFile, ReportSection, TextT
 
 TITLE = "Photometric redshifts under attack: "
 _NUMBER = re.compile(r"[<>≤≥~]?\s*[+−-]?\d[\d,]*\.?\d*(e[+-]?\d+)?(\s|%|/|±|$)")
+_LONG = 12  # rows of a table that comes after the figures
 _NO_NUMBER = ("", "-", "–", "no z_spec")
 
 
@@ -36,9 +37,11 @@ def render_page(
         anchor = f"{i}-{plain_name(section.title)}"
         title = html.escape(section.title)
         links.append(f'<li><a href="#{anchor}">{title}</a></li>')
-        body = "".join(_table(table, section.title) for table in section.tables) + _panels(files)
+        parts = ["".join(_table(table, section.title) for table in section.tables), _panels(files)]
+        if max(map(len, section.tables), default=0) > _LONG:
+            parts.reverse()
         text = html.escape(section.text, quote=False)
-        bodies.append(f'<section id="{anchor}"><h2>{title}</h2><p>{text}</p>{body}</section>')
+        bodies.append(f'<section id="{anchor}"><h2>{title}</h2><p>{text}</p>{"".join(parts)}</section>')
     script = _beside("page.js")
     return _TEMPLATE.format(
         title=html.escape(TITLE + data),
@@ -84,8 +87,9 @@ def _table(rows: TextTable, title: str) -> str:
         cells = [f"<td{kind}>{html.escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)]
         cells[0] = f'<th scope="row"{kinds[0]}>{html.escape(row[0])}</th>'
         lines.append(f"<tr>{''.join(cells)}</tr>")
+    box = f'class="wide{" many" if len(head) > 7 else ""}" role="region" tabindex="0"'
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="Table: {html.escape(title)}"><table>'
+        f'<div {box} aria-label="Table: {html.escape(title, quote=True)}"><table>'
         f"<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

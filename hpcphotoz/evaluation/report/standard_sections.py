@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
-from hpcphotoz.evaluation.report.metric_tables import calibration_rows, convention_rows
+from hpcphotoz.evaluation.report.metric_tables import calibration_tables, convention_tables
 from hpcphotoz.evaluation.report.plots.galaxy import example_galaxy
 from hpcphotoz.evaluation.report.plots.redshifts import (
     Plot,
@@ -26,20 +26,21 @@ _REDSHIFTS = f"""Each galaxy's predicted redshift (mean of its PDF) against its 
 under ATTACK. Solid: equality; dotted: the outlier limit, |Δz/(1+z)| = {OUTLIER}."""
 _ROBUSTNESS = f"""Scatter, outlier fraction (beyond {OUTLIER}) and absolute bias of Δz/(1+z) against ε, the
 greatest change of a pixel in units of the sky noise of its band; one picture an attack, all with the same
-axes. A broken network's scatter can fall again at large ε, when all redshifts are pushed the same way: read
-it beside the outliers and the bias. Shaded: bootstrap errors, one standard deviation."""
+axes. Bars are bootstrap errors. A broken network's scatter can fall again at large ε, when all redshifts are
+pushed the same way: read it beside the outliers and the bias."""
 _ATTACKS = """The same curves by network: which attack is the strongest? APGD should be at least as strong as
 PGD, and PGD as FGSM. Square sees no gradient: where it is stronger than PGD, gradients mislead."""
 _MINIMAL = f"""Each galaxy is attacked repeatedly to find the minimal ε that moves its redshift by more than
 {OUTLIER} (1 + z). The curve is the fraction of galaxies that are outliers without an attack or become
 outliers within ε. The further right its curve rises, the more robust is a network. The minimal ε found is an
-upper bound: a stronger attack may need less."""
+upper bound: a stronger attack may need less. The table tells the ε, in sky sigmas, within which 16, 50 and
+84 % of the galaxies are outliers."""
 _SHIFT = """Change of the PDF's mean between the clean and the attacked image; filled markers show the median
 galaxy, open ones the 90th percentile. It needs no spectroscopic redshift, so it can be measured on any
 survey's images."""
 _CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs, U-shaped
 for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude the true
-redshift. KS, CvM and AD measure the distance of the PIT from a flat distribution; the last columns are the
+redshift. KS, CvM and AD measure the distance of the PIT from a flat distribution; the second table has the
 percentages of galaxies in their central / highest-density credible intervals."""
 _TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the images made against another (row)
 by ATTACK: do attacks also fool networks that they were not made for?"""
@@ -50,7 +51,7 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
     sections = [ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline)])]
     attack = f"{METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
     if result.unlabelled < result.objects:
-        tables = [convention_rows(result)]
+        tables = convention_tables(result)
         sections.append(ReportSection("conventions", "All metrics", " ".join(_CONVENTIONS.split()), tables))
         text = _REDSHIFTS.replace("ATTACK", attack)
         sections.append(_drawn("redshifts", "Redshifts", text, redshift_scatter(result)))
@@ -61,7 +62,7 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
         if rows := minimal_eps_rows(result):
             plots = [minimal_eps_curves(result)]
             sections.append(_drawn("minimal-epsilon", "Minimal epsilon", _MINIMAL, plots, [rows]))
-        tables, plots = [calibration_rows(result)], pit_histograms(result)
+        tables, plots = calibration_tables(result), pit_histograms(result)
         sections.append(_drawn("calibration", "Calibration", _CALIBRATION, plots, tables))
         if result.transfer:
             text = _TRANSFER.replace("ATTACK", attack)
@@ -82,7 +83,7 @@ def galaxy_sections(result: EvaluationResult) -> list[ReportSection]:
             f"{METHODS[result.headline_method].label} perturbation, {bound} {result.headline_eps:g} sky "
             f"sigma{pixel}, has a colour scale of its own: on the galaxy's scale it is invisible."
         )
-        plots = [example_galaxy(result, network.name)]
+        plots = example_galaxy(result, network.name)
         sections.append(_drawn(f"galaxy {network.name}", f"One galaxy: {network.name}", text, plots))
     return sections
 

@@ -151,7 +151,7 @@ def minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
         fractions = [one.as_summary()[key] for key in ("already_outliers", "not_reached")]
         ends = ["no z_spec" if fraction is None else f"{100 * fraction:.1f} %" for fraction in fractions]
         found = [one.quantile(q) for q in (0.16, 0.5, 0.84)]
-        middle = ["" if math.isnan(e) else f"> {max_eps}" if math.isinf(e) else f"{e:.3g}" for e in found]
+        middle = ["" if math.isnan(e) else f"> {max_eps}" if math.isinf(e) else f"{e:.4f}" for e in found]
         rows.append([name, ends[0], *middle, ends[1]])
     return rows
 

@@ -95,10 +95,10 @@ def test_the_page_is_whole_self_contained_and_free_of_requests(tmp_path: Path) -
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    # Three tables of three conditions a run, of which one has kNN too; transfer.
-    assert page.rows == 3 * (1 + 2 * 3) + 1 + 3
+    # Six tables of three conditions a run, of which one has kNN too; transfer.
+    assert page.rows == 6 * (1 + 2 * 3) + 1 + 3
     # Redshifts, robustness, attacks compared, calibration, change; galaxies.
-    assert len(page.pictures) == 4 + 2 + 2 + 2 + 2 + 2
+    assert len(page.pictures) == 4 + 2 + 2 + 2 + 2 + 2 * 3
     assert page.links == page.targets and len(set(page.targets)) == 10
     (script,) = page.scripts
     assert script == (Path(write.__file__).with_name("page.js")).read_text()
@@ -194,7 +194,7 @@ def test_without_any_redshift_the_page_shows_the_change_of_the_mean(tmp_path: Pa
     assert tree["standard"]["pgd"]["shift_median"] == pytest.approx(0.01)
     assert "bias" not in tree["standard"]["pgd"]
     assert (
-        len(Page((tmp_path / "report.html").read_text()).pictures) == 2 + 1
+        len(Page((tmp_path / "report.html").read_text()).pictures) == 2 + 3
     )  # change of each method; a galaxy
     json.loads((tmp_path / "metrics.json").read_text())
 

@@ -93,8 +93,8 @@ def shift_curves(result: EvaluationResult) -> list[Plot]:
         for network in result.networks:
             eps, median, p90 = zip(*network.shift_curve(method), strict=True)
             look = {**line_look(result, network.name), "ms": 5, "clip_on": False, "zorder": 3}
-            ax.plot(eps, median, label=f"{network.name}, median galaxy", **look)
-            ax.plot(eps, p90, label=f"{network.name}, 90th percentile", **look, mfc="white", lw=1)
+            ax.plot(eps, median, label=network.name, **look)
+            ax.plot(eps, p90, **look, mfc="white", lw=1)
         epsilon_axis(ax, result)
         ax.set(title=METHODS[method].label, ylabel="|change of <z>| (redshift)", ylim=(0, 1.08 * top or 1))
         legend_below(figure, ax)
@@ -180,4 +180,4 @@ def minimal_eps_curves(result: EvaluationResult) -> Plot:
     )
     alt = "Percentage of outliers against epsilon in sky sigmas. Half of the galaxies are outliers for "
     alt += f"{', '.join(texts)}."
-    return Plot("outliers against epsilon", alt, figure_png(draw, 6.4, 4.2))
+    return Plot("outliers against epsilon", alt, figure_png(draw, *PANEL))

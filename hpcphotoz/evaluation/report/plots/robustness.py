@@ -13,7 +13,7 @@ _PANELS = {  # key of the metric -> label of the axis, factor
     "eta": ("$\\eta$: outliers (%)", 100.0),
     "bias": ("|mean $\\Delta z/(1+z)$|", 1.0),
 }
-_WIDTH, _HEIGHT = 4.6, 2.5  # inches of a panel
+_WIDTH, _HEIGHT = 4.6, 2.0  # inches of a panel
 
 
 def networks_under_each_attack(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[Plot]:
@@ -58,22 +58,23 @@ def _on(name: str, result: EvaluationResult) -> Plot:
 
     alt = f"sigma_MAD and outliers of {name} against epsilon under every attack. "
     ends = _ends(result, result.methods, name)
-    return Plot(name, alt + ends, figure_png(draw, _WIDTH, 0.8 + len(keys) * _HEIGHT))
+    return Plot(name, alt + ends, figure_png(draw, _WIDTH, 0.8 + len(keys) * 1.2 * _HEIGHT))
 
 
 def _curve(ax: Any, conditions: Sequence[ConditionResult], key: str, look: Mapping[str, Any]) -> None:
     factor = _PANELS[key][1]
-    eps, y = [c.eps for c in conditions], [abs(c.metrics[key]) * factor for c in conditions]
-    ax.plot(eps, y, clip_on=False, **look)
-    error = [c.errors[key] * factor for c in conditions]
-    low, high = ([a + sign * b for a, b in zip(y, error, strict=True)] for sign in (-1, 1))
-    ax.fill_between(eps, low, high, color=look["color"], alpha=0.15, lw=0)
+    y = [abs(c.metrics[key]) * factor for c in conditions]
+    errors = [c.errors.get(key, 0.0) * factor for c in conditions]
+    x = [c.eps for c in conditions]
+    ax.errorbar(x, y, errors, fmt="none", ecolor=look["color"], elinewidth=1, capsize=2)
+    ax.plot(x, y, clip_on=False, **look)
     ax.set_ylabel(_PANELS[key][0])
 
 
 def _finish(figure: Any, axes: Any, result: EvaluationResult, title: str) -> None:
     for ax, key in zip(axes, _PANELS, strict=False):
-        values = [abs(c.metrics[key]) for network in result.networks for c in network.conditions]
+        conditions = [c for network in result.networks for c in network.conditions]
+        values = [abs(c.metrics[key]) + c.errors.get(key, 0.0) for c in conditions]
         ax.set_ylim(0, 1.08 * max(values) * _PANELS[key][1] or 1)
         epsilon_axis(ax, result)
         ax.label_outer()
