@@ -20,25 +20,22 @@ from hpcphotoz.cli.network_options import (
     require_data,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
+from hpcphotoz.cli.reports.measurements import add_measurements, check_measurements, measure_further
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS, QUERIES, build_attack_grid, headline_radius
 from hpcphotoz.ranks import Ranks
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
-    from hpcphotoz.evaluation.report.section import ReportSection
-    from hpcphotoz.evaluation.result import EvaluationResult
     from hpcphotoz.evaluation.scoring.columns import Binning
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
-    from hpcphotoz.atomic import making_folder
+    from hpcphotoz.atomic import making_folder, write_text
     from hpcphotoz.evaluation.baseline.knn import knn_colours
-    from hpcphotoz.evaluation.masking.section import KEY as MASKING
     from hpcphotoz.evaluation.natural.second_epoch import check_second_epoch
-    from hpcphotoz.evaluation.natural.section import KEY as NATURAL
     from hpcphotoz.evaluation.report.bins import KEY, bins_section
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
@@ -50,15 +47,14 @@ def evaluate(options: argparse.Namespace) -> int:
     headline_eps = options.headline_eps or headline_radius(options.eps)
     passes = {"steps": options.steps, "restarts": options.restarts, "queries": options.queries}
     build_attack_grid(options.attacks, options.eps, headline_eps, **passes)
-    if options.second_epoch and not options.natural:
-        raise BadInput(f"--second-epoch {options.second_epoch}: is compared with --natural: give it too")
+    keys, smoothing = check_measurements(options)
     check_report_folder(options.out)
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
-    check_run_names([network.name for network in networks], [KEY, MASKING, NATURAL])
-    if options.second_epoch:
-        options.ranks.on_first_rank(lambda: check_second_epoch(networks, options.second_epoch))
+    check_run_names([network.name for network in networks], [KEY, *keys])
     ranks: Ranks = options.ranks
+    if options.second_epoch:
+        ranks.on_first_rank(lambda: check_second_epoch(networks, options.second_epoch))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
 
     def neighbours() -> dict[str, float] | None:
@@ -90,10 +86,12 @@ def evaluate(options: argparse.Namespace) -> int:
             by=options.by,
             ranks=ranks,
         )
-        further = _further_sections(options, networks, result, device)
+        further = measure_further(options, networks, result, device, smoothing)
 
         def write() -> dict[str, Any]:
-            sections = [one for one in (bins_section(result), *further) if one is not None]
+            for name, text in further.files.items():
+                write_text(options.out / name, text)
+            sections = [one for one in (bins_section(result), *further.sections) if one is not None]
             return write_report(result, options.out, baseline, sections)
 
         tree = ranks.on_first_rank(write)
@@ -101,39 +99,10 @@ def evaluate(options: argparse.Namespace) -> int:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:
         print_table(result, baseline)
-        print(f"{options.out / 'report.html'}, {options.out / 'metrics.json'}")
-    failed = tree[MASKING]["failures"] if MASKING in tree else []
-    for line in failed:
-        print(f"hpcphotoz: {line}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _further_sections(
-    options: argparse.Namespace,
-    networks: "list[TrainedNetwork]",
-    result: "EvaluationResult",
-    device: str,
-) -> "list[ReportSection]":
-    """The sections of the measurements that were asked for, the same on every rank."""
-    from hpcphotoz.evaluation.masking.measure import measure_masking
-    from hpcphotoz.evaluation.masking.section import masking_section
-    from hpcphotoz.evaluation.natural.measure import measure_natural
-    from hpcphotoz.evaluation.natural.second_epoch import measure_second_epoch
-    from hpcphotoz.evaluation.natural.section import natural_section
-    from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
-
-    ranks: Ranks = options.ranks
-    sections = []
-    if options.check_masking:
-        how = {"objects": options.check_masking, "device": device, "batch": batch_size(device)}
-        losses = measure_masking(networks, result, **how, ranks=ranks)
-        sections.append(ranks.on_first_rank(lambda: masking_section(result, losses)))
-    if options.natural:
-        headline = HeadlineAttack(networks, result, device, batch_size(device), ranks)
-        shifts, night = measure_natural(headline, options.natural), options.second_epoch
-        epoch = measure_second_epoch(headline, shifts, night) if night else None
-        sections.append(ranks.on_first_rank(lambda: natural_section(result, shifts, epoch)))
-    return sections
+        print(", ".join(str(options.out / name) for name in ("report.html", "metrics.json", *further.files)))
+    for problem in further.problems:
+        print(f"hpcphotoz: error: {problem}", file=sys.stderr)
+    return 1 if further.problems else 0
 
 
 def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
@@ -209,32 +178,7 @@ def add(commands: Commands) -> None:
         help="also search for the minimal epsilon that makes each galaxy an outlier, up to MAX sky sigmas "
         "(default 1); costs up to eleven PGD attacks, more for galaxies that hardly move",
     )
-    p.add_argument(
-        "--check-masking",
-        type=count,
-        nargs="?",
-        const=64,
-        metavar="N",
-        help="also check on the first N objects (default 64) that gradients are not masked, by comparing "
-        "attacks at the headline epsilon; about 1,200 image gradients an object; a failed check is a line on "
-        "standard error and exit status 1, after the report is written",
-    )
-    p.add_argument(
-        "--natural",
-        type=count,
-        nargs="?",
-        const=2048,
-        metavar="N",
-        help="also perturb the first N objects (default 2048) as the sky does: noise of another exposure, a "
-        "broader PSF, another background, zero points, the wing of a star; attacks them once more at the "
-        "headline epsilon",
-    )
-    p.add_argument(
-        "--second-epoch",
-        type=path,
-        metavar="DATASET",
-        help="with --natural: dataset of the same galaxies on another night, matched within 1 arcsec",
-    )
+    add_measurements(p)
     p.add_argument(
         "--by",
         type=_binning,

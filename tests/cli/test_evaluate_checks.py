@@ -57,7 +57,9 @@ def test_a_failed_check_is_a_line_and_status_1_after_the_report(
     said = capsys.readouterr()
     record = json.loads(said.out)["masking"]
     lines = [line for line in said.err.splitlines() if "masking check failed" in line]
-    assert lines == [f"hpcphotoz: {line}" for line in record["failures"]] and len(lines) == int(square > 1)
+    assert lines == [f"hpcphotoz: error: {line}" for line in record["failures"]] and len(lines) == int(
+        square > 1
+    )
 
 
 @pytest.mark.slow
