@@ -14,7 +14,7 @@ from hpcphotoz.evaluation.masking.measure import measure_masking, total_failure,
 from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import write_stamps
-from tests.helpers.masked_networks import (
+from tests.helpers.models.masked_networks import (
     QuantisedInput,
     SaturatedSoftmax,
     ShatteredGradients,
