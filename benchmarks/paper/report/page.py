@@ -47,7 +47,7 @@ def text(results: Results, files: dict[str, str]) -> str:
         "transfer": tables.transfer(results),
         "trade_off": tables.trade_off(results),
         "relu": tables.relu(results),
-        "strength": tables.strength(results),
+        "masking": tables.masking(results),
         "sky": tables.sky_sets(results),
         "missing": _missing(results),
         "made": _made(results),
