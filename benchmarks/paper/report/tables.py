@@ -114,15 +114,15 @@ def relu(results: Results) -> str:
 
 
 def masking(results: Results) -> str:
-    """The masking checks of every run: APGD beside PGD, vanishing gradients, and which checks fail."""
+    """The masking checks of every run: APGD beside PGD, galaxies with a gradient, and which checks fail."""
     rows = []
     for run, checks in masking_checks(results).items():
         apgd, failed = checks["apgd"], [name for name, one in checks.items() if not one["passed"]]
         gain = f"{apgd['difference']:+.3g} ± {apgd['standard_error']:.1g}"
-        vanishing = f"{100 * checks['gradients']['fraction']:.1f}"
+        with_gradient = f"{100 * checks['gradients']['fraction']:.1f}"
         said = ", ".join(failed) or "none"
-        rows.append([run, gain, vanishing, f"{len(checks) - len(failed)} of {len(checks)}", said])
-    head = ["run", "loss of APGD less that of PGD", "no gradient (% of galaxies)", "checks passed", "failed"]
+        rows.append([run, gain, with_gradient, f"{len(checks) - len(failed)} of {len(checks)}", said])
+    head = ["run", "loss of APGD less that of PGD", "galaxies with a gradient (%)", "checks passed", "failed"]
     return table(head, rows)
 
 
