@@ -142,7 +142,7 @@ def page(rows: Sequence[Row], gpu_rows: Sequence[Row] = ()) -> str:
 def _section(rows: Sequence[Row], task: str, none: str) -> str:
     times_as_fast = f"times as fast as `{FIRST[task]}`"
     head = f"| rank | seconds | {times_as_fast} | entry | what changed | date | commit | device |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    lines = [head, "|---:|---:|---:|---|---|---|---|---|"]
     for rank, one in enumerate(ranked(rows), start=1):
         times = ratio(one, rows)
         cells = [str(rank), f"{one['seconds']:.0f}", "-" if times is None else f"{times:.2f}"]
@@ -192,7 +192,7 @@ def _why(one: Row) -> str:
 def _metrics(rows: Sequence[Row]) -> list[str]:
     columns = ["entry", "seed", "seconds", "clean sigma_MAD, eta", "APGD sigma_MAD, eta"]
     columns += ["APGD on DLR margin", "on PMA", "transfer", "Square / APGD on the same galaxies"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 2) + "|---|"]
     for one in sorted(rows, key=lambda one: float(one["seconds"])):
         for seed in one["seeds"]:
             pair = [f"{m['sigma_mad']:.4f}, {100 * m['eta']:.1f} %" for m in (seed["clean"], seed["robust"])]

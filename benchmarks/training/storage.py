@@ -133,7 +133,7 @@ def trained(recipe: str, data: Path, out: Path, words: Sequence[str]) -> Trained
 def judged(network: TrainedNetwork, data: Path, steps: int) -> Judged:
     """Predictions on a dataset, as `hpcphotoz evaluate` makes them; without steps, under FGSM."""
     methods = {"methods": [METHOD], "steps": steps} if steps else {"methods": ["fgsm"]}
-    result = evaluate([network], data, eps=[EPS], **methods)
+    result = evaluate([network], data, eps=[EPS], keep_objects=True, **methods)
     clean, robust = result.networks[0].conditions
     crps = {name: one.metrics["crps"] for name, one in (("clean", clean), ("robust", robust)) if one.metrics}
     return Judged(result.z_spec, clean.z_phot, robust.z_phot, crps)

@@ -3,7 +3,7 @@
 import argparse
 import json
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
@@ -25,6 +25,7 @@ from hpcphotoz.ranks import Ranks
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.evaluation.scoring.columns import Binning
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
@@ -32,6 +33,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
     from hpcphotoz.atomic import making_folder
     from hpcphotoz.evaluation.baseline.knn import knn_colours
+    from hpcphotoz.evaluation.report.bins import KEY, bins_section
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
     from hpcphotoz.evaluation.robustness import evaluate
@@ -45,7 +47,7 @@ def evaluate(options: argparse.Namespace) -> int:
     check_report_folder(options.out)
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
-    check_run_names([network.name for network in networks])
+    check_run_names([network.name for network in networks], [KEY])
     ranks: Ranks = options.ranks
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
 
@@ -75,9 +77,15 @@ def evaluate(options: argparse.Namespace) -> int:
             precision=precision,
             batch=batch_size(device),
             subset=subset,
+            by=options.by,
             ranks=ranks,
         )
-        tree = ranks.on_first_rank(lambda: write_report(result, options.out, baseline))
+
+        def write() -> dict[str, Any]:
+            sections = [one for one in (bins_section(result),) if one is not None]
+            return write_report(result, options.out, baseline, sections)
+
+        tree = ranks.on_first_rank(write)
     if options.json:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:
@@ -103,6 +111,12 @@ def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -
     return Subset.from_options(config.data, "all" if options.part == "all" else "train", bands, extra)
 
 
+def _binning(text: str) -> "Binning":
+    from hpcphotoz.evaluation.scoring.columns import Binning
+
+    return Binning.parse(text)
+
+
 def add(commands: Commands) -> None:
     """Add the parser of `evaluate`."""
     p = command(commands, "evaluate", evaluate)
@@ -111,7 +125,7 @@ def add(commands: Commands) -> None:
     which = f"dataset folder; of the one trained on, take --part test; {UNKNOWN_Z_SPEC}, and is not scored"
     add_data(p, which)
     add_trust_code(p)
-    p.add_argument("--out", type=path, required=True, help="folder for report.html and metrics.json")
+    p.add_argument("--out", type=path, required=True, help="folder for report.html, metrics.json and figures")
     p.add_argument(
         "--attacks",
         nargs="+",
@@ -152,6 +166,16 @@ def add(commands: Commands) -> None:
         metavar="MAX",
         help="also search for the minimal epsilon that makes each galaxy an outlier, up to MAX sky sigmas "
         "(default 1); costs up to eleven PGD attacks, more for galaxies that hardly move",
+    )
+    p.add_argument(
+        "--by",
+        type=_binning,
+        nargs="+",
+        default=(),
+        metavar="COLUMN[:EDGE,EDGE,...]",
+        help="also measure in bins of these columns of numbers of the dataset, as --where names them, with "
+        "the edges given or in fifths of the galaxies; z_spec, aperture_mag (AB), ebv (mag) and aperture_snr "
+        "are always there, and may be given other edges",
     )
     add_precision(p)
     add_device(p)

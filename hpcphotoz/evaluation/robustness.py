@@ -1,9 +1,9 @@
 """Measures how robust trained networks are: metrics on clean and on attacked images, against epsilon.
 
 Attacks are white-box: each network is attacked through its own gradients. At the headline epsilon, the other
-networks also predict from the images made against one network (transfer). Images are streamed: memory holds
-a few scores per object and condition, and the images of one example galaxy. Ranks share the objects batch by
-batch, and gather the scores of all before the metrics: a report does not depend on the number of ranks.
+networks also predict from the images made against one network (transfer). Images are streamed, and scores
+of each object lie in a temporary file: memory does not grow with the number of objects. Ranks share the
+objects batch by batch, and add whole numbers for the metrics: a report does not depend on their number.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,12 @@ from hpcphotoz.evaluation.batches import (
 )
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision, image_gradients
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
-from hpcphotoz.evaluation.result import EvaluationResult, ExampleGalaxy
-from hpcphotoz.evaluation.scores import (
-    AttackedBatch,
-    NetworkScorer,
-    ScoreAccumulator,
-    find_minimal_eps,
-    gather_rows,
-)
+from hpcphotoz.evaluation.result import BinnedMetrics, EvaluationResult, ExampleGalaxy
+from hpcphotoz.evaluation.scores import AttackedBatch, NetworkScorer, find_minimal_eps
+from hpcphotoz.evaluation.scoring.accumulator import ScoreAccumulator
+from hpcphotoz.evaluation.scoring.columns import STANDARD, Binning, ObjectColumns
+from hpcphotoz.evaluation.scoring.objects import Objects
+from hpcphotoz.evaluation.scoring.spill import Spill
 from hpcphotoz.ranks import ALONE, Ranks
 
 
@@ -56,6 +54,8 @@ def evaluate(
     seed: int = 0,
     precision: str = "fp32",
     subset: Subset = ALL_OBJECTS,
+    by: Sequence[Binning] = (),
+    keep_objects: bool = False,
     ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """Measure every network on a dataset, clean and attacked.
@@ -86,6 +86,8 @@ def evaluate(
         precision: of the attacks' gradients: "fp32", "tf32" or "bf16"; bf16 was as strong where it was
             compared. Metrics and the search for minimal epsilons always use float32 without TF32.
         subset: which objects of the dataset.
+        by: columns by whose bins metrics are measured too, beside those in `columns.STANDARD`.
+        keep_objects: also return the values of each object (`ConditionResult.z_phot` and others), in memory.
         ranks: ranks that share the objects; all of them call this, with the same arguments.
 
     Returns:
@@ -108,60 +110,89 @@ def evaluate(
     objects = part.objects
     gradients = objects * sum(image_gradients(attack) for _, attack in grid)
     forwards = objects * (len(grid) + len(networks))  # clean, each attack, transfer
-    scorers = [
-        NetworkScorer(
-            one, grid, DatasetAttack(one, precision, batch, gradients), DatasetForward(one, batch, forwards)
-        )
-        for one in networks
-    ]
-    transfer_scores = {
-        source.name: {t.name: ScoreAccumulator() for t in networks if t is not source} for source in networks
-    }
-    object_id, z_spec, example = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], None
-    batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset, share=part)
-    for stamps in ranks.until_stopped(batches):
-        tensor = to_tensors(stamps, device)
-        headline_batches = {
-            one.network.name: one.score_batch(tensor, stamps.z_spec, headline_key, seed) for one in scorers
+    binnings = {one.column: one for one in (*(Binning(name) for name in STANDARD), *by)}
+    read = ObjectColumns(data, manifest.header, tuple(binnings))
+    with Spill() as spill:
+        scorers = [
+            NetworkScorer(
+                one,
+                grid,
+                DatasetAttack(one, precision, batch, gradients),
+                DatasetForward(one, batch, forwards),
+                spill,
+            )
+            for one in networks
+        ]
+        transfer_scores = {
+            source.name: {t.name: ScoreAccumulator(spill) for t in networks if t is not source}
+            for source in networks
         }
-        if minimal_eps_max is not None:
-            for one in scorers:
-                found = find_minimal_eps(one.network, tensor, minimal_eps_max, steps=steps, seed=seed)
-                one.minimal_eps.append(found)
-        for source, targets in transfer_scores.items():
-            for target in (one for one in scorers if one.network.name in targets):
-                pdf = target.compute_pdfs(tensor, headline_batches[source].attacked)
-                targets[target.network.name].add(target.network, pdf, stamps.z_spec)
-        example = example or _example(networks, stamps, headline_batches)
-        object_id.append(stamps.object_id)
-        z_spec.append(stamps.z_spec)
-    example = ranks.on_first_rank(lambda: example)
-    assert example is not None  # an empty subset was refused, and rank 0 has an object
-    truth = gather_rows(np.concatenate(z_spec), ranks)
-    for one in scorers:
-        one.gather(ranks)
-    for scores in (scores for targets in transfer_scores.values() for scores in targets.values()):
-        scores.gather(ranks)
-    return EvaluationResult(
-        data=data,
-        header=manifest.header,
-        object_id=gather_rows(np.concatenate(object_id), ranks),
-        z_spec=truth,
-        methods=tuple(dict.fromkeys(name for name, _ in grid)),
-        eps=tuple(sorted({attack.eps for _, attack in grid})),
-        headline_eps=headline_eps,
-        steps=steps,
-        restarts=restarts,
-        queries=queries,
-        loss=loss,
-        seed=seed,
-        precision=precision,
-        networks=tuple(one.result(truth, minimal_eps_max) for one in scorers),
-        transfer={s: {t: x.metrics(truth) for t, x in ts.items()} for s, ts in transfer_scores.items() if ts},
-        example=example,
-        subset=subset,
-        limit=limit,
-    )
+        seen, example = Objects(spill, read, ranks, keep_objects), None
+        batches = read_batches(data, manifest, batch, "attacking galaxies", limit, subset, share=part)
+        for stamps in ranks.until_stopped(batches):
+            tensor = to_tensors(stamps, device)
+            headline_batches = {
+                one.network.name: one.score_batch(tensor, stamps.z_spec, headline_key, seed)
+                for one in scorers
+            }
+            if minimal_eps_max is not None:
+                for one in scorers:
+                    found = find_minimal_eps(one.network, tensor, minimal_eps_max, steps=steps, seed=seed)
+                    one.add_minimal_eps(found, keep_objects)
+            for source, targets in transfer_scores.items():
+                for target in (one for one in scorers if one.network.name in targets):
+                    pdf = target.compute_pdfs(tensor, headline_batches[source].attacked)
+                    targets[target.network.name].add(target.network, pdf, stamps.z_spec)
+            example = example or _example(networks, stamps, headline_batches)
+            seen.add(stamps)
+        example = ranks.on_first_rank(lambda: example)
+        assert example is not None  # an empty subset was refused, and rank 0 has an object
+        seen.count()
+        low = min(network.bins.z_min for network in networks)
+        top = max(one.greatest_redshift(seen, headline_key) for one in scorers)
+        limits = low, low + 1.1 * (top - low)
+        return EvaluationResult(
+            data=data,
+            header=manifest.header,
+            objects=seen.total,
+            unlabelled=seen.unlabelled,
+            methods=tuple(dict.fromkeys(name for name, _ in grid)),
+            eps=tuple(sorted({attack.eps for _, attack in grid})),
+            headline_eps=headline_eps,
+            steps=steps,
+            restarts=restarts,
+            queries=queries,
+            loss=loss,
+            seed=seed,
+            precision=precision,
+            networks=tuple(one.result(seen, headline_key, limits, minimal_eps_max) for one in scorers),
+            transfer={
+                source: {name: one.measure(seen).metrics for name, one in targets.items()}
+                for source, targets in transfer_scores.items()
+                if targets
+            },
+            example=example,
+            subset=subset,
+            limit=limit,
+            binned=_in_bins(scorers, seen, list(binnings.values()), headline_key),
+            kept_ids=seen.kept_ids(),
+            kept_z_spec=seen.kept_z_spec(),
+        )
+
+
+def _in_bins(
+    scorers: Sequence[NetworkScorer],
+    seen: Objects,
+    binnings: Sequence[Binning],
+    headline_key: tuple[str, float],
+) -> tuple[BinnedMetrics, ...]:
+    """Metrics in the bins of each column; without a column that no object of known z_spec has."""
+    found = []
+    for binning in binnings:
+        if edges := seen.edges(binning):
+            by_network = {one.network.name: one.bins(seen, binning, edges, headline_key) for one in scorers}
+            found.append(BinnedMetrics(binning.column, seen.meaning[binning.column], edges, by_network))
+    return tuple(found)
 
 
 def _example(

@@ -1,7 +1,8 @@
-"""Accumulates per-object scores batch by batch and summarises them as metrics."""
+"""Attacks a network batch by batch, accumulates its scores, and summarises them as metrics."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,41 +16,15 @@ from hpcphotoz.evaluation.batches import attack_labels
 from hpcphotoz.evaluation.inference import PASSES, DatasetAttack, DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
 from hpcphotoz.evaluation.result import CLEAN, ConditionResult, Floats, MinimalEps, NetworkResult
-from hpcphotoz.ranks import Ranks
+from hpcphotoz.evaluation.scoring.accumulator import ScoreAccumulator, coarse_pit_histogram
+from hpcphotoz.evaluation.scoring.columns import Binning
+from hpcphotoz.evaluation.scoring.exact import exact_quantiles
+from hpcphotoz.evaluation.scoring.measure import Measured
+from hpcphotoz.evaluation.scoring.objects import Objects, gather_rows
+from hpcphotoz.evaluation.scoring.spill import Spill
 
+__all__ = ["AttackedBatch", "NetworkScorer", "find_minimal_eps", "gather_rows"]
 BISECTIONS = 8  # of the search for minimal epsilons
-SCORES = ("pit", "crps", "cde", "brier", "hpd")  # of `metrics.pdf_scores`
-
-
-class ScoreAccumulator:
-    """Collects <z> and the scores of the PDF of every object of one network under one condition."""
-
-    def __init__(self) -> None:
-        self._parts: list[Floats] = [np.zeros((1 + len(SCORES), 0), np.float32)]
-
-    def gather(self, ranks: Ranks) -> None:
-        """Replace the scores of this rank's objects by those of all ranks, in order of rank."""
-        self._parts = [gather_rows(self.per_object_scores(), ranks, axis=1)]
-
-    def add(self, network: RedshiftNetwork, pdf: Tensor, z_spec: Floats) -> None:
-        """Score the PDFs (N, bins) that a network predicted; where z_spec (N,) is NaN, so are the scores."""
-        mean = network.bins.integral(pdf).cpu().numpy()
-        scores = np.full((len(SCORES), len(pdf)), np.nan)
-        known = np.isfinite(z_spec)
-        found = metrics.pdf_scores(pdf.cpu().numpy()[known], network.bins.edges(), z_spec[known])
-        scores[:, known] = [found[name] for name in SCORES]
-        self._parts.append(np.vstack([mean, scores]).astype(np.float32))
-
-    def per_object_scores(self) -> Floats:
-        """(6, N): <z>, then `SCORES`."""
-        return np.concatenate(self._parts, axis=1)
-
-    def metrics(self, z_spec: Floats) -> dict[str, float]:
-        """`metrics.summary` over the objects of known z_spec; empty if there is none."""
-        known = np.isfinite(z_spec)
-        z_phot, *scores = self.per_object_scores()[:, known]
-        named = dict(zip(SCORES, scores, strict=True))
-        return metrics.summary(z_phot, z_spec[known], **named) if known.any() else {}
 
 
 @dataclass(frozen=True)
@@ -70,16 +45,12 @@ class NetworkScorer:
         grid: list[NamedAttack],
         attacked: DatasetAttack,
         forward: DatasetForward,
+        spill: Spill,
     ) -> None:
         self.network, self._grid, self._dataset_attack, self._forward = network, grid, attacked, forward
-        self._accumulators = [ScoreAccumulator() for _ in range(1 + len(grid))]  # clean first
-        self.minimal_eps: list[Floats] = [np.zeros(0, np.float32)]
-
-    def gather(self, ranks: Ranks) -> None:
-        """Replace the scores of this rank's objects by those of all ranks."""
-        for accumulator in self._accumulators:
-            accumulator.gather(ranks)
-        self.minimal_eps = [gather_rows(np.concatenate(self.minimal_eps), ranks)]
+        self._accumulators = [ScoreAccumulator(spill) for _ in range(1 + len(grid))]  # clean first
+        self._minimal: list[Floats] = [np.zeros(0, np.float32)]
+        self._minimal_counts: Counter[float] = Counter()
 
     def score_batch(
         self, tensor: dict[str, Tensor], z_spec: Floats, headline_key: tuple[str, float], seed: int
@@ -102,23 +73,97 @@ class NetworkScorer:
         """The network's PDFs of some images of the batch."""
         return compute_pdfs(self.network, images, tensor["ebv"], tensor["object_id"], self._forward)
 
-    def result(self, z_spec: Floats, max_eps: float | None) -> NetworkResult:
-        """Metrics under every condition, over all batches so far; without a search `max_eps` is None."""
-        reference = self._accumulators[0].per_object_scores()[0]
-        conditions = []
+    def add_minimal_eps(self, eps: Floats, keep: bool) -> None:
+        """Count the minimal epsilons of a batch, (N,); NaN where z_spec is unknown."""
+        self._minimal_counts.update(eps[~np.isnan(eps)].tolist())
+        if keep:
+            self._minimal.append(eps)
+
+    def greatest_redshift(self, objects: Objects, headline_key: tuple[str, float]) -> float:
+        """Greatest <z>, clean or under the headline attack, or z_spec, of the objects of known z_spec."""
+        top = -np.inf
+        for accumulator in (self._accumulators[0], self._accumulators[self._number(headline_key)]):
+            for (z_phot,), (z_spec,) in zip(
+                accumulator.columns.blocks("z_phot"), objects.columns.blocks("z_spec"), strict=True
+            ):
+                both = np.maximum(z_phot, z_spec)[np.isfinite(z_spec)]
+                top = max(top, float(both.max(initial=-np.inf)))
+        return max(objects.ranks.allgather(top))
+
+    def result(
+        self,
+        objects: Objects,
+        headline_key: tuple[str, float],
+        limits: tuple[float, float],
+        max_eps: float | None,
+    ) -> NetworkResult:
+        """Metrics under every condition, over all batches of all ranks.
+
+        Args:
+            objects: of all batches.
+            headline_key: method and epsilon of the attack that pictures show.
+            limits: of the pictures' redshifts.
+            max_eps: upper end of the search for minimal epsilons; None: there was none.
+        """
         names = [(CLEAN, 0.0), *((name, attack.eps) for name, attack in self._grid)]
+        conditions = []
         for (method, eps), scores in zip(names, self._accumulators, strict=True):
-            z_phot, pit = scores.per_object_scores()[:2]
-            median, p90 = np.percentile(np.abs(z_phot - reference), [50, 90]).tolist()
-            conditions.append(ConditionResult(method, eps, z_phot, pit, scores.metrics(z_spec), median, p90))
-        found = None if max_eps is None else MinimalEps(np.concatenate(self.minimal_eps), max_eps)
+            measured = scores.measure(objects)
+            median, p90 = self._shift(scores, objects)
+            shown = measured.metrics and (method == CLEAN or (method, eps) == headline_key)
+            conditions.append(
+                ConditionResult(
+                    method=method,
+                    eps=eps,
+                    objects=objects.total,
+                    metrics=measured.metrics,
+                    errors=measured.errors,
+                    pit_histogram=coarse_pit_histogram(measured.pit_counts),
+                    shift_median=median,
+                    shift_p90=p90,
+                    scatter=scores.scatter(objects, limits) if shown else None,
+                    scores=objects.kept(scores.columns),
+                )
+            )
         network = self.network
+        found = None if max_eps is None else self._minimal_eps(objects, max_eps)
         return NetworkResult(network.name, network.step, network.bins, tuple(conditions), found)
 
+    def bins(
+        self, objects: Objects, binning: Binning, edges: Sequence[float], headline_key: tuple[str, float]
+    ) -> dict[str, tuple[Measured, ...]]:
+        """Metrics in the bins of a column, clean and under the headline attack, by method."""
+        shown = {CLEAN: 0, headline_key[0]: self._number(headline_key)}
+        return {
+            method: self._accumulators[number].measure_bins(objects, binning, edges)
+            for method, number in shown.items()
+        }
 
-def gather_rows(values: npt.NDArray[Any], ranks: Ranks, axis: int = 0) -> npt.NDArray[Any]:
-    """Join the arrays of all ranks along an axis, in order of rank."""
-    return np.concatenate(ranks.allgather(values), axis=axis)
+    def _number(self, key: tuple[str, float]) -> int:
+        return 1 + [(name, attack.eps) for name, attack in self._grid].index(key)
+
+    def _shift(self, scores: ScoreAccumulator, objects: Objects) -> tuple[float, float]:
+        """Median and 90th percentile of |<z> - <z> of the clean image| over all objects."""
+
+        def moved() -> Iterator[tuple[Floats, npt.NDArray[np.int64]]]:
+            clean = self._accumulators[0].columns.blocks("z_phot")
+            for (before,), (after,) in zip(clean, scores.columns.blocks("z_phot"), strict=True):
+                yield np.abs(after - before), np.zeros(len(after), np.int64)
+
+        median, p90 = exact_quantiles(moved, 1, (0.5, 0.9), objects.ranks)[0].tolist()
+        return median, p90
+
+    def _minimal_eps(self, objects: Objects, max_eps: float) -> MinimalEps:
+        total: Counter[float] = Counter()
+        for counts in objects.ranks.allgather(self._minimal_counts):
+            total.update(counts)
+        values = sorted(total)
+        return MinimalEps(
+            values=np.array(values, np.float32),
+            counts=np.array([total[value] for value in values], np.int64),
+            max_eps=max_eps,
+            kept=gather_rows(np.concatenate(self._minimal), objects.ranks) if objects.keep else None,
+        )
 
 
 def find_minimal_eps(

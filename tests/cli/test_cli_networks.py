@@ -162,6 +162,12 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         ("evaluate", ["--limit", "many"], "--limit: many: must be a whole number, at least 1"),
         ("evaluate", ["--minimal-eps", "much"], "--minimal-eps: much: must be a number"),
         ("evaluate", ["--restarts", "0"], "--restarts: 0: must be at least 1"),
+        ("evaluate", ["--by", "ebv:0.2,0.1"], "bins 'ebv:0.2,0.1': want COLUMN, or COLUMN:EDGE,EDGE,..."),
+        (
+            "evaluate",
+            ["--by", "seeing"],
+            "has no column 'seeing' of numbers to bin by: want one of aperture_",
+        ),
     ],
 )
 def test_impossible_options_are_refused(
@@ -245,8 +251,11 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
 def test_by_default_an_evaluation_costs_no_more_than_fgsm_and_pgd(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--limit", "5", "--eps", "0.1", "--steps", "2", "--json"]
+    words = ["--limit", "5", "--eps", "0.1", "--steps", "2", "--json", "--by", "ebv:0,1", "sky_sigma_r"]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step"}
     assert tree["attack"]["by_method"]["pgd"]["restarts"] == 1
+    assert set(tree["bins"]) == {"z_spec", "aperture_mag", "ebv", "aperture_snr", "sky_sigma_r"}
+    (one,) = tree["bins"]["ebv"]["runs"]["standard"]["clean"]
+    assert one["n"] == 5 and one["sigma_mad"] == tree["standard"]["clean"]["sigma_mad"]

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from hpcphotoz.data.read.rows import read_rows, verify
 from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation import robustness
 from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
-from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE, load, noise_stamps, write_stamps
 from tests.helpers.networks import BINS, ConvNetwork, NonFiniteNetwork, StubNetwork
+
+evaluate = partial(robustness.evaluate, keep_objects=True)
 
 
 def test_adversarial_dataset_holds_the_same_objects_within_the_ball(tmp_path: Path) -> None:

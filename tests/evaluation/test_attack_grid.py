@@ -1,6 +1,7 @@
 """Each attack of an evaluation reaches the analytic optimum of its ball on a linear network."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import numpy.typing as npt
 import pytest
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation import robustness
 from hpcphotoz.evaluation.attack_grid import METHODS, build_attack_grid, headline_attack, headline_radius
 from hpcphotoz.evaluation.report.summary import report_summary
-from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE, noise_stamps, write_stamps
 from tests.helpers.networks import BINS, ConvNetwork, StubNetwork
+
+evaluate = partial(robustness.evaluate, keep_objects=True)
 
 EPS = 0.1
 

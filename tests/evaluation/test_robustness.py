@@ -2,6 +2,7 @@
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation import metrics, robustness
 from hpcphotoz.evaluation.batches import read_batches
-from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.models.bins import RedshiftBins
 from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.networks import TWO_BINS, LogisticNetwork, NonFiniteNetwork, StubNetwork
+
+evaluate = partial(robustness.evaluate, keep_objects=True)
 
 
 def mean_redshift(
@@ -61,7 +63,8 @@ def test_metrics_are_those_of_the_pdfs(tmp_path: Path) -> None:
         content.z_spec,
         **metrics.pdf_scores(pdf, TWO_BINS.edges(), content.z_spec),
     )
-    assert one.clean.metrics == pytest.approx(expected, rel=1e-5)
+    # The PITs of three statistics are rounded to 65,536 bins.
+    assert one.clean.metrics == pytest.approx(expected, rel=2e-4)
     np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, TWO_BINS.edges(), content.z_spec), atol=1e-6)
     assert one.at("pgd", 0.1).metrics["crps"] > one.clean.metrics["crps"]
 

@@ -6,7 +6,13 @@ import numpy as np
 
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.evaluation import metrics
-from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult, ExampleGalaxy, NetworkResult
+from hpcphotoz.evaluation.result import (
+    ConditionResult,
+    EvaluationResult,
+    ExampleGalaxy,
+    NetworkResult,
+    RedshiftScatter,
+)
 from hpcphotoz.models.bins import RedshiftBins
 
 BINS = RedshiftBins(20, 0.0, 0.4)
@@ -35,9 +41,22 @@ def make_result(
 
     def condition(method: str, eps: float) -> ConditionResult:
         z_phot = np.clip(z + rng.normal(0, 0.02 + 0.2 * eps, n), 0, 0.4).astype(np.float32)
-        figures = metrics.summary(z_phot, z, np.full(n, 0.01 + eps), np.full(n, -5.0)) if known else {}
-        pit = rng.uniform(0, 1, n) if known else np.full(n, np.nan)
-        return ConditionResult(method, eps, z_phot, pit.astype(np.float32), figures, eps / 10, eps / 5)
+        pit = rng.uniform(0, 1, n)
+        crps, cde, brier = np.full(n, 0.01 + eps), np.full(n, -5.0), np.full(n, 0.9)
+        figures = metrics.summary(z_phot, z, crps, cde, brier=brier, pit=pit, hpd=pit) if known else {}
+        none, pairs = np.zeros((0, 0), np.int64), (z, z_phot)
+        counts = metrics.pit_histogram(pit) if known else np.zeros(20, np.int64)
+        return ConditionResult(
+            method=method,
+            eps=eps,
+            objects=n,
+            metrics=figures,
+            errors={name: 0.001 for name in figures if name != "n"},
+            pit_histogram=counts,
+            shift_median=eps / 10,
+            shift_p90=eps / 5,
+            scatter=RedshiftScatter(*pairs, none, (0.0, 0.44)) if known else None,
+        )
 
     grid = [("clean", 0.0), *((method, eps) for method in methods for eps in (0.05, 0.1, 0.5))]
     networks = tuple(
@@ -58,8 +77,8 @@ def make_result(
     return EvaluationResult(
         data=Path("survey & more"),
         header=Header(BANDS, 16, 0.396),
-        object_id=np.arange(n),
-        z_spec=z if known else np.full(n, np.nan, np.float32),
+        objects=n,
+        unlabelled=0 if known else n,
         methods=methods,
         eps=(0.05, 0.1, 0.5),
         headline_eps=0.1,

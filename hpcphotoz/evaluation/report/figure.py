@@ -1,4 +1,4 @@
-"""Matplotlib helpers of the report's plots: figures as PNG bytes, network colours, the epsilon axis."""
+"""Matplotlib helpers of the report's plots: figures as PNG bytes, looks of networks, the epsilon axis."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -19,7 +19,10 @@ except ImportError:
 
 # Okabe & Ito's colours, distinct with any colour vision; black is kept for the truth and the ideal.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Line and marker of the same networks, for print in grey.
+LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (7, 2)), "v"), ((0, (1, 2)), "P"))
 REPORT_STYLE: Mapping[str, Any] = {
+    "figure.dpi": 160,  # sharp in print, and on screens of two pixels a CSS pixel
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,8 +35,16 @@ REPORT_STYLE: Mapping[str, Any] = {
 
 def colour(result: EvaluationResult, name: str) -> str:
     """The colour of a network, the same in every plot."""
-    names = [network.name for network in result.networks]
-    return COLOURS[names.index(name) % len(COLOURS)]
+    return str(line_look(result, name)["color"])
+
+
+def line_look(result: EvaluationResult, name: str) -> dict[str, Any]:
+    """The colour, line style and marker of a network, the same in every plot, as keywords of `plot`."""
+    i = [network.name for network in result.networks].index(name)
+    style, marker = LINES[
+        (i + i // len(COLOURS)) % len(LINES)
+    ]  # the seventh has a colour for the second time
+    return {"color": COLOURS[i % len(COLOURS)], "ls": style, "marker": marker}
 
 
 def condition_title(condition: ConditionResult) -> str:
@@ -53,10 +64,11 @@ def epsilon_axis(ax: Any, result: EvaluationResult) -> None:
 
 
 def start_y_at_zero(*axes: Any) -> None:
-    """Set the y limits from 0 to above the highest point of all axes, which share their y."""
+    """Set the y limits from 0 to above the highest point of all axes, the same for all."""
     y = np.concatenate([np.asarray(line.get_ydata(), float) for ax in axes for line in ax.get_lines()])
     top = float(y[np.isfinite(y)].max(initial=0))
-    axes[0].set_ylim(0, 1.08 * top or 1)
+    for ax in axes:
+        ax.set_ylim(0, 1.08 * top or 1)
 
 
 def legend_below(figure: Any, ax: Any) -> None:

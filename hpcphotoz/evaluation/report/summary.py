@@ -31,14 +31,7 @@ def report_summary(
 ) -> dict[str, Any]:
     """Build the content of `metrics.json`.
 
-    Each run's name is a key. Its value has the keys `clean` and the methods' names, each with `bias`,
-    `sigma_mad`, `eta`, `crps`, `cde_loss`, `n`, `eps_sky_sigma` and the change of <z> at the headline
-    epsilon, and `minimal_eps` if it was searched for (see `MinimalEps.as_summary`: null is a quantile beyond
-    `max_sky_sigma`).
-
-    The other keys are `knn_colours` (the same metrics), `robustness_curves` (per run and method, every
-    epsilon), `transfer` (per attacked run and predicting run, of `attack.headline_method`), `data` (with the
-    measured subset), `attack`, `versions`, and the key of each further measurement.
+    Each run's name is a key; docs/reference/metrics-json.md lists the others, with units.
 
     Args:
         result: from `evaluate`.
@@ -71,7 +64,7 @@ def report_summary(
     tree["data"] = {
         "name": result.data.resolve().name,
         "subset": {**result.subset.record(), "limit": result.limit},
-        "objects": len(result.z_spec),
+        "objects": result.objects,
         "unlabelled": result.unlabelled,
         "bands": list(result.header.bands),
         "stamp": result.header.stamp,
@@ -116,7 +109,7 @@ def check_run_names(names: Sequence[str], keys: Sequence[str] = ()) -> None:
 
 def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> None:
     """Print the metrics, clean and at the headline epsilon, and the minimal epsilons, to standard output."""
-    galaxies = number_of(len(result.z_spec), "galaxy", "galaxies")
+    galaxies = number_of(result.objects, "galaxy", "galaxies")
     unknown = f", {result.unlabelled} with no z_spec" if result.unlabelled else ""
     _print(f"{galaxies} of {result.data}{result.which}{unknown}", metrics_rows(result, baseline), 2)
     if rows := minimal_eps_rows(result):
@@ -158,7 +151,7 @@ def minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
         fractions = [one.as_summary()[key] for key in ("already_outliers", "not_reached")]
         ends = ["no z_spec" if fraction is None else f"{100 * fraction:.1f} %" for fraction in fractions]
         found = [one.quantile(q) for q in (0.16, 0.5, 0.84)]
-        middle = ["" if math.isnan(e) else f"> {max_eps}" if math.isinf(e) else f"{e:.3g}" for e in found]
+        middle = ["" if math.isnan(e) else f"> {max_eps}" if math.isinf(e) else f"{e:.4f}" for e in found]
         rows.append([name, ends[0], *middle, ends[1]])
     return rows
 

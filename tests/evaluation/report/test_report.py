@@ -1,6 +1,7 @@
 """The report: a self-contained page, and a summary whose keys other programs read."""
 
 import base64
+import hashlib
 import html
 import json
 import re
@@ -17,6 +18,7 @@ from hpcphotoz.data.select.predicate import Predicate
 from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
+from hpcphotoz.evaluation.report import write
 from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.report.summary import print_table, report_summary
 from hpcphotoz.evaluation.report.write import write_report
@@ -26,19 +28,33 @@ BASELINE = {"bias": 0.001, "sigma_mad": 0.019, "eta": 0.05, "crps": 0.012, "n": 
 
 
 class Page(HTMLParser):
-    """Collects open tags, image sources and links that a browser would fetch."""
+    """Collects tags, images, texts of the script, links of the contents and their targets."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.pictures: list[str] = []
+        self.alts: list[str] = []
+        self.links: list[str] = []
+        self.targets: list[str] = []
+        self.scripts: list[str] = []
         self.rows = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        found = dict(attrs)
+        assert tag == "img" or not {"src", "srcset"} & set(found), "nothing but pictures has a source"
+        if tag == "script":
+            assert not attrs
+            self.scripts.append("")
+        if tag == "a":
+            self.links.append(found["href"] or "")
+        if tag == "section":
+            self.targets.append(f"#{found['id']}")
         if tag == "img":
-            self.pictures.append(dict(attrs)["src"] or "")
+            self.pictures.append(found["src"] or "")
+            self.alts.append(found["alt"] or "")
         elif tag not in ("meta",):
             self.open.append(tag)
         self.rows += tag == "tr"
@@ -46,7 +62,12 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["script"]:
+            self.scripts[-1] += data
 
+
+@pytest.mark.usefixtures("quick_drawing")
 def test_the_summary_has_the_keys_that_programs_read(tmp_path: Path) -> None:
     result = make_result()
     tree = write_report(result, tmp_path / "report", BASELINE)
@@ -74,19 +95,75 @@ def test_the_page_is_whole_self_contained_and_free_of_requests(tmp_path: Path) -
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.open == []
-    assert page.rows == 1 + 2 * 3 + 1 + 3  # head, three conditions a run, kNN; transfer
-    assert len(page.pictures) == 4 + 3 + 1 + 2 + 2  # redshifts, robustness, calibration, change; galaxies
+    # Six tables of three conditions a run, of which one has kNN too; transfer.
+    assert page.rows == 6 * (1 + 2 * 3) + 1 + 3
+    # Redshifts, robustness, attacks compared, calibration, change; galaxies.
+    assert len(page.pictures) == 4 + 2 + 2 + 2 + 2 + 2 * 3
+    assert page.links == page.targets and len(set(page.targets)) == 10
+    (script,) = page.scripts
+    assert script == (Path(write.__file__).with_name("page.js")).read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall('http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.split("; ") == [
+        "default-src 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'",
+    ]
     for source in page.pictures:
         png = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">II", png[16:24])
         assert width > 400 and height > 300
-    assert "http" not in re.sub(r'src="[^"]*"', "", text)
+    plain = re.sub(r'src="[^"]*"', "", text)
+    assert not re.search(r"://|url\(|@import|fetch\(|XMLHttp|import\(", plain)
     assert "survey &amp; more" in text
     assert not re.search("STRONGEST|EPS|NETWORK|OBJECT|FIRST", re.sub(r'src="[^"]*"', "", text))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "metrics.json", "report.html"]
+    files = {path.name: path.read_bytes() for path in (tmp_path / "figures").glob("*.png")}
+    assert sorted(files.values()) == sorted(base64.b64decode(one.split(",")[1]) for one in page.pictures)
+    assert "redshifts-standard-clean.png" in files and "robustness-pgd.png" in files
 
 
+@pytest.mark.usefixtures("quick_drawing")
+def test_alternative_texts_tell_what_is_measured(tmp_path: Path) -> None:
+    result = make_result()
+    write_report(result, tmp_path)
+    alts = Page((tmp_path / "report.html").read_text()).alts
+    assert len(set(alts)) == len(alts) and min(map(len, alts)) > 60
+    m = result.networks[1].at("pgd", 0.1).metrics
+    figures = f"{m['sigma_mad']:.4f}", f"{100 * m['eta']:.1f} %"
+    for words in (("z_phot of adversarial", "under PGD"), ("against epsilon under PGD",)):
+        (alt,) = (one for one in alts if all(word in one for word in words) and "Change" not in one)
+        assert all(figure in alt for figure in figures), alt
+    index = (tmp_path / "figures" / "index.txt").read_text().splitlines()[1:]
+    assert [line.split(": ", 1)[1] for line in index] == alts
+
+
+@pytest.mark.usefixtures("quick_drawing")
+def test_columns_of_numbers_are_marked_whatever_their_units(tmp_path: Path) -> None:
+    head = ["bin", "name", "error", "share", "limit", "none", "mixed"]
+    rows = [
+        ["0.1 - 0.2", "a<b", "+1.5 ± 0.2", "2.1 %", "> 1", "", "3"],
+        ["1,024", "2nd", "-", "0.0159 / 3 %", "1e-3", "", "x"],
+    ]
+    section = ReportSection("one", "One", "Text.", [[head, *rows]])
+    write_report(make_result(("standard",), known=False), tmp_path, sections=[section])
+    text = (tmp_path / "report.html").read_text()
+    found = re.findall(r'<th scope="col"( class="number")?>(\w+)</th>', text.split("<h2>One</h2>")[1])[:7]
+    assert {name: bool(mark) for mark, name in found} == {
+        "bin": True,
+        "name": False,
+        "error": True,
+        "share": True,
+        "limit": True,
+        "none": False,
+        "mixed": False,
+    }
+    assert '<td class="number">+1.5 ± 0.2</td>' in text and "<td>a&lt;b</td>" in text
+
+
+@pytest.mark.usefixtures("quick_drawing")
 @pytest.mark.parametrize(
     ("methods", "pictured", "bound"),
     [
@@ -111,16 +188,18 @@ def test_every_method_has_a_line_a_panel_a_row_and_a_sentence(
     assert not re.search("STEPS|BOUND|ROOTMEAN", text)
 
 
+@pytest.mark.usefixtures("quick_drawing")
 def test_without_any_redshift_the_page_shows_the_change_of_the_mean(tmp_path: Path) -> None:
     tree = write_report(make_result(("standard",), known=False), tmp_path)
     assert tree["standard"]["pgd"]["shift_median"] == pytest.approx(0.01)
     assert "bias" not in tree["standard"]["pgd"]
     assert (
-        len(Page((tmp_path / "report.html").read_text()).pictures) == 2 + 1
+        len(Page((tmp_path / "report.html").read_text()).pictures) == 2 + 3
     )  # change of each method; a galaxy
     json.loads((tmp_path / "metrics.json").read_text())
 
 
+@pytest.mark.usefixtures("quick_drawing")
 def test_summary_page_and_table_say_which_objects_were_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +237,7 @@ def test_the_terminal_shows_every_run_and_the_baseline(capsys: pytest.CaptureFix
     assert max(map(len, output.splitlines())) <= 80 and "…" not in output
 
 
+@pytest.mark.usefixtures("quick_drawing")
 def test_a_further_measurement_is_on_the_page_and_in_the_metrics(tmp_path: Path) -> None:
     section = ReportSection(
         "sky",
@@ -173,8 +253,8 @@ def test_a_further_measurement_is_on_the_page_and_in_the_metrics(tmp_path: Path)
     for text in (
         "<h2>The &lt;sky&gt;</h2>",
         "<p>1 &lt; 2 &amp; so on.</p>",
-        "<td>&lt;a&gt;</td>",
-        'alt="a picture"',
+        '<th scope="row">&lt;a&gt;</th>',
+        'alt="The &lt;sky&gt;: a picture"',
     ):
         assert text in page
     with pytest.raises(BadInput, match="run 'standard': its name is a key"):
@@ -191,7 +271,8 @@ def test_matplotlib_is_needed_only_by_the_page_and_missed_in_a_line(tmp_path: Pa
         "import sys; sys.modules['matplotlib'] = None\n"
         "from hpcphotoz.errors import BadInput\n"
         "import hpcphotoz.evaluation.report.write, hpcphotoz.evaluation.robustness, hpcphotoz.predict\n"
-        "names = ['hpcphotoz.evaluation.report.plots', 'hpcphotoz.evaluation.report.pictures.gallery']\n"
+        "report = 'hpcphotoz.evaluation.report'\n"
+        "names = [f'{report}.plots.redshifts', f'{report}.pictures.gallery']\n"
         "for name in [*names, 'hpcphotoz.evaluation.report.figure']:\n"
         "    try:\n        __import__(name)\n"
         "    except BadInput as error:\n        print(error)\n"

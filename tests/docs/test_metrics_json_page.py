@@ -1,0 +1,86 @@
+"""docs/reference/metrics-json.md names what evaluations write to metrics.json, key by key."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcphotoz.evaluation.baseline.knn import knn_colours
+from hpcphotoz.evaluation.report.bins import bins_section
+from hpcphotoz.evaluation.report.summary import report_summary
+from hpcphotoz.evaluation.robustness import evaluate
+from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.networks import TWO_BINS, LogisticNetwork, StubNetwork
+from tests.helpers.paths import ROOT
+
+PAGE = ROOT / "docs/reference/metrics-json.md"
+RUNS, METHODS = ("standard", "steady"), ("fgsm", "pgd")
+HOW = (
+    "{part}: docs/reference/metrics-json.md and metrics.json have different keys, {keys}: a new key needs a "
+    "row in the table of its section: key, unit, meaning, and when it is there"
+)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """`metrics.json` of two networks, with everything that options can add."""
+    folder, stamps = tmp_path_factory.mktemp("metrics"), noise_stamps(120)
+    data, train = write_stamps(folder / "d", stamps[:40]), write_stamps(folder / "t", stamps[40:])
+    networks = [StubNetwork(RUNS[0]), StubNetwork(RUNS[1], LogisticNetwork(scale=0.001))]
+    result = evaluate(networks, data, eps=(0.1,), methods=METHODS, steps=1, minimal_eps_max=0.2, batch=40)
+    baseline = knn_colours(train, data, TWO_BINS)
+    sections = [one for one in (bins_section(result),) if one is not None]
+    summary = report_summary(result, baseline, sections)
+    written: dict[str, Any] = json.loads(json.dumps(summary, allow_nan=False))
+    return written
+
+
+def documented() -> dict[str, set[str]]:
+    """Keys of each section of the page."""
+    found: dict[str, set[str]] = {}
+    for section in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
+        first = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+        found[section.splitlines()[0]] = set(re.findall("`([^`]*)`", " ".join(first)))
+    return found
+
+
+def agree(part: str, found: dict[str, Any], names: dict[str, str] | None = None) -> None:
+    keys = {(names or {}).get(key, key) for key in found}
+    differing = keys ^ documented()[part]
+    assert not differing, HOW.format(part=part, keys=", ".join(sorted(differing)))
+
+
+def test_the_page_names_every_key_and_no_other(tree: dict[str, Any]) -> None:
+    agree("Top level", tree, dict.fromkeys(RUNS, "RUN"))
+    agree("Data", tree["data"])
+    agree("Attack", tree["attack"])
+    for column in tree["bins"].values():
+        agree("Bins", column)
+    agree("Versions", tree["versions"])
+    for run in RUNS:
+        agree("A run", tree[run], dict.fromkeys(METHODS, "METHOD"))
+        agree("Minimal epsilon", tree[run]["minimal_eps"])
+        for condition in (tree[run]["clean"], *tree["robustness_curves"][run]["pgd"]):
+            agree("A condition", condition)
+
+
+def test_metrics_elsewhere_are_those_of_a_condition(tree: dict[str, Any]) -> None:
+    page = documented()
+    assert set(tree["transfer"]) == set(RUNS)
+    for figures in (tree["transfer"][RUNS[0]][RUNS[1]], tree["knn_colours"]):
+        assert {"bias", "sigma_mad", "eta", "n"} <= set(figures)
+        assert set(figures) <= page["A condition"] | page["Nearest neighbours"]
+    assert page["Nearest neighbours"] <= set(tree["knn_colours"])
+
+
+def test_the_example_reads_the_curves(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps(tree))
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    exec(block.replace("report/metrics.json", str(tmp_path / "metrics.json")), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RUNS)
+    assert f"(0.1, {tree['standard']['pgd']['sigma_mad']})" in lines[0]
