@@ -19,7 +19,7 @@ from hpcphotoz.launch.requeue.failures import recording_own_failure
 from hpcphotoz.launch.requeue.record import STOPPED, NoProgress, Requeue, RequeueRecord, record_file
 from hpcphotoz.launch.requeue.stop_signals import asks_for_requeue
 
-RESUMABLE = ("ingest", "simulate")  # these keep finished shards
+RESUMABLE = ("ingest", "simulate", "predict")  # these keep what is finished
 _ONE_PROCESS = ("attack",)
 
 

@@ -10,6 +10,7 @@ from hpcphotoz.cli import data, evaluate, inspect, networks, training
 from hpcphotoz.cli.cluster import cancel, launch, logs, profiles, status
 from hpcphotoz.cli.command_ranks import sharing_ranks
 from hpcphotoz.cli.parser import Parser
+from hpcphotoz.cli.prediction import predict
 from hpcphotoz.cli.runs import compare
 from hpcphotoz.errors import BadInput
 from hpcphotoz.ranks import RankLost
@@ -86,6 +87,7 @@ def _parser() -> Parser:
     training.add_config(commands)
     training.add_train(commands)
     networks.add(commands)
+    predict.add(commands)
     evaluate.add(commands)
     launch.add(commands)
     profiles.add(commands)

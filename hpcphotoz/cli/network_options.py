@@ -37,12 +37,14 @@ def choose_device(wanted: str) -> str:
     return device.type
 
 
-def choose_precision(wanted: str, network: "TrainedNetwork", device: str) -> str:
-    """Precision of the attacks' gradients; "auto" is decided by a short trial, and the reason is printed."""
+def choose_precision(
+    wanted: str, network: "TrainedNetwork", device: str, what: str = "gradients of attacks"
+) -> str:
+    """Precision of `what`; "auto" is decided by a short trial, and the reason is printed."""
     from hpcphotoz.compute.precision import precision_of_attacks
 
     shape = (batch_size(device), len(network.bands), network.stamp, network.stamp)
-    found, reason = precision_of_attacks(wanted, network.module, device, shape)
+    found, reason = precision_of_attacks(wanted, network.module, device, shape, what)
     if reason:
         print(f"hpcphotoz: {reason}", file=sys.stderr)
     return found
@@ -62,7 +64,8 @@ def require_data(options: argparse.Namespace, runs: Sequence[Path]) -> None:
         return
     found = {run: " and ".join(datasets_of(run)) for run in runs}
     trained = "; ".join(f"{run} was trained on {folders}" for run, folders in found.items() if folders)
-    unseen = f" ({trained}; --part test takes what was held back)" if trained else ""
+    held_back = "" if options.command == "calibrate" else "; --part test takes what was held back"
+    unseen = f" ({trained}{held_back})" if trained else ""
     raise BadInput(f"--data is missing: give one dataset folder{unseen}")
 
 
@@ -104,7 +107,7 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     subset = Subset.from_options(
         data, options.part, manifest.header.bands, manifest.header.extra, where=options.where or ""
     )
-    if options.command != "predict" and any(shard.unlabelled for shard in manifest.shards):
+    if options.command not in ("predict", "calibrate") and any(shard.unlabelled for shard in manifest.shards):
         selected = count_objects(manifest, ShardFiles(options.data, manifest), [subset])[0].census
         if selected.unlabelled:
             left_out = ", and metrics exclude it" if options.command == "evaluate" else ""

@@ -1,4 +1,4 @@
-"""The commands `attack`, `predict`, `export` and `import-weights`, of trained networks."""
+"""The commands `attack`, `export` and `import-weights`, of trained networks."""
 
 import argparse
 from typing import Any
@@ -47,24 +47,6 @@ def attack(options: argparse.Namespace) -> int:
     return 0
 
 
-def predict(options: argparse.Namespace) -> int:
-    """Write redshift PDFs for a catalogue."""
-    from hpcphotoz.predict import predict
-    from hpcphotoz.training.run.network import load_network
-
-    require_data(options, options.runs)
-    resolved = [run.resolve() for run in options.runs]
-    if twice := [run for run in options.runs if resolved.count(run.resolve()) > 1]:
-        raise BadInput(f"{twice[0]}: given twice, and would count twice in the mean: name each run once")
-    device = choose_device(options.device)
-    networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
-    subset = options.ranks.on_first_rank(lambda: chosen_subset(options, networks))
-    how = {"device": device, "batch": batch_size(device), "tta": options.tta, "subset": subset}
-    count = predict(networks, options.data, options.out, ranks=options.ranks, **how)
-    print(f"{options.out}: {number_of(count, 'PDF')}")
-    return 0
-
-
 def export(options: argparse.Namespace) -> int:
     """Write a network as safetensors, as a program of torch.export or as ONNX, with a card beside it."""
     from hpcphotoz.training.run.export import card_of, export
@@ -101,16 +83,6 @@ def _attack_options(options: argparse.Namespace) -> dict[str, Any]:
 def add(commands: Commands) -> None:
     """Add the parsers of these commands."""
     _add_attack(command(commands, "attack", attack))
-
-    p = command(commands, "predict", predict)
-    p.add_argument("runs", type=path, nargs="+", metavar="run", help="run folders; several are averaged")
-    add_trust_code(p)
-    add_device(p)
-    add_data(p, "dataset folder")
-    p.add_argument(
-        "--out", type=path, required=True, help="qp HDF5 file to make, *.hdf5; replaces one that exists"
-    )
-    p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
 
     p = command(commands, "export", export)
     p.add_argument("run", type=path, help="run folder, one checkpoint file, or a file *.safetensors")

@@ -158,14 +158,19 @@ def bf16_warning(precision: str, speedup: float, instead: str = "want auto or fp
 
 
 def precision_of_attacks(
-    asked: str, module: nn.Module, device: torch.device | str, shape: tuple[int, ...]
+    asked: str,
+    module: nn.Module,
+    device: torch.device | str,
+    shape: tuple[int, ...],
+    what: str = "gradients of attacks",
 ) -> tuple[str, str]:
-    """Choose the precision of attacks on a trained network that is on the device.
+    """Choose the precision of attacks on, or of other passes of, a trained network that is on the device.
 
     Args:
         asked: "auto" or a precision.
         module, device: the network, and where the attacks run.
         shape: (n, B, H, W), the images of a pass.
+        what: is computed so, for the line.
 
     Returns:
         The precision, and one line that says why or what it costs; "": nothing to say.
@@ -176,14 +181,14 @@ def precision_of_attacks(
         if asked != "auto":
             slow = bf16_warning(asked, bfloat16_speedup())
             return asked, f"warning: {slow}" if slow else ""
-        return found, f"gradients of attacks in {found} ({why})"
+        return found, f"{what} in {found} ({why})"
     if asked != "auto":
         return asked, ""
     if not has_tf32(device):
-        return "fp32", "gradients of attacks in fp32 (no units for tf32 and bf16)"
+        return "fp32", f"{what} in fp32 (no units for tf32 and bf16)"
     seconds = seconds_of_a_pass(module, device, shape, compiled=False, graph=False)
     found, why = quicker_precision(seconds, shape[0])
-    return found, f"gradients of attacks in {found} ({why})"
+    return found, f"{what} in {found} ({why})"
 
 
 def quicker_precision(seconds: dict[str, float], n: int) -> tuple[Precision, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,6 +38,32 @@ class RankRows(NamedTuple):
     total: int  # number of selected objects on all ranks
 
 
+class BatchTable(NamedTuple):
+    """The batches in which one process reads a dataset, in stored order; none reaches beyond a shard."""
+
+    first: npt.NDArray[np.int64]  # (M,) first row of the dataset, counted over its shards
+    stop: npt.NDArray[np.int64]  # (M,) row after the last one
+    objects: npt.NDArray[np.int64]  # (M,) number of selected objects
+
+
+def batch_table(data: Path, manifest: Manifest, batch: int, subset: Subset = ALL_OBJECTS) -> BatchTable:
+    """The batches of a dataset; raises BadInput for an empty subset, or for an unreadable shard."""
+    selection = find_subset_objects(data, manifest, subset).selection
+    first, stop, objects = ([np.zeros(0, np.int64)] for _ in range(3))
+    before = 0
+    for number, shard in enumerate(manifest.shards):
+        starts = np.arange(0, shard.rows, batch)
+        sizes = np.diff(starts, append=shard.rows)
+        first.append(before + starts)
+        stop.append(before + starts + sizes)
+        if selection is not None and shard.rows:
+            mask = selection(Blocks.single(number, 0, shard.rows))
+            sizes = np.add.reduceat(mask, starts, dtype=np.int64)
+        objects.append(sizes)
+        before += shard.rows
+    return BatchTable(np.concatenate(first), np.concatenate(stop), np.concatenate(objects))
+
+
 def divide_rows(
     data: Path,
     manifest: Manifest,
@@ -62,20 +89,9 @@ def divide_rows(
     """
 
     def divide() -> list[RankRows]:
-        selection = find_subset_objects(data, manifest, subset).selection
-        ends, counts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
-        before = 0
-        for number, shard in enumerate(manifest.shards):
-            starts = np.arange(0, shard.rows, batch)
-            if shard.rows:
-                sizes = np.diff(starts, append=shard.rows)
-                ends.append(before + starts + sizes)
-                if selection is not None:
-                    mask = selection(Blocks.single(number, 0, shard.rows))
-                    sizes = np.add.reduceat(mask, starts, dtype=np.int64)
-                counts.append(sizes)
-            before += shard.rows
-        end, objects = np.concatenate(ends), np.cumsum(np.concatenate(counts))
+        table = batch_table(data, manifest, batch, subset)
+        end = np.concatenate([[0], table.stop])
+        objects = np.concatenate([[0], np.cumsum(table.objects)])
         total = min(int(objects[-1]), limit or manifest.rows)
         objects = np.minimum(objects, total)
         cuts = np.searchsorted(objects, [-(-rank * total // ranks.size) for rank in range(ranks.size + 1)])

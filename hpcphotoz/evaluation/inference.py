@@ -18,9 +18,12 @@ from hpcphotoz.attacks.passes.cuda_graph import AttackGraphs, graph_key
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiled, compiler_failure
 from hpcphotoz.compute.precision import tf32
+from hpcphotoz.compute.winograd import with_winograd
 from hpcphotoz.config import Attack
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.network import RedshiftNetwork
+from hpcphotoz.models.bfloat16 import Bfloat16Forward
+from hpcphotoz.models.layers import FluxNetwork
 
 PASSES = {
     "fp32": Passes(autocast=torch.float32, tf32=False),
@@ -94,23 +97,31 @@ class DatasetAttack:
 
 
 class DatasetForward:
-    """The forward pass of one network over a dataset, batch by batch, in float32 without TF32.
+    """The forward pass of one network over a dataset, batch by batch.
 
     Args:
-        network: the network; its module is put in evaluation mode.
+        network: the network; its module is put in evaluation mode. A network of this library is copied into
+            the form that is quickest on its device: its weights must stay as they are.
         batch: batch size; batches at the ends of shards may be smaller.
         forwards: total number of image forward passes.
+        precision: a name in `PASSES`; by default float32 without TF32.
     """
 
-    def __init__(self, network: RedshiftNetwork, batch: int, forwards: int) -> None:
-        self._module, self._batch = network.module.eval(), batch
+    def __init__(self, network: RedshiftNetwork, batch: int, forwards: int, precision: str = "fp32") -> None:
+        module = network.module.eval()
+        if precision == "bf16":
+            module = Bfloat16Forward(module)
+        elif isinstance(module, FluxNetwork) and not next(module.parameters()).is_cuda:
+            module = with_winograd(module)
+        self._module = module
+        self._batch, self._tf32 = batch, bool(PASSES[precision].tf32)
         self._use_graph = forwards >= MIN_FORWARDS_TO_COMPILE and _can_compile(network)
         self._replay: Callable[[], object] | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, ebv: Tensor) -> Tensor:
         """Logits, (N, bins), of images (N, B, H, W) float32 in nMgy and E(B-V) (N,) float32 in mag."""
-        with tf32(False):
+        with tf32(self._tf32):
             if self._use_graph and len(images) == self._batch:
                 if self._replay is None and (failed := compiler_failure(lambda: self._capture(images, ebv))):
                     said = "a compiled network as a CUDA graph failed here (%s)"

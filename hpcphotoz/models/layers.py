@@ -55,6 +55,12 @@ class _FrozenPReLU(torch.autograd.Function):
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     """max(x, 0) + slope min(x, 0) of (N, C, H, W) and (C,), faster where the slopes are frozen."""
+    if x.dtype == torch.bfloat16 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and bool((slope <= 1).all()):
+            # max(x, slope x): two vectorised passes, where torch's own in bfloat16 is not vectorised and took
+            # 12 % of a pass of the Inception.
+            scaled = x * slope.to(x.dtype)[:, None, None]
+            return torch.maximum(x, scaled, out=scaled)
     if x.device.type != "cpu" or slope.requires_grad or torch.compiler.is_compiling():
         return functional.prelu(x, slope)
     out: Tensor = _FrozenPReLU.apply(x, slope)  # type: ignore[no-untyped-call]

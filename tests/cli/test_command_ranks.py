@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz import atomic
-from hpcphotoz import predict as predict_module
 from hpcphotoz.__main__ import main
 from hpcphotoz.cli import command_ranks
+from hpcphotoz.predict import partial, qp_file
 from hpcphotoz.world import World
 from tests.helpers import ranks
 from tests.helpers.builds import content
@@ -84,7 +84,7 @@ def test_ranks_evaluate_as_one_process(
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_ends_all_ranks_with_one_line_and_leaves_nothing(
+def test_a_damaged_shard_ends_all_ranks_with_one_line_and_leaves_no_output(
     run: Path, dataset: Path, tmp_path: Path
 ) -> None:
     data = shutil.copytree(dataset, tmp_path / "data")
@@ -99,52 +99,71 @@ def test_a_damaged_shard_ends_all_ranks_with_one_line_and_leaves_nothing(
         assert [status for status, _, _ in ended] == [2, 2], ended
         errors = [line for _, _, error in ended for line in error.splitlines() if "error: " in line]
         assert len(errors) == 1 and last.name in errors[0], ended
-        assert not list((tmp_path / "out").iterdir())
+        assert {path.name for path in (tmp_path / "out").iterdir()} <= {"pz.hdf5.partial"}
+
+
+def goes_on(run: Path, dataset: Path, out: Path, *more: str) -> None:
+    """The same command on one process ends with the bytes of a prediction that was never interrupted."""
+    assert {path.name for path in out.parent.iterdir()} <= {f"{out.name}.partial"}
+    whole = out.with_name("whole.hdf5")
+    for path in (out, whole):
+        assert main(predict(run, dataset, path, *more)) == 0
+    assert out.read_bytes() == whole.read_bytes()
+    whole.unlink()
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    out.unlink()
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others(run: Path, dataset: Path, tmp_path: Path) -> None:
-    """Rank 1 is killed while rank 0 waits for it."""
-    (tmp_path / "out").mkdir()
-    started = ranks.start(2, predict(run, dataset, tmp_path / "out" / "pz.hdf5", "--tta"))
-    ranks.wait_until(lambda: bool(list((tmp_path / "out").glob("*.tmp/rank-1*"))), started)
+    out = tmp_path / "out" / "pz.hdf5"
+    out.parent.mkdir()
+    started = ranks.start(2, predict(run, dataset, out, "--tta"))
+    ranks.wait_until(lambda: (out.with_name("pz.hdf5.partial") / "plan.json").exists(), started)
     started[1].send_signal(signal.SIGKILL)
     ended = ranks.finish(started)
     assert ended[0][0] == 1 and "rank 1 on" in ended[0][2] and "Traceback" not in ended[0][2], ended
-    assert not list((tmp_path / "out").glob("pz.hdf5*"))
+    goes_on(run, dataset, out, "--tta")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "shown"), [(1, "pz.hdf5.*.tmp"), (2, "*.tmp/rank-1*")])
-def test_a_sigterm_to_every_rank_leaves_nothing(
-    run: Path, dataset: Path, tmp_path: Path, size: int, shown: str
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_prediction_that_is_ended_by_sigterm_goes_on(
+    run: Path, dataset: Path, tmp_path: Path, size: int
 ) -> None:
     """torchrun sends it where a rank has died; batch systems do where a job is cancelled."""
-    (tmp_path / "out").mkdir()
-    started = ranks.start(size, predict(run, dataset, tmp_path / "out" / "pz.hdf5", "--tta"))
-    ranks.wait_until(lambda: bool(list((tmp_path / "out").glob(shown))), started)
+    out = tmp_path / "out" / "pz.hdf5"
+    out.parent.mkdir()
+    started = ranks.start(size, predict(run, dataset, out, "--tta"))
+    ranks.wait_until(lambda: (out.with_name("pz.hdf5.partial") / "plan.json").exists(), started)
     for each in started:
         each.terminate()
     ended = ranks.finish(started)
     assert ended[0][0] == -signal.SIGTERM and "Traceback" not in ended[0][2], ended
-    assert not list((tmp_path / "out").iterdir())
+    goes_on(run, dataset, out, "--tta")
 
 
 @pytest.mark.slow
-def test_a_sigterm_at_any_line_leaves_nothing(run: Path, dataset: Path, tmp_path: Path) -> None:
-    """Of the lines that make the file and hand it over: there no `with` holds it yet."""
-    (tmp_path / "out").mkdir()
-    words = predict(run, dataset, tmp_path / "out" / "pz.hdf5")
-    modules = (predict_module, atomic, contextlib)
+def test_a_sigterm_at_any_line_leaves_no_output(run: Path, dataset: Path, tmp_path: Path) -> None:
+    """Of the lines that make files and hand them over: there no `with` holds them yet."""
+    out = tmp_path / "out" / "pz.hdf5"
+    out.parent.mkdir()
+    words = predict(run, dataset, out)
+    modules = (partial, qp_file, atomic, contextlib)
     statuses = []
 
     def end() -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    for line in range(80):  # more than the writer is made in
-        interrupted(line, lambda: statuses.append(main(words)), end, modules)
-        assert statuses[line] == 128 + signal.SIGTERM
-        assert not list((tmp_path / "out").iterdir()), f"at line {line}"
+    for line in range(0, 200, 7):  # more than the folder and a file of rows are made in
+        if not interrupted(line, lambda: statuses.append(main(words)), end, modules):
+            break
+        assert statuses[-1] == 128 + signal.SIGTERM
+        left = [path for path in out.parent.rglob("*.tmp")]
+        assert not left, f"at line {line}: {left}"
+        if not out.exists():
+            goes_on(run, dataset, out)
+        out.unlink(missing_ok=True)
 
 
 @pytest.mark.slow

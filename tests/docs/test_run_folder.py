@@ -34,8 +34,8 @@ def test_the_tree_names_every_file_of_a_run(run: Path) -> None:
     named = {line.split()[0].rstrip("/") for line in tree[1].splitlines() if line[:1].strip()}
     written = {path.name for path in run.iterdir()}
     assert written <= named, written - named
-    # Of the user, `launch`, `train --profile`, own networks, run.keep_hours, run.sinks.
-    others = {"STOP", "launch", "profile", "model.py.txt", "kept", "tensorboard", "wandb"}
+    # Of the user, `launch`, `calibrate`, `train --profile`, own networks, run.keep_hours, run.sinks.
+    others = {"STOP", "calibration.json", "launch", "profile", "model.py.txt", "kept", "tensorboard", "wandb"}
     assert named - written == others
 
 

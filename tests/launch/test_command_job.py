@@ -118,7 +118,8 @@ def test_the_script_of_a_launched_command(run: Path, dataset: Path, tmp_path: Pa
     ("words", "preempted", "refused"),
     [
         (("predict",), True, ""),
-        (("predict",), False, "out of time, and predict starts over"),
+        (("evaluate",), False, "out of time, and evaluate starts over"),
+        (("predict",), False, ""),
         (("ingest",), False, ""),
     ],
 )

@@ -61,9 +61,11 @@ def _check(options: argparse.Namespace, out: Path, inputs_are_there: bool) -> No
         if inputs_are_there:
             read_manifest(options.data)
     if options.command == "predict":
-        from hpcphotoz.predict import check_output_path
+        from hpcphotoz.predict import check_output_path, check_points_path
 
         check_output_path(out)
+        if options.points is not None:
+            check_points_path(options.points)
     elif options.command == "evaluate":
         from hpcphotoz.evaluation.report.write import check_report_folder
 
