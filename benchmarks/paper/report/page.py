@@ -66,13 +66,16 @@ def _figure(name: str, title: str, files: dict[str, str]) -> str:
 
 
 def _state(results: Results) -> str:
-    """A warning where the page is of the quick form, or of one seed."""
+    """A warning where the page is of the quick form, or not all has been measured."""
     seeds = len(results.seeds)
     if seeds < 3:
         return (
             f"**This page is of {seeds} seed{'s' * (seeds > 1)}: it shows that the program works, no more.**"
         )
-    return ""
+    done, left = len(results.tree["found"]), len(results.tree["left_out"])
+    return f"**{done} of {done + left} steps have been done so far**; the end of the page lists the rest." * (
+        left > 0
+    )
 
 
 def _missing(results: Results) -> str:

@@ -24,7 +24,10 @@ def text(mean: Mean | None, factor: float = 1, places: int = 4, sign: str = "") 
 def clean(results: Results) -> str:
     """Metrics of each network on all test galaxies, single and as an ensemble, beside the neighbours'."""
     rows, knn = [], results.found("neighbours")
-    theirs = knn["clean"]["sigma_mad"] if knn else float("nan")
+
+    def of_knn(sigma: float) -> str:
+        return f"{sigma / knn['clean']['sigma_mad']:.2f}" if knn else "-"
+
     if knn:
         rows.append(
             ["kNN on colours", *_metrics({key: Mean.of([knn["clean"][key]]) for key in _SHOWN}), "1", "-"]
@@ -34,13 +37,13 @@ def clean(results: Results) -> str:
         if (mean := each["sigma_mad"]) is None:
             continue
         calibrated = text(results.over_seeds(name, "calibrated", _pit_ks), 1, 3)
-        rows.append([name, *_metrics(each), f"{mean.value / theirs:.2f}", calibrated])
+        rows.append([name, *_metrics(each), of_knn(mean.value), calibrated])
         found, fitted = (results.found(f"{kind}-{name}-ensemble") for kind in ("pdfs", "calibrated"))
         if found and len(results.seeds) > 1:
             label = f"{name}: {len(results.seeds)} runs, eight symmetries"
             single = {key: Mean.of([found[key]]) for key in _SHOWN}
             calibrated = f"{fitted['pit_ks']:.3f}" if fitted else "-"
-            rows.append([label, *_metrics(single), f"{found['sigma_mad'] / theirs:.2f}", calibrated])
+            rows.append([label, *_metrics(single), of_knn(found["sigma_mad"]), calibrated])
     head = ["estimator", "sigma_MAD", "eta (%)", "bias", "CRPS", "PIT KS", "sigma_MAD / kNN's"]
     return table([*head, "PIT KS calibrated"], rows)
 

@@ -63,6 +63,7 @@ def test_the_error_of_a_mean_is_that_of_the_seeds() -> None:
     found = Results(tree()).clean(STANDARD)
     assert found and (found.value, found.error) == pytest.approx((0.013, 0.001 / 3**0.5)) and found.n == 3
     assert found.text() == "0.0130 ± 0.0006" and Mean.of([0.5]).text(100, 1) == "50.0"
+    assert Mean(0.0135, 0.000027, 3).text() == "0.01350 ± 0.00003"
 
 
 def test_what_was_not_measured_is_none() -> None:
