@@ -1,5 +1,6 @@
 """The page with its figures: page.md filled with the results."""
 
+import re
 from pathlib import Path
 
 from benchmarks.paper.report import figures, tables, verdicts
@@ -52,13 +53,13 @@ def text(results: Results, files: dict[str, str]) -> str:
         "missing": _missing(results),
         "made": _made(results),
         "headline": f"{results.plan['headline']:g}",
-        "transfer_objects": results.plan["transfer_objects"],
     }
     parts |= {f"figure_{name}": _figure(name, title, files) for name, title in _FIGURES.items()}
     filled = _TEMPLATE.read_text()
     for name, value in parts.items():
         filled = filled.replace(f"{{{name}}}", str(value))
-    return filled.replace("{transfer_objects:,}", f"{results.plan['transfer_objects']:,}")
+    filled = filled.replace("{transfer_objects:,}", f"{results.plan['transfer_objects']:,}")
+    return re.sub(r"\n{3,}", "\n\n", filled)  # of figures that are not there
 
 
 def _figure(name: str, title: str, files: dict[str, str]) -> str:
