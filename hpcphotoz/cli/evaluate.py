@@ -35,6 +35,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
     from hpcphotoz.atomic import making_folder, write_text
     from hpcphotoz.evaluation.baseline.knn import knn_colours
+    from hpcphotoz.evaluation.natural.second_epoch import check_second_epoch
     from hpcphotoz.evaluation.report.bins import KEY, bins_section
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
@@ -52,6 +53,8 @@ def evaluate(options: argparse.Namespace) -> int:
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks], [KEY, *keys])
     ranks: Ranks = options.ranks
+    if options.second_epoch:
+        ranks.on_first_rank(lambda: check_second_epoch(networks, options.second_epoch))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
 
     def neighbours() -> dict[str, float] | None:

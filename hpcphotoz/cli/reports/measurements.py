@@ -63,6 +63,32 @@ def add_measurements(parser: Parser) -> None:
     parser.add_argument(
         "--confidence", type=number, help="with which each certificate of --certify holds (default 0.999)"
     )
+    parser.add_argument(
+        "--check-masking",
+        type=count,
+        nargs="?",
+        const=64,
+        metavar="N",
+        help="also check on the first N objects (default 64) that gradients are not masked, by comparing "
+        "attacks at the headline epsilon; about 1,200 image gradients an object; a failed check is a line on "
+        "standard error and exit status 1, after the report is written",
+    )
+    parser.add_argument(
+        "--natural",
+        type=count,
+        nargs="?",
+        const=2048,
+        metavar="N",
+        help="also perturb the first N objects (default 2048) as the sky does: noise of another exposure, a "
+        "broader PSF, another background, zero points, the wing of a star; attacks them once more at the "
+        "headline epsilon",
+    )
+    parser.add_argument(
+        "--second-epoch",
+        type=path,
+        metavar="DATASET",
+        help="with --natural: dataset of the same galaxies on another night, matched within 1 arcsec",
+    )
 
 
 def check_measurements(options: argparse.Namespace) -> "tuple[list[str], Smoothing | None]":
@@ -77,8 +103,12 @@ def check_measurements(options: argparse.Namespace) -> "tuple[list[str], Smoothi
     from hpcphotoz.evaluation.certificate.section import KEY as CERTIFICATE
     from hpcphotoz.evaluation.certificate.smoothing import Smoothing
     from hpcphotoz.evaluation.conformal.section import KEY as CONFORMAL
+    from hpcphotoz.evaluation.masking.section import KEY as MASKING
+    from hpcphotoz.evaluation.natural.section import KEY as NATURAL
     from hpcphotoz.evaluation.perturbation.section import KEY as PERTURBATION
 
+    if options.second_epoch and not options.natural:
+        raise BadInput(f"--second-epoch {options.second_epoch}: is compared with --natural: give it too")
     given = {name: getattr(options, name) for name in ("samples", "confidence")}
     given = {name: value for name, value in given.items() if value is not None}
     if options.certify is None:
@@ -93,6 +123,7 @@ def check_measurements(options: argparse.Namespace) -> "tuple[list[str], Smoothi
             "take --part test, or give another dataset for the calibration"
         )
     asked = {PERTURBATION: options.perturbation, CONFORMAL: options.conformal, CERTIFICATE: smoothing}
+    asked |= {MASKING: options.check_masking, NATURAL: options.natural}
     return [key for key, value in asked.items() if value not in (None, False)], smoothing
 
 
@@ -108,6 +139,11 @@ def measure_further(
     from hpcphotoz.evaluation.certificate.section import TABLE, certificate_section, certificate_table
     from hpcphotoz.evaluation.conformal.measure import measure_conformal
     from hpcphotoz.evaluation.conformal.section import conformal_section
+    from hpcphotoz.evaluation.masking.measure import measure_masking
+    from hpcphotoz.evaluation.masking.section import masking_section
+    from hpcphotoz.evaluation.natural.measure import measure_natural
+    from hpcphotoz.evaluation.natural.second_epoch import measure_second_epoch
+    from hpcphotoz.evaluation.natural.section import natural_section
     from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
     from hpcphotoz.evaluation.perturbation.measure import measure_perturbations
     from hpcphotoz.evaluation.perturbation.section import perturbation_section
@@ -128,6 +164,16 @@ def measure_further(
         found.sections.append(ranks.on_first_rank(lambda: certificate_section(result, certificates)))
         found.files[TABLE] = certificate_table(certificates)
         found.problems += [one.problem for one in certificates if one.problem]
+    if options.check_masking:
+        how = {"objects": options.check_masking, "batch": batch}
+        losses = measure_masking(networks, result, **how, device=device, ranks=ranks)
+        masking = ranks.on_first_rank(lambda: masking_section(result, losses))
+        found.sections.append(masking)
+        found.problems += masking.record["failures"]
+    if options.natural:
+        shifts, night = measure_natural(headline, options.natural), options.second_epoch
+        epoch = measure_second_epoch(headline, shifts, night) if night else None
+        found.sections.append(ranks.on_first_rank(lambda: natural_section(result, shifts, epoch)))
     return found
 
 
