@@ -78,7 +78,7 @@ def _table(found: Sequence[Coverage]) -> list[list[str]]:
                     percent, error = (
                         100 * x[k] for x in (one.covered[kind, condition], one.error(kind, condition))
                     )
-                    cells += [f"{percent:.1f} +- {error:.1f} %", f"{one.width[kind, condition][k]:.4f}"]
+                    cells += [f"{percent:.1f} ± {error:.1f} %", f"{one.width[kind, condition][k]:.4f}"]
                 rows.append(cells)
     return rows
 
