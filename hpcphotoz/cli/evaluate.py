@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from hpcphotoz.cli.network_options import (
     require_data,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
+from hpcphotoz.cli.reports.measurements import add_measurements, check_measurements, measure_further
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS, QUERIES, build_attack_grid, headline_radius
 from hpcphotoz.ranks import Ranks
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
-    from hpcphotoz.atomic import making_folder
+    from hpcphotoz.atomic import making_folder, write_text
     from hpcphotoz.evaluation.baseline.knn import knn_colours
+    from hpcphotoz.evaluation.natural.second_epoch import check_second_epoch
     from hpcphotoz.evaluation.report.bins import KEY, bins_section
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
@@ -44,11 +47,14 @@ def evaluate(options: argparse.Namespace) -> int:
     headline_eps = options.headline_eps or headline_radius(options.eps)
     passes = {"steps": options.steps, "restarts": options.restarts, "queries": options.queries}
     build_attack_grid(options.attacks, options.eps, headline_eps, **passes)
+    keys, smoothing = check_measurements(options)
     check_report_folder(options.out)
     device = choose_device(options.device)
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
-    check_run_names([network.name for network in networks], [KEY])
+    check_run_names([network.name for network in networks], [KEY, *keys])
     ranks: Ranks = options.ranks
+    if options.second_epoch:
+        ranks.on_first_rank(lambda: check_second_epoch(networks, options.second_epoch))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
 
     def neighbours() -> dict[str, float] | None:
@@ -80,9 +86,12 @@ def evaluate(options: argparse.Namespace) -> int:
             by=options.by,
             ranks=ranks,
         )
+        further = measure_further(options, networks, result, device, smoothing)
 
         def write() -> dict[str, Any]:
-            sections = [one for one in (bins_section(result),) if one is not None]
+            for name, text in further.files.items():
+                write_text(options.out / name, text)
+            sections = [one for one in (bins_section(result), *further.sections) if one is not None]
             return write_report(result, options.out, baseline, sections)
 
         tree = ranks.on_first_rank(write)
@@ -90,8 +99,10 @@ def evaluate(options: argparse.Namespace) -> int:
         print(json.dumps(tree, indent=1, allow_nan=False))
     else:
         print_table(result, baseline)
-        print(f"{options.out / 'report.html'}, {options.out / 'metrics.json'}")
-    return 0
+        print(", ".join(str(options.out / name) for name in ("report.html", "metrics.json", *further.files)))
+    for problem in further.problems:
+        print(f"hpcphotoz: error: {problem}", file=sys.stderr)
+    return 1 if further.problems else 0
 
 
 def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
@@ -167,6 +178,7 @@ def add(commands: Commands) -> None:
         help="also search for the minimal epsilon that makes each galaxy an outlier, up to MAX sky sigmas "
         "(default 1); costs up to eleven PGD attacks, more for galaxies that hardly move",
     )
+    add_measurements(p)
     p.add_argument(
         "--by",
         type=_binning,

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hpcphotoz.config.section import Section
+from hpcphotoz.config.section import GREATEST, Section
 
 _NSIDES = tuple(str(2**k) for k in range(14))
 
@@ -38,6 +38,13 @@ class Data(Section):
         "value; empty: by object id",
     )
     augment: bool = Field(True, description="flip and rotate training images at random, by right angles")
+    noise: float = Field(
+        0.0,
+        ge=0,
+        le=GREATEST,
+        description="Gaussian noise added to each pixel of the training images, drawn anew each epoch, in "
+        "sky sigmas of its band; for networks that evaluate --certify smooths with the same noise; 0: none",
+    )
     block_rows: int = Field(64, ge=1, description="rows of a block: neighbours on disk, read together")
     window_blocks: int = Field(
         32, ge=1, description="blocks of a window: shuffled together (more if four global batches need more)"

@@ -120,7 +120,6 @@ def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None
             raise BadInput(f"{who}: object {number}: {value:g} in {name}: must be {want}")
 
 
-@torch.no_grad()
 def compute_pdfs(
     network: RedshiftNetwork,
     images: Tensor,
@@ -128,7 +127,19 @@ def compute_pdfs(
     object_id: Tensor,
     forward: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """PDFs of images, (N, bins) float32 probabilities, in evaluation mode and in float32 without TF32.
+    """PDFs of images, (N, bins) float32 probabilities: the softmax of `compute_logits`, as there."""
+    return torch.softmax(compute_logits(network, images, ebv, object_id, forward), dim=1)
+
+
+@torch.no_grad()
+def compute_logits(
+    network: RedshiftNetwork,
+    images: Tensor,
+    ebv: Tensor,
+    object_id: Tensor,
+    forward: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Logits of images, (N, bins) float32, in evaluation mode and in float32 without TF32.
 
     An autocast of the caller has no effect, and the module's own mode is restored.
 
@@ -156,7 +167,7 @@ def compute_pdfs(
             f"{named(network)}: the output for object {int(object_id[bad][0])} is not finite: "
             "has the training diverged? use an earlier checkpoint"
         )
-    return torch.softmax(logits, dim=1)
+    return logits
 
 
 def predict_pdfs(

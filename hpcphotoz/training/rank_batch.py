@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcphotoz.attacks import uses_triton
+from hpcphotoz.attacks.sky_noise import sky_noise
 from hpcphotoz.config import Config, Model
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.manifest import Header
@@ -20,7 +21,7 @@ from hpcphotoz.kernels import load_on_cpu, reference
 from hpcphotoz.models.view import View
 
 Load = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-_AUGMENT = 10  # purpose of these random numbers, different from that of all others
+_AUGMENT, _NOISE = 10, 15  # purposes of these random numbers, different from those of all others
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,15 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
     chosen = attacked_mask(position, config.adversarial.fraction)
     rows = [copy_to_device(torch.from_numpy(np.flatnonzero(which)), device) for which in (chosen, ~chosen)]
     images = flux(batch, config.model, config.run.seed if config.data.augment else None, epoch)
+    object_id = copy_to_device(_random_key(batch), device)
+    if config.data.noise:
+        images = _with_noise(images, batch.sky_sigma, object_id, config, epoch)
     return RankBatch(
         images=images,
         ebv=batch.ebv,
         z_spec=batch.z_spec,
         sky_sigma=batch.sky_sigma,
-        object_id=copy_to_device(_random_key(batch), device),
+        object_id=object_id,
         attacked=rows[0],
         clean=rows[1],
         positions=position[chosen],
@@ -85,6 +89,14 @@ def make_rank_batch(batch: Batch, config: Config, epoch: int, step: int) -> Rank
         step=step,
         skipped=batch.skipped,
     )
+
+
+def _with_noise(images: Tensor, sky_sigma: Tensor, object_id: Tensor, config: Config, epoch: int) -> Tensor:
+    """The images with the noise of `data.noise`, keyed by (seed, epoch, object)."""
+    # The mean of b x b pixels has a b-th of the noise of one.
+    sigma = config.data.noise / config.model.binning
+    noise = sky_noise(images, sky_sigma, object_id, derive_key(config.run.seed, _NOISE), epoch)
+    return images + (sigma * noise).contiguous(memory_format=torch.channels_last)
 
 
 def flux(batch: Batch, model: Model | None = None, seed: int | None = None, epoch: int = 0) -> Tensor:

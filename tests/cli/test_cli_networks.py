@@ -158,6 +158,10 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         ("evaluate", ["--headline-eps", "0"], "--headline-eps: 0: must be above 0 sky sigmas"),
         ("evaluate", ["--eps", "0.1", "-0.1"], "--eps: -0.1: must be at least 0"),
         ("evaluate", ["--steps", "0"], "--steps: 0: must be at least 1"),
+        ("evaluate", ["--conformal"], "are measured too: take --part test, or give another dataset"),
+        ("evaluate", ["--samples", "10"], "--samples is for --certify SIGMA: give that too"),
+        ("evaluate", ["--certify", "1", "--samples", "5"], "samples 5: must be at least 10"),
+        ("evaluate", ["--certify", "1", "--confidence", "2"], "confidence 2: must be at least 0.5"),
         ("evaluate", ["--limit", "0"], "--limit: 0: must be a whole number, at least 1"),
         ("evaluate", ["--limit", "many"], "--limit: many: must be a whole number, at least 1"),
         ("evaluate", ["--minimal-eps", "much"], "--minimal-eps: much: must be a number"),
@@ -236,7 +240,9 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
 ) -> None:
     words = ["--limit", "20", "--eps", "0.2", "--steps", "2", "--restarts", "2", "--minimal-eps", "0.5"]
     words += ["--attacks", "square", "fgsm", "pgd", "apgd", "flux", "l2", "--json"]
-    words += ["--queries", "5", "--loss", "probability_margin"]
+    words += ["--queries", "5", "--loss", "probability_margin", "--perturbation"]
+    words += ["--certify", "0.5", "--samples", "20", "--confidence", "0.9"]
+    words += ["--conformal", str(write_stamps(tmp_path / "calibration", make_stamps(30, seed=5)))]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert set(tree["standard"]) == {"clean", *METHODS, "step", "minimal_eps"}
@@ -245,6 +251,9 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
     assert methods["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "probability_margin"
     assert methods["square"] == {"method": "square", "ball": "linf", "steps": 5, "restarts": 1}
     assert json.loads((tmp_path / "metrics.json").read_text()) == tree
+    assert tree["conformal"]["networks"]["standard"]["n_calibration"] == 30
+    assert tree["perturbation"]["attack"] == "apgd" and "standard" in tree["certificate"]["networks"]
+    assert len((tmp_path / "certified_radii.csv").read_text().splitlines()) == 21
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
+from hpcphotoz.data.select.subset import ALL_OBJECTS
 from hpcphotoz.evaluation.baseline.knn import knn_colours
+from hpcphotoz.evaluation.certificate.measure import certify
+from hpcphotoz.evaluation.certificate.section import certificate_record
+from hpcphotoz.evaluation.certificate.smoothing import Smoothing
+from hpcphotoz.evaluation.conformal.measure import measure_conformal
+from hpcphotoz.evaluation.conformal.section import conformal_record
+from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
+from hpcphotoz.evaluation.perturbation.measure import measure_perturbations
+from hpcphotoz.evaluation.perturbation.section import perturbation_record
 from hpcphotoz.evaluation.report.bins import bins_section
 from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.robustness import evaluate
@@ -64,6 +73,23 @@ def test_the_page_names_every_key_and_no_other(tree: dict[str, Any]) -> None:
         agree("Minimal epsilon", tree[run]["minimal_eps"])
         for condition in (tree[run]["clean"], *tree["robustness_curves"][run]["pgd"]):
             agree("A condition", condition)
+
+
+def test_the_page_names_every_key_of_the_further_measurements(tmp_path: Path) -> None:
+    folder, network = tmp_path, StubNetwork(RUNS[0])
+    stamps = noise_stamps(16)
+    data, other = write_stamps(folder / "d", stamps[:8]), write_stamps(folder / "o", stamps[8:])
+    result = evaluate([network], data, eps=(0.1,), methods=("fgsm",), steps=1)
+    headline = HeadlineAttack([network], result)
+    certificates = certify([network], result, Smoothing(1.0, samples=20, confidence=0.9))
+    records = {
+        "Perturbation": perturbation_record(result, measure_perturbations(headline)),
+        "Conformal intervals": conformal_record(result, measure_conformal(headline, other, ALL_OBJECTS)),
+        "Certificate": certificate_record(certificates),
+    }
+    for part, record in records.items():
+        json.dumps(record, allow_nan=False)
+        agree(part, record | record["networks"][RUNS[0]])
 
 
 def test_metrics_elsewhere_are_those_of_a_condition(tree: dict[str, Any]) -> None:

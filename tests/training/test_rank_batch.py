@@ -1,12 +1,14 @@
 """A rank batch is copied to the device without waiting for it."""
 
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hpcphotoz.data.stream.batch import Batch
 from hpcphotoz.training import rank_batch
 from hpcphotoz.training.rank_batch import make_rank_batch
 from tests.helpers.training.steps import N, batch, configured
@@ -108,3 +110,27 @@ def test_the_first_of_a_batch_without_attacks_are_its_first_rows() -> None:
     some = whole.first(3)
     assert some.attacked.tolist() == [] and some.clean.tolist() == [0, 1, 2] and some.positions.tolist() == []
     assert some.catalogue_id.tolist() == [100, 101, 102] and torch.equal(some.images, whole.images[:3])
+
+
+@pytest.mark.parametrize("binning", [1, 2])
+def test_noise_is_in_sky_sigmas_and_keyed_by_epoch_and_object(binning: int) -> None:
+    n = 400
+    given = replace(batch(n), images=torch.zeros(n, 3, 8, 8))
+
+    def noisy(of: Batch, epoch: int = 2, seed: int = 1) -> torch.Tensor:
+        config = configured(noise=1.5, binning=binning, seed=seed)
+        return make_rank_batch(of, config, epoch, 0).images
+
+    made = noisy(given)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    # The mean of b x b pixels has a b-th of the noise; 400 x 16 pixels give its sigma within 1 %.
+    spread = (made / given.sky_sigma[:, :, None, None]).std(dim=(0, 2, 3))
+    torch.testing.assert_close(spread, torch.full((3,), 1.5 / binning), rtol=0.05, atol=0)
+    rows = torch.tensor([7, 3])
+    chosen: dict[str, Any] = {k: v[rows] for k, v in vars(given).items() if isinstance(v, torch.Tensor)}
+    some = replace(given, **chosen)
+    assert torch.equal(noisy(some), made[rows])
+    for other in (noisy(given, epoch=3), noisy(given, seed=2)):
+        assert not torch.isclose(other, made).all(dim=(1, 2, 3)).any()
+    assert torch.equal(make_rank_batch(given, configured(binning=binning), 2, 0).images, 0 * made)
+    assert noisy(batch(0)).shape == (0, 3, 8 // binning, 8 // binning)

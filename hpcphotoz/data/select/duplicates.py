@@ -135,7 +135,7 @@ def _close_pairs(ra: Array, dec: Array, arcsec: float) -> tuple[Array, Array]:
     if len(ra) < 2:
         return np.zeros((0, 2), np.int64), np.zeros(0)
     # Split at midpoints: medians cost more, and where many positions are equal very much more.
-    tree = cKDTree(_unit_vectors(ra, dec), balanced_tree=False)
+    tree = cKDTree(unit_vectors(ra, dec), balanced_tree=False)
     chord = 2 * np.sin(np.radians(arcsec / 3600) / 2)
     reach = chord * (1 + 1e-9) + 1e-15  # a little more: the exact comparison is of the angle
     # Counted first: a million placeholders at one place would be 5e11 pairs.
@@ -154,7 +154,7 @@ def _close_pairs(ra: Array, dec: Array, arcsec: float) -> tuple[Array, Array]:
     return pairs[keep], separation[keep]
 
 
-def _unit_vectors(ra: Array, dec: Array) -> Array:
+def unit_vectors(ra: Array, dec: Array) -> Array:
     """Positions on the unit sphere, (N, 3): without seam at ra = 0, and exact at the poles."""
     lon, lat = np.radians(ra), np.radians(dec)
     vectors = np.empty((len(ra), 3))

@@ -167,15 +167,15 @@ def _check_no_overlap(
     # An object is identified by id, z_spec and E(B-V). Ids alone are too weak: two simulated sets may both
     # count from 0. Fluxes are too strict: an attacked copy has other fluxes, and its objects would be their
     # own neighbours.
-    trained_on = set(_keys(train_data, train_subset, None))
-    if common := sum(key in trained_on for key in _keys(test_data, subset, limit)):
+    trained_on = set(object_keys(train_data, train_subset, None))
+    if common := sum(key in trained_on for key in object_keys(test_data, subset, limit)):
         raise BadInput(
             f"{test_data}: {common} of its objects are in {train_data} too, where the neighbours come from: "
             "test on objects that were not trained on, such as --part test of the run's split"
         )
 
 
-def _keys(data: Path, subset: Subset, limit: int | None) -> list[tuple[Any, ...]]:
+def object_keys(data: Path, subset: Subset, limit: int | None) -> list[tuple[Any, ...]]:
     """Id, z_spec and E(B-V) of the objects of known redshift among the first `limit` of a subset."""
     names, manifest = ("object_id", "z_spec", "ebv"), read_manifest(data)
     found: list[tuple[Any, ...]] = []

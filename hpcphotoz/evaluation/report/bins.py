@@ -4,11 +4,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.result import CLEAN, BinnedMetrics, EvaluationResult
 from hpcphotoz.evaluation.scoring.measure import Measured
 
 KEY = "bins"
+_WIDE = 30  # ratio of the last edge to the first from which the axis is logarithmic
 _SHOWN = (  # metric, head of the table, label of the picture, factor
     ("bias", "bias", "", 1.0),
     ("sigma_mad", "sigma_MAD", "$\\sigma_{MAD}$ of $\\Delta z/(1+z)$", 1.0),
@@ -35,13 +37,15 @@ def bins_section(result: EvaluationResult) -> ReportSection | None:
     """
     if not result.binned:
         return None
-    text = _TEXT.replace("METHOD", result.headline_method).replace("EPS", f"{result.headline_eps:g}")
+    label = METHODS[result.headline_method].label
+    text = _TEXT.replace("METHOD", label).replace("EPS", f"{result.headline_eps:g}")
     return ReportSection(
         key=KEY,
         title="Metrics in bins",
         text=text,
         tables=[_table(one) for one in result.binned],
         figures={f"Metrics by {one.column}": _figure(result, one) for one in result.binned},
+        alts={f"Metrics by {one.column}": _alt(one) for one in result.binned},
         record={one.column: _record(one) for one in result.binned},
     )
 
@@ -69,8 +73,12 @@ def _table(binned: BinnedMetrics) -> TextTable:
                 one = bins[k]
                 cells = [_cell(one, name, factor) for name, _, _, factor in _SHOWN]
                 n = f"{int(one.metrics.get('n', 0)):,}"
-                rows.append([f"{low:.3g} to {high:.3g}", n, run, method, *cells])
+                rows.append([f"{_edge(low)} to {_edge(high)}", n, run, method, *cells])
     return rows
+
+
+def _edge(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _cell(measured: Measured, name: str, factor: float) -> str:
@@ -81,13 +89,24 @@ def _cell(measured: Measured, name: str, factor: float) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+def _alt(binned: BinnedMetrics) -> str:
+    """sigma_MAD of each network in the first and the last bin that has objects."""
+    texts = []
+    for run, by_method in binned.found.items():
+        for method, bins in by_method.items():
+            told = [one.metrics["sigma_mad"] for one in bins if one.metrics]
+            texts.append(f"from {told[0]:.4f} to {told[-1]:.4f} ({run}, {method})")
+    return f"sigma_MAD and outliers in bins of {binned.meaning}: sigma_MAD goes {', '.join(texts)}."
+
+
 def _figure(result: EvaluationResult, binned: BinnedMetrics) -> bytes:
     """Scatter and outliers in the bins, with errors; filled markers are clean, open ones under the attack."""
-    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look, start_y_at_zero
+    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(2, 1, sharex=True)
         for ax, (name, _, label, factor) in zip(axes, _SHOWN[1:], strict=True):
+            tops = [0.0]
             for run, by_method in binned.found.items():
                 for method, bins in by_method.items():
                     points = _points(binned.edges, bins, name, factor)
@@ -95,9 +114,14 @@ def _figure(result: EvaluationResult, binned: BinnedMetrics) -> bytes:
                     look = {**line_look(result, run), "ms": 5, "elinewidth": 1}
                     kind = {"label": run} if method == CLEAN else {"mfc": "white", "lw": 1}
                     ax.errorbar(x, y, error, half, **look, **kind)
+                    tops += [value + bar for value, bar in zip(y, error, strict=True)]
             ax.set(xlabel=binned.meaning, ylabel=label)
+            if 0 < _WIDE * binned.edges[0] < binned.edges[-1]:
+                ax.set_xscale("log")
+                ax.xaxis.set_major_formatter("{x:g}")
+                ax.tick_params(axis="x", which="minor", labelbottom=False)
             ax.label_outer()
-            start_y_at_zero(ax)
+            ax.set_ylim(0, 1.05 * max(tops) or 1)
         legend_below(figure, axes[0])
 
     return figure_png(draw, 4.6, 5.6)

@@ -4,8 +4,6 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
@@ -61,14 +59,6 @@ def epsilon_axis(ax: Any, result: EvaluationResult) -> None:
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     ax.set_xticks([], minor=True)
     ax.set(xlabel="$\\epsilon$ (sky sigmas per pixel)", xlim=(0, max(result.eps) * 1.08))
-
-
-def start_y_at_zero(*axes: Any) -> None:
-    """Set the y limits from 0 to above the highest point of all axes, the same for all."""
-    y = np.concatenate([np.asarray(line.get_ydata(), float) for ax in axes for line in ax.get_lines()])
-    top = float(y[np.isfinite(y)].max(initial=0))
-    for ax in axes:
-        ax.set_ylim(0, 1.08 * top or 1)
 
 
 def legend_below(figure: Any, ax: Any) -> None:

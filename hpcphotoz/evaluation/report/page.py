@@ -12,6 +12,7 @@ from hpcphotoz.evaluation.report.section import FigureFile, ReportSection, TextT
 
 TITLE = "Photometric redshifts under attack: "
 _NUMBER = re.compile(r"[<>≤≥~]?\s*[+−-]?\d[\d,]*\.?\d*(e[+-]?\d+)?(\s|%|/|±|$)")
+_WRAPPED = 30  # characters of a cell that is no number
 _LONG = 12  # rows of a table that comes after the figures
 _NO_NUMBER = ("", "-", "–", "no z_spec")
 
@@ -78,7 +79,7 @@ def _size(png: bytes) -> str:
 def _table(rows: TextTable, title: str) -> str:
     """A table in a box that scrolls, by keyboard too; columns of numbers are marked."""
     head, *body = rows
-    kinds = [' class="number"' if _is_numeric([row[i] for row in body]) else "" for i in range(len(head))]
+    kinds = [_kind([row[i] for row in body]) for i in range(len(head))]
     titles = "".join(
         f'<th scope="col"{kind}>{html.escape(cell)}</th>' for cell, kind in zip(head, kinds, strict=True)
     )
@@ -94,10 +95,12 @@ def _table(rows: TextTable, title: str) -> str:
     )
 
 
-def _is_numeric(cells: Sequence[str]) -> bool:
-    """Whether a column holds numbers, with units or errors, and else only signs of a missing number."""
+def _kind(cells: Sequence[str]) -> str:
+    """The class of a column: `number`, with units or errors or missing, `long` for text that may wrap."""
     told = [cell for cell in cells if cell.strip() not in _NO_NUMBER]
-    return bool(told) and all(_NUMBER.match(cell.strip()) for cell in told)
+    if max(map(len, told), default=0) > _WRAPPED:
+        return ' class="long"'
+    return ' class="number"' if told and all(_NUMBER.match(cell.strip()) for cell in told) else ""
 
 
 def _beside(name: str) -> str:

@@ -142,23 +142,28 @@ def test_alternative_texts_tell_what_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick_drawing")
 def test_columns_of_numbers_are_marked_whatever_their_units(tmp_path: Path) -> None:
-    head = ["bin", "name", "error", "share", "limit", "none", "mixed"]
+    head = ["bin", "name", "error", "share", "limit", "none", "mixed", "text"]
     rows = [
-        ["0.1 - 0.2", "a<b", "+1.5 ± 0.2", "2.1 %", "> 1", "", "3"],
-        ["1,024", "2nd", "-", "0.0159 / 3 %", "1e-3", "", "x"],
+        [
+            "0.1 - 0.2",
+            "a<b",
+            "+1.5 ± 0.2",
+            "2.1 %",
+            "> 1",
+            "",
+            "3",
+            "1, 2 and 3 are the numbers of a sentence",
+        ],
+        ["1,024", "2nd", "-", "0.0159 / 3 %", "1e-3", "", "x", "2"],
     ]
     section = ReportSection("one", "One", "Text.", [[head, *rows]])
     write_report(make_result(("standard",), known=False), tmp_path, sections=[section])
     text = (tmp_path / "report.html").read_text()
-    found = re.findall(r'<th scope="col"( class="number")?>(\w+)</th>', text.split("<h2>One</h2>")[1])[:7]
-    assert {name: bool(mark) for mark, name in found} == {
-        "bin": True,
-        "name": False,
-        "error": True,
-        "share": True,
-        "limit": True,
-        "none": False,
-        "mixed": False,
+    found = re.findall(r'<th scope="col"( class="\w+")?>(\w+)</th>', text.split("<h2>One</h2>")[1])[:8]
+    assert {name: mark.strip() for mark, name in found} == {
+        **dict.fromkeys(("bin", "error", "share", "limit"), 'class="number"'),
+        **dict.fromkeys(("name", "none", "mixed"), ""),
+        "text": 'class="long"',
     }
     assert '<td class="number">+1.5 ± 0.2</td>' in text and "<td>a&lt;b</td>" in text
 

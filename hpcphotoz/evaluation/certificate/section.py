@@ -1,0 +1,176 @@
+"""The section of a report on certified radii, and their table of every galaxy."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.certificate.measure import Certificate
+from hpcphotoz.evaluation.report.section import ReportSection
+from hpcphotoz.evaluation.result import EvaluationResult
+
+KEY = "certificate"
+TABLE = "certified_radii.csv"
+_PANEL = (4.6, 4.3)  # inches
+_POINTS = 200  # of a curve
+_TEXT = """Randomised smoothing: the smoothed redshift of a galaxy is the median of <z> over {samples}
+copies of its image with Gaussian noise of {sigma:g} sky sigma in every pixel. A certificate is a proof,
+not an attack: with confidence {confidence:g}, no change of the image within the certified radius R makes
+the smoothed redshift an outlier (|dz| > {outlier}). R is the L2 norm of the change over all pixels and
+bands, in sky sigmas; every change of at most R / {root:.1f} sky sigma a pixel (the ball linf), and every
+change of that root mean square (l2), is within R. The attack is PGD within R on the PDF averaged over
+noisy copies: what it leaves of the galaxies is an upper bound of what is robust, the certified fraction a
+lower one. {check}"""
+
+
+def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) -> ReportSection:
+    """Make the section; raises BadInput where matplotlib is not installed.
+
+    Args:
+        result: of the evaluation.
+        found: of its networks, from `certify`.
+    """
+    one = found[0]
+    problems = [certificate.problem for certificate in found if certificate.problem]
+    failed = " ".join(f"CHECK FAILED: {problem}." for problem in problems)
+    text = _TEXT.format(
+        samples=one.smoothing.samples,
+        sigma=one.smoothing.sigma,
+        confidence=one.smoothing.confidence,
+        outlier=metrics.OUTLIER,
+        root=one.dimensions**0.5,
+        check=failed or "No attack contradicts a certificate beyond chance.",
+    )
+    return ReportSection(
+        key=KEY,
+        title="Certified radius",
+        text=text.replace("\n", " "),
+        tables=[_table(found)],
+        figures=_figures(result, found),
+        record=certificate_record(found),
+    )
+
+
+def certificate_record(found: Sequence[Certificate]) -> dict[str, Any]:
+    """What `metrics.json` holds; radii in sky sigmas, fractions of the objects of known z_spec."""
+    one = found[0].smoothing
+    return {
+        "sigma_sky_sigma": one.sigma,
+        "samples": one.samples,
+        "confidence": one.confidence,
+        "seed": one.seed,
+        "dimensions": found[0].dimensions,
+        "largest_radius_sky_sigma": one.largest_radius,
+        "networks": {certificate.network: _record(certificate) for certificate in found},
+    }
+
+
+def certificate_table(found: Sequence[Certificate]) -> str:
+    """Text of `certified_radii.csv`, a row a run and galaxy; a radius is empty where z_spec is unknown."""
+    target = io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    radii = found[0].radii
+    bounds = [f"z_{end}_{radius:g}" for radius in radii for end in ("low", "high")]
+    writer.writerow(["run", "object_id", "z_spec", "z_smooth", "radius", "radius_vote", *bounds])
+    for one in found:
+        ends = [row for pair in zip(one.low, one.high, strict=True) for row in pair]
+        columns = one.z_spec, one.z_smooth, one.radius, one.radius_vote, *ends
+        for object_id, *row in zip(one.object_id, *columns, strict=True):
+            writer.writerow([one.network, object_id, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
+    return target.getvalue()
+
+
+def _record(one: Certificate) -> dict[str, Any]:
+    known = one.known
+    smooth = metrics.summary(one.z_smooth[known], one.z_spec[known]) if known.any() else {}
+    numbers = {
+        "certified": [one.certified(radius) for radius in one.radii],
+        "certified_vote": [one.certified(radius, vote=True) for radius in one.radii],
+        "attacked": [one.attacked(k) for k in range(len(one.radii))],
+    }
+    return {
+        "smoothed": smooth,
+        "radii_sky_sigma": list(one.radii),
+        "linf_eps_sky_sigma": [one.linf(radius) for radius in one.radii],
+        **(numbers if known.any() else {}),
+        "median_radius_sky_sigma": float(np.median(one.radius[known])) if known.any() else None,
+        "interval_half_width_median": [float(np.median(width)) for width in (one.high - one.low) / 2],
+        "check": {
+            "contradictions": one.contradictions,
+            "allowed": one.allowed,
+            "passed": one.problem is None,
+        },
+    }
+
+
+def _table(found: Sequence[Certificate]) -> list[list[str]]:
+    radii = found[0].radii
+    heads = ["run", "sigma_MAD, smoothed", "eta, smoothed", "median R"]
+    rows = [heads + [f"certified / attacked at {radius:g}" for radius in radii]]
+    for one in found:
+        record = _record(one)
+        if not record["smoothed"]:
+            rows.append([one.network, *["no z_spec"] * (len(rows[0]) - 1)])
+            continue
+        smooth = record["smoothed"]
+        cells = [f"{smooth['sigma_mad']:.4f}", f"{100 * smooth['eta']:.1f} %"]
+        cells.append(f"{record['median_radius_sky_sigma']:.3g}")
+        pairs = zip(record["certified"], record["attacked"], strict=True)
+        rows.append([one.network, *cells, *(f"{100 * a:.1f} / {100 * b:.1f} %" for a, b in pairs)])
+    return rows
+
+
+def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str, bytes]:
+    from hpcphotoz.evaluation.report import figure  # a local import: all else works without matplotlib
+
+    end = max(max(one.radii[-1], one.smoothing.largest_radius) for one in found)
+    at = np.linspace(0, end, _POINTS)
+    root = found[0].dimensions ** 0.5
+
+    def epsilon(ax: Any) -> None:
+        top = ax.secondary_xaxis("top", functions=(lambda r: r / root, lambda eps: eps * root))
+        top.set_xlabel("$\\epsilon$ of the linf ball inside (sky sigmas per pixel)")
+        ax.set(xlim=(0, end), xlabel="radius R: L2 norm of the change (sky sigmas)")
+
+    def curves(page: Any) -> None:
+        ax = page.subplots()
+        for one in found:
+            if not one.known.any():
+                continue
+            look = figure.line_look(result, one.network)
+            shade, marker = look["color"], look["marker"]
+            solid: dict[str, Any] = {"color": shade, "lw": 1.8, "marker": marker, "markevery": _POINTS // 8}
+            ax.plot(at, _percent(one, at, vote=False), label=f"{one.network}, certified", **solid)
+            dashed: dict[str, Any] = {"color": shade, "lw": 1.2, "ls": "--"}
+            ax.plot(at, _percent(one, at, vote=True), label=f"{one.network}, certified by vote", **dashed)
+            left = [100 * one.attacked(k) for k in range(len(one.radii))]
+            dotted: dict[str, Any] = {"color": shade, "ls": ":", "marker": marker, "ms": 7, "mfc": "white"}
+            ax.plot(one.radii, left, label=f"{one.network}, attacked", **dotted)
+        epsilon(ax)
+        ax.set(ylim=(0, 100), ylabel=f"galaxies with |$\\Delta z/(1+z)$| $\\leq$ {metrics.OUTLIER} (%)")
+        figure.legend_below(page, ax)
+
+    def widths(page: Any) -> None:
+        ax = page.subplots()
+        for one in found:
+            half = (one.high - one.low) / 2
+            low, middle, high = np.percentile(half, (16, 50, 84), axis=1)
+            look = figure.line_look(result, one.network)
+            ax.plot(one.radii, middle, label=f"{one.network}, median galaxy", **look)
+            ax.fill_between(one.radii, low, high, color=look["color"], alpha=0.2, lw=0)
+        epsilon(ax)
+        ax.set(ylim=(0, None), ylabel="half of the certified interval (redshift)")
+        figure.legend_below(page, ax)
+
+    return {
+        "Certified and attacked fraction of the galaxies": figure.figure_png(curves, *_PANEL),
+        "Width of the certified interval of the smoothed redshift": figure.figure_png(widths, *_PANEL),
+    }
+
+
+def _percent(one: Certificate, at: npt.NDArray[np.float64], *, vote: bool) -> list[float]:
+    return [100 * one.certified(radius, vote=vote) for radius in at]

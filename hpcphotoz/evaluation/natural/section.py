@@ -1,0 +1,134 @@
+"""The section of a report that compares an adversary with the sky."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hpcphotoz.evaluation.attack_grid import METHODS
+from hpcphotoz.evaluation.natural.measure import ATTACK, CLEAN, NaturalShifts
+from hpcphotoz.evaluation.natural.perturbations import NATURAL, TYPICAL_FWHM
+from hpcphotoz.evaluation.natural.second_epoch import ARCSEC, EPOCH, SecondEpoch
+from hpcphotoz.evaluation.report.section import ReportSection
+from hpcphotoz.evaluation.result import EvaluationResult
+
+KEY = "natural"
+_TEXT = f"""How far {{attack}} at {{eps:g}} sky sigma moves the mean of the PDF, <z>, of the same galaxies,
+beside what another exposure or another reduction does. Rms and max are of the change of the pixels, in sky
+sigmas of their band (medians over galaxies). The last column is the attack's median change of <z> over that
+of the row: by how much further the adversary moves redshifts than the sky does. Noise is added to that of the
+image; the PSF is taken from the dataset's column psf_fwhm, or as {TYPICAL_FWHM:g} arcsec. The figure shows
+medians (points) and 90th percentiles (ends of the lines)."""
+_EPOCH_TEXT = """ For {matched} of the galaxies, {epoch} has an image of another night within {arcsec:g}
+arcsec: the last row compares their <z> of both nights, and the attack on the same galaxies."""
+
+
+def natural_section(
+    result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None = None
+) -> ReportSection:
+    """Make the section; raises BadInput where matplotlib is not installed.
+
+    Args:
+        result: of the evaluation.
+        shifts: of its networks, from `measure_natural`.
+        epoch: the same galaxies on another night, from `measure_second_epoch`; None: there is none.
+    """
+    text = _TEXT.format(attack=METHODS[result.headline_method].label, eps=result.headline_eps)
+    if epoch is not None:
+        facts = {"matched": epoch.matched, "epoch": epoch.data.resolve().name, "arcsec": ARCSEC}
+        text += _EPOCH_TEXT.format(**facts)
+    return ReportSection(
+        key=KEY,
+        title="An adversary and the sky",
+        text=" ".join(text.split()),
+        tables=[_table(result, shifts, epoch)],
+        figures={
+            "change of redshift by natural perturbations and by the attack": _figure(result, shifts, epoch)
+        },
+        record=natural_record(result, shifts, epoch),
+    )
+
+
+def natural_record(
+    result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None = None
+) -> dict[str, Any]:
+    """What `metrics.json` holds: by run and perturbation, see `MovedRedshifts.record`."""
+    networks: dict[str, Any] = {}
+    for network, one in shifts.networks.items():
+        networks[network] = {name: one.record(name) for name in one.moved}
+        if epoch is not None:
+            networks[network][EPOCH] = epoch.networks[network].record(EPOCH)
+    attack = {"method": result.headline_method, "eps_sky_sigma": result.headline_eps}
+    found: dict[str, Any] = {"attack": attack, "networks": networks}
+    if epoch is not None:
+        found["second_epoch"] = {
+            "data": epoch.data.resolve().name,
+            "matched": epoch.matched,
+            "within_arcsec": ARCSEC,
+        }
+    return found
+
+
+def _labels(result: EvaluationResult, epoch: SecondEpoch | None) -> dict[str, str]:
+    """Names of the rows with what the page calls them, the attack first."""
+    attack = f"{METHODS[result.headline_method].label}, {result.headline_eps:g} sky sigma"
+    labels = {ATTACK: attack, **{one.name: one.label for one in NATURAL}}
+    return labels if epoch is None else {**labels, EPOCH: "another night"}
+
+
+def _table(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> list[list[str]]:
+    known = result.unlabelled < result.objects
+    head = ["perturbation", "network", "rms", "max", "change of <z>", "90 %"]
+    rows = [[*head, *(["sigma_MAD", "eta"] if known else []), "attack / this"]]
+    record = natural_record(result, shifts, epoch)["networks"]
+    for network, one in shifts.networks.items():
+        if known:
+            clean = one.metrics(CLEAN)
+            rows.append(["none", network, "0", "0", "0", "0", *_metrics(clean), ""])
+    for name, label in _labels(result, epoch).items():
+        for network in shifts.networks:
+            row = record[network][name]
+            amplitude = [_number(row.get(key), ".3g") for key in ("rms_sky_sigma", "max_sky_sigma")]
+            change = [_number(row[key], ".5f") for key in ("shift_median", "shift_p90")]
+            ratio = _number(row["attack_over_this"], ".3g")
+            rows.append([label, network, *amplitude, *change, *(_metrics(row) if known else []), ratio])
+    return rows
+
+
+def _metrics(row: Mapping[str, float]) -> list[str]:
+    if "sigma_mad" not in row:
+        return ["", ""]
+    return [f"{row['sigma_mad']:.4f}", f"{100 * row['eta']:.1f} %"]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _figure(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> bytes:
+    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
+
+    record = natural_record(result, shifts, epoch)["networks"]
+    labels = _labels(result, epoch)
+    offsets = np.linspace(-0.15, 0.15, len(shifts.networks)) if len(shifts.networks) > 1 else np.zeros(1)
+
+    def draw(figure: Any) -> None:
+        ax = figure.subplots()
+        for offset, network in zip(offsets, shifts.networks, strict=True):
+            look = line_look(result, network)
+            shade = look["color"]
+            median, p90 = (
+                np.array([record[network][name][key] for name in labels])
+                for key in ("shift_median", "shift_p90")
+            )
+            at = np.arange(len(labels)) + offset
+            ax.hlines(at, median, p90, color=shade, lw=1.5)
+            ax.plot(median, at, look["marker"], color=shade, ms=6, label=network)
+            ax.plot(p90, at, "|", color=shade, ms=9)
+        ax.set_xscale("log")
+        ax.set_yticks(range(len(labels)), list(labels.values()))
+        ax.invert_yaxis()
+        ax.set_xlabel("|change of <z>| (redshift): median, and 90th percentile")
+        legend_below(figure, ax)
+
+    return figure_png(draw, 8.4, 1.2 + 0.5 * len(labels))
