@@ -115,7 +115,7 @@ def measure_rates(
         **ratios,
         "ratio_per_round": per_round,
         "peer_batch_and_workers": {"peer": forms[False], "peer_tuned": forms[True]},
-        "change": change(folder, network),
+        "change": change(folder, network) if len(rates) == len(rivals) else None,
     }
 
 
