@@ -66,8 +66,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 def _metrics(train: Photometry, test: Photometry, chosen: KnnOptions, bins: RedshiftBins) -> dict[str, float]:
     z_phot, pdf = estimate(train, test, chosen, bins, NEIGHBOURS)
-    edges, z = bins.edges(), test.z_spec
-    return metrics.summary(z_phot, z, metrics.crps(pdf, edges, z), metrics.cde_loss(pdf, edges, z))
+    return metrics.summary(z_phot, test.z_spec, **metrics.pdf_scores(pdf, bins.edges(), test.z_spec))
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ class Plan:
         eps: of the curves, sky sigmas.
         headline: epsilon of transfer, trade-off and masking, sky sigmas.
         steps: of PGD and APGD in curves and transfer.
-        curve_objects, transfer_objects, strong_objects: test galaxies that are attacked.
-        strong_steps, restarts: of PGD and APGD where their strengths are compared.
+        curve_objects, transfer_objects: test galaxies that are attacked.
+        masking_objects: test galaxies of `evaluate --check-masking`, which takes 1,150 gradients of each.
     """
 
     sets: Mapping[str, Galaxies]
@@ -103,9 +103,7 @@ class Plan:
     steps: int = 10
     curve_objects: int = 1024
     transfer_objects: int = 512
-    strong_objects: int = 256
-    strong_steps: int = 50
-    restarts: int = 5
+    masking_objects: int = 64
 
     @property
     def points(self) -> list[Adversaries]:
@@ -185,7 +183,5 @@ QUICK = Plan(
     steps=3,
     curve_objects=64,
     transfer_objects=32,
-    strong_objects=16,
-    strong_steps=5,
-    restarts=2,
+    masking_objects=4,
 )

@@ -32,7 +32,9 @@ class Mean:
         return cls(statistics.fmean(values), error, n)
 
     def text(self, factor: float = 1, places: int = 4, sign: str = "") -> str:
-        """The mean times a factor, with its error."""
+        """The mean times a factor, with its error: with more places where the error would be 0."""
+        while self.error and places < 7 and round(factor * self.error, places) == 0:
+            places += 1
         mean = f"{factor * self.value:{sign}.{places}f}"
         return mean if self.error is None else f"{mean} ± {factor * self.error:.{places}f}"
 

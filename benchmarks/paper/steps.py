@@ -54,7 +54,7 @@ def all_tasks(plan: Plan, place: Place) -> list[Task]:
     found += [task for one in others for task in (*steps.train(one), *steps.pdfs(one))]
     found.append(steps.transfer(main))
     found += [task for one in others for task in steps.curves(one)]
-    found += [task for one in main for task in steps.strong(one)]
+    found += [task for one in main for task in steps.masking(one)]
     for one in trainings:
         if one.group != "main":
             found += [steps.simulated[one.data], steps.simulated[steps.test_set(one)]]
@@ -86,11 +86,19 @@ class _Steps:
         return list(found.values())
 
     def pdfs(self, training: Training) -> list[Task]:
-        """Metrics on all test galaxies, of each seed and, of main networks, of their ensemble."""
+        """Metrics on all test galaxies, of each seed; of main networks also calibrated and as an ensemble."""
         test, runs = self.test_set(training), self._runs(training)
-        found = [self._pdfs(f"pdfs-{run}", [run], test, tta=False) for run in runs]
+        found = [self._pdfs(f"pdfs-{run}", [run], test) for run in runs]
         if training.group == "main":
-            found.append(self._pdfs(f"pdfs-{training.name}-ensemble", runs, test, tta=True))
+            data = self.place.data(training.data, self.plan)
+            single = [self._pdfs(f"calibrated-{run}", [run], test, calibrate_on=data) for run in runs]
+            name = f"{training.name}-ensemble"
+            found += [*single, self._pdfs(f"pdfs-{name}", runs, test, tta=True)]
+            # A run folder holds the calibrations of the run and of the ensemble: one after the other.
+            after = single[:1]
+            found.append(
+                self._pdfs(f"calibrated-{name}", runs, test, tta=True, calibrate_on=data, after=after)
+            )
         return found
 
     def curves(self, training: Training) -> list[Task]:
@@ -104,12 +112,12 @@ class _Steps:
         test = self.test_set(training)
         return [self._measured(f"curves-{run}", [run], test, how) for run in self._runs(training)]
 
-    def strong(self, training: Training) -> list[Task]:
-        """PGD and APGD of the same steps and restarts."""
-        plan = self.plan
-        how = {"attacks": ["pgd", "apgd"], "eps": [plan.headline], "headline-eps": plan.headline}
-        how |= {"steps": plan.strong_steps, "restarts": plan.restarts, "limit": plan.strong_objects}
-        return [self._measured(f"strong-{run}", [run], "test", how) for run in self._runs(training)]
+    def masking(self, training: Training) -> list[Task]:
+        """The checks of `evaluate --check-masking`: is APGD as strong as PGD, do gradients vanish?"""
+        number, eps = self.plan.masking_objects, self.plan.headline
+        how = {"attacks": ["fgsm"], "eps": [eps], "headline-eps": eps, "limit": number}
+        how |= {"check-masking": number}
+        return [self._measured(f"masking-{run}", [run], "test", how) for run in self._runs(training)]
 
     def _runs(self, training: Training) -> list[str]:
         return [training.run(seed) for seed in self.plan.seeds]
@@ -156,16 +164,28 @@ class _Steps:
         how |= {"steps": plan.steps, "limit": plan.transfer_objects}
         return self._measured("transfer", runs, "test", how)
 
-    def _pdfs(self, name: str, runs: Sequence[str], test: str, *, tta: bool) -> Task:
+    def _pdfs(
+        self,
+        name: str,
+        runs: Sequence[str],
+        test: str,
+        *,
+        tta: bool = False,
+        calibrate_on: Path | None = None,
+        after: Sequence[Task] = (),
+    ) -> Task:
         out = self.place.out / "pdfs" / f"{name}.hdf5"
 
         def work() -> Found:
             folders = [self.place.run(run) for run in runs]
-            commands.predict(folders, self.place.data(test, self.plan), out, tta=tta)
+            data = self.place.data(test, self.plan)
+            commands.predict(folders, data, out, tta=tta, calibrate_on=calibrate_on)
             return score(out)
 
-        needs = [*(self._trained[run] for run in runs), self.simulated[test]]
-        return Task(name, {"tta": tta, "runs": list(runs)}, work, needs)
+        settings = {"tta": tta, "runs": list(runs), **({"calibrated": True} if calibrate_on else {})}
+        return Task(
+            name, settings, work, [*(self._trained[run] for run in runs), self.simulated[test], *after]
+        )
 
     def neighbours(self, training: Training) -> Task:
         """Nearest neighbours, clean and under the attack on the first seed of a network."""
@@ -186,7 +206,7 @@ def _words(value: object) -> list[str]:
 
 
 def _figures(tree: Found, runs: Sequence[str]) -> Found:
-    """What is kept of `metrics.json`: for each run the metrics by method, epsilon 0 first; and transfer."""
+    """What is kept of `metrics.json`: metrics by run and method, epsilon 0 first; transfer and masking."""
 
     def kept(condition: Mapping[str, float]) -> dict[str, float]:
         return {"eps": condition["eps_sky_sigma"], **{key: condition[key] for key in _METRICS}}
@@ -199,4 +219,6 @@ def _figures(tree: Found, runs: Sequence[str]) -> Found:
         source: {target: {key: found[key] for key in _METRICS} for target, found in targets.items()}
         for source, targets in tree["transfer"].items()
     }
-    return {"curves": curves, **({"transfer": transfer} if transfer else {})}
+    masking = tree.get("masking", {}).get("networks", {})
+    further = {"transfer": transfer, "masking": masking}
+    return {"curves": curves, **{key: value for key, value in further.items() if value}}

@@ -65,7 +65,7 @@ def curves(results: Results, key: str, label: str, factor: float, suffix: str = 
         ax.set_ylim(0, None)
         legend_below(figure, ax)
 
-    return figure_png(draw, 5.2, 5.0)
+    return figure_png(draw, 6.4, 5.0)
 
 
 def _draw_neighbours(
@@ -75,7 +75,7 @@ def _draw_neighbours(
     if found is None:
         return
     y = [factor * found["attacked"][f"{e:g}"][key] for e in eps]
-    label = "kNN on colours, APGD made on the standard CNN"
+    label = "kNN, APGD on the CNN"
     ax.plot(eps, y, color=_SKY, ls="--", marker="^", ms=5, clip_on=False, label=label)
 
 

@@ -1,5 +1,6 @@
 """The page with its figures: page.md filled with the results."""
 
+import re
 from pathlib import Path
 
 from benchmarks.paper.report import figures, tables, verdicts
@@ -47,18 +48,18 @@ def text(results: Results, files: dict[str, str]) -> str:
         "transfer": tables.transfer(results),
         "trade_off": tables.trade_off(results),
         "relu": tables.relu(results),
-        "strength": tables.strength(results),
+        "masking": tables.masking(results),
         "sky": tables.sky_sets(results),
         "missing": _missing(results),
         "made": _made(results),
         "headline": f"{results.plan['headline']:g}",
-        "transfer_objects": results.plan["transfer_objects"],
     }
     parts |= {f"figure_{name}": _figure(name, title, files) for name, title in _FIGURES.items()}
     filled = _TEMPLATE.read_text()
     for name, value in parts.items():
         filled = filled.replace(f"{{{name}}}", str(value))
-    return filled.replace("{transfer_objects:,}", f"{results.plan['transfer_objects']:,}")
+    filled = filled.replace("{transfer_objects:,}", f"{results.plan['transfer_objects']:,}")
+    return re.sub(r"\n{3,}", "\n\n", filled)  # of figures that are not there
 
 
 def _figure(name: str, title: str, files: dict[str, str]) -> str:
@@ -66,13 +67,16 @@ def _figure(name: str, title: str, files: dict[str, str]) -> str:
 
 
 def _state(results: Results) -> str:
-    """A warning where the page is of the quick form, or of one seed."""
+    """A warning where the page is of the quick form, or not all has been measured."""
     seeds = len(results.seeds)
     if seeds < 3:
         return (
             f"**This page is of {seeds} seed{'s' * (seeds > 1)}: it shows that the program works, no more.**"
         )
-    return ""
+    done, left = len(results.tree["found"]), len(results.tree["left_out"])
+    return f"**{done} of {done + left} steps have been done so far**; the end of the page lists the rest." * (
+        left > 0
+    )
 
 
 def _missing(results: Results) -> str:

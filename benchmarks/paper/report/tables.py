@@ -1,11 +1,13 @@
 """Tables of the page, as Markdown, from the results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.paper.plan import ADVERSARIAL, RELU, SKY, STANDARD, Adversaries
 from benchmarks.paper.results import Mean, Results
 
 NONE = "not measured yet"
+_SHOWN = ("sigma_mad", "eta", "bias", "crps", "pit_ks")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -21,26 +23,33 @@ def text(mean: Mean | None, factor: float = 1, places: int = 4, sign: str = "") 
 
 def clean(results: Results) -> str:
     """Metrics of each network on all test galaxies, single and as an ensemble, beside the neighbours'."""
-    head = ["estimator", "sigma_MAD", "of kNN's", "eta (%)", "bias", "CRPS", "PIT KS"]
     rows, knn = [], results.found("neighbours")
+
+    def of_knn(sigma: float) -> str:
+        return f"{sigma / knn['clean']['sigma_mad']:.2f}" if knn else "-"
+
     if knn:
-        m = knn["clean"]
-        rows.append(["kNN on colours", *_metrics(m), f"{m['crps']:.5f}", "-"])
-        rows[-1].insert(2, "1")
+        rows.append(
+            ["kNN on colours", *_metrics({key: Mean.of([knn["clean"][key]]) for key in _SHOWN}), "1", "-"]
+        )
     for name in results.networks("main"):
-        each = {key: results.clean(name, key) for key in ("sigma_mad", "eta", "bias", "crps", "pit_ks")}
-        mean = each["sigma_mad"]
-        if mean is None:
+        each = {key: results.clean(name, key) for key in _SHOWN}
+        if (mean := each["sigma_mad"]) is None:
             continue
-        of_knn = f"{mean.value / knn['clean']['sigma_mad']:.2f}" if knn else "-"
-        row = [name, text(mean), of_knn, text(each["eta"], 100, 2), text(each["bias"], 1, 5, "+")]
-        rows.append([*row, text(each["crps"], 1, 5), text(each["pit_ks"], 1, 3)])
-        together = results.found(f"pdfs-{name}-ensemble")
-        if together and len(results.seeds) > 1:
-            row = [f"{name}: {len(results.seeds)} runs, eight symmetries", *_metrics(together)]
-            row.insert(2, f"{together['sigma_mad'] / knn['clean']['sigma_mad']:.2f}" if knn else "-")
-            rows.append([*row, f"{together['crps']:.5f}", f"{together['pit_ks']:.3f}"])
-    return table(head, rows)
+        calibrated = text(results.over_seeds(name, "calibrated", _pit_ks), 1, 3)
+        rows.append([name, *_metrics(each), of_knn(mean.value), calibrated])
+        found, fitted = (results.found(f"{kind}-{name}-ensemble") for kind in ("pdfs", "calibrated"))
+        if found and len(results.seeds) > 1:
+            label = f"{name}: {len(results.seeds)} runs, eight symmetries"
+            single = {key: Mean.of([found[key]]) for key in _SHOWN}
+            calibrated = f"{fitted['pit_ks']:.3f}" if fitted else "-"
+            rows.append([label, *_metrics(single), of_knn(found["sigma_mad"]), calibrated])
+    head = ["estimator", "sigma_MAD", "eta (%)", "bias", "CRPS", "PIT KS", "sigma_MAD / kNN's"]
+    return table([*head, "PIT KS calibrated"], rows)
+
+
+def _pit_ks(found: dict[str, Any], run: str) -> float:
+    return float(found["pit_ks"])
 
 
 def attacked(results: Results, suffix: str = "") -> str:
@@ -107,23 +116,24 @@ def relu(results: Results) -> str:
     return table([*head, "made against runs without ReLU", "made against runs with ReLU"], rows)
 
 
-def strength(results: Results) -> str:
-    """APGD against PGD with the same steps and restarts, run by run: CRPS and sigma_MAD."""
-    eps, rows = results.plan["headline"], []
-    for name in results.networks("main"):
-        for seed in results.seeds:
-            run = f"{name}-seed-{seed}"
-            found = results.found(f"strong-{run}")
-            if found is None:
-                continue
-            each = {
-                method: next(one for one in found["curves"][run][method] if one["eps"] == eps)
-                for method in ("pgd", "apgd")
-            }
-            cells = [f"{each[method][key]:.4f}" for key in ("crps", "sigma_mad") for method in each]
-            rows.append([run, *cells])
-    head = ["run", "CRPS under PGD", "under APGD", "sigma_MAD under PGD", "under APGD"]
+def masking(results: Results) -> str:
+    """The masking checks of every run: APGD beside PGD, galaxies with a gradient, and which checks fail."""
+    rows = []
+    for run, checks in masking_checks(results).items():
+        apgd, failed = checks["apgd"], [name for name, one in checks.items() if not one["passed"]]
+        gain = f"{apgd['difference']:+.3g} ± {apgd['standard_error']:.1g}"
+        with_gradient = f"{100 * checks['gradients']['fraction']:.1f}"
+        said = ", ".join(failed) or "none"
+        rows.append([run, gain, with_gradient, f"{len(checks) - len(failed)} of {len(checks)}", said])
+    head = ["run", "loss of APGD less that of PGD", "galaxies with a gradient (%)", "checks passed", "failed"]
     return table(head, rows)
+
+
+def masking_checks(results: Results) -> dict[str, dict[str, Any]]:
+    """The masking checks by name, for each run for which they have been made."""
+    runs = [f"{name}-seed-{seed}" for name in results.networks("main") for seed in results.seeds]
+    each = {run: results.found(f"masking-{run}") for run in runs}
+    return {run: found["masking"][run] for run, found in each.items() if found is not None}
 
 
 def settings(results: Results) -> str:
@@ -133,7 +143,6 @@ def settings(results: Results) -> str:
     train, sky, sky_test = sets["train"], sets["sky-train"], sets["sky-test"]
     in_training = f"{round(train['objects'] * (1 - held)):,} of seed {train['seed']}"
     numbers = f"{plan['curve_objects']:,} and {plan['transfer_objects']:,} test galaxies"
-    strong = f"{plan['strong_steps']} steps with {plan['restarts']} restarts"
     seen = f"the central {plan['crop']} x {plan['crop']} pixels, binned {plan['binning']} x {plan['binning']}"
     rate = f"Muon, peak rate {plan['rate']:g}, cosine, batches of {plan['batch']}"
     pairs = {
@@ -148,7 +157,7 @@ def settings(results: Results) -> str:
         "optimiser": f"{rate}, Gaussian labels of 4 bins",
         "adversarial training": _point(Adversaries(**plan["centre"])),
         "attacks of curves, and transfer": f"{plan['steps']} steps, cross-entropy, float32; {numbers}",
-        "strong attacks": f"{strong}; {plan['strong_objects']:,} test galaxies",
+        "masking checks": f"`evaluate --check-masking {plan['masking_objects']}`: as many test galaxies",
     }
     return table(["what", "value"], [list(pair) for pair in pairs.items()])
 
@@ -163,5 +172,6 @@ def _point(point: Adversaries) -> str:
     return f"{how} on a fraction {point.fraction:g} of each batch, eps {point.eps:g} sky sigma"
 
 
-def _metrics(m: dict[str, float]) -> list[str]:
-    return [f"{m['sigma_mad']:.4f}", f"{100 * m['eta']:.2f}", f"{m['bias']:+.5f}"]
+def _metrics(m: Mapping[str, Mean | None]) -> list[str]:
+    cells = [text(m["sigma_mad"]), text(m["eta"], 100, 2), text(m["bias"], 1, 5, "+"), text(m["crps"], 1, 5)]
+    return [*cells, text(m["pit_ks"], 1, 3)]

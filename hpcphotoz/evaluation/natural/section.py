@@ -106,7 +106,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _figure(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> bytes:
-    from hpcphotoz.evaluation.report.figure import colour, figure_png, legend_below
+    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
 
     record = natural_record(result, shifts, epoch)["networks"]
     labels = _labels(result, epoch)
@@ -115,14 +115,15 @@ def _figure(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
         for offset, network in zip(offsets, shifts.networks, strict=True):
-            shade = colour(result, network)
+            look = line_look(result, network)
+            shade = look["color"]
             median, p90 = (
                 np.array([record[network][name][key] for name in labels])
                 for key in ("shift_median", "shift_p90")
             )
             at = np.arange(len(labels)) + offset
             ax.hlines(at, median, p90, color=shade, lw=1.5)
-            ax.plot(median, at, "o", color=shade, ms=6, label=network)
+            ax.plot(median, at, look["marker"], color=shade, ms=6, label=network)
             ax.plot(p90, at, "|", color=shade, ms=9)
         ax.set_xscale("log")
         ax.set_yticks(range(len(labels)), list(labels.values()))

@@ -73,8 +73,12 @@ def _table(binned: BinnedMetrics) -> TextTable:
                 one = bins[k]
                 cells = [_cell(one, name, factor) for name, _, _, factor in _SHOWN]
                 n = f"{int(one.metrics.get('n', 0)):,}"
-                rows.append([f"{low:.3g} to {high:.3g}", n, run, method, *cells])
+                rows.append([f"{_edge(low)} to {_edge(high)}", n, run, method, *cells])
     return rows
+
+
+def _edge(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _cell(measured: Measured, name: str, factor: float) -> str:

@@ -35,7 +35,7 @@ def test_a_quick_run_measures_all_and_goes_on_where_it_stopped(tmp_path: Path) -
         assert tree["found"][f"pdfs-{run}"]["n"] == QUICK.sets["test"].objects
         (curve,) = tree["found"][f"curves-{run}"]["curves"].values()
         assert curve["apgd"][0]["eps"] == 0 and curve["apgd"][-1]["n"] == QUICK.curve_objects
-    main = [run for run in runs if f"strong-{run}" in tree["found"]]
+    main = [run for run in runs if f"masking-{run}" in tree["found"]]
     matrix = tree["found"]["transfer"]["transfer"]
     assert len(main) == 5 and {(a, b) for a in matrix for b in matrix[a]} == {
         (a, b) for a in main for b in main if a != b

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.paper.pdfs import distance_from_uniform, score
+from benchmarks.paper.pdfs import score
 from benchmarks.paper.plan import ADVERSARIAL, FULL, STANDARD
 from benchmarks.paper.report import figures, page, verdicts
 from benchmarks.paper.results import Mean, Results, read, write
@@ -30,19 +30,24 @@ def tree() -> dict[str, Any]:
         for seed, sigma in zip(SEEDS, sigmas, strict=True):
             run, factor = f"{network}-seed-{seed}", 5 if network == STANDARD else 1.2
             found[f"train-{run}"] = {"run": run}
-            clean = {**condition(0, sigma), "pit_ks": 0.01}
-            found[f"pdfs-{run}"] = clean
+            for kind in ("pdfs", "calibrated"):
+                found[f"{kind}-{run}"] = {**condition(0, sigma), "pit_ks": 0.01}
             curve = [condition(0, sigma), *(condition(e, factor * sigma) for e in FULL.eps)]
             found[f"curves-{run}"] = {"curves": {run: dict.fromkeys(("fgsm", "pgd", "apgd"), curve)}}
-            both = [curve[0], condition(FULL.headline, factor * sigma)]
-            strong = {"pgd": both, "apgd": list(both)}
-            found[f"strong-{run}"] = {"curves": {run: strong}}
+            apgd = {"passed": True, "difference": 0.1, "standard_error": 0.01}
+            checks = {"apgd": apgd, "gradients": {"passed": True, "fraction": 1.0}}
+            found[f"masking-{run}"] = {"curves": {}, "masking": {run: checks}}
     runs = [f"{network}-seed-{seed}" for network in SIGMAS for seed in SEEDS]
     matrix = {a: {b: condition(0.1, 0.01 * int(b[-1]) + 0.02) for b in runs if a != b} for a in runs}
     found["transfer"] = {"curves": {}, "transfer": matrix}
-    found[f"pdfs-{STANDARD}-ensemble"] = {**condition(0, 0.0115), "pit_ks": 0.01}
+    for kind in ("pdfs", "calibrated"):
+        found[f"{kind}-{STANDARD}-ensemble"] = {**condition(0, 0.0115), "pit_ks": 0.01}
     attacked = {f"{e:g}": condition(e, 0.018) for e in (0.0, *FULL.eps)}
-    found["neighbours"] = {"clean": condition(0, 0.016), "attacked": attacked, "n_train": 32768}
+    found["neighbours"] = {
+        "clean": {**condition(0, 0.016), "pit_ks": 0.01},
+        "attacked": attacked,
+        "n_train": 32768,
+    }
     about: dict[str, dict[str, Any]] = {
         one.name: {"group": one.group, "data": one.data, "adversaries": None} for one in FULL.trainings
     }
@@ -58,6 +63,7 @@ def test_the_error_of_a_mean_is_that_of_the_seeds() -> None:
     found = Results(tree()).clean(STANDARD)
     assert found and (found.value, found.error) == pytest.approx((0.013, 0.001 / 3**0.5)) and found.n == 3
     assert found.text() == "0.0130 ± 0.0006" and Mean.of([0.5]).text(100, 1) == "50.0"
+    assert Mean(0.0135, 0.000027, 3).text() == "0.01350 ± 0.00003"
 
 
 def test_what_was_not_measured_is_none() -> None:
@@ -93,20 +99,23 @@ def test_the_page_is_whole_and_says_what_is_missing(tmp_path: Path) -> None:
         ({}, 0),
         ({"neighbours": 0.0150}, 1),  # 0.013 is 0.867 of it
         ({f"pdfs-{STANDARD}-ensemble": 0.0120}, 1),  # 7.7 % below 0.013
+        ({f"calibrated-{STANDARD}-seed-1": 0.031}, 1),
     ],
 )
 def test_a_requirement_that_is_missed_is_told(changes: dict[str, float], no: int) -> None:
     found = tree()
-    for name, sigma in changes.items():
+    for name, value in changes.items():
         place = found["found"][name]
-        (place["clean"] if name == "neighbours" else place)["sigma_mad"] = sigma
+        place = place["clean"] if name == "neighbours" else place
+        place["pit_ks" if name.startswith("calibrated") else "sigma_mad"] = value
     assert verdicts.table(Results(found)).count("**no**") == no
 
 
 def test_an_apgd_that_is_weaker_than_pgd_is_told() -> None:
-    found, run = tree(), f"{STANDARD}-seed-1"
-    found["found"][f"strong-{run}"]["curves"][run]["apgd"][-1] = condition(0.1, 0.04)
-    assert f"5 of 6 runs: not {run} | **no**" in verdicts.table(Results(found))
+    found, run = tree(), f"{ADVERSARIAL}-seed-1"
+    found["found"][f"masking-{run}"]["masking"][run]["apgd"]["passed"] = False
+    said = verdicts.table(Results(found))
+    assert f"5 of 6 runs: not {run} | **no**" in said and f"2 of 3 runs: not {run} | **no**" in said
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
@@ -136,4 +145,3 @@ def test_pdfs_are_scored_by_their_means_and_pits(tmp_path: Path) -> None:
     dz = (0.1 - z) / (1 + z)
     assert found["bias"] == pytest.approx(dz.mean()) and found["n"] == 500
     assert found["pit_ks"] == pytest.approx(stats.kstest(z / 0.2, "uniform").statistic)
-    assert distance_from_uniform(np.array([0.5])) == 0.5

@@ -142,3 +142,13 @@ def test_arrays_that_are_no_pdfs_are_refused(pdf: Floats, edges: Floats, z: Floa
     for score in (metrics.pit, metrics.crps, metrics.cde_loss, metrics.brier, metrics.hpd_level):
         with pytest.raises(ValueError):
             score(pdf, edges, z)
+
+
+def test_a_pit_is_never_above_1() -> None:
+    """Sums of 180 probabilities end up to 2e-16 above 1, and `pit_ks` refuses a PIT above 1."""
+    pdf = np.random.default_rng(0).random((2000, 180))
+    pdf /= pdf.sum(axis=1, keepdims=True)
+    assert (np.cumsum(pdf, axis=1)[:, -1] > 1).any(), "else nothing is tested"
+    z_spec = np.full(len(pdf), 0.4)
+    scores = metrics.pdf_scores(pdf, np.linspace(0, 0.4, 181), z_spec)
+    assert (scores["pit"] <= 1).all() and metrics.summary(z_spec, z_spec, **scores)["pit_ks"] > 0.99
