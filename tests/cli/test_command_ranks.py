@@ -70,7 +70,10 @@ def test_more_ranks_than_batches(run: Path, tmp_path: Path) -> None:
     [
         (2, ["--minimal-eps", "0.5"]),
         (3, ["--limit", "40"]),
-        (3, ["--perturbation", "--certify", "0.5", "--samples", "30", "--confidence", "0.9"]),
+        (
+            2,
+            ["--limit", "40", "--perturbation", "--certify", "0.5", "--samples", "12", "--confidence", "0.9"],
+        ),
     ],
 )
 def test_ranks_evaluate_as_one_process(
