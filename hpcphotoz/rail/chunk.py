@@ -16,7 +16,8 @@ from hpcphotoz.data.format.shards import check_finite, image_digests
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork
-from hpcphotoz.predict import ANCIL, average_pdfs, point_estimates
+from hpcphotoz.predict import average_pdfs, point_estimates
+from hpcphotoz.predict.columns import ANCIL
 from hpcphotoz.sources.catalogue import EBV_UNKNOWN, nan_if_unknown_ebv
 
 Array = npt.NDArray[Any]
@@ -43,7 +44,7 @@ class ChunkEstimator:
         """A `qp.hist` ensemble of the objects of a chunk.
 
         Its ancil has `zmode`, `zmean`, `zmedian`, and what the chunk has of the other columns of
-        `predict.ANCIL`.
+        `predict.columns.ANCIL`.
 
         Args:
             data: `images` (N, B, y, x), nMgy, float32 or as a shard stores them; `ebv` (N,), mag; object ids.

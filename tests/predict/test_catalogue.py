@@ -18,7 +18,8 @@ from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.predict import ANCIL, Calibration, average_pdfs, partial, point_estimates, predict
+from hpcphotoz.predict import Calibration, average_pdfs, partial, point_estimates, predict
+from hpcphotoz.predict.columns import ANCIL
 from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE, write_stamps
 from tests.helpers.networks import BINS, LinearNetwork, StubNetwork
 

@@ -17,7 +17,8 @@ from rail.estimation.algos.uniform_binning import UniformBinningClassifier
 from hpcphotoz.data.format.manifest import Header, read_manifest
 from hpcphotoz.data.format.writer import DatasetWriter
 from hpcphotoz.errors import BadInput
-from hpcphotoz.predict import ANCIL, predict
+from hpcphotoz.predict import predict
+from hpcphotoz.predict.columns import ANCIL
 from hpcphotoz.rail.table import ImageTable
 from hpcphotoz.training.run import checkpoint
 from hpcphotoz.training.run.network import load_network
