@@ -89,8 +89,9 @@ def test_ranks_evaluate_as_one_process(
     assert [status for status, _, _ in ended] == [0] * size, ended
     one, found = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "all"))
     assert found == one == json.loads(ended[0][1])
-    for path in (tmp_path / "one").iterdir():  # certified_radii.csv too
-        assert (tmp_path / "all" / path.name).read_text() == path.read_text()
+    first, second = tmp_path / "one", tmp_path / "all"
+    for path in (path for path in first.rglob("*") if path.is_file()):  # figures and certified_radii.csv too
+        assert (second / path.relative_to(first)).read_bytes() == path.read_bytes(), path
     assert not any(said for _, said, _ in ended[1:])
 
 
