@@ -30,7 +30,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,8 @@ import torch
 from benchmarks.harness import Benchmark, middle, parser, ratio, rounds, spread
 from benchmarks.streaming.stream_data import BANDS, SKY, STAMP, make_stamps, write
 from benchmarks.streaming.stream_memory import peak_mib
+from benchmarks.streaming.stream_survey import link_shards
 from hpcphotoz.config import Config, Model
-from hpcphotoz.data.format.manifest import read_manifest, write_manifest
 from hpcphotoz.models.build import bins_of, build
 from hpcphotoz.training.run.network import TrainedNetwork, save_network
 
@@ -214,7 +213,7 @@ def measure_memory(folder: Path, many: int) -> dict[str, Any]:
     )
     (folder / "tiny").mkdir()
     save_network(trained, folder / "tiny" / "compact.safetensors")
-    virtual(small, folder / "many", many // shard_rows)
+    link_shards(small, folder / "many", many // shard_rows)
     found = {}
     code = "from benchmarks.bench_predict import child; child"
     for name in ("small", "many"):
@@ -223,16 +222,6 @@ def measure_memory(folder: Path, many: int) -> dict[str, Any]:
         found[name] = {"objects": objects, "mib": mib, "objects_per_s": objects / seconds}
         print(f"{objects} objects: {mib:.0f} MiB at the peak, {objects / seconds:.0f} objects/s", flush=True)
     return {**found, "mib_growth": found["many"]["mib"] - found["small"]["mib"]}
-
-
-def virtual(real: Path, folder: Path, count: int) -> None:
-    """A dataset of so many hard links to the only shard of another."""
-    manifest = read_manifest(real)
-    folder.mkdir()
-    entries = tuple(replace(manifest.shards[0], file=f"shard-{k:05d}.hdf5") for k in range(count))
-    for entry in entries:
-        os.link(real / manifest.shards[0].file, folder / entry.file)
-    write_manifest(folder, replace(manifest, shards=entries))
 
 
 def run_process(words: list[str], variables: dict[str, str] | None = None) -> Any:

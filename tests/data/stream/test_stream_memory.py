@@ -1,16 +1,13 @@
 """Memory of the stream is the same for 1e4 objects and 1e8 virtual ones."""
 
 import json
-import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hpcphotoz.data.format.manifest import read_manifest, write_manifest
-from tests.helpers.datasets import make_dataset
+from tests.helpers.datasets import linked_dataset, make_dataset
 
 ROWS = 8192
 SCRIPT = """
@@ -29,17 +26,6 @@ print(json.dumps({"rows": stream.rows, "batches": batches, "seen": seen, "peak_k
 """
 
 
-def virtual(real: Path, folder: Path, count: int) -> Path:
-    """A manifest that lists one shard `count` times under other names, hard links to it."""
-    manifest = read_manifest(real)
-    folder.mkdir()
-    entries = [replace(manifest.shards[0], file=f"shard-{k:05d}.hdf5") for k in range(count)]
-    for entry in entries:
-        os.link(real / manifest.shards[0].file, folder / entry.file)
-    write_manifest(folder, replace(manifest, shards=tuple(entries)))
-    return folder
-
-
 def measure(folder: Path, part: str, start: int) -> dict[str, int]:
     words = [sys.executable, "-c", SCRIPT, str(folder), part, str(start)]
     found = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
@@ -52,8 +38,8 @@ def measure(folder: Path, part: str, start: int) -> dict[str, int]:
 @pytest.mark.parametrize("part", ["all", "train"])
 def test_a_hundred_million_objects_cost_what_ten_thousand_do(tmp_path: Path, part: str) -> None:
     one = make_dataset(tmp_path / "one", n=ROWS, shard_rows=ROWS, size=8)
-    small = virtual(one, tmp_path / "small", 2)
-    large = virtual(one, tmp_path / "large", 12_208 if part == "all" else 1500)
+    small = linked_dataset(one, tmp_path / "small", 2)
+    large = linked_dataset(one, tmp_path / "large", 12_208 if part == "all" else 1500)
     few, many = measure(small, part, 0), measure(large, part, 0)
     assert many["rows"] > (99_000_000 if part == "all" else 11_000_000)
     assert many["seen"] == 100 * 256
@@ -65,7 +51,7 @@ def test_a_hundred_million_objects_cost_what_ten_thousand_do(tmp_path: Path, par
 
 def test_few_shards_of_many_objects_hold_no_labels_in_memory(tmp_path: Path) -> None:
     one = make_dataset(tmp_path / "one", n=100_000, shard_rows=100_000, size=1)
-    few = measure(virtual(one, tmp_path / "few", 2), "train", 0)
-    many = measure(virtual(one, tmp_path / "many", 60), "train", 0)
+    few = measure(linked_dataset(one, tmp_path / "few", 2), "train", 0)
+    many = measure(linked_dataset(one, tmp_path / "many", 60), "train", 0)
     # Labels of 60 shards are 336 MiB.
     assert many["peak_kib"] < few["peak_kib"] + 60_000, (few, many)
