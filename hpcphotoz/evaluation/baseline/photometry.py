@@ -13,6 +13,7 @@ from hpcphotoz.data.format.manifest import Header, read_manifest
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import check_redshifts, read_batches
+from hpcphotoz.evaluation.magnitudes import magnitude_band
 from hpcphotoz.models.bins import RedshiftBins
 
 Floats = npt.NDArray[np.float64]
@@ -99,7 +100,7 @@ def features(data: Photometry, radius: int, noise: Floats) -> tuple[Floats, Floa
     dust = np.array([REDDENING.get(band, 0.0) for band in data.bands])
     flux = data.flux * 10 ** (0.4 * data.ebv[:, None, None] * dust)
     magnitude = -2.5 / np.log(10) * (np.arcsinh(flux / (2 * noise)) + np.log(noise))
-    r = data.bands.index("r") if "r" in data.bands else len(data.bands) // 2
+    r = magnitude_band(data.bands)
     rest = [magnitude[:, radius, r], magnitude[:, 0, r] - magnitude[:, -1, r]]
     if not set(data.bands) <= set(REDDENING):
         rest.append(data.ebv)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from hpcphotoz.attacks.sky_noise import sky_noise, standard_normal
 from hpcphotoz.data.order import derive_key
+from hpcphotoz.evaluation.magnitudes import ZERO_POINT
 
 FWHM = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian of unit sigma
 TYPICAL_FWHM = 1.3  # arcsec, for datasets without the column psf_fwhm: the median seeing of SDSS in r
@@ -103,7 +104,7 @@ def add_wing(stamps: SkyStamps, magnitude: float, beyond: float) -> Tensor:
     dy = y[None, :, None] - (distance * torch.sin(angle)).view(n, 1, 1)
     dx = x[None, None, :] - (distance * torch.cos(angle)).view(n, 1, 1)
     alpha = (stamps.psf_fwhm / (2 * math.sqrt(2 ** (1 / MOFFAT) - 1)))[:, :, None, None]
-    flux = 10 ** (0.4 * (22.5 - magnitude)) * stamps.pixel_scale**2  # nMgy arcsec^2 a pixel
+    flux = 10 ** (0.4 * (ZERO_POINT - magnitude)) * stamps.pixel_scale**2  # nMgy arcsec^2 a pixel
     profile = (MOFFAT - 1) / (math.pi * alpha**2) * (1 + (dx**2 + dy**2)[:, None] / alpha**2) ** -MOFFAT
     return stamps.images + flux * profile
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.evaluation.baseline.photometry import RADII, REDDENING, Photometry, apertures, features
+from hpcphotoz.evaluation.magnitudes import magnitude_band
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,7 +27,7 @@ class ColourChange(NamedTuple):
 
 def colour_names(bands: tuple[str, ...]) -> list[str]:
     """Names of the columns of a `ColourChange`, such as "u-g", the magnitude last."""
-    return [f"{a}-{b}" for a, b in zip(bands, bands[1:], strict=False)] + [_magnitude_band(bands)]
+    return [f"{a}-{b}" for a, b in zip(bands, bands[1:], strict=False)] + [bands[magnitude_band(bands)]]
 
 
 def colour_change(stamps: Stamps, attacked: npt.NDArray[np.float32], header: Header) -> ColourChange:
@@ -49,10 +50,6 @@ def colour_change(stamps: Stamps, attacked: npt.NDArray[np.float32], header: Hea
     return ColourChange(change, _errors(before))
 
 
-def _magnitude_band(bands: tuple[str, ...]) -> str:
-    return "r" if "r" in bands else bands[len(bands) // 2]
-
-
 def _values(photometry: Photometry, radius: int) -> Floats:
     colours, rest = features(photometry, radius, photometry.noise)
     return np.concatenate([colours, rest[:, :1]], axis=1)
@@ -65,5 +62,5 @@ def _errors(photometry: Photometry) -> Floats:
     flux, noise = photometry.flux * factor, photometry.noise
     one = 2.5 / np.log(10) * factor * noise / np.hypot(flux, 2 * noise)
     colours = np.hypot(one[..., :-1], one[..., 1:])
-    band = photometry.bands.index(_magnitude_band(photometry.bands))
+    band = magnitude_band(photometry.bands)
     return np.concatenate([colours, one[..., band : band + 1]], axis=-1)

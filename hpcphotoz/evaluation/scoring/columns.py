@@ -11,11 +11,11 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.baseline.photometry import RADII, apertures
+from hpcphotoz.evaluation.magnitudes import ab_magnitude, magnitude_band
 
 Floats = npt.NDArray[np.float64]
 
 STANDARD = ("z_spec", "aperture_mag", "ebv", "aperture_snr")  # in which metrics are always binned
-_ZERO_POINT = 22.5  # AB magnitude of a nanomaggy
 _LARGEST = 2  # index of the greatest aperture, 2.5 arcsec
 
 
@@ -59,7 +59,7 @@ class ObjectColumns:
     def __init__(self, data: Path, header: Header, names: Sequence[str]) -> None:
         """Raises BadInput for a name that is no column of numbers of the dataset."""
         self.names = tuple(names)
-        self._band = header.bands.index("r") if "r" in header.bands else len(header.bands) // 2
+        self._band = magnitude_band(header.bands)
         half = header.stamp * header.pixel_scale / 2
         aperture = max([k for k in range(_LARGEST + 1) if RADII[k] <= half], default=0)
         self._weight = apertures(header)[aperture].astype(np.float64)
@@ -103,8 +103,7 @@ class ObjectColumns:
                 with np.errstate(over="ignore"):  # beyond float32: infinite, in no bin
                     found[row] = values if place is None else values[:, place]
             elif name == "aperture_mag":
-                lit = flux > 0  # a flux below zero has no magnitude
-                found[row, lit] = _ZERO_POINT - 2.5 * np.log10(flux[lit])
+                found[row] = ab_magnitude(flux)
             elif name == "aperture_snr":
                 found[row] = flux / noise
             else:

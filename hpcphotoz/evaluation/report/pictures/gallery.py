@@ -9,9 +9,10 @@ import numpy.typing as npt
 from hpcphotoz.atomic import atomic_write, check_output_file
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.magnitudes import ab_magnitude, magnitude_band
 from hpcphotoz.evaluation.report.figure import figure_png
 from hpcphotoz.evaluation.report.pictures.dataset_sample import DatasetSample, sample_dataset
-from hpcphotoz.evaluation.report.pictures.rgb import band_colours, band_letter, rgb_images, three_bands
+from hpcphotoz.evaluation.report.pictures.rgb import band_colours, rgb_images, three_bands
 
 try:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -59,23 +60,11 @@ def plot_dataset(folder: Path, manifest: Manifest, out: Path, seed: int = 0) -> 
         temporary.write_bytes(png)
 
 
-def caption_band(bands: tuple[str, ...]) -> int:
-    """Index of the band of the magnitudes above the stamps: r, else the middle band."""
-    names = [band_letter(band) for band in bands]
-    return names.index("r") if "r" in names else len(bands) // 2
-
-
-def ab_magnitude(flux: Floats) -> Floats:
-    """AB magnitude of a flux in nMgy, 22.5 - 2.5 log10(flux); NaN where the flux is not positive."""
-    positive = np.where(flux > 0, flux, np.nan)
-    return np.asarray(22.5 - 2.5 * np.log10(positive))
-
-
 def _mosaic(figure: Any, folder: Path, manifest: Manifest, sample: DatasetSample) -> None:
     header, stamps = manifest.header, sample.stamps
     three = [header.bands[k] for k in three_bands(header.bands)]
     shades = f"red green blue = {' '.join(three)}" if len(header.bands) > 1 else f"grey = {three[0]}"
-    k = caption_band(header.bands)
+    k = magnitude_band(header.bands)
     counts = f"{_count(manifest.rows, 'object')} in {_count(len(manifest.shards), 'shard')}"
     side = f"{header.stamp} pixels = {header.stamp * header.pixel_scale:.4g} arcsec a side"
     figure.suptitle(

@@ -5,12 +5,12 @@ and so its colour (Lupton et al. 2004, doi:10.1086/382245).
 """
 
 import itertools
-import re
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hpcphotoz.evaluation.magnitudes import band_letter
 from hpcphotoz.evaluation.metrics import NMAD
 
 Floats = npt.NDArray[Any]
@@ -76,12 +76,6 @@ def three_bands(bands: tuple[str, ...]) -> list[int]:
     if {"i", "r", "g"} <= set(names):
         return [names.index(band) for band in ("i", "r", "g")]
     return [len(bands) - 1, len(bands) // 2, 0]
-
-
-def band_letter(band: str) -> str:
-    """The letter among u g r i z y at the end of a band's name (des-g, HSC-R2); empty if there is none."""
-    found = re.search(r"(?:^|[^a-z0-9])([ugrizy])[^a-z]*$", band.lower())
-    return found[1] if found else ""
 
 
 def band_colours(bands: tuple[str, ...]) -> list[str]:

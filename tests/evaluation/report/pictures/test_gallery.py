@@ -12,10 +12,11 @@ from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.magnitudes import ab_magnitude, band_letter, magnitude_band
 from hpcphotoz.evaluation.report import figure as figures
 from hpcphotoz.evaluation.report.pictures.dataset_sample import sample_dataset
-from hpcphotoz.evaluation.report.pictures.gallery import ab_magnitude, caption_band, plot_dataset
-from hpcphotoz.evaluation.report.pictures.rgb import band_colours, band_letter, rgb_images, three_bands
+from hpcphotoz.evaluation.report.pictures.gallery import plot_dataset
+from hpcphotoz.evaluation.report.pictures.rgb import band_colours, rgb_images, three_bands
 from hpcphotoz.sources.noise import stamp_sky_sigma
 from tests.helpers.datasets import SKY, make_stamps, write_stamps
 
@@ -153,8 +154,8 @@ def test_a_band_has_its_colour_in_every_dataset() -> None:
     assert len(band_colours(tuple(f"J0{k}0" for k in range(30)))) == 30
     names = ("r", "des-g", "HSC-R2", "J", "F606W", "flag", "i_prime")
     assert [band_letter(name) for name in names] == ["r", "g", "r", "", "", "", ""]
-    assert caption_band(("des-g", "des-r", "des-i", "des-z")) == 1
-    assert caption_band(("g", "i", "z")) == 1 and caption_band(("J",)) == 0
+    assert magnitude_band(("des-g", "des-r", "des-i", "des-z")) == 1
+    assert magnitude_band(("g", "i", "z")) == 1 and magnitude_band(("J",)) == 0
 
 
 def test_the_scatter_of_the_outer_pixels_is_clipped_and_not_in_steps_of_int16() -> None:
