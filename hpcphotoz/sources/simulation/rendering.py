@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.optional_imports import sources_extra
-from hpcphotoz.sources.simulation.population import Floats, Galaxy
+from hpcphotoz.sources.simulation.population import Galaxy
+from hpcphotoz.sources.simulation.survey_tables import Floats
 
 with sources_extra():
     import galsim
