@@ -56,6 +56,11 @@ class Galaxy:
     position_angle: float  # rad, from +x towards +y
 
 
+def generator(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of galaxy `index` of a seed."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+
+
 def draw_galaxy(tables: SurveyTables, rng: np.random.Generator) -> Galaxy:
     """Draws one galaxy of the survey."""
     return make_galaxy(tables, draw_properties(tables, rng))
