@@ -139,13 +139,13 @@ class Plan:
             Training(INCEPTION, "train", inception),
             Training(ROBUST_INCEPTION, "train", inception, centre),
             Training(RELU, "train", {**cnn, "relu_logits": True}),
+            Training(STANDARD + SKY, "sky-train", in_sky, group="sky"),
+            Training(ADVERSARIAL + SKY, "sky-train", in_sky, centre, group="sky"),
             *(
                 Training(point_name(point), "train", cnn, point, group="surface")
                 for point in self.points
                 if point != centre
             ),
-            Training(STANDARD + SKY, "sky-train", in_sky, group="sky"),
-            Training(ADVERSARIAL + SKY, "sky-train", in_sky, centre, group="sky"),
         ]
 
     def _shared(self, epochs: str) -> dict[str, object]:
