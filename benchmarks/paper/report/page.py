@@ -1,6 +1,7 @@
 """The page with its figures: page.md filled with the results."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.paper.report import figures, tables, verdicts
@@ -86,8 +87,10 @@ def _missing(results: Results) -> str:
     groups: dict[str, list[str]] = {}
     for name in left_out:
         kind, _, rest = name.partition("-")
-        groups.setdefault(kind, []).append(rest or name)
-    lines += [f"- no time yet for `{kind}` of {', '.join(names)}" for kind, names in groups.items()]
+        groups.setdefault(kind, []).append(rest.partition("-seed-")[0] or name)
+    for kind, names in groups.items():
+        each = [f"{name}{f' ({n} seeds)' if n > 1 else ''}" for name, n in Counter(names).items()]
+        lines.append(f"- no time yet for `{kind}` of {', '.join(each)}")
     return "\n".join(lines) or "All of the plan has been done."
 
 
