@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
-    from hpcphotoz.atomic import making_folder, write_text
+    from hpcphotoz.atomic import making_folder
     from hpcphotoz.evaluation.baseline.knn import knn_colours
     from hpcphotoz.evaluation.natural.second_epoch import check_second_epoch
     from hpcphotoz.evaluation.report.bins import KEY, bins_section
+    from hpcphotoz.evaluation.report.folder import check_report_folder
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
-    from hpcphotoz.evaluation.report.write import check_report_folder, write_report
+    from hpcphotoz.evaluation.report.write import write_report
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.run.network import load_network
 
@@ -89,10 +90,8 @@ def evaluate(options: argparse.Namespace) -> int:
         further = measure_further(options, networks, result, device, smoothing)
 
         def write() -> dict[str, Any]:
-            for name, text in further.files.items():
-                write_text(options.out / name, text)
             sections = [one for one in (bins_section(result), *further.sections) if one is not None]
-            return write_report(result, options.out, baseline, sections)
+            return write_report(result, options.out, baseline, sections, further.files)
 
         tree = ranks.on_first_rank(write)
     if options.json:

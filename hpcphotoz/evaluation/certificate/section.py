@@ -14,7 +14,6 @@ from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import EvaluationResult
 
 KEY = "certificate"
-TABLE = "certified_radii.csv"
 _PANEL = (4.6, 4.3)  # inches
 _POINTS = 200  # of a curve
 _TEXT = """Randomised smoothing: the smoothed redshift of a galaxy is the median of <z> over {samples}
