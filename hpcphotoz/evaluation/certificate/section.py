@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,15 @@ from hpcphotoz.evaluation.result import EvaluationResult
 KEY = "certificate"
 _PANEL = (4.6, 4.3)  # inches
 _POINTS = 200  # of a curve
+_WIDTHS = "interval widths"
+_AXIS = "radius R: L2 norm of the change (sky sigmas)"
 _TEXT = """Randomised smoothing: the smoothed redshift of a galaxy is the median of <z> over {samples}
 copies of its image with Gaussian noise of {sigma:g} sky sigma in every pixel. A certificate is a proof,
 not an attack: with confidence {confidence:g}, no change of the image within the certified radius R makes
-the smoothed redshift an outlier (|dz| > {outlier}). R is the L2 norm of the change over all pixels and
-bands, in sky sigmas; every change of at most R / {root:.1f} sky sigma a pixel (the ball linf), and every
-change of that root mean square (l2), is within R. The attack is PGD within R on the PDF averaged over
-noisy copies: what it leaves of the galaxies is an upper bound of what is robust, the certified fraction a
-lower one. {check}"""
+the smoothed redshift an outlier (|Δz/(1+z)| > {outlier}). R is the L2 norm of the change over all pixels and
+bands{seen}, in sky sigmas. It holds for every change of at most {balls} sky sigma a pixel (the ball linf).
+The attack is PGD within R on the PDF averaged over noisy copies: what it leaves of the galaxies is an upper
+bound of what is robust, the certified fraction a lower one. {check}"""
 
 
 def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) -> ReportSection:
@@ -41,7 +43,8 @@ def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) 
         sigma=one.smoothing.sigma,
         confidence=one.smoothing.confidence,
         outlier=metrics.OUTLIER,
-        root=one.dimensions**0.5,
+        seen=" that the network sees" if any(each.seen < each.dimensions for each in found) else "",
+        balls=_balls(found),
         check=failed or "No attack contradicts a certificate beyond chance.",
     )
     return ReportSection(
@@ -50,8 +53,16 @@ def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) 
         text=text.replace("\n", " "),
         tables=[_table(found)],
         figures=_figures(result, found),
+        alts=_alts(found),
         record=certificate_record(found),
     )
+
+
+def _balls(found: Sequence[Certificate]) -> str:
+    """Epsilon of the ball linf within R: one text where all networks see as many pixels."""
+    if len({one.seen for one in found}) == 1:
+        return f"R / {found[0].seen ** 0.5:.1f}"
+    return ", ".join(f"R / {one.seen**0.5:.1f} ({one.network})" for one in found)
 
 
 def certificate_record(found: Sequence[Certificate]) -> dict[str, Any]:
@@ -93,6 +104,7 @@ def _record(one: Certificate) -> dict[str, Any]:
     }
     return {
         "smoothed": smooth,
+        "dimensions_seen": one.seen,
         "radii_sky_sigma": list(one.radii),
         "linf_eps_sky_sigma": [one.linf(radius) for radius in one.radii],
         **(numbers if known.any() else {}),
@@ -123,52 +135,75 @@ def _table(found: Sequence[Certificate]) -> list[list[str]]:
     return rows
 
 
+def _name(one: Certificate) -> str:
+    return f"fractions {one.network}"
+
+
+def _alts(found: Sequence[Certificate]) -> dict[str, str]:
+    """The axes of each picture, and the numbers at the radii that were attacked."""
+    radii = [f"{radius:g}" for radius in found[0].radii]
+    alts = {}
+    for one in found:
+        if one.known.any():
+            fractions = (
+                f"{100 * one.certified(radius):.0f}, {100 * one.certified(radius, vote=True):.0f} and "
+                f"{100 * one.attacked(k):.0f} % at {radii[k]}"
+                for k, radius in enumerate(one.radii)
+            )
+            alts[_name(one)] = (
+                f"Percentage of the galaxies that are no outliers by {one.network} against the radius in sky "
+                f"sigmas: certified, certified by vote, and left by the attack are {'; '.join(fractions)}."
+            )
+    medians = ((one.network, np.median((one.high - one.low) / 2, axis=1)) for one in found)
+    widths = (f"{name} {', '.join(f'{width:.4f}' for width in each)}" for name, each in medians)
+    alts[_WIDTHS] = (
+        "Half of the certified interval of the smoothed redshift against the radius in sky sigmas, median "
+        f"galaxy and 16th to 84th percentile. The medians at {', '.join(radii)} are {'; '.join(widths)}."
+    )
+    return alts
+
+
 def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str, bytes]:
     from hpcphotoz.evaluation.report import figure  # a local import: all else works without matplotlib
 
     end = max(max(one.radii[-1], one.smoothing.largest_radius) for one in found)
     at = np.linspace(0, end, _POINTS)
-    root = found[0].dimensions ** 0.5
 
-    def epsilon(ax: Any) -> None:
+    def curves(page: Any, one: Certificate) -> None:
+        ax = page.subplots()
+        look = figure.line_look(result, one.network)
+        shade, marker = look["color"], look["marker"]
+        solid: dict[str, Any] = {"color": shade, "lw": 1.8}
+        ax.plot(at, _percent(one, at, vote=False), label="certified", **solid)
+        ax.plot(
+            at, _percent(one, at, vote=True), label="certified by vote", **{**solid, "lw": 1.2, "ls": "--"}
+        )
+        left = [100 * one.attacked(k) for k in range(len(one.radii))]
+        ax.plot(one.radii, left, label="attacked", color=shade, ls=":", marker=marker, ms=7, mfc="white")
+        root = one.seen**0.5
         top = ax.secondary_xaxis("top", functions=(lambda r: r / root, lambda eps: eps * root))
         top.set_xlabel("$\\epsilon$ of the linf ball inside (sky sigmas per pixel)")
-        ax.set(xlim=(0, end), xlabel="radius R: L2 norm of the change (sky sigmas)")
-
-    def curves(page: Any) -> None:
-        ax = page.subplots()
-        for one in found:
-            if not one.known.any():
-                continue
-            look = figure.line_look(result, one.network)
-            shade, marker = look["color"], look["marker"]
-            solid: dict[str, Any] = {"color": shade, "lw": 1.8, "marker": marker, "markevery": _POINTS // 8}
-            ax.plot(at, _percent(one, at, vote=False), label=f"{one.network}, certified", **solid)
-            dashed: dict[str, Any] = {"color": shade, "lw": 1.2, "ls": "--"}
-            ax.plot(at, _percent(one, at, vote=True), label=f"{one.network}, certified by vote", **dashed)
-            left = [100 * one.attacked(k) for k in range(len(one.radii))]
-            dotted: dict[str, Any] = {"color": shade, "ls": ":", "marker": marker, "ms": 7, "mfc": "white"}
-            ax.plot(one.radii, left, label=f"{one.network}, attacked", **dotted)
-        epsilon(ax)
-        ax.set(ylim=(0, 100), ylabel=f"galaxies with |$\\Delta z/(1+z)$| $\\leq$ {metrics.OUTLIER} (%)")
+        ax.set(xlim=(0, end), xlabel=_AXIS, ylim=(0, 102), title=one.network)
+        ax.set_ylabel(f"galaxies with |$\\Delta z/(1+z)$| $\\leq$ {metrics.OUTLIER} (%)")
         figure.legend_below(page, ax)
 
     def widths(page: Any) -> None:
         ax = page.subplots()
         for one in found:
-            half = (one.high - one.low) / 2
-            low, middle, high = np.percentile(half, (16, 50, 84), axis=1)
+            low, middle, high = np.percentile((one.high - one.low) / 2, (16, 50, 84), axis=1)
             look = figure.line_look(result, one.network)
-            ax.plot(one.radii, middle, label=f"{one.network}, median galaxy", **look)
-            ax.fill_between(one.radii, low, high, color=look["color"], alpha=0.2, lw=0)
-        epsilon(ax)
-        ax.set(ylim=(0, None), ylabel="half of the certified interval (redshift)")
+            ax.plot(one.radii, middle, label=one.network, **look)
+            for edge in (low, high):
+                ax.plot(one.radii, edge, color=look["color"], ls=look["ls"], lw=0.7)
+            ax.fill_between(one.radii, low, high, color=look["color"], alpha=0.12, lw=0)
+        ax.set(
+            xlim=(0, None), ylim=(0, None), xlabel=_AXIS, ylabel="half of the certified interval (redshift)"
+        )
         figure.legend_below(page, ax)
 
-    return {
-        "Certified and attacked fraction of the galaxies": figure.figure_png(curves, *_PANEL),
-        "Width of the certified interval of the smoothed redshift": figure.figure_png(widths, *_PANEL),
-    }
+    known = [one for one in found if one.known.any()]
+    pictures = {_name(one): figure.figure_png(partial(curves, one=one), *_PANEL) for one in known}
+    return {**pictures, _WIDTHS: figure.figure_png(widths, *_PANEL)}
 
 
 def _percent(one: Certificate, at: npt.NDArray[np.float64], *, vote: bool) -> list[float]:

@@ -13,6 +13,8 @@ from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import EvaluationResult
 
 KEY = "natural"
+_NAME = "change of redshift"
+_WIDTH = 4.6  # inches
 _TEXT = f"""How far {{attack}} at {{eps:g}} sky sigma moves the mean of the PDF, <z>, of the same galaxies,
 beside what another exposure or another reduction does. Rms and max are of the change of the pixels, in sky
 sigmas of their band (medians over galaxies). The last column is the attack's median change of <z> over that
@@ -42,9 +44,8 @@ def natural_section(
         title="An adversary and the sky",
         text=" ".join(text.split()),
         tables=[_table(result, shifts, epoch)],
-        figures={
-            "change of redshift by natural perturbations and by the attack": _figure(result, shifts, epoch)
-        },
+        figures={_NAME: _figure(result, shifts, epoch)},
+        alts={_NAME: _alt(result, shifts, epoch)},
         record=natural_record(result, shifts, epoch),
     )
 
@@ -105,12 +106,25 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def _alt(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> str:
+    """The axes, and the median change of each row and network."""
+    record, labels = natural_record(result, shifts, epoch)["networks"], _labels(result, epoch)
+    texts = []
+    for name, label in labels.items():
+        medians = (f"{record[network][name]['shift_median']:.5f} ({network})" for network in shifts.networks)
+        texts.append(f"{label} {', '.join(medians)}")
+    return (
+        "Median and 90th percentile of the change of <z>, in redshift on a logarithmic axis, a row for the "
+        f"attack and each natural perturbation. The medians are: {'; '.join(texts)}."
+    )
+
+
 def _figure(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> bytes:
     from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
 
     record = natural_record(result, shifts, epoch)["networks"]
     labels = _labels(result, epoch)
-    offsets = np.linspace(-0.15, 0.15, len(shifts.networks)) if len(shifts.networks) > 1 else np.zeros(1)
+    offsets = 0.16 * (np.arange(len(shifts.networks)) - (len(shifts.networks) - 1) / 2)
 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
@@ -126,9 +140,12 @@ def _figure(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch 
             ax.plot(median, at, look["marker"], color=shade, ms=6, label=network)
             ax.plot(p90, at, "|", color=shade, ms=9)
         ax.set_xscale("log")
-        ax.set_yticks(range(len(labels)), list(labels.values()))
-        ax.invert_yaxis()
-        ax.set_xlabel("|change of <z>| (redshift): median, and 90th percentile")
+        # Labels above their rows: beside the axis they would take half of the width.
+        ax.set(yticks=[], ylim=(len(labels) - 0.5 + abs(offsets[0]), -0.75))
+        for row, label in enumerate(labels.values()):
+            place = {"xy": (0, row - abs(offsets[0]) - 0.2), "xycoords": ("axes fraction", "data")}
+            ax.annotate(label, xytext=(3, 0), textcoords="offset points", va="bottom", **place)
+        ax.set_xlabel("|change of <z>| (redshift): median to 90th percentile")
         legend_below(figure, ax)
 
-    return figure_png(draw, 8.4, 1.2 + 0.5 * len(labels))
+    return figure_png(draw, _WIDTH, 1.2 + (0.4 + 0.13 * len(offsets)) * len(labels))
