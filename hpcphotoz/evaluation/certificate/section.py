@@ -19,6 +19,10 @@ _PANEL = (4.6, 4.3)  # inches
 _POINTS = 200  # of a curve
 _WIDTHS = "interval widths"
 _AXIS = "radius R: L2 norm of the change (sky sigmas)"
+_CAPTION = (
+    "Scatter and outliers of the smoothed redshift; median certified radius in sky sigmas; galaxies "
+    "certified to be no outliers within R / left by the attack within R"
+)
 _TEXT = """Randomised smoothing: the smoothed redshift of a galaxy is the median of <z> over {samples}
 copies of its image with Gaussian noise of {sigma:g} sky sigma in every pixel. A certificate is a proof,
 not an attack: with confidence {confidence:g}, no change of the image within the certified radius R makes
@@ -52,6 +56,7 @@ def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) 
         title="Certified radius",
         text=text.replace("\n", " "),
         tables=[_table(found)],
+        captions=[_CAPTION],
         figures=_figures(result, found),
         alts=_alts(found),
         record=certificate_record(found),
@@ -120,18 +125,18 @@ def _record(one: Certificate) -> dict[str, Any]:
 
 def _table(found: Sequence[Certificate]) -> list[list[str]]:
     radii = found[0].radii
-    heads = ["run", "sigma_MAD, smoothed", "eta, smoothed", "median R"]
-    rows = [heads + [f"certified / attacked at {radius:g}" for radius in radii]]
+    heads = ["run", "sigma_MAD", "eta (%)", "median R"]
+    rows = [heads + [f"R = {radius:g} (%)" for radius in radii]]
     for one in found:
         record = _record(one)
         if not record["smoothed"]:
             rows.append([one.network, *["no z_spec"] * (len(rows[0]) - 1)])
             continue
         smooth = record["smoothed"]
-        cells = [f"{smooth['sigma_mad']:.4f}", f"{100 * smooth['eta']:.1f} %"]
+        cells = [f"{smooth['sigma_mad']:.4f}", f"{100 * smooth['eta']:.1f}"]
         cells.append(f"{record['median_radius_sky_sigma']:.3g}")
         pairs = zip(record["certified"], record["attacked"], strict=True)
-        rows.append([one.network, *cells, *(f"{100 * a:.1f} / {100 * b:.1f} %" for a, b in pairs)])
+        rows.append([one.network, *cells, *(f"{100 * a:.1f} / {100 * b:.1f}" for a, b in pairs)])
     return rows
 
 

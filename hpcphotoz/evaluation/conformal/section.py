@@ -13,6 +13,7 @@ from hpcphotoz.evaluation.result import EvaluationResult
 
 KEY = "conformal"
 _PANEL = (4.6, 4.3)  # inches
+_CAPTION = "Galaxies whose z_spec is in the interval, with binomial errors, and its mean width in redshift"
 _TEXT = """The fraction of the galaxies whose z_spec is in an interval, and the interval's mean width in
 redshift: the PDF's own central interval, and the conformal one, which is the former widened (or narrowed) by
 one amount for all galaxies, found on {n} clean calibration galaxies that are not measured. On clean images
@@ -34,6 +35,7 @@ def conformal_section(result: EvaluationResult, found: Sequence[Coverage]) -> Re
         title="Conformal intervals",
         text=_TEXT.format(n=n, attack=attack, eps=result.headline_eps).replace("\n", " "),
         tables=[_table(found)],
+        captions=[_CAPTION],
         figures={f"coverage {one.network}": _figure(result, one) for one in found},
         alts={f"coverage {one.network}": _alt(result, one) for one in found},
         record=conformal_record(result, found),
@@ -70,7 +72,7 @@ def conformal_record(result: EvaluationResult, found: Sequence[Coverage]) -> dic
 
 
 def _table(found: Sequence[Coverage]) -> list[list[str]]:
-    rows = [["run", "interval", "level", "coverage, clean", "width", "coverage, attacked", "width"]]
+    rows = [["run", "interval", "level", "clean (%)", "width", "attacked (%)", "width"]]
     for one in found:
         for kind in KINDS:
             for k, level in enumerate(LEVELS):
@@ -79,7 +81,7 @@ def _table(found: Sequence[Coverage]) -> list[list[str]]:
                     percent, error = (
                         100 * x[k] for x in (one.covered[kind, condition], one.error(kind, condition))
                     )
-                    cells += [f"{percent:.1f} ± {error:.1f} %", f"{one.width[kind, condition][k]:.4f}"]
+                    cells += [f"{percent:.1f} ± {error:.1f}", f"{one.width[kind, condition][k]:.4f}"]
                 rows.append(cells)
     return rows
 
@@ -105,7 +107,7 @@ def _listed(percent: Any) -> str:
 
 
 def _figure(result: EvaluationResult, one: Coverage) -> bytes:
-    """Coverage against level: squares for intervals of the PDF, circles for conformal ones, open if attacked."""
+    """Coverage against level: squares for PDFs' intervals, circles for conformal ones, open if attacked."""
     from hpcphotoz.evaluation.report import figure  # a local import: all else works without matplotlib
 
     def draw(page: Any) -> None:

@@ -15,6 +15,7 @@ from hpcphotoz.evaluation.result import EvaluationResult
 KEY = "natural"
 _NAME = "change of redshift"
 _WIDTH = 4.6  # inches
+_CAPTION = "Change of the pixels (rms, max) in sky sigmas; change of <z> (median, 90 %) in redshift"
 _TEXT = f"""How far {{attack}} at {{eps:g}} sky sigma moves the mean of the PDF, <z>, of the same galaxies,
 beside what another exposure or another reduction does. Rms and max are of the change of the pixels, in sky
 sigmas of their band (medians over galaxies). The last column is the attack's median change of <z> over that
@@ -44,6 +45,7 @@ def natural_section(
         title="An adversary and the sky",
         text=" ".join(text.split()),
         tables=[_table(result, shifts, epoch)],
+        captions=[_CAPTION],
         figures={_NAME: _figure(result, shifts, epoch)},
         alts={_NAME: _alt(result, shifts, epoch)},
         record=natural_record(result, shifts, epoch),
@@ -79,8 +81,8 @@ def _labels(result: EvaluationResult, epoch: SecondEpoch | None) -> dict[str, st
 
 def _table(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> list[list[str]]:
     known = result.unlabelled < result.objects
-    head = ["perturbation", "network", "rms", "max", "change of <z>", "90 %"]
-    rows = [[*head, *(["sigma_MAD", "eta"] if known else []), "attack / this"]]
+    head = ["perturbation", "run", "rms", "max", "median", "90 %"]
+    rows = [[*head, *(["sigma_MAD", "eta (%)"] if known else []), "attack / this"]]
     record = natural_record(result, shifts, epoch)["networks"]
     for network, one in shifts.networks.items():
         if known:
@@ -99,7 +101,7 @@ def _table(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch |
 def _metrics(row: Mapping[str, float]) -> list[str]:
     if "sigma_mad" not in row:
         return ["", ""]
-    return [f"{row['sigma_mad']:.4f}", f"{100 * row['eta']:.1f} %"]
+    return [f"{row['sigma_mad']:.4f}", f"{100 * row['eta']:.1f}"]
 
 
 def _number(value: float | None, form: str) -> str:

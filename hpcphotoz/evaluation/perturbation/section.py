@@ -20,6 +20,11 @@ _APERTURE = 2  # of `RADII`: 2.5 arcsec, for the figure of the colours
 _PANEL = (4.6, 4.3)  # inches
 _BAND, _RADIUS, _FREQUENCY, _COLOURS = "by band", "by radius", "by frequency", "colours"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")  # of the bars of the networks, as their colours
+_POWER_CAPTION = "Root mean square of the change in each band, sky sigmas"
+_COLOUR_CAPTION = (
+    f"Median |change| / error of each colour within {RADII[_APERTURE]:g} arcsec; galaxies of which any "
+    "colour, in any aperture, changes by more than 1 or 3 errors"
+)
 _TEXT = """The change of the images by {attack} at {eps:g} sky sigma, in sky sigmas of each band. Power is
 the mean square over pixels; independent sky noise has the power 1 in every band, at every radius and at every
 frequency. Colours are measured in fixed apertures before and after the attack: a change below 1 is smaller
@@ -41,6 +46,7 @@ def perturbation_section(result: EvaluationResult, found: Sequence[Perturbation]
         title="Where the perturbation is",
         text=_TEXT.format(attack=attack, eps=result.headline_eps).replace("\n", " "),
         tables=[_power_table(found, result.header), _colour_table(found, result.header)],
+        captions=[_POWER_CAPTION, _COLOUR_CAPTION],
         figures=_figures(result, found, maps),
         alts=_alts(result, found, maps),
         record=perturbation_record(result, found),
@@ -90,7 +96,7 @@ def _mean_change(one: Perturbation) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def _power_table(found: Sequence[Perturbation], header: Header) -> list[list[str]]:
-    head = ["root mean square, sky sigmas", *header.bands, "all bands"]
+    head = ["run", *header.bands, "all bands"]
     rows = [[one.network, *_roots(one.by_band), *_roots(one.by_band.mean(keepdims=True))] for one in found]
     return [head, *rows]
 
@@ -101,14 +107,10 @@ def _roots(power: npt.NDArray[np.float64]) -> list[str]:
 
 def _colour_table(found: Sequence[Perturbation], header: Header) -> list[list[str]]:
     names = colour_names(header.bands)[:-1]
-    aperture = f"{RADII[_APERTURE]:g} arcsec"
-    head = [f"colours within {aperture}"]
-    head += [f"|change of {name}| / error" for name in names]
-    head += ["some colour beyond 1 sigma, any aperture", "beyond 3 sigma"]
-    rows = []
+    head, rows = ["run", *names, "any > 1 (%)", "any > 3 (%)"], []
     for one in found:
         middle = _middle(one, len(names))
-        seen = [f"{100 * one.seen(sigmas):.1f} %" for sigmas in (1, 3)]
+        seen = [f"{100 * one.seen(sigmas):.1f}" for sigmas in (1, 3)]
         rows.append([one.network, *(f"{value:.2f}" for value in middle), *seen])
     return [head, *rows]
 

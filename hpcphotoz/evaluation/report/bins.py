@@ -44,6 +44,7 @@ def bins_section(result: EvaluationResult) -> ReportSection | None:
         title="Metrics in bins",
         text=text,
         tables=[_table(one) for one in result.binned],
+        captions=[f"In bins of {one.meaning}" for one in result.binned],
         figures={f"Metrics by {one.column}": _figure(result, one) for one in result.binned},
         alts={f"Metrics by {one.column}": _alt(one) for one in result.binned},
         record={one.column: _record(one) for one in result.binned},

@@ -46,13 +46,24 @@ _TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the image
 by ATTACK: do attacks also fool networks that they were not made for?"""
 
 
+_CAPTIONS = {
+    "conventions": ("Our conventions, of Δz/(1+z)", "RAIL's conventions", "Scores of the whole PDF"),
+    "minimal-epsilon": ("ε in sky sigmas within which a percentage of the galaxies are outliers",),
+    "calibration": (
+        "Distance of the PIT from a flat distribution",
+        "Galaxies in their central / highest-density credible interval",
+    ),
+    "transfer-matrix": ("Network of the row: whose gradients made the images; of the column: that predicts",),
+}
+
+
 def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[ReportSection]:
     """The sections before those of further measurements; without a known z_spec, only two of them."""
     sections = [ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline)])]
     attack = f"{METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
     if result.unlabelled < result.objects:
         tables = convention_tables(result)
-        sections.append(ReportSection("conventions", "All metrics", " ".join(_CONVENTIONS.split()), tables))
+        sections.append(_drawn("conventions", "All metrics", _CONVENTIONS, (), tables))
         text = _REDSHIFTS.replace("ATTACK", attack)
         sections.append(_drawn("redshifts", "Redshifts", text, redshift_scatter(result)))
         curves = networks_under_each_attack(result, baseline)
@@ -66,7 +77,7 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
         sections.append(_drawn("calibration", "Calibration", _CALIBRATION, plots, tables))
         if result.transfer:
             text = _TRANSFER.replace("ATTACK", attack)
-            sections.append(ReportSection("transfer-matrix", "Transfer", text, [_transfer(result)]))
+            sections.append(_drawn("transfer-matrix", "Transfer", text, (), [_transfer(result)]))
     sections.append(_drawn("change", "Change of redshift", _SHIFT, shift_curves(result)))
     return sections
 
@@ -114,7 +125,7 @@ def _summary(result: EvaluationResult) -> str:
 
 def _transfer(result: EvaluationResult) -> list[list[str]]:
     names = [network.name for network in result.networks]
-    rows = [["images made against", *(f"predicted by {name}" for name in names)]]
+    rows = [["images against", *(f"by {name}" for name in names)]]
     for network in result.networks:
         own = network.at(result.headline_method, result.headline_eps).metrics
         by_network = {**result.transfer[network.name], network.name: own}
@@ -129,4 +140,5 @@ def _drawn(
     key: str, title: str, text: str, plots: Sequence[Plot], tables: Sequence[TextTable] = ()
 ) -> ReportSection:
     figures, alts = {plot.name: plot.png for plot in plots}, {plot.name: plot.alt for plot in plots}
-    return ReportSection(key, title, " ".join(text.split()), tables, figures, alts=alts)
+    captions = _CAPTIONS.get(key, ())
+    return ReportSection(key, title, " ".join(text.split()), tables, figures, alts=alts, captions=captions)

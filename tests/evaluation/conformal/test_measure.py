@@ -19,6 +19,7 @@ from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.networks import StubNetwork
+from tests.helpers.report_sections import check_section
 
 
 def pdf_of(network: StubNetwork, images: npt.NDArray[np.float32]) -> RedshiftPdf:
@@ -60,6 +61,10 @@ def test_clean_intervals_are_those_of_the_calibration_and_an_attack_loses_covera
     record = json.loads(json.dumps(section.record, allow_nan=False))
     assert record["networks"]["standard"]["conformal"]["clean"]["coverage"] == pytest.approx(expected)
     assert len(section.tables[0]) == 1 + 2 * len(LEVELS) and len(section.figures) == 1
+    check_section(section)
+    (alt,) = section.alts.values()
+    clean = ", ".join(f"{100 * x:.0f}" for x in found.covered["pdf", "clean"][:2])
+    assert f"on clean images {clean} and" in alt and "At the levels 68, 90 and 95 % it is" in alt
 
 
 def test_calibration_objects_that_are_measured_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.networks import LogisticNetwork, StubNetwork
+from tests.helpers.report_sections import check_section
 
 
 def headline(data: Path, limit: int | None = None) -> HeadlineAttack:
@@ -88,6 +89,7 @@ def test_another_night_is_matched_by_position(tmp_path: Path) -> None:
     assert section.record["second_epoch"]["matched"] == 37
     assert section.record["networks"]["other"][EPOCH]["n"] == 37
     assert len(section.tables[0]) == 1 + 2 * (1 + 1 + len(NATURAL) + 1)
+    check_section(section)
     (png,) = section.figures.values()
     assert png.startswith(b"\x89PNG")
 

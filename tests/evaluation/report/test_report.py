@@ -251,6 +251,7 @@ def test_a_further_measurement_is_on_the_page_and_in_the_metrics(tmp_path: Path)
         [[["night", "dz"], ["<a>", "0.1"]]],
         {"a picture": b"png"},
         {"n": 3},
+        captions=["Per <night>"],
     )
     tree = write_report(make_result(), tmp_path, sections=[section])
     assert tree["sky"] == {"n": 3} and "clean" in tree["standard"]
@@ -259,6 +260,7 @@ def test_a_further_measurement_is_on_the_page_and_in_the_metrics(tmp_path: Path)
         "<h2>The &lt;sky&gt;</h2>",
         "<p>1 &lt; 2 &amp; so on.</p>",
         '<th scope="row">&lt;a&gt;</th>',
+        "<table><caption>Per &lt;night&gt;</caption><thead>",
         'alt="The &lt;sky&gt;: a picture"',
     ):
         assert text in page
