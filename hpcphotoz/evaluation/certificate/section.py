@@ -29,7 +29,10 @@ not an attack: with confidence {confidence:g}, no change of the image within the
 the smoothed redshift an outlier (|Δz/(1+z)| > {outlier}). R is the L2 norm of the change over all pixels and
 bands{seen}, in sky sigmas. It holds for every change of at most {balls} sky sigma a pixel (the ball linf).
 The attack is PGD within R on the PDF averaged over noisy copies: what it leaves of the galaxies is an upper
-bound of what is robust, the certified fraction a lower one. {check}"""
+bound of what is robust, the certified fraction a lower one. With so many copies, no radius above
+{largest:.2g} can be certified. "By vote" certifies that most copies are no outliers (Cohen et al. 2019,
+arXiv:1902.02918), the other curve that their median is none (Chiang et al. 2020, arXiv:2007.03700).
+{check}"""
 
 
 def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) -> ReportSection:
@@ -49,6 +52,7 @@ def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) 
         outlier=metrics.OUTLIER,
         seen=" that the network sees" if any(each.seen < each.dimensions for each in found) else "",
         balls=_balls(found),
+        largest=one.smoothing.largest_radius,
         check=failed or "No attack contradicts a certificate beyond chance.",
     )
     return ReportSection(
@@ -67,7 +71,10 @@ def _balls(found: Sequence[Certificate]) -> str:
     """Epsilon of the ball linf within R: one text where all networks see as many pixels."""
     if len({one.seen for one in found}) == 1:
         return f"R / {found[0].seen ** 0.5:.1f}"
-    return ", ".join(f"R / {one.seen**0.5:.1f} ({one.network})" for one in found)
+    names: dict[int, list[str]] = {}
+    for one in found:
+        names.setdefault(one.seen, []).append(one.network)
+    return " or ".join(f"R / {seen**0.5:.1f} ({', '.join(names[seen])})" for seen in names)
 
 
 def certificate_record(found: Sequence[Certificate]) -> dict[str, Any]:

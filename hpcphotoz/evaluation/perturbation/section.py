@@ -29,7 +29,8 @@ _TEXT = """The change of the images by {attack} at {eps:g} sky sigma, in sky sig
 the mean square over pixels; independent sky noise has the power 1 in every band, at every radius and at every
 frequency. Colours are measured in fixed apertures before and after the attack: a change below 1 is smaller
 than the error that sky noise alone gives the colour, and photometry of one galaxy does not see it. The mean
-change over many galaxies has a smaller error, which metrics.json holds."""
+change over many galaxies has a smaller error, which metrics.json holds. Where a network does not look, as
+outside its model.crop, the attack leaves its random start."""
 
 
 def perturbation_section(result: EvaluationResult, found: Sequence[Perturbation]) -> ReportSection:
@@ -166,7 +167,7 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
             ax.bar(at, np.sqrt(one.by_band), width, label=one.network, **look)
         ax.axhline(result.headline_eps, color="black", lw=1, ls=":", label="$\\epsilon$")
         ax.set_xticks(range(len(header.bands)), header.bands)
-        ax.set(xlabel="band", ylabel="root mean square of the change (sky sigmas)")
+        ax.set(xlabel="band", ylabel="rms of the change (sky sigmas)")
         figure.legend_below(page, ax)
 
     def rings(page: Any, edges: npt.NDArray[Any], name: str, label: str) -> None:
@@ -174,7 +175,9 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
         for one in found:
             look = figure.line_look(result, one.network)
             shade, line = look["color"], look["ls"]
-            ax.stairs(getattr(one, name), edges, color=shade, ls=line, lw=1.8, label=one.network)
+            ax.stairs(
+                getattr(one, name), edges, color=shade, ls=line, lw=1.8, label=one.network, baseline=None
+            )
         ax.axhline(result.headline_eps**2, color="black", lw=1, ls=":", label="$\\epsilon^2$, white")
         ax.set_yscale("log")
         ax.set(xlabel=label, ylabel="power (sky sigmas$^2$)", xlim=(0, edges[-1]))

@@ -30,7 +30,7 @@ def convention_tables(result: EvaluationResult) -> list[list[list[str]]]:
 
 def calibration_tables(result: EvaluationResult) -> list[list[list[str]]]:
     """Statistics of the PIT with errors, and coverage of central / highest-density intervals."""
-    coverage = [["run", "attack", *(f"in {100 * at:.0f} % (%)" for at in LEVELS)]]
+    coverage = [["run", "attack", *(f"{100 * at:.0f} %" for at in LEVELS)]]
     for name, condition in _shown(result):
         cells = []
         for at in LEVELS:

@@ -80,7 +80,7 @@ def _size(png: bytes) -> str:
 
 def _table(rows: TextTable, title: str, caption: str) -> str:
     """A table in a box that scrolls, by keyboard too; columns of numbers are marked."""
-    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    above = f'<p class="caption">{html.escape(caption)}</p>' if caption else ""  # does not scroll
     head, *body = rows
     kinds = [_kind([row[i] for row in body]) for i in range(len(head))]
     titles = "".join(
@@ -93,7 +93,7 @@ def _table(rows: TextTable, title: str, caption: str) -> str:
         lines.append(f"<tr>{''.join(cells)}</tr>")
     box = f'class="wide{" many" if len(head) > 7 else ""}" role="region" tabindex="0"'
     return (
-        f'<div {box} aria-label="Table: {html.escape(caption or title, quote=True)}"><table>{above}'
+        f'{above}<div {box} aria-label="Table: {html.escape(caption or title, quote=True)}"><table>'
         f"<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -260,7 +260,7 @@ def test_a_further_measurement_is_on_the_page_and_in_the_metrics(tmp_path: Path)
         "<h2>The &lt;sky&gt;</h2>",
         "<p>1 &lt; 2 &amp; so on.</p>",
         '<th scope="row">&lt;a&gt;</th>',
-        "<table><caption>Per &lt;night&gt;</caption><thead>",
+        '<p class="caption">Per &lt;night&gt;</p><div class="wide"',
         'alt="The &lt;sky&gt;: a picture"',
     ):
         assert text in page

@@ -140,7 +140,8 @@ def pit_histograms(result: EvaluationResult) -> list[Plot]:
             f"{condition_text(c)} {100 * (h[0] + h[-1]) / bins:.0f} % of the galaxies"
             for c, h in heights[name]
         )
-        alt = f"PIT histogram of {name}. In the outermost two of {bins} bins are {', '.join(texts)}; "
+        alt = f"Histogram of the PIT of {name}, as a density of galaxies against the PIT. In the outermost "
+        alt += f"two of {bins} bins are {', '.join(texts)}; "
         return Plot(
             name,
             f"{alt}calibrated PDFs have {200 / bins:.0f} % there.",
