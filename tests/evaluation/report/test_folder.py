@@ -90,14 +90,14 @@ def test_killed_at_any_step_the_folder_holds_one_report_and_the_next_call_tidies
     complete["first"] |= {"certified_radii.csv"}
     for name, names in complete.items():
         names |= {f"figures/{letter}-{name}.png" for letter in "ab"}
-    seen = set()
+    seen: set[tuple[str | bool, ...]] = set()
     for one in found:
         left = _report(one["killed"])
-        names = [name for name in ("first", "second") if any(name in text for text in left.values())]
-        assert len(names) <= 1, left  # files of one report alone
+        versions = [name for name in ("first", "second") if any(name in text for text in left.values())]
+        assert len(versions) <= 1, left  # files of one report alone
         if "report.html" in left:
-            assert set(left) == complete[names[0]], left
-        seen.add((*names, "report.html" in left))
+            assert set(left) == complete[versions[0]], left
+        seen.add((*versions, "report.html" in left))
         assert set(one["next"]) == complete["last"], one["next"]
         assert not any("first" in text or "second" in text for text in one["next"].values())
     assert [one["status"] for one in found] == [9] * (len(found) - 1) + [0]
