@@ -191,7 +191,9 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
             at, _percent(one, at, vote=True), label="certified by vote", **{**solid, "lw": 1.2, "ls": "--"}
         )
         left = [100 * one.attacked(k) for k in range(len(one.radii))]
-        ax.plot(one.radii, left, label="attacked", color=shade, ls=":", marker=marker, ms=7, mfc="white")
+        ax.plot(
+            one.radii, left, label="left by the attack", color=shade, ls=":", marker=marker, ms=7, mfc="white"
+        )
         root = one.seen**0.5
         top = ax.secondary_xaxis("top", functions=(lambda r: r / root, lambda eps: eps * root))
         top.set_xlabel("$\\epsilon$ of the linf ball inside (sky sigmas per pixel)")

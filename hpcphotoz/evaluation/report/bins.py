@@ -79,7 +79,8 @@ def _table(binned: BinnedMetrics) -> TextTable:
 
 
 def _edge(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """Three digits, also where the last is 0: neighbouring bins read alike."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _cell(measured: Measured, name: str, factor: float) -> str:

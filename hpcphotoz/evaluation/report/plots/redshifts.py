@@ -69,7 +69,8 @@ def _scatter(ax: Any, condition: ConditionResult) -> None:
     if scatter.is_histogram:
         edges = np.linspace(lo, hi, len(scatter.counts) + 1)
         seen = np.ma.masked_equal(scatter.counts.T, 0)
-        ax.pcolormesh(edges, edges, seen, norm="log", cmap="viridis", rasterized=True)
+        mesh = ax.pcolormesh(edges, edges, seen, norm="log", cmap="viridis", rasterized=True)
+        ax.figure.colorbar(mesh, ax=ax, label="galaxies", shrink=0.8, pad=0.02)
     else:
         size = float(np.clip(250 / math.sqrt(len(scatter.z_spec)), 6, 14))
         ax.plot(scatter.z_spec, scatter.z_phot, ".", ms=size, alpha=0.6, color="#0072B2", mec="none")
