@@ -115,7 +115,9 @@ def test_a_run_without_a_validation_part_is_told_what_helps(
 
     none = train(tmp_path / "none", "0")
     says = "run 'none': its split has no validation part (data.validation is 0), to which a calibration"
-    fails(capsys, ["calibrate", none], f"{says} is fitted: train a new run with --data.validation 0.1, or more")
+    fails(
+        capsys, ["calibrate", none], f"{says} is fitted: train a new run with --data.validation 0.1, or more"
+    )
     fails(capsys, ["calibrate", none, "--data", data], says)
     assert main(["calibrate", str(train(tmp_path / "new", "0.3")), "--device", "cpu"]) == 0
     differing = ["calibrate", runs[0], tmp_path / "new", "--data", data]
