@@ -17,7 +17,8 @@ from hpcphotoz.evaluation.report.plots.redshifts import (
 from hpcphotoz.evaluation.report.plots.robustness import attacks_on_each_network, networks_under_each_attack
 from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.report.summary import metrics_rows, minimal_eps_rows
-from hpcphotoz.evaluation.result import EvaluationResult
+from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
+from hpcphotoz.evaluation.scoring.measure import Measured
 
 _CONVENTIONS = """Metrics in both conventions with bootstrap errors (one standard deviation). RAIL's bias is
 the median of Δz/(1+z), its scatter the interquartile range / 1.349, its outliers are beyond the greater of
@@ -118,6 +119,7 @@ def _transfer(result: EvaluationResult) -> list[list[str]]:
     rows = [["images made against", *(f"predicted by {name}" for name in names)]]
     for network in result.networks:
         own = network.at(result.headline_method, result.headline_eps)
+        by_network: Mapping[str, ConditionResult | Measured]
         by_network = {**result.transfer[network.name], network.name: own}
         cells = [
             f"{metric_cell(by_network[name], 'sigma_mad')} / {metric_cell(by_network[name], 'eta', 100, 1)} %"
