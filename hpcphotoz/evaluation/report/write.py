@@ -17,7 +17,7 @@ from hpcphotoz.output import number_of
 def write_report(
     result: EvaluationResult,
     out: Path,
-    baseline: Mapping[str, float] | None = None,
+    baseline: Mapping[str, Any] | None = None,
     sections: Sequence[ReportSection] = (),
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
