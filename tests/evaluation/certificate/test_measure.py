@@ -26,8 +26,8 @@ from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.models.layers import FluxNetwork, Normalise
 from hpcphotoz.models.view import View
 from tests.helpers.datasets import NOISE_SIDE, noise_stamps, write_stamps
+from tests.helpers.evaluation_results import check_section
 from tests.helpers.networks import PIXELS, LogisticNetwork, StubNetwork
-from tests.helpers.report_sections import check_section
 
 ONE = Smoothing(sigma=0.4, samples=150, confidence=0.99)
 N = 30

@@ -18,8 +18,8 @@ from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.evaluation_results import check_section
 from tests.helpers.networks import StubNetwork
-from tests.helpers.report_sections import check_section
 
 
 def pdf_of(network: StubNetwork, images: npt.NDArray[np.float32]) -> RedshiftPdf:

@@ -17,8 +17,8 @@ from hpcphotoz.evaluation.natural.section import natural_section
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.evaluation_results import check_section
 from tests.helpers.networks import LogisticNetwork, StubNetwork
-from tests.helpers.report_sections import check_section
 
 
 def headline(data: Path, limit: int | None = None) -> HeadlineAttack:

@@ -12,8 +12,8 @@ from hpcphotoz.evaluation.perturbation.measure import Perturbation, measure_pert
 from hpcphotoz.evaluation.perturbation.section import perturbation_section
 from hpcphotoz.evaluation.robustness import evaluate
 from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.evaluation_results import check_section
 from tests.helpers.networks import LogisticNetwork, StubNetwork
-from tests.helpers.report_sections import check_section
 
 
 def measured(data: Path, network: StubNetwork, batch: int = 7) -> tuple[HeadlineAttack, Perturbation]:
