@@ -73,6 +73,7 @@ def main() -> None:
         if "rate" in options.parts:
             rows, repeat = (256, 1) if options.quick else (8192 if gpu else 1024, 5)
             write(folder / "d", make_stamps(rows, STAMP), rows // 2)
+            write(folder / "trial", make_stamps(rows // 4, STAMP), rows // 4)
             for network in options.networks[:1] if options.quick else options.networks:
                 figures = measure_rates(network, folder, rows, repeat, benchmark, options.quick)
                 benchmark.add(**{network: figures})
@@ -144,10 +145,11 @@ def prepare(network: str, folder: Path) -> dict[str, Any]:
 def best_form(
     task: dict[str, Any], folder: Path, tuned: bool, tried: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """The peer's quickest batch size and number of reading processes here, of one try each."""
+    """The peer's quickest batch size and number of reading processes here, of one try each over `trial`."""
     if len(tried) == 1:
         return tried[0]
-    seconds = {form: peer(task, folder, tuned, *form) for form in tried}
+    trial = {**task, "data": str(folder / "trial")}
+    seconds = {form: peer(trial, folder, tuned, *form) for form in tried}
     return min(seconds, key=lambda form: seconds[form])
 
 
@@ -177,7 +179,7 @@ def child(data: str, network: str, precision: str, batch: int = 0) -> None:
     loaded = load_network(network, device)
     found = choose_precision(precision, loaded, device, "PDFs")
     out = Path(network).with_name(f"{Path(network).stem}-{precision}.hdf5")
-    size = batch or batch_size(device)
+    size = batch or batch_size(device, gradients=False)
     warm = Path(network).with_name("warm")
     if not warm.exists():
         write(warm, make_stamps(size, loaded.stamp), size)

@@ -63,8 +63,8 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 
 def _prelu_along_rows(x: Tensor, slope: Tensor) -> Tensor:
-    # In channels_last order torch goes along the channels of each pixel, two vectors at a time: in bfloat16 it
-    # computes 28 of 92 one by one, and all of 48, which takes 5 to 9 times as long. Along a row of pixels
+    # In channels_last order torch goes along the channels of a pixel, two vectors at a time: in bfloat16 it
+    # computes 28 of 92 one by one, and all of 48, which takes five to nine times as long. Of a row of pixels
     # hardly any are left.
     if not x.is_contiguous(memory_format=torch.channels_last):
         return functional.prelu(x, slope)
