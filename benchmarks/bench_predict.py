@@ -49,7 +49,7 @@ from hpcphotoz.training.run.network import TrainedNetwork, save_network
 ROOT = Path(__file__).parent.parent
 NETWORKS = ("inception", "cnn")
 TRIED = [(batch, workers) for batch in (32, 128) for workers in (0, 1)]  # of the peer
-TIMEOUT_S = 600
+TIMEOUT_S = 1800
 RATIOS = {
     "ratio_author_network": ("ours", "peer"),
     "ratio_author_network_tuned": ("ours", "peer_tuned"),
@@ -71,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hpcphotoz-predict-") as name:
         folder = Path(name)
         if "rate" in options.parts:
-            rows, repeat = (256, 1) if options.quick else (8192 if gpu else 1024, 5)
+            rows, repeat = (256, 1) if options.quick else ((8192, 5) if gpu else (1024, 3))
             write(folder / "d", make_stamps(rows, STAMP), rows // 2)
             write(folder / "trial", make_stamps(rows // 4, STAMP), rows // 4)
             for network in options.networks[:1] if options.quick else options.networks:
