@@ -145,7 +145,7 @@ def prepare(network: str, folder: Path) -> dict[str, Any]:
 def best_form(
     task: dict[str, Any], folder: Path, tuned: bool, tried: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """The peer's quickest batch size and number of reading processes here, the best of two tries each over `trial`."""
+    """The peer's quickest batch size and number of reading processes here: two tries each over `trial`."""
     if len(tried) == 1:
         return tried[0]
     trial = {**task, "data": str(folder / "trial")}
