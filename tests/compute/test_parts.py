@@ -41,7 +41,9 @@ def test_results_are_those_of_the_network_in_order(count: int, each: int) -> Non
     found = parts(images, ebv)
     assert not found.requires_grad and torch.get_num_threads() == count
     assert sorted(network.calls) == [(5, each), *[(ROWS, each)] * 3]
-    expected = [network(*part) for part in zip(images.split(ROWS), ebv.split(ROWS), strict=True)]
+    expected = [
+        network(*part) for part in zip(torch.split(images, ROWS), torch.split(ebv, ROWS), strict=True)
+    ]
     assert torch.equal(found, torch.cat(expected))
     network.calls.clear()
     assert torch.equal(parts(images[:4], ebv[:4]), network(images[:4], ebv[:4]))
