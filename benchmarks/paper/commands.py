@@ -94,16 +94,18 @@ def predict(
 
 def knn_under_attack(run: Path, train: Path, test: Path, out: Path, *words: object) -> dict[str, Any]:
     """What `benchmarks.paper.neighbours` finds."""
+    return _module("neighbours", [run, "--train", train, "--test", test, *map(str, words)], out)
+
+
+def limit(galaxies: Galaxies, objects: int, out: Path) -> dict[str, Any]:
+    """What `benchmarks.paper.limit` finds for the first objects of a simulated set."""
+    return _module("limit", ["--objects", str(objects), "--seed", str(galaxies.seed)], out)
+
+
+def _module(name: str, words: Sequence[str | Path], out: Path) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
-    given: list[str | Path] = ["-m", "benchmarks.paper.neighbours", run, "--train", train, "--test", test]
-    launch(
-        "neighbours",
-        Path(sys.executable),
-        0,
-        [*given, "--json", out, *map(str, words)],
-        _ONE_THREAD,
-        timeout_s=TIMEOUT_S,
-    )
+    command: list[str | Path] = ["-m", f"benchmarks.paper.{name}", *words, "--json", out]
+    launch(name, Path(sys.executable), 0, command, _ONE_THREAD, timeout_s=TIMEOUT_S)
     tree: dict[str, Any] = json.loads(out.read_text())
     return tree
 

@@ -80,6 +80,7 @@ class Plan:
         steps: of PGD and APGD in curves and transfer.
         curve_objects, transfer_objects: test galaxies that are attacked.
         masking_objects: test galaxies of `evaluate --check-masking`, which takes 1,150 gradients of each.
+        limit_objects: test galaxies whose pixels' information on the redshift is computed.
     """
 
     sets: Mapping[str, Galaxies]
@@ -104,6 +105,7 @@ class Plan:
     curve_objects: int = 1024
     transfer_objects: int = 512
     masking_objects: int = 64
+    limit_objects: int = 512
 
     @property
     def points(self) -> list[Adversaries]:
@@ -137,13 +139,13 @@ class Plan:
             Training(INCEPTION, "train", inception),
             Training(ROBUST_INCEPTION, "train", inception, centre),
             Training(RELU, "train", {**cnn, "relu_logits": True}),
+            Training(STANDARD + SKY, "sky-train", in_sky, group="sky"),
+            Training(ADVERSARIAL + SKY, "sky-train", in_sky, centre, group="sky"),
             *(
                 Training(point_name(point), "train", cnn, point, group="surface")
                 for point in self.points
                 if point != centre
             ),
-            Training(STANDARD + SKY, "sky-train", in_sky, group="sky"),
-            Training(ADVERSARIAL + SKY, "sky-train", in_sky, centre, group="sky"),
         ]
 
     def _shared(self, epochs: str) -> dict[str, object]:
@@ -184,4 +186,5 @@ QUICK = Plan(
     curve_objects=64,
     transfer_objects=32,
     masking_objects=4,
+    limit_objects=16,
 )

@@ -49,7 +49,7 @@ def all_tasks(plan: Plan, place: Place) -> list[Task]:
     first, others = main[:2], main[2:]  # the standard CNN and the adversarial one
     found = [steps.simulated["train"], steps.simulated["test"]]
     found += [task for one in first for task in (*steps.train(one), *steps.pdfs(one))]
-    found.append(steps.neighbours(first[0]))
+    found += [steps.neighbours(first[0]), steps.limit()]
     found += [task for one in first for task in steps.curves(one)]
     found += [task for one in others for task in (*steps.train(one), *steps.pdfs(one))]
     found.append(steps.transfer(main))
@@ -199,6 +199,14 @@ class _Steps:
             return commands.knn_under_attack(self.place.run(run), *data, out, *words)
 
         return Task("neighbours", {**how, "run": run}, work, [self._trained[run], self.simulated["test"]])
+
+    def limit(self) -> Task:
+        """The redshift error that the pixels of test galaxies allow."""
+        plan = self.plan
+        galaxies, objects = plan.sets["test"], plan.limit_objects
+        out = self.place.out / "reports/limit.json"
+        settings = {"objects": objects, "seed": galaxies.seed}
+        return Task("limit", settings, lambda: commands.limit(galaxies, objects, out))
 
 
 def _words(value: object) -> list[str]:

@@ -44,6 +44,10 @@ def clean(results: Results) -> str:
             single = {key: Mean.of([found[key]]) for key in _SHOWN}
             calibrated = f"{fitted['pit_ks']:.3f}" if fitted else "-"
             rows.append([label, *_metrics(single), of_knn(found["sigma_mad"]), calibrated])
+    if limit := results.found("limit"):
+        sigma = Mean(limit["sigma_mad"], limit["error"], limit["n"])
+        eta = f"{100 * limit['eta']:.2f}"
+        rows.append(["what the pixels allow", sigma.text(), eta, "-", "-", "-", of_knn(sigma.value), "-"])
     head = ["estimator", "sigma_MAD", "eta (%)", "bias", "CRPS", "PIT KS", "sigma_MAD / kNN's"]
     return table([*head, "PIT KS calibrated"], rows)
 

@@ -22,7 +22,7 @@ from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.engine.append import Append, find_target
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.noise import frame_sky_sigma
-from hpcphotoz.sources.simulation.population import R_BAND, SurveyTables, draw_galaxy, make_survey_tables
+from hpcphotoz.sources.simulation.population import draw_galaxy, generator
 from hpcphotoz.sources.simulation.real_sky import (
     PATCH,
     PLACEMENT,
@@ -45,6 +45,7 @@ from hpcphotoz.sources.simulation.simulate import (
     provenance,
     to_stamps,
 )
+from hpcphotoz.sources.simulation.survey_tables import R_BAND, SurveyTables, make_survey_tables
 from hpcphotoz.sources.surveys.frame import Floats, resample
 
 
@@ -137,7 +138,7 @@ def inject(tables: SurveyTables, field: RealField, seed: int, index: int) -> Sim
     Raises:
         BadInput: the field has no empty place for it (`find_place`).
     """
-    rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+    rng = generator(seed, index)
     galaxy = draw_galaxy(tables, rng)
     place = find_place(field, rng)
     corners = [patch_corner(x, y) for x, y in place]

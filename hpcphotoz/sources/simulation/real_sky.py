@@ -12,8 +12,8 @@ import numpy as np
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.noise import frame_sky_sigma
-from hpcphotoz.sources.simulation.population import R_BAND
 from hpcphotoz.sources.simulation.rendering import STAMP
+from hpcphotoz.sources.simulation.survey_tables import R_BAND
 from hpcphotoz.sources.surveys import survey
 from hpcphotoz.sources.surveys.fits import read_header
 from hpcphotoz.sources.surveys.frame import Floats, Frame

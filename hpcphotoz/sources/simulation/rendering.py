@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.optional_imports import sources_extra
-from hpcphotoz.sources.simulation.population import Floats, Galaxy
+from hpcphotoz.sources.simulation.population import Galaxy
+from hpcphotoz.sources.simulation.survey_tables import Floats
 
 with sources_extra():
     import galsim
@@ -121,13 +122,17 @@ def centre_of_light(image: Floats) -> tuple[float, float]:
 def add_noise(image: Floats, exposure: Exposure, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Adds sky and photon noise to a noise-free stamp (5, 64, 64) with the sky level subtracted.
 
-    The noise is normal, of variance sky_sigma^2 + flux / electrons_per_nMgy: sky and read-out alone have a
-    variance of 50 electrons^2 a pixel or more.
+    The noise is normal, of variance `noise_variance`: sky and read-out alone have a variance of 50
+    electrons^2 a pixel or more.
     """
-    photons = np.maximum(image, 0) / np.array(CAMERA.electrons)[:, None, None]
-    variance = exposure.sky_sigma[:, None, None] ** 2 + photons
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    return np.asarray(image + np.sqrt(variance) * noise, np.float32)
+    return np.asarray(image + np.sqrt(noise_variance(image, exposure)) * noise, np.float32)
+
+
+def noise_variance(image: Floats, exposure: Exposure) -> Floats:
+    """Variance of each pixel of a stamp without noise, nMgy^2: sky_sigma^2 + flux / electrons_per_nMgy."""
+    photons = np.maximum(image, 0) / np.array(CAMERA.electrons)[:, None, None]
+    return np.asarray(exposure.sky_sigma[:, None, None] ** 2 + photons)
 
 
 @dataclass(frozen=True)

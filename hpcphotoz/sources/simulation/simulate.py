@@ -22,17 +22,16 @@ from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.engine.append import Append, Target, find_target
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.optional_imports import sources_extra
-from hpcphotoz.sources.simulation.population import (
+from hpcphotoz.sources.simulation.population import Galaxy, draw_galaxy, generator
+from hpcphotoz.sources.simulation.rendering import CAMERA, STAMP, add_noise, draw_exposure, render
+from hpcphotoz.sources.simulation.survey_tables import (
     CLASSES,
     TEMPLATES,
     Floats,
-    Galaxy,
     Survey,
     SurveyTables,
-    draw_galaxy,
     make_survey_tables,
 )
-from hpcphotoz.sources.simulation.rendering import CAMERA, STAMP, add_noise, draw_exposure, render
 
 with sources_extra():
     import galsim
@@ -171,7 +170,7 @@ def to_stamps(objects: Sequence[SimulatedGalaxy], seed: int) -> Stamps:
 
 def simulate_object(tables: SurveyTables, seed: int, index: int) -> SimulatedGalaxy:
     """Simulates object `index` of a seed."""
-    rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+    rng = generator(seed, index)
     galaxy, exposure = draw_galaxy(tables, rng), draw_exposure(rng)
     ra_min, ra_max, dec_min, dec_max = FOOTPRINT
     sin_dec = rng.uniform(np.sin(np.radians(dec_min)), np.sin(np.radians(dec_max)))

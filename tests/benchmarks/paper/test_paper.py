@@ -41,6 +41,7 @@ def test_a_quick_run_measures_all_and_goes_on_where_it_stopped(tmp_path: Path) -
         (a, b) for a in main for b in main if a != b
     }
     assert tree["found"]["neighbours"]["attacked"]["0"]["n"] == QUICK.curve_objects
+    assert tree["found"]["limit"]["n"] == QUICK.limit_objects
     assert "All labels are simulated" in (out / "page/paper.md").read_text()
     again = paper("--quick", "--out", out)
     assert again.returncode == 2 and "holds files: add --resume" in again.stderr

@@ -48,6 +48,7 @@ def tree() -> dict[str, Any]:
         "attacked": attacked,
         "n_train": 32768,
     }
+    found["limit"] = {"sigma_mad": 0.0103, "error": 0.0002, "eta": 0.002, "n": 512}
     about: dict[str, dict[str, Any]] = {
         one.name: {"group": one.group, "data": one.data, "adversaries": None} for one in FULL.trainings
     }

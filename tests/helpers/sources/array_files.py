@@ -10,7 +10,7 @@ from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.sources.arrays.array_map import load_map
 from hpcphotoz.sources.arrays.ingest_arrays import ingest_arrays
-from hpcphotoz.sources.simulation.population import EXTINCTION
+from hpcphotoz.sources.simulation.survey_tables import EXTINCTION
 from tests.helpers.datasets import load
 
 GZIP = {"compression": "gzip", "chunks": True}

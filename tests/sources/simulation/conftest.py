@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from hpcphotoz.sources.simulation.population import SurveyTables
     from hpcphotoz.sources.simulation.real_sky import RealField
+    from hpcphotoz.sources.simulation.survey_tables import SurveyTables
 
 
 @pytest.fixture(scope="session")
 def tables() -> "SurveyTables":
-    from hpcphotoz.sources.simulation.population import make_survey_tables
+    from hpcphotoz.sources.simulation.survey_tables import make_survey_tables
 
     return make_survey_tables()
 

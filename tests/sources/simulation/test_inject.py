@@ -25,10 +25,11 @@ from hpcphotoz.sources.constants import (
 from hpcphotoz.sources.simulation import inject as module
 from hpcphotoz.sources.simulation import real_sky
 from hpcphotoz.sources.simulation.inject import InjectGalaxies, count_photons, inject, simulate_onto
-from hpcphotoz.sources.simulation.population import R_BAND, Galaxy, SurveyTables
+from hpcphotoz.sources.simulation.population import Galaxy
 from hpcphotoz.sources.simulation.real_sky import PATCH, RealField, field_blocks, load_field
 from hpcphotoz.sources.simulation.rendering import STAMP, render_in_pixels
 from hpcphotoz.sources.simulation.simulate import simulate_object
+from hpcphotoz.sources.simulation.survey_tables import R_BAND, SurveyTables
 from hpcphotoz.sources.surveys.frame import resample
 from hpcphotoz.sources.surveys.sdss.fields import find_frame_sets
 from tests.helpers.datasets import load

@@ -6,12 +6,11 @@ import pytest
 pytest.importorskip("galsim")
 pytest.importorskip("speclite")
 
-from hpcphotoz.sources.simulation.population import (
+from hpcphotoz.sources.simulation.population import Galaxy, draw_galaxy
+from hpcphotoz.sources.simulation.survey_tables import (
     EXTINCTION,
-    Galaxy,
     Survey,
     SurveyTables,
-    draw_galaxy,
     make_survey_tables,
     mixture,
 )

@@ -13,9 +13,9 @@ pytest.importorskip("speclite")
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.simulation.inject import InjectGalaxies
-from hpcphotoz.sources.simulation.population import R_BAND, SurveyTables
 from hpcphotoz.sources.simulation.real_sky import RealField, field_blocks, find_place
 from hpcphotoz.sources.simulation.rendering import STAMP
+from hpcphotoz.sources.simulation.survey_tables import R_BAND, SurveyTables
 from hpcphotoz.sources.surveys.sdss.fields import find_frame_sets
 from tests.helpers.sources.psfield_files import GAIN
 from tests.helpers.sources.sky_fields import FLUX20, SHAPE

@@ -9,10 +9,7 @@ pytest.importorskip("speclite")
 from hpcphotoz.sources.constants import (
     PIXEL_SCALE,
 )
-from hpcphotoz.sources.simulation.population import (
-    R_BAND,
-    Galaxy,
-)
+from hpcphotoz.sources.simulation.population import Galaxy
 from hpcphotoz.sources.simulation.rendering import (
     CAMERA,
     STAMP,
@@ -22,6 +19,7 @@ from hpcphotoz.sources.simulation.rendering import (
     half_maximum,
     render,
 )
+from hpcphotoz.sources.simulation.survey_tables import R_BAND
 
 
 def compact(**changes: object) -> Galaxy:

@@ -21,9 +21,6 @@ from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.constants import BANDS
 from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.simulation import simulate as module
-from hpcphotoz.sources.simulation.population import (
-    SurveyTables,
-)
 from hpcphotoz.sources.simulation.rendering import (
     CAMERA,
     STAMP,
@@ -37,6 +34,7 @@ from hpcphotoz.sources.simulation.simulate import (
     simulate,
     simulate_object,
 )
+from hpcphotoz.sources.simulation.survey_tables import SurveyTables
 from tests.helpers.datasets import load
 
 

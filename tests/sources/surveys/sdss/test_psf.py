@@ -15,8 +15,8 @@ from astropy.io import fits
 from hpcphotoz.errors import BadInput
 from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.noise import frame_sky_sigma
-from hpcphotoz.sources.simulation.population import R_BAND
 from hpcphotoz.sources.simulation.rendering import centre_of_light
+from hpcphotoz.sources.simulation.survey_tables import R_BAND
 from hpcphotoz.sources.surveys.sdss.psf import BandPSF, read_psf
 from tests.helpers.sources.psfield_files import (
     GAIN,

@@ -1,0 +1,65 @@
+"""The error that pixels allow: what a fit of noisy images has, and larger where less is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("galsim")
+pytest.importorskip("speclite")
+
+from benchmarks.paper import limit
+from hpcphotoz.sources.simulation.population import Properties, draw_properties, generator, make_galaxy
+from hpcphotoz.sources.simulation.rendering import Exposure, add_noise, draw_exposure, noise_variance, render
+from hpcphotoz.sources.simulation.survey_tables import SurveyTables, make_survey_tables
+
+
+@pytest.fixture(scope="module")
+def tables() -> SurveyTables:
+    return make_survey_tables()
+
+
+def drawn(tables: SurveyTables, index: int) -> tuple[Properties, Exposure]:
+    rng = generator(3, index)
+    return draw_properties(tables, rng), draw_exposure(rng)
+
+
+def knows_all_but_z() -> np.ndarray:
+    prior = np.diag(np.full(len(limit.SCALARS) + len(limit.COLOURS) + len(limit.EXPOSURE), np.inf))
+    prior[0, 0] = 0
+    return prior
+
+
+def test_with_all_else_known_it_is_the_scatter_of_a_fit_of_the_redshift(tables: SurveyTables) -> None:
+    of, exposure = drawn(tables, 0)
+    error = limit.redshift_error(tables, of, exposure, knows_all_but_z())
+    grid = of.z + error * np.linspace(-6, 6, 13)
+    models = np.array([render(make_galaxy(tables, replace(of, z=z)), exposure) for z in grid])
+    image = render(make_galaxy(tables, of), exposure)
+    variance, rng = noise_variance(image, exposure), np.random.default_rng(0)
+    fits = []
+    for _ in range(200):
+        seen = add_noise(image, exposure, rng)
+        chi2 = ((seen - models) ** 2 / variance).sum((1, 2, 3))
+        a, b, _ = np.polyfit(grid, chi2, 2)
+        fits.append(-b / (2 * a))
+    assert np.std(fits) == pytest.approx(error, rel=0.15) and np.mean(fits) == pytest.approx(of.z, abs=error)
+
+
+def test_it_is_larger_where_less_is_known_and_at_most_the_priors(tables: SurveyTables) -> None:
+    priors = limit.class_priors(tables)
+    for index in range(3):
+        of, exposure = drawn(tables, index)
+        prior = priors[of.galaxy_class]
+        known = np.flatnonzero(np.isfinite(prior.diagonal()))
+        alone = np.linalg.inv(prior[np.ix_(known, known)])[0, 0] ** 0.5
+        error = limit.redshift_error(tables, of, exposure, prior)
+        noisy = replace(exposure, sky_sigma=10 * exposure.sky_sigma)
+        noisier = limit.redshift_error(tables, of, noisy, prior)
+        assert limit.redshift_error(tables, of, exposure, knows_all_but_z()) < error < noisier < alone
+
+
+@pytest.mark.slow
+def test_the_score_is_that_of_the_errors() -> None:
+    found = limit.measure(4, 3)
+    assert 0.002 < found["sigma_mad"] < 0.05 and found["error"] > 0 and found["n"] == 4
