@@ -202,8 +202,8 @@ class EvaluationResult:
     seed: int
     precision: str  # of the attacks' gradients
     networks: tuple[NetworkResult, ...]
-    # Metrics by name of the attacked network, then of the network that predicts from its images.
-    transfer: dict[str, dict[str, dict[str, float]]]
+    # By name of the attacked network, then of the network that predicts from its images.
+    transfer: dict[str, dict[str, Measured]]
     example: ExampleGalaxy
     subset: Subset = ALL_OBJECTS  # which objects of the dataset
     limit: int | None = None  # greatest number of objects, the first of the subset

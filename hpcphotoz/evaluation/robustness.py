@@ -167,7 +167,7 @@ def evaluate(
             precision=precision,
             networks=tuple(one.result(seen, headline_key, limits, minimal_eps_max) for one in scorers),
             transfer={
-                source: {name: one.measure(seen).metrics for name, one in targets.items()}
+                source: {name: one.measure(seen) for name, one in targets.items()}
                 for source, targets in transfer_scores.items()
                 if targets
             },

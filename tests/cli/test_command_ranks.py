@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,20 +80,39 @@ def test_more_ranks_than_batches(run: Path, tmp_path: Path) -> None:
 def test_ranks_evaluate_as_one_process(
     run: Path, dataset: Path, tmp_path: Path, size: int, more: list[str]
 ) -> None:
+    assert same_report(run, dataset, tmp_path, size, more)[0] == 0
+
+
+@pytest.mark.slow
+def test_ranks_check_masking_and_compare_with_the_sky_as_one_process(run: Path, tmp_path: Path) -> None:
+    """Both ranks have objects of every measurement: each has a shard of four."""
+    data = make_dataset(tmp_path / "few", n=8, shard_rows=4)
+    more = ["--check-masking", "6", "--natural", "7", "--second-epoch", str(data)]
+    status, found = same_report(run, data, tmp_path, 2, more)
+    assert found["masking"]["objects"] == 6 and status == int(not found["masking"]["passed"])
+    assert set(found["masking"]["networks"]) == set(found["natural"]["networks"]) == {run.name, "other"}
+    assert found["natural"]["networks"]["other"]["sky_noise"]["n"] == 7
+    assert found["natural"]["second_epoch"]["matched"] == 7
+
+
+def same_report(
+    run: Path, data: Path, tmp_path: Path, size: int, more: list[str]
+) -> tuple[int, dict[str, Any]]:
+    """Exit status and metrics of ranks that evaluate a run and its copy, which are those of one process."""
     other = shutil.copytree(run, tmp_path / "other")
-    runs = [str(run), str(other)]
-    words = evaluate(run, dataset, tmp_path / "one", *more)
-    words[1:2] = runs
-    assert main(words) == 0
+    words = evaluate(run, data, tmp_path / "one", *more)
+    words[2:2] = [str(other)]
+    alone = main(words)
     words[words.index(str(tmp_path / "one"))] = str(tmp_path / "all")
     ended = ranks.run(size, [*words, "--json"])
-    assert [status for status, _, _ in ended] == [0] * size, ended
+    assert [status for status, _, _ in ended] == [alone] * size, ended
     one, found = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "all"))
     assert found == one == json.loads(ended[0][1])
     first, second = tmp_path / "one", tmp_path / "all"
     for path in (path for path in first.rglob("*") if path.is_file()):  # figures and certified_radii.csv too
         assert (second / path.relative_to(first)).read_bytes() == path.read_bytes(), path
     assert not any(said for _, said, _ in ended[1:])
+    return alone, found
 
 
 @pytest.mark.slow

@@ -14,6 +14,9 @@ from hpcphotoz.evaluation.certificate.section import certificate_record
 from hpcphotoz.evaluation.certificate.smoothing import Smoothing
 from hpcphotoz.evaluation.conformal.measure import measure_conformal
 from hpcphotoz.evaluation.conformal.section import conformal_record
+from hpcphotoz.evaluation.natural.measure import measure_natural
+from hpcphotoz.evaluation.natural.second_epoch import measure_second_epoch
+from hpcphotoz.evaluation.natural.section import natural_record
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.perturbation.measure import measure_perturbations
 from hpcphotoz.evaluation.perturbation.section import perturbation_record
@@ -82,6 +85,10 @@ def test_the_page_names_every_key_of_the_further_measurements(tmp_path: Path) ->
     result = evaluate([network], data, eps=(0.1,), methods=("fgsm",), steps=1)
     headline = HeadlineAttack([network], result)
     certificates = certify([network], result, Smoothing(1.0, samples=20, confidence=0.9))
+    shifts = measure_natural(headline)
+    epoch = measure_second_epoch(headline, shifts, data)
+    natural = natural_record(result, shifts, epoch)
+    agree("Natural perturbations", natural | natural["networks"][RUNS[0]]["sky_noise"])
     records = {
         "Perturbation": perturbation_record(result, measure_perturbations(headline)),
         "Conformal intervals": conformal_record(result, measure_conformal(headline, other, ALL_OBJECTS)),
@@ -98,6 +105,7 @@ def test_metrics_elsewhere_are_those_of_a_condition(tree: dict[str, Any]) -> Non
     for figures in (tree["transfer"][RUNS[0]][RUNS[1]], tree["knn_colours"]):
         assert {"bias", "sigma_mad", "eta", "n"} <= set(figures)
         assert set(figures) <= page["A condition"] | page["Nearest neighbours"]
+        assert set(figures["errors"]) == set(tree[RUNS[0]]["clean"]["errors"])
     assert page["Nearest neighbours"] <= set(tree["knn_colours"])
 
 

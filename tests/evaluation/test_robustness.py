@@ -126,8 +126,10 @@ def test_transfer_to_equal_weights_is_the_attack_itself_and_to_opposite_weights_
     networks = [StubNetwork(), StubNetwork("twin"), StubNetwork("opposite", opposite)]
     result = evaluate(networks, write_stamps(tmp_path / "d", noise_stamps()), eps=(0.1,))
     own = result.networks[0].at("pgd", 0.1).metrics
-    assert result.transfer["standard"]["twin"] == pytest.approx(own)
-    gift, clean = result.transfer["standard"]["opposite"], result.networks[2].clean.metrics
+    twin = result.transfer["standard"]["twin"]
+    assert twin.metrics == pytest.approx(own)
+    assert twin.errors == pytest.approx(result.networks[0].at("pgd", 0.1).errors)
+    gift, clean = result.transfer["standard"]["opposite"].metrics, result.networks[2].clean.metrics
     assert own["crps"] > result.networks[0].clean.metrics["crps"]
     assert gift["crps"] < clean["crps"]
 

@@ -1,6 +1,7 @@
 """Results of evaluations, made of random numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from hpcphotoz.evaluation.result import (
     NetworkResult,
     RedshiftScatter,
 )
+from hpcphotoz.evaluation.scoring.measure import Measured
 from hpcphotoz.models.bins import RedshiftBins
 
 BINS = RedshiftBins(20, 0.0, 0.4)
@@ -73,7 +75,8 @@ def make_result(
         pdf_clean={name: pdf for name in names},
         pdf_attacked={name: pdf[::-1].copy() for name in names},
     )
-    own = networks[0].at(methods[0], 0.1).metrics
+    shown = networks[0].at(methods[0], 0.1)
+    own = Measured(shown.metrics, shown.errors)
     return EvaluationResult(
         data=Path("survey & more"),
         header=Header(BANDS, 16, 0.396),
@@ -90,3 +93,9 @@ def make_result(
         transfer={a: {b: own for b in names if b != a} for a in names} if len(names) > 1 else {},
         example=example,
     )
+
+
+def make_baseline() -> dict[str, Any]:
+    """What `knn_colours` returns, made of the metrics of a clean network."""
+    clean = make_result(("neighbours",)).networks[0].clean
+    return {**clean.metrics, "errors": clean.errors, "n_train": 500, "aperture_arcsec": 2.5}

@@ -44,7 +44,7 @@ def predict(options: argparse.Namespace) -> int:
         networks,
         options.data,
         options.out,
-        batch=batch_size(device),
+        batch=batch_size(device, gradients=False),
         device=device,
         tta=options.tta,
         calibration=calibration,
@@ -63,6 +63,7 @@ def predict(options: argparse.Namespace) -> int:
 def calibrate(options: argparse.Namespace) -> int:
     """Fit the calibration of a run's PDFs, or of an ensemble's, on the validation part of its split."""
     from hpcphotoz.predict import calibrate
+    from hpcphotoz.predict.fit import MIN_OBJECTS
     from hpcphotoz.predict.run_calibration import FILE
 
     if options.data is None:
@@ -72,6 +73,13 @@ def calibrate(options: argparse.Namespace) -> int:
     networks = _networks(options, device)
     if options.stack and len(networks) < 2:
         raise BadInput("--stack: weighs several runs: give two or more")
+    for network in networks:
+        if not network.config.data.validation:
+            raise BadInput(
+                f"run '{network.name}': its split has no validation part (data.validation is 0), to which a "
+                f"calibration is fitted: train a new run with --data.validation 0.1, or more where that is "
+                f"fewer than {MIN_OBJECTS} galaxies"
+            )
     found = calibrate(
         networks,
         options.runs,
@@ -80,7 +88,7 @@ def calibrate(options: argparse.Namespace) -> int:
         method=options.method,
         stack=options.stack,
         tta=options.tta,
-        batch=batch_size(device),
+        batch=batch_size(device, gradients=False),
         device=device,
     )
     score = f"log score {found.score_before:.3f} before, {found.score:.3f} after (cross-validated)"

@@ -1,10 +1,11 @@
 """The sections that every report has: metrics, robustness, calibration, transfer, and one galaxy."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.metrics import OUTLIER
-from hpcphotoz.evaluation.report.metric_tables import calibration_tables, convention_tables
+from hpcphotoz.evaluation.report.metric_tables import calibration_tables, convention_tables, metric_cell
 from hpcphotoz.evaluation.report.plots.galaxy import example_galaxy
 from hpcphotoz.evaluation.report.plots.redshifts import (
     Plot,
@@ -16,7 +17,8 @@ from hpcphotoz.evaluation.report.plots.redshifts import (
 from hpcphotoz.evaluation.report.plots.robustness import attacks_on_each_network, networks_under_each_attack
 from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.report.summary import metrics_rows, minimal_eps_rows
-from hpcphotoz.evaluation.result import EvaluationResult
+from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
+from hpcphotoz.evaluation.scoring.measure import Measured
 
 _CONVENTIONS = """Metrics in both conventions with bootstrap errors (one standard deviation). RAIL's bias is
 the median of Δz/(1+z), its scatter the interquartile range / 1.349, its outliers are beyond the greater of
@@ -43,15 +45,15 @@ for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs 
 redshift. KS, CvM and AD measure the distance of the PIT from a flat distribution; the second table has the
 percentages of galaxies in their central / highest-density credible intervals."""
 _TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the images made against another (row)
-by ATTACK: do attacks also fool networks that they were not made for?"""
+by ATTACK, with bootstrap errors: do attacks also fool networks that they were not made for?"""
 
 
-def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[ReportSection]:
+def standard_sections(result: EvaluationResult, baseline: Mapping[str, Any] | None) -> list[ReportSection]:
     """The sections before those of further measurements; without a known z_spec, only two of them."""
     sections = [ReportSection("summary", "Summary", _summary(result), [metrics_rows(result, baseline)])]
     attack = f"{METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
     if result.unlabelled < result.objects:
-        tables = convention_tables(result)
+        tables = convention_tables(result, baseline)
         sections.append(ReportSection("conventions", "All metrics", " ".join(_CONVENTIONS.split()), tables))
         text = _REDSHIFTS.replace("ATTACK", attack)
         sections.append(_drawn("redshifts", "Redshifts", text, redshift_scatter(result)))
@@ -62,7 +64,7 @@ def standard_sections(result: EvaluationResult, baseline: Mapping[str, float] | 
         if rows := minimal_eps_rows(result):
             plots = [minimal_eps_curves(result)]
             sections.append(_drawn("minimal-epsilon", "Minimal epsilon", _MINIMAL, plots, [rows]))
-        tables, plots = calibration_tables(result), pit_histograms(result)
+        tables, plots = calibration_tables(result, baseline), pit_histograms(result)
         sections.append(_drawn("calibration", "Calibration", _CALIBRATION, plots, tables))
         if result.transfer:
             text = _TRANSFER.replace("ATTACK", attack)
@@ -116,10 +118,12 @@ def _transfer(result: EvaluationResult) -> list[list[str]]:
     names = [network.name for network in result.networks]
     rows = [["images made against", *(f"predicted by {name}" for name in names)]]
     for network in result.networks:
-        own = network.at(result.headline_method, result.headline_eps).metrics
+        own = network.at(result.headline_method, result.headline_eps)
+        by_network: Mapping[str, ConditionResult | Measured]
         by_network = {**result.transfer[network.name], network.name: own}
         cells = [
-            f"{by_network[name]['sigma_mad']:.4f} / {100 * by_network[name]['eta']:.1f} %" for name in names
+            f"{metric_cell(by_network[name], 'sigma_mad')} / {metric_cell(by_network[name], 'eta', 100, 1)} %"
+            for name in names
         ]
         rows.append([network.name, *cells])
     return rows

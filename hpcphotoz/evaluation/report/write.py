@@ -43,7 +43,7 @@ def check_report_folder(out: Path) -> None:
 def write_report(
     result: EvaluationResult,
     out: Path,
-    baseline: Mapping[str, float] | None = None,
+    baseline: Mapping[str, Any] | None = None,
     sections: Sequence[ReportSection] = (),
 ) -> dict[str, Any]:
     """Write `report.html`, `metrics.json` and `figures/*.png` into a folder, when all are complete.

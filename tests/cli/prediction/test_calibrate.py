@@ -103,3 +103,22 @@ def test_what_cannot_be_calibrated_is_one_line(
     (Path(runs[0]) / "calibration.json").write_text('{"format": 1}')
     for words in (["calibrate", runs[0]], ["predict", runs[0], "--data", data, "--out", "pz.hdf5"]):
         fails(capsys, [*words], "calibration.json: is no calibration: remove it")
+
+
+def test_a_run_without_a_validation_part_is_told_what_helps(
+    runs: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(out: Path, validation: str) -> Path:
+        words = ["train", "standard", "--data", str(data), "--out", str(out), *TINY]
+        assert main([*words, "--data.validation", validation]) == 0
+        return out
+
+    none = train(tmp_path / "none", "0")
+    says = "run 'none': its split has no validation part (data.validation is 0), to which a calibration"
+    fails(
+        capsys, ["calibrate", none], f"{says} is fitted: train a new run with --data.validation 0.1, or more"
+    )
+    fails(capsys, ["calibrate", none, "--data", data], says)
+    assert main(["calibrate", str(train(tmp_path / "new", "0.3")), "--device", "cpu"]) == 0
+    differing = ["calibrate", runs[0], tmp_path / "new", "--data", data]
+    fails(capsys, differing, "the validation part: the runs have different splits: give one run at a time")

@@ -57,6 +57,11 @@ def test_the_ratio_and_the_metrics_are_those_of_the_redshifts() -> None:
     assert record["sigma_mad"] == metrics.sigma_mad(dz) and record["eta"] == 0
     still = MovedRedshifts(z, z, {ATTACK: z + 0.06, "sky": z}, {}, {})
     assert still.record("sky")["attack_over_this"] is None
+    assert still.record("sky")["errors"] == {"attack_over_this": None, "attack_over_this_p90": None}
+    # The attack moves all by 0.06; of a resampling the sky's median is 0.02 or 0.03, its 90th nearly 0.03.
+    errors = record["errors"]
+    assert 0.3 < errors["attack_over_this"] < 0.5 and errors["attack_over_this_p90"] < 0.2
+    assert one.record(ATTACK)["errors"] == {"attack_over_this": 0, "attack_over_this_p90": 0}
 
 
 def test_another_night_is_matched_by_position(tmp_path: Path) -> None:
