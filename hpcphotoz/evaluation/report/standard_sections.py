@@ -17,7 +17,8 @@ from hpcphotoz.evaluation.report.plots.redshifts import (
 from hpcphotoz.evaluation.report.plots.robustness import attacks_on_each_network, networks_under_each_attack
 from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.report.summary import metrics_rows, minimal_eps_rows
-from hpcphotoz.evaluation.result import EvaluationResult
+from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
+from hpcphotoz.evaluation.scoring.measure import Measured
 
 _CONVENTIONS = """Metrics in both conventions with bootstrap errors (one standard deviation). RAIL's bias is
 the median of Δz/(1+z), its scatter the interquartile range / 1.349, its outliers are beyond the greater of
@@ -102,6 +103,19 @@ def describe_attacks(result: EvaluationResult) -> str:
     return f"{each}. Each raises the {loss} loss of a network through its own gradients{how}.{many}"
 
 
+def describe_calibrations(result: EvaluationResult) -> str:
+    """Sentences that say which PDFs are calibrated."""
+    done = [f"{name}: {one.text()}" for name, one in result.calibrations.items()]
+    if not done:
+        return "PDFs are the networks' own: none is calibrated."
+    rest = [network.name for network in result.networks if network.name not in result.calibrations]
+    left = f", those of {' and '.join(rest)} are not" if rest else ""
+    return (
+        f"The PDFs that are scored, also those of attacked images, are calibrated ({'; '.join(done)}){left}. "
+        "Attacks, minimal epsilons, masking checks and certificates are of the networks' own PDFs."
+    )
+
+
 def _summary(result: EvaluationResult) -> str:
     mean = " (PGD-L2: in the root mean square)" if "l2" in result.methods else ""
     return (
@@ -118,6 +132,7 @@ def _transfer(result: EvaluationResult) -> list[list[str]]:
     rows = [["images made against", *(f"predicted by {name}" for name in names)]]
     for network in result.networks:
         own = network.at(result.headline_method, result.headline_eps)
+        by_network: Mapping[str, ConditionResult | Measured]
         by_network = {**result.transfer[network.name], network.name: own}
         cells = [
             f"{metric_cell(by_network[name], 'sigma_mad')} / {metric_cell(by_network[name], 'eta', 100, 1)} %"
