@@ -81,7 +81,7 @@ def test_evaluate_scores_the_pdfs_that_predict_writes(
 
     monkeypatch.setattr("hpcphotoz.evaluation.report.write.write_report", write)
     assert main(["calibrate", runs[0], "--device", "cpu", "--method", "temperature"]) == 0
-    words = ["evaluate", *runs, "--data", str(data), "--device", "cpu", "--precision", "fp32", "--out"]
+    words = ["evaluate", runs[0], "--data", str(data), "--device", "cpu", "--precision", "fp32", "--out"]
     words += [str(tmp_path / "report"), "--attacks", "fgsm", "--eps", "0.1", "--json"]
     capsys.readouterr()
     assert main(words) == 0
@@ -99,7 +99,6 @@ def test_evaluate_scores_the_pdfs_that_predict_writes(
         expected = metrics.summary(pdf @ (edges[1:] + edges[:-1]) / 2, z_spec, **scores)
         assert result.networks[0].clean.metrics == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert calibrated.networks[0].clean.metrics["crps"] != own.networks[0].clean.metrics["crps"]
-    assert calibrated.networks[1].clean.metrics == own.networks[1].clean.metrics
 
 
 def test_a_calibration_of_another_checkpoint_is_refused(
