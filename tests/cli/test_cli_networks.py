@@ -263,7 +263,7 @@ def test_by_default_an_evaluation_costs_no_more_than_fgsm_and_pgd(
     words = ["--limit", "5", "--eps", "0.1", "--steps", "2", "--json", "--by", "ebv:0,1", "sky_sigma_r"]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step"}
+    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step", "calibration"}
     assert tree["attack"]["by_method"]["pgd"]["restarts"] == 1
     assert set(tree["bins"]) == {"z_spec", "aperture_mag", "ebv", "aperture_snr", "sky_sigma_r"}
     (one,) = tree["bins"]["ebv"]["runs"]["standard"]["clean"]
