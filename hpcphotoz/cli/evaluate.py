@@ -22,7 +22,12 @@ from hpcphotoz.cli.network_options import (
     stored_calibration,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
-from hpcphotoz.cli.reports.measurements import add_measurements, check_measurements, measure_further
+from hpcphotoz.cli.reports.measurements import (
+    add_measurements,
+    check_measurements,
+    check_objects,
+    measure_further,
+)
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS, QUERIES, build_attack_grid, headline_radius
 from hpcphotoz.ranks import Ranks
@@ -38,7 +43,6 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
     from hpcphotoz.atomic import making_folder, write_text
     from hpcphotoz.evaluation.baseline.knn import knn_colours
-    from hpcphotoz.evaluation.natural.second_epoch import check_second_epoch
     from hpcphotoz.evaluation.report.bins import KEY, bins_section
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
     from hpcphotoz.evaluation.report.write import check_report_folder, write_report
@@ -56,10 +60,9 @@ def evaluate(options: argparse.Namespace) -> int:
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks], [KEY, *keys])
     ranks: Ranks = options.ranks
-    if options.second_epoch:
-        ranks.on_first_rank(lambda: check_second_epoch(networks, options.second_epoch))
     calibrations = ranks.on_first_rank(lambda: _calibrations(options, networks))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
+    ranks.on_first_rank(lambda: check_objects(options, networks, subset))
 
     def neighbours() -> dict[str, float] | None:
         if not options.knn_train:

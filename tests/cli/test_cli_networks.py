@@ -12,7 +12,7 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.evaluation.attack_grid import METHODS
 from tests.helpers.commands import fails
-from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
+from tests.helpers.datasets import load, make_dataset, make_stamps, noise_stamps, write_stamps
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -232,6 +232,33 @@ def test_an_attack_is_recorded_whole(
         **{"target": "shift", "target_value": -0.05, "stop": 0.01},
     }
     assert provenance["gradient_precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--conformal", "BANDS"], "holds bands g,r,i but run 'standard' takes"),
+        (["--check-masking", "1"], "masking checks compare means, and need more"),
+        (["--check-masking", "--limit", "1"], "masking checks compare means, and need more"),
+    ],
+)
+def test_objects_that_a_measurement_cannot_use_are_refused_before_the_attacks(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    def evaluate(*_: object, **__: object) -> None:
+        raise AssertionError("hours of attacks")
+
+    monkeypatch.setattr("hpcphotoz.evaluation.robustness.evaluate", evaluate)
+    bands = str(write_stamps(tmp_path / "bands", noise_stamps()))
+    words = [bands if word == "BANDS" else word for word in words]
+    fails(capsys, ["evaluate", run, "--data", dataset, "--out", tmp_path / "out", *words], message)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")

@@ -42,7 +42,7 @@ def predict(options: argparse.Namespace) -> int:
         networks,
         options.data,
         options.out,
-        batch=batch_size(device),
+        batch=batch_size(device, gradients=False),
         device=device,
         tta=options.tta,
         calibration=calibration,
@@ -86,7 +86,7 @@ def calibrate(options: argparse.Namespace) -> int:
         method=options.method,
         stack=options.stack,
         tta=options.tta,
-        batch=batch_size(device),
+        batch=batch_size(device, gradients=False),
         device=device,
     )
     score = f"log score {found.score_before:.3f} before, {found.score:.3f} after (cross-validated)"

@@ -139,8 +139,6 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
     def curves(page: Any) -> None:
         ax = page.subplots()
         for one in found:
-            if not one.known.any():
-                continue
             look = figure.line_look(result, one.network)
             shade, marker = look["color"], look["marker"]
             solid: dict[str, Any] = {"color": shade, "lw": 1.8, "marker": marker, "markevery": _POINTS // 8}
@@ -166,10 +164,9 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
         ax.set(ylim=(0, None), ylabel="half of the certified interval (redshift)")
         figure.legend_below(page, ax)
 
-    return {
-        "Certified and attacked fraction of the galaxies": figure.figure_png(curves, *_PANEL),
-        "Width of the certified interval of the smoothed redshift": figure.figure_png(widths, *_PANEL),
-    }
+    fractions = {"Certified and attacked fraction of the galaxies": curves} if found[0].known.any() else {}
+    drawn = {**fractions, "Width of the certified interval of the smoothed redshift": widths}
+    return {title: figure.figure_png(draw, *_PANEL) for title, draw in drawn.items()}
 
 
 def _percent(one: Certificate, at: npt.NDArray[np.float64], *, vote: bool) -> list[float]:

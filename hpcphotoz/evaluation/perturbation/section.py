@@ -19,10 +19,12 @@ KEY = "perturbation"
 _APERTURE = 2  # of `RADII`: 2.5 arcsec, for the figure of the colours
 _PANEL = (4.6, 4.3)  # inches
 _TEXT = """The change of the images by {attack} at {eps:g} sky sigma, in sky sigmas of each band. Power is
-the mean square over pixels; independent sky noise has the power 1 in every band, at every radius and at every
-frequency. Colours are measured in fixed apertures before and after the attack: a change below 1 is smaller
-than the error that sky noise alone gives the colour, and photometry of one galaxy does not see it. The mean
-change over many galaxies has a smaller error, which metrics.json holds."""
+the mean square over pixels; independent sky noise has the power 1 in every band, at every radius and at
+every frequency. PGD and APGD begin at a random point of the ball: pixels that the network does not see, such
+as those outside its crop, keep that point, of power epsilon^2 / 3 in linf. Colours are measured in fixed
+apertures before and after the attack: a change below 1 is smaller than the error that sky noise alone gives
+the colour, and photometry of one galaxy does not see it. The mean change over many galaxies has a smaller
+error, which metrics.json holds."""
 
 
 def perturbation_section(result: EvaluationResult, found: Sequence[Perturbation]) -> ReportSection:

@@ -152,3 +152,17 @@ def test_the_section_has_both_curves_and_a_table_of_every_galaxy(
     cells = lines[1 + 5].split(",")
     assert cells[:2] == ["standard", "105"] and float(cells[4]) == pytest.approx(found.radius[5], rel=1e-5)
     assert lines[1].split(",")[2] == "" and "l2" in METHODS
+
+
+def test_galaxies_without_z_spec_have_intervals_and_no_curve(
+    once: tuple[EvaluationResult, Certificate],
+) -> None:
+    pytest.importorskip("matplotlib")
+    result, found = once
+    none = np.full(N, np.nan, np.float32)
+    blind = replace(found, z_spec=none, radius=none, radius_vote=none)
+    section = certificate_section(result, [blind])
+    assert list(section.figures) == ["Width of the certified interval of the smoothed redshift"]
+    record = json.loads(json.dumps(section.record, allow_nan=False))["networks"]["standard"]
+    assert record["median_radius_sky_sigma"] is None and "certified" not in record
+    assert section.tables[0][1][1:] == ["no z_spec"] * 7
