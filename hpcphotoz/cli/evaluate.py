@@ -10,6 +10,7 @@ from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
     add_data,
     add_loss,
+    add_no_calibration,
     add_number,
     add_precision,
     add_trust_code,
@@ -18,6 +19,7 @@ from hpcphotoz.cli.network_options import (
     choose_precision,
     chosen_subset,
     require_data,
+    stored_calibration,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
 from hpcphotoz.cli.reports.measurements import (
@@ -33,6 +35,7 @@ from hpcphotoz.ranks import Ranks
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
     from hpcphotoz.evaluation.scoring.columns import Binning
+    from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
@@ -58,6 +61,7 @@ def evaluate(options: argparse.Namespace) -> int:
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks], [KEY, *keys])
     ranks: Ranks = options.ranks
+    calibrations = ranks.on_first_rank(lambda: _calibrations(options, networks))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
     ranks.on_first_rank(lambda: check_objects(options, networks, subset))
 
@@ -88,6 +92,7 @@ def evaluate(options: argparse.Namespace) -> int:
             batch=batch_size(device),
             subset=subset,
             by=options.by,
+            calibrations=calibrations,
             ranks=ranks,
         )
         further = measure_further(options, networks, result, device, smoothing)
@@ -105,6 +110,13 @@ def evaluate(options: argparse.Namespace) -> int:
     for problem in further.problems:
         print(f"hpcphotoz: error: {problem}", file=sys.stderr)
     return 1 if further.problems else 0
+
+
+def _calibrations(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "dict[str, Calibration]":
+    """The calibration of each run alone, by its name, where the run has one."""
+    pairs = zip(networks, options.runs, strict=True)
+    found = {network.name: stored_calibration(options, [network], [run]) for network, run in pairs}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
@@ -191,6 +203,7 @@ def add(commands: Commands) -> None:
         "the edges given or in fifths of the galaxies; z_spec, aperture_mag (AB), ebv (mag) and aperture_snr "
         "are always there, and may be given other edges",
     )
+    add_no_calibration(p, "score the networks' own PDFs")
     add_precision(p)
     add_device(p)
     p.add_argument("--limit", type=count, help="only the first so many objects")

@@ -119,6 +119,19 @@ def describe_attacks(result: EvaluationResult) -> str:
     return f"{each}. Each raises the {loss} loss of a network through its own gradients{how}.{many}"
 
 
+def describe_calibrations(result: EvaluationResult) -> str:
+    """Sentences that say which PDFs are calibrated."""
+    done = [f"{name}: {one.text()}" for name, one in result.calibrations.items()]
+    if not done:
+        return "PDFs are the networks' own: none is calibrated."
+    rest = [network.name for network in result.networks if network.name not in result.calibrations]
+    left = f", those of {' and '.join(rest)} are not" if rest else ""
+    return (
+        f"The PDFs that are scored, also those of attacked images, are calibrated ({'; '.join(done)}){left}. "
+        "Attacks, minimal epsilons, masking checks and certificates are of the networks' own PDFs."
+    )
+
+
 def _summary(result: EvaluationResult) -> str:
     mean = " (PGD-L2: in the root mean square)" if "l2" in result.methods else ""
     return (

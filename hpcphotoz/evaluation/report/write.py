@@ -41,6 +41,7 @@ def write_report(
     # A local import: all else works without matplotlib.
     from hpcphotoz.evaluation.report.standard_sections import (
         describe_attacks,
+        describe_calibrations,
         galaxy_sections,
         standard_sections,
     )
@@ -50,7 +51,7 @@ def write_report(
     footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
     shown = [*standard_sections(result, baseline), *sections, *galaxy_sections(result)]
     figures = figure_files(shown)
-    lead = f"{_objects(result)} {describe_attacks(result)}"
+    lead = f"{_objects(result)} {describe_attacks(result)} {describe_calibrations(result)}"
     page = render_page(result.data.resolve().name, lead, shown, figures, footer)
     summary = json.dumps(tree, indent=1, allow_nan=False) + "\n"
     texts = {PAGE: page, SUMMARY: summary, **(files or {})}

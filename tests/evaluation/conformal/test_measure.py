@@ -17,19 +17,25 @@ from hpcphotoz.evaluation.conformal.section import conformal_section
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.evaluation_results import check_section
 from tests.helpers.networks import StubNetwork
+
+T = 0.5  # temperature of the PDFs that are scored
 
 
 def pdf_of(network: StubNetwork, images: npt.NDArray[np.float32]) -> RedshiftPdf:
     with torch.no_grad():
         logits = network.module(torch.from_numpy(images), torch.zeros(len(images)))
-    return RedshiftPdf(torch.softmax(logits, dim=1).numpy(), network.bins)
+    return RedshiftPdf(torch.softmax(logits / T, dim=1).numpy(), network.bins)
 
 
 def headline_of(data: Path, network: StubNetwork, batch: int = 16) -> HeadlineAttack:
-    result = evaluate([network], data, eps=(0.5,), methods=("fgsm",), headline_eps=0.5)
+    calibrations = {network.name: Calibration(temperature=T)}
+    result = evaluate(
+        [network], data, eps=(0.5,), methods=("fgsm",), headline_eps=0.5, calibrations=calibrations
+    )
     return HeadlineAttack([network], result, batch=batch)
 
 
