@@ -14,6 +14,7 @@ from hpcphotoz.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
@@ -50,10 +51,12 @@ def choose_precision(
     return found
 
 
-def batch_size(device: str) -> int:
-    """Batch size of inference on a device."""
-    # On a CPU, memory of larger tensors returns to the system after each batch: 128 took 1.4 times longer.
-    return 512 if device == "cuda" else 32
+def batch_size(device: str, *, gradients: bool = True) -> int:
+    """Batch size of inference on a device: with gradients, as attacks take them, or forward passes alone."""
+    if device == "cuda":
+        return 512
+    # Four parts, each in a thread of its own where there are as many: see `ForwardInParts`.
+    return 32 if gradients else 128
 
 
 def require_data(options: argparse.Namespace, runs: Sequence[Path]) -> None:
@@ -67,6 +70,23 @@ def require_data(options: argparse.Namespace, runs: Sequence[Path]) -> None:
     held_back = "" if options.command == "calibrate" else "; --part test takes what was held back"
     unseen = f" ({trained}{held_back})" if trained else ""
     raise BadInput(f"--data is missing: give one dataset folder{unseen}")
+
+
+def stored_calibration(
+    options: argparse.Namespace,
+    networks: "list[TrainedNetwork]",
+    runs: Sequence[Path],
+    tta: bool = False,
+) -> "Calibration | None":
+    """The calibration that `calibrate` has kept for these networks, which is said; None: --no-calibration."""
+    from hpcphotoz.predict.run_calibration import find_calibration
+
+    if options.no_calibration:
+        return None
+    calibration, note = find_calibration(networks, runs, tta)
+    if note:
+        print(f"hpcphotoz: {note}{f': {calibration.text()}' if calibration else ''}", file=sys.stderr)
+    return calibration
 
 
 def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
@@ -86,8 +106,9 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
         check_bands_and_stamp(network, manifest.header, options.data)
     options_of_split = {"validation", "test", "split_seed", "split_by"}
     splits = [n.config.data.model_dump(include=options_of_split) for n in networks]
+    asked = "the validation part" if options.command == "calibrate" else f"--part {options.part}"
     if options.part != "all" and any(split != splits[0] for split in splits):
-        raise BadInput(f"--part {options.part}: the runs have different splits: give one run at a time")
+        raise BadInput(f"{asked}: the runs have different splits: give one run at a time")
     for network in networks:
         trained_on, warning = {network.manifest_sha256, *network.datasets_sha256}, ""
         own = not trained_on.isdisjoint(versions_of(manifest))
@@ -102,7 +123,7 @@ def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]")
             print(f"hpcphotoz: warning: run '{network.name}' was trained on {warning}", file=sys.stderr)
     where = {n.config.data.where for n in networks} if options.part != "all" else set()
     if len(where) > 1:
-        raise BadInput(f"--part {options.part}: the runs have different data.where: give one run at a time")
+        raise BadInput(f"{asked}: the runs have different data.where: give one run at a time")
     data = networks[0].config.data.model_copy(update={"where": "".join(where)})
     subset = Subset.from_options(
         data, options.part, manifest.header.bands, manifest.header.extra, where=options.where or ""
@@ -158,6 +179,12 @@ def add_data(parser: Parser, text: str) -> None:
     parser.add_argument("--where", type=condition, help=help_text)
     help_text = "part of the split the run was trained with (default all)"
     parser.add_argument("--part", choices=SPLIT_PARTS, default="all", help=help_text)
+
+
+def add_no_calibration(parser: Parser, what: str) -> None:
+    """Add --no-calibration, which `stored_calibration` reads."""
+    text = f"{what}; without it, a calibration by `calibrate` is used where the run has one"
+    parser.add_argument("--no-calibration", action="store_true", help=text)
 
 
 def add_trust_code(parser: Parser) -> None:

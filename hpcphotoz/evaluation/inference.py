@@ -17,6 +17,7 @@ from hpcphotoz.attacks import Passes, perturb
 from hpcphotoz.attacks.passes.cuda_graph import AttackGraphs, graph_key
 from hpcphotoz.compute.capture import capture
 from hpcphotoz.compute.compiler import compiled, compiler_failure
+from hpcphotoz.compute.parts import ForwardInParts
 from hpcphotoz.compute.precision import tf32
 from hpcphotoz.compute.winograd import with_winograd
 from hpcphotoz.config import Attack
@@ -109,10 +110,13 @@ class DatasetForward:
 
     def __init__(self, network: RedshiftNetwork, batch: int, forwards: int, precision: str = "fp32") -> None:
         module = network.module.eval()
+        own_on_cpu = isinstance(module, FluxNetwork) and not next(module.parameters()).is_cuda
         if precision == "bf16":
             module = Bfloat16Forward(module)
-        elif isinstance(module, FluxNetwork) and not next(module.parameters()).is_cuda:
+        elif own_on_cpu:
             module = with_winograd(module)
+        if own_on_cpu:
+            module = ForwardInParts(module, batch)
         self._module = module
         self._batch, self._tf32 = batch, bool(PASSES[precision].tf32)
         self._use_graph = forwards >= MIN_FORWARDS_TO_COMPILE and _can_compile(network)

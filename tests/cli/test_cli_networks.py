@@ -12,7 +12,7 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.evaluation.attack_grid import METHODS
 from tests.helpers.commands import fails
-from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
+from tests.helpers.datasets import load, make_dataset, make_stamps, noise_stamps, write_stamps
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -234,6 +234,33 @@ def test_an_attack_is_recorded_whole(
     assert provenance["gradient_precision"] == "fp32"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--conformal", "BANDS"], "holds bands g,r,i but run 'standard' takes"),
+        (["--check-masking", "1"], "masking checks compare means, and need more"),
+        (["--check-masking", "--limit", "1"], "masking checks compare means, and need more"),
+    ],
+)
+def test_objects_that_a_measurement_cannot_use_are_refused_before_the_attacks(
+    run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    def evaluate(*_: object, **__: object) -> None:
+        raise AssertionError("hours of attacks")
+
+    monkeypatch.setattr("hpcphotoz.evaluation.robustness.evaluate", evaluate)
+    bands = str(write_stamps(tmp_path / "bands", noise_stamps()))
+    words = [bands if word == "BANDS" else word for word in words]
+    fails(capsys, ["evaluate", run, "--data", dataset, "--out", tmp_path / "out", *words], message)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:matplotlib")
 def test_evaluate_measures_every_attack_and_the_least_epsilon(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -245,7 +272,7 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
     words += ["--conformal", str(write_stamps(tmp_path / "calibration", make_stamps(30, seed=5)))]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert set(tree["standard"]) == {"clean", *METHODS, "step", "minimal_eps"}
+    assert set(tree["standard"]) == {"clean", *METHODS, "step", "calibration", "minimal_eps"}
     assert tree["standard"]["minimal_eps"]["max_sky_sigma"] == 0.5
     methods = tree["attack"]["by_method"]
     assert methods["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "probability_margin"
@@ -263,7 +290,7 @@ def test_by_default_an_evaluation_costs_no_more_than_fgsm_and_pgd(
     words = ["--limit", "5", "--eps", "0.1", "--steps", "2", "--json", "--by", "ebv:0,1", "sky_sigma_r"]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step"}
+    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step", "calibration"}
     assert tree["attack"]["by_method"]["pgd"]["restarts"] == 1
     assert set(tree["bins"]) == {"z_spec", "aperture_mag", "ebv", "aperture_snr", "sky_sigma_r"}
     (one,) = tree["bins"]["ebv"]["runs"]["standard"]["clean"]

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,19 +81,40 @@ def test_ranks_evaluate_as_one_process(
     run: Path, dataset: Path, tmp_path: Path, size: int, more: list[str]
 ) -> None:
     other = shutil.copytree(run, tmp_path / "other")
-    runs = [str(run), str(other)]
-    words = evaluate(run, dataset, tmp_path / "one", *more)
-    words[1:2] = runs
-    assert main(words) == 0
+    assert same_report([run, other], dataset, tmp_path, size, more)[0] == 0
+
+
+@pytest.mark.slow
+def test_ranks_check_masking_and_compare_with_the_sky_as_one_process(run: Path, tmp_path: Path) -> None:
+    """Both ranks have objects of every measurement: each has a shard of four.
+
+    The checks take some thousand passes: of one network half a minute, under load ten times as long.
+    """
+    data = make_dataset(tmp_path / "few", n=8, shard_rows=4)
+    more = ["--check-masking", "6", "--natural", "7", "--second-epoch", str(data)]
+    status, found = same_report([run], data, tmp_path, 2, more)
+    assert found["masking"]["objects"] == 6 and status == int(not found["masking"]["passed"])
+    assert found["natural"]["networks"][run.name]["sky_noise"]["n"] == 7
+    assert found["natural"]["second_epoch"]["matched"] == 7
+
+
+def same_report(
+    runs: list[Path], data: Path, tmp_path: Path, size: int, more: list[str]
+) -> tuple[int, dict[str, Any]]:
+    """Exit status and metrics of ranks that evaluate these runs, which are those of one process."""
+    words = evaluate(runs[0], data, tmp_path / "one", *more)
+    words[2:2] = map(str, runs[1:])
+    alone = main(words)
     words[words.index(str(tmp_path / "one"))] = str(tmp_path / "all")
     ended = ranks.run(size, [*words, "--json"])
-    assert [status for status, _, _ in ended] == [0] * size, ended
+    assert [status for status, _, _ in ended] == [alone] * size, ended
     one, found = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "all"))
     assert found == one == json.loads(ended[0][1])
     first, second = tmp_path / "one", tmp_path / "all"
     for path in (path for path in first.rglob("*") if path.is_file()):  # figures and certified_radii.csv too
         assert (second / path.relative_to(first)).read_bytes() == path.read_bytes(), path
     assert not any(said for _, said, _ in ended[1:])
+    return alone, found
 
 
 @pytest.mark.slow

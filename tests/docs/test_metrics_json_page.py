@@ -14,12 +14,16 @@ from hpcphotoz.evaluation.certificate.section import certificate_record
 from hpcphotoz.evaluation.certificate.smoothing import Smoothing
 from hpcphotoz.evaluation.conformal.measure import measure_conformal
 from hpcphotoz.evaluation.conformal.section import conformal_record
+from hpcphotoz.evaluation.natural.measure import measure_natural
+from hpcphotoz.evaluation.natural.second_epoch import measure_second_epoch
+from hpcphotoz.evaluation.natural.section import natural_record
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.perturbation.measure import measure_perturbations
 from hpcphotoz.evaluation.perturbation.section import perturbation_record
 from hpcphotoz.evaluation.report.bins import bins_section
 from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.networks import TWO_BINS, LogisticNetwork, StubNetwork
 from tests.helpers.paths import ROOT
@@ -38,7 +42,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder, stamps = tmp_path_factory.mktemp("metrics"), noise_stamps(120)
     data, train = write_stamps(folder / "d", stamps[:40]), write_stamps(folder / "t", stamps[40:])
     networks = [StubNetwork(RUNS[0]), StubNetwork(RUNS[1], LogisticNetwork(scale=0.001))]
-    result = evaluate(networks, data, eps=(0.1,), methods=METHODS, steps=1, minimal_eps_max=0.2, batch=40)
+    how = {"minimal_eps_max": 0.2, "batch": 40, "calibrations": {RUNS[0]: Calibration(temperature=2.0)}}
+    result = evaluate(networks, data, eps=(0.1,), methods=METHODS, steps=1, **how)  # type: ignore[arg-type]
     baseline = knn_colours(train, data, TWO_BINS)
     sections = [one for one in (bins_section(result),) if one is not None]
     summary = report_summary(result, baseline, sections)
@@ -82,6 +87,10 @@ def test_the_page_names_every_key_of_the_further_measurements(tmp_path: Path) ->
     result = evaluate([network], data, eps=(0.1,), methods=("fgsm",), steps=1)
     headline = HeadlineAttack([network], result)
     certificates = certify([network], result, Smoothing(1.0, samples=20, confidence=0.9))
+    shifts = measure_natural(headline)
+    epoch = measure_second_epoch(headline, shifts, data)
+    natural = natural_record(result, shifts, epoch)
+    agree("Natural perturbations", natural | natural["networks"][RUNS[0]]["sky_noise"])
     records = {
         "Perturbation": perturbation_record(result, measure_perturbations(headline)),
         "Conformal intervals": conformal_record(result, measure_conformal(headline, other, ALL_OBJECTS)),
@@ -92,12 +101,18 @@ def test_the_page_names_every_key_of_the_further_measurements(tmp_path: Path) ->
         agree(part, record | record["networks"][RUNS[0]])
 
 
+def test_the_calibration_of_a_run_is_there_or_null(tree: dict[str, Any]) -> None:
+    assert tree[RUNS[0]]["calibration"] == {"temperature": 2.0, "pit": []}
+    assert tree[RUNS[1]]["calibration"] is None
+
+
 def test_metrics_elsewhere_are_those_of_a_condition(tree: dict[str, Any]) -> None:
     page = documented()
     assert set(tree["transfer"]) == set(RUNS)
     for figures in (tree["transfer"][RUNS[0]][RUNS[1]], tree["knn_colours"]):
         assert {"bias", "sigma_mad", "eta", "n"} <= set(figures)
         assert set(figures) <= page["A condition"] | page["Nearest neighbours"]
+        assert set(figures["errors"]) == set(tree[RUNS[0]]["clean"]["errors"])
     assert page["Nearest neighbours"] <= set(tree["knn_colours"])
 
 

@@ -70,7 +70,7 @@ def test_pictures_and_transfer_show_the_strongest_attack_on_single_pixels(data: 
     assert result.methods == ("fgsm", "pgd", "apgd", "flux", "l2")
     assert result.headline_method == "apgd"
     own = result.networks[0].at("apgd", 0.1).metrics
-    assert result.transfer["standard"]["twin"] == pytest.approx(own)
+    assert result.transfer["standard"]["twin"].metrics == pytest.approx(own)
     example = result.example
     for attacked in example.attacked.values():
         sigmas = np.abs(attacked - example.image) / example.sky_sigma[:, None, None]

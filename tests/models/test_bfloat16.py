@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
 
 from hpcphotoz.config import Model
 from hpcphotoz.models.bfloat16 import Bfloat16Forward
 from hpcphotoz.models.build import build
-from hpcphotoz.models.layers import prelu
 from tests.helpers.networks import ConvNetwork
 
 SCALE = (0.05, 0.02, 0.03, 0.04, 0.2)
@@ -36,12 +34,3 @@ def test_another_module_computes_under_autocast() -> None:
     assert found.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(found, network(images, torch.zeros(4)).float(), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("slope", [-0.5, 0.0, 0.25, 1.0, 1.5])
-@torch.no_grad()
-def test_a_prelu_in_bfloat16_is_that_of_torch(slope: float) -> None:
-    x = torch.randn(2, 3, 5, 5, dtype=torch.bfloat16)
-    slopes = torch.tensor([slope, 0.25, -1.0])
-    expected = nn.functional.prelu(x, slopes.to(torch.bfloat16))
-    torch.testing.assert_close(prelu(x, slopes), expected, atol=0, rtol=0)

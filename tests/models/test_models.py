@@ -121,16 +121,21 @@ def test_asinh_is_asinh_with_its_gradient() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_prelu_and_its_gradient_are_those_of_torch(dtype: torch.dtype, frozen: bool) -> None:
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_prelu_and_its_gradient_are_those_of_torch(
+    dtype: torch.dtype, frozen: bool, order: torch.memory_format
+) -> None:
     torch.manual_seed(0)
-    slope = torch.tensor([0.25, -0.5, 1.0, 0.75], requires_grad=not frozen)
-    x = torch.randn(3, 4, 5, 6).to(dtype).requires_grad_()
+    slope = torch.tensor([0.25, -0.5, 1.0, 0.75, 1.5], requires_grad=not frozen)
+    x = torch.randn(3, 5, 5, 6).to(dtype, memory_format=order).requires_grad_()
     x.data[0, :, 0, 0] = 0
-    upstream = torch.randn(3, 4, 5, 6).to(dtype)
+    upstream = torch.randn(3, 5, 5, 6).to(dtype)
     wanted = [x] if frozen else [x, slope]
     plain = torch.nn.functional.prelu(x, slope.to(dtype))
     ours = prelu(x, slope.to(dtype) if not frozen else slope)
-    assert torch.equal(ours, plain)
+    assert torch.equal(ours, plain) and ours.is_contiguous(memory_format=order)
+    with torch.no_grad():
+        assert torch.equal(prelu(x, slope), plain)
     for a, b in zip(
         torch.autograd.grad(ours, wanted, upstream),
         torch.autograd.grad(plain, wanted, upstream),

@@ -1,19 +1,20 @@
 """The commands `predict` and `calibrate`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.network_options import (
     add_data,
+    add_no_calibration,
     add_trust_code,
     batch_size,
     choose_device,
     choose_precision,
     chosen_subset,
     require_data,
+    stored_calibration,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, path, radius
 from hpcphotoz.errors import BadInput
@@ -25,18 +26,15 @@ if TYPE_CHECKING:
 
 def predict(options: argparse.Namespace) -> int:
     """Write redshift PDFs for a catalogue."""
-    from hpcphotoz.predict import check_points_path, find_calibration, predict
+    from hpcphotoz.predict import check_points_path, predict
 
     require_data(options, options.runs)
     if options.points is not None:
         check_points_path(options.points)
     device = choose_device(options.device)
     networks = _networks(options, device)
-    calibration, note = None, ""
-    if not options.no_calibration:
-        calibration, note = find_calibration(networks, options.runs, options.tta)
-    if note:
-        print(f"hpcphotoz: {note}{f': {calibration.text()}' if calibration else ''}", file=sys.stderr)
+    kept = networks, options.runs, options.tta
+    calibration = options.ranks.on_first_rank(lambda: stored_calibration(options, *kept))
     subset = options.ranks.on_first_rank(lambda: chosen_subset(options, networks))
     how = options.precision, networks[0], device, "PDFs"
     precision = options.ranks.on_first_rank(lambda: choose_precision(*how))
@@ -44,7 +42,7 @@ def predict(options: argparse.Namespace) -> int:
         networks,
         options.data,
         options.out,
-        batch=batch_size(device),
+        batch=batch_size(device, gradients=False),
         device=device,
         tta=options.tta,
         calibration=calibration,
@@ -63,6 +61,7 @@ def predict(options: argparse.Namespace) -> int:
 def calibrate(options: argparse.Namespace) -> int:
     """Fit the calibration of a run's PDFs, or of an ensemble's, on the validation part of its split."""
     from hpcphotoz.predict import calibrate
+    from hpcphotoz.predict.fit import MIN_OBJECTS
     from hpcphotoz.predict.run_calibration import FILE
 
     if options.data is None:
@@ -72,6 +71,13 @@ def calibrate(options: argparse.Namespace) -> int:
     networks = _networks(options, device)
     if options.stack and len(networks) < 2:
         raise BadInput("--stack: weighs several runs: give two or more")
+    for network in networks:
+        if not network.config.data.validation:
+            raise BadInput(
+                f"run '{network.name}': its split has no validation part (data.validation is 0), to which a "
+                f"calibration is fitted: train a new run with --data.validation 0.1, or more where that is "
+                f"fewer than {MIN_OBJECTS} galaxies"
+            )
     found = calibrate(
         networks,
         options.runs,
@@ -80,7 +86,7 @@ def calibrate(options: argparse.Namespace) -> int:
         method=options.method,
         stack=options.stack,
         tta=options.tta,
-        batch=batch_size(device),
+        batch=batch_size(device, gradients=False),
         device=device,
     )
     score = f"log score {found.score_before:.3f} before, {found.score:.3f} after (cross-validated)"
@@ -117,8 +123,7 @@ def add(commands: Commands) -> None:
     out = "qp HDF5 file to make, *.hdf5; replaces one that exists"
     p.add_argument("--out", type=path, required=True, help=out)
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
-    text = "do not calibrate PDFs; without it, a calibration by `calibrate` is used where the run has one"
-    p.add_argument("--no-calibration", action="store_true", help=text)
+    add_no_calibration(p, "do not calibrate PDFs")
     text = "densities that are constant in a bin, or linear between the bins' centres (default hist)"
     p.add_argument("--pdf", choices=("hist", "interp"), default="hist", help=text)
     text = "also write the point estimates as a table: *.fits, *.parquet or *.csv"

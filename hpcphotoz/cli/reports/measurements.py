@@ -127,6 +127,32 @@ def check_measurements(options: argparse.Namespace) -> "tuple[list[str], Smoothi
     return [key for key, value in asked.items() if value not in (None, False)], smoothing
 
 
+def check_objects(options: argparse.Namespace, networks: "list[TrainedNetwork]", subset: "Subset") -> None:
+    """Check the objects of the measurements, before hours of attacks: labels alone are read.
+
+    Raises:
+        BadInput: datasets that the networks do not take, calibration objects that are measured too, or too
+            few objects.
+    """
+    from hpcphotoz.data.format.manifest import read_manifest
+    from hpcphotoz.evaluation.batches import find_subset_objects
+    from hpcphotoz.evaluation.conformal.measure import check_conformal
+    from hpcphotoz.evaluation.masking.measure import ONE_OBJECT
+    from hpcphotoz.evaluation.natural.second_epoch import check_second_epoch
+
+    if options.second_epoch:
+        check_second_epoch(networks, options.second_epoch)
+    if options.conformal is not None:
+        data = _calibration_data(options)
+        check_conformal(
+            networks, options.data, subset, options.limit, data, _calibration_subset(data, networks)
+        )
+    if options.check_masking:
+        found = find_subset_objects(options.data, read_manifest(options.data), subset).census.rows
+        if min(found, options.check_masking, options.limit or found) < 2:
+            raise BadInput(ONE_OBJECT.format(options.data))
+
+
 def measure_further(
     options: argparse.Namespace,
     networks: "list[TrainedNetwork]",
@@ -136,7 +162,7 @@ def measure_further(
 ) -> FurtherMeasurements:
     """Make the measurements that were asked for; all ranks call this."""
     from hpcphotoz.evaluation.certificate.measure import certify
-    from hpcphotoz.evaluation.certificate.section import TABLE, certificate_section, certificate_table
+    from hpcphotoz.evaluation.certificate.section import certificate_section, certificate_table
     from hpcphotoz.evaluation.conformal.measure import measure_conformal
     from hpcphotoz.evaluation.conformal.section import conformal_section
     from hpcphotoz.evaluation.masking.measure import measure_masking
@@ -147,6 +173,7 @@ def measure_further(
     from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
     from hpcphotoz.evaluation.perturbation.measure import measure_perturbations
     from hpcphotoz.evaluation.perturbation.section import perturbation_section
+    from hpcphotoz.evaluation.report.folder import RADII
 
     ranks: Ranks = options.ranks
     batch, found = batch_size(device), FurtherMeasurements()
@@ -155,14 +182,14 @@ def measure_further(
         perturbations = measure_perturbations(headline)
         found.sections.append(ranks.on_first_rank(lambda: perturbation_section(result, perturbations)))
     if options.conformal is not None:
-        data = options.data if options.conformal is SAME_DATA else options.conformal
+        data = _calibration_data(options)
         subset = ranks.on_first_rank(lambda: _calibration_subset(data, networks))
         intervals = measure_conformal(headline, data, subset)
         found.sections.append(ranks.on_first_rank(lambda: conformal_section(result, intervals)))
     if smoothing is not None:
         certificates = certify(networks, result, smoothing, device=device, batch=batch, ranks=ranks)
         found.sections.append(ranks.on_first_rank(lambda: certificate_section(result, certificates)))
-        found.files[TABLE] = certificate_table(certificates)
+        found.files[RADII] = certificate_table(certificates)
         found.problems += [one.problem for one in certificates if one.problem]
     if options.check_masking:
         how = {"objects": options.check_masking, "batch": batch}
@@ -175,6 +202,10 @@ def measure_further(
         epoch = measure_second_epoch(headline, shifts, night) if night else None
         found.sections.append(ranks.on_first_rank(lambda: natural_section(result, shifts, epoch)))
     return found
+
+
+def _calibration_data(options: argparse.Namespace) -> Path:
+    return Path(options.data if options.conformal is SAME_DATA else options.conformal)
 
 
 def _calibration_subset(data: Path, networks: "list[TrainedNetwork]") -> "Subset":

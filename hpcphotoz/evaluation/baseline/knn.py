@@ -20,6 +20,7 @@ from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.baseline.photometry import RADII, Floats, Photometry, features, measure_photometry
+from hpcphotoz.evaluation.scoring.measure import measure_objects
 from hpcphotoz.models.bins import RedshiftBins
 
 _TUNE_TEST, _TUNE_TRAIN = 2000, 20000  # objects at most: tuning costs seconds, whatever the data
@@ -45,7 +46,7 @@ def knn_colours(
     subset: Subset = ALL_OBJECTS,
     limit: int | None = None,
     train_subset: Subset = ALL_OBJECTS,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Metrics of k nearest neighbours on a test set, tuned on a part of the training set.
 
     Args:
@@ -57,7 +58,7 @@ def knn_colours(
         train_subset: objects of the training set that may be neighbours.
 
     Returns:
-        `metrics.summary`, with `n_train` and `aperture_arcsec`.
+        The metrics with their bootstrap `errors`, as those of networks, `n_train` and `aperture_arcsec`.
 
     Raises:
         BadInput: different bands or pixel scales, too few objects of known redshift, a redshift outside the
@@ -77,8 +78,9 @@ def knn_colours(
         )
     options = tune(train, bins, k)
     z_phot, pdf = estimate(train, test, options, bins, k)
-    figures = metrics.summary(z_phot, test.z_spec, **metrics.pdf_scores(pdf, bins.edges(), test.z_spec))
-    return {**figures, "n_train": len(train.z_spec), "aperture_arcsec": RADII[options.radius]}
+    found = measure_objects(z_phot, test.z_spec, metrics.pdf_scores(pdf, bins.edges(), test.z_spec))
+    facts = {"n_train": len(train.z_spec), "aperture_arcsec": RADII[options.radius]}
+    return {**found.as_summary(), **facts}
 
 
 def tune(photometry: Photometry, bins: RedshiftBins, k: int) -> KnnOptions:

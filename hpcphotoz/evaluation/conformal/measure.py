@@ -1,5 +1,6 @@
 """Measures how often PDF intervals and conformal intervals hold the redshift, clean and under attack."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hpcphotoz.evaluation.baseline.knn import object_keys
 from hpcphotoz.evaluation.batches import check_redshifts, divide_rows, read_batches, to_tensors
 from hpcphotoz.evaluation.conformal.intervals import Calibration, calibrate, central_interval
 from hpcphotoz.evaluation.inference import DatasetForward
-from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.ranks import Ranks
@@ -75,6 +76,42 @@ class _Accumulator:
         return Coverage(self.network.name, self.calibration, n, covered, width)
 
 
+def check_conformal(
+    networks: Sequence[RedshiftNetwork],
+    data: Path,
+    subset: Subset,
+    limit: int | None,
+    calibration_data: Path,
+    calibration_subset: Subset,
+) -> None:
+    """Check the objects that `measure_conformal` calibrates and measures, from labels alone.
+
+    Args:
+        networks: of the evaluation.
+        data, subset, limit: its objects.
+        calibration_data, calibration_subset: those of the calibration.
+
+    Raises:
+        BadInput: as `measure_conformal`.
+    """
+    manifest = read_manifest(calibration_data)
+    for network in networks:
+        check_bands_and_stamp(network, manifest.header, calibration_data)
+        who = f"run '{network.name}'"
+        check_redshifts(network.bins, calibration_data, manifest, who, calibration_subset)
+    calibrated = set(object_keys(calibration_data, calibration_subset, None))
+    if not calibrated:
+        raise BadInput(f"{calibration_data}: no calibration object of known z_spec: give another dataset")
+    measured = object_keys(data, subset, limit)
+    if not measured:
+        raise BadInput(f"{data}: no object of known z_spec: the coverage of intervals needs it")
+    if common := sum(key in calibrated for key in measured):
+        raise BadInput(
+            f"{calibration_data}: {common} calibration objects of --conformal are measured too: measure "
+            "others, with --part test, or calibrate on another dataset"
+        )
+
+
 def measure_conformal(
     headline: HeadlineAttack, calibration_data: Path, subset: Subset
 ) -> tuple[Coverage, ...]:
@@ -96,9 +133,8 @@ def measure_conformal(
             the networks', a redshift outside the bins, or an unreadable shard.
     """
     result, ranks = headline.result, headline.ranks
-    if result.unlabelled == result.objects:
-        raise BadInput(f"{result.data}: no object of known z_spec: the coverage of intervals needs it")
-    ranks.on_first_rank(lambda: _check(headline, calibration_data, subset))
+    measured = result.data, result.subset, result.limit
+    ranks.on_first_rank(lambda: check_conformal(headline.networks, *measured, calibration_data, subset))
     found = [
         _Accumulator(network, one)
         for network, one in zip(
@@ -123,26 +159,9 @@ def _calibrations(headline: HeadlineAttack, data: Path, subset: Subset) -> list[
     for stamps in ranks.until_stopped(batches):
         tensor, known = to_tensors(stamps, headline.device), np.isfinite(stamps.z_spec)
         z_spec.append(stamps.z_spec[known])
-        inputs = tensor["images"], tensor["ebv"], tensor["object_id"]
         for network, forward, parts in zip(headline.networks, forwards, central, strict=True):
-            pdf = compute_pdfs(network, *inputs, forward).cpu().numpy()[known]
+            pdf = headline.scored_pdfs(network, tensor, tensor["images"], forward).cpu().numpy()[known]
             parts.append(central_interval(RedshiftPdf(pdf, network.bins)))
     z = np.concatenate([one for part in ranks.allgather(z_spec) for one in part])
     gathered = [[one for part in ranks.allgather(parts) for one in part] for parts in central]
     return [calibrate(np.concatenate(parts, axis=2), z) for parts in gathered]
-
-
-def _check(headline: HeadlineAttack, data: Path, subset: Subset) -> None:
-    manifest = read_manifest(data)
-    for network in headline.networks:
-        check_bands_and_stamp(network, manifest.header, data)
-        check_redshifts(network.bins, data, manifest, f"run '{network.name}'", subset)
-    calibrated, result = set(object_keys(data, subset, None)), headline.result
-    if not calibrated:
-        raise BadInput(f"{data}: no calibration object of known z_spec: give another dataset")
-    measured = object_keys(result.data, result.subset, result.limit)
-    if common := sum(key in calibrated for key in measured):
-        raise BadInput(
-            f"{data}: {common} calibration objects of --conformal are measured too: measure others, with "
-            "--part test, or calibrate on another dataset"
-        )

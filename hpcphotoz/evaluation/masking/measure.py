@@ -27,6 +27,7 @@ from hpcphotoz.ranks import ALONE, Ranks
 
 Array = npt.NDArray[np.float64]
 OBJECTS = 64  # that the checks attack, by default
+ONE_OBJECT = "{}: one object is selected: masking checks compare means, and need more"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def measure_masking(
     limit = min(objects, result.limit or objects)
     part = divide_rows(data, manifest, batch, result.subset, limit, ranks)
     if part.total < 2:
-        raise ranks.refusal(f"{data}: one object is selected: masking checks compare means, and need more")
+        raise ranks.refusal(ONE_OBJECT.format(data))
     gradients = part.objects * sum(image_gradients(attack) for attack in attacks.values())
     forwards = part.objects * (len(attacks) + len(networks))
     probes = [

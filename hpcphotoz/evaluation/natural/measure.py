@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from hpcphotoz.evaluation.batches import to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.natural.columns import Columns, Floats
 from hpcphotoz.evaluation.natural.perturbations import NATURAL, TYPICAL_FWHM, SkyStamps
-from hpcphotoz.evaluation.network import compute_pdfs
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
+from hpcphotoz.evaluation.scoring.bootstrap import ratio_errors
 
 OBJECTS = 2048  # that are perturbed, by default
 ATTACK = "attack"
 CLEAN = "clean"
+_PERCENTS = (50, 90)  # of the galaxies: the changes of <z> that are quoted
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,12 @@ class MovedRedshifts:
 
     def change(self, name: str) -> tuple[float, float]:
         """Median and 90th percentile of |<z> perturbed - <z> clean|."""
-        median, p90 = np.percentile(np.abs(self.moved[name] - self.clean), [50, 90]).tolist()
+        median, p90 = np.percentile(self.absolute_change(name), _PERCENTS).tolist()
         return median, p90
+
+    def absolute_change(self, name: str) -> Floats:
+        """|<z> perturbed - <z> clean|, (N,)."""
+        return np.asarray(np.abs(self.moved[name] - self.clean))
 
     def metrics(self, name: str) -> dict[str, float]:
         """`bias`, `sigma_mad` and `eta` over the galaxies of known z_spec; empty if there is none."""
@@ -53,16 +59,22 @@ class MovedRedshifts:
         dz = metrics.residuals(z_phot[known], self.z_spec[known])
         return {"bias": metrics.bias(dz), "sigma_mad": metrics.sigma_mad(dz), "eta": metrics.eta(dz)}
 
-    def record(self, name: str) -> dict[str, float | None]:
-        """Entry of `metrics.json`: change of <z>, metrics, amplitude, and the attack's change over it."""
+    def record(self, name: str) -> dict[str, Any]:
+        """Entry of `metrics.json`: change of <z>, metrics, amplitude, and the attack's change over it.
+
+        Its `errors` are those of the attack's change over that of the perturbation, of the same galaxies.
+        """
         median, p90 = self.change(name)
-        found: dict[str, float | None] = {"shift_median": median, "shift_p90": p90, **self.metrics(name)}
+        found: dict[str, Any] = {"shift_median": median, "shift_p90": p90, **self.metrics(name)}
         if name in self.rms:
             found["rms_sky_sigma"] = float(np.median(self.rms[name]))
             found["max_sky_sigma"] = float(np.median(self.greatest[name]))
         attack = self.change(ATTACK)
         found["attack_over_this"] = attack[0] / median if median > 0 else None
         found["attack_over_this_p90"] = attack[1] / p90 if p90 > 0 else None
+        errors = ratio_errors(self.absolute_change(ATTACK), self.absolute_change(name), _PERCENTS)
+        ratios = ("attack_over_this", "attack_over_this_p90")
+        found["errors"] = dict(zip(ratios, errors, strict=True))
         return {**found, "n": len(self.clean)}
 
 
@@ -116,8 +128,7 @@ def measure_natural(headline: HeadlineAttack, objects: int = OBJECTS) -> Natural
             images = one.perturb(sky)
             columns.add_amplitude(one.name, sky.in_sky_sigmas(images))
             for network in headline.networks:
-                labels = tensor["ebv"], tensor["object_id"]
-                pdf = compute_pdfs(network, images, *labels, forwards[network.name])
+                pdf = headline.scored_pdfs(network, tensor, images, forwards[network.name])
                 own[network.name].add(one.name, network.bins.integral(pdf))
     shared = columns.gather(ranks)
     moved = {}

@@ -1,5 +1,6 @@
 """The section of a report that compares an adversary with the sky."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,16 @@ from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import EvaluationResult
 
 KEY = "natural"
+_NAME = "change of redshift"
+_WIDTH = 4.6  # inches
+_CAPTION = "Change of the pixels (rms, max) in sky sigmas; change of <z> (median, 90 %) in redshift"
+_Rows = Mapping[str, Mapping[str, Any]]  # by network and perturbation, `MovedRedshifts.record`
 _TEXT = f"""How far {{attack}} at {{eps:g}} sky sigma moves the mean of the PDF, <z>, of the same galaxies,
 beside what another exposure or another reduction does. Rms and max are of the change of the pixels, in sky
 sigmas of their band (medians over galaxies). The last column is the attack's median change of <z> over that
-of the row: by how much further the adversary moves redshifts than the sky does. Noise is added to that of the
-image; the PSF is taken from the dataset's column psf_fwhm, or as {TYPICAL_FWHM:g} arcsec. The figure shows
-medians (points) and 90th percentiles (ends of the lines)."""
+of the row, with its bootstrap error: by how much further the adversary moves redshifts than the sky does.
+Noise is added to that of the image; the PSF is taken from the dataset's column psf_fwhm, or as
+{TYPICAL_FWHM:g} arcsec. The figure shows medians (points) and 90th percentiles (ends of the lines)."""
 _EPOCH_TEXT = """ For {matched} of the galaxies, {epoch} has an image of another night within {arcsec:g}
 arcsec: the last row compares their <z> of both nights, and the attack on the same galaxies."""
 
@@ -37,15 +42,17 @@ def natural_section(
     if epoch is not None:
         facts = {"matched": epoch.matched, "epoch": epoch.data.resolve().name, "arcsec": ARCSEC}
         text += _EPOCH_TEXT.format(**facts)
+    record = natural_record(result, shifts, epoch)
+    rows, labels = record["networks"], _labels(result, epoch)
     return ReportSection(
         key=KEY,
         title="An adversary and the sky",
         text=" ".join(text.split()),
-        tables=[_table(result, shifts, epoch)],
-        figures={
-            "change of redshift by natural perturbations and by the attack": _figure(result, shifts, epoch)
-        },
-        record=natural_record(result, shifts, epoch),
+        tables=[_table(result, shifts, rows, labels)],
+        captions=[_CAPTION],
+        figures={_NAME: _figure(result, rows, labels)},
+        alts={_NAME: _alt(rows, labels)},
+        record=record,
     )
 
 
@@ -76,21 +83,22 @@ def _labels(result: EvaluationResult, epoch: SecondEpoch | None) -> dict[str, st
     return labels if epoch is None else {**labels, EPOCH: "another night"}
 
 
-def _table(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> list[list[str]]:
+def _table(
+    result: EvaluationResult, shifts: NaturalShifts, record: _Rows, labels: Mapping[str, str]
+) -> list[list[str]]:
     known = result.unlabelled < result.objects
-    head = ["perturbation", "network", "rms", "max", "change of <z>", "90 %"]
-    rows = [[*head, *(["sigma_MAD", "eta"] if known else []), "attack / this"]]
-    record = natural_record(result, shifts, epoch)["networks"]
+    head = ["perturbation", "run", "rms", "max", "median", "90 %"]
+    rows = [[*head, *(["sigma_MAD", "eta (%)"] if known else []), "attack / this"]]
     for network, one in shifts.networks.items():
         if known:
             clean = one.metrics(CLEAN)
             rows.append(["none", network, "0", "0", "0", "0", *_metrics(clean), ""])
-    for name, label in _labels(result, epoch).items():
+    for name, label in labels.items():
         for network in shifts.networks:
             row = record[network][name]
             amplitude = [_number(row.get(key), ".3g") for key in ("rms_sky_sigma", "max_sky_sigma")]
             change = [_number(row[key], ".5f") for key in ("shift_median", "shift_p90")]
-            ratio = _number(row["attack_over_this"], ".3g")
+            ratio = _ratio(row["attack_over_this"], row["errors"]["attack_over_this"])
             rows.append([label, network, *amplitude, *change, *(_metrics(row) if known else []), ratio])
     return rows
 
@@ -98,23 +106,41 @@ def _table(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch |
 def _metrics(row: Mapping[str, float]) -> list[str]:
     if "sigma_mad" not in row:
         return ["", ""]
-    return [f"{row['sigma_mad']:.4f}", f"{100 * row['eta']:.1f} %"]
+    return [f"{row['sigma_mad']:.4f}", f"{100 * row['eta']:.1f}"]
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _figure(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch | None) -> bytes:
+def _ratio(value: float | None, error: float | None) -> str:
+    """A ratio with its error, such as "12.3 ± 0.4"; the error has two digits."""
+    if value is None or not error:
+        return _number(value, ".3g")
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _alt(record: _Rows, labels: Mapping[str, str]) -> str:
+    """The axes, and the median change of each row and network."""
+    texts = []
+    for name, label in labels.items():
+        medians = (f"{rows[name]['shift_median']:.5f} ({network})" for network, rows in record.items())
+        texts.append(f"{label} {', '.join(medians)}")
+    return (
+        "Median and 90th percentile of the change of <z>, in redshift on a logarithmic axis, a row for the "
+        f"attack and each natural perturbation. The medians are: {'; '.join(texts)}."
+    )
+
+
+def _figure(result: EvaluationResult, record: _Rows, labels: Mapping[str, str]) -> bytes:
     from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
 
-    record = natural_record(result, shifts, epoch)["networks"]
-    labels = _labels(result, epoch)
-    offsets = np.linspace(-0.15, 0.15, len(shifts.networks)) if len(shifts.networks) > 1 else np.zeros(1)
+    offsets = 0.16 * (np.arange(len(record)) - (len(record) - 1) / 2)
 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
-        for offset, network in zip(offsets, shifts.networks, strict=True):
+        for offset, network in zip(offsets, record, strict=True):
             look = line_look(result, network)
             shade = look["color"]
             median, p90 = (
@@ -126,9 +152,12 @@ def _figure(result: EvaluationResult, shifts: NaturalShifts, epoch: SecondEpoch 
             ax.plot(median, at, look["marker"], color=shade, ms=6, label=network)
             ax.plot(p90, at, "|", color=shade, ms=9)
         ax.set_xscale("log")
-        ax.set_yticks(range(len(labels)), list(labels.values()))
-        ax.invert_yaxis()
-        ax.set_xlabel("|change of <z>| (redshift): median, and 90th percentile")
+        # Labels above their rows: beside the axis they would take half of the width.
+        ax.set(yticks=[], ylim=(len(labels) - 0.5 + abs(offsets[0]), -0.75))
+        for row, label in enumerate(labels.values()):
+            place = {"xy": (0, row - abs(offsets[0]) - 0.2), "xycoords": ("axes fraction", "data")}
+            ax.annotate(label, xytext=(3, 0), textcoords="offset points", va="bottom", **place)
+        ax.set_xlabel("|change of <z>| (redshift): median to 90th percentile")
         legend_below(figure, ax)
 
-    return figure_png(draw, 8.4, 1.2 + 0.5 * len(labels))
+    return figure_png(draw, _WIDTH, 1.2 + (0.4 + 0.13 * len(offsets)) * len(labels))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpcphotoz.evaluation.attack_grid import METHODS
+from hpcphotoz.evaluation.report.metric_tables import metric_cell
 from hpcphotoz.evaluation.report.section import ReportSection, TextTable
 from hpcphotoz.evaluation.result import CLEAN, BinnedMetrics, EvaluationResult
 from hpcphotoz.evaluation.scoring.measure import Measured
@@ -44,6 +45,7 @@ def bins_section(result: EvaluationResult) -> ReportSection | None:
         title="Metrics in bins",
         text=text,
         tables=[_table(one) for one in result.binned],
+        captions=[f"In bins of {one.meaning}" for one in result.binned],
         figures={f"Metrics by {one.column}": _figure(result, one) for one in result.binned},
         alts={f"Metrics by {one.column}": _alt(one) for one in result.binned},
         record={one.column: _record(one) for one in result.binned},
@@ -55,14 +57,10 @@ def _record(binned: BinnedMetrics) -> dict[str, Any]:
         "meaning": binned.meaning,
         "edges": list(binned.edges),
         "runs": {
-            run: {method: [_entry(one) for one in bins] for method, bins in by_method.items()}
+            run: {method: [one.as_summary() for one in bins] for method, bins in by_method.items()}
             for run, by_method in binned.found.items()
         },
     }
-
-
-def _entry(measured: Measured) -> dict[str, Any]:
-    return {**measured.metrics, "errors": measured.errors} if measured.metrics else {}
 
 
 def _table(binned: BinnedMetrics) -> TextTable:
@@ -71,22 +69,17 @@ def _table(binned: BinnedMetrics) -> TextTable:
         for run, by_method in binned.found.items():
             for method, bins in by_method.items():
                 one = bins[k]
-                cells = [_cell(one, name, factor) for name, _, _, factor in _SHOWN]
+                cells = [
+                    metric_cell(one, name, factor, 4 if factor == 1 else 1) for name, _, _, factor in _SHOWN
+                ]
                 n = f"{int(one.metrics.get('n', 0)):,}"
                 rows.append([f"{_edge(low)} to {_edge(high)}", n, run, method, *cells])
     return rows
 
 
 def _edge(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _cell(measured: Measured, name: str, factor: float) -> str:
-    if not measured.metrics:
-        return "-"
-    digits = 4 if factor == 1 else 1
-    value, error = factor * measured.metrics[name], factor * measured.errors[name]
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    """Three digits, also where the last is 0: neighbouring bins read alike."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _alt(binned: BinnedMetrics) -> str:

@@ -16,17 +16,18 @@ from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import CLEAN, EvaluationResult
 from hpcphotoz.evaluation.scores import BISECTIONS
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.output import number_of
 from hpcphotoz.provenance import commit
 
-BASELINE = "knn_colours"
+BASELINE, BASELINE_NAME = "knn_colours", "kNN colours"  # its key, and what tables call it
 _PACKAGES = ("hpcphotoz", "torch", "numpy", "h5py", "matplotlib")
 _RESERVED = (BASELINE, "robustness_curves", "transfer", "data", "attack", "versions")
 
 
 def report_summary(
     result: EvaluationResult,
-    baseline: Mapping[str, float] | None = None,
+    baseline: Mapping[str, Any] | None = None,
     sections: Sequence[ReportSection] = (),
 ) -> dict[str, Any]:
     """Build the content of `metrics.json`.
@@ -48,6 +49,7 @@ def report_summary(
             CLEAN: network.clean.as_summary(),
             **{method: network.at(method, result.headline_eps).as_summary() for method in result.methods},
             "step": network.step,
+            "calibration": _calibration(result.calibrations.get(network.name)),
         }
         if network.minimal_eps is not None:
             tree[network.name]["minimal_eps"] = network.minimal_eps.as_summary()
@@ -60,7 +62,10 @@ def report_summary(
         }
         for network in result.networks
     }
-    tree["transfer"] = result.transfer
+    tree["transfer"] = {
+        source: {name: one.as_summary() for name, one in targets.items()}
+        for source, targets in result.transfer.items()
+    }
     tree["data"] = {
         "name": result.data.resolve().name,
         "subset": {**result.subset.record(), "limit": result.limit},
@@ -95,6 +100,10 @@ def report_summary(
     return {**tree, **{one.key: one.record for one in sections}}
 
 
+def _calibration(of: Calibration | None) -> dict[str, Any] | None:
+    return None if of is None else {"temperature": of.temperature, "pit": list(of.pit)}
+
+
 def check_run_names(names: Sequence[str], keys: Sequence[str] = ()) -> None:
     """Raise BadInput for a run whose name is another key of the summary.
 
@@ -107,7 +116,7 @@ def check_run_names(names: Sequence[str], keys: Sequence[str] = ()) -> None:
             raise BadInput(f"run '{name}': its name is a key of the summary: rename the run folder")
 
 
-def print_table(result: EvaluationResult, baseline: Mapping[str, float] | None = None) -> None:
+def print_table(result: EvaluationResult, baseline: Mapping[str, Any] | None = None) -> None:
     """Print the metrics, clean and at the headline epsilon, and the minimal epsilons, to standard output."""
     galaxies = number_of(result.objects, "galaxy", "galaxies")
     unknown = f", {result.unlabelled} with no z_spec" if result.unlabelled else ""
@@ -128,7 +137,7 @@ def _print(title: str, rows: list[list[str]], text_columns: int) -> None:
     Console().print(table)
 
 
-def metrics_rows(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[list[str]]:
+def metrics_rows(result: EvaluationResult, baseline: Mapping[str, Any] | None) -> list[list[str]]:
     """Table of metrics, clean and at the headline epsilon, its head first."""
     rows = [["run", "attack", "eps", "bias", "sigma_MAD", "eta", "CRPS", "|d<z>|"]]
     for network in result.networks:
@@ -136,7 +145,7 @@ def metrics_rows(result: EvaluationResult, baseline: Mapping[str, float] | None)
         for c in conditions:
             rows.append([network.name, c.method, f"{c.eps:g}", *_cells(c.metrics), f"{c.shift_median:.4f}"])
     if baseline:
-        rows.append(["kNN colours", CLEAN, "0", *_cells(baseline), ""])
+        rows.append([BASELINE_NAME, CLEAN, "0", *_cells(baseline), ""])
     return rows
 
 
@@ -156,7 +165,7 @@ def minimal_eps_rows(result: EvaluationResult) -> list[list[str]]:
     return rows
 
 
-def _cells(m: Mapping[str, float]) -> list[str]:
+def _cells(m: Mapping[str, Any]) -> list[str]:
     if not m:
         return ["-"] * 4
     return [f"{m['bias']:+.4f}", f"{m['sigma_mad']:.4f}", f"{100 * m['eta']:.1f} %", f"{m['crps']:.4f}"]

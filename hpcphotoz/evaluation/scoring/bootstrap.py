@@ -4,6 +4,8 @@ A resampling of objects is a multinomial draw of the counts of a histogram, whos
 depend on the number of objects. For means and fractions the limit of many resamplings is sigma / sqrt(n).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -68,6 +70,25 @@ def pit_errors(counts: Ints) -> dict[str, float]:
     middle = (_PIT_EDGES[1:] + _PIT_EDGES[:-1]) / (2 * PIT_BINS)
     statistics = {"pit_ks": metrics.pit_ks, "pit_cvm": metrics.pit_cvm, "pit_ad": metrics.pit_ad}
     return {name: float(np.std(of(middle, drawn))) for name, of in statistics.items()}
+
+
+def ratio_errors(above: Floats, below: Floats, percents: Sequence[float]) -> list[float | None]:
+    """Errors of percentiles of one column over those of another, of the same objects, resampled together.
+
+    Args:
+        above, below: (N,) of the objects.
+        percents: of the percentiles.
+
+    Returns:
+        One for each percentile; None where that of `below` is 0 in some resampling.
+    """
+    rng, n = np.random.default_rng(len(above)), len(above)
+    found = np.empty((RESAMPLINGS, 2, len(percents)))
+    for drawn in found:
+        rows = rng.integers(0, n, n)
+        drawn[:] = np.percentile(above[rows], percents), np.percentile(below[rows], percents)
+    top, bottom = found[:, 0].T, found[:, 1].T
+    return [float(np.std(a / b)) if b.all() else None for a, b in zip(top, bottom, strict=True)]
 
 
 def _inverse(cdf: Floats, probability: float) -> Floats:

@@ -47,9 +47,9 @@ class Binning:
 
     def groups(self, values: npt.NDArray[np.float32], edges: Sequence[float]) -> npt.NDArray[np.int64]:
         """Number of the bin that holds each value (m,), -1 if none does; the last bin has both its edges."""
-        top = len(edges) - 2
-        place = np.searchsorted(np.asarray(edges, np.float64), values, side="right") - 1
-        place = np.where(values == edges[-1], top, place)
+        top, limits = len(edges) - 2, np.asarray(edges, np.float32)  # as values: float32(0.7) is below 0.7
+        place = np.searchsorted(limits, values, side="right") - 1
+        place = np.where(values == limits[-1], top, place)
         return np.where(np.isfinite(values) & (place <= top), place, -1).astype(np.int64)
 
 

@@ -4,7 +4,7 @@ They are those of `metrics.summary`, but for `pit_ks`, `pit_cvm` and `pit_ad`, w
 centres of 65,536 bins: this moves `pit_ks` by less than 8e-6. Scores are rounded to float32.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from hpcphotoz.evaluation.metrics.point import RAIL_IQR, RAIL_OUTLIER
 from hpcphotoz.evaluation.scoring import bootstrap
 from hpcphotoz.evaluation.scoring.bootstrap import PIT_BINS
 from hpcphotoz.evaluation.scoring.exact import ExactSums, exact_quantiles, sum_over_ranks
-from hpcphotoz.ranks import Ranks
+from hpcphotoz.ranks import ALONE, Ranks
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -61,6 +61,24 @@ class Measured:
     metrics: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     pit_counts: Ints = field(default_factory=lambda: np.zeros(PIT_BINS, np.int64))
+
+    def as_summary(self) -> dict[str, Any]:
+        """Entry of `metrics.json`: metrics and their `errors`; empty without an object."""
+        return {**self.metrics, "errors": self.errors} if self.metrics else {}
+
+
+def measure_objects(
+    z_phot: npt.NDArray[Any], z_spec: npt.NDArray[Any], scores: Mapping[str, npt.NDArray[Any]]
+) -> Measured:
+    """Measure objects of known z_spec that are in memory, as `measure_groups` does those of ranks.
+
+    Args:
+        z_phot, z_spec: (N,) redshifts.
+        scores: of `metrics.pdf_scores`, (N,) each.
+    """
+    rows = np.stack([z_phot, *(scores[name] for name in SCORES)]).astype(np.float32)
+    block = ScoredBlock(rows, z_spec.astype(np.float32), np.zeros(len(z_spec), np.int64))
+    return measure_groups(lambda: [block], 1, ALONE)[0]
 
 
 def measure_groups(blocks: Callable[[], Iterable[ScoredBlock]], groups: int, ranks: Ranks) -> list[Measured]:

@@ -69,6 +69,11 @@ def test_is_no_better_than_guessing_where_colours_tell_nothing(tmp_path: Path) -
     # The best guess for a uniform z on [0.02, 0.38] is its middle: mean abs(dz) 0.09, CRPS 0.36/12.
     assert figures["sigma_mad"] > 0.06
     assert figures["crps"] > 0.027
+    errors = figures["errors"]
+    assert errors["eta"] == pytest.approx(np.sqrt(figures["eta"] * (1 - figures["eta"]) / 200))
+    # dz of such guesses is nearly uniform, of half width 0.18 / 1.2: sigma / sqrt(200) of its mean.
+    assert errors["bias"] == pytest.approx(0.15 / np.sqrt(3 * 200), rel=0.25)
+    assert 0 < errors["sigma_mad"] < 0.2 * figures["sigma_mad"]
 
 
 def test_an_object_of_training_is_refused_as_test(tmp_path: Path) -> None:

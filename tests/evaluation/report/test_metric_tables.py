@@ -1,7 +1,7 @@
 """Tables of metrics: a row a condition, values with their errors, nothing without a redshift."""
 
 from hpcphotoz.evaluation.report.metric_tables import calibration_tables, convention_tables
-from tests.helpers.evaluation_results import make_result
+from tests.helpers.evaluation_results import make_baseline, make_result
 
 
 def test_every_condition_shown_has_a_row_with_its_metrics_and_errors() -> None:
@@ -18,7 +18,16 @@ def test_every_condition_shown_has_a_row_with_its_metrics_and_errors() -> None:
     assert last["eta (%)"] == f"{100 * attacked['eta']:.1f} ± 0.1"
     assert last["KS"] == f"{attacked['pit_ks']:.4f} ± 0.0010"
     central, densest = 100 * attacked["coverage_68"], 100 * attacked["hpd_coverage_68"]
-    assert last["in 68 % (%)"] == f"{central:.1f} / {densest:.1f}"
+    assert last["68 %"] == f"{central:.1f} / {densest:.1f}"
+
+
+def test_the_neighbours_have_a_row_with_their_errors() -> None:
+    baseline = make_baseline()
+    result = make_result()
+    for rows in (*convention_tables(result, baseline), *calibration_tables(result, baseline)):
+        assert len(rows) == 1 + 2 * 3 + 1 and rows[-1][:2] == ["kNN colours", "clean"]
+    last = convention_tables(result, baseline)[0][-1]
+    assert last[3] == f"{baseline['sigma_mad']:.4f} ± {baseline['errors']['sigma_mad']:.4f}"
 
 
 def test_without_a_redshift_only_the_heads_are_left() -> None:

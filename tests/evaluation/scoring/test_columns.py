@@ -111,3 +111,9 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(data: Path) -
     with pytest.raises(BadInput, match=r"has no column 'psf' .* depth_g, depth_i, depth_r, .*seeing"):
         measured(data, "psf")
     assert read_manifest(data).header.extra == EXTRA
+
+
+def test_a_value_on_an_edge_is_in_the_bin_above_although_columns_are_float32() -> None:
+    edges = (0.1, 0.3, 0.7, 0.9)  # as float32 some are above these numbers, some below
+    values = np.array([*edges, np.nextafter(np.float32(0.1), np.float32(0)), np.nan], np.float32)
+    assert Binning("z_spec", edges).groups(values, edges).tolist() == [0, 1, 2, 2, -1, -1]

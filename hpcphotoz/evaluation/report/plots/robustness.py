@@ -16,7 +16,7 @@ _PANELS = {  # key of the metric -> label of the axis, factor
 _WIDTH, _HEIGHT = 4.6, 2.0  # inches of a panel
 
 
-def networks_under_each_attack(result: EvaluationResult, baseline: Mapping[str, float] | None) -> list[Plot]:
+def networks_under_each_attack(result: EvaluationResult, baseline: Mapping[str, Any] | None) -> list[Plot]:
     """Scatter, outliers and bias against epsilon of all networks, one picture a method, on the same axes."""
     return [_under(method, result, baseline) for method in result.methods]
 
@@ -26,7 +26,7 @@ def attacks_on_each_network(result: EvaluationResult) -> list[Plot]:
     return [_on(network.name, result) for network in result.networks]
 
 
-def _under(method: str, result: EvaluationResult, baseline: Mapping[str, float] | None) -> Plot:
+def _under(method: str, result: EvaluationResult, baseline: Mapping[str, Any] | None) -> Plot:
     label = METHODS[method].label
 
     def draw(figure: Any) -> None:
@@ -38,6 +38,8 @@ def _under(method: str, result: EvaluationResult, baseline: Mapping[str, float] 
             if baseline:
                 y = abs(baseline[key]) * _PANELS[key][1]
                 ax.axhline(y, color="#666666", lw=1.2, ls=(0, (1, 1)), label="kNN on colours, clean")
+                error = baseline["errors"][key] * _PANELS[key][1]
+                ax.axhspan(y - error, y + error, color="#666666", alpha=0.15, lw=0)
         _finish(figure, axes, result, label)
 
     alt = f"sigma_MAD, outliers and absolute bias against epsilon under {label}. {_ends(result, [method])}"
