@@ -44,13 +44,15 @@ def curves(results: Results, key: str, label: str, factor: float, suffix: str = 
         ax = figure.subplots()
         for name in drawn:
             title, shade = _CURVES[name]
-            ax.plot([], [], color=shade, lw=3, label=title)
+            fill = shade if name in (INCEPTION, ROBUST_INCEPTION) else "white"  # not by colour alone
+            ax.plot([], [], color=shade, lw=3, marker="o", ms=8, mfc=fill, label=title)
             for method in ("fgsm", "pgd", "apgd"):
                 means = [results.attacked(name + suffix, method, e, key) for e in eps]
                 found = [(e, mean) for e, mean in zip(eps, means, strict=True) if mean is not None]
                 y = [factor * abs(mean.value) for _, mean in found]
                 error = [factor * (mean.error or 0.0) for _, mean in found]
-                ax.plot([e for e, _ in found], y, color=shade, clip_on=False, **METHODS[method].curve)
+                look = {**METHODS[method].curve, "mfc": fill}
+                ax.plot([e for e, _ in found], y, color=shade, clip_on=False, **look)
                 if method == "apgd":
                     ax.errorbar([e for e, _ in found], y, error, fmt="none", ecolor=shade, capsize=3)
         for method in ("fgsm", "pgd", "apgd"):
@@ -135,7 +137,7 @@ def transfer(results: Results) -> bytes | None:
 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
-        picture = ax.imshow(values, cmap="cividis", norm="log", vmin=ticks[0], vmax=ticks[-1])
+        picture = ax.imshow(values, cmap="cividis", norm="log", vmin=ticks[0], vmax=ticks[-1], aspect="auto")
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 light = picture.norm(value) < 0.5
@@ -149,7 +151,7 @@ def transfer(results: Results) -> bytes | None:
         bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         bar.minorticks_off()
 
-    return figure_png(draw, 7.0, 5.4)
+    return figure_png(draw, 7.6, 5.4)
 
 
 def _ticks(low: float, high: float) -> list[float]:
