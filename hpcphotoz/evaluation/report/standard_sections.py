@@ -40,7 +40,8 @@ upper bound: a stronger attack may need less. The table tells the ε, in sky sig
 _SHIFT = """Change of the PDF's mean between the clean and the attacked image; filled markers show the median
 galaxy, open ones the 90th percentile. It needs no spectroscopic redshift, so it can be measured on any
 survey's images."""
-_CALIBRATION = """Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs, U-shaped
+_CALIBRATION = """The PDFs are those of the networks as they are, without what `hpcphotoz calibrate` has
+fitted. Where z_spec falls in its PDF's cumulative distribution: flat for calibrated PDFs, U-shaped
 for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude the true
 redshift. KS, CvM and AD measure the distance of the PIT from a flat distribution; the second table has the
 percentages of galaxies in their central / highest-density credible intervals."""
