@@ -10,6 +10,7 @@ from hpcphotoz.cli.network_options import (
     UNKNOWN_Z_SPEC,
     add_data,
     add_loss,
+    add_no_calibration,
     add_number,
     add_precision,
     add_trust_code,
@@ -18,6 +19,7 @@ from hpcphotoz.cli.network_options import (
     choose_precision,
     chosen_subset,
     require_data,
+    stored_calibration,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, count, option, path, radius, seed
 from hpcphotoz.cli.reports.measurements import (
@@ -33,16 +35,18 @@ from hpcphotoz.ranks import Ranks
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
     from hpcphotoz.evaluation.scoring.columns import Binning
+    from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure runs clean and attacked, and write a report."""
-    from hpcphotoz.atomic import making_folder, write_text
+    from hpcphotoz.atomic import making_folder
     from hpcphotoz.evaluation.baseline.knn import knn_colours
     from hpcphotoz.evaluation.report.bins import KEY, bins_section
+    from hpcphotoz.evaluation.report.folder import check_report_folder
     from hpcphotoz.evaluation.report.summary import check_run_names, print_table
-    from hpcphotoz.evaluation.report.write import check_report_folder, write_report
+    from hpcphotoz.evaluation.report.write import write_report
     from hpcphotoz.evaluation.robustness import evaluate
     from hpcphotoz.training.run.network import load_network
 
@@ -57,6 +61,7 @@ def evaluate(options: argparse.Namespace) -> int:
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks], [KEY, *keys])
     ranks: Ranks = options.ranks
+    calibrations = ranks.on_first_rank(lambda: _calibrations(options, networks))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
     ranks.on_first_rank(lambda: check_objects(options, networks, subset))
 
@@ -87,15 +92,14 @@ def evaluate(options: argparse.Namespace) -> int:
             batch=batch_size(device),
             subset=subset,
             by=options.by,
+            calibrations=calibrations,
             ranks=ranks,
         )
         further = measure_further(options, networks, result, device, smoothing)
 
         def write() -> dict[str, Any]:
-            for name, text in further.files.items():
-                write_text(options.out / name, text)
             sections = [one for one in (bins_section(result), *further.sections) if one is not None]
-            return write_report(result, options.out, baseline, sections)
+            return write_report(result, options.out, baseline, sections, further.files)
 
         tree = ranks.on_first_rank(write)
     if options.json:
@@ -106,6 +110,13 @@ def evaluate(options: argparse.Namespace) -> int:
     for problem in further.problems:
         print(f"hpcphotoz: error: {problem}", file=sys.stderr)
     return 1 if further.problems else 0
+
+
+def _calibrations(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "dict[str, Calibration]":
+    """The calibration of each run alone, by its name, where the run has one."""
+    pairs = zip(networks, options.runs, strict=True)
+    found = {network.name: stored_calibration(options, [network], [run]) for network, run in pairs}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
@@ -192,6 +203,7 @@ def add(commands: Commands) -> None:
         "the edges given or in fifths of the galaxies; z_spec, aperture_mag (AB), ebv (mag) and aperture_snr "
         "are always there, and may be given other edges",
     )
+    add_no_calibration(p, "score the networks' own PDFs")
     add_precision(p)
     add_device(p)
     p.add_argument("--limit", type=count, help="only the first so many objects")

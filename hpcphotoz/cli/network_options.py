@@ -14,6 +14,7 @@ from hpcphotoz.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
     from hpcphotoz.training.run.network import TrainedNetwork
 
 
@@ -69,6 +70,23 @@ def require_data(options: argparse.Namespace, runs: Sequence[Path]) -> None:
     held_back = "" if options.command == "calibrate" else "; --part test takes what was held back"
     unseen = f" ({trained}{held_back})" if trained else ""
     raise BadInput(f"--data is missing: give one dataset folder{unseen}")
+
+
+def stored_calibration(
+    options: argparse.Namespace,
+    networks: "list[TrainedNetwork]",
+    runs: Sequence[Path],
+    tta: bool = False,
+) -> "Calibration | None":
+    """The calibration that `calibrate` has kept for these networks, which is said; None: --no-calibration."""
+    from hpcphotoz.predict.run_calibration import find_calibration
+
+    if options.no_calibration:
+        return None
+    calibration, note = find_calibration(networks, runs, tta)
+    if note:
+        print(f"hpcphotoz: {note}{f': {calibration.text()}' if calibration else ''}", file=sys.stderr)
+    return calibration
 
 
 def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
@@ -161,6 +179,12 @@ def add_data(parser: Parser, text: str) -> None:
     parser.add_argument("--where", type=condition, help=help_text)
     help_text = "part of the split the run was trained with (default all)"
     parser.add_argument("--part", choices=SPLIT_PARTS, default="all", help=help_text)
+
+
+def add_no_calibration(parser: Parser, what: str) -> None:
+    """Add --no-calibration, which `stored_calibration` reads."""
+    text = f"{what}; without it, a calibration by `calibrate` is used where the run has one"
+    parser.add_argument("--no-calibration", action="store_true", help=text)
 
 
 def add_trust_code(parser: Parser) -> None:

@@ -13,6 +13,7 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.select.subset import ALL_OBJECTS, Subset
 from hpcphotoz.evaluation.attack_grid import QUERIES, headline_attack
 from hpcphotoz.evaluation.scoring.measure import Measured
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.models.bins import RedshiftBins
 
 Floats = npt.NDArray[np.float32]
@@ -209,6 +210,7 @@ class EvaluationResult:
     limit: int | None = None  # greatest number of objects, the first of the subset
     restarts: int = 1  # of the same methods
     queries: int = QUERIES  # of the square attack
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)  # of scored PDFs, by network
     binned: tuple[BinnedMetrics, ...] = ()
     kept_ids: Ints | None = None  # (N,) if values of each object were kept
     kept_z_spec: Floats | None = None

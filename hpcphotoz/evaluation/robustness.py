@@ -6,7 +6,7 @@ of each object lie in a temporary file: memory does not grow with the number of 
 objects batch by batch, and add whole numbers for the metrics: a report does not depend on their number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from hpcphotoz.evaluation.scores import AttackedBatch, NetworkScorer, find_minim
 from hpcphotoz.evaluation.scoring.accumulator import ScoreAccumulator
 from hpcphotoz.evaluation.scoring.columns import STANDARD, Binning, ObjectColumns
 from hpcphotoz.evaluation.scoring.objects import Objects
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.evaluation.scoring.spill import Spill
 from hpcphotoz.ranks import ALONE, Ranks
 
@@ -55,6 +56,7 @@ def evaluate(
     precision: str = "fp32",
     subset: Subset = ALL_OBJECTS,
     by: Sequence[Binning] = (),
+    calibrations: Mapping[str, Calibration] | None = None,
     keep_objects: bool = False,
     ranks: Ranks = ALONE,
 ) -> EvaluationResult:
@@ -87,6 +89,8 @@ def evaluate(
             compared. Metrics and the search for minimal epsilons always use float32 without TF32.
         subset: which objects of the dataset.
         by: columns by whose bins metrics are measured too, beside those in `columns.STANDARD`.
+        calibrations: by name of the network, of the PDFs that are scored, clean and attacked; None: none.
+            Attacks, and the search for minimal epsilons, are on the network's own PDFs.
         keep_objects: also return the values of each object (`ConditionResult.z_phot` and others), in memory.
         ranks: ranks that share the objects; all of them call this, with the same arguments.
 
@@ -96,12 +100,14 @@ def evaluate(
     Raises:
         BadInput: no network, two networks of the same name, other bands or stamp size than the dataset, a
             z_spec outside a network's bins, an empty subset, an output that is not finite, an unknown method,
-            or an option out of range.
+            a calibration of another network, or an option out of range.
     """
-    manifest = read_manifest(data)
+    manifest, calibrations = read_manifest(data), calibrations or {}
     ranks.on_first_rank(
         lambda: _check(networks, data, manifest, batch, limit, subset, precision, minimal_eps_max)
     )
+    if others := calibrations.keys() - {network.name for network in networks}:
+        raise ranks.refusal(f"calibration of '{min(others)}': no network of that name is evaluated")
     headline_eps = headline_radius(eps) if headline_eps is None else headline_eps
     passes = {"steps": steps, "restarts": restarts, "queries": queries}
     grid = build_attack_grid(methods, eps, headline_eps, **passes, loss=loss)
@@ -120,6 +126,7 @@ def evaluate(
                 DatasetAttack(one, precision, batch, gradients),
                 DatasetForward(one, batch, forwards),
                 spill,
+                calibrations.get(one.name),
             )
             for one in networks
         ]
@@ -141,7 +148,7 @@ def evaluate(
                     one.add_minimal_eps(found, keep_objects)
             for source, targets in transfer_scores.items():
                 for target in (one for one in scorers if one.network.name in targets):
-                    pdf = target.compute_pdfs(tensor, headline_batches[source].attacked)
+                    pdf = target.scored_pdfs(tensor, headline_batches[source].attacked)
                     targets[target.network.name].add(target.network, pdf, stamps.z_spec)
             example = example or _example(networks, stamps, headline_batches)
             seen.add(stamps)
@@ -174,6 +181,7 @@ def evaluate(
             example=example,
             subset=subset,
             limit=limit,
+            calibrations=dict(calibrations),
             binned=_in_bins(scorers, seen, list(binnings.values()), headline_key),
             kept_ids=seen.kept_ids(),
             kept_z_spec=seen.kept_z_spec(),

@@ -21,6 +21,7 @@ from hpcphotoz.evaluation.scoring.columns import Binning
 from hpcphotoz.evaluation.scoring.exact import exact_quantiles
 from hpcphotoz.evaluation.scoring.measure import Measured
 from hpcphotoz.evaluation.scoring.objects import Objects, gather_rows
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration, calibrated
 from hpcphotoz.evaluation.scoring.spill import Spill
 
 __all__ = ["AttackedBatch", "NetworkScorer", "find_minimal_eps", "gather_rows"]
@@ -29,7 +30,7 @@ BISECTIONS = 8  # of the search for minimal epsilons
 
 @dataclass(frozen=True)
 class AttackedBatch:
-    """Attacked images of one batch, with the network's PDFs before and after."""
+    """Attacked images of one batch, with the network's PDFs before and after, as they are scored."""
 
     attacked: Tensor  # (N, B, H, W) nMgy
     pdf_clean: Tensor  # (N, bins)
@@ -37,7 +38,10 @@ class AttackedBatch:
 
 
 class NetworkScorer:
-    """Attacks one network batch by batch and accumulates its scores under every condition."""
+    """Attacks one network batch by batch and accumulates its scores under every condition.
+
+    PDFs are scored as the calibration makes them; attacks are on the network's own, whose logits they change.
+    """
 
     def __init__(
         self,
@@ -46,7 +50,9 @@ class NetworkScorer:
         attacked: DatasetAttack,
         forward: DatasetForward,
         spill: Spill,
+        calibration: Calibration | None = None,
     ) -> None:
+        self._calibration = calibration
         self.network, self._grid, self._dataset_attack, self._forward = network, grid, attacked, forward
         self._accumulators = [ScoreAccumulator(spill) for _ in range(1 + len(grid))]  # clean first
         self._minimal: list[Floats] = [np.zeros(0, np.float32)]
@@ -57,20 +63,23 @@ class NetworkScorer:
     ) -> AttackedBatch:
         """Score a batch under every condition; return the images and PDFs of attack `headline_key`."""
         network, headline_batch = self.network, None
-        clean = self.compute_pdfs(tensor, tensor["images"])
+        own = self._own_pdfs(tensor, tensor["images"])
+        z, clean = attack_labels(network.bins, own, tensor["z_spec"]), calibrated(self._calibration, own)
         self._accumulators[0].add(network, clean, z_spec)
-        z = attack_labels(network.bins, clean, tensor["z_spec"])
         for accumulator, (name, attack) in zip(self._accumulators[1:], self._grid, strict=True):
             attacked = self._dataset_attack(tensor, z, attack, seed)
-            pdf = self.compute_pdfs(tensor, attacked)
+            pdf = self.scored_pdfs(tensor, attacked)
             accumulator.add(network, pdf, z_spec)
             if (name, attack.eps) == headline_key:
                 headline_batch = AttackedBatch(attacked, clean, pdf)
         assert headline_batch is not None  # the headline epsilon is always among those measured
         return headline_batch
 
-    def compute_pdfs(self, tensor: dict[str, Tensor], images: Tensor) -> Tensor:
-        """The network's PDFs of some images of the batch."""
+    def scored_pdfs(self, tensor: dict[str, Tensor], images: Tensor) -> Tensor:
+        """The network's PDFs of some images of the batch, calibrated where it has a calibration."""
+        return calibrated(self._calibration, self._own_pdfs(tensor, images))
+
+    def _own_pdfs(self, tensor: dict[str, Tensor], images: Tensor) -> Tensor:
         return compute_pdfs(self.network, images, tensor["ebv"], tensor["object_id"], self._forward)
 
     def add_minimal_eps(self, eps: Floats, keep: bool) -> None:

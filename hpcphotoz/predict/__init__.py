@@ -1,6 +1,6 @@
 """Redshift PDFs of a catalogue: ensembles, calibration, and the files that qp, RAIL and tables read."""
 
-from hpcphotoz.predict.calibration import Calibration
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.predict.catalogue import check_output_path, check_points_path, predict
 from hpcphotoz.predict.columns import point_estimates
 from hpcphotoz.predict.fit import fit_calibration, stacking_weights

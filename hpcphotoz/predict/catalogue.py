@@ -26,8 +26,8 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import BatchTable, batch_table, check_batch, to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward, check_precision
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.predict.calibration import Calibration
 from hpcphotoz.predict.columns import ANCIL, FLAG, UNITS, point_estimates
 from hpcphotoz.predict.partial import PartWriter, complete_rows, rows_of_ranks, unfinished
 from hpcphotoz.predict.pdfs import average_pdfs

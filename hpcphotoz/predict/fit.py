@@ -10,8 +10,8 @@ import numpy.typing as npt
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.metrics import pit as pit_of
 from hpcphotoz.evaluation.metrics import pit_ks
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration, polynomials, with_temperature
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.predict.calibration import Calibration, polynomials, with_temperature
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

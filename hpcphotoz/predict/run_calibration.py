@@ -30,7 +30,7 @@ from hpcphotoz.evaluation.batches import (
 )
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
-from hpcphotoz.predict.calibration import Calibration
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.predict.catalogue import common_bins
 from hpcphotoz.predict.fit import Fit, bin_of, fit_calibration, stacking_weights
 from hpcphotoz.predict.pdfs import average_pdfs

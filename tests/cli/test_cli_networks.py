@@ -272,7 +272,7 @@ def test_evaluate_measures_every_attack_and_the_least_epsilon(
     words += ["--conformal", str(write_stamps(tmp_path / "calibration", make_stamps(30, seed=5)))]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert set(tree["standard"]) == {"clean", *METHODS, "step", "minimal_eps"}
+    assert set(tree["standard"]) == {"clean", *METHODS, "step", "calibration", "minimal_eps"}
     assert tree["standard"]["minimal_eps"]["max_sky_sigma"] == 0.5
     methods = tree["attack"]["by_method"]
     assert methods["l2"]["restarts"] == 2 and tree["attack"]["loss"] == "probability_margin"
@@ -290,7 +290,7 @@ def test_by_default_an_evaluation_costs_no_more_than_fgsm_and_pgd(
     words = ["--limit", "5", "--eps", "0.1", "--steps", "2", "--json", "--by", "ebv:0,1", "sky_sigma_r"]
     assert main(["evaluate", str(run), "--data", str(dataset), "--out", str(tmp_path), *words]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step"}
+    assert set(tree["standard"]) == {"clean", "fgsm", "pgd", "step", "calibration"}
     assert tree["attack"]["by_method"]["pgd"]["restarts"] == 1
     assert set(tree["bins"]) == {"z_spec", "aperture_mag", "ebv", "aperture_snr", "sky_sigma_r"}
     (one,) = tree["bins"]["ebv"]["runs"]["standard"]["clean"]

@@ -80,28 +80,30 @@ def test_more_ranks_than_batches(run: Path, tmp_path: Path) -> None:
 def test_ranks_evaluate_as_one_process(
     run: Path, dataset: Path, tmp_path: Path, size: int, more: list[str]
 ) -> None:
-    assert same_report(run, dataset, tmp_path, size, more)[0] == 0
+    other = shutil.copytree(run, tmp_path / "other")
+    assert same_report([run, other], dataset, tmp_path, size, more)[0] == 0
 
 
 @pytest.mark.slow
 def test_ranks_check_masking_and_compare_with_the_sky_as_one_process(run: Path, tmp_path: Path) -> None:
-    """Both ranks have objects of every measurement: each has a shard of four."""
+    """Both ranks have objects of every measurement: each has a shard of four.
+
+    The checks take some thousand passes: of one network half a minute, under load ten times as long.
+    """
     data = make_dataset(tmp_path / "few", n=8, shard_rows=4)
     more = ["--check-masking", "6", "--natural", "7", "--second-epoch", str(data)]
-    status, found = same_report(run, data, tmp_path, 2, more)
+    status, found = same_report([run], data, tmp_path, 2, more)
     assert found["masking"]["objects"] == 6 and status == int(not found["masking"]["passed"])
-    assert set(found["masking"]["networks"]) == set(found["natural"]["networks"]) == {run.name, "other"}
-    assert found["natural"]["networks"]["other"]["sky_noise"]["n"] == 7
+    assert found["natural"]["networks"][run.name]["sky_noise"]["n"] == 7
     assert found["natural"]["second_epoch"]["matched"] == 7
 
 
 def same_report(
-    run: Path, data: Path, tmp_path: Path, size: int, more: list[str]
+    runs: list[Path], data: Path, tmp_path: Path, size: int, more: list[str]
 ) -> tuple[int, dict[str, Any]]:
-    """Exit status and metrics of ranks that evaluate a run and its copy, which are those of one process."""
-    other = shutil.copytree(run, tmp_path / "other")
-    words = evaluate(run, data, tmp_path / "one", *more)
-    words[2:2] = [str(other)]
+    """Exit status and metrics of ranks that evaluate these runs, which are those of one process."""
+    words = evaluate(runs[0], data, tmp_path / "one", *more)
+    words[2:2] = map(str, runs[1:])
     alone = main(words)
     words[words.index(str(tmp_path / "one"))] = str(tmp_path / "all")
     ended = ranks.run(size, [*words, "--json"])

@@ -23,6 +23,7 @@ from hpcphotoz.evaluation.perturbation.section import perturbation_record
 from hpcphotoz.evaluation.report.bins import bins_section
 from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.networks import TWO_BINS, LogisticNetwork, StubNetwork
 from tests.helpers.paths import ROOT
@@ -41,7 +42,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder, stamps = tmp_path_factory.mktemp("metrics"), noise_stamps(120)
     data, train = write_stamps(folder / "d", stamps[:40]), write_stamps(folder / "t", stamps[40:])
     networks = [StubNetwork(RUNS[0]), StubNetwork(RUNS[1], LogisticNetwork(scale=0.001))]
-    result = evaluate(networks, data, eps=(0.1,), methods=METHODS, steps=1, minimal_eps_max=0.2, batch=40)
+    how = {"minimal_eps_max": 0.2, "batch": 40, "calibrations": {RUNS[0]: Calibration(temperature=2.0)}}
+    result = evaluate(networks, data, eps=(0.1,), methods=METHODS, steps=1, **how)  # type: ignore[arg-type]
     baseline = knn_colours(train, data, TWO_BINS)
     sections = [one for one in (bins_section(result),) if one is not None]
     summary = report_summary(result, baseline, sections)
@@ -97,6 +99,11 @@ def test_the_page_names_every_key_of_the_further_measurements(tmp_path: Path) ->
     for part, record in records.items():
         json.dumps(record, allow_nan=False)
         agree(part, record | record["networks"][RUNS[0]])
+
+
+def test_the_calibration_of_a_run_is_there_or_null(tree: dict[str, Any]) -> None:
+    assert tree[RUNS[0]]["calibration"] == {"temperature": 2.0, "pit": []}
+    assert tree[RUNS[1]]["calibration"] is None
 
 
 def test_metrics_elsewhere_are_those_of_a_condition(tree: dict[str, Any]) -> None:

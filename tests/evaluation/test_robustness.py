@@ -14,6 +14,7 @@ from hpcphotoz.data.format.manifest import read_manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics, robustness
 from hpcphotoz.evaluation.batches import read_batches
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.models.bins import RedshiftBins
 from tests.helpers.datasets import noise_stamps, write_stamps
 from tests.helpers.networks import TWO_BINS, LogisticNetwork, NonFiniteNetwork, StubNetwork
@@ -67,6 +68,58 @@ def test_metrics_are_those_of_the_pdfs(tmp_path: Path) -> None:
     assert one.clean.metrics == pytest.approx(expected, rel=2e-4)
     np.testing.assert_allclose(one.clean.pit, metrics.pit(pdf, TWO_BINS.edges(), content.z_spec), atol=1e-6)
     assert one.at("pgd", 0.1).metrics["crps"] > one.clean.metrics["crps"]
+
+
+def test_scored_pdfs_are_calibrated_and_attacks_are_on_the_networks_own(tmp_path: Path) -> None:
+    content, network = noise_stamps(50, unknown=20), StubNetwork()
+    data, names = write_stamps(tmp_path / "d", content), ("standard", "other")
+    calibrations = {"standard": Calibration(temperature=2.5)}
+    how = {"eps": (), "headline_eps": 0.1, "methods": ("fgsm",), "minimal_eps_max": 0.4}
+    networks = [StubNetwork(name, network.module) for name in names]
+    result = evaluate(networks, data, **how, calibrations=calibrations)  # type: ignore[arg-type]
+    one, own = result.networks
+    w = next(network.module.parameters()).detach().double().numpy()
+    logit = (content.images * w).sum(axis=(1, 2, 3))
+    # The softmax of (0, x) at temperature T is that of (0, x / T); unknown redshifts: away from its own mode.
+    label_is_low = np.where(np.isnan(content.z_spec), logit < 0, content.z_spec < 0.2)
+    reach = (content.sky_sigma * np.abs(w).sum(axis=(1, 2))).sum(axis=1)
+    attacked = logit + 0.1 * np.where(label_is_low, 1, -1) * reach
+    for method, eps, x in (("clean", 0.0, logit), ("fgsm", 0.1, attacked)):
+        np.testing.assert_allclose(one.at(method, eps).z_phot, mean_redshift(x / 2.5), atol=2e-6)
+        np.testing.assert_allclose(own.at(method, eps).z_phot, mean_redshift(x), atol=2e-6)
+    known = np.isfinite(content.z_spec)
+    upper = 1 / (1 + np.exp(-logit[known] / 2.5))
+    pdf = np.stack([1 - upper, upper], axis=1)
+    expected = metrics.pdf_scores(pdf, TWO_BINS.edges(), content.z_spec[known])
+    np.testing.assert_allclose(one.clean.pit[known], expected["pit"], atol=1e-6)
+    for key, score in (("crps", "crps"), ("cde_loss", "cde"), ("brier", "brier")):
+        assert one.clean.metrics[key] == pytest.approx(expected[score].mean(), rel=1e-5)
+    assert one.minimal_eps is not None and own.minimal_eps is not None
+    np.testing.assert_array_equal(one.minimal_eps.eps, own.minimal_eps.eps)
+    # Images are the same, so that each predicts from the other's as from its own.
+    assert result.transfer["other"]["standard"].metrics == one.at("fgsm", 0.1).metrics
+    assert result.transfer["standard"]["other"].metrics == own.at("fgsm", 0.1).metrics
+    shown = result.example
+    np.testing.assert_array_equal(shown.attacked["standard"], shown.attacked["other"])
+    at = content.object_id == shown.object_id
+    np.testing.assert_allclose(
+        shown.pdf_clean["standard"] @ [0.1, 0.3], mean_redshift(logit[at] / 2.5), atol=2e-6
+    )
+    with pytest.raises(BadInput, match="calibration of 'third': no network of that name"):
+        evaluate(networks, data, calibrations={"third": Calibration()})
+
+
+def test_attacks_leave_the_mode_of_the_networks_own_pdf_where_no_redshift_is_known(tmp_path: Path) -> None:
+    """This map of the PIT moves most modes to the upper bin: were it the label, fewer logits would fall."""
+    content = noise_stamps(30, unknown=30)
+    data, calibration = write_stamps(tmp_path / "d", content), Calibration(pit=(3.0,))
+    how = {"eps": (), "methods": ("fgsm",), "headline_eps": 0.1}
+    found = evaluate([StubNetwork()], data, **how, calibrations={"standard": calibration})  # type: ignore[arg-type]
+    own = evaluate([StubNetwork()], data, **how)  # type: ignore[arg-type]
+    moved, raw = (one.networks[0].at("fgsm", 0.1).z_phot.astype(np.float64) for one in (found, own))
+    lower = 1 - (raw - 0.1) / 0.2
+    np.testing.assert_allclose(moved, 0.1 + 0.2 * (1 - calibration.mapped(lower)), atol=1e-5)
+    assert ((moved > 0.2) != (raw > 0.2)).sum() > 5
 
 
 def test_the_batch_size_and_the_shards_change_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Random redshift PDFs, and redshifts drawn from them."""
+"""Redshift PDFs: random ones, with redshifts drawn from them, and normal distributions."""
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 Floats = npt.NDArray[np.float64]
 EDGES = np.linspace(0.0, 0.4, 181)
@@ -17,3 +18,9 @@ def drawn_from(pdf: Floats, rng: np.random.Generator) -> Floats:
     """A redshift of each PDF on `EDGES`, (N,)."""
     held = (rng.random((len(pdf), 1)) < np.cumsum(pdf, axis=1)).argmax(axis=1)
     return np.asarray(EDGES[held] + rng.random(len(pdf)) * EDGES[1])
+
+
+def gaussians(mean: Floats, sigma: float, edges: Floats) -> Floats:
+    """PDFs (N, bins) of normal distributions of these means (N,)."""
+    pdf = np.diff(stats.norm.cdf(edges, mean[:, None], sigma), axis=1)
+    return np.asarray(pdf / pdf.sum(axis=1, keepdims=True))

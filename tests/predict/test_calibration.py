@@ -1,4 +1,4 @@
-"""Calibrations: what they do to a PDF, and fits that find what was put in."""
+"""Fits of calibrations, which find what was put in."""
 
 import numpy as np
 import pytest
@@ -6,57 +6,24 @@ from scipy import optimize, stats
 
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration, with_temperature
 from hpcphotoz.models.bins import RedshiftBins
-from hpcphotoz.predict.calibration import Calibration, with_temperature
 from hpcphotoz.predict.fit import bin_of, fit_calibration, fit_pit, fit_temperature, stacking_weights
+from tests.helpers.pdfs import gaussians
 
 BINS = RedshiftBins(60, 0.0, 0.6)
-
-
-def gaussians(mean: np.ndarray, sigma: float) -> np.ndarray:
-    """PDFs (N, n) of normal distributions."""
-    cdf = stats.norm.cdf(BINS.edges(), mean[:, None], sigma)
-    pdf = np.diff(cdf, axis=1)
-    return np.asarray(pdf / pdf.sum(axis=1, keepdims=True))
 
 
 def survey(n: int, claimed: float, true: float, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """PDFs of a claimed width, and redshifts that scatter by the true one about their means plus a shift."""
     rng = np.random.default_rng(3)
     mean = rng.uniform(0.2, 0.4, n)
-    return gaussians(mean, claimed), np.clip(mean + shift + true * rng.normal(size=n), 0, 0.599)
+    return gaussians(mean, claimed, BINS.edges()), np.clip(mean + shift + true * rng.normal(size=n), 0, 0.599)
 
 
 def ks(pdf: np.ndarray, z: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of the PIT from a uniform distribution."""
     return float(stats.kstest(metrics.pit(pdf, BINS.edges(), z), "uniform").statistic)
-
-
-def test_a_temperature_is_that_of_the_logits() -> None:
-    logits = np.random.default_rng(0).normal(0, 3, (20, 7))
-
-    def softmax(x: np.ndarray) -> np.ndarray:
-        e = np.exp(x - x.max(axis=1, keepdims=True))
-        return np.asarray(e / e.sum(axis=1, keepdims=True))
-
-    np.testing.assert_allclose(with_temperature(softmax(logits), 1.7), softmax(logits / 1.7), rtol=1e-12)
-    spike = np.array([[0.0, 1.0, 0.0]])
-    np.testing.assert_allclose(Calibration(temperature=3.0)(spike), spike, atol=1e-12)
-
-
-@pytest.mark.parametrize("pit", [(), (0.4,), (-0.5, 0.8, 0.3), (2.0, -2.0)])
-def test_a_calibrated_pdf_is_a_pdf_and_its_cdf_is_mapped(pit: tuple[float, ...]) -> None:
-    pdf = gaussians(np.linspace(0.1, 0.5, 9), 0.03)
-    calibration = Calibration(temperature=1.3, pit=pit)
-    found = calibration(pdf)
-    assert (found >= 0).all()
-    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-12)
-    before = np.cumsum(with_temperature(pdf, 1.3), axis=1)
-    if pit:
-        np.testing.assert_allclose(np.cumsum(found, axis=1), calibration.mapped(before), atol=1e-9)
-        u = np.linspace(0, 1, 1001)
-        assert (np.diff(calibration.mapped(u)) > 0).all()
-        np.testing.assert_allclose(calibration.mapped(np.array([0.0, 1.0])), [0, 1], atol=1e-12)
 
 
 def test_the_temperature_is_that_of_the_greatest_score() -> None:
@@ -126,7 +93,11 @@ def test_stacking_weights_have_the_greatest_score() -> None:
     mean = rng.uniform(0.2, 0.4, 3000)
     z = np.clip(mean + 0.02 * rng.normal(size=3000), 0, 0.599)
     rows, k = np.arange(3000), bin_of(BINS, z)
-    pdfs = [gaussians(mean, 0.02), gaussians(mean + 0.02, 0.02), gaussians(mean, 0.05)]
+    pdfs = [
+        gaussians(mean, 0.02, BINS.edges()),
+        gaussians(mean + 0.02, 0.02, BINS.edges()),
+        gaussians(mean, 0.05, BINS.edges()),
+    ]
     p = np.stack([pdf[rows, k] for pdf in pdfs], axis=1)
     weights = np.array(stacking_weights(p))
     assert weights.sum() == pytest.approx(1) and (weights >= 0).all() and weights[0] > 0.8

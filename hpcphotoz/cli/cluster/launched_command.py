@@ -67,7 +67,7 @@ def _check(options: argparse.Namespace, out: Path, inputs_are_there: bool) -> No
         if options.points is not None:
             check_points_path(options.points)
     elif options.command == "evaluate":
-        from hpcphotoz.evaluation.report.write import check_report_folder
+        from hpcphotoz.evaluation.report.folder import check_report_folder
 
         check_report_folder(out)
     elif not getattr(options, "append", False):

@@ -1,19 +1,20 @@
 """The commands `predict` and `calibrate`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcphotoz.cli.network_options import (
     add_data,
+    add_no_calibration,
     add_trust_code,
     batch_size,
     choose_device,
     choose_precision,
     chosen_subset,
     require_data,
+    stored_calibration,
 )
 from hpcphotoz.cli.parser import Commands, add_device, command, path, radius
 from hpcphotoz.errors import BadInput
@@ -25,18 +26,15 @@ if TYPE_CHECKING:
 
 def predict(options: argparse.Namespace) -> int:
     """Write redshift PDFs for a catalogue."""
-    from hpcphotoz.predict import check_points_path, find_calibration, predict
+    from hpcphotoz.predict import check_points_path, predict
 
     require_data(options, options.runs)
     if options.points is not None:
         check_points_path(options.points)
     device = choose_device(options.device)
     networks = _networks(options, device)
-    calibration, note = None, ""
-    if not options.no_calibration:
-        calibration, note = find_calibration(networks, options.runs, options.tta)
-    if note:
-        print(f"hpcphotoz: {note}{f': {calibration.text()}' if calibration else ''}", file=sys.stderr)
+    kept = networks, options.runs, options.tta
+    calibration = options.ranks.on_first_rank(lambda: stored_calibration(options, *kept))
     subset = options.ranks.on_first_rank(lambda: chosen_subset(options, networks))
     how = options.precision, networks[0], device, "PDFs"
     precision = options.ranks.on_first_rank(lambda: choose_precision(*how))
@@ -125,8 +123,7 @@ def add(commands: Commands) -> None:
     out = "qp HDF5 file to make, *.hdf5; replaces one that exists"
     p.add_argument("--out", type=path, required=True, help=out)
     p.add_argument("--tta", action="store_true", help="average over the eight symmetries of the square")
-    text = "do not calibrate PDFs; without it, a calibration by `calibrate` is used where the run has one"
-    p.add_argument("--no-calibration", action="store_true", help=text)
+    add_no_calibration(p, "do not calibrate PDFs")
     text = "densities that are constant in a bin, or linear between the bins' centres (default hist)"
     p.add_argument("--pdf", choices=("hist", "interp"), default="hist", help=text)
     text = "also write the point estimates as a table: *.fits, *.parquet or *.csv"

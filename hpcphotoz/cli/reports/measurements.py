@@ -162,7 +162,7 @@ def measure_further(
 ) -> FurtherMeasurements:
     """Make the measurements that were asked for; all ranks call this."""
     from hpcphotoz.evaluation.certificate.measure import certify
-    from hpcphotoz.evaluation.certificate.section import TABLE, certificate_section, certificate_table
+    from hpcphotoz.evaluation.certificate.section import certificate_section, certificate_table
     from hpcphotoz.evaluation.conformal.measure import measure_conformal
     from hpcphotoz.evaluation.conformal.section import conformal_section
     from hpcphotoz.evaluation.masking.measure import measure_masking
@@ -173,6 +173,7 @@ def measure_further(
     from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
     from hpcphotoz.evaluation.perturbation.measure import measure_perturbations
     from hpcphotoz.evaluation.perturbation.section import perturbation_section
+    from hpcphotoz.evaluation.report.folder import RADII
 
     ranks: Ranks = options.ranks
     batch, found = batch_size(device), FurtherMeasurements()
@@ -188,7 +189,7 @@ def measure_further(
     if smoothing is not None:
         certificates = certify(networks, result, smoothing, device=device, batch=batch, ranks=ranks)
         found.sections.append(ranks.on_first_rank(lambda: certificate_section(result, certificates)))
-        found.files[TABLE] = certificate_table(certificates)
+        found.files[RADII] = certificate_table(certificates)
         found.problems += [one.problem for one in certificates if one.problem]
     if options.check_masking:
         how = {"objects": options.check_masking, "batch": batch}

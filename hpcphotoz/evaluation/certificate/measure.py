@@ -20,6 +20,8 @@ from hpcphotoz.evaluation.certificate.smoothing import (
     Smoothing,
     draw_redshifts,
     judging_draws,
+    seen_by,
+    view_of,
 )
 from hpcphotoz.evaluation.inference import PASSES, DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
@@ -37,7 +39,8 @@ class Certificate:
 
     network: str
     smoothing: Smoothing
-    dimensions: int  # pixels x bands of an image
+    dimensions: int  # pixels x bands of a stamp
+    seen: int  # of these, the ones that the network sees
     radii: tuple[float, ...]  # of the intervals and attacks
     object_id: npt.NDArray[np.int64]  # (N,)
     z_spec: Array  # (N,) NaN: unknown
@@ -64,8 +67,11 @@ class Certificate:
         return float((~self.outlier[k, self.known]).mean()) if self.known.any() else math.nan
 
     def linf(self, radius: float) -> float:
-        """Epsilon of the L-infinity ball inside the L2 ball of a radius; also its root mean square."""
-        return radius / math.sqrt(self.dimensions)
+        """Epsilon of the largest L-infinity ball in which no change is beyond a radius.
+
+        Only the pixels that the network sees count.
+        """
+        return radius / math.sqrt(self.seen)
 
     @property
     def contradictions(self) -> int:
@@ -132,8 +138,7 @@ def certify(
         tensor = to_tensors(stamps, device)
         for worker in workers:
             worker.add(tensor, stamps.z_spec)
-    dimensions = math.prod((len(result.header.bands), result.header.stamp, result.header.stamp))
-    return tuple(worker.certificate(dimensions, ranks) for worker in workers)
+    return tuple(worker.certificate(ranks) for worker in workers)
 
 
 class _Certifier:
@@ -149,13 +154,15 @@ class _Certifier:
         batch: int,
     ) -> None:
         self._network, self._smoothing, self._radii = network, smoothing, radii
+        self._view = view_of(network)
         self._result, self._forward, self._batch = result, forward, batch
         self._object_id = [np.zeros(0, np.int64)]
         self._numbers: list[npt.NDArray[np.float64]] = [np.zeros((4 + 4 * len(radii), 0))]
 
     def add(self, tensor: dict[str, Tensor], z_spec: Array) -> None:
-        """Certify a batch."""
-        images, one = tensor["images"], self._smoothing
+        """Certify a batch of stamps."""
+        tensor, one = seen_by(self._view, tensor), self._smoothing
+        images = tensor["images"]
         draws = self._draw(tensor, images, range(one.samples))
         radii = certified_radii(draws, z_spec, one)
         numbers = [z_spec, np.median(draws, axis=0), radii.median, radii.vote]
@@ -195,12 +202,14 @@ class _Certifier:
             passes=PASSES[result.precision],
         )
 
-    def certificate(self, dimensions: int, ranks: Ranks) -> Certificate:
+    def certificate(self, ranks: Ranks) -> Certificate:
         """The certificates of the objects of all ranks."""
         parts = [one for part in ranks.allgather(self._numbers) for one in part]
         object_id = np.concatenate([one for part in ranks.allgather(self._object_id) for one in part])
         z_spec, z_smooth, radius, vote, *rest = np.concatenate(parts, axis=1).astype(np.float32)
         low, high, outlier, surely = (np.stack(rest[k::4]) for k in range(4))
-        given = self._network.name, self._smoothing, dimensions, self._radii
+        header = self._result.header
+        dimensions, seen = (len(header.bands) * side**2 for side in (header.stamp, self._view.part))
+        given = self._network.name, self._smoothing, dimensions, seen, self._radii
         of_objects = object_id, z_spec, z_smooth, radius, vote, low, high
         return Certificate(*given, *of_objects, outlier.astype(bool), surely.astype(bool))

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,24 @@ from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import EvaluationResult
 
 KEY = "certificate"
-TABLE = "certified_radii.csv"
 _PANEL = (4.6, 4.3)  # inches
 _POINTS = 200  # of a curve
+_WIDTHS = "interval widths"
+_AXIS = "radius R: L2 norm of the change (sky sigmas)"
+_CAPTION = (
+    "Scatter and outliers of the smoothed redshift; median certified radius in sky sigmas; galaxies "
+    "certified to be no outliers within R / left by the attack within R"
+)
 _TEXT = """Randomised smoothing: the smoothed redshift of a galaxy is the median of <z> over {samples}
 copies of its image with Gaussian noise of {sigma:g} sky sigma in every pixel. A certificate is a proof,
 not an attack: with confidence {confidence:g}, no change of the image within the certified radius R makes
-the smoothed redshift an outlier (|dz| > {outlier}). R is the L2 norm of the change over all pixels and
-bands, in sky sigmas; every change of at most R / {root:.1f} sky sigma a pixel (the ball linf), and every
-change of that root mean square (l2), is within R. The attack is PGD within R on the PDF averaged over
-noisy copies: what it leaves of the galaxies is an upper bound of what is robust, the certified fraction a
-lower one. {check}"""
+the smoothed redshift an outlier (|Δz/(1+z)| > {outlier}). R is the L2 norm of the change over all pixels and
+bands{seen}, in sky sigmas. It holds for every change of at most {balls} sky sigma a pixel (the ball linf).
+The attack is PGD within R on the PDF averaged over noisy copies: what it leaves of the galaxies is an upper
+bound of what is robust, the certified fraction a lower one. With so many copies, no radius above
+{largest:.2g} can be certified. "By vote" certifies that most copies are no outliers (Cohen et al. 2019,
+arXiv:1902.02918), the other curve that their median is none (Chiang et al. 2020, arXiv:2007.03700).
+{check}"""
 
 
 def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) -> ReportSection:
@@ -42,7 +50,9 @@ def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) 
         sigma=one.smoothing.sigma,
         confidence=one.smoothing.confidence,
         outlier=metrics.OUTLIER,
-        root=one.dimensions**0.5,
+        seen=" that the network sees" if any(each.seen < each.dimensions for each in found) else "",
+        balls=_balls(found),
+        largest=one.smoothing.largest_radius,
         check=failed or "No attack contradicts a certificate beyond chance.",
     )
     return ReportSection(
@@ -50,9 +60,21 @@ def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) 
         title="Certified radius",
         text=text.replace("\n", " "),
         tables=[_table(found)],
+        captions=[_CAPTION],
         figures=_figures(result, found),
+        alts=_alts(found),
         record=certificate_record(found),
     )
+
+
+def _balls(found: Sequence[Certificate]) -> str:
+    """Epsilon of the ball linf within R: one text where all networks see as many pixels."""
+    if len({one.seen for one in found}) == 1:
+        return f"R / {found[0].seen ** 0.5:.1f}"
+    names: dict[int, list[str]] = {}
+    for one in found:
+        names.setdefault(one.seen, []).append(one.network)
+    return " or ".join(f"R / {seen**0.5:.1f} ({', '.join(names[seen])})" for seen in names)
 
 
 def certificate_record(found: Sequence[Certificate]) -> dict[str, Any]:
@@ -94,6 +116,7 @@ def _record(one: Certificate) -> dict[str, Any]:
     }
     return {
         "smoothed": smooth,
+        "dimensions_seen": one.seen,
         "radii_sky_sigma": list(one.radii),
         "linf_eps_sky_sigma": [one.linf(radius) for radius in one.radii],
         **(numbers if known.any() else {}),
@@ -109,19 +132,47 @@ def _record(one: Certificate) -> dict[str, Any]:
 
 def _table(found: Sequence[Certificate]) -> list[list[str]]:
     radii = found[0].radii
-    heads = ["run", "sigma_MAD, smoothed", "eta, smoothed", "median R"]
-    rows = [heads + [f"certified / attacked at {radius:g}" for radius in radii]]
+    heads = ["run", "sigma_MAD", "eta (%)", "median R"]
+    rows = [heads + [f"R = {radius:g} (%)" for radius in radii]]
     for one in found:
         record = _record(one)
         if not record["smoothed"]:
             rows.append([one.network, *["no z_spec"] * (len(rows[0]) - 1)])
             continue
         smooth = record["smoothed"]
-        cells = [f"{smooth['sigma_mad']:.4f}", f"{100 * smooth['eta']:.1f} %"]
+        cells = [f"{smooth['sigma_mad']:.4f}", f"{100 * smooth['eta']:.1f}"]
         cells.append(f"{record['median_radius_sky_sigma']:.3g}")
         pairs = zip(record["certified"], record["attacked"], strict=True)
-        rows.append([one.network, *cells, *(f"{100 * a:.1f} / {100 * b:.1f} %" for a, b in pairs)])
+        rows.append([one.network, *cells, *(f"{100 * a:.1f} / {100 * b:.1f}" for a, b in pairs)])
     return rows
+
+
+def _name(one: Certificate) -> str:
+    return f"fractions {one.network}"
+
+
+def _alts(found: Sequence[Certificate]) -> dict[str, str]:
+    """The axes of each picture, and the numbers at the radii that were attacked."""
+    radii = [f"{radius:g}" for radius in found[0].radii]
+    alts = {}
+    for one in found:
+        if one.known.any():
+            fractions = (
+                f"{100 * one.certified(radius):.0f}, {100 * one.certified(radius, vote=True):.0f} and "
+                f"{100 * one.attacked(k):.0f} % at {radii[k]}"
+                for k, radius in enumerate(one.radii)
+            )
+            alts[_name(one)] = (
+                f"Percentage of the galaxies that are no outliers by {one.network} against the radius in sky "
+                f"sigmas: certified, certified by vote, and left by the attack are {'; '.join(fractions)}."
+            )
+    medians = ((one.network, np.median((one.high - one.low) / 2, axis=1)) for one in found)
+    widths = (f"{name} {', '.join(f'{width:.4f}' for width in each)}" for name, each in medians)
+    alts[_WIDTHS] = (
+        "Half of the certified interval of the smoothed redshift against the radius in sky sigmas, median "
+        f"galaxy and 16th to 84th percentile. The medians at {', '.join(radii)} are {'; '.join(widths)}."
+    )
+    return alts
 
 
 def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str, bytes]:
@@ -129,44 +180,44 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
 
     end = max(max(one.radii[-1], one.smoothing.largest_radius) for one in found)
     at = np.linspace(0, end, _POINTS)
-    root = found[0].dimensions ** 0.5
 
-    def epsilon(ax: Any) -> None:
+    def curves(page: Any, one: Certificate) -> None:
+        ax = page.subplots()
+        look = figure.line_look(result, one.network)
+        shade, marker = look["color"], look["marker"]
+        solid: dict[str, Any] = {"color": shade, "lw": 1.8}
+        ax.plot(at, _percent(one, at, vote=False), label="certified", **solid)
+        ax.plot(
+            at, _percent(one, at, vote=True), label="certified by vote", **{**solid, "lw": 1.2, "ls": "--"}
+        )
+        left = [100 * one.attacked(k) for k in range(len(one.radii))]
+        ax.plot(
+            one.radii, left, label="left by the attack", color=shade, ls=":", marker=marker, ms=7, mfc="white"
+        )
+        root = one.seen**0.5
         top = ax.secondary_xaxis("top", functions=(lambda r: r / root, lambda eps: eps * root))
         top.set_xlabel("$\\epsilon$ of the linf ball inside (sky sigmas per pixel)")
-        ax.set(xlim=(0, end), xlabel="radius R: L2 norm of the change (sky sigmas)")
-
-    def curves(page: Any) -> None:
-        ax = page.subplots()
-        for one in found:
-            look = figure.line_look(result, one.network)
-            shade, marker = look["color"], look["marker"]
-            solid: dict[str, Any] = {"color": shade, "lw": 1.8, "marker": marker, "markevery": _POINTS // 8}
-            ax.plot(at, _percent(one, at, vote=False), label=f"{one.network}, certified", **solid)
-            dashed: dict[str, Any] = {"color": shade, "lw": 1.2, "ls": "--"}
-            ax.plot(at, _percent(one, at, vote=True), label=f"{one.network}, certified by vote", **dashed)
-            left = [100 * one.attacked(k) for k in range(len(one.radii))]
-            dotted: dict[str, Any] = {"color": shade, "ls": ":", "marker": marker, "ms": 7, "mfc": "white"}
-            ax.plot(one.radii, left, label=f"{one.network}, attacked", **dotted)
-        epsilon(ax)
-        ax.set(ylim=(0, 100), ylabel=f"galaxies with |$\\Delta z/(1+z)$| $\\leq$ {metrics.OUTLIER} (%)")
+        ax.set(xlim=(0, end), xlabel=_AXIS, ylim=(0, 102), title=one.network)
+        ax.set_ylabel(f"galaxies with |$\\Delta z/(1+z)$| $\\leq$ {metrics.OUTLIER} (%)")
         figure.legend_below(page, ax)
 
     def widths(page: Any) -> None:
         ax = page.subplots()
         for one in found:
-            half = (one.high - one.low) / 2
-            low, middle, high = np.percentile(half, (16, 50, 84), axis=1)
+            low, middle, high = np.percentile((one.high - one.low) / 2, (16, 50, 84), axis=1)
             look = figure.line_look(result, one.network)
-            ax.plot(one.radii, middle, label=f"{one.network}, median galaxy", **look)
-            ax.fill_between(one.radii, low, high, color=look["color"], alpha=0.2, lw=0)
-        epsilon(ax)
-        ax.set(ylim=(0, None), ylabel="half of the certified interval (redshift)")
+            ax.plot(one.radii, middle, label=one.network, **look)
+            for edge in (low, high):
+                ax.plot(one.radii, edge, color=look["color"], ls=look["ls"], lw=0.7)
+            ax.fill_between(one.radii, low, high, color=look["color"], alpha=0.12, lw=0)
+        ax.set(
+            xlim=(0, None), ylim=(0, None), xlabel=_AXIS, ylabel="half of the certified interval (redshift)"
+        )
         figure.legend_below(page, ax)
 
-    fractions = {"Certified and attacked fraction of the galaxies": curves} if found[0].known.any() else {}
-    drawn = {**fractions, "Width of the certified interval of the smoothed redshift": widths}
-    return {title: figure.figure_png(draw, *_PANEL) for title, draw in drawn.items()}
+    known = [one for one in found if one.known.any()]
+    pictures = {_name(one): figure.figure_png(partial(curves, one=one), *_PANEL) for one in known}
+    return {**pictures, _WIDTHS: figure.figure_png(widths, *_PANEL)}
 
 
 def _percent(one: Certificate, at: npt.NDArray[np.float64], *, vote: bool) -> list[float]:

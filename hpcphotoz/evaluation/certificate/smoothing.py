@@ -2,6 +2,7 @@
 
 The smoothed redshift of an image is the median of <z> over copies with Gaussian noise of `sigma` sky sigmas
 in every pixel. Noise is keyed by seed, object and number of the draw: neither ranks nor batches change it.
+It is drawn for what a network sees of a stamp (`models.view`): noise elsewhere does not change the output.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from hpcphotoz.data.order import derive_key
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
+from hpcphotoz.models.layers import FluxNetwork
+from hpcphotoz.models.view import View
 
 NORMAL = NormalDist()
 _PURPOSE = 16  # of these random numbers, different from that of all others
@@ -78,6 +81,28 @@ class Smoothing:
         return min(self.samples, _MOST_JUDGED)
 
 
+def view_of(network: RedshiftNetwork) -> View:
+    """What the network sees of stamps: all of them, if it is not one of this library."""
+    module = network.module
+    view = module.normalise.view if isinstance(module, FluxNetwork) else None
+    return view or View(network.stamp, 1)
+
+
+def seen_by(view: View, tensor: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch as a network sees it, with images of (N, B, side, side) and their sky sigmas.
+
+    Independent noise of one sky sigma in each of b x b pixels is noise of 1 / b sky sigma in their mean. The
+    mean's change, in units of that, is at most the L2 norm of the pixels' change in sky sigmas, and can be
+    as large. Radii of seen images are therefore those of stamps.
+
+    Args:
+        view: of the network.
+        tensor: of `batches.to_tensors`.
+    """
+    images, sky_sigma = view(tensor["images"]).contiguous(), tensor["sky_sigma"] / view.binning
+    return {**tensor, "images": images, "sky_sigma": sky_sigma}
+
+
 def draw_redshifts(
     network: RedshiftNetwork,
     forward: DatasetForward,
@@ -92,7 +117,7 @@ def draw_redshifts(
     Args:
         network: the network.
         forward: its forward pass.
-        tensor: of `batches.to_tensors`, N objects.
+        tensor: of `batches.to_tensors` or `seen_by`, N objects.
         images: (N, B, H, W) nMgy, theirs or attacked ones.
         smoothing: sigma and seed.
         draws: numbers of the draws.
@@ -121,7 +146,7 @@ class SmoothedNetwork(nn.Module):
 
     Args:
         network: the network.
-        tensor: of `batches.to_tensors`, the batch that is attacked.
+        tensor: of `batches.to_tensors` or `seen_by`, the batch that is attacked.
         smoothing: sigma and seed.
     """
 

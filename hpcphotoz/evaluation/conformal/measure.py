@@ -16,7 +16,7 @@ from hpcphotoz.evaluation.baseline.knn import object_keys
 from hpcphotoz.evaluation.batches import check_redshifts, divide_rows, read_batches, to_tensors
 from hpcphotoz.evaluation.conformal.intervals import Calibration, calibrate, central_interval
 from hpcphotoz.evaluation.inference import DatasetForward
-from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.ranks import Ranks
@@ -159,9 +159,8 @@ def _calibrations(headline: HeadlineAttack, data: Path, subset: Subset) -> list[
     for stamps in ranks.until_stopped(batches):
         tensor, known = to_tensors(stamps, headline.device), np.isfinite(stamps.z_spec)
         z_spec.append(stamps.z_spec[known])
-        inputs = tensor["images"], tensor["ebv"], tensor["object_id"]
         for network, forward, parts in zip(headline.networks, forwards, central, strict=True):
-            pdf = compute_pdfs(network, *inputs, forward).cpu().numpy()[known]
+            pdf = headline.scored_pdfs(network, tensor, tensor["images"], forward).cpu().numpy()[known]
             parts.append(central_interval(RedshiftPdf(pdf, network.bins)))
     z = np.concatenate([one for part in ranks.allgather(z_spec) for one in part])
     gathered = [[one for part in ranks.allgather(parts) for one in part] for parts in central]

@@ -13,6 +13,7 @@ from hpcphotoz.evaluation.result import EvaluationResult
 
 KEY = "conformal"
 _PANEL = (4.6, 4.3)  # inches
+_CAPTION = "Galaxies whose z_spec is in the interval, with binomial errors, and its mean width in redshift"
 _TEXT = """The fraction of the galaxies whose z_spec is in an interval, and the interval's mean width in
 redshift: the PDF's own central interval, and the conformal one, which is the former widened (or narrowed) by
 one amount for all galaxies, found on {n} clean calibration galaxies that are not measured. On clean images
@@ -34,7 +35,9 @@ def conformal_section(result: EvaluationResult, found: Sequence[Coverage]) -> Re
         title="Conformal intervals",
         text=_TEXT.format(n=n, attack=attack, eps=result.headline_eps).replace("\n", " "),
         tables=[_table(found)],
-        figures={"Coverage of intervals against their level": _figure(result, found)},
+        captions=[_CAPTION],
+        figures={f"coverage {one.network}": _figure(result, one) for one in found},
+        alts={f"coverage {one.network}": _alt(result, one) for one in found},
         record=conformal_record(result, found),
     )
 
@@ -69,7 +72,7 @@ def conformal_record(result: EvaluationResult, found: Sequence[Coverage]) -> dic
 
 
 def _table(found: Sequence[Coverage]) -> list[list[str]]:
-    rows = [["run", "interval", "level", "coverage, clean", "width", "coverage, attacked", "width"]]
+    rows = [["run", "interval", "level", "clean (%)", "width", "attacked (%)", "width"]]
     for one in found:
         for kind in KINDS:
             for k, level in enumerate(LEVELS):
@@ -78,29 +81,48 @@ def _table(found: Sequence[Coverage]) -> list[list[str]]:
                     percent, error = (
                         100 * x[k] for x in (one.covered[kind, condition], one.error(kind, condition))
                     )
-                    cells += [f"{percent:.1f} ± {error:.1f} %", f"{one.width[kind, condition][k]:.4f}"]
+                    cells += [f"{percent:.1f} ± {error:.1f}", f"{one.width[kind, condition][k]:.4f}"]
                 rows.append(cells)
     return rows
 
 
-def _figure(result: EvaluationResult, found: Sequence[Coverage]) -> bytes:
+def _alt(result: EvaluationResult, one: Coverage) -> str:
+    """The axes, and the coverage of each kind of interval, clean and attacked."""
+    levels = _listed([100 * level for level in LEVELS])
+    attack = f"under {METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
+    texts = []
+    for condition in CONDITIONS:
+        pdf, conformal = (_listed(100 * one.covered[kind, condition]) for kind in KINDS)
+        when = "on clean images" if condition == CONDITIONS[0] else attack
+        texts.append(f"{when} {pdf} (the PDF's own) and {conformal} (conformal)")
+    return (
+        f"Percentage of the galaxies whose z_spec is in an interval of {one.network} against the interval's "
+        f"level, with the diagonal of exact intervals. At the levels {levels} it is {'; '.join(texts)}."
+    )
+
+
+def _listed(percent: Any) -> str:
+    *first, last = (f"{value:.0f}" for value in percent)
+    return f"{', '.join(first)} and {last} %"
+
+
+def _figure(result: EvaluationResult, one: Coverage) -> bytes:
+    """Coverage against level: squares for PDFs' intervals, circles for conformal ones, open if attacked."""
     from hpcphotoz.evaluation.report import figure  # a local import: all else works without matplotlib
 
     def draw(page: Any) -> None:
         ax = page.subplots()
-        level = 100 * np.array(LEVELS)
-        for one in found:
-            shade = figure.colour(result, one.network)
-            for condition, line in zip(CONDITIONS, ("-", "--"), strict=True):
-                for kind, marker in zip(KINDS, ("x", "o"), strict=True):
-                    percent = 100 * one.covered[kind, condition]
-                    error = 100 * one.error(kind, condition)
-                    name = f"{one.network}, {'PDF' if kind == 'pdf' else kind}, {condition}"
-                    look: dict[str, Any] = {"color": shade, "ls": line, "marker": marker, "capsize": 2}
-                    ax.errorbar(level, percent, error, label=name, mfc="white", **look)
-        ax.plot([60, 100], [60, 100], color="black", lw=1, ls=":", label="nominal")
-        ax.set(xlabel="level of the interval (%)", ylabel="galaxies whose $z_{spec}$ is in it (%)")
-        ax.set(xlim=(64, 98), ylim=(0, 102))
+        shade = figure.colour(result, one.network)
+        looks = ((KINDS[0], "PDF", "s", -0.5), (KINDS[1], "conformal", "o", 0.5))
+        for condition, line, fill in zip(CONDITIONS, ("-", "--"), (shade, "white"), strict=True):
+            for kind, name, marker, aside in looks:
+                look: dict[str, Any] = {"color": shade, "ls": line, "marker": marker, "mfc": fill, "lw": 1.2}
+                percent, error = 100 * one.covered[kind, condition], 100 * one.error(kind, condition)
+                at = 100 * np.array(LEVELS) + aside  # points of the same level side by side
+                ax.errorbar(at, percent, error, label=f"{name}, {condition}", ms=6, capsize=2, **look)
+        ax.plot([60, 100], [60, 100], color="black", lw=1, ls=":", label="exact intervals")
+        ax.set(title=one.network, xlabel="level of the interval (%)", xlim=(64, 99), ylim=(0, 102))
+        ax.set(xticks=[100 * level for level in LEVELS], ylabel="galaxies with $z_{spec}$ in it (%)")
         figure.legend_below(page, ax)
 
-    return figure.figure_png(draw, 6.4, 5.2)
+    return figure.figure_png(draw, *_PANEL)

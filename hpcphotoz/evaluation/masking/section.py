@@ -13,7 +13,7 @@ KEY = "masking"
 _TEXT = f"""A network can look robust only because attacks on it fail: its gradients vanish, or lead nowhere.
 These are the checks of Athalye et al. 2018 (arXiv:1802.00420) and Carlini et al. 2019 (arXiv:1902.06705) on
 OBJECTS, at epsilon EPS sky sigma and with the LOSS loss. Differences are means over the same galaxies with
-their standard error, of the first attack's loss less the second's; one fails a check only beyond
+their standard error, of the first attack's loss less the second's; a check fails only beyond
 {ERRORS:g} errors and {100 * SMALL:g} % of the rise of the loss under PGD-50 with {RESTARTS} restarts. Up to
 {LARGE[-1]:g} sky sigmas, which is no bound, a galaxy fails when it is an outlier, or when the bin of its
 redshift has less probability than in a uniform PDF."""
@@ -35,7 +35,7 @@ def masking_section(result: EvaluationResult, losses: Sequence[MaskingLosses]) -
     text = " ".join(_TEXT.split())
     for word, value in {**words, "EPS": f"{result.headline_eps:g}"}.items():
         text = text.replace(word, value)
-    head = ["network", "check", "result", "measured", "expected"]
+    head = ["run", "check", "result", "measured", "expected"]
     rows = [
         [network, check.title, "PASS" if check.passed else "FAIL", check.measured, check.expected]
         for network, each in checks.items()

@@ -14,7 +14,6 @@ from hpcphotoz.evaluation.batches import to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.natural.columns import Columns, Floats
 from hpcphotoz.evaluation.natural.perturbations import NATURAL, TYPICAL_FWHM, SkyStamps
-from hpcphotoz.evaluation.network import compute_pdfs
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.scoring.bootstrap import ratio_errors
 
@@ -129,8 +128,7 @@ def measure_natural(headline: HeadlineAttack, objects: int = OBJECTS) -> Natural
             images = one.perturb(sky)
             columns.add_amplitude(one.name, sky.in_sky_sigmas(images))
             for network in headline.networks:
-                labels = tensor["ebv"], tensor["object_id"]
-                pdf = compute_pdfs(network, images, *labels, forwards[network.name])
+                pdf = headline.scored_pdfs(network, tensor, images, forwards[network.name])
                 own[network.name].add(one.name, network.bins.integral(pdf))
     shared = columns.gather(ranks)
     moved = {}

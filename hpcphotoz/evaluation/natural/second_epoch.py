@@ -15,7 +15,7 @@ from hpcphotoz.evaluation.batches import divide_rows, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.natural.columns import Columns, Floats
 from hpcphotoz.evaluation.natural.measure import ATTACK, MovedRedshifts, NaturalShifts
-from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, compute_pdfs
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.result import EvaluationResult
 
@@ -68,8 +68,7 @@ def measure_second_epoch(headline: HeadlineAttack, shifts: NaturalShifts, data: 
         columns.add("ra", stamps.ra)
         columns.add("dec", stamps.dec)
         for network, forward in zip(networks, forwards, strict=True):
-            labels = tensor["ebv"], tensor["object_id"]
-            pdf = compute_pdfs(network, tensor["images"], *labels, forward)
+            pdf = headline.scored_pdfs(network, tensor, tensor["images"], forward)
             columns.add(f"z {network.name}", network.bins.integral(pdf))
     night = columns.gather(ranks)
     pairs = ranks.on_first_rank(lambda: _match(shifts, night, result.data, data))

@@ -14,6 +14,9 @@ from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import EvaluationResult
 
 KEY = "natural"
+_NAME = "change of redshift"
+_WIDTH = 4.6  # inches
+_CAPTION = "Change of the pixels (rms, max) in sky sigmas; change of <z> (median, 90 %) in redshift"
 _Rows = Mapping[str, Mapping[str, Any]]  # by network and perturbation, `MovedRedshifts.record`
 _TEXT = f"""How far {{attack}} at {{eps:g}} sky sigma moves the mean of the PDF, <z>, of the same galaxies,
 beside what another exposure or another reduction does. Rms and max are of the change of the pixels, in sky
@@ -46,9 +49,9 @@ def natural_section(
         title="An adversary and the sky",
         text=" ".join(text.split()),
         tables=[_table(result, shifts, rows, labels)],
-        figures={
-            "change of redshift by natural perturbations and by the attack": _figure(result, rows, labels)
-        },
+        captions=[_CAPTION],
+        figures={_NAME: _figure(result, rows, labels)},
+        alts={_NAME: _alt(rows, labels)},
         record=record,
     )
 
@@ -84,8 +87,8 @@ def _table(
     result: EvaluationResult, shifts: NaturalShifts, record: _Rows, labels: Mapping[str, str]
 ) -> list[list[str]]:
     known = result.unlabelled < result.objects
-    head = ["perturbation", "network", "rms", "max", "change of <z>", "90 %"]
-    rows = [[*head, *(["sigma_MAD", "eta"] if known else []), "attack / this"]]
+    head = ["perturbation", "run", "rms", "max", "median", "90 %"]
+    rows = [[*head, *(["sigma_MAD", "eta (%)"] if known else []), "attack / this"]]
     for network, one in shifts.networks.items():
         if known:
             clean = one.metrics(CLEAN)
@@ -103,7 +106,7 @@ def _table(
 def _metrics(row: Mapping[str, float]) -> list[str]:
     if "sigma_mad" not in row:
         return ["", ""]
-    return [f"{row['sigma_mad']:.4f}", f"{100 * row['eta']:.1f} %"]
+    return [f"{row['sigma_mad']:.4f}", f"{100 * row['eta']:.1f}"]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -118,10 +121,22 @@ def _ratio(value: float | None, error: float | None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+def _alt(record: _Rows, labels: Mapping[str, str]) -> str:
+    """The axes, and the median change of each row and network."""
+    texts = []
+    for name, label in labels.items():
+        medians = (f"{rows[name]['shift_median']:.5f} ({network})" for network, rows in record.items())
+        texts.append(f"{label} {', '.join(medians)}")
+    return (
+        "Median and 90th percentile of the change of <z>, in redshift on a logarithmic axis, a row for the "
+        f"attack and each natural perturbation. The medians are: {'; '.join(texts)}."
+    )
+
+
 def _figure(result: EvaluationResult, record: _Rows, labels: Mapping[str, str]) -> bytes:
     from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
 
-    offsets = np.linspace(-0.15, 0.15, len(record)) if len(record) > 1 else np.zeros(1)
+    offsets = 0.16 * (np.arange(len(record)) - (len(record) - 1) / 2)
 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
@@ -137,9 +152,12 @@ def _figure(result: EvaluationResult, record: _Rows, labels: Mapping[str, str]) 
             ax.plot(median, at, look["marker"], color=shade, ms=6, label=network)
             ax.plot(p90, at, "|", color=shade, ms=9)
         ax.set_xscale("log")
-        ax.set_yticks(range(len(labels)), list(labels.values()))
-        ax.invert_yaxis()
-        ax.set_xlabel("|change of <z>| (redshift): median, and 90th percentile")
+        # Labels above their rows: beside the axis they would take half of the width.
+        ax.set(yticks=[], ylim=(len(labels) - 0.5 + abs(offsets[0]), -0.75))
+        for row, label in enumerate(labels.values()):
+            place = {"xy": (0, row - abs(offsets[0]) - 0.2), "xycoords": ("axes fraction", "data")}
+            ax.annotate(label, xytext=(3, 0), textcoords="offset points", va="bottom", **place)
+        ax.set_xlabel("|change of <z>| (redshift): median to 90th percentile")
         legend_below(figure, ax)
 
-    return figure_png(draw, 8.4, 1.2 + 0.5 * len(labels))
+    return figure_png(draw, _WIDTH, 1.2 + (0.4 + 0.13 * len(offsets)) * len(labels))

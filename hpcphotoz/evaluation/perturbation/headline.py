@@ -14,12 +14,13 @@ from hpcphotoz.evaluation.batches import attack_labels, divide_rows, read_batche
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, image_gradients
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
 from hpcphotoz.evaluation.result import EvaluationResult
+from hpcphotoz.evaluation.scoring.pdf_calibration import calibrated
 from hpcphotoz.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
 class AttackedStamps:
-    """One network's images and PDFs of a batch, before and after the headline attack."""
+    """One network's images and PDFs of a batch, before and after the headline attack, as they are scored."""
 
     attacked: Tensor  # (N, B, H, W) float32, nMgy
     pdf_clean: Tensor  # (N, bins)
@@ -72,10 +73,17 @@ class HeadlineAttack:
             tensor = to_tensors(stamps, self.device)
             found = {}
             for network, attacked_by, forward in zip(self.networks, attacks, forwards, strict=True):
-                labels = tensor["ebv"], tensor["object_id"]
-                clean = compute_pdfs(network, tensor["images"], *labels, forward)
-                z = attack_labels(network.bins, clean, tensor["z_spec"])
+                own = compute_pdfs(network, tensor["images"], tensor["ebv"], tensor["object_id"], forward)
+                z = attack_labels(network.bins, own, tensor["z_spec"])
                 attacked = attacked_by(tensor, z, attack, one.seed)
-                pdf = compute_pdfs(network, attacked, *labels, forward)
+                clean = calibrated(one.calibrations.get(network.name), own)
+                pdf = self.scored_pdfs(network, tensor, attacked, forward)
                 found[network.name] = AttackedStamps(attacked, clean, pdf)
             yield stamps, found
+
+    def scored_pdfs(
+        self, network: RedshiftNetwork, tensor: dict[str, Tensor], images: Tensor, forward: DatasetForward
+    ) -> Tensor:
+        """A network's PDFs of some images of a batch, (N, bins): calibrated as those of the evaluation."""
+        pdf = compute_pdfs(network, images, tensor["ebv"], tensor["object_id"], forward)
+        return calibrated(self.result.calibrations.get(network.name), pdf)

@@ -1,6 +1,6 @@
 """The section of a report that says where the perturbation is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,13 @@ from hpcphotoz.evaluation.result import EvaluationResult
 KEY = "perturbation"
 _APERTURE = 2  # of `RADII`: 2.5 arcsec, for the figure of the colours
 _PANEL = (4.6, 4.3)  # inches
+_BAND, _RADIUS, _FREQUENCY, _COLOURS = "by band", "by radius", "by frequency", "colours"
+_HATCHES = ("", "//", "..", "xx", "\\\\", "++")  # of the bars of the networks, as their colours
+_POWER_CAPTION = "Root mean square of the change in each band, sky sigmas"
+_COLOUR_CAPTION = (
+    f"Median |change| / error of each colour within {RADII[_APERTURE]:g} arcsec; galaxies of which any "
+    "colour, in any aperture, changes by more than 1 or 3 errors"
+)
 _TEXT = """The change of the images by {attack} at {eps:g} sky sigma, in sky sigmas of each band. Power is
 the mean square over pixels; independent sky noise has the power 1 in every band, at every radius and at
 every frequency. PGD and APGD begin at a random point of the ball: pixels that the network does not see, such
@@ -41,7 +48,9 @@ def perturbation_section(result: EvaluationResult, found: Sequence[Perturbation]
         title="Where the perturbation is",
         text=_TEXT.format(attack=attack, eps=result.headline_eps).replace("\n", " "),
         tables=[_power_table(found, result.header), _colour_table(found, result.header)],
+        captions=[_POWER_CAPTION, _COLOUR_CAPTION],
         figures=_figures(result, found, maps),
+        alts=_alts(result, found, maps),
         record=perturbation_record(result, found),
     )
 
@@ -89,7 +98,7 @@ def _mean_change(one: Perturbation) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def _power_table(found: Sequence[Perturbation], header: Header) -> list[list[str]]:
-    head = ["root mean square, sky sigmas", *header.bands, "all bands"]
+    head = ["run", *header.bands, "all bands"]
     rows = [[one.network, *_roots(one.by_band), *_roots(one.by_band.mean(keepdims=True))] for one in found]
     return [head, *rows]
 
@@ -100,16 +109,48 @@ def _roots(power: npt.NDArray[np.float64]) -> list[str]:
 
 def _colour_table(found: Sequence[Perturbation], header: Header) -> list[list[str]]:
     names = colour_names(header.bands)[:-1]
-    aperture = f"{RADII[_APERTURE]:g} arcsec"
-    head = [f"colours within {aperture}"]
-    head += [f"|change of {name}| / error" for name in names]
-    head += ["some colour beyond 1 sigma, any aperture", "beyond 3 sigma"]
-    rows = []
+    head, rows = ["run", *names, "any > 1 (%)", "any > 3 (%)"], []
     for one in found:
-        middle = np.median(one.significance[:, _APERTURE, : len(names)], axis=0)
-        seen = [f"{100 * one.seen(sigmas):.1f} %" for sigmas in (1, 3)]
+        middle = _middle(one, len(names))
+        seen = [f"{100 * one.seen(sigmas):.1f}" for sigmas in (1, 3)]
         rows.append([one.network, *(f"{value:.2f}" for value in middle), *seen])
     return [head, *rows]
+
+
+def _alts(result: EvaluationResult, found: Sequence[Perturbation], maps: PowerMaps) -> dict[str, str]:
+    """The axes of each picture, and what it shows of each network."""
+    bands, colours = result.header.bands, colour_names(result.header.bands)[:-1]
+    attack = f"under {METHODS[result.headline_method].label} at {result.headline_eps:g} sky sigma"
+
+    def each(values: Callable[[Perturbation], Any], names: Sequence[str], form: str) -> str:
+        texts = []
+        for one in found:
+            told = (f"{value:{form}} ({name})" for value, name in zip(values(one), names, strict=True))
+            texts.append(f"{one.network} {', '.join(told)}")
+        return "; ".join(texts)
+
+    def ends(edges: npt.NDArray[Any], unit: str) -> list[str]:
+        return [f"{low:.3g} to {high:.3g} {unit}" for low, high in (edges[:2], edges[-2:])]
+
+    radii, waves = ends(maps.radius_edges, "arcsec"), ends(maps.frequency_edges, "cycles per arcsec")
+    middles = each(lambda one: _middle(one, len(colours)), colours, ".2f")
+    power = "Power of the change in sky sigmas squared, on a logarithmic axis, against the"
+    return {
+        _BAND: f"Bars: root mean square of the change in each band, in sky sigmas, {attack}, with a line at "
+        f"epsilon: {each(lambda one: np.sqrt(one.by_band), bands, '.3f')}.",
+        _RADIUS: f"{power} distance from the centre in arcsec, {attack}: "
+        f"{each(lambda one: one.by_radius[[0, -1]], radii, '.2g')}.",
+        _FREQUENCY: f"{power} spatial frequency, {attack}: "
+        f"{each(lambda one: one.by_frequency[[0, -1]], waves, '.2g')}.",
+        _COLOURS: f"Change of each colour in an aperture of {RADII[_APERTURE]:g} arcsec over its photometric "
+        f"error, 16th, 50th and 84th percentile, {attack}, with a band from -1 to 1. The medians of its "
+        f"absolute value are {middles}.",
+    }
+
+
+def _middle(one: Perturbation, colours: int) -> npt.NDArray[Any]:
+    """Median of |change| / error of each colour in the aperture of the figure."""
+    return np.asarray(np.median(one.significance[:, _APERTURE, :colours], axis=0))
 
 
 def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: PowerMaps) -> dict[str, bytes]:
@@ -123,10 +164,11 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
         width = 0.8 / len(found)
         for k, one in enumerate(found):
             at = np.arange(len(header.bands)) + (k - (len(found) - 1) / 2) * width
-            ax.bar(at, np.sqrt(one.by_band), width, color=colours[k], label=one.network)
+            look = {"fc": colours[k], "ec": "white", "lw": 0.5, "hatch": _HATCHES[k % len(_HATCHES)]}
+            ax.bar(at, np.sqrt(one.by_band), width, label=one.network, **look)
         ax.axhline(result.headline_eps, color="black", lw=1, ls=":", label="$\\epsilon$")
         ax.set_xticks(range(len(header.bands)), header.bands)
-        ax.set(xlabel="band", ylabel="root mean square of the change (sky sigmas)")
+        ax.set(xlabel="band", ylabel="rms of the change (sky sigmas)")
         figure.legend_below(page, ax)
 
     def rings(page: Any, edges: npt.NDArray[Any], name: str, label: str) -> None:
@@ -134,7 +176,9 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
         for one in found:
             look = figure.line_look(result, one.network)
             shade, line = look["color"], look["ls"]
-            ax.stairs(getattr(one, name), edges, color=shade, ls=line, lw=1.8, label=one.network)
+            ax.stairs(
+                getattr(one, name), edges, color=shade, ls=line, lw=1.8, label=one.network, baseline=None
+            )
         ax.axhline(result.headline_eps**2, color="black", lw=1, ls=":", label="$\\epsilon^2$, white")
         ax.set_yscale("log")
         ax.set(xlabel=label, ylabel="power (sky sigmas$^2$)", xlim=(0, edges[-1]))
@@ -164,8 +208,8 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
         rings(page, maps.frequency_edges, "by_frequency", "spatial frequency (cycles per arcsec)")
 
     return {
-        "Root mean square of the perturbation in each band": figure.figure_png(bands, *_PANEL),
-        "Power of the perturbation by distance from the centre": figure.figure_png(by_radius, *_PANEL),
-        "Power of the perturbation by spatial frequency": figure.figure_png(by_frequency, *_PANEL),
-        "Change of aperture colours over their error": figure.figure_png(photometry, *_PANEL),
+        _BAND: figure.figure_png(bands, *_PANEL),
+        _RADIUS: figure.figure_png(by_radius, *_PANEL),
+        _FREQUENCY: figure.figure_png(by_frequency, *_PANEL),
+        _COLOURS: figure.figure_png(photometry, *_PANEL),
     }

@@ -45,6 +45,7 @@ def bins_section(result: EvaluationResult) -> ReportSection | None:
         title="Metrics in bins",
         text=text,
         tables=[_table(one) for one in result.binned],
+        captions=[f"In bins of {one.meaning}" for one in result.binned],
         figures={f"Metrics by {one.column}": _figure(result, one) for one in result.binned},
         alts={f"Metrics by {one.column}": _alt(one) for one in result.binned},
         record={one.column: _record(one) for one in result.binned},
@@ -77,7 +78,8 @@ def _table(binned: BinnedMetrics) -> TextTable:
 
 
 def _edge(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """Three digits, also where the last is 0: neighbouring bins read alike."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _alt(binned: BinnedMetrics) -> str:

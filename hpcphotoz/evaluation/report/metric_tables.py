@@ -42,7 +42,7 @@ def convention_tables(result: EvaluationResult, baseline: _Baseline = None) -> l
 
 def calibration_tables(result: EvaluationResult, baseline: _Baseline = None) -> list[list[list[str]]]:
     """Statistics of the PIT with errors, and coverage of central / highest-density intervals."""
-    coverage = [["run", "attack", *(f"in {100 * at:.0f} % (%)" for at in LEVELS)]]
+    coverage = [["run", "attack", *(f"{100 * at:.0f} %" for at in LEVELS)]]
     for name, method, one in _shown(result, baseline):
         cells = []
         for at in LEVELS:

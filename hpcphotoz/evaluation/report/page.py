@@ -38,7 +38,9 @@ def render_page(
         anchor = f"{i}-{plain_name(section.title)}"
         title = html.escape(section.title)
         links.append(f'<li><a href="#{anchor}">{title}</a></li>')
-        parts = ["".join(_table(table, section.title) for table in section.tables), _panels(files)]
+        captions = section.captions or [""] * len(section.tables)
+        tables = zip(section.tables, captions, strict=True)
+        parts = ["".join(_table(table, section.title, text) for table, text in tables), _panels(files)]
         if max(map(len, section.tables), default=0) > _LONG:
             parts.reverse()
         text = html.escape(section.text, quote=False)
@@ -76,8 +78,9 @@ def _size(png: bytes) -> str:
     return f'width="{width}" height="{height}" '
 
 
-def _table(rows: TextTable, title: str) -> str:
+def _table(rows: TextTable, title: str, caption: str) -> str:
     """A table in a box that scrolls, by keyboard too; columns of numbers are marked."""
+    above = f'<p class="caption">{html.escape(caption)}</p>' if caption else ""  # does not scroll
     head, *body = rows
     kinds = [_kind([row[i] for row in body]) for i in range(len(head))]
     titles = "".join(
@@ -90,7 +93,7 @@ def _table(rows: TextTable, title: str) -> str:
         lines.append(f"<tr>{''.join(cells)}</tr>")
     box = f'class="wide{" many" if len(head) > 7 else ""}" role="region" tabindex="0"'
     return (
-        f'<div {box} aria-label="Table: {html.escape(title, quote=True)}"><table>'
+        f'{above}<div {box} aria-label="Table: {html.escape(caption or title, quote=True)}"><table>'
         f"<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -20,6 +20,7 @@ class ReportSection:
         figures: PNG images by a name that says what they show; `figure.figure_png` draws them.
         record: what `metrics.json` holds: numbers, text, lists and mappings, without NaN and infinities.
         alts: what is to be seen in a figure, by its name, for those who cannot see it; default: the name.
+        captions: what each of the tables shows, with its units; default: none.
     """
 
     key: str
@@ -29,6 +30,7 @@ class ReportSection:
     figures: Mapping[str, bytes] = field(default_factory=dict)
     record: Any = None
     alts: Mapping[str, str] = field(default_factory=dict)
+    captions: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from hpcphotoz.evaluation.metrics import OUTLIER
 from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import CLEAN, EvaluationResult
 from hpcphotoz.evaluation.scores import BISECTIONS
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.output import number_of
 from hpcphotoz.provenance import commit
 
@@ -48,6 +49,7 @@ def report_summary(
             CLEAN: network.clean.as_summary(),
             **{method: network.at(method, result.headline_eps).as_summary() for method in result.methods},
             "step": network.step,
+            "calibration": _calibration(result.calibrations.get(network.name)),
         }
         if network.minimal_eps is not None:
             tree[network.name]["minimal_eps"] = network.minimal_eps.as_summary()
@@ -96,6 +98,10 @@ def report_summary(
         }
     tree["versions"] = _versions()
     return {**tree, **{one.key: one.record for one in sections}}
+
+
+def _calibration(of: Calibration | None) -> dict[str, Any] | None:
+    return None if of is None else {"temperature": of.temperature, "pit": list(of.pit)}
 
 
 def check_run_names(names: Sequence[str], keys: Sequence[str] = ()) -> None:

@@ -2,42 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hpcphotoz.atomic import atomic_write, check_output_folder
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.report.figure_folder import check_figure_folder, replacing_figures
-from hpcphotoz.evaluation.report.page import TITLE, render_page
+from hpcphotoz.evaluation.report.folder import PAGE, SUMMARY, check_report_folder, replace_report
+from hpcphotoz.evaluation.report.page import render_page
 from hpcphotoz.evaluation.report.section import ReportSection, figure_files
 from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.output import number_of
-
-
-def check_report_folder(out: Path) -> None:
-    """Check that a report can be written to a folder; create nothing.
-
-    Raises:
-        BadInput: the folder cannot be made or written, is a dataset or a run, or holds a `report.html`,
-            `metrics.json` or file in `figures` that no evaluation wrote.
-    """
-    for name, what in (("manifest.json", "a dataset"), ("checkpoints", "a run")):
-        if (out / name).exists():
-            raise BadInput(f"{out}: is {what}: choose another folder for the report")
-    for name, mark in (("report.html", f"<title>{TITLE}"), ("metrics.json", '"robustness_curves"')):
-        path = out / name
-        try:
-            ours = not path.exists() or mark in path.read_text(encoding="utf-8", errors="replace")
-        except OSError:  # a folder, or a file that may not be read
-            ours = False
-        if not ours:
-            raise BadInput(
-                f"{path}: exists and was not written by an evaluation: choose another folder for the report"
-            )
-    check_figure_folder(out)
-    check_output_folder(out)
 
 
 def write_report(
@@ -45,14 +19,18 @@ def write_report(
     out: Path,
     baseline: Mapping[str, Any] | None = None,
     sections: Sequence[ReportSection] = (),
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write `report.html`, `metrics.json` and `figures/*.png` into a folder, when all are complete.
+
+    They replace an earlier report as a whole: see `folder`.
 
     Args:
         result: from `evaluate`.
         out: folder; created if it does not exist.
         baseline: metrics from `knn_colours`, shown beside the networks.
         sections: further measurements.
+        files: texts of further files, by name, such as `certified_radii.csv`.
 
     Returns:
         The content of `metrics.json`.
@@ -63,6 +41,7 @@ def write_report(
     # A local import: all else works without matplotlib.
     from hpcphotoz.evaluation.report.standard_sections import (
         describe_attacks,
+        describe_calibrations,
         galaxy_sections,
         standard_sections,
     )
@@ -72,16 +51,13 @@ def write_report(
     footer = ", ".join(f"{name} {number}" for name, number in tree["versions"].items())
     shown = [*standard_sections(result, baseline), *sections, *galaxy_sections(result)]
     figures = figure_files(shown)
-    lead = f"{_objects(result)} {describe_attacks(result)}"
+    lead = f"{_objects(result)} {describe_attacks(result)} {describe_calibrations(result)}"
     page = render_page(result.data.resolve().name, lead, shown, figures, footer)
-    texts = {"report.html": page, "metrics.json": json.dumps(tree, indent=1, allow_nan=False) + "\n"}
+    summary = json.dumps(tree, indent=1, allow_nan=False) + "\n"
+    texts = {PAGE: page, SUMMARY: summary, **(files or {})}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            for name, text in texts.items():
-                temporary = stack.enter_context(atomic_write(out / name))
-                temporary.write_text(text, encoding="utf-8")
-            stack.enter_context(replacing_figures(out, [file for files in figures for file in files]))
+        replace_report(out, texts, [file for of_section in figures for file in of_section])
     except OSError as error:
         raise BadInput(f"{out}: cannot write the report: {error.strerror}") from None
     return tree

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from hpcphotoz.__main__ import main
+from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.result import EvaluationResult
 from tests.helpers.commands import TINY, fails
-from tests.helpers.datasets import make_dataset
+from tests.helpers.datasets import load, make_dataset
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,41 @@ def test_a_run_is_calibrated_on_its_validation_part_and_predicts_so(
     assert "has no calibration for this run alone with --tta: PDFs are not calibrated" in said
 
 
+def test_evaluate_scores_the_pdfs_that_predict_writes(
+    runs: list[str],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found: list[EvaluationResult] = []
+
+    def write(result: EvaluationResult, *_: object) -> dict[str, object]:
+        found.append(result)
+        return {}
+
+    monkeypatch.setattr("hpcphotoz.evaluation.report.write.write_report", write)
+    assert main(["calibrate", runs[0], "--device", "cpu", "--method", "temperature"]) == 0
+    words = ["evaluate", runs[0], "--data", str(data), "--device", "cpu", "--precision", "fp32", "--out"]
+    words += [str(tmp_path / "report"), "--attacks", "fgsm", "--eps", "0.1", "--json"]
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "run-0/calibration.json says: temperature" in capsys.readouterr().err
+    assert main([*words, "--no-calibration"]) == 0
+    assert "calibration.json" not in capsys.readouterr().err
+    calibrated, own = found
+    assert list(calibrated.calibrations) == ["run-0"] and own.calibrations == {}
+    out, edges, z_spec = tmp_path / "pz.hdf5", np.linspace(0, 0.4, 21), load(data).z_spec
+    for result, more in ((calibrated, []), (own, ["--no-calibration"])):
+        predicted = ["predict", runs[0], "--data", str(data), "--device", "cpu", "--out", str(out), *more]
+        assert main(predicted) == 0
+        pdf = densities(out).astype(np.float64) * (0.4 / 20)
+        scores = metrics.pdf_scores(pdf, edges, z_spec)
+        expected = metrics.summary(pdf @ (edges[1:] + edges[:-1]) / 2, z_spec, **scores)
+        assert result.networks[0].clean.metrics == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert calibrated.networks[0].clean.metrics["crps"] != own.networks[0].clean.metrics["crps"]
+
+
 def test_a_calibration_of_another_checkpoint_is_refused(
     runs: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +112,8 @@ def test_a_calibration_of_another_checkpoint_is_refused(
     words: list[object] = ["predict", runs[0], "--data", data, "--out", tmp_path / "pz.hdf5"]
     fails(capsys, words, "belongs to step 2 of run 'run-0', whose newest checkpoint is step 4")
     assert main([*map(str, words), "--no-calibration"]) == 0
+    report: list[object] = ["evaluate", runs[0], "--data", data, "--out", tmp_path / "report"]
+    fails(capsys, report, "belongs to step 2 of run 'run-0', whose newest checkpoint is step 4")
 
 
 def test_an_ensemble_is_stacked_and_found_in_any_order(

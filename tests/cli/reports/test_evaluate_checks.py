@@ -44,7 +44,11 @@ def test_a_failed_check_is_a_line_and_status_1_after_the_report(
         return measured(square)
 
     def write(
-        result: object, out: Path, baseline: object, sections: list[ReportSection]
+        result: object,
+        out: Path,
+        baseline: object,
+        sections: list[ReportSection],
+        files: dict[str, str],
     ) -> dict[str, object]:
         (tmp_path / "written").touch()
         return {section.key: section.record for section in sections}

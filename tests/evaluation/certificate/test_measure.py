@@ -13,20 +13,54 @@ from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.batches import to_tensors
 from hpcphotoz.evaluation.certificate.measure import Certificate, certify
 from hpcphotoz.evaluation.certificate.section import certificate_section, certificate_table
-from hpcphotoz.evaluation.certificate.smoothing import SmoothedNetwork, Smoothing, draw_redshifts
+from hpcphotoz.evaluation.certificate.smoothing import (
+    SmoothedNetwork,
+    Smoothing,
+    draw_redshifts,
+    seen_by,
+    view_of,
+)
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.evaluation.robustness import evaluate
-from tests.helpers.datasets import noise_stamps, write_stamps
+from hpcphotoz.models.layers import FluxNetwork, Normalise
+from hpcphotoz.models.view import View
+from tests.helpers.datasets import NOISE_SIDE, noise_stamps, write_stamps
+from tests.helpers.evaluation_results import check_section
 from tests.helpers.networks import PIXELS, LogisticNetwork, StubNetwork
 
 ONE = Smoothing(sigma=0.4, samples=150, confidence=0.99)
 N = 30
 
 
-def measured(folder: Path, batch: int = 16) -> tuple[EvaluationResult, Certificate]:
+VIEW = View(part=4, binning=2)  # of stamps of 8 pixels a side
+
+
+class CroppedNetwork(FluxNetwork):
+    """A `LogisticNetwork` of the mean flux in squares of 2 x 2 of the central 4 x 4 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise = Normalise("sqrt", (1.0, 1.0, 1.0), VIEW)
+        self.seen = torch.nn.Parameter(0.3 * torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(1)))
+
+    @property
+    def w(self) -> torch.Tensor:
+        """The same function's weights of the pixels of a whole stamp."""
+        edge = (NOISE_SIDE - VIEW.part) // 2
+        spread = self.seen.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2) / 4
+        return torch.nn.functional.pad(spread, (edge,) * 4)
+
+    def forward(self, images: torch.Tensor, ebv: torch.Tensor) -> torch.Tensor:
+        logit = (VIEW(images) * self.seen).sum(dim=(1, 2, 3)) + 0 * ebv
+        return torch.stack([torch.zeros_like(logit), logit], dim=1)
+
+
+def measured(
+    folder: Path, batch: int = 16, module: torch.nn.Module | None = None
+) -> tuple[EvaluationResult, Certificate]:
     content = noise_stamps(N, unknown=2)
-    network = StubNetwork(module=LogisticNetwork(0.1))
+    network = StubNetwork(module=module or LogisticNetwork(0.1))
     z_spec = content.z_spec.copy()
     z_spec[2:24] = redshifts(network, content.images)[2:24]  # so that most are no outliers
     data = write_stamps(folder / "d", replace(content, z_spec=z_spec))
@@ -45,13 +79,13 @@ def redshifts(network: StubNetwork, images: npt.NDArray[np.float32]) -> npt.NDAr
     return np.asarray(network.bins.integral(pdf).numpy())
 
 
+@pytest.mark.parametrize("module", [LogisticNetwork(0.1), CroppedNetwork()], ids=["whole", "cropped"])
 def test_the_attack_reaches_the_worst_case_and_does_not_pass_the_certified_bounds(
-    once: tuple[EvaluationResult, Certificate],
+    once: tuple[EvaluationResult, Certificate], tmp_path: Path, module: LogisticNetwork | CroppedNetwork
 ) -> None:
-    found = once[1]
-    network = LogisticNetwork(0.1)
+    found = measured(tmp_path, module=module)[1] if isinstance(module, CroppedNetwork) else once[1]
     content = noise_stamps(N)
-    w = network.w.detach().numpy()
+    w = module.w.detach().numpy()
     norm = np.sqrt((np.square(w).sum(axis=(1, 2)) * content.sky_sigma**2).sum(axis=1))
     logit = (content.images * w).sum(axis=(1, 2, 3))
     z_spec = found.z_spec
@@ -68,7 +102,25 @@ def test_the_attack_reaches_the_worst_case_and_does_not_pass_the_certified_bound
     for k, radius in enumerate(found.radii):
         assert max(found.certified(radius, vote=True), found.certified(radius)) <= found.attacked(k)
     assert found.certified(0.0) > found.certified(found.radii[-1])
-    assert found.linf(found.radii[0]) == pytest.approx(0.2 / np.sqrt(PIXELS))
+    assert found.dimensions == PIXELS
+    assert found.seen == (w != 0).sum()  # no other pixel counts
+    assert found.linf(found.radii[0]) == pytest.approx(0.2 / np.sqrt((w != 0).sum()))
+
+
+def test_noise_is_drawn_for_what_a_network_sees_and_is_that_of_whole_stamps() -> None:
+    network, stamps = StubNetwork(module=CroppedNetwork()), to_tensors(noise_stamps(20), "cpu")
+    assert view_of(network) == VIEW and view_of(StubNetwork()) == View(NOISE_SIDE, 1)
+    seen, n = seen_by(VIEW, stamps), 800
+    assert seen["images"].shape == (20, 3, 2, 2)
+    forward = DatasetForward(network, 8, 0)
+    whole, cut = (
+        draw_redshifts(network, forward, tensor, tensor["images"], ONE, range(n), rows=640)
+        for tensor in (stamps, seen)
+    )
+    pairs = [np.log((z - 0.1) / (0.3 - z)).astype(np.float64) for z in (whole, cut)]
+    error = pairs[0].std(axis=0) * np.sqrt(2 / n)
+    assert (np.abs(pairs[0].mean(axis=0) - pairs[1].mean(axis=0)) < 4.5 * error).all()
+    np.testing.assert_allclose(pairs[1].std(axis=0), pairs[0].std(axis=0), rtol=0.16)  # 3.5 % is a sigma
 
 
 def test_batches_change_nothing(tmp_path: Path, once: tuple[EvaluationResult, Certificate]) -> None:
@@ -112,6 +164,7 @@ def test_contradictions_fail_loudly_and_chance_does_not() -> None:
         "robust",
         Smoothing(0.4, confidence=0.999),
         100,
+        100,
         (0.2, 0.4, 0.6, 1.0),
         np.arange(n),
         zeros,
@@ -144,7 +197,8 @@ def test_the_section_has_both_curves_and_a_table_of_every_galaxy(
     assert record["radii_sky_sigma"] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert record["certified"] == [found.certified(radius) for radius in found.radii]
     assert record["check"] == {"contradictions": 0, "allowed": found.allowed, "passed": True}
-    assert len(section.figures) == 2 and all(len(row) == len(t[0]) for t in section.tables for row in t)
+    assert len(section.figures) == 2
+    check_section(section)
     lines = certificate_table([found]).splitlines()
     assert len(lines) == 1 + N and lines[0].startswith(
         "run,object_id,z_spec,z_smooth,radius,radius_vote,z_low_0.2,"
@@ -162,7 +216,7 @@ def test_galaxies_without_z_spec_have_intervals_and_no_curve(
     none = np.full(N, np.nan, np.float32)
     blind = replace(found, z_spec=none, radius=none, radius_vote=none)
     section = certificate_section(result, [blind])
-    assert list(section.figures) == ["Width of the certified interval of the smoothed redshift"]
+    assert list(section.figures) == ["interval widths"]
     record = json.loads(json.dumps(section.record, allow_nan=False))["networks"]["standard"]
     assert record["median_radius_sky_sigma"] is None and "certified" not in record
     assert section.tables[0][1][1:] == ["no z_spec"] * 7

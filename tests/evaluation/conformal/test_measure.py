@@ -17,18 +17,25 @@ from hpcphotoz.evaluation.conformal.section import conformal_section
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.evaluation_results import check_section
 from tests.helpers.networks import StubNetwork
+
+T = 0.5  # temperature of the PDFs that are scored
 
 
 def pdf_of(network: StubNetwork, images: npt.NDArray[np.float32]) -> RedshiftPdf:
     with torch.no_grad():
         logits = network.module(torch.from_numpy(images), torch.zeros(len(images)))
-    return RedshiftPdf(torch.softmax(logits, dim=1).numpy(), network.bins)
+    return RedshiftPdf(torch.softmax(logits / T, dim=1).numpy(), network.bins)
 
 
 def headline_of(data: Path, network: StubNetwork, batch: int = 16) -> HeadlineAttack:
-    result = evaluate([network], data, eps=(0.5,), methods=("fgsm",), headline_eps=0.5)
+    calibrations = {network.name: Calibration(temperature=T)}
+    result = evaluate(
+        [network], data, eps=(0.5,), methods=("fgsm",), headline_eps=0.5, calibrations=calibrations
+    )
     return HeadlineAttack([network], result, batch=batch)
 
 
@@ -60,6 +67,10 @@ def test_clean_intervals_are_those_of_the_calibration_and_an_attack_loses_covera
     record = json.loads(json.dumps(section.record, allow_nan=False))
     assert record["networks"]["standard"]["conformal"]["clean"]["coverage"] == pytest.approx(expected)
     assert len(section.tables[0]) == 1 + 2 * len(LEVELS) and len(section.figures) == 1
+    check_section(section)
+    (alt,) = section.alts.values()
+    clean = ", ".join(f"{100 * x:.0f}" for x in found.covered["pdf", "clean"][:2])
+    assert f"on clean images {clean} and" in alt and "At the levels 68, 90 and 95 % it is" in alt
 
 
 def test_calibration_objects_that_are_measured_are_refused(tmp_path: Path) -> None:

@@ -16,13 +16,18 @@ from hpcphotoz.evaluation.natural.second_epoch import EPOCH, measure_second_epoc
 from hpcphotoz.evaluation.natural.section import natural_section
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.robustness import evaluate
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.evaluation_results import check_section
 from tests.helpers.networks import LogisticNetwork, StubNetwork
+
+T = 1.5  # temperature of the network "other"
 
 
 def headline(data: Path, limit: int | None = None) -> HeadlineAttack:
     networks = [StubNetwork(), StubNetwork("other", LogisticNetwork(seed=1))]
-    result = evaluate(networks, data, eps=(0.1,), methods=("pgd",), limit=limit, keep_objects=True)
+    how = {"limit": limit, "calibrations": {"other": Calibration(temperature=T)}, "keep_objects": True}
+    result = evaluate(networks, data, eps=(0.1,), methods=("pgd",), **how)  # type: ignore[arg-type]
     return HeadlineAttack(networks, result, batch=16)
 
 
@@ -86,13 +91,16 @@ def test_another_night_is_matched_by_position(tmp_path: Path) -> None:
         w = next(network.module.parameters()).detach().double().numpy()
         change = 0.5 * (content.sky_sigma[rows] * w.sum((1, 2))).sum(1)
         logit = (content.images[rows] * w).sum((1, 2, 3)) + change
-        np.testing.assert_allclose(one.moved[EPOCH], 0.1 + 0.2 / (1 + np.exp(-logit)), atol=1e-6)
+        temperature = T if network.name == "other" else 1
+        calibrated = 0.1 + 0.2 / (1 + np.exp(-logit / temperature))
+        np.testing.assert_allclose(one.moved[EPOCH], calibrated, atol=1e-6)
         assert one.rms[EPOCH] == pytest.approx(0.5, rel=1e-4)
         assert one.greatest[EPOCH] == pytest.approx(0.5, rel=1e-4)
     section = natural_section(given.result, shifts, epoch)
     assert section.record["second_epoch"]["matched"] == 37
     assert section.record["networks"]["other"][EPOCH]["n"] == 37
     assert len(section.tables[0]) == 1 + 2 * (1 + 1 + len(NATURAL) + 1)
+    check_section(section)
     (png,) = section.figures.values()
     assert png.startswith(b"\x89PNG")
 

@@ -18,7 +18,7 @@ def test_every_condition_shown_has_a_row_with_its_metrics_and_errors() -> None:
     assert last["eta (%)"] == f"{100 * attacked['eta']:.1f} ± 0.1"
     assert last["KS"] == f"{attacked['pit_ks']:.4f} ± 0.0010"
     central, densest = 100 * attacked["coverage_68"], 100 * attacked["hpd_coverage_68"]
-    assert last["in 68 % (%)"] == f"{central:.1f} / {densest:.1f}"
+    assert last["68 %"] == f"{central:.1f} / {densest:.1f}"
 
 
 def test_the_neighbours_have_a_row_with_their_errors() -> None:

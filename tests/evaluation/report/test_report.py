@@ -22,6 +22,7 @@ from hpcphotoz.evaluation.report import write
 from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.report.summary import print_table, report_summary
 from hpcphotoz.evaluation.report.write import write_report
+from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from tests.helpers.evaluation_results import BANDS, make_baseline, make_result
 
 BASELINE = {**make_baseline(), "sigma_mad": 0.019, "eta": 0.05}
@@ -88,6 +89,18 @@ def test_the_summary_has_the_keys_that_programs_read(tmp_path: Path) -> None:
     assert written["adversarial"]["pgd"]["sigma_mad"] == expected
     assert written["knn_colours"] == BASELINE
     assert {"transfer", "data", "versions", "attack"} <= set(written)
+
+
+@pytest.mark.usefixtures("quick_drawing")
+def test_the_page_says_which_pdfs_are_calibrated(tmp_path: Path) -> None:
+    write_report(make_result(), tmp_path)
+    assert "PDFs are the networks&#x27; own: none is calibrated." in (tmp_path / "report.html").read_text()
+    calibrations = {"adversarial": Calibration(temperature=1.5, pit=(0.1, 0.2))}
+    tree = write_report(replace(make_result(), calibrations=calibrations), tmp_path)
+    words = "adversarial: temperature 1.5, map of the PIT of degree 2), those of standard are not."
+    assert words in (tmp_path / "report.html").read_text()
+    assert tree["adversarial"]["calibration"] == {"temperature": 1.5, "pit": [0.1, 0.2]}
+    assert tree["standard"]["calibration"] is None
 
 
 def test_the_page_is_whole_self_contained_and_free_of_requests(tmp_path: Path) -> None:
@@ -251,6 +264,7 @@ def test_a_further_measurement_is_on_the_page_and_in_the_metrics(tmp_path: Path)
         [[["night", "dz"], ["<a>", "0.1"]]],
         {"a picture": b"png"},
         {"n": 3},
+        captions=["Per <night>"],
     )
     tree = write_report(make_result(), tmp_path, sections=[section])
     assert tree["sky"] == {"n": 3} and "clean" in tree["standard"]
@@ -259,6 +273,7 @@ def test_a_further_measurement_is_on_the_page_and_in_the_metrics(tmp_path: Path)
         "<h2>The &lt;sky&gt;</h2>",
         "<p>1 &lt; 2 &amp; so on.</p>",
         '<th scope="row">&lt;a&gt;</th>',
+        '<p class="caption">Per &lt;night&gt;</p><div class="wide"',
         'alt="The &lt;sky&gt;: a picture"',
     ):
         assert text in page

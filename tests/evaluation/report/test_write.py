@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from hpcphotoz.errors import BadInput
+from hpcphotoz.evaluation.report.folder import check_report_folder
 from hpcphotoz.evaluation.report.section import ReportSection, figure_files
-from hpcphotoz.evaluation.report.write import check_report_folder, write_report
+from hpcphotoz.evaluation.report.write import write_report
 from tests.helpers.evaluation_results import make_result
 
 pytestmark = pytest.mark.usefixtures("quick_drawing")
@@ -32,7 +33,9 @@ def test_a_failed_write_is_reported_in_a_line_and_keeps_the_earlier_report(
     assert {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()} == figures
 
 
-@pytest.mark.parametrize("name", ["report.html", "metrics.json", "manifest.json", "checkpoints"])
+@pytest.mark.parametrize(
+    "name", ["report.html", "metrics.json", "certified_radii.csv", "manifest.json", "checkpoints"]
+)
 def test_files_that_no_evaluation_wrote_are_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("my thesis")
     with pytest.raises(BadInput, match="choose another folder for the report"):
@@ -83,8 +86,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_attack(
 
 
 def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
-    write_report(make_result(("standard",)), tmp_path)
+    radii = {"certified_radii.csv": "run,object_id,z_spec,z_smooth,radius\n"}
+    write_report(make_result(("standard",)), tmp_path, files=radii)
+    assert (tmp_path / "certified_radii.csv").exists()
     write_report(make_result(("other",)), tmp_path)
+    assert not (tmp_path / "certified_radii.csv").exists()  # of the earlier report alone
     assert "other" in json.loads((tmp_path / "metrics.json").read_text())
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert "redshifts-other-clean.png" in names and not any("standard" in name for name in names)

@@ -30,7 +30,11 @@ def _images(result: EvaluationResult, name: str) -> Plot:
             ax.grid(False)
         before.set_ylabel("arcsec")
 
-    alt = f"Galaxy {example.object_id} before and after the attack on {name}, with the same colour scale."
+    side = result.header.stamp * result.header.pixel_scale
+    alt = (
+        f"Images of galaxy {example.object_id} before and after the attack on {name}, {side:.3g} arcsec a "
+        "side, with the same colour scale."
+    )
     return Plot("images", alt, figure_png(draw, PANEL[0], 2.7))
 
 
@@ -54,8 +58,9 @@ def _perturbation(result: EvaluationResult, name: str) -> Plot:
 
     rms = float(np.sqrt((sigmas**2).mean()))
     alt = (
-        f"Perturbation of galaxy {example.object_id} by the attack on {name}, in {', '.join(bands)}: "
-        f"root mean square {rms:.3g}, greatest {np.abs(sigmas).max():.3g} sky sigma."
+        f"Maps of the perturbation of galaxy {example.object_id} by the attack on {name}, in "
+        f"{', '.join(bands)}, with a colour scale from {-limit:.3g} to {limit:.3g} sky sigma: root mean "
+        f"square {rms:.3g}, greatest {np.abs(sigmas).max():.3g} sky sigma."
     )
     return Plot("perturbation", alt, figure_png(draw, PANEL[0], 0.3 + 1.6 * rows))
 
@@ -76,8 +81,8 @@ def _pdfs(result: EvaluationResult, network: NetworkResult) -> Plot:
     centres = (e[:-1] + e[1:]) / 2
     before, after = float(clean @ centres), float(attacked @ centres)
     alt = (
-        f"PDF of galaxy {example.object_id} by {network.name}: its mean is {before:.4f} before and "
-        f"{after:.4f} after the attack."
+        f"Probability density of galaxy {example.object_id} by {network.name} against redshift: its mean "
+        f"is {before:.4f} before and {after:.4f} after the attack."
     )
     return Plot("PDFs", alt, figure_png(draw, PANEL[0], 3.4))
 

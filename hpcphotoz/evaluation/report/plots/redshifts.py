@@ -69,7 +69,8 @@ def _scatter(ax: Any, condition: ConditionResult) -> None:
     if scatter.is_histogram:
         edges = np.linspace(lo, hi, len(scatter.counts) + 1)
         seen = np.ma.masked_equal(scatter.counts.T, 0)
-        ax.pcolormesh(edges, edges, seen, norm="log", cmap="viridis", rasterized=True)
+        mesh = ax.pcolormesh(edges, edges, seen, norm="log", cmap="viridis", rasterized=True)
+        ax.figure.colorbar(mesh, ax=ax, label="galaxies", shrink=0.8, pad=0.02)
     else:
         size = float(np.clip(250 / math.sqrt(len(scatter.z_spec)), 6, 14))
         ax.plot(scatter.z_spec, scatter.z_phot, ".", ms=size, alpha=0.6, color="#0072B2", mec="none")
@@ -140,7 +141,8 @@ def pit_histograms(result: EvaluationResult) -> list[Plot]:
             f"{condition_text(c)} {100 * (h[0] + h[-1]) / bins:.0f} % of the galaxies"
             for c, h in heights[name]
         )
-        alt = f"PIT histogram of {name}. In the outermost two of {bins} bins are {', '.join(texts)}; "
+        alt = f"Histogram of the PIT of {name}, as a density of galaxies against the PIT. In the outermost "
+        alt += f"two of {bins} bins are {', '.join(texts)}; "
         return Plot(
             name,
             f"{alt}calibrated PDFs have {200 / bins:.0f} % there.",

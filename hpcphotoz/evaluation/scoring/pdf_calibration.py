@@ -5,6 +5,8 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,6 +58,13 @@ class Calibration:
         density = np.exp(polynomials(_GRID, len(self.pit)) @ np.array(self.pit))
         steps = (density[1:] + density[:-1]) / 2
         return np.concatenate([[0.0], np.cumsum(steps) / steps.sum()])
+
+
+def calibrated(calibration: Calibration | None, pdf: Tensor) -> Tensor:
+    """PDFs (N, n) of a network as they are scored: calibrated in float64, or as they are without one."""
+    if calibration is None:
+        return pdf
+    return torch.from_numpy(calibration(pdf.double().cpu().numpy())).to(pdf)
 
 
 def with_temperature(pdf: Floats, temperature: float) -> Floats:
