@@ -21,6 +21,7 @@ MIN_OBJECTS = 50
 _FOLDS = 5  # of the cross-validation
 _MAX_DEGREE = 8  # of the map of the PIT
 _LEAST_PROBABILITY = 1e-12  # of a bin in a score: one object whose bin is impossible does not decide alone
+_TIE = 1e-9  # of the mean log score: the simplest of the candidates that are so near to the best one wins
 _PRIOR_SIGMA = 3.0  # of the polynomials' coefficients: finite also where every PIT is 0 or 1
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -70,7 +71,8 @@ def fit_calibration(
             coefficients = fit_pit(seen.pit, degree)
             calibration = Calibration(temperature=temperature if scaled else 1.0, pit=coefficients)
             sums[scaled, degree] += unseen.score(calibration).sum()
-    scaled, degree = max(sums, key=lambda one: sums[one])
+    enough = max(sums.values()) - _TIE * len(z_spec)
+    scaled, degree = next(one for one in sums if sums[one] >= enough)
     temperature = fit_temperature(objects.pdf, objects.bin) if scaled else 1.0
     pit = fit_pit((objects.with_temperature(temperature) if scaled else objects).pit, degree)
     unit = -np.log(bins.width)  # of a density instead of a probability

@@ -106,3 +106,10 @@ def test_stacking_weights_have_the_greatest_score() -> None:
         other = np.clip(weights + 0.02 * direction, 0, None)
         other /= other.sum()
         assert -np.log(np.maximum(p, 1e-12) @ other).mean() > best - 1e-6
+
+
+def test_a_gain_of_rounding_is_a_tie_that_no_change_wins() -> None:
+    # All of the probability in the right bin, z_spec in its middle: each PIT is 1/2, and no map can gain.
+    k = np.random.default_rng(4).integers(0, BINS.n, 200)
+    found = fit_calibration(np.eye(BINS.n)[k], BINS, np.asarray((k + 0.5) * BINS.width, np.float64))
+    assert found.calibration == Calibration()

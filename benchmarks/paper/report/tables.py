@@ -145,13 +145,13 @@ def settings(results: Results) -> str:
     plan = results.plan
     sets, epochs, held = plan["sets"], plan["epochs"], plan["validation"]
     train, sky, sky_test = sets["train"], sets["sky-train"], sets["sky-test"]
-    in_training = f"{round(train['objects'] * (1 - held)):,} of seed {train['seed']}"
+    in_training = f"about {round(train['objects'] * (1 - held)):,} of seed {train['seed']}"
     numbers = f"{plan['curve_objects']:,} and {plan['transfer_objects']:,} test galaxies"
     seen = f"the central {plan['crop']} x {plan['crop']} pixels, binned {plan['binning']} x {plan['binning']}"
     rate = f"Muon, peak rate {plan['rate']:g}, cosine, batches of {plan['batch']}"
     pairs = {
         "training galaxies": in_training,
-        "validation galaxies": f"{round(train['objects'] * held):,} of the same set",
+        "validation galaxies": f"about {round(train['objects'] * held):,} of the same set",
         "test galaxies": f"{sets['test']['objects']:,} of seed {sets['test']['seed']}",
         "in real sky": f"{sky['objects']:,}, and {sky_test['objects']:,} for the test",
         "seeds of the trainings": ", ".join(map(str, plan["seeds"])),

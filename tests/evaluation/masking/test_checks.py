@@ -78,6 +78,19 @@ def test_a_loss_that_does_not_rise_is_a_failure() -> None:
     assert {"gradients", "unbounded", "steps", "eps"} <= failed(found)
 
 
+def test_a_rise_of_every_object_is_a_rise_although_its_mean_has_a_large_error() -> None:
+    few = losses()
+    factor = np.where(np.arange(6) == 0, 100.0, 1.0)  # rises of cross-entropy differ by as much
+    clean = few.clean[:6]
+    attacked = {name: clean + factor * (loss[:6] - clean) for name, loss in few.attacked.items()}
+    rise = paired_difference(attacked[PGD], clean)
+    assert 0 < rise.mean < 3 * rise.error
+    found = MaskingLosses("run", clean, attacked, {}, np.zeros(6), np.ones(6))
+    assert failed(found) == set()
+    by_halves = {name: np.where(np.arange(6) % 2, loss, clean) for name, loss in attacked.items()}
+    assert {"steps", "eps"} <= failed(MaskingLosses("run", clean, by_halves, {}, np.zeros(6), np.ones(6)))
+
+
 def test_a_few_objects_without_gradient_are_too_many() -> None:
     vanishing = np.zeros(N)
     vanishing[:1] = 1  # of 64: 1.6 %

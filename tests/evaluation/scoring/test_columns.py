@@ -76,7 +76,7 @@ def test_the_section_shows_every_column_and_writes_every_bin(data: Path) -> None
     first = entry["runs"]["standard"]["fgsm"][0]
     assert first["errors"].keys() == first.keys() - {"n", "errors"}
     (table,) = [one for one in section.tables if one[0][0] == "seeing"]
-    assert len(table) == 1 + 3 * 2 and table[1][0] == "0.9 to 1.1" and table[-1][-1] == "-"
+    assert len(table) == 1 + 3 * 2 and table[1][0] == "0.900 to 1.10" and table[-1][-1] == "-"
     assert f"{first['bias']:.4f} ± {first['errors']['bias']:.4f}" in table[2]
 
 
