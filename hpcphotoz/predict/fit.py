@@ -57,7 +57,10 @@ def fit_calibration(
     if method not in METHODS:
         raise BadInput(f"method '{method}': want one of {', '.join(METHODS)}")
     if len(z_spec) < MIN_OBJECTS:
-        raise BadInput(f"{len(z_spec)} objects of known redshift: a calibration needs {MIN_OBJECTS} or more")
+        raise BadInput(
+            f"{len(z_spec)} objects of known redshift in the validation part: a calibration needs "
+            f"{MIN_OBJECTS} or more: train a new run with a larger --data.validation"
+        )
     objects = _Objects.of(np.asarray(pdf, np.float64), bins, z_spec)
     fold = np.arange(len(z_spec)) % _FOLDS
     sums = dict.fromkeys(_candidates(method), 0.0)

@@ -83,6 +83,20 @@ def test_no_run(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
 
 
+def test_the_folder_of_the_runs_names_one(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words: list[object] = ["predict", run.parent, "--data", dataset, "--out", tmp_path / "p.hdf5"]
+    fails(capsys, words, f"has filled, such as {run} in it")
+
+
+def test_stack_is_said_to_belong_to_calibrate(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words: list[object] = ["predict", run, "--data", dataset, "--out", tmp_path / "p.hdf5", "--stack"]
+    fails(capsys, words, "--stack: belongs to calibrate")
+
+
 def test_a_checkpoint_with_code_in_it_is_not_run(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,7 +172,7 @@ def test_attack_keeps_labels_and_the_ball(run: Path, dataset: Path, tmp_path: Pa
         ("evaluate", ["--headline-eps", "0"], "--headline-eps: 0: must be above 0 sky sigmas"),
         ("evaluate", ["--eps", "0.1", "-0.1"], "--eps: -0.1: must be at least 0"),
         ("evaluate", ["--steps", "0"], "--steps: 0: must be at least 1"),
-        ("evaluate", ["--conformal"], "are measured too: take --part test, or give another dataset"),
+        ("evaluate", ["--conformal"], "are measured too: name other ones, such as --conformal"),
         ("evaluate", ["--samples", "10"], "--samples is for --certify SIGMA: give that too"),
         ("evaluate", ["--certify", "1", "--samples", "5"], "samples 5: must be at least 10"),
         ("evaluate", ["--certify", "1", "--confidence", "2"], "confidence 2: must be at least 0.5"),

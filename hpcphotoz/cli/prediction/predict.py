@@ -116,6 +116,7 @@ def _own_dataset(runs: Sequence[Path]) -> Path | None:
 def add(commands: Commands) -> None:
     """Add the parsers of these commands."""
     p = command(commands, "predict", predict)
+    p.refused["--stack"] = "belongs to calibrate, which finds the weights of the runs; predict then uses them"
     p.add_argument("runs", type=path, nargs="+", metavar="run", help="run folders; several are averaged")
     add_trust_code(p)
     add_device(p)
@@ -126,7 +127,7 @@ def add(commands: Commands) -> None:
     add_no_calibration(p, "do not calibrate PDFs")
     text = "densities that are constant in a bin, or linear between the bins' centres (default hist)"
     p.add_argument("--pdf", choices=("hist", "interp"), default="hist", help=text)
-    text = "also write the point estimates as a table: *.fits, *.parquet or *.csv"
+    text = "also write the point estimates as a new table: *.fits, *.parquet or *.csv"
     p.add_argument("--points", type=path, metavar="FILE", help=text)
     p.add_argument(
         "--flag-below",

@@ -106,6 +106,7 @@ def check_measurements(options: argparse.Namespace) -> "tuple[list[str], Smoothi
     from hpcphotoz.evaluation.masking.section import KEY as MASKING
     from hpcphotoz.evaluation.natural.section import KEY as NATURAL
     from hpcphotoz.evaluation.perturbation.section import KEY as PERTURBATION
+    from hpcphotoz.provenance import datasets_of
 
     if options.second_epoch and not options.natural:
         raise BadInput(f"--second-epoch {options.second_epoch}: is compared with --natural: give it too")
@@ -118,9 +119,11 @@ def check_measurements(options: argparse.Namespace) -> "tuple[list[str], Smoothi
     else:
         smoothing = Smoothing(options.certify, **given, seed=options.seed)
     if options.conformal is SAME_DATA and options.part == "all":
+        trained = sorted({folder for run in options.runs for folder in datasets_of(run)})
+        such = f"such as --conformal {trained[0]}, of the training" if trained else "--conformal DATASET"
         raise BadInput(
-            "--conformal: its calibration galaxies, the validation part of --data, are measured too: "
-            "take --part test, or give another dataset for the calibration"
+            f"--conformal: would calibrate on galaxies of --data that are measured too: name other ones, "
+            f"{such}; or, where --data is what the runs were trained on, measure --part test"
         )
     asked = {PERTURBATION: options.perturbation, CONFORMAL: options.conformal, CERTIFICATE: smoothing}
     asked |= {MASKING: options.check_masking, NATURAL: options.natural}

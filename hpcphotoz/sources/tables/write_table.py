@@ -30,7 +30,7 @@ def check_table_name(path: Path) -> None:
         BadInput: either.
     """
     if path.suffix not in SUFFIXES:
-        raise BadInput(f"{path}: the suffix says the form of a table: name it *{', *'.join(SUFFIXES)}")
+        raise BadInput(f"{path}: the suffix says the form of a table: name it *{' or *'.join(SUFFIXES)}")
     if path.suffix == ".fits":
         with sources_extra():
             import astropy.io.fits  # noqa: F401

@@ -138,6 +138,8 @@ def read_state(run: Path, device: torch.device | str = "cpu") -> NetworkState:
     if path is None:
         torn = " that loads" if checkpoint.paths(run) else ""
         give = "give a run folder that `hpcphotoz train --out` has filled"
+        inside = sorted(run.glob(f"*/{checkpoint.NEWEST}")) if run.is_dir() else []
+        give += f", such as {inside[0].parent} in it" if inside else ""
         raise BadInput(f"{run}: no checkpoint{torn}: {give}")
     name = run.resolve().name if run.is_dir() else run.resolve().parent.parent.name
     try:

@@ -135,7 +135,9 @@ def test_what_cannot_be_calibrated_is_one_line(
     runs: list[str], data: Path, run: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails(
-        capsys, ["calibrate", run, "--data", dataset], "4 objects of known redshift: a calibration needs 50"
+        capsys,
+        ["calibrate", run, "--data", dataset],
+        "4 objects of known redshift in the validation part: a calibration needs 50",
     )
     checkpoint = next((Path(runs[0]) / "checkpoints").iterdir())
     fails(capsys, ["calibrate", checkpoint, "--data", data], "a calibration is kept in a run folder")
