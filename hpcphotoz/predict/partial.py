@@ -199,7 +199,8 @@ def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
             part.path.unlink()
         write_text(folder / _PLAN, json.dumps(plan, indent=1) + "\n")
     elif before != given:
-        other = " and ".join(key for key in given if before.get(key) != given[key]) or "version"
+        keys = [key for key in given if before.get(key) != given[key]]
+        other = " and ".join(key.replace("_", " ") for key in keys) or "version"
         raise BadInput(
             f"{folder}: holds an unfinished prediction with another {other}: give the same command to go on, "
             "or delete the folder"
