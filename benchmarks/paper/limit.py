@@ -22,6 +22,7 @@ import numpy as np
 from hpcphotoz.atomic import write_text
 from hpcphotoz.evaluation.metrics import summary
 from hpcphotoz.sources.constants import BANDS
+from hpcphotoz.sources.simulation.exposure import CAMERA, Exposure, draw_exposure, noise_variance
 from hpcphotoz.sources.simulation.population import (
     Galaxy,
     Properties,
@@ -29,7 +30,6 @@ from hpcphotoz.sources.simulation.population import (
     generator,
     make_galaxy,
 )
-from hpcphotoz.sources.simulation.rendering import CAMERA, Exposure, draw_exposure, noise_variance, render
 from hpcphotoz.sources.simulation.survey_tables import (
     CLASSES,
     R_BAND,
@@ -116,6 +116,8 @@ def redshift_error(tables: SurveyTables, of: Properties, exposure: Exposure, pri
         prior: inverse covariance of properties and exposure, in the order of `SCALARS`, `COLOURS` and
             `EXPOSURE`; infinite on the diagonal for what is known.
     """
+    from hpcphotoz.sources.simulation.rendering import render  # needs galsim
+
     image = render(make_galaxy(tables, of), exposure)
     weight = 1 / np.sqrt(noise_variance(image, exposure))
     unknown = np.flatnonzero(np.isfinite(prior.diagonal()))

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from hpcphotoz.world import detect
 
 Tables = Mapping[str, Mapping[str, npt.NDArray[Any]]]  # group -> array -> values of the rows of one chunk
 _CHUNK = 1  # tag of the messages
+_FORWARDED_S = 1.0  # within which a launcher has read what a rank wrote
 
 
 def gathers(comm: Any) -> bool:
@@ -122,6 +124,7 @@ def ending_together(comm: Any) -> Iterator[None]:
             raise
         # In one piece: the launcher merges what its ranks write, and kills them at once.
         print(traceback.format_exc(), file=sys.stderr, flush=True)
+        time.sleep(_FORWARDED_S)  # what mpiexec has not read of its ranks when they abort can be lost
         comm.Abort(1)
         raise
 

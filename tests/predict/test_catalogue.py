@@ -203,7 +203,7 @@ def test_points_are_the_columns_beside_the_pdfs(tmp_path: Path, suffix: str) -> 
 def test_a_table_of_no_known_form_is_refused(tmp_path: Path) -> None:
     data = write_stamps(tmp_path / "d", stamps(5))
     for name in ("points.txt", "points"):
-        with pytest.raises(BadInput, match=rf"{name}: the suffix .* name it \*.fits, \*.parquet, \*.csv$"):
+        with pytest.raises(BadInput, match=rf"{name}: the suffix .* \*.fits or \*.parquet or \*.csv$"):
             predict([stub()], data, tmp_path / "pz.hdf5", points=tmp_path / name)
     assert not (tmp_path / "pz.hdf5").exists()
 

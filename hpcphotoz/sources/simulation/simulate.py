@@ -22,8 +22,9 @@ from hpcphotoz.sources.constants import BANDS, PIXEL_SCALE
 from hpcphotoz.sources.engine.append import Append, Target, find_target
 from hpcphotoz.sources.mpi import mpi_ranks
 from hpcphotoz.sources.optional_imports import sources_extra
+from hpcphotoz.sources.simulation.exposure import CAMERA, add_noise, draw_exposure
 from hpcphotoz.sources.simulation.population import Galaxy, draw_galaxy, generator
-from hpcphotoz.sources.simulation.rendering import CAMERA, STAMP, add_noise, draw_exposure, render
+from hpcphotoz.sources.simulation.rendering import STAMP, render
 from hpcphotoz.sources.simulation.survey_tables import (
     CLASSES,
     TEMPLATES,

@@ -9,8 +9,9 @@ pytest.importorskip("galsim")
 pytest.importorskip("speclite")
 
 from benchmarks.paper import limit
+from hpcphotoz.sources.simulation.exposure import Exposure, add_noise, draw_exposure, noise_variance
 from hpcphotoz.sources.simulation.population import Properties, draw_properties, generator, make_galaxy
-from hpcphotoz.sources.simulation.rendering import Exposure, add_noise, draw_exposure, noise_variance, render
+from hpcphotoz.sources.simulation.rendering import render
 from hpcphotoz.sources.simulation.survey_tables import SurveyTables, make_survey_tables
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hpcphotoz.data.format import encoding
 from hpcphotoz.data.format.encoding import Array
 from hpcphotoz.kernels import reference
-from hpcphotoz.sources.simulation.rendering import CAMERA
+from hpcphotoz.sources.simulation.exposure import CAMERA
 from tests.helpers.datasets import SKY, make_stamps
 
 

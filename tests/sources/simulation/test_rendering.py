@@ -9,16 +9,9 @@ pytest.importorskip("speclite")
 from hpcphotoz.sources.constants import (
     PIXEL_SCALE,
 )
+from hpcphotoz.sources.simulation.exposure import CAMERA, Exposure, add_noise
 from hpcphotoz.sources.simulation.population import Galaxy
-from hpcphotoz.sources.simulation.rendering import (
-    CAMERA,
-    STAMP,
-    Exposure,
-    _grid_size,
-    add_noise,
-    half_maximum,
-    render,
-)
+from hpcphotoz.sources.simulation.rendering import STAMP, _grid_size, half_maximum, render
 from hpcphotoz.sources.simulation.survey_tables import R_BAND
 
 

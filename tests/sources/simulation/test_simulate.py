@@ -21,10 +21,8 @@ from hpcphotoz.sources.build import UnitStamps
 from hpcphotoz.sources.constants import BANDS
 from hpcphotoz.sources.optional_imports import sources_extra
 from hpcphotoz.sources.simulation import simulate as module
-from hpcphotoz.sources.simulation.rendering import (
-    CAMERA,
-    STAMP,
-)
+from hpcphotoz.sources.simulation.exposure import CAMERA
+from hpcphotoz.sources.simulation.rendering import STAMP
 from hpcphotoz.sources.simulation.simulate import (
     Ranges,
     SimulatedGalaxy,
