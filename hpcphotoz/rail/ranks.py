@@ -1,13 +1,15 @@
 """MPI ranks of a RAIL stage, over ceci's communicator: one writes for all, and if one fails, all end."""
 
+import fcntl
 import os
 import socket
 import sys
+import termios
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import h5py
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from hpcphotoz.world import detect
 
 Tables = Mapping[str, Mapping[str, npt.NDArray[Any]]]  # group -> array -> values of the rows of one chunk
 _CHUNK = 1  # tag of the messages
-_FORWARDED_S = 1.0  # within which a launcher has read what a rank wrote
+_READ_S = 5.0  # longest wait for a launcher to read what a rank wrote
 
 
 def gathers(comm: Any) -> bool:
@@ -124,9 +126,17 @@ def ending_together(comm: Any) -> Iterator[None]:
             raise
         # In one piece: the launcher merges what its ranks write, and kills them at once.
         print(traceback.format_exc(), file=sys.stderr, flush=True)
-        time.sleep(_FORWARDED_S)  # what mpiexec has not read of its ranks when they abort can be lost
+        wait_until_read(sys.stderr)  # at an abort mpiexec drops what it has not read
         comm.Abort(1)
         raise
+
+
+def wait_until_read(stream: TextIO, timeout_s: float = _READ_S) -> None:
+    """Wait until the process at the other end of a pipe has read all that was written, or for `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    with suppress(OSError):  # neither a pipe nor a terminal: nobody reads
+        while time.monotonic() < end and any(fcntl.ioctl(stream, termios.FIONREAD, bytes(4))):
+            time.sleep(0.01)
 
 
 def _free_port() -> int:

@@ -14,6 +14,7 @@ from hpcphotoz.evaluation.certificate.section import certificate_record
 from hpcphotoz.evaluation.certificate.smoothing import Smoothing
 from hpcphotoz.evaluation.conformal.measure import measure_conformal
 from hpcphotoz.evaluation.conformal.section import conformal_record
+from hpcphotoz.evaluation.masking.section import masking_section
 from hpcphotoz.evaluation.natural.measure import measure_natural
 from hpcphotoz.evaluation.natural.second_epoch import measure_second_epoch
 from hpcphotoz.evaluation.natural.section import natural_record
@@ -25,6 +26,7 @@ from hpcphotoz.evaluation.report.summary import report_summary
 from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.evaluation_results import masking_losses
 from tests.helpers.networks import TWO_BINS, LogisticNetwork, StubNetwork
 from tests.helpers.paths import ROOT
 
@@ -91,6 +93,9 @@ def test_the_page_names_every_key_of_the_further_measurements(tmp_path: Path) ->
     epoch = measure_second_epoch(headline, shifts, data)
     natural = natural_record(result, shifts, epoch)
     agree("Natural perturbations", natural | natural["networks"][RUNS[0]]["sky_noise"])
+    masking = masking_section(result, [masking_losses()]).record
+    checks = masking["networks"]["run"].values()
+    agree("Masked gradients", masking | {key: value for check in checks for key, value in check.items()})
     records = {
         "Perturbation": perturbation_record(result, measure_perturbations(headline)),
         "Conformal intervals": conformal_record(result, measure_conformal(headline, other, ALL_OBJECTS)),

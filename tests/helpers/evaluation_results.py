@@ -8,6 +8,8 @@ import numpy as np
 
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.evaluation import metrics
+from hpcphotoz.evaluation.masking.attacks import PGD, SQUARE, STRONG_APGD, STRONG_PGD, masking_attacks
+from hpcphotoz.evaluation.masking.measure import Array, MaskingLosses
 from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import (
     ConditionResult,
@@ -117,3 +119,26 @@ def check_section(section: ReportSection) -> None:
         assert pixels / per_metre / 0.0254 * 100 < WIDEST_PX, name
     assert len(section.captions) == len(section.tables)
     assert all(len(row) == len(table[0]) for table in section.tables for row in table)
+
+
+MASKED = 64  # galaxies of `masking_losses`
+MASKING_ATTACKS = list(masking_attacks(0.1))
+
+
+def masking_losses(**changes: Array) -> MaskingLosses:
+    """Losses that pass every check; `changes` by the names of the fields or of `_LOSS_NAMES`."""
+    rng = np.random.default_rng(0)
+    clean = rng.gamma(2.0, 1.0, MASKED)
+    attacked = {name: clean + 1 + 0.1 * MASKING_ATTACKS.index(name) for name in MASKING_ATTACKS}
+    for factor, rise in ((0.25, 0.3), (0.5, 0.6), (2, 2.0), (4, 4.0)):
+        attacked[f"PGD-10 at {factor:g} epsilon"] = clean + rise
+    attacked |= {"PGD-10": clean + 1.2, PGD: clean + 1.5, STRONG_PGD: clean + 2, STRONG_APGD: clean + 2.1}
+    attacked[SQUARE] = clean + 0.5
+    transferred = {"other": clean + 0.4}
+    for name, change in changes.items():
+        where = transferred if name == "other" else attacked
+        where[_LOSS_NAMES.get(name, name)] = change
+    return MaskingLosses("run", clean, attacked, transferred, np.zeros(MASKED), np.ones(MASKED))
+
+
+_LOSS_NAMES = {"square": SQUARE, "apgd": STRONG_APGD, "strong": STRONG_PGD, "pgd_3": "PGD-3", "pgd_50": PGD}

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 pytest.importorskip("rail.core", reason="needs pz-rail-base: pip install 'hpcphotoz[rail]'")
 
 from hpcphotoz.errors import BadInput
-from hpcphotoz.rail.ranks import chunk_for_all_ranks, meet
+from hpcphotoz.rail.ranks import chunk_for_all_ranks, meet, wait_until_read
 from hpcphotoz.training.run.network import load_network
 from tests.helpers.commands import copy
 from tests.helpers.datasets import load
@@ -55,6 +56,27 @@ def test_a_communicator_of_other_processes_is_refused(monkeypatch: pytest.Monkey
     meet(Ranks(1))
     meet(None)
     assert "MASTER_ADDR" not in os.environ
+
+
+def test_a_rank_waits_until_its_message_is_read() -> None:
+    read, write = os.pipe()
+    with open(read, "rb") as launcher, open(write, "w") as rank:
+        print("traceback", file=rank, flush=True)
+        waiting = threading.Thread(target=wait_until_read, args=(rank, 60))
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive(), "nobody has read it"
+        assert launcher.readline() == b"traceback\n"
+        waiting.join(30)
+        assert not waiting.is_alive()
+
+
+def test_a_message_that_nobody_reads_holds_up_no_rank(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with open(read, "rb"), open(write, "w") as rank, (tmp_path / "log").open("w") as log:
+        for stream in (rank, log):
+            print("traceback", file=stream, flush=True)
+            wait_until_read(stream, 0.05)  # returns
 
 
 def on_ranks(ranks: int, stage: str, folder: Path, **options: object) -> tuple[int, str]:

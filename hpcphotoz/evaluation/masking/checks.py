@@ -106,13 +106,12 @@ def _fraction(name: str, title: str, holds: Array) -> Check:
 
 def _rises(name: str, title: str, ladder: Mapping[str, Array], small: float) -> Check:
     """The loss at the last rung is above that at the first, and at no rung below that at the one before."""
-    rungs, total = (
-        list(ladder.items()),
-        paired_difference(list(ladder.values())[-1], list(ladder.values())[0]),
-    )
+    rungs = list(ladder.items())
+    first, last = rungs[0][1], rungs[-1][1]
+    total = paired_difference(last, first)
     falls = [f"{a} to {b}" for (a, x), (b, y) in pairwise(rungs) if _is_below(y, x, small)]
     means = ", ".join(f"{loss.mean():.3g}" for loss in ladder.values())
-    risen = float((rungs[-1][1] > rungs[0][1]).mean())
+    risen = float((last > first).mean())
     rises = total.mean > ERRORS * total.error or (risen >= RISING and total.mean > small)
     return Check(
         name,

@@ -44,7 +44,9 @@ def test_with_all_else_known_it_is_the_scatter_of_a_fit_of_the_redshift(tables: 
         chi2 = ((seen - models) ** 2 / variance).sum((1, 2, 3))
         a, b, _ = np.polyfit(grid, chi2, 2)
         fits.append(-b / (2 * a))
-    assert np.std(fits) == pytest.approx(error, rel=0.15) and np.mean(fits) == pytest.approx(of.z, abs=error)
+    # Of n fits the scatter is known to 1 / sqrt(2n) = 5 %, the mean to 1 / sqrt(n): three times that.
+    assert np.std(fits) == pytest.approx(error, rel=0.15)
+    assert np.mean(fits) == pytest.approx(of.z, abs=3 * error / 200**0.5)
 
 
 def test_it_is_larger_where_less_is_known_and_at_most_the_priors(tables: SurveyTables) -> None:
@@ -61,6 +63,13 @@ def test_it_is_larger_where_less_is_known_and_at_most_the_priors(tables: SurveyT
 
 
 @pytest.mark.slow
-def test_the_score_is_that_of_the_errors() -> None:
+def test_the_score_is_that_of_the_errors(tables: SurveyTables) -> None:
+    priors = limit.class_priors(tables)
+    each = []
+    for index in range(4):
+        of, exposure = drawn(tables, index)
+        each.append(limit.redshift_error(tables, of, exposure, priors[of.galaxy_class]) / (1 + of.z))
     found = limit.measure(4, 3)
-    assert 0.002 < found["sigma_mad"] < 0.05 and found["error"] > 0 and found["n"] == 4
+    assert min(each) < found["sigma_mad"] < max(each) and 0 < found["error"] < max(each) and found["n"] == 4
+    alone = limit.measure(1, 3)  # normal deviates of one sigma
+    assert alone["sigma_mad"] == pytest.approx(each[0], rel=0.01)
