@@ -19,11 +19,12 @@ _WIDTH = 4.6  # inches
 _CAPTION = "Change of the pixels (rms, max) in sky sigmas; change of <z> (median, 90 %) in redshift"
 _Rows = Mapping[str, Mapping[str, Any]]  # by network and perturbation, `MovedRedshifts.record`
 _TEXT = f"""How far {{attack}} at {{eps:g}} sky sigma moves the mean of the PDF, <z>, of the same galaxies,
-beside what another exposure or another reduction does. Rms and max are of the change of the pixels, in sky
-sigmas of their band (medians over galaxies). The last column is the attack's median change of <z> over that
-of the row, with its bootstrap error: by how much further the adversary moves redshifts than the sky does.
-Noise is added to that of the image; the PSF is taken from the dataset's column psf_fwhm, or as
-{TYPICAL_FWHM:g} arcsec. The figure shows medians (points) and 90th percentiles (ends of the lines)."""
+beside what another exposure or another reduction does. Rms and max are of the change of the pixels that the
+network sees, in sky sigmas of their band (medians over galaxies). The last column is the attack's median
+change of <z> over that of the row, with its bootstrap error: by how much further the adversary moves
+redshifts than the sky does. Noise is added to that of the image; the PSF is taken from the dataset's column
+psf_fwhm, or as {TYPICAL_FWHM:g} arcsec. The figure shows medians (points) and 90th percentiles (ends of the
+lines)."""
 _EPOCH_TEXT = """ For {matched} of the galaxies, {epoch} has an image of another night within {arcsec:g}
 arcsec: the last row compares their <z> of both nights, and the attack on the same galaxies."""
 
