@@ -38,7 +38,9 @@ from hpcphotoz.sources.simulation.survey_tables import (
     make_survey_tables,
 )
 
-STEP = 1e-3  # of all derivatives, to both sides, in the units of the property
+# Of all derivatives, to both sides, in the units of the property. A step of 1e-3 to one side gave a galaxy at
+# redshift 0.013 a tenth of its error: no size and luminosity make up for the curvature over such a step.
+STEP = 1e-4
 DRAWN = 4000  # galaxies whose properties give the prior
 RESAMPLED = 200  # times, for the error
 SCALARS = (

@@ -135,7 +135,7 @@ def _alt(record: _Rows, labels: Mapping[str, str]) -> str:
 
 
 def _figure(result: EvaluationResult, record: _Rows, labels: Mapping[str, str]) -> bytes:
-    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
+    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look, text_of
 
     offsets = 0.16 * (np.arange(len(record)) - (len(record) - 1) / 2)
 
@@ -150,7 +150,7 @@ def _figure(result: EvaluationResult, record: _Rows, labels: Mapping[str, str]) 
             )
             at = np.arange(len(labels)) + offset
             ax.hlines(at, median, p90, color=shade, lw=1.5)
-            ax.plot(median, at, look["marker"], color=shade, ms=6, label=network)
+            ax.plot(median, at, look["marker"], color=shade, ms=6, label=text_of(network))
             ax.plot(p90, at, "|", color=shade, ms=9)
         ax.set_xscale("log")
         # Labels above their rows: beside the axis they would take half of the width.
