@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-# Objects of a part, for any number of threads: a thread each computes the same in every process. One part alone
-# has all threads, whose number changes a logit by up to 2e-6.
+# Objects of a part, for any number of threads: with a thread each, every process computes the same. One part
+# alone has all threads, whose number changes a logit by up to 2e-6.
 ROWS = 32
 
 
