@@ -115,8 +115,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _ratio(value: float | None, error: float | None) -> str:
-    """A ratio with its error, such as "12.3 ± 0.4"; the error has two digits."""
-    if value is None or not error:
+    """A ratio with its error, such as "12.3 ± 0.4"; the error has two digits.
+
+    Without one where it is of rounding alone, as of a single galaxy.
+    """
+    if value is None or not error or error < 1e-9 * value:
         return _number(value, ".3g")
     digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -61,7 +61,7 @@ def test_the_simulation_confuses_what_is_confused() -> None:
 
 @pytest.mark.parametrize("name", ["_old", r"cnn$\foo$", "$10", r"_$a$ and \$b"])
 def test_a_name_is_shown_as_it_is(name: str) -> None:
-    shown = []
+    shown: list[str] = []
 
     def draw(figure: Any) -> None:
         ax = figure.subplots()
