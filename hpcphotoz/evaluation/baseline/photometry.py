@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 # A(band) / E(B-V), SDSS (Schlafly & Finkbeiner 2011, table 6, R_V = 3.1).
 REDDENING = {"u": 4.239, "g": 3.303, "r": 2.285, "i": 1.698, "z": 1.263}
 RADII = (1.0, 1.5, 2.5, 4.0, 7.0)  # arcsec
+_SHOWN = 2  # index of the greatest aperture of magnitudes and colours that are shown, 2.5 arcsec
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,12 @@ def apertures(header: Header) -> npt.NDArray[np.float32]:
         len(RADII), header.stamp, fine, header.stamp, fine
     )
     return np.asarray(cells.mean(axis=(2, 4)), np.float32)
+
+
+def shown_aperture(header: Header) -> int:
+    """Index of the aperture that is shown: 2.5 arcsec, or the greatest one that fits into a small stamp."""
+    half = header.stamp * header.pixel_scale / 2
+    return max([k for k in range(_SHOWN + 1) if RADII[k] <= half], default=0)
 
 
 def features(data: Photometry, radius: int, noise: Floats) -> tuple[Floats, Floats]:

@@ -23,16 +23,17 @@ _CAPTION = (
     "Scatter and outliers of the smoothed redshift; median certified radius in sky sigmas; galaxies "
     "certified to be no outliers within R / left by the attack within R"
 )
-_TEXT = """Randomised smoothing: the smoothed redshift of a galaxy is the median of <z> over {samples}
-copies of its image with Gaussian noise of {sigma:g} sky sigma in every pixel. A certificate is a proof,
-not an attack: with confidence {confidence:g}, no change of the image within the certified radius R makes
-the smoothed redshift an outlier (|Δz/(1+z)| > {outlier}). R is the L2 norm of the change over all pixels and
+_TEXT = """Randomised smoothing: the smoothed redshift of a galaxy is the median of <z> over {samples} copies
+of its image with Gaussian noise of {sigma:g} sky sigma in every pixel. A certificate is a proof, not an
+attack: with confidence {confidence:g}, no change of the image within the certified radius R makes the
+smoothed redshift an outlier (|Δz/(1+z)| > {outlier}). R is the L2 norm of the change over all pixels and
 bands{seen}, in sky sigmas. It holds for every change of at most {balls} sky sigma a pixel (the ball linf).
 The attack is PGD within R on the PDF averaged over noisy copies: what it leaves of the galaxies is an upper
 bound of what is robust, the certified fraction a lower one. With so many copies, no radius above
-{largest:.2g} can be certified. "By vote" certifies that most copies are no outliers (Cohen et al. 2019,
-arXiv:1902.02918), the other curve that their median is none (Chiang et al. 2020, arXiv:2007.03700).
-{check}"""
+{largest:.2g} can be certified (by vote a little more): beyond it the certified fraction is 0 and the interval
+is the whole range of the bins, which says nothing about the network. "By vote" certifies that most
+copies are no outliers (Cohen et al. 2019, arXiv:1902.02918), the other curve that their median is none
+(Chiang et al. 2020, arXiv:2007.03700). {check}"""
 
 
 def certificate_section(result: EvaluationResult, found: Sequence[Certificate]) -> ReportSection:
@@ -193,7 +194,7 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
         left = [100 * one.attacked(k) for k in range(len(one.radii))]
         ax.plot(
             one.radii, left, label="left by the attack", color=shade, ls=":", marker=marker, ms=7, mfc="white"
-        )
+        )[0].set_clip_on(False)  # the last marker is on the edge
         root = one.seen**0.5
         top = ax.secondary_xaxis("top", functions=(lambda r: r / root, lambda eps: eps * root))
         top.set_xlabel("$\\epsilon$ of the linf ball inside (sky sigmas per pixel)")

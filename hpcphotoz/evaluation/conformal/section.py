@@ -29,11 +29,17 @@ def conformal_section(result: EvaluationResult, found: Sequence[Coverage]) -> Re
         result: of the evaluation.
         found: of its networks, from `measure_conformal`.
     """
-    attack, n = METHODS[result.headline_method].label, found[0].calibration.n
+    attack, calibration = METHODS[result.headline_method].label, found[0].calibration
+    text = _TEXT.format(n=calibration.n, attack=attack, eps=result.headline_eps).replace("\n", " ")
+    few = [f"{100 * at:.0f}" for at, w in zip(LEVELS, calibration.widening, strict=True) if np.isinf(w)]
+    if few:
+        text += (
+            f" {calibration.n} are too few for {' and '.join(few)} %: that interval is the range of the bins."
+        )
     return ReportSection(
         key=KEY,
         title="Conformal intervals",
-        text=_TEXT.format(n=n, attack=attack, eps=result.headline_eps).replace("\n", " "),
+        text=text,
         tables=[_table(found)],
         captions=[_CAPTION],
         figures={f"coverage {one.network}": _figure(result, one) for one in found},

@@ -16,7 +16,7 @@ OBJECTS, at epsilon EPS sky sigma and with the LOSS loss. Differences are means 
 their standard error, of the first attack's loss less the second's; a check fails only beyond
 {ERRORS:g} errors and {100 * SMALL:g} % of the rise of the loss under PGD-50 with {RESTARTS} restarts. Up to
 {LARGE[-1]:g} sky sigmas, which is no bound, a galaxy fails when it is an outlier, or when the bin of its
-redshift has less probability than in a uniform PDF."""
+redshift has less probability than in a uniform PDF. RESULT"""
 
 
 def masking_section(result: EvaluationResult, losses: Sequence[MaskingLosses]) -> ReportSection:
@@ -31,9 +31,12 @@ def masking_section(result: EvaluationResult, losses: Sequence[MaskingLosses]) -
     """
     checks = {one.network: run_checks(one) for one in losses}
     objects, failed = len(losses[0].clean), failures(checks)
+    runs = [name for name, each in checks.items() if not all(check.passed for check in each)]
+    many = f"{number_of(len(failed), 'check')} of {' and '.join(runs)}"
+    said = f"FAILED: {many}, whose robustness is not to be trusted." if failed else "All checks passed."
     words = {"OBJECTS": number_of(objects, "galaxy", "galaxies"), "LOSS": result.loss.replace("_", "-")}
     text = " ".join(_TEXT.split())
-    for word, value in {**words, "EPS": f"{result.headline_eps:g}"}.items():
+    for word, value in {**words, "EPS": f"{result.headline_eps:g}", "RESULT": said}.items():
         text = text.replace(word, value)
     head = ["run", "check", "result", "measured", "expected"]
     rows = [

@@ -33,8 +33,11 @@ class Perturbation:
         return np.asarray(np.abs(self.change) / self.error, np.float32)
 
     def seen(self, sigmas: float) -> float:
-        """Fraction of the galaxies of which some colour, in some aperture, changes by more than this."""
-        return float((self.significance[..., :-1].max(axis=(1, 2)) > sigmas).mean())
+        """Fraction of the galaxies of which some colour, in some aperture, changes by more than this.
+
+        A single band has no colour: 0.
+        """
+        return float((self.significance[..., :-1].max(axis=(1, 2), initial=0) > sigmas).mean())
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.evaluation.attack_grid import METHODS
-from hpcphotoz.evaluation.baseline.photometry import RADII
+from hpcphotoz.evaluation.baseline.photometry import RADII, shown_aperture
 from hpcphotoz.evaluation.perturbation.colours import colour_names
 from hpcphotoz.evaluation.perturbation.measure import Perturbation
 from hpcphotoz.evaluation.perturbation.power import PowerMaps
@@ -16,22 +16,21 @@ from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.result import EvaluationResult
 
 KEY = "perturbation"
-_APERTURE = 2  # of `RADII`: 2.5 arcsec, for the figure of the colours
 _PANEL = (4.6, 4.3)  # inches
 _BAND, _RADIUS, _FREQUENCY, _COLOURS = "by band", "by radius", "by frequency", "colours"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")  # of the bars of the networks, as their colours
 _POWER_CAPTION = "Root mean square of the change in each band, sky sigmas"
 _COLOUR_CAPTION = (
-    f"Median |change| / error of each colour within {RADII[_APERTURE]:g} arcsec; galaxies of which any "
-    "colour, in any aperture, changes by more than 1 or 3 errors"
+    "Median |change| / error of each colour within a radius of {:g} arcsec; galaxies of which any colour, in "
+    "any aperture, changes by more than 1 or 3 errors"
 )
-_TEXT = """The change of the images by {attack} at {eps:g} sky sigma, in sky sigmas of each band. Power is
-the mean square over pixels; independent sky noise has the power 1 in every band, at every radius and at
-every frequency. PGD and APGD begin at a random point of the ball: pixels that the network does not see, such
-as those outside its crop, keep that point, of power epsilon^2 / 3 in linf. Colours are measured in fixed
-apertures before and after the attack: a change below 1 is smaller than the error that sky noise alone gives
-the colour, and photometry of one galaxy does not see it. The mean change over many galaxies has a smaller
-error, which metrics.json holds."""
+_TEXT = """The change of the images by {attack} at {eps:g} sky sigma, in sky sigmas of each band. Power is the
+mean square over pixels; independent sky noise has the power 1 in every band, at every radius and at every
+frequency; the dotted line is that of independent random changes of epsilon, up or down. PGD and APGD begin at
+a random point of the ball: pixels that the network does not see, such as those outside its crop, keep that
+point, of power epsilon^2 / 3 in linf. Colours are measured in fixed apertures before and after the attack: a
+change below 1 is smaller than the error that sky noise alone gives the colour, and photometry of one galaxy
+does not see it. The mean change over many galaxies has a smaller error, which metrics.json holds."""
 
 
 def perturbation_section(result: EvaluationResult, found: Sequence[Perturbation]) -> ReportSection:
@@ -42,15 +41,19 @@ def perturbation_section(result: EvaluationResult, found: Sequence[Perturbation]
         found: of its networks, from `measure_perturbations`.
     """
     attack = METHODS[result.headline_method].label
-    maps = PowerMaps(result.header.stamp, result.header.pixel_scale)
+    header = result.header
+    maps = PowerMaps(header.stamp, header.pixel_scale)
+    colours = len(header.bands) > 1  # of a single band there are none
+    caption = _COLOUR_CAPTION.format(RADII[shown_aperture(header)])
+    figures, alts = _figures(result, found, maps), _alts(result, found, maps)
     return ReportSection(
         key=KEY,
         title="Where the perturbation is",
         text=_TEXT.format(attack=attack, eps=result.headline_eps).replace("\n", " "),
-        tables=[_power_table(found, result.header), _colour_table(found, result.header)],
-        captions=[_POWER_CAPTION, _COLOUR_CAPTION],
-        figures=_figures(result, found, maps),
-        alts=_alts(result, found, maps),
+        tables=[_power_table(found, header), *([_colour_table(found, header)] if colours else [])],
+        captions=[_POWER_CAPTION, *([caption] if colours else [])],
+        figures=figures,
+        alts={name: alts[name] for name in figures},
         record=perturbation_record(result, found),
     )
 
@@ -111,7 +114,7 @@ def _colour_table(found: Sequence[Perturbation], header: Header) -> list[list[st
     names = colour_names(header.bands)[:-1]
     head, rows = ["run", *names, "any > 1 (%)", "any > 3 (%)"], []
     for one in found:
-        middle = _middle(one, len(names))
+        middle = _middle(one, header)
         seen = [f"{100 * one.seen(sigmas):.1f}" for sigmas in (1, 3)]
         rows.append([one.network, *(f"{value:.2f}" for value in middle), *seen])
     return [head, *rows]
@@ -133,7 +136,8 @@ def _alts(result: EvaluationResult, found: Sequence[Perturbation], maps: PowerMa
         return [f"{low:.3g} to {high:.3g} {unit}" for low, high in (edges[:2], edges[-2:])]
 
     radii, waves = ends(maps.radius_edges, "arcsec"), ends(maps.frequency_edges, "cycles per arcsec")
-    middles = each(lambda one: _middle(one, len(colours)), colours, ".2f")
+    middles = each(lambda one: _middle(one, result.header), colours, ".2f")
+    aperture = RADII[shown_aperture(result.header)]
     power = "Power of the change in sky sigmas squared, on a logarithmic axis, against the"
     return {
         _BAND: f"Bars: root mean square of the change in each band, in sky sigmas, {attack}, with a line at "
@@ -142,15 +146,15 @@ def _alts(result: EvaluationResult, found: Sequence[Perturbation], maps: PowerMa
         f"{each(lambda one: one.by_radius[[0, -1]], radii, '.2g')}.",
         _FREQUENCY: f"{power} spatial frequency, {attack}: "
         f"{each(lambda one: one.by_frequency[[0, -1]], waves, '.2g')}.",
-        _COLOURS: f"Change of each colour in an aperture of {RADII[_APERTURE]:g} arcsec over its photometric "
+        _COLOURS: f"Change of each colour within a radius of {aperture:g} arcsec over its photometric "
         f"error, 16th, 50th and 84th percentile, {attack}, with a band from -1 to 1. The medians of its "
         f"absolute value are {middles}.",
     }
 
 
-def _middle(one: Perturbation, colours: int) -> npt.NDArray[Any]:
+def _middle(one: Perturbation, header: Header) -> npt.NDArray[Any]:
     """Median of |change| / error of each colour in the aperture of the figure."""
-    return np.asarray(np.median(one.significance[:, _APERTURE, :colours], axis=0))
+    return np.asarray(np.median(one.significance[:, shown_aperture(header), :-1], axis=0))
 
 
 def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: PowerMaps) -> dict[str, bytes]:
@@ -186,9 +190,9 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
 
     def photometry(page: Any) -> None:
         ax = page.subplots()
-        names = colour_names(header.bands)[:-1]
+        names, aperture = colour_names(header.bands)[:-1], shown_aperture(header)
         for k, one in enumerate(found):
-            ratio = one.change[:, _APERTURE, : len(names)] / one.error[:, _APERTURE, : len(names)]
+            ratio = one.change[:, aperture, :-1] / one.error[:, aperture, :-1]
             low, middle, high = np.percentile(ratio, (16, 50, 84), axis=0)
             at = np.arange(len(names)) + 0.15 * (k - (len(found) - 1) / 2)
             span = [middle - low, high - middle]
@@ -197,7 +201,7 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
         ax.axhspan(-1, 1, color="#9DB9D3", alpha=0.4, lw=0, label="within the photometric error")
         ax.axhline(0, color="black", lw=0.8)
         ax.set_xticks(range(len(names)), names)
-        title = f"aperture of {RADII[_APERTURE]:g} arcsec; 16, 50, 84 % of the galaxies"
+        title = f"within {RADII[aperture]:g} arcsec; median, 16 to 84 % of galaxies"
         ax.set(title=title, xlabel="colour", ylabel="change of the colour / its error")
         figure.legend_below(page, ax)
 
@@ -211,5 +215,5 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
         _BAND: figure.figure_png(bands, *_PANEL),
         _RADIUS: figure.figure_png(by_radius, *_PANEL),
         _FREQUENCY: figure.figure_png(by_frequency, *_PANEL),
-        _COLOURS: figure.figure_png(photometry, *_PANEL),
+        **({_COLOURS: figure.figure_png(photometry, *_PANEL)} if len(header.bands) > 1 else {}),
     }

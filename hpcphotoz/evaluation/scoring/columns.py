@@ -10,13 +10,12 @@ import numpy.typing as npt
 from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.baseline.photometry import RADII, apertures
+from hpcphotoz.evaluation.baseline.photometry import RADII, apertures, shown_aperture
 from hpcphotoz.evaluation.magnitudes import ab_magnitude, magnitude_band
 
 Floats = npt.NDArray[np.float64]
 
 STANDARD = ("z_spec", "aperture_mag", "ebv", "aperture_snr")  # in which metrics are always binned
-_LARGEST = 2  # index of the greatest aperture, 2.5 arcsec
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ class ObjectColumns:
         """Raises BadInput for a name that is no column of numbers of the dataset."""
         self.names = tuple(names)
         self._band = magnitude_band(header.bands)
-        half = header.stamp * header.pixel_scale / 2
-        aperture = max([k for k in range(_LARGEST + 1) if RADII[k] <= half], default=0)
+        aperture = shown_aperture(header)
         self._weight = apertures(header)[aperture].astype(np.float64)
         band, radius = header.bands[self._band], RADII[aperture]
         self.meaning = {

@@ -178,16 +178,16 @@ def _check_options(
     if limit is not None and limit < 1:
         raise BadInput(f"limit {limit}: must be at least 1")
     if array_map.z_spec and (redshifts is not None or keep_unlabelled):
-        raise BadInput(f"format {name} holds redshifts: --redshifts, --keep-unlabelled are for those without")
+        raise BadInput(f"map {name} names z_spec: --redshifts and --keep-unlabelled are for maps without")
     if not array_map.z_spec and redshifts is None and not keep_unlabelled:
-        raise BadInput(f"format {name} holds no redshifts: give --redshifts TABLE, or --keep-unlabelled")
+        raise BadInput(f"map {name} names no z_spec: give --redshifts TABLE, or --keep-unlabelled")
 
 
 def _check_map(array_map: ArrayMap, name: str, append: bool, ebv_map: str | None) -> None:
     if append and not array_map.object_id:
         raise BadInput(f"map {name} names no object_id: without one, nothing can be appended")
     if ebv_map is not None and not (array_map.ra and array_map.dec):
-        raise BadInput(f"format {name} names no ra and dec, which --ebv-map needs")
+        raise BadInput(f"map {name} names no ra and dec, which --ebv-map needs")
 
 
 def _origin_of_labels(

@@ -71,6 +71,9 @@ def test_clean_intervals_are_those_of_the_calibration_and_an_attack_loses_covera
     (alt,) = section.alts.values()
     clean = ", ".join(f"{100 * x:.0f}" for x in found.covered["pdf", "clean"][:2])
     assert f"on clean images {clean} and" in alt and "At the levels 68, 90 and 95 % it is" in alt
+    few = replace(found, calibration=replace(calibration, widening=np.array([0.0, 0.1, np.inf]), n=12))
+    assert "12 are too few for 95 %" in conformal_section(headline.result, [few]).text
+    assert "too few" not in section.text
 
 
 def test_calibration_objects_that_are_measured_are_refused(tmp_path: Path) -> None:

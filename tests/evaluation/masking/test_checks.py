@@ -87,5 +87,7 @@ def test_the_section_records_failures_in_one_line_each() -> None:
     assert not section.record["passed"] and section.record["objects"] == MASKED
     assert section.record["networks"]["run"]["black_box"]["fraction_stronger"] == 1
     assert [row[2] for row in section.tables[0]].count("FAIL") == 1
+    assert "FAILED: 1 check of run, whose robustness" in section.text
     good = masking_section(result, [masking_losses()])
+    assert good.text.endswith("All checks passed.")
     assert good.record["passed"] and failures({"run": run_checks(masking_losses())}) == []

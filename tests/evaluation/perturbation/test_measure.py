@@ -2,10 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.perturbation.measure import Perturbation, measure_perturbations
@@ -57,3 +59,26 @@ def test_batches_change_nothing_and_the_record_is_json(tmp_path: Path) -> None:
     assert one["seen_3_sigma"] <= one["seen_1_sigma"] <= 1
     assert len(section.figures) == 4
     check_section(section)
+
+
+def test_a_single_band_has_a_power_and_no_colour(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    stamps, network = noise_stamps(12), LogisticNetwork()
+    stamps = replace(stamps, images=stamps.images[:, 1:2], sky_sigma=stamps.sky_sigma[:, 1:2])
+    network.w = nn.Parameter(network.w.data[1:2])
+    data = write_stamps(tmp_path / "d", stamps, bands=("r",))
+    headline, found = measured(data, StubNetwork(module=network, bands=("r",)))
+    section = perturbation_section(headline.result, [found])
+    assert section.tables == [[["run", "r", "all bands"], ["standard", "0.2500", "0.2500"]]]
+    assert len(section.figures) == 3 and section.record["networks"]["standard"]["seen_1_sigma"] == 0
+    check_section(section)
+
+
+def test_colours_are_shown_in_an_aperture_that_fits_into_the_stamp(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    headline, found = measured(write_stamps(tmp_path / "d", noise_stamps()), StubNetwork())
+    section = perturbation_section(headline.result, [found])
+    assert "within 1.5 arcsec" in section.captions[1]  # the stamp's half side is 1.58 arcsec
+    for k, name in enumerate(("g-r", "r-i")):
+        shown = section.record["networks"]["standard"]["colours"]["1.5"][name]["median_change_over_error"]
+        assert section.tables[1][1][1 + k] == f"{shown:.2f}"

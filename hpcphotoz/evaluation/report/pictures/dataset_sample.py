@@ -15,7 +15,7 @@ from hpcphotoz.data.format.shards import check_finite, naming_damage, open_shard
 from hpcphotoz.data.format.stamps import Stamps
 from hpcphotoz.data.read.rows import columns_to_read, to_stamps
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.baseline.photometry import RADII, apertures
+from hpcphotoz.evaluation.baseline.photometry import RADII, apertures, shown_aperture
 from hpcphotoz.progress import track
 from hpcphotoz.sources.noise import stamp_sky_sigma
 
@@ -51,8 +51,7 @@ def sample_dataset(folder: Path, manifest: Manifest, seed: int = 0) -> DatasetSa
     slabs = _choose_slabs(manifest, rng)
     rows = sum(last - first for _, first, last in slabs)
     mosaic = np.sort(rng.choice(rows, min(rows, MOSAIC_STAMPS), replace=False))
-    half = header.stamp * header.pixel_scale / 2
-    aperture = max([k for k in range(3) if RADII[k] <= half], default=0)
+    aperture = shown_aperture(header)
     weight = apertures(header)[aperture]
     kept, parts, seen = [], [], 0
     for stamps in track(_read_slabs(folder, manifest, slabs), "reading blocks of stamps", len(slabs)):
