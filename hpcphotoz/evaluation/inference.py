@@ -22,7 +22,7 @@ from hpcphotoz.compute.precision import tf32
 from hpcphotoz.compute.winograd import with_winograd
 from hpcphotoz.config import Attack
 from hpcphotoz.errors import BadInput
-from hpcphotoz.evaluation.network import RedshiftNetwork
+from hpcphotoz.evaluation.network import RedshiftNetwork, view_of
 from hpcphotoz.models.bfloat16 import Bfloat16Forward
 from hpcphotoz.models.layers import FluxNetwork
 
@@ -83,9 +83,12 @@ class DatasetAttack:
     def _attacked(
         self, tensor: dict[str, Tensor], z: Tensor, attack: Attack, seed: int, passes: Passes
     ) -> Tensor:
-        return perturb(
+        images, view = tensor["images"], view_of(self._network)
+        # On the central 24 of 64 pixels four fifths of 1,000 squares would miss what the network sees.
+        given = view.cut(images).contiguous() if attack.method == "square" else images
+        found = perturb(
             self._network.module,
-            tensor["images"],
+            given,
             tensor["ebv"],
             z,
             tensor["sky_sigma"],
@@ -95,6 +98,11 @@ class DatasetAttack:
             seed=seed,
             passes=passes,
         )
+        if given is images:
+            return found
+        attacked = images.clone()
+        view.cut(attacked).copy_(found)
+        return attacked
 
 
 class DatasetForward:

@@ -27,6 +27,7 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.batches import BatchTable
 from hpcphotoz.locks.lock import lock_file
 from hpcphotoz.output import number_of, say
+from hpcphotoz.predict.qp_file import writing
 from hpcphotoz.ranks import Ranks
 
 Array = npt.NDArray[Any]
@@ -152,14 +153,10 @@ class PartWriter:
         if not self._objects:
             return
         rows = int(self._table.first[self._first]), int(self._table.stop[self._last])
-        try:
-            with atomic_write(self._folder / f"rows-{rows[0]}-{rows[1]}.hdf5") as path:
-                with h5py.File(path, "w") as file:
-                    for name, values in self._arrays.items():
-                        file[name] = np.concatenate(values)
-        except (OSError, RuntimeError) as error:  # HDF5 raises either
-            said = " ".join(str(error).split())
-            raise BadInput(f"{self._out}: cannot be written: {said}") from None
+        with writing(self._out), atomic_write(self._folder / f"rows-{rows[0]}-{rows[1]}.hdf5") as path:
+            with h5py.File(path, "w") as file:
+                for name, values in self._arrays.items():
+                    file[name] = np.concatenate(values)
         self._arrays, self._objects = {}, 0
 
     def __enter__(self) -> "PartWriter":

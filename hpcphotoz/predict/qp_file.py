@@ -7,6 +7,7 @@ interp   `meta/xvals` (1, n + 2); `data/yvals` (N, n + 2), the density at the ce
          which it is linear, and that of the outermost bins at both ends: its integral is 1, too
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ class QpWriter:
         grid, name = (edges, "bins") if form == "hist" else (_nodes(edges), "xvals")
         self._columns = columns
         self._data = "data/pdfs" if form == "hist" else "data/yvals"
-        with _writing(out), ExitStack() as stack:
+        with writing(out), ExitStack() as stack:
             temporary = stack.enter_context(atomic_write(out))
             self._file = stack.enter_context(h5py.File(temporary, "w"))
             self._file.attrs.update(attributes)
@@ -73,7 +74,7 @@ class QpWriter:
             names = {PDFS: self._data, **{name: f"ancil/{name}" for name in self._columns}}
             for start in range(0, len(file[PDFS]), _COPIED_ROWS):
                 found = {name: file[name][start : start + _COPIED_ROWS] for name in names}
-                with _writing(self._out):
+                with writing(self._out):
                     for name, values in found.items():
                         self._file[names[name]][first + start : first + start + len(values)] = values
 
@@ -87,7 +88,7 @@ class QpWriter:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        with _writing(self._out):
+        with writing(self._out):
             self._stack.__exit__(*error)
 
 
@@ -122,8 +123,14 @@ def _reading(part: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
+    """Context in which an error of HDF5, OSError or RuntimeError, is BadInput, in the system's words.
+
+    HDF5's own message has some 400 characters, such as the address of a buffer.
+    """
     try:
         yield
-    except (OSError, RuntimeError) as error:  # HDF5 raises either
-        raise BadInput(f"{out}: cannot be written: {' '.join(str(error).split())}") from None
+    except (OSError, RuntimeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        said = os.strerror(number) if number else " ".join(str(error).split())
+        raise BadInput(f"{out}: cannot be written: {said}") from None

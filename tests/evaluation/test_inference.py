@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcphotoz.attacks import Passes
+from hpcphotoz.attacks import Passes, perturb
 from hpcphotoz.attacks.passes.cuda_graph import AttackGraphs, graph_key
 from hpcphotoz.config import Attack
 from hpcphotoz.evaluation import inference
 from hpcphotoz.evaluation.adversarial_dataset import write_adversarial_dataset
+from hpcphotoz.evaluation.batches import to_tensors
 from hpcphotoz.evaluation.inference import (
     MIN_FORWARDS_TO_COMPILE,
     MIN_GRADIENTS_TO_COMPILE,
@@ -24,7 +25,7 @@ from hpcphotoz.evaluation.inference import (
 from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.predict import predict
 from tests.helpers.datasets import noise_stamps, write_stamps
-from tests.helpers.networks import StubNetwork
+from tests.helpers.networks import VIEW, CroppedNetwork, StubNetwork
 
 BATCH = 4
 
@@ -70,6 +71,29 @@ def test_short_work_and_work_on_a_cpu_are_not_compiled(monkeypatch: pytest.Monke
     seen = Perturb(monkeypatch)
     attack(DatasetAttack(StubNetwork(), "fp32", BATCH, MIN_GRADIENTS_TO_COMPILE - 1))
     assert seen.passes == [inference.PASSES["fp32"]]
+
+
+def test_squares_are_put_where_a_network_sees_them() -> None:
+    network, tensor = StubNetwork(module=CroppedNetwork()), to_tensors(noise_stamps(12), "cpu")
+    z, attack = torch.full((12,), 0.1), Attack(method="square", steps=40, eps=0.1)
+    images = tensor["images"].clone()
+    found = DatasetAttack(network, "fp32", 12, 0)(tensor, z, attack, 3)
+    assert torch.equal(tensor["images"], images)
+    change = (found - images) / tensor["sky_sigma"][:, :, None, None]
+    seen = VIEW.cut(change)
+    assert change.count_nonzero() == seen.count_nonzero() > 0 and change.abs().max() < 0.1001
+    expected = perturb(
+        network.module,
+        VIEW.cut(images).contiguous(),
+        tensor["ebv"],
+        z,
+        tensor["sky_sigma"],
+        tensor["object_id"],
+        attack=attack,
+        bins=network.bins,
+        seed=3,
+    )
+    assert torch.equal(VIEW.cut(found), expected)
 
 
 def test_a_failing_compiler_is_reported_once_and_not_tried_again(

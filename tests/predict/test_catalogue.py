@@ -258,15 +258,27 @@ def test_errors_of_reading_and_of_the_network_are_not_called_errors_of_writing(t
     assert not out.exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OSError("Can't write data\n(errno = 28, error message = 'No space left on device')"),
+            "Can't write .*",
+        ),
+        (OSError(28, "Can't synchronously write data (file write failed: time = Mon Nov 30, buf = 0x1)"), ""),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+) -> None:
     data, out = write_stamps(tmp_path / "d", stamps(40), shard_rows=24), tmp_path / "out" / "pz.hdf5"
     out.parent.mkdir()
 
     def full(self: h5py.Dataset, rows: object, values: object) -> None:
-        raise OSError("Can't write data\n(errno = 28, error message = 'No space left on device')")
+        raise error
 
     monkeypatch.setattr(h5py.Dataset, "__setitem__", full)
-    with pytest.raises(BadInput, match=f"^{out}: cannot be written: Can't write .*No space left") as caught:
+    with pytest.raises(BadInput, match=f"^{out}: cannot be written: {says}No space left") as caught:
         predict([stub()], data, out)
     assert "\n" not in str(caught.value)
     assert [path.name for path in out.parent.iterdir()] == ["pz.hdf5.partial"]
