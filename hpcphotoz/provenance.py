@@ -91,11 +91,15 @@ def record_end(run: Path, outcome: str, reason: str | None, **facts: Any) -> Non
 
 
 def datasets_of(run: Path) -> list[str]:
-    """Folders of the datasets on which a run was last started; empty where its provenance.json is lost."""
+    """Folders of the datasets on which a run was last started; empty where its provenance.json is lost.
+
+    What is no text there, in a record that somebody has changed, is left out.
+    """
     start = (read_starts(run) or [{}])[-1]
-    if "datasets" in start:
-        return [entry["folder"] for entry in start["datasets"]]
-    return [start["data"]] if "data" in start else []
+    entries = start.get("datasets", [{"folder": start.get("data")}])
+    entries = entries if isinstance(entries, list) else []
+    found = [one.get("folder") for one in entries if isinstance(one, dict)]
+    return [folder for folder in found if isinstance(folder, str)]
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:

@@ -97,6 +97,12 @@ def test_the_ratio_and_the_metrics_are_those_of_the_redshifts() -> None:
     assert one.record(ATTACK)["errors"] == {"attack_over_this": 0, "attack_over_this_p90": 0}
 
 
+def test_the_ratio_of_one_galaxy_has_no_error(tmp_path: Path) -> None:
+    given = headline(write_stamps(tmp_path / "d", noise_stamps()), limit=1)
+    (table,) = natural_section(given.result, measure_natural(given)).tables
+    assert len(table) > 2 * len(NATURAL) and not any("±" in row[-1] for row in table)
+
+
 def test_another_night_is_matched_by_position(tmp_path: Path) -> None:
     content, rng = noise_stamps(), np.random.default_rng(3)
     content.ra[:], content.dec[:] = rng.uniform(350, 351, 50), rng.uniform(0, 1, 50)
