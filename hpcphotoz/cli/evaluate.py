@@ -15,6 +15,7 @@ from hpcphotoz.cli.network_options import (
     add_precision,
     add_trust_code,
     batch_size,
+    check_dataset,
     choose_device,
     choose_precision,
     chosen_subset,
@@ -61,6 +62,7 @@ def evaluate(options: argparse.Namespace) -> int:
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks], [KEY, *keys])
     ranks: Ranks = options.ranks
+    ranks.on_first_rank(lambda: check_dataset(options, networks))  # a wrong one is the only line
     calibrations = ranks.on_first_rank(lambda: _calibrations(options, networks))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
     ranks.on_first_rank(lambda: check_objects(options, networks, subset))

@@ -10,6 +10,7 @@ from hpcphotoz.cli.network_options import (
     add_no_calibration,
     add_trust_code,
     batch_size,
+    check_dataset,
     choose_device,
     choose_precision,
     chosen_subset,
@@ -33,6 +34,7 @@ def predict(options: argparse.Namespace) -> int:
         check_points_path(options.points)
     device = choose_device(options.device)
     networks = _networks(options, device)
+    options.ranks.on_first_rank(lambda: check_dataset(options, networks))  # a wrong one is the only line
     kept = networks, options.runs, options.tta
     calibration = options.ranks.on_first_rank(lambda: stored_calibration(options, *kept))
     subset = options.ranks.on_first_rank(lambda: chosen_subset(options, networks))
@@ -145,6 +147,9 @@ def add(commands: Commands) -> None:
     )
 
     p = command(commands, "calibrate", calibrate)
+    p.refused["--where"] = (
+        "calibrate takes all objects of the validation part, with the training's data.where"
+    )
     several = "run folders; several: of the mean of their PDFs, kept in the first one's folder"
     p.add_argument("runs", type=path, nargs="+", metavar="run", help=several)
     add_trust_code(p)
