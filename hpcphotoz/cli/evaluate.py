@@ -65,6 +65,10 @@ def evaluate(options: argparse.Namespace) -> int:
     ranks.on_first_rank(lambda: check_dataset(options, networks))  # a wrong one is the only line
     calibrations = ranks.on_first_rank(lambda: _calibrations(options, networks))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
+    if calibrations and options.part == "validation" and ranks.rank == 0:
+        fitted = f"the calibration of {' and '.join(calibrations)} was fitted to the validation part"
+        better = "where PIT and coverage come out better than elsewhere: measure other galaxies"
+        print(f"hpcphotoz: warning: {fitted}, {better}, such as --part test", file=sys.stderr)
     ranks.on_first_rank(lambda: check_objects(options, networks, subset))
 
     def neighbours() -> dict[str, float] | None:

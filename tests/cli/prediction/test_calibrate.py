@@ -99,6 +99,10 @@ def test_evaluate_scores_the_pdfs_that_predict_writes(
         expected = metrics.summary(pdf @ (edges[1:] + edges[:-1]) / 2, z_spec, **scores)
         assert result.networks[0].clean.metrics == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert calibrated.networks[0].clean.metrics["crps"] != own.networks[0].clean.metrics["crps"]
+    capsys.readouterr()
+    for part, warned in (("validation", True), ("train", False)):
+        assert main([*words, "--part", part]) == 0
+        assert ("of run-0 was fitted to the validation part" in capsys.readouterr().err) == warned
 
 
 def test_a_calibration_of_another_checkpoint_is_refused(
