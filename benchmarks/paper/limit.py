@@ -38,7 +38,9 @@ from hpcphotoz.sources.simulation.survey_tables import (
     make_survey_tables,
 )
 
-STEP = 1e-3  # of all derivatives, in the units of the property
+# Of all derivatives, to both sides, in the units of the property. A step of 1e-3 to one side gave a galaxy at
+# redshift 0.013 a tenth of its error: no size and luminosity make up for the curvature over such a step.
+STEP = 1e-4
 DRAWN = 4000  # galaxies whose properties give the prior
 RESAMPLED = 200  # times, for the error
 SCALARS = (
@@ -124,12 +126,20 @@ def redshift_error(tables: SurveyTables, of: Properties, exposure: Exposure, pri
     names = [*SCALARS, *COLOURS, *EXPOSURE]
     slopes = []
     for name in (names[k] for k in unknown):
-        step = -STEP if name in UNIT_INTERVAL and getattr(of, name) > 0.5 else STEP
-        moved = render(*_moved(tables, of, exposure, {name: step}))
-        slopes.append(((moved - image) / step * weight).ravel())
+        steps = _steps(name, of)
+        below, above = (render(*_moved(tables, of, exposure, {name: step})) for step in steps)
+        slopes.append(((above - below) / (steps[1] - steps[0]) * weight).ravel())
     jacobian = np.array(slopes)
     information = jacobian @ jacobian.T + prior[np.ix_(unknown, unknown)]
     return float(np.sqrt(np.linalg.inv(information)[0, 0]))
+
+
+def _steps(name: str, of: Properties) -> tuple[float, float]:
+    """Steps down and up of a central difference; shorter at the ends of an interval."""
+    if name not in UNIT_INTERVAL:
+        return -STEP, STEP
+    value = getattr(of, name)
+    return -min(STEP, value), min(STEP, 1 - value)
 
 
 def _moved(

@@ -15,7 +15,6 @@ from hpcphotoz.cli.network_options import (
     add_precision,
     add_trust_code,
     batch_size,
-    check_dataset,
     choose_device,
     choose_precision,
     chosen_subset,
@@ -62,14 +61,9 @@ def evaluate(options: argparse.Namespace) -> int:
     networks = [load_network(run, device, trust_code=options.trust_code) for run in options.runs]
     check_run_names([network.name for network in networks], [KEY, *keys])
     ranks: Ranks = options.ranks
-    ranks.on_first_rank(lambda: check_dataset(options, networks))  # a wrong one is the only line
-    calibrations = ranks.on_first_rank(lambda: _calibrations(options, networks))
     subset = ranks.on_first_rank(lambda: chosen_subset(options, networks))
-    if calibrations and options.part == "validation" and ranks.rank == 0:
-        fitted = f"the calibration of {' and '.join(calibrations)} was fitted to the validation part"
-        better = "where PIT and coverage come out better than elsewhere: measure other galaxies"
-        print(f"hpcphotoz: warning: {fitted}, {better}, such as --part test", file=sys.stderr)
     ranks.on_first_rank(lambda: check_objects(options, networks, subset))
+    calibrations = ranks.on_first_rank(lambda: _calibrations(options, networks))
 
     def neighbours() -> dict[str, float] | None:
         if not options.knn_train:
@@ -122,7 +116,11 @@ def _calibrations(options: argparse.Namespace, networks: "list[TrainedNetwork]")
     """The calibration of each run alone, by its name, where the run has one."""
     pairs = zip(networks, options.runs, strict=True)
     found = {network.name: stored_calibration(options, [network], [run]) for network, run in pairs}
-    return {name: one for name, one in found.items() if one is not None}
+    calibrations = {name: one for name, one in found.items() if one is not None}
+    if calibrations and options.part == "validation":
+        what = "calibrations were fitted to these objects, and look better on them than on others"
+        print(f"hpcphotoz: warning: --part validation: {what}: use --part test", file=sys.stderr)
+    return calibrations
 
 
 def _neighbours(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":

@@ -13,7 +13,6 @@ from hpcphotoz.errors import BadInput
 from hpcphotoz.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from hpcphotoz.data.format.manifest import Manifest
     from hpcphotoz.data.select.subset import Subset
     from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
     from hpcphotoz.training.run.network import TrainedNetwork
@@ -90,28 +89,21 @@ def stored_calibration(
     return calibration
 
 
-def check_dataset(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Manifest":
-    """The manifest of --data; raises BadInput for bands, stamps or pixels that one of the networks lacks."""
-    from hpcphotoz.data.format.manifest import read_manifest
-    from hpcphotoz.evaluation.network import check_bands_and_stamp
-
-    manifest = read_manifest(options.data)
-    for network in networks:
-        check_bands_and_stamp(network, manifest.header, options.data)
-    return manifest
-
-
 def chosen_subset(options: argparse.Namespace, networks: "list[TrainedNetwork]") -> "Subset":
     """The subset that --part and --where select; a part is that of the runs, and includes their predicate.
 
     Warnings about the runs' training set and about objects without z_spec are printed.
     """
     from hpcphotoz.data.format.appended import versions_of
+    from hpcphotoz.data.format.manifest import read_manifest
     from hpcphotoz.data.read.shard_files import ShardFiles
     from hpcphotoz.data.select.census import count_objects
     from hpcphotoz.data.select.subset import Subset
+    from hpcphotoz.evaluation.network import check_bands_and_stamp
 
-    manifest = check_dataset(options, networks)
+    manifest = read_manifest(options.data)
+    for network in networks:
+        check_bands_and_stamp(network, manifest.header, options.data)
     options_of_split = {"validation", "test", "split_seed", "split_by"}
     splits = [n.config.data.model_dump(include=options_of_split) for n in networks]
     asked = "the validation part" if options.command == "calibrate" else f"--part {options.part}"

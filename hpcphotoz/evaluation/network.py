@@ -14,6 +14,8 @@ from hpcphotoz.data.format.manifest import Header
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.redshift_pdf import RedshiftPdf
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.layers import FluxNetwork
+from hpcphotoz.models.view import View
 from hpcphotoz.output import number_of
 
 _SAME_SCALE = 0.01  # pixel scales from a WCS and from a survey's description differ by less
@@ -81,6 +83,13 @@ def check_bands_and_stamp(network: RedshiftNetwork, header: Header, where: objec
 def named(network: RedshiftNetwork) -> str:
     """The network in a message: its `title` where it has one, as a module that no run trained, or its run."""
     return str(getattr(network, "title", f"run '{network.name}'"))
+
+
+def view_of(network: RedshiftNetwork) -> View:
+    """What the network sees of stamps: all of them, if it is not one of this library."""
+    module = network.module
+    view = module.normalise.view if isinstance(module, FluxNetwork) else None
+    return view or View(network.stamp, 1)
 
 
 def check_tensors(network: RedshiftNetwork, who: str, **tensors: Tensor) -> None:

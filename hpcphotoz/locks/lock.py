@@ -28,11 +28,12 @@ from hpcphotoz.output import say
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _TAKEOVER_S = 10.0  # no takeover by another process lasts so long
+_WAITING_S = 0.1  # between two looks at a lock that is waited for
 _ABANDONED_NS = 24 * 3600 * 10**9
 
 
 @contextmanager
-def lock_file(path: Path, refusal: str, advice: str) -> Iterator["HeldLock"]:
+def lock_file(path: Path, refusal: str, advice: str, wait_s: float = 0) -> Iterator["HeldLock"]:
     """Context manager that holds a lock file, made for the purpose and removed at the end.
 
     A thread gives a sign of life every `judgement.REFRESH_S` seconds. The lock of a process that has ended is
@@ -44,12 +45,13 @@ def lock_file(path: Path, refusal: str, advice: str) -> Iterator["HeldLock"]:
         path: the lock file, in an existing folder.
         refusal: what the user is told where another process holds the lock; its owner is added.
         advice: what the user can do about it.
+        wait_s: seconds for which a lock that another process holds is waited for.
 
     Raises:
         BadInput: another process holds it, or the file cannot be made or locked.
     """
     try:
-        held = _acquire(path, refusal, advice)
+        held = _acquire(path, refusal, advice, wait_s)
     except OSError as error:
         raise _unwritable(path, error) from None
     try:
@@ -195,10 +197,10 @@ class HeldLock:
         os.close(self._number)
 
 
-def _acquire(path: Path, refusal: str, advice: str) -> HeldLock:
+def _acquire(path: Path, refusal: str, advice: str, wait_s: float = 0) -> HeldLock:
     own = HeldLock(path)
     try:
-        _place(own, path, refusal, advice)
+        _place(own, path, refusal, advice, wait_s)
         _drop_abandoned(path, own.now_ns)
     except BaseException:
         own.release()
@@ -208,9 +210,9 @@ def _acquire(path: Path, refusal: str, advice: str) -> HeldLock:
     return own
 
 
-def _place(own: HeldLock, path: Path, refusal: str, advice: str) -> None:
+def _place(own: HeldLock, path: Path, refusal: str, advice: str, wait_s: float) -> None:
     """Put the file of a lock in its place; raises BadInput where a process holds the one there."""
-    until = None
+    until, refused_at = None, time.monotonic() + wait_s
     while not own.link():
         seen = look_at(path)
         if seen is None:
@@ -219,7 +221,9 @@ def _place(own: HeldLock, path: Path, refusal: str, advice: str) -> None:
         if verdict is Verdict.UNKNOWN:
             verdict, why = watch(path, seen, own.now_ns, partial(_say_waiting, path, seen))
         if verdict is Verdict.HELD:
-            raise BadInput(refusal_of(seen, refusal, advice))
+            if time.monotonic() >= refused_at:
+                raise BadInput(refusal_of(seen, refusal, advice))
+            time.sleep(_WAITING_S)
         if verdict is Verdict.STALE:
             if own.replace(seen, refusal, advice):
                 _say(path, f"took over the lock of {seen.text}: {why}")

@@ -48,10 +48,12 @@ def check_shapes(network: nn.Module, weights: Mapping[str, Tensor], source: str)
     """Compare shapes with those of a network, which may be on torch's device `meta`.
 
     Raises:
-        BadInput: a size mismatch; the message begins with `source`.
+        BadInput: a size mismatch, or a tensor is missing; the message begins with `source`.
     """
     for name, ours in network.state_dict().items():
-        if name in weights and weights[name].shape != ours.shape:
+        if name not in weights:
+            raise BadInput(f"{source}: the weights do not belong to the configuration: {name} is missing")
+        if weights[name].shape != ours.shape:
             sizes = f"size mismatch for {name}: {tuple(weights[name].shape)}, not {tuple(ours.shape)}"
             raise BadInput(f"{source}: the weights do not belong to the configuration: {sizes}")
 

@@ -19,7 +19,7 @@ Integers = npt.NDArray[np.int64]
 METHODS = ("auto", "temperature", "pit")
 MIN_OBJECTS = 50
 _FOLDS = 5  # of the cross-validation
-_MAX_DEGREE = 8  # of the map of the PIT
+MAX_DEGREE = 8  # of the map of the PIT
 _LEAST_PROBABILITY = 1e-12  # of a bin in a score: one object whose bin is impossible does not decide alone
 _TIE = 1e-9  # of the mean log score: the simplest of the candidates that are so near to the best one wins
 _PRIOR_SIGMA = 3.0  # of the polynomials' coefficients: finite also where every PIT is 0 or 1
@@ -209,7 +209,7 @@ class _Objects:
 
 def _candidates(method: str) -> list[tuple[bool, int]]:
     """Whether with a temperature, and the degree of the map; the simplest first, which wins ties."""
-    degrees = range(1, _MAX_DEGREE + 1)
+    degrees = range(1, MAX_DEGREE + 1)
     if method == "temperature":
         return [(True, 0)]
     if method == "pit":

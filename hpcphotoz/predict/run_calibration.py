@@ -32,12 +32,13 @@ from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
 from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.predict.catalogue import common_bins
-from hpcphotoz.predict.fit import Fit, bin_of, fit_calibration, stacking_weights
+from hpcphotoz.predict.fit import MAX_DEGREE, Fit, bin_of, fit_calibration, stacking_weights
 from hpcphotoz.predict.pdfs import average_pdfs
 from hpcphotoz.training.optimisation.origin import weights_sha256
 
 FILE = "calibration.json"  # of a run folder
 _FORMAT = 1
+_ROUNDING = 1e-6  # of the sum of the weights
 
 
 def calibrate(
@@ -181,18 +182,29 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if tree["format"] != _FORMAT:
             raise BadInput(f"{path}: format {tree['format']} of a later version: {instead}")
         for one in tree["calibrations"]:
-            known = [run["name"] for run in one["runs"] if run["weights_sha256"] and run["step"] >= 0]
-            numbers = [float(x) for x in (one["temperature"], *one["pit"], *one["weights"])]
-            fits = one["temperature"] > 0 and len(one["weights"]) in (0, len(known)) and one["fitted"]
-            if not (np.isfinite(numbers).all() and fits and isinstance(one["tta"], bool)):
+            known = {run["name"] for run in one["runs"] if run["weights_sha256"] and run["step"] >= 0}
+            fits = len(known) == len(one["runs"]) and len(one["weights"]) in (0, len(known)) and one["fitted"]
+            if not (_is_possible(one) and fits and isinstance(one["tta"], bool)):
                 raise ValueError
         return list(tree["calibrations"])
     except FileNotFoundError:
         return []
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise BadInput(f"{path}: is no calibration: {instead}") from None
+
+
+def _is_possible(entry: dict[str, Any]) -> bool:
+    """Whether the numbers of a file make PDFs of PDFs."""
+    weights, temperature, pit = entry["weights"], entry["temperature"], entry["pit"]
+    numbers = np.array([temperature, *pit, *weights])
+    if numbers.dtype.kind not in "if" or not np.isfinite(numbers).all() or len(pit) > MAX_DEGREE:
+        return False
+    if temperature <= 0 or (weights and (min(weights) < 0 or abs(sum(weights) - 1) > _ROUNDING)):
+        return False
+    with np.errstate(all="ignore"):  # a map beyond the range of numbers
+        return bool(np.isfinite(Calibration((), temperature, tuple(pit))(np.full((1, 2), 0.5))).all())
 
 
 def _validation_pdfs(

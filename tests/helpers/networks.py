@@ -4,13 +4,17 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpcphotoz.models.bins import RedshiftBins
+from hpcphotoz.models.layers import FluxNetwork, Normalise
+from hpcphotoz.models.view import View
 from tests.helpers.datasets import NOISE_BANDS, NOISE_SIDE
 
 BINS = RedshiftBins(20, 0.0, 0.4)
 TWO_BINS = RedshiftBins(2, 0.0, 0.4)
 PIXELS = len(NOISE_BANDS) * NOISE_SIDE**2
+VIEW = View(part=4, binning=2)  # of stamps of 8 pixels a side
 
 
 class LogisticNetwork(nn.Module):
@@ -26,6 +30,26 @@ class LogisticNetwork(nn.Module):
 
     def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
         logit = (images * self.w).sum(dim=(1, 2, 3)) + 0 * ebv
+        return torch.stack([torch.zeros_like(logit), logit], dim=1)
+
+
+class CroppedNetwork(FluxNetwork):
+    """A `LogisticNetwork` of the mean flux in squares of 2 x 2 of the central 4 x 4 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise = Normalise("sqrt", (1.0, 1.0, 1.0), VIEW)
+        self.seen = nn.Parameter(0.3 * torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(1)))
+
+    @property
+    def w(self) -> Tensor:
+        """The same function's weights of the pixels of a whole stamp."""
+        edge = (NOISE_SIDE - VIEW.part) // 2
+        spread = self.seen.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2) / 4
+        return functional.pad(spread, (edge,) * 4)
+
+    def forward(self, images: Tensor, ebv: Tensor) -> Tensor:
+        logit = (VIEW(images) * self.seen).sum(dim=(1, 2, 3)) + 0 * ebv
         return torch.stack([torch.zeros_like(logit), logit], dim=1)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,16 @@ def test_a_second_holder_is_refused_and_the_file_goes_with_the_first(system: str
     assert not list(tmp_path.iterdir()) and not is_held(path)
     with lock_file(path, "busy", "wait"):
         pass
+
+
+def test_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    with ExitStack() as first:
+        first.enter_context(lock_file(path, "busy", "wait"))
+        monkeypatch.setattr("time.sleep", lambda _: first.close())
+        with lock_file(path, "busy", "wait", wait_s=TIMEOUT_S):
+            assert is_held(path)
+    assert not path.exists()
 
 
 def test_the_owner_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

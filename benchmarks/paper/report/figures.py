@@ -102,14 +102,14 @@ def trade_off(results: Results) -> bytes | None:
         for ax, (axis, points) in zip(each, panels.items(), strict=True):
             x = [point[0] for point in points]
             for place, (label, shade, look) in enumerate(
-                (("clean", COLOURS[1], "o-"), (f"APGD, $\\epsilon$ = {headline:g}", COLOURS[0], "s--"))
+                (("clean", COLOURS[1], "o-"), (f"APGD, {headline:g} sky sigma", COLOURS[0], "s--"))
             ):
                 means = [(clean, attacked)[place] for _, clean, attacked in points]
                 error = [mean.error or 0.0 for mean in means]
                 y = [mean.value for mean in means]
                 ax.errorbar(x, y, error, fmt=look, color=shade, capsize=3, label=label)
             ax.set(xlabel=_AXES[axis], yscale="log")
-            ax.set_xticks(x, [f"{one:g}" for one in x])
+            ax.set_xticks(x, [f"{one:g}" for one in x], fontsize="small")
         every = [mean.value for points in panels.values() for point in points for mean in point[1:]]
         ticks = _ticks(min(every), max(every))
         each[0].set_ylim(ticks[0], ticks[-1])

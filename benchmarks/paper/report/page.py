@@ -91,7 +91,7 @@ def _missing(results: Results) -> str:
     for kind, names in groups.items():
         each = [f"{name}{f' ({n} seeds)' if n > 1 else ''}" for name, n in Counter(names).items()]
         lines.append(f"- no time yet for `{kind}` of {', '.join(each)}")
-    return "\n".join(lines) or "All of the plan has been done."
+    return "\n".join(lines) or "All of the plan has been measured."
 
 
 def _made(results: Results) -> str:

@@ -10,7 +10,6 @@ from hpcphotoz.cli.network_options import (
     add_no_calibration,
     add_trust_code,
     batch_size,
-    check_dataset,
     choose_device,
     choose_precision,
     chosen_subset,
@@ -34,10 +33,9 @@ def predict(options: argparse.Namespace) -> int:
         check_points_path(options.points)
     device = choose_device(options.device)
     networks = _networks(options, device)
-    options.ranks.on_first_rank(lambda: check_dataset(options, networks))  # a wrong one is the only line
+    subset = options.ranks.on_first_rank(lambda: chosen_subset(options, networks))
     kept = networks, options.runs, options.tta
     calibration = options.ranks.on_first_rank(lambda: stored_calibration(options, *kept))
-    subset = options.ranks.on_first_rank(lambda: chosen_subset(options, networks))
     how = options.precision, networks[0], device, "PDFs"
     precision = options.ranks.on_first_rank(lambda: choose_precision(*how))
     count = predict(

@@ -21,10 +21,9 @@ from hpcphotoz.evaluation.certificate.smoothing import (
     draw_redshifts,
     judging_draws,
     seen_by,
-    view_of,
 )
 from hpcphotoz.evaluation.inference import PASSES, DatasetForward
-from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
+from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs, view_of
 from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.ranks import ALONE, Ranks
 

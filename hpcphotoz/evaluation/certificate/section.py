@@ -198,7 +198,7 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
         root = one.seen**0.5
         top = ax.secondary_xaxis("top", functions=(lambda r: r / root, lambda eps: eps * root))
         top.set_xlabel("$\\epsilon$ of the linf ball inside (sky sigmas per pixel)")
-        ax.set(xlim=(0, end), xlabel=_AXIS, ylim=(0, 102), title=one.network)
+        ax.set(xlim=(0, end), xlabel=_AXIS, ylim=(0, 102), title=figure.text_of(one.network))
         ax.set_ylabel(f"galaxies with |$\\Delta z/(1+z)$| $\\leq$ {metrics.OUTLIER} (%)")
         figure.legend_below(page, ax)
 
@@ -207,7 +207,7 @@ def _figures(result: EvaluationResult, found: Sequence[Certificate]) -> dict[str
         for one in found:
             low, middle, high = np.percentile((one.high - one.low) / 2, (16, 50, 84), axis=1)
             look = figure.line_look(result, one.network)
-            ax.plot(one.radii, middle, label=one.network, **look)
+            ax.plot(one.radii, middle, label=figure.text_of(one.network), **look)
             for edge in (low, high):
                 ax.plot(one.radii, edge, color=look["color"], ls=look["ls"], lw=0.7)
             ax.fill_between(one.radii, low, high, color=look["color"], alpha=0.12, lw=0)

@@ -18,7 +18,6 @@ from hpcphotoz.data.order import derive_key
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.network import RedshiftNetwork, compute_pdfs
-from hpcphotoz.models.layers import FluxNetwork
 from hpcphotoz.models.view import View
 
 NORMAL = NormalDist()
@@ -79,13 +78,6 @@ class Smoothing:
     def judged(self) -> int:
         """Number of draws that judge an attacked image."""
         return min(self.samples, _MOST_JUDGED)
-
-
-def view_of(network: RedshiftNetwork) -> View:
-    """What the network sees of stamps: all of them, if it is not one of this library."""
-    module = network.module
-    view = module.normalise.view if isinstance(module, FluxNetwork) else None
-    return view or View(network.stamp, 1)
 
 
 def seen_by(view: View, tensor: dict[str, Tensor]) -> dict[str, Tensor]:

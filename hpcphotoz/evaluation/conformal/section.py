@@ -127,7 +127,8 @@ def _figure(result: EvaluationResult, one: Coverage) -> bytes:
                 at = 100 * np.array(LEVELS) + aside  # points of the same level side by side
                 ax.errorbar(at, percent, error, label=f"{name}, {condition}", ms=6, capsize=2, **look)
         ax.plot([60, 100], [60, 100], color="black", lw=1, ls=":", label="exact intervals")
-        ax.set(title=one.network, xlabel="level of the interval (%)", xlim=(64, 99), ylim=(0, 102))
+        ax.set(title=figure.text_of(one.network), xlim=(64, 99), ylim=(0, 102))
+        ax.set_xlabel("level of the interval (%)")
         ax.set(xticks=[100 * level for level in LEVELS], ylabel="galaxies with $z_{spec}$ in it (%)")
         figure.legend_below(page, ax)
 

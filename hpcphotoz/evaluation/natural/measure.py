@@ -14,6 +14,7 @@ from hpcphotoz.evaluation.batches import to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.natural.columns import Columns, Floats
 from hpcphotoz.evaluation.natural.perturbations import NATURAL, TYPICAL_FWHM, SkyStamps
+from hpcphotoz.evaluation.network import view_of
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.scoring.bootstrap import ratio_errors
 
@@ -31,8 +32,9 @@ class MovedRedshifts:
         z_spec: (N,) NaN: unknown.
         clean: (N,) <z> of the clean images.
         moved: (N,) <z> of the perturbed images, by name of the perturbation.
-        rms: (N,) root mean square of the change of pixels, sky sigmas, by name; empty: not measured.
-        greatest: (N,) greatest change of a pixel, sky sigmas, likewise.
+        rms: (N,) root mean square of the change of the pixels that the network sees, sky sigmas, by name;
+            empty: not measured.
+        greatest: (N,) greatest change of such a pixel, sky sigmas, likewise.
     """
 
     z_spec: Floats
@@ -108,12 +110,11 @@ def measure_natural(headline: HeadlineAttack, objects: int = OBJECTS) -> Natural
     passes = limit * len(NATURAL) // ranks.size
     forwards = {one.name: DatasetForward(one, headline.batch, passes) for one in headline.networks}
     names = [one.name for one in NATURAL]
-    columns = Columns(
-        ("ra", "dec", "z_spec", *(f"{kind} {name}" for name in names for kind in ("rms", "max")))
-    )
-    own = {
-        n.name: Columns((CLEAN, ATTACK, *names, f"rms {ATTACK}", f"max {ATTACK}")) for n in headline.networks
-    }
+    columns = Columns(("ra", "dec", "z_spec"))
+    amplitudes = (f"{kind} {name}" for name in (ATTACK, *names) for kind in ("rms", "max"))
+    all_names = (CLEAN, ATTACK, *names, *amplitudes)
+    own = {network.name: Columns(all_names) for network in headline.networks}
+    views = {network.name: view_of(network) for network in headline.networks}
     for stamps, attacked in headline.batches("perturbing galaxies"):
         tensor = to_tensors(stamps, headline.device)
         sky = sky_stamps(stamps, tensor, scale, result.seed)
@@ -123,17 +124,19 @@ def measure_natural(headline: HeadlineAttack, objects: int = OBJECTS) -> Natural
             to, found = own[network.name], attacked[network.name]
             to.add(CLEAN, network.bins.integral(found.pdf_clean))
             to.add(ATTACK, network.bins.integral(found.pdf_attacked))
-            to.add_amplitude(ATTACK, sky.in_sky_sigmas(found.attacked))
+            # An attack leaves pixels outside a network's crop at its random start.
+            to.add_amplitude(ATTACK, views[network.name].cut(sky.in_sky_sigmas(found.attacked)))
         for one in NATURAL:
             images = one.perturb(sky)
-            columns.add_amplitude(one.name, sky.in_sky_sigmas(images))
+            change = sky.in_sky_sigmas(images)
             for network in headline.networks:
                 pdf = headline.scored_pdfs(network, tensor, images, forwards[network.name])
                 own[network.name].add(one.name, network.bins.integral(pdf))
+                own[network.name].add_amplitude(one.name, views[network.name].cut(change))
     shared = columns.gather(ranks)
     moved = {}
     for network in headline.networks:
-        found_here = shared | own[network.name].gather(ranks)
+        found_here = own[network.name].gather(ranks)
         kinds = ({name: found_here[f"{kind} {name}"] for name in (ATTACK, *names)} for kind in ("rms", "max"))
         redshifts = {name: found_here[name] for name in (ATTACK, *names)}
         moved[network.name] = MovedRedshifts(shared["z_spec"], found_here[CLEAN], redshifts, *kinds)

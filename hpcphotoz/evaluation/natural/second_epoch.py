@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from hpcphotoz.data.format.manifest import Manifest, read_manifest
 from hpcphotoz.data.select.match import match_positions
@@ -15,9 +16,10 @@ from hpcphotoz.evaluation.batches import divide_rows, read_batches, to_tensors
 from hpcphotoz.evaluation.inference import DatasetForward
 from hpcphotoz.evaluation.natural.columns import Columns, Floats
 from hpcphotoz.evaluation.natural.measure import ATTACK, MovedRedshifts, NaturalShifts
-from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, view_of
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.result import EvaluationResult
+from hpcphotoz.models.view import View
 
 EPOCH = "second_epoch"
 ARCSEC = 1.0  # greatest separation of a galaxy's positions on both nights
@@ -72,14 +74,15 @@ def measure_second_epoch(headline: HeadlineAttack, shifts: NaturalShifts, data: 
             columns.add(f"z {network.name}", network.bins.integral(pdf))
     night = columns.gather(ranks)
     pairs = ranks.on_first_rank(lambda: _match(shifts, night, result.data, data))
-    rms, greatest = ranks.on_first_rank(lambda: _amplitudes(result, data, manifest, pairs, batch))
+    views = [view_of(network) for network in networks]
+    amplitudes = ranks.on_first_rank(lambda: _amplitudes(result, data, manifest, pairs, batch, views))
     first, second = pairs.T
     found = {}
-    for network in networks:
+    for network, (rms, greatest) in zip(networks, amplitudes, strict=True):
         own = shifts.networks[network.name]
         moved = {ATTACK: own.moved[ATTACK][first], EPOCH: night[f"z {network.name}"][second]}
-        amplitudes = {EPOCH: rms}, {EPOCH: greatest}
-        found[network.name] = MovedRedshifts(own.z_spec[first], own.clean[first], moved, *amplitudes)
+        kinds = {EPOCH: rms}, {EPOCH: greatest}
+        found[network.name] = MovedRedshifts(own.z_spec[first], own.clean[first], moved, *kinds)
     return SecondEpoch(data, len(pairs), found)
 
 
@@ -94,14 +97,23 @@ def _match(shifts: NaturalShifts, night: dict[str, Floats], one: Path, other: Pa
 
 
 def _amplitudes(
-    result: EvaluationResult, data: Path, manifest: Manifest, pairs: npt.NDArray[np.int64], batch: int
-) -> tuple[Floats, Floats]:
-    """Root mean square and greatest change of pixels between the nights, in sky sigmas of the first."""
+    result: EvaluationResult,
+    data: Path,
+    manifest: Manifest,
+    pairs: npt.NDArray[np.int64],
+    batch: int,
+    views: Sequence[View],
+) -> list[tuple[Floats, Floats]]:
+    """Root mean square and greatest change of the pixels of each view between the nights.
+
+    They are in sky sigmas of the first night.
+    """
     first, second = pairs[:_COMPARED].T
     images, sigmas = _images(result.data, read_manifest(result.data), first, batch, result.subset)
     others, _ = _images(data, manifest, second, batch)
-    change = ((others - images) / sigmas[:, :, None, None]).reshape(len(images), -1)
-    return np.sqrt((change**2).mean(axis=1)), np.abs(change).max(axis=1)
+    change = torch.from_numpy((others - images) / sigmas[:, :, None, None])
+    parts = [view.cut(change).flatten(1).numpy() for view in views]
+    return [(np.sqrt((part**2).mean(axis=1)), np.abs(part).max(axis=1)) for part in parts]
 
 
 def _images(

@@ -19,11 +19,12 @@ _WIDTH = 4.6  # inches
 _CAPTION = "Change of the pixels (rms, max) in sky sigmas; change of <z> (median, 90 %) in redshift"
 _Rows = Mapping[str, Mapping[str, Any]]  # by network and perturbation, `MovedRedshifts.record`
 _TEXT = f"""How far {{attack}} at {{eps:g}} sky sigma moves the mean of the PDF, <z>, of the same galaxies,
-beside what another exposure or another reduction does. Rms and max are of the change of the pixels, in sky
-sigmas of their band (medians over galaxies). The last column is the attack's median change of <z> over that
-of the row, with its bootstrap error: by how much further the adversary moves redshifts than the sky does.
-Noise is added to that of the image; the PSF is taken from the dataset's column psf_fwhm, or as
-{TYPICAL_FWHM:g} arcsec. The figure shows medians (points) and 90th percentiles (ends of the lines)."""
+beside what another exposure or another reduction does. Rms and max are of the change of the pixels that the
+network sees, in sky sigmas of their band (medians over galaxies). The last column is the attack's median
+change of <z> over that of the row, with its bootstrap error: by how much further the adversary moves
+redshifts than the sky does. Noise is added to that of the image; the PSF is taken from the dataset's column
+psf_fwhm, or as {TYPICAL_FWHM:g} arcsec. The figure shows medians (points) and 90th percentiles (ends of the
+lines)."""
 _EPOCH_TEXT = """ For {matched} of the galaxies, {epoch} has an image of another night within {arcsec:g}
 arcsec: the last row compares their <z> of both nights, and the attack on the same galaxies."""
 
@@ -114,8 +115,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _ratio(value: float | None, error: float | None) -> str:
-    """A ratio with its error, such as "12.3 ± 0.4"; the error has two digits."""
-    if value is None or not error:
+    """A ratio with its error, such as "12.3 ± 0.4"; the error has two digits.
+
+    Without one where it is of rounding alone, as of a single galaxy.
+    """
+    if value is None or not error or error < 1e-9 * value:
         return _number(value, ".3g")
     digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{digits}f} ± {error:.{digits}f}"
@@ -134,7 +138,7 @@ def _alt(record: _Rows, labels: Mapping[str, str]) -> str:
 
 
 def _figure(result: EvaluationResult, record: _Rows, labels: Mapping[str, str]) -> bytes:
-    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
+    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look, text_of
 
     offsets = 0.16 * (np.arange(len(record)) - (len(record) - 1) / 2)
 
@@ -149,7 +153,7 @@ def _figure(result: EvaluationResult, record: _Rows, labels: Mapping[str, str]) 
             )
             at = np.arange(len(labels)) + offset
             ax.hlines(at, median, p90, color=shade, lw=1.5)
-            ax.plot(median, at, look["marker"], color=shade, ms=6, label=network)
+            ax.plot(median, at, look["marker"], color=shade, ms=6, label=text_of(network))
             ax.plot(p90, at, "|", color=shade, ms=9)
         ax.set_xscale("log")
         # Labels above their rows: beside the axis they would take half of the width.

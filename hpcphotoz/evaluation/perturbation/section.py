@@ -169,7 +169,7 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
         for k, one in enumerate(found):
             at = np.arange(len(header.bands)) + (k - (len(found) - 1) / 2) * width
             look = {"fc": colours[k], "ec": "white", "lw": 0.5, "hatch": _HATCHES[k % len(_HATCHES)]}
-            ax.bar(at, np.sqrt(one.by_band), width, label=one.network, **look)
+            ax.bar(at, np.sqrt(one.by_band), width, label=figure.text_of(one.network), **look)
         ax.axhline(result.headline_eps, color="black", lw=1, ls=":", label="$\\epsilon$")
         ax.set_xticks(range(len(header.bands)), header.bands)
         ax.set(xlabel="band", ylabel="rms of the change (sky sigmas)")
@@ -180,9 +180,8 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
         for one in found:
             look = figure.line_look(result, one.network)
             shade, line = look["color"], look["ls"]
-            ax.stairs(
-                getattr(one, name), edges, color=shade, ls=line, lw=1.8, label=one.network, baseline=None
-            )
+            kind = {"color": shade, "ls": line, "lw": 1.8, "label": figure.text_of(one.network)}
+            ax.stairs(getattr(one, name), edges, baseline=None, **kind)
         ax.axhline(result.headline_eps**2, color="black", lw=1, ls=":", label="$\\epsilon^2$, white")
         ax.set_yscale("log")
         ax.set(xlabel=label, ylabel="power (sky sigmas$^2$)", xlim=(0, edges[-1]))
@@ -197,7 +196,8 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
             at = np.arange(len(names)) + 0.15 * (k - (len(found) - 1) / 2)
             span = [middle - low, high - middle]
             marker = figure.line_look(result, one.network)["marker"]
-            ax.errorbar(at, middle, span, fmt=marker, capsize=3, color=colours[k], label=one.network)
+            kind = {"color": colours[k], "label": figure.text_of(one.network)}
+            ax.errorbar(at, middle, span, fmt=marker, capsize=3, **kind)
         ax.axhspan(-1, 1, color="#9DB9D3", alpha=0.4, lw=0, label="within the photometric error")
         ax.axhline(0, color="black", lw=0.8)
         ax.set_xticks(range(len(names)), names)

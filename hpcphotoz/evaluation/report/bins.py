@@ -94,7 +94,7 @@ def _alt(binned: BinnedMetrics) -> str:
 
 def _figure(result: EvaluationResult, binned: BinnedMetrics) -> bytes:
     """Scatter and outliers in the bins, with errors; filled markers are clean, open ones under the attack."""
-    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look
+    from hpcphotoz.evaluation.report.figure import figure_png, legend_below, line_look, text_of
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(2, 1, sharex=True)
@@ -105,10 +105,10 @@ def _figure(result: EvaluationResult, binned: BinnedMetrics) -> bytes:
                     points = _points(binned.edges, bins, name, factor)
                     x, half, y, error = zip(*points, strict=True) if points else ((), (), (), ())
                     look = {**line_look(result, run), "ms": 5, "elinewidth": 1}
-                    kind = {"label": run} if method == CLEAN else {"mfc": "white", "lw": 1}
+                    kind = {"label": text_of(run)} if method == CLEAN else {"mfc": "white", "lw": 1}
                     ax.errorbar(x, y, error, half, **look, **kind)
                     tops += [value + bar for value, bar in zip(y, error, strict=True)]
-            ax.set(xlabel=binned.meaning, ylabel=label)
+            ax.set(xlabel=text_of(binned.meaning), ylabel=label)
             if 0 < _WIDE * binned.edges[0] < binned.edges[-1]:
                 ax.set_xscale("log")
                 ax.xaxis.set_major_formatter("{x:g}")

@@ -45,6 +45,15 @@ def line_look(result: EvaluationResult, name: str) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "ls": style, "marker": marker}
 
 
+def text_of(name: str) -> str:
+    """A name from outside, such as a run's, as a label of a picture: no part of it is taken as a formula.
+
+    Matplotlib leaves labels that begin with an underscore out of its legends.
+    """
+    text = name.replace("$", "\\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def condition_title(condition: ConditionResult) -> str:
     """Name of a condition, for the title of a panel."""
     if condition.eps == 0:

@@ -25,6 +25,7 @@ _INDEX_TITLE = (
     "The figures of report.html, file: what is to be seen. The next evaluation replaces this folder."
 )
 _STAGING, _LOCK = ".report.tmp", ".report.lock"
+_WAIT_S = 60.0  # for another process that is writing its report, after hours of work of this one
 
 
 def check_report_folder(out: Path) -> None:
@@ -77,11 +78,11 @@ def replace_report(out: Path, texts: Mapping[str, str], figures: Sequence[Figure
         figures: of different names.
 
     Raises:
-        BadInput: as `check_report_folder`, or another process is writing a report there.
+        BadInput: as `check_report_folder`, or another process is writing a report there all the time.
         OSError: a file cannot be written; the earlier report stays.
     """
     busy = f"{out}: another process is writing a report in it"
-    with lock_file(out / _LOCK, busy, "choose another folder for the report"):
+    with lock_file(out / _LOCK, busy, "choose another folder for the report", _WAIT_S):
         check_report_folder(out)
         staging = out / _STAGING
         shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed

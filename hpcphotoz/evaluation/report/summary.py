@@ -134,7 +134,7 @@ def _print(title: str, rows: list[list[str]], text_columns: int) -> None:
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not left)
     for row in rows[1:]:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # a run "cnn[eps=0.1]" was shown as "cnn"
 
 
 def metrics_rows(result: EvaluationResult, baseline: Mapping[str, Any] | None) -> list[list[str]]:

@@ -49,6 +49,33 @@ def test_with_all_else_known_it_is_the_scatter_of_a_fit_of_the_redshift(tables: 
     assert np.mean(fits) == pytest.approx(of.z, abs=3 * error / 200**0.5)
 
 
+def test_the_derivative_is_that_at_the_redshift_also_of_near_galaxies(tables: SurveyTables) -> None:
+    of, exposure = drawn(tables, 0)
+    near, h = replace(of, z=0.0134), 2e-5
+    images = [render(make_galaxy(tables, replace(near, z=near.z + k * h)), exposure) for k in range(-2, 3)]
+    slope = (8 * (images[3] - images[1]) - (images[4] - images[0])) / (12 * h)  # error of order h^4
+    expected = ((slope**2 / noise_variance(images[2], exposure)).sum()) ** -0.5
+    found = limit.redshift_error(tables, near, exposure, knows_all_but_z())
+    assert found == pytest.approx(
+        expected, rel=5e-3
+    )  # kinks of the survey's tables, 0.0015 apart, allow no less
+
+
+def test_properties_stay_in_their_interval(tables: SurveyTables) -> None:
+    of, exposure = drawn(tables, 0)
+    prior = knows_all_but_z()
+    place = limit.SCALARS.index("bulge_fraction")
+    prior[place, place], prior[0, 0] = 0, np.inf
+    # The image is linear in the fraction: its error is the same at both ends and between them.
+    for end in (0.0, 1.0, 0.99995):
+        there = replace(of, bulge_fraction=end)
+        image = render(make_galaxy(tables, there), exposure)
+        other = render(make_galaxy(tables, replace(of, bulge_fraction=0.5)), exposure)
+        slope = (image - other) / (end - 0.5)
+        expected = ((slope**2 / noise_variance(image, exposure)).sum()) ** -0.5
+        assert limit.redshift_error(tables, there, exposure, prior) == pytest.approx(expected, rel=1e-5)
+
+
 def test_it_is_larger_where_less_is_known_and_at_most_the_priors(tables: SurveyTables) -> None:
     priors = limit.class_priors(tables)
     for index in range(3):

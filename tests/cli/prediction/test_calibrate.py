@@ -64,6 +64,8 @@ def test_a_run_is_calibrated_on_its_validation_part_and_predicts_so(
     assert main([*words, str(tmp_path / "tta.hdf5"), "--tta"]) == 0
     said = capsys.readouterr().err
     assert "has no calibration for this run alone with --tta: PDFs are not calibrated" in said
+    assert main([*words, str(tmp_path / "refused.hdf5"), "--where", "no_column > 1"]) == 2
+    assert "calibrated" not in capsys.readouterr().err
 
 
 def test_evaluate_scores_the_pdfs_that_predict_writes(
@@ -88,7 +90,9 @@ def test_evaluate_scores_the_pdfs_that_predict_writes(
     assert "run-0/calibration.json says: temperature" in capsys.readouterr().err
     assert main([*words, "--no-calibration"]) == 0
     assert "calibration.json" not in capsys.readouterr().err
-    calibrated, own = found
+    assert main([*words, "--part", "validation"]) == 0
+    assert "calibrations were fitted to these objects" in capsys.readouterr().err
+    calibrated, own, _ = found
     assert list(calibrated.calibrations) == ["run-0"] and own.calibrations == {}
     out, edges, z_spec = tmp_path / "pz.hdf5", np.linspace(0, 0.4, 21), load(data).z_spec
     for result, more in ((calibrated, []), (own, ["--no-calibration"])):
@@ -99,10 +103,6 @@ def test_evaluate_scores_the_pdfs_that_predict_writes(
         expected = metrics.summary(pdf @ (edges[1:] + edges[:-1]) / 2, z_spec, **scores)
         assert result.networks[0].clean.metrics == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert calibrated.networks[0].clean.metrics["crps"] != own.networks[0].clean.metrics["crps"]
-    capsys.readouterr()
-    for part, warned in (("validation", True), ("train", False)):
-        assert main([*words, "--part", part]) == 0
-        assert ("of run-0 was fitted to the validation part" in capsys.readouterr().err) == warned
 
 
 def test_a_calibration_of_another_checkpoint_is_refused(

@@ -18,42 +18,18 @@ from hpcphotoz.evaluation.certificate.smoothing import (
     Smoothing,
     draw_redshifts,
     seen_by,
-    view_of,
 )
 from hpcphotoz.evaluation.inference import DatasetForward
+from hpcphotoz.evaluation.network import view_of
 from hpcphotoz.evaluation.result import EvaluationResult
 from hpcphotoz.evaluation.robustness import evaluate
-from hpcphotoz.models.layers import FluxNetwork, Normalise
 from hpcphotoz.models.view import View
 from tests.helpers.datasets import NOISE_SIDE, noise_stamps, write_stamps
 from tests.helpers.evaluation_results import check_section
-from tests.helpers.networks import PIXELS, LogisticNetwork, StubNetwork
+from tests.helpers.networks import PIXELS, VIEW, CroppedNetwork, LogisticNetwork, StubNetwork
 
 ONE = Smoothing(sigma=0.4, samples=150, confidence=0.99)
 N = 30
-
-
-VIEW = View(part=4, binning=2)  # of stamps of 8 pixels a side
-
-
-class CroppedNetwork(FluxNetwork):
-    """A `LogisticNetwork` of the mean flux in squares of 2 x 2 of the central 4 x 4 pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.normalise = Normalise("sqrt", (1.0, 1.0, 1.0), VIEW)
-        self.seen = torch.nn.Parameter(0.3 * torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(1)))
-
-    @property
-    def w(self) -> torch.Tensor:
-        """The same function's weights of the pixels of a whole stamp."""
-        edge = (NOISE_SIDE - VIEW.part) // 2
-        spread = self.seen.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2) / 4
-        return torch.nn.functional.pad(spread, (edge,) * 4)
-
-    def forward(self, images: torch.Tensor, ebv: torch.Tensor) -> torch.Tensor:
-        logit = (VIEW(images) * self.seen).sum(dim=(1, 2, 3)) + 0 * ebv
-        return torch.stack([torch.zeros_like(logit), logit], dim=1)
 
 
 def measured(

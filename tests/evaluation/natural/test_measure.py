@@ -17,9 +17,9 @@ from hpcphotoz.evaluation.natural.section import natural_section
 from hpcphotoz.evaluation.perturbation.headline import HeadlineAttack
 from hpcphotoz.evaluation.robustness import evaluate
 from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
-from tests.helpers.datasets import noise_stamps, write_stamps
+from tests.helpers.datasets import NOISE_SIDE, noise_stamps, write_stamps
 from tests.helpers.evaluation_results import check_section
-from tests.helpers.networks import LogisticNetwork, StubNetwork
+from tests.helpers.networks import VIEW, CroppedNetwork, LogisticNetwork, StubNetwork
 
 T = 1.5  # temperature of the network "other"
 
@@ -49,6 +49,34 @@ def test_changes_and_amplitudes_are_those_of_the_perturbations(tmp_path: Path) -
         assert one.change(ATTACK)[0] > 3 * one.change("background_0.1_sigma")[0]
         assert one.metrics(CLEAN)["sigma_mad"] == pytest.approx(network.clean.metrics["sigma_mad"], abs=1e-6)
     np.testing.assert_array_equal(shifts.ra, content.ra)
+
+
+def test_amplitudes_are_of_the_pixels_that_a_network_sees(tmp_path: Path) -> None:
+    content = noise_stamps()
+    content.ra[:] = np.arange(50)
+    networks = [StubNetwork(), StubNetwork("cropped", CroppedNetwork())]
+    data = write_stamps(tmp_path / "one", content)
+    result = evaluate(networks, data, eps=(0.1,), methods=("pgd",))
+    given = HeadlineAttack(networks, result, batch=16)
+    shifts = measure_natural(given)
+    for name, edge in (("standard", 0), ("cropped", (NOISE_SIDE - VIEW.part) // 2)):
+        one, part = shifts.networks[name], slice(edge, NOISE_SIDE - edge)
+        # A linear network's pixels all end at epsilon; a random start has a root mean square of 0.06.
+        assert one.rms[ATTACK] == pytest.approx(0.1, rel=1e-4)
+        for perturbation in NATURAL:
+            tensor = to_tensors(content, "cpu")
+            images = perturbation.perturb(sky_stamps(content, tensor, result.header.pixel_scale, result.seed))
+            change = (images.numpy() - content.images) / content.sky_sigma[:, :, None, None]
+            seen = change[:, :, part, part].reshape(50, -1)
+            found = one.rms[perturbation.name], one.greatest[perturbation.name]
+            np.testing.assert_allclose(found[0], np.sqrt((seen**2).mean(axis=1)), rtol=1e-3)
+            np.testing.assert_allclose(found[1], np.abs(seen).max(axis=1), rtol=1e-3)
+    night = noise_stamps()
+    night.ra[:] = content.ra
+    night.images[:, :, 0] += 3 * night.sky_sigma[:, :, None]  # in one row, at the edge
+    epoch = measure_second_epoch(given, shifts, write_stamps(tmp_path / "two", night))
+    assert epoch.networks["standard"].rms[EPOCH] == pytest.approx(3 / NOISE_SIDE**0.5, rel=1e-4)
+    assert not epoch.networks["cropped"].rms[EPOCH].any()
 
 
 def test_the_ratio_and_the_metrics_are_those_of_the_redshifts() -> None:

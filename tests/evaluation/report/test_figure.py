@@ -1,12 +1,14 @@
 """Looks of the report's lines: distinct for any colour vision, and without colours."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from matplotlib.cbook import is_math_text
 
-from hpcphotoz.evaluation.report.figure import COLOURS, line_look
+from hpcphotoz.evaluation.report.figure import COLOURS, figure_png, legend_below, line_look, text_of
 from tests.helpers.evaluation_results import make_result
 
 # Machado, Oliveira & Fernandes 2009, doi:10.1109/TVCG.2009.113, severity 1; on linear RGB.
@@ -55,6 +57,22 @@ def test_colours_are_distinct_for_every_colour_vision(vision: str) -> None:
 def test_the_simulation_confuses_what_is_confused() -> None:
     orange, green = "#d95f02", "#7a8b00"
     assert distance(orange, green, "trichromacy") > 50 and distance(orange, green, "deuteranopia") < 15
+
+
+@pytest.mark.parametrize("name", ["_old", r"cnn$\foo$", "$10", r"_$a$ and \$b"])
+def test_a_name_is_shown_as_it_is(name: str) -> None:
+    shown: list[str] = []
+
+    def draw(figure: Any) -> None:
+        ax = figure.subplots()
+        ax.plot([0, 1], [0, 1], label=text_of(name))
+        ax.set(title=text_of(name), ylabel=f"{text_of(name)}\n$z_{{phot}}$")
+        legend_below(figure, ax)
+        shown.extend(text.get_text() for legend in figure.legends for text in legend.get_texts())
+
+    assert figure_png(draw, 3, 3).startswith(b"\x89PNG")
+    assert shown == [text_of(name)] and not is_math_text(shown[0])
+    assert shown[0].replace("\\$", "$").strip() == name  # as matplotlib draws what is no formula
 
 
 def test_lines_differ_without_colours_and_a_seventh_network_has_a_look_of_its_own() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,19 @@ def test_a_failed_move_brings_the_earlier_report_back(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_second_process_is_refused(tmp_path: Path) -> None:
+def test_a_second_process_waits_until_the_first_report_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"report.html": "<title>Photometric redshifts under attack: second"}
+    with ExitStack() as first:
+        first.enter_context(lock_file(tmp_path / ".report.lock", "busy", "wait"))
+        monkeypatch.setattr("time.sleep", lambda _: first.close())
+        replace_report(tmp_path, texts, [])
+    assert (tmp_path / "report.html").read_text() == texts["report.html"]
+
+
+def test_a_second_process_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcphotoz.evaluation.report.folder._WAIT_S", 0.0)
     with lock_file(tmp_path / ".report.lock", "busy", "wait"):
         with pytest.raises(BadInput, match="another process is writing a report in it"):
             replace_report(tmp_path, {}, [])

@@ -19,6 +19,8 @@ from hpcphotoz.data.select.subset import Subset
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.attack_grid import METHODS
 from hpcphotoz.evaluation.report import write
+from hpcphotoz.evaluation.report.plots.redshifts import pit_histograms, redshift_scatter
+from hpcphotoz.evaluation.report.plots.robustness import networks_under_each_attack
 from hpcphotoz.evaluation.report.section import ReportSection
 from hpcphotoz.evaluation.report.summary import print_table, report_summary
 from hpcphotoz.evaluation.report.write import write_report
@@ -244,6 +246,15 @@ def test_summary_page_and_table_say_which_objects_were_measured(
     text = (tmp_path / "report.html").read_text()
     assert "60 galaxies of survey &amp; more in u, g" in text
     assert "2 without z_spec: each is attacked away from the most probable redshift of its own" in text
+
+
+def test_the_names_of_runs_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = r"_$\foo$[a][/x]:ok:"
+    result = make_result((name,))
+    plots = [*networks_under_each_attack(result, None), *redshift_scatter(result), *pit_histograms(result)]
+    assert all(plot.png for plot in plots)
+    print_table(result)
+    assert name in "".join(capsys.readouterr().out.split())
 
 
 def test_the_terminal_shows_every_run_and_the_baseline(capsys: pytest.CaptureFixture[str]) -> None:

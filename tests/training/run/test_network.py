@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -136,3 +137,8 @@ def test_a_header_that_claims_other_sizes_is_refused_before_memory_is_taken(
         load_network(rewritten(file, bands=bands, scale=scale, config=huge))
     with pytest.raises(BadInput, match=says):
         load_network(rewritten(file, config=tree, stamp=10**6))
+    with safe_open(rewritten(file, config=huge, stamp=network.stamp), "pt") as opened:
+        facts = opened.metadata()
+    save_file({"w": torch.zeros(1)}, file, facts)  # none of the tensors whose sizes would tell
+    with pytest.raises(BadInput, match="the weights do not belong to the configuration: .* is missing"):
+        load_network(file)

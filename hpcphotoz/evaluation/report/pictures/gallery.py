@@ -10,7 +10,7 @@ from hpcphotoz.atomic import atomic_write, check_output_file
 from hpcphotoz.data.format.manifest import Header, Manifest
 from hpcphotoz.errors import BadInput
 from hpcphotoz.evaluation.magnitudes import ab_magnitude, magnitude_band
-from hpcphotoz.evaluation.report.figure import figure_png
+from hpcphotoz.evaluation.report.figure import figure_png, text_of
 from hpcphotoz.evaluation.report.pictures.dataset_sample import DatasetSample, sample_dataset
 from hpcphotoz.evaluation.report.pictures.rgb import band_colours, rgb_images, three_bands
 
@@ -68,7 +68,7 @@ def _mosaic(figure: Any, folder: Path, manifest: Manifest, sample: DatasetSample
     counts = f"{_count(manifest.rows, 'object')} in {_count(len(manifest.shards), 'shard')}"
     side = f"{header.stamp} pixels = {header.stamp * header.pixel_scale:.4g} arcsec a side"
     figure.suptitle(
-        f"{folder.resolve().name}: {counts}, bands {' '.join(header.bands)}\n"
+        f"{text_of(folder.resolve().name)}: {counts}, bands {' '.join(header.bands)}\n"
         f"{len(stamps)} stamps, {side}; {shades}, the same asinh stretch for all; "
         f"titles: redshift, {header.bands[k]} magnitude"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcphotoz.atomic import atomic_write
-from hpcphotoz.evaluation.report.figure import COLOURS, figure_png
+from hpcphotoz.evaluation.report.figure import COLOURS, figure_png, text_of
 
 # The same in every panel: what clean images gave is dashed, what attacked ones gave is dotted.
 _STYLES = {"clean": "--", "attacked": ":"}
@@ -49,7 +49,9 @@ def plot_runs(panels: Sequence[Panel], steps: Mapping[str, Steps], out: Path) ->
                     if points:
                         x, y = zip(*points, strict=True)
                         style, marker = _STYLES.get(name, "-"), "o" if len(points) < 40 else None
-                        ax.plot(x, y, style, color=shade, marker=marker, ms=3, label=f"{run}: {name}")
+                        ax.plot(
+                            x, y, style, color=shade, marker=marker, ms=3, label=text_of(f"{run}: {name}")
+                        )
                 if panel.label == VALIDATION:
                     _mark_best(ax, run, curves, steps.get(run, Steps()).best, shade)
                 _mark(ax, run, steps.get(run, Steps()), shade, explained=ax is axes[0])
@@ -72,13 +74,15 @@ def _mark_best(
     found = [point for points in curves.values() for point in points if point[0] == best]
     if found:
         x, y = zip(*found, strict=True)
-        ax.plot(x, y, "*", color=shade, ms=11, mec="black", mew=0.6, zorder=3, label=f"{run}: best epoch")
+        ax.plot(
+            x, y, "*", color=shade, ms=11, mec="black", mew=0.6, zorder=3, label=text_of(f"{run}: best epoch")
+        )
 
 
 def _mark(ax: Any, run: str, steps: Steps, shade: str, explained: bool) -> None:
     """Draw where a run was resumed, and in the panel whose legend explains it, events at the lower edge."""
     for k, step in enumerate(steps.resumed):
-        label = f"{run}: resumed" if explained and k == 0 else None
+        label = text_of(f"{run}: resumed") if explained and k == 0 else None
         ax.axvline(step, color=shade, lw=0.8, alpha=0.5, label=label)
     for name, at in steps.events.items() if explained else ():
         if at:
@@ -91,5 +95,5 @@ def _mark(ax: Any, run: str, steps: Steps, shade: str, explained: bool) -> None:
                 mew=1,
                 clip_on=False,
                 transform=ax.get_xaxis_transform(),
-                label=f"{run}: {name}",
+                label=text_of(f"{run}: {name}"),
             )

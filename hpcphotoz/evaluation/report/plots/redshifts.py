@@ -15,6 +15,7 @@ from hpcphotoz.evaluation.report.figure import (
     figure_png,
     legend_below,
     line_look,
+    text_of,
 )
 from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
 
@@ -40,7 +41,7 @@ def redshift_scatter(result: EvaluationResult) -> list[Plot]:
     def draw(figure: Any, name: str, condition: ConditionResult) -> None:
         ax = figure.subplots()
         _scatter(ax, condition)
-        ax.set(xlabel="$z_{spec}$", ylabel=f"{name}\n$z_{{phot}}$ (mean of PDF)")
+        ax.set(xlabel="$z_{spec}$", ylabel=f"{text_of(name)}\n$z_{{phot}}$ (mean of PDF)")
 
     def plot(name: str, condition: ConditionResult) -> Plot:
         m = condition.metrics
@@ -94,7 +95,7 @@ def shift_curves(result: EvaluationResult) -> list[Plot]:
         for network in result.networks:
             eps, median, p90 = zip(*network.shift_curve(method), strict=True)
             look = {**line_look(result, network.name), "ms": 5, "clip_on": False, "zorder": 3}
-            ax.plot(eps, median, label=network.name, **look)
+            ax.plot(eps, median, label=text_of(network.name), **look)
             ax.plot(eps, p90, **look, mfc="white", lw=1)
         epsilon_axis(ax, result)
         ax.set(title=METHODS[method].label, ylabel="|change of <z>| (redshift)", ylim=(0, 1.08 * top or 1))
@@ -132,7 +133,7 @@ def pit_histograms(result: EvaluationResult) -> list[Plot]:
         for (condition, height), look in zip(heights[name], looks, strict=True):
             ax.stairs(height, np.linspace(0, 1, bins + 1), label=condition_title(condition), **look)
         ax.axhline(1, color="black", lw=1, ls=":", label="calibrated")
-        ax.set(title=name, xlabel="PIT = CDF($z_{spec}$)", xlim=(0, 1), ylim=(0, 1.05 * top))
+        ax.set(title=text_of(name), xlabel="PIT = CDF($z_{spec}$)", xlim=(0, 1), ylim=(0, 1.05 * top))
         ax.set_ylabel("density of galaxies")
         legend_below(figure, ax)
 
@@ -169,7 +170,7 @@ def minimal_eps_curves(result: EvaluationResult) -> Plot:
             x = np.concatenate([[low], np.maximum(reached, low), [max_eps]])
             y = np.concatenate([percent, percent[-1:]])
             look = {**line_look(result, name), "marker": None}
-            ax.plot(x, y, drawstyle="steps-post", lw=1.8, label=name, **look)
+            ax.plot(x, y, drawstyle="steps-post", lw=1.8, label=text_of(name), **look)
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set(xlim=(low, max_eps), ylim=(0, 100), xlabel="$\\epsilon$ (sky sigmas per pixel)")

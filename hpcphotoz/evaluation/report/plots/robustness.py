@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcphotoz.evaluation.attack_grid import METHODS
-from hpcphotoz.evaluation.report.figure import colour, epsilon_axis, figure_png, legend_below, line_look
+from hpcphotoz.evaluation.report.figure import (
+    colour,
+    epsilon_axis,
+    figure_png,
+    legend_below,
+    line_look,
+    text_of,
+)
 from hpcphotoz.evaluation.report.plots.redshifts import Plot
 from hpcphotoz.evaluation.result import ConditionResult, EvaluationResult
 
@@ -33,7 +40,7 @@ def _under(method: str, result: EvaluationResult, baseline: Mapping[str, Any] | 
         axes = figure.subplots(len(_PANELS), 1, sharex=True)
         for ax, key in zip(axes, _PANELS, strict=True):
             for network in result.networks:
-                look = {**line_look(result, network.name), "ms": 5, "label": network.name}
+                look = {**line_look(result, network.name), "ms": 5, "label": text_of(network.name)}
                 _curve(ax, network.curve(method), key, look)
             if baseline:
                 y = abs(baseline[key]) * _PANELS[key][1]
@@ -80,7 +87,7 @@ def _finish(figure: Any, axes: Any, result: EvaluationResult, title: str) -> Non
         ax.set_ylim(0, 1.08 * max(values) * _PANELS[key][1] or 1)
         epsilon_axis(ax, result)
         ax.label_outer()
-    axes[0].set_title(title)
+    axes[0].set_title(text_of(title))
     legend_below(figure, axes[0])
 
 
