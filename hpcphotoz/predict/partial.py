@@ -33,6 +33,16 @@ from hpcphotoz.ranks import Ranks
 Array = npt.NDArray[Any]
 
 _PLAN, _LOCK = "plan.json", ".lock"
+_SAID = {  # keys of the plan, for the user
+    "dataset": "dataset, subset or batch size",
+    "tta": "--tta",
+    "weights": "weights of the runs",
+    "flag_below": "--flag-below",
+    "precision": "--precision",
+    "temperature": "calibration",
+    "pit": "calibration",
+    "pdf": "--pdf",
+}
 _ROWS = re.compile(r"rows-(\d+)-(\d+)\.hdf5")
 _PART_S = 20.0  # what a kill without warning loses of each rank
 _PART_OBJECTS = 1 << 14  # in memory at once: 12 MB of 180 bins
@@ -197,10 +207,11 @@ def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
         write_text(folder / _PLAN, json.dumps(plan, indent=1) + "\n")
     elif before != given:
         keys = [key for key in given if before.get(key) != given[key]]
-        other = " and ".join(key.replace("_", " ") for key in keys) or "version"
+        *most, last = dict.fromkeys(_SAID.get(key, key) for key in keys) or ["version"]
+        other = f"{', '.join(most)} and {last}" if most else last
         raise BadInput(
-            f"{folder}: holds an unfinished prediction with another {other}: give the same command to go on, "
-            "or delete the folder"
+            f"{folder}: holds an unfinished prediction that differs in {other}: give the same command to go "
+            "on, or delete the folder"
         )
     else:
         say(f"hpcphotoz: {folder}: goes on after {number_of(len(parts), 'file')} of rows", sys.stderr)

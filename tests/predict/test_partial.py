@@ -93,14 +93,16 @@ def test_an_unfinished_prediction_of_something_else_is_refused(tmp_path: Path) -
     with pytest.raises(RuntimeError, match="went away"):
         predict([stub(module=WatchedNetwork(1))], data, out, batch=8)
     others: list[tuple[StubNetwork, dict[str, object], str]] = [
-        (stub(), {"tta": True}, "another tta"),
-        (stub(), {"calibration": Calibration(temperature=2.0)}, "another temperature"),
-        (stub(), {"form": "interp"}, "another pdf"),
-        (stub(module=LinearNetwork(1)), {}, "another runs"),
-        (stub(), {"batch": 16}, "another dataset"),
+        (stub(), {"tta": True}, "--tta: give"),
+        (stub(), {"calibration": Calibration(temperature=2.0)}, "calibration: give"),
+        (stub(), {"form": "interp"}, "--pdf: give"),
+        (stub(module=LinearNetwork(1)), {}, "runs: give"),
+        (stub(), {"batch": 16}, "dataset, subset or batch size: give"),
     ]
     for network, options, message in others:
-        with pytest.raises(BadInput, match=f"pz.hdf5.partial: holds an unfinished prediction with {message}"):
+        with pytest.raises(
+            BadInput, match=f"pz.hdf5.partial: holds an unfinished prediction that differs in {message}"
+        ):
             predict([network], data, out, **{"batch": 8, **options})  # type: ignore[arg-type]
     predict([stub()], data, out, batch=8)
     with h5py.File(out) as file:

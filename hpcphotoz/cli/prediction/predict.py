@@ -145,6 +145,9 @@ def add(commands: Commands) -> None:
     )
 
     p = command(commands, "calibrate", calibrate)
+    p.refused["--where"] = (
+        "calibrate takes all objects of the validation part, with the training's data.where"
+    )
     several = "run folders; several: of the mean of their PDFs, kept in the first one's folder"
     p.add_argument("runs", type=path, nargs="+", metavar="run", help=several)
     add_trust_code(p)

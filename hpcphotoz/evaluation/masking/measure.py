@@ -57,8 +57,9 @@ def measure_masking(
 
     Args:
         networks: those of the evaluation.
-        result: of `robustness.evaluate`, of which dataset, subset, headline epsilon, loss, seed and precision
-            are used.
+        result: of `robustness.evaluate`, of which dataset, subset, headline epsilon, loss and seed are used.
+            The attacks are in float32 whatever its precision: the rounding of bfloat16 is noise in the losses
+            among which an attack keeps the best, so that more restarts can come out weaker.
         objects: greatest number of objects.
         batch: batch size.
         device: device of the networks.
@@ -82,7 +83,7 @@ def measure_masking(
     probes = [
         _Probe(
             network,
-            DatasetAttack(network, result.precision, batch, gradients),
+            DatasetAttack(network, "fp32", batch, gradients),
             DatasetForward(network, batch, forwards),
             attacks,
             [other.name for other in networks if other is not network],

@@ -47,7 +47,7 @@ _CALIBRATION = """The PIT is where z_spec falls in its PDF's cumulative distribu
 PDFs, U-shaped for too narrow ones, a slope for a bias. Piles at 0 and 1 under attack are PDFs that exclude
 the true redshift. KS (Kolmogorov-Smirnov), CvM (Cramér-von Mises) and AD (Anderson-Darling) measure the
 distance of the PIT from a flat distribution. The beginning of the report says which PDFs
-`hpcphotoz calibrate` has changed."""
+are calibrated by the command calibrate."""
 _TRANSFER = """sigma_MAD / outlier fraction of one network (column) on the images made against another (row)
 by ATTACK, with bootstrap errors: do attacks also fool networks that they were not made for?"""
 

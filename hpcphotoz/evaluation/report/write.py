@@ -66,8 +66,10 @@ def write_report(
 def _objects(result: EvaluationResult) -> str:
     """Sentence that tells what was measured."""
     objects = number_of(result.objects, "galaxy", "galaxies")
-    unlabelled = f", {result.unlabelled} of them without z_spec (attacked, but left out of the metrics)"
-    return (
-        f"{objects} of {result.data.resolve().name}{result.which} in {', '.join(result.header.bands)}"
-        f"{unlabelled if result.unlabelled else ''}."
-    )
+    text = f"{objects} of {result.data.resolve().name}{result.which} in {', '.join(result.header.bands)}."
+    instead = "attacked away from the most probable redshift of its own clean PDF"
+    if result.unlabelled == result.objects:
+        return f"{text} No z_spec is known: there are no metrics, and each galaxy is {instead}."
+    if result.unlabelled:
+        return f"{text} {result.unlabelled} without z_spec: each is {instead}, and left out of the metrics."
+    return text

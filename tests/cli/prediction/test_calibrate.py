@@ -12,7 +12,7 @@ from hpcphotoz.__main__ import main
 from hpcphotoz.evaluation import metrics
 from hpcphotoz.evaluation.result import EvaluationResult
 from tests.helpers.commands import TINY, fails
-from tests.helpers.datasets import load, make_dataset
+from tests.helpers.datasets import load, make_dataset, make_stamps, write_stamps
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,21 @@ def test_a_calibration_of_another_checkpoint_is_refused(
     assert main([*map(str, words), "--no-calibration"]) == 0
     report: list[object] = ["evaluate", runs[0], "--data", data, "--out", tmp_path / "report"]
     fails(capsys, report, "belongs to step 2 of run 'run-0', whose newest checkpoint is step 4")
+
+
+def test_a_dataset_of_other_bands_is_one_line_for_a_calibrated_run_too(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", runs[0], "--device", "cpu"]) == 0
+    other = write_stamps(tmp_path / "gri", make_stamps(8, bands=3))
+    for command, out in (("predict", "pz.hdf5"), ("evaluate", "report")):
+        capsys.readouterr()
+        assert main([command, runs[0], "--data", str(other), "--out", str(tmp_path / out)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "gri: holds bands g,r,i but run 'run-0' takes u,g,r,i,z" in said
+    fails(
+        capsys, ["calibrate", runs[0], "--where", "z_spec < 0.2"], "--where: calibrate takes all objects of"
+    )
 
 
 def test_an_ensemble_is_stacked_and_found_in_any_order(

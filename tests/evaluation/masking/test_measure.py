@@ -1,5 +1,6 @@
 """Masking checks of a trained network, which passes all, and of networks that mask their gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,16 @@ def test_a_trained_network_passes_all_checks(tmp_path: Path) -> None:
 def test_quantised_images_fail_by_gradients_rise_and_black_box(tmp_path: Path) -> None:
     found = failed(stub("quantised", QuantisedInput(trained_network())), tmp_path)
     assert {"gradients", "steps", "black_box"} <= found
+
+
+@pytest.mark.slow
+def test_the_rounding_of_an_evaluation_in_bfloat16_does_not_reach_the_checks(tmp_path: Path) -> None:
+    network = stub("one", trained_network(0))
+    result = evaluated(tmp_path, [network])
+    (exact,) = measure_masking([network], result, objects=2)
+    (other,) = measure_masking([network], replace(result, precision="bf16"), objects=2)
+    for name, losses in exact.attacked.items():
+        np.testing.assert_array_equal(other.attacked[name], losses)
 
 
 @pytest.mark.slow

@@ -217,6 +217,7 @@ def test_without_any_redshift_the_page_shows_the_change_of_the_mean(tmp_path: Pa
         len(Page((tmp_path / "report.html").read_text()).pictures) == 2 + 3
     )  # change of each method; a galaxy
     json.loads((tmp_path / "metrics.json").read_text())
+    assert "No z_spec is known: there are no metrics, and each" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("quick_drawing")
@@ -240,9 +241,11 @@ def test_summary_page_and_table_say_which_objects_were_measured(
     assert f"60 galaxies of survey &amp; more {html.escape(words)} in u, g" in text
     print_table(result)
     assert words in " ".join(capsys.readouterr().out.split())
-    whole = write_report(make_result(("standard",)), tmp_path)
+    whole = write_report(replace(make_result(("standard",)), unlabelled=2), tmp_path)
     assert whole["data"]["subset"] == {"part": "all", "where": "", "limit": None}
-    assert "60 galaxies of survey &amp; more in u, g" in (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.html").read_text()
+    assert "60 galaxies of survey &amp; more in u, g" in text
+    assert "2 without z_spec: each is attacked away from the most probable redshift of its own" in text
 
 
 def test_the_names_of_runs_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
