@@ -145,6 +145,9 @@ def _check_labels(data: Path, census: Census, config: Config) -> None:
     """Refuse objects whose z_spec is unknown or outside the bins."""
     low, high = config.model.z_min, config.model.z_max
     leave_out = "or leave those objects out with data.where"
+    if census.unlabelled and census.unlabelled == census.rows:
+        known = "train on a spectroscopic sample, and predict this dataset"
+        raise BadInput(f"{data}: none of its {census.rows} objects has a z_spec: {known}")
     if census.unlabelled:
         raise BadInput(
             f"{data / census.unlabelled_in}: {census.unlabelled} of the {census.rows} objects have no z_spec "

@@ -65,6 +65,12 @@ def test_unknown_redshifts_cannot_be_trained_on(tmp_path: Path) -> None:
     write_stamps(tmp_path / "d", stamps, shard_rows=32)
     with pytest.raises(BadInput, match="3 of the 19 objects have no z_spec"):
         train(config(), tmp_path / "d", tmp_path / "run")
+    stamps.z_spec[:] = np.nan
+    write_stamps(tmp_path / "none", stamps, shard_rows=32)
+    with pytest.raises(
+        BadInput, match="none of its 19 objects has a z_spec: train on a spectroscopic sample"
+    ):
+        train(config(), tmp_path / "none", tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(dataset: Path, tmp_path: Path) -> None:

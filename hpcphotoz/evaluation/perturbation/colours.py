@@ -26,8 +26,9 @@ class ColourChange(NamedTuple):
 
 
 def colour_names(bands: tuple[str, ...]) -> list[str]:
-    """Names of the columns of a `ColourChange`, such as "u-g", the magnitude last."""
-    return [f"{a}-{b}" for a, b in zip(bands, bands[1:], strict=False)] + [bands[magnitude_band(bands)]]
+    """Names of the columns of a `ColourChange`, such as "u-g" or "HSC-G - HSC-R", the magnitude last."""
+    minus = "-" if max(map(len, bands)) == 1 else " - "
+    return [f"{a}{minus}{b}" for a, b in zip(bands, bands[1:], strict=False)] + [bands[magnitude_band(bands)]]
 
 
 def colour_change(stamps: Stamps, attacked: npt.NDArray[np.float32], header: Header) -> ColourChange:

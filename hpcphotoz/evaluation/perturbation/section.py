@@ -200,7 +200,7 @@ def _figures(result: EvaluationResult, found: Sequence[Perturbation], maps: Powe
             ax.errorbar(at, middle, span, fmt=marker, capsize=3, **kind)
         ax.axhspan(-1, 1, color="#9DB9D3", alpha=0.4, lw=0, label="within the photometric error")
         ax.axhline(0, color="black", lw=0.8)
-        ax.set_xticks(range(len(names)), names)
+        ax.set_xticks(range(len(names)), [name.replace(" - ", "\n- ") for name in names])
         title = f"within {RADII[aperture]:g} arcsec; median, 16 to 84 % of galaxies"
         ax.set(title=title, xlabel="colour", ylabel="change of the colour / its error")
         figure.legend_below(page, ax)

@@ -43,6 +43,7 @@ def test_a_brighter_band_changes_its_two_colours_and_no_other() -> None:
     step = 2.5 * np.log10(1.1)
     assert change[:, :3] == pytest.approx(np.broadcast_to([0, step, -step, 0, -step], (4, 3, 5)), rel=0.05)
     assert colour_names(("g", "z", "y")) == ["g-z", "z-y", "z"] and len(RADII) == 5
+    assert colour_names(("HSC-G", "HSC-R")) == ["HSC-G - HSC-R", "HSC-R"]
 
 
 def test_a_change_that_adds_up_to_zero_in_the_aperture_is_not_seen() -> None:

@@ -78,7 +78,7 @@ def test_colours_are_shown_in_an_aperture_that_fits_into_the_stamp(tmp_path: Pat
     pytest.importorskip("matplotlib")
     headline, found = measured(write_stamps(tmp_path / "d", noise_stamps()), StubNetwork())
     section = perturbation_section(headline.result, [found])
-    assert "within 1.5 arcsec" in section.captions[1]  # the stamp's half side is 1.58 arcsec
+    assert "a radius of 1.5 arcsec" in section.captions[1]  # the stamp's half side is 1.58 arcsec
     for k, name in enumerate(("g-r", "r-i")):
         shown = section.record["networks"]["standard"]["colours"]["1.5"][name]["median_change_over_error"]
         assert section.tables[1][1][1 + k] == f"{shown:.2f}"
