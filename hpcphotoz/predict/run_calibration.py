@@ -69,11 +69,16 @@ def calibrate(
         device: device of the networks.
 
     Raises:
-        BadInput: as `predict` and `fit_calibration`, a z_spec outside the bins, or a run that is no folder.
+        BadInput: as `predict` and `fit_calibration`, a z_spec outside the bins, a run that is no folder, or
+            two runs of the same name.
     """
     for run in runs:
         if not run.is_dir():
             raise BadInput(f"{run}: is a file: a calibration is kept in a run folder: give that")
+    names = [network.name for network in networks]
+    if len(set(names)) < len(names):  # by which a prediction finds the weight of each
+        twice = max(names, key=names.count)
+        raise BadInput(f"two runs are called '{twice}': rename one folder to tell them apart")
     path = runs[0] / FILE
     kept = _read(path)
     pdfs, z_spec = _validation_pdfs(networks, data, subset, tta, batch, device)

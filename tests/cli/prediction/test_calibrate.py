@@ -148,6 +148,8 @@ def test_an_ensemble_is_stacked_and_found_in_any_order(
     assert recorded["weights"] == one["weights"][::-1] and sum(one["weights"]) == pytest.approx(1)
     capsys.readouterr()
     fails(capsys, ["calibrate", runs[0], "--data", data, "--stack"], "--stack: weighs several runs")
+    namesake = str(shutil.copytree(runs[1], tmp_path / "other" / Path(runs[0]).name))
+    fails(capsys, ["calibrate", runs[0], namesake, "--data", data], "two runs are called 'run-0': rename")
 
 
 def test_what_cannot_be_calibrated_is_one_line(
