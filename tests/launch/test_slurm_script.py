@@ -136,6 +136,7 @@ def test_arguments_of_sbatch(
     job: TrainJob, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("srun", "exit 1")
+    install("scontrol", "exit 1")  # the real one looks for a cluster of this SLURM_CONF for half a minute
     install("sbatch", f"env > '{tmp_path}/env'; echo 'Submitted batch job 7'")
     for name in (
         "RANK",
