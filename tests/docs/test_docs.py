@@ -56,6 +56,13 @@ def test_internal_links_lead_somewhere(page: Path) -> None:
             assert anchor in headings(path), f"{page}: {target}: no such heading"
 
 
+@pytest.mark.parametrize("page", [*TOP_PAGES, *PAGES], ids=relative)
+def test_no_text_is_lost_as_an_html_tag(page: Path) -> None:
+    r"""The mean redshift is written \<z>: without the backslash a page shows nothing."""
+    tags = re.findall(r"(?<!\\)<[a-z/](?!ttps?:)[^>]*>", _CODE.sub("", page.read_text()), re.IGNORECASE)
+    assert not tags
+
+
 def test_paths_in_the_readme_exist() -> None:
     text = re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     paths = re.findall(r"`((?:benchmarks|docs|hpcphotoz|kernels|launch|tests)/[^`\s]*)`", text)
