@@ -34,6 +34,7 @@ def test_what_was_there_stays_after_an_error(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "before"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file closed by its end
 def test_ended_at_any_line_leaves_nothing(tmp_path: Path) -> None:
     """The handler of a signal raises at any line, also before a `with` has taken the file over."""

@@ -136,6 +136,7 @@ def test_h5py_alone_reads_fluxes_as_the_page_on_shards_does(tmp_path: Path, stor
     assert all(word in said for word in ("image_unit", "16384", "256")) == (storage == "int16")
 
 
+@pytest.mark.slow
 def test_own_data_becomes_pdfs_by_the_commands_as_printed(tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/my-own-data.md").read_text()
     code, guess, corrected, rest = re.findall(

@@ -39,6 +39,7 @@ def predict(run: Path, data: Path, out: Path) -> list[str]:
 LOCAL = ["launch", "local", "--tasks-per-node", "2", "--cpus-per-task", "1", "--"]
 
 
+@pytest.mark.slow
 def test_two_local_ranks_predict_from_the_snapshot_in_the_folder_of_the_launch(
     run: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

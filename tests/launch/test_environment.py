@@ -38,6 +38,7 @@ def test_more_gpus_than_visible_are_refused(
     assert not Path(job.out).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_gpus_that_are_not_here_are_not_replaced_by_cpus(job: TrainJob) -> None:
     with pytest.raises(BadInput, match="a GPU was asked for .* --device cpu"):
