@@ -85,6 +85,14 @@ def named(network: RedshiftNetwork) -> str:
     return str(getattr(network, "title", f"run '{network.name}'"))
 
 
+def check_names(networks: Sequence[RedshiftNetwork]) -> None:
+    """Raise BadInput for two networks of the same name."""
+    names = [network.name for network in networks]
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        raise BadInput(f"two runs are called '{twice}': rename one folder to tell them apart")
+
+
 def view_of(network: RedshiftNetwork) -> View:
     """What the network sees of stamps: all of them, if it is not one of this library."""
     module = network.module

@@ -26,7 +26,7 @@ from hpcphotoz.evaluation.batches import (
     to_tensors,
 )
 from hpcphotoz.evaluation.inference import DatasetAttack, DatasetForward, check_precision, image_gradients
-from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, check_names
 from hpcphotoz.evaluation.result import BinnedMetrics, EvaluationResult, ExampleGalaxy
 from hpcphotoz.evaluation.scores import AttackedBatch, NetworkScorer, find_minimal_eps
 from hpcphotoz.evaluation.scoring.accumulator import ScoreAccumulator
@@ -236,13 +236,9 @@ def _check(
     precision: str,
     minimal_eps_max: float | None,
 ) -> None:
-    names = [network.name for network in networks]
-    if not names:
+    if not networks:
         raise BadInput("no network to evaluate: give at least one run folder")
-    if len(set(names)) < len(names):
-        raise BadInput(
-            f"two runs are called '{max(names, key=names.count)}': rename one folder to tell them apart"
-        )
+    check_names(networks)
     check_batch(batch, limit)
     check_precision(precision)
     if minimal_eps_max is not None and not 0 < minimal_eps_max <= GREATEST:

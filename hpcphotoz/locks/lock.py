@@ -137,7 +137,7 @@ class HeldLock:
         """Put the file in the place of a stale lock; False: another process was first."""
         guard = self._path.with_name(f"{self._path.name}.{stale.identity}.taken")
         try:
-            taken = _acquire(guard, refusal, advice)
+            taken = _acquire(guard, refusal, advice, wait_s=0)
         except BadInput:
             return False
         try:
@@ -197,7 +197,7 @@ class HeldLock:
         os.close(self._number)
 
 
-def _acquire(path: Path, refusal: str, advice: str, wait_s: float = 0) -> HeldLock:
+def _acquire(path: Path, refusal: str, advice: str, wait_s: float) -> HeldLock:
     own = HeldLock(path)
     try:
         _place(own, path, refusal, advice, wait_s)
@@ -212,7 +212,7 @@ def _acquire(path: Path, refusal: str, advice: str, wait_s: float = 0) -> HeldLo
 
 def _place(own: HeldLock, path: Path, refusal: str, advice: str, wait_s: float) -> None:
     """Put the file of a lock in its place; raises BadInput where a process holds the one there."""
-    until, refused_at = None, time.monotonic() + wait_s
+    until = refused_at = None
     while not own.link():
         seen = look_at(path)
         if seen is None:
@@ -221,6 +221,10 @@ def _place(own: HeldLock, path: Path, refusal: str, advice: str, wait_s: float) 
         if verdict is Verdict.UNKNOWN:
             verdict, why = watch(path, seen, own.now_ns, partial(_say_waiting, path, seen))
         if verdict is Verdict.HELD:
+            if refused_at is None:
+                refused_at = time.monotonic() + wait_s
+                if wait_s:
+                    _say(path, f"locked by {seen.text}: waiting up to {wait_s:.0f} s for its end")
             if time.monotonic() >= refused_at:
                 raise BadInput(refusal_of(seen, refusal, advice))
             time.sleep(_WAITING_S)

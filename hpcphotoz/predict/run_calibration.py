@@ -29,7 +29,7 @@ from hpcphotoz.evaluation.batches import (
     to_tensors,
 )
 from hpcphotoz.evaluation.inference import DatasetForward
-from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp
+from hpcphotoz.evaluation.network import RedshiftNetwork, check_bands_and_stamp, check_names
 from hpcphotoz.evaluation.scoring.pdf_calibration import Calibration
 from hpcphotoz.predict.catalogue import common_bins
 from hpcphotoz.predict.fit import MAX_DEGREE, Fit, bin_of, fit_calibration, stacking_weights
@@ -75,10 +75,7 @@ def calibrate(
     for run in runs:
         if not run.is_dir():
             raise BadInput(f"{run}: is a file: a calibration is kept in a run folder: give that")
-    names = [network.name for network in networks]
-    if len(set(names)) < len(names):  # by which a prediction finds the weight of each
-        twice = max(names, key=names.count)
-        raise BadInput(f"two runs are called '{twice}': rename one folder to tell them apart")
+    check_names(networks)  # by which a prediction finds the weight of each
     path = runs[0] / FILE
     kept = _read(path)
     pdfs, z_spec = _validation_pdfs(networks, data, subset, tta, batch, device)

@@ -72,13 +72,16 @@ def test_a_second_holder_is_refused_and_the_file_goes_with_the_first(system: str
         pass
 
 
-def test_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "lock"
     with ExitStack() as first:
         first.enter_context(lock_file(path, "busy", "wait"))
         monkeypatch.setattr("time.sleep", lambda _: first.close())
         with lock_file(path, "busy", "wait", wait_s=TIMEOUT_S):
             assert is_held(path)
+    assert capsys.readouterr().err.count(f"waiting up to {TIMEOUT_S:.0f} s for its end") == 1
     assert not path.exists()
 
 

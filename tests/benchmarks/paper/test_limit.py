@@ -56,9 +56,8 @@ def test_the_derivative_is_that_at_the_redshift_also_of_near_galaxies(tables: Su
     slope = (8 * (images[3] - images[1]) - (images[4] - images[0])) / (12 * h)  # error of order h^4
     expected = ((slope**2 / noise_variance(images[2], exposure)).sum()) ** -0.5
     found = limit.redshift_error(tables, near, exposure, knows_all_but_z())
-    assert found == pytest.approx(
-        expected, rel=5e-3
-    )  # kinks of the survey's tables, 0.0015 apart, allow no less
+    # Kinks of the survey's tables, 0.0015 apart, allow no less.
+    assert found == pytest.approx(expected, rel=5e-3)
 
 
 def test_properties_stay_in_their_interval(tables: SurveyTables) -> None:
